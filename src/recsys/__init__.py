@@ -1,0 +1,1 @@
+"""Learned retrieval: two-tower models, from logged engagement to paired, versioned releases."""

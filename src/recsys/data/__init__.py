@@ -1,0 +1,1 @@
+"""Raw tables -> prepared data set -> batches."""

@@ -1,0 +1,79 @@
+"""Encoded columns: what the towers read, as flat numpy arrays. Imports no torch, since serving reads them too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Flat positions `starts[0]..starts[0]+lengths[0]-1, starts[1].., ...` without a loop; shape [sum(lengths)]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One value a row: codes int32 [R], standardised numbers float32 [R] (nan: missing) or vectors float32 [R, W].
+
+    A missing vector is a row of nan.
+    """
+
+    values: npt.NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Dense:
+        """The rows, in memory."""
+        return Dense(np.asarray(self.values[rows]))
+
+    def save(self, stem: Path) -> None:
+        """Write `<stem>.npy`."""
+        np.save(stem.with_name(stem.name + ".npy"), self.values)
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`. values int32 [nnz], offsets int64 [R+1]."""
+
+    values: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: npt.NDArray[np.integer]) -> Ragged:
+        """The rows, in memory."""
+        starts = np.asarray(self.offsets[rows])
+        lengths = np.asarray(self.offsets[np.asarray(rows) + 1]) - starts
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return Ragged(np.asarray(self.values[ragged_positions(starts, lengths)]), offsets)
+
+    def save(self, stem: Path) -> None:
+        """Write `<stem>.values.npy` and `<stem>.offsets.npy`."""
+        np.save(stem.with_name(stem.name + ".values.npy"), self.values)
+        np.save(stem.with_name(stem.name + ".offsets.npy"), self.offsets)
+
+
+Column = Dense | Ragged
+
+
+def load_column(stem: Path, ragged: bool) -> Column:
+    """Memory-map a column that `save` wrote."""
+    if ragged:
+        values, offsets = (stem.with_name(stem.name + end) for end in (".values.npy", ".offsets.npy"))
+        return Ragged(load_array(values), load_array(offsets))
+    return Dense(load_array(stem.with_name(stem.name + ".npy")))
+
+
+def load_array(path: Path) -> npt.NDArray[np.generic]:
+    """Memory-map one array, read only. Empty arrays, which cannot be mapped, are read."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except ValueError:
+        return np.load(path)

@@ -1,0 +1,185 @@
+"""The prepared data set: flat, memory-mapped columns in the order of users and time.
+
+    <fingerprint>/meta.json                     `Meta`
+                  schema.json                   `recsys.schema.Schema`
+                  vocabularies/items.parquet    item_id; row r is item_idx r + 1 (item_idx 0: an unknown item)
+                  vocabularies/users.parquet    user_id; row r is user_idx r
+                  vocabularies/<owner>.<feature>.parquet    value; row r is code r + 2 (0 missing, 1 unknown)
+                  events/item_idx.npy int32 [E], time.npy int64 [E], feature.<name>.npy ...
+                  users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
+                  items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
+
+Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`, test
+after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained (most
+frequent first), seen in validation but not in training, only in the items table, only in test events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.columns import Column, load_array, load_column
+from recsys.errors import UserError
+from recsys.schema import Feature, Schema
+
+FORMAT = 1
+Part = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Sizes and settings of a prepared data set.
+
+    Attributes:
+        time: what `timestamp` is worth: seconds, day, order or none.
+        num_trained: items 1..num_trained have training events.
+        num_seen: items 1..num_seen have training or validation events.
+        num_known: items 1..num_known have events before the test part, or a row in the items table.
+        num_items: all items, those of test events included; item_idx runs from 1 to num_items.
+    """
+
+    fingerprint: str
+    time: str
+    num_users: int
+    num_events: int
+    num_trained: int
+    num_seen: int
+    num_known: int
+    num_items: int
+    settings: dict[str, Any]
+    format: int = FORMAT
+
+
+class Requests(NamedTuple):
+    """Queries to answer: user `user_idx[r]` with the events `offsets[user]:end[r]` as history. Both int64 [R]."""
+
+    user_idx: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Memory-mapped view of a prepared data set; opening it reads no events."""
+
+    path: Path
+    meta: Meta
+    schema: Schema
+    item_idx: npt.NDArray[np.int32]
+    time: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    train_end: npt.NDArray[np.int64]
+    val_end: npt.NDArray[np.int64]
+    train_count: npt.NDArray[np.int64]
+    has_features: npt.NDArray[np.bool_]
+    columns: dict[str, Column]
+
+    @classmethod
+    def open(cls, path: Path) -> PreparedDataset:
+        """Open the folder `path`.
+
+        Raises:
+            UserError: `path` is not a prepared data set, or one of another format.
+        """
+        try:
+            meta = Meta(**json.loads((path / "meta.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a prepared data set ({error})") from error
+        if meta.format != FORMAT:
+            raise UserError(f"{path / 'meta.json'}: format {meta.format}, expected {FORMAT}; prepare the data again")
+        schema = Schema.load(path / "schema.json")
+        return cls(
+            path=path,
+            meta=meta,
+            schema=schema,
+            item_idx=load_array(path / "events/item_idx.npy"),
+            time=load_array(path / "events/time.npy"),
+            offsets=np.asarray(load_array(path / "users/offsets.npy")),
+            train_end=np.asarray(load_array(path / "users/train_end.npy")),
+            val_end=np.asarray(load_array(path / "users/val_end.npy")),
+            train_count=np.asarray(load_array(path / "items/train_count.npy")),
+            has_features=np.asarray(load_array(path / "items/has_features.npy")),
+            columns={f.key: load_column(_stem(path, f), f.is_ragged) for f in schema.features},
+        )
+
+    @property
+    def num_items(self) -> int:
+        """Items with a dense index, 1..num_items."""
+        return self.meta.num_items
+
+    @property
+    def num_users(self) -> int:
+        """Users with a dense index, 0..num_users-1."""
+        return self.meta.num_users
+
+    @property
+    def num_trained(self) -> int:
+        """Items 1..num_trained have training events."""
+        return self.meta.num_trained
+
+    def refit(self) -> PreparedDataset:
+        """The same data with the validation part moved into training, for `refit=true`."""
+        val_count = np.asarray(load_array(self.path / "items/val_count.npy"))
+        meta = dataclasses.replace(self.meta, num_trained=self.meta.num_seen)
+        return dataclasses.replace(
+            self, meta=meta, train_end=self.val_end, train_count=self.train_count + val_count
+        )
+
+    def corpus(self, reads_features: bool, reads_ids: bool = True) -> npt.NDArray[np.int64]:
+        """item_idx of the items that can be recommended, ascending.
+
+        Every item of the items table and of train and val events, except those with neither a trained id nor a
+        feature that the item tower reads.
+        """
+        known = np.arange(1, self.meta.num_known + 1)
+        usable = np.zeros(len(known), bool)
+        if reads_ids:
+            usable |= known <= self.num_trained
+        if reads_features:
+            usable |= self.has_features[known]
+        return known[usable]
+
+    def requests(self, part: Part) -> Requests:
+        """One request for each user with events in `part`, its history ending where the part begins."""
+        begin, end = self.part_bounds(part)
+        users = np.flatnonzero(end > begin)
+        return Requests(users, begin[users])
+
+    def part_bounds(self, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Absolute positions (begin, end) of each user's events in `part`; both [U]."""
+        return (self.train_end, self.val_end) if part == "val" else (self.val_end, self.offsets[1:])
+
+
+    @cached_property
+    def item_ids(self) -> pa.Array:
+        """Outside ids in the order of item_idx; row r is item_idx r + 1."""
+        return _read_values(self.path / "vocabularies/items.parquet", "item_id")
+
+    @cached_property
+    def user_ids(self) -> pa.Array:
+        """Outside ids in the order of user_idx."""
+        return _read_values(self.path / "vocabularies/users.parquet", "user_id")
+
+    def vocabulary(self, feature: Feature) -> pa.Array | None:
+        """Values of a categorical feature in the order of their codes (row r is code r + 2), else None."""
+        if not feature.has_vocabulary:
+            return None
+        return _read_values(self.path / f"vocabularies/{feature.key}.parquet", "value")
+
+
+def _stem(path: Path, feature: Feature) -> Path:
+    folder = {"interactions": "events", "items": "items", "users": "users"}[feature.owner]
+    return path / folder / f"feature.{feature.name}"
+
+
+def _read_values(path: Path, column: str) -> pa.Array:
+    return pq.read_table(path, columns=[column]).column(column).combine_chunks()

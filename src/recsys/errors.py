@@ -1,0 +1,19 @@
+"""The one exception for everything that a user of the system can get wrong."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input, configuration or file: the message names the place, what was found and what was expected."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'timestamp'?` for a misspelled `name`, or the list of valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; valid: {', '.join(names)}" if names else ""
