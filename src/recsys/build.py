@@ -1,0 +1,223 @@
+"""The only place that builds objects from configuration, and hands them what exists at run time alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.data.batch import BatchBuilder
+from recsys.data.datamodule import RetrievalData
+from recsys.data.dataset import PreparedDataset
+from recsys.data.prepare import DataSettings, prepare
+from recsys.errors import UserError, nearest
+from recsys.frequency import target_probabilities
+from recsys.losses import FullSoftmax
+from recsys.models.two_tower import TwoTower
+from recsys.module import RetrievalModule
+from recsys.negatives import Catalogue
+
+# Id tables from this size on are updated by rows: a dense step costs what the table holds.
+SPARSE_ROWS = 100_000
+
+
+def instantiate(node: DictConfig, **settings: Any) -> Any:
+    """The object that a node names; a wrong key or value is a `UserError`."""
+    try:
+        return hydra.utils.instantiate(node, **settings)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"{node.get('_target_')}: {cause or error}") from error
+
+
+def complete(partial: Any, **runtime: Any) -> Any:
+    """Call what a `_partial_` node gave with run-time arguments; a wrong value is a `UserError`."""
+    try:
+        return partial(**runtime)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{partial.func.__module__}.{partial.func.__qualname__}: {error}") from error
+
+
+def open_data(config: DictConfig) -> PreparedDataset:
+    """Prepare the data of a configuration, or reuse what is prepared."""
+    data = config.data
+    settings = DataSettings(
+        time=data.time,
+        columns=_plain(data.columns),
+        features=_plain(data.features),
+        min_user_events=data.min_user_events,
+        min_item_events=data.min_item_events,
+    )
+    source, split, engine = instantiate(data.source), instantiate(config.split), instantiate(data.engine)
+    return prepare(source, split, settings, Path(data.cache), engine)
+
+
+def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
+    """Loaders."""
+    _check_keys(config.history, ("max_events", "predict_first"), "history")
+    if config.history.max_events < 1:
+        raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
+    return RetrievalData(
+        dataset,
+        max_history=config.history.max_events,
+        batch_size=config.batch_size,
+        predict_first=config.history.predict_first,
+        val_users=config.evaluation.val_users,
+        seed=config.seed,
+    )
+
+
+def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
+    """Both towers, initialised from the seed."""
+    _check_keys(config.model, ("dim", "similarity", "temperature", "learn_temperature"), "model")
+    L.seed_everything(config.seed, verbose=False)
+    item_tower = OmegaConf.merge(config.item_tower, {})
+    if item_tower.sparse == "auto":
+        whole_table = config.loss["_target_"].endswith("FullSoftmax")
+        item_tower.sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
+    model = config.model
+    try:
+        return TwoTower(
+            user_tower=complete(instantiate(config.user_tower), dataset=dataset),
+            item_tower=complete(instantiate(item_tower), dataset=dataset),
+            similarity=model.similarity,
+            temperature=model.temperature,
+            learn_temperature=model.learn_temperature,
+        )
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"model: {error}") from error
+
+
+def corpus_of(model: TwoTower, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
+    """item_idx of the items that the model can recommend."""
+    tower = model.item_tower
+    corpus = dataset.corpus(reads_features=tower.reads_features, reads_ids=tower.table is not None)
+    if not len(corpus):
+        raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
+    return corpus
+
+
+def build_module(
+    config: DictConfig, dataset: PreparedDataset, model: TwoTower, schedule_steps: int | None = None
+) -> RetrievalModule:
+    """The training step of a configuration."""
+    corpus = torch.from_numpy(corpus_of(model, dataset))
+    loss = instantiate(config.loss)
+    negatives = None
+    if config.negatives["_target_"] is not None:
+        probabilities = target_probabilities(dataset, config.history.predict_first)
+        negatives = complete(instantiate(config.negatives), catalogue=Catalogue(probabilities, corpus))
+    if isinstance(loss, FullSoftmax) and negatives is not None:
+        raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
+    if not isinstance(loss, FullSoftmax) and negatives is None:
+        raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
+    return RetrievalModule(
+        model,
+        loss,
+        negatives,
+        instantiate(config.optimizer),
+        corpus,
+        clip_norm=config.clip_norm,
+        seed=config.seed,
+        schedule_steps=schedule_steps,
+    )
+
+
+def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
+    """Callbacks; those that write are told where."""
+    callbacks = []
+    for node in config.callbacks.values():
+        callback = instantiate(node)
+        callbacks.append(complete(callback, dirpath=checkpoints) if node.get("_partial_") else callback)
+    return callbacks
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, ready to embed: the weights are those of `checkpoints/best.ckpt`.
+
+    Attributes:
+        dataset: as the model was trained on it (validation moved into training after `refit`).
+        corpus: item_idx of the items that can be recommended.
+    """
+
+    path: Path
+    config: DictConfig
+    dataset: PreparedDataset
+    model: TwoTower
+    corpus: npt.NDArray[np.int64]
+    builder: BatchBuilder
+    metrics: dict[str, float]
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """Open a finished run folder.
+
+    Raises:
+        UserError: there is none, it is not finished, or its data is another than it was trained on.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"run: {path} is not a folder")
+    state = _read_json(path / "run.json")
+    if state.get("status") != "finished":
+        raise UserError(f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again")
+    config = OmegaConf.load(path / "config.yaml")
+    assert isinstance(config, DictConfig)
+    dataset = open_data(config)
+    if dataset.meta.fingerprint != state["dataset_fingerprint"]:
+        raise UserError(
+            f"{path / 'run.json'}: trained on data {state['dataset_fingerprint']}, but the source now gives "
+            f"{dataset.meta.fingerprint}: the data has changed since"
+        )
+    if config.refit:
+        dataset = dataset.refit()
+    model = build_model(config, dataset)
+    load_weights(model, path / "checkpoints/best.ckpt")
+    builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
+    metrics = _read_json(path / "metrics.json")
+    return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics)
+
+
+def load_weights(model: TwoTower, checkpoint: Path) -> None:
+    """Weights of a checkpoint into a model of the same shapes."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        model.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged, expected a finished run of train.py ({error})") from error
+    assert isinstance(content, dict)
+    return content
+
+
+def _check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
+    for key in node:
+        if key not in valid:
+            raise UserError(f"unknown configuration key '{name}.{key}'{nearest(str(key), valid)}")
+
+
+def _plain(node: DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=True)

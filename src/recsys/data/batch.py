@@ -1,0 +1,238 @@
+"""Batches: slices of the flat columns, packed without padding.
+
+Shapes: H histories, T events of all histories together, P targets (training) or requests (evaluation).
+A history of n events has n + 1 query positions: before its first event, and after each event. Packed, they are numbered
+history by history, so the position after k events of history h is `offsets[h] + h + k`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recsys.data.columns import Column, Dense, Ragged, ragged_positions
+from recsys.data.dataset import PreparedDataset, Requests
+
+Indices = npt.NDArray[np.int64]
+
+
+class RaggedTensor(NamedTuple):
+    """Codes of R rows: row r holds `values[offsets[r]:offsets[r+1]]`."""
+
+    values: Tensor
+    offsets: Tensor
+
+
+FeatureTensor = Tensor | RaggedTensor
+FeatureTensors = dict[str, FeatureTensor]
+
+
+class Windows(NamedTuple):
+    """Pieces of training histories: events `begin[w]..end[w]-1` are read, and each next event is predicted.
+
+    `end` is the position of the last target; `first[w]` says that the piece starts at the user's very first event,
+    which is a target as well (predicted from the empty history).
+    """
+
+    user_idx: Indices
+    begin: Indices
+    end: Indices
+    first: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories with what is asked of them.
+
+    Attributes:
+        item_idx: int64 [T], items of the events.
+        time: int64 [T], seconds (or what `data.time` says).
+        lengths: int64 [H] on the host: events of each history.
+        user_idx: int64 [H], -1 for users that the data set does not know.
+        events: features of the T events.
+        users: profile features of the H histories.
+        query: int64 [P], packed query position of each target or request.
+        history: int64 [P], the history it belongs to.
+        requests: request features of the P targets or requests.
+        target_idx: int64 [P] items to predict; empty when nothing is to be predicted.
+        positives: the distinct training items of each history's user, for masking; rows H.
+    """
+
+    item_idx: Tensor
+    time: Tensor
+    lengths: Indices
+    user_idx: Tensor
+    events: FeatureTensors
+    users: FeatureTensors
+    query: Tensor
+    history: Tensor
+    requests: FeatureTensors
+    target_idx: Tensor
+    positives: RaggedTensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, RaggedTensor):
+                return RaggedTensor(*(v.to(device, non_blocking=True) for v in value))
+            if isinstance(value, dict):
+                return {name: move(column) for name, column in value.items()}
+            return value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+
+
+class BatchBuilder:
+    """Assembles batches of one prepared data set; every step is a vectorised slice.
+
+    Args:
+        dataset: the flat columns.
+        max_history: most recent events that a history keeps.
+        predict_first: whether a user's first event is a target, predicted from the empty history.
+    """
+
+    def __init__(self, dataset: PreparedDataset, max_history: int, predict_first: bool = True) -> None:
+        self.dataset = dataset
+        self.max_history = max_history
+        self.predict_first = predict_first
+        self._events = dataset.schema.with_role("event", "request")
+        self._requests = dataset.schema.with_role("request")
+        self._users = dataset.schema.with_role("profile")
+        self._has_baskets = dataset.meta.time != "none"
+
+    def training(self, windows: Windows) -> Batch:
+        """Every next event of each window as a target, except those of the basket that the window starts with."""
+        data = self.dataset
+        lengths = windows.end - windows.begin
+        spans = lengths + 1
+        positions = ragged_positions(windows.begin, spans)
+        window = np.repeat(np.arange(len(spans)), spans)
+        local = positions - windows.begin[window]
+        items = np.asarray(data.item_idx[positions]).astype(np.int64)
+        times = np.asarray(data.time[positions])
+        known = local.copy()
+        if self._has_baskets:
+            # A target sees the events before its basket: the run of equal times that it belongs to.
+            starts_run = np.ones(len(positions), bool)
+            starts_run[1:] = (times[1:] != times[:-1]) | (local[1:] == 0)
+            flat = np.arange(len(positions))
+            run = np.maximum.accumulate(np.where(starts_run, flat, 0))
+            known = local[run]
+        keep = known > 0
+        if self.predict_first:
+            keep |= windows.first[window]
+        is_event = local < lengths[window]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        history = window[keep]
+        return self._batch(
+            event_positions=positions[is_event],
+            items=items[is_event],
+            times=times[is_event],
+            lengths=lengths,
+            user_idx=windows.user_idx,
+            query=starts[history] + history + known[keep],
+            history=history,
+            request_rows=positions[keep],
+            target_idx=items[keep],
+            positives=self._positives(windows.user_idx),
+        )
+
+    def requests(self, requests: Requests, columns: dict[str, Column] | None = None) -> Batch:
+        """One query a request, after its whole history (the last `max_history` events).
+
+        Request features come from `columns` where given; else from the event that follows the history, if there is one
+        (its request features are known before the answer); else they are missing.
+        """
+        data = self.dataset
+        known = requests.user_idx >= 0
+        users = np.where(known, requests.user_idx, 0)
+        begin = np.maximum(data.offsets[users], requests.end - self.max_history)
+        lengths = np.where(known, requests.end - begin, 0)
+        positions = ragged_positions(begin, lengths)
+        has_next = known & (requests.end < data.offsets[users + 1])
+        history = np.arange(len(users))
+        return self._batch(
+            event_positions=positions,
+            items=np.asarray(data.item_idx[positions]).astype(np.int64),
+            times=np.asarray(data.time[positions]),
+            lengths=lengths,
+            user_idx=requests.user_idx,
+            query=np.cumsum(lengths) + history,
+            history=history,
+            request_rows=np.where(has_next, requests.end, -1),
+            target_idx=np.zeros(0, np.int64),
+            positives=Ragged(np.zeros(0, np.int32), np.zeros(len(users) + 1, np.int64)),
+            request_columns=columns,
+        )
+
+    def _positives(self, users: Indices) -> Ragged:
+        begin, lengths = self.dataset.offsets[users], self.dataset.train_end[users] - self.dataset.offsets[users]
+        values = np.asarray(self.dataset.item_idx[ragged_positions(begin, lengths)])
+        return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+    def _batch(
+        self,
+        event_positions: Indices,
+        items: Indices,
+        times: Indices,
+        lengths: Indices,
+        user_idx: Indices,
+        query: Indices,
+        history: Indices,
+        request_rows: Indices,
+        target_idx: Indices,
+        positives: Ragged,
+        request_columns: dict[str, Column] | None = None,
+    ) -> Batch:
+        columns = self.dataset.columns
+        given = request_columns or {}
+        return Batch(
+            item_idx=torch.from_numpy(items),
+            time=torch.from_numpy(times),
+            lengths=lengths,
+            user_idx=torch.from_numpy(np.asarray(user_idx)),
+            events={f.name: to_tensor(columns[f.key].take(event_positions)) for f in self._events},
+            users={f.name: to_tensor(take_or_missing(columns[f.key], user_idx)) for f in self._users},
+            query=torch.from_numpy(query),
+            history=torch.from_numpy(history),
+            requests={
+                f.name: to_tensor(given.get(f.name) or take_or_missing(columns[f.key], request_rows))
+                for f in self._requests
+            },
+            target_idx=torch.from_numpy(target_idx),
+            positives=RaggedTensor(torch.from_numpy(positives.values.astype(np.int64)), torch.from_numpy(positives.offsets)),
+        )
+
+
+def take_or_missing(column: Column, rows: Indices) -> Column:
+    """Rows of a column; row -1 gives a missing value (code 0, nan, or an empty bag)."""
+    missing = rows < 0
+    if not missing.any():
+        return column.take(rows)
+    if isinstance(column, Ragged):
+        taken = column.take(rows[~missing])
+        lengths = np.zeros(len(rows), np.int64)
+        lengths[~missing] = np.diff(taken.offsets)
+        return Ragged(taken.values, np.concatenate([[0], np.cumsum(lengths)]))
+    values = np.zeros((len(rows), *column.values.shape[1:]), column.values.dtype)
+    values[~missing] = column.values[rows[~missing]]
+    if values.dtype.kind == "f":
+        values[missing] = np.nan
+    return Dense(values)
+
+
+def to_tensor(column: Column) -> FeatureTensor:
+    """A column as tensors; codes become int64, which embeddings want."""
+    if isinstance(column, Ragged):
+        return RaggedTensor(torch.from_numpy(column.values.astype(np.int64)), torch.from_numpy(column.offsets))
+    values = column.values
+    return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iu" else np.float32))

@@ -1,0 +1,212 @@
+"""The one encoder of feature values: preparation, batch retrieval and serving all call it. Imports no torch.
+
+A value that cannot be read as the type that was trained (text where integers were, say) is unknown, not an error:
+at serving time it comes from outside. Only a vector of another width is refused, for it cannot mean anything.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from recsys.data.columns import Column, Dense, Ragged
+from recsys.errors import UserError
+from recsys.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
+
+# Up to this many values a binary search is faster than the hash table that `index_in` builds at each call.
+_FEW = 64
+# Whatever is not a letter, a mark, a digit or an underscore of any script parts two words.
+_BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N}_]+"
+_INTEGER = r"^[+-]?[0-9]{1,18}$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
+
+
+class FeatureEncoder:
+    """Turns the values of one column into a `Column`.
+
+    Args:
+        feature: what the column is.
+        vocabulary: of categorical features, the values in the order of their codes (row r is code r + 2).
+    """
+
+    def __init__(self, feature: Feature, vocabulary: pa.Array | None) -> None:
+        if feature.has_vocabulary != (vocabulary is not None):
+            raise ValueError(f"{feature.key}: a vocabulary belongs to categorical features, and only to them")
+        self.feature = feature
+        self.vocabulary = None if vocabulary is None else plain(vocabulary)
+
+    def encode(self, values: pa.Array | pa.ChunkedArray) -> Column:
+        """Encoded rows, one for each of `values`.
+
+        Raises:
+            UserError: a vector of another width than the feature's, or values that are no vectors.
+        """
+        values = plain(values)
+        kind = self.feature.kind
+        if kind == "categorical":
+            return Dense(self._codes(values))
+        if kind == "multi_categorical":
+            return self._bags(values)
+        if kind == "numeric":
+            standardised = (to_floats(values) - self.feature.mean) / self.feature.std
+            return Dense(standardised.astype(np.float32))
+        if kind == "vector":
+            return Dense(to_vectors(values, self.feature.size, self.feature.key))
+        return self._words(values)
+
+    def _codes(self, values: pa.Array) -> npt.NDArray[np.int32]:
+        assert self.vocabulary is not None
+        typed = as_type(values, self.vocabulary.type)
+        found = self._positions(typed)
+        codes = np.where(found >= 0, found + FIRST_CODE, UNKNOWN)
+        codes[_is_null(values)] = MISSING
+        return codes.astype(np.int32)
+
+    def _positions(self, values: pa.Array) -> npt.NDArray[np.int64]:
+        """Row of each value in the vocabulary, -1 where it is not there."""
+        assert self.vocabulary is not None
+        if not len(self.vocabulary):
+            return np.full(len(values), -1, np.int64)
+        if len(values) > _FEW:
+            found = pc.index_in(values, value_set=self.vocabulary, skip_nulls=True)
+            return np.asarray(found.cast(pa.int64()).fill_null(-1))
+        positions = np.full(len(values), -1, np.int64)
+        for row, value in enumerate(values.to_pylist()):
+            if value is not None:
+                place = bisect_left(self._order, value, key=self._value)
+                if place < len(self._order) and self._value(self._order[place]) == value:
+                    positions[row] = self._order[place]
+        return positions
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.asarray(pc.sort_indices(self.vocabulary)).astype(np.int64)
+
+    def _value(self, position: np.int64) -> int | str | bool:
+        assert self.vocabulary is not None
+        value: int | str | bool = self.vocabulary[int(position)].as_py()
+        return value
+
+    def _bags(self, values: pa.Array) -> Ragged:
+        num_rows = len(values)
+        if _is_list(values.type):
+            rows = np.asarray(pc.list_parent_indices(values)).astype(np.int64)
+            values = plain(pc.list_flatten(values))
+        else:
+            rows = np.arange(num_rows)
+        present = ~_is_null(values)
+        codes = self._codes(values)[present]
+        size = self.feature.size
+        distinct = np.unique(rows[present] * size + codes)
+        return _ragged(distinct // size, (distinct % size).astype(np.int32), num_rows)
+
+    def _words(self, values: pa.Array) -> Ragged:
+        num_rows = len(values)
+        texts = pc.utf8_lower(as_type(values, pa.string()))
+        words = pc.split_pattern_regex(texts, _BETWEEN_WORDS)
+        rows = np.asarray(pc.list_parent_indices(words)).astype(np.int64)
+        coded = pc.list_flatten(words).dictionary_encode()
+        table = np.array([word_code(word, self.feature.size) for word in coded.dictionary.to_pylist()], np.int32)
+        codes = table[np.asarray(coded.indices)] if len(table) else np.zeros(0, np.int32)
+        real = codes != MISSING
+        return _ragged(rows[real], codes[real], num_rows)
+
+
+def word_code(word: str, size: int) -> int:
+    """Code of a word among `size` codes, the same in every process and on every machine; 0 for the empty word."""
+    if not word:
+        return MISSING
+    return FIRST_CODE + xxhash.xxh3_64_intdigest(word.encode()) % (size - FIRST_CODE)
+
+
+def plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One contiguous array, without dictionaries and large or view types."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.ChunkedArray):
+        values = pa.concat_arrays(values.chunks)
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        values = values.cast(pa.string())
+    return values
+
+
+def as_type(values: pa.Array, target: pa.DataType) -> pa.Array:
+    """`values` as `target`, null where a value cannot be read as one."""
+    values = plain(values)
+    if values.type == target:
+        return values
+    if pa.types.is_integer(target):
+        if pa.types.is_string(values.type):
+            values = pc.if_else(pc.match_substring_regex(values, _INTEGER), values, None)
+        elif pa.types.is_floating(values.type):
+            floats = np.asarray(values.cast(pa.float64()).fill_null(np.nan))
+            with np.errstate(invalid="ignore"):
+                whole = (np.floor(floats) == floats) & (np.abs(floats) < 2.0**53)
+            values = pa.array(np.where(whole, floats, 0).astype(np.int64), mask=~whole)
+    try:
+        return values.cast(target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.nulls(len(values), target)
+
+
+def to_floats(values: pa.Array) -> npt.NDArray[np.float64]:
+    """Numbers as float64, nan where there is none or an infinite one. Dates and times count in seconds."""
+    values = plain(values)
+    kind = values.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        micros = np.asarray(values.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).fill_null(0))
+        floats = np.where(_is_null(values), np.nan, micros / 1e6)
+    else:
+        if pa.types.is_string(kind):
+            values = pc.if_else(pc.match_substring_regex(values, _NUMBER), values, None)
+        elif pa.types.is_boolean(kind):
+            values = values.cast(pa.int8())
+        try:
+            floats = np.array(values.cast(pa.float64(), safe=False).fill_null(np.nan))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            floats = np.full(len(values), np.nan)
+    return np.where(np.isfinite(floats), floats, np.nan)
+
+
+def to_vectors(values: pa.Array, width: int, name: str) -> npt.NDArray[np.float32]:
+    """Vectors float32 [R, width]; a row of nan where there is none, or one with an entry that is not a number.
+
+    Raises:
+        UserError: a vector of another width, or values that are no lists of numbers.
+    """
+    values = plain(values)
+    vectors = np.full((len(values), width), np.nan, np.float32)
+    if pa.types.is_null(values.type):
+        return vectors
+    if not _is_list(values.type):
+        raise UserError(f"{name}: found {values.type}, expected a list of {width} numbers")
+    present = ~_is_null(values)
+    lengths = np.asarray(pc.list_value_length(values).fill_null(width))
+    if len(others := np.unique(lengths[lengths != width])):
+        raise UserError(f"{name}: found a vector of length {others[0]}, expected {width} as in training")
+    vectors[present] = to_floats(pc.list_flatten(values)).reshape(-1, width)
+    vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+    return vectors
+
+
+def _is_null(values: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(pc.is_null(values))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _ragged(rows: npt.NDArray[np.int64], codes: npt.NDArray[np.int32], num_rows: int) -> Ragged:
+    offsets = np.zeros(num_rows + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=num_rows), out=offsets[1:])
+    return Ragged(codes, offsets)

@@ -1,0 +1,106 @@
+"""Loaders: which windows or requests make a batch, in which order, on which process.
+
+The order is a function of (seed, epoch) alone and the place in it is part of the checkpoint, so a killed run goes on in
+the middle of an epoch with the very batch that it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from recsys.data.batch import Batch, BatchBuilder, Windows
+from recsys.data.columns import ragged_positions
+from recsys.data.dataset import Requests
+
+
+class TrainingLoader:
+    """One pass over all training events an epoch, in random order of windows.
+
+    A history longer than `max_history` is cut at places that change each epoch, so that every event is a target once
+    an epoch and is seen with contexts of different lengths.
+
+    Args:
+        builder: assembles the batches.
+        batch_size: windows a step, over all processes together.
+        seed: of the order and the cuts.
+        rank, world_size: this process takes every `world_size`-th window of each batch.
+    """
+
+    def __init__(self, builder: BatchBuilder, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.builder = builder
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self._epoch, self._next_batch = 0, 0
+        data, length = builder.dataset, builder.max_history
+        num_events = data.train_end - data.offsets[:-1]
+        # A user with one event has a target only where the empty history may predict it.
+        self._users = np.flatnonzero(num_events >= (1 if builder.predict_first else 2))
+        self._begin = data.offsets[:-1][self._users]
+        self._num_inputs = num_events[self._users] - 1
+        # With a random first cut the number of pieces varies by one from epoch to epoch; the length of an epoch may
+        # not, so pieces are counted for the worst cut, and the last one is empty in the others.
+        self._num_windows = np.where(self._num_inputs <= length, 1, -(-self._num_inputs // length) + 1)
+        total = int(self._num_windows.sum())
+        self._num_batches = -(-total // batch_size)
+        if 0 < total % batch_size < world_size:
+            self._num_batches -= 1
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.seed, self._epoch])
+        windows = self._cut(rng)
+        order = rng.permutation(len(windows.user_idx))
+        for number in range(self._next_batch, len(self)):
+            chosen = order[number * self.batch_size : (number + 1) * self.batch_size][self.rank :: self.world_size]
+            self._next_batch = number + 1
+            yield self.builder.training(Windows(*(column[chosen] for column in windows)))
+        self._epoch, self._next_batch = self._epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data: what `load_state_dict` goes on from."""
+        if self._next_batch >= len(self):
+            return {"epoch": self._epoch + 1, "next_batch": 0}
+        return {"epoch": self._epoch, "next_batch": self._next_batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._epoch, self._next_batch = state["epoch"], state["next_batch"]
+
+    def _cut(self, rng: np.random.Generator) -> Windows:
+        length = self.builder.max_history
+        first = np.where(self._num_windows == 1, self._num_inputs, rng.integers(1, length + 1, len(self._users)))
+        owner = np.repeat(np.arange(len(self._users)), self._num_windows)
+        number = ragged_positions(np.zeros(len(self._users), np.int64), self._num_windows)
+        local_begin = np.where(number == 0, 0, np.minimum(first[owner] + (number - 1) * length, self._num_inputs[owner]))
+        local_end = np.minimum(np.where(number == 0, first[owner], local_begin + length), self._num_inputs[owner])
+        begin = self._begin[owner]
+        return Windows(self._users[owner], begin + local_begin, begin + local_end, number == 0)
+
+
+class RequestLoader:
+    """Batches of requests, in order; each process takes every `world_size`-th request.
+
+    Yields:
+        The batch and the requests that it holds.
+    """
+
+    def __init__(
+        self, builder: BatchBuilder, requests: Requests, batch_size: int = 1024, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.builder = builder
+        self.requests = Requests(*(column[rank::world_size] for column in requests))
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.requests.user_idx) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Batch, Requests]]:
+        for begin in range(0, len(self.requests.user_idx), self.batch_size):
+            chosen = Requests(*(column[begin : begin + self.batch_size] for column in self.requests))
+            yield self.builder.requests(chosen), chosen

@@ -1,0 +1,119 @@
+"""From the source's tables to the prepared data set: relational steps on an engine, then encoded columns.
+
+    files -> checked tables -> events with parts -> users, items -> vocabularies -> events in order -> arrays
+
+The result is named by a fingerprint of the files' contents and the settings, wherever the files lie and whichever
+engine does the work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from recsys.data.dataset import FORMAT, PreparedDataset
+from recsys.data.engines import DuckDB, Engine
+from recsys.data.features import plan_features
+from recsys.data.files import build_folder, digest, fingerprint
+from recsys.data.job import Build
+from recsys.data.relational import build
+from recsys.data.sources import Source
+from recsys.data.splits import Split
+from recsys.data.tables import NAMES, Table, inspect
+from recsys.errors import UserError, nearest
+from recsys.schema import OWNERS
+
+log = logging.getLogger("recsys")
+
+Time = Literal["seconds", "day", "order", "none"]
+
+
+def _same_names() -> dict[str, str]:
+    return {name: name for name in NAMES}
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How to read the source.
+
+    Attributes:
+        time: what a timestamp is worth: seconds, day (rounded down), order (only the order counts) or none.
+        columns: our names (user_id, item_id, timestamp, split) -> names in the files.
+        features: owner -> column -> {kind, role, ignore, buckets}.
+        min_user_events: users with fewer events are left out; together with `min_item_events`, until none is left.
+        min_item_events: items with fewer events lose them.
+    """
+
+    time: Time = "seconds"
+    columns: Mapping[str, str] = field(default_factory=_same_names)
+    features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    min_user_events: int = 0
+    min_item_events: int = 0
+
+    def __post_init__(self) -> None:
+        if self.time not in get_args(Time):
+            raise UserError(f"data.time={self.time}: no such worth{nearest(str(self.time), get_args(Time))}")
+
+
+def prepare(
+    source: Source, split: Split, settings: DataSettings, cache: Path, engine: Engine | None = None
+) -> PreparedDataset:
+    """The prepared data set, built where the cache does not have it yet.
+
+    Args:
+        source: where the tables come from.
+        split: what is training, validation and test.
+        settings: how to read the tables.
+        cache: folder of everything that can be made again.
+        engine: what runs the relational steps; the result does not depend on it. Default: DuckDB.
+
+    Raises:
+        UserError: whatever is wrong with the source or the settings, by file, column and key.
+    """
+    cache = Path(cache)
+    files = source.tables(cache / "sources")
+    declared = settings.features.get("interactions") or {}
+    used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
+    tables = inspect(files, settings.columns, split.needs, used)
+    plans = plan_features(tables, settings.features)
+    described = _describe(split, settings, tables)
+    name = fingerprint([json.dumps(described, sort_keys=True, default=repr)])
+    folder = cache / "prepared" / name
+    started = time.monotonic()
+    job = Build(tables, plans, split, settings.time, settings.min_user_events, settings.min_item_events)
+    built = build_folder(folder, partial(build, job, name, described, engine or DuckDB()))
+    dataset = PreparedDataset.open(folder)
+    how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
+    log.info(
+        "%s: %s; %d users, %d items, %d events, features: %s",
+        folder,
+        how,
+        dataset.num_users,
+        dataset.num_items,
+        dataset.meta.num_events,
+        ", ".join(f.key for f in dataset.schema.features) or "none",
+    )
+    return dataset
+
+
+def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Everything that the prepared data set depends on."""
+    columns = {name: settings.columns.get(name) or name for name in NAMES}
+    features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
+    return {
+        "format": FORMAT,
+        "split": repr(split),
+        "settings": asdict(replace(settings, columns=columns, features=features)),
+        "files": {owner: [digest(f) for f in tables[owner].files] for owner in OWNERS if owner in tables},
+    }
+
+
+def _plain(node: Any) -> Any:
+    """Mappings of any kind, nested ones too, as dictionaries."""
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, Mapping) else node

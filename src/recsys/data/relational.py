@@ -1,0 +1,156 @@
+"""The steps of one preparation, in order. Expressions are Ibis; results stream into the files of the data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+
+from recsys.data.dataset import Meta
+from recsys.data.drafts import draft, drop_names
+from recsys.data.engines import Engine, Session, rows
+from recsys.data.job import Build
+from recsys.data.layout import write_counts, write_entities, write_events, write_has_features
+from recsys.data.splits import TRAIN
+from recsys.data.tables import Table, id_type, reads
+from recsys.data.vocabulary import Entities, collect_items, collect_users, keep_core, write_values
+from recsys.errors import UserError
+from recsys.schema import Feature, Schema
+
+log = logging.getLogger("recsys")
+
+
+def build(job: Build, name: str, settings: dict[str, Any], engine: Engine, folder: Path) -> None:
+    """Fill `folder` with the data set `name`."""
+    for inner in ("vocabularies", "events", "users", "items", "scratch"):
+        (folder / inner).mkdir()
+    scratch = folder / "scratch"
+    with engine.open(scratch) as session:
+        features, meta = _run(job, session, folder, scratch)
+    shutil.rmtree(scratch)
+    events = job.tables["interactions"]
+    Schema(tuple(features), id_type(events, "user_id"), id_type(events, "item_id")).save(folder / "schema.json")
+    whole = Meta(fingerprint=name, settings=settings, **meta)
+    (folder / "meta.json").write_text(json.dumps(dataclasses.asdict(whole), indent=2) + "\n")
+
+
+def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[list[Feature], dict[str, Any]]:
+    source = _read_events(job, session)
+    _check_events(job.tables["interactions"], session, source)
+    log.info("preparing %s", job.tables["interactions"].place)
+    events = source
+    if max(job.min_user_events, job.min_item_events) > 1:
+        events = keep_core(session, source, job.min_user_events, job.min_item_events)
+    events = session.keep(job.split.assign(session, events, source))
+    listed = {owner: _read_listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
+
+    log.info("users and items")
+    users = collect_users(session, events, listed.get("users"))
+    items = collect_items(session, events, listed.get("items"))
+    _check_parts(job, users)
+    if max(job.min_user_events, job.min_item_events) > 1:
+        kept = int((users.train + users.val + users.test).sum())
+        log.info(
+            "%d of %d events are left by min_user_events and min_item_events", kept, job.tables["interactions"].num_rows
+        )
+    write_values(users.ids, "user_id", folder / "vocabularies/users.parquet")
+    write_values(items.ids, "item_id", folder / "vocabularies/items.parquet")
+    write_counts(users, items, folder)
+    joins = {
+        "users": users.join_table(session, "user_id", scratch),
+        "items": items.join_table(session, "item_id", scratch),
+    }
+
+    features: list[Feature] = []
+    for owner, key, entities in (("items", "item_id", items), ("users", "user_id", users)):
+        plans = job.plans_of(owner)
+        if plans:
+            log.info("features of %s", owner)
+            plans = drop_names(job.tables[owner], session, listed[owner], plans)
+            known = joins[owner].inner_join(listed[owner], key)
+            drafts = draft(job.tables, session, known.filter(known[f"{key}_trained"]), listed[owner], plans, folder)
+            if plans:
+                everyone = joins[owner].left_join(listed[owner], key).order_by(f"{key}_idx").select(*plans)
+                features += write_entities(session, everyone, drafts, entities, folder / owner)
+    write_has_features(features, len(items), folder)
+    log.info("events")
+    plans = job.plans_of("interactions")
+    drafts = draft(job.tables, session, events.filter(events.part == TRAIN), events, plans, folder)
+    features = write_events(job, session, _ordered(events, joins, plans), drafts, users, folder) + features
+    return features, {
+        "time": job.worth,
+        "num_users": len(users),
+        "num_events": int((users.train + users.val + users.test).sum()),
+        "num_trained": int((items.train > 0).sum()),
+        "num_seen": int((items.train + items.val > 0).sum()),
+        "num_known": int(((items.train + items.val > 0) | items.listed).sum()),
+        "num_items": len(items),
+    }
+
+
+def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
+    """Events with dense items, in the order of the prepared data set."""
+    coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
+    ordered = coded.order_by("user_id_idx", "part", "time", "shard", "row")
+    return ordered.select("item_id_idx", "time", *names)
+
+
+def _read_events(job: Build, session: Session) -> ir.Table:
+    table = job.tables["interactions"]
+    wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
+    wanted |= {name: plan.read for name, plan in job.plans_of("interactions").items()}
+    events = session.read(table.files, wanted)
+    return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
+
+
+def _check_events(table: Table, session: Session, events: ir.Table) -> None:
+    """No nulls where an event needs a value. Names the shard."""
+    keys = {"user_id": "user_id", "item_id": "item_id"} | ({"timestamp": "time"} if "timestamp" in table.names else {})
+    nulls = {key: events[name].isnull().sum() for key, name in keys.items()}
+    for found in rows(session, events.group_by("shard").aggregate(**nulls).order_by("shard")):
+        for key in keys:
+            if found[key]:
+                raise UserError(
+                    f"{table.files[found['shard']]}: column '{table.names[key]}' has {found[key]} nulls, expected none"
+                )
+
+
+def _read_listed(job: Build, session: Session, owner: str) -> ir.Table:
+    """The items or users table; every id once."""
+    table = job.tables[owner]
+    key = "item_id" if owner == "items" else "user_id"
+    wanted = reads(table, (key,)) | {name: plan.read for name, plan in job.plans_of(owner).items()}
+    listed = session.read(table.files, wanted)
+    missing = listed.filter(listed[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
+    nulls = rows(session, missing.order_by("shard").limit(1))
+    if nulls:
+        raise UserError(
+            f"{table.files[nulls[0]['shard']]}: column '{table.names[key]}' has {nulls[0]['n']} nulls, expected none"
+        )
+    counted = listed.group_by(key).aggregate(n=ibis._.count())
+    if twice := rows(session, counted.filter(counted.n > 1).order_by(key).limit(1)):
+        raise UserError(
+            f"{table.place}: column '{table.names[key]}' has {twice[0][key]!r} in {twice[0]['n']} rows, expected one"
+        )
+    return listed
+
+
+def _check_parts(job: Build, users: Entities) -> None:
+    place = job.tables["interactions"].place
+    sizes = {"training": users.train.sum(), "validation": users.val.sum(), "test": users.test.sum()}
+    if not any(sizes.values()):
+        raise UserError(
+            f"{place}: no events are left with data.min_user_events={job.min_user_events}, "
+            f"data.min_item_events={job.min_item_events}"
+        )
+    for part, size in sizes.items():
+        if not size:
+            counts = ", ".join(f"{size} {part}" for part, size in sizes.items())
+            raise UserError(f"{place}: {job.split} leaves no {part} events ({counts}); expected some in every part")

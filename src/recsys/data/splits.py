@@ -1,0 +1,132 @@
+"""Splits: each gives every event its part, as one Ibis expression that any engine runs.
+
+`events` has the columns `user_id, item_id, time, shard, row` (and `split` where the files have it); `source` holds all
+events as read, `events` those that are left after cleaning. The result has a column `part` more: 0 is training, 1
+validation, 2 test.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+
+from recsys.data.engines import Session, first_row, rows
+from recsys.errors import UserError
+
+TRAIN, VAL, TEST = 0, 1, 2
+NAMES = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+class Split(Protocol):
+    """How events are dealt out to training, validation and test. A frozen dataclass: its fields name it.
+
+    Attributes:
+        needs: the column, besides the ids, that it cannot do without: `timestamp` or `split`.
+    """
+
+    needs: ClassVar[str]
+
+    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+        """`events` with the column `part`."""
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """One moment for everyone: what happens at or after a cut belongs to the later part.
+
+    The cuts are linearly interpolated quantiles of the time of all events as read.
+
+    Attributes:
+        train: share of the events before the first cut.
+        val: share of the events between the cuts.
+    """
+
+    train: float = 0.8
+    val: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (0 < self.train < 1 and 0 < self.val < 1 and self.train + self.val < 1):
+            raise UserError(
+                f"split.train={self.train}, split.val={self.val}: expected two shares between 0 and 1, "
+                f"with a sum below 1"
+            )
+
+    needs: ClassVar[str] = "timestamp"
+
+    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+        """`events` with the column `part`."""
+        num_events = int(first_row(session, source.aggregate(n=source.count()))["n"])
+        first = _cut(session, source, num_events, self.train)
+        second = _cut(session, source, num_events, self.train + self.val)
+        part = (events.time >= first).cast("int8") + (events.time >= second).cast("int8")
+        return events.mutate(part=part.cast("int8"))
+
+
+@dataclass(frozen=True)
+class LeaveLastOut:
+    """Of every user with three events or more, the last is test and the one before it validation.
+
+    Events of equal time keep the order of the files.
+    """
+
+    needs: ClassVar[str] = "timestamp"
+
+    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:  # noqa: ARG002
+        """`events` with the column `part`."""
+        ranked = _from_the_end(events)
+        long = ranked.num_of_user >= 3
+        part = ibis.cases((long & (ranked.from_end == 0), TEST), (long & (ranked.from_end == 1), VAL), else_=TRAIN)
+        return ranked.mutate(part=part.cast("int8")).drop("from_end", "num_of_user")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The column `split` decides: train, val or test.
+
+    Where no row says val, the last training event of each user with at least two becomes validation.
+    """
+
+    needs: ClassVar[str] = "split"
+
+    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+        """`events` with the column `part`.
+
+        Raises:
+            UserError: the column holds something else, or nothing, somewhere.
+        """
+        found = [row["split"] for row in rows(session, source.select("split").distinct().order_by("split").limit(20))]
+        if wrong := [value for value in found if value not in NAMES]:
+            listed = ", ".join("null" if value is None else repr(value) for value in wrong)
+            raise UserError(f"column 'split' of interactions: found {listed}; expected train, val or test")
+        part = ibis.cases(*((events.split == name, code) for name, code in NAMES.items()))
+        parts = events.mutate(part=part.cast("int8"))
+        if "val" in found:
+            return parts
+        ranked = _from_the_end(parts, "part")
+        held_out = (ranked.part == TRAIN) & (ranked.from_end == 0) & (ranked.num_of_user >= 2)
+        return ranked.mutate(part=held_out.ifelse(VAL, ranked.part).cast("int8")).drop("from_end", "num_of_user")
+
+
+def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:
+    """Place of each event among its user's, the last being 0, and how many those are."""
+    by = ["user_id", *also_by]
+    latest_first = [events.time.desc(), events.shard.desc(), events.row.desc()]
+    return events.mutate(
+        from_end=ibis.row_number().over(ibis.window(group_by=by, order_by=latest_first)),
+        num_of_user=events.count().over(ibis.window(group_by=by)),
+    )
+
+
+def _cut(session: Session, events: ir.Table, num_events: int, share: float) -> int:
+    """The first whole time that is at or after the quantile `share`, as numpy computes it, whatever the engine."""
+    # numpy's percentile (and so pandas') multiplies and divides by 100; so does this, for the same last bit.
+    place = share * 100 / 100 * (num_events - 1)
+    below = math.floor(place)
+    ordered = events.select("time").order_by("time").limit(2, offset=below)
+    neighbours = np.sort(np.array([row["time"] for row in rows(session, ordered)], np.int64))
+    return math.ceil(np.quantile(neighbours, place - below))

@@ -1,0 +1,55 @@
+"""What processes exchange in a training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of training processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def total(value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, without gradient."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows [R, ...] of all processes, in order of rank, with gradient; R may differ from process to process.
+
+    The gradient of a row is the sum over all processes of what they derive for it, so that losses on gathered
+    candidates train each process's towers as one process would on the joint batch.
+    """
+    if world_size() == 1:
+        return rows
+    return _Gather.apply(rows)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        sizes = [int(count) for count in counts]
+        ctx.begin, ctx.length = sum(sizes[: dist.get_rank()]), len(rows)
+        # all_gather wants equal shapes, so every process sends the longest.
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[ctx.begin : ctx.begin + ctx.length]

@@ -1,0 +1,1 @@
+"""Full-corpus, exact evaluation."""

@@ -1,0 +1,91 @@
+"""Evaluation inside a Lightning run: full corpus, exact, on every process's share of the requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recsys.data.batch import Batch
+from recsys.data.dataset import Part, PreparedDataset, Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import ModelRanker
+from recsys.evaluation.relevance import relevant_items, seen_items
+
+
+class FullCorpusEvaluation(L.Callback):
+    """Logs `val/*` and `test/*` from the user embeddings that the module's steps return.
+
+    Args:
+        dataset: for histories, relevance and slices.
+        corpus: item_idx of the items that can be shown.
+        exclude_seen: leave out items of the history.
+    """
+
+    def __init__(self, dataset: PreparedDataset, corpus: npt.NDArray[np.int64], exclude_seen: bool = True) -> None:
+        self.dataset, self.corpus, self.exclude_seen = dataset, corpus, exclude_seen
+        self.metrics: RetrievalMetrics | None = None
+        self._ranker: ModelRanker | None = None
+
+    def _start(self, module: Any, keep_users: bool) -> None:
+        self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=keep_users)
+        self._ranker = ModelRanker(module.model, self.corpus)
+
+    def _update(self, users: Tensor, requests: Requests, part: Part) -> None:
+        assert self._ranker is not None
+        assert self.metrics is not None
+        exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
+        _, ranked = self._ranker.search(users, self.metrics.cutoffs[-1], exclude)
+        relevant = relevant_items(self.dataset, part, requests, self.exclude_seen)
+        self.metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+
+    def _log(self, module: L.LightningModule, part: Part) -> None:
+        assert self.metrics is not None
+        for name, value in self.metrics.compute().items():
+            # Sums are reduced by the metric itself, so that logging must not reduce again.
+            module.log(f"{part}/{name}", value, prog_bar=name in ("recall@10", "ndcg@10"), rank_zero_only=False)
+        self._ranker = None
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Embed the corpus."""
+        self._start(pl_module, keep_users=False)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,  # noqa: ARG002
+        pl_module: L.LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: tuple[Batch, Requests],
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Rank for a batch of requests."""
+        self._update(outputs, batch[1], "val")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Log."""
+        self._log(pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Embed the corpus."""
+        self._start(pl_module, keep_users=True)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,  # noqa: ARG002
+        pl_module: L.LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: tuple[Batch, Requests],
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Rank for a batch of requests."""
+        self._update(outputs, batch[1], "test")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Log."""
+        self._log(pl_module, "test")

@@ -1,0 +1,165 @@
+"""Ranking metrics as one torchmetrics state, so that they reduce across processes.
+
+Shapes: R requests, K the longest cut-off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from recsys.data.columns import Ragged
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.slices import ITEM_SLICES, cold_users, item_slices
+
+CUTOFFS = (5, 10, 20, 50, 100)
+NAMES = ("recall", "hit", "ndcg", "mrr")
+
+
+class RetrievalMetrics(Metric):
+    """Recall, hit rate, NDCG and MRR at each cut-off, with coverage and slices.
+
+    All are means over requests with at least one relevant item. recall = hits / relevant; NDCG has binary gain and is
+    relative to min(K, relevant) hits on top; MRR is that of the first hit.
+
+    Args:
+        dataset: for slices.
+        corpus_size: items that can be shown.
+        cutoffs: ascending.
+        keep_users: keep the metrics of each request, for significance tests.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    count: Tensor
+    slice_sums: Tensor
+    slice_counts: Tensor
+    shown: Tensor
+    users: list[Tensor]
+    rows: list[Tensor]
+
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        corpus_size: int,
+        cutoffs: Sequence[int] = CUTOFFS,
+        keep_users: bool = False,
+    ) -> None:
+        super().__init__()
+        self.cutoffs, self.corpus_size, self.keep_users = tuple(cutoffs), corpus_size, keep_users
+        self._slices = torch.from_numpy(item_slices(dataset))
+        self._cold_users = torch.from_numpy(cold_users(dataset))
+        num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + 1
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        self.add_state("sums", zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
+        self.add_state("count", zeros(1), dist_reduce_fx="sum")
+        self.add_state("slice_sums", zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
+        self.add_state("slice_counts", zeros(num_slices), dist_reduce_fx="sum")
+        shown = torch.zeros(num_cutoffs, dataset.num_items + 1, dtype=torch.uint8)
+        self.add_state("shown", shown, dist_reduce_fx="max")
+        self.add_state("users", [], dist_reduce_fx="cat")
+        self.add_state("rows", [], dist_reduce_fx="cat")
+
+    def update(self, ranked: Tensor, relevant: Ragged, user_idx: Tensor) -> None:
+        """Count the results of R requests.
+
+        Args:
+            ranked: int64 [R, K] item_idx, best first, 0 where there is no further result.
+            relevant: distinct relevant items of each request; requests without any count for nothing.
+            user_idx: int64 [R].
+        """
+        ranked, user_idx = ranked.cpu()[:, : self.cutoffs[-1]], user_idx.cpu()
+        lengths = torch.from_numpy(np.diff(relevant.offsets))
+        values = torch.from_numpy(relevant.values.astype(np.int64))
+        hits = _hits(ranked, values, lengths)
+        counted = lengths > 0
+        users = per_request(hits, lengths, self.cutoffs)[counted]
+        self.sums += users.sum(0)
+        self.count += counted.sum()
+        cold = counted & self._cold_users[user_idx]
+        recall = torch.zeros(len(lengths), len(self.cutoffs), dtype=torch.float64)
+        recall[counted] = users[:, NAMES.index("recall")]
+        self.slice_sums[-1] += recall[cold].sum(0)
+        self.slice_counts[-1] += cold.sum()
+        self._update_slices(hits, ranked, values, lengths)
+        for number, cutoff in enumerate(self.cutoffs):
+            self.shown[number, ranked[counted, :cutoff].flatten()] = 1
+        if self.keep_users:
+            self.users.append(user_idx[counted])
+            self.rows.append(users.flatten(1).float())
+
+    def compute(self) -> dict[str, float]:
+        """`recall@5`, ..., `coverage@100`, `<slice>/recall@K`; slices that no request touches are left out."""
+        sums, count = self.sums.cpu(), max(float(self.count), 1.0)
+        result = {
+            f"{name}@{cutoff}": float(sums[i, j]) / count
+            for i, name in enumerate(NAMES)
+            for j, cutoff in enumerate(self.cutoffs)
+        }
+        for j, cutoff in enumerate(self.cutoffs):
+            result[f"coverage@{cutoff}"] = int(self.shown[j, 1:].sum()) / self.corpus_size
+        for i, name in enumerate((*ITEM_SLICES, "cold_users")):
+            touched = float(self.slice_counts[i])
+            if touched:
+                for j, cutoff in enumerate(self.cutoffs):
+                    result[f"{name}/recall@{cutoff}"] = float(self.slice_sums[i, j]) / touched
+        result["num_users"] = float(self.count)
+        return result
+
+    def per_user(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """user_idx int64 [R] and each metric float32 [R], for `keep_users`."""
+        users = torch.cat(list(self.users)) if len(self.users) else torch.zeros(0, dtype=torch.int64)
+        num_metrics = len(NAMES) * len(self.cutoffs)
+        rows = torch.cat(list(self.rows)) if len(self.rows) else torch.zeros(0, num_metrics)
+        names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
+        return users, {name: rows[:, column] for column, name in enumerate(names)}
+
+    def _update_slices(self, hits: Tensor, ranked: Tensor, relevant: Tensor, lengths: Tensor) -> None:
+        row = torch.arange(len(lengths)).repeat_interleave(lengths)
+        num_slices = len(ITEM_SLICES)
+        relevant_in = torch.zeros(len(lengths), num_slices, dtype=torch.float64)
+        relevant_in.index_put_((row, self._slices[relevant]), torch.ones(1, dtype=torch.float64), accumulate=True)
+        shown_in = self._slices[ranked]
+        for number in range(num_slices):
+            touched = relevant_in[:, number] > 0
+            if touched.any():
+                running = (hits[touched] & (shown_in[touched] == number)).cumsum(1)
+                for column, cutoff in enumerate(self.cutoffs):
+                    found = running[:, min(cutoff, running.shape[1]) - 1]
+                    self.slice_sums[number, column] += (found / relevant_in[touched, number]).sum()
+                self.slice_counts[number] += touched.sum()
+
+
+def per_request(hits: Tensor, num_relevant: Tensor, cutoffs: Sequence[int]) -> Tensor:
+    """Recall, hit, NDCG, MRR of each request; float64 [R, 4, number of cut-offs].
+
+    Args:
+        hits: bool [R, K], whether the result at each rank is relevant.
+        num_relevant: int64 [R].
+        cutoffs: ascending.
+    """
+    longest = max(*cutoffs, hits.shape[1]) if len(cutoffs) > 1 else max(cutoffs[0], hits.shape[1])
+    padded = torch.nn.functional.pad(hits, (0, longest - hits.shape[1])).double()
+    discount = 1.0 / torch.log2(torch.arange(2, longest + 2, dtype=torch.float64))
+    found, gain = padded.cumsum(1), (padded * discount).cumsum(1)
+    ideal = discount.cumsum(0)
+    first = torch.where(padded.any(1), padded.argmax(1), longest)
+    relevant = num_relevant.clamp(min=1)
+    columns = []
+    for cutoff in cutoffs:
+        recall = found[:, cutoff - 1] / relevant
+        ndcg = gain[:, cutoff - 1] / ideal[relevant.clamp(max=cutoff) - 1]
+        mrr = torch.where(first < cutoff, 1.0 / (first + 1), 0.0)
+        columns.append(torch.stack([recall, (found[:, cutoff - 1] > 0).double(), ndcg, mrr], dim=1))
+    return torch.stack(columns, dim=2)
+
+
+def _hits(ranked: Tensor, relevant: Tensor, lengths: Tensor) -> Tensor:
+    width = int(max(ranked.max() if ranked.numel() else 0, relevant.max() if len(relevant) else 0)) + 1
+    row = torch.arange(len(lengths))
+    wanted = row.repeat_interleave(lengths) * width + relevant
+    return torch.isin(row.unsqueeze(1) * width + ranked, wanted) & (ranked > 0)

@@ -1,0 +1,94 @@
+"""Ranking with a model: user embeddings against the embeddings of the whole corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recsys.data.batch import Batch, RaggedTensor
+from recsys.data.columns import Ragged
+from recsys.data.dataset import Part, PreparedDataset, Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.evaluation.topk import ExactTopK
+from recsys.models.two_tower import TwoTower
+
+
+class Ranker(Protocol):
+    """Whatever ranks items for requests: a model, or a heuristic generator."""
+
+    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """scores float32 [R, k] and item_idx int64 [R, k], best first; -inf and 0 where there is no further result.
+
+        Args:
+            batch: the histories of the requests.
+            requests: the same, as positions in the data set.
+            k: results a request.
+            exclude: item_idx that each request must not get.
+        """
+        ...
+
+
+class ModelRanker:
+    """Exact search of a two-tower model over its corpus.
+
+    Args:
+        model: in evaluation mode.
+        corpus: item_idx of the items that can be shown, ascending; int64 [N].
+    """
+
+    def __init__(self, model: TwoTower, corpus: npt.NDArray[np.int64]) -> None:
+        self.model = model
+        device = model.log_inverse_temperature.device
+        self._item_idx = torch.from_numpy(corpus).to(device)
+        self._row_of = np.full(int(corpus.max()) + 1, -1)
+        self._row_of[corpus] = np.arange(len(corpus))
+        self._search = ExactTopK(encode_corpus(model, self._item_idx))
+
+    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """As in `Ranker`."""
+        with torch.inference_mode():
+            return self.search(self.model.encode_users(batch.to(self._item_idx.device)), k, exclude)
+
+    def search(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """As `rank`, for user embeddings [R, D] that exist already."""
+        scores, rows = self._search(users, k, None if exclude is None else self._corpus_rows(exclude))
+        return scores, torch.where(rows < 0, 0, self._item_idx[rows])
+
+    def _corpus_rows(self, items: Ragged) -> RaggedTensor:
+        owner = np.repeat(np.arange(len(items)), np.diff(items.offsets))
+        inside = items.values < len(self._row_of)
+        rows = self._row_of[items.values[inside]]
+        owner, rows = owner[inside][rows >= 0], rows[rows >= 0]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(items)))])
+        device = self._item_idx.device
+        return RaggedTensor(torch.from_numpy(rows).to(device), torch.from_numpy(offsets).to(device))
+
+
+@torch.inference_mode()
+def encode_corpus(model: TwoTower, item_idx: Tensor, block: int = 65536) -> Tensor:
+    """Comparable item embeddings [N, D] of the corpus, in blocks."""
+    return torch.cat([model.encode_items(part) for part in item_idx.split(block)])
+
+
+def evaluate(
+    ranker: Ranker,
+    dataset: PreparedDataset,
+    part: Part,
+    batches: Iterable[tuple[Batch, Requests]],
+    metrics: RetrievalMetrics,
+    exclude_seen: bool = True,
+    rolling: bool = False,
+) -> dict[str, float]:
+    """Metrics of a ranker on requests of `part`; `metrics` keeps what was counted."""
+    for batch, requests in batches:
+        exclude = seen_items(dataset, requests) if exclude_seen else None
+        _, ranked = ranker.rank(batch, requests, metrics.cutoffs[-1], exclude)
+        relevant = relevant_items(dataset, part, requests, exclude_seen, rolling)
+        metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+    return metrics.compute()  # type: ignore[no-any-return]

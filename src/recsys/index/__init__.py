@@ -1,0 +1,26 @@
+"""Approximate nearest neighbours behind one protocol: build, search, tune, save, load. Imports no torch."""
+
+from recsys.index.auto import Auto
+from recsys.index.backends import HNSW, IVFSQ8, FaissFlat, IVFFlat, IVFPQFastScan
+from recsys.index.exact import Exact
+from recsys.index.loading import load_index
+from recsys.index.protocol import Effort, Index
+from recsys.index.topk import exact_search
+from recsys.index.tuning import Measure, Tuning, tune
+
+__all__ = [
+    "HNSW",
+    "Auto",
+    "Effort",
+    "Exact",
+    "FaissFlat",
+    "IVFFlat",
+    "IVFPQFastScan",
+    "IVFSQ8",
+    "Index",
+    "Measure",
+    "Tuning",
+    "exact_search",
+    "load_index",
+    "tune",
+]

@@ -1,0 +1,171 @@
+"""What the faiss indexes share: filters, exclusions and exact scores around an approximate search.
+
+Where a filter lets a share p of the items pass, an approximate search must look 1/p as far for as many results. So its
+effort is widened by 1/p, up to the point where the inner products with all allowed items cost less: then these are
+computed, and the answer is exact. A query that still comes back short is answered exactly too.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recsys.data.columns import Ragged
+from recsys.index.engine import faiss
+from recsys.index.files import save_index
+from recsys.index.protocol import Effort, check_embeddings, check_search
+from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
+
+# So few inner products cost less than any widened search.
+ALWAYS_EXACT = 4096
+# Candidates that are held at once: bounds the memory of long answers.
+CANDIDATES = 1 << 22
+
+
+class FaissIndex(ABC):
+    """A faiss structure beside the embeddings. Subclasses say how it is made, searched, and what a search costs."""
+
+    refine_factors: tuple[int, ...] = (1,)
+
+    def __init__(self) -> None:
+        self.effort = Effort(0)
+        self._embeddings: Floats = np.empty((0, 0), np.float32)
+        self._ann: Any = None
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+
+    @property
+    @abstractmethod
+    def max_breadth(self) -> int:
+        """Full effort."""
+
+    @abstractmethod
+    def _make(self, embeddings: Floats) -> Any:
+        """Train and fill the faiss structure; None where there are too few items for it, after a notice."""
+
+    @abstractmethod
+    def _search_parameters(self, breadth: int, selector: Any) -> Any:
+        """Parameters of one faiss search."""
+
+    @abstractmethod
+    def _cost(self, breadth: int) -> float:
+        """Inner products that cost as much as one search of `breadth`."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there were too few items for the structure, so that every search is exact."""
+        return self._ann is None
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return len(self._embeddings)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self._embeddings.shape[1])
+
+    def build(self, embeddings: Floats) -> None:
+        """Index `embeddings` [N, D] at a modest effort; `tune` finds the right one."""
+        check_embeddings(embeddings)
+        self._embeddings = embeddings
+        self._ann = self._make(np.ascontiguousarray(embeddings))
+        self.effort = Effort(min(self.max_breadth, 64), self.refine_factors[-1] if self.refine_factors else 1)
+
+    def restore(self, embeddings: Floats, ann: Any) -> None:
+        """Take the parts that `load_index` read."""
+        self._embeddings = embeddings
+        self._ann = ann
+
+    def save(self, folder: Path) -> list[str]:
+        """Write `item_index.json` and `item_index.faiss`."""
+        return save_index(self, folder, self._ann)
+
+    def search(
+        self, queries: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+    ) -> tuple[Floats, Rows]:
+        """(scores, rows) of the k best allowed items; see `Index.search`."""
+        queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
+        rows = None if allow is None else np.flatnonzero(allow)
+        if self._ann is None:
+            return exact_search(self._embeddings, queries, k, rows, exclude)
+        if exclude is None or not len(exclude.values):
+            return self._search(queries, k, k, allow, rows, None)
+        # Queries are taken by how much they exclude, so that one long history does not widen the search of all.
+        excluded = np.diff(exclude.offsets)
+        bucket = np.ceil(np.log2(excluded + 1)).astype(np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        for size in np.unique(bucket):
+            members = np.flatnonzero(bucket == size)
+            wanted = k + int(excluded[members].max())
+            scores[members], found[members] = self._search(
+                queries[members], k, wanted, allow, rows, exclude.take(members) if size else None
+            )
+        return scores, found
+
+    def _search(
+        self, queries: Floats, k: int, wanted: int, allow: Mask | None, rows: Rows | None, exclude: Ragged | None
+    ) -> tuple[Floats, Rows]:
+        """Take `wanted` candidates each, drop the excluded, and answer exactly where that is cheaper or came short."""
+        num_allowed = self.num_items if rows is None else len(rows)
+        breadth = self._widened(wanted, num_allowed)
+        cheap = max(ALWAYS_EXACT, self._cost(breadth)) if rows is not None else wanted
+        if num_allowed <= cheap or wanted >= num_allowed:
+            return exact_search(self._embeddings, queries, k, rows, exclude)
+        # The bitmap must outlive the search: faiss keeps a pointer.
+        bitmap = None if allow is None else np.packbits(allow, bitorder="little")
+        selector = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)
+        parameters = self._search_parameters(breadth, selector)
+        num_candidates = min(wanted * self.effort.refine, num_allowed)
+        scores = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        step = max(1, CANDIDATES // num_candidates)
+        for begin in range(0, len(queries), step):
+            block = queries[begin : begin + step]
+            block_scores, candidates = self._ann.search(block, num_candidates, params=parameters)
+            if max(self.refine_factors, default=1) > 1:
+                block_scores = self._exact_scores(block, candidates)
+            if exclude is not None:
+                members = np.arange(begin, begin + len(block))
+                block_scores[_is_excluded(candidates, exclude.take(members), self.num_items)] = -np.inf
+            scores[begin : begin + len(block)], found[begin : begin + len(block)] = to_results(
+                pack(block_scores, candidates), k
+            )
+        short = np.flatnonzero(found[:, -1] < 0)
+        if len(short):
+            rest = None if exclude is None else exclude.take(short)
+            scores[short], found[short] = exact_search(self._embeddings, queries[short], k, rows, rest)
+        return scores, found
+
+    def _widened(self, wanted: int, num_allowed: int) -> int:
+        """Breadth for `wanted` results among `num_allowed` items."""
+        widening = max(1.0, wanted / self.effort.k) * self.num_items / max(num_allowed, 1)
+        return min(math.ceil(self.effort.breadth * widening), self.max_breadth)
+
+    def _exact_scores(self, queries: Floats, rows: Rows) -> Floats:
+        """Inner products with the candidates [Q, C], read where they lie; -inf for row -1."""
+        scores = np.empty(rows.shape, np.float32)
+        embeddings = np.ascontiguousarray(self._embeddings)
+        faiss.fvec_inner_products_by_idx(
+            *(faiss.swig_ptr(array) for array in (scores, queries, embeddings, rows)), self.dim, *rows.shape
+        )
+        return scores
+
+
+def _is_excluded(candidates: Rows, exclude: Ragged, num_items: int) -> Mask:
+    """Which candidates [Q, C] are among the excluded rows of their query."""
+    query = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
+    pairs = np.sort(query * num_items + exclude.values)
+    if not len(pairs):
+        return np.zeros(candidates.shape, np.bool_)
+    wanted = np.arange(len(candidates))[:, None] * num_items + candidates
+    position = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+    return np.asarray((pairs[position] == wanted) & (candidates >= 0))

@@ -1,0 +1,167 @@
+"""Exact top-k of inner products: blocks that stay in cache, buffers that are reused, ties broken by the lower row.
+
+A score and its row are packed into one int64 key whose order is "higher score first, then lower row". One partition of
+keys then selects scores and rows together, and equal scores are decided alike by every backend and in every block size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.data.columns import Ragged
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+# [QUERY_BLOCK, ITEM_BLOCK] float32 scores are 8 MB, about a last cache (measured best there); 16 columns make a group.
+QUERY_BLOCK = 128
+ITEM_BLOCK = 16384
+GROUP = 16
+
+_LOW = np.int64(0xFFFFFFFF)
+_NO_KEY = np.iinfo(np.int64).min
+
+
+def pack(scores: Floats, rows: Rows) -> Keys:
+    """Keys that sort as (score, then lower row); a score of -inf or a row of -1 becomes the lowest key."""
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, or equal scores would differ
+    ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+    keys = (ordered.astype(np.int64) << 32) | (_LOW - rows)
+    keys[(scores == -np.inf) | (rows < 0)] = _NO_KEY
+    return keys
+
+
+def unpack(keys: Keys) -> tuple[Floats, Rows]:
+    """Scores and rows of keys; the lowest key is score -inf, row -1."""
+    ordered = (keys >> 32).astype(np.int32)
+    scores = (ordered ^ ((ordered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+    rows = _LOW - (keys & _LOW)
+    missing = keys == _NO_KEY
+    scores[missing] = -np.inf
+    rows[missing] = -1
+    return scores, rows
+
+
+def best_keys(keys: Keys, k: int) -> Keys:
+    """The k highest keys of each row, in no order; shape [Q, min(k, C)]."""
+    if keys.shape[1] <= k:
+        return keys
+    return np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+
+
+def to_results(keys: Keys, k: int) -> tuple[Floats, Rows]:
+    """Sorted (scores, rows), both [Q, k]; what is missing is (-inf, -1)."""
+    best = best_keys(keys, k)
+    padded = np.full((len(keys), k), _NO_KEY)
+    padded[:, : best.shape[1]] = np.sort(best, axis=1)[:, ::-1]
+    return unpack(padded)
+
+
+def exact_search(
+    embeddings: Floats, queries: Floats, k: int, rows: Rows | None = None, exclude: Ragged | None = None
+) -> tuple[Floats, Rows]:
+    """The k rows of highest inner product with each query, computed in full.
+
+    Args:
+        embeddings: [N, D], may be memory-mapped.
+        queries: [Q, D].
+        k: results for each query; what is missing is (-inf, -1).
+        rows: the only rows to look at, ascending; None: all.
+        exclude: rows that each query may not have.
+
+    Returns:
+        scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by the lower row.
+    """
+    num_columns = len(embeddings) if rows is None else len(rows)
+    out_scores = np.full((len(queries), k), -np.inf, np.float32)
+    out_rows = np.full((len(queries), k), -1, np.int64)
+    if not num_columns or not k or not len(queries):
+        return out_scores, out_rows
+    item_block = min(ITEM_BLOCK, num_columns)
+    scores_buffer = np.empty((min(QUERY_BLOCK, len(queries)), item_block), np.float32)
+    gathered = None if rows is None else np.empty((item_block, embeddings.shape[1]), np.float32)
+    for begin in range(0, len(queries), QUERY_BLOCK):
+        block = np.ascontiguousarray(queries[begin : begin + QUERY_BLOCK])
+        excluded = _excluded_columns(exclude, begin, len(block), rows)
+        best = np.full((len(block), min(k, num_columns)), _NO_KEY)
+        for lo in range(0, num_columns, item_block):
+            hi = min(lo + item_block, num_columns)
+            if rows is None or gathered is None:
+                items = embeddings[lo:hi]
+            else:
+                items = np.take(embeddings, rows[lo:hi], axis=0, out=gathered[: hi - lo], mode="clip")
+            # A contiguous prefix of the buffer: the last block is narrower.
+            scores = scores_buffer.reshape(-1)[: len(block) * (hi - lo)].reshape(len(block), hi - lo)
+            np.matmul(block, items.T, out=scores)
+            if excluded is not None:
+                columns, query = excluded
+                inside = slice(*np.searchsorted(columns, (lo, hi)))
+                scores[query[inside], columns[inside] - lo] = -np.inf
+            best = _merge(best, scores, lo)
+        found_scores, found = to_results(best, k)
+        if rows is not None:
+            found = np.where(found < 0, -1, rows[found])
+        out_scores[begin : begin + len(block)] = found_scores
+        out_rows[begin : begin + len(block)] = found
+    return out_scores, out_rows
+
+
+def _merge(best: Keys, scores: Floats, lo: int) -> Keys:
+    """The best keys after the columns `lo..` with `scores` [B, C] were seen. Exact, ties included.
+
+    Later columns lose ties, so only scores above a query's worst key matter. Columns are taken as groups (column c is
+    in group c mod G, so that the maximum runs along contiguous memory): a group whose maximum is not above the worst
+    key holds nothing, and among k scores above it at most k groups do.
+    """
+    num_queries, width = scores.shape
+    k = best.shape[1]
+    num_groups = width // GROUP
+    worst, _ = unpack(best.min(axis=1))
+    if num_groups < 2 * k:
+        return _merge_columns(best, scores, np.arange(width), lo)
+    grouped = scores[:, : num_groups * GROUP].reshape(num_queries, GROUP, num_groups)
+    maxima = grouped.max(axis=1)
+    promising = int((maxima > worst[:, None]).sum(axis=1).max())
+    taken = min(promising, k)
+    merged = best
+    if taken:
+        chosen = np.argpartition(maxima, num_groups - taken, axis=1)[:, -taken:]
+        columns = (chosen[:, :, None] + np.arange(GROUP) * num_groups).reshape(num_queries, -1)
+        merged = _merge_columns(best, np.take_along_axis(scores, columns, axis=1), columns, lo)
+    if num_groups * GROUP < width:
+        tail = np.arange(num_groups * GROUP, width)
+        merged = _merge_columns(merged, scores[:, tail], tail, lo)
+    if promising > k:
+        # More than k groups reach the worst score that was kept: equal scores, of which the lower rows count.
+        kept, _ = unpack(merged.min(axis=1))
+        for query in np.flatnonzero(((maxima >= kept[:, None]) & (maxima > -np.inf)).sum(axis=1) > k):
+            columns = np.arange(width)[None]
+            merged[query] = _merge_columns(best[query : query + 1], scores[query : query + 1], columns, lo)[0]
+    return merged
+
+
+def _merge_columns(best: Keys, scores: Floats, columns: npt.NDArray[np.int64], lo: int) -> Keys:
+    keys = np.empty((len(best), best.shape[1] + scores.shape[1]), np.int64)
+    keys[:, : best.shape[1]] = best
+    keys[:, best.shape[1] :] = pack(scores, np.broadcast_to(columns + lo, scores.shape))
+    return best_keys(keys, best.shape[1])
+
+
+def _excluded_columns(
+    exclude: Ragged | None, begin: int, num_queries: int, rows: Rows | None
+) -> tuple[Rows, npt.NDArray[np.int64]] | None:
+    """(columns, query within the block) of the excluded pairs of a block of queries, sorted by column."""
+    if exclude is None:
+        return None
+    offsets = exclude.offsets[begin : begin + num_queries + 1]
+    columns = np.asarray(exclude.values[offsets[0] : offsets[-1]], np.int64)
+    query = np.repeat(np.arange(num_queries), np.diff(offsets))
+    if rows is not None:
+        position = np.minimum(np.searchsorted(rows, columns), len(rows) - 1)
+        present = rows[position] == columns
+        columns, query = position[present], query[present]
+    order = np.argsort(columns, kind="stable")
+    return columns[order], query[order]

@@ -1,0 +1,143 @@
+"""How hard must an approximate index search? Measured against the exact top-k, not guessed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recsys.errors import UserError
+from recsys.index.protocol import Effort, Index
+from recsys.index.topk import Floats, exact_search
+
+# The sweep of a refine factor ends when twice the breadth adds less: the codes, not the breadth, limit the recall.
+SATURATED = 0.001
+# Bisection ends when the breadth is known to a tenth.
+PRECISION = 1.1
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Recall and speed at one effort: batch queries a second, all threads, on the machine that built the index."""
+
+    breadth: int
+    refine: int
+    recall: float
+    queries_per_second: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Result of `tune`; the manifest of a release records `to_json()`.
+
+    Attributes:
+        reached: whether the chosen effort reaches the target; if not, it is the one of highest recall.
+        chosen: the fastest effort that reaches the target.
+        curve: everything measured, in order of (refine, breadth).
+    """
+
+    recall_target: float
+    k: int
+    num_queries: int
+    reached: bool
+    chosen: Measure
+    curve: tuple[Measure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers."""
+        return {**asdict(self), "curve": [asdict(measure) for measure in self.curve]}
+
+
+def tune(index: Index, embeddings: Floats, queries: Floats, recall_target: float = 0.98, k: int = 100) -> Tuning:
+    """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target`.
+
+    Breadth doubles until the target is reached, then is bisected, for each refine factor. The target counts as reached
+    when the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
+
+    Args:
+        index: built from `embeddings`.
+        embeddings: [N, D].
+        queries: [Q, D], of the kind that will be asked: user embeddings, not item embeddings.
+        recall_target: share of the exact top-k that a search should find; above 0, at most 1.
+        k: results for each query.
+    """
+    if not 0 < recall_target <= 1:
+        raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")
+    if not len(queries):
+        raise UserError("queries to tune the index: found none, expected at least one")
+    k = min(k, index.num_items)
+    if index.is_exact:
+        measure = Measure(0, 1, 1.0, _speed(index, queries, k))
+        return Tuning(recall_target, k, len(queries), True, measure, (measure,))
+    sweep = _Sweep(index, embeddings, queries, recall_target, k)
+    for refine in index.refine_factors:
+        sweep.find(refine)
+    reaching = [m for m in sweep.measured.values() if sweep.reaches(m)]
+    chosen = (
+        max(reaching, key=lambda m: m.queries_per_second)
+        if reaching
+        else max(sweep.measured.values(), key=lambda m: (m.recall, m.queries_per_second))
+    )
+    index.effort = Effort(chosen.breadth, chosen.refine, k)
+    curve = sorted(sweep.measured.values(), key=lambda m: (m.refine, m.breadth))
+    return Tuning(recall_target, k, len(queries), bool(reaching), chosen, tuple(curve))
+
+
+class _Sweep:
+    """Measurements of one index, each effort once."""
+
+    def __init__(self, index: Index, embeddings: Floats, queries: Floats, recall_target: float, k: int) -> None:
+        self.index, self.queries, self.recall_target, self.k = index, queries, recall_target, k
+        exact, _ = exact_search(embeddings, np.ascontiguousarray(queries, np.float32), k)
+        # An item with the score of the k-th counts as found: which of several equal ones is shown does not matter.
+        # Scores computed in another order of additions differ in their last bits.
+        self.threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
+        self.measured: dict[tuple[int, int], Measure] = {}
+        self.errors: dict[tuple[int, int], float] = {}
+
+    def find(self, refine: int) -> None:
+        """Sweep the breadth at one refine factor."""
+        failed, breadth = 0, 1
+        previous: Measure | None = None
+        while True:
+            measure = self.measure(breadth, refine)
+            if self.reaches(measure):
+                break
+            saturated = previous is not None and breadth >= 16 and measure.recall - previous.recall < SATURATED
+            if breadth == self.index.max_breadth or saturated and measure.recall > 0.5:
+                return
+            failed, previous = breadth, measure
+            breadth = min(2 * breadth, self.index.max_breadth)
+        while breadth - failed > 1 and breadth > PRECISION * failed:
+            middle = (failed + breadth) // 2
+            if self.reaches(self.measure(middle, refine)):
+                breadth = middle
+            else:
+                failed = middle
+
+    def measure(self, breadth: int, refine: int) -> Measure:
+        """Recall and speed at one effort."""
+        if (breadth, refine) not in self.measured:
+            self.index.effort = Effort(breadth, refine, self.k)
+            start = time.perf_counter()
+            scores, _ = self.index.search(self.queries, self.k)
+            seconds = time.perf_counter() - start
+            recalls = (scores >= self.threshold[:, None]).mean(axis=1)
+            self.errors[breadth, refine] = float(recalls.std()) / len(recalls) ** 0.5
+            self.measured[breadth, refine] = Measure(
+                breadth, refine, float(recalls.mean()), len(self.queries) / max(seconds, 1e-9)
+            )
+        return self.measured[breadth, refine]
+
+    def reaches(self, measure: Measure) -> bool:
+        """Whether the recall is above the target by a standard error; a perfect recall always is."""
+        margin = self.errors[measure.breadth, measure.refine]
+        return measure.recall == 1 or measure.recall - margin >= self.recall_target
+
+
+def _speed(index: Index, queries: Floats, k: int) -> float:
+    start = time.perf_counter()
+    index.search(queries, k)
+    return len(queries) / max(time.perf_counter() - start, 1e-9)

@@ -1,0 +1,201 @@
+"""Losses: tensors in, mean-reduced scalar out.
+
+All are cross entropies of one positive against candidates; they differ in the candidates and in the correction for how
+probable each candidate was. Shapes: P rows (targets), C candidates, D dim, H histories.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LogQ = Literal["off", "classic", "corrected"]
+
+# One block of logits stays in the last-level cache of common CPUs.
+BLOCK_BYTES = 2 << 20
+
+
+class Sampled(NamedTuple):
+    """Candidates of a step and what a correction needs to know of them.
+
+    Attributes:
+        embeddings: [C, D].
+        log_q: [C], log probability that one draw is the candidate.
+        log_q_target: [P], the same of each row's target.
+        mask: bool [H, C], candidates that are positives of the history's user.
+        q_masked: [H], probability that one draw is masked.
+        history: int64 [P], the history of each row.
+    """
+
+    embeddings: Tensor
+    log_q: Tensor
+    log_q_target: Tensor
+    mask: Tensor
+    q_masked: Tensor
+    history: Tensor
+
+
+class SampledSoftmax(nn.Module):
+    """Softmax over the positive and sampled candidates, with logQ correction.
+
+    `off`: cross entropy over `[s_p, s_d]`.
+    `classic`: `s_j - log Q(j)` on every column, the positive's too (Yi et al. 2019, section 3).
+    `corrected`: the positive is not sampled, so it is neither corrected nor part of the sampled sum: cross entropy over
+    `[s_p, s_d - log(n Q'(d))]`, with n the candidates that are not masked and `Q'(d) = Q(d) / (1 - Q(masked))`
+    (arXiv 2507.09331; its gradient is that of the paper's equation 9 with the weight `1 - P(p | u)`).
+
+    Args:
+        logq: `off`, `classic` or `corrected`.
+    """
+
+    def __init__(self, logq: LogQ = "corrected") -> None:
+        super().__init__()
+        if logq not in ("off", "classic", "corrected"):
+            raise ValueError(f"logq: found '{logq}', expected 'off', 'classic' or 'corrected'")
+        self.logq = logq
+        self._buffer = Buffer()
+
+    def forward(self, users: Tensor, positives: Tensor, sampled: Sampled) -> Tensor:
+        """Mean loss of P rows.
+
+        Args:
+            users: [P, D], user embeddings divided by the temperature.
+            positives: [P, D], embeddings of the targets.
+            sampled: the candidates.
+        """
+        positive_logits = (users * positives).sum(1)
+        bias, row_bias = None, None
+        if self.logq == "classic":
+            positive_logits = positive_logits - sampled.log_q_target
+            bias = -sampled.log_q
+        elif self.logq == "corrected":
+            bias = -sampled.log_q
+            num_drawn = (~sampled.mask).sum(1).clamp(min=1)
+            correction = torch.log1p(-sampled.q_masked.clamp(max=1 - 1e-6)) - num_drawn.log()
+            row_bias = correction[sampled.history]
+        return softmax_loss(
+            users, sampled.embeddings, positive_logits, self._buffer, bias, row_bias, sampled.mask, sampled.history
+        )
+
+
+class FullSoftmax(nn.Module):
+    """Cross entropy over the whole corpus."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._buffer = Buffer()
+
+    def forward(self, users: Tensor, items: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of P rows.
+
+        Args:
+            users: [P, D], user embeddings divided by the temperature.
+            items: [N, D], embeddings of the corpus.
+            labels: int64 [P], row of each target in `items`.
+        """
+        positive_logits = (users * F.embedding(labels, items)).sum(1)
+        return softmax_loss(users, items, positive_logits, self._buffer, labels=labels)
+
+
+class Buffer:
+    """Memory for one block of logits, kept from step to step: fresh pages cost more than the arithmetic on them."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """An uninitialised [rows, columns] tensor of the type and on the device of `like`."""
+        memory = self._memory
+        if memory is None or memory.numel() < rows * columns or memory.device != like.device or memory.dtype != like.dtype:
+            memory = self._memory = torch.empty(rows * columns, dtype=like.dtype, device=like.device)
+        return memory[: rows * columns].view(rows, columns)
+
+
+def softmax_loss(
+    users: Tensor,
+    items: Tensor,
+    positive_logits: Tensor,
+    buffer: Buffer,
+    bias: Tensor | None = None,
+    row_bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    history: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Mean over rows of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p being the positive's logit.
+
+    Logits exist in one cache-sized block at a time, and the gradient is computed with them in the same pass: three
+    matrix products a block, no recomputation, and memory that does not grow with P x C.
+
+    Args:
+        users: [P, D].
+        items: [C, D].
+        positive_logits: [P].
+        buffer: memory to reuse.
+        bias: [C] added to columns.
+        row_bias: [P] added to all negatives of a row.
+        mask: bool [H, C], columns left out of the rows of a history.
+        history: int64 [P], row of `mask` for each row.
+        labels: int64 [P], one column left out of each row (the positive itself).
+    """
+    loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels
+    )
+    return loss
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        positive_logits: Tensor,
+        buffer: Buffer,
+        bias: Tensor | None,
+        row_bias: Tensor | None,
+        mask: Tensor | None,
+        history: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        num_rows, num_columns = len(users), len(items)
+        # On a GPU larger blocks are better, and still small beside the whole matrix.
+        block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 64 * BLOCK_BYTES
+        height = max(16, min(num_rows, block_bytes // (4 * max(num_columns, 1))))
+        excess = torch.empty(num_rows, dtype=users.dtype, device=users.device)
+        user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
+        transposed = items.t()
+        lowest = torch.finfo(users.dtype).min / 2
+        for begin in range(0, num_rows, height):
+            rows = slice(begin, min(begin + height, num_rows))
+            block = buffer.block(rows.stop - begin, num_columns, users)
+            if bias is None:
+                torch.mm(users[rows], transposed, out=block)
+            else:
+                torch.addmm(bias, users[rows], transposed, out=block)
+            if mask is not None and history is not None:
+                block.masked_fill_(mask[history[rows]], lowest)
+            if labels is not None:
+                block.scatter_(1, labels[rows].unsqueeze(1), lowest)
+            highest = block.amax(1, keepdim=True)
+            block.sub_(highest).exp_()
+            total = block.sum(1, keepdim=True)
+            log_sum = (highest + total.log()).squeeze(1)
+            if row_bias is not None:
+                log_sum += row_bias[rows]
+            excess[rows] = log_sum - positive_logits[rows]
+            # d loss / d logit = sigmoid(excess) * softmax, folded into the smaller factor of each product.
+            weight = (excess[rows].sigmoid() / num_rows).unsqueeze(1) / total
+            torch.mm(block, items, out=user_gradient[rows]).mul_(weight)
+            item_gradient.addmm_(block.t(), users[rows] * weight)
+        ctx.save_for_backward(user_gradient, item_gradient, -excess.sigmoid() / num_rows)
+        return F.softplus(excess).mean()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        user_gradient, item_gradient, positive_gradient = ctx.saved_tensors
+        scale = gradients[0]
+        return (user_gradient * scale, item_gradient * scale, positive_gradient * scale, *([None] * 6))

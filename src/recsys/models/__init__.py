@@ -1,0 +1,1 @@
+"""Towers: batches -> user and item embeddings."""

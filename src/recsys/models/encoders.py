@@ -1,0 +1,125 @@
+"""History encoders: tokens of a sequence -> the user's state after each of them.
+
+All of these are causal: the state at a position depends on the tokens up to it alone, so one pass learns from every
+position of a history.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.models.layout import Layout
+
+
+class HistoryEncoder(Protocol):
+    """Tokens [..., D] in a layout -> states [..., D]."""
+
+    def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """Encode."""
+        ...
+
+
+class MeanPooling(nn.Module):
+    """Mean of the tokens so far (Covington et al. 2016, section 3.2, where averaging was best), then an MLP.
+
+    Args:
+        dim: D.
+        hidden: width of the MLP's hidden layer; 0 for no MLP.
+        dropout: on the pooled mean.
+    """
+
+    def __init__(self, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)) if hidden else None
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        mean = self.dropout(layout.cumulative_sum(tokens) / (layout.position + 1).unsqueeze(-1))
+        return mean if self.mlp is None else mean + self.mlp(mean)
+
+
+class AttentionPooling(nn.Module):
+    """Weighted mean of the tokens so far, weights from a small network on each token (Yang et al. 2016, section 2.2).
+
+    A token's weight does not depend on the position that asks, so the causal form is two running sums.
+
+    Args:
+        dim: D.
+        hidden: width of the scoring network.
+        dropout: on the tokens.
+    """
+
+    def __init__(self, dim: int, hidden: int = 64, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        # Bounded scores keep the exponential safe where a running maximum would not be causal.
+        weight = torch.exp(8.0 * torch.tanh(self.score(self.dropout(tokens)) / 8.0))
+        sums = layout.cumulative_sum(torch.cat([weight * tokens, weight], dim=-1))
+        pooled = sums[..., :-1] / sums[..., -1:]
+        return pooled + self.mlp(pooled)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """Causal transformer with learned positions (SASRec: Kang and McAuley 2018), layer norm before each part.
+
+    Args:
+        dim: D.
+        max_history: longest history; one more position is kept for the start token.
+        num_blocks, num_heads: of the transformer.
+        expansion: hidden width of the feed-forward part, in multiples of D.
+        dropout: on tokens, attention weights and the outputs of both parts.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        max_history: int,
+        num_blocks: int = 2,
+        num_heads: int = 2,
+        expansion: int = 4,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        self.position = nn.Embedding(max_history + 1, dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(dim, num_heads, expansion, dropout) for _ in range(num_blocks))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        x = self.dropout(tokens + self.position(layout.position))
+        for block in self.blocks:
+            x = block(x, layout)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, num_heads: int, expansion: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.attention_dropout = num_heads, dropout
+        self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.projection = nn.Linear(dim, 3 * dim)
+        self.output = nn.Linear(dim, dim)
+        self.expand, self.contract = nn.Linear(dim, expansion * dim), nn.Linear(expansion * dim, dim)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.projection, self.output, self.expand, self.contract):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        heads = self.projection(self.attention_norm(x)).unflatten(-1, (3 * self.num_heads, -1))
+        query, key, value = heads.split(self.num_heads, dim=-2)
+        dropout = self.attention_dropout if self.training else 0.0
+        x = x + self.dropout(self.output(layout.attend(query, key, value, dropout).flatten(-2)))
+        hidden = self.dropout(F.gelu(self.expand(self.feed_norm(x))))
+        return x + self.dropout(self.contract(hidden))  # type: ignore[no-any-return]

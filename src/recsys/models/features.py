@@ -1,0 +1,147 @@
+"""Schema -> embeddings: every kind of feature, missing and unknown values included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import FeatureTensor, FeatureTensors, RaggedTensor, to_tensor
+from recsys.data.columns import Column
+from recsys.schema import MISSING, UNKNOWN, Feature
+
+
+class CategoricalEmbedding(nn.Module):
+    """One code a row: int64 [R] -> [R, width]. Codes 0 and 1 (missing, unknown) have embeddings of their own.
+
+    In training a share of the values is read as unknown, so that the unknown value means something.
+    """
+
+    def __init__(self, size: int, width: int, unknown_rate: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(size, width)
+        nn.init.normal_(self.table.weight, std=width**-0.5)
+        self.unknown_rate = unknown_rate
+
+    def forward(self, codes: FeatureTensor) -> Tensor:
+        assert isinstance(codes, Tensor)
+        return self.table(hide(codes, self.unknown_rate, self.training))  # type: ignore[no-any-return]
+
+
+class BagEmbedding(nn.Module):
+    """Mean over the codes of a row; an empty bag has an embedding of its own.
+
+    Takes a packed bag, or padded codes int64 [R, W] in which 0 is no entry (the form of the exported tower).
+    """
+
+    def __init__(self, size: int, width: int, unknown_rate: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(size, width)
+        nn.init.normal_(self.table.weight, std=width**-0.5)
+        self.unknown_rate = unknown_rate
+
+    def forward(self, codes: FeatureTensor) -> Tensor:
+        missing = self.table.weight[MISSING]
+        if isinstance(codes, RaggedTensor):
+            values = hide(codes.values, self.unknown_rate, self.training)
+            mean = F.embedding_bag(values, self.table.weight, codes.offsets, mode="mean", include_last_offset=True)
+            empty = (codes.offsets[1:] == codes.offsets[:-1]).unsqueeze(1)
+            return torch.where(empty, missing, mean)
+        present = (codes != MISSING).unsqueeze(-1).to(self.table.weight.dtype)
+        count = present.sum(1)
+        mean = (self.table(codes) * present).sum(1) / count.clamp(min=1)
+        return torch.where(count == 0, missing, mean)
+
+
+class NumericInput(nn.Module):
+    """A standardised number float32 [R] (nan: missing) -> [R, width]: a line through it, or an embedding of missing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.line = nn.Linear(1, width)
+        self.missing = nn.Parameter(torch.zeros(width))
+
+    def forward(self, values: FeatureTensor) -> Tensor:
+        assert isinstance(values, Tensor)
+        missing = torch.isnan(values).unsqueeze(1)
+        # Values some standard deviations off would drown the other features.
+        value = torch.nan_to_num(values, nan=0.0).clamp(-5.0, 5.0).unsqueeze(1)
+        return torch.where(missing, self.missing, self.line(value))
+
+
+class VectorInput(nn.Module):
+    """A vector float32 [R, W] (nan: missing) -> [R, width], scaled to unit length first."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(size, width)
+        self.missing = nn.Parameter(torch.zeros(width))
+
+    def forward(self, values: FeatureTensor) -> Tensor:
+        assert isinstance(values, Tensor)
+        missing = torch.isnan(values).any(1, keepdim=True)
+        vector = F.normalize(torch.nan_to_num(values, nan=0.0), dim=1)
+        return torch.where(missing, self.missing, self.projection(vector))
+
+
+class FeatureEmbedding(nn.Module):
+    """Features of one table side by side: R rows -> [R, out_dim].
+
+    Args:
+        features: columns, in the order of the schema.
+        width: of each feature's embedding.
+        unknown_rate: share of the codes that training reads as unknown.
+    """
+
+    def __init__(self, features: Sequence[Feature], width: int, unknown_rate: float = 0.01) -> None:
+        super().__init__()
+        self.names = [feature.name for feature in features]
+        self.inputs = nn.ModuleList(_input(feature, width, unknown_rate) for feature in features)
+        self.out_dim = width * len(self.names)
+
+    def forward(self, values: FeatureTensors) -> Tensor:
+        return torch.cat([module(values[name]) for name, module in zip(self.names, self.inputs, strict=True)], dim=1)
+
+
+class FeatureRows(nn.Module):
+    """Features of all items, or users, as tensors; rows are read by index. Not part of a checkpoint: the data has them."""
+
+    def __init__(self, columns: dict[str, Column]) -> None:
+        super().__init__()
+        self.columns: FeatureTensors = {name: to_tensor(column) for name, column in columns.items()}
+
+    def forward(self, rows: Tensor) -> FeatureTensors:
+        """Features of `rows` int64 [R], on the device of `rows`."""
+        return {name: take(column, rows) for name, column in self.columns.items()}
+
+
+def hide(codes: Tensor, rate: float, training: bool, unknown: int = UNKNOWN) -> Tensor:
+    """Codes of which, in training, a share `rate` is replaced by `unknown`; missing ones stay missing."""
+    if not training or rate <= 0.0:
+        return codes
+    hidden = (torch.rand(codes.shape, device=codes.device) < rate) & (codes != MISSING)
+    return torch.where(hidden, unknown, codes)
+
+
+def _input(feature: Feature, width: int, unknown_rate: float) -> nn.Module:
+    if feature.kind == "numeric":
+        return NumericInput(width)
+    if feature.kind == "vector":
+        return VectorInput(feature.size, width)
+    if feature.is_ragged:
+        return BagEmbedding(feature.size, width, unknown_rate)
+    return CategoricalEmbedding(feature.size, width, unknown_rate)
+
+
+def take(column: FeatureTensor, rows: Tensor) -> FeatureTensor:
+    """Rows int64 [R] of a column that may lie on another device."""
+    if isinstance(column, Tensor):
+        return column[rows.to(column.device)].to(rows.device)
+    at = rows.to(column.offsets.device)
+    starts = column.offsets[at]
+    lengths = column.offsets[at + 1] - starts
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    positions = torch.arange(int(offsets[-1])) + (starts - offsets[:-1]).repeat_interleave(lengths)
+    return RaggedTensor(column.values[positions].to(rows.device), offsets.to(rows.device))

@@ -1,0 +1,209 @@
+"""The two towers: item_idx -> item embedding, and a batch of histories -> user embeddings.
+
+Shapes: R items, T events, H histories, P queries, D dim.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch, FeatureTensors
+from recsys.data.dataset import PreparedDataset
+from recsys.models.encoders import HistoryEncoder
+from recsys.models.features import FeatureEmbedding, FeatureRows, hide, take
+from recsys.models.layout import Packed, Padded
+from recsys.schema import UNKNOWN_ITEM
+
+
+class ItemTower(nn.Module):
+    """Id embedding plus an MLP over features; either may be switched off.
+
+    Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
+
+    Args:
+        dim: D.
+        dataset: sizes, schema and features of the items.
+        use_id: learn an embedding for each trained item.
+        use_features: read the features of items.
+        feature_width: of each feature's embedding.
+        hidden: of the MLP over features.
+        dropout: in the MLP.
+        unknown_rate: share of ids that training hides when there are features to fall back on.
+        sparse: row-wise updates of the id table, for big ones.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dataset: PreparedDataset,
+        use_id: bool = True,
+        use_features: bool = True,
+        feature_width: int = 32,
+        hidden: int = 128,
+        dropout: float = 0.1,
+        unknown_rate: float = 0.05,
+        sparse: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_trained = dim, dataset.num_trained
+        features = dataset.schema.owned_by("items") if use_features else ()
+        if not use_id and not features:
+            raise ValueError("an item tower needs ids, features or both; this one has neither")
+        self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=dim**-0.5)
+        self.features = FeatureEmbedding(features, feature_width) if features else None
+        self.rows = FeatureRows({f.name: dataset.columns[f.key] for f in features})
+        self.mlp: nn.Module | None = None
+        if self.features is not None:
+            self.mlp = nn.Sequential(
+                nn.Linear(self.features.out_dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
+            )
+        self.unknown_rate = unknown_rate if self.features is not None else 0.0
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether an embedding is one row of a dense table, so that computing a row twice costs nothing."""
+        return self.mlp is None and self.table is not None and not self.table.sparse
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether an item without a trained id has an embedding of its own."""
+        return self.mlp is not None
+
+    def forward(self, item_idx: Tensor) -> Tensor:
+        """Embeddings [R, D] of `item_idx` int64 [R]."""
+        if self.mlp is None or self.features is None:
+            return self._ids(item_idx)
+        by_features = self.mlp(self.features(self.rows(item_idx)))
+        return by_features if self.table is None else by_features + self._ids(item_idx)  # type: ignore[no-any-return]
+
+    def _ids(self, item_idx: Tensor) -> Tensor:
+        assert self.table is not None
+        rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)
+        return self.table(hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM))  # type: ignore[no-any-return]
+
+
+class UserTower(nn.Module):
+    """History encoder, then profile and request features mixed into its state.
+
+    Args:
+        encoder: of the history.
+        dim: D.
+        dataset: schema, and which users have training events.
+        use_profile: read the features of users.
+        use_user_id: learn an embedding for each user with training events.
+        feature_width: of each feature's embedding.
+        hidden: of the MLP that mixes profile and request with the state.
+        unknown_rate: share of the history's items that training reads as unknown.
+    """
+
+    def __init__(
+        self,
+        encoder: HistoryEncoder,
+        dim: int,
+        dataset: PreparedDataset,
+        use_profile: bool = True,
+        use_user_id: bool = False,
+        feature_width: int = 32,
+        hidden: int = 128,
+        unknown_rate: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.dim, self.unknown_rate = dim, unknown_rate
+        self.encoder = encoder
+        self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        schema = dataset.schema
+        events, requests = schema.with_role("event", "request"), schema.with_role("request")
+        profile = schema.with_role("profile") if use_profile else ()
+        self.events = FeatureEmbedding(events, feature_width) if events else None
+        self.event_projection = nn.Linear(self.events.out_dim, dim) if self.events is not None else None
+        self.profile = FeatureEmbedding(profile, feature_width) if profile else None
+        self.requests = FeatureEmbedding(requests, feature_width) if requests else None
+        self.users = _UserIds(dataset, feature_width, unknown_rate) if use_user_id else None
+        parts = (self.profile, self.requests, self.users)
+        context = sum(part.out_dim for part in parts if part is not None)
+        self.mixer = None
+        if context:
+            self.mixer = nn.Sequential(nn.Linear(dim + context, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+    def hide_items(self, item_idx: Tensor) -> Tensor:
+        """Items of the history of which, in training, a share is read as unknown."""
+        return hide(item_idx, self.unknown_rate, self.training, UNKNOWN_ITEM)
+
+    def forward(self, batch: Batch, items: Tensor) -> Tensor:
+        """User embeddings [P, D]; `items` [T, D] are the embeddings of the batch's events."""
+        tokens = self._tokens(items, batch.events)
+        # The start token of each sequence is row 0 of the source.
+        is_start = torch.zeros(len(tokens) + len(batch.lengths), dtype=torch.bool)
+        is_start[torch.from_numpy(np.concatenate([[0], np.cumsum(batch.lengths + 1)[:-1]]))] = True
+        source = torch.cumsum(~is_start, 0).masked_fill_(is_start, 0).to(tokens.device)
+        x = F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens]))
+        states = self.encoder(x, Packed(batch.lengths + 1, tokens.device))
+        users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
+        return self._mix(F.embedding(batch.query, states), users, batch.requests, batch.user_idx[batch.history])
+
+    def forward_padded(
+        self,
+        items: Tensor,
+        lengths: Tensor,
+        events: FeatureTensors,
+        users: FeatureTensors,
+        requests: FeatureTensors,
+        user_idx: Tensor,
+    ) -> Tensor:
+        """User embeddings [B, D] of histories padded on the right; what the exported tower computes.
+
+        Args:
+            items: [B, L, D] embeddings of the events.
+            lengths: int64 [B], events of each history, 0..L.
+            events: features of the events as rows [B * L], bags padded.
+            users, requests: features as rows [B], bags padded.
+            user_idx: int64 [B], -1 for an unknown user.
+        """
+        tokens = self._tokens(items.flatten(0, 1), events).unflatten(0, items.shape[:2])
+        x = torch.cat([self.start.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        states = self.encoder(x, Padded(x))
+        last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
+        return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
+
+    def _tokens(self, items: Tensor, events: FeatureTensors) -> Tensor:
+        tokens = items * self.dim**0.5
+        if self.events is None or self.event_projection is None:
+            return tokens
+        return tokens + self.event_projection(self.events(events))  # type: ignore[no-any-return]
+
+    def _mix(self, states: Tensor, users: FeatureTensors, requests: FeatureTensors, user_idx: Tensor) -> Tensor:
+        if self.mixer is None:
+            return states
+        parts = [states]
+        if self.profile is not None:
+            parts.append(self.profile(users))
+        if self.requests is not None:
+            parts.append(self.requests(requests))
+        if self.users is not None:
+            parts.append(self.users(user_idx))
+        return states + self.mixer(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+
+
+class _UserIds(nn.Module):
+    """Embedding of users with training events; all others share row 0."""
+
+    rows: Tensor
+
+    def __init__(self, dataset: PreparedDataset, width: int, unknown_rate: float) -> None:
+        super().__init__()
+        trained = torch.from_numpy(dataset.train_end > dataset.offsets[:-1])
+        # The last row answers index -1: an unknown user.
+        rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
+        self.register_buffer("rows", rows)
+        self.table = nn.Embedding(int(trained.sum()) + 1, width)
+        self.out_dim, self.unknown_rate = width, unknown_rate
+
+    def forward(self, user_idx: Tensor) -> Tensor:
+        rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]
+        return self.table(hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM))  # type: ignore[no-any-return]
+

@@ -1,0 +1,67 @@
+"""Both towers, and how their embeddings are compared."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch
+from recsys.models.towers import ItemTower, UserTower
+
+Similarity = Literal["cosine", "dot"]
+
+MAX_INVERSE_TEMPERATURE = 100.0
+
+
+class TwoTower(nn.Module):
+    """User and item embeddings in one space; relevance is their inner product.
+
+    With `cosine` both are scaled to unit length, here and nowhere else, so that training, index and serving agree.
+
+    Args:
+        user_tower, item_tower: the towers.
+        similarity: `cosine` or `dot`.
+        temperature: logits are similarities divided by it.
+        learn_temperature: learn its logarithm; its inverse is capped at 100 (as in CLIP and OmniSearchSage).
+    """
+
+    def __init__(
+        self,
+        user_tower: UserTower,
+        item_tower: ItemTower,
+        similarity: Similarity = "cosine",
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+    ) -> None:
+        super().__init__()
+        if similarity not in ("cosine", "dot"):
+            raise ValueError(f"similarity: found '{similarity}', expected 'cosine' or 'dot'")
+        if temperature <= 0:
+            raise ValueError(f"temperature: found {temperature}, expected a positive number")
+        self.user_tower, self.item_tower, self.similarity = user_tower, item_tower, similarity
+        self.log_inverse_temperature = nn.Parameter(
+            torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
+        )
+
+    @property
+    def inverse_temperature(self) -> Tensor:
+        """Factor from similarities to logits; scalar."""
+        if not self.log_inverse_temperature.requires_grad:
+            return self.log_inverse_temperature.exp()
+        return self.log_inverse_temperature.exp().clamp(max=MAX_INVERSE_TEMPERATURE)
+
+    def compare(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [..., D] as the inner product wants them."""
+        return F.normalize(embeddings, dim=-1) if self.similarity == "cosine" else embeddings
+
+    def encode_items(self, item_idx: Tensor) -> Tensor:
+        """Comparable item embeddings [R, D] of `item_idx` int64 [R]."""
+        return self.compare(self.item_tower(item_idx))
+
+    def encode_users(self, batch: Batch) -> Tensor:
+        """Comparable user embeddings [P, D], one for each query of the batch."""
+        return self.compare(self.user_tower(batch, self.item_tower(batch.item_idx)))

@@ -1,0 +1,152 @@
+"""`RetrievalModule`: one training step of two towers under Lightning; nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys import distributed
+from recsys.data.batch import Batch
+from recsys.data.dataset import Requests
+from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
+from recsys.models.two_tower import TwoTower
+from recsys.negatives import NegativeSampler, positives_among, probability_of_positives
+from recsys.optimizers import AdamW
+from recsys.schema import UNKNOWN_ITEM
+
+
+class RetrievalModule(L.LightningModule):
+    """Two towers, a loss and where its negatives come from.
+
+    Randomness of a step is a function of (seed, step, rank), so a resumed run continues with the dropout and the
+    negatives of an uninterrupted one.
+
+    Args:
+        model: the towers.
+        loss: `SampledSoftmax` with a sampler, or `FullSoftmax` without one.
+        negatives: proposal of the candidates; null for a softmax over the corpus.
+        optimizer: builds the optimizer and its schedule.
+        corpus: int64 [N], items that a full softmax ranges over, ascending.
+        clip_norm: bound on the norm of dense gradients; 0 for none.
+        seed: of dropout and negatives.
+        schedule_steps: length of the schedule; null for the steps that the trainer will make.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        loss: nn.Module,
+        negatives: NegativeSampler | None,
+        optimizer: AdamW,
+        corpus: Tensor,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        schedule_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(loss, FullSoftmax) != (negatives is None):
+            raise ValueError("loss: full_softmax goes with negatives=none, every other loss with a sampler")
+        self.model, self.loss, self.negatives = model, loss, negatives
+        self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
+        self.schedule_steps = schedule_steps
+        # Row 0 embeds unknown items of histories; it is no candidate.
+        self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
+        self._row_of = torch.zeros(int(self._rows.max()) + 1, dtype=torch.int64)
+        self._row_of[self._rows] = torch.arange(len(self._rows))
+        self.num_targets = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Mean loss over the targets of all processes."""
+        rank, world = self.global_rank, distributed.world_size()
+        torch.manual_seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
+        count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
+        if isinstance(self.loss, FullSoftmax):
+            loss = self._full(batch)
+        else:
+            loss = self._sampled(batch)
+        self.num_targets += int(count)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
+        if self.model.log_inverse_temperature.requires_grad:
+            self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
+        # Processes average their gradients: the weight makes that the gradient of the mean over all targets.
+        return loss * (len(batch.target_idx) * world / count)
+
+    def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """User embeddings [R, D] of the requests; the evaluation callback ranks with them."""
+        return self.model.encode_users(batch[0])
+
+    def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:
+        """As `validation_step`."""
+        return self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, with its schedule stepped every batch."""
+        optimizer = self.optimizer_factory.optimizer(self.model)
+        if self.schedule_steps is None:
+            self.schedule_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.schedule_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optimizer_factory.factor(step, total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **settings: Any) -> None:  # noqa: ARG002
+        """Clip dense gradients; rows of sparse tables are normalised by their own second moments."""
+        if self.clip_norm > 0.0:
+            dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+            nn.utils.clip_grad_norm_(dense, self.clip_norm)
+
+    def _full(self, batch: Batch) -> Tensor:
+        item_tower, user_tower = self.model.item_tower, self.model.user_tower
+        row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
+        embeddings = item_tower(rows)
+        tokens = F.embedding(row_of[user_tower.hide_items(batch.item_idx)], embeddings)
+        users = self.model.compare(user_tower(batch, tokens)) * self.model.inverse_temperature
+        loss: Tensor = self.loss(users, self.model.compare(embeddings[1:]), row_of[batch.target_idx] - 1)
+        return loss
+
+    def _sampled(self, batch: Batch) -> Tensor:
+        assert self.negatives is not None
+        assert isinstance(self.loss, SampledSoftmax)
+        model, sampler = self.model, self.negatives
+        # Seeded alike on all processes, which then draw alike.
+        generator = torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
+        drawn = sampler.draw(generator)
+        tokens, targets, extra = self._embed(model.user_tower.hide_items(batch.item_idx), batch.target_idx, drawn)
+        targets, extra = model.compare(targets), model.compare(extra)
+        users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
+        num_targets = 0
+        item_idx, embeddings = drawn, extra
+        if sampler.uses_targets:
+            batch_idx, batch_embeddings = distributed.gather(batch.target_idx), distributed.gather(targets)
+            if sampler.max_targets is not None and len(batch_idx) > sampler.max_targets:
+                order = torch.randperm(len(batch_idx), generator=generator, device=self.device)
+                chosen = order[: sampler.max_targets]
+                batch_idx, batch_embeddings = batch_idx[chosen], F.embedding(chosen, batch_embeddings)
+            num_targets = len(batch_idx)
+            item_idx, embeddings = torch.cat([batch_idx, drawn]), torch.cat([batch_embeddings, extra])
+        log_q_positives = sampler.log_q(batch.positives.values, num_targets)
+        sampled = Sampled(
+            embeddings=embeddings,
+            log_q=sampler.log_q(item_idx, num_targets),
+            log_q_target=sampler.log_q(batch.target_idx, num_targets),
+            mask=positives_among(item_idx, batch.positives),
+            q_masked=probability_of_positives(log_q_positives, batch.positives),
+            history=batch.history,
+        )
+        loss: Tensor = self.loss(users, targets, sampled)
+        return loss
+
+    def _embed(self, *groups: Tensor) -> tuple[Tensor, ...]:
+        tower = self.model.item_tower
+        joined = torch.cat(groups)
+        if tower.is_lookup:
+            embeddings = tower(joined)
+        else:
+            distinct, inverse = torch.unique(joined, return_inverse=True)
+            embeddings = F.embedding(inverse, tower(distinct))
+        return embeddings.split([len(group) for group in groups])  # type: ignore[no-any-return,no-untyped-call]

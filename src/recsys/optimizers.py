@@ -1,0 +1,103 @@
+"""Optimisation: AdamW for dense parameters, lazy row-wise Adam for sparse tables, behind one optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class DenseAndSparse(torch.optim.Optimizer):
+    """AdamW for dense gradients and `SparseAdam` for sparse ones, as one optimizer.
+
+    One object, so that automatic optimisation, schedules and checkpoints treat both alike. Rows without a gradient are
+    not touched: a step costs what the batch holds, not what the table holds.
+    """
+
+    def __init__(self, dense: torch.optim.Optimizer, sparse: torch.optim.Optimizer) -> None:
+        self.dense, self.sparse = dense, sparse
+        super().__init__([p for group in dense.param_groups + sparse.param_groups for p in group["params"]], {})
+        # The very group objects of both, so that a schedule's learning rates reach them.
+        self.param_groups = [*dense.param_groups, *sparse.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.dense.step()
+        self.sparse.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of both."""
+        return {"dense": self.dense.state_dict(), "sparse": self.sparse.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """State of both."""
+        self.dense.load_state_dict(state_dict["dense"])
+        self.sparse.load_state_dict(state_dict["sparse"])
+        self.param_groups = [*self.dense.param_groups, *self.sparse.param_groups]
+
+
+class AdamW:
+    """Builds the optimizer and its schedule for a model.
+
+    Args:
+        lr: of dense parameters.
+        sparse_lr: of sparse tables; null for `lr`.
+        weight_decay: of matrices that are not embedding tables.
+        betas: of both.
+        schedule: `constant`, `linear` or `cosine` decay to zero after the warm-up.
+        warmup_steps: of linear warm-up.
+    """
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        sparse_lr: float | None = None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+    ) -> None:
+        if schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule: found '{schedule}', expected 'constant', 'linear' or 'cosine'")
+        self.lr, self.sparse_lr, self.weight_decay, self.betas = lr, sparse_lr, weight_decay, (betas[0], betas[1])
+        self.schedule, self.warmup_steps = schedule, warmup_steps
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of all trainable parameters."""
+        tables = {id(m.weight): m.sparse for m in model.modules() if isinstance(m, nn.Embedding)}
+        decayed: list[Tensor] = []
+        plain: list[Tensor] = []
+        sparse: list[Tensor] = []
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                continue
+            if tables.get(id(parameter), False):
+                sparse.append(parameter)
+            elif parameter.ndim > 1 and id(parameter) not in tables:
+                decayed.append(parameter)
+            else:
+                plain.append(parameter)
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        dense = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=True)
+        if not sparse:
+            return dense
+        return DenseAndSparse(dense, torch.optim.SparseAdam(sparse, lr=self.sparse_lr or self.lr, betas=self.betas))
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Factor on the learning rates at a step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        share = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+        return 1.0 - share if self.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))

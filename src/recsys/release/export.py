@@ -1,0 +1,172 @@
+"""The user tower as ONNX: padded histories in, comparable user embeddings out. The one module of releases with torch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
+from recsys.data.columns import Column, Dense, Ragged
+from recsys.models.two_tower import TwoTower
+from recsys.release.manifest import USER_TOWER, USER_TOWER_DATA, TensorSpec
+from recsys.schema import Feature, Schema
+
+# Larger weights go to a second file, which the runtime maps instead of parsing.
+INLINE_BYTES = 64 << 20
+OPSET = 20
+OUTPUT = "user_embedding"
+
+
+def input_specs(model: TwoTower, schema: Schema) -> tuple[TensorSpec, ...]:
+    """Inputs of the exported tower: B histories of L events, bags of up to W codes.
+
+    `item_idx` 0 is padding, and any item that the tower does not know.
+    """
+    tower = model.user_tower
+    specs = [TensorSpec("item_idx", "int64", ("B", "L")), TensorSpec("lengths", "int64", ("B",))]
+    if tower.events is not None:
+        specs += [_spec("event", feature, ("B", "L")) for feature in schema.with_role("event", "request")]
+    if tower.profile is not None:
+        specs += [_spec("user", feature, ("B",)) for feature in schema.with_role("profile")]
+    if tower.requests is not None:
+        specs += [_spec("request", feature, ("B",)) for feature in schema.with_role("request")]
+    if tower.users is not None:
+        specs.append(TensorSpec("user_idx", "int64", ("B",)))
+    return tuple(specs)
+
+
+def _spec(prefix: str, feature: Feature, axes: tuple[str, ...]) -> TensorSpec:
+    name = f"{prefix}.{feature.name}"
+    if feature.is_ragged:
+        return TensorSpec(name, "int64", (*axes, f"W.{name}"))
+    if feature.kind == "vector":
+        return TensorSpec(name, "float32", (*axes, feature.size))
+    return TensorSpec(name, "float32" if feature.kind == "numeric" else "int64", axes)
+
+
+class ServedUserTower(nn.Module):
+    """`UserTower.forward_padded` with the item embeddings of the history in a table.
+
+    Args:
+        model: both towers, in evaluation mode.
+        num_items: items 0..num_items have a row in the table.
+        specs: of the inputs, in order.
+    """
+
+    table: Tensor
+
+    def __init__(self, model: TwoTower, num_items: int, specs: tuple[TensorSpec, ...]) -> None:
+        super().__init__()
+        self.tower, self.names = model.user_tower, [spec.name for spec in specs]
+        self.is_cosine = model.similarity == "cosine"
+        with torch.inference_mode():
+            rows = torch.arange(num_items + 1).split(65536)
+            table = torch.cat([model.item_tower(part) for part in rows])
+        self.register_buffer("table", table.clone())
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """User embeddings [B, D] of the inputs, which come in the order of the specs."""
+        given = dict(zip(self.names, inputs, strict=True))
+        item_idx, lengths = given["item_idx"], given["lengths"]
+        user_idx = given.get("user_idx", torch.full_like(lengths, -1))
+        events = {name: value.flatten(0, 1) for name, value in _with_prefix(given, "event.").items()}
+        users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
+        states = self.tower.forward_padded(self.table[item_idx], lengths, events, users, requests, user_idx)
+        return nn.functional.normalize(states, dim=-1) if self.is_cosine else states
+
+
+def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
+    return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+
+
+def export_user_tower(
+    model: TwoTower, num_items: int, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
+) -> TensorSpec:
+    """Write `user_tower.onnx` (big weights: and `user_tower.onnx.data`) into `folder`; what it gives out.
+
+    Args:
+        model: both towers, in evaluation mode.
+        num_items: items 1..num_items are known to the table; others come as 0.
+        specs: inputs, from `input_specs`.
+        folder: exists already.
+        metadata: kept inside the file.
+    """
+    served = ServedUserTower(model, num_items, specs).eval()
+    # Axes of different sizes above one: the exporter takes equal or single ones for constants.
+    names = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)})
+    sizes = {axis: 3 + number for number, axis in enumerate(names)}
+    example, dynamic = [], []
+    for spec in specs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        example.append(torch.zeros(shape, dtype=torch.int64 if spec.type == "int64" else torch.float32))
+        dynamic.append({at: Dim.DYNAMIC for at, axis in enumerate(spec.shape) if isinstance(axis, str)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Its notices are about packages that no tower uses.
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            served,
+            tuple(example),
+            dynamo=True,
+            input_names=[spec.name for spec in specs],
+            output_names=[OUTPUT],
+            dynamic_shapes=(tuple(dynamic),),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    output = TensorSpec(OUTPUT, "float32", ("B", model.user_tower.dim))
+    _write(program.model_proto, folder / USER_TOWER, (*specs, output), metadata)
+    return output
+
+
+def _write(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...], metadata: dict[str, str]) -> None:
+    _tidy(model.graph)
+    del model.opset_import[:], model.metadata_props[:], model.graph.value_info[:]
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    model.producer_version = ""
+    shapes = {spec.name: spec.shape for spec in specs}
+    for value in (*model.graph.input, *model.graph.output):
+        axes = value.type.tensor_type.shape
+        axes.CopyFrom(onnx.TensorShapeProto())
+        for axis in shapes[value.name]:
+            axes.dim.add(**{"dim_param": axis} if isinstance(axis, str) else {"dim_value": axis})
+    for key in sorted(metadata):
+        model.metadata_props.add(key=key, value=metadata[key])
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_BYTES
+    onnx.save_model(
+        model, str(path), save_as_external_data=is_large, all_tensors_to_one_file=True, location=USER_TOWER_DATA
+    )
+
+
+def _tidy(graph: onnx.GraphProto) -> None:
+    """Drop notes on how the graph was made: they name files of the machine, and equal models must give equal bytes."""
+    del graph.metadata_props[:]
+    graph.doc_string = ""
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _tidy(attribute.g)
+
+
+def batch_columns(batch: Batch) -> tuple[dict[str, Column], dict[str, Column], dict[str, Column]]:
+    """Features of events, users and requests of a batch, as the exported tower's inputs are made from them."""
+    return _columns(batch.events), _columns(batch.users), _columns(batch.requests)
+
+
+def _columns(tensors: FeatureTensors) -> dict[str, Column]:
+    return {name: _column(tensor) for name, tensor in tensors.items()}
+
+
+def _column(tensor: FeatureTensor) -> Column:
+    if isinstance(tensor, Tensor):
+        return Dense(tensor.numpy())
+    return Ragged(tensor.values.numpy(), tensor.offsets.numpy())

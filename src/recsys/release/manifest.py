@@ -1,0 +1,178 @@
+"""The manifest of a release: what it holds, by digest, and the names that tie its halves together. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+USER_TOWER = "user_tower.onnx"
+USER_TOWER_DATA = "user_tower.onnx.data"
+USER_WEIGHTS, ITEM_WEIGHTS = "user_tower.safetensors", "item_tower.safetensors"
+EMBEDDINGS = "item_embeddings.npy"
+ITEMS = "items.parquet"
+CONFIG = "config.yaml"
+SCHEMA = "schema.json"
+ITEM_VOCABULARY, USER_VOCABULARY = "vocabularies/items.parquet", "vocabularies/users.parquet"
+INDEX_PAIR = "item_index.pair.json"
+SELF_CHECK = "self_check.npz"
+REQUIRED = (
+    USER_TOWER, USER_WEIGHTS, ITEM_WEIGHTS, EMBEDDINGS, ITEMS, CONFIG, SCHEMA, ITEM_VOCABULARY, INDEX_PAIR,
+    "item_index.json", SELF_CHECK,
+)  # fmt: skip
+
+# What the exported tower carries in its own metadata.
+PAIR_KEY = "recsys.pair"
+SIMILARITY_KEY = "recsys.similarity"
+MAX_HISTORY_KEY = "recsys.max_history"
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Digest and size of a file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type (`int64` or `float32`) and shape (numbers, and names of dynamic axes) of an input or output."""
+
+    name: str
+    type: str
+    shape: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of `manifest.json`.
+
+    Attributes:
+        version: hash over the digests of the files.
+        model: name of the model.
+        created: UTC, ISO 8601; not part of the version.
+        run: folder of the run that was promoted.
+        dataset_fingerprint: names the prepared data that it was trained on.
+        pair: hash over everything that user tower and index must agree on; both carry it.
+        inputs, output: of the exported user tower.
+        temperature: similarities are divided by it to become logits.
+        metrics: of the run.
+        index: class, recall against exact search, and the curve of the tuning.
+        files: every other file of the release.
+    """
+
+    version: str
+    model: str
+    created: str
+    run: str
+    git_commit: str | None
+    dataset_fingerprint: str
+    similarity: str
+    temperature: float
+    dim: int
+    num_embeddings: int
+    max_history: int
+    pair: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    metrics: Mapping[str, float]
+    index: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers, the inverse of `from_json`."""
+        return {"format": self.format, **{k: v for k, v in asdict(self).items() if k != "format"}}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Manifest:
+        """Manifest from what `to_json` gave."""
+        return cls(
+            **{
+                **content,
+                "inputs": tuple(_spec(entry) for entry in content["inputs"]),
+                "output": _spec(content["output"]),
+                "files": {name: FileEntry(**entry) for name, entry in content["files"].items()},
+            }
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.json`."""
+        (folder / MANIFEST).write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            UserError: it is missing, damaged or of another format.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text())
+            if content.get("format") != FORMAT:
+                raise UserError(f"{path}: format {content.get('format')!r}, expected {FORMAT}; publish the run again")
+            return cls.from_json(content)
+        except UserError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path}: not the manifest of a release ({type(error).__name__}: {error})") from error
+
+
+def _spec(entry: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(entry["name"], entry["type"], tuple(entry["shape"]))
+
+
+def describe_files(folder: Path) -> dict[str, FileEntry]:
+    """Every file below `folder` except the manifest, by relative name, in order."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: describe_file(folder / name) for name in names if name != MANIFEST}
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Digest and size."""
+    running = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            running.update(chunk)
+    return FileEntry(running.hexdigest(), path.stat().st_size)
+
+
+def version_of(files: Mapping[str, FileEntry]) -> str:
+    """The version: a hash over the files' names and digests."""
+    return _hash_of(files)[:16]
+
+
+def pair_of(files: Mapping[str, FileEntry]) -> str:
+    """The name that user tower and index share.
+
+    It covers what both are made of: weights, embeddings, items, vocabularies, schema and configuration. The exported tower,
+    the files of the index and the self-check, which carry it or follow from it, are left out.
+    """
+    common = {
+        name: entry
+        for name, entry in files.items()
+        if not name.startswith(("item_index.", USER_TOWER)) and name != SELF_CHECK
+    }
+    return _hash_of(common)[:32]
+
+
+def save_index_pair(folder: Path, pair: str, files: Mapping[str, FileEntry]) -> None:
+    """Write `item_index.pair.json`: the pair that the index belongs to, and the digests of the index's files."""
+    content = {"pair": pair, "files": {name: entry.sha256 for name, entry in sorted(files.items())}}
+    (folder / INDEX_PAIR).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _hash_of(files: Mapping[str, FileEntry]) -> str:
+    lines = "".join(f"{name}\0{files[name].sha256}\n" for name in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()

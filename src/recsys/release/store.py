@@ -1,0 +1,229 @@
+"""A folder of releases: published whole or not at all, named by content, and pointed at by aliases. Imports no torch.
+
+    <store>/<version>/          one release, immutable
+            aliases/<alias>     a small file with a version, swapped atomically
+            history.jsonl       every change of an alias: when, alias, from, to, why
+            .tmp-*              releases that are being written
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from recsys.errors import UserError, nearest
+from recsys.release.manifest import Manifest, describe_files, version_of
+from recsys.release.verification import verify_release
+
+_VERSION = re.compile(r"[0-9a-f]{16}")
+_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+class ReleaseStore:
+    """Releases below one folder.
+
+    Args:
+        root: the folder; publishing makes it.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def publish(self, write: Callable[[Path], Manifest]) -> str:
+        """Have `write` fill a folder aside, then give it its version as a name; that version.
+
+        Content that is there already is not published twice. What killed processes left is removed.
+
+        Args:
+            write: fills the folder that it is given, and says what the manifest should hold. Version, time and files of
+                the manifest are filled in here.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        self._clean()
+        aside = self.root / f".tmp-{uuid.uuid4().hex}"
+        lock = FileLock(f"{aside}.lock")
+        with lock:
+            try:
+                aside.mkdir()
+                manifest = write(aside)
+                files = describe_files(aside)
+                created = datetime.now(UTC).isoformat(timespec="seconds")
+                manifest = dataclasses.replace(manifest, version=version_of(files), created=created, files=files)
+                manifest.save(aside)
+                _sync(aside)
+                self._move(aside, manifest.version)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+                Path(lock.lock_file).unlink(missing_ok=True)
+        return manifest.version
+
+    def _move(self, aside: Path, version: str) -> None:
+        folder = self.root / version
+        if not folder.exists():
+            try:
+                os.rename(aside, folder)
+                _sync_folder(self.root)
+            except OSError:
+                # Another process published the same content just now.
+                if not folder.is_dir():
+                    raise
+        # Whoever was first: what lies there must be sound.
+        verify_release(folder)
+
+    def _clean(self) -> None:
+        """Remove what killed processes left: nobody holds the lock of it."""
+        for lock_file in self.root.glob(".tmp-*.lock"):
+            try:
+                with FileLock(lock_file, timeout=0):
+                    shutil.rmtree(lock_file.with_suffix(""), ignore_errors=True)
+                    lock_file.unlink(missing_ok=True)
+            except Timeout:
+                continue
+
+    def versions(self) -> list[str]:
+        """Published versions, by name."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> version."""
+        folder = self.root / "aliases"
+        if not folder.is_dir():
+            return {}
+        return {path.name: self._read_alias(path) for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name)}
+
+    def resolve(self, name: str) -> str:
+        """The version that `name`, a version or an alias, stands for.
+
+        Raises:
+            UserError: there is no such release.
+        """
+        if not self.root.is_dir():
+            raise UserError(f"store: {self.root} is not a folder; index.py publishes releases")
+        version = name
+        if _ALIAS.fullmatch(name) and not _VERSION.fullmatch(name):
+            path = self.root / "aliases" / name
+            if not path.is_file():
+                valid = [*self.aliases(), *self.versions()]
+                raise UserError(f"release: {self.root} has no alias '{name}'{nearest(name, valid)}")
+            version = self._read_alias(path)
+        if not _VERSION.fullmatch(version) or not (self.root / version).is_dir():
+            valid = [*self.aliases(), *self.versions()]
+            raise UserError(f"release: {self.root} has no release '{version}'{nearest(version, valid)}")
+        return version
+
+    def open(self, name: str) -> tuple[Path, Manifest]:
+        """Folder and manifest of a release, verified.
+
+        Args:
+            name: version or alias.
+
+        Raises:
+            UserError: there is no such release, or it is not what it says.
+        """
+        folder = self.root / self.resolve(name)
+        return folder, verify_release(folder)
+
+    def set_alias(self, alias: str, version: str, why: str) -> None:
+        """Point `alias` at `version`; moving `production` leaves its former target as `previous`.
+
+        The history is written before the alias moves, so that no change is missing from it.
+
+        Raises:
+            UserError: no name for an alias, or no such release.
+        """
+        self._check_alias(alias)
+        version = self.resolve(version)
+        (self.root / "aliases").mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / ".aliases.lock"):
+            current = self.aliases()
+            if current.get(alias) == version:
+                return
+            if alias == "production" and alias in current:
+                self._move_alias("previous", current.get("previous"), current[alias], f"production moved to {version}")
+            self._move_alias(alias, current.get(alias), version, why)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every change of an alias, oldest first."""
+        path = self.root / "history.jsonl"
+        if not path.exists():
+            return []
+        changes = []
+        for line in path.read_text().splitlines():
+            try:
+                changes.append(json.loads(line))
+            except ValueError:
+                # Cut off by a crash in the middle of a line; the change it announced did not happen.
+                continue
+        return changes
+
+    def _move_alias(self, alias: str, old: str | None, new: str, why: str) -> None:
+        if old == new:
+            return
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        self._append({"when": when, "alias": alias, "from": old, "to": new, "why": why})
+        folder = self.root / "aliases"
+        aside = folder / f".{alias}.{uuid.uuid4().hex}"
+        aside.write_text(new + "\n")
+        _sync_file(aside)
+        os.replace(aside, folder / alias)
+        _sync_folder(folder)
+
+    def _append(self, change: dict[str, Any]) -> None:
+        descriptor = os.open(self.root / "history.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(descriptor).st_size
+            torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            os.write(descriptor, (b"\n" if torn else b"") + json.dumps(change).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _check_alias(self, alias: str) -> None:
+        if not _ALIAS.fullmatch(alias) or _VERSION.fullmatch(alias):
+            raise UserError(
+                f"alias: found '{alias}', expected a lower-case name such as candidate or production (letters, digits, - and _)"
+            )
+
+    def _read_alias(self, path: Path) -> str:
+        try:
+            version = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not an alias ({error})") from error
+        if not _VERSION.fullmatch(version):
+            raise UserError(f"{path}: damaged, expected the version of a release")
+        return version
+
+
+def _sync(folder: Path) -> None:
+    """Files and folders reach the disk before they get their name."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _sync_folder(path)
+        else:
+            _sync_file(path)
+    _sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

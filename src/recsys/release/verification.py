@@ -1,0 +1,193 @@
+"""Is a release what it says it is? Every promise is checked before anything of it is used. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.data.columns import load_array
+from recsys.errors import UserError
+from recsys.release.manifest import (
+    EMBEDDINGS,
+    INDEX_PAIR,
+    ITEMS,
+    MANIFEST,
+    MAX_HISTORY_KEY,
+    PAIR_KEY,
+    REQUIRED,
+    SIMILARITY_KEY,
+    USER_TOWER,
+    USER_TOWER_DATA,
+    FileEntry,
+    Manifest,
+    describe_file,
+    pair_of,
+    version_of,
+)
+
+_TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
+
+
+def verify_release(folder: Path) -> Manifest:
+    """Check every file of the release in `folder`, and that its halves belong together.
+
+    Raises:
+        UserError: a file is missing, unlisted, changed or no plain file; the version is not that of the content; or
+            user tower, embeddings and index are not of one pair.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise UserError(f"{folder}: not the folder of a release")
+    manifest = Manifest.load(folder)
+    _check_names(folder, manifest)
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry)
+    version = version_of(manifest.files)
+    if version != manifest.version:
+        raise UserError(f"{folder / MANIFEST}: says version {manifest.version}, but its files make {version}")
+    if folder.name != version:
+        raise UserError(f"{folder}: holds release {version}; a release must lie under its own version")
+    _check_pair(folder, manifest)
+    _check_items(folder, manifest)
+    return manifest
+
+
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name or name == MANIFEST:
+            raise UserError(f"{folder / MANIFEST}: lists '{name}', which is no name of a file of a release")
+    for name in REQUIRED:
+        if name not in manifest.files:
+            raise UserError(f"{folder / MANIFEST}: does not list {name}, which every release holds")
+    found = set()
+    for path in _walk(folder):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: a link or special file; a release holds plain files only")
+        if path.is_file():
+            found.add(name)
+    if missing := sorted(manifest.files.keys() - found):
+        raise UserError(f"{folder / missing[0]}: missing; {MANIFEST} lists it")
+    if unlisted := sorted(found - manifest.files.keys() - {MANIFEST}):
+        raise UserError(f"{folder / unlisted[0]}: {MANIFEST} does not list it")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        yield Path(entry.path)
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path))
+
+
+def _check_file(path: Path, entry: FileEntry) -> None:
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise UserError(f"{path}: damaged, found {size} bytes, {MANIFEST} says {entry.bytes}")
+    if (found := describe_file(path).sha256) != entry.sha256:
+        raise UserError(f"{path}: changed, its sha256 is {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...")
+
+
+def _check_pair(folder: Path, manifest: Manifest) -> None:
+    """Tower, index and what they were made of must name the same pair, whatever the manifest says of the files."""
+    expected = pair_of(manifest.files)
+    if manifest.pair != expected:
+        raise UserError(f"{folder / MANIFEST}: says pair {manifest.pair}, but its files make {expected}: mixed releases")
+    model = read_tower(folder)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    _check_same(folder / USER_TOWER, "pair", metadata.get(PAIR_KEY), expected)
+    try:
+        content = json.loads((folder / INDEX_PAIR).read_text())
+        pair, files = content["pair"], dict(content["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / INDEX_PAIR}: damaged ({error})") from error
+    _check_same(folder / INDEX_PAIR, "pair", pair, expected)
+    index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
+    if files != index:
+        name = sorted(set(files.items()) ^ set(index.items()))[0][0]
+        raise UserError(f"{folder / name}: not the file of the index that {INDEX_PAIR} names: mixed releases")
+    _check_same(folder / USER_TOWER, "similarity", metadata.get(SIMILARITY_KEY), manifest.similarity)
+    _check_same(folder / USER_TOWER, "max_history", metadata.get(MAX_HISTORY_KEY), str(manifest.max_history))
+    for listed, found in ((manifest.inputs, model.graph.input), ((manifest.output,), model.graph.output)):
+        _check_same(
+            folder / USER_TOWER,
+            "inputs and outputs",
+            [(_TYPES.get(value.type.tensor_type.elem_type), value.name, _shape(value)) for value in found],
+            [(spec.type, spec.name, spec.shape) for spec in listed],
+        )
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
+    return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
+
+
+def _check_same(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        hint = ": mixed releases" if what == "pair" else ""
+        raise UserError(f"{path}: its {what} is {found}, expected {expected}{hint}")
+
+
+def _check_items(folder: Path, manifest: Manifest) -> None:
+    try:
+        embeddings = load_array(folder / EMBEDDINGS)
+        num_items = pq.read_metadata(folder / ITEMS).num_rows
+    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+        raise UserError(f"{folder}: embeddings or items are unreadable ({error})") from error
+    shape = (manifest.num_embeddings, manifest.dim)
+    if embeddings.shape != shape or embeddings.dtype != np.float32:
+        found = f"{embeddings.dtype} {list(embeddings.shape)}"
+        raise UserError(f"{folder / EMBEDDINGS}: found {found}, expected float32 {list(shape)}")
+    if num_items != manifest.num_embeddings:
+        raise UserError(f"{folder / ITEMS}: found {num_items} rows, expected {manifest.num_embeddings}")
+    if manifest.output.shape[-1] != manifest.dim:
+        raise UserError(f"{folder / USER_TOWER}: gives {manifest.output.shape[-1]} dimensions, expected {manifest.dim}")
+
+
+def read_tower(folder: Path) -> onnx.ModelProto:
+    """The graph of the user tower without its external data, refused if it could run or read anything of its choosing.
+
+    Raises:
+        UserError: it cannot be read, has operators of its own, or reads a file other than `user_tower.onnx.data`.
+    """
+    path = folder / USER_TOWER
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's own errors share no base class
+        raise UserError(f"{path}: not an ONNX model ({error})") from error
+    if model.functions:
+        raise UserError(f"{path}: holds functions of its own ({model.functions[0].name}); expected standard operators only")
+    for node in _nodes(model.graph):
+        if node.domain not in ("", "ai.onnx"):
+            raise UserError(f"{path}: operator '{node.domain}.{node.op_type}' is not a standard one")
+    for tensor in _tensors(model.graph):
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and location != USER_TOWER_DATA:
+            raise UserError(f"{path}: reads '{location}'; expected no other file than {USER_TOWER_DATA}")
+    return model
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)

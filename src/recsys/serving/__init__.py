@@ -1,0 +1,1 @@
+"""What a server runs: numpy, ONNX and the index. Imports no torch."""

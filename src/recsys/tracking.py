@@ -1,0 +1,172 @@
+"""What a run leaves behind: its folder, CSV and W&B logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.errors import UserError
+
+
+class RunFolder:
+    """`config.yaml`, `run.json`, `metrics.json` and `per_user.parquet` of one run; each is written aside and renamed.
+
+    Args:
+        path: of the run.
+        config: what the run is asked for.
+
+    Raises:
+        UserError: the folder holds a run of another configuration.
+    """
+
+    def __init__(self, path: Path, config: DictConfig) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        path.mkdir(parents=True, exist_ok=True)
+        resolved = OmegaConf.to_container(config, resolve=True)
+        existing = path / "config.yaml"
+        if existing.exists():
+            _check_same(OmegaConf.to_container(OmegaConf.load(existing)), resolved, existing)
+        else:
+            _write(existing, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Content of `run.json`; empty for a new run."""
+        file = self.path / "run.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def update(self, **state: Any) -> None:
+        """Add to `run.json`."""
+        _write(self.path / "run.json", json.dumps(self.state | state, indent=2) + "\n")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Content of `metrics.json`."""
+        file = self.path / "metrics.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def write_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Write `metrics.json`."""
+        _write(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
+
+    def write_per_user(self, table: pa.Table) -> None:
+        """Write `per_user.parquet`."""
+        part = self.path / "per_user.parquet.part"
+        pq.write_table(table, part)
+        os.replace(part, self.path / "per_user.parquet")
+
+
+def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
+    """CSV always (a file for each start of the run); W&B too, offline where there is no key."""
+    starts = len(list((run / "logs").glob("*"))) if (run / "logs").exists() else 0
+    loggers: list[Logger] = [CSVLogger(run, name="logs", version=str(starts))]
+    if config.logger.project is not None:
+        # Chatter of the client would drown the table that a run ends with.
+        os.environ.setdefault("WANDB_SILENT", "true")
+        online = wandb_online()
+        logger = WandbLogger(
+            project=config.logger.project,
+            entity=config.logger.entity,
+            group=config.logger.group,
+            tags=list(config.logger.tags),
+            name=run.name,
+            save_dir=run,
+            offline=not online,
+        )
+        logger.experiment.config.update(OmegaConf.to_container(config, resolve=True), allow_val_change=True)
+        loggers.append(logger)
+    return loggers
+
+
+def wandb_online() -> bool:
+    """Whether W&B has a key and is not switched off."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    import wandb
+
+    return bool(wandb.api.api_key)
+
+
+def log_examples(loggers: list[Logger], columns: list[str], rows: list[list[Any]]) -> None:
+    """A table of examples to W&B."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            logger.log_table("examples", columns=columns, data=rows)
+
+
+def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
+    """Values that describe the whole run, to W&B's summary."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(dict(values))
+
+
+def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
+    """The best checkpoint and its configuration as a W&B artifact, when online: the local file is the truth."""
+    if not wandb_online():
+        return
+    import wandb
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
+            artifact.add_file(str(run / "checkpoints/best.ckpt"))
+            artifact.add_file(str(run / "config.yaml"))
+            logger.experiment.log_artifact(artifact)
+
+
+def close(loggers: list[Logger]) -> None:
+    """Finish W&B runs."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with `+` for uncommitted changes; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _check_same(found: Any, wanted: Any, file: Path, key: str = "") -> None:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            _check_same(found.get(name), wanted.get(name), file, f"{key}.{name}" if key else str(name))
+    elif found != wanted:
+        raise UserError(
+            f"{file}: this folder holds a run with {key}={found}, but {key}={wanted} is asked for; "
+            "choose another hydra.run.dir"
+        )
+
+
+def _write(path: Path, content: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(content)
+    os.replace(part, path)
