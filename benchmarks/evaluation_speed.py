@@ -116,7 +116,7 @@ def main() -> None:
     model = Embeddings(args.items, args.dim)
     ranker = ModelRanker(model, np.arange(1, args.items + 1))  # type: ignore[arg-type]
     users, items = torch.randn(args.users, args.dim), model.items[1:]
-    height = block_height(args.items, BATCH)
+    height = min(block_height(args.items), BATCH)
     evaluations, products = [], []
     for _ in range(args.repeats):
         products.append(product(users, items, height))

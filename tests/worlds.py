@@ -34,7 +34,9 @@ def write_world(root: Path, seed: int = 0, string_ids: bool = True) -> Path:
         return [None if gone else value for gone, value in zip(hidden, values.tolist(), strict=True)]
 
     def bags(size: int) -> list[object]:
-        return some(np.array([rng.choice(["a", "b", "c", "d"], rng.integers(0, 4)).tolist() for _ in range(size)], object))
+        return some(
+            np.array([rng.choice(["a", "b", "c", "d"], rng.integers(0, 4)).tolist() for _ in range(size)], object)
+        )
 
     def vectors(size: int) -> list[object]:
         return some(np.array([*rng.normal(size=(size, 3)).round(3), None], object)[:-1])

@@ -86,15 +86,15 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
     """Both towers, initialised from the seed."""
     _check_keys(config.model, ("dim", "similarity", "temperature", "learn_temperature"), "model")
     L.seed_everything(config.seed, verbose=False)
-    item_tower = OmegaConf.merge(config.item_tower, {})
-    if item_tower.sparse == "auto":
+    sparse = config.item_tower.sparse
+    if sparse == "auto":
         whole_table = config.loss["_target_"].endswith("FullSoftmax")
-        item_tower.sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
+        sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
     model = config.model
     try:
         return TwoTower(
             user_tower=complete(instantiate(config.user_tower), dataset=dataset),
-            item_tower=complete(instantiate(item_tower), dataset=dataset),
+            item_tower=complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
@@ -176,7 +176,9 @@ def load_run(path: str | Path) -> TrainedRun:
         raise UserError(f"run: {path} is not a folder")
     state = _read_json(path / "run.json")
     if state.get("status") != "finished":
-        raise UserError(f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again")
+        raise UserError(
+            f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
+        )
     config = OmegaConf.load(path / "config.yaml")
     assert isinstance(config, DictConfig)
     dataset = open_data(config)
@@ -214,9 +216,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
-    for key in node:
+    for key in map(str, node):
         if key not in valid:
-            raise UserError(f"unknown configuration key '{name}.{key}'{nearest(str(key), valid)}")
+            raise UserError(f"unknown configuration key '{name}.{key}'{nearest(key, valid)}")
 
 
 def _plain(node: DictConfig) -> Any:

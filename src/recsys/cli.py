@@ -79,7 +79,7 @@ def _composition_error(config_name: str, arguments: list[str]) -> str | None:
 def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
     if not isinstance(node, DictConfig):
         return
-    for name in node:
+    for name in map(str, node):
         yield f"{prefix}{name}"
         if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name):
             continue

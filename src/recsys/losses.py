@@ -109,7 +109,12 @@ class Buffer:
     def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
         """An uninitialised [rows, columns] tensor of the type and on the device of `like`."""
         memory = self._memory
-        if memory is None or memory.numel() < rows * columns or memory.device != like.device or memory.dtype != like.dtype:
+        if (
+            memory is None
+            or memory.numel() < rows * columns
+            or memory.device != like.device
+            or memory.dtype != like.dtype
+        ):
             memory = self._memory = torch.empty(rows * columns, dtype=like.dtype, device=like.device)
         return memory[: rows * columns].view(rows, columns)
 

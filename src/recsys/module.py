@@ -64,10 +64,7 @@ class RetrievalModule(L.LightningModule):
         rank, world = self.global_rank, distributed.world_size()
         torch.manual_seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
         count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
-        if isinstance(self.loss, FullSoftmax):
-            loss = self._full(batch)
-        else:
-            loss = self._sampled(batch)
+        loss = self._full(batch) if isinstance(self.loss, FullSoftmax) else self._sampled(batch)
         self.num_targets += int(count)
         self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
         if self.model.log_inverse_temperature.requires_grad:
@@ -149,4 +146,4 @@ class RetrievalModule(L.LightningModule):
         else:
             distinct, inverse = torch.unique(joined, return_inverse=True)
             embeddings = F.embedding(inverse, tower(distinct))
-        return embeddings.split([len(group) for group in groups])  # type: ignore[no-any-return,no-untyped-call]
+        return embeddings.split([len(group) for group in groups])  # type: ignore[no-any-return]

@@ -61,9 +61,11 @@ class InBatch:
         self._log_q = _log(catalogue.probabilities)
 
     def draw(self, generator: torch.Generator) -> Tensor:
+        """None."""
         return torch.zeros(0, dtype=torch.int64, device=generator.device)
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Log probability of the item as a target."""
         return self._log_q.to(item_idx.device)[item_idx]
 
 
@@ -82,10 +84,12 @@ class Uniform:
         self.corpus, self.num_negatives = catalogue.corpus, num_negatives
 
     def draw(self, generator: torch.Generator) -> Tensor:
+        """`num_negatives` items of the corpus, with replacement."""
         rows = torch.randint(len(self.corpus), (self.num_negatives,), generator=generator, device=generator.device)
         return self.corpus.to(rows.device)[rows]
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Minus log N for every item."""
         return torch.full(item_idx.shape, 1.0 / len(self.corpus), device=item_idx.device).log()
 
 
@@ -108,9 +112,11 @@ class Mixed:
         self._uniform = Uniform(catalogue, num_negatives)
 
     def draw(self, generator: torch.Generator) -> Tensor:
+        """B' items of the corpus, with replacement."""
         return self._uniform.draw(generator)
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
+        """Log probability of the item in the mixture."""
         drawn = self._uniform.num_negatives
         popular = self.probabilities.to(item_idx.device)[item_idx]
         return _log((num_targets * popular + drawn / len(self._uniform.corpus)) / (num_targets + drawn))

@@ -31,5 +31,6 @@ def print_run(run: RunFolder, console: Console | None = None) -> None:
     console.print(table)
     console.print(
         f"{state['steps']} steps ({state['selected']} selected), {state['targets_per_second']:,.0f} targets/s, "
-        f"{state['seconds']:.0f} s, {state['peak_memory_bytes'] / 2**30:.2f} GiB peak, data {state['dataset_fingerprint']}"
+        f"{state['seconds']:.0f} s, {state['peak_memory_bytes'] / 2**30:.2f} GiB peak, "
+        f"data {state['dataset_fingerprint']}"
     )

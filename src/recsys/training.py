@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -94,7 +95,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
         trainer.save_checkpoint(best)
     load_weights(module.model, best)
     trainer.validate(module, data, verbose=False)
-    run.write_metrics({name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")})
+    run.write_metrics(_logged(trainer, "val/"))
     steps = int(torch.load(best, map_location="cpu", weights_only=True)["global_step"])
     run.update(
         selected=steps,
@@ -127,7 +128,7 @@ def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers:
     evaluation = FullCorpusEvaluation(dataset, corpus, config.exclude_seen)
     trainer = _trainer(config, run, [evaluation], loggers)
     trainer.test(module, data, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    metrics = _logged(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= _rolling(config, dataset, module, data.builder)
     assert evaluation.metrics is not None
@@ -154,7 +155,11 @@ def _trainer(
 
 
 def _named_callbacks(config: DictConfig, folder: Path) -> list[tuple[str, L.Callback]]:
-    return list(zip(config.callbacks, build_callbacks(config, folder), strict=True))  # type: ignore[arg-type]
+    return list(zip(config.callbacks, build_callbacks(config, folder), strict=True))
+
+
+def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
 def _last(checkpoint: Path) -> Path | None:
@@ -162,7 +167,8 @@ def _last(checkpoint: Path) -> Path | None:
 
 
 def _quiet() -> None:
-    # True of every run here, and no action follows from them.
+    # Hardware summaries, advertisements and warnings that are true of every run here: no action follows from them.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

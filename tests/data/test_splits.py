@@ -67,8 +67,10 @@ split_of = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows=st.lists(row_of, min_size=1, max_size=30), split=split_of, no_val=st.booleans(), num_shards=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(row_of, min_size=1, max_size=30), split=split_of, no_val=st.booleans(), num_shards=st.integers(1, 3)
+)
 def test_parts_are_those_of_the_reference(
     tmp_path_factory: pytest.TempPathFactory, rows: list[Any], split: Split, no_val: bool, num_shards: int
 ) -> None:
@@ -114,7 +116,11 @@ def test_events_of_equal_time_keep_the_order_of_shards_and_rows(tmp_path: Path) 
 
 
 def test_given_holds_out_the_last_training_event_where_no_row_says_val(tmp_path: Path) -> None:
-    rows = {"user_id": [1, 1, 1, 2, 2], "item_id": [3, 4, 5, 3, 4], "split": ["train", "train", "test", "train", "test"]}
+    rows = {
+        "user_id": [1, 1, 1, 2, 2],
+        "item_id": [3, 4, 5, 3, 4],
+        "split": ["train", "train", "test", "train", "test"],
+    }
     root = write_folder(tmp_path / "data", rows)
     dataset = prepared(root, Given())
     assert histories(dataset) == {1: ([3], [4], [5]), 2: ([3], [], [4])}

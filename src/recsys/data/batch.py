@@ -45,6 +45,10 @@ class Windows(NamedTuple):
     end: Indices
     first: npt.NDArray[np.bool_]
 
+    def take(self, chosen: Indices) -> Windows:
+        """Some of the windows."""
+        return Windows(self.user_idx[chosen], self.begin[chosen], self.end[chosen], self.first[chosen])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -209,7 +213,9 @@ class BatchBuilder:
                 for f in self._requests
             },
             target_idx=torch.from_numpy(target_idx),
-            positives=RaggedTensor(torch.from_numpy(positives.values.astype(np.int64)), torch.from_numpy(positives.offsets)),
+            positives=RaggedTensor(
+                torch.from_numpy(positives.values.astype(np.int64)), torch.from_numpy(positives.offsets)
+            ),
         )
 
 
@@ -233,6 +239,8 @@ def take_or_missing(column: Column, rows: Indices) -> Column:
 def to_tensor(column: Column) -> FeatureTensor:
     """A column as tensors; codes become int64, which embeddings want."""
     if isinstance(column, Ragged):
-        return RaggedTensor(torch.from_numpy(column.values.astype(np.int64)), torch.from_numpy(column.offsets))
+        return RaggedTensor(
+            torch.from_numpy(column.values.astype(np.int64)), torch.from_numpy(np.array(column.offsets))
+        )
     values = column.values
     return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iu" else np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,8 @@ import numpy.typing as npt
 def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Flat positions `starts[0]..starts[0]+lengths[0]-1, starts[1].., ...` without a loop; shape [sum(lengths)]."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    positions: npt.NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`. values int32 [nnz], offsets int64 [R+1]."""
+    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`; int32 [nnz] and int64 [R+1]."""
 
     values: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
@@ -71,9 +73,10 @@ def load_column(stem: Path, ragged: bool) -> Column:
     return Dense(load_array(stem.with_name(stem.name + ".npy")))
 
 
-def load_array(path: Path) -> npt.NDArray[np.generic]:
+def load_array(path: Path) -> npt.NDArray[Any]:
     """Memory-map one array, read only. Empty arrays, which cannot be mapped, are read."""
     try:
-        return np.load(path, mmap_mode="r")
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except ValueError:
-        return np.load(path)
+        array = np.load(path)
+    return array

@@ -9,9 +9,9 @@
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
 
-Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`, test
-after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained (most
-frequent first), seen in validation but not in training, only in the items table, only in test events.
+Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
+test after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained
+(most frequent first), seen in validation but not in training, only in the items table, only in test events.
 """
 
 from __future__ import annotations
@@ -130,9 +130,7 @@ class PreparedDataset:
         """The same data with the validation part moved into training, for `refit=true`."""
         val_count = np.asarray(load_array(self.path / "items/val_count.npy"))
         meta = dataclasses.replace(self.meta, num_trained=self.meta.num_seen)
-        return dataclasses.replace(
-            self, meta=meta, train_end=self.val_end, train_count=self.train_count + val_count
-        )
+        return dataclasses.replace(self, meta=meta, train_end=self.val_end, train_count=self.train_count + val_count)
 
     def corpus(self, reads_features: bool, reads_ids: bool = True) -> npt.NDArray[np.int64]:
         """item_idx of the items that can be recommended, ascending.
@@ -157,7 +155,6 @@ class PreparedDataset:
     def part_bounds(self, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Absolute positions (begin, end) of each user's events in `part`; both [U]."""
         return (self.train_end, self.val_end) if part == "val" else (self.val_end, self.offsets[1:])
-
 
     @cached_property
     def item_ids(self) -> pa.Array:

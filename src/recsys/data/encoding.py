@@ -147,6 +147,8 @@ def as_type(values: pa.Array, target: pa.DataType) -> pa.Array:
     if pa.types.is_integer(target):
         if pa.types.is_string(values.type):
             values = pc.if_else(pc.match_substring_regex(values, _INTEGER), values, None)
+        elif pa.types.is_uint64(values.type):
+            values = pc.if_else(pc.less_equal(values, pa.scalar(2**63 - 1, pa.uint64())), values, None)
         elif pa.types.is_floating(values.type):
             floats = np.asarray(values.cast(pa.float64()).fill_null(np.nan))
             with np.errstate(invalid="ignore"):

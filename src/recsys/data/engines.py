@@ -98,7 +98,10 @@ class DuckDB:
             yield _DuckDBSession(connection)
         except duckdb.OutOfMemoryException as error:
             raise UserError(f"data.engine.memory={self.memory} is not enough: {error}") from error
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        except duckdb.Error as error:
+            ours = isinstance(error, duckdb.ProgrammingError | duckdb.InternalError)
+            if ours and not isinstance(error, duckdb.InvalidInputException):
+                raise
             raise UserError(f"the data cannot be read: {error}") from error
         finally:
             connection.disconnect()
@@ -153,7 +156,8 @@ def _duckdb(read: Read) -> str:
         "string": f"{column}::VARCHAR",
         "date": f"epoch_us({column}::DATE)",
         "time": f"epoch_us({column})",
-        "nanoseconds": f"epoch_us({column})",
+        # `epoch_us` would round; times are rounded down.
+        "nanoseconds": f"(epoch_ns({column}) - (epoch_ns({column}) % 1000 + 1000) % 1000) // 1000",
     }
     return forms[read.reading]
 
@@ -165,10 +169,12 @@ class Spark:
     Attributes:
         master: where it runs, such as `local[2]` or `yarn`.
         memory: of the driver, which is the worker too where `master` is local.
+        shuffle_partitions: into how many pieces joins and sorts cut the data; more for more data.
     """
 
     master: str = "local[2]"
     memory: str = "2g"
+    shuffle_partitions: int = 8
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Session]:
@@ -189,6 +195,7 @@ class Spark:
             "spark.sql.legacy.parquet.nanosAsLong": "true",
             "spark.sql.caseSensitive": "true",
             "spark.ui.enabled": "false",
+            "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
             "spark.ui.showConsoleProgress": "false",
         }
         for key, value in options.items():
@@ -230,8 +237,9 @@ class _SparkSession:
         from pyspark.sql import functions as f
 
         places = {_address(file): shard for shard, file in enumerate(files)}
-        addresses = [row.file_path for row in frame.select("file_path").distinct().collect()]
-        pairs = [(address, places[_address(address)]) for address in addresses]
+        found = [row.file_path for row in frame.select("file_path").distinct().collect()]
+        # Some versions of Spark quote addresses as URLs do, others do not.
+        pairs = [(one, places.get(_address(one), places.get(_address(unquote(one))))) for one in found]
         shards = self._session.createDataFrame(pairs, "file_path string, shard long")
         return frame.join(f.broadcast(shards), "file_path").drop("file_path")
 
@@ -247,7 +255,7 @@ class _SparkSession:
 
 def _address(file: str) -> str:
     """The same for a path and for the URL that Spark makes of it."""
-    return unquote(file.removeprefix("file://")) if file.startswith("file:") else file
+    return "/" + file.removeprefix("file:").lstrip("/") if file.startswith(("file:", "/")) else file
 
 
 def _spark(read: Read) -> str:
@@ -258,6 +266,6 @@ def _spark(read: Read) -> str:
         "string": f"CAST({column} AS STRING)",
         "date": f"unix_micros(CAST({column} AS TIMESTAMP))",
         "time": f"unix_micros(CAST({column} AS TIMESTAMP))",
-        "nanoseconds": f"CAST(floor({column} / 1000D) AS BIGINT)",
+        "nanoseconds": f"({column} - pmod({column}, 1000)) DIV 1000",
     }
     return forms[read.reading]

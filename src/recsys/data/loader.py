@@ -59,7 +59,7 @@ class TrainingLoader:
         for number in range(self._next_batch, len(self)):
             chosen = order[number * self.batch_size : (number + 1) * self.batch_size][self.rank :: self.world_size]
             self._next_batch = number + 1
-            yield self.builder.training(Windows(*(column[chosen] for column in windows)))
+            yield self.builder.training(windows.take(chosen))
         self._epoch, self._next_batch = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +77,9 @@ class TrainingLoader:
         first = np.where(self._num_windows == 1, self._num_inputs, rng.integers(1, length + 1, len(self._users)))
         owner = np.repeat(np.arange(len(self._users)), self._num_windows)
         number = ragged_positions(np.zeros(len(self._users), np.int64), self._num_windows)
-        local_begin = np.where(number == 0, 0, np.minimum(first[owner] + (number - 1) * length, self._num_inputs[owner]))
+        local_begin = np.where(
+            number == 0, 0, np.minimum(first[owner] + (number - 1) * length, self._num_inputs[owner])
+        )
         local_end = np.minimum(np.where(number == 0, first[owner], local_begin + length), self._num_inputs[owner])
         begin = self._begin[owner]
         return Windows(self._users[owner], begin + local_begin, begin + local_end, number == 0)

@@ -60,9 +60,7 @@ class Temporal:
 
     def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
         """`events` with the column `part`."""
-        num_events = int(first_row(session, source.aggregate(n=source.count()))["n"])
-        first = _cut(session, source, num_events, self.train)
-        second = _cut(session, source, num_events, self.train + self.val)
+        first, second = _cuts(session, source, (self.train, self.train + self.val))
         part = (events.time >= first).cast("int8") + (events.time >= second).cast("int8")
         return events.mutate(part=part.cast("int8"))
 
@@ -122,11 +120,24 @@ def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:
     )
 
 
-def _cut(session: Session, events: ir.Table, num_events: int, share: float) -> int:
-    """The first whole time that is at or after the quantile `share`, as numpy computes it, whatever the engine."""
+def _cuts(session: Session, events: ir.Table, shares: tuple[float, float]) -> list[int]:
+    """For each share, the first whole time at or after that quantile, as numpy computes it, whatever the engine.
+
+    The engine only says which two times lie beside the quantile, which is exact.
+    """
+    num_events = int(first_row(session, events.aggregate(n=events.count()))["n"])
     # numpy's percentile (and so pandas') multiplies and divides by 100; so does this, for the same last bit.
-    place = share * 100 / 100 * (num_events - 1)
-    below = math.floor(place)
-    ordered = events.select("time").order_by("time").limit(2, offset=below)
-    neighbours = np.sort(np.array([row["time"] for row in rows(session, ordered)], np.int64))
-    return math.ceil(np.quantile(neighbours, place - below))
+    places = [share * 100 / 100 * (num_events - 1) for share in shares]
+    counted = events.group_by("time").aggregate(n=events.count())
+    ranked = counted.mutate(upto=counted.n.sum().over(ibis.cumulative_window(order_by=counted.time)))
+    beside = {
+        f"{name}_{which}": ranked.time.min(where=ranked.upto > min(math.floor(place) + step, num_events - 1))
+        for which, place in enumerate(places)
+        for step, name in enumerate(("below", "above"))
+    }
+    found = first_row(session, ranked.aggregate(**beside))
+    cuts = []
+    for which, place in enumerate(places):
+        neighbours = np.array([found[f"below_{which}"], found[f"above_{which}"]], np.int64)
+        cuts.append(math.ceil(np.quantile(neighbours, place - math.floor(place))))
+    return cuts

@@ -54,11 +54,10 @@ class RetrievalMetrics(Metric):
         self._slices = torch.from_numpy(item_slices(dataset))
         self._cold_users = torch.from_numpy(cold_users(dataset))
         num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + 1
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
-        self.add_state("sums", zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
-        self.add_state("count", zeros(1), dist_reduce_fx="sum")
-        self.add_state("slice_sums", zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
-        self.add_state("slice_counts", zeros(num_slices), dist_reduce_fx="sum")
+        self.add_state("sums", _zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
+        self.add_state("count", _zeros(1), dist_reduce_fx="sum")
+        self.add_state("slice_sums", _zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
+        self.add_state("slice_counts", _zeros(num_slices), dist_reduce_fx="sum")
         shown = torch.zeros(num_cutoffs, dataset.num_items + 1, dtype=torch.uint8)
         self.add_state("shown", shown, dist_reduce_fx="max")
         self.add_state("users", [], dist_reduce_fx="cat")
@@ -163,3 +162,7 @@ def _hits(ranked: Tensor, relevant: Tensor, lengths: Tensor) -> Tensor:
     row = torch.arange(len(lengths))
     wanted = row.repeat_interleave(lengths) * width + relevant
     return torch.isin(row.unsqueeze(1) * width + ranked, wanted) & (ranked > 0)
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64)

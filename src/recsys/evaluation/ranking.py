@@ -23,7 +23,7 @@ class Ranker(Protocol):
     """Whatever ranks items for requests: a model, or a heuristic generator."""
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        """scores float32 [R, k] and item_idx int64 [R, k], best first; -inf and 0 where there is no further result.
+        """Scores float32 [R, k] and item_idx int64 [R, k], best first; -inf and 0 where there is no further result.
 
         Args:
             batch: the histories of the requests.
@@ -91,4 +91,4 @@ def evaluate(
         _, ranked = ranker.rank(batch, requests, metrics.cutoffs[-1], exclude)
         relevant = relevant_items(dataset, part, requests, exclude_seen, rolling)
         metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
-    return metrics.compute()  # type: ignore[no-any-return]
+    return metrics.compute()

@@ -1,6 +1,11 @@
-"""Exact top-k over the whole corpus, in blocks of users that reuse one buffer."""
+"""Exact top-k over the whole corpus, in blocks of users that reuse one buffer.
+
+Shapes: R users, N corpus, D dim, K top-k.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,12 +15,65 @@ from recsys.data.batch import RaggedTensor
 # Large enough for an efficient matrix product, small beside main memory.
 BLOCK_BYTES = 64 << 20
 
+# Columns whose maximum stands for them while the best are sought.
+GROUP = 8
+
+
+class BlockedTopK:
+    """Keeps the best of scores that are written, block by block, into one buffer.
+
+    The top k of a row lie in the k groups of columns with the largest maxima. So a row is folded into maxima of groups,
+    and these again, until few are left to sort; the way back looks at k groups on each level. That is little more than
+    one pass over the scores.
+
+    Args:
+        num_items: columns, N.
+        device: where the scores are computed.
+    """
+
+    def __init__(self, num_items: int, device: torch.device | str = "cpu") -> None:
+        self.num_items, self.device = num_items, torch.device(device)
+        self._buffer = torch.empty(0, 0, device=self.device)
+
+    def __call__(
+        self, num_rows: int, k: int, write: Callable[[int, Tensor], None], exclude: RaggedTensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The best k columns of each row.
+
+        Args:
+            num_rows: rows, R.
+            k: results; there may be fewer columns.
+            write: `write(begin, out)` fills float32 out [H, N] with the scores of rows `begin..begin+H-1`.
+            exclude: columns that a row must not get; R rows.
+
+        Returns:
+            scores float32 [R, k] and columns int64 [R, k], best first; where a row has fewer results the score is -inf
+            and the column -1.
+        """
+        levels = _num_levels(self.num_items, k)
+        unit = GROUP**levels
+        width = -(-self.num_items // unit) * unit
+        height = min(num_rows, block_height(self.num_items))
+        if self._buffer.shape[0] < height or self._buffer.shape[1] != width:
+            self._buffer = torch.empty(height, width, device=self.device)
+            self._buffer[:, self.num_items :] = -torch.inf
+        shape = (num_rows, k)
+        scores = torch.full(shape, -torch.inf, device=self.device)
+        columns = torch.full(shape, -1, dtype=torch.int64, device=self.device)
+        for begin in range(0, num_rows, max(height, 1)):
+            block = self._buffer[: min(height, num_rows - begin)]
+            write(begin, block[:, : self.num_items])
+            if exclude is not None:
+                _exclude(block, exclude, begin)
+            best, at = _top(block, min(k, self.num_items), levels)
+            rows = slice(begin, begin + len(block))
+            scores[rows, : best.shape[1]] = best
+            columns[rows, : best.shape[1]] = torch.where(best == -torch.inf, -1, at)
+        return scores, columns
+
 
 class ExactTopK:
     """Scores users against a fixed corpus and keeps the best.
-
-    The top k of a row lie in the k column groups with the largest maxima, so only those are sorted: one pass over the
-    scores for the maxima instead of a selection over all of them.
 
     Args:
         items: float32 [N, D], comparable embeddings of the corpus.
@@ -23,7 +81,7 @@ class ExactTopK:
 
     def __init__(self, items: Tensor) -> None:
         self.items = items
-        self._buffer: Tensor | None = None
+        self._search = BlockedTopK(len(items), items.device)
 
     def __call__(self, users: Tensor, k: int, exclude: RaggedTensor | None = None) -> tuple[Tensor, Tensor]:
         """The best k rows of the corpus for each user.
@@ -37,43 +95,34 @@ class ExactTopK:
             scores float32 [R, k] and rows int64 [R, k], best first; where a user has fewer results the score is -inf
             and the row -1.
         """
-        num_items = len(self.items)
-        size = _group_size(num_items, k)
-        num_groups = -(-num_items // size)
-        width = size * num_groups
-        height = max(16, min(len(users), BLOCK_BYTES // (4 * width)))
-        if self._buffer is None or self._buffer.shape[0] < height or self._buffer.shape[1] != width:
-            self._buffer = torch.empty(height, width, dtype=self.items.dtype, device=self.items.device)
-        scores, rows = [], []
-        for begin in range(0, len(users), height):
-            part = users[begin : begin + height]
-            block = self._buffer[: len(part)]
-            torch.mm(part, self.items.t(), out=block[:, :num_items])
-            block[:, num_items:] = -torch.inf
-            if exclude is not None:
-                _exclude(block, exclude, begin)
-            best, at = _top_of_groups(block, size, num_groups, min(k, num_items))
-            rows.append(torch.where(best == -torch.inf, -1, at))
-            scores.append(best)
-        if not scores:
-            return self.items.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=self.items.device)
-        return _widen(torch.cat(scores), k, -torch.inf), _widen(torch.cat(rows), k, -1)
+
+        def write(begin: int, out: Tensor) -> None:
+            torch.mm(users[begin : begin + len(out)], self.items.t(), out=out)
+
+        return self._search(len(users), k, write, exclude)
 
 
-def _group_size(num_items: int, k: int) -> int:
-    # Sorting costs num_items / size + k * size per row, least near the root; tiny corpora are sorted whole.
-    size = int((num_items / max(k, 1)) ** 0.5)
-    return size if size >= 4 else 1
+def block_height(num_items: int) -> int:
+    """Rows of scores that are in memory at once."""
+    return max(16, BLOCK_BYTES // (4 * max(num_items, 1)))
 
 
-def _top_of_groups(block: Tensor, size: int, num_groups: int, k: int) -> tuple[Tensor, Tensor]:
-    if size == 1:
+def _num_levels(num_items: int, k: int) -> int:
+    """How often columns are folded into groups: until a few times k are left."""
+    levels = 0
+    while num_items >= 4 * max(k, 1) * GROUP ** (levels + 1):
+        levels += 1
+    return levels
+
+
+def _top(block: Tensor, k: int, levels: int) -> tuple[Tensor, Tensor]:
+    if levels == 0:
         best, at = block.topk(k, dim=1)
         return best, at
     # Group g holds columns g, g + G, g + 2G, ...: maxima are taken between contiguous rows.
-    maxima = block.view(len(block), size, num_groups).amax(1)
-    groups = maxima.topk(min(k, num_groups), dim=1, sorted=False).indices
-    columns = (groups.unsqueeze(2) + num_groups * torch.arange(size, device=block.device)).flatten(1)
+    num_groups = block.shape[1] // GROUP
+    _, groups = _top(block.view(len(block), GROUP, num_groups).amax(1), k, levels - 1)
+    columns = (groups.unsqueeze(2) + num_groups * torch.arange(GROUP, device=block.device)).flatten(1)
     best, at = block.gather(1, columns).topk(k, dim=1)
     return best, columns.gather(1, at)
 
@@ -83,9 +132,3 @@ def _exclude(block: Tensor, exclude: RaggedTensor, begin: int) -> None:
     columns = exclude.values[int(offsets[0]) : int(offsets[-1])]
     row = torch.arange(len(block), device=block.device).repeat_interleave(offsets.diff())
     block[row, columns] = -torch.inf
-
-
-def _widen(results: Tensor, k: int, fill: float) -> Tensor:
-    if results.shape[1] == k:
-        return results
-    return torch.nn.functional.pad(results, (0, k - results.shape[1]), value=fill)

@@ -39,7 +39,7 @@ class MeanPooling(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         mean = self.dropout(layout.cumulative_sum(tokens) / (layout.position + 1).unsqueeze(-1))
-        return mean if self.mlp is None else mean + self.mlp(mean)
+        return mean if self.mlp is None else mean + self.mlp(mean)  # type: ignore[no-any-return]
 
 
 class AttentionPooling(nn.Module):

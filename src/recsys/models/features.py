@@ -26,6 +26,7 @@ class CategoricalEmbedding(nn.Module):
         self.unknown_rate = unknown_rate
 
     def forward(self, codes: FeatureTensor) -> Tensor:
+        """Embeddings [R, width]."""
         assert isinstance(codes, Tensor)
         return self.table(hide(codes, self.unknown_rate, self.training))  # type: ignore[no-any-return]
 
@@ -43,6 +44,7 @@ class BagEmbedding(nn.Module):
         self.unknown_rate = unknown_rate
 
     def forward(self, codes: FeatureTensor) -> Tensor:
+        """Embeddings [R, width]."""
         missing = self.table.weight[MISSING]
         if isinstance(codes, RaggedTensor):
             values = hide(codes.values, self.unknown_rate, self.training)
@@ -64,6 +66,7 @@ class NumericInput(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width))
 
     def forward(self, values: FeatureTensor) -> Tensor:
+        """Embeddings [R, width]."""
         assert isinstance(values, Tensor)
         missing = torch.isnan(values).unsqueeze(1)
         # Values some standard deviations off would drown the other features.
@@ -80,6 +83,7 @@ class VectorInput(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width))
 
     def forward(self, values: FeatureTensor) -> Tensor:
+        """Embeddings [R, width]."""
         assert isinstance(values, Tensor)
         missing = torch.isnan(values).any(1, keepdim=True)
         vector = F.normalize(torch.nan_to_num(values, nan=0.0), dim=1)
@@ -102,11 +106,12 @@ class FeatureEmbedding(nn.Module):
         self.out_dim = width * len(self.names)
 
     def forward(self, values: FeatureTensors) -> Tensor:
+        """Embeddings [R, out_dim]."""
         return torch.cat([module(values[name]) for name, module in zip(self.names, self.inputs, strict=True)], dim=1)
 
 
 class FeatureRows(nn.Module):
-    """Features of all items, or users, as tensors; rows are read by index. Not part of a checkpoint: the data has them."""
+    """Features of all items as tensors; rows are read by index. Not part of a checkpoint: the data has them."""
 
     def __init__(self, columns: dict[str, Column]) -> None:
         super().__init__()

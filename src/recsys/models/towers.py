@@ -161,7 +161,8 @@ class UserTower(nn.Module):
             items: [B, L, D] embeddings of the events.
             lengths: int64 [B], events of each history, 0..L.
             events: features of the events as rows [B * L], bags padded.
-            users, requests: features as rows [B], bags padded.
+            users: profile features as rows [B], bags padded.
+            requests: request features as rows [B], bags padded.
             user_idx: int64 [B], -1 for an unknown user.
         """
         tokens = self._tokens(items.flatten(0, 1), events).unflatten(0, items.shape[:2])
@@ -206,4 +207,3 @@ class _UserIds(nn.Module):
     def forward(self, user_idx: Tensor) -> Tensor:
         rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]
         return self.table(hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM))  # type: ignore[no-any-return]
-

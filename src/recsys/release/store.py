@@ -1,9 +1,9 @@
 """A folder of releases: published whole or not at all, named by content, and pointed at by aliases. Imports no torch.
 
-    <store>/<version>/          one release, immutable
-            aliases/<alias>     a small file with a version, swapped atomically
-            history.jsonl       every change of an alias: when, alias, from, to, why
-            .tmp-*              releases that are being written
+<store>/<version>/          one release, immutable
+aliases/<alias>     a small file with a version, swapped atomically
+history.jsonl       every change of an alias: when, alias, from, to, why
+.tmp-*              releases that are being written
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ReleaseStore:
         Raises:
             UserError: no name for an alias, or no such release.
         """
-        self._check_alias(alias)
+        self.check_alias(alias)
         version = self.resolve(version)
         (self.root / "aliases").mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".aliases.lock"):
@@ -190,7 +190,12 @@ class ReleaseStore:
         finally:
             os.close(descriptor)
 
-    def _check_alias(self, alias: str) -> None:
+    def check_alias(self, alias: str) -> None:
+        """Refuse what is no name of an alias.
+
+        Raises:
+            UserError: it has other characters than an alias, or looks like a version.
+        """
         if not _ALIAS.fullmatch(alias) or _VERSION.fullmatch(alias):
             raise UserError(
                 f"alias: found '{alias}', expected a lower-case name such as candidate or production (letters, digits, - and _)"

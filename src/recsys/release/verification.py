@@ -98,7 +98,9 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
     """Tower, index and what they were made of must name the same pair, whatever the manifest says of the files."""
     expected = pair_of(manifest.files)
     if manifest.pair != expected:
-        raise UserError(f"{folder / MANIFEST}: says pair {manifest.pair}, but its files make {expected}: mixed releases")
+        raise UserError(
+            f"{folder / MANIFEST}: says pair {manifest.pair}, but its files make {expected}: mixed releases"
+        )
     model = read_tower(folder)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_same(folder / USER_TOWER, "pair", metadata.get(PAIR_KEY), expected)
@@ -161,7 +163,9 @@ def read_tower(folder: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's own errors share no base class
         raise UserError(f"{path}: not an ONNX model ({error})") from error
     if model.functions:
-        raise UserError(f"{path}: holds functions of its own ({model.functions[0].name}); expected standard operators only")
+        raise UserError(
+            f"{path}: holds functions of its own ({model.functions[0].name}); expected standard operators only"
+        )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise UserError(f"{path}: operator '{node.domain}.{node.op_type}' is not a standard one")

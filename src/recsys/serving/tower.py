@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ class Histories:
     events: Mapping[str, Column] = field(default_factory=dict)
     users: Mapping[str, Column] = field(default_factory=dict)
     requests: Mapping[str, Column] = field(default_factory=dict)
+
+    def with_requests(self, given: Mapping[str, Column]) -> Histories:
+        """The same with other request features, where they are given."""
+        return dataclasses.replace(self, requests={**self.requests, **given})
 
 
 class UserTowerSession:

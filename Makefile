@@ -1,0 +1,35 @@
+# make demo    train, release and recommend on simulated pins; nothing to download but the packages
+# make test    every test
+# make check   lint, types, import layers, then every test (what CI runs)
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test check lint benchmark clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"recsys needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,spark]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(RUN) train.py +experiment=quickstart hydra.run.dir=demo/run
+	$(RUN) index.py run=demo/run store=demo/releases
+	$(RUN) recommend.py release=candidate store=demo/releases users=test k=100 out=demo/recommendations.parquet
+	$(RUN) demo.py demo/run demo/recommendations.parquet demo/recall.png
+
+test: $(VENV)/.installed
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf demo runs releases .cache

@@ -1,0 +1,79 @@
+"""What every side of the comparison shares: the training histories, and how steps are timed.
+
+Runs in each peer's own interpreter, so it needs numpy and torch alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+WARMUP = 3
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="npz of `training_speed.py`")
+    parser.add_argument("--loss", choices=("full", "sampled"), required=True)
+    parser.add_argument("--mode", choices=("loop", "fit"), default="loop")
+    parser.add_argument("--window", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    return given
+
+
+def histories(path: str) -> tuple[list[np.ndarray], int]:
+    """Items of each user's training events, numbered 1..num_items, oldest first; and the number of items."""
+    with np.load(path) as data:
+        return np.split(data["item_idx"], data["offsets"][1:-1]), int(data["num_items"])
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def timed_steps(step: Callable[[], int], seconds: float) -> list[float]:
+    """Targets per second of each step, after a warm-up; `step` takes the next batch and returns its targets."""
+    for _ in range(WARMUP):
+        step()
+    rates: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(rates) < 5:
+        begin = time.perf_counter()
+        targets = step()
+        rates.append(targets / (time.perf_counter() - begin))
+    return rates
+
+
+class StepTimer:
+    """The same under a Lightning trainer: mix into its `Callback`, and count targets in `count`."""
+
+    def __init__(self, count: Callable[[Any], int], seconds: float) -> None:
+        self.count, self.seconds = count, seconds
+        self.rates: list[float] = []
+        self._begin = self._end = 0.0
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        now = time.perf_counter()
+        if batch_idx == WARMUP - 1:
+            self._end = now + self.seconds
+        if batch_idx >= WARMUP:
+            self.rates.append(self.count(batch) / (now - self._begin))
+            if now > self._end and len(self.rates) >= 5:
+                trainer.should_stop = True
+        self._begin = now
+
+
+def report(rates: list[float]) -> None:
+    """The last line of the output, which `training_speed.py` reads."""
+    print(json.dumps({"targets_per_second": rates}))

@@ -1,0 +1,25 @@
+"""Promote a run to a release: encode the corpus, build, tune and check the index, export the tower, publish the pair."""
+
+from omegaconf import DictConfig
+
+from recsys.cli import entry
+
+
+def main(config: DictConfig) -> None:
+    """Publish the run, point the alias at it, and print its version as the last line."""
+    from recsys.build import instantiate, load_run
+    from recsys.promotion import choose_run, promote, report
+    from recsys.release.store import ReleaseStore
+
+    store = ReleaseStore(config.store)
+    store.check_alias(config.alias)
+    run = load_run(choose_run(config.run, config.sweep, config.metric))
+    promotion = promote(run, instantiate(config.index), store, config.model, config.recall_target)
+    if config.alias is not None:
+        store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
+    report(promotion)
+    print(promotion.version)
+
+
+if __name__ == "__main__":
+    entry("index", main)

@@ -1,0 +1,1 @@
+"""Heuristic candidate generators: the baselines that a learned model has to beat."""

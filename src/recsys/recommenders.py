@@ -1,0 +1,107 @@
+"""What batch retrieval ranks with: a run (exact search with the trained towers) or a release (exported tower, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.build import TrainedRun, open_data
+from recsys.data.batch import BatchBuilder
+from recsys.data.columns import Column
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.encoding import FeatureEncoder
+from recsys.errors import UserError
+from recsys.evaluation.ranking import ModelRanker
+from recsys.evaluation.relevance import seen_items
+from recsys.promotion import to_histories
+from recsys.recommendation import Rows
+from recsys.release.manifest import CONFIG, describe_file
+from recsys.serving.retriever import Retriever
+from recsys.translation import Translation
+
+Scores = npt.NDArray[np.float32]
+
+
+class RunRecommender:
+    """Exact search over the corpus with the towers of a run.
+
+    Args:
+        run: finished.
+    """
+
+    def __init__(self, run: TrainedRun) -> None:
+        weights = describe_file(run.path / "checkpoints/best.ckpt").sha256
+        self.identity = f"run {weights} {describe_file(run.path / 'config.yaml').sha256} {run.dataset.meta.fingerprint}"
+        self.dataset, self.item_ids = run.dataset, run.dataset.item_ids
+        self._builder, self._ranker = run.builder, ModelRanker(run.model, run.corpus)
+        self._encoders = {
+            f.name: FeatureEncoder(f, run.dataset.vocabulary(f)) for f in run.dataset.schema.with_role("request")
+        }
+
+    def rank(
+        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
+    ) -> tuple[Scores, Rows]:
+        """As in `Recommender`."""
+        columns = {name: self._encoders[name].encode(values) for name, values in given.items()}
+        batch = self._builder.requests(requests, columns)
+        exclude = seen_items(self.dataset, requests) if exclude_seen else None
+        scores, item_idx = self._ranker.rank(batch, requests, k, exclude)
+        return scores.numpy(), item_idx.numpy() - 1
+
+
+class ReleaseRecommender:
+    """Search of a release's index with its exported tower.
+
+    Args:
+        retriever: the release.
+        dataset: histories and profiles; its ids and codes are translated where it is not the release's own.
+    """
+
+    def __init__(self, retriever: Retriever, dataset: PreparedDataset) -> None:
+        self.identity = f"release {retriever.version} {dataset.meta.fingerprint}"
+        self.dataset, self.item_ids = dataset, retriever.items["item_id"].combine_chunks()
+        self._retriever = retriever
+        self._builder = BatchBuilder(dataset, retriever.manifest.max_history)
+        self._num_items = len(retriever.known_items)
+        self._translation = None
+        if dataset.meta.fingerprint != retriever.manifest.dataset_fingerprint:
+            self._translation = Translation(dataset, retriever)
+
+    def rank(
+        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
+    ) -> tuple[Scores, Rows]:
+        """As in `Recommender`."""
+        histories = to_histories(self._builder.requests(requests), self._num_items)
+        seen = seen_items(self.dataset, requests)
+        if self._translation is not None:
+            histories, seen = self._translation.histories(histories), self._translation.items(seen)
+        encoders = self._retriever.request_encoders
+        columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
+        histories = histories.with_requests(columns)
+        exclude = self._retriever.index_rows(seen) if exclude_seen else None
+        return self._retriever.index.search(self._retriever.tower(histories), k, exclude=exclude)
+
+
+def open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:
+    """A release with the data it was made from, or with that of the folder `root`.
+
+    Raises:
+        UserError: there is no such release, it is damaged, or its own data is not what it was.
+    """
+    retriever = Retriever.load(store, name)
+    config = OmegaConf.load(retriever.folder / CONFIG)
+    assert isinstance(config, DictConfig)
+    if root is not None:
+        config.data.source = {"_target_": "recsys.data.sources.ParquetFolder", "root": root}
+    dataset = open_data(config)
+    expected = retriever.manifest.dataset_fingerprint
+    if root is None and dataset.meta.fingerprint != expected:
+        raise UserError(
+            f"release {retriever.version}: was made from data {expected}, but its source now gives "
+            f"{dataset.meta.fingerprint}; data.root= names the data to use"
+        )
+    return ReleaseRecommender(retriever, dataset)
