@@ -1,4 +1,4 @@
-"""Promote a run to a release: encode the corpus, build, tune and check the index, export the tower, publish the pair."""
+"""Promote a run to a release: encode the corpus, build, tune and check the index, and publish the pair."""
 
 from omegaconf import DictConfig
 

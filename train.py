@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recsys.cli import entry, output_dir
+from recsys.distributed import is_first
 from recsys.report import print_run
 from recsys.training import train
 
@@ -19,8 +20,9 @@ from recsys.training import train
 def main(config: DictConfig) -> None:
     """Train one variant and say how it did."""
     run = train(config, Path(output_dir()))
-    print_run(run)
-    print(run.path)
+    if is_first():
+        print_run(run)
+        print(run.path)
 
 
 if __name__ == "__main__":

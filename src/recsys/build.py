@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.data.batch import BatchBuilder
 from recsys.data.datamodule import RetrievalData
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.prepare import DataSettings, prepare
+from recsys.data.sources import Tables
+from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError, nearest
 from recsys.frequency import target_probabilities
 from recsys.losses import FullSoftmax
@@ -45,7 +48,7 @@ def complete(partial: Any, **runtime: Any) -> Any:
     """Call what a `_partial_` node gave with run-time arguments; a wrong value is a `UserError`."""
     try:
         return partial(**runtime)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MisconfigurationException) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{partial.func.__module__}.{partial.func.__qualname__}: {error}") from error
@@ -63,6 +66,20 @@ def open_data(config: DictConfig) -> PreparedDataset:
     )
     source, split, engine = instantiate(data.source), instantiate(config.split), instantiate(data.engine)
     return prepare(source, split, settings, Path(data.cache), engine)
+
+
+def source_of(config: DictConfig) -> Tables:
+    """The raw tables of a configuration."""
+    tables: Tables = instantiate(config.data.source).tables(_sources(config))
+    return tables
+
+
+def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[str, float]:
+    """`recall@K` of ranking by the truth where the data is simulated, else nothing."""
+    source = instantiate(config.data.source)
+    if not isinstance(source, Synthetic) or dataset.meta.time != "seconds":
+        return {}
+    return best_reachable(source.folder(_sources(config)), dataset, part)
 
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
@@ -204,6 +221,10 @@ def load_weights(model: TwoTower, checkpoint: Path) -> None:
         model.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
+
+
+def _sources(config: DictConfig) -> Path:
+    return Path(config.data.cache) / "sources"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Fresh large tensors cost page faults; transparent huge pages halve a training step with stock PyTorch on CPUs. It
 # must be set before torch is imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from recsys.errors import UserError, nearest
@@ -39,9 +43,11 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def command(config: DictConfig) -> None:
         try:
+            choices = HydraConfig.get().runtime.choices
+            check(config, _reference(config_name, choices))
             main(config)
         except (UserError, OmegaConfBaseException) as error:
-            _fail(str(error))
+            _fail(_readable(error))
 
     command()
 
@@ -51,25 +57,120 @@ def output_dir() -> str:
     return str(HydraConfig.get().runtime.output_dir)
 
 
+def check(config: DictConfig, reference: DictConfig) -> None:
+    """Compare a configuration, key by key, with one of the same groups and no overrides.
+
+    New keys are welcome below `data.features`, where a constructor takes them, and as new objects (with a `_target_`).
+
+    Raises:
+        UserError: a key is unknown, or a value is of another type.
+    """
+    _check(config, reference, "")
+
+
+# Values that may be null although they are not by default.
+NULLABLE = ("evaluation.val_users", "logger.project")
+# Stands for `**kwargs` among the parameters of a constructor.
+ANY = "**"
+
+
+def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
+    target = node.get("_target_") or known.get("_target_")
+    # A value that is still to be given is not `in` its node.
+    names = {*map(str, known)}
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        if name not in names:
+            taken = _parameters(target) if target else set()
+            given = None if OmegaConf.is_missing(node, name) else node[name]
+            is_object = isinstance(given, DictConfig) and "_target_" in given
+            if name not in taken and ANY not in taken and not is_object:
+                hint = nearest(key, {f"{prefix}{other}" for other in {*names, *taken} if not other.startswith("_")})
+                raise UserError(f"unknown configuration key '{key}'{hint}")
+            continue
+        if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
+            continue
+        value, usual = node[name], known[name]
+        if key == "data.features":
+            continue
+        if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
+            _check(value, usual, f"{key}.")
+        elif target is None or (target.startswith("recsys.") and not isinstance(usual, str)):
+            _check_type(key, value, usual, nullable=target is not None or key in NULLABLE)
+
+
+def _check_type(key: str, value: Any, usual: Any, nullable: bool) -> None:
+    if usual is None or (value is None and nullable):
+        return
+    expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}
+        raise UserError(f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}")
+
+
+def _parameters(target: str) -> set[str]:
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(target)).parameters.values()
+        return {ANY if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}
+    except (ImportError, ValueError, TypeError):
+        return set()
+
+
+def _reference(config_name: str, choices: Mapping[str, str | None]) -> DictConfig:
+    """The configuration of the same groups, without experiment and overrides."""
+    with _initialized():
+        usual = hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices
+        chosen = [f"{group}={choice}" for group, choice in choices.items() if group in _groups() and group in usual]
+        return hydra.compose(config_name, overrides=chosen)
+
+
+@contextmanager
+def _initialized() -> Iterator[None]:
+    """Hydra's compose API, within a command of Hydra too."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+
+
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1)
 
 
+def _readable(error: Exception) -> str:
+    """One line of a message of ours, Hydra's or OmegaConf's."""
+    message = " ".join(str(error).split())
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
+    if missing is not None:
+        return f"{missing[1]}: missing, expected {missing[1]}=..."
+    option = re.search(
+        r"Could not find '([^'/]+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", message
+    )
+    if option is not None:
+        return f"{option[1]}={option[2]}: no such option{nearest(option[2], option[3].split())}"
+    return message.split(" full_key:")[0]
+
+
 def _composition_error(config_name: str, arguments: list[str]) -> str | None:
     """What is wrong with the overrides, with the nearest valid key; None when they compose."""
-    # Options such as -m or --config-dir change what composes: Hydra's own messages serve there.
+    # Options such as -m or --config-dir change what composes: the command itself checks there.
     if any(argument.startswith("-") for argument in arguments):
         return None
     overrides = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with _initialized():
         try:
-            hydra.compose(config_name, overrides=overrides)
-        except (HydraException, OmegaConfBaseException) as error:
+            config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+            choices = config.hydra.runtime.choices
+            with open_dict(config):
+                del config["hydra"]
+            check(config, _reference(config_name, choices))
+        except (HydraException, OmegaConfBaseException, UserError) as error:
             message = " ".join(str(error).split())
             key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)
-            if key is None:
-                return message
+            if key is None or isinstance(error, UserError):
+                return _readable(error)
             name = key.group(1) or key.group(2)
             valid = set(_keys(hydra.compose(config_name))) | set(_groups())
             return f"unknown configuration key '{name}'{nearest(name, valid)}"

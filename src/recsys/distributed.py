@@ -6,12 +6,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 
 def world_size() -> int:
     """Number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process writes the run folder; known before processes have met."""
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined,no-any-return]
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def barrier() -> None:
+    """Wait for all processes: what the first has written is there for the others."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def total(value: Tensor) -> Tensor:

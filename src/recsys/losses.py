@@ -197,7 +197,7 @@ class _SoftmaxLoss(torch.autograd.Function):
             torch.mm(block, items, out=user_gradient[rows]).mul_(weight)
             item_gradient.addmm_(block.t(), users[rows] * weight)
         ctx.save_for_backward(user_gradient, item_gradient, -excess.sigmoid() / num_rows)
-        return F.softplus(excess).mean()
+        return F.softplus(excess).sum() / max(num_rows, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

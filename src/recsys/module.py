@@ -70,7 +70,7 @@ class RetrievalModule(L.LightningModule):
         if self.model.log_inverse_temperature.requires_grad:
             self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
         # Processes average their gradients: the weight makes that the gradient of the mean over all targets.
-        return loss * (len(batch.target_idx) * world / count)
+        return loss * (len(batch.target_idx) * world / count.clamp(min=1.0))
 
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """User embeddings [R, D] of the requests; the evaluation callback ranks with them."""

@@ -69,6 +69,12 @@ class AdamW:
     ) -> None:
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule: found '{schedule}', expected 'constant', 'linear' or 'cosine'")
+        rates = {"lr": lr, "sparse_lr": sparse_lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
+        for name, value in rates.items():
+            if value is not None and value < 0:
+                raise ValueError(f"{name}: found {value}, expected no negative number")
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError(f"betas: found {list(betas)}, expected two numbers from 0 to below 1")
         self.lr, self.sparse_lr, self.weight_decay, self.betas = lr, sparse_lr, weight_decay, (betas[0], betas[1])
         self.schedule, self.warmup_steps = schedule, warmup_steps
 

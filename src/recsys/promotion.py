@@ -1,66 +1,32 @@
-"""From a run to a release: encode the corpus, build, tune and check the index, export the tower, publish the pair."""
+"""From a run to a release: encode the corpus, build, tune and check the index, and publish the pair."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig
-from safetensors.torch import save_file
+from rich.console import Console
+from rich.table import Table
 
-from recsys.build import TrainedRun, instantiate
-from recsys.data.batch import Batch
-from recsys.data.dataset import PreparedDataset, Requests
-from recsys.data.encoding import plain
+from recsys.build import TrainedRun
+from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader
 from recsys.errors import UserError, nearest
 from recsys.evaluation.ranking import encode_corpus
 from recsys.index import Index, Tuning, exact_search, tune
-from recsys.models.two_tower import TwoTower
-from recsys.release.export import batch_columns, export_user_tower, input_specs
-from recsys.release.manifest import (
-    CONFIG,
-    EMBEDDINGS,
-    INDEX_PAIR,
-    ITEM_VOCABULARY,
-    ITEM_WEIGHTS,
-    ITEMS,
-    MAX_HISTORY_KEY,
-    PAIR_KEY,
-    SCHEMA,
-    SELF_CHECK,
-    SIMILARITY_KEY,
-    USER_VOCABULARY,
-    USER_WEIGHTS,
-    Manifest,
-    describe_file,
-    describe_files,
-    pair_of,
-    save_index_pair,
-)
+from recsys.packing import pack, read_json, real_requests
 from recsys.release.store import ReleaseStore
-from recsys.serving.tower import Floats, Histories, UserTowerSession, pad
+from recsys.serving.tower import Floats
 
 log = logging.getLogger("recsys")
 
 # User embeddings that tune the index, and as many others that check it.
 NUM_QUERIES = 1000
-# The exported tower must equal the trained one this closely on real histories.
-TOLERANCE = 1e-4
-NUM_SELF_CHECKS = 8
+TOP_K = 100
 
 
 @dataclass(frozen=True)
@@ -97,19 +63,31 @@ def promote(run: TrainedRun, index: Index, store: ReleaseStore, model: str, reca
     queries = _validation_embeddings(run)
     # Recall is told on other users than those that the effort was chosen with, where there are enough.
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
-    tuning = tune(index, embeddings, halves[0], recall_target)
+    # Asked for most of a small corpus, any index searches all of it, and nothing would be learned.
+    k = min(TOP_K, max(1, len(embeddings) // 10))
+    tuning = tune(index, embeddings, halves[0], recall_target, k)
     if not tuning.reached:
         raise UserError(
-            f"index: {type(index).__name__} finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected "
-            f"{recall_target}; choose another index= or a lower recall_target="
+            f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "
+            f"choose another index= or a lower recall_target="
         )
     recall = _recall(index, embeddings, halves[1], tuning.k)
     log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
 
-    def write(folder: Path) -> Manifest:
-        return _write(folder, run, index, embeddings, tuning, recall, model)
+    measured = {"recall": recall, "tuning": tuning.to_json()}
+    version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model))
+    return Promotion(version, len(run.corpus), recall, tuning)
 
-    return Promotion(store.publish(write), len(run.corpus), recall, tuning)
+
+def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
+    """The folder `run`, or the best run of the folder `sweep`.
+
+    Raises:
+        UserError: none or both are given, or the sweep has no such run.
+    """
+    if (run is None) == (sweep is None):
+        raise UserError("expected one of run=RUN (a run folder) and sweep=DIR (a folder of run folders)")
+    return Path(run) if run is not None else best_run(str(sweep), metric)
 
 
 def best_run(sweep: str | Path, metric: str) -> Path:
@@ -125,7 +103,7 @@ def best_run(sweep: str | Path, metric: str) -> Path:
     names: set[str] = set()
     finished = 0
     for path in sorted(sweep.rglob("metrics.json")):
-        state, metrics = _read_json(path.with_name("run.json")), _read_json(path)
+        state, metrics = read_json(path.with_name("run.json")), read_json(path)
         if state.get("status") != "finished":
             continue
         finished += 1
@@ -142,17 +120,9 @@ def best_run(sweep: str | Path, metric: str) -> Path:
     return min(found)[1]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _validation_embeddings(run: TrainedRun) -> Floats:
     embeddings = []
-    requests = _real_requests(run)
+    requests = real_requests(run)
     if len(requests.user_idx) > 2 * NUM_QUERIES:
         chosen = np.random.default_rng(0).choice(len(requests.user_idx), 2 * NUM_QUERIES, replace=False)
         requests = Requests(*(column[chosen] for column in requests))
@@ -160,16 +130,6 @@ def _validation_embeddings(run: TrainedRun) -> Floats:
         for batch, _ in RequestLoader(run.builder, requests):
             embeddings.append(run.model.encode_users(batch).numpy())
     return np.concatenate(embeddings)
-
-
-def _real_requests(run: TrainedRun) -> Requests:
-    """Validation requests; without a validation part everyone's history before the test."""
-    # A refitted data set has its validation part in training; the prepared one tells where it was.
-    prepared = PreparedDataset.open(run.dataset.path)
-    requests = prepared.requests("val")
-    if len(requests.user_idx):
-        return requests
-    return Requests(np.arange(prepared.num_users), prepared.val_end)
 
 
 def _recall(index: Index, embeddings: Floats, queries: Floats, k: int) -> float:
@@ -181,163 +141,11 @@ def _recall(index: Index, embeddings: Floats, queries: Floats, k: int) -> float:
     return float((scores >= threshold[:, None]).mean())
 
 
-def _write(
-    folder: Path,
-    run: TrainedRun,
-    index: Index,
-    embeddings: Floats,
-    tuning: Tuning,
-    recall: float,
-    model: str,
-) -> Manifest:
-    dataset, similarity = run.dataset, run.model.similarity
-    np.save(folder / EMBEDDINGS, embeddings)
-    save_file(_weights(run.model.user_tower), folder / USER_WEIGHTS)
-    save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)
-    shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
-    dataset.schema.save(folder / SCHEMA)
-    _write_vocabularies(folder, dataset, run.model.user_tower.users is not None)
-    pq.write_table(_items(run), folder / ITEMS)
-
-    pair = pair_of(describe_files(folder))
-    names = [name for name in index.save(folder) if name != INDEX_PAIR]
-    save_index_pair(folder, pair, {name: describe_file(folder / name) for name in names})
-    specs = input_specs(run.model, dataset.schema)
-    metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
-    log.info("exporting the user tower")
-    output = export_user_tower(run.model, dataset.meta.num_known, specs, folder, metadata)
-    state = _read_json(run.path / "run.json")
-    description = json.loads((folder / "item_index.json").read_text())
-    manifest = Manifest(
-        version="",
-        model=model,
-        created="",
-        run=str(run.path),
-        git_commit=state.get("git_commit"),
-        dataset_fingerprint=dataset.meta.fingerprint,
-        similarity=similarity,
-        temperature=float(1 / run.model.inverse_temperature),
-        dim=embeddings.shape[1],
-        num_embeddings=len(embeddings),
-        max_history=run.builder.max_history,
-        pair=pair,
-        inputs=specs,
-        output=output,
-        metrics=run.metrics,
-        index={"class": description["class"], "recall": recall, "tuning": tuning.to_json()},
-        files={},
-    )
-    _write_self_check(folder, run, manifest, index)
-    return manifest
-
-
-def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous().clone() for name, value in tower.state_dict().items()}
-
-
-def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool) -> None:
-    (folder / "vocabularies").mkdir()
-    # Items of test events alone are unknown to the release, as they are to the towers.
-    known = dataset.item_ids.slice(0, dataset.meta.num_known)
-    pq.write_table(pa.table({"item_id": known}), folder / ITEM_VOCABULARY)
-    if with_users:
-        pq.write_table(pa.table({"user_id": dataset.user_ids}), folder / USER_VOCABULARY)
-    for feature in dataset.schema.features:
-        if (values := dataset.vocabulary(feature)) is not None:
-            pq.write_table(pa.table({"value": values}), folder / f"vocabularies/{feature.key}.parquet")
-
-
-def _items(run: TrainedRun) -> pa.Table:
-    """Ids of the corpus in the order of the index, and the source's columns that can be shown and filtered by."""
-    ids = run.dataset.item_ids.take(pa.array(run.corpus - 1))
-    columns: dict[str, pa.Array] = {"item_id": ids, "item_idx": pa.array(run.corpus)}
-    try:
-        source = _source_items(run.config, ids.type)
-    except (UserError, OSError, pa.ArrowException) as error:
-        log.warning("the source's items cannot be read, so the release shows ids alone (%s)", error)
-        source = None
-    if source is not None:
-        rows = pc.index_in(ids, value_set=plain(source["item_id"]))
-        for name in source.column_names:
-            if name not in columns:
-                columns[name] = plain(source[name]).take(rows)
-    return pa.table(columns)
-
-
-def _source_items(config: DictConfig, id_type: pa.DataType) -> pa.Table | None:
-    tables = instantiate(config.data.source).tables(Path(config.data.cache) / "sources")
-    shards = []
-    for file in tables.items:
-        with fsspec.open(file, "rb") as opened:
-            parquet = pq.ParquetFile(opened)
-            shards.append(parquet.read([field.name for field in parquet.schema_arrow if _is_shown(field.type)]))
-    if not shards:
-        return None
-    table = pa.concat_tables(shards, promote_options="default")
-    renamed = config.data.columns.get("item_id") or "item_id"
-    key = renamed if renamed in table.column_names else "item_id"
-    ids = plain(table[key]).cast(id_type)
-    table = table.drop_columns([name for name in {key, "item_id"} if name in table.column_names])
-    return table.append_column("item_id", ids)
-
-
-def _is_shown(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_text(kind.value_type) or bool(pa.types.is_integer(kind.value_type))
-    return _is_text(kind) or bool(pa.types.is_primitive(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def to_histories(batch: Batch, num_items: int) -> Histories:
-    """A batch of requests as the exported tower reads it; items beyond `num_items` are unknown to it."""
-    events, users, requests = batch_columns(batch)
-    item_idx = batch.item_idx.numpy()
-    return Histories(
-        item_idx=np.where(item_idx <= num_items, item_idx, 0),
-        lengths=batch.lengths,
-        user_idx=batch.user_idx.numpy(),
-        events=events,
-        users=users,
-        requests=requests,
-    )
-
-
-def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: Index) -> None:
-    """Compare the exported tower with the trained one on real histories, and keep some questions with their answers."""
-    tower = UserTowerSession(folder, manifest)
-    requests = _real_requests(run)
-    # Long, short and empty histories: the empty one is nobody's.
-    chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)
-    user_idx, end = (np.concatenate([column[chosen], [other]]) for column, other in zip(requests, (-1, 0), strict=True))
-    batch = run.builder.requests(Requests(user_idx, end))
-    _check_equal(tower, run.model, batch, run.dataset.meta.num_known)
-    few = np.linspace(0, len(user_idx) - 1, NUM_SELF_CHECKS).astype(np.int64)
-    batch = run.builder.requests(Requests(user_idx[few], end[few]))
-    inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
-    users = tower.run(inputs)
-    best, _ = index.search(users, 1)
-    stored: dict[str, npt.NDArray[Any]] = {f"input:{name}": value for name, value in inputs.items()}
-    np.savez(folder / SELF_CHECK, **stored, embeddings=users, best_scores=best[:, 0])
-
-
-def _check_equal(tower: UserTowerSession, model: TwoTower, batch: Batch, num_items: int) -> None:
-    with torch.inference_mode():
-        expected = model.encode_users(batch).numpy()
-    difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())
-    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"the exported user tower differs from the trained one by {difference}")
-
-
-def summary(promotion: Promotion) -> Mapping[str, str]:
-    """What a reader of the terminal wants to know of a release."""
-    chosen = promotion.tuning.chosen
-    return {
-        "items": f"{promotion.num_items:,}",
-        f"index recall@{promotion.tuning.k}": f"{promotion.recall:.4f} (target {promotion.tuning.recall_target})",
-        "index queries per second": f"{chosen.queries_per_second:,.0f}",
-    }
+def report(promotion: Promotion, console: Console | None = None) -> None:
+    """Print what a reader of the terminal wants to know of a release."""
+    tuning = promotion.tuning
+    table = Table("release", promotion.version)
+    table.add_row("items", f"{promotion.num_items:,}")
+    table.add_row(f"index recall@{tuning.k}", f"{promotion.recall:.4f} (target {tuning.recall_target})")
+    table.add_row("index queries per second", f"{tuning.chosen.queries_per_second:,.0f}")
+    (console or Console()).print(table)

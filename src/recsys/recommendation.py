@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -29,6 +30,8 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 from recsys.errors import UserError, nearest
 from recsys.schema import Schema
+
+log = logging.getLogger("recsys")
 
 Rows = npt.NDArray[np.int64]
 
@@ -134,8 +137,11 @@ def _users_of_file(path: Path, dataset: PreparedDataset) -> Audience:
 
 
 def _given(table: pa.Table, schema: Schema) -> dict[str, pa.Array]:
-    names = [feature.name for feature in schema.with_role("request") if feature.name in table.column_names]
-    return {name: plain(table[name]) for name in names}
+    valid = {feature.name for feature in schema.with_role("request")}
+    for name in table.column_names:
+        if name != "user_id" and name not in valid:
+            log.info("users: column '%s' is no request feature, so it is not used%s", name, nearest(name, valid))
+    return {name: plain(table[name]) for name in table.column_names if name in valid}
 
 
 def write_recommendations(

@@ -1,4 +1,4 @@
-"""What batch retrieval ranks with: a run (exact search with the trained towers) or a release (exported tower, index)."""
+"""What batch retrieval ranks with: a run (trained towers, exact search) or a release (exported tower, index)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.build import TrainedRun, open_data
+from recsys.build import TrainedRun, load_run, open_data
 from recsys.data.batch import BatchBuilder
 from recsys.data.columns import Column
 from recsys.data.dataset import PreparedDataset, Requests
@@ -17,8 +17,8 @@ from recsys.data.encoding import FeatureEncoder
 from recsys.errors import UserError
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import seen_items
-from recsys.promotion import to_histories
-from recsys.recommendation import Rows
+from recsys.packing import to_histories
+from recsys.recommendation import Recommender, Rows
 from recsys.release.manifest import CONFIG, describe_file
 from recsys.serving.retriever import Retriever
 from recsys.translation import Translation
@@ -86,12 +86,29 @@ class ReleaseRecommender:
         return self._retriever.index.search(self._retriever.tower(histories), k, exclude=exclude)
 
 
-def open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:
-    """A release with the data it was made from, or with that of the folder `root`.
+def open_recommender(run: str | None, release: str | None, store: str, root: str | None) -> Recommender:
+    """The run or the release that a command names.
+
+    Args:
+        run: folder of a run; histories are those that it was trained on.
+        release: version or alias; histories are those of its own data, or of the folder `root`.
+        store: folder of releases.
+        root: folder of Parquet files.
 
     Raises:
-        UserError: there is no such release, it is damaged, or its own data is not what it was.
+        UserError: it names none or both, or what it names cannot be used.
     """
+    if (run is None) == (release is None):
+        raise UserError("expected one of run=RUN (a run folder) and release=VERSION|ALIAS")
+    if release is not None:
+        return _open_release(store, release, root)
+    if root is not None:
+        raise UserError("data.root: goes with release=; a run ranks from the data that it was trained on")
+    assert run is not None
+    return RunRecommender(load_run(run))
+
+
+def _open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:
     retriever = Retriever.load(store, name)
     config = OmegaConf.load(retriever.folder / CONFIG)
     assert isinstance(config, DictConfig)

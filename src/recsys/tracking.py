@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
+from recsys import distributed
 from recsys.errors import UserError
 
 
 class RunFolder:
     """`config.yaml`, `run.json`, `metrics.json` and `per_user.parquet` of one run; each is written aside and renamed.
+
+    Of several processes the first writes.
 
     Args:
         path: of the run.
@@ -62,6 +65,8 @@ class RunFolder:
 
     def write_per_user(self, table: pa.Table) -> None:
         """Write `per_user.parquet`."""
+        if not distributed.is_first():
+            return
         part = self.path / "per_user.parquet.part"
         pq.write_table(table, part)
         os.replace(part, self.path / "per_user.parquet")
@@ -71,7 +76,7 @@ def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
     """CSV always (a file for each start of the run); W&B too, offline where there is no key."""
     starts = len(list((run / "logs").glob("*"))) if (run / "logs").exists() else 0
     loggers: list[Logger] = [CSVLogger(run, name="logs", version=str(starts))]
-    if config.logger.project is not None:
+    if config.logger.project is not None and distributed.is_first():
         # Chatter of the client would drown the table that a run ends with.
         os.environ.setdefault("WANDB_SILENT", "true")
         online = wandb_online()
@@ -95,14 +100,17 @@ def wandb_online() -> bool:
         return False
     import wandb
 
-    return bool(wandb.api.api_key)
+    return bool(wandb.login(prompt=False, verify=False))
 
 
-def log_examples(loggers: list[Logger], columns: list[str], rows: list[list[Any]]) -> None:
-    """A table of examples to W&B."""
+def log_examples(loggers: list[Logger], examples: Callable[[], Mapping[str, list[Any]]]) -> None:
+    """A table of examples to W&B; computed only where it is wanted."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rows:
-            logger.log_table("examples", columns=columns, data=rows)
+        if isinstance(logger, WandbLogger):
+            table = examples()
+            logger.log_table(
+                "examples", columns=list(table), data=[list(row) for row in zip(*table.values(), strict=True)]
+            )
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
@@ -114,12 +122,10 @@ def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
 
 def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
     """The best checkpoint and its configuration as a W&B artifact, when online: the local file is the truth."""
-    if not wandb_online():
-        return
     import wandb
 
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and wandb_online():
             artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
             artifact.add_file(str(run / "checkpoints/best.ckpt"))
             artifact.add_file(str(run / "config.yaml"))
@@ -167,6 +173,8 @@ def _check_same(found: Any, wanted: Any, file: Path, key: str = "") -> None:
 
 
 def _write(path: Path, content: str) -> None:
+    if not distributed.is_first():
+        return
     part = path.with_name(path.name + ".part")
     part.write_text(content)
     os.replace(part, path)

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from recsys import tracking
+from recsys import distributed, tracking
 from recsys.build import (
     build_callbacks,
     build_data,
@@ -25,13 +28,16 @@ from recsys.build import (
     instantiate,
     load_weights,
     open_data,
+    reachable,
 )
-from recsys.data.dataset import PreparedDataset
+from recsys.checkpoints import StayStopped, WholeFiles
+from recsys.data.batch import BatchBuilder
+from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader
 from recsys.evaluation.callback import FullCorpusEvaluation
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
-from recsys.evaluation.relevance import rolling_requests
+from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.module import RetrievalModule
 from recsys.tracking import RunFolder
 
@@ -81,28 +87,32 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
     """Train on the training part; the checkpoint with the best validation metric stays."""
     module = build_module(config, dataset, build_model(config, dataset))
     data = build_data(config, dataset)
-    evaluation = FullCorpusEvaluation(dataset, corpus_of(module.model, dataset), config.exclude_seen)
-    # Evaluation comes first: checkpoints and early stopping read what it logs.
-    callbacks = [evaluation, *build_callbacks(config, run.checkpoints)]
+    # Evaluation comes last, after a callback that puts averaged weights in place.
+    callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module)]
     trainer = _trainer(config, run, callbacks, loggers)
     begin = time.monotonic()
     trainer.fit(module, data, ckpt_path=_last(run.checkpoints / "last.ckpt"), weights_only=True)
     seconds = time.monotonic() - begin
     trainer.save_checkpoint(run.checkpoints / "last.ckpt")
     best = run.checkpoints / "best.ckpt"
-    if not best.exists():
+    if not any(isinstance(c, ModelCheckpoint) and c.best_model_path for c in callbacks):
         # Training was too short for a validation.
         trainer.save_checkpoint(best)
     load_weights(module.model, best)
-    trainer.validate(module, data, verbose=False)
-    run.write_metrics(_logged(trainer, "val/"))
+    # Without the other callbacks, which would put averaged weights in the place of the selected ones.
+    validator = _trainer(config, run, [_evaluation(config, dataset, module)], loggers)
+    validator.validate(module, data, verbose=False)
+    run.write_metrics(_logged(validator, "val/"))
     steps = int(torch.load(best, map_location="cpu", weights_only=True)["global_step"])
+    speed = run.state.get("targets_per_second", 0.0)
     run.update(
         selected=steps,
         steps=trainer.global_step,
         schedule_steps=module.schedule_steps,
-        targets_per_second=round(module.num_targets / seconds, 1),
+        # A run that was killed behind its last step has nothing left to measure.
+        targets_per_second=round(module.num_targets / seconds, 1) if module.num_targets else speed,
     )
+    distributed.barrier()
 
 
 def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
@@ -114,9 +124,9 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
     trainer = _trainer(config, run, callbacks, loggers, **settings)
     trainer.fit(module, build_data(config, dataset), ckpt_path=_last(folder / "last.ckpt"), weights_only=True)
-    trainer.save_checkpoint(run.checkpoints / "refitted.ckpt")
-    (run.checkpoints / "refitted.ckpt").replace(run.checkpoints / "best.ckpt")
+    trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     run.update(refitted=True)
+    distributed.barrier()
 
 
 def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
@@ -124,34 +134,66 @@ def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers:
     module = build_module(config, dataset, build_model(config, dataset))
     load_weights(module.model, run.checkpoints / "best.ckpt")
     data = build_data(config, dataset)
-    corpus = corpus_of(module.model, dataset)
-    evaluation = FullCorpusEvaluation(dataset, corpus, config.exclude_seen)
+    evaluation = _evaluation(config, dataset, module)
     trainer = _trainer(config, run, [evaluation], loggers)
     trainer.test(module, data, verbose=False)
     metrics = _logged(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= _rolling(config, dataset, module, data.builder)
+    best = reachable(config, dataset, "test")
+    metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
     users, columns = evaluation.metrics.per_user()
-    table = {"user_id": dataset.user_ids.take(pa.array(users.numpy()))}
-    run.write_per_user(pa.table(table | {name: values.numpy() for name, values in columns.items()}))
+    order = users.argsort()
+    table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
+    run.write_per_user(pa.table(table | {name: values[order].numpy() for name, values in columns.items()}))
     run.write_metrics(run.metrics | metrics)
+    tracking.log_examples(loggers, lambda: _examples(config, dataset, module, data.builder))
 
 
-def _rolling(config: DictConfig, dataset: PreparedDataset, module: RetrievalModule, builder: Any) -> dict[str, float]:
+def _rolling(
+    config: DictConfig, dataset: PreparedDataset, module: RetrievalModule, builder: BatchBuilder
+) -> dict[str, float]:
     corpus = corpus_of(module.model, dataset)
-    requests = RequestLoader(builder, rolling_requests(dataset, "test"))
+    process = distributed.rank(), distributed.world_size()
+    requests = RequestLoader(builder, rolling_requests(dataset, "test"), 1024, *process)
     metrics = RetrievalMetrics(dataset, len(corpus))
     ranker = ModelRanker(module.model.eval(), corpus)
     values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)
     return {f"test_rolling/{name}": value for name, value in values.items()}
 
 
+def _examples(
+    config: DictConfig, dataset: PreparedDataset, module: RetrievalModule, builder: BatchBuilder
+) -> dict[str, list[Any]]:
+    """What some test users did, what they do next, and what they are shown, as outside ids."""
+    requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
+    ranker = ModelRanker(module.model.eval(), corpus_of(module.model, dataset))
+    exclude = seen_items(dataset, requests) if config.exclude_seen else None
+    _, ranked = ranker.rank(builder.requests(requests), requests, 10, exclude)
+
+    def ids(item_idx: npt.NDArray[np.integer]) -> str:
+        return " ".join(map(str, dataset.item_ids.take(pa.array(item_idx[item_idx > 0] - 1)).to_pylist()))
+
+    begin, end = dataset.offsets[requests.user_idx], dataset.offsets[requests.user_idx + 1]
+    bounds = list(zip(begin, requests.end, end, strict=True))
+    return {
+        "user_id": [str(user) for user in dataset.user_ids.take(pa.array(requests.user_idx)).to_pylist()],
+        "history": [ids(dataset.item_idx[max(first, now - 10) : now]) for first, now, _ in bounds],
+        "test": [ids(dataset.item_idx[now : min(now + 10, last)]) for _, now, last in bounds],
+        "recommended": [ids(row) for row in ranked.numpy()],
+    }
+
+
+def _evaluation(config: DictConfig, dataset: PreparedDataset, module: RetrievalModule) -> FullCorpusEvaluation:
+    return FullCorpusEvaluation(dataset, corpus_of(module.model, dataset), config.exclude_seen)
+
+
 def _trainer(
     config: DictConfig, run: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], **settings: Any
 ) -> L.Trainer:
     trainer = instantiate(config.trainer, default_root_dir=str(run.path), **settings)
-    return complete(trainer, callbacks=callbacks, logger=loggers)  # type: ignore[no-any-return]
+    return complete(trainer, callbacks=callbacks, logger=loggers, plugins=[WholeFiles()])  # type: ignore[no-any-return]
 
 
 def _named_callbacks(config: DictConfig, folder: Path) -> list[tuple[str, L.Callback]]:
@@ -173,3 +215,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Metrics are reduced over processes before they are logged.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")

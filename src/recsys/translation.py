@@ -98,7 +98,7 @@ class Translation:
             codes = self._codes[feature.key][column.values]
             return Dense(codes) if isinstance(column, Dense) else _distinct(codes, column.offsets, feature.size)
         if feature.kind == "numeric":
-            values = (column.values * found.std + found.mean - feature.mean) / feature.std
+            values = (column.values.astype(np.float64) * found.std + found.mean - feature.mean) / feature.std
             return Dense(values.astype(np.float32))
         return column
 

@@ -84,7 +84,6 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
 @pytest.mark.parametrize(
     ("ids", "stamps", "split", "settings"),
     [
-        (int, pa.timestamp("us"), Temporal(0.7, 0.1), {}),
         (str, pa.date32(), LeaveLastOut(), {"min_user_events": 4, "min_item_events": 5, "time": "day"}),
         (int, pa.timestamp("ns"), Given(), {"time": "order"}),
         (str, pa.timestamp("ms", "Asia/Tokyo"), Temporal(0.6, 0.2), {}),
@@ -95,7 +94,9 @@ def test_spark_writes_the_bytes_of_duckdb(
 ) -> None:
     write_world(tmp_path / "a b/data", ids, stamps)
     one = prepared(tmp_path / "a b/data", split, SMALL, tmp_path / "duckdb", features=FEATURES, **settings)
-    other = prepared(tmp_path / "a b/data", split, Spark(memory="1g"), tmp_path / "spark", features=FEATURES, **settings)
+    other = prepared(
+        tmp_path / "a b/data", split, Spark(memory="1g"), tmp_path / "spark", features=FEATURES, **settings
+    )
     assert one.path.name == other.path.name
     names = {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
     assert names == {path.relative_to(other.path) for path in other.path.rglob("*") if path.is_file()}

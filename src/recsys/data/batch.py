@@ -36,8 +36,8 @@ FeatureTensors = dict[str, FeatureTensor]
 class Windows(NamedTuple):
     """Pieces of training histories: events `begin[w]..end[w]-1` are read, and each next event is predicted.
 
-    `end` is the position of the last target; `first[w]` says that the piece starts at the user's very first event,
-    which is a target as well (predicted from the empty history).
+    The last targets are the event at `end` and the rest of its basket. `first[w]` says that the piece starts at the
+    user's very first event, which may be a target as well (predicted from the empty history).
     """
 
     user_idx: Indices
@@ -114,10 +114,14 @@ class BatchBuilder:
         self._has_baskets = dataset.meta.time != "none"
 
     def training(self, windows: Windows) -> Batch:
-        """Every next event of each window as a target, except those of the basket that the window starts with."""
+        """Every next event of each window as a target, except those of the basket that the window starts with.
+
+        The window before it predicts those: a basket that a window's end cuts through is predicted to its last event.
+        So each event is a target once, however the history is cut.
+        """
         data = self.dataset
         lengths = windows.end - windows.begin
-        spans = lengths + 1
+        spans = self._last_targets(windows) - windows.begin + 1
         positions = ragged_positions(windows.begin, spans)
         window = np.repeat(np.arange(len(spans)), spans)
         local = positions - windows.begin[window]
@@ -149,6 +153,20 @@ class BatchBuilder:
             target_idx=items[keep],
             positives=self._positives(windows.user_idx),
         )
+
+    def _last_targets(self, windows: Windows) -> Indices:
+        last = windows.end.copy()
+        if not self._has_baskets:
+            return last
+        time, limit = self.dataset.time, self.dataset.train_end[windows.user_idx]
+        basket = np.asarray(time[windows.end])
+        # Within one basket a window predicts nothing, unless it is the first.
+        waiting = np.flatnonzero((last + 1 < limit) & (windows.first | (np.asarray(time[windows.begin]) != basket)))
+        while len(waiting):
+            waiting = waiting[np.asarray(time[last[waiting] + 1]) == basket[waiting]]
+            last[waiting] += 1
+            waiting = waiting[last[waiting] + 1 < limit[waiting]]
+        return last
 
     def requests(self, requests: Requests, columns: dict[str, Column] | None = None) -> Batch:
         """One query a request, after its whole history (the last `max_history` events).

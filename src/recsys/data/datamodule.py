@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import numpy as np
 
@@ -34,6 +36,8 @@ class RetrievalData(L.LightningDataModule):
         super().__init__()
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
         self.builder = BatchBuilder(dataset, max_history, predict_first)
+        self._loader: TrainingLoader | None = None
+        self._place: dict[str, Any] | None = None
 
     @property
     def _process(self) -> tuple[int, int]:
@@ -42,7 +46,18 @@ class RetrievalData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Batches of training windows."""
-        return TrainingLoader(self.builder, self.batch_size, self.seed, *self._process)
+        self._loader = TrainingLoader(self.builder, self.batch_size, self.seed, *self._process)
+        if self._place is not None:
+            self._loader.load_state_dict(self._place)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Place in the training data; Lightning's own is lost where a schedule asks for the length of an epoch."""
+        return {} if self._loader is None else {"place": self._loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Training goes on from the place where the checkpoint was taken."""
+        self._place = state_dict.get("place")
 
     def val_dataloader(self) -> RequestLoader:
         """Batches of validation requests."""

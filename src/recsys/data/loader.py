@@ -14,6 +14,7 @@ import numpy as np
 from recsys.data.batch import Batch, BatchBuilder, Windows
 from recsys.data.columns import ragged_positions
 from recsys.data.dataset import Requests
+from recsys.errors import UserError
 
 
 class TrainingLoader:
@@ -24,7 +25,7 @@ class TrainingLoader:
 
     Args:
         builder: assembles the batches.
-        batch_size: windows a step, over all processes together.
+        batch_size: most windows a step, over all processes together.
         seed: of the order and the cuts.
         rank, world_size: this process takes every `world_size`-th window of each batch.
     """
@@ -41,26 +42,31 @@ class TrainingLoader:
         self._users = np.flatnonzero(num_events >= (1 if builder.predict_first else 2))
         self._begin = data.offsets[:-1][self._users]
         self._num_inputs = num_events[self._users] - 1
-        # With a random first cut the number of pieces varies by one from epoch to epoch; the length of an epoch may
-        # not, so pieces are counted for the worst cut, and the last one is empty in the others.
-        self._num_windows = np.where(self._num_inputs <= length, 1, -(-self._num_inputs // length) + 1)
-        total = int(self._num_windows.sum())
-        self._num_batches = -(-total // batch_size)
-        if 0 < total % batch_size < world_size:
-            self._num_batches -= 1
+        # With a random first cut the number of pieces varies by one from epoch to epoch. The number of batches may
+        # not, so it is that of the worst cut, and windows are dealt out evenly.
+        is_cut = self._num_inputs > length
+        most = int(np.where(is_cut, 1 + -(-(self._num_inputs - 1) // length), 1).sum())
+        self._num_batches = -(-most // batch_size)
+        if self._num_batches and (most - int(is_cut.sum())) // self._num_batches < world_size:
+            raise UserError(
+                f"batch_size: found {batch_size}, which leaves some of the {world_size} processes without a history "
+                f"({most} training histories in {self._num_batches} batches); choose a larger one or fewer processes"
+            )
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
+        # Whoever takes the last batch may not ask for a further one, so that the end of an epoch is told here.
+        self.load_state_dict(self.state_dict())
         rng = np.random.default_rng([self.seed, self._epoch])
         windows = self._cut(rng)
         order = rng.permutation(len(windows.user_idx))
+        bounds = np.arange(len(self) + 1) * len(order) // max(len(self), 1)
         for number in range(self._next_batch, len(self)):
-            chosen = order[number * self.batch_size : (number + 1) * self.batch_size][self.rank :: self.world_size]
+            chosen = order[bounds[number] : bounds[number + 1]][self.rank :: self.world_size]
             self._next_batch = number + 1
             yield self.builder.training(windows.take(chosen))
-        self._epoch, self._next_batch = self._epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data: what `load_state_dict` goes on from."""
@@ -74,12 +80,12 @@ class TrainingLoader:
 
     def _cut(self, rng: np.random.Generator) -> Windows:
         length = self.builder.max_history
-        first = np.where(self._num_windows == 1, self._num_inputs, rng.integers(1, length + 1, len(self._users)))
-        owner = np.repeat(np.arange(len(self._users)), self._num_windows)
-        number = ragged_positions(np.zeros(len(self._users), np.int64), self._num_windows)
-        local_begin = np.where(
-            number == 0, 0, np.minimum(first[owner] + (number - 1) * length, self._num_inputs[owner])
-        )
+        random = rng.integers(1, length + 1, len(self._users))
+        first = np.where(self._num_inputs > length, random, self._num_inputs)
+        num_windows = 1 + -(-(self._num_inputs - first) // length)
+        owner = np.repeat(np.arange(len(self._users)), num_windows)
+        number = ragged_positions(np.zeros(len(self._users), np.int64), num_windows)
+        local_begin = np.where(number == 0, 0, first[owner] + (number - 1) * length)
         local_end = np.minimum(np.where(number == 0, first[owner], local_begin + length), self._num_inputs[owner])
         begin = self._begin[owner]
         return Windows(self._users[owner], begin + local_begin, begin + local_end, number == 0)

@@ -59,6 +59,17 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.time not in get_args(Time):
             raise UserError(f"data.time={self.time}: no such worth{nearest(str(self.time), get_args(Time))}")
+        for owner, columns in self.features.items():
+            if columns is not None and not isinstance(columns, Mapping):
+                raise UserError(
+                    f"data.features.{owner}={columns}: expected {{column: {{kind, role, ignore, buckets}}}}"
+                )
+            for column, options in (columns or {}).items():
+                if options is not None and not isinstance(options, Mapping):
+                    raise UserError(
+                        f"data.features.{owner}.{column}={options}: expected {{kind, role, ignore, buckets}}, such as "
+                        f"data.features.{owner}.{column}.kind={options}"
+                    )
 
 
 def prepare(

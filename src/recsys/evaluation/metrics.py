@@ -110,10 +110,13 @@ class RetrievalMetrics(Metric):
         return result
 
     def per_user(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """user_idx int64 [R] and each metric float32 [R], for `keep_users`."""
-        users = torch.cat(list(self.users)) if len(self.users) else torch.zeros(0, dtype=torch.int64)
+        """user_idx int64 [R] and each metric float32 [R], for `keep_users`; those of all processes, which all call it."""
         num_metrics = len(NAMES) * len(self.cutoffs)
-        rows = torch.cat(list(self.rows)) if len(self.rows) else torch.zeros(0, num_metrics)
+        # The empty pieces keep the types where a process, or every one, has counted nothing.
+        self.users.append(torch.zeros(0, dtype=torch.int64))
+        self.rows.append(torch.zeros(0, num_metrics))
+        with self.sync_context():
+            users, rows = (torch.cat(list(s)) if isinstance(s, list) else s for s in (self.users, self.rows))
         names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
         return users, {name: rows[:, column] for column, name in enumerate(names)}
 

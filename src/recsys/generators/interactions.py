@@ -45,7 +45,7 @@ class Interactions:
         self.num_items = dataset.num_trained if until == "train" else dataset.meta.num_seen
         self.end = dataset.train_end if until == "train" else dataset.val_end
         if not self.num_items:
-            raise UserError(f"{dataset.path}: no events in the parts up to '{until}', so there is nothing to learn from")
+            raise UserError(f"{dataset.path}: no events up to the end of part '{until}'; expected at least one")
         self._search = BlockedTopK(self.num_items)
 
     def positions(self) -> npt.NDArray[np.int64]:

@@ -39,15 +39,15 @@ class ItemKNN:
         self._events = Interactions(dataset, until)
         users = self._events.users()
         items = users.T.tocsr()
+        num_items = items.shape[0]
         norms = np.sqrt(np.diff(items.indptr)).astype(np.float32)
         pieces = []
-        for block in blocks(*items.shape[:1] * 2):
-            common = (items[block] @ users).tocsr()
-            rows = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
-            own = common.indices == rows + block.start
-            common.data /= norms[rows + block.start] * norms[common.indices] + np.float32(self.shrink)
-            common.data[own] = 0
-            pieces.append(_best_of_rows(common, self.num_neighbours))
+        for block in blocks(num_items, num_items):
+            similar = (items[block] @ users).tocsr()
+            rows = np.repeat(np.arange(block.start, block.stop), np.diff(similar.indptr))
+            similar.data /= norms[rows] * norms[similar.indices] + np.float32(self.shrink)
+            similar.data[similar.indices == rows] = 0
+            pieces.append(_best_of_rows(similar, self.num_neighbours))
         # Row i holds the items that have i among their neighbours: a history selects rows.
         self._similarity = stack_rows(pieces).T.tocsr()
         self._fallback = self._events.fallback()
@@ -64,18 +64,16 @@ class ItemKNN:
 
 def _best_of_rows(matrix: Any, k: int) -> Any:
     """The k largest positive entries of each row of a csr matrix, lower columns first among equals."""
-    rows = np.repeat(np.arange(matrix.shape[0], dtype=np.uint64), np.diff(matrix.indptr))
+    num_rows, num_columns = matrix.shape
+    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
     positive = matrix.data > 0
-    rows, columns, values = rows[positive], matrix.indices[positive].astype(np.uint64), matrix.data[positive]
+    rows, columns, values = rows[positive], matrix.indices[positive], matrix.data[positive]
     # One sort of plain integers: row, then value downwards, then column. The bits of positive floats are in the order
-    # of their values; similarities are at most 1, so 30 bits hold them.
-    row_bits, column_bits = max(matrix.shape[0] - 1, 1).bit_length(), max(matrix.shape[1] - 1, 1).bit_length()
-    value_bits = min(30, 64 - row_bits - column_bits)
-    top = np.uint64((1 << 30) - 1)
-    lowered = (top - values.view(np.uint32).astype(np.uint64)) >> np.uint64(30 - value_bits)
-    keys = (((rows << np.uint64(value_bits)) | lowered) << np.uint64(column_bits)) | columns
-    order = np.argsort(keys)
-    rows = rows[order].astype(np.int64)
-    starts = np.searchsorted(rows, np.arange(matrix.shape[0]))
-    kept = order[np.arange(len(rows)) - starts[rows] < k]
-    return csr_matrix((values[kept], (rows[np.arange(len(rows)) - starts[rows] < k], columns[kept])), shape=matrix.shape)
+    # of their values, and 30 bits hold those below 2. With very many columns the last bits of a value do not count.
+    column_bits = int(num_columns).bit_length()
+    value_bits = min(30, 63 - column_bits - int(num_rows).bit_length())
+    descending = ((1 << 30) - 1 - values.view(np.int32).astype(np.int64)) >> (30 - value_bits)
+    order = np.argsort((((rows << value_bits) | descending) << column_bits) | columns)
+    first = np.searchsorted(rows, np.arange(num_rows))
+    best = order[np.arange(len(rows)) - first[rows] < k]
+    return csr_matrix((values[best], (rows[best], columns[best])), shape=matrix.shape)

@@ -66,6 +66,10 @@ class Auto:
         """Of the chosen index."""
         return self.chosen.max_breadth
 
+    def least_breadth(self, k: int) -> int:
+        """Of the chosen index."""
+        return self.chosen.least_breadth(k)
+
     def build(self, embeddings: Floats) -> None:
         """Choose, and build the chosen index."""
         self._chosen = Exact() if len(embeddings) < self.exact_below else self.approximate

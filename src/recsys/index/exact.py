@@ -34,6 +34,10 @@ class Exact:
         """D."""
         return int(self._embeddings.shape[1])
 
+    def least_breadth(self, k: int) -> int:  # noqa: ARG002
+        """0: there is no effort to choose."""
+        return 0
+
     def build(self, embeddings: Floats) -> None:
         """Keep `embeddings` [N, D]."""
         check_embeddings(embeddings)

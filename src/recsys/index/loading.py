@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.errors import UserError, nearest
-from recsys.index.backends import HNSW, IVFSQ8, FaissFlat, IVFFlat, IVFPQFastScan
+from recsys.index.backends import HNSW, IVFSQ8, MIN_PQ_ITEMS, FaissFlat, IVFFlat, IVFPQFastScan
 from recsys.index.engine import faiss
 from recsys.index.exact import Exact
 from recsys.index.files import DESCRIPTION, STRUCTURE, read_description, read_structure
@@ -39,7 +39,7 @@ def load_index(folder: Path, embeddings: Floats, verify: bool = True) -> Index:
     path = folder / DESCRIPTION
     content = read_description(folder)
     name = content.get("class")
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         raise UserError(f"{path}: unknown class {name!r} of index{nearest(str(name), CLASSES)}")
     try:
         index = CLASSES[name](**content["parameters"])
@@ -57,6 +57,8 @@ def load_index(folder: Path, embeddings: Floats, verify: bool = True) -> Index:
         found = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise UserError(f"{path}: the item embeddings are {found}, but the index holds float32 {list(shape)}")
     ann = None
+    if name in STRUCTURES and STRUCTURE not in files and not (name == "IVFPQFastScan" and shape[0] < MIN_PQ_ITEMS):
+        raise UserError(f"{path}: damaged, a {name} index of {shape[0]} items needs {STRUCTURE}; none is listed")
     if STRUCTURE in files and name in STRUCTURES:
         ann = read_structure(folder, files[STRUCTURE], verify)
         built = (type(ann).__name__, ann.ntotal, ann.d, ann.metric_type)

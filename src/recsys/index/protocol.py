@@ -62,6 +62,10 @@ class Index(Protocol):
         """Full effort; 0 for an exact index."""
         ...
 
+    def least_breadth(self, k: int) -> int:
+        """The least effort that means anything for `k` results; 0 for an exact index."""
+        ...
+
     def build(self, embeddings: Floats) -> None:
         """Index `embeddings` [N, D]. The array is kept (not copied) for exact search and exact scores.
 

@@ -72,8 +72,12 @@ def tune(index: Index, embeddings: Floats, queries: Floats, recall_target: float
         measure = Measure(0, 1, 1.0, _speed(index, queries, k))
         return Tuning(recall_target, k, len(queries), True, measure, (measure,))
     sweep = _Sweep(index, embeddings, queries, recall_target, k)
+    fastest = 0.0
     for refine in index.refine_factors:
-        sweep.find(refine)
+        speed = sweep.find(refine)
+        if speed < fastest:
+            break  # more candidates no longer save breadth
+        fastest = speed
     reaching = [m for m in sweep.measured.values() if sweep.reaches(m)]
     chosen = (
         max(reaching, key=lambda m: m.queries_per_second)
@@ -97,25 +101,27 @@ class _Sweep:
         self.measured: dict[tuple[int, int], Measure] = {}
         self.errors: dict[tuple[int, int], float] = {}
 
-    def find(self, refine: int) -> None:
-        """Sweep the breadth at one refine factor."""
-        failed, breadth = 0, 1
+    def find(self, refine: int) -> float:
+        """Sweep the breadth at one refine factor; queries a second at the target, 0 if it is out of reach."""
+        failed, breadth = 0, self.index.least_breadth(self.k)
         previous: Measure | None = None
         while True:
             measure = self.measure(breadth, refine)
             if self.reaches(measure):
                 break
             saturated = previous is not None and breadth >= 16 and measure.recall - previous.recall < SATURATED
-            if breadth == self.index.max_breadth or saturated and measure.recall > 0.5:
-                return
+            if breadth == self.index.max_breadth or (saturated and measure.recall > 0.5):
+                return 0.0
             failed, previous = breadth, measure
             breadth = min(2 * breadth, self.index.max_breadth)
+        failed = max(failed, self.index.least_breadth(self.k) - 1)
         while breadth - failed > 1 and breadth > PRECISION * failed:
             middle = (failed + breadth) // 2
             if self.reaches(self.measure(middle, refine)):
                 breadth = middle
             else:
                 failed = middle
+        return self.measured[breadth, refine].queries_per_second
 
     def measure(self, breadth: int, refine: int) -> Measure:
         """Recall and speed at one effort."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.models.dropout import Dropout
 from recsys.models.layout import Layout
 
 
@@ -34,7 +35,7 @@ class MeanPooling(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)) if hidden else None
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
@@ -55,7 +56,7 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, dim: int, hidden: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
@@ -92,7 +93,7 @@ class Transformer(nn.Module):
             raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
         self.position = nn.Embedding(max_history + 1, dim)
         nn.init.normal_(self.position.weight, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(dim, num_heads, expansion, dropout) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(dim)
 
@@ -111,7 +112,7 @@ class _Block(nn.Module):
         self.projection = nn.Linear(dim, 3 * dim)
         self.output = nn.Linear(dim, dim)
         self.expand, self.contract = nn.Linear(dim, expansion * dim), nn.Linear(expansion * dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for layer in (self.projection, self.output, self.expand, self.contract):
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.data.columns import ragged_positions
+from recsys.models.attention import Rows
 
 
 class Layout(Protocol):
@@ -35,7 +36,7 @@ class Layout(Protocol):
 class Packed:
     """Sequences one after another, tokens [N, D].
 
-    Attention runs over groups of sequences of similar length, each padded to its longest only; all else has no padding.
+    Attention lays whole sequences side by side in rows (see `recsys.models.attention`); all else has no padding.
 
     Args:
         lengths: int64 [H] on the host, tokens of each sequence (at least 1: the start token).
@@ -46,35 +47,13 @@ class Packed:
         self.sequence = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
         self.position = torch.from_numpy(ragged_positions(np.zeros_like(lengths), lengths)).to(device)
         self._starts = torch.from_numpy(starts).to(device)
-        # Groups double in length: at most half of a padded group is waste, and there are few of them.
-        size = np.maximum(2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64), 8)
-        self._groups: list[Tensor] = []
-        place = np.empty(int(lengths.sum()), np.int64)
-        filled = 0
-        for group in np.unique(size):
-            members = np.flatnonzero(size == group)
-            longest = int(lengths[members].max())
-            step = np.arange(longest)
-            # Padding repeats the last token; causal attention keeps it out of every real row.
-            gather = starts[members][:, None] + np.minimum(step, lengths[members][:, None] - 1)
-            self._groups.append(torch.from_numpy(gather).to(device))
-            real = ragged_positions(starts[members], lengths[members])
-            row = np.repeat(np.arange(len(members)), lengths[members])
-            place[real] = filled + row * longest + ragged_positions(np.zeros_like(members), lengths[members])
-            filled += gather.size
-        self._place = torch.from_numpy(place).to(device)
+        self._lengths = lengths
+        self._rows: Rows | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        outputs = []
-        stacked = torch.cat([query, key, value], dim=1)
-        heads = query.shape[1]
-        for gather in self._groups:
-            # [b, l, 3 * heads, d] -> 3 x [b, heads, l, d]
-            grouped = F.embedding(gather, stacked.flatten(1)).unflatten(2, stacked.shape[1:]).transpose(1, 2)
-            q, k, v = grouped.split(heads, dim=1)
-            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-            outputs.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
-        return F.embedding(self._place, torch.cat(outputs)).unflatten(1, query.shape[1:])
+        if self._rows is None or self._rows.num_heads != query.shape[1]:
+            self._rows = Rows(self._lengths, query.shape[1], query.device)
+        return self._rows.attend(query, key, value, dropout)
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
         # In float64 the difference of two long running sums keeps float32's precision.

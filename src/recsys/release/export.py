@@ -1,4 +1,4 @@
-"""The user tower as ONNX: padded histories in, comparable user embeddings out. The one module of releases with torch."""
+"""The user tower as ONNX: padded histories in, comparable user embeddings out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class ServedUserTower(nn.Module):
         given = dict(zip(self.names, inputs, strict=True))
         item_idx, lengths = given["item_idx"], given["lengths"]
         user_idx = given.get("user_idx", torch.full_like(lengths, -1))
-        events = {name: value.flatten(0, 1) for name, value in _with_prefix(given, "event.").items()}
+        events = _with_prefix({name: value.flatten(0, 1) for name, value in given.items() if value.ndim > 1}, "event.")
         users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
         states = self.tower.forward_padded(self.table[item_idx], lengths, events, users, requests, user_idx)
         return nn.functional.normalize(states, dim=-1) if self.is_cosine else states

@@ -46,7 +46,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type (`int64` or `float32`) and shape (numbers, and names of dynamic axes) of an input or output."""
+    """An input or output: element type (`int64` or `float32`), shape (numbers, and names of dynamic axes)."""
 
     name: str
     type: str
@@ -156,8 +156,8 @@ def version_of(files: Mapping[str, FileEntry]) -> str:
 def pair_of(files: Mapping[str, FileEntry]) -> str:
     """The name that user tower and index share.
 
-    It covers what both are made of: weights, embeddings, items, vocabularies, schema and configuration. The exported tower,
-    the files of the index and the self-check, which carry it or follow from it, are left out.
+    It covers what both are made of: weights, embeddings, items, vocabularies, schema and configuration. The
+    exported tower, the files of the index and the self-check, which carry it or follow from it, are left out.
     """
     common = {
         name: entry

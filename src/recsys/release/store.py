@@ -198,7 +198,7 @@ class ReleaseStore:
         """
         if not _ALIAS.fullmatch(alias) or _VERSION.fullmatch(alias):
             raise UserError(
-                f"alias: found '{alias}', expected a lower-case name such as candidate or production (letters, digits, - and _)"
+                f"alias: found '{alias}', expected a lower-case name such as candidate (letters, digits, - and _)"
             )
 
     def _read_alias(self, path: Path) -> str:
@@ -212,11 +212,12 @@ class ReleaseStore:
 
 
 def _sync(folder: Path) -> None:
-    """Files and folders reach the disk before they get their name."""
+    """Files and folders reach the disk before they get their name; files become read-only, for everyone."""
     for path in folder.rglob("*"):
         if path.is_dir():
             _sync_folder(path)
         else:
+            path.chmod(0o444)
             _sync_file(path)
     _sync_folder(folder)
 

@@ -67,11 +67,11 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
         if name not in manifest.files:
             raise UserError(f"{folder / MANIFEST}: does not list {name}, which every release holds")
     found = set()
-    for path in _walk(folder):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise UserError(f"{path}: a link or special file; a release holds plain files only")
-        if path.is_file():
+    for file in _walk(folder):
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file}: a link or special file; a release holds plain files only")
+        if file.is_file():
             found.add(name)
     if missing := sorted(manifest.files.keys() - found):
         raise UserError(f"{folder / missing[0]}: missing; {MANIFEST} lists it")

@@ -87,6 +87,11 @@ class Retriever:
         self._users: IdMap | None = None
         if (folder / USER_VOCABULARY).exists():
             self._users = IdMap(pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks())
+        self._names = {
+            "interactions": {"item_id", "timestamp", *(f.name for f in self.schema.owned_by("interactions"))},
+            "users": {f.name for f in self.schema.owned_by("users")},
+            "request": {f.name for f in self.schema.with_role("request")},
+        }
         self._events = self._encoders("event")
         self._profile = self._encoders("user")
         self._requests = self._encoders("request")
@@ -205,16 +210,12 @@ class Retriever:
 
     def _check_names(self, query: Query) -> None:
         # A feature that this tower happens not to read is fine; one that nobody declared is a mistake.
-        known = {f.owner: {g.name for g in self.schema.owned_by(f.owner)} for f in self.schema.features}
-        requests = {f.name for f in self.schema.with_role("request")}
-        for place, given, valid in (
-            ("user", query.user, known.get("users", set())),
-            ("request", query.request, requests),
-            *(
-                ("history", event, {"item_id", "timestamp", *known.get("interactions", set())})
-                for event in query.history
-            ),
-        ):
+        events = self._names["interactions"]
+        given_at: list[tuple[str, Mapping[str, Any], set[str]]] = [
+            ("history", event, events) for event in query.history
+        ]
+        given_at += [("user", query.user, self._names["users"]), ("request", query.request, self._names["request"])]
+        for place, given, valid in given_at:
             for name in given:
                 if name not in valid:
                     raise UserError(f"{place}.{name}: no such feature{nearest(name, valid)}")

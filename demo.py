@@ -1,0 +1,90 @@
+"""The end of `make demo`: the trained run against popularity and item-kNN, as a table, a picture and one user's pins.
+
+    python demo.py RUN RECOMMENDATIONS.parquet PLOT.png
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from recsys.build import TrainedRun, load_run, source_of
+from recsys.data.loader import RequestLoader
+from recsys.evaluation.metrics import CUTOFFS, RetrievalMetrics
+from recsys.evaluation.ranking import Ranker, evaluate
+from recsys.generators.item_knn import ItemKNN
+from recsys.generators.popularity import Popularity
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+def main(run_path: str, recommendations: str, picture: str) -> None:
+    """Compare, draw, and show what one user gets."""
+    run = load_run(run_path)
+    recall = {"best reachable (the simulation's truth)": _recall(run.metrics, "test/best_reachable/")}
+    recall["two-tower model"] = _recall(run.metrics, "test/")
+    for name, generator in {"item-kNN": ItemKNN(), "popularity": Popularity()}.items():
+        generator.fit(run.dataset, "val")
+        recall[name] = _recall(_evaluate(run, generator), "")
+    _print(recall)
+    _print_user(run, recommendations)
+    _draw(recall, Path(picture))
+
+
+def _evaluate(run: TrainedRun, ranker: Ranker) -> dict[str, float]:
+    requests = RequestLoader(run.builder, run.dataset.requests("test"))
+    return evaluate(ranker, run.dataset, "test", requests, RetrievalMetrics(run.dataset, len(run.corpus)))
+
+
+def _recall(metrics: dict[str, float], prefix: str) -> list[float]:
+    return [metrics[f"{prefix}recall@{cutoff}"] for cutoff in CUTOFFS]
+
+
+def _print(recall: dict[str, list[float]]) -> None:
+    table = Table(title="test recall, full corpus, exact", title_justify="left", title_style="bold")
+    table.add_column("")
+    for cutoff in CUTOFFS:
+        table.add_column(f"@{cutoff}", justify="right")
+    for name, values in recall.items():
+        table.add_row(name, *(f"{value:.3f}" for value in values))
+    Console().print(table)
+
+
+def _print_user(run: TrainedRun, recommendations: str) -> None:
+    source = source_of(run.config)
+    items = pq.read_table(source.items, columns=["item_id", "title"])
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    row = pq.read_table(recommendations).slice(0, 1).to_pylist()[0]
+    data = run.dataset
+    user = pc.index(data.user_ids, row["user_id"]).as_py()
+    begin, end = data.offsets[user], data.val_end[user]
+    history = [data.item_ids[int(item) - 1].as_py() for item in data.item_idx[begin:end][-5:]]
+    table = Table(title=f"user {row['user_id']}", title_justify="left", title_style="bold")
+    table.add_column("saved lately")
+    table.add_column("recommended from the release")
+    for saved, recommended in zip(reversed(history), row["item_ids"], strict=False):
+        table.add_row(titles.get(saved), titles.get(recommended))
+    Console().print(table)
+
+
+def _draw(recall: dict[str, list[float]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    for (name, values), style in zip(recall.items(), ("k--", "C0o-", "C1o-", "C2o-"), strict=True):
+        axis.plot(CUTOFFS, values, style, label=name)
+        axis.annotate(name, (CUTOFFS[-1], values[-1]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set(xscale="log", xlabel="K, items shown", ylabel="recall@K of the test part", ylim=(0, None))
+    axis.set_xticks(CUTOFFS, [str(cutoff) for cutoff in CUTOFFS])
+    axis.minorticks_off()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlim(CUTOFFS[0] * 0.9, CUTOFFS[-1] * 4)
+    figure.savefig(path, dpi=150)
+    print(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

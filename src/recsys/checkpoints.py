@@ -1,0 +1,90 @@
+"""Checkpoints that a run killed at any moment goes on from, to the result of an uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `last.ckpt` between the steps of an epoch, and where an epoch ends.
+
+    Never between the last step of an epoch and its validation: Lightning would go on after the validation, without it.
+
+    Args:
+        dirpath: folder of the checkpoint.
+        every_n_train_steps: steps between two checkpoints.
+        train_time_interval: time between two checkpoints.
+    """
+
+    def __init__(
+        self,
+        dirpath: Path,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+    ) -> None:
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"every_n_train_steps: found {every_n_train_steps}, expected at least 1, or null")
+        self.path = Path(dirpath) / "last.ckpt"
+        self.every_n_train_steps, self.train_time_interval = every_n_train_steps, train_time_interval
+        self._step, self._time = 0, time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Count from here."""
+        self._step, self._time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Write if it is time."""
+        if not trainer.is_last_batch:
+            self._write(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Write if it is time."""
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        due = self.every_n_train_steps is not None and trainer.global_step - self._step >= self.every_n_train_steps
+        if self.train_time_interval is not None:
+            # Clocks differ; all processes must save together.
+            late = time.monotonic() - self._time >= self.train_time_interval.total_seconds()
+            due |= trainer.strategy.broadcast(late)
+        if due:
+            self._step, self._time = trainer.global_step, time.monotonic()
+            trainer.save_checkpoint(self.path)
+
+
+class StayStopped(L.Callback):
+    """A run that had stopped early when its checkpoint was taken does not train another epoch."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Stop again."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.wait_count >= max(callback.patience, 1):
+                trainer.should_stop = True
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then renames it: there is never a part of one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Write `path`."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        torch.save(checkpoint, part)
+        os.replace(part, path)

@@ -1,0 +1,170 @@
+"""Causal attention over packed sequences, several to a row.
+
+Histories are short, so what costs is the number of products and not their arithmetic: whole sequences are laid side by
+side in rows of a few lengths, a mask keeps them apart, and each length is one batched product. The gradient is written
+by hand to the same plan. Shapes: N tokens, H heads, E D_head, B rows of a group, L their length, G = sum of B * L.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.models.dropout import keep_mask
+
+Integers = npt.NDArray[np.int64]
+
+# Sequences up to this length share rows of this length; longer ones share rows twice as long, and so on.
+SHORTEST_ROW = 32
+
+
+class Group(NamedTuple):
+    """Rows of one length, each of H heads: gathered rows `begin..end-1` of E are [H * B, L, E].
+
+    Attributes:
+        bias: [B, L, L], 0 where a token sees another one of its sequence, else -inf.
+    """
+
+    begin: int
+    end: int
+    bias: Tensor
+
+
+class Rows:
+    """Where each token of packed sequences lies in rows, for one number of heads.
+
+    Args:
+        lengths: tokens of each sequence, at least 1.
+        num_heads: H.
+    """
+
+    def __init__(self, lengths: Integers, num_heads: int, device: torch.device) -> None:
+        self.num_heads = num_heads
+        self.groups: list[Group] = []
+        starts = np.cumsum(lengths) - lengths
+        classes = np.ceil(np.log2(np.maximum(lengths, SHORTEST_ROW) / SHORTEST_ROW)).astype(np.int64)
+        sources, places, filled = [], np.empty((num_heads, int(lengths.sum())), np.int64), 0
+        for level in np.unique(classes):
+            members = np.flatnonzero(classes == level)
+            members = members[np.argsort(-lengths[members], kind="stable")]
+            length = max(int(lengths[members[0]]), SHORTEST_ROW if level == 0 else 0)
+            row, offset = _fill(lengths[members].tolist(), length)
+            num_rows = int(row.max()) + 1
+            # Slots that hold no token are sequences of their own, with the tokens of slot 0.
+            token = np.zeros(num_rows * length, np.int64)
+            first = np.tile(np.arange(length), num_rows)
+            slot = _spread(row * length + offset, lengths[members])
+            token[slot] = _spread(starts[members], lengths[members])
+            first[slot] = np.repeat(offset, lengths[members])
+            heads = np.arange(num_heads)[:, None]
+            sources.append((token * num_heads + heads).ravel())
+            places[:, token[slot]] = filled + heads * len(token) + slot
+            sees = torch.from_numpy(first.reshape(num_rows, length, 1)).to(device)
+            step = torch.arange(length, device=device)
+            hidden = (step > step.unsqueeze(1)) | (step < sees)
+            bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
+            self.groups.append(Group(filled, filled + num_heads * len(token), bias))
+            filled += num_heads * len(token)
+        place = places.T
+        source = np.concatenate(sources)
+        is_empty = np.ones(filled, bool)
+        is_empty[place] = False
+        # In queries, keys and values side by side: [N, 3, H] rows of E.
+        token, head = np.divmod(source, num_heads)
+        source_of_three = token * (3 * num_heads) + head + np.arange(0, 3 * num_heads, num_heads)[:, None]
+        place_of_three = np.arange(3)[:, None] * filled + place[:, None, :]
+        self.source, self.place, self.empty, self.source_of_three, self.place_of_three = (
+            torch.from_numpy(np.ascontiguousarray(rows).reshape(-1)).to(device)
+            for rows in (source, place, np.flatnonzero(is_empty), source_of_three, place_of_three)
+        )
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """Causal attention; queries, keys, values [N, H, E] -> [N, H, E]."""
+        if query.device.type == "cpu":
+            attended: Tensor = _Attention.apply(query, key, value, self, dropout)  # type: ignore[no-untyped-call]
+            return attended
+        rows = torch.cat([query, key, value], dim=1).flatten(0, 1).index_select(0, self.source_of_three)
+        rows = rows.view(3, -1, query.shape[2])
+        outputs = []
+        for group in self.groups:
+            q, k, v = rows[:, group.begin : group.end].unflatten(1, (self.num_heads, *group.bias.shape[:2]))
+            bias = group.bias.to(q.dtype)
+            outputs.append(F.scaled_dot_product_attention(q, k, v, bias, dropout).flatten(0, 2))
+        return torch.cat(outputs).index_select(0, self.place).view(query.shape)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Rows, dropout: float) -> Tensor:
+        shape, width = query.shape, query.shape[2]
+        stacked = torch.cat([query, key, value], dim=1).view(-1, width)
+        rows = stacked.index_select(0, plan.source_of_three).view(3, -1, width)
+        outputs = torch.empty_like(rows[0])
+        weights, keeps = [], []
+        for group in plan.groups:
+            q, k, v = _of_group(rows, group)
+            scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (plan.num_heads, -1))
+            weight = torch.add(group.bias.to(scores.dtype), scores, alpha=width**-0.5, out=scores).flatten(0, 1)
+            weight = weight.softmax(2)
+            weights.append(weight)
+            if dropout > 0.0:
+                keeps.append(keep_mask(weight.shape, dropout, weight))
+                weight = weight * keeps[-1]
+            torch.bmm(weight, v, out=outputs[group.begin : group.end].view(q.shape))
+        ctx.plan, ctx.num_groups = plan, len(weights)
+        ctx.save_for_backward(rows, *weights, *keeps)
+        return outputs.index_select(0, plan.place).view(shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *saved = ctx.saved_tensors
+        plan: Rows = ctx.plan
+        weights, keeps = saved[: ctx.num_groups], saved[ctx.num_groups :]
+        shape, width = gradients[0].shape, gradients[0].shape[2]
+        arriving = gradients[0].reshape(-1, width).index_select(0, plan.source)
+        arriving.index_fill_(0, plan.empty, 0.0)
+        leaving = torch.empty_like(rows)
+        for number, (group, weight) in enumerate(zip(plan.groups, weights, strict=True)):
+            q, k, v = _of_group(rows, group)
+            dq, dk, dv = _of_group(leaving, group)
+            output = arriving[group.begin : group.end].view(q.shape)
+            kept = weight * keeps[number] if keeps else weight
+            torch.bmm(kept.transpose(1, 2), output, out=dv)
+            d_weight = torch.bmm(output, v.transpose(1, 2))
+            if keeps:
+                d_weight *= keeps[number]
+            d_score = torch._softmax_backward_data(d_weight, weight, 2, weight.dtype).mul_(width**-0.5)
+            torch.bmm(d_score, k, out=dq)
+            torch.bmm(d_score.transpose(1, 2), q, out=dk)
+        three = leaving.view(-1, width).index_select(0, plan.place_of_three).view(shape[0], 3, *shape[1:])
+        return three[:, 0], three[:, 1], three[:, 2], None, None
+
+
+def _of_group(rows: Tensor, group: Group) -> Tensor:
+    return rows[:, group.begin : group.end].view(3, -1, group.bias.shape[1], rows.shape[2])
+
+
+def _spread(starts: Integers, lengths: Integers) -> Integers:
+    ends = np.cumsum(lengths)
+    positions: Integers = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
+    return positions
+
+
+def _fill(lengths: list[int], capacity: int) -> tuple[Integers, Integers]:
+    """Row and offset of each sequence, longest first: a row takes the longest left and the shortest that fit."""
+    rows, offsets = [0] * len(lengths), [0] * len(lengths)
+    row, long, short = 0, 0, len(lengths) - 1
+    while long <= short:
+        rows[long], used = row, lengths[long]
+        long += 1
+        while long <= short and used + lengths[short] <= capacity:
+            rows[short], offsets[short] = row, used
+            used += lengths[short]
+            short -= 1
+        row += 1
+    return np.array(rows), np.array(offsets)

@@ -1,0 +1,92 @@
+"""Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
+
+    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...]
+
+`kill` ends the command by SIGKILL on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7].
+The last line of the output is the list of exit codes (minus the signal's number for a killed one).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str]]:
+    """Exit code and output of each job."""
+    logs = [folder / f"job{number}.log" for number in range(len(jobs))]
+    described = [{"kill": None} | job | {"log": str(log)} for job, log in zip(jobs, logs, strict=True)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, __file__], input=json.dumps(described), text=True, capture_output=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def _kill_on_call(attribute: str, calls: int) -> None:
+    module, _, path = attribute.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original, left = getattr(owner, name), [calls]
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **settings)
+
+    setattr(owner, name, counted)
+
+
+def _run(job: dict[str, Any]) -> int:
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        return os.waitstatus_to_exitcode(status)
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        if job["kill"]:
+            _kill_on_call(*job["kill"])
+        sys.argv = list(job["args"])
+        runpy.run_path(str(REPOSITORY / job["args"][0]), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    jobs = json.load(sys.stdin)
+    os.chdir(REPOSITORY)
+    importlib.import_module("recsys.training")
+    importlib.import_module("recsys.report")
+    sys.stdout.flush()
+    print(json.dumps([_run(job) for job in jobs]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""What all tests share: one thread, fixed seeds, and small worlds."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+# For processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+# Modules that several tests use: worlds, handmade, commands, folders.
+for folder in (Path(__file__).parent, Path(__file__).parent / "data"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(autouse=True)
+def _same_every_time() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,149 @@
+"""Metrics against numbers that are worked out, and against the independent reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from handmade import handmade, ragged, random_users
+
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.metrics import CUTOFFS, NAMES, RetrievalMetrics, per_request
+from recsys.evaluation.relevance import relevant_items, seen_items
+
+PROTOCOL = Path(os.environ.get("RECSYS_DATA", "/nowhere")).parent / "protocol.py"
+
+# Item 1 makes half of the training events (head); 2 begins at .5 (mid); 3 at .75 (mid); 4 at .875 (tail); 5 is cold.
+DATA = handmade([([1, 1, 1, 1, 2, 2, 3, 4], [], [5]), ([], [], [1, 2])])
+
+
+def metrics(dataset: PreparedDataset = DATA, **options: Any) -> RetrievalMetrics:
+    return RetrievalMetrics(dataset, 5, cutoffs=(1, 2, 3), **options)
+
+
+def test_one_request_by_hand() -> None:
+    # Hits at ranks 2 and 3 of four results; three relevant items.
+    result = per_request(torch.tensor([[False, True, True, False]]), torch.tensor([3]), (1, 2, 3, 5))
+    recall, hit, ndcg, mrr = result[0].tolist()
+    first, second, third = 1.0, 1 / log2(3), 1 / log2(4)
+    assert recall == pytest.approx([0, 1 / 3, 2 / 3, 2 / 3])
+    assert hit == [0, 1, 1, 1]
+    ideal = first + second + third
+    assert ndcg == pytest.approx([0, second / (first + second), (second + third) / ideal, (second + third) / ideal])
+    assert mrr == [0, 0.5, 0.5, 0.5]
+
+
+def test_means_are_over_requests_with_relevant_items() -> None:
+    counter = metrics()
+    ranked = torch.tensor([[1, 2, 3], [2, 1, 4], [5, 4, 0]])
+    counter.update(ranked, ragged([3], [], [4, 5]), torch.tensor([0, 0, 1]))
+    result = counter.compute()
+    assert result["num_users"] == 2
+    assert [result[f"recall@{k}"] for k in (1, 2, 3)] == pytest.approx([(0 + 0.5) / 2, (0 + 1) / 2, (1 + 1) / 2])
+    assert [result[f"mrr@{k}"] for k in (1, 2, 3)] == pytest.approx([0.5, 0.5, (1 / 3 + 1) / 2])
+    assert result["ndcg@3"] == pytest.approx((0.5 + 1) / 2)
+    # Of requests that count, and not the 0 that stands for no result: {1, 5}, {1, 2, 5, 4}, {1, 2, 3, 5, 4}.
+    assert [result[f"coverage@{k}"] for k in (1, 2, 3)] == pytest.approx([2 / 5, 4 / 5, 1])
+
+
+def test_slices_by_hand() -> None:
+    counter = metrics()
+    # The first request wants a head, a mid and a cold item, and finds the mid one first and the head one third.
+    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), torch.tensor([0, 1]))
+    result = counter.compute()
+    assert [result[f"head/recall@{k}"] for k in (1, 2, 3)] == [0, 0, 1]
+    assert [result[f"mid/recall@{k}"] for k in (1, 2, 3)] == pytest.approx([(1 + 0) / 2, (1 + 0.5) / 2, (1 + 0.5) / 2])
+    assert [result[f"cold_items/recall@{k}"] for k in (1, 2, 3)] == [0, 0, 0]
+    # Nobody wants a tail item; only the second user is without training events.
+    assert "tail/recall@1" not in result
+    assert [result[f"cold_users/recall@{k}"] for k in (1, 2, 3)] == [0, 0.5, 0.5]
+
+
+def test_lists_shorter_than_the_cutoffs() -> None:
+    counter = metrics()
+    counter.update(torch.tensor([[4]]), ragged([4, 5]), torch.tensor([0]))
+    result = counter.compute()
+    assert [result[f"recall@{k}"] for k in (1, 2, 3)] == [0.5, 0.5, 0.5]
+    assert result["ndcg@2"] == pytest.approx(1 / (1 + 1 / log2(3)))
+
+
+def test_no_request_counts() -> None:
+    counter = metrics()
+    counter.update(torch.tensor([[1, 2, 3]]), ragged([]), torch.tensor([0]))
+    counter.update(torch.zeros(0, 3, dtype=torch.int64), ragged(), torch.zeros(0, dtype=torch.int64))
+    result = counter.compute()
+    assert result["recall@3"] == result["coverage@3"] == result["num_users"] == 0
+
+
+def test_metrics_of_each_user() -> None:
+    counter = metrics(keep_users=True)
+    counter.update(torch.tensor([[1, 2, 3], [1, 2, 3]]), ragged([], [3]), torch.tensor([0, 1]))
+    counter.update(torch.tensor([[1, 2, 3]]), ragged([1, 4]), torch.tensor([0]))
+    users, columns = counter.per_user()
+    assert users.tolist() == [1, 0]
+    assert list(columns) == [f"{name}@{k}" for name in NAMES for k in (1, 2, 3)]
+    assert columns["recall@3"].tolist() == [1, 0.5]
+    assert columns["mrr@1"].tolist() == [0, 1]
+
+
+def test_batches_add_up() -> None:
+    rng = np.random.default_rng(0)
+    dataset = handmade(random_users(rng, 60, 40))
+    requests = dataset.requests("test")
+    relevant = relevant_items(dataset, "test", requests)
+    ranked = torch.from_numpy(np.stack([rng.permutation(dataset.num_items)[:20] + 1 for _ in requests.user_idx]))
+    users = torch.from_numpy(requests.user_idx)
+    whole, parts = RetrievalMetrics(dataset, 40), RetrievalMetrics(dataset, 40)
+    whole.update(ranked, relevant, users)
+    for rows in np.array_split(np.arange(len(users)), 7):
+        parts.update(ranked[rows], relevant.take(rows), users[rows])
+    assert parts.compute() == pytest.approx(whole.compute())
+
+
+@pytest.mark.skipif(not PROTOCOL.exists(), reason="needs the reference beside RECSYS_DATA")
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_equals_the_reference(tmp_path: Path, exclude_seen: bool) -> None:
+    spec = importlib.util.spec_from_file_location("protocol", PROTOCOL)
+    assert spec is not None
+    assert spec.loader is not None
+    protocol = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(protocol)
+    rng = np.random.default_rng(1)
+    users = random_users(rng, 200, 300, longest=30)
+    dataset = handmade(users)
+    for part, name in enumerate(("train", "val", "test")):
+        rows = [(user, item) for user, parts in enumerate(users) for item in parts[part]]
+        columns = {"user_id": [user for user, _ in rows], "item_id": [item for _, item in rows]}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    requests = dataset.requests("test")
+    seen = seen_items(dataset, requests)
+    ranked = np.zeros((len(requests.user_idx), 100), np.int64)
+    recommended = []
+    for row in range(len(ranked)):
+        history = seen.values[seen.offsets[row] : seen.offsets[row + 1]] if exclude_seen else []
+        # Lists of any length, an empty one included.
+        items = np.setdiff1d(np.arange(1, dataset.num_items + 1), history)
+        items = rng.permutation(items)[: rng.integers(0, 101)]
+        ranked[row, : len(items)] = items
+        recommended.append(items.tolist())
+    table = pa.table({"user_id": requests.user_idx, "item_ids": pa.array(recommended, pa.list_(pa.int64()))})
+    pq.write_table(table, tmp_path / "recs.parquet")
+    expected = protocol.score(tmp_path / "test.parquet", tmp_path / "recs.parquet", exclude_seen)
+    counter = RetrievalMetrics(dataset, dataset.num_items)
+    relevant = relevant_items(dataset, "test", requests, exclude_seen)
+    counter.update(torch.from_numpy(ranked), relevant, torch.from_numpy(requests.user_idx))
+    result = counter.compute()
+    assert expected["users"] == result["num_users"]
+    for name in NAMES:
+        for cutoff in CUTOFFS:
+            assert result[f"{name}@{cutoff}"] == pytest.approx(expected[f"{name}@{cutoff}"], abs=1e-5)
+    for cutoff in (10, 100):
+        assert result[f"coverage@{cutoff}"] * dataset.num_items == pytest.approx(expected[f"items_shown@{cutoff}"])

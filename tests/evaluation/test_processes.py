@@ -1,0 +1,44 @@
+"""Metrics of two processes, each with its share of the requests."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+from handmade import handmade, ragged
+from torch import distributed, multiprocessing
+
+from recsys.evaluation.metrics import RetrievalMetrics
+
+DATA = handmade([([1, 2], [], [3]), ([2, 1], [], [3]), ([1], [], [2])])
+RANKED = torch.tensor([[3, 0], [1, 3], [2, 3]])
+RELEVANT = ragged([3], [3], [2])
+
+
+def count(rank: int, world_size: int) -> RetrievalMetrics:
+    metrics = RetrievalMetrics(DATA, 3, cutoffs=(1, 2), keep_users=True)
+    rows = torch.arange(rank, 3, world_size)
+    if len(rows):
+        metrics.update(RANKED[rows], RELEVANT.take(rows.numpy()), rows)
+    return metrics
+
+
+def process(rank: int, world_size: int, port: int, expected: dict[str, float]) -> None:
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    metrics = count(rank, world_size)
+    assert metrics.compute() == pytest.approx(expected)
+    for _ in range(2):  # what was gathered is not counted again
+        users, columns = metrics.per_user()
+        assert sorted(users.tolist()) == [0, 1, 2]
+        assert columns["mrr@2"][users.argsort()].tolist() == [1, 0.5, 1]
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_count_together(world_size: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(process, (world_size, port, count(0, 1).compute()), nprocs=world_size)

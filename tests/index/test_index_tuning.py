@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+
+from recsys.errors import UserError
+from recsys.index import Effort, Exact, IVFFlat, IVFPQFastScan, exact_search, tune
+
+
+def test_reaches_the_target_and_no_further(items, queries):
+    index = IVFFlat(num_lists=64)
+    index.build(items)
+    tuning = tune(index, items, queries, recall_target=0.9, k=50)
+    assert tuning.reached
+    assert 0.9 <= tuning.chosen.recall < 0.97
+    assert index.effort == Effort(tuning.chosen.breadth, 1, 50)
+    below = [m for m in tuning.curve if m.breadth < tuning.chosen.breadth / 1.2]
+    assert all(m.recall < 0.92 for m in below)
+    # What was measured is what the caller gets.
+    found, expected = index.search(queries, 50)[1], exact_search(items, queries, 50)[1]
+    ids = np.mean([np.isin(e, f).mean() for f, e in zip(found, expected, strict=True)])
+    assert ids == pytest.approx(tuning.chosen.recall, abs=1e-3)
+
+
+def test_curve_rises_and_is_plain_json(items, queries):
+    index = IVFFlat(num_lists=64)
+    index.build(items)
+    tuning = tune(index, items, queries, 0.98)
+    recalls = [m.recall for m in tuning.curve]
+    assert recalls == sorted(recalls)
+    content = json.loads(json.dumps(tuning.to_json()))
+    assert content["recall_target"] == 0.98
+    assert content["chosen"] in content["curve"]
+    assert set(content["chosen"]) == {"breadth", "refine", "recall", "queries_per_second"}
+
+
+def test_refines_where_codes_alone_are_too_coarse(items, queries):
+    index = IVFPQFastScan(num_codes=8)
+    index.build(items)
+    tuning = tune(index, items, queries)
+    assert tuning.reached
+    assert tuning.chosen.refine > 1
+
+
+def test_says_when_the_target_is_out_of_reach():
+    # One code of 4 bits for an item: sixteen kinds of items, whatever the effort.
+    rng = np.random.default_rng(0)
+    items, queries = (rng.standard_normal((num, 32), np.float32) for num in (12_000, 50))
+    index = IVFPQFastScan(num_lists=1, num_codes=1)
+    index.build(items)
+    tuning = tune(index, items, queries)
+    assert not tuning.reached
+    assert tuning.chosen.recall == max(m.recall for m in tuning.curve) < 1
+    assert index.effort.breadth == tuning.chosen.breadth
+
+
+def test_exact_index_needs_no_sweep(items, queries):
+    index = Exact()
+    index.build(items)
+    tuning = tune(index, items, queries)
+    assert tuning.reached
+    assert len(tuning.curve) == 1
+    assert tuning.chosen.recall == 1
+    assert tuning.chosen.queries_per_second > 0
+
+
+def test_more_results_than_items():
+    items = np.random.default_rng(0).standard_normal((30, 4), np.float32)
+    index = IVFFlat()
+    index.build(items)
+    tuning = tune(index, items, items, k=100)
+    assert (tuning.k, tuning.reached) == (30, True)
+
+
+@pytest.mark.parametrize("target", [0, 1.01, -1])
+def test_bad_target(target, items, queries):
+    index = Exact()
+    index.build(items)
+    with pytest.raises(UserError, match="recall_target: found"):
+        tune(index, items, queries, target)
+
+
+def test_no_queries(items):
+    index = Exact()
+    index.build(items)
+    with pytest.raises(UserError, match="expected at least one"):
+        tune(index, items, items[:0])

@@ -1,0 +1,80 @@
+"""The exported tower equals the packed torch tower, whatever the length of a history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from worlds import MAX_HISTORY, write_run, write_world
+
+from recsys.build import TrainedRun, load_run
+from recsys.data.dataset import Requests
+from recsys.packing import to_histories
+from recsys.release.export import export_user_tower, input_specs
+from recsys.release.verification import read_tower
+from recsys.serving.tower import pad
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world") / "data")
+
+
+def _worst_difference(run: TrainedRun, folder: Path) -> float:
+    """Over every length of history 0..MAX_HISTORY, batches of several, one and unknown users, and mixed lengths."""
+    specs = input_specs(run.model, run.dataset.schema)
+    num_items = run.dataset.meta.num_known
+    export_user_tower(run.model, num_items, specs, folder, {})
+    session = onnxruntime.InferenceSession(str(folder / "user_tower.onnx"))
+    offsets = run.dataset.offsets
+    long = np.flatnonzero(np.diff(offsets) >= MAX_HISTORY + 2)
+    requests = [Requests(np.arange(run.dataset.num_users), offsets[1:]), Requests(np.array([-1]), np.array([0]))]
+    for length in range(MAX_HISTORY + 1):
+        requests += [Requests(users, offsets[users] + length) for users in (long[:5], long[:1])]
+    worst = 0.0
+    for request in requests:
+        batch = run.builder.requests(request)
+        with torch.inference_mode():
+            expected = run.model.encode_users(batch).numpy()
+        (found,) = session.run(None, pad(to_histories(batch, num_items), specs))
+        assert found.shape == expected.shape
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["mean", "attention", "transformer"])
+def test_equals_torch_with_every_kind_of_feature(encoder: str, root: Path, tmp_path: Path) -> None:
+    overrides = [f"user_tower={encoder}", "user_tower.use_user_id=true"]
+    run = load_run(write_run(tmp_path / "run", root, *overrides))
+    names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
+    assert names == {
+        "item_idx", "lengths", "user_idx",
+        "event.action", "event.dwell", "event.labels", "event.seen_vector", "event.surface", "event.query",
+        "request.surface", "request.query", "user.country", "user.age", "user.likes", "user.taste",
+    }  # fmt: skip
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["mean", "attention", "transformer"])
+def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path: Path) -> None:
+    bare = ["~data.features.interactions.action", "~data.features.interactions.dwell",
+            "~data.features.interactions.labels", "~data.features.interactions.seen_vector",
+            "~data.features.interactions.surface", "~data.features.interactions.query"]  # fmt: skip
+    more = [f"user_tower={encoder}", "item_tower=ids", "model.similarity=dot", "user_tower.use_profile=false"]
+    run = load_run(write_run(tmp_path / "run", root, *bare, *more))
+    assert [spec.name for spec in input_specs(run.model, run.dataset.schema)] == ["item_idx", "lengths"]
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=mean"))
+    monkeypatch.setattr("recsys.release.export.INLINE_BYTES", 0)
+    assert _worst_difference(run, tmp_path) < 1e-4
+    assert (tmp_path / "user_tower.onnx.data").exists()
+    read_tower(tmp_path)
