@@ -2,8 +2,8 @@
 
     python benchmarks/catalogue_size.py
 
-Prints the cost of a training step for each number of items, relative to the smallest. Bar: 1.5 x from 10 thousand items to
-1 million. Steps of all sizes are taken in turns, so that noise of the machine meets all of them.
+Prints the cost of a training step for each number of items, relative to the smallest. Bar: 1.5 x from 10 thousand items
+to 1 million. Steps of all sizes are taken in turns, so that noise of the machine meets all of them.
 """
 
 import argparse

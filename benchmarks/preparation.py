@@ -1,4 +1,4 @@
-"""Seconds and peak memory of preparing simulated events, beside plainly reading and sorting them with DuckDB in the same run.
+"""Seconds and peak memory of preparing simulated events, beside plainly sorting them with DuckDB in the same run.
 
     python benchmarks/preparation.py --num-events 10000000
 

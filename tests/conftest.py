@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from publishing import published  # noqa: F401
 
 # For processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -15,7 +15,9 @@ DAY = 86_400
 Parts = tuple[Sequence[int], Sequence[int], Sequence[int]]
 
 
-def handmade(users: Sequence[Parts], worth: str = "seconds", path: Path = Path(), num_known: int = 0) -> PreparedDataset:
+def handmade(
+    users: Sequence[Parts], worth: str = "seconds", path: Path = Path(), num_known: int = 0
+) -> PreparedDataset:
     """Data set of users with (train, val, test) items, one day apart; item_idx must be in the order of the layout.
 
     Args:
@@ -60,7 +62,9 @@ def ragged(*rows: Sequence[int]) -> Ragged:
 
 def random_users(rng: np.random.Generator, num_users: int, num_items: int, longest: int = 12) -> list[Parts]:
     """Users with repeats, empty parts and Zipf popularity, items numbered in the order of the layout."""
-    parts = [[(num_items ** rng.random(rng.integers(0, longest))).astype(int) for _ in range(3)] for _ in range(num_users)]
+    parts = [
+        [(num_items ** rng.random(rng.integers(0, longest))).astype(int) for _ in range(3)] for _ in range(num_users)
+    ]
     counts = [np.bincount(np.concatenate([user[part] for user in parts]), minlength=num_items + 1) for part in range(3)]
     run = np.select([counts[0] > 0, counts[1] > 0, counts[2] > 0], [0, 1, 2], 3)
     order = np.lexsort((-counts[0], run))

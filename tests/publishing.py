@@ -1,4 +1,4 @@
-"""Runs and releases that several tests read and none changes. Test modules import the fixture `published`."""
+"""Runs and releases that several tests read and none changes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from worlds import write_run, write_world
-
-from recsys.build import load_run
-from recsys.index import Exact, IVFFlat
-from recsys.promotion import promote
-from recsys.release.store import ReleaseStore
 
 
 @dataclass(frozen=True)
@@ -24,18 +18,17 @@ class Published:
     versions: tuple[str, str]
 
 
-_made: list[Published] = []
-
-
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
-    # Each module that imports the fixture asks for it anew; it is made once.
-    if not _made:
-        _made.append(_publish(tmp_path_factory.mktemp("published")))
-    return _made[0]
+    # Imported here, since every test imports this file.
+    from worlds import write_run, write_world
 
+    from recsys.build import load_run
+    from recsys.index import Exact, IVFFlat
+    from recsys.promotion import promote
+    from recsys.release.store import ReleaseStore
 
-def _publish(base: Path) -> Published:
+    base = tmp_path_factory.mktemp("published")
     root = write_world(base / "data")
     store = ReleaseStore(base / "store")
     runs, versions = [], []

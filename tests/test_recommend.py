@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from commands import run_all
-from publishing import Published, published  # noqa: F401
+from publishing import Published
 
 from recsys.build import load_run
 from recsys.data.dataset import Requests
@@ -32,12 +32,12 @@ from recsys.release.store import ReleaseStore
 
 
 @pytest.fixture(scope="module")
-def run(published: Published) -> RunRecommender:  # noqa: F811
+def run(published: Published) -> RunRecommender:
     return RunRecommender(load_run(published.runs[0]))
 
 
 @pytest.fixture(scope="module")
-def release(published: Published) -> Recommender:  # noqa: F811
+def release(published: Published) -> Recommender:
     return open_recommender(None, "candidate", str(published.store), None)
 
 
@@ -218,7 +218,7 @@ def test_parts_of_other_settings_are_not_reused(
     assert again.users == 60
 
 
-def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     script = f"""
         import os, signal
@@ -249,7 +249,7 @@ def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_p
 def test_release_with_other_data_translates_ids_and_codes(
     published: Published,
     release: Recommender,
-    tmp_path: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     """Fewer users and items in another order: other indices, codes, means; the same answers."""
     root = tmp_path / "data"
@@ -269,7 +269,8 @@ def test_release_with_other_data_translates_ids_and_codes(
     _assert_same(found, {user: expected[user] for user in sorted(kept)})
 
 
-def test_release_with_data_that_lacks_features(published: Published, tmp_path: Path) -> None:  # noqa: F811
+def test_release_with_data_that_lacks_features(published: Published, tmp_path: Path) -> None:
+    """Neither items nor users: what is missing is missing for everyone."""
     root = tmp_path / "data"
     root.mkdir()
     shutil.copyfile(published.root / "interactions.parquet", root / "interactions.parquet")
@@ -277,7 +278,7 @@ def test_release_with_data_that_lacks_features(published: Published, tmp_path: P
     assert all(len(row["item_ids"]) == 10 for row in rows.values())
 
 
-def test_commands_that_name_no_model(published: Published, tmp_path: Path) -> None:  # noqa: F811
+def test_commands_that_name_no_model(published: Published, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected one of run=RUN"):
         open_recommender(None, None, "releases", None)
     with pytest.raises(UserError, match="expected one of run=RUN"):
@@ -288,7 +289,7 @@ def test_commands_that_name_no_model(published: Published, tmp_path: Path) -> No
         open_recommender(str(tmp_path / "none"), None, "releases", None)
 
 
-def test_release_carries_what_filters_and_pages_need(published: Published) -> None:  # noqa: F811
+def test_release_carries_what_filters_and_pages_need(published: Published) -> None:
     items = pq.read_table(published.store / published.versions[0] / "items.parquet")
     assert items.column_names == ["item_id", "item_idx", "title", "category", "tags", "price"]
     source = {row["item_id"]: row for row in pq.read_table(published.root / "items.parquet").to_pylist()}
@@ -297,13 +298,13 @@ def test_release_carries_what_filters_and_pages_need(published: Published) -> No
             assert row[name] == source.get(row["item_id"], {}).get(name)
 
 
-def test_index_below_its_target_is_not_published(published: Published, tmp_path: Path) -> None:  # noqa: F811
+def test_index_below_its_target_is_not_published(published: Published, tmp_path: Path) -> None:
     class Poor(IVFPQFastScan):
         """Finds nothing."""
 
         is_exact = False
 
-        def search(self, queries, k, allow=None, exclude=None):  # noqa: ANN001, ANN202
+        def search(self, queries, k, allow=None, exclude=None):  # noqa: ARG002
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
 
     with pytest.raises(UserError, match="index: finds 0.0000 of the exact top 9"):
@@ -311,7 +312,7 @@ def test_index_below_its_target_is_not_published(published: Published, tmp_path:
     assert not (tmp_path / "store").exists()
 
 
-def test_tuning_asks_with_validation_histories(run: RunRecommender, published: Published) -> None:  # noqa: F811
+def test_tuning_asks_with_validation_histories(published: Published) -> None:
     trained = load_run(published.runs[0])
     requests = real_requests(trained)
     assert (requests.end < trained.dataset.offsets[requests.user_idx + 1]).all()
@@ -345,7 +346,7 @@ def test_the_best_finished_run_of_a_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_commands(published: Published, tmp_path: Path) -> None:  # noqa: F811
+def test_commands(published: Published, tmp_path: Path) -> None:
     store, sweep, out = tmp_path / "store", published.runs[0].parent, tmp_path / "out.parquet"
     jobs = [
         {"args": ["index.py", f"sweep={sweep}", "metric=val/recall@100", f"store={store}", "index=hnsw"]},

@@ -23,6 +23,7 @@ from recsys.data.prepare import DataSettings, prepare
 from recsys.data.sources import Tables
 from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError, nearest
+from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.frequency import target_probabilities
 from recsys.losses import FullSoftmax
 from recsys.models.two_tower import TwoTower
@@ -157,6 +158,11 @@ def build_module(
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
     """Callbacks; those that write are told where."""
+    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage") for cutoff in CUTOFFS]
+    if config.evaluation.metric not in names:
+        raise UserError(
+            f"evaluation.metric: found '{config.evaluation.metric}'{nearest(config.evaluation.metric, names)}"
+        )
     callbacks = []
     for node in config.callbacks.values():
         callback = instantiate(node)

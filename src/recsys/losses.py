@@ -96,8 +96,10 @@ class FullSoftmax(nn.Module):
             items: [N, D], embeddings of the corpus.
             labels: int64 [P], row of each target in `items`.
         """
-        positive_logits = (users * F.embedding(labels, items)).sum(1)
-        return softmax_loss(users, items, positive_logits, self._buffer, labels=labels)
+        loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+            users, items, None, self._buffer, None, None, None, None, labels
+        )
+        return loss
 
 
 class Buffer:
@@ -153,12 +155,14 @@ def softmax_loss(
 
 
 class _SoftmaxLoss(torch.autograd.Function):
+    """As `softmax_loss`; without positive logits the positive is the row's labelled column, and gets its gradient."""
+
     @staticmethod
     def forward(
         ctx: Any,
         users: Tensor,
         items: Tensor,
-        positive_logits: Tensor,
+        positive_logits: Tensor | None,
         buffer: Buffer,
         bias: Tensor | None,
         row_bias: Tensor | None,
@@ -170,8 +174,9 @@ class _SoftmaxLoss(torch.autograd.Function):
         # On a GPU larger blocks are better, and still small beside the whole matrix.
         block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 64 * BLOCK_BYTES
         height = max(16, min(num_rows, block_bytes // (4 * max(num_columns, 1))))
-        excess = torch.empty(num_rows, dtype=users.dtype, device=users.device)
+        losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
+        positive_gradient = None if positive_logits is None else torch.empty_like(losses)
         transposed = items.t()
         lowest = torch.finfo(users.dtype).min / 2
         for begin in range(0, num_rows, height):
@@ -182,25 +187,38 @@ class _SoftmaxLoss(torch.autograd.Function):
             else:
                 torch.addmm(bias, users[rows], transposed, out=block)
             if mask is not None and history is not None:
-                block.masked_fill_(mask[history[rows]], lowest)
-            if labels is not None:
-                block.scatter_(1, labels[rows].unsqueeze(1), lowest)
+                block.masked_fill_(mask.index_select(0, history[rows]), lowest)
+            columns = None if labels is None else labels[rows].unsqueeze(1)
+            own = None
+            if columns is not None and positive_logits is None:
+                own = block.gather(1, columns)
+            elif columns is not None:
+                block.scatter_(1, columns, lowest)
             highest = block.amax(1, keepdim=True)
             block.sub_(highest).exp_()
             total = block.sum(1, keepdim=True)
-            log_sum = (highest + total.log()).squeeze(1)
-            if row_bias is not None:
-                log_sum += row_bias[rows]
-            excess[rows] = log_sum - positive_logits[rows]
-            # d loss / d logit = sigmoid(excess) * softmax, folded into the smaller factor of each product.
-            weight = (excess[rows].sigmoid() / num_rows).unsqueeze(1) / total
+            log_sum = total.log().add_(highest)
+            if own is not None:
+                losses[rows] = (log_sum - own).squeeze(1)
+                # d loss / d logit = softmax, less one for the positive; the row's factor goes into the smaller matrix.
+                weight = total.reciprocal().div_(num_rows)
+                block.scatter_add_(1, columns, -total)
+            else:
+                excess = log_sum.squeeze(1)
+                if row_bias is not None:
+                    excess += row_bias[rows]
+                excess -= positive_logits[rows]
+                losses[rows] = F.softplus(excess)
+                # d loss / d logit = sigmoid(excess) * softmax.
+                share = excess.sigmoid_().div_(num_rows)
+                torch.neg(share, out=positive_gradient[rows])
+                weight = share.unsqueeze(1) / total
             torch.mm(block, items, out=user_gradient[rows]).mul_(weight)
             item_gradient.addmm_(block.t(), users[rows] * weight)
-        ctx.save_for_backward(user_gradient, item_gradient, -excess.sigmoid() / num_rows)
-        return F.softplus(excess).sum() / max(num_rows, 1)
+        ctx.save_for_backward(user_gradient, item_gradient, positive_gradient)
+        return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        user_gradient, item_gradient, positive_gradient = ctx.saved_tensors
-        scale = gradients[0]
-        return (user_gradient * scale, item_gradient * scale, positive_gradient * scale, *([None] * 6))
+        scaled = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
+        return (*scaled, *([None] * 6))

@@ -55,7 +55,8 @@ class RetrievalModule(L.LightningModule):
         self.schedule_steps = schedule_steps
         # Row 0 embeds unknown items of histories; it is no candidate.
         self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
-        self._row_of = torch.zeros(int(self._rows.max()) + 1, dtype=torch.int64)
+        num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
+        self._row_of = torch.zeros(num_rows, dtype=torch.int64)
         self._row_of[self._rows] = torch.arange(len(self._rows))
         self.num_targets = 0
 
@@ -103,7 +104,10 @@ class RetrievalModule(L.LightningModule):
         embeddings = item_tower(rows)
         tokens = F.embedding(row_of[user_tower.hide_items(batch.item_idx)], embeddings)
         users = self.model.compare(user_tower(batch, tokens)) * self.model.inverse_temperature
-        loss: Tensor = self.loss(users, self.model.compare(embeddings[1:]), row_of[batch.target_idx] - 1)
+        labels = row_of[batch.target_idx] - 1
+        # Without ids, an item without features is a target that nothing can be learned from.
+        known = labels >= 0
+        loss: Tensor = self.loss(users[known], self.model.compare(embeddings[1:]), labels[known])
         return loss
 
     def _sampled(self, batch: Batch) -> Tensor:

@@ -131,7 +131,7 @@ def _users_of_file(path: Path, dataset: PreparedDataset) -> Audience:
     if len(counts) < len(ids):
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
         raise UserError(f"{path}: user {twice.as_py()!r} occurs more than once; expected one row for each user")
-    user_idx = np.asarray(pc.index_in(ids, value_set=dataset.user_ids).cast(pa.int64()).fill_null(-1))
+    user_idx = np.array(pc.index_in(ids, value_set=dataset.user_ids).cast(pa.int64()).fill_null(-1))
     end = np.where(user_idx >= 0, dataset.offsets[1:][np.maximum(user_idx, 0)], 0)
     return Audience(ids, Requests(user_idx, end), _given(table, dataset.schema))
 

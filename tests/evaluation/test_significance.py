@@ -65,8 +65,12 @@ def test_blocks_are_bounded_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_are_aligned_on_users(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.parquet", user_id=["x", "y", "z"], **{"recall@10": [0.0, 0.5, 1.0], "ndcg@10": [1.0] * 3})
-    second = write(tmp_path / "b.parquet", **{"recall@10": [1.0, 0.25, 0.75], "ndcg@10": [1.0] * 3}, user_id=["z", "x", "y"])
+    first = write(
+        tmp_path / "a.parquet", user_id=["x", "y", "z"], **{"recall@10": [0.0, 0.5, 1.0], "ndcg@10": [1.0] * 3}
+    )
+    second = write(
+        tmp_path / "b.parquet", **{"recall@10": [1.0, 0.25, 0.75], "ndcg@10": [1.0] * 3}, user_id=["z", "x", "y"]
+    )
     recall, ndcg = compare_runs(first, second, ["recall@10", "ndcg@10"])
     assert (recall.metric, recall.num_users) == ("recall@10", 3)
     assert (recall.first, recall.second) == pytest.approx((0.5, 2 / 3))
@@ -81,7 +85,9 @@ def test_users_that_differ_are_refused(tmp_path: Path) -> None:
     for users in ([1, 2], [1, 2, 4], [1, 2, 3, 4]):
         second = write(tmp_path / "b.parquet", user_id=users, recall=[0.0] * len(users))
         common = len({*users} & {1, 2, 3})
-        with pytest.raises(UserError, match=f"b.parquet: {len(users)} users, {common} of them among the 3 of .*a.parquet"):
+        with pytest.raises(
+            UserError, match=f"b.parquet: {len(users)} users, {common} of them among the 3 of .*a.parquet"
+        ):
             compare_runs(first, second, ["recall"])
 
 

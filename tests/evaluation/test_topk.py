@@ -16,7 +16,9 @@ from recsys.evaluation.topk import BlockedTopK, ExactTopK
 
 def excluded(rows: list[list[int]]) -> RaggedTensor:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    return RaggedTensor(torch.tensor([column for row in rows for column in row], dtype=torch.int64), torch.from_numpy(offsets))
+    return RaggedTensor(
+        torch.tensor([column for row in rows for column in row], dtype=torch.int64), torch.from_numpy(offsets)
+    )
 
 
 def reference(scores: Tensor, k: int, rows: list[list[int]]) -> tuple[list[list[float]], list[list[int]]]:

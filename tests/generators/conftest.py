@@ -20,7 +20,12 @@ def rank() -> Callable[..., Lists]:
     """`rank(generator, dataset, users, ends, k, exclude)`: scores and items as lists."""
 
     def ranked(
-        generator: Any, dataset: PreparedDataset, users: list[int], ends: list[int], k: int, exclude: Ragged | None = None
+        generator: Any,
+        dataset: PreparedDataset,
+        users: list[int],
+        ends: list[int],
+        k: int,
+        exclude: Ragged | None = None,
     ) -> Lists:
         requests = Requests(np.array(users), np.array(ends))
         batch = BatchBuilder(dataset, 1).requests(requests)

@@ -10,7 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from publishing import Published, published  # noqa: F401
+from publishing import Published
 
 from recsys.build import load_run
 from recsys.errors import UserError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from publishing import Published, published  # noqa: F401
+from publishing import Published
 
 from recsys.errors import UserError
 from recsys.release.manifest import Manifest, describe_files, pair_of, save_index_pair, version_of

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from publishing import Published, published  # noqa: F401
+from publishing import Published
 from worlds import MAX_HISTORY
 
 from recsys.build import TrainedRun, load_run
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
+from recsys.serving.items import IdMap
 from recsys.serving.retriever import Query, Retriever
 
 
 @pytest.fixture(scope="module")
-def retriever(published: Published) -> Retriever:  # noqa: F811
+def retriever(published: Published) -> Retriever:
     return Retriever.load(published.store, "candidate")
 
 
 @pytest.fixture(scope="module")
-def run(published: Published) -> TrainedRun:  # noqa: F811
+def run(published: Published) -> TrainedRun:
     return load_run(published.runs[0])
 
 
 @pytest.fixture(scope="module")
-def queries(published: Published) -> dict[str, Query]:  # noqa: F811
+def queries(published: Published) -> dict[str, Query]:
     """Each user's whole history and profile, as the tables hold them."""
     users = {row.pop("user_id"): row for row in pq.read_table(published.root / "users.parquet").to_pylist()}
     histories: dict[str, list[dict[str, Any]]] = {}
@@ -160,10 +161,7 @@ def test_no_queries_no_answers(retriever: Retriever) -> None:
     assert retriever.retrieve([]) == []
 
 
-def test_integer_ids(tmp_path: Path) -> None:
-    import pyarrow as pa
-
-    from recsys.serving.items import IdMap
+def test_integer_ids() -> None:
 
     ids = IdMap(pa.array([30, 10, 20]))
     assert ids.rows([10, 20, 30, 11, "10", True, None, 2**70, 10.0]).tolist() == [1, 2, 0, -1, -1, -1, -1, -1, -1]

@@ -36,8 +36,8 @@ FeatureTensors = dict[str, FeatureTensor]
 class Windows(NamedTuple):
     """Pieces of training histories: events `begin[w]..end[w]-1` are read, and each next event is predicted.
 
-    The last targets are the event at `end` and the rest of its basket. `first[w]` says that the piece starts at the
-    user's very first event, which may be a target as well (predicted from the empty history).
+    `first[w]` says that the event at `begin` may be a target as well, predicted from the empty history. Where it may
+    not, the window before predicts it, and the rest of its basket.
     """
 
     user_idx: Indices
@@ -114,10 +114,10 @@ class BatchBuilder:
         self._has_baskets = dataset.meta.time != "none"
 
     def training(self, windows: Windows) -> Batch:
-        """Every next event of each window as a target, except those of the basket that the window starts with.
+        """Every next event of each window as a target, and with `predict_first` the events that it starts with.
 
-        The window before it predicts those: a basket that a window's end cuts through is predicted to its last event.
-        So each event is a target once, however the history is cut.
+        Without, those of the basket that a window starts with are left to the window before: a basket that its end
+        cuts through is predicted to the last event. So each event is a target once, however the history is cut.
         """
         data = self.dataset
         lengths = windows.end - windows.begin
@@ -156,7 +156,7 @@ class BatchBuilder:
 
     def _last_targets(self, windows: Windows) -> Indices:
         last = windows.end.copy()
-        if not self._has_baskets:
+        if self.predict_first or not self._has_baskets:
             return last
         time, limit = self.dataset.time, self.dataset.train_end[windows.user_idx]
         basket = np.asarray(time[windows.end])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.data.batch import Batch, BatchBuilder, Windows
 from recsys.data.columns import ragged_positions
@@ -21,7 +22,8 @@ class TrainingLoader:
     """One pass over all training events an epoch, in random order of windows.
 
     A history longer than `max_history` is cut at places that change each epoch, so that every event is a target once
-    an epoch and is seen with contexts of different lengths.
+    an epoch and is seen with contexts of different lengths. Where the empty history predicts, it predicts the first
+    event of every piece: it learns what people do at any time, not what they start with.
 
     Args:
         builder: assembles the batches.
@@ -41,11 +43,14 @@ class TrainingLoader:
         # A user with one event has a target only where the empty history may predict it.
         self._users = np.flatnonzero(num_events >= (1 if builder.predict_first else 2))
         self._begin = data.offsets[:-1][self._users]
-        self._num_inputs = num_events[self._users] - 1
+        self._num_events = num_events[self._users]
+        # Pieces share an event (target of one, first of the next) unless first events are targets themselves.
+        self._shared = 0 if builder.predict_first else 1
+        self._stride = length + 1 - self._shared
         # With a random first cut the number of pieces varies by one from epoch to epoch. The number of batches may
         # not, so it is that of the worst cut, and windows are dealt out evenly.
-        is_cut = self._num_inputs > length
-        most = int(np.where(is_cut, 1 + -(-(self._num_inputs - 1) // length), 1).sum())
+        is_cut = self._num_events > length + 1
+        most = int(self._num_windows(np.where(is_cut, 1, self._num_events)).sum())
         self._num_batches = -(-most // batch_size)
         if self._num_batches and (most - int(is_cut.sum())) // self._num_batches < world_size:
             raise UserError(
@@ -79,16 +84,21 @@ class TrainingLoader:
         self._epoch, self._next_batch = state["epoch"], state["next_batch"]
 
     def _cut(self, rng: np.random.Generator) -> Windows:
-        length = self.builder.max_history
-        random = rng.integers(1, length + 1, len(self._users))
-        first = np.where(self._num_inputs > length, random, self._num_inputs)
-        num_windows = 1 + -(-(self._num_inputs - first) // length)
+        length, shared = self.builder.max_history, self._shared
+        random = rng.integers(1, self._stride + 1, len(self._users))
+        # Where the second piece begins; a history that fits is one piece.
+        second = np.where(self._num_events > length + 1, random, self._num_events)
+        num_windows = self._num_windows(second)
         owner = np.repeat(np.arange(len(self._users)), num_windows)
         number = ragged_positions(np.zeros(len(self._users), np.int64), num_windows)
-        local_begin = np.where(number == 0, 0, first[owner] + (number - 1) * length)
-        local_end = np.minimum(np.where(number == 0, first[owner], local_begin + length), self._num_inputs[owner])
+        local_begin = np.where(number == 0, 0, second[owner] + (number - 1) * self._stride)
+        local_end = np.where(number == 0, second[owner] - 1 + shared, local_begin + length)
+        local_end = np.minimum(local_end, self._num_events[owner] - 1)
         begin = self._begin[owner]
-        return Windows(self._users[owner], begin + local_begin, begin + local_end, number == 0)
+        return Windows(self._users[owner], begin + local_begin, begin + local_end, (number == 0) | (shared == 0))
+
+    def _num_windows(self, second: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return 1 + -(-np.maximum(self._num_events - self._shared - second, 0) // self._stride)
 
 
 class RequestLoader:

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from recsys.data.columns import Ragged
 from recsys.data.dataset import PreparedDataset
+from recsys.distributed import gather
 from recsys.evaluation.slices import ITEM_SLICES, cold_users, item_slices
 
 CUTOFFS = (5, 10, 20, 50, 100)
@@ -39,8 +40,6 @@ class RetrievalMetrics(Metric):
     slice_sums: Tensor
     slice_counts: Tensor
     shown: Tensor
-    users: list[Tensor]
-    rows: list[Tensor]
 
     def __init__(
         self,
@@ -60,8 +59,9 @@ class RetrievalMetrics(Metric):
         self.add_state("slice_counts", _zeros(num_slices), dist_reduce_fx="sum")
         shown = torch.zeros(num_cutoffs, dataset.num_items + 1, dtype=torch.uint8)
         self.add_state("shown", shown, dist_reduce_fx="max")
-        self.add_state("users", [], dist_reduce_fx="cat")
-        self.add_state("rows", [], dist_reduce_fx="cat")
+        # No states: torchmetrics cannot gather lists where one process has counted nothing.
+        self._users: list[Tensor] = []
+        self._rows: list[Tensor] = []
 
     def update(self, ranked: Tensor, relevant: Ragged, user_idx: Tensor) -> None:
         """Count the results of R requests.
@@ -88,8 +88,13 @@ class RetrievalMetrics(Metric):
         for number, cutoff in enumerate(self.cutoffs):
             self.shown[number, ranked[counted, :cutoff].flatten()] = 1
         if self.keep_users:
-            self.users.append(user_idx[counted])
-            self.rows.append(users.flatten(1).float())
+            self._users.append(user_idx[counted])
+            self._rows.append(users.flatten(1).float())
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        super().reset()
+        self._users, self._rows = [], []
 
     def compute(self) -> dict[str, float]:
         """`recall@5`, ..., `coverage@100`, `<slice>/recall@K`; slices that no request touches are left out."""
@@ -110,13 +115,9 @@ class RetrievalMetrics(Metric):
         return result
 
     def per_user(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """user_idx int64 [R] and each metric float32 [R], for `keep_users`; those of all processes, which all call it."""
-        num_metrics = len(NAMES) * len(self.cutoffs)
-        # The empty pieces keep the types where a process, or every one, has counted nothing.
-        self.users.append(torch.zeros(0, dtype=torch.int64))
-        self.rows.append(torch.zeros(0, num_metrics))
-        with self.sync_context():
-            users, rows = (torch.cat(list(s)) if isinstance(s, list) else s for s in (self.users, self.rows))
+        """user_idx int64 [R] and each metric float32 [R], for `keep_users`. Gathers: every process calls it."""
+        users = gather(torch.cat([torch.zeros(0, dtype=torch.int64), *self._users]))
+        rows = gather(torch.cat([torch.zeros(0, len(NAMES) * len(self.cutoffs)), *self._rows]))
         names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
         return users, {name: rows[:, column] for column, name in enumerate(names)}
 

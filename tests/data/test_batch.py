@@ -1,0 +1,156 @@
+"""What a query of a batch may see, against plain Python."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from histories import basket_begins, training_only
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.data.batch import Batch, BatchBuilder, RaggedTensor, Windows, take_or_missing
+from recsys.data.columns import Column, Dense, Ragged
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.schema import FIRST_CODE
+
+
+def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
+    """(position, item, positions of the events that the query sees) of each target, by the features of the events."""
+    seen = batch.events["outcome"]
+    assert isinstance(seen, torch.Tensor)
+    starts = np.concatenate([[0], np.cumsum(batch.lengths)])
+    context = batch.requests["context"]
+    assert isinstance(context, torch.Tensor)
+    rows = []
+    for query, history, item, code in zip(
+        batch.query.tolist(), batch.history.tolist(), batch.target_idx.tolist(), context.tolist(), strict=True
+    ):
+        begin = int(starts[history])
+        known = query - begin - history
+        assert 0 <= known <= batch.lengths[history]
+        rows.append((code - FIRST_CODE, item, seen[begin : begin + known].int().tolist()))
+    return rows
+
+
+def check_targets(dataset: PreparedDataset, batches: list[Batch], max_history: int, predict_first: bool) -> None:
+    """Every training event is a target once, and sees the events just before its basket, at most `max_history`."""
+    begins = basket_begins(dataset)
+    owner = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
+    first = begins == dataset.offsets[:-1][owner]
+    targets = [row for batch in batches for row in visible(batch)]
+    expected = [p for p in range(dataset.meta.num_events) if predict_first or not first[p]]
+    assert sorted(position for position, _, _ in targets) == expected
+    for position, item, seen in targets:
+        assert item == dataset.item_idx[position]
+        assert len(seen) <= max_history
+        if first[position]:
+            assert seen == []
+        else:
+            assert seen == list(range(begins[position] - len(seen), begins[position]))
+            assert seen[0] >= dataset.offsets[owner[position]]
+    for batch in batches:
+        assert (batch.lengths <= max_history).all()
+
+
+users_strategy = st.lists(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(0, 1)), min_size=0, max_size=14), min_size=1, max_size=5
+)
+
+
+def with_times(users: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+    """Steps of 0 or 1 in time become times."""
+    return [
+        list(zip([item for item, _ in history], np.cumsum([step for _, step in history]).tolist(), strict=True))
+        for history in users
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(users_strategy, st.booleans(), st.sampled_from(["seconds", "none"]))
+def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool, worth: str) -> None:
+    dataset = training_only(with_times(users), worth)
+    chosen = np.flatnonzero(np.diff(dataset.offsets) > 0)
+    if not len(chosen):
+        return
+    builder = BatchBuilder(dataset, 20, predict_first)
+    begin, end = dataset.offsets[:-1][chosen], dataset.offsets[1:][chosen]
+    batch = builder.training(Windows(chosen, begin, end - 1, np.ones(len(chosen), bool)))
+    check_targets(dataset, [batch], 20, predict_first)
+    for row, user in enumerate(chosen):
+        positives = batch.positives.values[batch.positives.offsets[row] : batch.positives.offsets[row + 1]]
+        assert set(positives.tolist()) == {item for item, _ in users[user]}
+
+
+def test_a_basket_that_a_window_cuts_through_is_predicted_by_it() -> None:
+    # Positions 0 | 1 2 3 | 4; the window reads 0 and 1.
+    dataset = training_only([[(1, 0), (2, 5), (3, 5), (4, 5), (5, 9)]])
+    builder = BatchBuilder(dataset, 2)
+    first = Windows(np.array([0]), np.array([0]), np.array([2]), np.array([True]))
+    assert visible(builder.training(first)) == [(0, 1, []), (1, 2, [0]), (2, 3, [0]), (3, 4, [0])]
+    second = Windows(np.array([0]), np.array([2]), np.array([4]), np.array([False]))
+    assert visible(builder.training(second)) == [(4, 5, [2, 3])]
+
+
+def test_a_window_within_one_basket_predicts_nothing() -> None:
+    dataset = training_only([[(item, 0) for item in range(1, 8)]])
+    windows = Windows(np.array([0]), np.array([2]), np.array([4]), np.array([False]))
+    assert visible(BatchBuilder(dataset, 2).training(windows)) == []
+
+
+def test_the_outcome_of_a_target_is_not_in_its_query() -> None:
+    users = [[(1, 0), (2, 1), (3, 2), (4, 3)]]
+    dataset = training_only(users)
+    window = Windows(np.array([0]), np.array([0]), np.array([3]), np.array([True]))
+    batch = BatchBuilder(dataset, 10).training(window)
+    # The last event is predicted and not read: its outcome is nowhere in the batch.
+    outcomes = batch.events["outcome"]
+    assert isinstance(outcomes, torch.Tensor)
+    assert outcomes.tolist() == [0.0, 1.0, 2.0]
+    assert [row[2] for row in visible(batch)] == [[], [0], [0, 1], [0, 1, 2]]
+    # Request features are those of the target itself; of past events they are in the history too.
+    assert batch.requests["context"].tolist() == [2, 3, 4, 5]  # type: ignore[union-attr]
+    assert batch.events["context"].tolist() == [2, 3, 4]  # type: ignore[union-attr]
+    assert "outcome" not in batch.requests
+
+
+def test_requests_read_the_last_events_and_the_request_features_of_the_next() -> None:
+    dataset = training_only([[(1, 0), (2, 1), (3, 2)], [(4, 0)]])
+    requests = Requests(np.array([0, 0, 1, -1]), np.array([2, 3, 3, 0]))
+    batch = BatchBuilder(dataset, 2).requests(requests)
+    assert batch.lengths.tolist() == [2, 2, 0, 0]
+    assert batch.item_idx.tolist() == [1, 2, 2, 3]
+    # 0 (missing) where no event follows.
+    assert batch.requests["context"].tolist() == [4, 0, 5, 0]  # type: ignore[union-attr]
+    assert batch.query.tolist() == [2, 5, 6, 7]
+    given_columns: dict[str, Column] = {"context": Dense(np.array([7, 8, 9, 7], np.int32))}
+    batch = BatchBuilder(dataset, 2).requests(requests, given_columns)
+    assert batch.requests["context"].tolist() == [7, 8, 9, 7]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rows", [[0, -1, 2, 0], [-1], [1, 2], []])
+def test_row_minus_one_is_missing(rows: list[int]) -> None:
+    chosen = np.array(rows, np.int64)
+    codes = take_or_missing(Dense(np.array([5, 6, 7], np.int32)), chosen)
+    assert isinstance(codes, Dense)
+    assert codes.values.tolist() == [0 if row < 0 else 5 + row for row in rows]
+    numbers = take_or_missing(Dense(np.array([0.5, 1.5, 2.5], np.float32)), chosen)
+    assert isinstance(numbers, Dense)
+    assert np.isnan(numbers.values).tolist() == [row < 0 for row in rows]
+    bags = take_or_missing(Ragged(np.array([3, 4, 5], np.int32), np.array([0, 2, 2, 3])), chosen)
+    assert isinstance(bags, Ragged)
+    expected: list[list[int]] = [[] if row < 0 else [[3, 4], [], [5]][row] for row in rows]
+    assert [bags.values[a:b].tolist() for a, b in zip(bags.offsets[:-1], bags.offsets[1:], strict=True)] == expected
+
+
+def test_to_moves_every_tensor() -> None:
+    dataset = training_only([[(1, 0), (2, 1)]])
+    batch = BatchBuilder(dataset, 2).requests(Requests(np.array([0]), np.array([2]))).to("meta")
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        tensors = list(value.values()) if isinstance(value, dict) else [value]
+        for tensor in tensors:
+            for part in tensor if isinstance(tensor, RaggedTensor) else [tensor]:
+                assert isinstance(part, np.ndarray) or part.device.type == "meta", field.name
