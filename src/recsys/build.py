@@ -85,9 +85,11 @@ def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Loaders."""
-    _check_keys(config.history, ("max_events", "predict_first"), "history")
+    _check_keys(config.history, ("max_events", "predict_first", "horizon"), "history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
+    if config.history.horizon < 1:
+        raise UserError(f"history.horizon: found {config.history.horizon}, expected at least 1")
     if config.batch_size < 1:
         raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
     return RetrievalData(
@@ -95,6 +97,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_history=config.history.max_events,
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
+        horizon=config.history.horizon,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )

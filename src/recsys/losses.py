@@ -15,7 +15,7 @@ from torch import Tensor, nn
 LogQ = Literal["off", "classic", "corrected"]
 
 # One block of logits stays in the last-level cache of common CPUs.
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 
 
 class Sampled(NamedTuple):
@@ -189,7 +189,6 @@ class _SoftmaxLoss(torch.autograd.Function):
             if mask is not None and history is not None:
                 block.masked_fill_(mask.index_select(0, history[rows]), lowest)
             columns = None if labels is None else labels[rows].unsqueeze(1)
-            own = None
             if columns is not None and positive_logits is None:
                 own = block.gather(1, columns)
             elif columns is not None:
@@ -198,7 +197,8 @@ class _SoftmaxLoss(torch.autograd.Function):
             block.sub_(highest).exp_()
             total = block.sum(1, keepdim=True)
             log_sum = total.log().add_(highest)
-            if own is not None:
+            if positive_logits is None or positive_gradient is None:
+                assert columns is not None
                 losses[rows] = (log_sum - own).squeeze(1)
                 # d loss / d logit = softmax, less one for the positive; the row's factor goes into the smaller matrix.
                 weight = total.reciprocal().div_(num_rows)
@@ -216,7 +216,8 @@ class _SoftmaxLoss(torch.autograd.Function):
             torch.mm(block, items, out=user_gradient[rows]).mul_(weight)
             item_gradient.addmm_(block.t(), users[rows] * weight)
         ctx.save_for_backward(user_gradient, item_gradient, positive_gradient)
-        return losses.mean()
+        # A process may have nothing to predict in a step.
+        return losses.sum() / max(num_rows, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

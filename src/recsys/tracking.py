@@ -87,7 +87,7 @@ def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
             tags=list(config.logger.tags),
             name=run.name,
             save_dir=run,
-            offline=not online,
+            mode="online" if online else "offline",
         )
         logger.experiment.config.update(OmegaConf.to_container(config, resolve=True), allow_val_change=True)
         loggers.append(logger)

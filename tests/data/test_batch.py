@@ -36,7 +36,10 @@ def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
 
 
 def check_targets(dataset: PreparedDataset, batches: list[Batch], max_history: int, predict_first: bool) -> None:
-    """Every training event is a target once, and sees the events just before its basket, at most `max_history`."""
+    """Every training event is a target once, and sees the events just before its basket, at most `max_history`.
+
+    First baskets are targets only with `predict_first`.
+    """
     begins = basket_begins(dataset)
     owner = np.repeat(np.arange(dataset.num_users), np.diff(dataset.offsets))
     first = begins == dataset.offsets[:-1][owner]
@@ -46,11 +49,13 @@ def check_targets(dataset: PreparedDataset, batches: list[Batch], max_history: i
     for position, item, seen in targets:
         assert item == dataset.item_idx[position]
         assert len(seen) <= max_history
-        if first[position]:
-            assert seen == []
-        else:
-            assert seen == list(range(begins[position] - len(seen), begins[position]))
+        assert seen == list(range(begins[position] - len(seen), begins[position]))
+        if seen:
             assert seen[0] >= dataset.offsets[owner[position]]
+        elif not first[position]:
+            # Only the first events of a piece of a long history are predicted from the empty history.
+            assert predict_first
+            assert np.diff(dataset.offsets)[owner[position]] > max_history + 1
     for batch in batches:
         assert (batch.lengths <= max_history).all()
 
@@ -87,9 +92,9 @@ def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool
 def test_a_basket_that_a_window_cuts_through_is_predicted_by_it() -> None:
     # Positions 0 | 1 2 3 | 4; the window reads 0 and 1.
     dataset = training_only([[(1, 0), (2, 5), (3, 5), (4, 5), (5, 9)]])
-    builder = BatchBuilder(dataset, 2)
+    builder = BatchBuilder(dataset, 2, predict_first=False)
     first = Windows(np.array([0]), np.array([0]), np.array([2]), np.array([True]))
-    assert visible(builder.training(first)) == [(0, 1, []), (1, 2, [0]), (2, 3, [0]), (3, 4, [0])]
+    assert visible(builder.training(first)) == [(1, 2, [0]), (2, 3, [0]), (3, 4, [0])]
     second = Windows(np.array([0]), np.array([2]), np.array([4]), np.array([False]))
     assert visible(builder.training(second)) == [(4, 5, [2, 3])]
 
@@ -97,7 +102,7 @@ def test_a_basket_that_a_window_cuts_through_is_predicted_by_it() -> None:
 def test_a_window_within_one_basket_predicts_nothing() -> None:
     dataset = training_only([[(item, 0) for item in range(1, 8)]])
     windows = Windows(np.array([0]), np.array([2]), np.array([4]), np.array([False]))
-    assert visible(BatchBuilder(dataset, 2).training(windows)) == []
+    assert visible(BatchBuilder(dataset, 2, predict_first=False).training(windows)) == []
 
 
 def test_the_outcome_of_a_target_is_not_in_its_query() -> None:

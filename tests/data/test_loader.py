@@ -45,11 +45,15 @@ def test_every_event_is_a_target_once_an_epoch(
     users: list[list[tuple[int, int]]], max_history: int, batch_size: int, predict_first: bool, worth: str, seed: int
 ) -> None:
     dataset = training_only(with_times(users), worth)
+    if max(np.diff(dataset.offsets)) < (1 if predict_first else 2):
+        with pytest.raises(UserError, match="0 training histories"):
+            TrainingLoader(BatchBuilder(dataset, max_history, predict_first), batch_size, seed)
+        return
     loader = TrainingLoader(BatchBuilder(dataset, max_history, predict_first), batch_size, seed)
     for _ in range(3):
         batches = list(loader)
         assert len(batches) == len(loader)
-        assert all(len(batch.lengths) <= batch_size for batch in batches)
+        assert all(1 <= len(batch.lengths) <= 2 * batch_size for batch in batches)
         check_targets(dataset, batches, max_history, predict_first)
 
 
@@ -119,9 +123,9 @@ def test_processes_share_each_batch(world_size: int) -> None:
         assert all(len(part.lengths) for part in parts)
 
 
-def test_too_small_a_batch_for_the_processes_is_refused() -> None:
-    with pytest.raises(UserError, match="batch_size: found 1, which leaves some of the 2 processes"):
-        TrainingLoader(builder(), 1, 0, 0, 2)
+def test_more_processes_than_histories_are_refused() -> None:
+    with pytest.raises(UserError, match="7 training histories .* expected at least 8"):
+        TrainingLoader(builder(50), 1, 0, 0, 8)
 
 
 def test_a_user_with_one_event_is_a_target_of_the_empty_history_only() -> None:

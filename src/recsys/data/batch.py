@@ -102,22 +102,31 @@ class BatchBuilder:
         dataset: the flat columns.
         max_history: most recent events that a history keeps.
         predict_first: whether a user's first event is a target, predicted from the empty history.
+        horizon: an event is predicted from the history up to 1..horizon events before it, at random; 1 for the next
+            event. A longer horizon learns what people will do, not what they do next (PinnerFormer, section 3.3).
     """
 
-    def __init__(self, dataset: PreparedDataset, max_history: int, predict_first: bool = True) -> None:
+    def __init__(
+        self, dataset: PreparedDataset, max_history: int, predict_first: bool = True, horizon: int = 1
+    ) -> None:
         self.dataset = dataset
         self.max_history = max_history
         self.predict_first = predict_first
+        self.horizon = horizon
         self._events = dataset.schema.with_role("event", "request")
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
         self._has_baskets = dataset.meta.time != "none"
 
-    def training(self, windows: Windows) -> Batch:
+    def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Every next event of each window as a target, and with `predict_first` the events that it starts with.
 
         Without, those of the basket that a window starts with are left to the window before: a basket that its end
         cuts through is predicted to the last event. So each event is a target once, however the history is cut.
+
+        Args:
+            windows: of training histories.
+            rng: draws how far ahead each target is predicted; needed for a horizon beyond the next event.
         """
         data = self.dataset
         lengths = windows.end - windows.begin
@@ -138,6 +147,11 @@ class BatchBuilder:
         keep = known > 0
         if self.predict_first:
             keep |= windows.first[window]
+        if self.horizon > 1:
+            assert rng is not None
+            least = 0 if self.predict_first else 1
+            spread = np.clip(known - least + 1, 1, self.horizon)
+            known = known - (rng.random(len(known)) * spread).astype(np.int64)
         is_event = local < lengths[window]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         history = window[keep]

@@ -20,6 +20,7 @@ class RetrievalData(L.LightningDataModule):
         max_history: most recent events that a history keeps.
         batch_size: windows a step, over all processes together.
         predict_first: whether a user's first event is a target, predicted from the empty history.
+        horizon: how many events ahead of the history a target may be.
         val_users: users that validation during training looks at (a seeded sample); null for all.
         seed: of order and samples.
     """
@@ -30,12 +31,13 @@ class RetrievalData(L.LightningDataModule):
         max_history: int = 50,
         batch_size: int = 128,
         predict_first: bool = True,
+        horizon: int = 1,
         val_users: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
-        self.builder = BatchBuilder(dataset, max_history, predict_first)
+        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon)
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 

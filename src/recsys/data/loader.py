@@ -27,7 +27,7 @@ class TrainingLoader:
 
     Args:
         builder: assembles the batches.
-        batch_size: most windows a step, over all processes together.
+        batch_size: windows a step, over all processes together.
         seed: of the order and the cuts.
         rank, world_size: this process takes every `world_size`-th window of each batch.
     """
@@ -48,14 +48,15 @@ class TrainingLoader:
         self._shared = 0 if builder.predict_first else 1
         self._stride = length + 1 - self._shared
         # With a random first cut the number of pieces varies by one from epoch to epoch. The number of batches may
-        # not, so it is that of the worst cut, and windows are dealt out evenly.
+        # not, so it is that of the worst cut, and windows are dealt out evenly, at least one to each process.
         is_cut = self._num_events > length + 1
         most = int(self._num_windows(np.where(is_cut, 1, self._num_events)).sum())
-        self._num_batches = -(-most // batch_size)
-        if self._num_batches and (most - int(is_cut.sum())) // self._num_batches < world_size:
+        fewest = int(self._num_windows(np.where(is_cut, self._stride, self._num_events)).sum())
+        self._num_batches = min(-(-most // batch_size), fewest // world_size)
+        if not self._num_batches:
             raise UserError(
-                f"batch_size: found {batch_size}, which leaves some of the {world_size} processes without a history "
-                f"({most} training histories in {self._num_batches} batches); choose a larger one or fewer processes"
+                f"{data.path}: {fewest} training histories with something to predict, expected at least {world_size} "
+                "(one for each process)"
             )
 
     def __len__(self) -> int:
@@ -67,11 +68,12 @@ class TrainingLoader:
         rng = np.random.default_rng([self.seed, self._epoch])
         windows = self._cut(rng)
         order = rng.permutation(len(windows.user_idx))
-        bounds = np.arange(len(self) + 1) * len(order) // max(len(self), 1)
+        bounds = np.arange(len(self) + 1) * len(order) // len(self)
         for number in range(self._next_batch, len(self)):
             chosen = order[bounds[number] : bounds[number + 1]][self.rank :: self.world_size]
             self._next_batch = number + 1
-            yield self.builder.training(windows.take(chosen))
+            draws = np.random.default_rng([self.seed, self._epoch, number, self.rank])
+            yield self.builder.training(windows.take(chosen), draws)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data: what `load_state_dict` goes on from."""
@@ -98,7 +100,8 @@ class TrainingLoader:
         return Windows(self._users[owner], begin + local_begin, begin + local_end, (number == 0) | (shared == 0))
 
     def _num_windows(self, second: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return 1 + -(-np.maximum(self._num_events - self._shared - second, 0) // self._stride)
+        further: npt.NDArray[np.int64] = -(-np.maximum(self._num_events - self._shared - second, 0) // self._stride)
+        return 1 + further
 
 
 class RequestLoader:

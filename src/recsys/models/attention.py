@@ -7,6 +7,7 @@ by hand to the same plan. Shapes: N tokens, H heads, E D_head, B rows of a group
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recsys.data.columns import ragged_positions
 from recsys.models.dropout import keep_mask
 
 Integers = npt.NDArray[np.int64]
@@ -46,41 +48,40 @@ class Rows:
     def __init__(self, lengths: Integers, num_heads: int, device: torch.device) -> None:
         self.num_heads = num_heads
         self.groups: list[Group] = []
-        starts = np.cumsum(lengths) - lengths
-        classes = np.ceil(np.log2(np.maximum(lengths, SHORTEST_ROW) / SHORTEST_ROW)).astype(np.int64)
-        sources, places, filled = [], np.empty((num_heads, int(lengths.sum())), np.int64), 0
-        for level in np.unique(classes):
-            members = np.flatnonzero(classes == level)
-            members = members[np.argsort(-lengths[members], kind="stable")]
-            length = max(int(lengths[members[0]]), SHORTEST_ROW if level == 0 else 0)
-            row, offset = _fill(lengths[members].tolist(), length)
+        order = np.argsort(-lengths, kind="stable")
+        starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
+        # Of each sequence: the gathered row of its first token for head 0, and how far on the next head's is.
+        first, stride = np.empty_like(lengths), np.empty_like(lengths)
+        num_gathered, begin = 0, 0
+        while begin < len(lengths):
+            capacity = max(int(lengths[begin]), SHORTEST_ROW)
+            lower = SHORTEST_ROW * 2 ** (math.ceil(math.log2(capacity / SHORTEST_ROW)) - 1)
+            end = len(lengths) if capacity == SHORTEST_ROW else begin + int((lengths[begin:] > lower).sum())
+            members, begin = slice(begin, end), end
+            row, offset = _fill(lengths[members].tolist(), capacity)
             num_rows = int(row.max()) + 1
-            # Slots that hold no token are sequences of their own, with the tokens of slot 0.
-            token = np.zeros(num_rows * length, np.int64)
-            first = np.tile(np.arange(length), num_rows)
-            slot = _spread(row * length + offset, lengths[members])
-            token[slot] = _spread(starts[members], lengths[members])
-            first[slot] = np.repeat(offset, lengths[members])
-            heads = np.arange(num_heads)[:, None]
-            sources.append((token * num_heads + heads).ravel())
-            places[:, token[slot]] = filled + heads * len(token) + slot
-            sees = torch.from_numpy(first.reshape(num_rows, length, 1)).to(device)
-            step = torch.arange(length, device=device)
-            hidden = (step > step.unsqueeze(1)) | (step < sees)
-            bias = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-            self.groups.append(Group(filled, filled + num_heads * len(token), bias))
-            filled += num_heads * len(token)
-        place = places.T
-        source = np.concatenate(sources)
-        is_empty = np.ones(filled, bool)
-        is_empty[place] = False
-        # In queries, keys and values side by side: [N, 3, H] rows of E.
-        token, head = np.divmod(source, num_heads)
-        source_of_three = token * (3 * num_heads) + head + np.arange(0, 3 * num_heads, num_heads)[:, None]
-        place_of_three = np.arange(3)[:, None] * filled + place[:, None, :]
+            slot = row * capacity + offset
+            first[members], stride[members] = num_gathered + slot, num_rows * capacity
+            bias = _bias(
+                num_rows, capacity, ragged_positions(slot, lengths[members]), np.repeat(offset, lengths[members])
+            )
+            self.groups.append(Group(num_gathered, num_gathered + num_rows * capacity * num_heads, bias.to(device)))
+            num_gathered += num_rows * capacity * num_heads
+        tokens = ragged_positions(starts, lengths)
+        place = np.empty((len(tokens), num_heads), np.int64)
+        place[tokens] = ragged_positions(first, lengths)[:, None] + np.repeat(stride, lengths)[:, None] * np.arange(
+            num_heads
+        )
+        # Queries, keys and values lie side by side, [N, 3, H] rows of E, and are gathered one after another.
+        place_of_three = place[:, None, :] + num_gathered * np.arange(3)[:, None]
+        source, source_of_three = np.full(num_gathered, -1), np.zeros(3 * num_gathered, np.int64)
+        source[place] = np.arange(place.size).reshape(place.shape)
+        source_of_three[place_of_three] = np.arange(place_of_three.size).reshape(place_of_three.shape)
+        empty = np.flatnonzero(source < 0)
+        source[empty] = 0
         self.source, self.place, self.empty, self.source_of_three, self.place_of_three = (
-            torch.from_numpy(np.ascontiguousarray(rows).reshape(-1)).to(device)
-            for rows in (source, place, np.flatnonzero(is_empty), source_of_three, place_of_three)
+            torch.from_numpy(rows.reshape(-1)).to(device)
+            for rows in (source, place, empty, source_of_three, place_of_three)
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
@@ -149,10 +150,13 @@ def _of_group(rows: Tensor, group: Group) -> Tensor:
     return rows[:, group.begin : group.end].view(3, -1, group.bias.shape[1], rows.shape[2])
 
 
-def _spread(starts: Integers, lengths: Integers) -> Integers:
-    ends = np.cumsum(lengths)
-    positions: Integers = np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)
-    return positions
+def _bias(num_rows: int, length: int, slots: Integers, first: Integers) -> Tensor:
+    """[B, L, L] of a group whose slots hold tokens of sequences that begin at `first`, counted in their row."""
+    begins = np.tile(np.arange(length), num_rows)
+    begins[slots] = first
+    step = torch.arange(length)
+    hidden = (step > step.unsqueeze(1)) | (step < torch.from_numpy(begins).view(num_rows, length, 1))
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
 
 
 def _fill(lengths: list[int], capacity: int) -> tuple[Integers, Integers]:

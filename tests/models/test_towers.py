@@ -1,0 +1,238 @@
+"""Both towers on a world with every kind of feature."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+from worlds import FEATURES, compose, write_world
+
+from recsys.build import build_model, open_data
+from recsys.data.batch import Batch, BatchBuilder, RaggedTensor, Windows
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.errors import UserError
+from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
+
+USER_TOWERS = ("mean", "attention", "transformer")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world") / "data")
+
+
+def settings(world: Path, *overrides: str) -> DictConfig:
+    common = ["data=parquet", f"data.root={world}", f"data.cache={world.parent}/cache", "split=leave_last_out"]
+    return compose("train", [*common, "model.dim=8", "history.max_events=8", *FEATURES, *overrides])
+
+
+def build(world: Path, *overrides: str) -> tuple[TwoTower, PreparedDataset]:
+    config = settings(world, *overrides)
+    dataset = open_data(config)
+    return build_model(config, dataset).eval(), dataset
+
+
+def whole_history(dataset: PreparedDataset, user: int, max_history: int = 8) -> Batch:
+    """All query positions of a user's first events."""
+    begin = dataset.offsets[user]
+    end = min(begin + max_history, dataset.train_end[user] - 1)
+    window = Windows(np.array([user]), np.array([begin]), np.array([end]), np.array([True]))
+    return BatchBuilder(dataset, max_history).training(window)
+
+
+def longest_user(dataset: PreparedDataset) -> int:
+    return int(np.argmax(dataset.train_end - dataset.offsets[:-1]))
+
+
+@pytest.mark.parametrize("tower", USER_TOWERS)
+def test_changing_an_event_changes_no_query_before_it(world: Path, tower: str) -> None:
+    model, dataset = build(world, f"user_tower={tower}", "user_tower.use_user_id=true")
+    batch = whole_history(dataset, longest_user(dataset))
+    before = model.encode_users(batch)
+    assert len(before) == 9
+    for changed in range(len(batch.item_idx)):
+        item_idx = batch.item_idx.clone()
+        item_idx[changed] = item_idx[changed] % dataset.num_trained + 1
+        after = model.encode_users(dataclasses.replace(batch, item_idx=item_idx))
+        untouched = batch.query <= changed
+        torch.testing.assert_close(after[untouched], before[untouched], atol=1e-6, rtol=1e-5)
+        assert bool(((after - before)[~untouched].abs().amax(1) > 1e-6).all())
+
+
+@pytest.mark.parametrize("name", ["action", "dwell", "labels", "seen_vector"])
+@pytest.mark.parametrize("tower", USER_TOWERS)
+def test_the_outcome_of_an_event_reaches_later_queries_only(world: Path, tower: str, name: str) -> None:
+    model, dataset = build(world, f"user_tower={tower}")
+    batch = whole_history(dataset, longest_user(dataset))
+    before = model.encode_users(batch)
+    changed = 4
+    column = batch.events[name]
+    if isinstance(column, RaggedTensor):
+        # One more label.
+        values = torch.cat(
+            [column.values[: column.offsets[changed]], torch.tensor([2]), column.values[column.offsets[changed] :]]
+        )
+        offsets = column.offsets.clone()
+        offsets[changed + 1 :] += 1
+        other: Tensor | RaggedTensor = RaggedTensor(values, offsets)
+    elif column.dtype == torch.int64:
+        other = column.clone()
+        other[changed] = (other[changed] + 1) % 4
+    else:
+        other = column.clone()
+        other[changed] = torch.nan_to_num(other[changed]) * 0.5 + 0.3
+        if other.ndim == 2:
+            other[changed, 0] += 1.0
+    after = model.encode_users(dataclasses.replace(batch, events=batch.events | {name: other}))
+    # Position `changed` predicts the event; positions after it have seen its outcome.
+    torch.testing.assert_close(after[batch.query <= changed], before[batch.query <= changed], atol=1e-6, rtol=1e-5)
+    assert bool(((after - before)[batch.query > changed].abs().amax(1) > 1e-7).all())
+
+
+def test_request_features_are_part_of_their_own_query_alone(world: Path) -> None:
+    model, dataset = build(world)
+    batch = whole_history(dataset, longest_user(dataset))
+    before = model.encode_users(batch)
+    surface = batch.requests["surface"]
+    assert isinstance(surface, Tensor)
+    other = surface.clone()
+    other[3] = (other[3] + 1) % 4
+    after = model.encode_users(dataclasses.replace(batch, requests=batch.requests | {"surface": other}))
+    moved = (after - before).abs().amax(1) > 1e-7
+    assert moved.nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("tower", USER_TOWERS)
+def test_users_without_history_and_unknown_users(world: Path, tower: str) -> None:
+    model, dataset = build(world, f"user_tower={tower}", "user_tower.use_user_id=true")
+    builder = BatchBuilder(dataset, 8)
+    user = longest_user(dataset)
+    begin, end = dataset.offsets[user], dataset.train_end[user]
+    empty = Requests(np.array([user, -1]), np.array([begin, 0]))
+    alone = model.encode_users(builder.requests(empty))
+    assert alone.shape == (2, 8)
+    assert bool(torch.isfinite(alone).all())
+    # Among others, the empty history stays the empty history.
+    mixed = Requests(np.array([user, user, -1]), np.array([end, begin, 0]))
+    together = model.encode_users(builder.requests(mixed))
+    torch.testing.assert_close(together[1:], alone, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(together[0], together[1])
+
+
+@pytest.mark.parametrize("tower", USER_TOWERS)
+def test_training_positions_equal_requests(world: Path, tower: str) -> None:
+    model, dataset = build(world, f"user_tower={tower}", "user_tower.use_user_id=true")
+    user = longest_user(dataset)
+    batch = whole_history(dataset, user)
+    ends = dataset.offsets[user] + np.arange(9)
+    requests = Requests(np.full(9, user), ends)
+    torch.testing.assert_close(
+        model.encode_users(batch), model.encode_users(BatchBuilder(dataset, 8).requests(requests)), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_unknown_items_share_an_embedding(world: Path) -> None:
+    ids, dataset = build(world, "item_tower=ids")
+    untrained = torch.tensor([0, dataset.num_trained + 1, dataset.num_items])
+    rows = ids.item_tower(untrained)
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    both, _ = build(world, "item_tower=ids_and_features")
+    new = torch.arange(dataset.num_trained + 1, dataset.num_items + 1)
+    new = new[torch.from_numpy(dataset.has_features[new.numpy()])]
+    placed = both.item_tower(new)
+    # Features place new items apart.
+    assert len(new) > 1
+    assert not torch.allclose(placed[0], placed[1])
+
+
+def test_a_history_of_unknown_items(world: Path) -> None:
+    model, dataset = build(world)
+    batch = whole_history(dataset, longest_user(dataset))
+    unknown = dataclasses.replace(batch, item_idx=torch.zeros_like(batch.item_idx))
+    assert bool(torch.isfinite(model.encode_users(unknown)).all())
+
+
+def test_features_alone_ignore_ids(world: Path) -> None:
+    model, dataset = build(world, "item_tower=features")
+    assert model.item_tower.table is None
+    assert model.item_tower.reads_features
+    # All items without a row in the items table look alike.
+    bare = torch.from_numpy(np.flatnonzero(~dataset.has_features)[1:])
+    rows = model.item_tower(bare)
+    assert len(bare) > 1
+    assert torch.equal(rows, rows[:1].expand_as(rows))
+
+
+@pytest.mark.parametrize(
+    ("override", "lookup", "reads"),
+    [
+        ("item_tower=ids", True, False),
+        ("item_tower=features", False, True),
+        ("item_tower=ids_and_features", False, True),
+    ],
+)
+def test_what_an_item_tower_is(world: Path, override: str, lookup: bool, reads: bool) -> None:
+    tower = build(world, override)[0].item_tower
+    assert (tower.is_lookup, tower.reads_features) == (lookup, reads)
+
+
+def test_a_tower_of_nothing_is_refused(world: Path) -> None:
+    with pytest.raises(UserError, match="needs ids, features or both"):
+        build(world, "item_tower=ids", "item_tower.use_id=false")
+
+
+def test_profile_may_be_left_out(world: Path) -> None:
+    model, dataset = build(world, "user_tower.use_profile=false")
+    batch = whole_history(dataset, longest_user(dataset))
+    country = batch.users["country"]
+    assert isinstance(country, Tensor)
+    other = dataclasses.replace(batch, users=batch.users | {"country": (country + 1) % 4})
+    assert torch.equal(model.encode_users(batch), model.encode_users(other))
+    reading, _ = build(world)
+    assert not torch.allclose(reading.encode_users(batch), reading.encode_users(other))
+
+
+def test_user_ids(world: Path) -> None:
+    model, dataset = build(world, "user_tower.use_user_id=true")
+    batch = whole_history(dataset, longest_user(dataset))
+    strangers = dataclasses.replace(batch, user_idx=torch.tensor([-1]))
+    assert not torch.allclose(model.encode_users(batch), model.encode_users(strangers))
+    users = model.user_tower.users
+    assert users is not None
+    trained = dataset.train_end > dataset.offsets[:-1]
+    # Users without training events and strangers share row 0; the others have their own.
+    rows = users.rows.tolist()
+    assert rows[-1] == 0
+    assert [row for row, has in zip(rows, trained, strict=False) if not has] == [0] * int((~trained).sum())
+    assert sorted(row for row, has in zip(rows, trained, strict=False) if has) == list(range(1, int(trained.sum()) + 1))
+
+
+@pytest.mark.parametrize(("similarity", "unit"), [("cosine", True), ("dot", False)])
+def test_norms(world: Path, similarity: str, unit: bool) -> None:
+    model, dataset = build(world, f"model.similarity={similarity}")
+    batch = whole_history(dataset, longest_user(dataset))
+    for embeddings in (model.encode_users(batch), model.encode_items(torch.arange(dataset.num_items + 1))):
+        assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(embeddings)), atol=1e-5) == unit
+
+
+def test_temperature(world: Path) -> None:
+    fixed, _ = build(world, "model.temperature=0.004")
+    assert float(fixed.inverse_temperature) == pytest.approx(250.0, rel=1e-4)
+    learned, _ = build(world, "model.temperature=0.004", "model.learn_temperature=true")
+    # Capped where it is learned.
+    assert float(learned.inverse_temperature.detach()) == MAX_INVERSE_TEMPERATURE
+    for value, message in (("0", "temperature: found 0"), ("-0.1", "temperature: found -0.1")):
+        with pytest.raises(UserError, match=message):
+            build(world, f"model.temperature={value}")
+
+
+def test_the_same_seed_builds_the_same_model(world: Path) -> None:
+    first, second, other = (build(world, f"seed={seed}")[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)

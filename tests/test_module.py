@@ -1,0 +1,187 @@
+"""One training step: what it compares, what it draws, what it clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from histories import training_only
+from omegaconf import DictConfig
+from torch import nn
+from worlds import FEATURES, compose, write_world
+
+from recsys.build import build_data, build_model, build_module, corpus_of, open_data
+from recsys.data.batch import BatchBuilder, Windows
+from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
+from recsys.module import RetrievalModule
+from recsys.negatives import Catalogue, InBatch
+from recsys.optimizers import AdamW
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world") / "data")
+
+
+def settings(world: Path, *overrides: str) -> DictConfig:
+    return compose(
+        "train",
+        [
+            "data=parquet",
+            f"data.root={world}",
+            f"data.cache={world.parent}/cache",
+            "split=leave_last_out",
+            "model.dim=8",
+            "history.max_events=6",
+            "batch_size=16",
+            "logger=csv",
+            *FEATURES,
+            *overrides,
+        ],
+    )
+
+
+def build(config: DictConfig) -> RetrievalModule:
+    dataset = open_data(config)
+    module = build_module(config, dataset, build_model(config, dataset))
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    return module
+
+
+def still(module: RetrievalModule) -> RetrievalModule:
+    """No dropout, nothing hidden."""
+    return module.eval()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_full_softmax_step_by_hand(world: Path, similarity: str) -> None:
+    config = settings(world, "negatives=none", "loss=full_softmax", f"model.similarity={similarity}")
+    module, dataset = still(build(config)), open_data(config)
+    batch = next(iter(build_data(config, dataset).train_dataloader()))
+    corpus = torch.from_numpy(corpus_of(module.model, dataset))
+    logits = module.model.encode_users(batch) @ module.model.encode_items(corpus).T / 0.05
+    expected = F.cross_entropy(logits, torch.searchsorted(corpus, batch.target_idx))
+    torch.testing.assert_close(module.training_step(batch, 0), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("logq", ["off", "classic", "corrected"])
+@pytest.mark.parametrize("negatives", ["in_batch", "mixed"])
+def test_sampled_step_by_hand(world: Path, logq: str, negatives: str) -> None:
+    config = settings(world, f"negatives={negatives}", f"loss.logq={logq}", "item_tower=ids")
+    module, dataset = still(build(config)), open_data(config)
+    batch = next(iter(build_data(config, dataset).train_dataloader()))
+    model, sampler = module.model, module.negatives
+    assert sampler is not None
+    drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF))
+    candidates = torch.cat([batch.target_idx, drawn])
+    num_targets = len(batch.target_idx)
+    users = model.encode_users(batch) / 0.05
+    negatives_logits = users @ model.encode_items(candidates).T
+    positive_logits = (users * model.encode_items(batch.target_idx)).sum(1)
+    log_q = sampler.log_q(candidates, num_targets)
+    losses = []
+    for row in range(num_targets):
+        history = int(batch.history[row])
+        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        allowed = ~torch.isin(candidates, own)
+        assert not allowed[row]
+        positive, logits = positive_logits[row], negatives_logits[row][allowed]
+        if logq == "classic":
+            positive = positive - sampler.log_q(batch.target_idx[row], num_targets)
+            logits = logits - log_q[allowed]
+        if logq == "corrected":
+            q = log_q[allowed].exp() / (1.0 - sampler.log_q(own.unique(), num_targets).exp().sum())
+            logits = logits - (int(allowed.sum()) * q).log()
+        losses.append(torch.logsumexp(torch.cat([positive.unsqueeze(0), logits]), 0) - positive)
+    torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_subset_of_the_targets_serves_as_candidates(world: Path) -> None:
+    config = settings(world, "negatives=in_batch", "negatives.max_targets=5")
+    module = build(config)
+    seen: list[Sampled] = []
+
+    def look(users: torch.Tensor, _: torch.Tensor, sampled: Sampled) -> torch.Tensor:
+        seen.append(sampled)
+        return users.sum()
+
+    module.loss.forward = look  # type: ignore[method-assign,assignment]
+    batch = next(iter(build_data(config, open_data(config)).train_dataloader()))
+    module.training_step(batch, 0)
+    assert len(batch.target_idx) > 5
+    assert seen[0].embeddings.shape == (5, 8)
+    assert seen[0].mask.shape == (len(batch.lengths), 5)
+
+
+def test_a_step_depends_on_seed_and_step_alone(world: Path) -> None:
+    config = settings(world)
+    module = build(config).train()
+    batch = next(iter(build_data(config, open_data(config)).train_dataloader()))
+    first = module.training_step(batch, 0)
+    torch.rand(7)
+    assert torch.equal(module.training_step(batch, 0), first)
+    other = build(settings(world, "seed=1")).train()
+    other.load_state_dict(module.state_dict())
+    assert not torch.equal(other.training_step(batch, 0), first)
+
+
+def test_a_batch_without_targets_changes_nothing() -> None:
+    # One basket: without first events there is nothing to predict.
+    dataset = training_only([[(1, 0), (2, 0), (3, 0)], [(1, 0), (2, 1)]])
+    config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
+    model = build_model(config, dataset)
+    catalogue = Catalogue(torch.full((4,), 0.25, dtype=torch.float64), torch.tensor([1, 2, 3]))
+    for loss, sampler in ((SampledSoftmax(), InBatch(catalogue)), (FullSoftmax(), None)):
+        module = RetrievalModule(model, loss, sampler, AdamW(), torch.tensor([1, 2, 3]))
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        windows = Windows(np.array([0]), np.array([0]), np.array([2]), np.array([True]))
+        batch = BatchBuilder(dataset, 4, predict_first=False).training(windows)
+        assert len(batch.target_idx) == 0
+        value = module.training_step(batch, 0)
+        value.backward()
+        assert float(value.detach()) == 0.0
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        assert all(bool(torch.isfinite(g).all()) and float(g.abs().sum()) == 0.0 for g in gradients)
+
+
+def test_items_that_cannot_be_recommended_are_no_labels(world: Path) -> None:
+    config = settings(world, "negatives=none", "loss=full_softmax", "item_tower=features")
+    module, dataset = still(build(config)), open_data(config)
+    corpus = set(corpus_of(module.model, dataset).tolist())
+    batches = list(build_data(config, dataset).train_dataloader())
+    # Items without a row in the items table are in histories, and nothing places them in the corpus.
+    assert any(item not in corpus for batch in batches for item in batch.target_idx.tolist())
+    assert all(bool(torch.isfinite(module.training_step(batch, 0))) for batch in batches)
+
+
+def test_clipping_leaves_sparse_gradients_alone(world: Path) -> None:
+    module = build(settings(world, "item_tower.sparse=true", "clip_norm=0.001")).train()
+    batch = next(iter(build_data(settings(world), open_data(settings(world))).train_dataloader()))
+    module.training_step(batch, 0).backward()
+    table = module.model.item_tower.table
+    assert table is not None
+    assert table.weight.grad is not None
+    before = table.weight.grad.to_dense()
+    module.configure_gradient_clipping(None)
+    assert torch.equal(table.weight.grad.to_dense(), before)
+    dense = [p.grad for p in module.parameters() if p.grad is not None and not p.grad.is_sparse]
+    assert float(torch.stack([g.norm() for g in dense]).norm()) == pytest.approx(0.001, rel=1e-3)
+
+
+def test_every_parameter_that_matters_learns(world: Path) -> None:
+    module = build(settings(world, "user_tower.use_user_id=true", "model.learn_temperature=true")).train()
+    data = build_data(settings(world), open_data(settings(world)))
+    for batch in data.train_dataloader():
+        module.training_step(batch, 0).backward()
+    idle = [name for name, p in module.named_parameters() if p.grad is None or not float(p.grad.abs().sum())]
+    assert idle == []
+
+
+def test_loss_and_negatives_go_together() -> None:
+    with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
+        RetrievalModule(nn.Identity(), FullSoftmax(), InBatch, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
+        RetrievalModule(nn.Identity(), SampledSoftmax(), None, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
