@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +161,24 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _check_same(found: Any, wanted: Any, file: Path, key: str = "") -> None:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in sorted({*found, *wanted}):
-            _check_same(found.get(name), wanted.get(name), file, f"{key}.{name}" if key else str(name))
-    elif found != wanted:
+def _check_same(found: Any, wanted: Any, file: Path) -> None:
+    differences = list(_differences(found, wanted))
+    if differences:
+        # Keys that follow others by interpolation differ too: the shortest names come first.
+        differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
+        held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
+        asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
         raise UserError(
-            f"{file}: this folder holds a run with {key}={found}, but {key}={wanted} is asked for; "
-            "choose another hydra.run.dir"
+            f"{file}: this folder holds a run with {held}, but {asked} is asked for; choose another hydra.run.dir"
         )
+
+
+def _differences(found: Any, wanted: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in {*found, *wanted}:
+            yield from _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
+    elif found != wanted:
+        yield key, found, wanted
 
 
 def _write(path: Path, content: str) -> None:

@@ -35,7 +35,9 @@ def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
     return rows
 
 
-def check_targets(dataset: PreparedDataset, batches: list[Batch], max_history: int, predict_first: bool) -> None:
+def check_targets(
+    dataset: PreparedDataset, batches: list[Batch], max_history: int, predict_first: bool, horizon: int = 1
+) -> None:
     """Every training event is a target once, and sees the events just before its basket, at most `max_history`.
 
     First baskets are targets only with `predict_first`.
@@ -49,13 +51,16 @@ def check_targets(dataset: PreparedDataset, batches: list[Batch], max_history: i
     for position, item, seen in targets:
         assert item == dataset.item_idx[position]
         assert len(seen) <= max_history
-        assert seen == list(range(begins[position] - len(seen), begins[position]))
         if seen:
+            assert seen == list(range(seen[0], seen[-1] + 1))
+            assert 1 <= begins[position] - seen[-1] <= horizon
             assert seen[0] >= dataset.offsets[owner[position]]
         elif not first[position]:
-            # Only the first events of a piece of a long history are predicted from the empty history.
+            # Only the first events of a piece of a long history are predicted from the empty history, and those near
+            # the beginning where the horizon is longer.
             assert predict_first
-            assert np.diff(dataset.offsets)[owner[position]] > max_history + 1
+            is_cut = np.diff(dataset.offsets)[owner[position]] > max_history + 1
+            assert is_cut or begins[position] - dataset.offsets[owner[position]] < horizon
     for batch in batches:
         assert (batch.lengths <= max_history).all()
 
@@ -159,3 +164,16 @@ def test_to_moves_every_tensor() -> None:
         for tensor in tensors:
             for part in tensor if isinstance(tensor, RaggedTensor) else [tensor]:
                 assert isinstance(part, np.ndarray) or part.device.type == "meta", field.name
+
+
+@pytest.mark.parametrize("predict_first", [False, True])
+def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> None:
+    dataset = training_only([[(1, time) for time in range(40)]])
+    window = Windows(np.array([0]), np.array([0]), np.array([39]), np.array([True]))
+    near = visible(BatchBuilder(dataset, 40, predict_first).training(window))
+    far = visible(BatchBuilder(dataset, 40, predict_first, horizon=5).training(window, np.random.default_rng(0)))
+    assert [(position, item) for position, item, _ in far] == [(position, item) for position, item, _ in near]
+    steps = [len(just) - len(seen) for (_, _, just), (_, _, seen) in zip(near, far, strict=True)]
+    assert set(steps) == {0, 1, 2, 3, 4}
+    assert all(seen == list(range(len(seen))) for _, _, seen in far)
+    assert predict_first or all(seen for _, _, seen in far)

@@ -39,22 +39,30 @@ def positions(batch: Batch) -> list[int]:
     st.integers(1, 9),
     st.booleans(),
     st.sampled_from(["seconds", "none"]),
+    st.sampled_from([1, 1, 3]),
     st.integers(0, 3),
 )
 def test_every_event_is_a_target_once_an_epoch(
-    users: list[list[tuple[int, int]]], max_history: int, batch_size: int, predict_first: bool, worth: str, seed: int
+    users: list[list[tuple[int, int]]],
+    max_history: int,
+    batch_size: int,
+    predict_first: bool,
+    worth: str,
+    horizon: int,
+    seed: int,
 ) -> None:
     dataset = training_only(with_times(users), worth)
+    builder = BatchBuilder(dataset, max_history, predict_first, horizon)
     if max(np.diff(dataset.offsets)) < (1 if predict_first else 2):
         with pytest.raises(UserError, match="0 training histories"):
-            TrainingLoader(BatchBuilder(dataset, max_history, predict_first), batch_size, seed)
+            TrainingLoader(builder, batch_size, seed)
         return
-    loader = TrainingLoader(BatchBuilder(dataset, max_history, predict_first), batch_size, seed)
+    loader = TrainingLoader(builder, batch_size, seed)
     for _ in range(3):
         batches = list(loader)
         assert len(batches) == len(loader)
         assert all(1 <= len(batch.lengths) <= 2 * batch_size for batch in batches)
-        check_targets(dataset, batches, max_history, predict_first)
+        check_targets(dataset, batches, max_history, predict_first, horizon)
 
 
 def test_epochs_differ_and_repeat_with_the_seed() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,6 @@ class ALS:
                 regularization=self.l2,
                 alpha=self.alpha,
                 iterations=self.iterations,
-                num_threads=int(os.environ.get("OMP_NUM_THREADS", 0)),
                 random_state=self.seed,
             )
             self._model.fit(self._events.users(), show_progress=False)
