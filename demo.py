@@ -1,6 +1,6 @@
 """The end of `make demo`: the trained run against popularity and item-kNN, as a table, a picture and one user's pins.
 
-    python demo.py RUN RECOMMENDATIONS.parquet PLOT.png
+python demo.py RUN RECOMMENDATIONS.parquet PLOT.png
 """
 
 import sys
@@ -76,7 +76,9 @@ def _draw(recall: dict[str, list[float]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for (name, values), style in zip(recall.items(), ("k--", "C0o-", "C1o-", "C2o-"), strict=True):
         axis.plot(CUTOFFS, values, style, label=name)
-        axis.annotate(name, (CUTOFFS[-1], values[-1]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.annotate(
+            name, (CUTOFFS[-1], values[-1]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
+        )
     axis.set(xscale="log", xlabel="K, items shown", ylabel="recall@K of the test part", ylim=(0, None))
     axis.set_xticks(CUTOFFS, [str(cutoff) for cutoff in CUTOFFS])
     axis.minorticks_off()

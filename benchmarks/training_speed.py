@@ -23,7 +23,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 HERE = Path(__file__).parent
-PEERS = {"replay": ("RECSYS_PEER_REPLAY", "replay_sasrec.py"), "rectools": ("RECSYS_PEER_RECTOOLS", "rectools_sasrec.py")}
+PEERS = {
+    "replay": ("RECSYS_PEER_REPLAY", "replay_sasrec.py"),
+    "rectools": ("RECSYS_PEER_RECTOOLS", "rectools_sasrec.py"),
+}
 # data set, loss, window, bars: at least so many times the peer's rate
 CASES = {
     "beauty_full": ("amazon-beauty", "full", 50, {"replay": 10.0, "rectools": 20.0}),

@@ -85,7 +85,7 @@ def main() -> None:
         trainer.fit(module, loader)
         report(timer.rates)
         return
-    module.log = lambda *args, **settings: None  # type: ignore[method-assign]
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
     module.train()
     optimizer = module.optimizer_factory.optimizer(module.model)
     batches = endless(loader)

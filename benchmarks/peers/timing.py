@@ -63,7 +63,7 @@ class StepTimer:
         self.rates: list[float] = []
         self._begin = self._end = 0.0
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         now = time.perf_counter()
         if batch_idx == WARMUP - 1:
             self._end = now + self.seconds

@@ -63,7 +63,7 @@ class RetrievalModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Mean loss over the targets of all processes."""
         rank, world = self.global_rank, distributed.world_size()
-        torch.manual_seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
+        self._seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
         count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
         loss = self._full(batch) if isinstance(self.loss, FullSoftmax) else self._sampled(batch)
         self.num_targets += int(count)
@@ -97,6 +97,12 @@ class RetrievalModule(L.LightningModule):
         if self.clip_norm > 0.0:
             dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
             nn.utils.clip_grad_norm_(dense, self.clip_norm)
+
+    def _seed(self, seed: int) -> None:
+        # `torch.manual_seed` visits every kind of device, and costs more than a small layer.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _full(self, batch: Batch) -> Tensor:
         item_tower, user_tower = self.model.item_tower, self.model.user_tower

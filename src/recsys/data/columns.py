@@ -13,7 +13,8 @@ import numpy.typing as npt
 def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Flat positions `starts[0]..starts[0]+lengths[0]-1, starts[1].., ...` without a loop; shape [sum(lengths)]."""
     ends = np.cumsum(lengths)
-    positions: npt.NDArray[np.int64] = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    positions = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64)
+    positions += np.repeat(starts - (ends - lengths), lengths)
     return positions
 
 

@@ -86,9 +86,13 @@ class Rows:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         """Causal attention; queries, keys, values [N, H, E] -> [N, H, E]."""
-        if query.device.type == "cpu":
-            attended: Tensor = _Attention.apply(query, key, value, self, dropout)  # type: ignore[no-untyped-call]
-            return attended
+        if query.device.type != "cpu":
+            return self.attend_by_sdpa(query, key, value, dropout)
+        attended: Tensor = _Attention.apply(query, key, value, self, dropout)  # type: ignore[no-untyped-call]
+        return attended
+
+    def attend_by_sdpa(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """The same by PyTorch's kernels, which are better on a GPU."""
         rows = torch.cat([query, key, value], dim=1).flatten(0, 1).index_select(0, self.source_of_three)
         rows = rows.view(3, -1, query.shape[2])
         outputs = []

@@ -26,6 +26,7 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        """`x`, in training with a share `rate` of its values zero and the others scaled up."""
         if not self.training or self.rate == 0.0:
             return x
         return x * keep_mask(x.shape, self.rate, x)

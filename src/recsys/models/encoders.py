@@ -39,6 +39,7 @@ class MeanPooling(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)) if hidden else None
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """States [..., D] of tokens [..., D]."""
         mean = self.dropout(layout.cumulative_sum(tokens) / (layout.position + 1).unsqueeze(-1))
         return mean if self.mlp is None else mean + self.mlp(mean)  # type: ignore[no-any-return]
 
@@ -61,6 +62,7 @@ class AttentionPooling(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """States [..., D] of tokens [..., D]."""
         # Bounded scores keep the exponential safe where a running maximum would not be causal.
         weight = torch.exp(8.0 * torch.tanh(self.score(self.dropout(tokens)) / 8.0))
         sums = layout.cumulative_sum(torch.cat([weight * tokens, weight], dim=-1))
@@ -98,6 +100,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """States [..., D] of tokens [..., D]."""
         x = self.dropout(tokens + self.position(layout.position))
         for block in self.blocks:
             x = block(x, layout)

@@ -51,11 +51,13 @@ class Packed:
         self._rows: Rows | None = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """As in `Layout`."""
         if self._rows is None or self._rows.num_heads != query.shape[1]:
             self._rows = Rows(self._lengths, query.shape[1], query.device)
         return self._rows.attend(query, key, value, dropout)
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
+        """As in `Layout`."""
         # In float64 the difference of two long running sums keeps float32's precision.
         running = x.double().cumsum(0)
         before = F.pad(running, (0, 0, 1, 0))[self._starts]
@@ -69,9 +71,11 @@ class Padded:
         self.position = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """As in `Layout`."""
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return attended.transpose(1, 2)
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
+        """As in `Layout`."""
         return x.cumsum(1)

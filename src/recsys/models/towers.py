@@ -172,7 +172,7 @@ class UserTower(nn.Module):
         return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
 
     def _tokens(self, items: Tensor, events: FeatureTensors) -> Tensor:
-        tokens = items * self.dim**0.5
+        tokens: Tensor = items * self.dim**0.5
         if self.events is None or self.event_projection is None:
             return tokens
         return tokens + self.event_projection(self.events(events))  # type: ignore[no-any-return]
