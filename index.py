@@ -10,6 +10,7 @@ def main(config: DictConfig) -> None:
     from recsys.build import instantiate, load_run
     from recsys.promotion import choose_run, promote, report
     from recsys.release.store import ReleaseStore
+    from recsys.tracking import mirror_release
 
     store = ReleaseStore(config.store)
     store.check_alias(config.alias)
@@ -17,6 +18,7 @@ def main(config: DictConfig) -> None:
     promotion = promote(run, instantiate(config.index), store, config.model, config.recall_target)
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
+    mirror_release(run.config.logger.project, store.root / promotion.version, config.model, config.alias)
     report(promotion)
     print(promotion.version)
 

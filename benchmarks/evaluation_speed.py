@@ -1,6 +1,6 @@
 """Exact full-corpus evaluation against the bare matrix product, in one run.
 
-    python benchmarks/evaluation_speed.py [--users 20000] [--items 100000] [--dim 64] [--repeats 3]
+    python benchmarks/evaluation_speed.py [--users 20000] [--items 100000] [--dim 64] [--repeats 3] [--threads 1]
 
 The evaluation is what `train.py` does for each batch of requests: exclusion of seen items, scores of the whole corpus,
 top 100, relevance and the update of all metrics. The matrix product alone has the same block shapes and one reused
@@ -110,7 +110,10 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="on a busy machine one thread gives the steadier ratio")
     args = parser.parse_args()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     dataset = synthetic(args.users, args.items, np.random.default_rng(0))
     model = Embeddings(args.items, args.dim)

@@ -132,6 +132,18 @@ def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
             logger.experiment.log_artifact(artifact)
 
 
+def mirror_release(project: str | None, folder: Path, model: str, alias: str | None) -> None:
+    """A published release, both halves together, as one W&B artifact when online: the local folder is the truth."""
+    if project is None or not wandb_online():
+        return
+    import wandb
+
+    with wandb.init(project=project, job_type="release") as run:
+        artifact = wandb.Artifact(f"release-{model}", "release", metadata={"version": folder.name})
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact, aliases=[folder.name, *([alias] if alias else [])])
+
+
 def close(loggers: list[Logger]) -> None:
     """Finish W&B runs."""
     for logger in loggers:
