@@ -70,7 +70,7 @@ def test_options_of_other_commands(option: str) -> None:
     node = OmegaConf.load(CONF / f"{option}.yaml")
     group, name = option.split("/")
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(overrides=[f"+{group}={name}"])
+        config = hydra.compose(overrides=[f"+{group}={name}", "+seed=0"])
     assert isinstance(node, DictConfig)
     assert "_target_" in config[group]
     instantiate(config[group])

@@ -87,4 +87,5 @@ def test_corrections_agree_on_unconfident_positives(logq: str, correct_candidate
     # The classic form keeps a trace of the positive, which stands in its own sum with weight 1 / Q.
     tolerance = 0.11 if logq == "classic" else 0.01
     assert float(sampled[POSITIVE] / full[POSITIVE]) == pytest.approx(1.0, abs=tolerance)
-    assert float((sampled - full).abs().sum() / full.abs().sum()) == pytest.approx(0.09, abs=0.02)
+    # Without any correction it is .8.
+    assert float((sampled - full).abs().sum() / full.abs().sum()) == pytest.approx(0.11, abs=0.04)

@@ -84,7 +84,7 @@ SPARSE_REFIT = ("refit=true", "item_tower.sparse=true")
         (
             PLAIN,
             [
-                *([STEP, call] for call in (5, 6, 7, 9)),
+                *([STEP, call] for call in (6, 9)),
                 ["recsys.module:RetrievalModule.validation_step", 2],
                 ["recsys.training:load_weights", 1],
                 ["recsys.tracking:RunFolder.write_per_user", 1],

@@ -95,7 +95,8 @@ def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
             continue
         if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
             _check(value, usual, f"{key}.")
-        elif target is None or (target.startswith("recsys.") and not isinstance(usual, str)):
+        elif target is None or not (isinstance(usual, str) or key.startswith("trainer.")):
+            # Lightning's trainer takes numbers, lists and words such as `auto` in one place.
             _check_type(key, value, usual, nullable=target is not None or key in NULLABLE)
 
 

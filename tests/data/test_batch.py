@@ -51,7 +51,12 @@ def check_targets(
     for position, item, seen in targets:
         assert item == dataset.item_idx[position]
         assert len(seen) <= max_history
-        if seen:
+        if dataset.meta.time == "none":
+            # Any others of the same user, in any order.
+            assert position not in seen
+            assert len({*seen}) == len(seen)
+            assert all(owner[other] == owner[position] for other in seen)
+        elif seen:
             assert seen == list(range(seen[0], seen[-1] + 1))
             assert 1 <= begins[position] - seen[-1] <= horizon
             assert seen[0] >= dataset.offsets[owner[position]]
@@ -177,3 +182,20 @@ def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> N
     assert set(steps) == {0, 1, 2, 3, 4}
     assert all(seen == list(range(len(seen))) for _, _, seen in far)
     assert predict_first or all(seen for _, _, seen in far)
+
+
+@pytest.mark.parametrize("predict_first", [False, True])
+def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool) -> None:
+    dataset = training_only([[(1, 0) for _ in range(30)]], worth="none")
+    window = Windows(np.array([0]), np.array([0]), np.array([29]), np.array([True]))
+    builder = BatchBuilder(dataset, 40, predict_first)
+    orders = []
+    for seed in range(3):
+        rows = visible(builder.training(window, np.random.default_rng(seed)))
+        order = [position for position, _, _ in rows]
+        assert sorted(order) == list(range(0 if predict_first else 1, 30))
+        shown = rows[-1][2]
+        assert all(seen == shown[: len(seen)] for _, _, seen in rows)
+        assert predict_first or shown[0] == 0
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2]

@@ -126,7 +126,8 @@ class BatchBuilder:
 
         Args:
             windows: of training histories.
-            rng: draws how far ahead each target is predicted; needed for a horizon beyond the next event.
+            rng: draws how far ahead each target is predicted (needed for a horizon beyond the next event), and the
+                order of events where the data has none.
         """
         data = self.dataset
         lengths = windows.end - windows.begin
@@ -134,6 +135,10 @@ class BatchBuilder:
         positions = ragged_positions(windows.begin, spans)
         window = np.repeat(np.arange(len(spans)), spans)
         local = positions - windows.begin[window]
+        if not self._has_baskets and rng is not None:
+            # Without time the order of the file means nothing, so nothing may be learned from it.
+            keys = np.where((local == 0) & (not self.predict_first), -1.0, rng.random(len(local)))
+            positions = positions[np.lexsort((keys, window))]
         items = np.asarray(data.item_idx[positions]).astype(np.int64)
         times = np.asarray(data.time[positions])
         known = local.copy()
