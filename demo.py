@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -57,7 +58,7 @@ def _print(recall: dict[str, list[float]]) -> None:
 
 def _print_user(run: TrainedRun, recommendations: str) -> None:
     source = source_of(run.config)
-    items = pq.read_table(source.items, columns=["item_id", "title"])
+    items = pa.concat_tables(pq.read_table(file, columns=["item_id", "title"]) for file in source.items)
     titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
     row = pq.read_table(recommendations).slice(0, 1).to_pylist()[0]
     data = run.dataset

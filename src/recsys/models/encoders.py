@@ -121,9 +121,8 @@ class _Block(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        heads = self.projection(self.attention_norm(x)).unflatten(-1, (3 * self.num_heads, -1))
-        query, key, value = heads.split(self.num_heads, dim=-2)
+        heads = self.projection(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         dropout = self.attention_dropout if self.training else 0.0
-        x = x + self.dropout(self.output(layout.attend(query, key, value, dropout).flatten(-2)))
+        x = x + self.dropout(self.output(layout.attend(heads, dropout).flatten(-2)))
         hidden = self.dropout(F.gelu(self.expand(self.feed_norm(x))))
         return x + self.dropout(self.contract(hidden))  # type: ignore[no-any-return]

@@ -24,8 +24,8 @@ class Layout(Protocol):
     position: Tensor
     """int64, shaped as the tokens: 0 for the start token, then 1, 2, ..."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        """Causal attention within each sequence; all [..., heads, D_head]."""
+    def attend(self, heads: Tensor, dropout: float) -> Tensor:
+        """Causal attention within each sequence: queries, keys and values [..., 3, H, E] -> [..., H, E]."""
         ...
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
@@ -50,11 +50,11 @@ class Packed:
         self._lengths = lengths
         self._rows: Rows | None = None
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    def attend(self, heads: Tensor, dropout: float) -> Tensor:
         """As in `Layout`."""
-        if self._rows is None or self._rows.num_heads != query.shape[1]:
-            self._rows = Rows(self._lengths, query.shape[1], query.device)
-        return self._rows.attend(query, key, value, dropout)
+        if self._rows is None or self._rows.num_heads != heads.shape[2]:
+            self._rows = Rows(self._lengths, heads.shape[2], heads.device)
+        return self._rows.attend(heads, dropout)
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
         """As in `Layout`."""
@@ -70,10 +70,10 @@ class Padded:
     def __init__(self, tokens: Tensor) -> None:
         self.position = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    def attend(self, heads: Tensor, dropout: float) -> Tensor:
         """As in `Layout`."""
-        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        query, key, value = (x.transpose(1, 2) for x in heads.unbind(-3))
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return attended.transpose(1, 2)
 
     def cumulative_sum(self, x: Tensor) -> Tensor:
