@@ -134,7 +134,7 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         own = [o for o in small if not (case.startswith("data=") and o.startswith("data.") and "cache" not in o)]
         options = case.split()
         place = f"hydra.sweep.dir={tmp_path}/{number}" if "-m" in options else f"hydra.run.dir={tmp_path}/{number}"
-        jobs.append(run(*own, *options, place))
+        jobs.append(run(*options, *own, place))
     for (case, message), (code, output) in zip(cases.items(), run_all(jobs, tmp_path), strict=True):
         assert code == 1, (case, output)
         assert "Traceback" not in output, (case, output)
