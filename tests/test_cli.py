@@ -71,7 +71,7 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["data=parquet", "data.root=/somewhere", "+experiment=beauty"],
         ["+experiment=search", "data.search_share=0.9"],
         ["+data.features.items.text.kind=text", "+data.features.users.age.ignore=true"],
-        ["hydra.run.dir=/tmp/x", "hydra.job.name=y"],
+        ["hydra.run.dir=elsewhere", "hydra.job.name=y"],
         ["logger.project=null"],
     ],
 )
