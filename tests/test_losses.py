@@ -23,6 +23,7 @@ def reference(
     mask: Tensor | None = None,
     history: Tensor | None = None,
     labels: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The formula of `softmax_loss`, left to autograd."""
     logits = users @ items.t()
@@ -35,7 +36,8 @@ def reference(
     if labels is not None:
         logits = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
     joined = torch.cat([positive_logits.unsqueeze(1), logits], dim=1)
-    return F.cross_entropy(joined, torch.zeros(len(users), dtype=torch.int64))
+    losses = F.cross_entropy(joined, torch.zeros(len(users), dtype=torch.int64), reduction="none")
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +47,9 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return users, items, positives
 
 
-def optional(with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels: bool) -> dict[str, Tensor]:
+def optional(
+    with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels: bool, with_weight: bool
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     given: dict[str, Tensor] = {}
     if with_bias:
@@ -57,6 +61,8 @@ def optional(with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels:
         given["history"] = torch.randint(HISTORIES, (ROWS,), generator=generator)
     if with_labels:
         given["labels"] = torch.randint(COLUMNS, (ROWS,), generator=generator)
+    if with_weight:
+        given["weight"] = torch.rand(ROWS, generator=generator, dtype=torch.float64)
     return given
 
 
@@ -66,8 +72,8 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("block_bytes")
-@pytest.mark.parametrize("present", list(product([False, True], repeat=4)))
-def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[bool, bool, bool, bool]) -> None:
+@pytest.mark.parametrize("present", list(product([False, True], repeat=5)))
+def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[bool, bool, bool, bool, bool]) -> None:
     given, leaves = optional(*present), inputs()
     ours = softmax_loss(*leaves, Buffer(), **given)
     expected = reference(*leaves, **given)
@@ -79,7 +85,7 @@ def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[
 
 
 def test_softmax_loss_passes_gradcheck() -> None:
-    given = optional(True, True, True, True)
+    given = optional(True, True, True, True, True)
     leaves = inputs()
     assert torch.autograd.gradcheck(lambda *x: softmax_loss(*x, Buffer(), **given), leaves)
 
@@ -94,6 +100,13 @@ def test_full_softmax_is_cross_entropy() -> None:
     for found, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(found, wanted)
     assert torch.autograd.gradcheck(lambda *x: FullSoftmax()(*x, labels), leaves)
+
+
+def test_weights_of_a_full_softmax() -> None:
+    users, items, _ = inputs()
+    labels, weight = torch.arange(ROWS) % COLUMNS, torch.arange(ROWS, dtype=torch.float64)
+    by_row = F.cross_entropy(users @ items.t(), labels, reduction="none")
+    torch.testing.assert_close(FullSoftmax()(users, items, labels, weight), by_row @ weight / weight.sum())
 
 
 def test_full_softmax_stays_finite_with_large_logits() -> None:

@@ -104,7 +104,7 @@ def test_a_subset_of_the_targets_serves_as_candidates(world: Path) -> None:
     module = build(config)
     seen: list[Sampled] = []
 
-    def look(users: torch.Tensor, _: torch.Tensor, sampled: Sampled) -> torch.Tensor:
+    def look(users: torch.Tensor, _: torch.Tensor, sampled: Sampled, _weight: torch.Tensor | None) -> torch.Tensor:
         seen.append(sampled)
         return users.sum()
 

@@ -24,6 +24,7 @@ from recsys.data.sources import Tables
 from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError, nearest
 from recsys.evaluation.metrics import CUTOFFS, NAMES
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.frequency import target_probabilities
 from recsys.losses import FullSoftmax
 from recsys.models.two_tower import TwoTower
@@ -85,11 +86,16 @@ def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Loaders."""
-    _check_keys(config.history, ("max_events", "predict_first", "horizon"), "history")
+    _check_keys(config.history, ("max_events", "predict_first", "horizon", "gap_days", "half_life_days"), "history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
     if config.history.horizon < 1:
         raise UserError(f"history.horizon: found {config.history.horizon}, expected at least 1")
+    if config.history.gap_days < 0:
+        raise UserError(f"history.gap_days: found {config.history.gap_days}, expected 0 or more")
+    half_life = config.history.half_life_days
+    if half_life is not None and half_life <= 0:
+        raise UserError(f"history.half_life_days: found {half_life}, expected a positive number, or null")
     if config.batch_size < 1:
         raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
     return RetrievalData(
@@ -98,6 +104,8 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
         horizon=config.history.horizon,
+        gap_days=config.history.gap_days,
+        half_life_days=half_life,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
@@ -161,7 +169,8 @@ def build_module(
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
     """Callbacks; those that write are told where."""
-    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage") for cutoff in CUTOFFS]
+    of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
+    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
     if config.evaluation.metric not in names:
         raise UserError(
             f"evaluation.metric: found '{config.evaluation.metric}'{nearest(config.evaluation.metric, names)}"

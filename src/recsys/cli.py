@@ -69,7 +69,7 @@ def check(config: DictConfig, reference: DictConfig) -> None:
 
 
 # Values that may be null although they are not by default.
-NULLABLE = ("evaluation.val_users", "logger.project")
+NULLABLE = ("evaluation.val_users", "history.half_life_days", "logger.project")
 # Stands for `**kwargs` among the parameters of a constructor.
 ANY = "**"
 

@@ -58,13 +58,14 @@ class SampledSoftmax(nn.Module):
         self.logq = logq
         self._buffer = Buffer()
 
-    def forward(self, users: Tensor, positives: Tensor, sampled: Sampled) -> Tensor:
+    def forward(self, users: Tensor, positives: Tensor, sampled: Sampled, weight: Tensor | None = None) -> Tensor:
         """Mean loss of P rows.
 
         Args:
             users: [P, D], user embeddings divided by the temperature.
             positives: [P, D], embeddings of the targets.
             sampled: the candidates.
+            weight: [P], what each row counts; null for all alike.
         """
         positive_logits = (users * positives).sum(1)
         bias, row_bias = None, None
@@ -77,7 +78,15 @@ class SampledSoftmax(nn.Module):
             correction = torch.log1p(-sampled.q_masked.clamp(max=1 - 1e-6)) - num_drawn.log()
             row_bias = correction[sampled.history]
         return softmax_loss(
-            users, sampled.embeddings, positive_logits, self._buffer, bias, row_bias, sampled.mask, sampled.history
+            users,
+            sampled.embeddings,
+            positive_logits,
+            self._buffer,
+            bias=bias,
+            row_bias=row_bias,
+            mask=sampled.mask,
+            history=sampled.history,
+            weight=weight,
         )
 
 
@@ -88,16 +97,17 @@ class FullSoftmax(nn.Module):
         super().__init__()
         self._buffer = Buffer()
 
-    def forward(self, users: Tensor, items: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, users: Tensor, items: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean loss of P rows.
 
         Args:
             users: [P, D], user embeddings divided by the temperature.
             items: [N, D], embeddings of the corpus.
             labels: int64 [P], row of each target in `items`.
+            weight: [P], what each row counts; null for all alike.
         """
         loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-            users, items, None, self._buffer, None, None, None, None, labels
+            users, items, None, self._buffer, None, None, None, None, labels, weight
         )
         return loss
 
@@ -131,8 +141,9 @@ def softmax_loss(
     mask: Tensor | None = None,
     history: Tensor | None = None,
     labels: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Mean over rows of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p being the positive's logit.
+    """Weighted mean of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p being the positive's logit.
 
     Logits exist in one cache-sized block at a time, and the gradient is computed with them in the same pass: three
     matrix products a block, no recomputation, and memory that does not grow with P x C.
@@ -147,9 +158,10 @@ def softmax_loss(
         mask: bool [H, C], columns left out of the rows of a history.
         history: int64 [P], row of `mask` for each row.
         labels: int64 [P], one column left out of each row (the positive itself).
+        weight: [P], what each row counts; null for all alike.
     """
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels
+        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels, weight
     )
     return loss
 
@@ -169,8 +181,11 @@ class _SoftmaxLoss(torch.autograd.Function):
         mask: Tensor | None,
         history: Tensor | None,
         labels: Tensor | None,
+        weight: Tensor | None,
     ) -> Tensor:
         num_rows, num_columns = len(users), len(items)
+        # What each row adds to the mean.
+        part = torch.full_like(users[:, 0], 1.0 / max(num_rows, 1)) if weight is None else weight / weight.sum()
         # On a GPU larger blocks are better, and still small beside the whole matrix.
         block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 64 * BLOCK_BYTES
         height = max(16, min(num_rows, block_bytes // (4 * max(num_columns, 1))))
@@ -201,7 +216,7 @@ class _SoftmaxLoss(torch.autograd.Function):
                 assert columns is not None
                 losses[rows] = (log_sum - own).squeeze(1)
                 # d loss / d logit = softmax, less one for the positive; the row's factor goes into the smaller matrix.
-                weight = total.reciprocal().div_(num_rows)
+                factor = part[rows].unsqueeze(1) / total
                 block.scatter_add_(1, columns, -total)
             else:
                 excess = log_sum.squeeze(1)
@@ -210,16 +225,15 @@ class _SoftmaxLoss(torch.autograd.Function):
                 excess -= positive_logits[rows]
                 losses[rows] = F.softplus(excess)
                 # d loss / d logit = sigmoid(excess) * softmax.
-                share = excess.sigmoid_().div_(num_rows)
+                share = excess.sigmoid_().mul_(part[rows])
                 torch.neg(share, out=positive_gradient[rows])
-                weight = share.unsqueeze(1) / total
-            torch.mm(block, items, out=user_gradient[rows]).mul_(weight)
-            item_gradient.addmm_(block.t(), users[rows] * weight)
+                factor = share.unsqueeze(1) / total
+            torch.mm(block, items, out=user_gradient[rows]).mul_(factor)
+            item_gradient.addmm_(block.t(), users[rows] * factor)
         ctx.save_for_backward(user_gradient, item_gradient, positive_gradient)
-        # A process may have nothing to predict in a step.
-        return losses.sum() / max(num_rows, 1)
+        return losses @ part
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
-        return (*scaled, *([None] * 6))
+        return (*scaled, *([None] * 7))

@@ -65,13 +65,16 @@ class RetrievalModule(L.LightningModule):
         rank, world = self.global_rank, distributed.world_size()
         self._seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
         count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
+        # Rows are weighted within a process by the loss, and processes by what their rows weigh.
+        own = batch.weight.sum() if batch.weight is not None else torch.tensor(float(len(batch.target_idx)))
+        everyone = distributed.total(own.to(self.device))
         loss = self._full(batch) if isinstance(self.loss, FullSoftmax) else self._sampled(batch)
         self.num_targets += int(count)
         self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
         if self.model.log_inverse_temperature.requires_grad:
             self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
-        # Processes average their gradients: the weight makes that the gradient of the mean over all targets.
-        return loss * (len(batch.target_idx) * world / count.clamp(min=1.0))
+        # Processes average their gradients: the factor makes that the gradient of the mean over all targets.
+        return loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
 
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """User embeddings [R, D] of the requests; the evaluation callback ranks with them."""
@@ -113,7 +116,8 @@ class RetrievalModule(L.LightningModule):
         labels = row_of[batch.target_idx] - 1
         # Without ids, an item without features is a target that nothing can be learned from.
         known = labels >= 0
-        loss: Tensor = self.loss(users[known], self.model.compare(embeddings[1:]), labels[known])
+        weight = None if batch.weight is None else batch.weight[known]
+        loss: Tensor = self.loss(users[known], self.model.compare(embeddings[1:]), labels[known], weight)
         return loss
 
     def _sampled(self, batch: Batch) -> Tensor:
@@ -145,7 +149,7 @@ class RetrievalModule(L.LightningModule):
             q_masked=probability_of_positives(log_q_positives, batch.positives),
             history=batch.history,
         )
-        loss: Tensor = self.loss(users, targets, sampled)
+        loss: Tensor = self.loss(users, targets, sampled, batch.weight)
         return loss
 
     def _embed(self, *groups: Tensor) -> tuple[Tensor, ...]:

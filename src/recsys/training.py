@@ -186,7 +186,9 @@ def _examples(
 
 
 def _evaluation(config: DictConfig, dataset: PreparedDataset, module: RetrievalModule) -> FullCorpusEvaluation:
-    return FullCorpusEvaluation(dataset, corpus_of(module.model, dataset), config.exclude_seen)
+    return FullCorpusEvaluation(
+        dataset, corpus_of(module.model, dataset), config.exclude_seen, config.evaluation.metric
+    )
 
 
 def _trainer(

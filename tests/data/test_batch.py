@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from recsys.data.batch import Batch, BatchBuilder, RaggedTensor, Windows, take_or_missing
 from recsys.data.columns import Column, Dense, Ragged
 from recsys.data.dataset import PreparedDataset, Requests
+from recsys.errors import UserError
 from recsys.schema import FIRST_CODE
 
 
@@ -162,7 +163,8 @@ def test_row_minus_one_is_missing(rows: list[int]) -> None:
 
 def test_to_moves_every_tensor() -> None:
     dataset = training_only([[(1, 0), (2, 1)]])
-    batch = BatchBuilder(dataset, 2).requests(Requests(np.array([0]), np.array([2]))).to("meta")
+    batch = BatchBuilder(dataset, 2).requests(Requests(np.array([0]), np.array([2])))
+    batch = dataclasses.replace(batch, weight=torch.ones(1)).to("meta")
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
         tensors = list(value.values()) if isinstance(value, dict) else [value]
@@ -199,3 +201,36 @@ def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool) 
         assert predict_first or shown[0] == 0
         orders.append(order)
     assert orders[0] != orders[1] != orders[2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 20), min_size=2, max_size=12), min_size=1, max_size=4), st.integers(1, 9))
+def test_a_gap_hides_what_is_too_recent(days: list[list[int]], gap: int) -> None:
+    dataset = training_only([[(1, day * 86_400) for day in sorted(of_user)] for of_user in days])
+    begin = dataset.offsets[:-1]
+    windows = Windows(np.arange(len(days)), begin, dataset.train_end - 1, np.ones(len(days), bool))
+    for position, _, seen in visible(BatchBuilder(dataset, 40, gap_days=gap).training(windows)):
+        first = begin[np.searchsorted(begin, position, side="right") - 1]
+        expected = [p for p in range(first, position) if dataset.time[p] <= dataset.time[position] - gap * 86_400]
+        assert seen == expected
+
+
+def test_a_target_counts_half_when_it_is_older_by_the_half_life() -> None:
+    dataset = training_only([[(1, 0), (1, 86_400)], [(1, 2 * 86_400), (1, 2 * 86_400)]])
+    windows = Windows(np.array([0, 1]), np.array([0, 2]), np.array([1, 3]), np.array([True, True]))
+    weight = BatchBuilder(dataset, 40, half_life_days=1).training(windows).weight
+    assert weight is not None
+    assert weight.tolist() == [0.25, 0.5, 1, 1]
+    assert BatchBuilder(dataset, 40).training(windows).weight is None
+
+
+@pytest.mark.parametrize("given_settings", [{"gap_days": 1}, {"half_life_days": 7}])
+@pytest.mark.parametrize("worth", ["order", "none"])
+def test_days_need_a_clock(worth: str, given_settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"data.time={worth}"):
+        BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, **given_settings)  # type: ignore[arg-type]
+
+
+def test_a_gap_needs_the_empty_history() -> None:
+    with pytest.raises(UserError, match="predict_first"):
+        BatchBuilder(training_only([[(1, 0), (1, 1)]]), 40, predict_first=False, gap_days=1)

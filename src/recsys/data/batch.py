@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recsys.data.columns import Column, Dense, Ragged, ragged_positions
 from recsys.data.dataset import PreparedDataset, Requests
+from recsys.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 
@@ -65,6 +66,7 @@ class Batch:
         history: int64 [P], the history it belongs to.
         requests: request features of the P targets or requests.
         target_idx: int64 [P] items to predict; empty when nothing is to be predicted.
+        weight: float32 [P], what each target counts in the loss; null for all alike.
         positives: the distinct training items of each history's user, for masking; rows H.
     """
 
@@ -79,6 +81,7 @@ class Batch:
     requests: FeatureTensors
     target_idx: Tensor
     positives: RaggedTensor
+    weight: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
@@ -104,10 +107,24 @@ class BatchBuilder:
         predict_first: whether a user's first event is a target, predicted from the empty history.
         horizon: an event is predicted from the history up to 1..horizon events before it, at random; 1 for the next
             event. A longer horizon learns what people will do, not what they do next (PinnerFormer, section 3.3).
+        gap_days: a target is predicted from events that are older than it by this much at least: what people do when
+            they come back, not what they do next in the same session.
+        half_life_days: a target counts half when it is so much older than the newest training event; null for all
+            alike.
+
+    Raises:
+        UserError: a gap or a half-life for data whose time is not in seconds or days; a gap without `predict_first`
+            (most targets have nothing so old before them).
     """
 
     def __init__(
-        self, dataset: PreparedDataset, max_history: int, predict_first: bool = True, horizon: int = 1
+        self,
+        dataset: PreparedDataset,
+        max_history: int,
+        predict_first: bool = True,
+        horizon: int = 1,
+        gap_days: float = 0.0,
+        half_life_days: float | None = None,
     ) -> None:
         self.dataset = dataset
         self.max_history = max_history
@@ -117,6 +134,19 @@ class BatchBuilder:
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
         self._has_baskets = dataset.meta.time != "none"
+        has_clock = dataset.meta.time in ("seconds", "day")
+        if not has_clock and (gap_days or half_life_days is not None):
+            raise UserError(
+                f"history.gap_days={gap_days:g}, history.half_life_days={half_life_days} with "
+                f"data.time={dataset.meta.time}: expected 0 and null, or timestamps in seconds or days"
+            )
+        if gap_days and not predict_first:
+            raise UserError(f"history.gap_days={gap_days:g}: expected history.predict_first=true with it, found false")
+        self._gap = round(gap_days * 86400)
+        self._half_life = None if half_life_days is None else half_life_days * 86400.0
+        if self._half_life is not None:
+            last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
+            self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Every next event of each window as a target, and with `predict_first` the events that it starts with.
@@ -149,6 +179,8 @@ class BatchBuilder:
             flat = np.arange(len(positions))
             run = np.maximum.accumulate(np.where(starts_run, flat, 0))
             known = local[run]
+        if self._gap:
+            known = np.minimum(known, _num_older(times, window, self._gap))
         keep = known > 0
         if self.predict_first:
             keep |= windows.first[window]
@@ -171,7 +203,15 @@ class BatchBuilder:
             request_rows=positions[keep],
             target_idx=items[keep],
             positives=self._positives(windows.user_idx),
+            weight=self._weight(times[keep]),
         )
+
+    def _weight(self, times: Indices) -> Tensor | None:
+        if self._half_life is None:
+            return None
+        # Bounded, so that a batch of old targets alone still weighs something.
+        age = np.minimum((self._newest - times) / self._half_life, 60.0)
+        return torch.from_numpy(np.exp2(-age).astype(np.float32))
 
     def _last_targets(self, windows: Windows) -> Indices:
         last = windows.end.copy()
@@ -232,6 +272,7 @@ class BatchBuilder:
         request_rows: Indices,
         target_idx: Indices,
         positives: Ragged,
+        weight: Tensor | None = None,
         request_columns: dict[str, Column] | None = None,
     ) -> Batch:
         columns = self.dataset.columns
@@ -253,7 +294,18 @@ class BatchBuilder:
             positives=RaggedTensor(
                 torch.from_numpy(positives.values.astype(np.int64)), torch.from_numpy(positives.offsets)
             ),
+            weight=weight,
         )
+
+
+def _num_older(times: Indices, window: Indices, gap: int) -> Indices:
+    """For each event, how many of its window's are older by `gap` at least; both [n], windows ascending, then times."""
+    since = times - times.min(initial=0)
+    span = since.max(initial=0) + 1
+    keys = window * span + since
+    starts = np.searchsorted(window, window)
+    older = np.searchsorted(keys, window * span + np.maximum(since - gap, -1), side="right")
+    return np.asarray(np.maximum(older - starts, 0))
 
 
 def take_or_missing(column: Column, rows: Indices) -> Column:

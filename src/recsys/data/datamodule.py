@@ -21,6 +21,8 @@ class RetrievalData(L.LightningDataModule):
         batch_size: windows a step, over all processes together.
         predict_first: whether a user's first event is a target, predicted from the empty history.
         horizon: how many events ahead of the history a target may be.
+        gap_days: least age of what a target is predicted from.
+        half_life_days: age at which a target counts half; null for all alike.
         val_users: users that validation during training looks at (a seeded sample); null for all.
         seed: of order and samples.
     """
@@ -32,12 +34,14 @@ class RetrievalData(L.LightningDataModule):
         batch_size: int = 128,
         predict_first: bool = True,
         horizon: int = 1,
+        gap_days: float = 0.0,
+        half_life_days: float | None = None,
         val_users: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
-        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon)
+        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon, gap_days, half_life_days)
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 

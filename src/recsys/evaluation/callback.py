@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.dataset import Part, PreparedDataset, Requests
+from recsys.errors import UserError
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import relevant_items, seen_items
@@ -24,10 +25,18 @@ class FullCorpusEvaluation(L.Callback):
         dataset: for histories, relevance and slices.
         corpus: item_idx of the items that can be shown.
         exclude_seen: leave out items of the history.
+        selects: the metric that validation has to give; slices are left out where no request touches them.
     """
 
-    def __init__(self, dataset: PreparedDataset, corpus: npt.NDArray[np.int64], exclude_seen: bool = True) -> None:
+    def __init__(
+        self,
+        dataset: PreparedDataset,
+        corpus: npt.NDArray[np.int64],
+        exclude_seen: bool = True,
+        selects: str | None = None,
+    ) -> None:
         self.dataset, self.corpus, self.exclude_seen = dataset, corpus, exclude_seen
+        self.selects = selects
         self.metrics: RetrievalMetrics | None = None
         self._ranker: ModelRanker | None = None
 
@@ -45,9 +54,12 @@ class FullCorpusEvaluation(L.Callback):
 
     def _log(self, module: L.LightningModule, part: Part) -> None:
         assert self.metrics is not None
-        for name, value in self.metrics.compute().items():
+        result = {f"{part}/{name}": value for name, value in self.metrics.compute().items()}
+        if part == "val" and self.selects is not None and self.selects not in result:
+            raise UserError(f"evaluation.metric={self.selects}: no validation request falls into this slice")
+        for name, value in result.items():
             # Sums are reduced by the metric itself, so that logging must not reduce again.
-            module.log(f"{part}/{name}", value, prog_bar=name in ("recall@10", "ndcg@10"), rank_zero_only=False)
+            module.log(name, value, prog_bar=name.endswith(("/recall@10", "/ndcg@10")) and name.count("/") == 1)
         self._ranker = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002

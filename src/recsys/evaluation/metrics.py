@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from recsys.data.columns import Ragged
 from recsys.data.dataset import PreparedDataset
 from recsys.distributed import gather
-from recsys.evaluation.slices import ITEM_SLICES, cold_users, item_slices
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES, cold_users, item_slices
 
 CUTOFFS = (5, 10, 20, 50, 100)
 NAMES = ("recall", "hit", "ndcg", "mrr")
@@ -52,7 +52,7 @@ class RetrievalMetrics(Metric):
         self.cutoffs, self.corpus_size, self.keep_users = tuple(cutoffs), corpus_size, keep_users
         self._slices = torch.from_numpy(item_slices(dataset))
         self._cold_users = torch.from_numpy(cold_users(dataset))
-        num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + 1
+        num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + len(USER_SLICES)
         self.add_state("sums", _zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
         self.add_state("count", _zeros(1), dist_reduce_fx="sum")
         self.add_state("slice_sums", _zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
@@ -79,11 +79,11 @@ class RetrievalMetrics(Metric):
         users = per_request(hits, lengths, self.cutoffs)[counted]
         self.sums += users.sum(0)
         self.count += counted.sum()
-        cold = counted & self._cold_users[user_idx]
-        recall = torch.zeros(len(lengths), len(self.cutoffs), dtype=torch.float64)
-        recall[counted] = users[:, NAMES.index("recall")]
-        self.slice_sums[-1] += recall[cold].sum(0)
-        self.slice_counts[-1] += cold.sum()
+        recall = users[:, NAMES.index("recall")]
+        cold = self._cold_users[user_idx[counted]]
+        for number, chosen in enumerate((cold, ~cold), start=len(ITEM_SLICES)):
+            self.slice_sums[number] += recall[chosen].sum(0)
+            self.slice_counts[number] += chosen.sum()
         self._update_slices(hits, ranked, values, lengths)
         for number, cutoff in enumerate(self.cutoffs):
             self.shown[number, ranked[counted, :cutoff].flatten()] = 1
@@ -106,7 +106,7 @@ class RetrievalMetrics(Metric):
         }
         for j, cutoff in enumerate(self.cutoffs):
             result[f"coverage@{cutoff}"] = int(self.shown[j, 1:].sum()) / self.corpus_size
-        for i, name in enumerate((*ITEM_SLICES, "cold_users")):
+        for i, name in enumerate((*ITEM_SLICES, *USER_SLICES)):
             touched = float(self.slice_counts[i])
             if touched:
                 for j, cutoff in enumerate(self.cutoffs):

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from recsys.data.dataset import PreparedDataset
 
 ITEM_SLICES = ("head", "mid", "tail", "cold_items")
+# Without and with training events.
+USER_SLICES = ("cold_users", "warm_users")
 
 
 def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.int64]:
