@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.loader import RequestLoader
 from recsys.data.prepare import DataSettings, prepare

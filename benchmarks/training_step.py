@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from timing import StepTimer, arguments, endless, report, timed_steps
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import Meta, PreparedDataset
 from recsys.data.loader import TrainingLoader
 from recsys.frequency import target_probabilities

@@ -16,7 +16,7 @@ from worlds import FEATURES, compose, write_world
 
 from recsys import distributed
 from recsys.build import build_model, build_module, open_data
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.loader import TrainingLoader
 from recsys.module import RetrievalModule
 

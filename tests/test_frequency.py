@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worlds import compose, write_world
 
 from recsys.build import open_data
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.loader import TrainingLoader
 from recsys.frequency import target_counts, target_probabilities
 

@@ -14,7 +14,8 @@ from torch import nn
 from worlds import FEATURES, compose, write_world
 
 from recsys.build import build_data, build_model, build_module, corpus_of, open_data
-from recsys.data.batch import BatchBuilder, Windows
+from recsys.data.batch import Windows
+from recsys.data.builder import BatchBuilder
 from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue, InBatch

@@ -9,7 +9,8 @@ from histories import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.batch import BatchBuilder, RaggedTensor
+from recsys.data.batch import RaggedTensor
+from recsys.data.builder import BatchBuilder
 from recsys.data.loader import TrainingLoader
 from recsys.frequency import target_probabilities
 from recsys.negatives import (

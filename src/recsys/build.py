@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.prepare import DataSettings, prepare

@@ -11,7 +11,7 @@ import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.build import TrainedRun, load_run, open_data
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.columns import Column
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import FeatureEncoder

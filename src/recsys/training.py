@@ -31,7 +31,7 @@ from recsys.build import (
     reachable,
 )
 from recsys.checkpoints import StayStopped, WholeFiles
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader
 from recsys.evaluation.callback import FullCorpusEvaluation

@@ -11,7 +11,8 @@ from histories import basket_begins, training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.batch import Batch, BatchBuilder, RaggedTensor, Windows, take_or_missing
+from recsys.data.batch import Batch, RaggedTensor, Windows, take_or_missing
+from recsys.data.builder import BatchBuilder
 from recsys.data.columns import Column, Dense, Ragged
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.errors import UserError

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_batch import check_targets, users_strategy, visible, with_times
 
-from recsys.data.batch import Batch, BatchBuilder
+from recsys.data.batch import Batch
+from recsys.data.builder import BatchBuilder
 from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader, TrainingLoader

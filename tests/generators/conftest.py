@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.columns import Ragged
 from recsys.data.dataset import PreparedDataset, Requests
 

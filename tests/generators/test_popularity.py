@@ -11,7 +11,7 @@ from handmade import handmade, ragged, random_users
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
 from recsys.generators.popularity import Popularity

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.loader import RequestLoader
 from recsys.data.prepare import DataSettings, prepare
 from recsys.data.sources import ParquetFolder

@@ -13,7 +13,8 @@ from torch import Tensor
 from worlds import FEATURES, compose, write_world
 
 from recsys.build import build_model, open_data
-from recsys.data.batch import Batch, BatchBuilder, RaggedTensor, Windows
+from recsys.data.batch import Batch, RaggedTensor, Windows
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.errors import UserError
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from recsys.data.batch import BatchBuilder
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader, TrainingLoader
 

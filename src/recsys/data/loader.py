@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recsys.data.batch import Batch, BatchBuilder, Windows
+from recsys.data.batch import Batch, Windows
+from recsys.data.builder import BatchBuilder
 from recsys.data.columns import ragged_positions
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
