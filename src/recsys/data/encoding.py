@@ -6,6 +6,10 @@ at serving time it comes from outside. Only a vector of another width is refused
 
 from __future__ import annotations
 
+import functools
+import re
+import sys
+import unicodedata
 from bisect import bisect_left
 from functools import cached_property
 
@@ -21,8 +25,6 @@ from recsys.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
 
 # Up to this many values a binary search is faster than the hash table that `index_in` builds at each call.
 _FEW = 64
-# Whatever is not a letter, a mark, a digit or an underscore of any script parts two words.
-_BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N}_]+"
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
@@ -107,15 +109,23 @@ class FeatureEncoder:
         return _ragged(distinct // size, (distinct % size).astype(np.int32), num_rows)
 
     def _words(self, values: pa.Array) -> Ragged:
-        num_rows = len(values)
-        texts = pc.utf8_lower(as_type(values, pa.string()))
-        words = pc.split_pattern_regex(texts, _BETWEEN_WORDS)
-        rows = np.asarray(pc.list_parent_indices(words)).astype(np.int64)
-        coded = pc.list_flatten(words).dictionary_encode()
-        table = np.array([word_code(word, self.feature.size) for word in coded.dictionary.to_pylist()], np.int32)
-        codes = table[np.asarray(coded.indices)] if len(table) else np.zeros(0, np.int32)
-        real = codes != MISSING
-        return _ragged(rows[real], codes[real], num_rows)
+        # A text is split once however often it occurs. Python's expressions are compiled once, Arrow's at every call.
+        coded = as_type(values, pa.string()).dictionary_encode()
+        size = self.feature.size
+        words_of = [_words().findall(text.lower()) for text in coded.dictionary.to_pylist()]
+        codes = {word: word_code(word, size) for word in {word for words in words_of for word in words}}
+        bounds = np.cumsum([0, *map(len, words_of)])
+        bags = Ragged(np.array([codes[word] for words in words_of for word in words], np.int32), bounds)
+        rows = np.flatnonzero(~_is_null(values))
+        found = bags.take(np.asarray(coded.indices.drop_null()).astype(np.int64))
+        return _ragged(np.repeat(rows, np.diff(found.offsets)), found.values, len(values))
+
+
+@functools.cache
+def _words() -> re.Pattern[str]:
+    """Runs of letters, marks, digits and underscores of any script; to `re` the marks are no word characters."""
+    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
+    return re.compile(f"[\\w{marks}]+")
 
 
 def word_code(word: str, size: int) -> int:
