@@ -25,6 +25,7 @@ from recsys.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
 
 # Up to this many values a binary search is faster than the hash table that `index_in` builds at each call.
 _FEW = 64
+_ASCII_WORD = re.compile(r"\w+")
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
@@ -112,7 +113,7 @@ class FeatureEncoder:
         # A text is split once however often it occurs. Python's expressions are compiled once, Arrow's at every call.
         coded = as_type(values, pa.string()).dictionary_encode()
         size = self.feature.size
-        words_of = [_words().findall(text.lower()) for text in coded.dictionary.to_pylist()]
+        words_of = [_split(text.lower()) for text in coded.dictionary.to_pylist()]
         codes = {word: word_code(word, size) for word in {word for words in words_of for word in words}}
         bounds = np.cumsum([0, *map(len, words_of)])
         bags = Ragged(np.array([codes[word] for words in words_of for word in words], np.int32), bounds)
@@ -121,9 +122,14 @@ class FeatureEncoder:
         return _ragged(np.repeat(rows, np.diff(found.offsets)), found.values, len(values))
 
 
+def _split(text: str) -> list[str]:
+    """Runs of letters, marks, digits and underscores of any script."""
+    return (_ASCII_WORD if text.isascii() else _any_word()).findall(text)
+
+
 @functools.cache
-def _words() -> re.Pattern[str]:
-    """Runs of letters, marks, digits and underscores of any script; to `re` the marks are no word characters."""
+def _any_word() -> re.Pattern[str]:
+    # `\w` has no marks (the vowel signs of Indic scripts, say). The class is long and five times slower.
     marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
     return re.compile(f"[\\w{marks}]+")
 
