@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 LogQ = Literal["off", "classic", "corrected"]
 
-# One block of logits stays in the last-level cache of common CPUs.
-BLOCK_BYTES = 4 << 20
+# A block of logits near the size of common last-level caches: smaller ones make the matrix products slower (by 15% at
+# 4 MiB on 2 cores), larger ones gain nothing.
+BLOCK_BYTES = 12 << 20
 
 
 class Sampled(NamedTuple):
@@ -187,8 +188,10 @@ class _SoftmaxLoss(torch.autograd.Function):
         # What each row adds to the mean.
         part = torch.full_like(users[:, 0], 1.0 / max(num_rows, 1)) if weight is None else weight / weight.sum()
         # On a GPU larger blocks are better, and still small beside the whole matrix.
-        block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 64 * BLOCK_BYTES
+        block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 16 * BLOCK_BYTES
         height = max(16, min(num_rows, block_bytes // (4 * max(num_columns, 1))))
+        # Blocks of one height: a low last one would be slow.
+        height = max(-(-num_rows // -(-num_rows // height)), 1) if num_rows else height
         losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
         positive_gradient = None if positive_logits is None else torch.empty_like(losses)
