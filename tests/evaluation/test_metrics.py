@@ -65,7 +65,7 @@ def test_slices_by_hand() -> None:
     # Nobody wants a tail item; only the second user is without training events.
     assert "tail/recall@1" not in result
     assert [result[f"cold_users/recall@{k}"] for k in (1, 2, 3)] == [0, 0.5, 0.5]
-    assert [result[f"warm_users/recall@{k}"] for k in (1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3])
+    assert [result[f"warm_users/recall@{k}"] for k in (1, 2, 3)] == pytest.approx([1 / 3, 1 / 3, 2 / 3])
 
 
 def test_lists_shorter_than_the_cutoffs() -> None:
