@@ -32,6 +32,7 @@ from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue
 
 # Id tables from this size on are updated by rows: a dense step costs what the table holds.
+HISTORY_KEYS = ("max_events", "predict_first", "horizon", "gap_days", "half_life_days", "order")
 SPARSE_ROWS = 100_000
 
 
@@ -86,7 +87,7 @@ def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     """Loaders."""
-    _check_keys(config.history, ("max_events", "predict_first", "horizon", "gap_days", "half_life_days"), "history")
+    _check_keys(config.history, HISTORY_KEYS, "history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
     if config.history.horizon < 1:
@@ -96,6 +97,8 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     half_life = config.history.half_life_days
     if half_life is not None and half_life <= 0:
         raise UserError(f"history.half_life_days: found {half_life}, expected a positive number, or null")
+    if config.history.order not in ("time", "random"):
+        raise UserError(f"history.order: found '{config.history.order}', expected 'time' or 'random'")
     if config.batch_size < 1:
         raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
     return RetrievalData(
@@ -106,6 +109,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         horizon=config.history.horizon,
         gap_days=config.history.gap_days,
         half_life_days=half_life,
+        order=config.history.order,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )

@@ -188,10 +188,11 @@ def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> N
 
 
 @pytest.mark.parametrize("predict_first", [False, True])
-def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool) -> None:
-    dataset = training_only([[(1, 0) for _ in range(30)]], worth="none")
+@pytest.mark.parametrize("worth", ["none", "seconds"])
+def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool, worth: str) -> None:
+    dataset = training_only([[(1, 86_400 * time) for time in range(30)]], worth=worth)
     window = Windows(np.array([0]), np.array([0]), np.array([29]), np.array([True]))
-    builder = BatchBuilder(dataset, 40, predict_first)
+    builder = BatchBuilder(dataset, 40, predict_first, order="time" if worth == "none" else "random")
     orders = []
     for seed in range(3):
         rows = visible(builder.training(window, np.random.default_rng(seed)))
@@ -230,6 +231,21 @@ def test_a_target_counts_half_when_it_is_older_by_the_half_life() -> None:
 def test_days_need_a_clock(worth: str, given_settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"data.time={worth}"):
         BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, **given_settings)  # type: ignore[arg-type]
+
+
+def test_a_gap_needs_time_in_order() -> None:
+    with pytest.raises(UserError, match=r"history.order=time with it, found random"):
+        BatchBuilder(training_only([[(1, 0), (1, 1)]]), 40, gap_days=1, order="random")
+
+
+def test_a_target_read_in_random_order_keeps_its_own_weight() -> None:
+    dataset = training_only([[(time, 86_400 * time) for time in range(1, 9)]])
+    windows = Windows(np.array([0]), np.array([0]), np.array([7]), np.array([True]))
+    builder = BatchBuilder(dataset, 40, half_life_days=1, order="random")
+    batch = builder.training(windows, np.random.default_rng(0))
+    assert batch.weight is not None
+    assert batch.weight.tolist() == [2.0 ** (item - 8) for item in batch.target_idx.tolist()]
+    assert batch.target_idx.tolist() != sorted(batch.target_idx.tolist())
 
 
 def test_a_gap_needs_the_empty_history() -> None:

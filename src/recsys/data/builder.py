@@ -5,6 +5,8 @@ Every step is a vectorised slice of the flat columns.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,8 @@ from recsys.data.batch import Batch, Indices, RaggedTensor, Windows, take_or_mis
 from recsys.data.columns import Column, Ragged, ragged_positions
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.errors import UserError
+
+Order = Literal["time", "random"]
 
 
 class BatchBuilder:
@@ -28,10 +32,13 @@ class BatchBuilder:
             they come back, not what they do next in the same session.
         half_life_days: a target counts half when it is so much older than the newest training event; null for all
             alike.
+        order: of the events of a training window; `random` draws a new one each time, so that every event is
+            predicted from any part of the others, as an autoencoder of the user's items does (Liang et al. 2018,
+            section 2.3). Data without time is always read so.
 
     Raises:
         UserError: a gap or a half-life for data whose time is not in seconds or days; a gap without `predict_first`
-            (most targets have nothing so old before them).
+            (most targets have nothing so old before them), or in random order.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class BatchBuilder:
         horizon: int = 1,
         gap_days: float = 0.0,
         half_life_days: float | None = None,
+        order: Order = "time",
     ) -> None:
         self.dataset = dataset
         self.max_history = max_history
@@ -50,7 +58,8 @@ class BatchBuilder:
         self._events = dataset.schema.with_role("event", "request")
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
-        self._has_baskets = dataset.meta.time != "none"
+        # In random order nothing comes before anything else: an event is predicted from those drawn before it.
+        self._has_baskets = dataset.meta.time != "none" and order == "time"
         has_clock = dataset.meta.time in ("seconds", "day")
         if not has_clock and (gap_days or half_life_days is not None):
             raise UserError(
@@ -59,6 +68,8 @@ class BatchBuilder:
             )
         if gap_days and not predict_first:
             raise UserError(f"history.gap_days={gap_days:g}: expected history.predict_first=true with it, found false")
+        if gap_days and order == "random":
+            raise UserError(f"history.gap_days={gap_days:g}: expected history.order=time with it, found random")
         self._gap = round(gap_days * 86400)
         self._half_life = None if half_life_days is None else half_life_days * 86400.0
         if self._half_life is not None:

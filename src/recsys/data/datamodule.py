@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from recsys.data.builder import BatchBuilder
+from recsys.data.builder import BatchBuilder, Order
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader, TrainingLoader
 
@@ -23,6 +23,7 @@ class RetrievalData(L.LightningDataModule):
         horizon: how many events ahead of the history a target may be.
         gap_days: least age of what a target is predicted from.
         half_life_days: age at which a target counts half; null for all alike.
+        order: of events in training, `time` or `random`.
         val_users: users that validation during training looks at (a seeded sample); null for all.
         seed: of order and samples.
     """
@@ -36,12 +37,13 @@ class RetrievalData(L.LightningDataModule):
         horizon: int = 1,
         gap_days: float = 0.0,
         half_life_days: float | None = None,
+        order: Order = "time",
         val_users: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
-        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon, gap_days, half_life_days)
+        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon, gap_days, half_life_days, order)
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 
