@@ -118,6 +118,7 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "history.max_events=0": "history.max_events: found 0",
         "history.gap_days=-1": "history.gap_days: found -1, expected 0 or more",
         "history.half_life_days=0": "history.half_life_days: found 0, expected a positive number, or null",
+        "model.prior_shift.weight=-1": "model.prior_shift.weight: found -1, expected a positive number",
         "history.order=backwards": "history.order: found 'backwards', expected 'time' or 'random'",
         "evaluation.metric=val/warm_user/recall@10": "did you mean 'val/warm_users/recall@10'?",
         "batch_size=0": "batch_size: found 0",

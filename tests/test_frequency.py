@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import numpy as np
 import pytest
 from histories import training_only
@@ -12,7 +14,8 @@ from worlds import compose, write_world
 from recsys.build import open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.loader import TrainingLoader
-from recsys.frequency import target_counts, target_probabilities
+from recsys.errors import UserError
+from recsys.frequency import SMOOTHING, prior_shift, target_counts, target_probabilities
 
 
 def test_counts_by_hand() -> None:
@@ -58,3 +61,23 @@ def test_other_parts_do_not_count(tmp_path_factory: pytest.TempPathFactory, refi
     dataset = open_data(config)
     dataset = dataset.refit() if refit else dataset
     assert target_counts(dataset, predict_first=True).tolist() == dataset.train_count.tolist()
+
+
+def test_the_prior_shifts_to_what_is_recent() -> None:
+    day = 86_400
+    # Of four events two are a day old: item 1 has all of its three, item 2 the newest one.
+    dataset = training_only([[(1, 0), (1, 0)], [(1, day), (2, day)]], num_items=3)
+    shift = prior_shift(dataset, half_life_days=1).tolist()
+    recent = [2 / 3, 1 / 3]
+    trained = [3 / 4, 1 / 4]
+    expected = [log((1 - SMOOTHING) * now / then + SMOOTHING) for now, then in zip(recent, trained, strict=True)]
+    # The unknown item, and one without events, stay where they are.
+    assert shift == pytest.approx([0, *expected, 0])
+    # Where training decayed alike, nothing moved.
+    assert prior_shift(dataset, 1, 1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("worth", ["order", "none"])
+def test_the_prior_needs_days(worth: str) -> None:
+    with pytest.raises(UserError, match=f"data.time={worth}"):
+        prior_shift(training_only([[(1, 0)]], worth=worth), 1)

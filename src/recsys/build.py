@@ -15,6 +15,7 @@ import torch
 from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from recsys.data.builder import BatchBuilder
 from recsys.data.datamodule import RetrievalData
@@ -25,13 +26,14 @@ from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError, nearest
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
-from recsys.frequency import target_probabilities
+from recsys.frequency import prior_shift, target_probabilities
 from recsys.losses import FullSoftmax
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue
 
 # Id tables from this size on are updated by rows: a dense step costs what the table holds.
+MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
 HISTORY_KEYS = ("max_events", "predict_first", "horizon", "gap_days", "half_life_days", "order")
 SPARSE_ROWS = 100_000
 
@@ -117,7 +119,8 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
 
 def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
     """Both towers, initialised from the seed."""
-    _check_keys(config.model, ("dim", "similarity", "temperature", "learn_temperature"), "model")
+    _check_keys(config.model, MODEL_KEYS, "model")
+    _check_keys(config.model.prior_shift, ("weight", "half_life_days"), "model.prior_shift")
     L.seed_everything(config.seed, verbose=False)
     sparse = config.item_tower.sparse
     if sparse == "auto":
@@ -131,9 +134,21 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
+            item_bias=_item_bias(config, dataset),
         )
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(f"model: {error}") from error
+
+
+def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
+    shift = config.model.prior_shift
+    if not shift.weight:
+        return None
+    for name, low in (("weight", 0), ("half_life_days", 0)):
+        if shift[name] is None or shift[name] <= low:
+            raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
+    bias = prior_shift(dataset, shift.half_life_days, config.history.half_life_days)
+    return bias.mul(shift.weight).float()
 
 
 def corpus_of(model: TwoTower, dataset: PreparedDataset) -> npt.NDArray[np.int64]:

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.data.columns import ragged_positions
 from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
 
 
 def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
@@ -28,11 +30,50 @@ def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tenso
     return counts / counts.sum()
 
 
+# Share of the trained popularity in the recent one: an item without recent events is not gone.
+SMOOTHING = 0.02
+
+
+def prior_shift(dataset: PreparedDataset, half_life_days: float, trained_half_life_days: float | None = None) -> Tensor:
+    """`log(p_recent(i) / p_trained(i))`, 0 for items without training events; float64 [N + 1].
+
+    A softmax over the corpus learns the posterior under the popularity of its targets. Where only the prior moves
+    (label shift), the posterior of now is the learned one times the ratio of the priors (Saerens et al. 2002,
+    equation 4).
+
+    Args:
+        dataset: training events, with time in seconds or days.
+        half_life_days: age at which an event counts half in `p_recent`.
+        trained_half_life_days: the same of the targets that training saw; null for all alike.
+
+    Raises:
+        UserError: time has no days.
+    """
+    if dataset.meta.time not in ("seconds", "day"):
+        raise UserError(
+            f"model.prior_shift with data.time={dataset.meta.time}: expected weight 0, or timestamps in seconds or days"
+        )
+    positions = _training_positions(dataset)
+    items = np.asarray(dataset.item_idx[positions])
+    time = np.asarray(dataset.time[positions]).astype(np.float64) / 86_400
+    age = time.max(initial=0.0) - time
+
+    def share(half_life: float | None) -> Tensor:
+        weight = np.ones(len(age)) if half_life is None else np.exp2(-age / half_life)
+        counts = torch.from_numpy(np.bincount(items, weight, minlength=dataset.num_items + 1).astype(np.float64))
+        return counts / counts.sum()
+
+    recent, trained = share(half_life_days), share(trained_half_life_days)
+    ratio = ((1 - SMOOTHING) * recent + SMOOTHING * trained) / trained
+    return torch.where(trained > 0, ratio.log(), 0.0)
+
+
 def _training_items(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    train_part = np.zeros(len(dataset.item_idx) + 1, np.int8)
-    np.add.at(train_part, dataset.offsets[:-1], 1)
-    np.add.at(train_part, dataset.train_end, -1)
-    return np.asarray(dataset.item_idx)[np.cumsum(train_part[:-1]) > 0]
+    return np.asarray(dataset.item_idx)[_training_positions(dataset)]
+
+
+def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
 
 
 def _first_baskets(

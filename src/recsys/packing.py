@@ -69,7 +69,7 @@ def pack(
         measured: what is known of the index's recall.
         model: name of the model.
     """
-    dataset, similarity = run.dataset, run.model.similarity
+    dataset, similarity = run.dataset, run.model.metric
     np.save(folder / EMBEDDINGS, embeddings)
     save_file(_weights(run.model.user_tower), folder / USER_WEIGHTS)
     save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)

@@ -222,6 +222,20 @@ def test_norms(world: Path, similarity: str, unit: bool) -> None:
         assert torch.allclose(embeddings.norm(dim=1), torch.ones(len(embeddings)), atol=1e-5) == unit
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_bias_is_added_to_logits(world: Path, similarity: str) -> None:
+    plain, dataset = build(world, f"model.similarity={similarity}")
+    bias = torch.linspace(-2, 2, dataset.num_trained + 1)
+    biased = TwoTower(plain.user_tower, plain.item_tower, similarity, 0.05, item_bias=bias).eval()  # type: ignore[arg-type]
+    batch, items = whole_history(dataset, longest_user(dataset)), torch.arange(dataset.num_items + 1)
+    users = plain.encode_users(batch), biased.encode_users(batch)
+    logits = [user @ model.encode_items(items).T * 20 for user, model in zip(users, (plain, biased), strict=True)]
+    # Items that the bias does not know share the unknown one's.
+    expected = bias[torch.where(items < len(bias), items, 0)]
+    assert torch.allclose(logits[1] - logits[0], expected, atol=1e-4)
+    assert (plain.dim, biased.dim, biased.metric) == (users[0].shape[1], users[1].shape[1], "dot")
+
+
 def test_temperature(world: Path) -> None:
     fixed, _ = build(world, "model.temperature=0.004")
     assert float(fixed.inverse_temperature) == pytest.approx(250.0, rel=1e-4)

@@ -66,6 +66,7 @@ def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path:
             "~data.features.interactions.labels", "~data.features.interactions.seen_vector",
             "~data.features.interactions.surface", "~data.features.interactions.query"]  # fmt: skip
     more = [f"user_tower={encoder}", "item_tower=ids", "model.similarity=dot", "user_tower.use_profile=false"]
+    more += ["model.prior_shift.weight=0.5"]
     run = load_run(write_run(tmp_path / "run", root, *bare, *more))
     assert [spec.name for spec in input_specs(run.model, run.dataset.schema)] == ["item_idx", "lengths"]
     assert _worst_difference(run, tmp_path) < 1e-4

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recsys.data.batch import Batch
 from recsys.models.towers import ItemTower, UserTower
+from recsys.schema import UNKNOWN_ITEM
 
 Similarity = Literal["cosine", "dot"]
 
@@ -27,7 +28,11 @@ class TwoTower(nn.Module):
         similarity: `cosine` or `dot`.
         temperature: logits are similarities divided by it.
         learn_temperature: learn its logarithm; its inverse is capped at 100 (as in CLIP and OmniSearchSage).
+        item_bias: float32 [N + 1], added to the logits of retrieval and not to those of training; null for none.
+            Embeddings then have one dimension more, which is the same for every user.
     """
+
+    item_bias: Tensor | None
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class TwoTower(nn.Module):
         similarity: Similarity = "cosine",
         temperature: float = 0.05,
         learn_temperature: bool = False,
+        item_bias: Tensor | None = None,
     ) -> None:
         super().__init__()
         if similarity not in ("cosine", "dot"):
@@ -46,6 +52,7 @@ class TwoTower(nn.Module):
         self.log_inverse_temperature = nn.Parameter(
             torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
         )
+        self.register_buffer("item_bias", item_bias)
 
     @property
     def inverse_temperature(self) -> Tensor:
@@ -58,10 +65,30 @@ class TwoTower(nn.Module):
         """Embeddings [..., D] as the inner product wants them."""
         return F.normalize(embeddings, dim=-1) if self.similarity == "cosine" else embeddings
 
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings that retrieval compares."""
+        return self.user_tower.dim + (self.item_bias is not None)
+
+    @property
+    def metric(self) -> Similarity:
+        """How retrieval compares them: with a bias they are not of unit length, whatever the training's similarity."""
+        return self.similarity if self.item_bias is None else "dot"
+
     def encode_items(self, item_idx: Tensor) -> Tensor:
-        """Comparable item embeddings [R, D] of `item_idx` int64 [R]."""
-        return self.compare(self.item_tower(item_idx))
+        """Comparable item embeddings [R, dim] of `item_idx` int64 [R]."""
+        embeddings = self.compare(self.item_tower(item_idx))
+        if self.item_bias is None:
+            return embeddings
+        rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
+        bias = self.item_bias[rows] / self.inverse_temperature
+        return torch.cat([embeddings, bias.unsqueeze(1)], dim=1)
 
     def encode_users(self, batch: Batch) -> Tensor:
-        """Comparable user embeddings [P, D], one for each query of the batch."""
-        return self.compare(self.user_tower(batch, self.item_tower(batch.item_idx)))
+        """Comparable user embeddings [P, dim], one for each query of the batch."""
+        return self.finish_users(self.user_tower(batch, self.item_tower(batch.item_idx)))
+
+    def finish_users(self, states: Tensor) -> Tensor:
+        """What the user tower gives, [P, D], as embeddings [P, dim] that retrieval compares."""
+        embeddings = self.compare(states)
+        return embeddings if self.item_bias is None else F.pad(embeddings, (0, 1), value=1.0)

@@ -63,8 +63,7 @@ class ServedUserTower(nn.Module):
 
     def __init__(self, model: TwoTower, num_items: int, specs: tuple[TensorSpec, ...]) -> None:
         super().__init__()
-        self.tower, self.names = model.user_tower, [spec.name for spec in specs]
-        self.is_cosine = model.similarity == "cosine"
+        self.model, self.names = model, [spec.name for spec in specs]
         with torch.inference_mode():
             rows = torch.arange(num_items + 1).split(65536)
             table = torch.cat([model.item_tower(part) for part in rows])
@@ -77,8 +76,9 @@ class ServedUserTower(nn.Module):
         user_idx = given.get("user_idx", torch.full_like(lengths, -1))
         events = _with_prefix({name: value.flatten(0, 1) for name, value in given.items() if value.ndim > 1}, "event.")
         users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
-        states = self.tower.forward_padded(self.table[item_idx], lengths, events, users, requests, user_idx)
-        return nn.functional.normalize(states, dim=-1) if self.is_cosine else states
+        tower = self.model.user_tower
+        states = tower.forward_padded(self.table[item_idx], lengths, events, users, requests, user_idx)
+        return self.model.finish_users(states)
 
 
 def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
@@ -121,7 +121,7 @@ def export_user_tower(
             verbose=False,
         )
     assert program is not None
-    output = TensorSpec(OUTPUT, "float32", ("B", model.user_tower.dim))
+    output = TensorSpec(OUTPUT, "float32", ("B", model.dim))
     _write(program.model_proto, folder / USER_TOWER, (*specs, output), metadata)
     return output
 
