@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from recsys.build import TrainedRun, load_run, source_of
+from recsys.build import source_of
 from recsys.data.loader import RequestLoader
 from recsys.evaluation.metrics import CUTOFFS, RetrievalMetrics
 from recsys.evaluation.ranking import Ranker, evaluate
 from recsys.generators.item_knn import ItemKNN
 from recsys.generators.popularity import Popularity
+from recsys.runs import TrainedRun, load_run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

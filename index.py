@@ -7,9 +7,10 @@ from recsys.cli import entry
 
 def main(config: DictConfig) -> None:
     """Publish the run, point the alias at it, and print its version as the last line."""
-    from recsys.build import instantiate, load_run
+    from recsys.build import instantiate
     from recsys.promotion import choose_run, promote, report
     from recsys.release.store import ReleaseStore
+    from recsys.runs import load_run
     from recsys.tracking import mirror_release
 
     store = ReleaseStore(config.store)

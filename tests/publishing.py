@@ -23,10 +23,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     # Imported here, since every test imports this file.
     from worlds import write_run, write_world
 
-    from recsys.build import load_run
     from recsys.index import Exact, IVFFlat
     from recsys.promotion import promote
     from recsys.release.store import ReleaseStore
+    from recsys.runs import load_run
 
     base = tmp_path_factory.mktemp("published")
     root = write_world(base / "data")

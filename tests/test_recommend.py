@@ -19,7 +19,6 @@ import pytest
 from commands import run_all
 from publishing import Published
 
-from recsys.build import load_run
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
 from recsys.evaluation.relevance import seen_items
@@ -29,6 +28,7 @@ from recsys.promotion import best_run, choose_run, promote
 from recsys.recommendation import Recommender, choose_users, write_recommendations
 from recsys.recommenders import ReleaseRecommender, RunRecommender, open_recommender
 from recsys.release.store import ReleaseStore
+from recsys.runs import load_run
 
 
 @pytest.fixture(scope="module")

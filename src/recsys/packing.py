@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from recsys.build import TrainedRun, instantiate
+from recsys.build import instantiate
 from recsys.data.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
@@ -47,6 +47,7 @@ from recsys.release.manifest import (
     pair_of,
     save_index_pair,
 )
+from recsys.runs import TrainedRun
 from recsys.serving.tower import Floats, Histories, UserTowerSession, pad
 
 log = logging.getLogger("recsys")

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from recsys.build import TrainedRun
 from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader
 from recsys.errors import UserError, nearest
@@ -20,6 +19,7 @@ from recsys.evaluation.ranking import encode_corpus
 from recsys.index import Index, Tuning, exact_search, tune
 from recsys.packing import pack, read_json, real_requests
 from recsys.release.store import ReleaseStore
+from recsys.runs import TrainedRun
 from recsys.serving.tower import Floats
 
 log = logging.getLogger("recsys")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.build import TrainedRun, load_run, open_data
+from recsys.build import open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.columns import Column
 from recsys.data.dataset import PreparedDataset, Requests
@@ -22,6 +22,7 @@ from recsys.evaluation.relevance import seen_items
 from recsys.packing import to_histories
 from recsys.recommendation import Recommender, Rows
 from recsys.release.manifest import CONFIG, describe_file
+from recsys.runs import TrainedRun, load_run
 from recsys.serving.retriever import Retriever
 from recsys.translation import Translation
 

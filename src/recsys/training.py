@@ -26,7 +26,6 @@ from recsys.build import (
     complete,
     corpus_of,
     instantiate,
-    load_weights,
     open_data,
     reachable,
 )
@@ -39,6 +38,7 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.module import RetrievalModule
+from recsys.runs import load_weights
 from recsys.tracking import RunFolder
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from worlds import MAX_HISTORY, write_run, write_world
 
-from recsys.build import TrainedRun, load_run
 from recsys.data.dataset import Requests
 from recsys.packing import to_histories
 from recsys.release.export import export_user_tower, input_specs
 from recsys.release.verification import read_tower
+from recsys.runs import TrainedRun, load_run
 from recsys.serving.tower import pad
 
 

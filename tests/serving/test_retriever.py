@@ -14,9 +14,9 @@ import torch
 from publishing import Published
 from worlds import MAX_HISTORY
 
-from recsys.build import TrainedRun, load_run
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
+from recsys.runs import TrainedRun, load_run
 from recsys.serving.items import IdMap
 from recsys.serving.retriever import Query, Retriever
 

@@ -1,0 +1,93 @@
+"""A finished run folder, opened: configuration, data and trained towers, ready to embed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.build import build_model, corpus_of, open_data
+from recsys.data.builder import BatchBuilder
+from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
+from recsys.models.two_tower import TwoTower
+
+# What runs meant before these keys existed.
+EARLIER = {
+    "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60}},
+    "history": {"gap_days": 0.0, "half_life_days": None, "order": "time"},
+}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, ready to embed: the weights are those of `checkpoints/best.ckpt`.
+
+    Attributes:
+        dataset: as the model was trained on it (validation moved into training after `refit`).
+        corpus: item_idx of the items that can be recommended.
+    """
+
+    path: Path
+    config: DictConfig
+    dataset: PreparedDataset
+    model: TwoTower
+    corpus: npt.NDArray[np.int64]
+    builder: BatchBuilder
+    metrics: dict[str, float]
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """Open a finished run folder.
+
+    Raises:
+        UserError: there is none, it is not finished, or its data is another than it was trained on.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"run: {path} is not a folder")
+    state = _read_json(path / "run.json")
+    if state.get("status") != "finished":
+        raise UserError(
+            f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
+        )
+    config = OmegaConf.merge(EARLIER, OmegaConf.load(path / "config.yaml"))
+    assert isinstance(config, DictConfig)
+    dataset = open_data(config)
+    if dataset.meta.fingerprint != state["dataset_fingerprint"]:
+        raise UserError(
+            f"{path / 'run.json'}: trained on data {state['dataset_fingerprint']}, but the source now gives "
+            f"{dataset.meta.fingerprint}: the data has changed since"
+        )
+    if config.refit:
+        dataset = dataset.refit()
+    model = build_model(config, dataset)
+    load_weights(model, path / "checkpoints/best.ckpt")
+    builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
+    metrics = _read_json(path / "metrics.json")
+    return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics)
+
+
+def load_weights(model: TwoTower, checkpoint: Path) -> None:
+    """Weights of a checkpoint into a model of the same shapes."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        model.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged, expected a finished run of train.py ({error})") from error
+    assert isinstance(content, dict)
+    return content

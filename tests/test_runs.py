@@ -1,0 +1,53 @@
+"""Run folders, opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from worlds import write_run, write_world
+
+from recsys.data.loader import RequestLoader
+from recsys.errors import UserError
+from recsys.runs import EARLIER, TrainedRun, load_run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return write_run(folder / "run", write_world(folder / "data"))
+
+
+def embeddings(run: TrainedRun) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(
+            [run.model.encode_users(b) for b, _ in RequestLoader(run.builder, run.dataset.requests("test"))]
+        )
+
+
+def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> None:
+    now = embeddings(load_run(path))
+    config = OmegaConf.load(path / "config.yaml")
+    for group, settings in EARLIER.items():
+        for key in settings:
+            del config[group][key]
+    OmegaConf.save(config, path / "config.yaml")
+    assert torch.equal(embeddings(load_run(path)), now)
+
+
+def test_what_is_no_finished_run_is_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"run.json: missing or damaged"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(UserError, match="status is 'running', expected 'finished'"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text(
+        (path / "run.json").read_text().replace('"dataset_fingerprint": "', '"dataset_fingerprint": "x')
+    )
+    (tmp_path / "config.yaml").write_text((path / "config.yaml").read_text())
+    with pytest.raises(UserError, match="the data has changed since"):
+        load_run(tmp_path)
