@@ -3,6 +3,7 @@
     python train.py                                       simulated pins, no download
     python train.py +experiment=beauty data.root=DIR      a named variant
     python train.py data=parquet data.root=DIR split=leave_last_out loss.logq=off hydra.run.dir=RUN
+    python train.py +experiment=recommended data.root=DIR several variants, the best on validation becomes the run
 
 The last line is the run folder.
 """
@@ -11,15 +12,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recsys.cli import entry, output_dir
+from recsys.cli import entry, output_dir, variants_of
 from recsys.distributed import is_first
 from recsys.report import print_run
 from recsys.training import train
+from recsys.variants import train_best
 
 
 def main(config: DictConfig) -> None:
-    """Train one variant and say how it did."""
-    run = train(config, Path(output_dir()))
+    """Train one variant, or the best of several, and say how it did."""
+    path = Path(output_dir())
+    variants = variants_of(config)
+    run = train_best(variants, path) if variants else train(config, path)
     if is_first():
         print_run(run)
         print(run.path)

@@ -57,10 +57,41 @@ def output_dir() -> str:
     return str(HydraConfig.get().runtime.output_dir)
 
 
+def variants_of(config: DictConfig) -> dict[str, DictConfig]:
+    """The variants that a configuration of `train.yaml` lists, each composed with what the command line gave.
+
+    A variant says on which `data.time` it makes sense, if not on all.
+
+    Raises:
+        UserError: a variant does not compose, or none fits the data.
+    """
+    variants = {}
+    given = list(HydraConfig.get().overrides.task)
+    for name, variant in config.variants.items():
+        for key in variant:
+            if key not in ("overrides", "time"):
+                raise UserError(
+                    f"unknown configuration key 'variants.{name}.{key}'{nearest(key, ('overrides', 'time'))}"
+                )
+        if config.data.time not in variant.get("time", [config.data.time]):
+            continue
+        # What the command line says wins over the variant.
+        overrides = [*variant.overrides, *given]
+        if problem := _composition_error("train", overrides):
+            raise UserError(f"variants.{name}: {problem}")
+        with _initialized():
+            variants[name] = hydra.compose("train", overrides=overrides)
+            variants[name].variants = {}
+    if config.variants and not variants:
+        raise UserError(f"variants: none is for data.time={config.data.time}")
+    return variants
+
+
 def check(config: DictConfig, reference: DictConfig) -> None:
     """Compare a configuration, key by key, with one of the same groups and no overrides.
 
-    New keys are welcome below `data.features`, where a constructor takes them, and as new objects (with a `_target_`).
+    New keys are welcome below `data.features` and `variants`, where a constructor takes them, and as new objects
+    (with a `_target_`).
 
     Raises:
         UserError: a key is unknown, or a value is of another type.
@@ -91,7 +122,7 @@ def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
         if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
             continue
         value, usual = node[name], known[name]
-        if key == "data.features":
+        if key in ("data.features", "variants"):
             continue
         if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
             _check(value, usual, f"{key}.")

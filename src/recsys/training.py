@@ -51,19 +51,12 @@ def train(config: DictConfig, path: Path) -> RunFolder:
         config: composed from `conf/train.yaml`.
         path: of the run folder.
     """
-    _quiet()
     run = RunFolder(path, config)
     if run.state.get("status") == "finished":
         return run
     begin = time.monotonic()
     before = run.state.get("seconds", 0.0)
-    dataset = open_data(config)
-    run.update(
-        status="running", dataset_fingerprint=dataset.meta.fingerprint, git_commit=tracking.git_commit(), seconds=before
-    )
-    loggers = tracking.build_loggers(config, path)
-    tracking.log_summary(loggers, {"dataset_fingerprint": dataset.meta.fingerprint})
-
+    dataset, loggers = _start(config, run)
     if "selected" not in run.state:
         _select(config, run, dataset, loggers)
         run.update(seconds=before + time.monotonic() - begin)
@@ -81,6 +74,36 @@ def train(config: DictConfig, path: Path) -> RunFolder:
     tracking.log_checkpoint(loggers, path, dataset.meta.fingerprint)
     tracking.close(loggers)
     return run
+
+
+def select(config: DictConfig, path: Path) -> RunFolder:
+    """The first half of `train`: fit, and measure the selected checkpoint on validation, not on test.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        path: of the run folder.
+    """
+    run = RunFolder(path, config)
+    if "selected" in run.state:
+        return run
+    begin = time.monotonic()
+    before = run.state.get("seconds", 0.0)
+    dataset, loggers = _start(config, run)
+    _select(config, run, dataset, loggers)
+    run.update(status="selected", seconds=round(before + time.monotonic() - begin, 1))
+    tracking.log_summary(loggers, {**run.state, **run.metrics})
+    tracking.close(loggers)
+    return run
+
+
+def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Logger]]:
+    _quiet()
+    dataset = open_data(config)
+    state = {"status": "running", "dataset_fingerprint": dataset.meta.fingerprint, "git_commit": tracking.git_commit()}
+    run.update(**{"seconds": 0.0} | run.state | state)
+    loggers = tracking.build_loggers(config, run.path)
+    tracking.log_summary(loggers, {"dataset_fingerprint": dataset.meta.fingerprint})
+    return dataset, loggers
 
 
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
