@@ -18,6 +18,7 @@ from recsys.negatives import (
     InBatch,
     Mixed,
     NegativeSampler,
+    Popularity,
     Uniform,
     positives_among,
     probability_of_positives,
@@ -57,12 +58,12 @@ def test_in_batch_probability_is_the_frequency_in_batches(predict_first: bool) -
 
 
 @pytest.mark.parametrize("predict_first", [True, False])
-@pytest.mark.parametrize("sampler", [Uniform, Mixed])
+@pytest.mark.parametrize("sampler", [Uniform, Mixed, Popularity])
 def test_drawn_probability_is_the_frequency_in_batches(
-    sampler: type[Uniform] | type[Mixed], predict_first: bool
+    sampler: type[Uniform] | type[Mixed] | type[Popularity], predict_first: bool
 ) -> None:
     found, expected = candidates_of_batches(sampler(catalogue(predict_first), 40), predict_first, epochs=60)
-    if sampler is Uniform:
+    if sampler is not Mixed:
         # The unknown item, row 0, is never drawn.
         expected[0] = 0.0
     assert found[0] == 0
@@ -123,3 +124,11 @@ def test_accidental_hits_and_other_positives_of_the_user_are_masked() -> None:
     # The user of row 0 has 3 and 4: as a candidate neither is its negative, wherever it stands.
     mask = positives_among(torch.tensor([4, 2, 3, 4]), as_ragged([[3, 4, 3], [2], []]))
     assert mask.tolist() == [[True, False, True, True], [False, True, False, False], [False] * 4]
+
+
+def test_popularity_to_a_power_by_hand() -> None:
+    known = Catalogue(torch.tensor([0.0, 0.64, 0.36, 0.0], dtype=torch.float64), torch.tensor([1, 2, 3]))
+    # Item 3 has no events: a tenth of the rarest, .036.
+    for exponent, weights in ((0.5, [0.8, 0.6, 0.036**0.5]), (0.0, [1, 1, 1]), (1.0, [0.64, 0.36, 0.036])):
+        found = Popularity(known, exponent=exponent).log_q(torch.tensor([1, 2, 3]), 0).exp().tolist()
+        assert found == pytest.approx([weight / sum(weights) for weight in weights], rel=1e-5)

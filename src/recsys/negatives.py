@@ -5,12 +5,16 @@ Shapes: P targets of the step (of all processes), C candidates.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from recsys.data.batch import RaggedTensor
+
+# Log probability of what is never drawn.
+_LEAST = math.log(1e-12)
 
 
 class Catalogue(NamedTuple):
@@ -93,6 +97,42 @@ class Uniform:
         return torch.full(item_idx.shape, 1.0 / len(self.corpus), device=item_idx.device).log()
 
 
+class Popularity:
+    """Items drawn by a power of their popularity, `Q(i) ~ Q_target(i)^exponent`, the same for all rows.
+
+    Between uniform (0) and as targets are (1); 0.75 is word2vec's (Mikolov et al. 2013, section 2.2). Items of the
+    corpus without training events are drawn as if they had had one tenth of the rarest one's.
+
+    Args:
+        catalogue: of the data.
+        num_negatives: items drawn a step.
+        exponent: of the popularity.
+    """
+
+    uses_targets = False
+    max_targets = None
+
+    def __init__(self, catalogue: Catalogue, num_negatives: int = 256, exponent: float = 0.75) -> None:
+        self.corpus, self.num_negatives = catalogue.corpus, num_negatives
+        popular = catalogue.probabilities[self.corpus]
+        seen = popular > 0
+        floor = popular[seen].min() / 10 if bool(seen.any()) else 1.0
+        weights = torch.where(seen, popular, floor) ** exponent
+        self._cumulative = weights.cumsum(0) / weights.sum()
+        self._log_q = torch.full((len(catalogue.probabilities),), -torch.inf)
+        self._log_q[self.corpus] = (weights / weights.sum()).log().float()
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """`num_negatives` items of the corpus, with replacement."""
+        points = torch.rand(self.num_negatives, generator=generator, device=generator.device, dtype=torch.float64)
+        rows = torch.searchsorted(self._cumulative.to(points.device), points).clamp_(max=len(self.corpus) - 1)
+        return self.corpus.to(rows.device)[rows]
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Log probability of one draw."""
+        return self._log_q.to(item_idx.device)[item_idx].clamp(min=_LEAST)
+
+
 class Mixed:
     """Targets of the batch and uniform draws in one softmax (mixed negative sampling, Yang et al. 2020).
 
@@ -162,4 +202,4 @@ def probability_of_positives(log_q: Tensor, positives: RaggedTensor) -> Tensor:
 
 def _log(probabilities: Tensor) -> Tensor:
     # Items that are never drawn have no column to correct; the floor keeps their own row finite.
-    return probabilities.clamp(min=1e-12).log().float()
+    return probabilities.log().float().clamp(min=_LEAST)
