@@ -181,6 +181,7 @@ def to_histories(batch: Batch, num_items: int) -> Histories:
         item_idx=np.where(item_idx <= num_items, item_idx, 0),
         lengths=batch.lengths,
         user_idx=batch.user_idx.numpy(),
+        time=batch.time.numpy(),
         events=events,
         users=users,
         requests=requests,

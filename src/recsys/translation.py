@@ -74,6 +74,7 @@ class Translation:
             item_idx=self._items[histories.item_idx],
             lengths=histories.lengths,
             user_idx=np.where(histories.user_idx >= 0, self._users[np.maximum(histories.user_idx, 0)], -1),
+            time=histories.time,
             events=self._columns("interactions", histories.events, len(histories.item_idx), ("event", "request")),
             users=self._columns("users", histories.users, len(histories.lengths), ("profile",)),
             requests=self._columns("interactions", histories.requests, len(histories.lengths), ("request",)),

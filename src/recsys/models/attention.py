@@ -2,12 +2,14 @@
 
 Histories are short, so what costs is the number of products and not their arithmetic: whole sequences are laid side by
 side in rows of a few lengths, a mask keeps them apart, and each length is one batched product. The gradient is written
-by hand to the same plan. Shapes: N tokens, H heads, E D_head, B rows of a group, L their length, G = sum of B * L.
+by hand to the same plan. Where a token sees a window of the latest ones alone, long sequences are cut into overlapping
+pieces first. Shapes: N tokens, H heads, E D_head, B rows of a group, L their length, G = sum of B * L.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,15 +39,33 @@ class Group(NamedTuple):
     bias: Tensor
 
 
+class Pairs(NamedTuple):
+    """Which tokens of B rows see which: queries along the second axis, keys along the third.
+
+    Attributes:
+        visible: bool [B, L, L].
+        elapsed: int64 [B, L, L], seconds between the two; null for sequences without times.
+    """
+
+    visible: Tensor
+    elapsed: Tensor | None
+
+    @classmethod
+    def of(cls, visible: Tensor, time: Tensor | None) -> Pairs:
+        """Pairs of tokens at `time`, int64 [B, L]."""
+        return cls(visible, None if time is None else (time.unsqueeze(2) - time.unsqueeze(1)).abs())
+
+
 class Rows:
     """Where each token of packed sequences lies in rows, for one number of heads.
 
     Args:
         lengths: tokens of each sequence, at least 1.
         num_heads: H.
+        window: tokens that each one sees, itself the last of them; null for all before it.
     """
 
-    def __init__(self, lengths: Integers, num_heads: int, device: torch.device) -> None:
+    def __init__(self, lengths: Integers, num_heads: int, device: torch.device, window: int | None = None) -> None:
         self.num_heads = num_heads
         self.groups: list[Group] = []
         order = np.argsort(-lengths, kind="stable")
@@ -62,9 +82,8 @@ class Rows:
             num_rows = int(row.max()) + 1
             slot = row * capacity + offset
             first[members], stride[members] = num_gathered + slot, num_rows * capacity
-            bias = _bias(
-                num_rows, capacity, ragged_positions(slot, lengths[members]), np.repeat(offset, lengths[members])
-            )
+            slots, first_slots = ragged_positions(slot, lengths[members]), np.repeat(offset, lengths[members])
+            bias = _bias(num_rows, capacity, slots, first_slots, window)
             self.groups.append(Group(num_gathered, num_gathered + num_rows * capacity * num_heads, bias.to(device)))
             num_gathered += num_rows * capacity * num_heads
         tokens = ragged_positions(starts, lengths)
@@ -93,13 +112,60 @@ class Rows:
 
     def attend_by_sdpa(self, heads: Tensor, dropout: float) -> Tensor:
         """The same by PyTorch's kernels, which are better on a GPU."""
-        rows = heads.flatten(0, 2).index_select(0, self.source_of_three).view(3, -1, heads.shape[3])
         outputs = []
+        for group, (q, k, v) in zip(self.groups, self.split(heads), strict=True):
+            outputs.append(F.scaled_dot_product_attention(q, k, v, group.bias.to(q.dtype), dropout))
+        return self.join(outputs)
+
+    def split(self, heads: Tensor) -> list[Tensor]:
+        """Queries, keys and values [N, 3, H, E] of the tokens as those of each group's rows, [3, H, B, L, E]."""
+        rows = F.embedding(self.source_of_three, heads.flatten(0, 2)).view(3, -1, heads.shape[3])
+        return [rows[:, g.begin : g.end].unflatten(1, (self.num_heads, *g.bias.shape[:2])) for g in self.groups]
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """What each group's rows give, [H, B, L, E], as that of the tokens, [N, H, E]."""
+        rows = torch.cat([output.flatten(0, 2) for output in outputs])
+        return rows.index_select(0, self.place).view(-1, self.num_heads, rows.shape[1])
+
+    def pairs(self, time: Tensor | None) -> list[Pairs]:
+        """Pairs of each group's rows; `time` int64 [N] is that of the tokens."""
+        pairs = []
         for group in self.groups:
-            q, k, v = rows[:, group.begin : group.end].unflatten(1, (self.num_heads, *group.bias.shape[:2]))
-            bias = group.bias.to(q.dtype)
-            outputs.append(F.scaled_dot_product_attention(q, k, v, bias, dropout).flatten(0, 2))
-        return torch.cat(outputs).index_select(0, self.place).view(heads[:, 0].shape)
+            shape = group.bias.shape[:2]
+            tokens = self.source[group.begin : group.begin + shape.numel()] // self.num_heads
+            pairs.append(Pairs.of(group.bias == 0.0, None if time is None else time[tokens].view(shape)))
+        return pairs
+
+
+class Pieces:
+    """Attention of each token to the last W of a sequence, at a cost that grows with the length and not its square.
+
+    A sequence is cut into pieces of 2W tokens, each W after the one before, and a piece answers for its second half
+    (the first one for both): the W tokens before are then in the piece.
+
+    Args:
+        lengths: tokens of each sequence, at least 1.
+        num_heads: H.
+        window: W.
+    """
+
+    def __init__(self, lengths: Integers, num_heads: int, device: torch.device, window: int) -> None:
+        count = np.maximum(-(-lengths // window) - 1, 1)
+        owner = np.repeat(np.arange(len(lengths)), count)
+        begin = ragged_positions(np.zeros_like(count), count) * window
+        size = np.minimum(lengths[owner] - begin, 2 * window)
+        step = ragged_positions(np.zeros_like(lengths), lengths)
+        # Of each token: the piece of its sequence that answers for it, and that piece among all.
+        piece = np.maximum(step // window - 1, 0)
+        place = (np.cumsum(size) - size)[np.repeat(np.cumsum(count) - count, lengths) + piece] + step - piece * window
+        token = ragged_positions((np.cumsum(lengths) - lengths)[owner] + begin, size)
+        self._token, self._place = torch.from_numpy(token).to(device), torch.from_numpy(place).to(device)
+        self._rows = Rows(size, num_heads, device, window)
+
+    def attend(self, heads: Tensor, dropout: float) -> Tensor:
+        """As in `Rows`."""
+        pieces = F.embedding(self._token, heads.flatten(1)).view(-1, *heads.shape[1:])
+        return self._rows.attend(pieces, dropout).index_select(0, self._place)
 
 
 class _Attention(torch.autograd.Function):
@@ -152,10 +218,12 @@ def _of_group(rows: Tensor, group: Group) -> Tensor:
     return rows[:, group.begin : group.end].view(3, -1, group.bias.shape[1], rows.shape[2])
 
 
-def _bias(num_rows: int, length: int, slots: Integers, first: Integers) -> Tensor:
+def _bias(num_rows: int, length: int, slots: Integers, first: Integers, window: int | None) -> Tensor:
     """[B, L, L] of a group whose slots hold tokens of sequences that begin at `first`, counted in their row."""
     begins = np.tile(np.arange(length), num_rows)
     begins[slots] = first
+    if window is not None:
+        begins = np.maximum(begins, np.tile(np.arange(length) - window + 1, num_rows))
     step = torch.arange(length)
     hidden = (step > step.unsqueeze(1)) | (step < torch.from_numpy(begins).view(num_rows, length, 1))
     return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)

@@ -1,7 +1,7 @@
 """History encoders: tokens of a sequence -> the user's state after each of them.
 
 All of these are causal: the state at a position depends on the tokens up to it alone, so one pass learns from every
-position of a history.
+position of a history. Others are in modules of their own: `modern`, `hstu`, `fourier`, `reach`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ from recsys.models.layout import Layout
 
 
 class HistoryEncoder(Protocol):
-    """Tokens [..., D] in a layout -> states [..., D]."""
+    """Tokens [..., D] in a layout -> states [..., D].
+
+    Attributes:
+        is_causal: whether a state depends on no later token. Of an encoder that is not causal, only the state of a
+            sequence's last token is used, so it learns from a sequence for each query: the history before it.
+        reads_time: whether it reads the layout's times.
+    """
+
+    is_causal: bool
+    reads_time: bool
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Encode."""
@@ -32,6 +41,8 @@ class MeanPooling(nn.Module):
         hidden: width of the MLP's hidden layer; 0 for no MLP.
         dropout: on the pooled mean.
     """
+
+    is_causal, reads_time = True, False
 
     def __init__(self, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
@@ -54,6 +65,8 @@ class AttentionPooling(nn.Module):
         hidden: width of the scoring network.
         dropout: on the tokens.
     """
+
+    is_causal, reads_time = True, False
 
     def __init__(self, dim: int, hidden: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
@@ -80,6 +93,8 @@ class Transformer(nn.Module):
         expansion: hidden width of the feed-forward part, in multiples of D.
         dropout: on tokens, attention weights and the outputs of both parts.
     """
+
+    is_causal, reads_time = True, False
 
     def __init__(
         self,

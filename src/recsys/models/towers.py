@@ -5,16 +5,17 @@ Shapes: R items, T events, H histories, P queries, D dim.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide, take
-from recsys.models.layout import Packed, Padded
+from recsys.models.layout import Padded
+from recsys.models.sequences import Sequences
 from recsys.schema import UNKNOWN_ITEM
 
 
@@ -99,6 +100,9 @@ class UserTower(nn.Module):
         feature_width: of each feature's embedding.
         hidden: of the MLP that mixes profile and request with the state.
         unknown_rate: share of the history's items that training reads as unknown.
+
+    Raises:
+        UserError: an encoder that reads time, and data without a clock.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class UserTower(nn.Module):
         super().__init__()
         self.dim, self.unknown_rate = dim, unknown_rate
         self.encoder = encoder
+        self.time_unit = _time_unit(encoder, dataset)
         self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
         schema = dataset.schema
         events, requests = schema.with_role("event", "request"), schema.with_role("request")
@@ -137,14 +142,10 @@ class UserTower(nn.Module):
     def forward(self, batch: Batch, items: Tensor) -> Tensor:
         """User embeddings [P, D]; `items` [T, D] are the embeddings of the batch's events."""
         tokens = self._tokens(items, batch.events)
-        # The start token of each sequence is row 0 of the source.
-        is_start = torch.zeros(len(tokens) + len(batch.lengths), dtype=torch.bool)
-        is_start[torch.from_numpy(np.concatenate([[0], np.cumsum(batch.lengths + 1)[:-1]]))] = True
-        source = torch.cumsum(~is_start, 0).masked_fill_(is_start, 0).to(tokens.device)
-        x = F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens]))
-        states = self.encoder(x, Packed(batch.lengths + 1, tokens.device))
+        source, layout, answer = Sequences.of(batch, self.encoder.is_causal, self.encoder.reads_time)
+        states = self.encoder(F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens])), layout)
         users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
-        return self._mix(F.embedding(batch.query, states), users, batch.requests, batch.user_idx[batch.history])
+        return self._mix(F.embedding(answer, states), users, batch.requests, batch.user_idx[batch.history])
 
     def forward_padded(
         self,
@@ -154,6 +155,7 @@ class UserTower(nn.Module):
         users: FeatureTensors,
         requests: FeatureTensors,
         user_idx: Tensor,
+        time: Tensor | None,
     ) -> Tensor:
         """User embeddings [B, D] of histories padded on the right; what the exported tower computes.
 
@@ -164,10 +166,16 @@ class UserTower(nn.Module):
             users: profile features as rows [B], bags padded.
             requests: request features as rows [B], bags padded.
             user_idx: int64 [B], -1 for an unknown user.
+            time: int64 [B, L], seconds, of the events, where the encoder reads it.
         """
         tokens = self._tokens(items.flatten(0, 1), events).unflatten(0, items.shape[:2])
         x = torch.cat([self.start.expand(tokens.shape[0], 1, -1), tokens], dim=1)
-        states = self.encoder(x, Padded(x))
+        if time is not None:
+            # The start token has the time of the first event.
+            time = torch.cat([time[:, :1], time], dim=1)
+            if self.time_unit > 1:
+                time = time - torch.remainder(time, self.time_unit)
+        states = self.encoder(x, Padded(x, lengths + 1, time))
         last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
         return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
 
@@ -188,6 +196,17 @@ class UserTower(nn.Module):
         if self.users is not None:
             parts.append(self.users(user_idx))
         return states + self.mixer(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+
+
+def _time_unit(encoder: HistoryEncoder, dataset: PreparedDataset) -> int:
+    """Seconds that the times of events are rounded down to."""
+    worth = dataset.meta.time
+    if encoder.reads_time and worth not in ("seconds", "day"):
+        raise UserError(
+            f"user_tower: the encoder reads time (use_time=true), found data.time={worth}; "
+            "expected use_time=false with it, or timestamps in seconds or days"
+        )
+    return 86_400 if worth == "day" else 1
 
 
 class _UserIds(nn.Module):

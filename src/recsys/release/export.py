@@ -14,7 +14,7 @@ from torch.export import Dim
 from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.data.columns import Column, Dense, Ragged
 from recsys.models.two_tower import TwoTower
-from recsys.release.manifest import USER_TOWER, USER_TOWER_DATA, TensorSpec
+from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec
 from recsys.schema import Feature, Schema
 
 # Larger weights go to a second file, which the runtime maps instead of parsing.
@@ -26,10 +26,13 @@ OUTPUT = "user_embedding"
 def input_specs(model: TwoTower, schema: Schema) -> tuple[TensorSpec, ...]:
     """Inputs of the exported tower: B histories of L events, bags of up to W codes.
 
-    `item_idx` 0 is padding, and any item that the tower does not know.
+    `item_idx` 0 is padding, and any item that the tower does not know. `timestamp`, in seconds, is there only where the
+    history encoder reads time.
     """
     tower = model.user_tower
     specs = [TensorSpec("item_idx", "int64", ("B", "L")), TensorSpec("lengths", "int64", ("B",))]
+    if tower.encoder.reads_time:
+        specs.append(TensorSpec(TIMESTAMP, "int64", ("B", "L")))
     if tower.events is not None:
         specs += [_spec("event", feature, ("B", "L")) for feature in schema.with_role("event", "request")]
     if tower.profile is not None:
@@ -77,7 +80,9 @@ class ServedUserTower(nn.Module):
         events = _with_prefix({name: value.flatten(0, 1) for name, value in given.items() if value.ndim > 1}, "event.")
         users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
         tower = self.model.user_tower
-        states = tower.forward_padded(self.table[item_idx], lengths, events, users, requests, user_idx)
+        states = tower.forward_padded(
+            self.table[item_idx], lengths, events, users, requests, user_idx, given.get(TIMESTAMP)
+        )
         return self.model.finish_users(states)
 
 

@@ -32,6 +32,8 @@ REQUIRED = (
 PAIR_KEY = "recsys.pair"
 SIMILARITY_KEY = "recsys.similarity"
 MAX_HISTORY_KEY = "recsys.max_history"
+# Input of a tower that reads the times of events.
+TIMESTAMP = "timestamp"
 
 _CHUNK = 1 << 22
 

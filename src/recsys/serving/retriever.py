@@ -20,6 +20,7 @@ from recsys.release.manifest import EMBEDDINGS, ITEM_VOCABULARY, ITEMS, SCHEMA, 
 from recsys.release.store import ReleaseStore
 from recsys.schema import Feature, Schema
 from recsys.serving.items import Filter, IdMap, ItemFilter, to_values
+from recsys.serving.times import event_seconds
 from recsys.serving.tower import Floats, Histories, UserTowerSession
 
 ItemId = int | str
@@ -32,7 +33,8 @@ class Query:
     """What is known of one request.
 
     Attributes:
-        history: events, oldest first: `item_id`, perhaps `timestamp`, and values of event features.
+        history: events, oldest first: `item_id`, perhaps `timestamp`, and values of event features. Towers that read
+            time take an event without one for simultaneous with the event before it (see `event_seconds`).
         user_id: read only by towers that learn an embedding for each user.
         user: values of profile features.
         request: values of request features.
@@ -172,6 +174,7 @@ class Retriever:
             item_idx=np.concatenate([np.zeros(0, np.int64), *item_idx]),
             lengths=np.array(lengths, np.int64),
             user_idx=user_idx,
+            time=event_seconds(recent) if self.tower.reads_time else np.zeros(sum(lengths), np.int64),
             events=_encode(self._events, [event for events in recent for event in events], "history"),
             users=_encode(self._profile, [query.user for query in queries], "user"),
             requests=_encode(self._requests, [query.request for query in queries], "request"),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from recsys.data.columns import Column, Dense, ragged_positions
-from recsys.release.manifest import USER_TOWER, Manifest, TensorSpec
+from recsys.release.manifest import TIMESTAMP, USER_TOWER, Manifest, TensorSpec
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,6 +25,7 @@ class Histories:
         item_idx: int64 [T]; 0 for an item that the tower does not know.
         lengths: int64 [B], at most the tower's longest history.
         user_idx: int64 [B], -1 for an unknown user.
+        time: int64 [T], seconds; read by towers that have the input `timestamp`.
         events: features of the T events.
         users: profile features of the B users.
         requests: request features of the B users.
@@ -33,6 +34,7 @@ class Histories:
     item_idx: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
     user_idx: npt.NDArray[np.int64]
+    time: npt.NDArray[np.int64]
     events: Mapping[str, Column] = field(default_factory=dict)
     users: Mapping[str, Column] = field(default_factory=dict)
     requests: Mapping[str, Column] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class UserTowerSession:
             str(folder / USER_TOWER), options, providers=["CPUExecutionProvider"]
         )
         self.inputs, self.dim, self.max_history = manifest.inputs, manifest.dim, manifest.max_history
+        self.reads_time = any(spec.name == TIMESTAMP for spec in manifest.inputs)
 
     def __call__(self, histories: Histories) -> Floats:
         """User embeddings float32 [B, D]."""
@@ -80,10 +83,10 @@ def pad(histories: Histories, specs: Sequence[TensorSpec]) -> dict[str, npt.NDAr
     inputs: dict[str, npt.NDArray[np.generic]] = {}
     for spec in specs:
         owner, _, name = spec.name.partition(".")
-        if spec.name == "item_idx":
-            item_idx = np.zeros(num_users * longest, np.int64)
-            item_idx[places] = histories.item_idx
-            inputs[spec.name] = item_idx.reshape(num_users, longest)
+        if spec.name in ("item_idx", TIMESTAMP):
+            row = np.zeros(num_users * longest, np.int64)
+            row[places] = histories.item_idx if spec.name == "item_idx" else histories.time
+            inputs[spec.name] = row.reshape(num_users, longest)
         elif spec.name in ("lengths", "user_idx"):
             inputs[spec.name] = np.asarray(getattr(histories, spec.name), np.int64)
         elif owner == "event":
