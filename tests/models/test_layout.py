@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recsys.models.attention import Rows
+from recsys.models.attention import Pieces, Rows
 from recsys.models.dropout import Dropout, keep_mask
 from recsys.models.layout import Packed, Padded
 
@@ -29,6 +31,21 @@ def unpad(x: Tensor, lengths: list[int]) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(x, lengths, strict=True)])
 
 
+def padded(x: Tensor, lengths: list[int]) -> Padded:
+    return Padded(pad(x, lengths), torch.tensor(lengths))
+
+
+def by_hand(heads: Tensor, window: int) -> Tensor:
+    """Attention of one sequence [L, 3, H, E] to the last `window` tokens, query by query."""
+    query, key, value = heads.unbind(1)
+    rows = []
+    for step in range(len(heads)):
+        seen = slice(max(0, step - window + 1), step + 1)
+        scores = torch.einsum("he,lhe->hl", query[step], key[seen]) / math.sqrt(WIDTH)
+        rows.append(torch.einsum("hl,lhe->he", scores.softmax(1), value[seen]))
+    return torch.stack(rows)
+
+
 def qkv(lengths: list[int]) -> Tensor:
     generator = torch.Generator().manual_seed(sum(lengths))
     return torch.randn(sum(lengths), 3, HEADS, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
@@ -39,8 +56,7 @@ def qkv(lengths: list[int]) -> Tensor:
 def test_packed_attention_and_its_gradient_equal_the_padded_one(lengths: list[int]) -> None:
     heads = qkv(lengths)
     ours = packed(lengths).attend(heads, 0.0)
-    padded = pad(heads, lengths)
-    expected = unpad(Padded(padded).attend(padded, 0.0), lengths)
+    expected = unpad(padded(heads, lengths).attend(pad(heads, lengths), 0.0), lengths)
     torch.testing.assert_close(ours, expected)
     direction = torch.randn_like(ours)
     gradients = [torch.autograd.grad((x * direction).sum(), heads)[0] for x in (ours, expected)]
@@ -66,8 +82,9 @@ def test_gradient_with_dropout_is_of_the_weights_that_were_kept() -> None:
 @given(lists_of_lengths)
 def test_the_form_for_other_devices_is_equal(lengths: list[int]) -> None:
     heads = qkv(lengths).detach()
-    plan = Rows(np.array(lengths, np.int64), HEADS, torch.device("cpu"))
-    torch.testing.assert_close(plan.attend_by_sdpa(heads, 0.0), plan.attend(heads, 0.0))
+    for window in (None, 5):
+        plan = Rows(np.array(lengths, np.int64), HEADS, torch.device("cpu"), window)
+        torch.testing.assert_close(plan.attend_by_sdpa(heads, 0.0), plan.attend(heads, 0.0))
 
 
 def test_short_sequences_share_rows() -> None:
@@ -80,9 +97,77 @@ def test_short_sequences_share_rows() -> None:
 def test_packed_sums_equal_padded_ones(lengths: list[int]) -> None:
     x = torch.randn(sum(lengths), WIDTH, generator=torch.Generator().manual_seed(0))
     layout = packed(lengths)
-    expected = unpad(Padded(pad(x, lengths)).cumulative_sum(pad(x, lengths)), lengths)
+    rows = pad(x, lengths)
+    expected = unpad(padded(x, lengths).cumulative_sum(rows), lengths)
     torch.testing.assert_close(layout.cumulative_sum(x), expected, atol=1e-5, rtol=1e-5)
     assert layout.position.tolist() == [step for length in lengths for step in range(length)]
+    assert layout.from_end.tolist() == [step for length in lengths for step in reversed(range(length))]
+    # Padding counts nowhere.
+    total = unpad(padded(x, lengths).total(rows.masked_fill(rows == 0, 7.0)), lengths)
+    torch.testing.assert_close(layout.total(x), total, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(total, torch.cat([y.sum(0).expand_as(y) for y in x.split(lengths)]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(lists_of_lengths, st.sampled_from([1, 2, 3, 8, 30, 100]))
+def test_windowed_attention_and_its_gradient_equal_the_padded_one_and_the_one_by_hand(
+    lengths: list[int], window: int
+) -> None:
+    heads = qkv(lengths)
+    ours = packed(lengths).attend(heads, 0.0, window)
+    in_rows = unpad(padded(heads, lengths).attend(pad(heads, lengths), 0.0, window), lengths)
+    expected = torch.cat([by_hand(x, window) for x in heads.split(lengths)])
+    direction = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((x * direction).sum(), heads)[0] for x in (ours, in_rows, expected)]
+    for number, other in ((1, in_rows), (2, expected)):
+        torch.testing.assert_close(ours, other)
+        torch.testing.assert_close(gradients[0], gradients[number])
+
+
+@pytest.mark.parametrize("window", [2, 40])
+def test_windowed_attention_passes_gradcheck_with_dropout(window: int) -> None:
+    lengths = [3, 1, 45, 2]
+
+    def attend(heads: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return packed(lengths).attend(heads, 0.3, window)
+
+    assert torch.autograd.gradcheck(attend, qkv(lengths), fast_mode=True)
+
+
+def test_long_sequences_in_a_window_take_rows_of_twice_its_length() -> None:
+    # 500 tokens are 9 pieces of 100 tokens, each 50 after the one before; 120 are a piece of 100 and one of 70.
+    pieces = Pieces(np.array([500, 120, 7]), HEADS, torch.device("cpu"), 50)
+    assert [tuple(group.bias.shape) for group in pieces._rows.groups] == [(11, 100, 100), (1, 32, 32)]
+
+
+def test_pairs_by_hand() -> None:
+    # Sequences of 2 and 3 tokens share a row of 32, the longer one first.
+    layout = Packed(np.array([2, 3]), torch.device("cpu"), torch.tensor([10, 25, 100, 100, 400]))
+    (pairs,) = layout.pairs(HEADS)
+    assert pairs.visible.shape == (1, 32, 32)
+    seen = pairs.visible[0, :5, :5].nonzero().tolist()
+    assert seen == [[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [2, 2], [3, 3], [4, 3], [4, 4]]
+    assert pairs.elapsed is not None
+    assert [int(pairs.elapsed[0, i, j]) for i, j in seen] == [0, 0, 0, 300, 300, 0, 0, 15, 0]
+    rows = Padded(torch.zeros(1, 3, 1), torch.tensor([3]), torch.tensor([[100, 100, 400]]))
+    (pairs,) = rows.pairs(HEADS)
+    assert pairs.visible.tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
+    assert pairs.elapsed is not None
+    assert pairs.elapsed[0, 2].tolist() == [300, 300, 0]
+    (pairs,) = packed([2, 3]).pairs(HEADS)
+    assert pairs.elapsed is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(lists_of_lengths)
+def test_split_and_join_are_inverse(lengths: list[int]) -> None:
+    heads = qkv(lengths)
+    layout = packed(lengths)
+    for part, rows in enumerate(zip(*layout.split(heads), strict=True)):
+        assert torch.equal(layout.join(rows), heads[:, part])
+    rows = padded(heads, lengths).split(pad(heads, lengths))
+    assert torch.equal(unpad(padded(heads, lengths).join([rows[0][2]]), lengths), heads[:, 2])
 
 
 def test_keep_mask_keeps_its_share_and_the_mean() -> None:

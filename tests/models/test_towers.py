@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from histories import training_only
 from omegaconf import DictConfig
 from torch import Tensor
 from worlds import FEATURES, compose, write_world
@@ -17,9 +18,12 @@ from recsys.data.batch import Batch, RaggedTensor, Windows
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.errors import UserError
+from recsys.models.hstu import HSTU
+from recsys.models.towers import UserTower
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
+from recsys.schema import Schema
 
-USER_TOWERS = ("mean", "attention", "transformer")
+USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent")
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +255,36 @@ def test_the_same_seed_builds_the_same_model(world: Path) -> None:
     first, second, other = (build(world, f"seed={seed}")[0].state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("time", ["order", "none"])
+def test_time_that_is_no_clock_is_refused_by_encoders_that_read_it(world: Path, time: str) -> None:
+    with pytest.raises(UserError, match=f"use_time=true.*found data.time={time}; expected use_time=false"):
+        build(world, "user_tower=hstu", f"data.time={time}")
+    model, _ = build(world, "user_tower=hstu", f"data.time={time}", "user_tower.encoder.use_time=false")
+    assert not model.user_tower.encoder.reads_time
+
+
+def test_gaps_between_events_reach_the_user(world: Path) -> None:
+    model, dataset = build(world, "user_tower=hstu")
+    batch = whole_history(dataset, longest_user(dataset))
+    before = model.encode_users(batch)
+    time = batch.time.clone()
+    time[4:] += 10**7
+    after = model.encode_users(dataclasses.replace(batch, time=time))
+    moved = (after - before).abs().amax(1) > 1e-6
+    assert moved.tolist() == (batch.query > 4).tolist()
+    transformer, _ = build(world)
+    other = dataclasses.replace(batch, time=time)
+    assert torch.equal(transformer.encode_users(batch), transformer.encode_users(other))
+
+
+def test_served_times_are_rounded_down_to_days_where_training_saw_days() -> None:
+    dataset = dataclasses.replace(training_only([[(1, 0)]], "day"), schema=Schema(()))
+    tower = UserTower(HSTU(8, 8), 8, dataset).eval()
+    items, length, nobody = torch.randn(1, 4, 8), torch.tensor([4]), torch.tensor([-1])
+    answers = [
+        tower.forward_padded(items, length, {}, {}, {}, nobody, torch.tensor([time]))
+        for time in ([-5, 86_399, 86_400, 200_000], [-86_400, 0, 86_400, 172_800])
+    ]
+    assert torch.equal(*answers)

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from worlds import MAX_HISTORY, write_run, write_world
+from worlds import CONF, MAX_HISTORY, write_run, write_world
 
 from recsys.data.dataset import Requests
 from recsys.packing import to_histories
@@ -45,13 +45,22 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
     return worst
 
 
+ENCODERS = sorted(file.stem for file in (CONF / "user_tower").glob("*.yaml"))
+
+
+def _time(encoder: str) -> set[str]:
+    return {"timestamp"} if encoder == "hstu" else set()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["mean", "attention", "transformer"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_equals_torch_with_every_kind_of_feature(encoder: str, root: Path, tmp_path: Path) -> None:
     overrides = [f"user_tower={encoder}", "user_tower.use_user_id=true"]
+    if encoder == "long_and_recent":
+        overrides.append("user_tower.encoder.recent.window=3")
     run = load_run(write_run(tmp_path / "run", root, *overrides))
     names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
-    assert names == {
+    assert names == _time(encoder) | {
         "item_idx", "lengths", "user_idx",
         "event.action", "event.dwell", "event.labels", "event.seen_vector", "event.surface", "event.query",
         "request.surface", "request.query", "user.country", "user.age", "user.likes", "user.taste",
@@ -60,7 +69,7 @@ def test_equals_torch_with_every_kind_of_feature(encoder: str, root: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ["mean", "attention", "transformer"])
+@pytest.mark.parametrize("encoder", ENCODERS)
 def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path: Path) -> None:
     bare = ["~data.features.interactions.action", "~data.features.interactions.dwell",
             "~data.features.interactions.labels", "~data.features.interactions.seen_vector",
@@ -68,7 +77,18 @@ def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path:
     more = [f"user_tower={encoder}", "item_tower=ids", "model.similarity=dot", "user_tower.use_profile=false"]
     more += ["model.prior_shift.weight=0.5"]
     run = load_run(write_run(tmp_path / "run", root, *bare, *more))
-    assert [spec.name for spec in input_specs(run.model, run.dataset.schema)] == ["item_idx", "lengths"]
+    assert {spec.name for spec in input_specs(run.model, run.dataset.schema)} == {"item_idx", "lengths"} | _time(
+        encoder
+    )
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [["data.time=day"], ["data.time=order", "user_tower.encoder.use_time=false"]])
+def test_equals_torch_whatever_time_is_worth(overrides: list[str], root: Path, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=hstu", *overrides))
+    names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
+    assert ("timestamp" in names) == (overrides == ["data.time=day"])
     assert _worst_difference(run, tmp_path) < 1e-4
 
 

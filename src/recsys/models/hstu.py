@@ -114,7 +114,7 @@ class _Unit(nn.Module):
 
     def _attend(self, rows: Tensor, seen: _Seen) -> Tensor:
         """Gathered values [H, B, L, E] of queries, keys and values [3, H, B, L, E]."""
-        query, key, value = rows
+        query, key, value = rows.unbind(0)
         # Rows that several sequences share may be longer than any sequence.
         bias = _look_up(self.distance_bias, seen.distance.clamp(max=len(self.distance_bias) - 1))
         if self.time_bias is not None:

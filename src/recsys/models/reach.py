@@ -12,8 +12,8 @@ from recsys.models.layout import Layout
 class LongAndRecent(nn.Module):
     """A cheap encoder of the whole history beside one of the latest events, mixed by a gate.
 
-    The state is `g * recent + (1 - g) * long` with `g = sigmoid(W [long, recent] + b)`: the gated fusion of SDM (Lv et al.
-    2019, arXiv 1909.00385), whose gate reads the profile too; here the user tower mixes it in afterwards.
+    The state is `g * recent + (1 - g) * long` with `g = sigmoid(W [long, recent] + b)`: the gated fusion of SDM (Lv et
+    al. 2019, arXiv 1909.00385), whose gate reads the profile too; here the user tower mixes it in afterwards.
 
     Args:
         dim: D.
