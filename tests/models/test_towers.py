@@ -23,7 +23,7 @@ from recsys.models.towers import UserTower
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
 from recsys.schema import Schema
 
-USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent")
+USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent", "interests")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_users_without_history_and_unknown_users(world: Path, tower: str) -> Non
     begin, end = dataset.offsets[user], dataset.train_end[user]
     empty = Requests(np.array([user, -1]), np.array([begin, 0]))
     alone = model.encode_users(builder.requests(empty))
-    assert alone.shape == (2, 8)
+    assert alone.shape == ((2, 4, 8) if tower == "interests" else (2, 8))
     assert bool(torch.isfinite(alone).all())
     # Among others, the empty history stays the empty history.
     mixed = Requests(np.array([user, user, -1]), np.array([end, begin, 0]))

@@ -41,6 +41,7 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
             expected = run.model.encode_users(batch).numpy()
         (found,) = session.run(None, pad(to_histories(batch, num_items), specs))
         assert found.shape == expected.shape
+        assert np.isfinite(found).all()
         worst = max(worst, float(np.abs(found - expected).max()))
     return worst
 
