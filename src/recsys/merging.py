@@ -1,7 +1,7 @@
 """One ranked list for a user from the lists of several embeddings. Imports no torch.
 
 Scores of different embeddings do not compare: by score, the lists of strong interests push out those of weak ones. So
-lists take turns (Pinterest's multi-embedding retrieval, arXiv 2506.23060, where merging by score was worse).
+lists take turns (Pinterest, "Advancements in Embedding-Based Retrieval", 2025, where merging by score was worse).
 Shapes: B users, M embeddings, D dim, K results.
 """
 

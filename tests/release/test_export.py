@@ -94,6 +94,14 @@ def test_equals_torch_whatever_time_is_worth(overrides: list[str], root: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("crossing", ["cross_network", "mask_net"])
+def test_equals_torch_with_other_networks_over_features(crossing: str, root: Path, tmp_path: Path) -> None:
+    chosen = [f"crossing@{tower}.crossing={crossing}" for tower in ("user_tower", "item_tower")]
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=interests", *chosen))
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
 def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run(write_run(tmp_path / "run", root, "user_tower=mean"))
     monkeypatch.setattr("recsys.release.export.INLINE_BYTES", 0)

@@ -45,13 +45,12 @@ class Capsules(nn.Module):
 
     Events `u = S x` are routed to capsules `c`: weights `w = softmax over capsules of b`, `c = squash(sum w u)`,
     `b += c.u`, several times; then an MLP, as MIND's after the capsules. A history of n events has
-    max(1, min(M, log2 n)) capsules (section 3.3.3).
+    max(1, min(M, log2 n)) capsules.
 
     MIND starts from random logits. Here the start is made from the events that there are, so that the same history has
     the same embeddings everywhere: the first capsule starts as the most recent event, each further one as the event
-    that is least similar to all starts so far (Pinterest's differentiable clustering, arXiv 2506.23060, starts from
-    distant events too). Where all events left repeat a start, there are no further capsules. The start token is routed
-    only where there is no event.
+    that is least similar to all starts so far (farthest-point clustering, Gonzalez 1985). Where all events left repeat
+    a start, there are no further capsules. The start token is routed only where there is no event.
 
     Args:
         dim: D.

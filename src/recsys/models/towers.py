@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
+from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide, take
 from recsys.models.interests import Interests, of_prefixes
@@ -21,7 +22,7 @@ from recsys.schema import UNKNOWN_ITEM
 
 
 class ItemTower(nn.Module):
-    """Id embedding plus an MLP over features; either may be switched off.
+    """Id embedding plus a network over features; either may be switched off.
 
     Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
 
@@ -31,8 +32,7 @@ class ItemTower(nn.Module):
         use_id: learn an embedding for each trained item.
         use_features: read the features of items.
         feature_width: of each feature's embedding.
-        hidden: of the MLP over features.
-        dropout: in the MLP.
+        crossing: the network over features.
         unknown_rate: share of ids that training hides when there are features to fall back on.
         sparse: row-wise updates of the id table, for big ones.
     """
@@ -44,8 +44,7 @@ class ItemTower(nn.Module):
         use_id: bool = True,
         use_features: bool = True,
         feature_width: int = 32,
-        hidden: int = 128,
-        dropout: float = 0.1,
+        crossing: Crossing = MLP,
         unknown_rate: float = 0.05,
         sparse: bool = False,
     ) -> None:
@@ -61,9 +60,7 @@ class ItemTower(nn.Module):
         self.rows = FeatureRows({f.name: dataset.columns[f.key] for f in features})
         self.mlp: nn.Module | None = None
         if self.features is not None:
-            self.mlp = nn.Sequential(
-                nn.Linear(self.features.out_dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
-            )
+            self.mlp = crossing(self.features.widths, dim)
         self.unknown_rate = unknown_rate if self.features is not None else 0.0
 
     @property
@@ -99,7 +96,7 @@ class UserTower(nn.Module):
         use_profile: read the features of users.
         use_user_id: learn an embedding for each user with training events.
         feature_width: of each feature's embedding.
-        hidden: of the MLP that mixes profile and request with the state.
+        crossing: the network that mixes profile and request with the state.
         unknown_rate: share of the history's items that training reads as unknown.
         interests: several embeddings of a user, from the encoder's states; null for one, its last state.
 
@@ -115,7 +112,7 @@ class UserTower(nn.Module):
         use_profile: bool = True,
         use_user_id: bool = False,
         feature_width: int = 32,
-        hidden: int = 128,
+        crossing: Crossing = MLP,
         unknown_rate: float = 0.01,
         interests: Interests | None = None,
     ) -> None:
@@ -133,10 +130,8 @@ class UserTower(nn.Module):
         self.requests = FeatureEmbedding(requests, feature_width) if requests else None
         self.users = _UserIds(dataset, feature_width, unknown_rate) if use_user_id else None
         parts = (self.profile, self.requests, self.users)
-        context = sum(part.out_dim for part in parts if part is not None)
-        self.mixer = None
-        if context:
-            self.mixer = nn.Sequential(nn.Linear(dim + context, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        context = [width for part in parts if part is not None for width in part.widths]
+        self.mixer = crossing([dim, *context], dim) if context else None
 
     @property
     def num_embeddings(self) -> int:
@@ -249,7 +244,7 @@ class _UserIds(nn.Module):
         rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
         self.register_buffer("rows", rows)
         self.table = nn.Embedding(int(trained.sum()) + 1, width)
-        self.out_dim, self.unknown_rate = width, unknown_rate
+        self.widths, self.unknown_rate = [width], unknown_rate
 
     def forward(self, user_idx: Tensor) -> Tensor:
         rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]

@@ -107,8 +107,8 @@ class TwoTower(nn.Module):
 def towards(users: Tensor, targets: Tensor) -> Tensor:
     """The embedding [P, D] of each user that scores its target best, for training.
 
-    Label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in its serving and in
-    ComiRec (Cen et al. 2020, section 3.3): a target teaches the interest that it belongs to.
+    Label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in ComiRec (Cen et al.
+    2020): a target teaches the interest that it belongs to.
 
     Args:
         users: comparable embeddings [P, M, D], zeros where there is none.
