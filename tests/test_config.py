@@ -65,6 +65,16 @@ def test_options_of_training(option: str, world: Path, tmp_path: Path) -> None:
         assert callable(hydra.utils.get_method(config.trainer["_target_"]))
 
 
+@pytest.mark.parametrize("option", [o.split("/")[1] for o in OPTIONS if o.startswith("crossing/")])
+def test_networks_over_features(option: str, world: Path, tmp_path: Path) -> None:
+    choice = [f"crossing@{tower}.crossing={option}" for tower in ("user_tower", "item_tower")]
+    overrides = ["data=parquet", *on(world, *FEATURES), *choice]
+    assert cli._composition_error("train", overrides) is None
+    config = compose("train", overrides)
+    assert config.user_tower.crossing["_target_"] == config.item_tower.crossing["_target_"]
+    check_builds(config, tmp_path)
+
+
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] not in (*TRAINING, "experiment")])
 def test_options_of_other_commands(option: str) -> None:
     node = OmegaConf.load(CONF / f"{option}.yaml")

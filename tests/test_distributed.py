@@ -27,7 +27,7 @@ FIXED = [
     "user_tower.use_user_id=true",
     "user_tower.unknown_rate=0",
     "user_tower.encoder.dropout=0",
-    "item_tower.dropout=0",
+    "item_tower.crossing.dropout=0",
     "item_tower.unknown_rate=0",
     "logger=csv",
 ]

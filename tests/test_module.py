@@ -57,21 +57,38 @@ def still(module: RetrievalModule) -> RetrievalModule:
     return module.eval()
 
 
+def for_targets(users: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Of several embeddings of a user, the one that scores the target best; an absent one scores nothing."""
+    if users.ndim == 2:
+        return users
+    chosen = []
+    for embeddings, target in zip(users, targets, strict=True):
+        there = [embedding for embedding in embeddings if bool(embedding.any())]
+        chosen.append(max(there, key=lambda embedding: float((embedding @ target).detach())))
+    return torch.stack(chosen)
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_full_softmax_step_by_hand(world: Path, similarity: str) -> None:
-    config = settings(world, "negatives=none", "loss=full_softmax", f"model.similarity={similarity}")
+@pytest.mark.parametrize("user_tower", ["transformer", "interests"])
+def test_full_softmax_step_by_hand(world: Path, similarity: str, user_tower: str) -> None:
+    more = [f"model.similarity={similarity}", f"user_tower={user_tower}"]
+    config = settings(world, "negatives=none", "loss=full_softmax", *more)
     module, dataset = still(build(config)), open_data(config)
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     corpus = torch.from_numpy(corpus_of(module.model, dataset))
-    logits = module.model.encode_users(batch) @ module.model.encode_items(corpus).T / 0.05
+    users = for_targets(module.model.encode_users(batch), module.model.encode_items(batch.target_idx))
+    logits = users @ module.model.encode_items(corpus).T / 0.05
     expected = F.cross_entropy(logits, torch.searchsorted(corpus, batch.target_idx))
     torch.testing.assert_close(module.training_step(batch, 0), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("logq", ["off", "classic", "corrected"])
 @pytest.mark.parametrize("negatives", ["in_batch", "mixed"])
-def test_sampled_step_by_hand(world: Path, logq: str, negatives: str) -> None:
-    config = settings(world, f"negatives={negatives}", f"loss.logq={logq}", "item_tower=ids")
+@pytest.mark.parametrize("user_tower", ["transformer", "interests"])
+def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower: str) -> None:
+    config = settings(
+        world, f"negatives={negatives}", f"loss.logq={logq}", "item_tower=ids", f"user_tower={user_tower}"
+    )
     module, dataset = still(build(config)), open_data(config)
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     model, sampler = module.model, module.negatives
@@ -79,7 +96,7 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str) -> None:
     drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF))
     candidates = torch.cat([batch.target_idx, drawn])
     num_targets = len(batch.target_idx)
-    users = model.encode_users(batch) / 0.05
+    users = for_targets(model.encode_users(batch), model.encode_items(batch.target_idx)) / 0.05
     negatives_logits = users @ model.encode_items(candidates).T
     positive_logits = (users * model.encode_items(batch.target_idx)).sum(1)
     log_q = sampler.log_q(candidates, num_targets)

@@ -33,6 +33,12 @@ def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> 
     for group, settings in EARLIER.items():
         for key in settings:
             del config[group][key]
+    # The MLPs over features were settings of the towers.
+    for tower in (config.user_tower, config.item_tower):
+        tower.hidden, dropout = tower.crossing.hidden, tower.pop("crossing").dropout
+        if dropout is not None:
+            tower.dropout = dropout
+    assert (config.user_tower.hidden, config.item_tower.dropout) == (128, 0.1)
     OmegaConf.save(config, path / "config.yaml")
     assert torch.equal(embeddings(load_run(path)), now)
 

@@ -13,7 +13,7 @@ from recsys import distributed
 from recsys.data.batch import Batch
 from recsys.data.dataset import Requests
 from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
-from recsys.models.two_tower import TwoTower
+from recsys.models.two_tower import TwoTower, towards
 from recsys.negatives import NegativeSampler, positives_among, probability_of_positives
 from recsys.optimizers import AdamW
 from recsys.schema import UNKNOWN_ITEM
@@ -77,7 +77,7 @@ class RetrievalModule(L.LightningModule):
         return loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
 
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """User embeddings [R, D] of the requests; the evaluation callback ranks with them."""
+        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
         return self.model.encode_users(batch[0])
 
     def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:
@@ -117,7 +117,10 @@ class RetrievalModule(L.LightningModule):
         # Without ids, an item without features is a target that nothing can be learned from.
         known = labels >= 0
         weight = None if batch.weight is None else batch.weight[known]
-        loss: Tensor = self.loss(users[known], self.model.compare(embeddings[1:]), labels[known], weight)
+        users, labels, items = users[known], labels[known], self.model.compare(embeddings[1:])
+        if self.model.num_embeddings > 1:
+            users = towards(users, F.embedding(labels, items))
+        loss: Tensor = self.loss(users, items, labels, weight)
         return loss
 
     def _sampled(self, batch: Batch) -> Tensor:
@@ -130,6 +133,8 @@ class RetrievalModule(L.LightningModule):
         tokens, targets, extra = self._embed(model.user_tower.hide_items(batch.item_idx), batch.target_idx, drawn)
         targets, extra = model.compare(targets), model.compare(extra)
         users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
+        if model.num_embeddings > 1:
+            users = towards(users, targets)
         num_targets = 0
         item_idx, embeddings = drawn, extra
         if sampler.uses_targets:

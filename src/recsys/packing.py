@@ -24,7 +24,7 @@ from recsys.data.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 from recsys.errors import UserError
-from recsys.index import Index
+from recsys.index import Index, search_users
 from recsys.models.two_tower import TwoTower
 from recsys.release.export import batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
@@ -98,7 +98,8 @@ def pack(
         similarity=similarity,
         temperature=float(1 / run.model.inverse_temperature),
         dim=embeddings.shape[1],
-        num_embeddings=len(embeddings),
+        num_items=len(embeddings),
+        num_embeddings=run.model.num_embeddings,
         max_history=run.builder.max_history,
         pair=pair,
         inputs=specs,
@@ -201,7 +202,7 @@ def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: 
     batch = run.builder.requests(Requests(user_idx[few], end[few]))
     inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
     users = tower.run(inputs)
-    best, _ = index.search(users, 1)
+    best, _ = search_users(index, users, 1)
     stored: dict[str, npt.NDArray[Any]] = {f"input:{name}": value for name, value in inputs.items()}
     stored |= {"embeddings": users, "best_scores": best[:, 0]}
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)

@@ -17,6 +17,7 @@ from recsys.data.loader import RequestLoader
 from recsys.errors import UserError, nearest
 from recsys.evaluation.ranking import encode_corpus
 from recsys.index import Index, Tuning, exact_search, tune
+from recsys.merging import present
 from recsys.packing import pack, read_json, real_requests
 from recsys.release.store import ReleaseStore
 from recsys.runs import TrainedRun
@@ -128,7 +129,9 @@ def _validation_embeddings(run: TrainedRun) -> Floats:
         requests = Requests(*(column[chosen] for column in requests))
     with torch.inference_mode():
         for batch, _ in RequestLoader(run.builder, requests):
-            embeddings.append(run.model.encode_users(batch).numpy())
+            users = run.model.encode_users(batch).numpy()
+            # An index is asked with one embedding at a time.
+            embeddings.append(users if users.ndim == 2 else users[present(users)])
     return np.concatenate(embeddings)
 
 

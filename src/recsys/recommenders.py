@@ -19,6 +19,7 @@ from recsys.data.sources import ParquetFolder
 from recsys.errors import UserError
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import seen_items
+from recsys.index import search_users
 from recsys.packing import to_histories
 from recsys.recommendation import Recommender, Rows
 from recsys.release.manifest import CONFIG, describe_file
@@ -86,7 +87,7 @@ class ReleaseRecommender:
         columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
         histories = histories.with_requests(columns)
         exclude = self._retriever.index_rows(seen) if exclude_seen else None
-        return self._retriever.index.search(self._retriever.tower(histories), k, exclude=exclude)
+        return search_users(self._retriever.index, self._retriever.tower(histories), k, exclude=exclude)
 
 
 def open_recommender(run: str | None, release: str | None, store: str, root: str | None) -> Recommender:

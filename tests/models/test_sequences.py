@@ -15,6 +15,7 @@ from recsys.data.builder import BatchBuilder
 from recsys.models.encoders import MeanPooling, Transformer
 from recsys.models.fourier import BSARec
 from recsys.models.hstu import HSTU
+from recsys.models.interests import Capsules
 from recsys.models.modern import ModernTransformer
 from recsys.models.reach import LongAndRecent
 from recsys.models.sequences import Sequences
@@ -95,9 +96,10 @@ histories = st.lists(
 
 @settings(deadline=None, max_examples=15)
 @given(histories, st.data())
+@pytest.mark.parametrize("interests", [False, True])
 @pytest.mark.parametrize("name", TOWERS)
 def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
-    name: str, users: list[History], data: st.DataObject
+    name: str, interests: bool, users: list[History], data: st.DataObject
 ) -> None:
     """As if they alone had been sent to the exported tower: no event changes a query before it."""
     users = [sorted(user, key=lambda event: event[1]) for user in users]
@@ -107,10 +109,10 @@ def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
     windows = Windows(np.arange(len(users)), begin, begin + lengths, np.ones(len(users), bool))
     packed = BatchBuilder(dataset, MAX_HISTORY, horizon=3).training(windows, np.random.default_rng(0))
     torch.manual_seed(0)
-    tower = UserTower(TOWERS[name](), DIM, dataset).eval()
+    tower = UserTower(TOWERS[name](), DIM, dataset, interests=Capsules(DIM, 3) if interests else None).eval()
     table = torch.randn(10, DIM)
     answers = tower(packed, table[packed.item_idx])
-    assert len(answers) == len(packed.query)
+    assert answers.shape == (len(packed.query), *([3] if interests else []), DIM)
     places = lengths.cumsum() - lengths + np.arange(len(users))
     for answer, query, history in zip(answers, packed.query.tolist(), packed.history.tolist(), strict=True):
         before = users[history][: query - places[history]]

@@ -23,7 +23,7 @@ from recsys.models.towers import UserTower
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
 from recsys.schema import Schema
 
-USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent")
+USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent", "interests")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_users_without_history_and_unknown_users(world: Path, tower: str) -> Non
     begin, end = dataset.offsets[user], dataset.train_end[user]
     empty = Requests(np.array([user, -1]), np.array([begin, 0]))
     alone = model.encode_users(builder.requests(empty))
-    assert alone.shape == (2, 8)
+    assert alone.shape == ((2, 4, 8) if tower == "interests" else (2, 8))
     assert bool(torch.isfinite(alone).all())
     # Among others, the empty history stays the empty history.
     mixed = Requests(np.array([user, user, -1]), np.array([end, begin, 0]))
@@ -249,6 +249,22 @@ def test_temperature(world: Path) -> None:
     for value, message in (("0", "temperature: found 0"), ("-0.1", "temperature: found -0.1")):
         with pytest.raises(UserError, match=message):
             build(world, f"model.temperature={value}")
+
+
+def test_networks_over_features_are_the_mlps_they_were(world: Path) -> None:
+    """Numbers of the towers from before their networks could be chosen."""
+    model, dataset = build(world)
+    requests = Requests(np.array([0, 7, -1]), np.array([dataset.offsets[1], dataset.offsets[8] - 1, 0]))
+    users = model.encode_users(BatchBuilder(dataset, 8).requests(requests))
+    expected = [[-0.259411, -0.063864, 0.361455], [-0.165119, 0.037775, -0.025913], [-0.17116, 0.024118, -0.03662]]
+    torch.testing.assert_close(users[:, :3], torch.tensor(expected), atol=2e-5, rtol=0)
+    items = model.encode_items(torch.tensor([1, 40, dataset.num_items]))
+    expected = [[0.516101, -0.223466, 0.044565], [-0.293399, -0.288916, 0.431366], [-0.559689, -0.211684, -0.527417]]
+    torch.testing.assert_close(items[:, :3], torch.tensor(expected), atol=2e-5, rtol=0)
+    names = {name.removesuffix(".weight") for name in model.state_dict() if "mlp" in name or "mixer" in name}
+    assert {name for name in names if not name.endswith("bias")} == {
+        "user_tower.mixer.0", "user_tower.mixer.2", "item_tower.mlp.0", "item_tower.mlp.3"
+    }  # fmt: skip
 
 
 def test_the_same_seed_builds_the_same_model(world: Path) -> None:

@@ -41,6 +41,7 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
             expected = run.model.encode_users(batch).numpy()
         (found,) = session.run(None, pad(to_histories(batch, num_items), specs))
         assert found.shape == expected.shape
+        assert np.isfinite(found).all()
         worst = max(worst, float(np.abs(found - expected).max()))
     return worst
 
@@ -89,6 +90,14 @@ def test_equals_torch_whatever_time_is_worth(overrides: list[str], root: Path, t
     run = load_run(write_run(tmp_path / "run", root, "user_tower=hstu", *overrides))
     names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
     assert ("timestamp" in names) == (overrides == ["data.time=day"])
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crossing", ["cross_network", "mask_net"])
+def test_equals_torch_with_other_networks_over_features(crossing: str, root: Path, tmp_path: Path) -> None:
+    chosen = [f"crossing@{tower}.crossing={crossing}" for tower in ("user_tower", "item_tower")]
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=interests", *chosen))
     assert _worst_difference(run, tmp_path) < 1e-4
 
 

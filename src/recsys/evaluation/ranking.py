@@ -16,6 +16,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.topk import ExactTopK
+from recsys.merging import present, take_turns
 from recsys.models.two_tower import TwoTower
 
 
@@ -56,9 +57,25 @@ class ModelRanker:
             return self.search(self.model.encode_users(batch.to(self._item_idx.device)), k, exclude)
 
     def search(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        """As `rank`, for user embeddings [R, D] that exist already."""
+        """As `rank`, for user embeddings that exist already: [R, D], or [R, M, D] where a user has several.
+
+        The results of several embeddings take turns; each score is from the embedding that brought the item.
+        """
+        if users.ndim == 3:
+            return self._search_several(users, k, exclude)
         scores, rows = self._search(users, k, None if exclude is None else self._corpus_rows(exclude))
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
+
+    def _search_several(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        there = present(users.cpu().numpy())
+        owner, _ = np.nonzero(there)
+        excluded = None if exclude is None else exclude.take(owner)
+        found = self.search(users[torch.from_numpy(there).to(users.device)], k, excluded)
+        scores, items = np.full((*there.shape, k), -np.inf, np.float32), np.full((*there.shape, k), -1)
+        scores[there], items[there] = (each.cpu().numpy() for each in found)
+        # Item 0 says that there is no further result.
+        merged_scores, merged = take_turns(scores, np.where(items > 0, items, -1), k)
+        return torch.from_numpy(merged_scores), torch.from_numpy(np.maximum(merged, 0))
 
     def _corpus_rows(self, items: Ragged) -> RaggedTensor:
         owner = np.repeat(np.arange(len(items)), np.diff(items.offsets))

@@ -7,6 +7,7 @@ from recsys.index.loading import load_index
 from recsys.index.protocol import Effort, Index
 from recsys.index.topk import exact_search
 from recsys.index.tuning import Measure, Tuning, tune
+from recsys.index.users import search_users
 
 __all__ = [
     "HNSW",
@@ -22,5 +23,6 @@ __all__ = [
     "Tuning",
     "exact_search",
     "load_index",
+    "search_users",
     "tune",
 ]

@@ -35,6 +35,16 @@ class HistoryEncoder(Protocol):
         ...
 
 
+class Tokens(nn.Module):
+    """The tokens themselves, for interests that group the events as they are."""
+
+    is_causal, reads_time = True, False
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:  # noqa: ARG002
+        """The tokens."""
+        return tokens
+
+
 class MeanPooling(nn.Module):
     """Mean of the tokens so far (Covington et al. 2016, section 3.2, where averaging was best), then an MLP.
 

@@ -103,7 +103,8 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         self.names = [feature.name for feature in features]
         self.inputs = nn.ModuleList(_input(feature, width, unknown_rate) for feature in features)
-        self.out_dim = width * len(self.names)
+        self.widths = [width] * len(self.names)
+        self.out_dim = sum(self.widths)
 
     def forward(self, values: FeatureTensors) -> Tensor:
         """Embeddings [R, out_dim]."""

@@ -79,7 +79,7 @@ class Packed:
         self.from_end = torch.from_numpy(np.repeat(lengths - 1, lengths) - position).to(device)
         self.time = time
         self._starts = torch.from_numpy(starts).to(device)
-        self._lengths, self._device = lengths, device
+        self.lengths, self._device = lengths, device
         self._rows: dict[int, Rows] = {}
         self._windows: dict[tuple[int, int], Rows | Pieces] = {}
 
@@ -91,14 +91,14 @@ class Packed:
 
     def _plan(self, num_heads: int) -> Rows:
         if num_heads not in self._rows:
-            self._rows[num_heads] = Rows(self._lengths, num_heads, self._device)
+            self._rows[num_heads] = Rows(self.lengths, num_heads, self._device)
         return self._rows[num_heads]
 
     def _window_plan(self, num_heads: int, window: int) -> Rows | Pieces:
         key = num_heads, window
         if key not in self._windows:
-            form = Pieces if int(self._lengths.max(initial=0)) > 2 * window else Rows
-            self._windows[key] = form(self._lengths, num_heads, self._device, window)
+            form = Pieces if int(self.lengths.max(initial=0)) > 2 * window else Rows
+            self._windows[key] = form(self.lengths, num_heads, self._device, window)
         return self._windows[key]
 
     def pairs(self, num_heads: int) -> Sequence[Pairs]:
@@ -122,7 +122,7 @@ class Packed:
 
     def total(self, x: Tensor) -> Tensor:
         """As in `Layout`."""
-        sums = x.new_zeros(len(self._lengths), x.shape[1])
+        sums = x.new_zeros(len(self.lengths), x.shape[1])
         return F.embedding(self.sequence, sums.scatter_add(0, self.sequence.unsqueeze(1).expand_as(x), x))
 
 

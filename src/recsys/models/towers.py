@@ -1,6 +1,6 @@
 """The two towers: item_idx -> item embedding, and a batch of histories -> user embeddings.
 
-Shapes: R items, T events, H histories, P queries, D dim.
+Shapes: R items, T events, H histories, P queries, M embeddings of a user, D dim.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from torch import Tensor, nn
 from recsys.data.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
+from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide, take
+from recsys.models.interests import Interests, of_prefixes
 from recsys.models.layout import Padded
 from recsys.models.sequences import Sequences
 from recsys.schema import UNKNOWN_ITEM
 
 
 class ItemTower(nn.Module):
-    """Id embedding plus an MLP over features; either may be switched off.
+    """Id embedding plus a network over features; either may be switched off.
 
     Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
 
@@ -30,8 +32,7 @@ class ItemTower(nn.Module):
         use_id: learn an embedding for each trained item.
         use_features: read the features of items.
         feature_width: of each feature's embedding.
-        hidden: of the MLP over features.
-        dropout: in the MLP.
+        crossing: the network over features.
         unknown_rate: share of ids that training hides when there are features to fall back on.
         sparse: row-wise updates of the id table, for big ones.
     """
@@ -43,8 +44,7 @@ class ItemTower(nn.Module):
         use_id: bool = True,
         use_features: bool = True,
         feature_width: int = 32,
-        hidden: int = 128,
-        dropout: float = 0.1,
+        crossing: Crossing = MLP,
         unknown_rate: float = 0.05,
         sparse: bool = False,
     ) -> None:
@@ -60,9 +60,7 @@ class ItemTower(nn.Module):
         self.rows = FeatureRows({f.name: dataset.columns[f.key] for f in features})
         self.mlp: nn.Module | None = None
         if self.features is not None:
-            self.mlp = nn.Sequential(
-                nn.Linear(self.features.out_dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim)
-            )
+            self.mlp = crossing(self.features.widths, dim)
         self.unknown_rate = unknown_rate if self.features is not None else 0.0
 
     @property
@@ -98,8 +96,9 @@ class UserTower(nn.Module):
         use_profile: read the features of users.
         use_user_id: learn an embedding for each user with training events.
         feature_width: of each feature's embedding.
-        hidden: of the MLP that mixes profile and request with the state.
+        crossing: the network that mixes profile and request with the state.
         unknown_rate: share of the history's items that training reads as unknown.
+        interests: several embeddings of a user, from the encoder's states; null for one, its last state.
 
     Raises:
         UserError: an encoder that reads time, and data without a clock.
@@ -113,12 +112,13 @@ class UserTower(nn.Module):
         use_profile: bool = True,
         use_user_id: bool = False,
         feature_width: int = 32,
-        hidden: int = 128,
+        crossing: Crossing = MLP,
         unknown_rate: float = 0.01,
+        interests: Interests | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.unknown_rate = dim, unknown_rate
-        self.encoder = encoder
+        self.encoder, self.interests = encoder, interests
         self.time_unit = _time_unit(encoder, dataset)
         self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
         schema = dataset.schema
@@ -130,22 +130,33 @@ class UserTower(nn.Module):
         self.requests = FeatureEmbedding(requests, feature_width) if requests else None
         self.users = _UserIds(dataset, feature_width, unknown_rate) if use_user_id else None
         parts = (self.profile, self.requests, self.users)
-        context = sum(part.out_dim for part in parts if part is not None)
-        self.mixer = None
-        if context:
-            self.mixer = nn.Sequential(nn.Linear(dim + context, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        context = [width for part in parts if part is not None for width in part.widths]
+        self.mixer = crossing([dim, *context], dim) if context else None
+
+    @property
+    def num_embeddings(self) -> int:
+        """Embeddings of a user, M."""
+        return 1 if self.interests is None else self.interests.num_embeddings
 
     def hide_items(self, item_idx: Tensor) -> Tensor:
         """Items of the history of which, in training, a share is read as unknown."""
         return hide(item_idx, self.unknown_rate, self.training, UNKNOWN_ITEM)
 
     def forward(self, batch: Batch, items: Tensor) -> Tensor:
-        """User embeddings [P, D]; `items` [T, D] are the embeddings of the batch's events."""
+        """User embeddings [P, D] or, of several interests, [P, M, D], zeros where a user has fewer.
+
+        `items` [T, D] are the embeddings of the batch's events.
+        """
         tokens = self._tokens(items, batch.events)
         source, layout, answer = Sequences.of(batch, self.encoder.is_causal, self.encoder.reads_time)
         states = self.encoder(F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens])), layout)
+        there = None
+        if self.interests is None:
+            states = F.embedding(answer, states)
+        else:
+            states, there = of_prefixes(self.interests, states, layout.lengths, answer, layout.sequence[answer])
         users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
-        return self._mix(F.embedding(answer, states), users, batch.requests, batch.user_idx[batch.history])
+        return self._mix(states, users, batch.requests, batch.user_idx[batch.history], there)
 
     def forward_padded(
         self,
@@ -157,7 +168,7 @@ class UserTower(nn.Module):
         user_idx: Tensor,
         time: Tensor | None,
     ) -> Tensor:
-        """User embeddings [B, D] of histories padded on the right; what the exported tower computes.
+        """User embeddings [B, D] or [B, M, D] of histories padded on the right; what the exported tower computes.
 
         Args:
             items: [B, L, D] embeddings of the events.
@@ -176,8 +187,11 @@ class UserTower(nn.Module):
             if self.time_unit > 1:
                 time = time - torch.remainder(time, self.time_unit)
         states = self.encoder(x, Padded(x, lengths + 1, time))
-        last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
-        return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
+        if self.interests is None:
+            last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
+            return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
+        states, there = self.interests(states, lengths.unsqueeze(1) + 1)
+        return self._mix(states.squeeze(1), users, requests, user_idx, there.squeeze(1))
 
     def _tokens(self, items: Tensor, events: FeatureTensors) -> Tensor:
         tokens: Tensor = items * self.dim**0.5
@@ -185,17 +199,26 @@ class UserTower(nn.Module):
             return tokens
         return tokens + self.event_projection(self.events(events))  # type: ignore[no-any-return]
 
-    def _mix(self, states: Tensor, users: FeatureTensors, requests: FeatureTensors, user_idx: Tensor) -> Tensor:
-        if self.mixer is None:
-            return states
-        parts = [states]
-        if self.profile is not None:
-            parts.append(self.profile(users))
-        if self.requests is not None:
-            parts.append(self.requests(requests))
-        if self.users is not None:
-            parts.append(self.users(user_idx))
-        return states + self.mixer(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+    def _mix(
+        self,
+        states: Tensor,
+        users: FeatureTensors,
+        requests: FeatureTensors,
+        user_idx: Tensor,
+        there: Tensor | None = None,
+    ) -> Tensor:
+        if self.mixer is not None:
+            parts = []
+            if self.profile is not None:
+                parts.append(self.profile(users))
+            if self.requests is not None:
+                parts.append(self.requests(requests))
+            if self.users is not None:
+                parts.append(self.users(user_idx))
+            if states.ndim == 3:
+                parts = [part.unsqueeze(1).expand(-1, states.shape[1], -1) for part in parts]
+            states = states + self.mixer(torch.cat([states, *parts], dim=-1))
+        return states if there is None else states.masked_fill(~there.unsqueeze(2), 0.0)
 
 
 def _time_unit(encoder: HistoryEncoder, dataset: PreparedDataset) -> int:
@@ -221,7 +244,7 @@ class _UserIds(nn.Module):
         rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
         self.register_buffer("rows", rows)
         self.table = nn.Embedding(int(trained.sum()) + 1, width)
-        self.out_dim, self.unknown_rate = width, unknown_rate
+        self.widths, self.unknown_rate = [width], unknown_rate
 
     def forward(self, user_idx: Tensor) -> Tensor:
         rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]

@@ -71,6 +71,11 @@ class TwoTower(nn.Module):
         return self.user_tower.dim + (self.item_bias is not None)
 
     @property
+    def num_embeddings(self) -> int:
+        """Embeddings of a user, M."""
+        return self.user_tower.num_embeddings
+
+    @property
     def metric(self) -> Similarity:
         """How retrieval compares them: with a bias they are not of unit length, whatever the training's similarity."""
         return self.similarity if self.item_bias is None else "dot"
@@ -85,10 +90,31 @@ class TwoTower(nn.Module):
         return torch.cat([embeddings, bias.unsqueeze(1)], dim=1)
 
     def encode_users(self, batch: Batch) -> Tensor:
-        """Comparable user embeddings [P, dim], one for each query of the batch."""
+        """Comparable user embeddings of each query of the batch: [P, dim], or [P, M, dim] of several interests."""
         return self.finish_users(self.user_tower(batch, self.item_tower(batch.item_idx)))
 
     def finish_users(self, states: Tensor) -> Tensor:
-        """What the user tower gives, [P, D], as embeddings [P, dim] that retrieval compares."""
+        """What the user tower gives, [P, D] or [P, M, D], as embeddings that retrieval compares."""
         embeddings = self.compare(states)
-        return embeddings if self.item_bias is None else F.pad(embeddings, (0, 1), value=1.0)
+        if self.item_bias is None:
+            return embeddings
+        if states.ndim == 2:
+            return F.pad(embeddings, (0, 1), value=1.0)
+        # Absent embeddings stay zeros.
+        return torch.cat([embeddings, states.any(2, keepdim=True).to(embeddings.dtype)], dim=2)
+
+
+def towards(users: Tensor, targets: Tensor) -> Tensor:
+    """The embedding [P, D] of each user that scores its target best, for training.
+
+    Label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in ComiRec (Cen et al.
+    2020): a target teaches the interest that it belongs to.
+
+    Args:
+        users: comparable embeddings [P, M, D], zeros where there is none.
+        targets: [P, D].
+    """
+    with torch.no_grad():
+        scores = (users @ targets.unsqueeze(2)).squeeze(2)
+        best = scores.masked_fill(~users.any(2), -torch.inf).argmax(1)
+    return users[torch.arange(len(users), device=users.device), best]

@@ -14,7 +14,7 @@ from torch.export import Dim
 from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.data.columns import Column, Dense, Ragged
 from recsys.models.two_tower import TwoTower
-from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec
+from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec, embedding_shape
 from recsys.schema import Feature, Schema
 
 # Larger weights go to a second file, which the runtime maps instead of parsing.
@@ -73,7 +73,7 @@ class ServedUserTower(nn.Module):
         self.register_buffer("table", table.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """User embeddings [B, D] of the inputs, which come in the order of the specs."""
+        """User embeddings [B, D] or [B, M, D] of the inputs, which come in the order of the specs."""
         given = dict(zip(self.names, inputs, strict=True))
         item_idx, lengths = given["item_idx"], given["lengths"]
         user_idx = given.get("user_idx", torch.full_like(lengths, -1))
@@ -126,7 +126,7 @@ def export_user_tower(
             verbose=False,
         )
     assert program is not None
-    output = TensorSpec(OUTPUT, "float32", ("B", model.dim))
+    output = TensorSpec(OUTPUT, "float32", embedding_shape(model.num_embeddings, model.dim))
     _write(program.model_proto, folder / USER_TOWER, (*specs, output), metadata)
     return output
 

@@ -68,6 +68,8 @@ class Manifest:
         pair: hash over everything that user tower and index must agree on; both carry it.
         inputs, output: of the exported user tower.
         temperature: similarities are divided by it to become logits.
+        num_items: in the index.
+        num_embeddings: of a user, M; absent ones are zeros.
         metrics: of the run.
         index: class, recall against exact search, and the curve of the tuning.
         files: every other file of the release.
@@ -82,6 +84,7 @@ class Manifest:
     similarity: str
     temperature: float
     dim: int
+    num_items: int
     num_embeddings: int
     max_history: int
     pair: str
@@ -99,6 +102,9 @@ class Manifest:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
         """Manifest from what `to_json` gave."""
+        if "num_items" not in content:
+            # Manifests had no such entry while users had one embedding: `num_embeddings` counted those of items.
+            content = {**content, "num_items": content["num_embeddings"], "num_embeddings": 1}
         return cls(
             **{
                 **content,
@@ -133,6 +139,11 @@ class Manifest:
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(entry["name"], entry["type"], tuple(entry["shape"]))
+
+
+def embedding_shape(num_embeddings: int, dim: int) -> tuple[str | int, ...]:
+    """Shape of what the exported tower gives: [B, D], or [B, M, D] where a user has several embeddings."""
+    return ("B", dim) if num_embeddings == 1 else ("B", num_embeddings, dim)
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:

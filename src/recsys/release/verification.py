@@ -28,6 +28,7 @@ from recsys.release.manifest import (
     FileEntry,
     Manifest,
     describe_file,
+    embedding_shape,
     pair_of,
     version_of,
 )
@@ -141,14 +142,15 @@ def _check_items(folder: Path, manifest: Manifest) -> None:
         num_items = pq.read_metadata(folder / ITEMS).num_rows
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise UserError(f"{folder}: embeddings or items are unreadable ({error})") from error
-    shape = (manifest.num_embeddings, manifest.dim)
+    shape = (manifest.num_items, manifest.dim)
     if embeddings.shape != shape or embeddings.dtype != np.float32:
         found = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise UserError(f"{folder / EMBEDDINGS}: found {found}, expected float32 {list(shape)}")
-    if num_items != manifest.num_embeddings:
-        raise UserError(f"{folder / ITEMS}: found {num_items} rows, expected {manifest.num_embeddings}")
-    if manifest.output.shape[-1] != manifest.dim:
-        raise UserError(f"{folder / USER_TOWER}: gives {manifest.output.shape[-1]} dimensions, expected {manifest.dim}")
+    if num_items != manifest.num_items:
+        raise UserError(f"{folder / ITEMS}: found {num_items} rows, expected {manifest.num_items}")
+    output = embedding_shape(manifest.num_embeddings, manifest.dim)
+    if manifest.output.shape != output:
+        raise UserError(f"{folder / USER_TOWER}: gives {list(manifest.output.shape)}, expected {list(output)}")
 
 
 def read_tower(folder: Path) -> onnx.ModelProto:

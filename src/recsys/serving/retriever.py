@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from recsys.data.columns import Column, Ragged, load_array
 from recsys.data.encoding import FeatureEncoder
 from recsys.errors import UserError, nearest
-from recsys.index import Index, load_index
+from recsys.index import Index, load_index, search_users
 from recsys.release.manifest import EMBEDDINGS, ITEM_VOCABULARY, ITEMS, SCHEMA, SELF_CHECK, USER_VOCABULARY, Manifest
 from recsys.release.store import ReleaseStore
 from recsys.schema import Feature, Schema
@@ -53,8 +53,8 @@ class Answer:
     """Ranked items of one request.
 
     Attributes:
-        item_ids: best first.
-        scores: float32, of the same length.
+        item_ids: best first; where a user has several embeddings, these take turns.
+        scores: float32, of the same length; each from the embedding that brought the item.
         history_length: events that the tower read.
         unknown_items: distinct items of the history that the release does not know, in order; the tower read them as
             unknown ones.
@@ -140,7 +140,7 @@ class Retriever:
             for query in queries
         ]
         allow = self.item_filter(filter or {})
-        scores, rows = self.index.search(embeddings, k, allow, self.rows_of_items(excluded))
+        scores, rows = search_users(self.index, embeddings, k, allow, self.rows_of_items(excluded))
         ids = self.items["item_id"]
         answers = []
         for number in range(len(queries)):
@@ -151,7 +151,7 @@ class Retriever:
         return answers
 
     def embed(self, queries: Sequence[Query]) -> Floats:
-        """User embeddings float32 [B, D]."""
+        """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
         histories, _ = self.encode(queries)
         return self.tower(histories)
 
@@ -239,7 +239,7 @@ class Retriever:
         found = self.tower.run(inputs)
         if found.shape != expected.shape or not np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
             raise UserError(f"{self.folder}: the user tower does not give the embeddings of {SELF_CHECK}")
-        scores, _ = self.index.search(expected, 1)
+        scores, _ = search_users(self.index, expected, 1)
         # An approximate search may go another way on another processor, but not for most questions.
         if np.isclose(scores[:, 0], best, atol=TOLERANCE, rtol=TOLERANCE).mean() < 0.75:
             raise UserError(

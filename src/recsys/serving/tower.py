@@ -60,17 +60,18 @@ class UserTowerSession:
         self._session = onnxruntime.InferenceSession(
             str(folder / USER_TOWER), options, providers=["CPUExecutionProvider"]
         )
-        self.inputs, self.dim, self.max_history = manifest.inputs, manifest.dim, manifest.max_history
+        self.inputs, self.max_history = manifest.inputs, manifest.max_history
+        self.shape = tuple(int(size) for size in manifest.output.shape[1:])
         self.reads_time = any(spec.name == TIMESTAMP for spec in manifest.inputs)
 
     def __call__(self, histories: Histories) -> Floats:
-        """User embeddings float32 [B, D]."""
+        """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
         return self.run(pad(histories, self.inputs))
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Floats:
-        """User embeddings float32 [B, D] of padded inputs."""
+        """As calling it, of padded inputs."""
         if not len(inputs["lengths"]):
-            return np.zeros((0, self.dim), np.float32)
+            return np.zeros((0, *self.shape), np.float32)
         (embeddings,) = self._session.run(None, dict(inputs))
         return np.asarray(embeddings)
 

@@ -1,0 +1,37 @@
+"""Search for users, who have one embedding or several."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recsys.data.columns import Ragged
+from recsys.index.protocol import Index
+from recsys.index.topk import Floats, Mask, Rows
+from recsys.merging import present, take_turns
+
+
+def search_users(
+    index: Index, users: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+) -> tuple[Floats, Rows]:
+    """The k items of each user.
+
+    Args:
+        index: of the items.
+        users: float32 [B, D], or [B, M, D] where a user has up to M embeddings (absent ones are zeros).
+        k: results for each user.
+        allow: bool [N], the rows that may be returned; None: all.
+        exclude: row b holds the rows that user b may not get.
+
+    Returns:
+        scores float32 [B, k] and rows int64 [B, k]. Of one embedding best first, as `Index.search`; of several in the
+        order of `take_turns`, each score from the embedding that brought the item.
+    """
+    if users.ndim == 2:
+        return index.search(users, k, allow, exclude)
+    there = present(users)
+    owner = np.nonzero(there)[0]
+    scores = np.full((*there.shape, k), -np.inf, np.float32)
+    rows = np.full((*there.shape, k), -1, np.int64)
+    excluded = None if exclude is None else exclude.take(owner)
+    scores[there], rows[there] = index.search(users[there], k, allow, excluded)
+    return take_turns(scores, rows, k)
