@@ -24,7 +24,7 @@ class RunRow:
     Attributes:
         path: of the run folder.
         name: its path below the folder that was read.
-        overrides: what its command asked for, as {key: value}, both as they were written; a choice of a group is one too.
+        overrides: what its command asked for, as {key: value} in its own words; a choice of a group is one too.
         state: content of `run.json`.
         metrics: content of `metrics.json`; empty before the first validation of the selected checkpoint.
     """
