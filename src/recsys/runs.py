@@ -57,8 +57,7 @@ def load_run(path: str | Path) -> TrainedRun:
         raise UserError(
             f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
         )
-    config = OmegaConf.merge(EARLIER, OmegaConf.load(path / "config.yaml"))
-    assert isinstance(config, DictConfig)
+    config = stored_config(path)
     dataset = open_data(config)
     if dataset.meta.fingerprint != state["dataset_fingerprint"]:
         raise UserError(
@@ -72,6 +71,15 @@ def load_run(path: str | Path) -> TrainedRun:
     builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
     metrics = _read_json(path / "metrics.json")
     return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics)
+
+
+def stored_config(path: Path) -> DictConfig:
+    """`config.yaml` of a run folder, with what runs meant before a key existed."""
+    stored = OmegaConf.load(path / "config.yaml")
+    # Keys in the order of the file.
+    config = OmegaConf.merge(stored, EARLIER, stored)
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def load_weights(model: TwoTower, checkpoint: Path) -> None:
