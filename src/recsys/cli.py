@@ -89,6 +89,16 @@ def variants_of(config: DictConfig) -> dict[str, DictConfig]:
     return variants
 
 
+def check_overrides(config_name: str, arguments: list[str]) -> None:
+    """What a command does with its arguments before anything else.
+
+    Raises:
+        UserError: they do not compose, or a key is unknown.
+    """
+    if problem := _composition_error(config_name, arguments):
+        raise UserError(problem)
+
+
 def check(config: DictConfig, reference: DictConfig) -> None:
     """Compare a configuration, key by key, with one of the same groups and no overrides.
 
@@ -165,14 +175,15 @@ def _search_path(arguments: Iterable[str]) -> list[str]:
     folders: list[str] = []
     words = iter(arguments)
     for word in words:
-        option, equals, value = word.partition("=")
+        option, equals, given = word.partition("=")
         if option in CONFIG_DIR:
-            folder = Path(value if equals else next(words, ""))
-            if not folder.is_dir():
-                raise UserError(f"--config-dir: {folder} is not a folder")
-            folders.append(f"file://{folder.absolute()}")
+            path = Path(given if equals else next(words, ""))
+            if not path.is_dir():
+                raise UserError(f"--config-dir: {path} is not a folder")
+            folders.append(f"file://{path.absolute()}")
         elif option.lstrip("+") == "hydra.searchpath":
-            folders += OverridesParser.create().parse_override(word).value()
+            value = OverridesParser.create().parse_override(word).value()
+            folders += [str(folder) for folder in value] if isinstance(value, list) else [str(value)]
     return [f"hydra.searchpath={folders}"] if folders else []
 
 
