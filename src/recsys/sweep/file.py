@@ -79,9 +79,10 @@ class Sweep:
         }
         words: list[str] = []
         for chunk in self.command:
-            filled = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), chunk)
-            words += meaning.get(filled, [filled])
-        return [word for word in words if not word.startswith("hydra.run.dir=")]
+            if not chunk.startswith("hydra.run.dir="):
+                filled = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), chunk)
+                words += meaning.get(filled, [filled])
+        return words
 
 
 def read_sweep(path: str | Path) -> Sweep:

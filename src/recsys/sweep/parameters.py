@@ -128,7 +128,8 @@ def read_parameter(name: str, node: Any) -> Parameter:
     wanted = _SETTINGS[distribution]
     for key in node:
         if key not in (*wanted, "distribution"):
-            raise UserError(f"unknown key '{place}.{key}' of {distribution}{nearest(str(key), wanted)}")
+            valid = wanted if {*wanted} & {*node} else ("value", "values", "min", "max")
+            raise UserError(f"unknown key '{place}.{key}'{nearest(str(key), valid)}")
     settings = {key: node.get(key, _DEFAULTS.get(key)) for key in wanted}
     for key, value in settings.items():
         if key not in node and value is None:

@@ -43,7 +43,7 @@ def run_sweep(sweep: Sweep, folder: Path, max_runs: int | None, workers: int, co
     Raises:
         UserError: the folder holds another sweep or is in use, the sweep does not compose, or it has no end.
     """
-    _check_composition(sweep)
+    check_composition(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "sweep.lock", timeout=0):
@@ -164,7 +164,7 @@ class _Runner:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _check_composition(sweep: Sweep) -> None:
+def check_composition(sweep: Sweep) -> None:
     """Refuse what would fail in every run, before the first: of choices, each is composed once."""
     program = Path(sweep.program)
     if not program.is_file():

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import optuna
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -101,7 +102,8 @@ class SweepStudy:
             self._study.ask()
         trial = self._trial(number)
         if "arguments" not in trial.user_attrs:
-            self._study.sampler = (TPESampler if self.sweep.method == "bayes" else RandomSampler)(seed=number)
+            seed = int(np.random.SeedSequence(number).generate_state(1)[0])
+            self._study.sampler = (TPESampler if self.sweep.method == "bayes" else RandomSampler)(seed=seed)
             values = self._grid[number] if self._grid else {p.name: p.draw(trial) for p in self.sweep.parameters}
             trial.set_user_attr("arguments", self.sweep.arguments(values))
         return self.records()[number]
