@@ -37,6 +37,12 @@ def test_runs_are_found_and_what_is_within_them_is_not(tmp_path: Path) -> None:
     assert [row.name for row in read_runs(tmp_path / "b")] == ["b"]
 
 
+def test_numbers_come_by_value(tmp_path: Path) -> None:
+    for name in ("10", "2", "b/1", "a", "1"):
+        write(tmp_path / name)
+    assert [row.name for row in read_runs(tmp_path)] == ["a", "b/1", "1", "2", "10"]
+
+
 def test_what_differs(tmp_path: Path) -> None:
     write(tmp_path / "0", ["model.dim=8", "loss.logq=off", "user_tower=mean"])
     write(tmp_path / "1", ["model.dim=8", "loss.logq=classic"])

@@ -52,7 +52,7 @@ class RunRow:
 
 
 def read_runs(root: str | Path) -> list[RunRow]:
-    """Every run folder below `root`, `root` itself included, in order of paths.
+    """Every run folder below `root`, `root` itself included, in order of paths, numbers by value (2 before 10).
 
     What lies within a run folder belongs to it: variants that a run chose from are no runs of the table.
 
@@ -62,7 +62,7 @@ def read_runs(root: str | Path) -> list[RunRow]:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
-    return [_read(path, root) for path in _run_folders(root)]
+    return [_read(path, root) for path in sorted(_run_folders(root), key=_order)]
 
 
 def is_maximized(metric: str) -> bool:
@@ -117,10 +117,13 @@ def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], console: Console 
 
 def _run_folders(root: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(root):
-        below.sort()
         if "run.json" in files:
             below.clear()
             yield Path(folder)
+
+
+def _order(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in path.parts]
 
 
 def _read(path: Path, root: Path) -> RunRow:
