@@ -326,18 +326,30 @@ def _finished(path: Path, status: str = "finished", **metrics: float) -> Path:
     return path
 
 
-def test_the_best_finished_run_of_a_sweep(tmp_path: Path) -> None:
+def test_the_best_run_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UserError, match="holds no finished run"):
         best_run(tmp_path, "val/recall@100")
-    _finished(tmp_path / "0", **{"val/recall@100": 0.2})
+    _finished(tmp_path / "0", **{"val/recall@100": 0.2, "val/loss": 0.7})
     _finished(tmp_path / "deep/1", **{"val/recall@100": 0.3})
-    _finished(tmp_path / "deep/2", **{"val/recall@100": 0.3})
+    _finished(tmp_path / "deep/2", "selected", **{"val/recall@100": 0.3, "val/loss": 0.9})
     _finished(tmp_path / "3", "training", **{"val/recall@100": 0.9})
+    _finished(tmp_path / "3a", "stopped", **{"val/recall@100": 0.9})
     _finished(tmp_path / "4", **{"val/recall@100": float("nan"), "val/recall@10": 0.1})
-    assert best_run(tmp_path, "val/recall@100") == tmp_path / "deep/1"
-    assert best_run(tmp_path, "val/recall@10") == tmp_path / "4"
-    with pytest.raises(UserError, match="none of 4 finished runs .* did you mean 'val/recall@100'"):
+    # What a run chose from is no run of its own.
+    _finished(tmp_path / "4/variants/mean", "selected", **{"val/recall@100": 0.9})
+    with caplog.at_level("INFO", logger="recsys"):
+        assert best_run(tmp_path, "val/recall@100").path == tmp_path / "deep/1"
+    assert caplog.messages == [f"{tmp_path}/deep/1: best of 4 runs, val/recall@100 0.3000; as good: deep/2"]
+    assert best_run(tmp_path, "val/recall@10").path == tmp_path / "4"
+    # Less is better by the name of the metric, and by what the sweep's own file says.
+    assert best_run(tmp_path, "val/loss").path == tmp_path / "0"
+    (tmp_path / "sweep.yaml").write_text("metric: {name: val/recall@100, goal: minimize}")
+    assert best_run(tmp_path, "val/recall@100").path == tmp_path / "0"
+    (tmp_path / "sweep.yaml").unlink()
+    with pytest.raises(UserError, match="none of 4 runs has 'val/recal@100'; did you mean 'val/recall@100'"):
         best_run(tmp_path, "val/recal@100")
+    with pytest.raises(UserError, match="found 'test/recall@10', expected one of validation"):
+        best_run(tmp_path, "test/recall@10")
     with pytest.raises(UserError, match="not a folder"):
         best_run(tmp_path / "none", "val/recall@100")
     for both in ((None, None), ("run", "sweep")):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from commands import run_all
 
+from recsys.training import finish
+
 pytestmark = pytest.mark.slow
 
 STEP = "recsys.module:RetrievalModule.training_step"
@@ -154,6 +156,30 @@ def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     assert {"val/recall@10", "val/ndcg@10", "epoch", "step"} <= logged
     # Loading runs no code: plain containers and tensors.
     torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_run_without_test_is_finished_later(tmp_path: Path, cache: Path) -> None:
+    whole, half, promoted = tmp_path / "whole", tmp_path / "half", tmp_path / "promoted"
+    options = ("trainer.max_epochs=2", "refit=true")
+    jobs = [{"args": command(whole, cache, *options)}]
+    jobs += [{"args": command(run, cache, *options, "test=false")} for run in (half, half, promoted)]
+    for code, output in run_all(jobs, tmp_path):
+        assert code == 0, output
+    for run in (half, promoted):
+        assert read(run, "run.json")["status"] == "selected"
+        assert not [name for name in read(run, "metrics.json") if name.startswith("test")]
+        assert not (run / "per_user.parquet").exists()
+    ((code, output),) = run_all([{"args": command(half, cache, *options)}], tmp_path)
+    assert code == 0, output
+    assert_same_run(half, whole)
+    finish(promoted)
+    assert_same_run(promoted, whole)
+    assert (promoted / "config.yaml").read_text() == (whole / "config.yaml").read_text()
+    # What was looked at is not forgotten.
+    ((code, output),) = run_all([{"args": command(half, cache, *options, "test=false")}], tmp_path)
+    assert code == 0, output
+    assert read(half, "run.json")["status"] == "finished"
+    assert (half / "config.yaml").read_text() == (whole / "config.yaml").read_text()
 
 
 def test_averaged_weights_are_what_is_evaluated(tmp_path: Path, cache: Path) -> None:

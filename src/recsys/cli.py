@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -43,8 +44,8 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def command(config: DictConfig) -> None:
         try:
-            choices = HydraConfig.get().runtime.choices
-            check(config, _reference(config_name, choices))
+            given = HydraConfig.get()
+            check(config, _reference(config_name, given.runtime.choices, _search_path(given.overrides.hydra)))
             main(config)
         except (UserError, OmegaConfBaseException) as error:
             _fail(_readable(error))
@@ -66,7 +67,8 @@ def variants_of(config: DictConfig) -> dict[str, DictConfig]:
         UserError: a variant does not compose, or none fits the data.
     """
     variants = {}
-    given = list(HydraConfig.get().overrides.task)
+    said = HydraConfig.get().overrides
+    given = [*said.task, *_search_path(said.hydra)]
     for name, variant in config.variants.items():
         for key in variant:
             if key not in ("overrides", "time"):
@@ -87,6 +89,16 @@ def variants_of(config: DictConfig) -> dict[str, DictConfig]:
     return variants
 
 
+def check_overrides(config_name: str, arguments: list[str]) -> None:
+    """What a command does with its arguments before anything else.
+
+    Raises:
+        UserError: they do not compose, or a key is unknown.
+    """
+    if problem := _composition_error(config_name, arguments):
+        raise UserError(problem)
+
+
 def check(config: DictConfig, reference: DictConfig) -> None:
     """Compare a configuration, key by key, with one of the same groups and no overrides.
 
@@ -99,6 +111,8 @@ def check(config: DictConfig, reference: DictConfig) -> None:
     _check(config, reference, "")
 
 
+# Hydra's option for a folder of options outside `conf/`.
+CONFIG_DIR = ("--config-dir", "-cd")
 # Values that may be null although they are not by default.
 NULLABLE = ("evaluation.val_users", "history.half_life_days", "logger.project")
 # Stands for `**kwargs` among the parameters of a constructor.
@@ -148,12 +162,29 @@ def _parameters(target: str) -> set[str]:
         return set()
 
 
-def _reference(config_name: str, choices: Mapping[str, str | None]) -> DictConfig:
+def _reference(config_name: str, choices: Mapping[str, str | None], search_path: list[str]) -> DictConfig:
     """The configuration of the same groups, without experiment and overrides."""
     with _initialized():
         usual = hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices
         chosen = [f"{group}={choice}" for group, choice in choices.items() if group in _groups() and group in usual]
-        return hydra.compose(config_name, overrides=chosen)
+        return hydra.compose(config_name, overrides=[*search_path, *chosen])
+
+
+def _search_path(arguments: Iterable[str]) -> list[str]:
+    """The override, if any, that lets options be found in folders outside `conf/`, as the arguments ask for it."""
+    folders: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, given = word.partition("=")
+        if option in CONFIG_DIR:
+            path = Path(given if equals else next(words, ""))
+            if not path.is_dir():
+                raise UserError(f"--config-dir: {path} is not a folder")
+            folders.append(f"file://{path.absolute()}")
+        elif option.lstrip("+") == "hydra.searchpath":
+            value = OverridesParser.create().parse_override(word).value()
+            folders += [str(folder) for folder in value] if isinstance(value, list) else [str(value)]
+    return [f"hydra.searchpath={folders}"] if folders else []
 
 
 @contextmanager
@@ -187,17 +218,23 @@ def _readable(error: Exception) -> str:
 
 def _composition_error(config_name: str, arguments: list[str]) -> str | None:
     """What is wrong with the overrides, with the nearest valid key; None when they compose."""
-    # Options such as -m or --config-dir change what composes: the command itself checks there.
-    if any(argument.startswith("-") for argument in arguments):
+    given = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
+    overrides = [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if word.partition("=")[0] not in CONFIG_DIR and before not in CONFIG_DIR
+    ]
+    # Other options, such as -m, change what composes: the command itself checks there.
+    if any(argument.startswith("-") for argument in overrides):
         return None
-    overrides = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
     with _initialized():
         try:
-            config = hydra.compose(config_name, overrides=overrides, return_hydra_config=True)
+            search_path = _search_path(arguments)
+            config = hydra.compose(config_name, overrides=[*search_path, *overrides], return_hydra_config=True)
             choices = config.hydra.runtime.choices
             with open_dict(config):
                 del config["hydra"]
-            check(config, _reference(config_name, choices))
+            check(config, _reference(config_name, choices, search_path))
         except (HydraException, OmegaConfBaseException, UserError) as error:
             message = " ".join(str(error).split())
             key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 
 from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader
-from recsys.errors import UserError, nearest
+from recsys.errors import UserError
 from recsys.evaluation.ranking import encode_corpus
 from recsys.index import Index, Tuning, exact_search, tune
 from recsys.merging import present
-from recsys.packing import pack, read_json, real_requests
+from recsys.packing import pack, real_requests
 from recsys.release.store import ReleaseStore
+from recsys.run_table import RunRow, best_first, is_maximized, read_runs
 from recsys.runs import TrainedRun
 from recsys.serving.tower import Floats
+from recsys.training import finish
 
 log = logging.getLogger("recsys")
 
@@ -81,44 +83,53 @@ def promote(run: TrainedRun, index: Index, store: ReleaseStore, model: str, reca
 
 
 def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
-    """The folder `run`, or the best run of the folder `sweep`.
+    """The folder `run`, or the best run of the folder `sweep`, finished if it was not tested yet.
 
     Raises:
         UserError: none or both are given, or the sweep has no such run.
     """
     if (run is None) == (sweep is None):
         raise UserError("expected one of run=RUN (a run folder) and sweep=DIR (a folder of run folders)")
-    return Path(run) if run is not None else best_run(str(sweep), metric)
+    if run is not None:
+        return Path(run)
+    best = best_run(str(sweep), metric)
+    if best.status == "selected":
+        log.info("%s was selected on validation: finishing it, with the one look at the test part", best.path)
+        finish(best.path)
+    return best.path
 
 
-def best_run(sweep: str | Path, metric: str) -> Path:
-    """The finished run below the folder `sweep` with the highest `metric`; of equal ones the first by path.
+def best_run(sweep: str | Path, metric: str) -> RunRow:
+    """The best run by a metric of validation below the folder `sweep`, of equal ones the first by path; says which.
+
+    Runs that are finished, or selected and not tested yet, can win. The sweep's own file says whether more is better,
+    the name of the metric does where there is none.
 
     Raises:
-        UserError: there is no finished run, or none has the metric.
+        UserError: the metric is not one of validation, there is no such run, or none has the metric.
     """
-    sweep = Path(sweep)
-    if not sweep.is_dir():
-        raise UserError(f"sweep: {sweep} is not a folder")
-    found: list[tuple[float, Path]] = []
-    names: set[str] = set()
-    finished = 0
-    for path in sorted(sweep.rglob("metrics.json")):
-        state, metrics = read_json(path.with_name("run.json")), read_json(path)
-        if state.get("status") != "finished":
-            continue
-        finished += 1
-        names |= metrics.keys()
-        value = metrics.get(metric)
-        if isinstance(value, int | float) and not math.isnan(value):
-            found.append((-value, path.parent))
-    if not finished:
-        raise UserError(f"sweep: {sweep} holds no finished run")
-    if not found:
+    if not metric.startswith("val/"):
         raise UserError(
-            f"metric: none of {finished} finished runs below {sweep} has '{metric}'{nearest(metric, names)}"
+            f"metric: found '{metric}', expected one of validation such as val/recall@100: what is chosen by the test "
+            f"part is not tested by it"
         )
-    return min(found)[1]
+    rows = [row for row in read_runs(sweep) if row.status in ("finished", "selected")]
+    if not rows:
+        raise UserError(f"sweep: {sweep} holds no finished run")
+    ranked = best_first(rows, metric, _maximize(Path(sweep), metric))
+    value = ranked[0].value(metric)
+    tied = [row.name for row in ranked[1:] if row.value(metric) == value]
+    log.info(
+        "%s: best of %d runs, %s %.4f%s", ranked[0].path, len(rows), metric, value,
+        f"; as good: {', '.join(tied)}" if tied else "",
+    )  # fmt: skip
+    return ranked[0]
+
+
+def _maximize(sweep: Path, metric: str) -> bool:
+    file = sweep / "sweep.yaml"
+    said = (yaml.safe_load(file.read_text()) if file.exists() else {}).get("metric", {})
+    return is_maximized(metric) if said.get("name") != metric else bool(said.get("goal") == "maximize")
 
 
 def _validation_embeddings(run: TrainedRun) -> Floats:

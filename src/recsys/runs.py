@@ -18,7 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.models.two_tower import TwoTower
 
-# What runs meant before these keys existed; `_in_todays_keys` moves those that have another place now.
+# What runs meant before these keys existed; `stored_config` moves those that have another place now.
 EARLIER = {
     "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60}},
     "history": {"gap_days": 0.0, "half_life_days": None, "order": "time"},
@@ -57,7 +57,7 @@ def load_run(path: str | Path) -> TrainedRun:
         raise UserError(
             f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
         )
-    config = _in_todays_keys(path / "config.yaml")
+    config = stored_config(path)
     dataset = open_data(config)
     if dataset.meta.fingerprint != state["dataset_fingerprint"]:
         raise UserError(
@@ -73,6 +73,19 @@ def load_run(path: str | Path) -> TrainedRun:
     return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics)
 
 
+def stored_config(path: Path) -> DictConfig:
+    """`config.yaml` of a run folder, with what runs meant before a key existed."""
+    stored = OmegaConf.load(path / "config.yaml")
+    # Keys in the order of the file.
+    config = OmegaConf.merge(stored, EARLIER, stored)
+    assert isinstance(config, DictConfig)
+    for tower in (config.user_tower, config.item_tower):
+        if "crossing" not in tower:
+            mlp = {"_target_": "recsys.models.crossing.MLP", "_partial_": True}
+            tower.crossing = mlp | {"hidden": tower.pop("hidden"), "dropout": tower.pop("dropout", None)}
+    return config
+
+
 def load_weights(model: TwoTower, checkpoint: Path) -> None:
     """Weights of a checkpoint into a model of the same shapes."""
     try:
@@ -81,16 +94,6 @@ def load_weights(model: TwoTower, checkpoint: Path) -> None:
         model.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
-
-
-def _in_todays_keys(path: Path) -> DictConfig:
-    config = OmegaConf.merge(EARLIER, OmegaConf.load(path))
-    assert isinstance(config, DictConfig)
-    for tower in (config.user_tower, config.item_tower):
-        if "crossing" not in tower:
-            mlp = {"_target_": "recsys.models.crossing.MLP", "_partial_": True}
-            tower.crossing = mlp | {"hidden": tower.pop("hidden"), "dropout": tower.pop("dropout", None)}
-    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class RunFolder:
 
     Args:
         path: of the run.
-        config: what the run is asked for.
+        config: what the run is asked for. Whether to look at the test part (`test`) may change: a run that was selected
+            without it can be finished.
 
     Raises:
         UserError: the folder holds a run of another configuration.
@@ -36,12 +37,14 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         path.mkdir(parents=True, exist_ok=True)
-        resolved = OmegaConf.to_container(config, resolve=True)
         existing = path / "config.yaml"
         if existing.exists():
-            _check_same(OmegaConf.to_container(OmegaConf.load(existing)), resolved, existing)
-        else:
-            _write(existing, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+            found, wanted = (OmegaConf.to_container(c, resolve=True) for c in (OmegaConf.load(existing), config))
+            assert isinstance(wanted, dict)
+            _check_same(found, wanted, existing)
+            if found == wanted or not wanted.get("test", True):
+                return
+        write_config(path, config)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -70,6 +73,11 @@ class RunFolder:
         part = self.path / "per_user.parquet.part"
         pq.write_table(table, part)
         os.replace(part, self.path / "per_user.parquet")
+
+
+def write_config(path: Path, config: DictConfig) -> None:
+    """`config.yaml` of the run folder `path`, resolved."""
+    _write(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))))
 
 
 def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
@@ -174,7 +182,7 @@ def peak_memory_bytes() -> int:
 
 
 def _check_same(found: Any, wanted: Any, file: Path) -> None:
-    differences = list(_differences(found, wanted))
+    differences = [difference for difference in _differences(found, wanted) if difference[0] != "test"]
     if differences:
         # Keys that follow others by interpolation differ too: the shortest names come first.
         differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))

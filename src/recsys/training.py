@@ -38,19 +38,22 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.module import RetrievalModule
-from recsys.runs import load_weights
+from recsys.runs import load_weights, stored_config
 from recsys.tracking import RunFolder
 
 
 def train(config: DictConfig, path: Path) -> RunFolder:
     """Fit, refit if asked, evaluate, and leave the run folder.
 
-    A finished run is returned as it is; one that was killed goes on from its last checkpoint.
+    A finished run is returned as it is; one that was killed goes on from its last checkpoint. With `test=false` it ends
+    where `select` does, and the same command without that goes on from there.
 
     Args:
         config: composed from `conf/train.yaml`.
         path: of the run folder.
     """
+    if not config.test:
+        return select(config, path)
     run = RunFolder(path, config)
     if run.state.get("status") == "finished":
         return run
@@ -85,15 +88,33 @@ def select(config: DictConfig, path: Path) -> RunFolder:
     """
     run = RunFolder(path, config)
     if "selected" in run.state:
+        if run.state["status"] != "finished":
+            run.update(status="selected")
         return run
     begin = time.monotonic()
     before = run.state.get("seconds", 0.0)
     dataset, loggers = _start(config, run)
     _select(config, run, dataset, loggers)
-    run.update(status="selected", seconds=round(before + time.monotonic() - begin, 1))
+    run.update(
+        status="selected",
+        seconds=round(before + time.monotonic() - begin, 1),
+        peak_memory_bytes=tracking.peak_memory_bytes(),
+    )
     tracking.log_summary(loggers, {**run.state, **run.metrics})
     tracking.close(loggers)
     return run
+
+
+def finish(path: Path) -> RunFolder:
+    """The second half of `train`, for a run that `select` left: refit if asked, and look at the test part.
+
+    Args:
+        path: of the run folder.
+    """
+    config = stored_config(path)
+    config.test = True
+    tracking.write_config(path, config)
+    return train(config, path)
 
 
 def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Logger]]:
