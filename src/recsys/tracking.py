@@ -121,7 +121,7 @@ def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
 
 
 def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
-    """Checkpoint, configuration and metrics of each user as a W&B artifact, when online: the local file is the truth."""
+    """Checkpoint, configuration and users' metrics as a W&B artifact, when online: the local file is the truth."""
     import wandb
 
     for logger in loggers:

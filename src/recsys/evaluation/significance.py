@@ -75,7 +75,7 @@ def means(path: Path, metrics: Sequence[str], num_samples: int = 10_000, seed: i
         Mean(metrics[column], mean, low, high, num_users=int(rows.sum()))
         for columns, rows in _same_users(values)
         for column, (mean, low, high, _) in zip(
-            columns, paired_bootstrap(values[np.ix_(rows, columns)], num_samples, seed), strict=True
+            columns, paired_bootstrap(values[rows][:, columns], num_samples, seed), strict=True
         )
     ]
 
@@ -122,7 +122,7 @@ def compare_runs(
         )
         for columns, rows in _same_users(differences)
         for column, drawn in zip(
-            columns, paired_bootstrap(differences[np.ix_(rows, columns)], num_samples, seed), strict=True
+            columns, paired_bootstrap(differences[rows][:, columns], num_samples, seed), strict=True
         )
     ]
 
@@ -179,7 +179,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _same_users(values: Floats) -> list[tuple[list[int], npt.NDArray[np.bool_]]]:
-    """Neighbouring columns of [U, M] that hold values for the same users, with these rows; columns of nan alone fall out."""
+    """Neighbouring columns of [U, M] that hold values for the same rows, and these; columns of nan alone fall out."""
     present = ~np.isnan(values)
     groups: list[tuple[list[int], npt.NDArray[np.bool_]]] = []
     for column in np.flatnonzero(present.any(axis=0)).tolist():
