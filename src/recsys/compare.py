@@ -53,10 +53,11 @@ def _compare(asked: argparse.Namespace) -> None:
     if asked.html is not None and not asked.html.parent.is_dir():
         raise UserError(f"--html: {asked.html.parent} is not a folder")
     report = Report(read_runs(asked.runs), asked.metric, asked.baseline, asked.all_pairs)
+    if asked.html is not None:
+        report.write(asked.html)
     console = Console()
     report.print(console if console.is_terminal else Console(width=_WIDTH))
     if asked.html is not None:
-        report.write(asked.html)
         print(asked.html)
 
 

@@ -12,7 +12,7 @@ from recsys.analysis.failures import Group
 from recsys.analysis.space import ItemSpace
 from recsys.presentation.colours import COLOURS, MARKS, OTHERS
 from recsys.presentation.labels import Label, label_points
-from recsys.presentation.picture import INK, Picture, canvas, figure_of, headline
+from recsys.presentation.picture import INK, Picture, canvas, headline
 
 _CATEGORIES = len(COLOURS)
 # More points are a cloud, and a large file.
@@ -46,7 +46,7 @@ def groups(found: Sequence[Group], k: int) -> Picture | None:
         wins = f"Recall is highest for {strong.label}, lowest for {weak.label}"
         headline(axis, wins, f"test recall@{k} by {found[0].kind}, with 95% interval")
     said = "; ".join(f"{g.label}: {g.recall:.4f} ({g.low:.4f} to {g.high:.4f}, {g.num_users:,} users)" for g in found)
-    return Picture(figure_of(axis), f"Bars of test recall@{k} by {found[0].kind}. {wins}. {said}.")
+    return Picture.of(axis, f"Bars of test recall@{k} by {found[0].kind}. {wins}. {said}.")
 
 
 def embedding_space(space: ItemSpace, catalogue: Catalogue, category: str | None = None) -> Picture:
@@ -99,4 +99,4 @@ def embedding_space(space: ItemSpace, catalogue: Catalogue, category: str | None
             text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
             text.set_fontweight("bold")
     said = ", ".join(f"{label.text} around ({label.x:.2f}, {label.y:.2f})" for label in centres)
-    return Picture(figure_of(axis), f"Scatter of item embeddings on two principal axes, by {name}. {wins}. {said}.")
+    return Picture.of(axis, f"Scatter of item embeddings on two principal axes, by {name}. {wins}. {said}.")

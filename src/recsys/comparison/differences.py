@@ -74,7 +74,7 @@ def differences(
     ]
 
 
-def tested_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
+def chosen_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
     """Columns of the files of users that asked metrics stand for.
 
     Args:
@@ -85,6 +85,8 @@ def tested_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
         UserError: a run does not have the metric for each user.
     """
     common = {name for name in runs[0].columns if all(name in r.columns and PART + name in r.metrics for r in runs)}
+    if not common:
+        raise UserError("the runs have no metric of each test user in common; expected columns such as recall@10")
     if not asked:
         asked = [name for name in ("recall@10", "ndcg@10", "recall@100") if name in common] or sorted(common)[:1]
     for name in asked:

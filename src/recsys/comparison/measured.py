@@ -208,9 +208,9 @@ def _lines(file: Path) -> list[dict[str, str]]:
 
 def _differing(one: Measured, other: Measured) -> str:
     """Settings of data and split that two runs do not share."""
-    mine, theirs = (dict(flat({key: run.config.get(key, {}) for key in ("data", "split")})) for run in (one, other))
-    if not mine or not theirs:
+    if not one.config or not other.config:
         return ""
+    mine, theirs = (dict(flat({key: run.config[key] for key in ("data", "split")})) for run in (one, other))
     names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
     shown = ", ".join(f"{name} {mine.get(name)} and {theirs.get(name)}" for name in names[:5])
     return f" (settings that differ: {shown})" if shown else " (their settings are the same: the source has changed)"

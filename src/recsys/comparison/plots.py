@@ -15,8 +15,8 @@ from recsys.comparison.looks import Look, looks_of
 from recsys.comparison.measured import Measured
 from recsys.evaluation.significance import Mean, means
 from recsys.presentation.colours import BETTER, UNCLEAR, WORSE
-from recsys.presentation.labels import Label, label_ends, label_points
-from recsys.presentation.picture import GRID, INK, QUIET, Picture, canvas, figure_of, headline
+from recsys.presentation.labels import Label, label_ends
+from recsys.presentation.picture import GRID, INK, QUIET, Picture, canvas, headline
 
 # Bars of more runs would be too thin.
 _MOST_BARS = 5
@@ -44,55 +44,7 @@ def recall_curves(runs: Sequence[Measured], baseline: Measured, metric: str) -> 
     said = "; ".join(
         f"{name}: " + ", ".join(f"{recall[c]:.4f} at {c}" for c in cutoffs) for name, recall in found.items()
     )
-    return Picture(figure_of(axis), f"Line chart of test recall at K for {len(runs)} runs. {wins}. {said}.")
-
-
-def against(runs: Sequence[Measured], baseline: Measured, metric: str, other: str) -> Picture:
-    """Accuracy over what is shown: `coverage@10` or `popularity@10`.
-
-    Args:
-        runs: those without `other` are left out.
-        baseline: one of the runs.
-        metric: on the vertical axis.
-        other: on the horizontal axis.
-    """
-    style = looks_of(runs, baseline, metric)
-    drawn = [run for run in runs if PART + other in run.metrics]
-    is_coverage = other.startswith("coverage")
-    label = (
-        f"{other}: share of the corpus that is shown to anyone"
-        if is_coverage
-        else f"{other} (1: that of the average trained item; log scale)"
-    )
-    with canvas(height=3.4) as axis:
-        points = [(run.metrics[PART + other], run.metrics[PART + metric]) for run in drawn]
-        for run, (x, y) in zip(drawn, points, strict=True):
-            axis.plot(x, y, style[run.name].mark, color=style[run.name].colour, markersize=9, clip_on=False)
-        axis.set(ylim=(0, None), xlabel=label)
-        axis.grid(axis="x")
-        if is_coverage:
-            axis.set_xlim(0, None)
-            axis.xaxis.set_major_formatter(percent)
-        else:
-            axis.set_xscale("log")
-            plain_log(axis, [x for x, _ in points])
-        axis.margins(y=0.15)
-        most = max(drawn, key=lambda run: run.metrics[PART + metric]).name
-        widest = (max if is_coverage else min)(drawn, key=lambda run: run.metrics[PART + other]).name
-        what = "shows most of the corpus" if is_coverage else "shows the least popular items"
-        wins = f"{most} has the highest {metric}{' and' if most == widest else f', {widest}'} {what}"
-        corner = "up and to the right is better" if is_coverage else "up is more accurate, left is less popular"
-        headline(axis, wins, f"test {metric}; {corner}")
-        label_points(
-            axis,
-            [
-                Label(run.name, x, y, style[run.name].colour)
-                for run, (x, y) in zip(drawn, points, strict=True)
-                if style[run.name].is_named
-            ],
-        )
-    said = "; ".join(f"{r.name}: {metric} {y:.4f}, {other} {x:.4f}" for r, (x, y) in zip(drawn, points, strict=True))
-    return Picture(figure_of(axis), f"Scatter of test {metric} over {other}. {wins}. {said}.")
+    return Picture.of(axis, f"Line chart of test recall at K for {len(runs)} runs. {wins}. {said}.")
 
 
 def forest(found: Sequence[Difference]) -> Picture:
@@ -142,14 +94,14 @@ def forest(found: Sequence[Difference]) -> Picture:
         only = next(iter(baselines)) if len(baselines) == 1 else "the second"
         axis.set_xlabel(f"gain over {only}, 95% interval" + (", relative" if is_relative else ""))
         sure = [difference for difference, _ in rows if difference.verdict != "unclear"]
-        wins = f"{len(sure)} of {len(rows)} differences are more than chance"
+        wins = f"{len(sure)} of {len(rows)} differences shown are more than chance"
         headline(axis, wins, "blue: better, orange: worse (p < 0.05, corrected by Holm), grey: no difference shown")
     said = "; ".join(
         f"{d.run} against {d.baseline} in {d.paired.metric}: {words.gain(d)}, interval {words.interval(d)}, "
         f"p {words.p_equals(d.p_value)}"
         for d in found
     )
-    return Picture(figure_of(axis), f"Differences with 95% intervals. {wins}. {said}.")
+    return Picture.of(axis, f"Differences with 95% intervals. {wins}. {said}.")
 
 
 def slices(runs: Sequence[Measured], baseline: Measured, metric: str, names: Sequence[str]) -> Picture:
@@ -196,7 +148,7 @@ def slices(runs: Sequence[Measured], baseline: Measured, metric: str, names: Seq
         f"{words.title_of(name)}: " + ", ".join(f"{r.name} {found[r.name][name].mean:.4f}" for r in drawn)
         for name in kept
     )
-    return Picture(figure_of(axis), f"Bars of test recall in slices with 95% intervals. {wins}. {said}.")
+    return Picture.of(axis, f"Bars of test recall in slices with 95% intervals. {wins}. {said}.")
 
 
 def _bars(axis: Axes, values: Sequence[Mean], places: np.ndarray, height: float, look: Look) -> None:
@@ -218,16 +170,6 @@ def _recall(run: Measured) -> dict[int, float]:
 def _in_front_last(runs: Sequence[Measured], style: Mapping[str, Look]) -> list[Measured]:
     """Those with names last, so that they lie on the others."""
     return sorted(runs, key=lambda run: style[run.name].is_named)
-
-
-def plain_log(axis: Axes, values: Sequence[float]) -> None:
-    """Ticks of a short log axis as plain numbers."""
-    low, high = min(values) / 1.25, max(values) * 1.25
-    steps = [base * 10.0**power for power in range(-3, 7) for base in (1, 2, 5)]
-    inside = [step for step in steps if low <= step <= high]
-    axis.set_xlim(low, high)
-    axis.set_xticks(inside, [f"{step:g}" for step in inside])
-    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def percent(value: float, _: float) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from recsys.comparison import plots, sheets, training_plots, words
-from recsys.comparison.differences import PART, Difference, differences, slice_metrics, tested_metrics
+from recsys.comparison import learning, plots, scatter, sheets, words
+from recsys.comparison.differences import PART, Difference, chosen_metrics, differences, slice_metrics
+from recsys.comparison.looks import looks_of
 from recsys.comparison.measured import Measured, choose
 from recsys.errors import UserError
 from recsys.presentation.page import Section, page
@@ -42,7 +43,7 @@ class Report:
             raise UserError(f"found {len(runs)} run ({runs[0].name}), expected at least two to compare")
         self.runs, self.all_pairs = list(runs), all_pairs
         self.baseline = choose(runs, baseline) if baseline is not None else self.runs[0]
-        self.metrics = tested_metrics(runs, metrics)
+        self.metrics = chosen_metrics(runs, metrics)
         self.slices = slice_metrics(runs, self.metrics[0])
         self.cutoff = self.metrics[0].rpartition("@")[2]
 
@@ -71,7 +72,7 @@ class Report:
 
     def slices_sheet(self) -> Sheet:
         """The same in slices of items and users."""
-        return sheets.gains(self.slice_differences, f"Differences in slices, recall@{self.cutoff}")
+        return sheets.gains(self.slice_differences, f"Slices, recall@{self.cutoff}: differences")
 
     def cost_sheet(self) -> Sheet:
         """Seconds, steps, speed and memory."""
@@ -82,8 +83,9 @@ class Report:
         return sheets.settings(self.runs)
 
     def forest(self) -> Picture:
-        """Differences with their intervals."""
-        return plots.forest(self.differences)
+        """Differences with their intervals, of the runs that pictures name."""
+        look = looks_of(self.runs, self.baseline, self.metrics[0])
+        return plots.forest([d for d in self.differences if look[d.run].is_named and look[d.baseline].is_named])
 
     def recall_curves(self) -> Picture:
         """Recall over the number of items shown."""
@@ -94,7 +96,7 @@ class Report:
         name = f"{other}@{self.cutoff}"
         if sum(PART + name in run.metrics for run in self.runs) < 2:
             return None
-        return plots.against(self.runs, self.baseline, self.metrics[0], name)
+        return scatter.against(self.runs, self.baseline, self.metrics[0], name)
 
     def slices_picture(self) -> Picture | None:
         """Recall in slices with intervals; None where files of users do not have it."""
@@ -102,16 +104,16 @@ class Report:
 
     def learning_curves(self) -> Picture | None:
         """Validation over training steps; None where no run has logs."""
-        curve = training_plots.selecting_metric(self.runs, self.metrics[0])
+        curve = learning.selecting_metric(self.runs, self.metrics[0])
         if curve is None:
             return None
-        return training_plots.learning_curves(self.runs, self.baseline, self.metrics[0], curve)
+        return learning.learning_curves(self.runs, self.baseline, self.metrics[0], curve)
 
     def cost_picture(self) -> Picture | None:
         """Accuracy over seconds; None where no run says what it took."""
         if not any(run.state.get("seconds") for run in self.runs):
             return None
-        return training_plots.cost(self.runs, self.baseline, self.metrics[0])
+        return scatter.cost(self.runs, self.baseline, self.metrics[0])
 
     def print(self, console: Console) -> None:
         """Verdicts and tables to a terminal."""

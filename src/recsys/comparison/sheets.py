@@ -35,29 +35,31 @@ def metrics(runs: Sequence[Measured], names: Sequence[str], baseline: Measured) 
 
 def gains(found: Sequence[Difference], title: str) -> Sheet:
     """Differences with intervals, corrected p-values, and who is better."""
+    baselines = {difference.baseline for difference in found}
+    is_one = len(baselines) == 1
     rows = []
     for difference in found:
         pair = difference.paired
         rows.append(
             (
                 words.title_of(pair.metric),
-                difference.run,
-                difference.baseline,
-                f"{pair.second:.4f}",
-                f"{pair.first:.4f}",
+                difference.run if is_one else f"{difference.run} − {difference.baseline}",
                 words.gain(difference),
+                words.JUDGED[difference.verdict],
                 words.interval(difference),
                 words.p_text(difference.p_value),
-                words.JUDGED[difference.verdict],
+                f"{pair.second:.4f}",
+                f"{pair.first:.4f}",
                 f"{pair.num_users:,}",
             )
         )
-    columns = ("", "run", "against", "its mean", "theirs", "gain", "95% interval", "p (Holm)", "verdict", "users")
+    other = baselines.pop() if is_one else "the other"
+    columns = ("", "run", "gain", "verdict", "95% interval", "p (Holm)", "mean", f"of {other}", "users")
     note = (
         f"Paired bootstrap over users, 10,000 samples; p corrected by Holm for these {len(rows)} comparisons; "
         "better and worse: p < 0.05. Intervals are of one comparison alone."
     )
-    return Sheet(title, columns, tuple(rows), note)
+    return Sheet(f"{title} from {other}" if is_one else title, columns, tuple(rows), note)
 
 
 def cost(runs: Sequence[Measured]) -> Sheet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recsys.comparison.differences import PART, Difference
+from recsys.comparison.differences import LEVEL, PART, Difference
 from recsys.comparison.measured import Measured
 
 SLICES = {
@@ -15,6 +15,7 @@ SLICES = {
     "cold_users": "users without training",
     "warm_users": "users with training",
 }
+_MOST_SENTENCES = 5
 JUDGED = {"better": "▲ better", "worse": "▼ worse", "unclear": "no difference shown"}
 
 
@@ -44,15 +45,23 @@ def title_of(metric: str) -> str:
 
 
 def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]:
-    """A sentence for each pair of runs: the first metric in full, the others and what the lists show in short."""
+    """A sentence on all runs, and one for each: the first metric in full, others and what the lists show in short.
+
+    Of many runs that are compared with one baseline the best have a sentence.
+    """
     by_name = {run.name: run for run in runs}
     decisive = [difference for difference in found if difference.paired.metric == found[0].paired.metric]
     decisive.sort(key=lambda difference: -difference.paired.difference)
     pairs = [(difference.run, difference.baseline) for difference in decisive]
-    sentences = [_overall(decisive)] if len({*(baseline for _, baseline in pairs)}) == 1 < len(pairs) else []
+    corrected = f", corrected for {len(found)} comparisons" if len(found) > 1 else ""
+    sentences = []
+    if len({baseline for _, baseline in pairs}) == 1 < len(pairs):
+        # What is said of all need not be said of each.
+        sentences.append(_overall(decisive, corrected))
+        corrected, pairs = "", pairs[:_MOST_SENTENCES]
     for run, baseline in pairs:
         first, *others = [d for d in found if (d.run, d.baseline) == (run, baseline)]
-        parts = [_first(first, len(found))]
+        parts = [_first(first, corrected)]
         for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "no difference shown")):
             if names := [d.paired.metric for d in others if d.verdict == verdict]:
                 also = "also " if verdict == first.verdict and verdict != "unclear" else ""
@@ -62,18 +71,18 @@ def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]
     return sentences
 
 
-def _overall(decisive: Sequence[Difference]) -> str:
+def _overall(decisive: Sequence[Difference], corrected: str) -> str:
     """All runs against one baseline in one sentence."""
     parts = []
     for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "not told apart")):
         names = [difference.run for difference in decisive if difference.verdict == verdict]
         parts.append(f"{words}: {_joined(names) if names else 'none'}")
-    return f"Against {decisive[0].baseline} in {decisive[0].paired.metric}, {'; '.join(parts)}."
+    against = f"Against {decisive[0].baseline} in {decisive[0].paired.metric}"
+    return f"{against}, {'; '.join(parts)} (at p < {LEVEL}{corrected})."
 
 
-def _first(difference: Difference, num_tests: int) -> str:
+def _first(difference: Difference, corrected: str) -> str:
     pair, size = difference.paired, f"{difference.paired.second:.4f} against {difference.paired.first:.4f}"
-    corrected = f", corrected for {num_tests} comparisons" if num_tests > 1 else ""
     evidence = f"95% interval {interval(difference)}, p {p_equals(difference.p_value)}{corrected}"
     if difference.verdict == "unclear":
         return (

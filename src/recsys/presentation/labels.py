@@ -19,12 +19,14 @@ LINE = 12.0
 
 @dataclass(frozen=True)
 class Label:
-    """A name at a point of the data."""
+    """A name at a point of the data, and the ends of the point's interval, if it is drawn with one."""
 
     text: str
     x: float
     y: float
     colour: str
+    low: float | None = None
+    high: float | None = None
 
 
 def spread(wanted: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64]:
@@ -61,17 +63,26 @@ def label_ends(axis: Axes, labels: Sequence[Label]) -> None:
 
 
 def label_points(axis: Axes, labels: Sequence[Label]) -> None:
-    """Names beside points: at the first of several places where they cover no other name and no point."""
+    """Names beside points: at the first of several places where they cover no other name, no point and no interval."""
     figure = figure_of(axis)
     figure.draw_without_rendering()
     points = axis.transData.transform([(label.x, label.y) for label in labels]).reshape(-1, 2)
     unit = figure.dpi / 72
-    taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in points]
-    places = [(8.0, 0.0, "left"), (-8.0, 0.0, "right")]
-    places += [(0.0, 13.0 * k * s, "center") for k in (1, 2, 3) for s in (1, -1)]
-    places += [(8.0, 13.0 * k * s, "left") for k in (1, 2) for s in (1, -1)]
+    reach = 4 * unit
+    taken = [Bbox.from_bounds(x - reach, y - reach, 2 * reach, 2 * reach) for x, y in points]
+    for label, box in zip(labels, taken, strict=True):
+        for end in (label.low, label.high):
+            if end is not None:
+                at = axis.transData.transform((label.x, end))[1]
+                box.y0, box.y1 = min(box.y0, at), max(box.y1, at)
     inside = axis.get_window_extent()
-    for label, own in zip(labels, list(taken), strict=True):
+    for label, own, (_, middle) in zip(labels, list(taken), points, strict=True):
+        up, down = (own.y1 - middle) / unit, (own.y0 - middle) / unit
+        places = [(8.0, 0.0, "left"), (-8.0, 0.0, "right")]
+        # Above the interval and below it, then further away.
+        for step in range(4):
+            for height in (up + 9 + LINE * step, down - 9 - LINE * step):
+                places += [(0.0, height, "center"), (-4.0, height, "left"), (4.0, height, "right")]
         for x, y, side in places:
             text = axis.annotate(
                 label.text,

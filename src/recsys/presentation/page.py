@@ -12,7 +12,7 @@ from recsys.presentation.sheet import Sheet
 _CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0; }
-main { max-width: 58rem; margin: 0 auto; padding: 1rem; }
+main { max-width: 66rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 0.6rem; border-top: 1px solid #ddd; padding-top: 1rem; }
 .verdict { background: #f2f6fa; border-left: 4px solid #0072b2; padding: 0.6rem 1rem; margin: 1rem 0; }
@@ -41,11 +41,12 @@ def page(title: str, verdicts: Sequence[str], sections: Sequence[Section], foot:
 
     Args:
         title: of the window and at the top.
-        verdicts: sentences that say the result.
+        verdicts: sentences that say the result, the most important one first.
         sections: the evidence.
         foot: where the figures come from.
     """
-    said = "".join(f"<p>{escape(verdict)}</p>" for verdict in verdicts)
+    first, *others = map(escape, verdicts)
+    said = f"<p><b>{first}</b></p>" + "".join(f"<p>{verdict}</p>" for verdict in others)
     parts = []
     for section in sections:
         pictures = "".join(f"<figure>{picture.html()}</figure>" for picture in section.pictures)

@@ -55,6 +55,16 @@ class Picture:
     figure: Figure
     alt: str
 
+    @classmethod
+    def of(cls, axis: Axes, alt: str) -> Picture:
+        """The figure of an axis, its layout settled: drawn again, nothing moves."""
+        figure = figure_of(axis)
+        with matplotlib.rc_context(_STYLE):
+            for _ in range(3):
+                figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return cls(figure, alt)
+
     def svg(self) -> str:
         """The drawing, without anything from outside."""
         content = io.StringIO()
