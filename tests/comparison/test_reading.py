@@ -30,6 +30,12 @@ def test_a_run_and_a_baseline(tmp_path: Path) -> None:
     assert baseline.curves == {}
 
 
+def test_what_a_baseline_settled_on(tmp_path: Path) -> None:
+    state = {"generator": "ease", "settings": {"l2": 60}, "tried": [{"settings": {"l2": 60}, "val/ndcg@10": 0.1}]}
+    (run,) = read_folder(write(tmp_path / "ease", RECALL, state))
+    assert run.row.overrides == {"generator": "ease", "generator.l2": "60"}
+
+
 def test_a_folder_with_nothing_but_what_was_measured(tmp_path: Path) -> None:
     path = write(tmp_path / "knn", RECALL, config=None)
     (path / "run.json").unlink()

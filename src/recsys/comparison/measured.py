@@ -189,6 +189,10 @@ def _measured(row: RunRow) -> Measured:
         folders.insert(0, row.path / "variants" / str(row.state["variant"]))
     logs = [file for folder in folders for file in sorted(folder.glob("logs/*/metrics.csv"), key=_start)]
     config = row.path / "config.yaml"
+    if "generator" in row.state:
+        # A baseline's settings were found, not asked for.
+        chosen = {f"generator.{name}": str(value) for name, value in row.state.get("settings", {}).items()}
+        row = dataclasses.replace(row, overrides={"generator": str(row.state["generator"])} | chosen)
     return measured(
         row,
         yaml.safe_load(config.read_text()) if config.exists() else {},

@@ -34,14 +34,14 @@ class Sheet:
 
     def print(self, console: Console) -> None:
         """Print to a terminal."""
-        table = Table(title=Text(self.title), title_justify="left", title_style="bold", caption_justify="left")
-        if self.note:
-            table.caption = Text(self.note)
+        table = Table(title=Text(self.title), title_justify="left", title_style="bold")
         for column, is_number in zip(self.columns, self._are_numbers(), strict=True):
             table.add_column(Text(column), justify="right" if is_number else "left", overflow="fold")
         for number, row in enumerate(self.rows):
             table.add_row(*map(Text, row), style="bold" if number in self.bold else None)
         console.print(table)
+        if self.note:
+            console.print(Text(self.note, style="dim"))
 
     def html(self) -> str:
         """A `<table>` in a box that scrolls on narrow screens."""
