@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from commands import run_all
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
 from test_training import command
 from worlds import compose
@@ -72,6 +74,20 @@ def test_csv_always_with_a_file_for_each_start(tmp_path: Path) -> None:
     (second,) = tracking.build_loggers(config, tmp_path)
     assert (first.version, second.version) == ("0", "1")
     assert (tmp_path / "logs/0/metrics.csv").exists()
+
+
+def test_what_goes_with_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[Any] = []
+    logger = WandbLogger.__new__(WandbLogger)
+    monkeypatch.setattr(WandbLogger, "experiment", SimpleNamespace(id="abc", log_artifact=logged.append), raising=False)
+    monkeypatch.setattr(tracking, "wandb_online", lambda: True)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("checkpoints/best.ckpt", "config.yaml", "per_user.parquet"):
+        (tmp_path / name).write_text(name)
+    tracking.log_checkpoint([CSVLogger(tmp_path), logger], tmp_path, "f00")
+    (artifact,) = logged
+    assert (artifact.name, artifact.type, artifact.metadata) == ("model-abc", "model", {"fingerprint": "f00"})
+    assert sorted(artifact.manifest.entries) == ["best.ckpt", "config.yaml", "per_user.parquet"]
 
 
 def test_commit_and_memory() -> None:

@@ -150,6 +150,10 @@ def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     assert 0.0 < metrics["test/coverage@10"] <= 1.0
     users = pq.read_table(run / "per_user.parquet").to_pydict()
     assert sum(users["recall@10"]) / len(users["recall@10"]) == pytest.approx(metrics["test/recall@10"], abs=1e-6)
+    # Null where a user has nothing in a slice.
+    tail = [value for value in users["tail/recall@10"] if value is not None]
+    assert 0 < len(tail) < len(users["recall@10"])
+    assert sum(tail) / len(tail) == pytest.approx(metrics["test/tail/recall@10"], abs=1e-6)
     (log,) = (run / "logs").glob("*/metrics.csv")
     with log.open() as file:
         logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}

@@ -22,7 +22,12 @@ def print_run(run: RunFolder, console: Console | None = None) -> None:
     for cutoff in CUTOFFS:
         table.add_column(f"@{cutoff}", justify="right")
     for part in PARTS:
-        rows = [*NAMES, "coverage", *(f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES, "best_reachable"))]
+        rows = [
+            *NAMES,
+            "coverage",
+            "popularity",
+            *(f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES, "best_reachable")),
+        ]
         for name in rows:
             values = [metrics.get(f"{part}/{name}@{cutoff}") for cutoff in CUTOFFS]
             if any(value is not None for value in values):

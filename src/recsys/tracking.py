@@ -129,7 +129,7 @@ def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
 
 
 def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
-    """The best checkpoint and its configuration as a W&B artifact, when online: the local file is the truth."""
+    """Checkpoint, configuration and users' metrics as a W&B artifact, when online: the local file is the truth."""
     import wandb
 
     for logger in loggers:
@@ -137,6 +137,7 @@ def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
             artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
             artifact.add_file(str(run / "checkpoints/best.ckpt"))
             artifact.add_file(str(run / "config.yaml"))
+            artifact.add_file(str(run / "per_user.parquet"))
             logger.experiment.log_artifact(artifact)
 
 

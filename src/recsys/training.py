@@ -190,7 +190,9 @@ def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers:
     users, columns = evaluation.metrics.per_user()
     order = users.argsort()
     table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
-    run.write_per_user(pa.table(table | {name: values[order].numpy() for name, values in columns.items()}))
+    # From pandas: nan, where a user is in no way of a slice, is null.
+    table |= {name: pa.array(values[order].numpy(), from_pandas=True) for name, values in columns.items()}
+    run.write_per_user(pa.table(table))
     run.write_metrics(run.metrics | metrics)
     tracking.log_examples(loggers, lambda: _examples(config, dataset, module, data.builder))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from math import log2
 from pathlib import Path
@@ -18,6 +19,7 @@ from handmade import handmade, ragged, random_users
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.metrics import CUTOFFS, NAMES, RetrievalMetrics, per_request
 from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 
 PROTOCOL = Path(os.environ.get("RECSYS_DATA", "/nowhere")).parent / "protocol.py"
 
@@ -52,6 +54,10 @@ def test_means_are_over_requests_with_relevant_items() -> None:
     assert result["ndcg@3"] == pytest.approx((0.5 + 1) / 2)
     # Of requests that count, and not the 0 that stands for no result: {1, 5}, {1, 2, 5, 4}, {1, 2, 3, 5, 4}.
     assert [result[f"coverage@{k}"] for k in (1, 2, 3)] == pytest.approx([2 / 5, 4 / 5, 1])
+    # Items 1 to 5 have 4, 2, 1, 1 and 0 training events: 2, 1, .5, .5 and 0 times the mean of the four trained ones.
+    # Shown are 1 and 5; then 2 and 4; then 3 and nothing.
+    popularity = [2 / 2, (2 + 1.5) / 4, (2 + 1.5 + 0.5) / 5]
+    assert [result[f"popularity@{k}"] for k in (1, 2, 3)] == pytest.approx(popularity)
 
 
 def test_slices_by_hand() -> None:
@@ -81,7 +87,7 @@ def test_no_request_counts() -> None:
     counter.update(torch.tensor([[1, 2, 3]]), ragged([]), torch.tensor([0]))
     counter.update(torch.zeros(0, 3, dtype=torch.int64), ragged(), torch.zeros(0, dtype=torch.int64))
     result = counter.compute()
-    assert result["recall@3"] == result["coverage@3"] == result["num_users"] == 0
+    assert result["recall@3"] == result["coverage@3"] == result["popularity@3"] == result["num_users"] == 0
 
 
 def test_metrics_of_each_user() -> None:
@@ -90,9 +96,28 @@ def test_metrics_of_each_user() -> None:
     counter.update(torch.tensor([[1, 2, 3]]), ragged([1, 4]), torch.tensor([0]))
     users, columns = counter.per_user()
     assert users.tolist() == [1, 0]
-    assert list(columns) == [f"{name}@{k}" for name in NAMES for k in (1, 2, 3)]
+    slices = [f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES)]
+    assert list(columns) == [f"{name}@{k}" for name in (*NAMES, *slices) for k in (1, 2, 3)]
     assert columns["recall@3"].tolist() == [1, 0.5]
     assert columns["mrr@1"].tolist() == [0, 1]
+
+
+def test_slices_of_each_user() -> None:
+    counter = metrics(keep_users=True)
+    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), torch.tensor([0, 1]))
+    _, columns = counter.per_user()
+    found = {name: values.tolist() for name, values in columns.items()}
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert found["head/recall@2"] == [0, nan]
+    assert found["mid/recall@2"] == [1, 0.5]
+    assert found["tail/recall@2"] == [nan, nan]
+    assert found["warm_users/recall@2"] == [pytest.approx(1 / 3), nan]
+    assert found["cold_users/recall@2"] == [nan, 0.5]
+    # Their means are the metrics.
+    result = counter.compute()
+    for name, values in columns.items():
+        if "/" in name and not values.isnan().all():
+            assert result[name] == pytest.approx(float(values.nanmean()))
 
 
 def test_batches_add_up() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from recsys.errors import UserError
 from recsys.evaluation import significance
-from recsys.evaluation.significance import compare_runs, holm, paired_bootstrap
+from recsys.evaluation.significance import compare_runs, holm, means, paired_bootstrap
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -78,6 +78,37 @@ def test_files_are_aligned_on_users(tmp_path: Path) -> None:
     assert recall.difference == pytest.approx(1 / 6)
     assert (recall.low, recall.high) == pytest.approx((0, 0.25))
     assert (ndcg.difference, ndcg.low, ndcg.high, ndcg.p_value) == (0, 0, 0, 1)
+
+
+def test_a_slice_is_compared_over_its_users(tmp_path: Path) -> None:
+    nothing = pa.nulls(4, pa.float32())
+    first = write(
+        tmp_path / "a.parquet",
+        user_id=[1, 2, 3, 4],
+        **{"recall@10": [0.0, 0.5, 1.0, 1.0], "tail/recall@10": [0.0, None, 0.5, None], "head/recall@10": nothing},
+    )
+    second = write(
+        tmp_path / "b.parquet",
+        user_id=[4, 3, 2, 1],
+        # Trained on more, it has another tail: the third user's items are not of it.
+        **{"recall@10": [1.0, 1.0, 0.5, 0.5], "tail/recall@10": [None, None, 0.25, 1.0], "head/recall@10": nothing},
+    )
+    recall, tail = compare_runs(first, second, ["recall@10", "tail/recall@10", "head/recall@10"])
+    assert (recall.num_users, recall.difference) == (4, 0.125)
+    assert (tail.metric, tail.num_users) == ("tail/recall@10", 1)
+    assert (tail.first, tail.second, tail.difference) == (0, 1, 1)
+
+
+def test_means(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.parquet",
+        user_id=[1, 2, 3],
+        **{"hit@5": [0.0, 1.0, 1.0], "head/recall@5": [None, 0.0, 1.0], "tail/recall@5": pa.nulls(3, pa.float32())},
+    )
+    hit, head = means(path, ["hit@5", "head/recall@5", "tail/recall@5"])
+    assert (hit.metric, hit.num_users, hit.low, hit.high) == ("hit@5", 3, 0, 1)
+    assert hit.mean == pytest.approx(2 / 3)
+    assert (head.metric, head.num_users, head.mean) == ("head/recall@5", 2, 0.5)
 
 
 def test_users_that_differ_are_refused(tmp_path: Path) -> None:

@@ -22,16 +22,19 @@ NAMES = ("recall", "hit", "ndcg", "mrr")
 
 
 class RetrievalMetrics(Metric):
-    """Recall, hit rate, NDCG and MRR at each cut-off, with coverage and slices.
+    """Recall, hit rate, NDCG and MRR at each cut-off, with coverage, popularity and slices.
 
     All are means over requests with at least one relevant item. recall = hits / relevant; NDCG has binary gain and is
-    relative to min(K, relevant) hits on top; MRR is that of the first hit.
+    relative to min(K, relevant) hits on top; MRR is that of the first hit. Popularity is that of the items shown: how
+    many times the training events of the average trained item they have (ARP of Yin et al. 2012, made relative).
 
     Args:
         dataset: for slices.
         corpus_size: items that can be shown.
         cutoffs: ascending.
         keep_users: keep the metrics of each request, for significance tests.
+
+    Shapes: S slices, C cut-offs.
     """
 
     full_state_update = False
@@ -40,6 +43,8 @@ class RetrievalMetrics(Metric):
     slice_sums: Tensor
     slice_counts: Tensor
     shown: Tensor
+    shown_popularity: Tensor
+    num_shown: Tensor
 
     def __init__(
         self,
@@ -52,6 +57,8 @@ class RetrievalMetrics(Metric):
         self.cutoffs, self.corpus_size, self.keep_users = tuple(cutoffs), corpus_size, keep_users
         self._slices = torch.from_numpy(item_slices(dataset))
         self._cold_users = torch.from_numpy(cold_users(dataset))
+        counts = torch.from_numpy(dataset.train_count.astype(np.float64))
+        self._popularity = counts / counts[counts > 0].mean() if counts.any() else counts
         num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + len(USER_SLICES)
         self.add_state("sums", _zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
         self.add_state("count", _zeros(1), dist_reduce_fx="sum")
@@ -59,6 +66,8 @@ class RetrievalMetrics(Metric):
         self.add_state("slice_counts", _zeros(num_slices), dist_reduce_fx="sum")
         shown = torch.zeros(num_cutoffs, dataset.num_items + 1, dtype=torch.uint8)
         self.add_state("shown", shown, dist_reduce_fx="max")
+        self.add_state("shown_popularity", _zeros(num_cutoffs), dist_reduce_fx="sum")
+        self.add_state("num_shown", _zeros(num_cutoffs), dist_reduce_fx="sum")
         # No states: torchmetrics cannot gather lists where one process has counted nothing.
         self._users: list[Tensor] = []
         self._rows: list[Tensor] = []
@@ -79,17 +88,19 @@ class RetrievalMetrics(Metric):
         users = per_request(hits, lengths, self.cutoffs)[counted]
         self.sums += users.sum(0)
         self.count += counted.sum()
-        recall = users[:, NAMES.index("recall")]
-        cold = self._cold_users[user_idx[counted]]
-        for number, chosen in enumerate((cold, ~cold), start=len(ITEM_SLICES)):
-            self.slice_sums[number] += recall[chosen].sum(0)
-            self.slice_counts[number] += chosen.sum()
-        self._update_slices(hits, ranked, values, lengths)
+        of_items = self._item_slices(hits, ranked, values, lengths)[counted]
+        of_users = self._user_slices(users[:, NAMES.index("recall")], user_idx[counted])
+        slices = torch.cat([of_items, of_users], dim=1)
+        self.slice_sums += slices.nansum(0)
+        self.slice_counts += (~slices[:, :, 0].isnan()).sum(0)
         for number, cutoff in enumerate(self.cutoffs):
-            self.shown[number, ranked[counted, :cutoff].flatten()] = 1
+            shown = ranked[counted, :cutoff].flatten()
+            self.shown[number, shown] = 1
+            self.shown_popularity[number] += self._popularity[shown[shown > 0]].sum()
+            self.num_shown[number] += (shown > 0).sum()
         if self.keep_users:
             self._users.append(user_idx[counted])
-            self._rows.append(users.flatten(1).float())
+            self._rows.append(torch.cat([users.flatten(1), slices.flatten(1)], dim=1).float())
 
     def reset(self) -> None:
         """Forget what was counted."""
@@ -97,7 +108,7 @@ class RetrievalMetrics(Metric):
         self._users, self._rows = [], []
 
     def compute(self) -> dict[str, float]:
-        """`recall@5`, ..., `coverage@100`, `<slice>/recall@K`; slices that no request touches are left out."""
+        """`recall@5`, ..., `coverage@K`, `popularity@K`, `<slice>/recall@K`; slices without requests are left out."""
         sums, count = self.sums.cpu(), max(float(self.count), 1.0)
         result = {
             f"{name}@{cutoff}": float(sums[i, j]) / count
@@ -106,6 +117,7 @@ class RetrievalMetrics(Metric):
         }
         for j, cutoff in enumerate(self.cutoffs):
             result[f"coverage@{cutoff}"] = int(self.shown[j, 1:].sum()) / self.corpus_size
+            result[f"popularity@{cutoff}"] = float(self.shown_popularity[j]) / max(float(self.num_shown[j]), 1.0)
         for i, name in enumerate((*ITEM_SLICES, *USER_SLICES)):
             touched = float(self.slice_counts[i])
             if touched:
@@ -115,26 +127,37 @@ class RetrievalMetrics(Metric):
         return result
 
     def per_user(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """user_idx int64 [R] and each metric float32 [R], for `keep_users`. Gathers: every process calls it."""
-        users = gather(torch.cat([torch.zeros(0, dtype=torch.int64), *self._users]))
-        rows = gather(torch.cat([torch.zeros(0, len(NAMES) * len(self.cutoffs)), *self._rows]))
+        """user_idx int64 [R] and each metric float32 [R], for `keep_users`. Gathers: every process calls it.
+
+        The recall in a slice is nan where a request has no relevant item of it, or its user is not of it.
+        """
         names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
+        names += [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES) for cutoff in self.cutoffs]
+        users = gather(torch.cat([torch.zeros(0, dtype=torch.int64), *self._users]))
+        rows = gather(torch.cat([torch.zeros(0, len(names)), *self._rows]))
         return users, {name: rows[:, column] for column, name in enumerate(names)}
 
-    def _update_slices(self, hits: Tensor, ranked: Tensor, relevant: Tensor, lengths: Tensor) -> None:
+    def _item_slices(self, hits: Tensor, ranked: Tensor, relevant: Tensor, lengths: Tensor) -> Tensor:
+        """Recall among the relevant items of each slice of items, nan where there are none; float64 [R, S, C]."""
         row = torch.arange(len(lengths)).repeat_interleave(lengths)
         num_slices = len(ITEM_SLICES)
         relevant_in = torch.zeros(len(lengths), num_slices, dtype=torch.float64)
         relevant_in.index_put_((row, self._slices[relevant]), torch.ones(1, dtype=torch.float64), accumulate=True)
         shown_in = self._slices[ranked]
+        recall = torch.full((len(lengths), num_slices, len(self.cutoffs)), torch.nan, dtype=torch.float64)
         for number in range(num_slices):
             touched = relevant_in[:, number] > 0
             if touched.any():
                 running = (hits[touched] & (shown_in[touched] == number)).cumsum(1)
                 for column, cutoff in enumerate(self.cutoffs):
                     found = running[:, min(cutoff, running.shape[1]) - 1]
-                    self.slice_sums[number, column] += (found / relevant_in[touched, number]).sum()
-                self.slice_counts[number] += touched.sum()
+                    recall[touched, number, column] = found / relevant_in[touched, number]
+        return recall
+
+    def _user_slices(self, recall: Tensor, user_idx: Tensor) -> Tensor:
+        """Recall [R, C] of requests of each slice of users, nan for the others; float64 [R, S, C]."""
+        cold = self._cold_users[user_idx]
+        return torch.stack([recall.where(chosen.unsqueeze(1), torch.nan) for chosen in (cold, ~cold)], dim=1)
 
 
 def per_request(hits: Tensor, num_relevant: Tensor, cutoffs: Sequence[int]) -> Tensor:

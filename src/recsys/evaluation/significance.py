@@ -33,7 +33,7 @@ class Comparison:
         difference: second - first.
         low, high: 95% interval of the difference.
         p_value: two-sided, of no difference.
-        num_users: users that both files hold.
+        num_users: users that both files have a value for.
     """
 
     metric: str
@@ -46,20 +46,57 @@ class Comparison:
     num_users: int
 
 
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a metric over users.
+
+    Attributes:
+        metric: such as `recall@10` or `tail/recall@10`.
+        mean: over users.
+        low, high: its 95% interval.
+        num_users: users that have a value.
+    """
+
+    metric: str
+    mean: float
+    low: float
+    high: float
+    num_users: int
+
+
+def means(path: Path, metrics: Sequence[str], num_samples: int = 10_000, seed: int = 0) -> list[Mean]:
+    """Means and bootstrap intervals of columns of a file `per_user.parquet`; slices that no user is of are left out.
+
+    Raises:
+        UserError: as in `compare_runs`.
+    """
+    _, values = _read(path, metrics)
+    return [
+        Mean(metrics[column], mean, low, high, num_users=int(rows.sum()))
+        for columns, rows in _same_users(values)
+        for column, (mean, low, high, _) in zip(
+            columns, paired_bootstrap(values[rows][:, columns], num_samples, seed), strict=True
+        )
+    ]
+
+
 def compare_runs(
     first: Path, second: Path, metrics: Sequence[str], num_samples: int = 10_000, seed: int = 0
 ) -> list[Comparison]:
     """Paired bootstrap of two files `per_user.parquet` of the same users.
+
+    A metric of a slice is compared over the users that are of it in both; where there are none, it is left out.
 
     Args:
         first: the file of one run; rows may be in any order.
         second: the file of the other, whose gain is measured.
         metrics: columns to compare.
         num_samples: bootstrap samples, B.
-        seed: of the samples, which all metrics share.
+        seed: of the samples, which all metrics of the same users share.
 
     Raises:
-        UserError: a file cannot be read, lacks a column, holds a user twice or a null, or the users differ.
+        UserError: a file cannot be read, lacks a column, holds a user twice or a null where there is no slice, or the
+            users differ.
     """
     first_users, first_values = _read(first, metrics)
     second_users, second_values = _read(second, metrics)
@@ -74,14 +111,18 @@ def compare_runs(
             "expected the same users (the same data, split and exclude_seen)"
         )
     second_values = second_values[places.to_numpy(zero_copy_only=False).astype(np.int64)]
+    differences = second_values - first_values
     return [
-        Comparison(metric, float(a), float(b), *drawn, num_users=len(first_users))
-        for metric, a, b, drawn in zip(
-            metrics,
-            first_values.mean(0),
-            second_values.mean(0),
-            paired_bootstrap(second_values - first_values, num_samples, seed),
-            strict=True,
+        Comparison(
+            metrics[column],
+            float(first_values[rows, column].mean()),
+            float(second_values[rows, column].mean()),
+            *drawn,
+            num_users=int(rows.sum()),
+        )
+        for columns, rows in _same_users(differences)
+        for column, drawn in zip(
+            columns, paired_bootstrap(differences[rows][:, columns], num_samples, seed), strict=True
         )
     ]
 
@@ -137,8 +178,21 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
+def _same_users(values: Floats) -> list[tuple[list[int], npt.NDArray[np.bool_]]]:
+    """Neighbouring columns of [U, M] that hold values for the same rows, and these; columns of nan alone fall out."""
+    present = ~np.isnan(values)
+    groups: list[tuple[list[int], npt.NDArray[np.bool_]]] = []
+    for column in np.flatnonzero(present.any(axis=0)).tolist():
+        rows = present[:, column]
+        if groups and np.array_equal(groups[-1][1], rows):
+            groups[-1][0].append(column)
+        else:
+            groups.append(([column], rows))
+    return groups
+
+
 def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Floats]:
-    """user_id [U] and the metrics [U, M] of a file."""
+    """user_id [U] and the metrics [U, M] of a file; nan for users that are not of a slice."""
     try:
         names = pq.read_schema(path).names
         if unknown := [name for name in ("user_id", *metrics) if name not in names]:
@@ -147,7 +201,7 @@ def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Floats]:
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
     for name in table.column_names:
-        if table.column(name).null_count:
+        if table.column(name).null_count and "/" not in name:
             raise UserError(f"{path}: column '{name}' holds {table.column(name).null_count} nulls; expected none")
     users = table.column("user_id").combine_chunks()
     if repeated := len(users) - len(users.unique()):
