@@ -104,7 +104,8 @@ def best_run(sweep: str | Path, metric: str) -> Path:
     finished = 0
     for path in sorted(sweep.rglob("metrics.json")):
         state, metrics = read_json(path.with_name("run.json")), read_json(path)
-        if state.get("status") != "finished":
+        # A folder of baselines may lie beside the runs that were measured against it.
+        if state.get("status") != "finished" or "generator" in state:
             continue
         finished += 1
         names |= metrics.keys()
