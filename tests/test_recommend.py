@@ -334,6 +334,9 @@ def test_the_best_finished_run_of_a_sweep(tmp_path: Path) -> None:
     _finished(tmp_path / "deep/2", **{"val/recall@100": 0.3})
     _finished(tmp_path / "3", "training", **{"val/recall@100": 0.9})
     _finished(tmp_path / "4", **{"val/recall@100": float("nan"), "val/recall@10": 0.1})
+    # Baselines beside the runs are no candidates.
+    baseline = _finished(tmp_path / "baselines/ease", **{"val/recall@100": 0.9})
+    (baseline / "run.json").write_text(json.dumps({"status": "finished", "generator": "ease"}))
     assert best_run(tmp_path, "val/recall@100") == tmp_path / "deep/1"
     assert best_run(tmp_path, "val/recall@10") == tmp_path / "4"
     with pytest.raises(UserError, match="none of 4 finished runs .* did you mean 'val/recall@100'"):

@@ -29,6 +29,8 @@ Floats = npt.NDArray[np.float32]
 
 # Entries of sparse matrices that are in memory at once: some 40 bytes each while they are sorted.
 NUM_ENTRIES = 4 << 20
+# Of an array in the place of a sparse matrix.
+_DENSE_BYTES = 256 << 20
 
 
 class Interactions:
@@ -175,6 +177,29 @@ def _slices_of(total: npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
         end = max(begin + 1, int(np.searchsorted(total, spent + budget, side="right")))
         yield slice(begin, end)
         begin = end
+
+
+def dense_if_full(matrix: Any) -> Any:
+    """A csr matrix as an array, where that is small and sums of its rows are faster than by walking its entries."""
+    is_full = 8 * matrix.nnz >= np.prod(matrix.shape)
+    return matrix.toarray() if is_full and 4 * np.prod(matrix.shape) <= _DENSE_BYTES else matrix
+
+
+def sum_rows(weights: Any, matrix: Any, fallback: Floats, out: Floats) -> None:
+    """Write `weights @ matrix`, both without negative entries, to `out`, and `fallback` where that is zero.
+
+    Args:
+        weights: csr float32 [H, N].
+        matrix: what `dense_if_full` gave for float32 [N, N].
+        fallback: float32 [N].
+        out: float32 [H, N].
+    """
+    found = weights @ matrix
+    if isinstance(found, np.ndarray):
+        out[:] = np.where(found > 0, found, fallback)
+    else:
+        out[:] = fallback
+        out[np.repeat(np.arange(len(out)), np.diff(found.indptr)), found.indices] = found.data
 
 
 def best_of_rows(matrix: Any, k: int) -> Any:

@@ -12,7 +12,7 @@ from recsys.data.batch import Batch
 from recsys.data.columns import Ragged
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
-from recsys.generators.interactions import Floats, Interactions, best_of_rows
+from recsys.generators.interactions import Floats, Interactions, best_of_rows, dense_if_full, sum_rows
 
 
 class ItemKNN:
@@ -46,7 +46,7 @@ class ItemKNN:
             similar.data[similar.indices == rows] = 0
             pieces.append(best_of_rows(similar, self.num_neighbours))
         # Row i holds the items that have i among their neighbours: a history selects rows.
-        self._similarity = stack_rows(pieces).T.tocsr()
+        self._similarity = dense_if_full(stack_rows(pieces).T.tocsr())
         self._fallback = events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -54,6 +54,4 @@ class ItemKNN:
         return self._events.rank(requests, k, exclude, self._score)
 
     def _score(self, histories: Any, out: Floats) -> None:
-        found = histories @ self._similarity
-        out[:] = self._fallback
-        out[np.repeat(np.arange(len(out)), np.diff(found.indptr)), found.indices] = found.data
+        sum_rows(histories, self._similarity, self._fallback, out)

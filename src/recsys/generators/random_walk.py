@@ -17,7 +17,14 @@ from recsys.data.batch import Batch
 from recsys.data.columns import Ragged
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
-from recsys.generators.interactions import NUM_ENTRIES, Floats, Interactions, best_of_rows
+from recsys.generators.interactions import (
+    NUM_ENTRIES,
+    Floats,
+    Interactions,
+    best_of_rows,
+    dense_if_full,
+    sum_rows,
+)
 
 Items = npt.NDArray[np.int32]
 
@@ -79,7 +86,7 @@ class RandomWalk:
             shares = csr_matrix((ones, visits.ravel(), ends), shape=(len(starts), events.num_items))
             shares.sum_duplicates()
             pieces.append(best_of_rows(shares, self.num_neighbours))
-        self._roots = stack_rows(pieces).sqrt()
+        self._roots = dense_if_full(stack_rows(pieces).sqrt().tocsr())
         self._events, self._fallback = events, events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
@@ -92,9 +99,8 @@ class RandomWalk:
         rows = np.repeat(np.arange(len(out)), np.diff(shares.indptr))
         shares.data /= np.bincount(rows, shares.data, len(out))[rows]
         # A sum of square roots of products is a matrix product of square roots.
-        boosted = shares.sqrt() @ self._roots
-        out[:] = self._fallback
-        out[np.repeat(np.arange(len(out)), np.diff(boosted.indptr)), boosted.indices] = boosted.data**2
+        sum_rows(shares.sqrt(), self._roots, self._fallback, out)
+        np.square(out, out=out, where=out > 0)
 
 
 def walks_at_step(num_steps: int, restart: float) -> npt.NDArray[np.int64]:
@@ -103,10 +109,8 @@ def walks_at_step(num_steps: int, restart: float) -> npt.NDArray[np.int64]:
     As many as are expected, so that no chance is added to that of the way.
     """
     num_walks = max(1, round(num_steps * restart))
-    # Of one walk in two, half a step is expected.
-    last = 1 if restart == 1 else 1 + max(0, int(np.log(0.5 / num_walks) / np.log(1 - restart)))
-    alive: npt.NDArray[np.int64] = np.rint(num_walks * (1 - restart) ** np.arange(last)).astype(np.int64)
-    return alive
+    alive: npt.NDArray[np.int64] = np.rint(num_walks * (1 - restart) ** np.arange(num_steps)).astype(np.int64)
+    return alive[alive > 0]
 
 
 def _walk(starts: Items, alive: npt.NDArray[np.int64], items: Any, users: Any, rng: np.random.Generator) -> Items:
