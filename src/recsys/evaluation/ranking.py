@@ -100,4 +100,5 @@ def per_user_table(dataset: PreparedDataset, metrics: RetrievalMetrics) -> pa.Ta
     users, columns = metrics.per_user()
     order = users.argsort()
     table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
-    return pa.table(table | {name: values[order].numpy() for name, values in columns.items()})
+    # From pandas: nan is null.
+    return pa.table(table | {name: pa.array(v[order].numpy(), from_pandas=True) for name, v in columns.items()})
