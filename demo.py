@@ -17,6 +17,7 @@ from recsys.build import source_of
 from recsys.data.loader import RequestLoader
 from recsys.evaluation.metrics import CUTOFFS, RetrievalMetrics
 from recsys.evaluation.ranking import Ranker, evaluate
+from recsys.generators.interactions import Interactions
 from recsys.generators.item_knn import ItemKNN
 from recsys.generators.popularity import Popularity
 from recsys.runs import TrainedRun, load_run
@@ -31,7 +32,7 @@ def main(run_path: str, recommendations: str, picture: str) -> None:
     recall = {"best reachable (the simulation's truth)": _recall(run.metrics, "test/best_reachable/")}
     recall["two-tower model"] = _recall(run.metrics, "test/")
     for name, generator in {"item-kNN": ItemKNN(), "popularity": Popularity()}.items():
-        generator.fit(run.dataset, "val")
+        generator.fit(Interactions(run.dataset, "val"))
         recall[name] = _recall(_evaluate(run, generator), "")
     _print(recall)
     _print_user(run, recommendations)

@@ -337,6 +337,9 @@ def test_the_best_run_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     _finished(tmp_path / "4", **{"val/recall@100": float("nan"), "val/recall@10": 0.1})
     # What a run chose from is no run of its own.
     _finished(tmp_path / "4/variants/mean", "selected", **{"val/recall@100": 0.9})
+    # Baselines beside the runs are no candidates.
+    baseline = _finished(tmp_path / "baselines/ease", **{"val/recall@100": 0.9})
+    (baseline / "run.json").write_text(json.dumps({"status": "finished", "generator": "ease"}))
     with caplog.at_level("INFO", logger="recsys"):
         assert best_run(tmp_path, "val/recall@100").path == tmp_path / "deep/1"
     assert caplog.messages == [f"{tmp_path}/deep/1: best of 4 runs, val/recall@100 0.3000; as good: deep/2"]

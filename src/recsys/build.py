@@ -185,17 +185,20 @@ def build_module(
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
     """Callbacks; those that write are told where."""
-    of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
-    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
-    if config.evaluation.metric not in names:
-        raise UserError(
-            f"evaluation.metric: found '{config.evaluation.metric}'{nearest(config.evaluation.metric, names)}"
-        )
+    check_metric(config.evaluation.metric)
     callbacks = []
     for node in config.callbacks.values():
         callback = instantiate(node)
         callbacks.append(complete(callback, dirpath=checkpoints) if node.get("_partial_") else callback)
     return callbacks
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a name that is no metric of validation."""
+    of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
+    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
+    if metric not in names:
+        raise UserError(f"evaluation.metric: found '{metric}'{nearest(metric, names)}")
 
 
 def _sources(config: DictConfig) -> Path:

@@ -113,7 +113,8 @@ def best_run(sweep: str | Path, metric: str) -> RunRow:
             f"metric: found '{metric}', expected one of validation such as val/recall@100: what is chosen by the test "
             f"part is not tested by it"
         )
-    rows = [row for row in read_runs(sweep) if row.status in ("finished", "selected")]
+    # A folder of baselines may lie beside the runs that were measured against it.
+    rows = [r for r in read_runs(sweep) if r.status in ("finished", "selected") and "generator" not in r.state]
     if not rows:
         raise UserError(f"sweep: {sweep} holds no finished run")
     ranked = best_first(rows, metric, _maximize(Path(sweep), metric))

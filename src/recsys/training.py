@@ -35,7 +35,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader
 from recsys.evaluation.callback import FullCorpusEvaluation
 from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.module import RetrievalModule
 from recsys.runs import load_weights, stored_config
@@ -187,12 +187,7 @@ def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers:
     best = reachable(config, dataset, "test")
     metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
-    users, columns = evaluation.metrics.per_user()
-    order = users.argsort()
-    table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
-    # From pandas: nan, where a user is in no way of a slice, is null.
-    table |= {name: pa.array(values[order].numpy(), from_pandas=True) for name, values in columns.items()}
-    run.write_per_user(pa.table(table))
+    run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
     tracking.log_examples(loggers, lambda: _examples(config, dataset, module, data.builder))
 

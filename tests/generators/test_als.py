@@ -11,6 +11,7 @@ from handmade import handmade, ragged
 
 from recsys.errors import UserError
 from recsys.generators.als import ALS
+from recsys.generators.interactions import Interactions
 
 # Even users draw from items 1..5, odd ones from 6..10; the last two have nothing before the test part.
 GROUPS = [[1 + (user + step) % 5 + 5 * (user % 2) for step in range(3)] for user in range(40)]
@@ -19,7 +20,7 @@ DATA = handmade([*((group, [], []) for group in GROUPS), ([], [], [2, 9]), ([], 
 
 def fitted(**options: Any) -> ALS:
     generator = ALS(factors=2, **options)
-    generator.fit(DATA, "train")
+    generator.fit(Interactions(DATA, "train"))
     return generator
 
 

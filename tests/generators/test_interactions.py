@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from handmade import handmade, ragged
+from handmade import handmade, ragged, random_users
+from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
 from recsys.evaluation import topk
-from recsys.generators.interactions import Interactions
+from recsys.generators import interactions
+from recsys.generators.interactions import Interactions, best_of_rows, dense_if_full, slices_of, sum_rows
 
 # 1 and 2 are trained, 3 is seen in validation, 4 and 5 only in the test part.
 DATA = handmade([([1, 2, 1], [3], [4]), ([1], [2, 3], [5]), ([], [], [1])])
@@ -21,13 +23,13 @@ def test_training_part() -> None:
     events = Interactions(DATA, "train")
     assert events.num_items == 2
     assert events.counts().tolist() == [3, 1]
-    assert events.users().toarray().tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert events.users.toarray().tolist() == [[1, 1], [1, 0], [0, 0]]
 
 
 def test_training_and_validation() -> None:
     events = Interactions(DATA, "val")
     assert events.counts().tolist() == [3, 2, 2]
-    assert events.users().toarray().tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
+    assert events.users.toarray().tolist() == [[1, 1, 1], [1, 1, 1], [0, 0, 0]]
 
 
 def test_histories_grow_after_the_fit_and_unknown_users_have_none() -> None:
@@ -70,3 +72,49 @@ def test_no_events() -> None:
 def test_unknown_part() -> None:
     with pytest.raises(UserError, match="until=validation: no such part"):
         Interactions(DATA, "validation")  # type: ignore[arg-type]
+
+
+def test_recent_events() -> None:
+    events = Interactions(DATA, "val")
+    # 1, 2, 1, 3, 4: the last two are 3 and the unknown 4; the last three 1, 3, 4.
+    requests = Requests(np.array([0, 0, 0, -1, 2]), np.array([5, 5, 2, 0, 9]))
+    assert events.histories(requests, 2).toarray().tolist() == [[0, 0, 1]] * 2 + [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert events.histories(requests, 3).toarray()[0].tolist() == [1, 0, 1]
+
+
+def test_pairs_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = Interactions(handmade(random_users(np.random.default_rng(0), 100, 40)), "val")
+    monkeypatch.setattr(interactions, "NUM_ENTRIES", 150)
+    items = events.users.T.tocsr()
+    blocks = events.blocks(items)
+    assert len(blocks) > 5
+    assert [row for block in blocks for row in range(block.start, block.stop)] == [*range(events.num_items)]
+    assert all((items[b] @ events.users).nnz <= 150 or b.stop - b.start == 1 for b in blocks)
+    users = events.users.toarray()
+    np.testing.assert_array_equal(events.pairs, users.T @ users)
+
+
+def test_slices_keep_to_the_budget() -> None:
+    assert slices_of(np.array([2, 3, 4, 9, 1, 1]), 5) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+    assert slices_of(np.array([0, 0, 0]), 5) == [slice(0, 3)]
+    assert slices_of(np.array([], int), 5) == []
+
+
+def test_sums_of_rows_are_the_same_of_arrays() -> None:
+    rng = np.random.default_rng(0)
+    full = csr_matrix(rng.random((9, 9), np.float32) * (rng.random((9, 9)) < 0.3))
+    empty = csr_matrix(([1], ([2], [3])), shape=(9, 9), dtype=np.float32)
+    assert isinstance(dense_if_full(full), np.ndarray)
+    assert dense_if_full(empty) is empty
+    weights, fallback = csr_matrix((rng.random((4, 9), np.float32) > 0.7).astype(np.float32)), -np.arange(1, 10) / 9
+    for matrix in (full, full.toarray()):
+        out = np.full((4, 9), 7, np.float32)
+        sum_rows(weights, matrix, fallback.astype(np.float32), out)
+        expected = weights.toarray() @ full.toarray()
+        np.testing.assert_allclose(out, np.where(expected > 0, expected, fallback), rtol=1e-6)
+
+
+def test_best_of_rows() -> None:
+    # The larger first, the lower column among equals, zeros never.
+    matrix = csr_matrix(np.array([[0.5, 0.25, 0.5, 0.5], [0, 0, 0, 1], [0, 0, 0, 0]], np.float32))
+    assert best_of_rows(matrix, 2).toarray().tolist() == [[0.5, 0, 0.5, 0], [0, 0, 0, 1], [0, 0, 0, 0]]

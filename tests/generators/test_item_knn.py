@@ -11,6 +11,8 @@ from handmade import handmade, ragged, random_users
 
 from recsys.errors import UserError
 from recsys.evaluation import topk
+from recsys.generators import interactions
+from recsys.generators.interactions import Interactions
 from recsys.generators.item_knn import ItemKNN
 
 # Users of item 1: 0, 1, 2; of item 2: 0, 1; of item 3: 2; of item 4: 3.
@@ -19,7 +21,7 @@ DATA = handmade([([1, 2, 2], [], [3]), ([1, 2], [], []), ([1, 3], [], []), ([4],
 
 def fitted(dataset: Any = DATA, **options: Any) -> ItemKNN:
     generator = ItemKNN(**options)
-    generator.fit(dataset, "val")
+    generator.fit(Interactions(dataset, "val"))
     return generator
 
 
@@ -62,10 +64,11 @@ def test_nothing_known_gives_the_most_popular(rank: Callable[..., Any]) -> None:
 
 
 def test_equals_dense_algebra(rank: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topk, "BLOCK_BYTES", 0)  # sixteen items and sixteen requests a block
+    monkeypatch.setattr(topk, "BLOCK_BYTES", 0)  # sixteen requests a block
+    monkeypatch.setattr(interactions, "NUM_ENTRIES", 100)  # two items a block
     dataset = handmade(random_users(np.random.default_rng(0), 300, 50))
     generator = fitted(dataset, num_neighbours=7, shrink=3)
-    users = generator._events.users().toarray()
+    users = generator._events.users.toarray()
     sizes = users.sum(0)
     similarity = users.T @ users / (np.sqrt(np.outer(sizes, sizes)) + 3)
     np.fill_diagonal(similarity, 0)

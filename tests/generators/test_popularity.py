@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
+from recsys.generators.interactions import Interactions
 from recsys.generators.popularity import Popularity
 
 # Days 0, 1, 2, ... of each user. Counts in training: 1 twice, 2 once; with validation also 3 three times.
@@ -23,7 +24,7 @@ INFINITE = float("inf")
 
 def fitted(until: str = "val", dataset: Any = DATA, **options: float) -> Popularity:
     generator = Popularity(**options)
-    generator.fit(dataset, until)  # type: ignore[arg-type]
+    generator.fit(Interactions(dataset, until))  # type: ignore[arg-type]
     return generator
 
 

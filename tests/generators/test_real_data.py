@@ -21,8 +21,10 @@ from recsys.data.splits import Temporal
 from recsys.evaluation.metrics import CUTOFFS, NAMES, RetrievalMetrics
 from recsys.evaluation.ranking import evaluate
 from recsys.evaluation.relevance import seen_items
+from recsys.generators.interactions import Interactions
 from recsys.generators.item_knn import ItemKNN
 from recsys.generators.popularity import Popularity
+from recsys.generators.random_walk import RandomWalk
 
 DATA = Path(os.environ.get("RECSYS_DATA", "/nowhere"))
 PROTOCOL = DATA.parent / "protocol.py"
@@ -40,8 +42,8 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     dataset = prepare(ParquetFolder(str(ROOT)), Temporal(), DataSettings(), tmp_path / "cache")
     item_ids, user_ids = dataset.item_ids.to_numpy(zero_copy_only=False), dataset.user_ids
     batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), 64))
-    for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50)):
-        generator.fit(dataset, "val")
+    for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500)):
+        generator.fit(Interactions(dataset, "val"))
         metrics = RetrievalMetrics(dataset, dataset.num_items)
         result = evaluate(generator, dataset, "test", batches, metrics)
         users, lists = [], []

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -109,3 +110,12 @@ def evaluate(
         relevant = relevant_items(dataset, part, requests, exclude_seen, rolling)
         metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
     return metrics.compute()
+
+
+def per_user_table(dataset: PreparedDataset, metrics: RetrievalMetrics) -> pa.Table:
+    """Content of `per_user.parquet`: user_id and each metric, from what `metrics` kept. Every process calls it."""
+    users, columns = metrics.per_user()
+    order = users.argsort()
+    table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
+    # From pandas: nan is null.
+    return pa.table(table | {name: pa.array(v[order].numpy(), from_pandas=True) for name, v in columns.items()})

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.columns import Ragged
-from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.dataset import Requests
 from recsys.errors import UserError
-from recsys.generators.interactions import Floats, Interactions, Until
+from recsys.generators.interactions import Floats, Interactions
 
 
 class ALS:
@@ -39,10 +39,9 @@ class ALS:
             raise UserError(f"generator.l2={l2}: expected 0 or more")
         self.factors, self.alpha, self.l2, self.iterations, self.seed = factors, alpha, l2, iterations, seed
 
-    def fit(self, dataset: PreparedDataset, until: Until) -> None:
+    def fit(self, events: Interactions) -> None:
         """Alternate between users and items."""
-        self._events = Interactions(dataset, until)
-        self._fallback = self._events.fallback()
+        self._events, self._fallback = events, events.fallback()
         # The solver runs one thread a core, each of which calls BLAS: with threads of its own that would crawl.
         with threadpool_limits(1, "blas"):
             self._model = AlternatingLeastSquares(
@@ -52,7 +51,7 @@ class ALS:
                 iterations=self.iterations,
                 random_state=self.seed,
             )
-            self._model.fit(self._events.users(), show_progress=False)
+            self._model.fit(events.users, show_progress=False)
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """As in `recsys.evaluation.ranking.Ranker`."""

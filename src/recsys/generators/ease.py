@@ -12,12 +12,12 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.columns import Ragged
-from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.dataset import Requests
 from recsys.errors import UserError
-from recsys.generators.interactions import Floats, Interactions, Until, blocks
+from recsys.generators.interactions import Floats, Interactions
 
-# The inverse is dense: 3.6 GB at 30 thousand items, and its time grows with the cube.
-MAX_ITEMS = 30_000
+# Rows of a matrix that are mirrored at once.
+_ROWS = 512
 
 
 class EASE:
@@ -28,35 +28,37 @@ class EASE:
 
     Args:
         l2: regularisation; hundreds for dense data, tens for sparse.
+        max_gigabytes: refuse items whose two dense matrices, counts and weights, need more (9.6 for 35 thousand). Time
+            grows with the cube of items.
     """
 
-    def __init__(self, l2: float = 200.0) -> None:
-        if l2 <= 0:
-            raise UserError(f"generator.l2={l2}: expected a positive number")
-        self.l2 = l2
+    def __init__(self, l2: float = 200.0, max_gigabytes: float = 8.0) -> None:
+        for name, value in (("l2", l2), ("max_gigabytes", max_gigabytes)):
+            if value <= 0:
+                raise UserError(f"generator.{name}={value}: expected a positive number")
+        self.l2, self.max_gigabytes = l2, max_gigabytes
 
-    def fit(self, dataset: PreparedDataset, until: Until) -> None:
+    def fit(self, events: Interactions) -> None:
         """Solve for the weights.
 
         Raises:
             UserError: too many items for a dense inverse.
         """
-        self._events = Interactions(dataset, until)
-        num_items = self._events.num_items
-        if num_items > MAX_ITEMS:
+        num_items = events.num_items
+        needed = 2 * 4 * num_items**2 / 1e9
+        if needed > self.max_gigabytes:
             raise UserError(
-                f"generator=ease: {num_items} items, expected at most {MAX_ITEMS} (its memory grows with the square); "
-                "use generator=als or generator=item_knn, or raise data.min_item_events"
+                f"generator=ease: {num_items} items need {needed:.3g} GB (two dense matrices of items x items), "
+                f"expected at most generator.max_gigabytes={self.max_gigabytes:g}; use generator=als or "
+                "generator=item_knn, or raise data.min_item_events"
             )
-        users = self._events.users()
-        weights = np.zeros((num_items, num_items), np.float32)
-        (users.T @ users).tocsr().todense(out=weights)
+        weights = events.pairs.copy()
         weights[np.diag_indices(num_items)] += np.float32(self.l2)
         _invert(weights)
         weights /= -weights.diagonal()
         np.fill_diagonal(weights, 0)
         self._weights = torch.from_numpy(weights)
-        self._fallback = self._events.fallback()
+        self._events, self._fallback = events, events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """As in `recsys.evaluation.ranking.Ranker`."""
@@ -80,7 +82,8 @@ def _invert(matrix: Floats) -> None:
     _, failed = lapack.spotri(matrix.T, lower=1, overwrite_c=1)
     assert not failed
     # Only the lower triangle of the transpose is computed, which is the upper one of the matrix.
-    for block in blocks(*matrix.shape):
+    for begin in range(0, len(matrix), _ROWS):
+        block = slice(begin, begin + _ROWS)
         rows = matrix[block]
         matrix[block.stop :, block] = rows[:, block.stop :].T
         square = rows[:, block]

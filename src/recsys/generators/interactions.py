@@ -6,8 +6,9 @@ Shapes: U users, R requests, H requests of a block, N items that a generator kno
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,17 @@ from recsys.data.batch import RaggedTensor
 from recsys.data.columns import Ragged, ragged_positions
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.errors import UserError, nearest
+from recsys.evaluation.ranking import Ranker
 from recsys.evaluation.relevance import seen_items
-from recsys.evaluation.topk import BlockedTopK, block_height
+from recsys.evaluation.topk import BlockedTopK
 
 Until = Literal["train", "val"]
 Floats = npt.NDArray[np.float32]
+
+# Entries of sparse matrices that are in memory at once: some 40 bytes each while they are sorted.
+NUM_ENTRIES = 4 << 20
+# Of an array in the place of a sparse matrix.
+_DENSE_BYTES = 256 << 20
 
 
 class Interactions:
@@ -58,13 +65,42 @@ class Interactions:
         items = np.asarray(self.dataset.item_idx[self.positions()])
         return np.bincount(items, minlength=self.num_items + 1)[1 : self.num_items + 1]
 
+    @cached_property
     def users(self) -> Any:
         """Who did what: binary csr float32 [U, N]."""
         return self.histories(Requests(np.arange(self.dataset.num_users), self.end))
 
-    def histories(self, requests: Requests) -> Any:
-        """The distinct known items before each request: binary csr float32 [R, N]."""
+    @cached_property
+    def pairs(self) -> Floats:
+        """Users that have both of two items; float32 [N, N], dense, on the diagonal those that have one."""
+        pairs = np.zeros((self.num_items, self.num_items), np.float32)
+        items = self.users.T.tocsr()
+        for rows in self.blocks(items):
+            (items[rows] @ self.users).todense(out=pairs[rows])
+        return pairs
+
+    def blocks(self, items: Any) -> list[slice]:
+        """Slices of items whose products `items[rows] @ users` have at most about `NUM_ENTRIES` entries.
+
+        Args:
+            items: the transpose of `users`; csr [N, U].
+        """
+        # Summed over an item's users, what they have: pairs that are met on the way, and no fewer than are found.
+        met = items @ np.diff(self.users.indptr)
+        return slices_of(np.minimum(met, self.num_items).astype(np.int64), NUM_ENTRIES)
+
+    def histories(self, requests: Requests, num_recent: int | None = None) -> Any:
+        """The distinct known items before each request: binary csr float32 [R, N].
+
+        Args:
+            requests: users, and where their history ends.
+            num_recent: look at the last so many events; null for all.
+        """
         seen = seen_items(self.dataset, requests)
+        if num_recent is not None:
+            lengths = np.minimum(np.diff(seen.offsets), num_recent)
+            values = seen.values[ragged_positions(seen.offsets[1:] - lengths, lengths)]
+            seen = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
         rows, columns = self._cells(seen)
         shape = (len(seen), self.num_items)
         matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
@@ -80,7 +116,12 @@ class Interactions:
         return scores
 
     def rank(
-        self, requests: Requests, k: int, exclude: Ragged | None, score: Callable[[Any, Floats], None]
+        self,
+        requests: Requests,
+        k: int,
+        exclude: Ragged | None,
+        score: Callable[[Any, Floats], None],
+        num_recent: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Ranked lists, as in `recsys.evaluation.ranking.Ranker`.
 
@@ -89,8 +130,9 @@ class Interactions:
             k: results a request.
             exclude: item_idx that each request must not get.
             score: `score(histories, out)` fills float32 out [H, N] for histories csr [H, N].
+            num_recent: histories are the last so many events; null for all.
         """
-        histories = self.histories(requests)
+        histories = self.histories(requests, num_recent)
 
         def write(begin: int, out: Tensor) -> None:
             score(histories[begin : begin + len(out)], out.numpy())
@@ -111,7 +153,67 @@ class Interactions:
         return RaggedTensor(torch.from_numpy(columns), torch.from_numpy(offsets))
 
 
-def blocks(num_rows: int, width: int) -> list[slice]:
-    """Slices of rows whose dense blocks of `width` columns stay small."""
-    height = block_height(width)
-    return [slice(begin, min(begin + height, num_rows)) for begin in range(0, num_rows, height)]
+class Generator(Ranker, Protocol):
+    """A ranker that learns from events in one pass."""
+
+    def fit(self, events: Interactions) -> None:
+        """Learn from the events.
+
+        Raises:
+            UserError: the generator is not for such data.
+        """
+        ...
+
+
+def slices_of(costs: npt.NDArray[np.int64], budget: int) -> list[slice]:
+    """Consecutive rows whose costs add up to at most `budget`; a row that costs more is a slice of its own."""
+    return list(_slices_of(np.cumsum(costs), budget))
+
+
+def _slices_of(total: npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
+    begin = 0
+    while begin < len(total):
+        spent = int(total[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, spent + budget, side="right")))
+        yield slice(begin, end)
+        begin = end
+
+
+def dense_if_full(matrix: Any) -> Any:
+    """A csr matrix as an array, where that is small and sums of its rows are faster than by walking its entries."""
+    is_full = 8 * matrix.nnz >= np.prod(matrix.shape)
+    return matrix.toarray() if is_full and 4 * np.prod(matrix.shape) <= _DENSE_BYTES else matrix
+
+
+def sum_rows(weights: Any, matrix: Any, fallback: Floats, out: Floats) -> None:
+    """Write `weights @ matrix`, both without negative entries, to `out`, and `fallback` where that is zero.
+
+    Args:
+        weights: csr float32 [H, N].
+        matrix: what `dense_if_full` gave for float32 [N, N].
+        fallback: float32 [N].
+        out: float32 [H, N].
+    """
+    found = weights @ matrix
+    if isinstance(found, np.ndarray):
+        out[:] = np.where(found > 0, found, fallback)
+    else:
+        out[:] = fallback
+        out[np.repeat(np.arange(len(out)), np.diff(found.indptr)), found.indices] = found.data
+
+
+def best_of_rows(matrix: Any, k: int) -> Any:
+    """The k largest positive entries, all below 2, of each row of a csr matrix; lower columns first among equals."""
+    num_rows, num_columns = matrix.shape
+    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
+    positive = matrix.data > 0
+    rows, columns, values = rows[positive], matrix.indices[positive], matrix.data[positive]
+    # One sort of plain integers: row, then value downwards, then column. The bits of positive floats are in the order
+    # of their values, and 30 bits hold those below 2. With very many columns the last bits of a value do not count.
+    column_bits = int(num_columns).bit_length()
+    value_bits = min(30, 63 - column_bits - int(num_rows).bit_length())
+    descending = ((1 << 30) - 1 - values.view(np.int32).astype(np.int64)) >> (30 - value_bits)
+    order = np.argsort((((rows << value_bits) | descending) << column_bits) | columns)
+    first = np.searchsorted(rows, np.arange(num_rows))
+    best = order[np.arange(len(rows)) - first[rows] < k]
+    return csr_matrix((values[best], (rows[best], columns[best])), shape=matrix.shape)

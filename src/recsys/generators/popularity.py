@@ -8,9 +8,9 @@ from torch import Tensor
 
 from recsys.data.batch import Batch
 from recsys.data.columns import Ragged
-from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.dataset import Requests
 from recsys.errors import UserError
-from recsys.generators.interactions import Interactions, Until
+from recsys.generators.interactions import Interactions
 
 _DAY = 86_400
 
@@ -29,10 +29,9 @@ class Popularity:
                 raise UserError(f"generator.{name}={days}: expected a positive number of days, or null")
         self.window_days, self.half_life_days = window_days, half_life_days
 
-    def fit(self, dataset: PreparedDataset, until: Until) -> None:
-        """Count the events up to the end of the part `until`."""
-        events = Interactions(dataset, until)
-        positions = events.positions()
+    def fit(self, events: Interactions) -> None:
+        """Count the events."""
+        dataset, positions = events.dataset, events.positions()
         weights = None
         if self.window_days is not None or self.half_life_days is not None:
             if dataset.meta.time not in ("seconds", "day"):

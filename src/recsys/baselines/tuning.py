@@ -1,0 +1,99 @@
+"""Search of a grid, one setting at a time, that leaves out what lies beyond where the metric falls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recsys.errors import UserError, nearest
+
+Settings = dict[str, Any]
+_OPTIONS = ("values", "every", "time")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A setting and its values.
+
+    Attributes:
+        name: keyword of the generator.
+        values: in order, so that the metric rises to one of them and falls behind it.
+        every: try all values, where the metric may rise again.
+    """
+
+    name: str
+    values: Sequence[Any]
+    every: bool = False
+
+
+def axes_of(name: str, grid: Mapping[str, Any], start: Mapping[str, Any], time: str) -> list[Axis]:
+    """The axes of a grid that make sense for the data.
+
+    Args:
+        name: of the generator.
+        grid: setting -> {values, every, time}; `time` lists the values of `data.time` that it is for, if not for all.
+        start: the generator's own settings, where the search begins.
+        time: the value of `data.time`.
+
+    Raises:
+        UserError: a key, a setting or its values cannot be.
+    """
+    axes, settings = [], [setting for setting in start if not setting.startswith("_")]
+    for setting, axis in grid.items():
+        key = f"grids.{name}.{setting}"
+        if setting not in settings:
+            raise UserError(f"{key}: generator '{name}' has no such setting{nearest(setting, settings)}")
+        if not isinstance(axis, Mapping) or not isinstance(axis.get("values"), list):
+            raise UserError(f"{key}: found {axis}, expected {{values: [...]}}")
+        for option in axis:
+            if option not in _OPTIONS:
+                raise UserError(f"unknown configuration key '{key}.{option}'{nearest(option, _OPTIONS)}")
+        if time not in axis.get("time", [time]):
+            continue
+        values = axis["values"]
+        if start[setting] not in values:
+            raise UserError(
+                f"generator.{name}.{setting}={start[setting]}: the search begins there, but {key}.values={values} lack "
+                f"it; add it, or do not search with ~{key}"
+            )
+        axes.append(Axis(setting, values, bool(axis.get("every", False))))
+    return axes
+
+
+def search(start: Mapping[str, Any], axes: Sequence[Axis], score: Callable[[Settings], float]) -> Settings:
+    """The settings with the best score that can be reached by changing one setting at a time.
+
+    Axis after axis is followed from the best settings so far in the direction in which the score rises, until a round
+    over all axes changes nothing. No settings are scored twice; of equals the first stays.
+
+    Args:
+        start: a value for each axis.
+        axes: what may change.
+        score: higher is better.
+    """
+    best, scores = dict(start), {}
+
+    def scored(settings: Settings) -> float:
+        key = tuple(settings.values())
+        if key not in scores:
+            scores[key] = score(settings)
+        return scores[key]
+
+    top, rising = scored(best), True
+    while rising:
+        rising = False
+        for axis in axes:
+            center = list(axis.values).index(best[axis.name])
+            for direction in (axis.values[center + 1 :], axis.values[:center][::-1]):
+                rose = False
+                for value in direction:
+                    settings = best | {axis.name: value}
+                    if scored(settings) > top:
+                        best, top, rose = settings, scored(settings), True
+                    elif not axis.every:
+                        break
+                rising |= rose
+                if rose and not axis.every:
+                    break
+    return best
