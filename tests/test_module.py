@@ -16,6 +16,7 @@ from worlds import FEATURES, compose, write_world
 from recsys.build import build_data, build_model, build_module, corpus_of, open_data
 from recsys.data.batch import Windows
 from recsys.data.builder import BatchBuilder
+from recsys.frequency import Exact
 from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue, InBatch
@@ -76,7 +77,7 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str) -> None:
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     model, sampler = module.model, module.negatives
     assert sampler is not None
-    drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF))
+    drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF), batch.target_idx)
     candidates = torch.cat([batch.target_idx, drawn])
     num_targets = len(batch.target_idx)
     users = model.encode_users(batch) / 0.05
@@ -134,7 +135,8 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     dataset = training_only([[(1, 0), (2, 0), (3, 0)], [(1, 0), (2, 1)]])
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
     model = build_model(config, dataset)
-    catalogue = Catalogue(torch.full((4,), 0.25, dtype=torch.float64), torch.tensor([1, 2, 3]))
+    probabilities = torch.full((4,), 0.25, dtype=torch.float64)
+    catalogue = Catalogue(probabilities, torch.tensor([1, 2, 3]), Exact(probabilities), 8)
     for loss, sampler in ((SampledSoftmax(), InBatch(catalogue)), (FullSoftmax(), None)):
         module = RetrievalModule(model, loss, sampler, AdamW(), torch.tensor([1, 2, 3]))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]

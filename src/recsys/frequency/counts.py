@@ -1,4 +1,4 @@
-"""How probable is an item as a target of a training batch: what logQ corrects for."""
+"""How often each item is a target: what logQ corrects for, and what is popular now."""
 
 from __future__ import annotations
 
