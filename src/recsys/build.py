@@ -53,6 +53,10 @@ SPARSE_ROWS = 100_000
 
 def instantiate(node: DictConfig, **settings: Any) -> Any:
     """The object that a node names; a wrong key or value is a `UserError`."""
+    # Hydra leaves out of a partial what is still to be given.
+    for key in OmegaConf.missing_keys(node):
+        place = node._get_full_key(key)
+        raise UserError(f"{place}: missing, expected {place}=...")
     try:
         return hydra.utils.instantiate(node, **settings)
     except InstantiationException as error:
