@@ -7,6 +7,7 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from folders import events, prepared, write_folder
 from histories import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from worlds import compose, write_world
 from recsys.build import open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.loader import TrainingLoader
+from recsys.data.objective import Objective
+from recsys.data.splits import Given
 from recsys.errors import UserError
 from recsys.frequency import (
     SMOOTHING,
@@ -85,7 +88,27 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     # The unknown item, and one without events, stay where they are.
     assert shift == pytest.approx([0, *expected, 0])
     # Where training decayed alike, nothing moved.
-    assert prior_shift(dataset, 1, 1).abs().max() < 1e-12
+    assert prior_shift(dataset, 1, Objective(half_life_days=1)).abs().max() < 1e-12
+
+
+def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFactory) -> None:
+    day = 86_400
+    table = events([(1, 10, 0), (1, 10, day), (2, 11, day), (2, 11, day)]) | {
+        "split": ["train"] * 4,
+        "action": ["save", "click", "click", "hide"],
+    }
+    table = {name: [*values, *values[-1:], *values[-1:]] for name, values in table.items()}
+    table["split"][-2:] = ["val", "test"]
+    root = write_folder(tmp_path_factory.mktemp("prior") / "data", table)
+    dataset = prepared(root, Given(), features={"interactions": {"action": {"role": "event"}}})
+    objective = Objective(action_weights={"action": {"save": 2.0, "hide": 0.0}})
+    # Item 10 counts 2 and 1 of 4; a half-life of a day makes that 1 and 1 of 3.
+    expected = [
+        log((1 - SMOOTHING) * (2 / 3) / (3 / 4) + SMOOTHING),
+        log((1 - SMOOTHING) * (1 / 3) / (1 / 4) + SMOOTHING),
+    ]
+    shift = prior_shift(dataset, 1, objective).tolist()
+    assert [shift[dataset.item_ids.to_pylist().index(item) + 1] for item in (10, 11)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("worth", ["order", "none"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -119,18 +120,16 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_history=config.history.max_events,
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
-        objective=Objective(
-            horizon=config.history.horizon,
-            window_days=config.history.window_days,
-            gap_days=config.history.gap_days,
-            half_life_days=config.history.half_life_days,
-            action_weights=_plain(config.history.action_weights),
-            order=config.history.order,
-        ),
+        objective=_objective(config),
         max_exposures=config.history.max_exposures,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
+
+
+def _objective(config: DictConfig) -> Objective:
+    names = (field.name for field in dataclasses.fields(Objective))
+    return Objective(**{name: _plain(config.history)[name] for name in names})
 
 
 def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
@@ -163,7 +162,7 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     for name, low in (("weight", 0), ("half_life_days", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, config.history.half_life_days)
+    bias = prior_shift(dataset, shift.half_life_days, _objective(config))
     return bias.mul(shift.weight).float()
 
 

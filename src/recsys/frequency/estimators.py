@@ -76,7 +76,7 @@ class Streaming(nn.Module):
     coefficients: Tensor
 
     def __init__(
-        self, num_buckets: int = 1 << 20, num_hashes: int = 1, rate: float = 0.01, initial_gap: float = 100.0
+        self, num_buckets: int = 1 << 20, num_hashes: int = 1, rate: float = 0.05, initial_gap: float = 100.0
     ) -> None:
         super().__init__()
         _check_sizes(num_buckets=num_buckets, num_hashes=num_hashes)
