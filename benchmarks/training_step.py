@@ -17,7 +17,7 @@ from timing import StepTimer, arguments, endless, report, timed_steps
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import Meta, PreparedDataset
 from recsys.data.loader import TrainingLoader
-from recsys.frequency import target_probabilities
+from recsys.frequency import Exact, target_probabilities
 from recsys.losses import FullSoftmax, SampledSoftmax
 from recsys.models.encoders import Transformer
 from recsys.models.towers import ItemTower, UserTower
@@ -61,10 +61,11 @@ def build(
     model = TwoTower(UserTower(encoder, DIM, data), ItemTower(DIM, data, use_features=False), "dot", 1.0)
     corpus = torch.arange(1, data.num_items + 1)
     sampled = loss == "sampled"
+    probabilities = target_probabilities(data, predict_first)
     module = RetrievalModule(
         model,
         SampledSoftmax() if sampled else FullSoftmax(),
-        Uniform(Catalogue(target_probabilities(data, predict_first), corpus), 256) if sampled else None,
+        Uniform(Catalogue(probabilities, corpus, Exact(probabilities), DIM), 256) if sampled else None,
         AdamW(),
         corpus,
     )

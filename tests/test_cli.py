@@ -36,7 +36,9 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         # Options of groups.
         (["loss=sampled_softmx"], "loss=sampled_softmx: no such option; did you mean 'sampled_softmax'?"),
         (["+experiment=beuty"], "experiment=beuty: no such option; did you mean 'beauty'?"),
-        (["negatives=hard"], "negatives=hard: no such option; valid: "),
+        (["negatives=zzz"], "negatives=zzz: no such option; valid: "),
+        (["negatives=hard", "negatives.of.num_negativ=3"], "unknown configuration key 'negatives.of.num_negativ'"),
+        (["+history.window_dayz=3"], "did you mean 'history.window_days'?"),
         # Types.
         (["batch_size=abc"], "batch_size: found 'abc', expected an integer"),
         (["batch_size=1.5"], "batch_size: found 1.5, expected an integer"),
@@ -73,6 +75,11 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["+data.features.items.text.kind=text", "+data.features.users.age.ignore=true"],
         ["hydra.run.dir=elsewhere", "hydra.job.name=y"],
         ["logger.project=null"],
+        ["+history.action_weights.action.save=2.0", "history.window_days=28"],
+        ["negatives=hard", "negatives@negatives.of=cross_batch", "negatives.of.bank_size=64"],
+        ["negatives=hard", "negatives.hardest=8", "negatives.of.num_negatives=32"],
+        ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
+        ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],
     ],
 )
 def test_right_overrides(overrides: list[str]) -> None:
@@ -124,6 +131,14 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "batch_size=0": "batch_size: found 0",
         "negatives=none": "negatives=none goes with loss=full_softmax only",
         "loss=full_softmax": "add negatives=none",
+        "loss=gbce": "add negatives=uniform",
+        "negatives=uniform frequency=count_min": "expected frequency=exact",
+        "negatives=mined": "negatives.run: missing",
+        "negatives=mined negatives.run=/nowhere/at/all": "/nowhere/at/all",
+        "+history.action_weights.action.sav=2": "did you mean 'save'?",
+        "+history.action_weights.actoin.save=2": "did you mean 'action'?",
+        "history.window_days=7 history.horizon=2": "expected one of them",
+        "data.engaged=clicked": "data.engaged=clicked",
         "evaluation.metric=val/recal@10": "did you mean 'val/recall@10'?",
         "trainer.accelerator=abacus": "abacus",
         "callbacks.early_stopping.patience=x": "patience",

@@ -8,10 +8,11 @@ import hydra
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
-from worlds import CONF, FEATURES, compose, write_world
+from worlds import CONF, FEATURES, compose, write_run, write_world
 
 from recsys import cli
 from recsys.build import build_callbacks, build_data, build_model, build_module, instantiate, open_data
+from recsys.mining import miner
 
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/*.yaml"))
@@ -31,7 +32,7 @@ def on(world: Path, *overrides: str) -> list[str]:
 def check_builds(config: DictConfig, folder: Path) -> None:
     """One training step, and the callbacks."""
     dataset = open_data(config)
-    module = build_module(config, dataset, build_model(config, dataset))
+    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     loss = module.training_step(batch, 0)
@@ -49,6 +50,10 @@ def test_options_of_training(option: str, world: Path, tmp_path: Path) -> None:
         choice.append("loss=full_softmax")
     if option == "loss/full_softmax":
         choice.append("negatives=none")
+    if option == "loss/gbce":
+        choice.append("negatives=uniform")
+    if option == "negatives/mined":
+        choice.append(f"negatives.run={write_run(tmp_path / 'run', world)}")
     if group == "data":
         root = [] if name == "synthetic" else [f"data.root={tmp_path}"]
         config = compose("train", [*choice, *root])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import traceback
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 from worlds import FEATURES, compose, write_world
 
 from recsys import distributed
-from recsys.build import build_model, build_module, open_data
+from recsys.build import build_data, build_model, build_module, open_data
 from recsys.data.builder import BatchBuilder
+from recsys.data.dataset import PreparedDataset
 from recsys.data.loader import TrainingLoader
 from recsys.module import RetrievalModule
 
@@ -38,12 +40,25 @@ VARIANTS = {
     "mixed_sparse": ["negatives=mixed", "item_tower=ids", "item_tower.unknown_rate=0", "item_tower.sparse=true"],
     "uniform": ["negatives=uniform", "negatives.num_negatives=20"],
     "full": ["negatives=none", "loss=full_softmax"],
+    "cross_batch": ["negatives=cross_batch", "negatives.warmup_steps=0"],
+    "hard": ["negatives=hard", "negatives.hardest=5"],
+    "mined": ["negatives=mined", "negatives.run=RUN", "negatives.num_mined=30"],
+    "gbce": ["negatives=uniform", "loss=gbce"],
+    "streaming": ["negatives=in_batch", "frequency=streaming", "frequency.num_hashes=2"],
+    "count_min": ["negatives=mixed", "frequency=count_min", "frequency.width=50"],
+    "action_weights": ["+history.action_weights.action={save: 3.0, hide: 0.0}"],
 }
+
+
+def neighbors(dataset: PreparedDataset, corpus: Tensor, run: str, num_neighbors: int) -> Tensor:  # noqa: ARG001
+    """Some of the corpus for each item."""
+    generator = torch.Generator().manual_seed(0)
+    return corpus[torch.randint(len(corpus), (dataset.num_items + 1, num_neighbors), generator=generator)]
 
 
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, build_model(config, dataset))
+    module = build_module(config, dataset, build_model(config, dataset), mine=neighbors)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     for submodule in module.modules():
         # Hidden values of features are drawn from a stream of each process.
@@ -53,9 +68,11 @@ def build(config: DictConfig) -> RetrievalModule:
 
 
 def loss_and_gradients(module: RetrievalModule, builder: BatchBuilder, rank: int, world: int) -> dict[str, Tensor]:
-    loader = TrainingLoader(builder, 24, 0, rank, world)
+    """Of the second step, which knows what the first one left."""
+    first, second = itertools.islice(TrainingLoader(builder, 24, 0, rank, world), 2)
+    module.training_step(first, 0)
     module.zero_grad()
-    loss = module.training_step(next(iter(loader)), 0)
+    loss = module.training_step(second, 0)
     loss.backward()
     found = {"loss": loss.detach()}
     for name, parameter in module.named_parameters():
@@ -71,11 +88,19 @@ def loss_and_gradients(module: RetrievalModule, builder: BatchBuilder, rank: int
     return found
 
 
-def process(rank: int, world: int, meeting: Path, builder: BatchBuilder, modules: Any, results: Path) -> None:
+def remembered(module: RetrievalModule) -> dict[str, Tensor]:
+    """What the module knows beside the model."""
+    return {name: value.clone() for name, value in module.state_dict().items() if not name.startswith("model.")}
+
+
+def process(rank: int, world: int, meeting: Path, builders: Any, modules: Any, results: Path) -> None:
     try:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-        found = {name: loss_and_gradients(module, builder, rank, world) for name, module in modules.items()}
+        found: dict[str, Any] = {
+            name: loss_and_gradients(module, builders[name], rank, world) for name, module in modules.items()
+        }
+        found["state"] = {name: remembered(module) for name, module in modules.items()}
         found["rows"] = gathered_rows(rank)
         torch.save(found, results / f"{rank}.pt")
         distributed.barrier()
@@ -106,11 +131,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     common = ["data=parquet", f"data.root={root}", f"data.cache={folder}/cache", "split=leave_last_out", *FEATURES]
     configs = {name: compose("train", [*common, *FIXED, *extra]) for name, extra in VARIANTS.items()}
     modules = {name: build(config) for name, config in configs.items()}
-    builder = BatchBuilder(open_data(configs["mixed"]), 6)
+    builders = {name: build_data(config, open_data(config)).builder for name, config in configs.items()}
     # Forked processes see the very modules that one process uses.
     context = multiprocessing.get_context("fork")
     workers = [
-        context.Process(target=process, args=(rank, 2, folder / "meeting", builder, modules, folder)) for rank in (0, 1)
+        context.Process(target=process, args=(rank, 2, folder / "meeting", builders, modules, folder))
+        for rank in (0, 1)
     ]
     for worker in workers:
         worker.start()
@@ -120,7 +146,11 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     assert not errors, errors
     assert [worker.exitcode for worker in workers] == [0, 0]
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    return {name: loss_and_gradients(module, builder, 0, 1) for name, module in modules.items()}, found
+    single: dict[str, Any] = {
+        name: loss_and_gradients(module, builders[name], 0, 1) for name, module in modules.items()
+    }
+    single["state"] = {name: remembered(module) for name, module in modules.items()}
+    return single, found
 
 
 @pytest.mark.slow
@@ -134,6 +164,25 @@ def test_two_processes_equal_one(variant: str, outcome: tuple[dict[str, Any], li
             torch.testing.assert_close(found[variant][name], expected, atol=2e-5, rtol=2e-4, msg=f"{variant}: {name}")
     learned = [name for name, gradient in single[variant].items() if name != "loss" and gradient.abs().sum() > 0]
     assert {"model.log_inverse_temperature", "model.item_tower.table.weight"} <= {*learned}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cross_batch", "streaming", "count_min"])
+def test_two_processes_remember_what_one_does(
+    variant: str, outcome: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    expected = outcome[0]["state"][variant]
+    one, other = (found["state"][variant] for found in outcome[1])
+    assert expected
+    for name, value in expected.items():
+        assert torch.equal(one[name], other[name]), name
+        if variant == "cross_batch":
+            # In another order: that of the processes.
+            assert int(value.count_nonzero()) > 0
+            value, found = (rows.flatten().sort().values for rows in (value, one[name]))
+            torch.testing.assert_close(found, value, atol=1e-6, rtol=1e-5)
+        else:
+            assert torch.equal(one[name], value), name
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def sampled_gradient(scores: Tensor, logq: str, correct_candidates: bool = False
             # Hits of the positive are dropped.
             mask=foreign | (drawn == POSITIVE),
             q_masked=q[POSITIVE].expand(ROWS),
+            num_drawn=(drawn != POSITIVE).view(ROWS, NUM_NEGATIVES).sum(1),
             history=torch.arange(ROWS),
         )
         loss(torch.ones(ROWS, 1), items[POSITIVE].expand(ROWS, 1), sampled).backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from histories import training_only
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from worlds import FEATURES, compose, write_world
 
 from recsys.build import build_data, build_model, build_module, corpus_of, open_data
-from recsys.data.batch import Windows
+from recsys.data.batch import Batch, RaggedTensor, Windows
 from recsys.data.builder import BatchBuilder
+from recsys.errors import UserError
+from recsys.frequency import CountMin, Exact, target_probabilities
 from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
 from recsys.module import RetrievalModule
-from recsys.negatives import Catalogue, InBatch
+from recsys.negatives import Catalogue, CrossBatch, InBatch
 from recsys.optimizers import AdamW
 
 
@@ -93,7 +97,7 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     model, sampler = module.model, module.negatives
     assert sampler is not None
-    drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF))
+    drawn = sampler.draw(torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF), batch.target_idx)
     candidates = torch.cat([batch.target_idx, drawn])
     num_targets = len(batch.target_idx)
     users = for_targets(model.encode_users(batch), model.encode_items(batch.target_idx)) / 0.05
@@ -115,6 +119,136 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower
             logits = logits - (int(allowed.sum()) * q).log()
         losses.append(torch.logsumexp(torch.cat([positive.unsqueeze(0), logits]), 0) - positive)
     torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def next_batches(config: DictConfig, count: int) -> list[Batch]:
+    return list(itertools.islice(build_data(config, open_data(config)).train_dataloader(), count))
+
+
+def corrected_loss(module: RetrievalModule, batch: Batch, item_idx: Tensor, embeddings: Tensor, q: Tensor) -> Tensor:
+    """Mean of the corrected loss of a batch, row by row; `q` is of each item in turn."""
+    users = module.model.encode_users(batch) / 0.05
+    positive_logits = (users * module.model.encode_items(batch.target_idx)).sum(1)
+    losses = []
+    for row, history in enumerate(batch.history.tolist()):
+        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        allowed = ~torch.isin(item_idx, own)
+        n_q = int(allowed.sum()) * q[item_idx[allowed]] / (1.0 - q[own.unique()].sum())
+        logits = users[row] @ embeddings[allowed].T - n_q.log()
+        losses.append(torch.logsumexp(torch.cat([positive_logits[row].unsqueeze(0), logits]), 0) - positive_logits[row])
+    return torch.stack(losses).mean()
+
+
+def test_cross_batch_steps_by_hand(world: Path) -> None:
+    config = settings(world, "negatives=cross_batch", "negatives.bank_size=150", "negatives.warmup_steps=0")
+    module = still(build(config))
+    batches = next_batches(config, 4)
+    q = target_probabilities(open_data(config), predict_first=True).float()
+    item_idx, held = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 8)
+    for batch in batches:
+        targets = module.model.encode_items(batch.target_idx)
+        joined, embeddings = torch.cat([batch.target_idx, item_idx]), torch.cat([targets, held])
+        expected = corrected_loss(module, batch, joined, embeddings, q)
+        torch.testing.assert_close(module.training_step(batch, 0), expected, rtol=1e-4, atol=1e-4)
+        item_idx, held = joined[:150], embeddings[:150].detach()
+        with torch.no_grad():
+            # What is remembered is not computed again.
+            module.model.item_tower.mlp[-1].bias += 0.1  # type: ignore[index,union-attr,operator]
+    assert len(item_idx) == 150 < sum(len(batch.target_idx) for batch in batches)
+
+
+def test_nothing_is_learned_through_the_bank(world: Path) -> None:
+    config = settings(world, "negatives=cross_batch", "negatives.warmup_steps=0", "item_tower=ids")
+    module = still(build(config))
+    first, second = next_batches(config, 2)
+    only = sorted({*first.target_idx.tolist()} - {*second.target_idx.tolist()} - {*second.item_idx.tolist()})
+    assert only
+    module.training_step(first, 0)
+    module.zero_grad()
+    module.training_step(second, 0).backward()
+    table = module.model.item_tower.table
+    assert table is not None
+    assert table.weight.grad is not None
+    assert float(table.weight.grad[only].abs().sum()) == 0.0
+    assert float(table.weight.grad[second.target_idx].abs().sum()) > 0.0
+
+
+def test_before_the_warm_up_is_over_the_bank_is_not_read(world: Path) -> None:
+    config = settings(world, "negatives=cross_batch", "negatives.warmup_steps=1")
+    module, plain = still(build(config)), still(build(settings(world, "negatives=in_batch")))
+    for batch in next_batches(config, 2):
+        assert torch.equal(module.training_step(batch, 0), plain.training_step(batch, 0))
+    assert isinstance(module.negatives, CrossBatch)
+    assert len(module.negatives.bank.read(1)[0]) > 0
+
+
+def test_a_hard_step_is_that_of_the_best_scored(world: Path) -> None:
+    config = settings(world, "negatives=hard", "negatives.hardest=3", "loss.logq=off")
+    module = still(build(config))
+    (batch,) = next_batches(config, 1)
+    assert module.negatives is not None
+    generator = torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF)
+    candidates = torch.cat([batch.target_idx, module.negatives.draw(generator, batch.target_idx)])
+    users = module.model.encode_users(batch) / 0.05
+    positives = (users * module.model.encode_items(batch.target_idx)).sum(1)
+    losses = []
+    for row, history in enumerate(batch.history.tolist()):
+        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        allowed = candidates[~torch.isin(candidates, own)]
+        best = (module.model.encode_items(allowed) @ users[row]).sort(descending=True).values[:3]
+        losses.append(torch.logsumexp(torch.cat([positives[row].unsqueeze(0), best]), 0) - positives[row])
+    torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_exposures_are_negatives_of_their_user_for_certain(world: Path) -> None:
+    config = settings(world, "negatives=in_batch")
+    module = still(build(config))
+    (batch,) = next_batches(config, 1)
+    # The first history was shown a positive of its own, the targets of others and another item; the second one thing.
+    taken = int(batch.positives.values[batch.positives.offsets[0]])
+    others = sorted({*batch.target_idx.tolist()} - {*batch.positives.values[: batch.positives.offsets[1]].tolist()})
+    free = [item for item in range(1, 60) if item not in {*batch.positives.values.tolist()}][:2]
+    shown = [[taken, *others[:2], free[0]], [free[1]], *([[]] * (len(batch.lengths) - 2))]
+    flat, ends = [item for row in shown for item in row], np.cumsum([0, *map(len, shown)])
+    batch = dataclasses.replace(batch, exposures=RaggedTensor(torch.tensor(flat), torch.from_numpy(ends)))
+    users = module.model.encode_users(batch) / 0.05
+    positives = (users * module.model.encode_items(batch.target_idx)).sum(1)
+    q = target_probabilities(open_data(config), predict_first=True).float()
+    losses = []
+    for row, history in enumerate(batch.history.tolist()):
+        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        certain = torch.tensor([item for item in shown[history] if item not in {*own.tolist()}], dtype=torch.int64)
+        known = torch.cat([own, certain]).unique()
+        drawn = batch.target_idx[~torch.isin(batch.target_idx, known)]
+        n_q = len(drawn) * q[drawn] / (1.0 - q[known].sum())
+        logits = torch.cat(
+            [
+                positives[row].unsqueeze(0),
+                module.model.encode_items(drawn) @ users[row] - n_q.log(),
+                # Each stands for itself alone.
+                module.model.encode_items(certain) @ users[row],
+            ]
+        )
+        losses.append(torch.logsumexp(logits, 0) - positives[row])
+    torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_estimator_sees_the_targets_of_every_step(world: Path) -> None:
+    config = settings(world, "negatives=in_batch", "negatives.max_targets=5", "frequency=count_min")
+    module = build(config)
+    batches = next_batches(config, 3)
+    for batch in batches:
+        module.training_step(batch, 0)
+    assert module.negatives is not None
+    frequency = module.negatives.frequency
+    assert isinstance(frequency, CountMin)
+    seen = torch.cat([batch.target_idx for batch in batches])
+    counts = seen.bincount(minlength=90).float()
+    torch.testing.assert_close(frequency.probability(torch.arange(90)), counts / len(seen))
+    assert {name for name in module.state_dict() if name.startswith("negatives.")} == {
+        "negatives.frequency.counts",
+        "negatives.frequency.num_targets",
+    }
 
 
 def test_a_subset_of_the_targets_serves_as_candidates(world: Path) -> None:
@@ -151,7 +285,8 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     dataset = training_only([[(1, 0), (2, 0), (3, 0)], [(1, 0), (2, 1)]])
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
     model = build_model(config, dataset)
-    catalogue = Catalogue(torch.full((4,), 0.25, dtype=torch.float64), torch.tensor([1, 2, 3]))
+    probabilities = torch.full((4,), 0.25, dtype=torch.float64)
+    catalogue = Catalogue(probabilities, torch.tensor([1, 2, 3]), Exact(probabilities), 8)
     for loss, sampler in ((SampledSoftmax(), InBatch(catalogue)), (FullSoftmax(), None)):
         module = RetrievalModule(model, loss, sampler, AdamW(), torch.tensor([1, 2, 3]))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
@@ -196,6 +331,25 @@ def test_every_parameter_that_matters_learns(world: Path) -> None:
         module.training_step(batch, 0).backward()
     idle = [name for name, p in module.named_parameters() if p.grad is None or not float(p.grad.abs().sum())]
     assert idle == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss=full_softmax"], "add negatives=none"),
+        (["negatives=none"], "needs negatives to sample"),
+        (["loss=gbce"], "add negatives=uniform"),
+        (["negatives=uniform", "frequency=streaming"], "expected frequency=exact"),
+        (["negatives=none", "loss=full_softmax", "frequency=count_min"], "expected frequency=exact"),
+        (["frequency=streaming", "frequency.rate=2.0"], "rate: found 2.0"),
+        (["negatives=hard", "negatives.hardest=0"], "hardest: found 0"),
+        (["negatives=mined", "negatives.run=RUN"], "negatives.run=RUN: nothing here opens earlier runs"),
+        (["negatives=uniform", "loss=gbce", "loss.calibration=2.0"], "calibration: found 2.0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(world: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(settings(world, *overrides))
 
 
 def test_loss_and_negatives_go_together() -> None:

@@ -43,6 +43,14 @@ def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> 
     assert torch.equal(embeddings(load_run(path)), now)
 
 
+def test_what_negatives_remember_is_no_part_of_the_model(path: Path) -> None:
+    now = embeddings(load_run(path))
+    content = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
+    content["state_dict"]["negatives.bank.embeddings"] = torch.ones(3, 16)
+    torch.save(content, path / "checkpoints/best.ckpt")
+    assert torch.equal(embeddings(load_run(path)), now)
+
+
 def test_what_is_no_finished_run_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         load_run(tmp_path / "nowhere")

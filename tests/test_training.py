@@ -77,6 +77,20 @@ def assert_same_run(found: Path, expected: Path) -> None:
 PLAIN: tuple[str, ...] = ("callbacks.early_stopping.patience=1",)
 AVERAGED = ("callbacks=ema", "callbacks.ema.decay=0.9", "user_tower.use_user_id=true")
 SPARSE_REFIT = ("refit=true", "item_tower.sparse=true")
+REMEMBERING = (
+    "negatives=cross_batch",
+    "negatives.bank_size=200",
+    "negatives.warmup_steps=4",
+    "frequency=streaming",
+    "frequency.num_buckets=1000",
+)
+COUNTING = (
+    "callbacks=ema",
+    "negatives=hard",
+    "negatives.hardest=9",
+    "frequency=count_min",
+    "frequency.width=99",
+)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +109,10 @@ SPARSE_REFIT = ("refit=true", "item_tower.sparse=true")
         (AVERAGED, [[STEP, 9], [STEP, 14]]),
         # Some twenty steps to select, as many again of the refit.
         (SPARSE_REFIT, [[STEP, 8], [STEP, 24], [STEP, 26]]),
+        (REMEMBERING, [[STEP, 6], [STEP, 14]]),
+        (COUNTING, [[STEP, 9]]),
     ],
-    ids=["plain", "averaged", "sparse_refit"],
+    ids=["plain", "averaged", "sparse_refit", "remembering", "counting"],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, cache: Path, overrides: tuple[str, ...], kills: list[list[Any]]

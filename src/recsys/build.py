@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +20,44 @@ from torch import Tensor
 
 from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.objective import Objective
 from recsys.data.prepare import DataSettings, prepare
 from recsys.data.sources import Tables
 from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError, nearest
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
-from recsys.frequency import prior_shift, target_probabilities
-from recsys.losses import FullSoftmax
+from recsys.frequency import Exact, Frequency, prior_shift, target_probabilities
+from recsys.losses import GBCE, FullSoftmax
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
-from recsys.negatives import Catalogue
+from recsys.negatives import Catalogue, NegativeSampler, Uniform
+
+# `recsys.negatives.NearestItems` of a data set and its corpus: both, then a run folder and k.
+Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
 
 # Id tables from this size on are updated by rows: a dense step costs what the table holds.
 MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
-HISTORY_KEYS = ("max_events", "predict_first", "horizon", "gap_days", "half_life_days", "order")
+HISTORY_KEYS = (
+    "max_events",
+    "predict_first",
+    "horizon",
+    "window_days",
+    "gap_days",
+    "half_life_days",
+    "action_weights",
+    "max_exposures",
+    "order",
+)
 SPARSE_ROWS = 100_000
 
 
 def instantiate(node: DictConfig, **settings: Any) -> Any:
     """The object that a node names; a wrong key or value is a `UserError`."""
+    # Hydra leaves out of a partial what is still to be given.
+    for key in OmegaConf.missing_keys(node):
+        place = node._get_full_key(key)
+        raise UserError(f"{place}: missing, expected {place}=...")
     try:
         return hydra.utils.instantiate(node, **settings)
     except InstantiationException as error:
@@ -63,6 +84,7 @@ def open_data(config: DictConfig) -> PreparedDataset:
         time=data.time,
         columns=_plain(data.columns),
         features=_plain(data.features),
+        engaged=data.get("engaged"),
         min_user_events=data.min_user_events,
         min_item_events=data.min_item_events,
     )
@@ -89,15 +111,8 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     _check_keys(config.history, HISTORY_KEYS, "history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
-    if config.history.horizon < 1:
-        raise UserError(f"history.horizon: found {config.history.horizon}, expected at least 1")
-    if config.history.gap_days < 0:
-        raise UserError(f"history.gap_days: found {config.history.gap_days}, expected 0 or more")
-    half_life = config.history.half_life_days
-    if half_life is not None and half_life <= 0:
-        raise UserError(f"history.half_life_days: found {half_life}, expected a positive number, or null")
-    if config.history.order not in ("time", "random"):
-        raise UserError(f"history.order: found '{config.history.order}', expected 'time' or 'random'")
+    if config.history.max_exposures < 0:
+        raise UserError(f"history.max_exposures: found {config.history.max_exposures}, expected 0 or more")
     if config.batch_size < 1:
         raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
     return RetrievalData(
@@ -105,13 +120,16 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_history=config.history.max_events,
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
-        horizon=config.history.horizon,
-        gap_days=config.history.gap_days,
-        half_life_days=half_life,
-        order=config.history.order,
+        objective=_objective(config),
+        max_exposures=config.history.max_exposures,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
+
+
+def _objective(config: DictConfig) -> Objective:
+    names = (field.name for field in dataclasses.fields(Objective))
+    return Objective(**{name: _plain(config.history)[name] for name in names})
 
 
 def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
@@ -144,7 +162,7 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     for name, low in (("weight", 0), ("half_life_days", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, config.history.half_life_days)
+    bias = prior_shift(dataset, shift.half_life_days, _objective(config))
     return bias.mul(shift.weight).float()
 
 
@@ -158,19 +176,32 @@ def corpus_of(model: TwoTower, dataset: PreparedDataset) -> npt.NDArray[np.int64
 
 
 def build_module(
-    config: DictConfig, dataset: PreparedDataset, model: TwoTower, schedule_steps: int | None = None
+    config: DictConfig,
+    dataset: PreparedDataset,
+    model: TwoTower,
+    schedule_steps: int | None = None,
+    mine: Miner | None = None,
 ) -> RetrievalModule:
-    """The training step of a configuration."""
+    """The training step of a configuration.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        dataset: to train on.
+        model: both towers.
+        schedule_steps: length of the schedule; null for the steps that the trainer will make.
+        mine: finds neighbours in an earlier run, for negatives that want them.
+    """
     corpus = torch.from_numpy(corpus_of(model, dataset))
     loss = instantiate(config.loss)
-    negatives = None
-    if config.negatives["_target_"] is not None:
-        probabilities = target_probabilities(dataset, config.history.predict_first)
-        negatives = complete(instantiate(config.negatives), catalogue=Catalogue(probabilities, corpus))
+    if config.loss.get("_partial_"):
+        loss = complete(loss, num_items=len(corpus))
+    negatives = _build_negatives(config, dataset, model, corpus, mine)
     if isinstance(loss, FullSoftmax) and negatives is not None:
         raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
     if not isinstance(loss, FullSoftmax) and negatives is None:
         raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
+    if isinstance(loss, GBCE) and not isinstance(negatives, Uniform):
+        raise UserError("loss=gbce is calibrated for uniform draws: add negatives=uniform")
     return RetrievalModule(
         model,
         loss,
@@ -181,6 +212,27 @@ def build_module(
         seed=config.seed,
         schedule_steps=schedule_steps,
     )
+
+
+def _build_negatives(
+    config: DictConfig, dataset: PreparedDataset, model: TwoTower, corpus: Tensor, mine: Miner | None
+) -> NegativeSampler | None:
+    probabilities = target_probabilities(dataset, config.history.predict_first)
+    frequency: Frequency = instantiate(config.frequency)
+    if config.frequency.get("_partial_"):
+        frequency = complete(frequency, probabilities=probabilities)
+    negatives: NegativeSampler | None = None
+    if config.negatives["_target_"] is not None:
+        catalogue = Catalogue(probabilities, corpus, frequency, model.item_tower.dim)
+        if mine is not None:
+            catalogue = catalogue._replace(nearest_items=partial(mine, dataset, corpus))
+        negatives = complete(instantiate(config.negatives), catalogue=catalogue)
+    if not isinstance(frequency, Exact) and (negatives is None or negatives.frequency is None):
+        raise UserError(
+            "frequency: these negatives are no targets of batches, so their probabilities are known; "
+            "expected frequency=exact with them"
+        )
+    return negatives
 
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:

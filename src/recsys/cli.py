@@ -102,8 +102,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
 def check(config: DictConfig, reference: DictConfig) -> None:
     """Compare a configuration, key by key, with one of the same groups and no overrides.
 
-    New keys are welcome below `data.features`, `variants` and `grids`, where a constructor takes them, and as new
-    objects (with a `_target_`).
+    New keys are welcome below `data.features`, `history.action_weights`, `variants` and `grids`, where a constructor
+    takes them, and as new objects (with a `_target_`).
 
     Raises:
         UserError: a key is unknown, or a value is of another type.
@@ -114,7 +114,7 @@ def check(config: DictConfig, reference: DictConfig) -> None:
 # Hydra's option for a folder of options outside `conf/`.
 CONFIG_DIR = ("--config-dir", "-cd")
 # Values that may be null although they are not by default.
-NULLABLE = ("evaluation.val_users", "history.half_life_days", "logger.project")
+NULLABLE = ("evaluation.val_users", "history.half_life_days", "history.window_days", "logger.project")
 # Stands for `**kwargs` among the parameters of a constructor.
 ANY = "**"
 
@@ -136,7 +136,7 @@ def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
         if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
             continue
         value, usual = node[name], known[name]
-        if key in ("data.features", "variants", "grids"):
+        if key in ("data.features", "history.action_weights", "variants", "grids"):
             continue
         if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
             _check(value, usual, f"{key}.")

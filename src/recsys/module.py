@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys import distributed
+from recsys.candidates import describe, with_exposures
 from recsys.data.batch import Batch
 from recsys.data.dataset import Requests
-from recsys.losses import FullSoftmax, Sampled, SampledSoftmax
+from recsys.losses import FullSoftmax, SampledLoss
 from recsys.models.two_tower import TwoTower, towards
-from recsys.negatives import NegativeSampler, positives_among, probability_of_positives
+from recsys.negatives import NegativeSampler
 from recsys.optimizers import AdamW
 from recsys.schema import UNKNOWN_ITEM
 
@@ -27,7 +28,7 @@ class RetrievalModule(L.LightningModule):
 
     Args:
         model: the towers.
-        loss: `SampledSoftmax` with a sampler, or `FullSoftmax` without one.
+        loss: a `SampledLoss` with a sampler, or `FullSoftmax` without one.
         negatives: proposal of the candidates; null for a softmax over the corpus.
         optimizer: builds the optimizer and its schedule.
         corpus: int64 [N], items that a full softmax ranges over, ascending.
@@ -39,7 +40,7 @@ class RetrievalModule(L.LightningModule):
     def __init__(
         self,
         model: TwoTower,
-        loss: nn.Module,
+        loss: SampledLoss | FullSoftmax,
         negatives: NegativeSampler | None,
         optimizer: AdamW,
         corpus: Tensor,
@@ -108,6 +109,7 @@ class RetrievalModule(L.LightningModule):
             torch.cuda.manual_seed(seed)
 
     def _full(self, batch: Batch) -> Tensor:
+        assert isinstance(self.loss, FullSoftmax)
         item_tower, user_tower = self.model.item_tower, self.model.user_tower
         row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
         embeddings = item_tower(rows)
@@ -125,37 +127,44 @@ class RetrievalModule(L.LightningModule):
 
     def _sampled(self, batch: Batch) -> Tensor:
         assert self.negatives is not None
-        assert isinstance(self.loss, SampledSoftmax)
         model, sampler = self.model, self.negatives
         # Seeded alike on all processes, which then draw alike.
         generator = torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
-        drawn = sampler.draw(generator)
-        tokens, targets, extra = self._embed(model.user_tower.hide_items(batch.item_idx), batch.target_idx, drawn)
-        targets, extra = model.compare(targets), model.compare(extra)
+        everyones = batch.target_idx[:0]
+        if sampler.frequency is not None:
+            everyones = distributed.gather(batch.target_idx)
+            sampler.frequency.update(everyones)
+        drawn = sampler.draw(generator, everyones)
+        shown = drawn[:0] if batch.exposures is None else batch.exposures.values
+        read = model.user_tower.hide_items(batch.item_idx)
+        tokens, *compared = self._embed(read, batch.target_idx, drawn, shown)
+        targets, extra, exposed = map(model.compare, compared)
         users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
         if model.num_embeddings > 1:
             users = towards(users, targets)
         num_targets = 0
-        item_idx, embeddings = drawn, extra
-        if sampler.uses_targets:
-            batch_idx, batch_embeddings = distributed.gather(batch.target_idx), distributed.gather(targets)
-            if sampler.max_targets is not None and len(batch_idx) > sampler.max_targets:
-                order = torch.randperm(len(batch_idx), generator=generator, device=self.device)
-                chosen = order[: sampler.max_targets]
-                batch_idx, batch_embeddings = batch_idx[chosen], F.embedding(chosen, batch_embeddings)
+        if sampler.frequency is not None:
+            batch_idx, embeddings = self._targets(everyones, distributed.gather(targets), generator)
             num_targets = len(batch_idx)
-            item_idx, embeddings = torch.cat([batch_idx, drawn]), torch.cat([batch_embeddings, extra])
-        log_q_positives = sampler.log_q(batch.positives.values, num_targets)
-        sampled = Sampled(
-            embeddings=embeddings,
-            log_q=sampler.log_q(item_idx, num_targets),
-            log_q_target=sampler.log_q(batch.target_idx, num_targets),
-            mask=positives_among(item_idx, batch.positives),
-            q_masked=probability_of_positives(log_q_positives, batch.positives),
-            history=batch.history,
-        )
-        loss: Tensor = self.loss(users, targets, sampled, batch.weight)
-        return loss
+            drawn, extra = torch.cat([batch_idx, drawn]), torch.cat([embeddings, extra])
+        sampled = describe(sampler, drawn, extra, num_targets, batch)
+        if batch.exposures is not None:
+            sampled = with_exposures(sampled, exposed, batch.exposures, batch.positives)
+        return self.loss(users, targets, sampled, batch.weight)
+
+    def _targets(self, item_idx: Tensor, embeddings: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Those targets of the step that serve as candidates, and those of earlier steps."""
+        assert self.negatives is not None
+        most, bank = self.negatives.max_targets, self.negatives.bank
+        if most is not None and len(item_idx) > most:
+            chosen = torch.randperm(len(item_idx), generator=generator, device=self.device)[:most]
+            item_idx, embeddings = item_idx[chosen], F.embedding(chosen, embeddings)
+        if bank is None:
+            return item_idx, embeddings
+        earlier_idx, earlier = bank.read(self.global_step)
+        joined = torch.cat([item_idx, earlier_idx]), torch.cat([embeddings, earlier])
+        bank.write(item_idx, embeddings)
+        return joined
 
     def _embed(self, *groups: Tensor) -> tuple[Tensor, ...]:
         tower = self.model.item_tower

@@ -21,7 +21,14 @@ from recsys.models.two_tower import TwoTower
 # What runs meant before these keys existed; `stored_config` moves those that have another place now.
 EARLIER = {
     "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60}},
-    "history": {"gap_days": 0.0, "half_life_days": None, "order": "time"},
+    "history": {
+        "gap_days": 0.0,
+        "window_days": None,
+        "half_life_days": None,
+        "action_weights": {},
+        "max_exposures": 20,
+        "order": "time",
+    },
 }
 
 
@@ -90,7 +97,9 @@ def load_weights(model: TwoTower, checkpoint: Path) -> None:
     """Weights of a checkpoint into a model of the same shapes."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        weights = {name.removeprefix("model."): value for name, value in content["state_dict"].items()}
+        state = content["state_dict"].items()
+        # What negatives remember lies beside the model.
+        weights = {name.removeprefix("model."): value for name, value in state if name.startswith("model.")}
         model.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error

@@ -37,6 +37,7 @@ from recsys.evaluation.callback import FullCorpusEvaluation
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
+from recsys.mining import miner
 from recsys.module import RetrievalModule
 from recsys.runs import load_weights, stored_config
 from recsys.tracking import RunFolder
@@ -129,7 +130,7 @@ def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Lo
 
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train on the training part; the checkpoint with the best validation metric stays."""
-    module = build_module(config, dataset, build_model(config, dataset))
+    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
     data = build_data(config, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
     callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module)]
@@ -162,7 +163,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
 def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train a fresh model on train + val for the selected number of steps."""
     model = build_model(config, dataset)
-    module = build_module(config, dataset, model, schedule_steps=run.state["schedule_steps"])
+    module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
     folder = run.checkpoints / "refit"
     callbacks = [c for name, c in _named_callbacks(config, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
@@ -175,7 +176,7 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
 
 def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Look at the test part with `best.ckpt`."""
-    module = build_module(config, dataset, build_model(config, dataset))
+    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
     load_weights(module.model, run.checkpoints / "best.ckpt")
     data = build_data(config, dataset)
     evaluation = _evaluation(config, dataset, module)

@@ -57,6 +57,7 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
                 "rating": some(draw.normal(size=size)),
                 "surface": some(draw.choice(["home", "search", "Ähnlich"], size)),
                 "query": some([" ".join(draw.choice(words, 3)) for _ in range(size)]),
+                "engaged": draw.integers(0, 3, size),
             }
         )
     items = np.arange(5, 45)
@@ -84,7 +85,12 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
 @pytest.mark.parametrize(
     ("ids", "stamps", "split", "settings"),
     [
-        (str, pa.date32(), LeaveLastOut(), {"min_user_events": 4, "min_item_events": 5, "time": "day"}),
+        (
+            str,
+            pa.date32(),
+            LeaveLastOut(),
+            {"min_user_events": 4, "min_item_events": 5, "time": "day", "engaged": "engaged"},
+        ),
         (int, pa.timestamp("ns"), Given(), {"time": "order"}),
         (str, pa.timestamp("ms", "Asia/Tokyo"), Temporal(0.6, 0.2), {}),
     ],

@@ -18,6 +18,7 @@ from recsys.data.builder import BatchBuilder
 from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader, TrainingLoader
+from recsys.data.objective import Objective
 from recsys.errors import UserError
 
 # Lengths below, at and above a history of 4.
@@ -53,7 +54,7 @@ def test_every_event_is_a_target_once_an_epoch(
     seed: int,
 ) -> None:
     dataset = training_only(with_times(users), worth)
-    builder = BatchBuilder(dataset, max_history, predict_first, horizon)
+    builder = BatchBuilder(dataset, max_history, predict_first, Objective(horizon=horizon))
     if max(np.diff(dataset.offsets)) < (1 if predict_first else 2):
         with pytest.raises(UserError, match="0 training histories"):
             TrainingLoader(builder, batch_size, seed)

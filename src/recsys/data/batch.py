@@ -64,8 +64,9 @@ class Batch:
         history: int64 [P], the history it belongs to.
         requests: request features of the P targets or requests.
         target_idx: int64 [P] items to predict; empty when nothing is to be predicted.
-        weight: float32 [P], what each target counts in the loss; null for all alike.
         positives: the distinct training items of each history's user, for masking; rows H.
+        weight: float32 [P], what each target counts in the loss; null for all alike.
+        exposures: items that each history's user was shown and did not take, each once; rows H. Null for none.
     """
 
     item_idx: Tensor
@@ -80,6 +81,7 @@ class Batch:
     target_idx: Tensor
     positives: RaggedTensor
     weight: Tensor | None = None
+    exposures: RaggedTensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""

@@ -5,8 +5,6 @@ Every step is a vectorised slice of the flat columns.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,9 +12,7 @@ from torch import Tensor
 from recsys.data.batch import Batch, Indices, RaggedTensor, Windows, take_or_missing, to_tensor
 from recsys.data.columns import Column, Ragged, ragged_positions
 from recsys.data.dataset import PreparedDataset, Requests
-from recsys.errors import UserError
-
-Order = Literal["time", "random"]
+from recsys.data.objective import DAY, Objective, TargetWeights, num_older
 
 
 class BatchBuilder:
@@ -26,19 +22,11 @@ class BatchBuilder:
         dataset: the flat columns.
         max_history: most recent events that a history keeps.
         predict_first: whether a user's first event is a target, predicted from the empty history.
-        horizon: an event is predicted from the history up to 1..horizon events before it, at random; 1 for the next
-            event. A longer horizon learns what people will do, not what they do next (PinnerFormer, section 3.3).
-        gap_days: a target is predicted from events that are older than it by this much at least: what people do when
-            they come back, not what they do next in the same session.
-        half_life_days: a target counts half when it is so much older than the newest training event; null for all
-            alike.
-        order: of the events of a training window; `random` draws a new one each time, so that every event is
-            predicted from any part of the others, as an autoencoder of the user's items does (Liang et al. 2018,
-            section 2.3). Data without time is always read so.
+        objective: what training predicts from how much of a history.
+        max_exposures: the last so many of what a user was shown in the time of a training window come with it.
 
     Raises:
-        UserError: a gap or a half-life for data whose time is not in seconds or days; a gap without `predict_first`
-            (most targets have nothing so old before them), or in random order.
+        UserError: the objective does not go with the data or with `predict_first`.
     """
 
     def __init__(
@@ -46,35 +34,21 @@ class BatchBuilder:
         dataset: PreparedDataset,
         max_history: int,
         predict_first: bool = True,
-        horizon: int = 1,
-        gap_days: float = 0.0,
-        half_life_days: float | None = None,
-        order: Order = "time",
+        objective: Objective | None = None,
+        max_exposures: int = 0,
     ) -> None:
-        self.dataset = dataset
-        self.max_history = max_history
+        objective = objective or Objective()
+        objective.check(dataset.meta.time, predict_first)
+        self.dataset, self.objective = dataset, objective
+        self.max_history, self.max_exposures = max_history, max_exposures
         self.predict_first = predict_first
-        self.horizon = horizon
         self._events = dataset.schema.with_role("event", "request")
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
         # In random order nothing comes before anything else: an event is predicted from those drawn before it.
-        self._has_baskets = dataset.meta.time != "none" and order == "time"
-        has_clock = dataset.meta.time in ("seconds", "day")
-        if not has_clock and (gap_days or half_life_days is not None):
-            raise UserError(
-                f"history.gap_days={gap_days:g}, history.half_life_days={half_life_days} with "
-                f"data.time={dataset.meta.time}: expected 0 and null, or timestamps in seconds or days"
-            )
-        if gap_days and not predict_first:
-            raise UserError(f"history.gap_days={gap_days:g}: expected history.predict_first=true with it, found false")
-        if gap_days and order == "random":
-            raise UserError(f"history.gap_days={gap_days:g}: expected history.order=time with it, found random")
-        self._gap = round(gap_days * 86400)
-        self._half_life = None if half_life_days is None else half_life_days * 86400.0
-        if self._half_life is not None:
-            last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
-            self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
+        self._has_baskets = dataset.meta.time != "none" and objective.order == "time"
+        self._gap = round(objective.gap_days * DAY)
+        self._weights = TargetWeights(dataset, objective)
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Every next event of each window as a target, and with `predict_first` the events that it starts with.
@@ -84,12 +58,13 @@ class BatchBuilder:
 
         Args:
             windows: of training histories.
-            rng: draws how far ahead each target is predicted (needed for a horizon beyond the next event), and the
-                order of events where the data has none.
+            rng: draws how far ahead each target is predicted (needed for a horizon or a window), and the order of
+                events where the data has none.
         """
         data = self.dataset
         lengths = windows.end - windows.begin
-        spans = self._last_targets(windows) - windows.begin + 1
+        last = self._last_targets(windows)
+        spans = last - windows.begin + 1
         positions = ragged_positions(windows.begin, spans)
         window = np.repeat(np.arange(len(spans)), spans)
         local = positions - windows.begin[window]
@@ -108,15 +83,11 @@ class BatchBuilder:
             run = np.maximum.accumulate(np.where(starts_run, flat, 0))
             known = local[run]
         if self._gap:
-            known = np.minimum(known, _num_older(times, window, self._gap))
+            known = np.minimum(known, num_older(times, window, self._gap))
         keep = known > 0
         if self.predict_first:
             keep |= windows.first[window]
-        if self.horizon > 1:
-            assert rng is not None
-            least = 0 if self.predict_first else 1
-            spread = np.clip(known - least + 1, 1, self.horizon)
-            known = known - (rng.random(len(known)) * spread).astype(np.int64)
+        known = self._places(known, times, window, rng)
         is_event = local < lengths[window]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         history = window[keep]
@@ -131,15 +102,35 @@ class BatchBuilder:
             request_rows=positions[keep],
             target_idx=items[keep],
             positives=self._positives(windows.user_idx),
-            weight=self._weight(times[keep]),
+            exposures=self._exposures(windows, last),
+            weight=self._weights(positions[keep]),
         )
 
-    def _weight(self, times: Indices) -> Tensor | None:
-        if self._half_life is None:
+    def _places(self, known: Indices, times: Indices, window: Indices, rng: np.random.Generator | None) -> Indices:
+        """How many events the query of each target sees, of the `known` ones before it."""
+        horizon, days = self.objective.horizon, self.objective.window_days
+        if horizon == 1 and days is None:
+            return known
+        assert rng is not None
+        if days is None:
+            spread = np.clip(known - (0 if self.predict_first else 1) + 1, 1, horizon)
+        else:
+            # The last event that is seen lies in the days before the target, where there is one.
+            spread = np.maximum(known - num_older(times, window, round(days * DAY) + 1), 1)
+        return known - (rng.random(len(known)) * spread).astype(np.int64)
+
+    def _exposures(self, windows: Windows, last: Indices) -> Ragged | None:
+        """What the users were shown since the event before each window, up to its last target."""
+        exposures, time = self.dataset.exposures, self.dataset.time
+        if exposures is None or not self.max_exposures:
             return None
-        # Bounded, so that a batch of old targets alone still weighs something.
-        age = np.minimum((self._newest - times) / self._half_life, 60.0)
-        return torch.from_numpy(np.exp2(-age).astype(np.float32))
+        is_first = windows.begin == self.dataset.offsets[windows.user_idx]
+        before = np.asarray(time[np.where(is_first, windows.begin, windows.begin - 1)])
+        after = np.where(is_first, np.iinfo(np.int64).min, before)
+        # An item that is no training target would learn from its exposures alone.
+        return exposures.between(
+            windows.user_idx, after, np.asarray(time[last]), self.max_exposures, self.dataset.num_trained
+        )
 
     def _last_targets(self, windows: Windows) -> Indices:
         last = windows.end.copy()
@@ -200,6 +191,7 @@ class BatchBuilder:
         request_rows: Indices,
         target_idx: Indices,
         positives: Ragged,
+        exposures: Ragged | None = None,
         weight: Tensor | None = None,
         request_columns: dict[str, Column] | None = None,
     ) -> Batch:
@@ -219,18 +211,11 @@ class BatchBuilder:
                 for f in self._requests
             },
             target_idx=torch.from_numpy(target_idx),
-            positives=RaggedTensor(
-                torch.from_numpy(positives.values.astype(np.int64)), torch.from_numpy(positives.offsets)
-            ),
+            positives=_as_ragged(positives),
+            exposures=None if exposures is None else _as_ragged(exposures),
             weight=weight,
         )
 
 
-def _num_older(times: Indices, window: Indices, gap: int) -> Indices:
-    """For each event, how many of its window's are older by `gap` at least; both [n], windows ascending, then times."""
-    since = times - times.min(initial=0)
-    span = since.max(initial=0) + 1
-    keys = window * span + since
-    starts = np.searchsorted(window, window)
-    older = np.searchsorted(keys, window * span + np.maximum(since - gap, -1), side="right")
-    return np.asarray(np.maximum(older - starts, 0))
+def _as_ragged(items: Ragged) -> RaggedTensor:
+    return RaggedTensor(torch.from_numpy(items.values.astype(np.int64)), torch.from_numpy(items.offsets))

@@ -7,9 +7,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 
-from recsys.data.builder import BatchBuilder, Order
+from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader, TrainingLoader
+from recsys.data.objective import Objective
 
 
 class RetrievalData(L.LightningDataModule):
@@ -20,10 +21,8 @@ class RetrievalData(L.LightningDataModule):
         max_history: most recent events that a history keeps.
         batch_size: windows a step, over all processes together.
         predict_first: whether a user's first event is a target, predicted from the empty history.
-        horizon: how many events ahead of the history a target may be.
-        gap_days: least age of what a target is predicted from.
-        half_life_days: age at which a target counts half; null for all alike.
-        order: of events in training, `time` or `random`.
+        objective: what training predicts from how much of a history; null for the next event.
+        max_exposures: of what was shown in its time, how much a training window brings as negatives.
         val_users: users that validation during training looks at (a seeded sample); null for all.
         seed: of order and samples.
     """
@@ -34,16 +33,14 @@ class RetrievalData(L.LightningDataModule):
         max_history: int = 50,
         batch_size: int = 128,
         predict_first: bool = True,
-        horizon: int = 1,
-        gap_days: float = 0.0,
-        half_life_days: float | None = None,
-        order: Order = "time",
+        objective: Objective | None = None,
+        max_exposures: int = 0,
         val_users: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
-        self.builder = BatchBuilder(dataset, max_history, predict_first, horizon, gap_days, half_life_days, order)
+        self.builder = BatchBuilder(dataset, max_history, predict_first, objective, max_exposures)
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 

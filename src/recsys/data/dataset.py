@@ -8,6 +8,7 @@
                   events/item_idx.npy int32 [E], time.npy int64 [E], feature.<name>.npy ...
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
+                  exposures/...                 `recsys.data.exposures`, where the source declares any
 
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
 test after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained
@@ -29,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.columns import Column, load_array, load_column
+from recsys.data.exposures import Exposures, load_exposures
 from recsys.errors import UserError
 from recsys.schema import Feature, Schema
 
@@ -82,6 +84,7 @@ class PreparedDataset:
     train_count: npt.NDArray[np.int64]
     has_features: npt.NDArray[np.bool_]
     columns: dict[str, Column]
+    exposures: Exposures | None = None
 
     @classmethod
     def open(cls, path: Path) -> PreparedDataset:
@@ -109,6 +112,7 @@ class PreparedDataset:
             train_count=np.asarray(load_array(path / "items/train_count.npy")),
             has_features=np.asarray(load_array(path / "items/has_features.npy")),
             columns={f.key: load_column(_stem(path, f), f.is_ragged) for f in schema.features},
+            exposures=load_exposures(path),
         )
 
     @property

@@ -12,7 +12,11 @@ from recsys.data.tables import Table
 
 @dataclass(frozen=True)
 class Build:
-    """What to build, checked as far as footers tell."""
+    """What to build, checked as far as footers tell.
+
+    Attributes:
+        engaged: column of interactions that tells events from exposures; None where all are events.
+    """
 
     tables: Mapping[str, Table]
     plans: Sequence[Plan]
@@ -20,6 +24,7 @@ class Build:
     time: str
     min_user_events: int
     min_item_events: int
+    engaged: str | None = None
 
     @property
     def worth(self) -> str:

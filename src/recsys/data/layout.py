@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys.data.drafts import Draft
-from recsys.data.engines import Session
+from recsys.data.engines import Session, first_row
+from recsys.data.exposures import FOLDER as EXPOSURES
 from recsys.data.job import Build
 from recsys.data.vocabulary import Entities
 from recsys.data.writing import ColumnWriter, open_array, open_writer
@@ -91,6 +92,25 @@ def write_events(
         at = end
     assert at == num_events, (at, num_events)
     return [writer.close(_trained_events(users)) for writer in writers.values()]
+
+
+def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: int, folder: Path) -> None:
+    """Items and times of exposures, in their final order, and where each user's begin."""
+    inner = folder / EXPOSURES
+    inner.mkdir()
+    num_rows = int(first_row(session, ordered.aggregate(n=ordered.count()))["n"])
+    item_idx = open_array(inner / "item_idx.npy", (num_rows,), np.int32)
+    times = open_array(inner / "time.npy", (num_rows,), np.int64)
+    lengths = np.zeros(num_users, np.int64)
+    at = 0
+    for batch in session.stream(ordered):
+        end = at + len(batch)
+        item_idx[at:end] = np.asarray(batch["item_id_idx"])
+        times[at:end] = _times(job, np.asarray(batch["time"]))
+        lengths += np.bincount(np.asarray(batch["user_id_idx"]), minlength=num_users)
+        at = end
+    assert at == num_rows, (at, num_rows)
+    np.save(inner / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _times(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

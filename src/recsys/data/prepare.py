@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyarrow as pa
+
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.engines import DuckDB, Engine
 from recsys.data.features import plan_features
@@ -46,6 +48,8 @@ class DataSettings:
         time: what a timestamp is worth: seconds, day (rounded down), order (only the order counts) or none.
         columns: our names (user_id, item_id, timestamp, split) -> names in the files.
         features: owner -> column -> {kind, role, ignore, buckets}.
+        engaged: column of interactions that is true (or not 0) where the user engaged with what was shown; rows where
+            it is false are exposures, which are no events. Null where every row is an event.
         min_user_events: users with fewer events are left out; together with `min_item_events`, until none is left.
         min_item_events: items with fewer events lose them.
     """
@@ -53,6 +57,7 @@ class DataSettings:
     time: Time = "seconds"
     columns: Mapping[str, str] = field(default_factory=_same_names)
     features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    engaged: str | None = None
     min_user_events: int = 0
     min_item_events: int = 0
 
@@ -91,13 +96,17 @@ def prepare(
     files = source.tables(cache / "sources")
     declared = settings.features.get("interactions") or {}
     used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
+    used += [settings.engaged] if settings.engaged is not None else []
     tables = inspect(files, settings.columns, split.needs, used)
+    if settings.engaged is not None:
+        _check_engaged(settings, tables["interactions"])
     plans = plan_features(tables, settings.features)
     described = _describe(split, settings, tables)
     name = fingerprint([json.dumps(described, sort_keys=True, default=repr)])
     folder = cache / "prepared" / name
     started = time.monotonic()
-    job = Build(tables, plans, split, settings.time, settings.min_user_events, settings.min_item_events)
+    least = settings.min_user_events, settings.min_item_events
+    job = Build(tables, plans, split, settings.time, *least, settings.engaged)
     built = build_folder(folder, partial(build, job, name, described, engine or DuckDB()))
     dataset = PreparedDataset.open(folder)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
@@ -113,14 +122,31 @@ def prepare(
     return dataset
 
 
+def _check_engaged(settings: DataSettings, table: Table) -> None:
+    column = settings.engaged
+    if column not in table.others():
+        raise UserError(
+            f"data.engaged={column}: {table.place} has no such column{nearest(str(column), table.others())}"
+        )
+    kind = table.types[column]
+    if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):
+        raise UserError(f"data.engaged={column}: {table.place} holds {kind} there, expected booleans or integers")
+    if settings.time == "none" or "timestamp" not in table.names:
+        raise UserError(f"data.engaged={column}: exposures need times, to come with the events of their time")
+
+
 def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
     """Everything that the prepared data set depends on."""
     columns = {name: settings.columns.get(name) or name for name in NAMES}
     features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
+    described = asdict(replace(settings, columns=columns, features=features))
+    if settings.engaged is None:
+        # Names data sets as before there were exposures.
+        del described["engaged"]
     return {
         "format": FORMAT,
         "split": repr(split),
-        "settings": asdict(replace(settings, columns=columns, features=features)),
+        "settings": described,
         "files": {owner: [digest(f) for f in tables[owner].files] for owner in OWNERS if owner in tables},
     }
 

@@ -15,11 +15,11 @@ import ibis.expr.types as ir
 
 from recsys.data.dataset import Meta
 from recsys.data.drafts import draft, drop_names
-from recsys.data.engines import Engine, Session, rows
+from recsys.data.engines import Engine, Read, Session, rows
 from recsys.data.job import Build
-from recsys.data.layout import write_counts, write_entities, write_events, write_has_features
+from recsys.data.layout import write_counts, write_entities, write_events, write_exposures, write_has_features
 from recsys.data.splits import TRAIN
-from recsys.data.tables import Table, id_type, reads
+from recsys.data.tables import id_type, reads
 from recsys.data.vocabulary import Entities, collect_items, collect_users, keep_core, write_values
 from recsys.errors import UserError
 from recsys.schema import Feature, Schema
@@ -43,7 +43,10 @@ def build(job: Build, name: str, settings: dict[str, Any], engine: Engine, folde
 
 def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[list[Feature], dict[str, Any]]:
     source = _read_events(job, session)
-    _check_events(job.tables["interactions"], session, source)
+    _check_events(job, session, source)
+    exposed = None
+    if job.engaged is not None:
+        source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
     log.info("preparing %s", job.tables["interactions"].place)
     events = source
     if max(job.min_user_events, job.min_item_events) > 1:
@@ -84,6 +87,8 @@ def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[lis
     plans = job.plans_of("interactions")
     drafts = draft(job.tables, session, events.filter(events.part == TRAIN), events, plans, folder)
     features = write_events(job, session, _ordered(events, joins, plans), drafts, users, folder) + features
+    if exposed is not None:
+        write_exposures(job, session, _ordered_exposures(exposed, joins), len(users), folder)
     return features, {
         "time": job.worth,
         "num_users": len(users),
@@ -102,23 +107,36 @@ def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[st
     return ordered.select("item_id_idx", "time", *names)
 
 
+def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.Table:
+    """Exposures of known users to known items, with both dense, by user and time."""
+    coded = exposed.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
+    return coded.order_by("user_id_idx", "time", "shard", "row").select("user_id_idx", "item_id_idx", "time")
+
+
 def _read_events(job: Build, session: Session) -> ir.Table:
     table = job.tables["interactions"]
     wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
     wanted |= {name: plan.read for name, plan in job.plans_of("interactions").items()}
+    if job.engaged is not None:
+        wanted["engaged"] = Read(job.engaged)
     events = session.read(table.files, wanted)
+    if job.engaged is not None:
+        events = events.mutate(engaged=events.engaged.cast("boolean"))
     return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
 
 
-def _check_events(table: Table, session: Session, events: ir.Table) -> None:
+def _check_events(job: Build, session: Session, events: ir.Table) -> None:
     """No nulls where an event needs a value. Names the shard."""
-    keys = {"user_id": "user_id", "item_id": "item_id"} | ({"timestamp": "time"} if "timestamp" in table.names else {})
+    table = job.tables["interactions"]
+    names = dict(table.names) | ({"engaged": job.engaged} if job.engaged is not None else {})
+    keys = {"user_id": "user_id", "item_id": "item_id", "timestamp": "time", "engaged": "engaged"}
+    keys = {key: name for key, name in keys.items() if key in names}
     nulls = {key: events[name].isnull().sum() for key, name in keys.items()}
     for found in rows(session, events.group_by("shard").aggregate(**nulls).order_by("shard")):
         for key in keys:
             if found[key]:
                 raise UserError(
-                    f"{table.files[found['shard']]}: column '{table.names[key]}' has {found[key]} nulls, expected none"
+                    f"{table.files[found['shard']]}: column '{names[key]}' has {found[key]} nulls, expected none"
                 )
 
 

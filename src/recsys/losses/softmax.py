@@ -1,42 +1,21 @@
-"""Losses: tensors in, mean-reduced scalar out.
+"""Cross entropies of one positive against candidates, sampled or all.
 
-All are cross entropies of one positive against candidates; they differ in the candidates and in the correction for how
-probable each candidate was. Shapes: P rows (targets), C candidates, D dim, H histories.
+Shapes: P rows (targets), C candidates, D dim, H histories.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.losses.blocks import Buffer, blocks, lowest
+from recsys.losses.sampled import Sampled, shares
+from recsys.negatives import renormalisation
+
 LogQ = Literal["off", "classic", "corrected"]
-
-# A block of logits near the size of common last-level caches: smaller ones make the matrix products slower (by 15% at
-# 4 MiB on 2 cores), larger ones gain nothing.
-BLOCK_BYTES = 12 << 20
-
-
-class Sampled(NamedTuple):
-    """Candidates of a step and what a correction needs to know of them.
-
-    Attributes:
-        embeddings: [C, D].
-        log_q: [C], log probability that one draw is the candidate.
-        log_q_target: [P], the same of each row's target.
-        mask: bool [H, C], candidates that are positives of the history's user.
-        q_masked: [H], probability that one draw is masked.
-        history: int64 [P], the history of each row.
-    """
-
-    embeddings: Tensor
-    log_q: Tensor
-    log_q_target: Tensor
-    mask: Tensor
-    q_masked: Tensor
-    history: Tensor
 
 
 class SampledSoftmax(nn.Module):
@@ -45,7 +24,7 @@ class SampledSoftmax(nn.Module):
     `off`: cross entropy over `[s_p, s_d]`.
     `classic`: `s_j - log Q(j)` on every column, the positive's too (Yi et al. 2019, section 3).
     `corrected`: the positive is not sampled, so it is neither corrected nor part of the sampled sum: cross entropy over
-    `[s_p, s_d - log(n Q'(d))]`, with n the candidates that are not masked and `Q'(d) = Q(d) / (1 - Q(masked))`
+    `[s_p, s_d - log(n Q'(d))]`, with n the draws that are not masked and `Q'(d) = Q(d) / (1 - Q(masked))`
     (arXiv 2507.09331; its gradient is that of the paper's equation 9 with the weight `1 - P(p | u)`).
 
     Args:
@@ -75,9 +54,7 @@ class SampledSoftmax(nn.Module):
             bias = -sampled.log_q
         elif self.logq == "corrected":
             bias = -sampled.log_q
-            num_drawn = (~sampled.mask).sum(1).clamp(min=1)
-            correction = torch.log1p(-sampled.q_masked.clamp(max=1 - 1e-6)) - num_drawn.log()
-            row_bias = correction[sampled.history]
+            row_bias = renormalisation(sampled.q_masked, sampled.num_drawn)[sampled.history]
         return softmax_loss(
             users,
             sampled.embeddings,
@@ -88,6 +65,7 @@ class SampledSoftmax(nn.Module):
             mask=sampled.mask,
             history=sampled.history,
             weight=weight,
+            hardest=sampled.hardest,
         )
 
 
@@ -108,28 +86,9 @@ class FullSoftmax(nn.Module):
             weight: [P], what each row counts; null for all alike.
         """
         loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-            users, items, None, self._buffer, None, None, None, None, labels, weight
+            users, items, None, self._buffer, None, None, None, None, labels, weight, None
         )
         return loss
-
-
-class Buffer:
-    """Memory for one block of logits, kept from step to step: fresh pages cost more than the arithmetic on them."""
-
-    def __init__(self) -> None:
-        self._memory: Tensor | None = None
-
-    def block(self, rows: int, columns: int, like: Tensor) -> Tensor:
-        """An uninitialised [rows, columns] tensor of the type and on the device of `like`."""
-        memory = self._memory
-        if (
-            memory is None
-            or memory.numel() < rows * columns
-            or memory.device != like.device
-            or memory.dtype != like.dtype
-        ):
-            memory = self._memory = torch.empty(rows * columns, dtype=like.dtype, device=like.device)
-        return memory[: rows * columns].view(rows, columns)
 
 
 def softmax_loss(
@@ -143,6 +102,7 @@ def softmax_loss(
     history: Tensor | None = None,
     labels: Tensor | None = None,
     weight: Tensor | None = None,
+    hardest: int | None = None,
 ) -> Tensor:
     """Weighted mean of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p being the positive's logit.
 
@@ -160,9 +120,10 @@ def softmax_loss(
         history: int64 [P], row of `mask` for each row.
         labels: int64 [P], one column left out of each row (the positive itself).
         weight: [P], what each row counts; null for all alike.
+        hardest: columns that a row keeps, those of the highest `u.v_c`; null for all.
     """
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels, weight
+        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels, weight, hardest
     )
     return loss
 
@@ -183,34 +144,32 @@ class _SoftmaxLoss(torch.autograd.Function):
         history: Tensor | None,
         labels: Tensor | None,
         weight: Tensor | None,
+        hardest: int | None,
     ) -> Tensor:
         num_rows, num_columns = len(users), len(items)
-        # What each row adds to the mean.
-        part = torch.full_like(users[:, 0], 1.0 / max(num_rows, 1)) if weight is None else weight / weight.sum()
-        # On a GPU larger blocks are better, and still small beside the whole matrix.
-        block_bytes = BLOCK_BYTES if users.device.type == "cpu" else 16 * BLOCK_BYTES
-        height = max(16, min(num_rows, block_bytes // (4 * max(num_columns, 1))))
-        # Blocks of one height: a low last one would be slow.
-        height = max(-(-num_rows // -(-num_rows // height)), 1) if num_rows else height
+        selects = hardest is not None and hardest < num_columns
+        part = shares(users, weight)
         losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
         positive_gradient = None if positive_logits is None else torch.empty_like(losses)
         transposed = items.t()
-        lowest = torch.finfo(users.dtype).min / 2
-        for begin in range(0, num_rows, height):
-            rows = slice(begin, min(begin + height, num_rows))
-            block = buffer.block(rows.stop - begin, num_columns, users)
-            if bias is None:
+        least = lowest(users)
+        for rows in blocks(num_rows, num_columns, users.device):
+            block = buffer.block(rows.stop - rows.start, num_columns, users)
+            if bias is None or selects:
                 torch.mm(users[rows], transposed, out=block)
             else:
                 torch.addmm(bias, users[rows], transposed, out=block)
             if mask is not None and history is not None:
-                block.masked_fill_(mask.index_select(0, history[rows]), lowest)
+                block.masked_fill_(mask.index_select(0, history[rows]), least)
             columns = None if labels is None else labels[rows].unsqueeze(1)
             if columns is not None and positive_logits is None:
                 own = block.gather(1, columns)
             elif columns is not None:
-                block.scatter_(1, columns, lowest)
+                block.scatter_(1, columns, least)
+            if selects and hardest is not None:
+                kept, at = block.topk(hardest, dim=1, sorted=False)
+                block.fill_(least).scatter_(1, at, kept if bias is None else kept + bias[at])
             highest = block.amax(1, keepdim=True)
             block.sub_(highest).exp_()
             total = block.sum(1, keepdim=True)
@@ -239,4 +198,4 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
-        return (*scaled, *([None] * 7))
+        return (*scaled, *([None] * 8))

@@ -1,6 +1,8 @@
-"""How probable is an item as a target of a training batch: what logQ corrects for."""
+"""How often each item is a target: what logQ corrects for, and what is popular now."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from recsys.data.columns import ragged_positions
 from recsys.data.dataset import PreparedDataset
+from recsys.data.objective import Objective, TargetWeights
 from recsys.errors import UserError
 
 
@@ -34,7 +37,7 @@ def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tenso
 SMOOTHING = 0.02
 
 
-def prior_shift(dataset: PreparedDataset, half_life_days: float, trained_half_life_days: float | None = None) -> Tensor:
+def prior_shift(dataset: PreparedDataset, half_life_days: float, objective: Objective | None = None) -> Tensor:
     """`log(p_recent(i) / p_trained(i))`, 0 for items without training events; float64 [N + 1].
 
     A softmax over the corpus learns the posterior under the popularity of its targets. Where only the prior moves
@@ -44,7 +47,7 @@ def prior_shift(dataset: PreparedDataset, half_life_days: float, trained_half_li
     Args:
         dataset: training events, with time in seconds or days.
         half_life_days: age at which an event counts half in `p_recent`.
-        trained_half_life_days: the same of the targets that training saw; null for all alike.
+        objective: what the targets that training saw counted; null for all alike.
 
     Raises:
         UserError: time has no days.
@@ -53,17 +56,16 @@ def prior_shift(dataset: PreparedDataset, half_life_days: float, trained_half_li
         raise UserError(
             f"model.prior_shift with data.time={dataset.meta.time}: expected weight 0, or timestamps in seconds or days"
         )
+    objective = objective or Objective()
     positions = _training_positions(dataset)
     items = np.asarray(dataset.item_idx[positions])
-    time = np.asarray(dataset.time[positions]).astype(np.float64) / 86_400
-    age = time.max(initial=0.0) - time
 
-    def share(half_life: float | None) -> Tensor:
-        weight = np.ones(len(age)) if half_life is None else np.exp2(-age / half_life)
-        counts = torch.from_numpy(np.bincount(items, weight, minlength=dataset.num_items + 1).astype(np.float64))
-        return counts / counts.sum()
+    def share(objective: Objective) -> Tensor:
+        weight = TargetWeights(dataset, objective)(positions)
+        counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
+        return torch.from_numpy(counts / counts.sum())
 
-    recent, trained = share(half_life_days), share(trained_half_life_days)
+    recent, trained = share(dataclasses.replace(objective, half_life_days=half_life_days)), share(objective)
     ratio = ((1 - SMOOTHING) * recent + SMOOTHING * trained) / trained
     return torch.where(trained > 0, ratio.log(), 0.0)
 
