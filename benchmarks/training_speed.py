@@ -3,10 +3,11 @@
     RECSYS_DATA=DIR RECSYS_PEER_REPLAY=.../bin/python RECSYS_PEER_RECTOOLS=.../bin/python \
         python benchmarks/training_speed.py
 
-One model on all sides (d = 64, 2 blocks, 2 heads, dropout 0.2, ReLU in the feed-forward part), batches of 128 histories, the same training
-histories, two threads, the same allocator setting. Sides take turns (A B A B), each in its own process; a rate is the
-median over all timed steps. `loop` calls the training step bare, `fit` runs it under Lightning's trainer. By default a
-user's first event is a target as well, as in training; the peers cannot predict it, and `--same-targets` leaves it out.
+One model on all sides (d = 64, 2 blocks, 2 heads, dropout 0.2, ReLU in the feed-forward part), batches of 128
+histories, the same training histories, two threads, the same allocator setting. Sides take turns (A B A B), each in its
+own process; a rate is the median over all timed steps. `loop` calls the training step bare, `fit` runs it under
+Lightning's trainer. By default a user's first event is a target as well, as in training; the peers cannot predict it,
+and `--same-targets` leaves it out.
 """
 
 from __future__ import annotations
