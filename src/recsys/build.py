@@ -29,6 +29,7 @@ from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.frequency import Exact, Frequency, prior_shift, target_probabilities
 from recsys.losses import GBCE, FullSoftmax
+from recsys.models.pretrained import PretrainedItems
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue, NegativeSampler, Uniform
@@ -132,8 +133,14 @@ def _objective(config: DictConfig) -> Objective:
     return Objective(**{name: _plain(config.history)[name] for name in names})
 
 
-def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
-    """Both towers, initialised from the seed."""
+def build_model(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
+    """Both towers, initialised from the seed.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        dataset: to train on.
+        fresh: whether they are to be trained; if not, what is pretrained is left to the checkpoint that is to come.
+    """
     _check_keys(config.model, MODEL_KEYS, "model")
     _check_keys(config.model.prior_shift, ("weight", "half_life_days"), "model.prior_shift")
     L.seed_everything(config.seed, verbose=False)
@@ -143,7 +150,7 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
         sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
     model = config.model
     try:
-        return TwoTower(
+        towers = TwoTower(
             user_tower=complete(instantiate(config.user_tower), dataset=dataset),
             item_tower=complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse),
             similarity=model.similarity,
@@ -153,6 +160,10 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
         )
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(f"model: {error}") from error
+    for module in towers.modules():
+        if fresh and isinstance(module, PretrainedItems):
+            module.fill(dataset)
+    return towers
 
 
 def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
@@ -169,7 +180,7 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
 def corpus_of(model: TwoTower, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """item_idx of the items that the model can recommend."""
     tower = model.item_tower
-    corpus = dataset.corpus(reads_features=tower.reads_features, reads_ids=tower.table is not None)
+    corpus = dataset.corpus(reads_features=tower.reads_features, reads_ids=tower.reads_ids)
     if not len(corpus):
         raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
     return corpus

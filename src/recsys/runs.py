@@ -73,7 +73,7 @@ def load_run(path: str | Path) -> TrainedRun:
         )
     if config.refit:
         dataset = dataset.refit()
-    model = build_model(config, dataset)
+    model = build_model(config, dataset, fresh=False)
     load_weights(model, path / "checkpoints/best.ckpt")
     builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
     metrics = _read_json(path / "metrics.json")

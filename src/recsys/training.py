@@ -130,13 +130,14 @@ def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Lo
 
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train on the training part; the checkpoint with the best validation metric stays."""
-    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
+    last = _last(run.checkpoints / "last.ckpt")
+    module = build_module(config, dataset, build_model(config, dataset, fresh=last is None), mine=miner(config))
     data = build_data(config, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
     callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module)]
     trainer = _trainer(config, run, callbacks, loggers)
     begin = time.monotonic()
-    trainer.fit(module, data, ckpt_path=_last(run.checkpoints / "last.ckpt"), weights_only=True)
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
     seconds = time.monotonic() - begin
     trainer.save_checkpoint(run.checkpoints / "last.ckpt")
     best = run.checkpoints / "best.ckpt"
@@ -162,13 +163,14 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
 
 def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train a fresh model on train + val for the selected number of steps."""
-    model = build_model(config, dataset)
-    module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
     folder = run.checkpoints / "refit"
+    last = _last(folder / "last.ckpt")
+    model = build_model(config, dataset, fresh=last is None)
+    module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
     callbacks = [c for name, c in _named_callbacks(config, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
     trainer = _trainer(config, run, callbacks, loggers, **settings)
-    trainer.fit(module, build_data(config, dataset), ckpt_path=_last(folder / "last.ckpt"), weights_only=True)
+    trainer.fit(module, build_data(config, dataset), ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     run.update(refitted=True)
     distributed.barrier()
@@ -176,7 +178,7 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
 
 def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Look at the test part with `best.ckpt`."""
-    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
+    module = build_module(config, dataset, build_model(config, dataset, fresh=False), mine=miner(config))
     load_weights(module.model, run.checkpoints / "best.ckpt")
     data = build_data(config, dataset)
     evaluation = _evaluation(config, dataset, module)

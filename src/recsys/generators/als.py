@@ -53,6 +53,11 @@ class ALS:
             )
             self._model.fit(events.users, show_progress=False)
 
+    @property
+    def item_factors(self) -> Floats:
+        """Factors of the items [N, factors], once fitted."""
+        return np.asarray(self._model.item_factors, np.float32)
+
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """As in `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)

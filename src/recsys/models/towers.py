@@ -17,12 +17,13 @@ from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide, take
 from recsys.models.interests import Interests, of_prefixes
 from recsys.models.layout import Padded
+from recsys.models.pretrained import Pretrained
 from recsys.models.sequences import Sequences
 from recsys.schema import UNKNOWN_ITEM
 
 
 class ItemTower(nn.Module):
-    """Id embedding plus a network over features; either may be switched off.
+    """Id embedding plus a network over features, perhaps plus pretrained embeddings; each may be left out.
 
     Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
 
@@ -35,6 +36,7 @@ class ItemTower(nn.Module):
         crossing: the network over features.
         unknown_rate: share of ids that training hides when there are features to fall back on.
         sparse: row-wise updates of the id table, for big ones.
+        pretrained: embeddings of trained items that were learned elsewhere; null for none.
     """
 
     def __init__(
@@ -47,11 +49,12 @@ class ItemTower(nn.Module):
         crossing: Crossing = MLP,
         unknown_rate: float = 0.05,
         sparse: bool = False,
+        pretrained: Pretrained | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.num_trained = dim, dataset.num_trained
         features = dataset.schema.owned_by("items") if use_features else ()
-        if not use_id and not features:
+        if not use_id and not features and pretrained is None:
             raise ValueError("an item tower needs ids, features or both; this one has neither")
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
         if self.table is not None:
@@ -61,12 +64,20 @@ class ItemTower(nn.Module):
         self.mlp: nn.Module | None = None
         if self.features is not None:
             self.mlp = crossing(self.features.widths, dim)
+        self.pretrained = None
+        if pretrained is not None:
+            self.pretrained = pretrained(dim=dim, num_items=self.num_trained, sparse=sparse)
         self.unknown_rate = unknown_rate if self.features is not None else 0.0
 
     @property
     def is_lookup(self) -> bool:
         """Whether an embedding is one row of a dense table, so that computing a row twice costs nothing."""
-        return self.mlp is None and self.table is not None and not self.table.sparse
+        return self.mlp is None and self.pretrained is None and self.table is not None and not self.table.sparse
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether trained items have embeddings of their own."""
+        return self.table is not None or self.pretrained is not None
 
     @property
     def reads_features(self) -> bool:
@@ -78,12 +89,13 @@ class ItemTower(nn.Module):
         if self.mlp is None or self.features is None:
             return self._ids(item_idx)
         by_features = self.mlp(self.features(self.rows(item_idx)))
-        return by_features if self.table is None else by_features + self._ids(item_idx)  # type: ignore[no-any-return]
+        return by_features + self._ids(item_idx) if self.reads_ids else by_features  # type: ignore[no-any-return]
 
     def _ids(self, item_idx: Tensor) -> Tensor:
-        assert self.table is not None
         rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)
-        return self.table(hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM))  # type: ignore[no-any-return]
+        rows = hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM)
+        parts = [table(rows) for table in (self.table, self.pretrained) if table is not None]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]  # type: ignore[no-any-return]
 
 
 class UserTower(nn.Module):
