@@ -76,9 +76,9 @@ class ALS:
     def __call__(self, dataset: PreparedDataset, width: int) -> Floats:
         """As in `recsys.models.pretrained.Source`."""
         model = als.ALS(width, self.alpha, self.l2, self.iterations, self.seed)
-        events = oldest(dataset, self.until)
-        model.fit(events, "train")
-        return _table(model.item_factors, Interactions(events, "train"))
+        events = Interactions(oldest(dataset, self.until), "train")
+        model.fit(events)
+        return _table(model.item_factors, events)
 
 
 class EarlierRun:

@@ -134,6 +134,22 @@ def test_queries_are_words_of_the_item(small: Path) -> None:
             assert set(event["query"].split()) <= words
 
 
+def test_interests_are_the_category_of_the_item_and_change_nothing_else(small: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "opened", dataclasses.replace(SMALL, interest_share=0.4))
+    events, items, _ = read(tmp_path / "opened")
+    assert events.drop_columns("interest").equals(read(small)[0])
+    opened = events.filter(events["interest"].is_valid())
+    # A request is a search, an opened interest, or neither.
+    assert opened["query"].null_count == len(opened)
+    others = events["query"].null_count
+    assert abs(len(opened) / others - 0.4) < 0.01
+    category = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    pairs = [(category[event["item_id"]], event["interest"]) for event in opened.to_pylist()]
+    # The table of items leaves some categories out.
+    assert all(told == known for known, told in pairs if known is not None)
+    assert len({told for _, told in pairs}) == SMALL.num_categories
+
+
 def test_histories_are_heavy_tailed(small: Path) -> None:
     lengths = np.bincount(read(small)[0]["user_id"].to_numpy(), minlength=SMALL.num_users + 1)[1:]
     mean = SMALL.num_events / SMALL.num_users

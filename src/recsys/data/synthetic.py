@@ -256,15 +256,19 @@ def _write_shard(
     limits = np.where(columns["explores"][:, None], [0.1, 0.3, 0.8], [0.45, 0.7, 0.99]).astype(np.float32)
     action = (columns["u_action"][:, None] >= limits).sum(1)
     dwell = columns["dwell"] * np.array([2.0, 1.5, 1.0, 0.3], np.float32)[action]
-    table = pa.table(
-        {
-            "user_id": user_id,
-            "item_id": world.item_id[item],
-            "timestamp": columns["seconds"] + settings.start_seconds,
-            "surface": pins.coded(_SURFACES, is_search + 2 * is_related),
-            "query": pins.coded(queries, np.minimum(query, len(queries) - 1), ~is_search),
-            "action": pins.coded(_ACTIONS, action),
-            "dwell": pa.array(dwell, mask=columns["no_dwell"]),
-        }
-    )
-    pq.write_table(table, path, use_dictionary=["surface", "query", "action"], store_schema=False)
+    table = {
+        "user_id": user_id,
+        "item_id": world.item_id[item],
+        "timestamp": columns["seconds"] + settings.start_seconds,
+        "surface": pins.coded(_SURFACES, is_search + 2 * is_related),
+        "query": pins.coded(queries, np.minimum(query, len(queries) - 1), ~is_search),
+        "action": pins.coded(_ACTIONS, action),
+        "dwell": pa.array(dwell, mask=columns["no_dwell"]),
+    }
+    if settings.interest_share:
+        # Events without a query have no other use for its random number.
+        opened = ~is_search & (columns["u_query"] < settings.interest_share)
+        category = world.item_topic[item] // settings.topics_per_category
+        table["interest"] = pins.coded(pins.category_names(settings), category, ~opened)
+    words = [name for name in ("surface", "query", "action", "interest") if name in table]
+    pq.write_table(pa.table(table), path, use_dictionary=words, store_schema=False)

@@ -55,6 +55,7 @@ class WorldSettings:
         drift: how strongly interests in boards rise and fall; 0 keeps them constant.
         stickiness: probability that an event continues the board of the event just before it.
         search_share: share of events that come from a search, with a query text.
+        interest_share: share of the other events that are of an opened interest, a category; 0 for no such column.
         vector_width: width of the visual vector.
     """
 
@@ -70,6 +71,7 @@ class WorldSettings:
     drift: float = 1.0
     stickiness: float = 0.7
     search_share: float = 0.25
+    interest_share: float = 0.0
     vector_width: int = 16
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class WorldSettings:
         _require("num_items", self.num_items, self.num_topics, None)
         _require("seed", self.seed, 0, None)
         _require("drift", self.drift, 0, None)
-        for name in ("explore", "stickiness", "search_share"):
+        for name in ("explore", "stickiness", "search_share", "interest_share"):
             _require(name, getattr(self, name), 0, 1)
         try:
             datetime.date.fromisoformat(self.start)
