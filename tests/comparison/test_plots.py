@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from written import CONFIG, write, write_log
 
 from recsys.comparison import learning, plots, scatter
 from recsys.comparison.differences import Difference
-from recsys.comparison.looks import looks_of
+from recsys.comparison.looks import Look, looks_of
 from recsys.comparison.measured import Measured
 from recsys.comparison.reading import read_runs
-from recsys.evaluation.significance import Comparison
+from recsys.evaluation.significance import Comparison, Mean, means
 from recsys.presentation.colours import BASELINE, BETTER, OTHERS, UNCLEAR, WORSE
 from recsys.presentation.picture import Picture
 
@@ -23,6 +24,14 @@ from recsys.presentation.picture import Picture
 def axes(picture: Picture) -> Axes:
     (axis,) = picture.figure.axes
     return axis
+
+
+def style(runs: list[Measured]) -> Mapping[str, Look]:
+    return looks_of(runs, runs[0], "recall@10")
+
+
+def found(runs: list[Measured]) -> dict[str, Mean]:
+    return {run.name: means(run.per_user, ["recall@10"])[0] for run in runs}
 
 
 def names(axis: Axes) -> set[str]:
@@ -59,7 +68,7 @@ def test_looks(tmp_path: Path) -> None:
 
 
 def test_recall_curves(runs: list[Measured]) -> None:
-    picture = plots.recall_curves(runs, runs[0], "recall@10")
+    picture = plots.recall_curves(runs, style(runs), "a")
     axis = axes(picture)
     assert [line.get_xdata().tolist() for line in axis.lines] == [[5, 10, 100]] * 3
     assert [line.get_ydata().tolist() for line in axis.lines] == [
@@ -72,20 +81,20 @@ def test_recall_curves(runs: list[Measured]) -> None:
 
 
 def test_against_what_is_shown(runs: list[Measured]) -> None:
-    picture = scatter.against(runs, runs[0], "recall@10", "coverage@10")
+    picture = scatter.against(runs, style(runs), found(runs), "coverage@10")
     marks = [line for line in axes(picture).lines if line.get_marker() != "None"]
     assert [(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks] == [
         pytest.approx(point) for point in ((0.5, 0.2), (0.4, 0.4), (0.3, 0.6))
     ]
     assert "c has the highest recall@10, a shows most of the corpus" in picture.alt
     assert "b: recall@10 0.4000, coverage@10 0.4000" in picture.alt
-    less_popular = scatter.against(runs, runs[0], "recall@10", "popularity@10")
+    less_popular = scatter.against(runs, style(runs), found(runs), "popularity@10")
     assert "a shows the least popular items" in less_popular.alt
     assert axes(less_popular).get_xscale() == "log"
 
 
 def test_cost(runs: list[Measured]) -> None:
-    picture = scatter.cost(runs, runs[0], "recall@10")
+    picture = scatter.cost(runs, style(runs), found(runs))
     assert "c has the highest recall@10, a took the least time" in picture.alt
     assert "c: recall@10 0.6000 in 30 seconds" in picture.alt
     intervals = [line for line in axes(picture).lines if line.get_marker() == "None"]
@@ -97,7 +106,7 @@ def test_cost(runs: list[Measured]) -> None:
 
 def test_learning(runs: list[Measured]) -> None:
     assert learning.selecting_metric(runs, "recall@10") == "val/ndcg@10"
-    picture = learning.learning_curves(runs, runs[0], "recall@10", "val/ndcg@10")
+    picture = learning.learning_curves(runs, style(runs), "val/ndcg@10")
     lines = axes(picture).lines
     assert [line.get_ydata().tolist() for line in lines[::2]] == [[0.1, 0], [0.1, 0.1], [0.1, 0.2]]
     # The ring is around the first best value, where early stopping counts from.
@@ -118,11 +127,11 @@ def test_learning_without_a_common_metric(runs: list[Measured], tmp_path: Path) 
 
 def test_forest() -> None:
     gains = [("b", 0.2, 0.3, 0.01), ("c", 0.2, 0.1, 0.04), ("d", 0.2, 0.21, 0.5)]
-    found = [
+    gained = [
         Difference(run, "a", Comparison("recall@10", old, new, new - old, new - old - 0.02, 1.0, p, 9), p)
         for run, old, new, p in gains
     ]
-    picture = plots.forest(found)
+    picture = plots.forest(gained)
     axis = axes(picture)
     spots = [line for line in axis.lines if line.get_marker() == "o"]
     assert [float(line.get_xdata()[0]) for line in spots] == pytest.approx([0.5, -0.5, 0.05])
@@ -136,12 +145,12 @@ def test_forest() -> None:
     assert "2 of 3 differences shown are more than chance" in picture.alt
     # Where a baseline has nothing, all are drawn as they are.
     nothing = Difference("e", "a", Comparison("recall@10", 0.0, 0.1, 0.1, 0.05, 0.15, 0.5, 9), 0.5)
-    spots = [line for line in axes(plots.forest([*found, nothing])).lines if line.get_marker() == "o"]
+    spots = [line for line in axes(plots.forest([*gained, nothing])).lines if line.get_marker() == "o"]
     assert [float(line.get_xdata()[0]) for line in spots] == pytest.approx([0.1, -0.1, 0.01, 0.1])
 
 
 def test_slices(runs: list[Measured]) -> None:
-    picture = plots.slices(runs, runs[0], "recall@10", ["tail/recall@10"])
+    picture = plots.slices(runs, style(runs), ["tail/recall@10"])
     axis = axes(picture)
     widths = [float(patch.get_width()) for patch in axis.patches]  # type: ignore[attr-defined]
     assert widths == pytest.approx([0.2, 0.4, 0.6])

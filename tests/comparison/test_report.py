@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"recall@10": recall.tolist(), "recall@100": (recall + 0.1).tolist(), "tail/recall@10": tail},
             {"seconds": 100.0, "steps": 20, "targets_per_second": 5e3, "peak_memory_bytes": 2e9},
             CONFIG | {"evaluation": {"metric": "val/ndcg@10"}},
-            [f"model.dim={dim}", "seed=1"],
+            [f"model.dim={dim}", "seed=1", f"data.root={name}", f"logger={'csv' if dim == 8 else 'wandb'}"],
             coverage_at_10=0.4,
             popularity_at_10=12.5,
             num_users=200.0,
@@ -52,7 +52,8 @@ def test_in_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         r"model.dim │ +8 │ +16 │",
     ):
         assert re.search(line, output), line
-    assert "seed" not in output
+    for setting in ("seed", "data.root", "logger"):
+        assert setting not in output
     assert "recall@100" not in output
 
 

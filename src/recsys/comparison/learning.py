@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from recsys.comparison.looks import looks_of
+from recsys.comparison.looks import Look
 from recsys.comparison.measured import Measured
 from recsys.presentation.labels import Label, label_ends
 from recsys.presentation.picture import Picture, canvas, headline
@@ -21,16 +21,14 @@ def selecting_metric(runs: Sequence[Measured], metric: str) -> str | None:
     return name if any(name in run.curves for run in learned) else None
 
 
-def learning_curves(runs: Sequence[Measured], baseline: Measured, metric: str, curve: str) -> Picture:
+def learning_curves(runs: Sequence[Measured], style: Mapping[str, Look], curve: str) -> Picture:
     """Validation over steps, with a ring at the checkpoint that was selected.
 
     Args:
         runs: those without the curve are left out.
-        baseline: one of the runs.
-        metric: what best is measured by.
+        style: of each run.
         curve: such as `val/ndcg@10`.
     """
-    style = looks_of(runs, baseline, metric)
     drawn = [run for run in runs if curve in run.curves]
     said, rising = [], []
     with canvas() as axis:

@@ -11,20 +11,16 @@ from matplotlib.ticker import NullLocator
 
 from recsys.comparison import words
 from recsys.comparison.differences import PART, Difference
-from recsys.comparison.looks import Look, looks_of
+from recsys.comparison.looks import Look
 from recsys.comparison.measured import Measured
 from recsys.evaluation.significance import Mean, means
 from recsys.presentation.colours import BETTER, UNCLEAR, WORSE
 from recsys.presentation.labels import Label, label_ends
 from recsys.presentation.picture import GRID, INK, QUIET, Picture, canvas, headline
 
-# Bars of more runs would be too thin.
-_MOST_BARS = 5
 
-
-def recall_curves(runs: Sequence[Measured], baseline: Measured, metric: str) -> Picture:
-    """Recall over the number of items shown."""
-    style = looks_of(runs, baseline, metric)
+def recall_curves(runs: Sequence[Measured], style: Mapping[str, Look], baseline: str) -> Picture:
+    """Recall over the number of items shown; `style` says how each run is drawn."""
     found = {run.name: _recall(run) for run in runs}
     cutoffs = sorted(set.intersection(*({*recall} for recall in found.values())))
     with canvas() as axis:
@@ -39,7 +35,7 @@ def recall_curves(runs: Sequence[Measured], baseline: Measured, metric: str) -> 
         axis.xaxis.set_minor_locator(NullLocator())
         best = {max(found, key=lambda name: found[name][cutoff]) for cutoff in cutoffs}
         wins = f"{best.pop()} finds most, whatever is shown" if len(best) == 1 else "Which run finds most depends on K"
-        headline(axis, wins, f"share of a user's test items among the K shown; dashed: the baseline {baseline.name}")
+        headline(axis, wins, f"share of a user's test items among the K shown; dashed: the baseline {baseline}")
         label_ends(axis, labels)
     said = "; ".join(
         f"{name}: " + ", ".join(f"{recall[c]:.4f} at {c}" for c in cutoffs) for name, recall in found.items()
@@ -104,19 +100,15 @@ def forest(found: Sequence[Difference]) -> Picture:
     return Picture.of(axis, f"Differences with 95% intervals. {wins}. {said}.")
 
 
-def slices(runs: Sequence[Measured], baseline: Measured, metric: str, names: Sequence[str]) -> Picture:
-    """Recall in slices of items and users as bars with intervals, for the baseline and the best others.
+def slices(runs: Sequence[Measured], style: Mapping[str, Look], names: Sequence[str]) -> Picture:
+    """Recall in slices of items and users as bars with intervals, for runs that pictures name.
 
     Args:
         runs: of the same test.
-        baseline: one of the runs.
-        metric: what best is measured by.
+        style: of each run.
         names: columns such as `tail/recall@10`.
     """
-    style = looks_of(runs, baseline, metric)
-    named = [run for run in runs if style[run.name].is_named]
-    best = sorted(named, key=lambda run: (run is not baseline, -run.metrics[PART + metric]))[:_MOST_BARS]
-    drawn = [run for run in runs if run in best]
+    drawn = [run for run in runs if style[run.name].is_named]
     found = {run.name: {mean.metric: mean for mean in means(run.per_user, names)} for run in drawn}
     kept = [name for name in names if all(name in values for values in found.values())]
     height = 0.84 / len(drawn)
@@ -138,7 +130,7 @@ def slices(runs: Sequence[Measured], baseline: Measured, metric: str, names: Seq
         axis.grid(axis="y", visible=False)
         axis.grid(axis="x")
         axis.set_xlim(0, None)
-        cutoff = metric.rpartition("@")[2]
+        cutoff = names[0].rpartition("@")[2]
         axis.set_xlabel(f"recall@{cutoff}")
         ranges = {name: [found[run.name][name].mean for run in drawn] for name in kept}
         weak = min(kept, key=lambda name: max(ranges[name]))

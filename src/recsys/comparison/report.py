@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from rich.console import Console
 
 from recsys.comparison import learning, plots, scatter, sheets, words
 from recsys.comparison.differences import PART, Difference, chosen_metrics, differences, slice_metrics
-from recsys.comparison.looks import looks_of
+from recsys.comparison.looks import Look, looks_of
 from recsys.comparison.measured import Measured, choose
 from recsys.errors import UserError
+from recsys.evaluation.significance import Mean, means
 from recsys.presentation.page import Section, page
 from recsys.presentation.picture import Picture
 from recsys.presentation.sheet import Sheet
@@ -58,6 +59,16 @@ class Report:
         return differences(self.runs, self.slices, self.baseline, self.all_pairs) if self.slices else []
 
     @cached_property
+    def means(self) -> Mapping[str, Mean]:
+        """The first metric of each run, with its interval; by name."""
+        return {run.name: means(run.per_user, self.metrics[:1])[0] for run in self.runs}
+
+    @cached_property
+    def looks(self) -> Mapping[str, Look]:
+        """How each run is drawn; by name."""
+        return looks_of(self.runs, self.baseline, self.metrics[0])
+
+    @cached_property
     def verdicts(self) -> list[str]:
         """The result in sentences."""
         return words.verdicts(self.runs, self.differences)
@@ -84,36 +95,36 @@ class Report:
 
     def forest(self) -> Picture:
         """Differences with their intervals, of the runs that pictures name."""
-        look = looks_of(self.runs, self.baseline, self.metrics[0])
+        look = self.looks
         return plots.forest([d for d in self.differences if look[d.run].is_named and look[d.baseline].is_named])
 
     def recall_curves(self) -> Picture:
         """Recall over the number of items shown."""
-        return plots.recall_curves(self.runs, self.baseline, self.metrics[0])
+        return plots.recall_curves(self.runs, self.looks, self.baseline.name)
 
     def accuracy_against(self, other: str) -> Picture | None:
         """Accuracy over `coverage` or `popularity`; None where fewer than two runs say it."""
         name = f"{other}@{self.cutoff}"
         if sum(PART + name in run.metrics for run in self.runs) < 2:
             return None
-        return scatter.against(self.runs, self.baseline, self.metrics[0], name)
+        return scatter.against(self.runs, self.looks, self.means, name)
 
     def slices_picture(self) -> Picture | None:
         """Recall in slices with intervals; None where files of users do not have it."""
-        return plots.slices(self.runs, self.baseline, self.metrics[0], self.slices) if self.slices else None
+        return plots.slices(self.runs, self.looks, self.slices) if self.slices else None
 
     def learning_curves(self) -> Picture | None:
         """Validation over training steps; None where no run has logs."""
         curve = learning.selecting_metric(self.runs, self.metrics[0])
         if curve is None:
             return None
-        return learning.learning_curves(self.runs, self.baseline, self.metrics[0], curve)
+        return learning.learning_curves(self.runs, self.looks, curve)
 
     def cost_picture(self) -> Picture | None:
         """Accuracy over seconds; None where no run says what it took."""
         if not any(run.state.get("seconds") for run in self.runs):
             return None
-        return scatter.cost(self.runs, self.baseline, self.metrics[0])
+        return scatter.cost(self.runs, self.looks, self.means)
 
     def print(self, console: Console) -> None:
         """Verdicts and tables to a terminal."""

@@ -11,6 +11,8 @@ from recsys.presentation.sheet import Sheet
 from recsys.run_table import differing
 
 _SETTINGS_SHOWN = 30
+# Data and split are the same, in whatever words; loggers change no figure.
+_ALIKE = ("data", "split", "logger")
 
 
 def metrics(runs: Sequence[Measured], names: Sequence[str], baseline: Measured) -> Sheet:
@@ -83,8 +85,9 @@ def cost(runs: Sequence[Measured]) -> Sheet:
 def settings(runs: Sequence[Measured]) -> Sheet:
     """What was asked for, as far as it differs."""
     varied = differing([run.row for run in runs])
+    found = {key for one in varied for key in one if key.partition(".")[0] not in _ALIKE}
     # Keys that follow others differ too: the shortest come first.
-    keys = sorted({key for one in varied for key in one}, key=lambda key: (key.count("."), key))
+    keys = sorted(found, key=lambda key: (key.count("."), key))
     rows = [(key, *(one.get(key, "") for one in varied)) for key in keys[:_SETTINGS_SHOWN]]
     note = "Empty: not said, so the default."
     if len(keys) > _SETTINGS_SHOWN:

@@ -64,7 +64,7 @@ class Mean:
     num_users: int
 
 
-def means(path: Path, metrics: Sequence[str], num_samples: int = 10_000, seed: int = 0) -> list[Mean]:
+def means(path: Path, metrics: Sequence[str], num_samples: int = 2_000, seed: int = 0) -> list[Mean]:
     """Means and bootstrap intervals of columns of a file `per_user.parquet`; slices that no user is of are left out.
 
     Raises:
