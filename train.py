@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     """Train one variant, or the best of several, and say how it did."""
     path = Path(output_dir())
     variants = variants_of(config)
-    run = train_best(variants, path) if variants else train(config, path)
+    run = train_best(variants, path, config.blend) if variants else train(config, path)
     if is_first():
         print_run(run)
         print(run.path)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from worlds import CONF, FEATURES, compose, write_run, write_world
 
 from recsys import cli
-from recsys.build import build_callbacks, build_data, build_model, build_module, instantiate, open_data
+from recsys.build import build_callbacks, build_data, build_module, build_towers, instantiate, open_data
 from recsys.mining import miner
 
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
@@ -32,7 +32,7 @@ def on(world: Path, *overrides: str) -> list[str]:
 def check_builds(config: DictConfig, folder: Path) -> None:
     """One training step, and the callbacks."""
     dataset = open_data(config)
-    module = build_module(config, dataset, build_model(config, dataset), mine=miner(config))
+    module = build_module(config, dataset, build_towers(config, dataset), mine=miner(config))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     loss = module.training_step(batch, 0)

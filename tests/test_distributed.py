@@ -16,7 +16,7 @@ from torch import Tensor
 from worlds import FEATURES, compose, write_world
 
 from recsys import distributed
-from recsys.build import build_data, build_model, build_module, open_data
+from recsys.build import build_data, build_module, build_towers, open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.data.loader import TrainingLoader
@@ -58,7 +58,7 @@ def neighbors(dataset: PreparedDataset, corpus: Tensor, run: str, num_neighbors:
 
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, build_model(config, dataset), mine=neighbors)
+    module = build_module(config, dataset, build_towers(config, dataset), mine=neighbors)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     for submodule in module.modules():
         # Hidden values of features are drawn from a stream of each process.

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from worlds import compose, write_run, write_world
 
-from recsys.build import build_model, build_module, corpus_of, open_data
+from recsys.build import build_module, build_towers, corpus_of, open_data
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.mining import miner, nearest_items
@@ -40,7 +40,7 @@ def ids(dataset: PreparedDataset, item_idx: np.ndarray) -> list[str]:
 def test_neighbours_equal_brute_force(folder: Path) -> None:
     run, config = load_run(folder / "run"), config_of(folder / "new")
     dataset = open_data(config)
-    corpus = torch.from_numpy(corpus_of(build_model(config, dataset), dataset))[::2]
+    corpus = torch.from_numpy(corpus_of(build_towers(config, dataset), dataset))[::2]
     found = nearest_items(run, dataset, corpus, 4)
     assert found.shape == (dataset.num_items + 1, 4)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_negatives_are_mined_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         folder / "new", "negatives=mined", f"negatives.run={folder / 'run'}", "negatives.num_neighbors=4"
     )
     dataset = open_data(config)
-    model = build_model(config, dataset)
+    model = build_towers(config, dataset)
     first = build_module(config, dataset, model, mine=miner(config)).negatives
     assert isinstance(first, Mined)
     corpus = torch.from_numpy(corpus_of(model, dataset))
@@ -105,7 +105,7 @@ def test_a_run_that_is_none_is_refused(folder: Path) -> None:
     config = config_of(folder / "new", "negatives=mined", f"negatives.run={folder / 'nothing'}")
     dataset = open_data(config)
     with pytest.raises(UserError, match="negatives.run=.*nothing: no .*best.ckpt; expected the folder of a finished"):
-        build_module(config, dataset, build_model(config, dataset), mine=miner(config))
+        build_module(config, dataset, build_towers(config, dataset), mine=miner(config))
 
 
 def test_a_run_with_other_ids_is_refused(folder: Path) -> None:
@@ -113,4 +113,4 @@ def test_a_run_with_other_ids_is_refused(folder: Path) -> None:
     config = config_of(root, "negatives=mined", f"negatives.run={folder / 'run'}")
     dataset = open_data(config)
     with pytest.raises(UserError, match="item ids are string, expected int64"):
-        build_module(config, dataset, build_model(config, dataset), mine=miner(config))
+        build_module(config, dataset, build_towers(config, dataset), mine=miner(config))

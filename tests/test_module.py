@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from worlds import FEATURES, compose, write_world
 
-from recsys.build import build_data, build_model, build_module, corpus_of, open_data
+from recsys.build import build_data, build_module, build_towers, corpus_of, open_data
 from recsys.data.batch import Batch, RaggedTensor, Windows
 from recsys.data.builder import BatchBuilder
 from recsys.errors import UserError
@@ -51,7 +51,7 @@ def settings(world: Path, *overrides: str) -> DictConfig:
 
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, build_model(config, dataset))
+    module = build_module(config, dataset, build_towers(config, dataset))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module
 
@@ -284,7 +284,7 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     # One basket: without first events there is nothing to predict.
     dataset = training_only([[(1, 0), (2, 0), (3, 0)], [(1, 0), (2, 1)]])
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
-    model = build_model(config, dataset)
+    model = build_towers(config, dataset)
     probabilities = torch.full((4,), 0.25, dtype=torch.float64)
     catalogue = Catalogue(probabilities, torch.tensor([1, 2, 3]), Exact(probabilities), 8)
     for loss, sampler in ((SampledSoftmax(), InBatch(catalogue)), (FullSoftmax(), None)):

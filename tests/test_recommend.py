@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from commands import run_all
 from publishing import Published
+from worlds import write_blend, write_run
 
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
 from recsys.evaluation.relevance import seen_items
-from recsys.index import IVFPQFastScan
+from recsys.index import Exact, IVFPQFastScan
 from recsys.packing import real_requests
 from recsys.promotion import best_run, choose_run, promote
 from recsys.recommendation import Recommender, choose_users, write_recommendations
@@ -378,3 +379,15 @@ def test_commands(published: Published, tmp_path: Path) -> None:
     assert all(len(row["item_ids"]) == 7 for row in _rows(out).values())
     assert "error: unknown configuration key 'relaese'; did you mean 'release'?" in log_3
     assert "run.json: missing or damaged" in log_4
+
+
+@pytest.mark.slow
+def test_a_blend_is_promoted_and_recommends_like_its_run(published: Published, tmp_path: Path) -> None:
+    short = write_run(tmp_path / "short", published.root, "history.max_events=3", seed=2)
+    blend = write_blend(tmp_path / "blend", {"long": (published.runs[0], 0.7), "short": (short, 0.3)})
+    version = promote(load_run(blend), Exact(), ReleaseStore(tmp_path / "store"), "test").version
+    by_run = _recommend(RunRecommender(load_run(blend)), "all", tmp_path / "run.parquet")
+    by_release = _recommend(
+        open_recommender(None, version, str(tmp_path / "store"), None), "all", tmp_path / "r.parquet"
+    )
+    _assert_same(by_release, by_run)

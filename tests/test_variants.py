@@ -80,3 +80,34 @@ def test_variants_of_experiments_compose(file: str) -> None:
     assert len(config.variants) > 1
     for name, variant in config.variants.items():
         assert _composition_error("train", [*variant.overrides, f"+experiment={file}", "data.root=DIR"]) is None, name
+
+
+@pytest.mark.slow
+def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> None:
+    cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
+    blend = {"weights": {"mean": 0.75, "attention": 0.25}, "metrics": {"val/ndcg@10": 0.5, "val/recall@10": 0.25}}
+    for run in (whole, killed):
+        # As if validation had chosen it.
+        (run / "variants").mkdir(parents=True)
+        (run / "variants/blend.json").write_text(json.dumps(blend))
+    jobs = [
+        {"args": several(whole, cache, "blend=true")},
+        # In the refit of the second member, before the weights are put together, and before the test.
+        {"args": several(killed, cache, "blend=true"), "kill": [STEP, 48]},
+        {"args": several(killed, cache, "blend=true"), "kill": ["recsys.variants:write_checkpoint", 2]},
+        {"args": several(killed, cache, "blend=true"), "kill": ["recsys.training:_test", 1]},
+        {"args": several(killed, cache, "blend=true")},
+    ]
+    codes = run_all(jobs, tmp_path)
+    assert [code for code, _ in codes] == [0, -9, -9, -9, 0], codes[-1][1]
+    assert_same_run(killed, whole)
+
+    state = json.loads((whole / "run.json").read_text())
+    assert (state["status"], state["variant"]) == ("finished", "0.75 mean + 0.25 attention")
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["val/recall@10"] == 0.25
+    assert "test/recall@10" in metrics
+    run = load_run(whole)
+    assert [member.weight for member in run.model.members] == [0.75, 0.25]
+    # Of members that were trained on validation as well.
+    assert run.dataset.num_trained == run.model.members[0].model.item_tower.num_trained

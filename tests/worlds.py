@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.build import build_model, open_data
+from recsys.build import build_towers, open_data
 
 CONF = Path(__file__).parents[1] / "conf"
 NUM_USERS, NUM_ITEMS, MAX_HISTORY = 60, 90, 8
@@ -109,12 +111,28 @@ def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
         ],
     )
     dataset = open_data(config)
-    model = build_model(config, dataset)
+    model = build_towers(config, dataset)
     (path / "checkpoints").mkdir(parents=True)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True).replace("???", "null"))
     state = {"status": "finished", "dataset_fingerprint": dataset.meta.fingerprint, "git_commit": "0" * 40}
     (path / "run.json").write_text(json.dumps(state))
     (path / "metrics.json").write_text(json.dumps({"val/recall@100": 0.5 + 0.01 * seed, "test/recall@10": 0.1}))
     weights = {f"model.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"state_dict": weights}, path / "checkpoints/best.ckpt")
+    torch.save({"state_dict": weights, "global_step": 0}, path / "checkpoints/best.ckpt")
+    return path
+
+
+def write_blend(path: Path, members: dict[str, tuple[Path, float]]) -> Path:
+    """A run folder whose model is a blend of written runs, NAME: (folder, weight)."""
+    from recsys.blending import blend_config, write_checkpoint
+    from recsys.runs import stored_config
+
+    configs = {name: stored_config(folder) for name, (folder, _) in members.items()}
+    runs = {name: SimpleNamespace(checkpoints=folder / "checkpoints") for name, (folder, _) in members.items()}
+    (path / "checkpoints").mkdir(parents=True)
+    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()})
+    (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    write_checkpoint(configs, runs, path / "checkpoints/best.ckpt")
+    for file in ("run.json", "metrics.json"):
+        shutil.copyfile(next(iter(members.values()))[0] / file, path / file)
     return path

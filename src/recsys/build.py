@@ -29,6 +29,7 @@ from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.frequency import Exact, Frequency, prior_shift, target_probabilities
 from recsys.losses import GBCE, FullSoftmax
+from recsys.models.blend import Blend, Member, Model
 from recsys.models.pretrained import PretrainedItems
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
@@ -133,7 +134,18 @@ def _objective(config: DictConfig) -> Objective:
     return Objective(**{name: _plain(config.history)[name] for name in names})
 
 
-def build_model(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
+def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
+    """The model of a run that is trained, for its weights to be loaded into: two towers, or a blend of several."""
+    if not config.members:
+        return build_towers(config, dataset, fresh=False)
+    members = [
+        Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
+        for member in config.members.values()
+    ]
+    return Blend(members)
+
+
+def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
     """Both towers, initialised from the seed.
 
     Args:
@@ -177,10 +189,9 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     return bias.mul(shift.weight).float()
 
 
-def corpus_of(model: TwoTower, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
+def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """item_idx of the items that the model can recommend."""
-    tower = model.item_tower
-    corpus = dataset.corpus(reads_features=tower.reads_features, reads_ids=tower.reads_ids)
+    corpus = dataset.corpus(reads_features=model.reads_features, reads_ids=model.reads_ids)
     if not len(corpus):
         raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
     return corpus

@@ -84,6 +84,7 @@ def variants_of(config: DictConfig) -> dict[str, DictConfig]:
         with _initialized():
             variants[name] = hydra.compose("train", overrides=overrides)
             variants[name].variants = {}
+            variants[name].blend = False
     if config.variants and not variants:
         raise UserError(f"variants: none is for data.time={config.data.time}")
     return variants

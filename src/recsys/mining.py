@@ -22,6 +22,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.files import build_folder, digest, fingerprint
 from recsys.errors import UserError
 from recsys.index import Auto, IVFFlat
+from recsys.models.blend import item_vectors
 from recsys.runs import TrainedRun, load_run
 
 log = logging.getLogger("recsys")
@@ -97,5 +98,5 @@ def _translate(item_ids: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
 
 @torch.no_grad()
 def _embeddings(run: TrainedRun, item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    parts = [run.model.item_tower(rows) for rows in torch.from_numpy(item_idx).split(_ROWS)]
+    parts = [item_vectors(run.model, rows) for rows in torch.from_numpy(item_idx).split(_ROWS)]
     return F.normalize(torch.cat(parts), dim=1).numpy() if parts else np.zeros((0, 1), np.float32)

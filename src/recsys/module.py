@@ -14,6 +14,7 @@ from recsys.candidates import describe, with_exposures
 from recsys.data.batch import Batch
 from recsys.data.dataset import Requests
 from recsys.losses import FullSoftmax, SampledLoss
+from recsys.models.blend import Model
 from recsys.models.two_tower import TwoTower, towards
 from recsys.negatives import NegativeSampler
 from recsys.optimizers import AdamW
@@ -80,10 +81,6 @@ class RetrievalModule(L.LightningModule):
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
         return self.model.encode_users(batch[0])
-
-    def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:
-        """As `validation_step`."""
-        return self.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> Any:
         """Optimizer, with its schedule stepped every batch."""
@@ -175,3 +172,19 @@ class RetrievalModule(L.LightningModule):
             distinct, inverse = torch.unique(joined, return_inverse=True)
             embeddings = F.embedding(inverse, tower(distinct))
         return embeddings.split([len(group) for group in groups])  # type: ignore[no-any-return]
+
+
+class EmbeddingModule(L.LightningModule):
+    """A trained model under a trainer that only evaluates it.
+
+    Args:
+        model: two towers, or a blend.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
+        return self.model.encode_users(batch[0])

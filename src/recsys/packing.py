@@ -25,7 +25,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 from recsys.errors import UserError
 from recsys.index import Index, search_users
-from recsys.models.two_tower import TwoTower
+from recsys.models.blend import Model
 from recsys.release.export import batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
     CONFIG,
@@ -76,7 +76,7 @@ def pack(
     save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)
     shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
     dataset.schema.save(folder / SCHEMA)
-    _write_vocabularies(folder, dataset, run.model.user_tower.users is not None)
+    _write_vocabularies(folder, dataset, run.model.reads_users)
     pq.write_table(_items(run), folder / ITEMS)
 
     pair = pair_of(describe_files(folder))
@@ -96,7 +96,7 @@ def pack(
         git_commit=state.get("git_commit"),
         dataset_fingerprint=dataset.meta.fingerprint,
         similarity=similarity,
-        temperature=float(1 / run.model.inverse_temperature),
+        temperature=run.model.temperature,
         dim=embeddings.shape[1],
         num_items=len(embeddings),
         num_embeddings=run.model.num_embeddings,
@@ -208,7 +208,7 @@ def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: 
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)
 
 
-def _check_equal(tower: UserTowerSession, model: TwoTower, batch: Batch, num_items: int) -> None:
+def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items: int) -> None:
     with torch.inference_mode():
         expected = model.encode_users(batch).numpy()
     difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())

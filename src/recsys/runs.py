@@ -16,10 +16,11 @@ from recsys.build import build_model, corpus_of, open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
-from recsys.models.two_tower import TwoTower
+from recsys.models.blend import Model
 
 # What runs meant before these keys existed; `stored_config` moves those that have another place now.
 EARLIER = {
+    "members": {},
     "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60}},
     "history": {
         "gap_days": 0.0,
@@ -44,7 +45,7 @@ class TrainedRun:
     path: Path
     config: DictConfig
     dataset: PreparedDataset
-    model: TwoTower
+    model: Model
     corpus: npt.NDArray[np.int64]
     builder: BatchBuilder
     metrics: dict[str, float]
@@ -73,7 +74,7 @@ def load_run(path: str | Path) -> TrainedRun:
         )
     if config.refit:
         dataset = dataset.refit()
-    model = build_model(config, dataset, fresh=False)
+    model = build_model(config, dataset)
     load_weights(model, path / "checkpoints/best.ckpt")
     builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
     metrics = _read_json(path / "metrics.json")
@@ -93,7 +94,7 @@ def stored_config(path: Path) -> DictConfig:
     return config
 
 
-def load_weights(model: TwoTower, checkpoint: Path) -> None:
+def load_weights(model: Model, checkpoint: Path) -> None:
     """Weights of a checkpoint into a model of the same shapes."""
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)

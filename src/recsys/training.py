@@ -23,6 +23,7 @@ from recsys.build import (
     build_data,
     build_model,
     build_module,
+    build_towers,
     complete,
     corpus_of,
     instantiate,
@@ -38,7 +39,8 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.mining import miner
-from recsys.module import RetrievalModule
+from recsys.models.blend import Model
+from recsys.module import EmbeddingModule
 from recsys.runs import load_weights, stored_config
 from recsys.tracking import RunFolder
 
@@ -106,6 +108,24 @@ def select(config: DictConfig, path: Path) -> RunFolder:
     return run
 
 
+def refit(config: DictConfig, path: Path) -> RunFolder:
+    """Train a run that `select` left again on train + val, where its configuration says so; test is not looked at.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        path: of the run folder.
+    """
+    run = RunFolder(path, config)
+    if not config.refit or "refitted" in run.state:
+        return run
+    begin = time.monotonic()
+    dataset, loggers = _start(config, run)
+    _refit(config, run, dataset.refit(), loggers)
+    run.update(status="selected", seconds=round(run.state["seconds"] + time.monotonic() - begin, 1))
+    tracking.close(loggers)
+    return run
+
+
 def finish(path: Path) -> RunFolder:
     """The second half of `train`, for a run that `select` left: refit if asked, and look at the test part.
 
@@ -131,10 +151,10 @@ def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Lo
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train on the training part; the checkpoint with the best validation metric stays."""
     last = _last(run.checkpoints / "last.ckpt")
-    module = build_module(config, dataset, build_model(config, dataset, fresh=last is None), mine=miner(config))
+    module = build_module(config, dataset, build_towers(config, dataset, fresh=last is None), mine=miner(config))
     data = build_data(config, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
-    callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module)]
+    callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module.model)]
     trainer = _trainer(config, run, callbacks, loggers)
     begin = time.monotonic()
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -146,7 +166,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
         trainer.save_checkpoint(best)
     load_weights(module.model, best)
     # Without the other callbacks, which would put averaged weights in the place of the selected ones.
-    validator = _trainer(config, run, [_evaluation(config, dataset, module)], loggers)
+    validator = _trainer(config, run, [_evaluation(config, dataset, module.model)], loggers)
     validator.validate(module, data, verbose=False)
     run.write_metrics(_logged(validator, "val/"))
     steps = int(torch.load(best, map_location="cpu", weights_only=True)["global_step"])
@@ -165,7 +185,7 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     """Train a fresh model on train + val for the selected number of steps."""
     folder = run.checkpoints / "refit"
     last = _last(folder / "last.ckpt")
-    model = build_model(config, dataset, fresh=last is None)
+    model = build_towers(config, dataset, fresh=last is None)
     module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
     callbacks = [c for name, c in _named_callbacks(config, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
@@ -178,41 +198,40 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
 
 def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Look at the test part with `best.ckpt`."""
-    module = build_module(config, dataset, build_model(config, dataset, fresh=False), mine=miner(config))
-    load_weights(module.model, run.checkpoints / "best.ckpt")
+    model = build_model(config, dataset)
+    load_weights(model, run.checkpoints / "best.ckpt")
+    module = EmbeddingModule(model)
     data = build_data(config, dataset)
-    evaluation = _evaluation(config, dataset, module)
+    evaluation = _evaluation(config, dataset, model)
     trainer = _trainer(config, run, [evaluation], loggers)
     trainer.test(module, data, verbose=False)
     metrics = _logged(trainer, "test/")
     if config.evaluation.rolling:
-        metrics |= _rolling(config, dataset, module, data.builder)
+        metrics |= _rolling(config, dataset, model, data.builder)
     best = reachable(config, dataset, "test")
     metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
-    tracking.log_examples(loggers, lambda: _examples(config, dataset, module, data.builder))
+    tracking.log_examples(loggers, lambda: _examples(config, dataset, model, data.builder))
 
 
-def _rolling(
-    config: DictConfig, dataset: PreparedDataset, module: RetrievalModule, builder: BatchBuilder
-) -> dict[str, float]:
-    corpus = corpus_of(module.model, dataset)
+def _rolling(config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder) -> dict[str, float]:
+    corpus = corpus_of(model, dataset)
     process = distributed.rank(), distributed.world_size()
     requests = RequestLoader(builder, rolling_requests(dataset, "test"), 1024, *process)
     metrics = RetrievalMetrics(dataset, len(corpus))
-    ranker = ModelRanker(module.model.eval(), corpus)
+    ranker = ModelRanker(model.eval(), corpus)
     values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)
     return {f"test_rolling/{name}": value for name, value in values.items()}
 
 
 def _examples(
-    config: DictConfig, dataset: PreparedDataset, module: RetrievalModule, builder: BatchBuilder
+    config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder
 ) -> dict[str, list[Any]]:
     """What some test users did, what they do next, and what they are shown, as outside ids."""
     requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
-    ranker = ModelRanker(module.model.eval(), corpus_of(module.model, dataset))
+    ranker = ModelRanker(model.eval(), corpus_of(model, dataset))
     exclude = seen_items(dataset, requests) if config.exclude_seen else None
     _, ranked = ranker.rank(builder.requests(requests), requests, 10, exclude)
 
@@ -229,10 +248,8 @@ def _examples(
     }
 
 
-def _evaluation(config: DictConfig, dataset: PreparedDataset, module: RetrievalModule) -> FullCorpusEvaluation:
-    return FullCorpusEvaluation(
-        dataset, corpus_of(module.model, dataset), config.exclude_seen, config.evaluation.metric
-    )
+def _evaluation(config: DictConfig, dataset: PreparedDataset, model: Model) -> FullCorpusEvaluation:
+    return FullCorpusEvaluation(dataset, corpus_of(model, dataset), config.exclude_seen, config.evaluation.metric)
 
 
 def _trainer(

@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys import distributed
+from recsys.blending import Chosen, blend_config, choose_blend, write_checkpoint
 from recsys.errors import UserError
 from recsys.tracking import RunFolder
-from recsys.training import select, train
+from recsys.training import refit, select, train
 
 log = logging.getLogger("recsys")
 
 
-def train_best(variants: Mapping[str, DictConfig], path: Path) -> RunFolder:
+def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = False) -> RunFolder:
     """Select in `path/variants/NAME` for each variant, and finish the one that is best on validation as the run `path`.
 
     Goes on where it was killed. The test part is looked at once, with the winner.
@@ -30,6 +31,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path) -> RunFolder:
     Args:
         variants: complete configurations by name; all of one data set and one `evaluation.metric`.
         path: of the run folder, whose `config.yaml` will be the winner's.
+        blend: whether the run may be a blend of several variants.
 
     Raises:
         UserError: there is no variant, or they are measured by different metrics.
@@ -46,15 +48,63 @@ def train_best(variants: Mapping[str, DictConfig], path: Path) -> RunFolder:
         runs[name] = select(config, path / "variants" / name)
     scores = {name: run.metrics[metric] for name, run in runs.items()}
     best = max(scores, key=lambda name: scores[name])
+    if blend and len(runs) > 1:
+        chosen = _choose(variants, runs, metric, path / "variants/blend.json")
+        if len(chosen.weights) > 1:
+            return _finish_blend(variants, runs, chosen, scores, metric, path)
     if distributed.is_first():
         _print(scores, metric, best)
-        _adopt(
-            runs[best],
-            path,
-            {"variant": best, "variants": scores, "seconds": sum(r.state["seconds"] for r in runs.values())},
-        )
+        _adopt(runs[best], path, {"variant": best, "variants": scores, "seconds": _seconds(runs)})
     distributed.barrier()
     return train(variants[best], path)
+
+
+def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str, file: Path) -> Chosen:
+    """The blend, kept in `file`: once its members are trained on validation too, it cannot be chosen again."""
+    if not file.exists() and distributed.is_first():
+        part = file.with_name(file.name + ".part")
+        part.write_text(json.dumps(choose_blend(variants, runs, metric)._asdict(), indent=2) + "\n")
+        os.replace(part, file)
+    distributed.barrier()
+    return Chosen(**json.loads(file.read_text()))
+
+
+def _finish_blend(
+    variants: Mapping[str, DictConfig],
+    runs: Mapping[str, RunFolder],
+    chosen: Chosen,
+    scores: Mapping[str, float],
+    metric: str,
+    path: Path,
+) -> RunFolder:
+    """Train the members again where that is asked for, and make the run `path` of their weights."""
+    members = {name: variants[name] for name in chosen.weights}
+    name = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
+    if distributed.is_first():
+        _print({**scores, name: chosen.metrics[metric]}, metric, name)
+    for number, member in enumerate(members, 1):
+        log.info("member %s (%d of %d)", member, number, len(members))
+        refit(members[member], path / "variants" / member)
+    config = blend_config(members, chosen.weights)
+    run = RunFolder(path, config)
+    if "selected" not in run.state and distributed.is_first():
+        run.checkpoints.mkdir(exist_ok=True)
+        for file in ("best.ckpt", "last.ckpt"):
+            write_checkpoint(members, runs, run.checkpoints / file)
+        run.write_metrics(chosen.metrics)
+        state = {key: sum(runs[member].state[key] for member in members) for key in ("selected", "steps")}
+        state["targets_per_second"] = min(runs[member].state["targets_per_second"] for member in members)
+        all_scores = {**scores, name: chosen.metrics[metric]}
+        # What comes last makes the rest valid.
+        run.update(
+            status="running", variant=name, variants=all_scores, seconds=_seconds(runs), refitted=config.refit, **state
+        )
+    distributed.barrier()
+    return train(config, path)
+
+
+def _seconds(runs: Mapping[str, RunFolder]) -> float:
+    return sum(float(run.state["seconds"]) for run in runs.values())
 
 
 def _adopt(run: RunFolder, path: Path, state: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from worlds import FEATURES, compose, write_world
 
-from recsys.build import build_model, open_data
+from recsys.build import build_towers, open_data
 from recsys.data.batch import Batch, RaggedTensor, Windows
 from recsys.data.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
@@ -39,7 +39,7 @@ def settings(world: Path, *overrides: str) -> DictConfig:
 def build(world: Path, *overrides: str) -> tuple[TwoTower, PreparedDataset]:
     config = settings(world, *overrides)
     dataset = open_data(config)
-    return build_model(config, dataset).eval(), dataset
+    return build_towers(config, dataset).eval(), dataset
 
 
 def whole_history(dataset: PreparedDataset, user: int, max_history: int = 8) -> Batch:

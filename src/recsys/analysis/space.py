@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from recsys.errors import UserError
-from recsys.evaluation.ranking import encode_corpus
+from recsys.models.blend import item_vectors
 from recsys.runs import TrainedRun
 
 Floats = npt.NDArray[np.float32]
@@ -33,7 +33,7 @@ class ItemSpace:
 
     def __init__(self, run: TrainedRun) -> None:
         self.item_idx = run.corpus
-        embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus)).cpu().numpy()[:, : run.model.user_tower.dim]
+        embeddings = item_vectors(run.model, torch.from_numpy(run.corpus)).cpu().numpy()
         self.vectors: Floats = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
     def __contains__(self, item_idx: int) -> bool:

@@ -18,7 +18,7 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.topk import ExactTopK
 from recsys.merging import present, take_turns
-from recsys.models.two_tower import TwoTower
+from recsys.models.blend import Model
 
 
 class Ranker(Protocol):
@@ -36,42 +36,35 @@ class Ranker(Protocol):
         ...
 
 
-class ModelRanker:
-    """Exact search of a two-tower model over its corpus.
+class CorpusSearch:
+    """Exact search of a corpus for user embeddings.
 
     Args:
-        model: in evaluation mode.
-        corpus: item_idx of the items that can be shown, ascending; int64 [N].
+        embeddings: of the corpus, [N, D].
+        corpus: item_idx of the same items, ascending; int64 [N].
     """
 
-    def __init__(self, model: TwoTower, corpus: npt.NDArray[np.int64]) -> None:
-        self.model = model
-        device = model.log_inverse_temperature.device
-        self._item_idx = torch.from_numpy(corpus).to(device)
+    def __init__(self, embeddings: Tensor, corpus: npt.NDArray[np.int64]) -> None:
+        self._item_idx = torch.from_numpy(corpus).to(embeddings.device)
         self._row_of = np.full(int(corpus.max()) + 1, -1)
         self._row_of[corpus] = np.arange(len(corpus))
-        self._search = ExactTopK(encode_corpus(model, self._item_idx))
+        self._search = ExactTopK(embeddings)
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `Ranker`."""
-        with torch.inference_mode():
-            return self.search(self.model.encode_users(batch.to(self._item_idx.device)), k, exclude)
-
-    def search(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        """As `rank`, for user embeddings that exist already: [R, D], or [R, M, D] where a user has several.
+    def __call__(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """As `Ranker.rank`, for user embeddings [R, D], or [R, M, D] where a user has several.
 
         The results of several embeddings take turns; each score is from the embedding that brought the item.
         """
         if users.ndim == 3:
-            return self._search_several(users, k, exclude)
+            return self._several(users, k, exclude)
         scores, rows = self._search(users, k, None if exclude is None else self._corpus_rows(exclude))
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
 
-    def _search_several(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+    def _several(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
         there = present(users.cpu().numpy())
         owner, _ = np.nonzero(there)
         excluded = None if exclude is None else exclude.take(owner)
-        found = self.search(users[torch.from_numpy(there).to(users.device)], k, excluded)
+        found = self(users[torch.from_numpy(there).to(users.device)], k, excluded)
         scores, items = np.full((*there.shape, k), -np.inf, np.float32), np.full((*there.shape, k), -1)
         scores[there], items[there] = (each.cpu().numpy() for each in found)
         # Item 0 says that there is no further result.
@@ -88,8 +81,26 @@ class ModelRanker:
         return RaggedTensor(torch.from_numpy(rows).to(device), torch.from_numpy(offsets).to(device))
 
 
+class ModelRanker:
+    """Exact search of a two-tower model, or a blend of several, over its corpus.
+
+    Args:
+        model: in evaluation mode.
+        corpus: item_idx of the items that can be shown, ascending; int64 [N].
+    """
+
+    def __init__(self, model: Model, corpus: npt.NDArray[np.int64]) -> None:
+        self.model = model
+        self.search = CorpusSearch(encode_corpus(model, torch.from_numpy(corpus).to(model.device)), corpus)
+
+    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """As in `Ranker`."""
+        with torch.inference_mode():
+            return self.search(self.model.encode_users(batch.to(self.model.device)), k, exclude)
+
+
 @torch.inference_mode()
-def encode_corpus(model: TwoTower, item_idx: Tensor, block: int = 65536) -> Tensor:
+def encode_corpus(model: Model, item_idx: Tensor, block: int = 65536) -> Tensor:
     """Comparable item embeddings [N, D] of the corpus, in blocks."""
     return torch.cat([model.encode_items(part) for part in item_idx.split(block)])
 

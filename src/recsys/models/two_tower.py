@@ -71,6 +71,31 @@ class TwoTower(nn.Module):
         return self.user_tower.dim + (self.item_bias is not None)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.log_inverse_temperature.device
+
+    @property
+    def temperature(self) -> float:
+        """What scores are divided by to be logits."""
+        return float(1 / self.inverse_temperature)
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether each trained item has an embedding."""
+        return self.item_tower.reads_ids
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether an item without a trained id is placed by its features."""
+        return self.item_tower.reads_features
+
+    @property
+    def reads_users(self) -> bool:
+        """Whether each trained user has an embedding."""
+        return self.user_tower.users is not None
+
+    @property
     def num_embeddings(self) -> int:
         """Embeddings of a user, M."""
         return self.user_tower.num_embeddings

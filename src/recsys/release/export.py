@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.data.columns import Column, Dense, Ragged
-from recsys.models.two_tower import TwoTower
+from recsys.models.blend import Model, item_vectors, members_of
 from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec, embedding_shape
 from recsys.schema import Feature, Schema
 
@@ -23,23 +23,23 @@ OPSET = 20
 OUTPUT = "user_embedding"
 
 
-def input_specs(model: TwoTower, schema: Schema) -> tuple[TensorSpec, ...]:
+def input_specs(model: Model, schema: Schema) -> tuple[TensorSpec, ...]:
     """Inputs of the exported tower: B histories of L events, bags of up to W codes.
 
     `item_idx` 0 is padding, and any item that the tower does not know. `timestamp`, in seconds, is there only where the
     history encoder reads time.
     """
-    tower = model.user_tower
+    towers = [member.model.user_tower for member in members_of(model)]
     specs = [TensorSpec("item_idx", "int64", ("B", "L")), TensorSpec("lengths", "int64", ("B",))]
-    if tower.encoder.reads_time:
+    if any(tower.encoder.reads_time for tower in towers):
         specs.append(TensorSpec(TIMESTAMP, "int64", ("B", "L")))
-    if tower.events is not None:
+    if any(tower.events is not None for tower in towers):
         specs += [_spec("event", feature, ("B", "L")) for feature in schema.with_role("event", "request")]
-    if tower.profile is not None:
+    if any(tower.profile is not None for tower in towers):
         specs += [_spec("user", feature, ("B",)) for feature in schema.with_role("profile")]
-    if tower.requests is not None:
+    if any(tower.requests is not None for tower in towers):
         specs += [_spec("request", feature, ("B",)) for feature in schema.with_role("request")]
-    if tower.users is not None:
+    if model.reads_users:
         specs.append(TensorSpec("user_idx", "int64", ("B",)))
     return tuple(specs)
 
@@ -54,7 +54,7 @@ def _spec(prefix: str, feature: Feature, axes: tuple[str, ...]) -> TensorSpec:
 
 
 class ServedUserTower(nn.Module):
-    """`UserTower.forward_padded` with the item embeddings of the history in a table.
+    """`UserTower.forward_padded` of each member, with the item embeddings of the history in a table.
 
     Args:
         model: both towers, in evaluation mode.
@@ -64,12 +64,14 @@ class ServedUserTower(nn.Module):
 
     table: Tensor
 
-    def __init__(self, model: TwoTower, num_items: int, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, model: Model, num_items: int, specs: tuple[TensorSpec, ...]) -> None:
         super().__init__()
         self.model, self.names = model, [spec.name for spec in specs]
+        self.members = members_of(model)
         with torch.inference_mode():
             rows = torch.arange(num_items + 1).split(65536)
-            table = torch.cat([model.item_tower(part) for part in rows])
+            table = torch.cat([item_vectors(model, part) for part in rows])
+        self.widths = [member.model.item_tower.dim for member in self.members]
         self.register_buffer("table", table.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -77,13 +79,38 @@ class ServedUserTower(nn.Module):
         given = dict(zip(self.names, inputs, strict=True))
         item_idx, lengths = given["item_idx"], given["lengths"]
         user_idx = given.get("user_idx", torch.full_like(lengths, -1))
-        events = _with_prefix({name: value.flatten(0, 1) for name, value in given.items() if value.ndim > 1}, "event.")
+        events = _with_prefix(given, "event.")
         users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
-        tower = self.model.user_tower
-        states = tower.forward_padded(
-            self.table[item_idx], lengths, events, users, requests, user_idx, given.get(TIMESTAMP)
-        )
-        return self.model.finish_users(states)
+        embeddings = []
+        for (model, _, max_history), items in zip(
+            self.members, self.table[item_idx].split(self.widths, dim=2), strict=True
+        ):
+            read = {"items": items, "time": given.get(TIMESTAMP), **events}
+            kept = lengths
+            if max_history is not None:
+                read = {name: _latest(value, lengths, max_history) for name, value in read.items()}
+                kept = lengths.clamp(max=max_history)
+            states = model.user_tower.forward_padded(
+                read.pop("items"),
+                kept,
+                {name: value.flatten(0, 1) for name, value in read.items() if name != "time"},
+                users,
+                requests,
+                user_idx,
+                read["time"] if model.user_tower.encoder.reads_time else None,
+            )
+            embeddings.append(model.finish_users(states))
+        return torch.cat(embeddings, dim=-1)
+
+
+def _latest(rows: Tensor | None, lengths: Tensor, max_history: int) -> Tensor | None:
+    """The last `max_history` of `lengths` rows [B, L, ...] padded on the right; [B, max_history, ...]."""
+    if rows is None:
+        return None
+    first = (lengths - max_history).clamp(min=0)
+    at = first.unsqueeze(1) + torch.arange(max_history, device=rows.device)
+    at = at.clamp(max=rows.shape[1] - 1).view(*at.shape, *[1] * (rows.ndim - 2))
+    return rows.gather(1, at.expand(-1, -1, *rows.shape[2:]))
 
 
 def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
@@ -91,7 +118,7 @@ def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
 
 
 def export_user_tower(
-    model: TwoTower, num_items: int, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
+    model: Model, num_items: int, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
 ) -> TensorSpec:
     """Write `user_tower.onnx` (big weights: and `user_tower.onnx.data`) into `folder`; what it gives out.
 

@@ -1,0 +1,142 @@
+"""Several two-tower models as one: their embeddings side by side, so that their logits add up."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.batch import Batch, FeatureTensors
+from recsys.data.columns import ragged_positions
+from recsys.models.features import take
+from recsys.models.two_tower import Similarity, TwoTower
+
+
+class Member(NamedTuple):
+    """One model of a blend.
+
+    Attributes:
+        model: trained; one embedding a user.
+        weight: of its logits in the sum.
+        max_history: most recent events that it reads; null for all that it is given.
+    """
+
+    model: TwoTower
+    weight: float
+    max_history: int | None
+
+
+class Blend(nn.Module):
+    """A weighted sum of the members' logits, `sum_m w_m u_m . v_m / temperature_m`, as one inner product.
+
+    Models that read a history in different ways (its order, or its tastes) err on different users, and their sum is
+    better than each: a product of experts (Hinton 2002, section 1) over the corpus. Weights and temperatures are in
+    the item embeddings; the user tower is that of the members side by side.
+
+    Args:
+        members: at least two.
+    """
+
+    num_embeddings = 1
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__()
+        for member in members:
+            if member.model.num_embeddings > 1:
+                raise ValueError(f"blend: a member has {member.model.num_embeddings} embeddings a user, expected one")
+        self.models = nn.ModuleList(member.model for member in members)
+        self.members = tuple(members)
+
+    @property
+    def dim(self) -> int:
+        """Width of the embeddings: the members' together."""
+        return sum(member.model.dim for member in self.members)
+
+    @property
+    def metric(self) -> Similarity:
+        """Embeddings of several models are not of unit length."""
+        return "dot"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.members[0].model.device
+
+    @property
+    def temperature(self) -> float:
+        """Scores are sums of logits already."""
+        return 1.0
+
+    @property
+    def user_tower(self) -> nn.ModuleList:
+        """The members' user towers."""
+        return nn.ModuleList(member.model.user_tower for member in self.members)
+
+    @property
+    def item_tower(self) -> nn.ModuleList:
+        """The members' item towers."""
+        return nn.ModuleList(member.model.item_tower for member in self.members)
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether a member has an embedding for each trained item."""
+        return any(member.model.reads_ids for member in self.members)
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether a member places an item without a trained id by its features."""
+        return any(member.model.reads_features for member in self.members)
+
+    @property
+    def reads_users(self) -> bool:
+        """Whether a member has an embedding for each trained user."""
+        return any(member.model.reads_users for member in self.members)
+
+    def encode_items(self, item_idx: Tensor) -> Tensor:
+        """Comparable item embeddings [R, dim] of `item_idx` int64 [R]."""
+        parts = [
+            model.encode_items(item_idx) * (weight * model.inverse_temperature) for model, weight, _ in self.members
+        ]
+        return torch.cat(parts, dim=1)
+
+    def encode_users(self, batch: Batch) -> Tensor:
+        """Comparable user embeddings [P, dim] of requests: each history is asked for once, at its end."""
+        parts = [model.encode_users(latest(batch, max_history)) for model, _, max_history in self.members]
+        return torch.cat(parts, dim=1)
+
+
+Model = TwoTower | Blend
+
+
+def members_of(model: Model) -> tuple[Member, ...]:
+    """The members of a blend; a model that is none is its own only member."""
+    return model.members if isinstance(model, Blend) else (Member(model, 1.0, None),)
+
+
+def item_vectors(model: Model, item_idx: Tensor) -> Tensor:
+    """What the item towers of the members give for `item_idx` int64 [R], side by side: a space of items."""
+    return torch.cat([member.model.item_tower(item_idx) for member in members_of(model)], dim=1)
+
+
+def latest(batch: Batch, max_history: int | None) -> Batch:
+    """A batch of requests with the latest `max_history` events of each history."""
+    if max_history is None:
+        return batch
+    lengths = batch.lengths.clip(max=max_history)
+    if (lengths == batch.lengths).all():
+        return batch
+    assert len(batch.query) == len(lengths), "expected one query a history, at its end"
+    kept = torch.from_numpy(ragged_positions(batch.lengths.cumsum() - lengths, lengths)).to(batch.item_idx.device)
+    events: FeatureTensors = {name: take(column, kept) for name, column in batch.events.items()}
+    query = torch.from_numpy(lengths.cumsum()) + torch.arange(len(lengths))
+    return dataclasses.replace(
+        batch,
+        item_idx=batch.item_idx[kept],
+        time=batch.time[kept],
+        lengths=lengths,
+        events=events,
+        query=query.to(batch.query.device),
+    )
