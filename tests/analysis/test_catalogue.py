@@ -45,6 +45,8 @@ def test_another_column(run: TrainedRun) -> None:
     assert float(catalogue.title(item)) == prices[run.dataset.item_ids[item - 1].as_py()]
     with pytest.raises(UserError, match="title: the items table has no column 'titel'; did you mean 'title'"):
         Catalogue(run, "titel")
+    with pytest.raises(UserError, match=r"title: column 'tags' is list<.*>, expected strings or numbers"):
+        Catalogue(run, "tags")
 
 
 def test_search_and_examples(run: TrainedRun) -> None:

@@ -59,7 +59,7 @@ def test_equal_names_are_told_apart(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, RECALL) for name in ("x/s/0", "y/s/0", "y/1")]
     assert [run.name for run in read_runs(paths)] == ["x/s/0", "y/s/0", "1"]
     runs = read_runs([tmp_path / "x/s", tmp_path / "y"])
-    assert [run.name for run in runs] == ["0", "1", "s/0"]
+    assert [run.name for run in runs] == ["0", "s/0", "1"]
     with pytest.raises(UserError, match="x/s/0: given twice"):
         read_runs([paths[0], paths[0]])
 

@@ -106,6 +106,17 @@ def test_what_runs_do_not_say_is_left_out(tmp_path: Path) -> None:
     report.write(tmp_path / "report.html")
 
 
+def test_a_slice_decides(folder: Path, tmp_path: Path) -> None:
+    report = Report(read_runs([folder / "plain", folder / "good"]), ["test/tail/recall@10"])
+    assert report.verdicts[0].startswith("good is better than plain in tail/recall@10 by ")
+    report.write(tmp_path / "report.html")
+    nobody: list[float | None] = [None, 1.0]
+    for name, users in (("a", nobody), ("b", nobody[::-1])):
+        write(tmp_path / name, {"tail/recall@10": users})
+    with pytest.raises(UserError, match="no test user has a value of tail/recall@10 in two runs"):
+        Report(read_runs([tmp_path / "a", tmp_path / "b"])).write(tmp_path / "none.html")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -28,6 +28,7 @@ def test_ends_of_lines_are_told_apart() -> None:
         label_ends(axis, [])
     figure = figure_of(axis)
     figure.draw_without_rendering()
+    assert not any(text.get_parse_math() for text in axis.texts)
     boxes = [text.get_window_extent() for text in axis.texts]
     assert len(boxes) == 4
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -35,7 +35,7 @@ class Catalogue:
             items go by their ids.
 
     Raises:
-        UserError: the items table has no such column.
+        UserError: the items table has no such column, or it holds no names.
     """
 
     def __init__(self, run: TrainedRun, title: str | None = None) -> None:
@@ -56,7 +56,10 @@ class Catalogue:
         table = pa.concat_tables([pq.read_table(f, columns=columns) for f in files], promote_options="permissive")
         ids = table[item_id].combine_chunks().cast(self.dataset.item_ids.type)
         rows = pc.index_in(self.dataset.item_ids, value_set=ids)
-        found = table[title].combine_chunks().cast(pa.string()).take(rows)
+        try:
+            found = table[title].combine_chunks().cast(pa.string()).take(rows)
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+            raise UserError(f"title: column '{title}' is {table[title].type}, expected strings or numbers") from error
         return pc.coalesce(found, self._titles)
 
     def title(self, item_idx: int) -> str:

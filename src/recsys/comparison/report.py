@@ -50,8 +50,15 @@ class Report:
 
     @cached_property
     def differences(self) -> list[Difference]:
-        """In the metrics."""
-        return differences(self.runs, self.metrics, self.baseline, self.all_pairs)
+        """In the metrics.
+
+        Raises:
+            UserError: no test user has a value in two runs.
+        """
+        found = differences(self.runs, self.metrics, self.baseline, self.all_pairs)
+        if not found:
+            raise UserError(f"metric: no test user has a value of {', '.join(self.metrics)} in two runs")
+        return found
 
     @cached_property
     def slice_differences(self) -> list[Difference]:

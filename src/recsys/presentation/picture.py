@@ -37,6 +37,8 @@ _STYLE: Any = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "lines.linewidth": 2.0,
+    # Names of runs are no formulas.
+    "text.parse_math": False,
     # Letters are drawn as shapes: a reader needs no font. Ids are the same every time.
     "svg.fonttype": "path",
     "svg.hashsalt": "recsys",
