@@ -56,6 +56,20 @@ def test_another_configuration_is_refused(tmp_path: Path, other: dict[str, objec
         RunFolder(tmp_path, OmegaConf.create(other))
 
 
+def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
+    def stored() -> object:
+        return OmegaConf.load(tmp_path / "config.yaml").test
+
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": True}))
+    assert stored() is True
+    # A run that was tested stays one.
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    assert stored() is True
+    with pytest.raises(UserError, match="a=1, but a=2 is asked"):
+        RunFolder(tmp_path, OmegaConf.create({"a": 2, "test": True}))
+
+
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.distributed.is_first", lambda: False)
     run = RunFolder(tmp_path, OmegaConf.create({"a": 1}))
