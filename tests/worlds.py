@@ -122,7 +122,7 @@ def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
     return path
 
 
-def write_blend(path: Path, members: dict[str, tuple[Path, float]]) -> Path:
+def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight: float = 0.0) -> Path:
     """A run folder whose model is a blend of written runs, NAME: (folder, weight)."""
     from recsys.blending import blend_config, write_checkpoint
     from recsys.runs import stored_config
@@ -130,7 +130,8 @@ def write_blend(path: Path, members: dict[str, tuple[Path, float]]) -> Path:
     configs = {name: stored_config(folder) for name, (folder, _) in members.items()}
     runs = {name: SimpleNamespace(checkpoints=folder / "checkpoints") for name, (folder, _) in members.items()}
     (path / "checkpoints").mkdir(parents=True)
-    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()})
+    shift = {"weight": shift_weight, "half_life_days": 1.0}
+    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()}, shift)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     write_checkpoint(configs, runs, path / "checkpoints/best.ckpt")
     for file in ("run.json", "metrics.json"):

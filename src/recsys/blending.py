@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
-from numpy import int64
+import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from recsys.build import build_model, corpus_of, open_data
+from recsys.build import build_model, corpus_of, objective_of, open_data
 from recsys.data.builder import BatchBuilder
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.loader import RequestLoader
+from recsys.data.objective import Objective
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, encode_corpus
 from recsys.evaluation.relevance import relevant_items, seen_items
-from recsys.models.blend import Model
+from recsys.frequency import prior_shift
 from recsys.runs import load_weights
 from recsys.tracking import RunFolder
 
@@ -28,6 +30,12 @@ from recsys.tracking import RunFolder
 SHARES = (0.25, 0.5, 0.75)
 # What a further member must add to the metric, relative to it: it costs its time at every request.
 LEAST_GAIN = 0.01
+# The same of a prior shift. It costs nothing, but validation is nearer to what was popular last than the future is.
+LEAST_SHIFT_GAIN = 0.05
+SHIFT_WEIGHTS = (0.5, 1.0)
+SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
+# Validation users that choices are measured on (a seeded sample).
+MOST_USERS = 20_000
 
 
 class Embedded(NamedTuple):
@@ -47,81 +55,117 @@ class Chosen(NamedTuple):
 
     Attributes:
         weights: of the logits of each run; they add up to 1.
-        metrics: `val/*` of the blend.
+        prior_shift: as `model.prior_shift` of the blend: weight 0 for none.
+        metrics: `val/*` of the blend, of all validation users.
     """
 
     weights: dict[str, float]
+    prior_shift: dict[str, float]
     metrics: dict[str, float]
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether the best run as it is was best."""
+        return len(self.weights) == 1 and not self.prior_shift["weight"]
 
 
 def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str) -> Chosen:
     """Greedy forward selection on validation (Caruana et al. 2004, section 2): the best run, then what improves it.
+
+    Where the data has a clock, a prior shift to what was popular last is tried at the end.
 
     Args:
         configs: of the runs, by name; all of one data set.
         runs: selected, by name.
         metric: of validation, to be as high as possible.
     """
-    first = next(iter(configs.values()))
-    dataset = open_data(first)
-    embedded, corpora = {}, {}
+    best = max(runs, key=lambda name: runs[name].metrics[metric])
+    validation = _Validation(next(iter(configs.values())))
+    none = Chosen({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0}, runs[best].metrics)
     for name, config in configs.items():
-        model = build_model(config, dataset).eval()
-        load_weights(model, runs[name].checkpoints / "best.ckpt")
+        validation.add(name, config, runs[name])
+    if best not in validation.embedded:
+        return none
+    weights, score = none.weights, validation.measure(none.weights)[metric]
+    for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
+        if name == best or len(validation.corpora[name]) != len(validation.corpora[best]):
+            continue
+        tried = [{other: (1 - share) * w for other, w in weights.items()} | {name: share} for share in SHARES]
+        scores = [validation.measure(candidate)[metric] for candidate in tried]
+        if max(scores) >= score * (1 + LEAST_GAIN):
+            weights, score = tried[scores.index(max(scores))], max(scores)
+    shift = none.prior_shift
+    objective = objective_of(configs[max(weights, key=lambda name: weights[name])])
+    if validation.dataset.meta.time in ("seconds", "day"):
+        grid = [{"weight": w, "half_life_days": days} for w in SHIFT_WEIGHTS for days in SHIFT_HALF_LIVES]
+        scores = [validation.measure(weights, _bias(validation.dataset, each, objective))[metric] for each in grid]
+        if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
+            shift = grid[scores.index(max(scores))]
+    chosen = Chosen(weights, shift, none.metrics)
+    if chosen.is_one_run:
+        return none
+    bias = _bias(validation.dataset, shift, objective) if shift["weight"] else None
+    return chosen._replace(metrics=validation.measure(weights, bias, everyone=True))
+
+
+def _bias(dataset: PreparedDataset, shift: Mapping[str, float], objective: Objective) -> Tensor:
+    return prior_shift(dataset, shift["half_life_days"], objective).mul(shift["weight"]).float()
+
+
+class _Validation:
+    """Validation requests, and what the runs embed for them."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
+        self.requests = self.dataset.requests("val")
+        order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
+        self.sample = np.sort(order[:MOST_USERS])
+        self.embedded: dict[str, Embedded] = {}
+        self.corpora: dict[str, npt.NDArray[np.int64]] = {}
+
+    @torch.inference_mode()
+    def add(self, name: str, config: DictConfig, run: RunFolder) -> None:
+        """Embed with one run, unless it has several embeddings a user."""
+        model = build_model(config, self.dataset).eval()
+        load_weights(model, run.checkpoints / "best.ckpt")
         if model.num_embeddings > 1:
-            continue
-        corpora[name] = corpus_of(model, dataset)
-        embedded[name] = _embed(model, config, dataset, corpora[name])
-    order = sorted(runs, key=lambda name: -runs[name].metrics[metric])
-    weights, metrics = {order[0]: 1.0}, runs[order[0]].metrics
-    if order[0] not in embedded:
-        return Chosen(weights, metrics)
-    for name in order[1:]:
-        if name not in embedded or len(corpora[name]) != len(corpora[order[0]]):
-            continue
-        tried = []
-        for share in SHARES:
-            candidate = {other: (1 - share) * weight for other, weight in weights.items()} | {name: share}
-            tried.append((candidate, _measure(candidate, embedded, corpora[name], dataset, first.exclude_seen)))
-        candidate, measured = max(tried, key=lambda pair: pair[1][metric])
-        if measured[metric] >= metrics[metric] * (1 + LEAST_GAIN):
-            weights, metrics = candidate, measured
-    return Chosen(weights, metrics)
+            return
+        corpus = corpus_of(model, self.dataset)
+        builder = BatchBuilder(self.dataset, config.history.max_events, config.history.predict_first)
+        users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
+        self.corpora[name] = corpus
+        self.embedded[name] = Embedded(users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature)
+
+    def measure(
+        self, weights: Mapping[str, float], bias: Tensor | None = None, everyone: bool = False
+    ) -> dict[str, float]:
+        """`val/*` of a blend."""
+        corpus = self.corpora[next(iter(weights))]
+        items = torch.cat([weight * self.embedded[name].items for name, weight in weights.items()], dim=1)
+        users = torch.cat([self.embedded[name].users for name in weights], dim=1)
+        if bias is not None:
+            items = torch.cat([items, bias[torch.from_numpy(corpus)].unsqueeze(1)], dim=1)
+            users = F.pad(users, (0, 1), value=1.0)
+        search, metrics = CorpusSearch(items, corpus), RetrievalMetrics(self.dataset, len(corpus))
+        rows = np.arange(len(users)) if everyone else self.sample
+        for some in np.split(rows, range(1024, len(rows), 1024)):
+            requests = Requests(*(column[some] for column in self.requests))
+            exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
+            _, ranked = search(users[torch.from_numpy(some)], metrics.cutoffs[-1], exclude)
+            relevant = relevant_items(self.dataset, "val", requests, self.exclude_seen)
+            metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+        return {f"val/{name}": value for name, value in metrics.compute().items()}
 
 
-@torch.inference_mode()
-def _embed(model: Model, config: DictConfig, dataset: PreparedDataset, corpus: npt.NDArray[int64]) -> Embedded:
-    builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
-    loader = RequestLoader(builder, dataset.requests("val"))
-    users = torch.cat([model.encode_users(batch) for batch, _ in loader])
-    return Embedded(users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature)
-
-
-def _measure(
-    weights: Mapping[str, float],
-    embedded: Mapping[str, Embedded],
-    corpus: npt.NDArray[int64],
-    dataset: PreparedDataset,
-    exclude_seen: bool,
-) -> dict[str, float]:
-    items = torch.cat([weight * embedded[name].items for name, weight in weights.items()], dim=1)
-    users = torch.cat([embedded[name].users for name in weights], dim=1)
-    search, metrics = CorpusSearch(items, corpus), RetrievalMetrics(dataset, len(corpus))
-    requests = dataset.requests("val")
-    for begin in range(0, len(users), 1024):
-        some = type(requests)(*(column[begin : begin + 1024] for column in requests))
-        exclude = seen_items(dataset, some) if exclude_seen else None
-        _, ranked = search(users[begin : begin + 1024], metrics.cutoffs[-1], exclude)
-        metrics.update(ranked, relevant_items(dataset, "val", some, exclude_seen), torch.from_numpy(some.user_idx))
-    return {f"val/{name}": value for name, value in metrics.compute().items()}
-
-
-def blend_config(configs: Mapping[str, DictConfig], weights: Mapping[str, float]) -> DictConfig:
+def blend_config(
+    configs: Mapping[str, DictConfig], weights: Mapping[str, float], prior_shift: Mapping[str, float]
+) -> DictConfig:
     """Configuration of the blend: the heaviest member's, with the members' own and the longest history of them."""
     heaviest = max(weights, key=lambda name: weights[name])
     config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
     assert isinstance(config, DictConfig)
     config.history.max_events = max(configs[name].history.max_events for name in weights)
+    config.model.prior_shift = dict(prior_shift)
     config.members = {
         name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
         for name, weight in weights.items()

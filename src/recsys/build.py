@@ -122,14 +122,15 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_history=config.history.max_events,
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
-        objective=_objective(config),
+        objective=objective_of(config),
         max_exposures=config.history.max_exposures,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
 
 
-def _objective(config: DictConfig) -> Objective:
+def objective_of(config: DictConfig) -> Objective:
+    """What training targets are, and what they count."""
     names = (field.name for field in dataclasses.fields(Objective))
     return Objective(**{name: _plain(config.history)[name] for name in names})
 
@@ -142,7 +143,7 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
         Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
         for member in config.members.values()
     ]
-    return Blend(members)
+    return Blend(members, _item_bias(config, dataset))
 
 
 def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
@@ -185,7 +186,7 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     for name, low in (("weight", 0), ("half_life_days", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, _objective(config))
+    bias = prior_shift(dataset, shift.half_life_days, objective_of(config))
     return bias.mul(shift.weight).float()
 
 

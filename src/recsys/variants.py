@@ -48,9 +48,9 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = Fal
         runs[name] = select(config, path / "variants" / name)
     scores = {name: run.metrics[metric] for name, run in runs.items()}
     best = max(scores, key=lambda name: scores[name])
-    if blend and len(runs) > 1:
+    if blend:
         chosen = _choose(variants, runs, metric, path / "variants/blend.json")
-        if len(chosen.weights) > 1:
+        if not chosen.is_one_run:
             return _finish_blend(variants, runs, chosen, scores, metric, path)
     if distributed.is_first():
         _print(scores, metric, best)
@@ -80,12 +80,14 @@ def _finish_blend(
     """Train the members again where that is asked for, and make the run `path` of their weights."""
     members = {name: variants[name] for name in chosen.weights}
     name = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
+    if chosen.prior_shift["weight"]:
+        name += " + {weight:g} prior of {half_life_days:g} days".format(**chosen.prior_shift)
     if distributed.is_first():
         _print({**scores, name: chosen.metrics[metric]}, metric, name)
     for number, member in enumerate(members, 1):
         log.info("member %s (%d of %d)", member, number, len(members))
         refit(members[member], path / "variants" / member)
-    config = blend_config(members, chosen.weights)
+    config = blend_config(members, chosen.weights, chosen.prior_shift)
     run = RunFolder(path, config)
     if "selected" not in run.state and distributed.is_first():
         run.checkpoints.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from worlds import write_blend, write_run, write_world
 
 from recsys.data.builder import BatchBuilder
+from recsys.frequency import prior_shift
 from recsys.models.blend import Blend, Member, item_vectors, latest
 from recsys.runs import TrainedRun, load_run
 
@@ -28,13 +29,15 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def blend(members: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     path = tmp_path_factory.mktemp("run") / "blend"
-    return load_run(write_blend(path, {"sequences": (members[0], 0.25), "tastes": (members[1], 0.75)}))
+    return load_run(
+        write_blend(path, {"sequences": (members[0], 0.25), "tastes": (members[1], 0.75)}, shift_weight=0.5)
+    )
 
 
 def test_scores_are_the_weighted_sum_of_the_members_logits(members: tuple[Path, Path], blend: TrainedRun) -> None:
     requests = blend.dataset.requests("test")
     item_idx = torch.from_numpy(blend.corpus)
-    expected = 0.0
+    expected = 0.5 * prior_shift(blend.dataset, 1.0)[item_idx].float()
     with torch.inference_mode():
         for folder, weight, temperature in ((members[0], 0.25, 0.1), (members[1], 0.75, 0.5)):
             member = load_run(folder)
@@ -43,7 +46,7 @@ def test_scores_are_the_weighted_sum_of_the_members_logits(members: tuple[Path, 
         assert blend.builder.max_history > SHORT
         found = blend.model.encode_users(blend.builder.requests(requests)) @ blend.model.encode_items(item_idx).T
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert blend.model.dim == 16 + 8
+    assert blend.model.dim == 16 + 8 + 1
     assert (blend.model.metric, blend.model.num_embeddings, blend.model.temperature) == ("dot", 1, 1.0)
     assert item_vectors(blend.model, item_idx).shape == (len(item_idx), 24)
 

@@ -114,7 +114,7 @@ def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypat
 def test_a_blend_equals_torch(root: Path, tmp_path: Path) -> None:
     first = write_run(tmp_path / "first", root, "user_tower=hstu", "history.max_events=3", "model.temperature=0.1")
     second = write_run(tmp_path / "second", root, "user_tower=mean", "user_tower.use_user_id=true", "model.dim=8")
-    blend = load_run(write_blend(tmp_path / "blend", {"first": (first, 0.5), "second": (second, 0.5)}))
+    blend = load_run(write_blend(tmp_path / "blend", {"first": (first, 0.5), "second": (second, 0.5)}, 0.5))
     names = {spec.name for spec in input_specs(blend.model, blend.dataset.schema)}
     assert {"timestamp", "user_idx", "event.query", "request.query", "user.likes"} <= names
     assert _worst_difference(blend, tmp_path) < 1e-4

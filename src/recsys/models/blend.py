@@ -13,6 +13,7 @@ from recsys.data.batch import Batch, FeatureTensors
 from recsys.data.columns import ragged_positions
 from recsys.models.features import take
 from recsys.models.two_tower import Similarity, TwoTower
+from recsys.schema import UNKNOWN_ITEM
 
 
 class Member(NamedTuple):
@@ -37,23 +38,28 @@ class Blend(nn.Module):
     the item embeddings; the user tower is that of the members side by side.
 
     Args:
-        members: at least two.
+        members: at least one.
+        item_bias: float32 [N + 1], added to the logits of the items; null for none. Embeddings then have one dimension
+            more, which is the same for every user.
     """
 
     num_embeddings = 1
+    item_bias: Tensor | None
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, members: Sequence[Member], item_bias: Tensor | None = None) -> None:
         super().__init__()
         for member in members:
             if member.model.num_embeddings > 1:
                 raise ValueError(f"blend: a member has {member.model.num_embeddings} embeddings a user, expected one")
         self.models = nn.ModuleList(member.model for member in members)
         self.members = tuple(members)
+        # Made of counts when the model is built, so no part of a checkpoint.
+        self.register_buffer("item_bias", item_bias, persistent=False)
 
     @property
     def dim(self) -> int:
-        """Width of the embeddings: the members' together."""
-        return sum(member.model.dim for member in self.members)
+        """Width of the embeddings: the members' together, and one for the bias."""
+        return sum(member.model.dim for member in self.members) + (self.item_bias is not None)
 
     @property
     def metric(self) -> Similarity:
@@ -100,12 +106,19 @@ class Blend(nn.Module):
         parts = [
             model.encode_items(item_idx) * (weight * model.inverse_temperature) for model, weight, _ in self.members
         ]
+        if self.item_bias is not None:
+            rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
+            parts.append(self.item_bias[rows].unsqueeze(1))
         return torch.cat(parts, dim=1)
 
     def encode_users(self, batch: Batch) -> Tensor:
         """Comparable user embeddings [P, dim] of requests: each history is asked for once, at its end."""
-        parts = [model.encode_users(latest(batch, max_history)) for model, _, max_history in self.members]
-        return torch.cat(parts, dim=1)
+        return self.join([model.encode_users(latest(batch, max_history)) for model, _, max_history in self.members])
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """User embeddings of the members, each [P, D_m], as one [P, dim]."""
+        ones = [] if self.item_bias is None else [torch.ones_like(parts[0][:, :1])]
+        return torch.cat([*parts, *ones], dim=1)
 
 
 Model = TwoTower | Blend

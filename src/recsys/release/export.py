@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.data.columns import Column, Dense, Ragged
-from recsys.models.blend import Model, item_vectors, members_of
+from recsys.models.blend import Blend, Model, item_vectors, members_of
 from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec, embedding_shape
 from recsys.schema import Feature, Schema
 
@@ -100,7 +100,7 @@ class ServedUserTower(nn.Module):
                 read["time"] if model.user_tower.encoder.reads_time else None,
             )
             embeddings.append(model.finish_users(states))
-        return torch.cat(embeddings, dim=-1)
+        return self.model.join(embeddings) if isinstance(self.model, Blend) else embeddings[0]
 
 
 def _latest(rows: Tensor | None, lengths: Tensor, max_history: int) -> Tensor | None:
