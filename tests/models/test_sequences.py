@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recsys.data.batch import Batch, RaggedTensor, Windows
 from recsys.data.builder import BatchBuilder
+from recsys.data.objective import Objective
 from recsys.models.encoders import MeanPooling, Transformer
 from recsys.models.fourier import BSARec
 from recsys.models.hstu import HSTU
@@ -105,7 +106,8 @@ def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
     begin = dataset.offsets[:-1]
     lengths = np.array([data.draw(st.integers(0, min(MAX_HISTORY, len(user) - 1))) for user in users])
     windows = Windows(np.arange(len(users)), begin, begin + lengths, np.ones(len(users), bool))
-    packed = BatchBuilder(dataset, MAX_HISTORY, horizon=3).training(windows, np.random.default_rng(0))
+    builder = BatchBuilder(dataset, MAX_HISTORY, objective=Objective(horizon=3))
+    packed = builder.training(windows, np.random.default_rng(0))
     torch.manual_seed(0)
     tower = UserTower(TOWERS[name](), DIM, dataset).eval()
     table = torch.randn(10, DIM)
