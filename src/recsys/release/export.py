@@ -69,7 +69,7 @@ class ServedUserTower(nn.Module):
         self.model, self.names = model, [spec.name for spec in specs]
         with torch.inference_mode():
             rows = torch.arange(num_items + 1).split(65536)
-            table = torch.cat([model.item_tower(part) for part in rows])
+            table = torch.cat([model.history_tower(part) for part in rows])
         self.register_buffer("table", table.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
