@@ -20,7 +20,8 @@ from recsys.data.loader import TrainingLoader
 from recsys.frequency import Exact, target_probabilities
 from recsys.losses import FullSoftmax, SampledSoftmax
 from recsys.models.encoders import Transformer
-from recsys.models.towers import ItemTower, UserTower
+from recsys.models.items import ItemTower
+from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue, Uniform

@@ -80,7 +80,20 @@ def test_networks_over_features(option: str, world: Path, tmp_path: Path) -> Non
     check_builds(config, tmp_path)
 
 
-@pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("/")[0] not in (*TRAINING, "experiment")])
+@pytest.mark.parametrize("option", [o.split("/")[1] for o in OPTIONS if o.startswith("pretrained/")])
+def test_pretrained_item_embeddings(option: str, world: Path, tmp_path: Path) -> None:
+    choice = ["item_tower=pretrained", f"pretrained@item_tower.pretrained={option}"]
+    if option == "earlier_run":
+        choice.append(f"item_tower.pretrained.source.path={write_run(tmp_path / 'run', world, 'model.dim=8')}")
+    overrides = ["data=parquet", *on(world, *FEATURES), *choice]
+    assert cli._composition_error("train", overrides) is None
+    check_builds(compose("train", overrides), tmp_path)
+
+
+OTHERS = [o for o in OPTIONS if o.split("/")[0] not in (*TRAINING, "experiment", "pretrained")]
+
+
+@pytest.mark.parametrize("option", OTHERS)
 def test_options_of_other_commands(option: str) -> None:
     node = OmegaConf.load(CONF / f"{option}.yaml")
     group, name = option.split("/")

@@ -72,10 +72,14 @@ def for_targets(users: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.stack(chosen)
 
 
+# One embedding, several, and histories that are read from a table of their own.
+USER_TOWERS = (["user_tower=transformer"], ["user_tower=interests"], ["user_tower.own_items=true"])
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("user_tower", ["transformer", "interests"])
-def test_full_softmax_step_by_hand(world: Path, similarity: str, user_tower: str) -> None:
-    more = [f"model.similarity={similarity}", f"user_tower={user_tower}"]
+@pytest.mark.parametrize("user_tower", USER_TOWERS)
+def test_full_softmax_step_by_hand(world: Path, similarity: str, user_tower: list[str]) -> None:
+    more = [f"model.similarity={similarity}", *user_tower]
     config = settings(world, "negatives=none", "loss=full_softmax", *more)
     module, dataset = still(build(config)), open_data(config)
     batch = next(iter(build_data(config, dataset).train_dataloader()))
@@ -88,11 +92,9 @@ def test_full_softmax_step_by_hand(world: Path, similarity: str, user_tower: str
 
 @pytest.mark.parametrize("logq", ["off", "classic", "corrected"])
 @pytest.mark.parametrize("negatives", ["in_batch", "mixed"])
-@pytest.mark.parametrize("user_tower", ["transformer", "interests"])
-def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower: str) -> None:
-    config = settings(
-        world, f"negatives={negatives}", f"loss.logq={logq}", "item_tower=ids", f"user_tower={user_tower}"
-    )
+@pytest.mark.parametrize("user_tower", USER_TOWERS)
+def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower: list[str]) -> None:
+    config = settings(world, f"negatives={negatives}", f"loss.logq={logq}", "item_tower=ids", *user_tower)
     module, dataset = still(build(config)), open_data(config)
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     model, sampler = module.model, module.negatives

@@ -76,7 +76,13 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 PLAIN: tuple[str, ...] = ("callbacks.early_stopping.patience=1",)
 AVERAGED = ("callbacks=ema", "callbacks.ema.decay=0.9", "user_tower.use_user_id=true")
-SPARSE_REFIT = ("refit=true", "item_tower.sparse=true")
+SPARSE_REFIT = (
+    "refit=true",
+    "item_tower=pretrained",
+    "item_tower.sparse=true",
+    "item_tower.pretrained.frozen=false",
+    "user_tower.own_items=true",
+)
 REMEMBERING = (
     "negatives=cross_batch",
     "negatives.bank_size=200",

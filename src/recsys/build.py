@@ -30,7 +30,9 @@ from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.frequency import Exact, Frequency, prior_shift, target_probabilities
 from recsys.losses import GBCE, FullSoftmax
 from recsys.models.blend import Blend, Member, Model
+from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
+from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule
 from recsys.negatives import Catalogue, NegativeSampler, Uniform
@@ -47,6 +49,7 @@ HISTORY_KEYS = (
     "window_days",
     "gap_days",
     "half_life_days",
+    "targets_since",
     "action_weights",
     "max_exposures",
     "order",
@@ -157,15 +160,11 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = Tru
     _check_keys(config.model, MODEL_KEYS, "model")
     _check_keys(config.model.prior_shift, ("weight", "half_life_days"), "model.prior_shift")
     L.seed_everything(config.seed, verbose=False)
-    sparse = config.item_tower.sparse
-    if sparse == "auto":
-        whole_table = config.loss["_target_"].endswith("FullSoftmax")
-        sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
     model = config.model
     try:
         towers = TwoTower(
-            user_tower=complete(instantiate(config.user_tower), dataset=dataset),
-            item_tower=complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse),
+            user_tower=_user_tower(config, dataset),
+            item_tower=_item_tower(config, dataset),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
@@ -177,6 +176,23 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = Tru
         if fresh and isinstance(module, PretrainedItems):
             module.fill(dataset)
     return towers
+
+
+def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
+    runtime: dict[str, Any] = {"dataset": dataset}
+    if "own_items" in config.user_tower:
+        runtime["own_items"] = _item_tower(config, dataset) if config.user_tower.own_items else None
+    tower: UserTower = complete(instantiate(config.user_tower), **runtime)
+    return tower
+
+
+def _item_tower(config: DictConfig, dataset: PreparedDataset) -> ItemTower:
+    sparse = config.item_tower.sparse
+    if sparse == "auto":
+        whole_table = config.loss["_target_"].endswith("FullSoftmax")
+        sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
+    tower: ItemTower = complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse)
+    return tower
 
 
 def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:

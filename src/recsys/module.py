@@ -15,6 +15,7 @@ from recsys.data.batch import Batch
 from recsys.data.dataset import Requests
 from recsys.losses import FullSoftmax, SampledLoss
 from recsys.models.blend import Model
+from recsys.models.items import ItemTower
 from recsys.models.two_tower import TwoTower, towards
 from recsys.negatives import NegativeSampler
 from recsys.optimizers import AdamW
@@ -110,7 +111,11 @@ class RetrievalModule(L.LightningModule):
         item_tower, user_tower = self.model.item_tower, self.model.user_tower
         row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
         embeddings = item_tower(rows)
-        tokens = F.embedding(row_of[user_tower.hide_items(batch.item_idx)], embeddings)
+        read = user_tower.hide_items(batch.item_idx)
+        if user_tower.own_items is None:
+            tokens = F.embedding(row_of[read], embeddings)
+        else:
+            (tokens,) = _embed(user_tower.own_items, read)
         users = self.model.compare(user_tower(batch, tokens)) * self.model.inverse_temperature
         labels = row_of[batch.target_idx] - 1
         # Without ids, an item without features is a target that nothing can be learned from.
@@ -134,7 +139,11 @@ class RetrievalModule(L.LightningModule):
         drawn = sampler.draw(generator, everyones)
         shown = drawn[:0] if batch.exposures is None else batch.exposures.values
         read = model.user_tower.hide_items(batch.item_idx)
-        tokens, *compared = self._embed(read, batch.target_idx, drawn, shown)
+        candidates = batch.target_idx, drawn, shown
+        if model.user_tower.own_items is None:
+            tokens, *compared = _embed(model.item_tower, read, *candidates)
+        else:
+            (tokens,), compared = _embed(model.user_tower.own_items, read), _embed(model.item_tower, *candidates)
         targets, extra, exposed = map(model.compare, compared)
         users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
         if model.num_embeddings > 1:
@@ -163,16 +172,6 @@ class RetrievalModule(L.LightningModule):
         bank.write(item_idx, embeddings)
         return joined
 
-    def _embed(self, *groups: Tensor) -> tuple[Tensor, ...]:
-        tower = self.model.item_tower
-        joined = torch.cat(groups)
-        if tower.is_lookup:
-            embeddings = tower(joined)
-        else:
-            distinct, inverse = torch.unique(joined, return_inverse=True)
-            embeddings = F.embedding(inverse, tower(distinct))
-        return embeddings.split([len(group) for group in groups])  # type: ignore[no-any-return]
-
 
 class EmbeddingModule(L.LightningModule):
     """A trained model under a trainer that only evaluates it.
@@ -188,3 +187,14 @@ class EmbeddingModule(L.LightningModule):
     def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
         return self.model.encode_users(batch[0])
+
+
+def _embed(tower: ItemTower, *groups: Tensor) -> list[Tensor]:
+    """Item embeddings of several groups of item_idx; each item is computed once."""
+    joined = torch.cat(groups)
+    if tower.is_lookup:
+        embeddings = tower(joined)
+    else:
+        distinct, inverse = torch.unique(joined, return_inverse=True)
+        embeddings = F.embedding(inverse, tower(distinct))
+    return list(embeddings.split([len(group) for group in groups]))

@@ -47,7 +47,7 @@ class SVD:
     def __call__(self, dataset: PreparedDataset, width: int) -> Floats:
         """As in `recsys.models.pretrained.Source`."""
         events = Interactions(oldest(dataset, self.until), "train")
-        matrix = events.users().astype(np.float64)
+        matrix = events.users.astype(np.float64)
         if width >= min(matrix.shape):
             raise UserError(
                 f"item_tower.pretrained.width: found {width}, expected less than {min(matrix.shape)}: there are "
@@ -116,7 +116,7 @@ class EarlierRun:
 def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
     """The data set with the training events before the quantile `share` of their times as its training part.
 
-    The events after it then have no part; items keep their numbers.
+    Items keep their numbers. `history.targets_since` of the same share leaves the other events to training.
 
     Raises:
         UserError: a share below 1 for data without time.
@@ -126,9 +126,8 @@ def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
     if dataset.meta.time == "none":
         raise UserError(f"until={share:g} with data.time=none: expected 1, or timestamps")
     begin, lengths = dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1]
-    times = np.asarray(dataset.time[ragged_positions(begin, lengths)])
-    owner = np.repeat(np.arange(len(begin)), lengths)
-    old = np.bincount(owner[times < np.quantile(times, share)], minlength=len(begin))
+    is_old = np.asarray(dataset.time[ragged_positions(begin, lengths)]) < dataset.training_time(share)
+    old = np.bincount(np.repeat(np.arange(len(begin)), lengths)[is_old], minlength=len(begin))
     return dataclasses.replace(dataset, train_end=begin + old)
 
 

@@ -26,6 +26,7 @@ EARLIER = {
         "gap_days": 0.0,
         "window_days": None,
         "half_life_days": None,
+        "targets_since": 0.0,
         "action_weights": {},
         "max_exposures": 20,
         "order": "time",

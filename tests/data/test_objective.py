@@ -111,6 +111,27 @@ def test_actions_and_age_weigh_together(actions: PreparedDataset) -> None:
     assert batch.weight.tolist() == [0.25, 1.5, 1, 0.25]
 
 
+def test_old_events_count_nothing_as_targets() -> None:
+    # Times 0, 1, 2, 3, 4 and 6 days: the median is 2.5.
+    dataset = training_only([[(1, 0), (2, DAY), (3, 4 * DAY)], [(1, 2 * DAY), (2, 3 * DAY), (3, 6 * DAY)]])
+    assert dataset.training_time(0.5) == 2.5 * DAY
+    batch = BatchBuilder(dataset, 10, objective=Objective(targets_since=0.5)).training(whole(dataset))
+    assert batch.weight is not None
+    # They are read all the same.
+    assert batch.item_idx.tolist() == [1, 2, 1, 2]
+    assert dict(zip(batch.target_idx.tolist()[:3], batch.weight.tolist()[:3], strict=True)) == {1: 0, 2: 0, 3: 1}
+    assert batch.weight.tolist()[3:] == [0, 1, 1]
+    both = BatchBuilder(dataset, 10, objective=Objective(targets_since=0.5, half_life_days=1)).training(whole(dataset))
+    assert both.weight is not None
+    assert both.weight.tolist() == [0, 0, 0.25, 0, 0.125, 1]
+    assert BatchBuilder(dataset, 10).training(whole(dataset)).weight is None
+
+
+def test_old_events_need_time() -> None:
+    with pytest.raises(UserError, match="history.targets_since=0.5 with data.time=none"):
+        BatchBuilder(training_only([[(1, 0)]], "none"), 10, objective=Objective(targets_since=0.5))
+
+
 def test_weights_follow_their_targets_in_random_order(actions: PreparedDataset) -> None:
     objective = Objective(order="random", action_weights={"action": {"click": 2.0, "save": 3.0}})
     builder = BatchBuilder(actions, 10, objective=objective)
@@ -151,6 +172,7 @@ def test_weights_of_what_is_not_there_are_refused(actions: PreparedDataset, weig
         ({"gap_days": -1}, "history.gap_days: found -1, expected 0 or more"),
         ({"window_days": 0}, "history.window_days: found 0, expected a positive number"),
         ({"window_days": "week"}, "history.window_days: found week, expected a positive number"),
+        ({"targets_since": 1}, "history.targets_since: found 1, expected a share of 0 to below 1"),
         ({"half_life_days": -2}, "history.half_life_days: found -2, expected a positive number"),
         ({"order": "file"}, "history.order: found 'file', expected 'time' or 'random'"),
         ({"horizon": 3, "window_days": 7}, "history.window_days=7 with history.horizon=3: expected one of them"),

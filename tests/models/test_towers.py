@@ -218,6 +218,31 @@ def test_user_ids(world: Path) -> None:
     assert sorted(row for row, has in zip(rows, trained, strict=False) if has) == list(range(1, int(trained.sum()) + 1))
 
 
+def test_histories_may_have_an_item_table_of_their_own(world: Path) -> None:
+    model, dataset = build(world, "user_tower.own_items=true", "item_tower=ids")
+    own, batch, items = model.user_tower.own_items, whole_history(dataset, longest_user(dataset)), torch.arange(20)
+    assert own is not None
+    assert model.history_tower is own
+    assert own.table is not None
+    assert model.item_tower.table is not None
+    assert "user_tower.own_items.table.weight" in model.state_dict()
+    assert not torch.equal(own.table.weight, model.item_tower.table.weight)
+    users, candidates = model.encode_users(batch), model.encode_items(items)
+    with torch.no_grad():
+        model.item_tower.table.weight.add_(torch.randn_like(model.item_tower.table.weight))
+    assert torch.equal(model.encode_users(batch), users)
+    assert not torch.allclose(model.encode_items(items), candidates)
+    candidates = model.encode_items(items)
+    with torch.no_grad():
+        own.table.weight.add_(torch.randn_like(own.table.weight))
+    assert torch.equal(model.encode_items(items), candidates)
+    # All but the query before the first event.
+    assert ((model.encode_users(batch) - users).abs().amax(1) > 1e-4).tolist() == [False] + 8 * [True]
+    shared, _ = build(world)
+    assert shared.user_tower.own_items is None
+    assert shared.history_tower is shared.item_tower
+
+
 @pytest.mark.parametrize(("similarity", "unit"), [("cosine", True), ("dot", False)])
 def test_norms(world: Path, similarity: str, unit: bool) -> None:
     model, dataset = build(world, f"model.similarity={similarity}")

@@ -102,6 +102,12 @@ def test_equals_torch_with_other_networks_over_features(crossing: str, root: Pat
 
 
 @pytest.mark.slow
+def test_equals_torch_with_two_item_tables_and_pretrained_embeddings(root: Path, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "item_tower=pretrained", "user_tower.own_items=true"))
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
 def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run(write_run(tmp_path / "run", root, "user_tower=mean"))
     monkeypatch.setattr("recsys.release.export.INLINE_BYTES", 0)

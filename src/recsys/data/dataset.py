@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.columns import Column, load_array, load_column
+from recsys.data.columns import Column, load_array, load_column, ragged_positions
 from recsys.data.exposures import Exposures, load_exposures
 from recsys.errors import UserError
 from recsys.schema import Feature, Schema
@@ -149,6 +149,11 @@ class PreparedDataset:
         if reads_features:
             usable |= self.has_features[known]
         return known[usable]
+
+    def training_time(self, share: float) -> float:
+        """The quantile `share` of the times of the training events."""
+        positions = ragged_positions(self.offsets[:-1], self.train_end - self.offsets[:-1])
+        return float(np.quantile(self.time[positions], share))
 
     def requests(self, part: Part) -> Requests:
         """One request for each user with events in `part`, its history ending where the part begins."""

@@ -35,6 +35,8 @@ class Objective:
             they come back, not what they do next in the same session.
         half_life_days: a target counts half when it is so much older than the newest training event; null for all
             alike.
+        targets_since: share of the training events, the oldest, that count nothing as targets: for embeddings that were
+            learned from them (Pinterest's are, on "a window that does not overlap").
         action_weights: column of interactions -> value -> what a target with it counts; 1 where nothing is said, and 0
             for an action that is nothing to recommend for (Yi et al. 2019, section 5, weigh clicks by engagement).
         order: of the events of a training window; `random` draws a new one each time, so that every event is
@@ -46,6 +48,7 @@ class Objective:
     window_days: float | None = None
     gap_days: float = 0.0
     half_life_days: float | None = None
+    targets_since: float = 0.0
     action_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     order: Order = "time"
 
@@ -57,6 +60,8 @@ class Objective:
         for key, days in (("half_life_days", self.half_life_days), ("window_days", self.window_days)):
             if days is not None and not (isinstance(days, int | float) and days > 0):
                 raise UserError(f"history.{key}: found {days}, expected a positive number, or null")
+        if not 0 <= self.targets_since < 1:
+            raise UserError(f"history.targets_since: found {self.targets_since}, expected a share of 0 to below 1")
         if self.order not in get_args(Order):
             raise UserError(f"history.order: found '{self.order}', expected 'time' or 'random'")
         if self.horizon > 1 and self.window_days is not None:
@@ -81,6 +86,8 @@ class Objective:
         named = ", ".join(f"history.{key}={value:g}" for key, value in given.items())
         if given and worth not in ("seconds", "day"):
             raise UserError(f"{named} with data.time={worth}: expected none of it, or timestamps in seconds or days")
+        if self.targets_since and worth == "none":
+            raise UserError(f"history.targets_since={self.targets_since:g} with data.time=none: expected 0")
         if self.gap_days and not predict_first:
             raise UserError(f"{named}: expected history.predict_first=true with a gap, found false")
         if self.order == "random" and (self.gap_days or self.window_days):
@@ -92,7 +99,7 @@ class TargetWeights:
 
     Args:
         dataset: events, with time in seconds or days if age counts.
-        objective: half-life and weights of actions.
+        objective: half-life, first target and weights of actions.
 
     Raises:
         UserError: weights of a column or value that is not there, or that is no category; no number of 0 or more.
@@ -102,19 +109,22 @@ class TargetWeights:
         self._dataset = dataset
         self._half_life = None if objective.half_life_days is None else objective.half_life_days * DAY
         self._tables = [_table(dataset, name, weights) for name, weights in objective.action_weights.items()]
+        self._since = dataset.training_time(objective.targets_since) if objective.targets_since else None
         if self._half_life is not None:
             last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
             self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
 
     def __call__(self, positions: Indices) -> Tensor | None:
         """Weights float32 [P] of the events at `positions`; None where all count alike."""
-        if self._half_life is None and not self._tables:
+        if self._half_life is None and self._since is None and not self._tables:
             return None
         weight = np.ones(len(positions))
         if self._half_life is not None:
             # Bounded, so that a batch of old targets alone still weighs something.
             age = (self._newest - np.asarray(self._dataset.time[positions])) / self._half_life
             weight *= np.exp2(-np.minimum(age, 60.0))
+        if self._since is not None:
+            weight *= np.asarray(self._dataset.time[positions]) >= self._since
         for codes, table in self._tables:
             weight *= table[codes[positions]]
         return torch.from_numpy(weight.astype(np.float32))

@@ -88,6 +88,8 @@ class PretrainedItems(nn.Module):
                 f"item_tower.pretrained: found embeddings {list(found.shape)}, "
                 f"expected {list(self.table.weight.shape)} (width={width})"
             )
+        if not found.any():
+            raise UserError("item_tower.pretrained: the source has no embedding for any item that is trained here")
         # The mean square of what is there becomes 3 / dim, of which the projection leaves a third.
         scale = found[found.any(1)].square().mean().sqrt()
         with torch.no_grad():

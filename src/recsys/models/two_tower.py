@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.data.batch import Batch
-from recsys.models.towers import ItemTower, UserTower
+from recsys.models.items import ItemTower
+from recsys.models.towers import UserTower
 from recsys.schema import UNKNOWN_ITEM
 
 Similarity = Literal["cosine", "dot"]
@@ -66,6 +67,12 @@ class TwoTower(nn.Module):
         return F.normalize(embeddings, dim=-1) if self.similarity == "cosine" else embeddings
 
     @property
+    def history_tower(self) -> ItemTower:
+        """What embeds the items of histories: the item tower, unless the user tower has its own."""
+        own = self.user_tower.own_items
+        return self.item_tower if own is None else own
+
+    @property
     def dim(self) -> int:
         """Width of the embeddings that retrieval compares."""
         return self.user_tower.dim + (self.item_bias is not None)
@@ -116,7 +123,7 @@ class TwoTower(nn.Module):
 
     def encode_users(self, batch: Batch) -> Tensor:
         """Comparable user embeddings of each query of the batch: [P, dim], or [P, M, dim] of several interests."""
-        return self.finish_users(self.user_tower(batch, self.item_tower(batch.item_idx)))
+        return self.finish_users(self.user_tower(batch, self.history_tower(batch.item_idx)))
 
     def finish_users(self, states: Tensor) -> Tensor:
         """What the user tower gives, [P, D] or [P, M, D], as embeddings that retrieval compares."""

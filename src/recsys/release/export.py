@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from recsys.data.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.data.columns import Column, Dense, Ragged
-from recsys.models.blend import Blend, Model, item_vectors, members_of
+from recsys.models.blend import Blend, Model, members_of
 from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec, embedding_shape
 from recsys.schema import Feature, Schema
 
@@ -70,8 +70,9 @@ class ServedUserTower(nn.Module):
         self.members = members_of(model)
         with torch.inference_mode():
             rows = torch.arange(num_items + 1).split(65536)
-            table = torch.cat([item_vectors(model, part) for part in rows])
-        self.widths = [member.model.item_tower.dim for member in self.members]
+            towers = [member.model.history_tower for member in self.members]
+            table = torch.cat([torch.cat([tower(part) for tower in towers], dim=1) for part in rows])
+        self.widths = [tower.dim for tower in towers]
         self.register_buffer("table", table.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""The item tower: item_idx -> item embedding. Shapes: R items, D dim."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.data.dataset import PreparedDataset
+from recsys.models.crossing import MLP, Crossing
+from recsys.models.features import FeatureEmbedding, FeatureRows, hide
+from recsys.models.pretrained import Pretrained
+from recsys.schema import UNKNOWN_ITEM
+
+
+class ItemTower(nn.Module):
+    """Id embedding plus a network over features, perhaps plus pretrained embeddings; each may be left out.
+
+    Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
+
+    Args:
+        dim: D.
+        dataset: sizes, schema and features of the items.
+        use_id: learn an embedding for each trained item.
+        use_features: read the features of items.
+        feature_width: of each feature's embedding.
+        crossing: the network over features.
+        unknown_rate: share of ids that training hides when there are features to fall back on.
+        sparse: row-wise updates of the id table, for big ones.
+        pretrained: embeddings of trained items that were learned elsewhere; null for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dataset: PreparedDataset,
+        use_id: bool = True,
+        use_features: bool = True,
+        feature_width: int = 32,
+        crossing: Crossing = MLP,
+        unknown_rate: float = 0.05,
+        sparse: bool = False,
+        pretrained: Pretrained | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.num_trained = dim, dataset.num_trained
+        features = dataset.schema.owned_by("items") if use_features else ()
+        if not use_id and not features and pretrained is None:
+            raise ValueError("an item tower needs ids, features or both; this one has neither")
+        self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
+        if self.table is not None:
+            nn.init.normal_(self.table.weight, std=dim**-0.5)
+        self.features = FeatureEmbedding(features, feature_width) if features else None
+        self.rows = FeatureRows({f.name: dataset.columns[f.key] for f in features})
+        self.mlp: nn.Module | None = None
+        if self.features is not None:
+            self.mlp = crossing(self.features.widths, dim)
+        self.pretrained = None
+        if pretrained is not None:
+            self.pretrained = pretrained(dim=dim, num_items=self.num_trained, sparse=sparse)
+        self.unknown_rate = unknown_rate if self.features is not None else 0.0
+
+    @property
+    def is_lookup(self) -> bool:
+        """Whether an embedding is one row of a dense table, so that computing a row twice costs nothing."""
+        return self.mlp is None and self.pretrained is None and self.table is not None and not self.table.sparse
+
+    @property
+    def reads_ids(self) -> bool:
+        """Whether trained items have embeddings of their own."""
+        return self.table is not None or self.pretrained is not None
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether an item without a trained id has an embedding of its own."""
+        return self.mlp is not None
+
+    def forward(self, item_idx: Tensor) -> Tensor:
+        """Embeddings [R, D] of `item_idx` int64 [R]."""
+        if self.mlp is None or self.features is None:
+            return self._ids(item_idx)
+        by_features = self.mlp(self.features(self.rows(item_idx)))
+        return by_features + self._ids(item_idx) if self.reads_ids else by_features  # type: ignore[no-any-return]
+
+    def _ids(self, item_idx: Tensor) -> Tensor:
+        rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)
+        rows = hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM)
+        parts = [table(rows) for table in (self.table, self.pretrained) if table is not None]
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]  # type: ignore[no-any-return]
