@@ -11,7 +11,7 @@ import torch
 from handmade import handmade
 from worlds import compose, write_run, write_world
 
-from recsys.build import build_model, corpus_of, open_data
+from recsys.build import build_towers, corpus_of, open_data
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.models.items import ItemTower
@@ -136,7 +136,7 @@ def test_only_a_model_that_is_to_be_trained_asks_the_source(tmp_path: Path) -> N
     assert again.model.item_tower.pretrained is not None
     assert torch.equal(again.model.item_tower.pretrained.table.weight, before.table.weight)
     with pytest.raises(UserError, match="is not a folder"):
-        build_model(again.config, again.dataset)
+        build_towers(again.config, again.dataset)
 
 
 def test_a_corpus_of_pretrained_items_alone(tmp_path: Path) -> None:
@@ -145,4 +145,4 @@ def test_a_corpus_of_pretrained_items_alone(tmp_path: Path) -> None:
     only = ["item_tower.use_id=false", "item_tower.use_features=false"]
     config = compose("train", [*common, "item_tower=pretrained", *only])
     dataset = open_data(config)
-    assert corpus_of(build_model(config, dataset), dataset).tolist() == list(range(1, dataset.num_trained + 1))
+    assert corpus_of(build_towers(config, dataset), dataset).tolist() == list(range(1, dataset.num_trained + 1))
