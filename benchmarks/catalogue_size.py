@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 
-from recsys.build import build_data, build_model, build_module, open_data
+from recsys.build import build_data, build_towers, build_module, open_data
 from recsys.cli import CONF
 
 
@@ -43,7 +43,7 @@ class Steps:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("train", overrides=overrides)
         dataset = open_data(config)
-        model = build_model(config, dataset)
+        model = build_towers(config, dataset)
         self.module = build_module(config, dataset, model)
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.optimizer = self.module.optimizer_factory.optimizer(model)
