@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 
-from recsys.build import build_data, build_towers, build_module, open_data
+from recsys.build import build_data, build_module, build_towers, open_data
 from recsys.cli import CONF
 
 

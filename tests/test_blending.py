@@ -78,7 +78,7 @@ def test_members_join_by_what_they_add(folders: dict[str, Path], monkeypatch: py
         {"b": 0.25, "a": 0.25, "c": 0.5},
         {"b": 0.125, "a": 0.125, "c": 0.75},
     ]
-    assert sum(biased for _, biased in asked) == 10
+    assert sum(biased for _, biased in asked) == 20
 
 
 def test_what_was_popular_last_must_earn_more(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_what_was_popular_last_must_earn_more(folders: dict[str, Path], monkeypa
     chosen = choose(folders, {"a": 0.5, "b": 0.4})
     assert chosen.weights == {"a": 1.0}
     # The eighth of the grid: weight 1, half-life of 10 days.
-    assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 10.0}
+    assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 10.0, "power": 1.0}
     dataset = load_run(folders["a"]).dataset
     torch.testing.assert_close(shifts[7], prior_shift(dataset, 10.0).float())
     torch.testing.assert_close(shifts[2], prior_shift(dataset, 10.0).mul(0.5).float())

@@ -86,7 +86,7 @@ def test_variants_of_experiments_compose(file: str) -> None:
 def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> None:
     cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
     blend = {"weights": {"mean": 0.75, "attention": 0.25}, "metrics": {"val/ndcg@10": 0.5, "val/recall@10": 0.25}}
-    blend["prior_shift"] = {"weight": 0.5, "half_life_days": 2.0}
+    blend["prior_shift"] = {"weight": 0.5, "half_life_days": 2.0, "power": 2.0}
     for run in (whole, killed):
         # As if validation had chosen it.
         (run / "variants").mkdir(parents=True)
@@ -104,7 +104,7 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
     assert_same_run(killed, whole)
 
     state = json.loads((whole / "run.json").read_text())
-    assert (state["status"], state["variant"]) == ("finished", "0.75 mean + 0.25 attention + 0.5 prior of 2 days")
+    assert (state["status"], state["variant"]) == ("finished", "0.75 mean + 0.25 attention + 0.5 prior^2 of 2 days")
     metrics = json.loads((whole / "metrics.json").read_text())
     assert metrics["val/recall@10"] == 0.25
     assert "test/recall@10" in metrics

@@ -130,7 +130,7 @@ def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight
     configs = {name: stored_config(folder) for name, (folder, _) in members.items()}
     runs = {name: SimpleNamespace(checkpoints=folder / "checkpoints") for name, (folder, _) in members.items()}
     (path / "checkpoints").mkdir(parents=True)
-    shift = {"weight": shift_weight, "half_life_days": 1.0}
+    shift = {"weight": shift_weight, "half_life_days": 1.0, "power": 1.0}
     config = blend_config(configs, {name: weight for name, (_, weight) in members.items()}, shift)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     write_checkpoint(configs, runs, path / "checkpoints/best.ckpt")

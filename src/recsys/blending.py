@@ -32,7 +32,7 @@ SHARES = (0.25, 0.5, 0.75)
 LEAST_GAIN = 0.01
 # The same of a prior shift. It costs nothing, but validation is nearer to what was popular last than the future is.
 LEAST_SHIFT_GAIN = 0.05
-SHIFT_WEIGHTS = (0.5, 1.0)
+SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0))  # weight, power
 SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
 # Validation users that choices are measured on (a seeded sample).
 MOST_USERS = 20_000
@@ -81,7 +81,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
     validation = _Validation(next(iter(configs.values())))
-    none = Chosen({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0}, runs[best].metrics)
+    none = Chosen({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, runs[name])
     if best not in validation.embedded:
@@ -97,7 +97,11 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
     shift = none.prior_shift
     objective = objective_of(configs[max(weights, key=lambda name: weights[name])])
     if validation.dataset.meta.time in ("seconds", "day"):
-        grid = [{"weight": w, "half_life_days": days} for w in SHIFT_WEIGHTS for days in SHIFT_HALF_LIVES]
+        grid = [
+            {"weight": weight, "half_life_days": days, "power": power}
+            for weight, power in SHIFTS
+            for days in SHIFT_HALF_LIVES
+        ]
         scores = [validation.measure(weights, _bias(validation.dataset, each, objective))[metric] for each in grid]
         if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
             shift = grid[scores.index(max(scores))]
@@ -109,7 +113,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
 
 
 def _bias(dataset: PreparedDataset, shift: Mapping[str, float], objective: Objective) -> Tensor:
-    return prior_shift(dataset, shift["half_life_days"], objective).mul(shift["weight"]).float()
+    return prior_shift(dataset, shift["half_life_days"], objective, shift["power"]).mul(shift["weight"]).float()
 
 
 class _Validation:

@@ -158,7 +158,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = Tru
         fresh: whether they are to be trained; if not, what is pretrained is left to the checkpoint that is to come.
     """
     _check_keys(config.model, MODEL_KEYS, "model")
-    _check_keys(config.model.prior_shift, ("weight", "half_life_days"), "model.prior_shift")
+    _check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), "model.prior_shift")
     L.seed_everything(config.seed, verbose=False)
     model = config.model
     try:
@@ -199,10 +199,10 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     shift = config.model.prior_shift
     if not shift.weight:
         return None
-    for name, low in (("weight", 0), ("half_life_days", 0)):
+    for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, objective_of(config))
+    bias = prior_shift(dataset, shift.half_life_days, objective_of(config), shift.power)
     return bias.mul(shift.weight).float()
 
 

@@ -81,7 +81,7 @@ def _finish_blend(
     members = {name: variants[name] for name in chosen.weights}
     name = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
     if chosen.prior_shift["weight"]:
-        name += " + {weight:g} prior of {half_life_days:g} days".format(**chosen.prior_shift)
+        name += " + {weight:g} prior^{power:g} of {half_life_days:g} days".format(**chosen.prior_shift)
     if distributed.is_first():
         _print({**scores, name: chosen.metrics[metric]}, metric, name)
     for number, member in enumerate(members, 1):

@@ -37,17 +37,21 @@ def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tenso
 SMOOTHING = 0.02
 
 
-def prior_shift(dataset: PreparedDataset, half_life_days: float, objective: Objective | None = None) -> Tensor:
-    """`log(p_recent(i) / p_trained(i))`, 0 for items without training events; float64 [N + 1].
+def prior_shift(
+    dataset: PreparedDataset, half_life_days: float, objective: Objective | None = None, power: float = 1.0
+) -> Tensor:
+    """`log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
     A softmax over the corpus learns the posterior under the popularity of its targets. Where only the prior moves
     (label shift), the posterior of now is the learned one times the ratio of the priors (Saerens et al. 2002,
-    equation 4).
+    equation 4). A power above 1 leans to what is popular beyond that, for data where the model knows users less well
+    than it thinks. Items without training events count as shifted by nothing, and as popular as the rarest.
 
     Args:
         dataset: training events, with time in seconds or days.
         half_life_days: age at which an event counts half in `p_recent`.
         objective: what the targets that training saw counted; null for all alike.
+        power: of the recent popularity.
 
     Raises:
         UserError: time has no days.
@@ -66,8 +70,10 @@ def prior_shift(dataset: PreparedDataset, half_life_days: float, objective: Obje
         return torch.from_numpy(counts / counts.sum())
 
     recent, trained = share(dataclasses.replace(objective, half_life_days=half_life_days)), share(objective)
-    ratio = ((1 - SMOOTHING) * recent + SMOOTHING * trained) / trained
-    return torch.where(trained > 0, ratio.log(), 0.0)
+    smoothed = (1 - SMOOTHING) * recent + SMOOTHING * trained
+    known = trained > 0
+    lean = (power - 1) * torch.where(known, smoothed, smoothed[known].min()).log()
+    return torch.where(known, (smoothed / trained).log(), 0.0) + lean
 
 
 def _training_items(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
