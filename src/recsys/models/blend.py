@@ -129,6 +129,7 @@ def members_of(model: Model) -> tuple[Member, ...]:
     return model.members if isinstance(model, Blend) else (Member(model, 1.0, None),)
 
 
+@torch.no_grad()
 def item_vectors(model: Model, item_idx: Tensor) -> Tensor:
     """What the item towers of the members give for `item_idx` int64 [R], side by side: a space of items."""
     return torch.cat([member.model.item_tower(item_idx) for member in members_of(model)], dim=1)
