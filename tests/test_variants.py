@@ -76,10 +76,11 @@ def test_wrong_variants_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", [f.stem for f in CONF.glob("experiment/*.yaml") if "\nvariants:" in f.read_text()])
 def test_variants_of_experiments_compose(file: str) -> None:
-    config = compose("train", [f"+experiment={file}", "data.root=DIR"])
+    given = [f"+experiment={file}", "data=parquet", "data.root=DIR"]
+    config = compose("train", given)
     assert len(config.variants) > 1
     for name, variant in config.variants.items():
-        assert _composition_error("train", [*variant.overrides, f"+experiment={file}", "data.root=DIR"]) is None, name
+        assert _composition_error("train", [*variant.overrides, *given]) is None, name
 
 
 @pytest.mark.slow
