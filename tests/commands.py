@@ -1,8 +1,9 @@
 """Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
 
-    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...]
+    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS, SIGNAL] | null, "log": FILE}, ...]
 
-`kill` ends the command by SIGKILL on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7].
+`kill` ends the command on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7]: by SIGKILL, or
+by the signal that it names.
 The last line of the output is the list of exit codes (minus the signal's number for a killed one).
 """
 
@@ -35,7 +36,7 @@ def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str
     return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
 
 
-def _kill_on_call(attribute: str, calls: int) -> None:
+def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
     module, _, path = attribute.partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
@@ -46,7 +47,7 @@ def _kill_on_call(attribute: str, calls: int) -> None:
     def counted(*arguments: Any, **settings: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[sent])
         return original(*arguments, **settings)
 
     setattr(owner, name, counted)

@@ -138,6 +138,16 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert read(whole, "run.json")["steps"] > 8
 
 
+def test_a_run_that_is_told_to_end_does_not_say_that_it_is_done(tmp_path: Path, cache: Path) -> None:
+    arguments = command(tmp_path / "run", cache)
+    (stopped, output), (resumed, log) = run_all(
+        [{"args": arguments, "kill": [STEP, 8, "SIGTERM"]}, {"args": arguments}], tmp_path
+    )
+    assert stopped == 128 + 15, output
+    assert resumed == 0, log
+    assert read(tmp_path / "run", "run.json")["status"] == "finished"
+
+
 def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
     first = command(run, cache, "trainer.max_epochs=2", "evaluation.rolling=true")

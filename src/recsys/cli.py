@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,9 @@ def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
             main(config)
         except (UserError, OmegaConfBaseException) as error:
             _fail(_readable(error))
+        except SystemExit as stop:
+            # Lightning answers a SIGTERM in the middle of training with an exit that says nothing.
+            raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
 
     command()
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -31,17 +28,14 @@ from recsys.build import (
     reachable,
 )
 from recsys.checkpoints import StayStopped, WholeFiles
-from recsys.data.builder import BatchBuilder
-from recsys.data.dataset import PreparedDataset, Requests
-from recsys.data.loader import RequestLoader
+from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.callback import FullCorpusEvaluation
-from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
-from recsys.evaluation.relevance import rolling_requests, seen_items
+from recsys.evaluation.ranking import per_user_table
 from recsys.mining import miner
 from recsys.models.blend import Model
 from recsys.module import EmbeddingModule
 from recsys.runs import load_weights, stored_config
+from recsys.testing import examples, rolling_metrics
 from recsys.tracking import RunFolder
 
 
@@ -207,45 +201,13 @@ def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers:
     trainer.test(module, data, verbose=False)
     metrics = _logged(trainer, "test/")
     if config.evaluation.rolling:
-        metrics |= _rolling(config, dataset, model, data.builder)
+        metrics |= rolling_metrics(config, dataset, model, data.builder)
     best = reachable(config, dataset, "test")
     metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
-    tracking.log_examples(loggers, lambda: _examples(config, dataset, model, data.builder))
-
-
-def _rolling(config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder) -> dict[str, float]:
-    corpus = corpus_of(model, dataset)
-    process = distributed.rank(), distributed.world_size()
-    requests = RequestLoader(builder, rolling_requests(dataset, "test"), 1024, *process)
-    metrics = RetrievalMetrics(dataset, len(corpus))
-    ranker = ModelRanker(model.eval(), corpus)
-    values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)
-    return {f"test_rolling/{name}": value for name, value in values.items()}
-
-
-def _examples(
-    config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder
-) -> dict[str, list[Any]]:
-    """What some test users did, what they do next, and what they are shown, as outside ids."""
-    requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
-    ranker = ModelRanker(model.eval(), corpus_of(model, dataset))
-    exclude = seen_items(dataset, requests) if config.exclude_seen else None
-    _, ranked = ranker.rank(builder.requests(requests), requests, 10, exclude)
-
-    def ids(item_idx: npt.NDArray[np.integer]) -> str:
-        return " ".join(map(str, dataset.item_ids.take(pa.array(item_idx[item_idx > 0] - 1)).to_pylist()))
-
-    begin, end = dataset.offsets[requests.user_idx], dataset.offsets[requests.user_idx + 1]
-    bounds = list(zip(begin, requests.end, end, strict=True))
-    return {
-        "user_id": [str(user) for user in dataset.user_ids.take(pa.array(requests.user_idx)).to_pylist()],
-        "history": [ids(dataset.item_idx[max(first, now - 10) : now]) for first, now, _ in bounds],
-        "test": [ids(dataset.item_idx[now : min(now + 10, last)]) for _, now, last in bounds],
-        "recommended": [ids(row) for row in ranked.numpy()],
-    }
+    tracking.log_examples(loggers, lambda: examples(config, dataset, model, data.builder))
 
 
 def _evaluation(config: DictConfig, dataset: PreparedDataset, model: Model) -> FullCorpusEvaluation:
