@@ -1,0 +1,155 @@
+"""An ANN host: item halves of releases, side by side, each searched only by its own version. Imports no torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from recsys.errors import nearest
+from recsys.release.manifest import Manifest
+from recsys.serving.item_search import Hits, ItemSearch
+from recsys.serving.items import Filter, IdMap
+from recsys.serving.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
+from recsys.serving.problems import Problem, VersionNotHeld, bad_request
+from recsys.serving.query_encoder import ItemId
+from recsys.serving.releases import Releases
+from recsys.serving.tower import Floats
+
+
+class Searcher(Protocol):
+    """What a host searches: `ItemSearch`, or something around it."""
+
+    manifest: Manifest
+
+    @property
+    def version(self) -> str:
+        """Of the release that the index belongs to."""
+        ...
+
+    def search(
+        self,
+        embeddings: Floats,
+        k: int,
+        filter: Filter | None = None,
+        exclude: Sequence[Sequence[ItemId]] | None = None,
+    ) -> list[Hits]:
+        """The k best items for each user; see `ItemSearch.search`."""
+        ...
+
+    def check(self) -> None:
+        """Raise UserError where the index does not find what it found when the release was made."""
+        ...
+
+
+class Host:
+    """Loaded versions of each model, one of which is served. Thread-safe; a search takes no lock.
+
+    Args:
+        releases: where versions are loaded from.
+        name: of this host, as answers tell it.
+        open_index: makes what is searched from folder, manifest and ids of a release.
+    """
+
+    def __init__(
+        self,
+        releases: Releases,
+        name: str,
+        open_index: Callable[[Path, Manifest, IdMap], Searcher] = ItemSearch,
+    ) -> None:
+        self.name = name
+        self._releases, self._open_index = releases, open_index
+        # Replaced, never changed: a search reads one state of them.
+        self._loaded: dict[str, dict[str, Searcher]] = {}
+        self._serving: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it serves something; what it serves has answered its self-check."""
+        return bool(self._serving)
+
+    def version(self) -> Versions:
+        """Model -> what is served and loaded; loaded in the order of loading."""
+        return {model: ModelVersions(self._serving.get(model), list(loaded)) for model, loaded in self._loaded.items()}
+
+    def load(self, name: str) -> str:
+        """Load a version or alias beside what is there; the version. It is verified and has answered its self-check.
+
+        Raises:
+            UserError: there is no such release, it is not what it says, or its index does not answer as it should.
+        """
+        with self._lock:
+            folder, manifest = self._releases.open(name)
+            model, version = manifest.model, manifest.version
+            held = self._loaded.get(model, {})
+            if version not in held:
+                index = self._open_index(folder, manifest, self._releases.known_items(version))
+                index.check()
+                self._loaded = {**self._loaded, model: {**held, version: index}}
+            return version
+
+    def serve(self, version: str, model: str | None = None) -> None:
+        """Make a loaded version the one that is served: requests are directed to it from now on.
+
+        Raises:
+            Problem: it is not loaded (409).
+        """
+        with self._lock:
+            model = self._model_of(version, model)
+            self._index(model, version)
+            self._serving = {**self._serving, model: version}
+
+    def unload(self, version: str, model: str | None = None) -> None:
+        """Let go of a version; searches that have begun finish.
+
+        Raises:
+            Problem: it is not loaded, or is served (409).
+        """
+        with self._lock:
+            model = self._model_of(version, model)
+            self._index(model, version)
+            if self._serving.get(model) == version:
+                raise Problem(409, "is_serving", f"version: {version} is served; serve another one first", "version")
+            self._loaded = {
+                **self._loaded,
+                model: {name: index for name, index in self._loaded[model].items() if name != version},
+            }
+
+    def search(self, request: SearchRequest) -> SearchResponse:
+        """Results from the version that the request names, and from no other.
+
+        Raises:
+            Problem: the host does not hold that version (409), or the request does not fit it (400).
+            UserError: likewise, by a filter's value.
+        """
+        model = self._model_of(request.version, request.model)
+        index = self._index(model, request.version)
+        embeddings, manifest = request.embeddings, index.manifest
+        expected = (manifest.dim,) if embeddings.ndim == 2 else (manifest.num_embeddings, manifest.dim)
+        if embeddings.ndim not in (2, 3) or embeddings.shape[1:] != expected:
+            raise bad_request(f"embeddings: found {list(embeddings.shape)}, expected [B, {manifest.dim}]", "embeddings")
+        if request.exclude is not None and len(request.exclude) != len(embeddings):
+            found, wanted = len(request.exclude), len(embeddings)
+            raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")
+        hits = index.search(embeddings, request.k, request.filter, request.exclude)
+        return SearchResponse(index.version, [SearchResult(*found) for found in hits])
+
+    def _model_of(self, version: str, model: str | None) -> str:
+        """The model that a request means."""
+        if model is None:
+            holders = [name for name, loaded in self._loaded.items() if version in loaded]
+            # A version is a hash over content, the model's name included: it has one holder.
+            if holders or len(self._loaded) == 1:
+                return (holders or list(self._loaded))[0]
+            raise VersionNotHeld(version, None, [v for loaded in self._loaded.values() for v in loaded])
+        if model not in self._loaded:
+            raise bad_request(f"model: found {model}{nearest(model, self._loaded)}", "model")
+        return model
+
+    def _index(self, model: str, version: str) -> Searcher:
+        loaded = self._loaded[model]
+        if version not in loaded:
+            raise VersionNotHeld(version, self._serving.get(model), list(loaded))
+        return loaded[version]

@@ -1,0 +1,50 @@
+"""What a gateway sees of an ANN host. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from recsys.serving.host import Host
+from recsys.serving.messages import SearchRequest, SearchResponse, Versions
+
+
+class HostClient(Protocol):
+    """A host, in this process or elsewhere."""
+
+    name: str
+
+    async def version(self) -> Versions:
+        """Model -> what the host serves and has loaded, now.
+
+        Raises:
+            Problem: it does not answer (503).
+        """
+        ...
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Search of the version that the request names.
+
+        Raises:
+            VersionNotHeld: the host does not hold it.
+            Problem: the request is wrong (400), or the host does not answer (503).
+        """
+        ...
+
+
+class LocalHost:
+    """A host in this process.
+
+    Args:
+        host: searched in the caller's thread, since its batches are small.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.name, self._host = host.name, host
+
+    async def version(self) -> Versions:
+        """As `Host.version`."""
+        return self._host.version()
+
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """As `Host.search`."""
+        return self._host.search(request)
