@@ -2,7 +2,7 @@
 
 from recsys.serving.events.incoming import parse_events
 from recsys.serving.events.opening import open_store
-from recsys.serving.events.protocol import Event, EventStore, Restored, StoreUnavailable, UserId
+from recsys.serving.events.protocol import Event, EventStore, Restored, StoreError, UserId
 from recsys.serving.events.sqlite import SQLiteEvents
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "EventStore",
     "Restored",
     "SQLiteEvents",
-    "StoreUnavailable",
+    "StoreError",
     "UserId",
     "open_store",
     "parse_events",

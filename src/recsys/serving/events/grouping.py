@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from recsys.serving.events.protocol import Event, UserId
+from recsys.serving.events.protocol import Event, StoreError, UserId
 
 Events = Sequence[tuple[UserId, Event]]
 
@@ -30,7 +31,7 @@ class GroupCommit:
 
     def __init__(self, write: Callable[[Events], None]) -> None:
         self._write = write
-        self._waiting: list[_Waiting] = []
+        self._waiting: deque[_Waiting] = deque()
         self._queue = threading.Lock()
         self._turn = threading.Lock()
 
@@ -55,14 +56,17 @@ class GroupCommit:
 
     def _write_group(self) -> None:
         with self._queue:
-            group, size = [], 0
+            group: list[_Waiting] = []
+            size = 0
             while self._waiting and (not group or size + len(self._waiting[0].events) <= MAX_EVENTS):
-                group.append(self._waiting.pop(0))
+                group.append(self._waiting.popleft())
                 size += len(group[-1].events)
-        error = None
+        error: Exception | None = StoreError("events: the write was interrupted")
         try:
             self._write([event for waiting in group for event in waiting.events])
+            error = None
         except Exception as found:
             error = found
-        for waiting in group:
-            waiting.error, waiting.is_done = error, True
+        finally:
+            for waiting in group:
+                waiting.error, waiting.is_done = error, True

@@ -69,4 +69,5 @@ def encode_profile(profile: Mapping[str, Any]) -> bytes:
 
 def decode_profile(content: bytes) -> dict[str, Any]:
     """Profile features from their bytes."""
-    return _profile.decode(content)
+    features: dict[str, Any] = _profile.decode(content)
+    return features

@@ -43,15 +43,20 @@ class Restored(NamedTuple):
     profile: Mapping[str, Any]
 
 
-class StoreUnavailable(RuntimeError):
+class StoreError(RuntimeError):
     """The store cannot answer now. What was to be written may or may not be there: sending it again is safe."""
 
 
 class EventStore(Protocol):
     """Events and profiles of users, safe to use from several threads. Ids keep their type: 5 and "5" are two users.
 
-    Every method raises `StoreUnavailable` where the store cannot do it now.
+    Every method raises `StoreError` where the store cannot do it now.
+
+    Attributes:
+        max_events: kept of each user.
     """
+
+    max_events: int
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
         """Add events, all or none; they are durable, and in the next `history`, when this returns.
@@ -70,7 +75,10 @@ class EventStore(Protocol):
         """Profile features of a user, as far as they were restored."""
 
     def forget(self, user_id: UserId) -> None:
-        """Remove events and profile of a user, durably. A later backfill from a folder that has them brings them back."""
+        """Remove events and profile of a user, durably.
+
+        A later backfill from a changed folder that still has them brings them back.
+        """
 
     def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
         """Merge what a source knows into the store, all or none; repeating it changes nothing.

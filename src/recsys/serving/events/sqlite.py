@@ -19,7 +19,7 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
-from recsys.serving.events.protocol import Event, Restored, StoreUnavailable, UserId
+from recsys.serving.events.protocol import Event, Restored, StoreError, UserId
 
 # "recs": tells the files of this store from other SQLite files. The version is of the tables below.
 APPLICATION, FORMAT = 0x72656373, 1
@@ -59,7 +59,7 @@ class SQLiteEvents:
     def __init__(self, path: str | Path, max_events: int = 200) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
-        self._path, self._max_events = Path(path), max_events
+        self._path, self.max_events = Path(path), max_events
         self._readers: deque[sqlite3.Connection] = deque()
         self._group = GroupCommit(self._append)
         try:
@@ -103,7 +103,7 @@ class SQLiteEvents:
         with self._transaction() as writer:
             for user_id, arrivals in by_user(events).items():
                 held = self._read(writer, user_id)
-                kept = merge(held, arrivals, self._max_events)
+                kept = merge(held, arrivals, self.max_events)
                 if kept != held:
                     writer.execute(_SAVE_HISTORY, (user_id, encode_events(kept)))
 
@@ -114,7 +114,7 @@ class SQLiteEvents:
 
     def _read(self, connection: sqlite3.Connection, user_id: UserId) -> list[Event]:
         row = connection.execute(_HISTORY, (user_id,)).fetchone()
-        return [] if row is None else decode_events(row[0], self._max_events)
+        return [] if row is None else decode_events(row[0], self.max_events)
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
         """As in `EventStore`."""
@@ -126,7 +126,7 @@ class SQLiteEvents:
                 found.update(
                     reader.execute(f"SELECT user_id, events FROM histories WHERE user_id IN ({places})", batch)
                 )
-        return [decode_events(found[user], self._max_events) if user in found else [] for user in user_ids]
+        return [decode_events(found[user], self.max_events) if user in found else [] for user in user_ids]
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """As in `EventStore`."""
@@ -145,8 +145,8 @@ class SQLiteEvents:
         with self._group.exclusive(), self._transaction() as writer:
             histories, profiles = [], []
             for user in users:
-                recent = user.events[-self._max_events :]
-                kept = merge(recent, self._read(writer, user.user_id), self._max_events)
+                recent = user.events[-self.max_events :]
+                kept = merge(recent, self._read(writer, user.user_id), self.max_events)
                 if kept:
                     histories.append((user.user_id, encode_events(kept)))
                 if user.profile:
@@ -181,7 +181,7 @@ class SQLiteEvents:
                     self._writer.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise StoreUnavailable(f"events: {self._path}: {error}") from error
+            raise StoreError(f"events: {self._path}: {error}") from error
 
     @contextmanager
     def _reader(self) -> Iterator[sqlite3.Connection]:
@@ -192,6 +192,6 @@ class SQLiteEvents:
         try:
             yield reader
         except sqlite3.Error as error:
-            raise StoreUnavailable(f"events: {self._path}: {error}") from error
+            raise StoreError(f"events: {self._path}: {error}") from error
         finally:
             self._readers.append(reader)
