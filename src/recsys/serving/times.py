@@ -27,7 +27,7 @@ def event_seconds(histories: Sequence[Sequence[Mapping[str, Any]]]) -> npt.NDArr
 
 
 def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
-    seconds = [None if value is None else _seconds(value) for value in timestamps]
+    seconds = [None if value is None else to_seconds(value) for value in timestamps]
     known = [at for at, value in enumerate(seconds) if value is not None]
     if not known:
         return np.zeros(len(seconds), np.int64)
@@ -37,7 +37,16 @@ def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
     return np.array([seconds[at] for at in filled], np.int64)
 
 
-def _seconds(value: Any) -> int:
+def to_seconds(value: Any, place: str = "history.timestamp") -> int:
+    """Seconds of one timestamp: a whole number of seconds, a date or a time, also as ISO 8601 (without a zone: UTC).
+
+    Args:
+        value: from outside.
+        place: how the message names it.
+
+    Raises:
+        UserError: it is nothing of these.
+    """
     try:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
@@ -48,6 +57,4 @@ def _seconds(value: Any) -> int:
             raise ValueError
         return int(value // 1)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"history.timestamp: found {value!r}, expected integer seconds, a date or a time (ISO 8601)"
-        ) from error
+        raise UserError(f"{place}: found {value!r}, expected integer seconds, a date or a time (ISO 8601)") from error
