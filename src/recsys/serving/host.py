@@ -117,6 +117,14 @@ class Host:
                 model: {name: index for name, index in self._loaded[model].items() if name != version},
             }
 
+    def trim(self, keep: int) -> None:
+        """Unload the versions that were loaded first, until each model has at most `keep`; what is served stays."""
+        with self._lock:
+            for model, loaded in list(self._loaded.items()):
+                idle = [version for version in loaded if version != self._serving.get(model)]
+                for version in idle[: max(0, len(loaded) - keep)]:
+                    self.unload(version, model)
+
     def search(self, request: SearchRequest) -> SearchResponse:
         """Results from the version that the request names, and from no other.
 

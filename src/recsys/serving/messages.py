@@ -33,6 +33,7 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
         exclude: items that must not be shown.
         exclude_seen: leave out the items of the whole history.
         filter: column of the release's items -> value or values.
+        version: of the release that must answer, if a host holds it (else 409); None: the one that is served.
     """
 
     user_id: Id | None = None
@@ -43,6 +44,7 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
     exclude: list[Id] | None = None
     exclude_seen: bool = True
     filter: dict[str, Value | list[Value]] | None = None
+    version: str | None = None
 
 
 class ScoredItem(Struct):
@@ -131,6 +133,12 @@ class EventsResponse(Struct):
     """Acknowledgement: so many events are durable, and the next retrieve uses them."""
 
     stored: int
+
+
+class Status(Struct):
+    """GET /healthz and /readyz."""
+
+    status: str
 
 
 class ErrorDetail(Struct, omit_defaults=True):

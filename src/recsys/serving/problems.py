@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from recsys.errors import UserError
 
 # `place.name: what was found and expected`, as the messages of UserError begin.
-_FIELD = re.compile(r"((?:history|users?|request|interactions|filter|exclude|k|embeddings)(?:\.[^\s:]+)?): ")
+_FIELD = re.compile(r"([^\s:]+): ")
 _OUTSIDE = {"users": "user", "interactions": "history"}
 
 

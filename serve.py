@@ -1,0 +1,38 @@
+"""Online: retrieval over HTTP, from one paired release at a time. Runs until it is told to end."""
+
+from omegaconf import DictConfig
+
+from recsys.cli import entry
+
+
+def main(config: DictConfig) -> None:
+    """Serve until SIGTERM or SIGINT; requests that were accepted are answered."""
+    from recsys.serving.server import Settings, run
+
+    limits = config.limits
+    run(
+        Settings(
+            role=config.role,
+            release=config.release,
+            store=config.store,
+            model=config.model,
+            host=config.host,
+            port=config.port,
+            workers=config.workers,
+            drain_seconds=config.drain_seconds,
+            towers=config.towers,
+            follow_seconds=config.follow_seconds,
+            events=config.events,
+            max_events=config.max_events,
+            admin_token=config.admin_token,
+            k=limits.k,
+            history=limits.history,
+            batch=limits.batch,
+            body_bytes=limits.body_bytes,
+            log_level=config.log_level,
+        )
+    )
+
+
+if __name__ == "__main__":
+    entry("serve", main)

@@ -1,0 +1,263 @@
+"""Answers requests: which version, the user tower of that version, the index of that version. Imports no torch.
+
+A user embedding never meets an index of another version. The version comes from the host that will be searched; the
+search names it, a host without it refuses, and the request is resolved again; and what the host says of the index that
+it searched is compared with what the tower says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from recsys.errors import UserError
+from recsys.serving.batching import Batches
+from recsys.serving.events import Event, EventStore, StoreError
+from recsys.serving.messages import (
+    Hosts,
+    RetrieveRequest,
+    RetrieveResponse,
+    ScoredItem,
+    SearchRequest,
+    SearchResponse,
+    encode,
+)
+from recsys.serving.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
+from recsys.serving.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
+from recsys.serving.times import to_seconds
+from recsys.serving.towers import TowerCache
+
+# Between two attempts where nothing that could answer is up.
+LOOK_EVERY = 0.05
+LARGEST_BATCH = 64
+
+
+class Assigned(Protocol):
+    """Where a request goes."""
+
+    @property
+    def version(self) -> str:
+        """That user tower and index must be of."""
+        ...
+
+
+class Routed(Protocol):
+    """An answer, and the hosts that gave it."""
+
+    @property
+    def response(self) -> SearchResponse: ...  # noqa: D102
+
+    @property
+    def hosts(self) -> tuple[str, ...]: ...  # noqa: D102
+
+
+class Routing(Protocol):
+    """Which hosts answer; see `routing.Router`."""
+
+    def assign(self, user_id: int | str | None = None, version: str | None = None) -> Any:
+        """Hosts and version of a request, as an `Assigned`; raises Problem (503).
+
+        With `version` hosts that hold it; raises VersionNotHeld.
+        """
+        ...
+
+    async def search(self, assignment: Any, request: SearchRequest) -> Any:
+        """Results as `Routed`; raises VersionNotHeld and Problem."""
+        ...
+
+    def hosts(self) -> Hosts:
+        """Host -> versions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request.
+
+    Attributes:
+        k: items of an answer.
+        history: events, and excluded items.
+        batch: requests, or events, of one POST.
+        body_bytes: of one POST.
+        seconds: after which a request that nobody could answer is given up.
+    """
+
+    k: int = 1000
+    history: int = 10_000
+    batch: int = 1000
+    body_bytes: int = 1 << 20
+    seconds: float = 4.0
+
+
+class _Group(NamedTuple):
+    """What requests of one batch have in common."""
+
+    version: str
+    k: int
+    filter: bytes | None
+
+
+class _Asked(NamedTuple):
+    request: RetrieveRequest
+    assignment: Any
+
+
+class Gateway:
+    """Retrieval for users.
+
+    Args:
+        router: chooses hosts.
+        towers: user towers by version.
+        events: histories and profiles of known users.
+        limits: of one request.
+    """
+
+    def __init__(self, router: Routing, towers: TowerCache, events: EventStore, limits: Limits) -> None:
+        self.router, self.towers, self.events, self.limits = router, towers, events, limits
+        self._batches: Batches[_Group, _Asked, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
+
+    async def ready(self) -> None:
+        """Load the tower of the version that a request would get now.
+
+        Raises:
+            Problem: nothing that could answer is up (503).
+        """
+        await self.towers.get(self.router.assign().version)
+
+    async def retrieve(self, request: RetrieveRequest) -> RetrieveResponse:
+        """Ranked items.
+
+        Raises:
+            Problem: the request is wrong (4xx), or nothing that could answer was up in time (503).
+        """
+        self._check(request)
+        wanted = None if not request.filter else encode(request.filter)
+        give_up = time.monotonic() + self.limits.seconds
+        while True:
+            try:
+                assignment = self.router.assign(request.user_id, request.version)
+                group = _Group(assignment.version, request.k, wanted)
+                return await self._batches.ask(group, _Asked(request, assignment))
+            except Problem as error:
+                moved = isinstance(error, VersionNotHeld)
+                if error.status != 503 and (not moved or request.version is not None):
+                    raise
+                if time.monotonic() > give_up:
+                    raise unavailable(error.message) from error
+            await asyncio.sleep(0 if moved else LOOK_EVERY)
+
+    async def event_names(self) -> set[str]:
+        """Features that an event may have: those of the release that a request would get now.
+
+        Raises:
+            Problem: nothing that could answer is up (503).
+        """
+        tower = await self.towers.get(self.router.assign().version)
+        return tower.names["history"] - set(EVENT_KEYS)
+
+    def _check(self, request: RetrieveRequest) -> None:
+        limits = self.limits
+        if request.k > limits.k:
+            raise bad_request(f"k: found {request.k}, expected at most {limits.k}", "k")
+        for name, given in (("history", request.history), ("exclude", request.exclude)):
+            if given is not None and len(given) > limits.history:
+                raise too_large(f"{name}: found {len(given)} entries, expected at most {limits.history}", name)
+        for number, event in enumerate(request.history or ()):
+            item = event.get("item_id")
+            if type(item) is not str and (type(item) is not int or not -(2**63) <= item < 2**63):
+                place = f"history[{number}].item_id"
+                raise bad_request(f"{place}: found {item!r}, expected an integer of 64 bits or a string", place)
+            if event.get("timestamp") is not None:
+                place = f"history[{number}].timestamp"
+                try:
+                    to_seconds(event["timestamp"], place)
+                except UserError as error:
+                    raise bad_request(str(error), place) from error
+
+    async def _answer_all(self, group: _Group, asked: Sequence[_Asked]) -> Sequence[RetrieveResponse | Exception]:
+        """Answers of one batch; a request that is wrong spoils nothing for the others."""
+        try:
+            return await self._answer(group, asked)
+        except UserError as error:
+            if len(asked) == 1 or (isinstance(error, Problem) and error.status != 400):
+                return [error] * len(asked)
+        answers: list[RetrieveResponse | Exception] = []
+        for one in asked:
+            answers.extend(await self._answer_all(group, [one]))
+        return answers
+
+    async def _answer(self, group: _Group, asked: Sequence[_Asked]) -> list[RetrieveResponse | Exception]:
+        tower = self.towers.held(group.version) or await self.towers.get(group.version)
+        queries = await self._queries(tower, [one.request for one in asked])
+        histories, unknown = tower.encode(queries)
+        exclude = [_excluded(one.request, query) for one, query in zip(asked, queries, strict=True)]
+        search = SearchRequest(tower.version, tower.tower(histories), group.k, asked[0].request.filter, exclude)
+        routed = await self.router.search(asked[0].assignment, search)
+        response: SearchResponse = routed.response
+        if response.version != tower.version:
+            # Whatever a host may do: an answer of two versions is none.
+            raise VersionNotHeld(tower.version, None, [response.version])
+        host, lengths = "+".join(routed.hosts), histories.lengths.tolist()
+        return [
+            RetrieveResponse(
+                [ScoredItem(*pair) for pair in zip(found.item_ids, found.scores.tolist(), strict=True)],
+                tower.version,
+                tower.version,
+                response.version,
+                host,
+                length,
+                names,
+            )
+            for found, length, names in zip(response.results, lengths, unknown, strict=True)
+        ]
+
+    async def _queries(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
+        stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]
+        profiled = [r.user_id for r in requests if r.user_id is not None] if tower.reads_profiles else []
+        histories: dict[int | str, list[Mapping[str, Any]]] = {}
+        profiles: dict[int | str, Mapping[str, Any]] = {}
+        if stored or profiled:
+            # A store may be on another machine.
+            found, profiles = await asyncio.to_thread(self._read, stored, profiled)
+            known = tower.names["history"]
+            histories = {user: [_as_history(event, known) for event in events] for user, events in found.items()}
+        names = tower.names["user"]
+        queries = []
+        for request in requests:
+            user = request.user_id
+            history: Sequence[Mapping[str, Any]] = request.history or ()
+            profile: Mapping[str, Any] = {}
+            if user is not None:
+                history = histories.get(user, []) if request.history is None else request.history
+                profile = {name: value for name, value in profiles.get(user, {}).items() if name in names}
+            queries.append(
+                Query(history, user, {**profile, **(request.user or {})}, request.request or {}, request.exclude or ())
+            )
+        return queries
+
+    def _read(
+        self, stored: Sequence[int | str], profiled: Sequence[int | str]
+    ) -> tuple[dict[int | str, list[Event]], dict[int | str, Mapping[str, Any]]]:
+        try:
+            histories = dict(zip(stored, self.events.histories(stored), strict=True))
+            return histories, {user: self.events.profile(user) for user in profiled}
+        except StoreError as error:
+            raise unavailable(str(error)) from error
+
+
+def _as_history(event: Event, known: set[str]) -> Mapping[str, Any]:
+    """What was stored under one release may have features that another does not know."""
+    if not event.features:
+        return {"item_id": event.item_id, "timestamp": event.timestamp}
+    features = {name: value for name, value in event.features.items() if name in known}
+    return {**features, "item_id": event.item_id, "timestamp": event.timestamp}
+
+
+def _excluded(request: RetrieveRequest, query: Query) -> list[ItemId]:
+    excluded = list(query.exclude)
+    if request.exclude_seen:
+        excluded += [event["item_id"] for event in query.history]
+    return excluded

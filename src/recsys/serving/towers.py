@@ -1,0 +1,86 @@
+"""The user towers that a gateway has loaded, by version. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from recsys.errors import UserError
+from recsys.serving.problems import unavailable
+from recsys.serving.query_encoder import QueryEncoder
+from recsys.serving.releases import Releases
+
+log = logging.getLogger("recsys")
+
+
+class TowerCache:
+    """The user towers of the last versions that were asked for; loading one blocks nobody who has another.
+
+    Args:
+        releases: where they are loaded from.
+        size: kept.
+        threads: of one call of a tower.
+    """
+
+    def __init__(self, releases: Releases, size: int = 3, threads: int = 1) -> None:
+        if size < 1:
+            raise UserError(f"towers: found {size}, expected at least 1")
+        self._releases, self._size, self._threads = releases, size, threads
+        self._held: OrderedDict[str, QueryEncoder] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[QueryEncoder]] = {}
+
+    @property
+    def versions(self) -> list[str]:
+        """Of the towers that are loaded, the one that was used last at the end."""
+        return list(self._held)
+
+    def held(self, version: str) -> QueryEncoder | None:
+        """The tower of a version, if it is loaded."""
+        tower = self._held.get(version)
+        if tower is not None:
+            self._held.move_to_end(version)
+        return tower
+
+    async def get(self, version: str) -> QueryEncoder:
+        """The tower of a version, loaded where it is not; however many ask at once, it is loaded once.
+
+        Raises:
+            Problem: the store has no sound release of that version (503).
+        """
+        tower = self.held(version)
+        if tower is not None:
+            return tower
+        if version not in self._loading:
+            self._loading[version] = asyncio.create_task(self._load(version))
+        # Shielded: one caller who goes away must not take it from the others.
+        return await asyncio.shield(self._loading[version])
+
+    async def _load(self, version: str) -> QueryEncoder:
+        try:
+            tower = await asyncio.to_thread(self.open, version)
+        except UserError as error:
+            log.error("user tower %s cannot be loaded: %s", version, error)
+            raise unavailable(f"the user tower of version {version} cannot be loaded") from error
+        finally:
+            del self._loading[version]
+        self.keep(tower)
+        return tower
+
+    def open(self, version: str) -> QueryEncoder:
+        """Load a tower, in the caller's thread; it has answered its self-check.
+
+        Raises:
+            UserError: there is no such release, or it is not what it says.
+        """
+        folder, manifest = self._releases.open(version)
+        tower = QueryEncoder(folder, manifest, self._releases.known_items(manifest.version), self._threads)
+        tower.check()
+        return tower
+
+    def keep(self, tower: QueryEncoder) -> None:
+        """Hold a tower that was opened; the one that was not used for longest goes where there are too many."""
+        self._held[tower.version] = tower
+        self._held.move_to_end(tower.version)
+        while len(self._held) > self._size:
+            self._held.popitem(last=False)

@@ -1,0 +1,93 @@
+"""Several processes that share one port, started again where one dies. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from types import FrameType
+
+from recsys.errors import UserError
+
+log = logging.getLogger("recsys")
+
+# What a process exits with that cannot start, so that starting it again would help nobody.
+CANNOT_START = 3
+LOOK_EVERY = 0.5
+RESTART_AFTER = 1.0
+
+
+def bind(host: str, port: int, shared: bool) -> socket.socket:
+    """A socket at an address; `shared`: other processes of this user may bind it too, and the kernel spreads callers.
+
+    Raises:
+        UserError: it is taken, or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        opened.bind((host, port))
+    except OSError as error:
+        opened.close()
+        raise UserError(f"port: cannot listen at {host}:{port} ({error.strerror})") from error
+    opened.set_inheritable(True)
+    return opened
+
+
+def supervise(work: Callable[[], None], count: int) -> None:
+    """Run `work` in `count` processes until SIGTERM or SIGINT, which they get too and are waited for.
+
+    Args:
+        work: can be pickled; exits with `CANNOT_START` where it cannot.
+        count: of processes.
+
+    Raises:
+        UserError: one cannot start.
+    """
+    context = multiprocessing.get_context("spawn")
+    ending = False
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal ending
+        ending = True
+        _terminate(processes)
+
+    def start() -> SpawnProcess:
+        process = context.Process(target=work)
+        process.start()
+        return process
+
+    processes: list[SpawnProcess] = []
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        processes.extend(start() for _ in range(count))
+        while not ending:
+            wait([process.sentinel for process in processes], LOOK_EVERY)
+            for place, process in enumerate(processes):
+                if ending or process.exitcode is None:
+                    continue
+                if process.exitcode == CANNOT_START:
+                    raise UserError("serve: a process cannot start; its message is above")
+                log.error("process %s ended with %s; starting another", process.pid, process.exitcode)
+                time.sleep(RESTART_AFTER)
+                processes[place] = start()
+    finally:
+        _terminate(processes)
+        for process in processes:
+            process.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _terminate(processes: Sequence[SpawnProcess]) -> None:
+    for process in processes:
+        if process.exitcode is None:
+            process.terminate()
