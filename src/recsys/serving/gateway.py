@@ -203,7 +203,7 @@ class Gateway:
         host, lengths = "+".join(routed.hosts), histories.lengths.tolist()
         return [
             RetrieveResponse(
-                [ScoredItem(*pair) for pair in zip(found.item_ids, found.scores.tolist(), strict=True)],
+                list(map(ScoredItem, found.item_ids, found.scores.tolist())),
                 tower.version,
                 tower.version,
                 response.version,
@@ -223,7 +223,7 @@ class Gateway:
             # A store may be on another machine.
             found, profiles = await asyncio.to_thread(self._read, stored, profiled)
             known = tower.names["history"]
-            histories = {user: [_as_history(event, known) for event in events] for user, events in found.items()}
+            histories = {user: _as_history(events, known) for user, events in found.items()}
         names = tower.names["user"]
         queries = []
         for request in requests:
@@ -248,16 +248,16 @@ class Gateway:
             raise unavailable(str(error)) from error
 
 
-def _as_history(event: Event, known: set[str]) -> Mapping[str, Any]:
+def _as_history(events: Sequence[Event], known: set[str]) -> list[Mapping[str, Any]]:
     """What was stored under one release may have features that another does not know."""
-    if not event.features:
-        return {"item_id": event.item_id, "timestamp": event.timestamp}
-    features = {name: value for name, value in event.features.items() if name in known}
-    return {**features, "item_id": event.item_id, "timestamp": event.timestamp}
+    return [
+        {"item_id": item, "timestamp": seconds, **{name: value for name, value in features.items() if name in known}}
+        if features
+        else {"item_id": item, "timestamp": seconds}
+        for item, seconds, features in events
+    ]
 
 
 def _excluded(request: RetrieveRequest, query: Query) -> list[ItemId]:
-    excluded = list(query.exclude)
-    if request.exclude_seen:
-        excluded += [event["item_id"] for event in query.history]
-    return excluded
+    seen = [event["item_id"] for event in query.history] if request.exclude_seen else []
+    return [*query.exclude, *seen]

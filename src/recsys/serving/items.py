@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,17 @@ class IdMap:
     def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
         """Row of each id, -1 where there is none; ids of another type are unknown."""
         if self._is_string:
-            found = [self._row_of.get(value, -1) if isinstance(value, str) else -1 for value in ids]
-            return np.array(found, np.int64)
+            try:
+                # A number is none of the keys.
+                return np.fromiter(map(self._row_of.get, ids, repeat(-1)), np.int64, len(ids))
+            except TypeError:
+                found = [self._row_of.get(value, -1) if isinstance(value, str) else -1 for value in ids]
+                return np.array(found, np.int64)
+        if set(map(type, ids)) == {int}:
+            try:
+                return self._find(np.array(ids, np.int64))
+            except OverflowError:
+                pass
         is_id = [isinstance(value, int | np.integer) and not isinstance(value, bool) and _fits(value) for value in ids]
         values = [value if good else 0 for value, good in zip(ids, is_id, strict=True)]
         return np.where(np.array(is_id, bool), self._find(np.array(values, np.int64)), -1)

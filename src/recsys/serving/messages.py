@@ -47,14 +47,14 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
     version: str | None = None
 
 
-class ScoredItem(Struct):
+class ScoredItem(Struct, gc=False):
     """One item of an answer."""
 
     item_id: int | str
     score: float
 
 
-class RetrieveResponse(Struct):
+class RetrieveResponse(Struct, gc=False):
     """Ranked items, and which versions of user tower and index met in them.
 
     Attributes:

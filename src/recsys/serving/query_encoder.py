@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class QueryEncoder:
         """
         for query in queries:
             self.check_names(query)
-        ids = [[event["item_id"] for event in query.history] for query in queries]
+        ids = [_item_ids(query.history) for query in queries]
         longest = self.manifest.max_history
         recent = [query.history[-longest:] for query in queries]
         found = self.known_items.rows([item for row in ids for item in row]) + 1
@@ -139,18 +139,15 @@ class QueryEncoder:
         Raises:
             UserError: it names the feature and the nearest valid one.
         """
-        valid = self.names["history"]
-        for number, event in enumerate(query.history):
-            if not event.keys() <= valid:
-                self.refuse("history", event)
-            if "item_id" not in event:
-                raise UserError(f"history: event {number} has no item_id")
+        given = set[str]().union(*query.history)
+        if not given <= self.names["history"]:
+            self.refuse("history", given)
         if query.user:
             self.refuse("user", query.user)
         if query.request:
             self.refuse("request", query.request)
 
-    def refuse(self, place: str, given: Mapping[str, Any]) -> None:
+    def refuse(self, place: str, given: Iterable[str]) -> None:
         """Refuse names that are none of `place`: history, user or request."""
         valid = self.names[place]
         for name in given:
@@ -173,6 +170,14 @@ class QueryEncoder:
         owner = "users" if prefix == "user" else "interactions"
         read = {name for spec in self.manifest.inputs for head, _, name in [spec.name.partition(".")] if head == prefix}
         return {f.name: self.encoder(f) for f in self.schema.features if f.owner == owner and f.name in read}
+
+
+def _item_ids(history: Sequence[Mapping[str, Any]]) -> list[ItemId]:
+    try:
+        return [event["item_id"] for event in history]
+    except KeyError:
+        number = next(number for number, event in enumerate(history) if "item_id" not in event)
+        raise UserError(f"history: event {number} has no item_id") from None
 
 
 def load_known_items(folder: Path) -> IdMap:
