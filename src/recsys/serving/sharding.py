@@ -1,0 +1,118 @@
+"""A corpus that is split over hosts: which rows a host searches, and one answer from those of all shards.
+
+Every shard holds the whole release and searches the rows that are its own, so that a sharded release is the same
+release, under the same version, as one that is not. Shapes: B users, M embeddings, D dim, K results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.errors import UserError
+from recsys.merging import present, take_turns
+from recsys.serving.messages import SearchRequest, SearchResponse, SearchResult
+from recsys.serving.problems import bad_request
+
+_SHARD = re.compile(r"(\d{1,4})/(\d{1,4})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`: the rows with row % count == number.
+
+    Rows are in no order of content or popularity within such a part, so every shard has about the same work.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise UserError(f"shard: found {self}, expected I/N with I below N, such as 0/2 and 1/2 for two shards")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Shard from `I/N`, counted from 0.
+
+        Raises:
+            UserError: it is not of that form.
+        """
+        found = _SHARD.fullmatch(text)
+        if found is None:
+            raise UserError(f"shard: found {text!r}, expected I/N, such as 0/2 and 1/2 for two shards")
+        return cls(int(found[1]), int(found[2]))
+
+    def rows(self, num_items: int) -> npt.NDArray[np.bool_]:
+        """The rows of an index that are searched here: bool [N]."""
+        return np.arange(num_items) % self.count == self.number
+
+
+def for_shards(request: SearchRequest) -> SearchRequest:
+    """The request that every shard is asked: one embedding a row, since only lists of one embedding merge by score.
+
+    Rows are in the order of users, and of each user's embeddings; absent embeddings have none.
+    """
+    if request.embeddings.ndim == 2:
+        return request
+    if request.embeddings.ndim != 3:
+        found = request.embeddings.ndim
+        raise bad_request(f"embeddings: found {found} dimensions, expected [B, D] or [B, M, D]", "embeddings")
+    there = present(request.embeddings)
+    owner = np.nonzero(there)[0]
+    exclude = None if request.exclude is None else [request.exclude[user] for user in owner]
+    return SearchRequest(request.version, request.embeddings[there], request.k, request.filter, exclude, request.model)
+
+
+def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchResponse:
+    """One answer to `request` from the answers of all shards to `for_shards(request)`.
+
+    Raises:
+        ValueError: the answers are of another version than the request, or of another number of users.
+    """
+    lists = len(for_shards(request).embeddings)
+    for answer in answers:
+        if answer.version != request.version or len(answer.results) != lists:
+            raise ValueError(
+                f"found {len(answer.results)} results of {answer.version}, expected {lists} of {request.version}"
+            )
+    merged = [_by_score([answer.results[row] for answer in answers], request.k) for row in range(lists)]
+    if request.embeddings.ndim == 3:
+        merged = _in_turns(merged, present(request.embeddings).sum(axis=1), request.k)
+    return SearchResponse(request.version, merged)
+
+
+def _by_score(parts: Sequence[SearchResult], k: int) -> SearchResult:
+    scores = np.concatenate([np.asarray(part.scores, np.float32) for part in parts])
+    ids = [item_id for part in parts for item_id in part.item_ids]
+    best = np.argsort(-scores, kind="stable")[:k]
+    return SearchResult([ids[at] for at in best.tolist()], scores[best])
+
+
+def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], k: int) -> list[SearchResult]:
+    merged = []
+    begin = 0
+    for count in num_lists.tolist():
+        mine = lists[begin : begin + count]
+        begin += count
+        number_of = {
+            item_id: number for number, item_id in enumerate(dict.fromkeys(i for m in mine for i in m.item_ids))
+        }
+        ids = list(number_of)
+        depth = max(len(part.item_ids) for part in mine)
+        scores = np.full((1, count, depth), -np.inf, np.float32)
+        rows = np.full((1, count, depth), -1, np.int64)
+        for m, part in enumerate(mine):
+            rows[0, m, : len(part.item_ids)] = [number_of[item_id] for item_id in part.item_ids]
+            scores[0, m, : len(part.item_ids)] = part.scores
+        turn_scores, turn_rows = take_turns(scores, rows, k)
+        found = turn_rows[0] >= 0
+        merged.append(SearchResult([ids[row] for row in turn_rows[0, found].tolist()], turn_scores[0, found]))
+    return merged
