@@ -140,8 +140,10 @@ class ValkeyEvents:
         with self._answers(), self._client.pipeline(transaction=True) as pipe:
             while True:
                 try:
-                    pipe.watch(*keys)
-                    held = {key: self._decode(found) for key, found in zip(keys, pipe.mget(keys), strict=True)}
+                    held: dict[str, list[Event]] = {}
+                    if keys:
+                        pipe.watch(*keys)
+                        held = dict(zip(keys, map(self._decode, pipe.mget(keys)), strict=True))
                     # What is held already is durable: the server shows nothing before fsync.
                     if changed := change(held):
                         pipe.multi()
@@ -183,15 +185,15 @@ class ValkeyEvents:
 
     def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
         """As in `EventStore`."""
-        mark = self._restored_key(source)
+        mark = {self._restored_key(source): str(done)}
         recent = {self._key("history", user.user_id): user.events[-self.max_events :] for user in users if user.events}
         profiles = {self._key("profile", user.user_id): encode_profile(user.profile) for user in users if user.profile}
 
         def change(held: Mapping[str, list[Event]]) -> dict[str, str | bytes]:
             kept = {key: encode_events(merge(events, held[key], self.max_events)) for key, events in recent.items()}
-            return {**kept, **profiles, mark: str(done)}
+            return {**kept, **profiles, **mark}
 
-        self._write([mark, *recent], change)
+        self._write(list(recent), change)
 
     def restored(self, source: str) -> int:
         """As in `EventStore`."""

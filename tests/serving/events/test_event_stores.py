@@ -1,0 +1,212 @@
+"""Both stores behave as one simple model, and as the protocol says."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from servers import needs_server
+
+from recsys.errors import UserError
+from recsys.serving.events import Event, EventStore, Restored, UserId, open_store
+
+_numbers = itertools.count()
+Open = Callable[[int], EventStore]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("valkey", marks=needs_server)])
+def open_new(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[Open]:
+    """Opens empty stores of one kind, with a limit of events."""
+    opened: list[EventStore] = []
+
+    def open_empty(max_events: int) -> EventStore:
+        if request.param == "sqlite":
+            opened.append(open_store(str(fast_folder / f"{next(_numbers)}.db"), max_events))
+        else:
+            from recsys.serving.events.valkey import ValkeyEvents
+
+            url = request.getfixturevalue("server").url
+            opened.append(ValkeyEvents(url, max_events, prefix=f"test{next(_numbers)}"))
+        return opened[-1]
+
+    yield open_empty
+    for store in opened:
+        store.close()
+
+
+class Model:
+    """What a store is to do, as slowly and simply as can be: rows (time, rank, event) of each user, sorted."""
+
+    def __init__(self, max_events: int) -> None:
+        self.max_events = max_events
+        self.rows: dict[tuple[type, UserId], list[tuple[int, int, Event]]] = {}
+        self.clock = 0
+
+    def append(self, events: list[tuple[UserId, Event]]) -> None:
+        for user_id, event in events:
+            rows = self.rows.setdefault((type(user_id), user_id), [])
+            if not any(_same(row[2], event) for row in rows):
+                self.clock += 1
+                rows.append((event.timestamp, self.clock, event))
+        for key in {(type(user_id), user_id) for user_id, _ in events}:
+            self._cut(key)
+
+    def restore(self, user_id: UserId, events: list[Event]) -> None:
+        key = (type(user_id), user_id)
+        recent = events[-self.max_events :]
+        rest = list(self.rows.get(key, []))
+        for event in recent:
+            match = next((row for row in rest if _same(row[2], event)), None)
+            if match is not None:
+                rest.remove(match)
+        # What is restored came before whatever else there is of the same second.
+        first = min((rank for _, rank, _ in rest), default=0) - len(recent)
+        self.rows[key] = rest + [(event.timestamp, first + n, event) for n, event in enumerate(recent)]
+        self._cut(key)
+
+    def forget(self, user_id: UserId) -> None:
+        self.rows.pop((type(user_id), user_id), None)
+
+    def history(self, user_id: UserId) -> list[Event]:
+        return [event for _, _, event in self.rows.get((type(user_id), user_id), [])]
+
+    def _cut(self, key: tuple[type, UserId]) -> None:
+        self.rows[key] = sorted(self.rows[key], key=lambda row: row[:2])[-self.max_events :]
+
+
+def _same(one: Event, other: Event) -> bool:
+    ids = type(one.item_id) is type(other.item_id) and one.item_id == other.item_id
+    return ids and one.timestamp == other.timestamp
+
+
+USERS: tuple[UserId, ...] = (5, "5", -1, "ü\0'", "")
+users = st.sampled_from(USERS)
+features = st.dictionaries(
+    st.sampled_from(["rating", "device"]), st.sampled_from([None, True, 4.5, 2**63 - 1, "phone", ["a", "b"], []])
+)
+# Few items and times, so that repeats, ties and late arrivals are the rule.
+events = st.builds(Event, st.sampled_from([1, "1", 2, 3, -(2**63)]), st.integers(0, 6), features)
+ordered = st.lists(events, max_size=8).map(lambda found: sorted(found, key=lambda event: event.timestamp))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.tuples(users, events), max_size=6)),
+        st.tuples(st.just("restore"), st.dictionaries(users, ordered, max_size=3)),
+        st.tuples(st.just("forget"), users),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(max_events=st.sampled_from([1, 3, 50]), steps=steps)
+def test_is_the_model(open_new: Open, max_events: int, steps: list[tuple[str, Any]]) -> None:
+    store, model = open_new(max_events), Model(max_events)
+    try:
+        for number, (name, argument) in enumerate(steps):
+            if name == "append":
+                store.append(argument)
+                model.append(argument)
+            elif name == "forget":
+                store.forget(argument)
+                model.forget(argument)
+            else:
+                store.restore([Restored(user, found, {}) for user, found in argument.items()], "folder", number)
+                for user, found in argument.items():
+                    model.restore(user, found)
+                assert store.restored("folder") == number
+            for user in USERS:
+                assert _plain(store.history(user)) == _plain(model.history(user))
+        assert [_plain(found) for found in store.histories([*USERS, 5])] == [
+            _plain(model.history(user)) for user in (*USERS, 5)
+        ]
+    finally:
+        store.close()
+
+
+def _plain(history: list[Event]) -> list[tuple[Any, ...]]:
+    # By `repr`, for 1 == True and 5 == 5.0.
+    return [(repr(e.item_id), e.timestamp, sorted((k, repr(v)) for k, v in e.features.items())) for e in history]
+
+
+def test_a_late_event_takes_its_place_and_a_repeat_none(open_new: Open) -> None:
+    store = open_new(3)
+    store.append([(5, Event(1, 10)), (5, Event(2, 30))])
+    store.append([(5, Event(3, 20, {"rating": 4.5}))])
+    store.append([(5, Event(3, 20, {"rating": 1.0})), (5, Event(2, 30))])
+    assert store.history(5) == [Event(1, 10), Event(3, 20, {"rating": 4.5}), Event(2, 30)]
+    # Full: a later one pushes the oldest out, an older one finds no place.
+    store.append([(5, Event(4, 40)), (5, Event(9, 5))])
+    assert store.history(5) == [Event(3, 20, {"rating": 4.5}), Event(2, 30), Event(4, 40)]
+    # Events of one second stand as they came.
+    store.append([(5, Event(6, 40)), (5, Event(5, 40))])
+    assert [event.item_id for event in store.history(5)] == [4, 6, 5]
+
+
+def test_a_restored_history_keeps_its_repeats_and_lies_before_what_came_meanwhile(open_new: Open) -> None:
+    store = open_new(10)
+    store.append([(5, Event(7, 20)), (5, Event(2, 10))])
+    folder = [Event(1, 10), Event(1, 10), Event(2, 10), Event(3, 20)]
+    for _ in range(2):
+        store.restore([Restored(5, folder, {"age": 30})], "folder", 1)
+        assert store.history(5) == [*folder, Event(7, 20)]
+    assert store.profile(5) == {"age": 30}
+    assert store.profile("5") == {}
+    store.forget(5)
+    assert store.history(5) == []
+    assert store.profile(5) == {}
+    assert store.restored("folder") == 1
+    assert store.restored("other") == 0
+
+
+def test_features_that_cannot_be_stored_fail_for_their_sender_alone(open_new: Open) -> None:
+    store = open_new(10)
+    for value in (object(), 2**64, "\ud800"):
+        with pytest.raises(UserError, match="features that cannot be stored"):
+            store.append([(5, Event(1, 1)), (5, Event(2, 2, {"rating": value}))])
+    assert store.history(5) == []
+
+
+def test_nothing_is_lost_between_threads(open_new: Open) -> None:
+    store = open_new(1000)
+
+    def write(thread: int) -> None:
+        for number in range(25):
+            event = Event(f"{thread}-{number}", number)
+            store.append([(5, event), (thread, event)])
+            assert event in store.history(thread)
+
+    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(100, 108)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = store.history(5)
+    assert {event.item_id for event in found} == {f"{t}-{n}" for t in range(100, 108) for n in range(25)}
+    assert [event.timestamp for event in found] == sorted(event.timestamp for event in found)
+    assert len(found) == 200
+
+
+def test_many_users_at_once(open_new: Open) -> None:
+    store = open_new(5)
+    store.append([(user, Event(user, 1)) for user in range(12_000)])
+    wanted = [*range(11_990, 12_010), *range(11_000)]
+    assert store.histories(wanted) == [[Event(user, 1)] if user < 12_000 else [] for user in wanted]
+    assert store.histories([]) == []
+    store.append([])
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/events", "http://127.0.0.1"])
+def test_an_unknown_place_is_refused(place: str) -> None:
+    with pytest.raises(UserError, match="no such store"):
+        open_store(place)
+
+
+def test_a_wrong_address_is_refused() -> None:
+    with pytest.raises(UserError, match="no address of a server"):
+        open_store("redis://127.0.0.1:port")
