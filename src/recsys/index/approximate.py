@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.columns import Ragged
+from recsys.index.allowed import Allowed, as_allowed
 from recsys.index.engine import faiss
 from recsys.index.files import save_index
 from recsys.index.protocol import Effort, check_embeddings, check_search
@@ -94,15 +95,15 @@ class FaissIndex(ABC):
         return save_index(self, folder, self._ann)
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
     ) -> tuple[Floats, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
-        rows = None if allow is None else np.flatnonzero(allow)
+        allowed = as_allowed(allow)
         if self._ann is None:
-            return exact_search(self._embeddings, queries, k, rows, exclude)
+            return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
         if exclude is None or not len(exclude.values):
-            return self._search(queries, k, k, allow, rows, None)
+            return self._search(queries, k, k, allowed, None)
         # Queries are taken by how much they exclude, so that one long history does not widen the search of all.
         excluded = np.diff(exclude.offsets)
         bucket = np.ceil(np.log2(excluded + 1)).astype(np.int64)
@@ -112,23 +113,22 @@ class FaissIndex(ABC):
             members = np.flatnonzero(bucket == size)
             wanted = k + int(excluded[members].max())
             scores[members], found[members] = self._search(
-                queries[members], k, wanted, allow, rows, exclude.take(members) if size else None
+                queries[members], k, wanted, allowed, exclude.take(members) if size else None
             )
         return scores, found
 
     def _search(
-        self, queries: Floats, k: int, wanted: int, allow: Mask | None, rows: Rows | None, exclude: Ragged | None
+        self, queries: Floats, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
     ) -> tuple[Floats, Rows]:
         """Take `wanted` candidates each, drop the excluded, and answer exactly where that is cheaper or came short."""
-        num_allowed = self.num_items if rows is None else len(rows)
+        num_allowed = self.num_items if allowed is None else allowed.num_allowed
         breadth = self._widened(wanted, num_allowed)
-        few = rows is not None and num_allowed <= ALWAYS_EXACT
+        few = allowed is not None and num_allowed <= ALWAYS_EXACT
         dear = breadth > self.effort.breadth and self._cost(breadth) >= num_allowed
         if few or dear or wanted >= num_allowed:
-            return exact_search(self._embeddings, queries, k, rows, exclude)
-        # The bitmap must outlive the search: faiss keeps a pointer.
-        bitmap = None if allow is None else np.packbits(allow, bitorder="little")
-        selector = None if bitmap is None else faiss.IDSelectorBitmap(bitmap)
+            return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
+        # faiss keeps a pointer to the bitmap, which `allowed` holds for as long as the search takes.
+        selector = None if allowed is None else faiss.IDSelectorBitmap(allowed.bitmap)
         parameters = self._search_parameters(breadth, selector)
         rescored = max(self.refine_factors, default=1) > 1
         # Of few results too, the codes tell only roughly which they are.
@@ -151,6 +151,7 @@ class FaissIndex(ABC):
         short = np.flatnonzero(found[:, -1] < 0)
         if len(short):
             rest = None if exclude is None else exclude.take(short)
+            rows = None if allowed is None else allowed.rows
             scores[short], found[short] = exact_search(self._embeddings, queries[short], k, rows, rest)
         return scores, found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from recsys.data.columns import Ragged
 from recsys.errors import UserError
+from recsys.index.allowed import Allowed
 from recsys.index.exact import Exact
 from recsys.index.protocol import Effort, Index
 from recsys.index.topk import Floats, Mask, Rows
@@ -76,7 +77,7 @@ class Auto:
         self._chosen.build(embeddings)
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
     ) -> tuple[Floats, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         return self.chosen.search(queries, k, allow, exclude)

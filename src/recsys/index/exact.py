@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from recsys.data.columns import Ragged
+from recsys.index.allowed import Allowed, as_allowed
 from recsys.index.files import save_index
 from recsys.index.protocol import Effort, check_embeddings, check_search
 from recsys.index.topk import Floats, Mask, Rows, exact_search
@@ -44,12 +45,12 @@ class Exact:
         self._embeddings = embeddings
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
     ) -> tuple[Floats, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
-        rows = None if allow is None else np.flatnonzero(allow)
-        return exact_search(self._embeddings, queries, k, rows, exclude)
+        allowed = as_allowed(allow)
+        return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
 
     def save(self, folder: Path) -> list[str]:
         """Write `item_index.json`; there is nothing else to keep."""

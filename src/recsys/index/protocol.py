@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from recsys.data.columns import Ragged
 from recsys.errors import UserError
+from recsys.index.allowed import Allowed
 from recsys.index.topk import Floats, Mask, Rows
 
 
@@ -75,14 +76,15 @@ class Index(Protocol):
         ...
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
     ) -> tuple[Floats, Rows]:
         """Items of highest inner product.
 
         Args:
             queries: float32 [Q, D].
             k: results for each query; may exceed N.
-            allow: bool [N], the rows that may be returned to any query; None: all.
+            allow: the rows that may be returned to any query, as a mask bool [N] or, best where several searches share
+                them, as `Allowed`; None: all.
             exclude: row q holds the rows that query q may not get, such as items it has seen.
 
         Returns:
@@ -118,7 +120,7 @@ def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
 
 
 def check_search(
-    num_items: int, dim: int, queries: Floats, k: int, allow: Mask | None, exclude: Ragged | None
+    num_items: int, dim: int, queries: Floats, k: int, allow: Mask | Allowed | None, exclude: Ragged | None
 ) -> Floats:
     """Refuse a search that does not fit the index; the queries as contiguous float32."""
     if queries.ndim != 2 or queries.shape[1] != dim:
@@ -129,7 +131,9 @@ def check_search(
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
         raise UserError(f"queries: row {row} holds nan or inf, expected finite numbers")
-    if allow is not None and (allow.shape != (num_items,) or allow.dtype != np.bool_):
+    if isinstance(allow, Allowed) and allow.num_items != num_items:
+        raise UserError(f"allow: found rows of {allow.num_items} items, expected {num_items}")
+    if isinstance(allow, np.ndarray) and (allow.shape != (num_items,) or allow.dtype != np.bool_):
         raise UserError(f"allow: found {allow.dtype} {list(allow.shape)}, expected bool [{num_items}]")
     if exclude is not None:
         if len(exclude) != len(queries):

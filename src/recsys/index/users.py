@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.data.columns import Ragged
+from recsys.index.allowed import Allowed
+from recsys.index.extended import Extended
 from recsys.index.protocol import Index
 from recsys.index.topk import Floats, Mask, Rows
 from recsys.merging import present, take_turns
 
 
 def search_users(
-    index: Index, users: Floats, k: int, allow: Mask | None = None, exclude: Ragged | None = None
+    index: Index | Extended, users: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
 ) -> tuple[Floats, Rows]:
     """The k items of each user.
 
@@ -19,7 +21,7 @@ def search_users(
         index: of the items.
         users: float32 [B, D], or [B, M, D] where a user has up to M embeddings (absent ones are zeros).
         k: results for each user.
-        allow: bool [N], the rows that may be returned; None: all.
+        allow: the rows that may be returned; None: all.
         exclude: row b holds the rows that user b may not get.
 
     Returns:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from recsys.data.encoding import plain
 from recsys.errors import UserError, nearest
+from recsys.index import Allowed
 
 Mask = npt.NDArray[np.bool_]
 Value = str | int | float | bool
@@ -80,20 +81,25 @@ class ItemFilter:
 
     Args:
         table: `items.parquet` of the release, in the order of the index.
+        removed: rows that no filter lets pass.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, removed: npt.NDArray[np.int64] | None = None) -> None:
         self.columns: list[str] = [name for name in table.column_names if name != "item_idx"]
-        self._table = table
+        self._table, self._removed = table, removed
         self._cached = lru_cache(maxsize=64)(self._allowed)
 
-    def __call__(self, wanted: Filter) -> Mask | None:
-        """Bool [N]; None: no filter.
+    def without(self, removed: npt.NDArray[np.int64]) -> ItemFilter:
+        """The same filters, none of which lets the rows `removed` pass."""
+        return ItemFilter(self._table, removed)
+
+    def __call__(self, wanted: Filter) -> Allowed | None:
+        """The rows that may be returned; None: all.
 
         Raises:
             UserError: no such column, or a value that the column cannot hold.
         """
-        if not wanted:
+        if not wanted and (self._removed is None or not len(self._removed)):
             return None
         key: list[tuple[str, tuple[Value, ...]]] = []
         for name in sorted(wanted):
@@ -104,12 +110,14 @@ class ItemFilter:
             key.append((name, values))
         return self._cached(tuple(key), tuple(type(value) for _, values in key for value in values))
 
-    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> Mask:  # noqa: ARG002
+    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> Allowed:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
         mask = np.ones(len(self._table), bool)
         for name, values in wanted:
             mask &= self._column(name, values)
-        return mask
+        if self._removed is not None:
+            mask[self._removed] = False
+        return Allowed(mask)
 
     def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
         column = plain(self._table.column(name))

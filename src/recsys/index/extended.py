@@ -1,0 +1,57 @@
+"""An index, and items that came after it was built: those are searched exactly, and both answers merged."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recsys.data.columns import Ragged
+from recsys.index.allowed import Allowed
+from recsys.index.protocol import Index
+from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
+
+
+class Extended:
+    """N items of an index and A beside it, rows N..N+A-1. Scores compare: both are inner products.
+
+    Args:
+        index: of the N items.
+        added: float32 [A, D].
+        allowed: the rows of `added` that may be returned, ascending; None: all.
+    """
+
+    def __init__(self, index: Index, added: Floats, allowed: Rows | None = None) -> None:
+        self._index, self._added, self._allowed = index, added, allowed
+
+    def search(
+        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Floats, Rows]:
+        """(scores, rows) of the k best of both.
+
+        Args:
+            queries: float32 [Q, D].
+            k: results for each query.
+            allow: rows of the index that may be returned; None: all.
+            exclude: rows of both that each query may not get.
+
+        Returns:
+            As `Index.search`; of equal scores those of the index come first.
+        """
+        num_items = self._index.num_items
+        inside, beside = (exclude, None) if exclude is None else _split(exclude, num_items)
+        scores, rows = self._index.search(queries, k, allow, inside)
+        # The index has checked the queries.
+        queries = np.ascontiguousarray(queries, np.float32)
+        more, more_rows = exact_search(self._added, queries, k, self._allowed, beside)
+        more_rows = np.where(more_rows < 0, -1, more_rows + num_items)
+        return to_results(pack(np.concatenate([scores, more], 1), np.concatenate([rows, more_rows], 1)), k)
+
+
+def _split(exclude: Ragged, num_items: int) -> tuple[Ragged, Ragged]:
+    """Rows of the index, and rows of the items beside it, counted from their own first."""
+    owner = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
+    is_inside = exclude.values < num_items
+    parts = []
+    for chosen, first in ((is_inside, 0), (~is_inside, num_items)):
+        counts = np.bincount(owner[chosen], minlength=len(exclude))
+        parts.append(Ragged(exclude.values[chosen] - np.int32(first), np.concatenate([[0], np.cumsum(counts)])))
+    return parts[0], parts[1]
