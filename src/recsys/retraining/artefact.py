@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from recsys.data.dataset import Requests
 from recsys.recommenders import ReleaseRecommender, RunRecommender
@@ -123,7 +124,7 @@ class Size:
         if served_ids.type != held.type:
             yield Outcome("kept items", 0.0, self.kept_items, "fail", f"ids are {held.type}, served {served_ids.type}")
             return
-        kept = 1 - served_ids.index_in(held).null_count / len(served_ids)
+        kept = 1 - pc.index_in(served_ids, value_set=held).null_count / len(served_ids)
         yield at_least("kept items", kept, self.kept_items, "share of the served items that are still there")
 
 
