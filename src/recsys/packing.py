@@ -107,9 +107,22 @@ def pack(
         metrics=run.metrics,
         index={"class": description["class"], **measured},
         files={},
+        data=_times(dataset),
     )
     _write_self_check(folder, run, manifest, index)
     return manifest
+
+
+def _times(dataset: PreparedDataset) -> dict[str, int]:
+    """`Manifest.data`; nothing where times are worth nothing."""
+    if dataset.meta.time not in ("seconds", "day"):
+        return {}
+    time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
+    place = np.arange(len(time))
+    train = time[place < np.repeat(dataset.train_end, lengths)]
+    test = time[place >= np.repeat(dataset.val_end, lengths)]
+    times = {"begin": time.min(), "train_until": train.max(), "test_begin": test.min(), "until": time.max()}
+    return {name: int(value) for name, value in times.items()}
 
 
 def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:

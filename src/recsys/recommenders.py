@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recsys.build import open_data
 from recsys.data.builder import BatchBuilder
-from recsys.data.columns import Column
+from recsys.data.columns import Column, Ragged
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import FeatureEncoder
 from recsys.data.sources import ParquetFolder
@@ -25,6 +25,7 @@ from recsys.recommendation import Recommender, Rows
 from recsys.release.manifest import CONFIG, describe_file
 from recsys.runs import TrainedRun, load_run
 from recsys.serving.retriever import Retriever
+from recsys.serving.tower import Histories
 from recsys.translation import Translation
 
 Scores = npt.NDArray[np.float32]
@@ -79,15 +80,24 @@ class ReleaseRecommender:
         self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
     ) -> tuple[Scores, Rows]:
         """As in `Recommender`."""
-        histories = to_histories(self._builder.requests(requests), self._num_items)
-        seen = seen_items(self.dataset, requests)
-        if self._translation is not None:
-            histories, seen = self._translation.histories(histories), self._translation.items(seen)
+        histories, seen = self._read(requests)
         encoders = self._retriever.request_encoders
         columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
-        histories = histories.with_requests(columns)
         exclude = self._retriever.index_rows(seen) if exclude_seen else None
-        return search_users(self._retriever.index, self._retriever.tower(histories), k, exclude=exclude)
+        users = self._retriever.tower(histories.with_requests(columns))
+        return search_users(self._retriever.index, users, k, exclude=exclude)
+
+    def histories(self, requests: Requests) -> Histories:
+        """What the exported tower reads of the requests."""
+        return self._read(requests)[0]
+
+    def _read(self, requests: Requests) -> tuple[Histories, Ragged]:
+        """Histories, and the items of the whole history, in the codes of the release."""
+        histories = to_histories(self._builder.requests(requests), self._num_items)
+        seen = seen_items(self.dataset, requests)
+        if self._translation is None:
+            return histories, seen
+        return self._translation.histories(histories), self._translation.items(seen)
 
 
 def open_recommender(run: str | None, release: str | None, store: str, root: str | None) -> Recommender:
@@ -112,7 +122,7 @@ def open_recommender(run: str | None, release: str | None, store: str, root: str
     return RunRecommender(load_run(run))
 
 
-def _at_root(config: DictConfig, root: str) -> DictConfig:
+def at_root(config: DictConfig, root: str) -> DictConfig:
     """The configuration of a release with another folder as its source; tables that are not there have no features."""
     tables = ParquetFolder(root).tables(Path(config.data.cache) / "sources")
     changed = config.copy()
@@ -128,7 +138,7 @@ def _open_release(store: str, name: str, root: str | None) -> ReleaseRecommender
     config = OmegaConf.load(retriever.folder / CONFIG)
     assert isinstance(config, DictConfig)
     if root is not None:
-        config = _at_root(config, root)
+        config = at_root(config, root)
     dataset = open_data(config)
     expected = retriever.manifest.dataset_fingerprint
     if root is None and dataset.meta.fingerprint != expected:

@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,6 +151,29 @@ def mirror_release(project: str | None, folder: Path, model: str, alias: str | N
         artifact = wandb.Artifact(f"release-{model}", "release", metadata={"version": folder.name})
         artifact.add_dir(str(folder))
         run.log_artifact(artifact, aliases=[folder.name, *([alias] if alias else [])])
+
+
+def log_verdict(
+    project: str | None, run: Path, values: Mapping[str, Any], columns: Sequence[str | int], rows: list[list[Any]]
+) -> None:
+    """What the gates found, as a W&B run of its own: a table of outcomes, and how it ended.
+
+    Args:
+        project: of W&B; None for nothing.
+        run: folder of the run that was judged.
+        values: for the summary.
+        columns: heads of the table.
+        rows: cells.
+    """
+    if project is None:
+        return
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode: Literal["online", "offline"] = "online" if wandb_online() else "offline"
+    with wandb.init(project=project, job_type="gates", name=f"gates {run.name}", dir=run, mode=mode) as judged:
+        judged.log({"gates": wandb.Table(columns=list(columns), data=rows)})
+        judged.summary.update(dict(values))
 
 
 def close(loggers: list[Logger]) -> None:

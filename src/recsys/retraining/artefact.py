@@ -1,0 +1,166 @@
+"""Gates on the release itself: its index, its speed, its size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow.compute as pc
+
+from recsys.data.dataset import Requests
+from recsys.recommenders import ReleaseRecommender, RunRecommender
+from recsys.retraining.evidence import Evidence, K, Side
+from recsys.retraining.verdict import Outcome, at_least, at_most, untested
+from recsys.serving.tower import pad
+
+
+@dataclass(frozen=True)
+class SameAsTrained:
+    """The release finds what the trained towers find by exact search.
+
+    One look from end to end: export, index, order of the items and vocabularies are each verified when a release is
+    made, and any of them can still be wrong together. The manifest's own figure is not believed.
+
+    Attributes:
+        least: share of the exact first k that the release must show.
+        most_requests: that are asked.
+    """
+
+    least: float
+    most_requests: int
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome."""
+        run, retriever = evidence.run, evidence.candidate.retriever
+        requests = Requests(*(column[: self.most_requests] for column in run.dataset.requests("test")))
+        # Of a small corpus most of it would be found by anybody.
+        k = min(K, max(1, len(run.corpus) // 10))
+        _, exact = RunRecommender(run).rank(requests, k, run.config.exclude_seen, {})
+        _, rows = ReleaseRecommender(retriever, run.dataset).rank(requests, k, run.config.exclude_seen, {})
+        item_idx = np.concatenate([[0], np.asarray(retriever.items["item_idx"])])
+        found = item_idx[rows + 1]
+        wanted = exact + 1
+        hits = ((wanted[:, :, None] == found[:, None, :]) & (wanted[:, :, None] > 0)).any(2).sum()
+        share = float(hits / max(1, (wanted > 0).sum()))
+        told = f"of the exact first {k} of the trained towers, {len(requests.user_idx)} users"
+        yield at_least(f"index recall@{k}", share, self.least, told)
+
+
+@dataclass(frozen=True)
+class TowerLatency:
+    """The exported user tower is not much slower than the served one.
+
+    It runs once for each request, in front of everything else. Both are timed in turns on the same users, one at a
+    time on one thread, and compared by their medians, so that a busy machine slows both.
+
+    Attributes:
+        slower: times the served median, at most.
+        slack_ms: what may be added in any case: below it nobody notices.
+        rounds: requests that are timed.
+    """
+
+    slower: float
+    slack_ms: float
+    rounds: int
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome."""
+        sides = evidence.candidate, evidence.served
+        inputs = [_single_requests(side, self.rounds) for side in sides]
+        spent: list[list[float]] = [[], []]
+        for number in range(-min(10, self.rounds), self.rounds):
+            for which, side in enumerate(sides):
+                given = inputs[which][number % len(inputs[which])]
+                begin = time.perf_counter()
+                side.retriever.tower.run(given)
+                if number >= 0:
+                    spent[which].append(1000 * (time.perf_counter() - begin))
+        found, served = (float(np.median(times)) for times in spent)
+        threshold = max(self.slower * served, served + self.slack_ms)
+        yield at_most("median ms", found, threshold, f"one user on one thread; served {served:.3f} ms")
+
+
+def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
+    requests = side.asked.requests
+    chosen = np.linspace(0, len(requests.user_idx) - 1, min(most, len(requests.user_idx), 100)).astype(np.int64)
+    tower = side.retriever.tower
+    return [
+        pad(side.recommender.histories(Requests(*(column[[row]] for column in requests))), tower.inputs)
+        for row in chosen
+    ]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The release is about as large as the served one, and holds about as many items.
+
+    Hosts hold several releases at once; and a corpus that shrinks or grows at a stroke is an accident of preparation
+    more often than a decision.
+
+    Attributes:
+        growth: times the served bytes, at most.
+        fewest_items: share of the served number of items, at least.
+        most_items: times the served number of items, at most.
+        kept_items: share of the served items that are still there.
+    """
+
+    growth: float
+    fewest_items: float
+    most_items: float
+    kept_items: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """Outcomes for bytes and items."""
+        ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
+        found, served = (sum(entry.bytes for entry in m.files.values()) / 2**20 for m in (ours, theirs))
+        yield at_most("MiB", found, self.growth * served, f"{self.growth:g} times the served {served:.1f}")
+        num_items, told = ours.num_items, f"served {theirs.num_items:,}"
+        yield at_least("fewest items", num_items, self.fewest_items * theirs.num_items, told)
+        yield at_most("most items", num_items, self.most_items * theirs.num_items, told)
+        served_ids = evidence.served.retriever.items["item_id"].combine_chunks()
+        held = evidence.candidate.retriever.items["item_id"].combine_chunks()
+        if served_ids.type != held.type:
+            yield Outcome("kept items", 0.0, self.kept_items, "fail", f"ids are {held.type}, served {served_ids.type}")
+            return
+        kept = 1 - pc.index_in(served_ids, value_set=held).null_count / len(served_ids)
+        yield at_least("kept items", kept, self.kept_items, "share of the served items that are still there")
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Learned from data that are newer than those of the served release, or the same.
+
+    A run that was left over, or trained on a folder that nobody appends to any more, passes every comparison with the
+    model that it is a copy of.
+
+    Attributes:
+        max_age_days: from the last event that was learned from to the newest event there is, at most; null for any.
+    """
+
+    max_age_days: float | None
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """Outcomes for the end of the data, its age, and whether anything was learned."""
+        ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
+        until, served = ours.data.get("until"), theirs.data.get("until")
+        if until is None or served is None:
+            yield untested("newest event", "a release does not say of which time its data are")
+        else:
+            told = "days after the newest event of the served release's data"
+            yield at_least("newest event", (until - served) / 86_400, 0.0, told)
+        if until is not None and self.max_age_days is not None and evidence.window.has_times:
+            age = (int(evidence.window.time.max()) - ours.data["train_until"]) / 86_400
+            yield at_most("age in days", age, self.max_age_days, "of what was learned from, at the newest event")
+        same = all(
+            ours.files[name].sha256 == theirs.files[name].sha256
+            for name in ("user_tower.safetensors", "item_tower.safetensors")
+        )
+        if ours.dataset_fingerprint != theirs.dataset_fingerprint:
+            told = "the weights are those of the served release, though the data are others"
+            yield (
+                Outcome("new weights", float(not same), 1.0, "fail", told)
+                if same
+                else at_least("new weights", 1.0, 1.0, "other weights than the served release's")
+            )
