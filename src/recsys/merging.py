@@ -7,6 +7,8 @@ Shapes: B users, M embeddings, D dim, K results.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,25 +39,74 @@ def take_turns(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
         -inf and -1 where there is no further result.
     """
     num_users, num_lists, depth = rows.shape
+    places = Pool(rows).merge(k, [[k] * num_lists])
+    found = places >= 0
+    of_user, _ = np.nonzero(found)
+    flat = places[found]
     out_scores = np.full((num_users, k), -np.inf, np.float32)
     out_rows = np.full((num_users, k), -1, np.int64)
-    number = _numbered(rows)
-    given = np.zeros((num_users, num_lists * depth), bool)
-    count = np.zeros(num_users, np.int64)
-    turns = [np.flatnonzero(rows[:, m, 0] >= 0) if depth else np.zeros(0, np.int64) for m in range(num_lists)]
-    while any(map(len, turns)):
-        for m, users in enumerate(turns):
-            users = users[count[users] < k]
-            free = (rows[users, m] >= 0) & ~given[users[:, None], number[users, m]]
-            able = free.any(axis=1)
-            users, at = users[able], free[able].argmax(axis=1)
-            given[users, number[users, m, at]] = True
-            out_scores[users, count[users]] = scores[users, m, at]
-            out_rows[users, count[users]] = rows[users, m, at]
-            count[users] += 1
-            # A list that had nothing to give has run out.
-            turns[m] = users
+    out_scores[found] = scores.reshape(num_users, num_lists * depth)[of_user, flat]
+    out_rows[found] = rows.reshape(num_users, num_lists * depth)[of_user, flat]
     return out_scores, out_rows
+
+
+class Pool:
+    """Ranked lists of users, to be merged in any number of ways.
+
+    Args:
+        rows: int64 [B, M, K], -1 where a list has no further result; once in a list.
+
+    Attributes:
+        number: numbers below M * K instead of the rows, equal within a user where the rows are; int64 [B, M, K].
+        length: results of each list; int64 [B, M].
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.number = _numbered(rows)
+        self.length = (rows >= 0).sum(axis=2)
+
+    def merge(self, k: int, rounds: Sequence[Sequence[int]]) -> Rows:
+        """Where the results of a merged list lie: m * K + place in list m; int64 [B, k], -1 where there is no further.
+
+        Args:
+            k: results of a user.
+            rounds: in a round, lists take turns until each has given as many items as the round allows it, or has run
+                out; M budgets a round.
+        """
+        num_users, num_lists, depth = self.number.shape
+        out = np.full((num_users, k), -1, np.int64)
+        given = np.zeros((num_users, num_lists * depth), bool)
+        count = np.zeros(num_users, np.int64)
+        # The first place of each list that was not looked at yet.
+        at = np.zeros((num_lists, num_users), np.int64)
+        for budgets in rounds:
+            left = list(budgets)
+            turns = [np.arange(num_users) if budget > 0 else np.zeros(0, np.int64) for budget in left]
+            while any(map(len, turns)):
+                for m, users in enumerate(turns):
+                    if not len(users):
+                        continue
+                    users = users[count[users] < k]
+                    users = self._skip(m, users, at[m], given)
+                    place = at[m, users]
+                    given[users, self.number[users, m, place]] = True
+                    out[users, count[users]] = m * depth + place
+                    at[m, users] += 1
+                    count[users] += 1
+                    left[m] -= 1
+                    # A list that had nothing to give has run out.
+                    turns[m] = users if left[m] > 0 else users[:0]
+        return out
+
+    def _skip(self, m: int, users: Rows, at: Rows, given: npt.NDArray[np.bool_]) -> Rows:
+        """Move `at` to each user's next item of list m that was not given; the users whose list has one."""
+        length = self.length[:, m]
+        moving = users[at[users] < length[users]]
+        while len(moving):
+            moving = moving[given[moving, self.number[moving, m, at[moving]]]]
+            at[moving] += 1
+            moving = moving[at[moving] < length[moving]]
+        return users[at[users] < length[users]]
 
 
 def _numbered(rows: Rows) -> Rows:

@@ -127,6 +127,36 @@ def compare_runs(
     ]
 
 
+def bootstrap_means(values: Floats, num_samples: int, seed: int = 0) -> Floats:
+    """Means over B bootstrap samples of users; [B, M]. A sample is the same for all columns.
+
+    Args:
+        values: of each user and metric, [U, M].
+        num_samples: B.
+        seed: of the samples.
+    """
+    num_users = len(values)
+    if not num_users:
+        raise UserError("paired bootstrap: no users; expected at least one")
+    if num_samples < 1:
+        raise UserError(f"paired bootstrap: {num_samples} samples; expected at least one")
+    rng = np.random.default_rng(seed)
+    # A user whose metrics agree in both runs adds nothing to a sum, so only how many of the others are drawn matters,
+    # and then which of them. With one held-out item, nine users in ten agree.
+    rows = values[values.any(axis=1)]
+    height = max(1, _BLOCK_BYTES // (8 * num_users))
+    means = np.zeros((num_samples, values.shape[1]))
+    for begin in range(0, num_samples, height) if len(rows) else ():
+        block = means[begin : begin + height]
+        num_drawn = rng.binomial(num_users, len(rows) / num_users, len(block))
+        drawn = rng.integers(0, len(rows), num_drawn.sum())
+        drawn += np.repeat(np.arange(len(block)) * len(rows), num_drawn)
+        draws = np.bincount(drawn, minlength=len(block) * len(rows)).reshape(len(block), len(rows))
+        np.matmul(draws.astype(np.float64), rows, out=block)
+    means /= num_users
+    return means
+
+
 def paired_bootstrap(
     differences: Floats, num_samples: int = 10_000, seed: int = 0
 ) -> list[tuple[float, float, float, float]]:
@@ -140,25 +170,7 @@ def paired_bootstrap(
         num_samples: B.
         seed: of the samples.
     """
-    num_users = len(differences)
-    if not num_users:
-        raise UserError("paired bootstrap: no users; expected at least one")
-    if num_samples < 1:
-        raise UserError(f"paired bootstrap: {num_samples} samples; expected at least one")
-    rng = np.random.default_rng(seed)
-    # A user whose metrics agree in both runs adds nothing to a sum, so only how many of the others are drawn matters,
-    # and then which of them. With one held-out item, nine users in ten agree.
-    rows = differences[differences.any(axis=1)]
-    height = max(1, _BLOCK_BYTES // (8 * num_users))
-    means = np.zeros((num_samples, differences.shape[1]))
-    for begin in range(0, num_samples, height) if len(rows) else ():
-        block = means[begin : begin + height]
-        num_drawn = rng.binomial(num_users, len(rows) / num_users, len(block))
-        drawn = rng.integers(0, len(rows), num_drawn.sum())
-        drawn += np.repeat(np.arange(len(block)) * len(rows), num_drawn)
-        draws = np.bincount(drawn, minlength=len(block) * len(rows)).reshape(len(block), len(rows))
-        np.matmul(draws.astype(np.float64), rows, out=block)
-    means /= num_users
+    means = bootstrap_means(differences, num_samples, seed)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     tail = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     p_values = np.minimum(1.0, 2 * (tail + 1) / (num_samples + 1))

@@ -39,16 +39,18 @@ class Interactions:
     Args:
         dataset: the prepared data.
         until: the last part that is learned from.
+        fill: let generators that know nothing of a user or item go on with the most popular items; else lists end
+            where what a generator knows does.
 
     Attributes:
         num_items: items with such events, N: the corpus is item_idx 1..N.
         end: position after each user's last such event; int64 [U].
     """
 
-    def __init__(self, dataset: PreparedDataset, until: Until) -> None:
+    def __init__(self, dataset: PreparedDataset, until: Until, fill: bool = True) -> None:
         if until not in get_args(Until):
             raise UserError(f"until={until}: no such part{nearest(until, get_args(Until))}")
-        self.dataset = dataset
+        self.dataset, self.fill = dataset, fill
         self.num_items = dataset.num_trained if until == "train" else dataset.meta.num_seen
         self.end = dataset.train_end if until == "train" else dataset.val_end
         if not self.num_items:
@@ -109,7 +111,12 @@ class Interactions:
         return matrix
 
     def fallback(self) -> Floats:
-        """Scores in [-1, 0) for where nothing is known of a user or item: the most popular item is nearest to 0."""
+        """Scores in [-1, 0) for where nothing is known of a user or item: the most popular item is nearest to 0.
+
+        Without `fill` all are -inf, which is no result.
+        """
+        if not self.fill:
+            return np.full(self.num_items, -np.inf, np.float32)
         scores = np.empty(self.num_items, np.float32)
         order = np.argsort(-self.counts(), kind="stable")
         scores[order] = -np.arange(1, self.num_items + 1) / self.num_items
@@ -132,13 +139,25 @@ class Interactions:
             score: `score(histories, out)` fills float32 out [H, N] for histories csr [H, N].
             num_recent: histories are the last so many events; null for all.
         """
-        histories = self.histories(requests, num_recent)
+        return self.rank_by(self.histories(requests, num_recent), k, exclude, score)
+
+    def rank_by(
+        self, rows: Any, k: int, exclude: Ragged | None, score: Callable[[Any, Floats], None]
+    ) -> tuple[Tensor, Tensor]:
+        """As `rank`, where the scores of a request follow from a row of another matrix than the histories.
+
+        Args:
+            rows: csr, a row for each request.
+            k: results a request.
+            exclude: item_idx that each request must not get.
+            score: `score(rows, out)` fills float32 out [H, N] for H of the rows.
+        """
 
         def write(begin: int, out: Tensor) -> None:
-            score(histories[begin : begin + len(out)], out.numpy())
+            score(rows[begin : begin + len(out)], out.numpy())
 
         columns = None if exclude is None else self._columns(exclude)
-        scores, found = self._search(histories.shape[0], k, write, columns)
+        scores, found = self._search(rows.shape[0], k, write, columns)
         return scores, found + 1
 
     def _cells(self, items: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,0 +1,37 @@
+"""Groups of users by how much is known of them, and how old it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.data.dataset import PreparedDataset, Requests
+
+_DAY = 86_400
+# Groups of fewer users say nothing.
+MIN_USERS = 20
+
+
+def segments(dataset: PreparedDataset, requests: Requests) -> dict[str, npt.NDArray[np.bool_]]:
+    """Name -> which of the requests; bool [R] each.
+
+    By history: none, up to the median of those who have one, more. By the time between the last event of the history
+    and the first event after it, where time is known: up to a day, up to a week, more.
+    """
+    lengths = requests.end - dataset.offsets[requests.user_idx]
+    there = lengths > 0
+    median = int(np.median(lengths[there])) if there.any() else 0
+    found = {
+        "new: no history": ~there,
+        f"light: 1 to {median} events": there & (lengths <= median),
+        f"heavy: over {median} events": lengths > median,
+    }
+    if dataset.meta.time in ("seconds", "day"):
+        last = np.asarray(dataset.time[np.maximum(requests.end - 1, 0)])
+        gap = np.asarray(dataset.time[requests.end]) - last
+        found |= {
+            "back within a day": there & (gap <= _DAY),
+            "back within a week": there & (gap > _DAY) & (gap <= 7 * _DAY),
+            "back after a week": there & (gap > 7 * _DAY),
+        }
+    return {name: rows for name, rows in found.items() if rows.sum() >= MIN_USERS}
