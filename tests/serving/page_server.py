@@ -126,7 +126,9 @@ def serve(made: HandMade) -> Iterator[str]:
             except KeyError as error:
                 status, content = 409, {"error": {"code": "version_not_held", "message": f"no {error}"}}
             encoded = msgspec.json.encode(content)
-            return self._send(status, encoded, {"content-type": "application/json", "content-length": str(len(encoded))})
+            return self._send(
+                status, encoded, {"content-type": "application/json", "content-length": str(len(encoded))}
+            )
 
         def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)

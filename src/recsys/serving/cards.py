@@ -13,7 +13,7 @@ Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[str, Meta(min_l
 MAX_NAMES, MAX_ITEMS, MAX_REASONS, MAX_FOUND = 500, 1000, 10, 100
 
 
-class ItemCard(Struct, omit_defaults=True):
+class ItemCard(Struct):
     """An item as people know it.
 
     Attributes:
@@ -29,7 +29,7 @@ class ItemCard(Struct, omit_defaults=True):
     details: dict[str, str] = field(default_factory=dict)
 
 
-class PastItem(ItemCard, omit_defaults=True):
+class PastItem(ItemCard):
     """An item of a history, and when it happened (UTC seconds)."""
 
     timestamp: int | None = None
@@ -42,7 +42,7 @@ class Reason(Struct):
     similarity: float
 
 
-class ExplainedItem(ItemCard, omit_defaults=True):
+class ExplainedItem(ItemCard):
     """A recommended item, and the items of the history that are nearest to it, the nearest first."""
 
     reasons: list[Reason] = field(default_factory=list)

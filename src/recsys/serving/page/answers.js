@@ -57,13 +57,7 @@ function line(card, at, { score, share, move, hasPictures, past, goOn }) {
     {},
     element("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
     hasPictures && picture(card),
-    element(
-      "div",
-      { class: "what" },
-      element("b", {}, name),
-      element("small", {}, details),
-      card.reasons.length > 0 && because(card.reasons, past),
-    ),
+    element("div", { class: "what" }, element("b", {}, name), element("small", {}, details)),
     element(
       "div",
       { class: "how" },
@@ -72,6 +66,7 @@ function line(card, at, { score, share, move, hasPictures, past, goOn }) {
       bar,
     ),
     element("button", { type: "button", class: "plus", "aria-label": `Add ${name} to the history`, title: "Add to the history", onclick: () => goOn(card) }, "+"),
+    card.reasons.length > 0 && because(card.reasons, past),
   );
   const keys = new Set(card.reasons.map(({ item_id }) => keyOf(item_id)));
   const mark = (on) => () => {

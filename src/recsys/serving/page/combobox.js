@@ -74,10 +74,11 @@ export function combobox(input, suggest, take) {
       if (signal.aborted) return;
       suggestions = found;
       show();
-    } catch (error) {
+    } catch {
+      if (signal.aborted) return;
       // Without suggestions the input is one for text.
-      if (!signal.aborted) suggestions = [];
-      if (!signal.aborted) show();
+      suggestions = [];
+      show();
     }
   }
 
@@ -104,8 +105,8 @@ export function combobox(input, suggest, take) {
         close();
         take(null, input.value.trim());
       }
-    } else if (event.key === "Escape" && !list.hidden) {
-      event.preventDefault();
+    } else if (event.key === "Escape") {
+      if (!list.hidden) event.preventDefault();
       close();
     }
   });

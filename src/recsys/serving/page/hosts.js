@@ -33,8 +33,11 @@ export function watchHosts(place, onVersions) {
 }
 
 function flatten(content) {
+  // A host without models is one that does not answer.
   return Object.entries(content).flatMap(([host, models]) =>
-    Object.entries(models).map(([model, state]) => ({ host, model, serving: state.serving, loaded: state.loaded })),
+    models
+      ? Object.entries(models).map(([model, { serving, loaded: held }]) => ({ host, model, serving, loaded: held, answers: true }))
+      : [{ host, model: null, serving: null, loaded: [], answers: false }],
   );
 }
 
@@ -56,7 +59,7 @@ function loaded(rows) {
 
 function show(place, rows, samples) {
   const now = samples.at(-1);
-  const several = new Set(rows.map(({ model }) => model)).size > 1;
+  const several = new Set(rows.filter(({ answers }) => answers).map(({ model }) => model)).size > 1;
   const percents = now.map(({ version, share }) => `${version.slice(0, 8)} ${Math.round(100 * share)}%`).join(", ");
   place.replaceChildren(
     element("p", { class: "shares" }, ...now.map(({ version, share }) => chip(version, `${Math.round(100 * share)}%`))),
@@ -72,16 +75,16 @@ function show(place, rows, samples) {
   );
 }
 
-function line({ host, model, serving, loaded: versions }, several) {
+function line({ host, model, serving, loaded: versions, answers }, several) {
   const others = versions.filter((version) => version !== serving);
   return element(
     "li",
     {},
-    element("span", { class: "host" }, host, several && element("small", {}, ` ${model}`)),
+    element("span", { class: "host" }, host, several && model && element("small", {}, ` ${model}`)),
     element(
       "span",
       { class: "versions" },
-      serving ? chip(serving, "serving") : element("span", { class: "chip none" }, "serves none"),
+      serving ? chip(serving, "serving") : element("span", { class: "chip none" }, answers ? "serves none" : "does not answer"),
       ...others.map((version) => chip(version, "loaded")),
     ),
   );

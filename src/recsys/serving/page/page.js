@@ -110,6 +110,7 @@ function showChosen() {
       ),
     );
   find("chosen").replaceChildren(...state.chosen.map(line));
+  find("chosen").scrollTop = find("chosen").scrollHeight;
 }
 
 /** Go on from the history that is shown, with one item more. */
@@ -157,15 +158,17 @@ async function ask() {
     // One after the other, so that neither waits for the other's work.
     for (const version of releases) answers.push(await answer(asked, Number(form.elements.k.value), version, signal));
     if (signal.aborted) return;
-    say("");
     showAnswers(answers);
+    say(answers.map(({ content }) => `${content.items.length} items from ${content.version.slice(0, 8)}`).join(", ") + ".");
     remember();
   } catch (error) {
     if (signal.aborted) return;
-    const reason = error instanceof Refused ? error.message : "The server cannot be reached.";
-    place.replaceChildren(find("answers-heading"), element("p", { class: "notice", role: "alert" }, reason));
+    place.replaceChildren(find("answers-heading"), element("p", { class: "notice", role: "alert" }, error.message));
+    if (!(error instanceof Refused)) throw error;
+  } finally {
+    // Unless another question took over.
+    if (!signal.aborted) place.removeAttribute("aria-busy");
   }
-  place.removeAttribute("aria-busy");
 }
 
 function showAnswers(answers) {
@@ -173,11 +176,15 @@ function showAnswers(answers) {
   const cards = new Map(answers.flatMap(({ explained }) => explained.history).map((card) => [keyOf(card.item_id), card]));
   const lists = answers.map((one, at) => answerList(one, answers[1 - at] ?? null, cards, (card) => goOn(card, history)));
   const both = answers.length > 1 && shared(answers);
-  find("answers").replaceChildren(
+  const place = find("answers");
+  // The focus would be lost with the button that has it.
+  const hadFocus = place.contains(document.activeElement);
+  place.replaceChildren(
     find("answers-heading"),
     ...(both ? [element("p", { class: "both" }, both)] : []),
     element("div", { class: answers.length > 1 ? "lists two" : "lists" }, ...lists),
   );
+  if (hadFocus) place.focus();
   showHistory(history, answers[0].content);
 }
 

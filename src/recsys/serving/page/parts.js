@@ -30,8 +30,7 @@ export async function call(path, body, signal) {
     options.headers = { "content-type": "application/json" };
     options.body = JSON.stringify(body, bigAsNumber);
   }
-  const response = await fetch(path, options);
-  const text = await response.text();
+  const [response, text] = await send(path, options);
   const milliseconds = performance.now() - begin;
   let content = null;
   try {
@@ -43,6 +42,16 @@ export async function call(path, body, signal) {
     throw new Refused(response.status, content?.error ?? { code: "unreadable", message: `status ${response.status}` });
   }
   return { content, milliseconds, server: serverTime(response.headers.get("server-timing")) };
+}
+
+async function send(path, options) {
+  try {
+    const response = await fetch(path, options);
+    return [response, await response.text()];
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refused(0, { code: "no_answer", message: "The server cannot be reached." });
+  }
 }
 
 // Ids are integers of 64 bits; JavaScript's numbers hold 53.
