@@ -1,0 +1,291 @@
+"""A client of the serving API that needs nothing but the standard library.
+
+    with Client("http://127.0.0.1:8000") as client:
+        client.add_events([{"user_id": 7, "item_id": 50}])
+        for item in client.retrieve(7, k=10).items:
+            print(item.item_id, item.score)
+
+B users, K results, D dim.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Any
+from urllib.parse import urlsplit
+
+Id = int | str
+Filter = Mapping[str, Any]
+
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 2.0
+
+
+@dataclass(frozen=True)
+class ScoredItem:
+    """One recommended item."""
+
+    item_id: Id
+    score: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `retrieve` gives.
+
+    Attributes:
+        items: best first.
+        version: of the release that answered.
+        user_tower_version, index_version: which versions met; both are `version`.
+        host: that searched.
+        history_length: events that the user tower read.
+        unknown_items: items of the history that the release does not know.
+    """
+
+    items: list[ScoredItem]
+    version: str
+    user_tower_version: str
+    index_version: str
+    host: str
+    history_length: int
+    unknown_items: list[Id]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search gives for one user: item ids, best first, and their scores."""
+
+    item_ids: list[Id]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of one model on one host: the one that it serves, and all that it answers for."""
+
+    serving: str | None
+    loaded: list[str]
+
+
+class RequestError(Exception):
+    """The server refused a request, or could not answer it.
+
+    Attributes:
+        status: of HTTP; None where there was no answer at all.
+        code: for programs, such as `bad_request`; `no_answer` where there was none.
+        message: what was found and what was expected.
+        field: of the request, where it is about one.
+    """
+
+    def __init__(self, status: int | None, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(f"{code}: {message}")
+        self.status, self.code, self.message, self.field = status, code, message, field
+
+
+class VersionNotHeldError(RequestError):
+    """A host holds other versions than the one that was named (409).
+
+    Attributes:
+        serving, loaded: those that it holds.
+    """
+
+    def __init__(self, code: str, message: str, field: str | None, serving: str | None, loaded: list[str]) -> None:
+        super().__init__(409, code, message, field)
+        self.serving, self.loaded = serving, loaded
+
+
+class UnavailableError(RequestError):
+    """Nobody answered, or nobody could (503), in all attempts. What was sent may have been done."""
+
+
+class Client:
+    """Connections to one server, kept open; safe to use from several threads.
+
+    Args:
+        url: of the server; behind a proxy with its path.
+        timeout: seconds that one attempt may take to connect, and to answer.
+        retries: attempts after the first, where the connection is lost or the answer is 503. Every call can be repeated
+            without harm: events get their time here, and a repeated event counts once.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:8000", timeout: float = 5.0, retries: int = 2) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url: found {url!r}, expected http://HOST:PORT or https://HOST:PORT")
+        if timeout <= 0 or retries < 0:
+            raise ValueError(f"found timeout {timeout}, retries {retries}; expected a positive one, and at least 0")
+        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._timeout, self._retries = timeout, retries
+        self._idle: deque[HTTPConnection] = deque()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def retrieve(
+        self,
+        user_id: Id | None = None,
+        k: int = 100,
+        history: Sequence[Mapping[str, Any]] | None = None,
+        user: Mapping[str, Any] | None = None,
+        request: Mapping[str, Any] | None = None,
+        exclude: Sequence[Id] | None = None,
+        exclude_seen: bool = True,
+        filter: Filter | None = None,
+    ) -> Answer:
+        """The k best items for a user.
+
+        Args:
+            user_id: whose stored history is read; None: nobody's.
+            k: items.
+            history: events with `item_id`, perhaps `timestamp` and features, oldest first, instead of the stored ones.
+            user: profile features, over the stored ones.
+            request: request features.
+            exclude: items that must not be given.
+            exclude_seen: leave out the items of the history.
+            filter: column of the items -> value or values.
+
+        Raises:
+            RequestError: the request is not what it should be.
+            UnavailableError: nobody can answer now.
+        """
+        given = {"user_id": user_id, "history": history, "user": user, "request": request, "exclude": exclude}
+        body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
+        found = self._call("POST", "/v1/retrieve", {**body, "k": k, "exclude_seen": exclude_seen})
+        items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
+        names = ("version", "user_tower_version", "index_version", "host", "history_length", "unknown_items")
+        return Answer(items, *(found[name] for name in names))
+
+    def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Store events (`user_id`, `item_id`, perhaps `timestamp` and features): when this returns they are durable.
+
+        Events without a timestamp happen now.
+        """
+        now = int(time.time())
+        self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])
+
+    def search(
+        self,
+        version: str,
+        embeddings: Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
+        k: int = 100,
+        filter: Filter | None = None,
+        exclude: Sequence[Sequence[Id]] | None = None,
+    ) -> list[Found]:
+        """The k best items of an ANN host for each embedding.
+
+        Args:
+            version: of the user tower that made the embeddings.
+            embeddings: [B, D], or [B, M, D] where a user has up to M.
+            k: items for each.
+            filter: column of the items -> value or values.
+            exclude: B lists of items that must not be given.
+
+        Raises:
+            VersionNotHeldError: the host does not hold that version.
+        """
+        given = {"filter": filter, "exclude": exclude}
+        body = {name: value for name, value in given.items() if value is not None}
+        found = self._call("POST", "/v1/search", {**body, "version": version, "embeddings": embeddings, "k": k})
+        return [Found(result["item_ids"], result["scores"]) for result in found["results"]]
+
+    def hosts(self) -> dict[str, dict[str, Versions] | None]:
+        """Host -> model -> versions; None for a host that does not answer."""
+        found = self._call("GET", "/v1/hosts")
+        return {host: None if models is None else _versions(models) for host, models in found.items()}
+
+    def versions(self) -> dict[str, Versions]:
+        """Model -> versions of an ANN host."""
+        return _versions(self._call("GET", "/v1/version"))
+
+    def is_ready(self) -> bool:
+        """Whether the server would answer; one attempt."""
+        try:
+            status, _, _ = self._attempt("GET", "/readyz", None)
+        except (OSError, HTTPException):
+            return False
+        return status == 200
+
+    def _call(self, method: str, path: str, content: object = None) -> Any:
+        body = None if content is None else json.dumps(content, allow_nan=False).encode()
+        pause = _FIRST_PAUSE_SECONDS
+        for attempt in range(self._retries + 1):
+            wait = pause * random.uniform(0.5, 1.5)
+            try:
+                status, answer, retry_after = self._attempt(method, path, body)
+                if status != 503:
+                    return _read(status, answer)
+                failure: RequestError = _failure(status, answer)
+                wait = max(wait, min(retry_after, _LONGEST_PAUSE_SECONDS))
+            except (OSError, HTTPException) as error:
+                reason = str(error) or type(error).__name__
+                failure = UnavailableError(None, "no_answer", f"{self._host}:{self._port}: {reason}")
+            if attempt < self._retries:
+                time.sleep(wait)
+                pause *= 2
+        raise failure
+
+    def _attempt(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, float]:
+        """Status, body, and the seconds that the server asks to wait."""
+        headers = {"accept": "application/json"} | ({"content-type": "application/json"} if body is not None else {})
+        while True:
+            try:
+                connection, is_kept = self._idle.pop(), True
+            except IndexError:
+                connection, is_kept = self._kind(self._host, self._port, timeout=self._timeout), False
+            try:
+                connection.request(method, self._path + path, body, headers)
+                response = connection.getresponse()
+                content = response.read()
+            except BaseException as error:
+                connection.close()
+                # Servers close idle connections: that is no failure of theirs, and a new one is not idle.
+                if is_kept and isinstance(error, ConnectionError | HTTPException):
+                    continue
+                raise
+            if response.will_close:
+                connection.close()
+            else:
+                self._idle.append(connection)
+            wait = response.headers.get("retry-after", "")
+            return response.status, content, float(wait) if wait.isdigit() else 0.0
+
+
+def _versions(models: Mapping[str, Any]) -> dict[str, Versions]:
+    return {model: Versions(held["serving"], held["loaded"]) for model, held in models.items()}
+
+
+def _read(status: int, answer: bytes) -> Any:
+    if status != 200:
+        raise _failure(status, answer)
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise RequestError(status, "unreadable", f"found {answer[:80]!r}, expected JSON") from error
+
+
+def _failure(status: int, answer: bytes) -> RequestError:
+    try:
+        content = json.loads(answer)
+        detail = content["error"]
+        code, message, field = detail["code"], detail["message"], detail.get("field")
+    except (ValueError, TypeError, KeyError):
+        # Not of this server: a proxy's.
+        code, message, field = "unreadable", f"status {status}, found {answer[:80]!r}, expected JSON", None
+    else:
+        if status == 409 and "loaded" in content:
+            return VersionNotHeldError(code, message, field, content["serving"], content["loaded"])
+    return (UnavailableError if status == 503 else RequestError)(status, code, message, field)

@@ -1,0 +1,98 @@
+// One release's ranked items, each with what explains it.
+
+import { chip, element, keyOf, told } from "./parts.js";
+
+/**
+ * @param one { content, milliseconds, server, explained }
+ * @param other the answer beside it, or null
+ * @param past cards of the history by key
+ * @param goOn called with an item that should join the history
+ */
+export function answerList(one, other, past, goOn) {
+  const { content, explained } = one;
+  const ranks = other && new Map(other.content.items.map(({ item_id }, at) => [keyOf(item_id), at]));
+  const scores = content.items.map(({ score }) => score);
+  const best = Math.max(...scores);
+  const least = Math.min(...scores);
+  const cards = explained.items;
+  const hasPictures = cards.some(({ picture }) => picture);
+  const lines = cards.map((card, at) => {
+    const share = best > least ? (scores[at] - least) / (best - least) : 1;
+    return line(card, at, { score: scores[at], share, move: ranks && moveOf(ranks.get(keyOf(card.item_id)), at), hasPictures, past, goOn });
+  });
+  return element(
+    "section",
+    { class: "list", "aria-label": `Release ${content.version}` },
+    heading(one),
+    lines.length ? element("ol", { class: "items" }, ...lines) : element("p", { class: "empty" }, "Nothing is left to recommend."),
+  );
+}
+
+function heading({ content, milliseconds, server }) {
+  const { version, user_tower_version: tower, index_version: index, host } = content;
+  const pair = tower === index && index === version ? null : element("strong", { class: "bad" }, `tower ${tower}, index ${index}`);
+  return element(
+    "h3",
+    {},
+    chip(version),
+    pair,
+    element("span", { class: "latency" }, told(milliseconds), server !== null && element("small", {}, ` (server ${told(server)})`)),
+    element("small", { class: "from" }, `from ${host}`),
+  );
+}
+
+function moveOf(before, at) {
+  if (before === undefined) return { text: "only here", told: "not in the other list", class: "new" };
+  if (before === at) return { text: "=", told: "at the same place in the other list", class: "same" };
+  return { text: `${before > at ? "▲" : "▼"} ${Math.abs(before - at)}`, told: `number ${before + 1} in the other list`, class: "moved" };
+}
+
+function line(card, at, { score, share, move, hasPictures, past, goOn }) {
+  const name = card.title ?? String(card.item_id);
+  const details = [card.title && String(card.item_id), ...Object.values(card.details ?? {})].filter(Boolean).join(" · ");
+  const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("i"));
+  bar.firstChild.style.width = `${Math.round(100 * share)}%`;
+  const made = element(
+    "li",
+    {},
+    element("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
+    hasPictures && picture(card),
+    element("div", { class: "what" }, element("b", {}, name), element("small", {}, details)),
+    element(
+      "div",
+      { class: "how" },
+      move && element("span", { class: `move ${move.class}`, title: move.told, "aria-label": move.told, role: "img" }, move.text),
+      element("span", { class: "score" }, score.toFixed(3)),
+      bar,
+    ),
+    element("button", { type: "button", class: "plus", "aria-label": `Add ${name} to the history`, title: "Add to the history", onclick: () => goOn(card) }, "+"),
+    card.reasons.length > 0 && because(card.reasons, past),
+  );
+  const keys = new Set(card.reasons.map(({ item_id }) => keyOf(item_id)));
+  const mark = (on) => () => {
+    for (const event of document.querySelectorAll("#events li")) event.classList.toggle("because", on && keys.has(event.dataset.item));
+  };
+  for (const [name, on] of [["mouseenter", true], ["mouseleave", false], ["focusin", true], ["focusout", false]]) {
+    made.addEventListener(name, mark(on));
+  }
+  return made;
+}
+
+function because(reasons, past) {
+  const parts = reasons.flatMap(({ item_id, similarity }, at) => [
+    at ? ", " : "",
+    element("span", { title: `similarity ${similarity.toFixed(2)}` }, past.get(keyOf(item_id))?.title ?? String(item_id)),
+    element("small", {}, ` ${similarity.toFixed(2)}`),
+  ]);
+  return element("p", { class: "reasons" }, element("span", { class: "near" }, "near "), ...parts);
+}
+
+function picture({ picture: address }) {
+  const frame = element("span", { class: "picture" });
+  if (!address) return frame;
+  const shown = element("img", { alt: "", width: 56, height: 56, loading: "lazy", decoding: "async", referrerpolicy: "no-referrer" });
+  shown.addEventListener("error", () => shown.remove());
+  shown.src = address;
+  frame.append(shown);
+  return frame;
+}

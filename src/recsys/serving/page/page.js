@@ -1,0 +1,257 @@
+// Asks for recommendations and shows them: one release, or two side by side.
+
+import { answerList } from "./answers.js";
+import { combobox } from "./combobox.js";
+import { watchHosts } from "./hosts.js";
+import { Refused, call, element, keyOf } from "./parts.js";
+
+const find = (id) => document.getElementById(id);
+const form = find("ask");
+const user = find("user");
+const item = find("item");
+// Whom the page asks for: a user's id, or the items of a history.
+const state = { userId: null, chosen: [] };
+let asking = null;
+
+const kind = () => form.elements.kind.value;
+const say = (text) => find("message").replaceChildren(text);
+
+function setKind(value) {
+  form.elements.kind.value = value;
+  find("user-field").hidden = value !== "user";
+  find("history-field").hidden = value !== "history";
+}
+
+for (const radio of form.elements.kind) radio.addEventListener("change", () => setKind(kind()));
+
+combobox(
+  user,
+  async (prefix, signal) => {
+    const { content } = await call(`v1/users?limit=8&prefix=${encodeURIComponent(prefix)}`, undefined, signal);
+    const ids = content.user_ids;
+    // 5 and "5" are different users.
+    const isTwice = (id) => ids.some((other) => other !== id && String(other) === String(id));
+    return ids.map((id) => ({ value: id, label: String(id), hint: isTwice(id) ? kindOf(id) : null }));
+  },
+  (suggestion, text) => {
+    if (!suggestion && !text) return;
+    state.userId = suggestion ? suggestion.value : text;
+    user.value = String(state.userId);
+    ask();
+  },
+);
+
+const kindOf = (id) => (typeof id === "string" ? "text" : "number");
+
+combobox(
+  item,
+  async (text, signal) => {
+    if (!text) return [];
+    const { content } = await call(`v1/items?limit=8&q=${encodeURIComponent(text)}`, undefined, signal);
+    return content.items.map((card) => ({ value: card, label: card.title ?? String(card.item_id), hint: hintOf(card) }));
+  },
+  (suggestion, text) => {
+    if (suggestion) add([suggestion.value]);
+    else if (text) look([text]);
+    else if (state.chosen.length) ask();
+  },
+);
+
+const hintOf = ({ item_id, title, details }) =>
+  [title && String(item_id), ...Object.values(details ?? {})].filter(Boolean).join(" · ");
+
+item.addEventListener("paste", (event) => {
+  const lines = event.clipboardData.getData("text").split(/\r?\n/).filter((line) => line.trim());
+  if (lines.length < 2) return;
+  event.preventDefault();
+  look(lines.map((line) => line.trim()));
+});
+
+/** Look names up, add what they mean, and say what could not be found. */
+async function look(names) {
+  try {
+    const { content } = await call("v1/items/find", { names });
+    const unknown = content.found.filter(({ item: card }) => !card).map(({ name }) => `“${name}”`);
+    const several = content.found.filter(({ matches }) => matches > 1).length;
+    add(content.found.filter(({ item: card }) => card).map(({ item: card }) => card));
+    const doubts = several ? `${several} of ${names.length} fit several items; the most frequent was taken. ` : "";
+    say(doubts + (unknown.length ? `Not found: ${unknown.join(", ")}.` : ""));
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+function add(cards) {
+  state.chosen.push(...cards);
+  item.value = "";
+  say("");
+  showChosen();
+}
+
+function showChosen() {
+  const line = (card, number) =>
+    element(
+      "li",
+      {},
+      card.title ?? String(card.item_id),
+      element(
+        "button",
+        {
+          type: "button",
+          "aria-label": `Remove ${card.title ?? card.item_id}`,
+          onclick: () => {
+            state.chosen.splice(number, 1);
+            showChosen();
+            const buttons = find("chosen").querySelectorAll("button");
+            (buttons[Math.min(number, buttons.length - 1)] ?? item).focus();
+          },
+        },
+        "×",
+      ),
+    );
+  find("chosen").replaceChildren(...state.chosen.map(line));
+  find("chosen").scrollTop = find("chosen").scrollHeight;
+}
+
+/** Go on from the history that is shown, with one item more. */
+function goOn(card, history) {
+  state.chosen = [...history, card];
+  showChosen();
+  setKind("history");
+  ask();
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (kind() === "user" && user.value.trim() !== String(state.userId ?? "")) state.userId = user.value.trim() || null;
+  ask();
+});
+
+function question() {
+  if (kind() === "history") return state.chosen.length ? { history: state.chosen.map(({ item_id }) => ({ item_id })) } : null;
+  return state.userId === null ? null : { user_id: state.userId };
+}
+
+/** One release's answer: what it recommends, and what explains that. */
+async function answer(asked, k, version, signal) {
+  const retrieved = await call("v1/retrieve", { ...asked, k, ...(version && { version }) }, signal);
+  const { items, version: met } = retrieved.content;
+  const wanted = { ...asked, version: met, item_ids: items.map(({ item_id }) => item_id) };
+  const { content: explained } = await call("v1/explain", wanted, signal);
+  return { ...retrieved, explained };
+}
+
+async function ask() {
+  asking?.abort();
+  const asked = question();
+  if (!asked) {
+    say(kind() === "user" ? "Which user? Type an id." : "The history is empty: add an item.");
+    return (kind() === "user" ? user : item).focus();
+  }
+  asking = new AbortController();
+  const { signal } = asking;
+  const place = find("answers");
+  place.setAttribute("aria-busy", "true");
+  const releases = [form.elements.release.value, form.elements.beside.value].filter((value, at) => at === 0 || value);
+  const answers = [];
+  try {
+    // One after the other, so that neither waits for the other's work.
+    for (const version of releases) answers.push(await answer(asked, Number(form.elements.k.value), version, signal));
+    if (signal.aborted) return;
+    showAnswers(answers);
+    say(answers.map(({ content }) => `${content.items.length} items from ${content.version.slice(0, 8)}`).join(", ") + ".");
+    remember();
+  } catch (error) {
+    if (signal.aborted) return;
+    place.replaceChildren(find("answers-heading"), element("p", { class: "notice", role: "alert" }, error.message));
+    if (!(error instanceof Refused)) throw error;
+  } finally {
+    // Unless another question took over.
+    if (!signal.aborted) place.removeAttribute("aria-busy");
+  }
+}
+
+function showAnswers(answers) {
+  const history = answers[0].explained.history;
+  const cards = new Map(answers.flatMap(({ explained }) => explained.history).map((card) => [keyOf(card.item_id), card]));
+  const lists = answers.map((one, at) => answerList(one, answers[1 - at] ?? null, cards, (card) => goOn(card, history)));
+  const both = answers.length > 1 && shared(answers);
+  const place = find("answers");
+  // The focus would be lost with the button that has it.
+  const hadFocus = place.contains(document.activeElement);
+  place.replaceChildren(
+    find("answers-heading"),
+    ...(both ? [element("p", { class: "both" }, both)] : []),
+    element("div", { class: answers.length > 1 ? "lists two" : "lists" }, ...lists),
+  );
+  if (hadFocus) place.focus();
+  showHistory(history, answers[0].content);
+}
+
+function shared([{ content: one }, { content: other }]) {
+  const ids = new Set(one.items.map(({ item_id }) => keyOf(item_id)));
+  const count = other.items.filter(({ item_id }) => ids.has(keyOf(item_id))).length;
+  return `${count} of ${Math.max(one.items.length, other.items.length)} items are in both`;
+}
+
+function showHistory(history, { history_length: read, unknown_items: unknown }) {
+  find("history").hidden = false;
+  const notes = [`${history.length} ${history.length === 1 ? "item" : "items"}, newest first`];
+  if (read < history.length) notes.push(`the tower read the last ${read}`);
+  if (unknown.length) notes.push(`unknown to this release: ${unknown.join(", ")}`);
+  find("history-length").textContent = history.length ? notes.join(" · ") : "No events are known.";
+  const when = (seconds) => new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
+  const line = ({ item_id, title, details, timestamp }) =>
+    element(
+      "li",
+      { "data-item": keyOf(item_id) },
+      element("b", {}, title ?? String(item_id)),
+      element("small", {}, [timestamp && when(timestamp), title && item_id, ...Object.values(details ?? {})].filter(Boolean).join(" · ")),
+    );
+  find("events").replaceChildren(...history.toReversed().map(line));
+}
+
+/** Releases to choose from, as hosts load and unload them. What is chosen stays. */
+let known = "";
+function offer(versions) {
+  const key = JSON.stringify(versions);
+  if (key === known) return;
+  known = key;
+  for (const select of [form.elements.release, form.elements.beside]) {
+    const { value } = select;
+    const options = versions.map(({ version, serving }) =>
+      element("option", { value: version }, version.slice(0, 8) + (serving ? " (serving)" : "")),
+    );
+    select.replaceChildren(select.firstElementChild, ...options);
+    select.value = versions.some(({ version }) => version === value) ? value : "";
+  }
+}
+
+/** The address says what is shown, so that it can be sent to others. */
+function remember() {
+  const address = new URLSearchParams({ k: form.elements.k.value });
+  if (kind() === "user") address.set(typeof state.userId === "string" ? "user" : "number", state.userId);
+  else for (const { item_id } of state.chosen) address.append("item", item_id);
+  history.replaceState(null, "", `#${address}`);
+}
+
+async function recall() {
+  const address = new URLSearchParams(location.hash.slice(1));
+  if ([...form.elements.k.options].some(({ value }) => value === address.get("k"))) form.elements.k.value = address.get("k");
+  const number = address.get("number");
+  if (/^-?\d+$/.test(number ?? "")) state.userId = Number.isSafeInteger(Number(number)) ? Number(number) : BigInt(number);
+  else if (address.get("user")) state.userId = address.get("user");
+  if (state.userId !== null) {
+    user.value = String(state.userId);
+    return ask();
+  }
+  if (address.has("item")) {
+    setKind("history");
+    await look(address.getAll("item"));
+    if (state.chosen.length) await ask();
+  }
+}
+
+setKind(kind());
+watchHosts(find("hosts"), offer);
+recall();

@@ -1,0 +1,94 @@
+// Small parts that the page is made of. Text from outside becomes text nodes, never markup.
+
+/** An element with attributes and children; strings become text, null and false are left out. */
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
+    else if (value === true) made.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  return made;
+}
+
+/** What the server refused, in its words. */
+export class Refused extends Error {
+  constructor(status, { code, message, field }) {
+    super(field ? `${message} (${field})` : message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+/** The JSON answer of an endpoint, and how long it took. */
+export async function call(path, body, signal) {
+  const begin = performance.now();
+  const options = { signal, cache: "no-store" };
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers = { "content-type": "application/json" };
+    options.body = JSON.stringify(body, bigAsNumber);
+  }
+  const [response, text] = await send(path, options);
+  const milliseconds = performance.now() - begin;
+  let content = null;
+  try {
+    content = JSON.parse(text, numberAsBig);
+  } catch {
+    content = null;
+  }
+  if (!response.ok) {
+    throw new Refused(response.status, content?.error ?? { code: "unreadable", message: `status ${response.status}` });
+  }
+  return { content, milliseconds, server: serverTime(response.headers.get("server-timing")) };
+}
+
+async function send(path, options) {
+  try {
+    const response = await fetch(path, options);
+    return [response, await response.text()];
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refused(0, { code: "no_answer", message: "The server cannot be reached." });
+  }
+}
+
+// Ids are integers of 64 bits; JavaScript's numbers hold 53.
+function numberAsBig(key, value, context) {
+  const isRounded = Number.isInteger(value) && !Number.isSafeInteger(value);
+  return isRounded && /^-?\d+$/.test(context?.source ?? "") ? BigInt(context.source) : value;
+}
+
+const bigAsNumber = (key, value) => (typeof value === "bigint" ? JSON.rawJSON(String(value)) : value);
+
+function serverTime(header) {
+  const found = /(?:^|,)\s*total;[^,]*dur=([\d.]+)/.exec(header ?? "");
+  return found ? Number(found[1]) : null;
+}
+
+/** An id as a key: 5 and "5" are different users. */
+export const keyOf = (id) => `${typeof id === "string" ? "text" : "number"}:${id}`;
+
+const versions = [];
+const NUM_COLOURS = 6;
+
+/** The class that gives a version its colour; the same for as long as the page is open. */
+export function colourOf(version) {
+  if (!versions.includes(version)) versions.push(version);
+  return `v${versions.indexOf(version) % NUM_COLOURS}`;
+}
+
+/** A version, short, with its colour; the whole of it where the mouse rests. */
+export function chip(version, note = null) {
+  return element(
+    "span",
+    { class: `chip ${colourOf(version)}`, title: version },
+    element("span", { class: "dot", "aria-hidden": "true" }),
+    version.slice(0, 8),
+    note && element("small", {}, ` ${note}`),
+  );
+}
+
+/** Milliseconds as people read them. */
+export const told = (milliseconds) => `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
