@@ -1,5 +1,7 @@
 """Online: retrieval over HTTP, from one paired release at a time. Runs until it is told to end."""
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from recsys.cli import entry
@@ -22,6 +24,8 @@ def main(config: DictConfig) -> None:
             drain_seconds=config.drain_seconds,
             towers=config.towers,
             follow_seconds=config.follow_seconds,
+            hosts=_list(config.hosts),
+            shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
             events=config.events,
             max_events=config.max_events,
             admin_token=config.admin_token,
@@ -32,6 +36,10 @@ def main(config: DictConfig) -> None:
             log_level=config.log_level,
         )
     )
+
+
+def _list(places: str | Sequence[str] | None) -> list[str] | None:
+    return [places] if isinstance(places, str) else None if places is None else list(places)
 
 
 if __name__ == "__main__":

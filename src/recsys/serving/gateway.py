@@ -11,66 +11,27 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from recsys.errors import UserError
 from recsys.serving.batching import Batches
 from recsys.serving.events import Event, EventStore, StoreError
 from recsys.serving.messages import (
-    Hosts,
     RetrieveRequest,
     RetrieveResponse,
     ScoredItem,
     SearchRequest,
-    SearchResponse,
     encode,
 )
 from recsys.serving.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
+from recsys.serving.routing import Assignment, Router
 from recsys.serving.times import to_seconds
 from recsys.serving.towers import TowerCache
 
 # Between two attempts where nothing that could answer is up.
 LOOK_EVERY = 0.05
 LARGEST_BATCH = 64
-
-
-class Assigned(Protocol):
-    """Where a request goes."""
-
-    @property
-    def version(self) -> str:
-        """That user tower and index must be of."""
-        ...
-
-
-class Routed(Protocol):
-    """An answer, and the hosts that gave it."""
-
-    @property
-    def response(self) -> SearchResponse: ...  # noqa: D102
-
-    @property
-    def hosts(self) -> tuple[str, ...]: ...  # noqa: D102
-
-
-class Routing(Protocol):
-    """Which hosts answer; see `routing.Router`."""
-
-    def assign(self, user_id: int | str | None = None, version: str | None = None) -> Any:
-        """Hosts and version of a request, as an `Assigned`; raises Problem (503).
-
-        With `version` hosts that hold it; raises VersionNotHeld.
-        """
-        ...
-
-    async def search(self, assignment: Any, request: SearchRequest) -> Any:
-        """Results as `Routed`; raises VersionNotHeld and Problem."""
-        ...
-
-    def hosts(self) -> Hosts:
-        """Host -> versions."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,14 +56,9 @@ class Limits:
 class _Group(NamedTuple):
     """What requests of one batch have in common."""
 
-    version: str
+    assignment: Assignment
     k: int
     filter: bytes | None
-
-
-class _Asked(NamedTuple):
-    request: RetrieveRequest
-    assignment: Any
 
 
 class Gateway:
@@ -115,9 +71,9 @@ class Gateway:
         limits: of one request.
     """
 
-    def __init__(self, router: Routing, towers: TowerCache, events: EventStore, limits: Limits) -> None:
+    def __init__(self, router: Router, towers: TowerCache, events: EventStore, limits: Limits) -> None:
         self.router, self.towers, self.events, self.limits = router, towers, events, limits
-        self._batches: Batches[_Group, _Asked, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
+        self._batches: Batches[_Group, RetrieveRequest, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
 
     async def ready(self) -> None:
         """Load the tower of the version that a request would get now.
@@ -139,8 +95,7 @@ class Gateway:
         while True:
             try:
                 assignment = self.router.assign(request.user_id, request.version)
-                group = _Group(assignment.version, request.k, wanted)
-                return await self._batches.ask(group, _Asked(request, assignment))
+                return await self._batches.ask(_Group(assignment, request.k, wanted), request)
             except Problem as error:
                 moved = isinstance(error, VersionNotHeld)
                 if error.status != 503 and (not moved or request.version is not None):
@@ -177,7 +132,9 @@ class Gateway:
                 except UserError as error:
                     raise bad_request(str(error), place) from error
 
-    async def _answer_all(self, group: _Group, asked: Sequence[_Asked]) -> Sequence[RetrieveResponse | Exception]:
+    async def _answer_all(
+        self, group: _Group, asked: Sequence[RetrieveRequest]
+    ) -> Sequence[RetrieveResponse | Exception]:
         """Answers of one batch; a request that is wrong spoils nothing for the others."""
         try:
             return await self._answer(group, asked)
@@ -189,18 +146,20 @@ class Gateway:
             answers.extend(await self._answer_all(group, [one]))
         return answers
 
-    async def _answer(self, group: _Group, asked: Sequence[_Asked]) -> list[RetrieveResponse | Exception]:
-        tower = self.towers.held(group.version) or await self.towers.get(group.version)
-        queries = await self._queries(tower, [one.request for one in asked])
+    async def _answer(self, group: _Group, asked: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
+        version = group.assignment.version
+        tower = self.towers.held(version) or await self.towers.get(version)
+        queries = await self._queries(tower, asked)
         histories, unknown = tower.encode(queries)
-        exclude = [_excluded(one.request, query) for one, query in zip(asked, queries, strict=True)]
-        search = SearchRequest(tower.version, tower.tower(histories), group.k, asked[0].request.filter, exclude)
-        routed = await self.router.search(asked[0].assignment, search)
-        response: SearchResponse = routed.response
+        exclude = [_excluded(one, query) for one, query in zip(asked, queries, strict=True)]
+        search = SearchRequest(
+            tower.version, tower.tower(histories), group.k, asked[0].filter, exclude, self.router.model
+        )
+        response, hosts = await self.router.search(group.assignment, search)
         if response.version != tower.version:
             # Whatever a host may do: an answer of two versions is none.
             raise VersionNotHeld(tower.version, None, [response.version])
-        host, lengths = "+".join(routed.hosts), histories.lengths.tolist()
+        host, lengths = "+".join(hosts), histories.lengths.tolist()
         return [
             RetrieveResponse(
                 list(map(ScoredItem, found.item_ids, found.scores.tolist())),

@@ -73,10 +73,15 @@ class Router:
         self.counts: Counter[str] = Counter()
         self._turn = 0
 
-    def assign(self, user_id: UserId = None) -> Assignment:
+    def assign(self, user_id: UserId = None, wanted: str | None = None) -> Assignment:
         """The hosts that a request will use, and the version that they all hold; by what the hosts said last.
 
+        Args:
+            user_id: for the canary share.
+            wanted: the version, where the request names one.
+
         Raises:
+            VersionNotHeld: some shard does not hold the version that is wanted.
             Problem: no host of a shard is up, or the shards have no version in common (503).
         """
         shards = [[state for state in shard if state.failure is None] for shard in self.fleet.shards]
@@ -86,8 +91,11 @@ class Router:
                 raise unavailable(f"{self._place(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
         common = set.intersection(*held)
-        version = None
-        if self.canary is not None and user_id in self.canary:
+        version = wanted
+        if wanted is not None and wanted not in common:
+            serving = self._first(shards, common)
+            raise VersionNotHeld(wanted, self._of(serving).serving if serving else None, sorted(common))
+        if version is None and self.canary is not None and user_id in self.canary:
             if self.canary.version in common:
                 version = self.canary.version
             else:

@@ -7,28 +7,31 @@ import functools
 import gc
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
 
 from recsys.errors import UserError
+from recsys.serving.discovery import Discovery, Fixed, Listed
 from recsys.serving.events import StoreError, open_store
+from recsys.serving.fleet import Fleet
 from recsys.serving.following import Following
 from recsys.serving.gateway import Gateway, Limits
 from recsys.serving.host import Host
-from recsys.serving.hosts import LocalRouter
+from recsys.serving.hosts import LocalHost
 from recsys.serving.http import App, Handler, Hook
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
 from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
+from recsys.serving.routing import Router
 from recsys.serving.towers import TowerCache
 from recsys.serving.workers import CANNOT_START, bind, supervise
 
 log = logging.getLogger("recsys")
 
-ROLES = ("all", "host")
+ROLES = ("all", "host", "gateway")
 # After SIGTERM, requests under way have so many seconds.
 PATIENCE_SECONDS = 30
 
@@ -38,7 +41,7 @@ class Settings:
     """Of one server; see `conf/serve.yaml`."""
 
     role: str
-    release: str
+    release: str | None
     store: str
     model: str | None
     host: str
@@ -47,6 +50,8 @@ class Settings:
     drain_seconds: float
     towers: int
     follow_seconds: float
+    hosts: Sequence[str] | None
+    shards: Sequence[Sequence[str]] | None
     events: str
     max_events: int
     admin_token: str | None
@@ -62,9 +67,16 @@ class Settings:
         for name in ("workers", "towers", "k", "history", "batch", "body_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.workers > 1 and self.admin_token is not None:
+        if self.workers > 1 and self.role != "gateway" and self.admin_token is not None:
             # A call reaches one of them, and the others would serve something else.
             raise UserError("workers: with several, admin calls are not possible; they follow the alias of release=")
+        if self.role == "gateway":
+            if (self.hosts is None) == (self.shards is None):
+                raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
+        elif self.hosts is not None or self.shards is not None:
+            raise UserError(f"role={self.role}: hosts and shards are of role=gateway; this one searches itself")
+        elif self.release is None:
+            raise UserError(f"role={self.role}: expected release=VERSION|ALIAS")
 
 
 class Server(uvicorn.Server):
@@ -101,7 +113,8 @@ def run(settings: Settings) -> None:
         _serve(settings)
         return
     # What is wrong is said once, before there are processes.
-    Releases(settings.store).open(settings.release)
+    if settings.release is not None and settings.role != "gateway":
+        Releases(settings.store).open(settings.release)
     with bind(settings.host, settings.port, shared=True):
         supervise(functools.partial(_work, settings), settings.workers)
 
@@ -117,7 +130,7 @@ def _work(settings: Settings) -> None:
 
 def _serve(settings: Settings) -> None:
     _logging(settings.log_level)
-    app = build_app(settings)
+    app, health = build_app(settings)
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -136,58 +149,86 @@ def _serve(settings: Settings) -> None:
     gc.set_threshold(50_000, 20, 100)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
-    Server(config, app.health, settings.drain_seconds).run([listening])
+    Server(config, health, settings.drain_seconds).run([listening])
 
 
-class ServingApp(App):
-    """An `App` that knows its health."""
-
-    health: Health
-
-
-def build_app(settings: Settings) -> ServingApp:
+def build_app(settings: Settings) -> tuple[App, Health]:
     """Everything that the role needs, loaded and checked.
 
     Raises:
         UserError: the release or the store of events cannot be used.
     """
-    releases = Releases(settings.store)
-    name = f"{settings.host}:{settings.port}"
-    host = Host(releases, name)
-    version = host.load(settings.release)
-    host.serve(version)
-    routes: dict[str, Mapping[str, Handler]] = {}
-    stop: list[Hook] = []
-    towers = None
+    parts = _Parts(settings)
+    if settings.role != "gateway":
+        parts.add_host()
+    if settings.role != "host":
+        parts.add_gateway()
+    return parts.app()
 
-    async def ready() -> None:
-        if not host.is_ready:
-            raise unavailable(f"{name} serves nothing yet")
 
-    if settings.role == "all":
-        towers = TowerCache(releases, settings.towers)
-        towers.keep(towers.open(version))
+class _Parts:
+    """What a role is put together from, in order."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._releases = settings, Releases(settings.store)
+        self._routes: dict[str, Mapping[str, Handler]] = {}
+        self._start: list[Hook] = []
+        self._stop: list[Hook] = []
+        self._host: Host | None = None
+        self._towers: TowerCache | None = None
+        self._ready: Hook | None = None
+        if settings.role != "host":
+            self._towers = TowerCache(self._releases, settings.towers)
+
+    def add_host(self) -> None:
+        """The index of the release, and what follows its alias."""
+        settings = self._settings
+        assert settings.release is not None
+        host = self._host = Host(self._releases, f"{settings.host}:{settings.port}")
+        version = host.load(settings.release)
+        host.serve(version)
+        if self._towers is not None:
+            self._towers.keep(self._towers.open(version))
+        self._routes.update(HostRoutes(host, settings.k).routes())
+        self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
+        if settings.release != version:
+            keep, seconds = settings.towers, settings.follow_seconds
+            following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
+            self._start.append(following.start)
+            self._stop.append(following.stop)
+
+        async def ready() -> None:
+            if not host.is_ready:
+                raise unavailable(f"{host.name} serves nothing yet")
+
+        self._ready = ready
+
+    def add_gateway(self) -> None:
+        """Towers, events, and the way to hosts."""
+        settings = self._settings
+        assert self._towers is not None
         try:
             events = open_store(settings.events, settings.max_events)
         except StoreError as error:
             raise UserError(str(error)) from error
+        if self._host is not None:
+            shards: list[Discovery] = [Fixed(LocalHost(self._host))]
+        else:
+            shards = [Listed(places) for places in settings.shards or [settings.hosts or []]]
+        fleet = Fleet(shards)
         limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
-        gateway = Gateway(LocalRouter(host, settings.model), towers, events, limits)
-        ready = gateway.ready
-        routes.update(GatewayRoutes(gateway).routes())
-        stop.append(functools.partial(asyncio.to_thread, events.close))
-    routes.update(HostRoutes(host, settings.k).routes())
-    routes.update(AdminRoutes(host, settings.admin_token, towers).routes())
-    start: list[Hook] = []
-    if settings.release != version:
-        following = Following(releases, settings.release, host, towers, settings.towers, settings.follow_seconds)
-        start.append(following.start)
-        stop.insert(0, following.stop)
-    health = Health(ready)
-    routes.update(health.routes())
-    app = ServingApp(routes, settings.body_bytes, (), start, stop)
-    app.health = health
-    return app
+        gateway = Gateway(Router(fleet, settings.model), self._towers, events, limits)
+        self._routes.update(GatewayRoutes(gateway).routes())
+        self._start.append(fleet.start)
+        self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
+        self._ready = gateway.ready
+
+    def app(self) -> tuple[App, Health]:
+        """All of it."""
+        assert self._ready is not None
+        health = Health(self._ready)
+        self._routes.update(health.routes())
+        return App(self._routes, self._settings.body_bytes, (), self._start, self._stop), health
 
 
 def _logging(level: str) -> None:
