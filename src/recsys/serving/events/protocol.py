@@ -74,6 +74,12 @@ class EventStore(Protocol):
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Profile features of a user, as far as they were restored."""
 
+    def users(self, prefix: str, limit: int) -> list[UserId]:
+        """Up to `limit` users with events whose id begins, as it is written, with `prefix`; numbers before texts.
+
+        For people who look for one: a large store may not look through all that it has.
+        """
+
     def forget(self, user_id: UserId) -> None:
         """Remove events and profile of a user, durably.
 

@@ -19,6 +19,7 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
+from recsys.serving.events.prefixes import number_ranges
 from recsys.serving.events.protocol import Event, Restored, StoreError, UserId
 
 # "recs": tells the files of this store from other SQLite files. The version is of the tables below.
@@ -35,6 +36,7 @@ PRAGMA user_version = {FORMAT};
 COMMIT;
 """
 _HISTORY = "SELECT events FROM histories WHERE user_id = ?"
+_USERS = "SELECT user_id FROM histories WHERE user_id BETWEEN ? AND ? ORDER BY user_id LIMIT ?"
 _SAVE_HISTORY = "INSERT OR REPLACE INTO histories VALUES (?, ?)"
 
 # Parameters of one statement.
@@ -133,6 +135,17 @@ class SQLiteEvents:
         with self._reader() as reader:
             row = reader.execute("SELECT profile FROM profiles WHERE user_id = ?", (user_id,)).fetchone()
         return {} if row is None else decode_profile(row[0])
+
+    def users(self, prefix: str, limit: int) -> list[UserId]:
+        """As in `EventStore`; in order, and by the index."""
+        # Numbers sort before texts, and the last character of Unicode after all others.
+        ranges = [*number_ranges(prefix), (prefix, prefix + "\U0010ffff")]
+        found: list[UserId] = []
+        with self._reader() as reader:
+            for first, last in ranges:
+                rows = reader.execute(_USERS, (first, last, limit - len(found)))
+                found.extend(user for (user,) in rows)
+        return found
 
     def forget(self, user_id: UserId) -> None:
         """As in `EventStore`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from recsys.serving.events.protocol import Event, Restored, StoreError, UserId
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _RETRIES = 2.0, 5.0, 2
+# Looking for users: keys of one step, and steps.
+_SCANNED, _SCANS = 1000, 200
 # How long a write tries again because others change the same users.
 _PATIENCE_SECONDS = 10.0
 
@@ -178,6 +181,23 @@ class ValkeyEvents:
             content: Any = self._client.get(self._key("profile", user_id))
         return {} if content is None else decode_profile(content)
 
+    def users(self, prefix: str, limit: int) -> list[UserId]:
+        """As in `EventStore`; looks at so many keys at most, in an order that is the server's own."""
+        found: set[UserId] = set()
+        begin = len(self._key("history", 0).encode()) - 1
+        with self._answers():
+            # A text begins with a quotation mark in its key, a number with its digits.
+            for kind in (prefix, json.dumps(prefix, ensure_ascii=False)[:-1]):
+                pattern, cursor = f"{_literal(self._prefix)}:history:{_literal(kind)}*", 0
+                for _ in range(_SCANS):
+                    cursor, keys = self._client.scan(cursor, pattern, _SCANNED)
+                    found.update(json.loads(key[begin:]) for key in keys)
+                    if not cursor or len(found) >= limit:
+                        break
+        # The prefix of a number may be that of a quoted text, where it is empty or a quotation mark.
+        ordered = sorted((isinstance(user, str), user) for user in found if str(user).startswith(prefix))
+        return [user for _, user in ordered][:limit]
+
     def forget(self, user_id: UserId) -> None:
         """As in `EventStore`; the server's append-only file holds them until it is rewritten the next time."""
         with self._group.exclusive(), self._answers():
@@ -222,6 +242,11 @@ class ValkeyEvents:
 
     def _failure(self, error: Exception) -> StoreError:
         return StoreError(f"events: {self._place}: {error or type(error).__name__}")
+
+
+def _literal(text: str) -> str:
+    """Of a pattern, meaning itself."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
 def _settings(settings: Mapping[str, str]) -> str:
