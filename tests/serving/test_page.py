@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="nee
 
 OLD, NEW = "0ld0000000000000", "4e40000000000000"
 BIG = 2**60 + 1
-EVIL = '<img src=x onerror="document.title=\'bad\'">'
+EVIL = "<img src=x onerror=\"document.title='bad'\">"
 
 
 def hand_made() -> HandMade:
