@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from recsys.errors import nearest
 from recsys.release.manifest import Manifest
 from recsys.serving.item_search import Hits, ItemSearch
@@ -144,6 +146,8 @@ class Host:
         expected = (manifest.dim,) if embeddings.ndim == 2 else (manifest.num_embeddings, manifest.dim)
         if embeddings.ndim not in (2, 3) or embeddings.shape[1:] != expected:
             raise bad_request(f"embeddings: found {list(embeddings.shape)}, expected [B, {manifest.dim}]", "embeddings")
+        if not np.isfinite(embeddings).all():
+            raise bad_request("embeddings: found nan or inf, expected finite float32 numbers", "embeddings")
         if request.exclude is not None and len(request.exclude) != len(embeddings):
             found, wanted = len(request.exclude), len(embeddings)
             raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")

@@ -195,10 +195,13 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(kind: type, value: Any) -> Any:
     if kind is np.ndarray:
         try:
-            array = np.array(value, np.float32)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError("Expected lists of numbers of one length") from error
-        return array
+            array = np.array(value)
+        except ValueError:
+            array = np.array(None)
+        if array.size and array.dtype.kind not in "iuf":
+            raise ValueError("Expected lists of numbers, all of one length")
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
     raise NotImplementedError(f"{kind.__name__} is not part of a message")
 
 

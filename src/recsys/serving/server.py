@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,9 +192,9 @@ class _Parts:
         """The index of the release, and what follows its alias."""
         settings = self._settings
         assert settings.release is not None
-        shard = None if settings.shard is None else Shard.parse(settings.shard)
-        open_index = functools.partial(ItemSearch, shard=shard)
-        host = self._host = Host(self._releases, f"{settings.host}:{settings.port}", open_index, shard)
+        # Of all addresses of a machine none is its name.
+        place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
+        host = self._host = Host(self._releases, f"{place}:{settings.port}")
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
