@@ -72,7 +72,7 @@ class Settings:
         for name in ("workers", "towers", "k", "history", "batch", "body_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.workers > 1 and self.role != "gateway" and self.admin_token is not None:
+        if self.workers > 1 and self.admin_token is not None:
             # A call reaches one of them, and the others would serve something else.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "they follow release=ALIAS"
             raise UserError(f"workers: with several, admin calls are not possible; {instead}")
@@ -194,7 +194,9 @@ class _Parts:
         assert settings.release is not None
         # Of all addresses of a machine none is its name.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-        host = self._host = Host(self._releases, f"{place}:{settings.port}")
+        shard = None if settings.shard is None else Shard.parse(settings.shard)
+        open_index = functools.partial(ItemSearch, shard=shard)
+        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index, shard)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
