@@ -92,8 +92,11 @@ class HandMade:
             case "/v1/explain":
                 asked = msgspec.convert(body, ExplainRequest)
                 catalogue, events = self.catalogues[asked.version], self.history(body)
-                items = catalogue.explain([event["item_id"] for event in events], asked.item_ids, asked.num_reasons)
-                return ExplainResponse(asked.version, catalogue.past(events), items)
+                history = [event["item_id"] for event in events]
+                past = catalogue.past(history, [event.get("timestamp") for event in events])
+                return ExplainResponse(
+                    asked.version, past, catalogue.explain(history, asked.item_ids, asked.num_reasons)
+                )
             case "/v1/retrieve":
                 return self.retrieve(body)
         raise KeyError(path)

@@ -13,6 +13,7 @@ from publishing import Published
 from recsys.serving.cards import ExplainedItem, Found, ItemCard, PastItem, Reason
 from recsys.serving.items import IdMap
 from recsys.serving.looking import Catalogue
+from recsys.serving.query_encoder import load_known_items
 
 EMBEDDINGS = np.array([[1, 0], [3, 4], [0, 2], [-1, 0], [0, 0]], np.float32)
 
@@ -108,7 +109,7 @@ def test_nothing_explains_without_a_history() -> None:
 
 
 def test_a_history_keeps_its_times(films: Catalogue) -> None:
-    past = films.past([{"item_id": 20, "timestamp": 5}, {"item_id": 999}])
+    past = films.past([20, 999], [5, None])
     assert past == [PastItem(20, "A Star Is Born", None, {}, 5), PastItem(999)]
 
 
@@ -116,7 +117,7 @@ def test_a_release_keeps_titles_that_are_no_feature(published: Published) -> Non
     """Nearly distinct strings are left out of the towers, and are still there to be shown."""
     folder = published.store / published.versions[0]
     titles = {row["item_id"]: row["title"] for row in pq.read_table(published.root / "items.parquet").to_pylist()}
-    opened = Catalogue.open(folder)
+    opened = Catalogue.open(folder, load_known_items(folder))
     assert opened.title_column == "title"
     for item_id in pq.read_table(folder / "items.parquet")["item_id"].to_pylist():
         assert opened.card(item_id).title == titles.get(item_id)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from recsys.serving.messages import Id
+
 ItemId = int | str
 UserId = int | str
-# As in `messages`: ids keep their type.
-Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[str, Meta(min_length=1)]
 MAX_NAMES, MAX_ITEMS, MAX_REASONS, MAX_FOUND = 500, 1000, 10, 100
+Text = Annotated[str, Meta(max_length=1000)]
+Limit = Annotated[int, Meta(ge=1, le=MAX_FOUND)]
 
 
 class ItemCard(Struct):
@@ -56,6 +58,14 @@ class Found(Struct):
     matches: int
 
 
+class ItemsQuery(Struct, forbid_unknown_fields=True):
+    """Parameters of GET /v1/items: a text, how many items at most; `version` None: of the release that is served."""
+
+    q: Text
+    limit: Limit = 10
+    version: str | None = None
+
+
 class ItemsResponse(Struct):
     """Items of one release that a text matches, best first."""
 
@@ -66,7 +76,7 @@ class ItemsResponse(Struct):
 class FindRequest(Struct, forbid_unknown_fields=True):
     """Ids or titles, as a person pastes them; `version` None: of the release that is served."""
 
-    names: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=MAX_NAMES)]
+    names: Annotated[list[Text], Meta(max_length=MAX_NAMES)]
     version: str | None = None
 
 
@@ -75,6 +85,13 @@ class FindResponse(Struct):
 
     version: str
     found: list[Found]
+
+
+class LookedAtEvent(Struct):
+    """An event as far as it is looked at; UTC seconds. Its features play no part."""
+
+    item_id: Id
+    timestamp: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
 
 class ExplainRequest(Struct, forbid_unknown_fields=True):
@@ -91,7 +108,7 @@ class ExplainRequest(Struct, forbid_unknown_fields=True):
     version: str
     item_ids: Annotated[list[Id], Meta(max_length=MAX_ITEMS)]
     user_id: Id | None = None
-    history: list[dict[str, Any]] | None = None
+    history: list[LookedAtEvent] | None = None
     num_reasons: Annotated[int, Meta(ge=1, le=MAX_REASONS)] = 3
 
 
@@ -101,6 +118,13 @@ class ExplainResponse(Struct):
     version: str
     history: list[PastItem]
     items: list[ExplainedItem]
+
+
+class UsersQuery(Struct, forbid_unknown_fields=True):
+    """Parameters of GET /v1/users: the beginning of an id, and how many users at most."""
+
+    prefix: Text = ""
+    limit: Limit = 10
 
 
 class UsersResponse(Struct):

@@ -6,7 +6,7 @@ N items of a release, D dim.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,14 @@ class Catalogue:
         self._details = [f.name for f in items.schema if f.name not in shown and _is_told(f.type)][:_NUM_DETAILS]
 
     @classmethod
-    def open(cls, folder: Path) -> Catalogue:
-        """That of a verified release's folder."""
+    def open(cls, folder: Path, known_items: IdMap) -> Catalogue:
+        """That of a verified release's folder, with the ids of its vocabulary of items."""
         items = pq.read_table(folder / ITEMS)
-        ids = IdMap(items["item_id"].combine_chunks())
-        return cls(items, load_array(folder / EMBEDDINGS), ids.rows)
+        # The first is of ids that the vocabulary lacks.
+        row_of_item = np.full(len(known_items) + 1, -1)
+        row_of_item[np.asarray(items["item_idx"])] = np.arange(len(items))
+        embeddings = load_array(folder / EMBEDDINGS).view(np.float32)
+        return cls(items, embeddings, lambda ids: row_of_item[known_items.rows(ids) + 1])
 
     def card(self, item_id: ItemId) -> ItemCard:
         """What is known of an item; its id alone where the release does not hold it."""
@@ -97,7 +100,7 @@ class Catalogue:
         """An id as this release's ids are; None: the text cannot be one."""
         if self._has_string_ids:
             return text
-        return int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
+        return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
 
     def explain(
         self, history: Sequence[ItemId], item_ids: Sequence[ItemId], num_reasons: int = 3
@@ -120,12 +123,11 @@ class Catalogue:
             explained.append(ExplainedItem(card.item_id, card.title, card.picture, card.details, reasons))
         return explained
 
-    def past(self, events: Sequence[Mapping[str, Any]]) -> list[PastItem]:
-        """Events of a history (`item_id`, perhaps `timestamp`) as people look at them."""
-        cards = self.cards([event["item_id"] for event in events])
+    def past(self, item_ids: Sequence[ItemId], times: Sequence[int | None]) -> list[PastItem]:
+        """A history as people look at it: its items, and when they happened."""
         return [
-            PastItem(card.item_id, card.title, card.picture, card.details, event.get("timestamp"))
-            for card, event in zip(cards, events, strict=True)
+            PastItem(card.item_id, card.title, card.picture, card.details, time)
+            for card, time in zip(self.cards(item_ids), times, strict=True)
         ]
 
     def _directions(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

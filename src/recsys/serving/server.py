@@ -24,7 +24,7 @@ from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
 from recsys.serving.http import App, Handler, Hook
-from recsys.serving.item_search import ItemSearch
+from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
 from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
@@ -229,12 +229,10 @@ class _Parts:
             shards = [Listed(places) for places in settings.shards or [settings.hosts or []]]
         fleet = Fleet(shards)
         limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
-        gateway = Gateway(Router(fleet, settings.model), self._towers, events, limits)
-        self._routes.update(GatewayRoutes(gateway).routes())
-        admin = GatewayAdmin(gateway.router, self._towers, settings.admin_token)
-        self._routes.update(admin.routes())
-        if self._host is None:
-            self._routes.update(admin.load_routes())
+        router = Router(fleet, settings.model)
+        gateway = Gateway(router, self._towers, events, limits)
+        looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
+        self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
         self._start.append(fleet.start)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
@@ -244,6 +242,7 @@ class _Parts:
         assert self._ready is not None
         health = Health(self._ready)
         self._routes.update(health.routes())
+        self._routes.update(schema_routes(self._routes))
         return App(self._routes, self._settings.body_bytes, (), self._start, self._stop), health
 
 
