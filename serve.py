@@ -9,7 +9,8 @@ from recsys.cli import entry
 
 def main(config: DictConfig) -> None:
     """Serve until SIGTERM or SIGINT; requests that were accepted are answered."""
-    from recsys.serving.server import Settings, run
+    from recsys.serving.server import run
+    from recsys.serving.settings import Settings
 
     limits = config.limits
     run(

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 from publishing import Published
 
+from recsys.serving.assembly import build_app
 from recsys.serving.events import Event, Restored, SQLiteEvents
 from recsys.serving.http import App
 from recsys.serving.retriever import Query
-from recsys.serving.server import Settings, build_app
+from recsys.serving.settings import Settings
 
 MAX_EVENTS = 50
 

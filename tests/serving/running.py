@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from recsys.serving.server import Settings, build_app
+from recsys.serving.assembly import build_app
+from recsys.serving.settings import Settings
 
 
 @contextmanager

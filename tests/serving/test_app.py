@@ -28,9 +28,9 @@ from recsys.errors import UserError
 from recsys.recommendation import choose_users, write_recommendations
 from recsys.recommenders import open_recommender
 from recsys.release.store import ReleaseStore
+from recsys.serving.assembly import build_app
 from recsys.serving.http import App
 from recsys.serving.retriever import Query, Retriever
-from recsys.serving.server import build_app
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,7 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
     ("/v1/retrieve", {"k": "3"}, 400, "k"),
     ("/v1/retrieve", {"k": 1e300}, 400, "k"),
     ("/v1/retrieve", {"user_id": 1.5}, 400, "user_id"),
-    ("/v1/retrieve", {"user_id": 2**70}, 400, None),
+    ("/v1/retrieve", {"user_id": 2**70}, 400, "user_id"),
     ("/v1/retrieve", {"user_id": True}, 400, "user_id"),
     ("/v1/retrieve", {"user_id": "\ud800"}, 400, None),
     ("/v1/retrieve", {"history": {}}, 400, "history"),
@@ -144,14 +144,15 @@ def test_what_is_wrong_is_said_and_stores_nothing(published: Published, tmp_path
     version = published.versions[0]
 
     async def use(app: App) -> None:
+        others = []
         for path, body, status, field in WRONG:
             if isinstance(body, dict) and body.get("version") == "CURRENT":
                 body = body | {"version": version}
             answer = await call(app, "POST", path, body)
             error = answer.body["error"]
-            assert (answer.status, error.get("field")) == (status, field), (path, str(body)[:80], answer)
-            assert error["message"]
-            assert error["code"]
+            if (answer.status, error.get("field")) != (status, field) or not error["message"] or not error["code"]:
+                others.append((path, str(body)[:80], answer.status, error))
+        assert others == []
         good = await call(app, "POST", "/v1/retrieve", {"user_id": "a"})
         assert (good.status, good.body["history_length"]) == (200, 0)
         wrong_method = await call(app, "GET", "/v1/retrieve")

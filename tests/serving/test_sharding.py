@@ -8,7 +8,8 @@ import pytest
 from recsys.errors import UserError
 from recsys.index import Exact, search_users
 from recsys.serving.messages import SearchRequest, SearchResponse, SearchResult
-from recsys.serving.sharding import Shard, for_shards, merge
+from recsys.serving.shard import Shard
+from recsys.serving.sharding import for_shards, merge
 
 
 def found(scores: np.ndarray, rows: np.ndarray) -> list[SearchResult]:

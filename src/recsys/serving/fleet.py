@@ -11,7 +11,7 @@ from recsys.serving.discovery import Discovery
 from recsys.serving.hosts import HostClient
 from recsys.serving.messages import Versions
 from recsys.serving.problems import Problem, unavailable
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from recsys.serving.messages import ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.problems import Problem, VersionNotHeld, bad_request
 from recsys.serving.query_encoder import ItemId
 from recsys.serving.releases import Releases
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
 
 

@@ -15,11 +15,12 @@ from recsys.data.columns import Ragged, load_array
 from recsys.data.encoding import plain
 from recsys.errors import UserError
 from recsys.index import Index, load_index, search_users
+from recsys.index.allowed import Allowed
 from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
 from recsys.serving.checks import TOLERANCE, stored_check
 from recsys.serving.items import Filter, IdMap, ItemFilter
 from recsys.serving.query_encoder import ItemId, load_known_items
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
 
 
@@ -84,7 +85,7 @@ class ItemSearch:
         """
         allow = self.item_filter(filter or {})
         if self._mine is not None:
-            allow = self._mine if allow is None else allow & self._mine
+            allow = Allowed(self._mine if allow is None else allow.mask & self._mine)
         excluded = None if exclude is None else self.rows_of_items(exclude)
         scores, rows = search_users(self.index, embeddings, k, allow, excluded)
         counts = (rows >= 0).sum(axis=1).tolist()

@@ -1,0 +1,57 @@
+"""What a server is told. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from recsys.errors import UserError
+
+ROLES = ("all", "host", "gateway")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one server; see `conf/serve.yaml`."""
+
+    role: str
+    release: str | None
+    store: str
+    model: str | None
+    host: str
+    port: int
+    workers: int
+    drain_seconds: float
+    towers: int
+    follow_seconds: float
+    hosts: Sequence[str] | None
+    shards: Sequence[Sequence[str]] | None
+    shard: str | None
+    events: str
+    max_events: int
+    admin_token: str | None
+    k: int
+    history: int
+    batch: int
+    body_bytes: int
+    log_level: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UserError(f"role: found {self.role}, expected one of {', '.join(ROLES)}")
+        for name in ("workers", "towers", "k", "history", "batch", "body_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        if self.workers > 1 and self.admin_token is not None:
+            # A call reaches one of them, and the others would serve something else.
+            instead = "start gateways on ports of their own" if self.role == "gateway" else "they follow release=ALIAS"
+            raise UserError(f"workers: with several, admin calls are not possible; {instead}")
+        if self.role == "gateway":
+            if (self.hosts is None) == (self.shards is None):
+                raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
+        elif self.hosts is not None or self.shards is not None:
+            raise UserError(f"role={self.role}: hosts and shards are of role=gateway; this one searches itself")
+        elif self.release is None:
+            raise UserError(f"role={self.role}: expected release=VERSION|ALIAS")
+        if self.shard is not None and self.role != "host":
+            raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
