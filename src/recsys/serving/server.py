@@ -24,6 +24,7 @@ from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
 from recsys.serving.http import App, Handler, Hook
+from recsys.serving.item_search import ItemSearch
 from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
@@ -233,6 +234,7 @@ class _Parts:
         gateway = Gateway(router, self._towers, events, limits)
         looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
         self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
+        self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
         self._start.append(fleet.start)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
