@@ -177,7 +177,9 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(kind: type, value: Any) -> Any:
     if kind is np.ndarray:
         try:
-            array = np.array(value, np.float32)
+            # What is too large becomes infinite, which no search takes.
+            with np.errstate(over="ignore"):
+                array = np.array(value, np.float32)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError("Expected lists of numbers of one length") from error
         return array
