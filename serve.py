@@ -26,6 +26,7 @@ def main(config: DictConfig) -> None:
             follow_seconds=config.follow_seconds,
             hosts=_list(config.hosts),
             shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
+            shard=config.shard,
             events=config.events,
             max_events=config.max_events,
             admin_token=config.admin_token,

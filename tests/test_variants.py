@@ -97,11 +97,13 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
         # In the refit of the second member, before the weights are put together, and before the test.
         {"args": several(killed, cache, "blend=true"), "kill": [STEP, 48]},
         {"args": several(killed, cache, "blend=true"), "kill": ["recsys.variants:write_checkpoint", 2]},
+        # Selected only, then tested by the same command without that.
+        {"args": several(killed, cache, "blend=true", "test=false")},
         {"args": several(killed, cache, "blend=true"), "kill": ["recsys.training:_test", 1]},
         {"args": several(killed, cache, "blend=true")},
     ]
     codes = run_all(jobs, tmp_path)
-    assert [code for code, _ in codes] == [0, -9, -9, -9, 0], codes[-1][1]
+    assert [code for code, _ in codes] == [0, -9, -9, 0, -9, 0], codes[-1][1]
     assert_same_run(killed, whole)
 
     state = json.loads((whole / "run.json").read_text())

@@ -174,6 +174,9 @@ def blend_config(
         name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
         for name, weight in weights.items()
     }
+    for member in config.members.values():
+        # Whether the test part is looked at is the run's alone: one that was selected can be tested later.
+        member.config.test = True
     return config
 
 

@@ -39,6 +39,7 @@ def settings(published: Published, events: Path, **changes: Any) -> Settings:
         "follow_seconds": 0.05,
         "hosts": None,
         "shards": None,
+        "shard": None,
         "events": str(events),
         "max_events": MAX_EVENTS,
         "admin_token": "secret",

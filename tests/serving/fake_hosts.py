@@ -31,8 +31,8 @@ def items(version: str, user: int, k: int = 2) -> list[str]:
 class FakeHost:
     """One model, `m`; items of a result are named by the versions of index and embedding."""
 
-    def __init__(self, serving: str | None = "v1", loaded: Sequence[str] = ("v1",)) -> None:
-        self.serving, self.loaded = serving, list(loaded)
+    def __init__(self, serving: str | None = "v1", loaded: Sequence[str] = ("v1",), shard: str | None = None) -> None:
+        self.serving, self.loaded, self.shard = serving, list(loaded), shard
         self.requests: list[str] = []
         # What goes wrong: requests wait for `running`; so many searches are cut, or get an answer in place of theirs.
         self.running = asyncio.Event()
@@ -95,7 +95,8 @@ class FakeHost:
 
     def _answer(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/v1/version":
-            return 200, {"m": {"serving": self.serving, "loaded": self.loaded}}
+            held = {"serving": self.serving, "loaded": self.loaded}
+            return 200, {"m": held if self.shard is None else held | {"shard": self.shard}}
         if self.instead is not None:
             return self.instead
         asked = json.loads(body)

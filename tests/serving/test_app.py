@@ -97,7 +97,7 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
     ("/v1/retrieve", b"", 400, None),
     ("/v1/retrieve", b"\xff\xfe", 400, None),
     ("/v1/retrieve", b'{"user_id": "\xff"}', 400, None),
-    ("/v1/retrieve", b"[" * 90_000, 400, None),
+    ("/v1/retrieve", b"[" * 90_000, 400, "[0]"),
     ("/v1/retrieve", 7, 400, None),
     ("/v1/retrieve", {"kk": 3}, 400, None),
     ("/v1/retrieve", {"k": 0}, 400, "k"),
@@ -129,8 +129,8 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
     ("/v1/search", {"version": "CURRENT", "embeddings": [[1, 2], [3]]}, 400, "embeddings"),
     ("/v1/search", {"version": "CURRENT", "embeddings": [[1, 2]]}, 400, "embeddings"),
     ("/v1/search", {"version": "CURRENT", "embeddings": "abc"}, 400, "embeddings"),
-    ("/v1/search", {"version": "CURRENT", "embeddings": [["NaN"] * 16]}, 400, None),
-    ("/v1/search", {"version": "CURRENT", "embeddings": [[1e300] * 16]}, 400, None),
+    ("/v1/search", {"version": "CURRENT", "embeddings": [["1"] * 16]}, 400, "embeddings"),
+    ("/v1/search", {"version": "CURRENT", "embeddings": [[1e300] * 16]}, 400, "embeddings"),
     ("/v1/search", {"version": "CURRENT", "embeddings": [[0.0] * 16], "k": 1001}, 400, "k"),
     ("/v1/search", {"version": "CURRENT", "embeddings": [[0.0] * 16], "exclude": [[], []]}, 400, "exclude"),
     ("/v1/search", {"version": "CURRENT", "embeddings": []}, 400, "embeddings"),
@@ -280,8 +280,14 @@ def test_admin_calls_need_the_token(published: Published, tmp_path: Path) -> Non
             assert (answer.status, answer.headers[b"www-authenticate"]) == (401, b"Bearer")
         loaded = await call(app, "POST", "/v1/admin/load", {"version": new}, bearing)
         assert loaded.body == {"test": {"serving": old, "loaded": [old, new]}}
-        named = await call(app, "POST", "/v1/retrieve", {"version": new})
-        assert (named.status, named.body["index_version"]) in ((200, new), (409, None))
+        give_up = time.monotonic() + 30
+        while (named := await call(app, "POST", "/v1/retrieve", {"version": new})).status == 409:
+            # The gateway's copy of what hosts hold is asked for again twice a second.
+            assert named.body["loaded"] == [old]
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
+        assert (named.status, named.body["user_tower_version"], named.body["index_version"]) == (200, new, new)
+        assert (await call(app, "POST", "/v1/retrieve", {})).body["version"] == old
         served = await call(app, "POST", "/v1/admin/serve", {"version": new}, bearing)
         assert served.body["test"]["serving"] == new
         unloaded = await call(app, "POST", "/v1/admin/unload", {"version": new}, bearing)

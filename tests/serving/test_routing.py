@@ -13,7 +13,6 @@ from fake_hosts import FakeHost, items, request, running
 from recsys.serving.discovery import Fixed
 from recsys.serving.fleet import Fleet
 from recsys.serving.problems import Problem, VersionNotHeld
-from recsys.serving.remote import HostFailed
 from recsys.serving.routing import Canary, Routed, Router
 
 Scenario = Callable[[Router], Awaitable[None]]
@@ -42,13 +41,15 @@ async def ask(router: Router, user: int = 1) -> Routed:
             return await router.search(assignment, request(assignment.version, user))
         except VersionNotHeld:
             continue
-        except HostFailed:
+        except Problem as error:
+            if error.status != 503:
+                raise
             await asyncio.sleep(0.05)
     raise AssertionError("not answered")
 
 
-def check(routed: Routed, user: int) -> None:
-    assert [r.item_ids for r in routed.response.results] == [items(routed.response.version, user)]
+def check(routed: Routed, user: int, k: int = 2) -> None:
+    assert [r.item_ids for r in routed.response.results] == [items(routed.response.version, user, k)]
 
 
 def test_the_version_is_that_of_the_host_that_will_be_searched() -> None:
@@ -95,6 +96,20 @@ def test_a_version_that_is_gone_is_resolved_again() -> None:
         check(await ask(router), 1)
 
     route([host], run=run)
+
+
+def test_a_version_can_be_asked_for() -> None:
+    hosts = [FakeHost("v1", ["v1"]), FakeHost("v1", ["v1", "v2"])]
+
+    async def run(router: Router) -> None:
+        router.canary = Canary("v1", 1.0)
+        for user in range(4):
+            assignment = router.assign(user, "v2")
+            assert (assignment.version, [state.name for state in assignment.hosts]) == ("v2", [hosts[1].name])
+        with pytest.raises(VersionNotHeld, match="found v3, held are v1, v2"):
+            router.assign(1, "v3")
+
+    route(hosts, run=run)
 
 
 def test_another_host_of_the_version_answers_where_the_first_has_moved_on() -> None:
@@ -275,8 +290,8 @@ def test_a_canary_that_no_host_holds_is_no_outage() -> None:
 
 def test_shards_answer_together_in_one_version() -> None:
     # Only v2 is held by a host of each shard, although most serve v1.
-    left = [FakeHost("v1", ["v1"]), FakeHost("v1", ["v1", "v2"])]
-    right = [FakeHost("v2", ["v2"])]
+    left = [FakeHost("v1", ["v1"], "0/2"), FakeHost("v1", ["v1", "v2"], "0/2")]
+    right = [FakeHost("v2", ["v2"], "1/2")]
 
     async def run(router: Router) -> None:
         for user in range(4):
@@ -284,8 +299,8 @@ def test_shards_answer_together_in_one_version() -> None:
             assert [state.name for state in assignment.hosts] == [left[1].name, right[0].name]
             routed = await router.search(assignment, request(assignment.version, user, k=3))
             assert routed.response.version == "v2"
-            # Both fakes have the same three items and scores: the merged list has the first of each, and one more.
-            assert [score for score in routed.response.results[0].scores.tolist()] == [1, 1, 0.5]
+            # Two answers of the same three items, so these are the three best.
+            check(routed, user, k=3)
             assert routed.hosts == (left[1].name, right[0].name)
         left[1].loaded = ["v1"]
         with pytest.raises(VersionNotHeld):
@@ -302,8 +317,25 @@ def test_shards_answer_together_in_one_version() -> None:
     route(left, right, run=run)
 
 
+def test_a_host_at_the_wrong_place_of_the_shard_map_is_not_asked() -> None:
+    hosts = [FakeHost(shard="0/2"), FakeHost(shard="0/2"), FakeHost(shard=None)]
+
+    async def run(router: Router) -> None:
+        message = f"{hosts[1].name}: searches shard=0/2, and this gateway has it as one of shard=1/2; "
+        with pytest.raises(Problem, match=f"{message}{hosts[2].name}: searches the whole corpus"):
+            router.assign()
+
+    route(hosts[:1], hosts[1:], run=run)
+
+    async def alone(router: Router) -> None:
+        with pytest.raises(Problem, match="searches shard=0/2, and this gateway has it as one of the whole corpus"):
+            router.assign()
+
+    route(hosts[:1], run=alone)
+
+
 def test_rolling_upgrades_of_shards_under_requests_never_mix() -> None:
-    shards = [[FakeHost("v1", ["v1"]), FakeHost("v1", ["v1"])] for _ in range(2)]
+    shards = [[FakeHost("v1", ["v1"], f"{number}/2") for _ in range(2)] for number in range(2)]
     hosts = [host for shard in shards for host in shard]
 
     async def run(router: Router) -> None:
@@ -314,9 +346,8 @@ def test_rolling_upgrades_of_shards_under_requests_never_mix() -> None:
             user = first
             while not is_over:
                 routed = await ask(router, user)
-                version = routed.response.version
-                assert routed.response.results[0].item_ids == [items(version, user)[0]] * 2
-                versions[version] += 1
+                check(routed, user)
+                versions[routed.response.version] += 1
                 user += 10
 
         asking = [asyncio.create_task(users(number)) for number in range(10)]

@@ -55,6 +55,16 @@ def test_answers_of_two_versions_are_never_merged() -> None:
         merge(request, answers)
 
 
+def test_an_item_of_two_shards_is_given_once() -> None:
+    request = SearchRequest("v", np.ones((1, 2), np.float32), 2)
+    scores = np.array([3, 2], np.float32)
+    answers = [SearchResponse("v", [SearchResult([name, "both"], scores)]) for name in ("a", "b")]
+    answers[1].results[0] = SearchResult(["both", "b"], scores - 0.5)
+    (merged,) = merge(request, answers).results
+    assert merged.item_ids == ["a", "both"]
+    assert merged.scores.tolist() == [3, 2.5]
+
+
 def test_shards_cover_the_corpus_once() -> None:
     masks = [Shard.parse(f"{number}/4").rows(10) for number in range(4)]
     assert np.sum(masks, axis=0).tolist() == [1] * 10

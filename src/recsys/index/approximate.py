@@ -1,9 +1,10 @@
 """What the faiss indexes share: filters, exclusions and exact scores around an approximate search.
 
 Where a filter lets a share p of the items pass, an approximate search must look 1/p as far for as many results, and
-further where the items near the query are the ones that do not pass. So its effort is widened by 1/p^2 (with 1/p,
-recall fell to .91 on such filters), up to the point where the inner products with all allowed items cost less: then
-these are computed, and the answer is exact. A query that still comes back short is answered exactly too.
+further where the items near the query are the ones that do not pass. So its effort is widened: where the index has
+lists, as far as each query needs (`recsys.index.lists`), else by 1/p^2 (with 1/p, recall fell to .91 on such filters).
+From the point on where the inner products with all allowed items cost less, these are computed, and the answer is
+exact. A query that still comes back short is answered exactly too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
 ALWAYS_EXACT = 4096
 # Candidates that are held at once: bounds the memory of long answers.
 CANDIDATES = 1 << 22
+# Breadths of filtered queries are rounded up to steps of this ratio.
+LEVEL = 1.5
 
 
 class FaissIndex(ABC):
@@ -120,12 +123,32 @@ class FaissIndex(ABC):
     def _search(
         self, queries: Floats, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
     ) -> tuple[Floats, Rows]:
+        """Search each query as broadly as it needs."""
+        num_allowed = self.num_items if allowed is None else allowed.num_allowed
+        least = self._widened(wanted, self.num_items)
+        few = allowed is not None and (num_allowed <= ALWAYS_EXACT or self._cost(least) >= num_allowed)
+        if few or wanted >= num_allowed:
+            return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
+        if allowed is None:
+            return self._search_at(least, queries, k, wanted, None, exclude)
+        # Queries of about the same breadth share a search.
+        breadths = np.maximum(least, self._breadths(queries, wanted, allowed))
+        level = np.ceil(np.log(breadths / least) / np.log(LEVEL) - 1e-9).astype(np.int64)
+        scores = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        for number in np.unique(level):
+            members = np.flatnonzero(level == number)
+            breadth = min(math.ceil(least * LEVEL**number), self.max_breadth)
+            rest = None if exclude is None else exclude.take(members)
+            scores[members], found[members] = self._search_at(breadth, queries[members], k, wanted, allowed, rest)
+        return scores, found
+
+    def _search_at(
+        self, breadth: int, queries: Floats, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
+    ) -> tuple[Floats, Rows]:
         """Take `wanted` candidates each, drop the excluded, and answer exactly where that is cheaper or came short."""
         num_allowed = self.num_items if allowed is None else allowed.num_allowed
-        breadth = self._widened(wanted, num_allowed)
-        few = allowed is not None and num_allowed <= ALWAYS_EXACT
-        dear = breadth > self.effort.breadth and self._cost(breadth) >= num_allowed
-        if few or dear or wanted >= num_allowed:
+        if breadth > self.effort.breadth and self._cost(breadth) >= num_allowed:
             return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
         # faiss keeps a pointer to the bitmap, which `allowed` holds for as long as the search takes.
         selector = None if allowed is None else faiss.IDSelectorBitmap(allowed.bitmap)
@@ -154,6 +177,10 @@ class FaissIndex(ABC):
             rows = None if allowed is None else allowed.rows
             scores[short], found[short] = exact_search(self._embeddings, queries[short], k, rows, rest)
         return scores, found
+
+    def _breadths(self, queries: Floats, wanted: int, allowed: Allowed) -> Rows:
+        """Breadth for `wanted` results of each query; int64 [Q]."""
+        return np.full(len(queries), self._widened(wanted, allowed.num_allowed))
 
     def _widened(self, wanted: int, num_allowed: int) -> int:
         """Breadth for `wanted` results among `num_allowed` items."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from recsys.serving.discovery import Discovery
 from recsys.serving.hosts import HostClient
 from recsys.serving.messages import Versions
-from recsys.serving.problems import Problem
+from recsys.serving.problems import Problem, unavailable
+from recsys.serving.sharding import Shard
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ class HostState:
 
     Args:
         client: asks it.
+        shard: that it must search.
     """
 
-    def __init__(self, client: HostClient) -> None:
-        self.client = client
+    def __init__(self, client: HostClient, shard: Shard) -> None:
+        self.client, self.shard = client, shard
         self.versions: Versions = {}
         self.in_flight = 0
         self._failure: str | None = f"{client.name}: not asked yet"
@@ -70,6 +72,10 @@ class HostState:
             self._rests_until = time.monotonic() + min(0.1 * 2**self._failures, MAX_REST)
         self._ask_now.set()
 
+    def ask_now(self) -> None:
+        """Do not wait for the next time to ask for its versions."""
+        self._ask_now.set()
+
     def succeed(self) -> None:
         """A search was answered."""
         self._failures = 0
@@ -77,7 +83,9 @@ class HostState:
     async def probe(self) -> None:
         """Ask for its versions."""
         try:
-            self.versions = await self.client.version()
+            versions = await self.client.version()
+            self._check_shard(versions)
+            self.versions = versions
         except Problem as error:
             if self._failure is None:
                 log.warning("host is down: %s", error)
@@ -87,6 +95,14 @@ class HostState:
         if self._failure is not None:
             log.info("host is up: %s", self.name)
         self._failure, self._answered = None, time.monotonic()
+
+    def _check_shard(self, versions: Versions) -> None:
+        expected = str(self.shard) if self.shard.count > 1 else None
+        for held in versions.values():
+            if held.shard != expected:
+                found = f"shard={held.shard}" if held.shard else "the whole corpus"
+                wanted = f"shard={expected}" if expected else "the whole corpus"
+                raise unavailable(f"{self.name}: searches {found}, and this gateway has it as one of {wanted}")
 
     async def keep_probing(self) -> None:
         """Ask again and again, at once where a request failed."""
@@ -135,7 +151,10 @@ class Fleet:
         for number, discovery in enumerate(self._discoveries):
             states = {state.client: state for state in self.shards[number]}
             clients = await discovery.hosts()
-            self.shards[number] = [states.pop(client, None) or HostState(client) for client in clients]
+            shard = Shard(number, len(self.shards))
+            self.shards[number] = [
+                states.pop(client) if client in states else HostState(client, shard) for client in clients
+            ]
             for state in self.shards[number]:
                 if state not in self._tasks:
                     self._tasks[state] = asyncio.create_task(state.keep_probing())
@@ -147,6 +166,11 @@ class Fleet:
     async def refresh(self) -> None:
         """Ask every host now, and wait for what they say."""
         await asyncio.gather(*(state.probe() for state in self.states))
+
+    def look_again(self) -> None:
+        """Ask every host soon: what is known of them helps no request."""
+        for state in self.states:
+            state.ask_now()
 
     async def close(self) -> None:
         """Stop asking."""

@@ -139,7 +139,8 @@ class Gateway:
         try:
             return await self._answer(group, asked)
         except UserError as error:
-            if len(asked) == 1 or (isinstance(error, Problem) and error.status != 400):
+            # Together they may be too large for a host, alone none of them is.
+            if len(asked) == 1 or (isinstance(error, Problem) and error.status not in (400, 413)):
                 return [error] * len(asked)
         answers: list[RetrieveResponse | Exception] = []
         for one in asked:

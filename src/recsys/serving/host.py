@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from recsys.errors import nearest
 from recsys.release.manifest import Manifest
 from recsys.serving.item_search import Hits, ItemSearch
@@ -15,6 +17,7 @@ from recsys.serving.messages import ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.problems import Problem, VersionNotHeld, bad_request
 from recsys.serving.query_encoder import ItemId
 from recsys.serving.releases import Releases
+from recsys.serving.sharding import Shard
 from recsys.serving.tower import Floats
 
 
@@ -50,6 +53,7 @@ class Host:
         releases: where versions are loaded from.
         name: of this host, as answers tell it.
         open_index: makes what is searched from folder, manifest and ids of a release.
+        shard: of the corpus, that `open_index` searches; None: all of it.
     """
 
     def __init__(
@@ -57,8 +61,9 @@ class Host:
         releases: Releases,
         name: str,
         open_index: Callable[[Path, Manifest, IdMap], Searcher] = ItemSearch,
+        shard: Shard | None = None,
     ) -> None:
-        self.name = name
+        self.name, self._shard = name, None if shard is None else str(shard)
         self._releases, self._open_index = releases, open_index
         # Replaced, never changed: a search reads one state of them.
         self._loaded: dict[str, dict[str, Searcher]] = {}
@@ -72,7 +77,10 @@ class Host:
 
     def version(self) -> Versions:
         """Model -> what is served and loaded; loaded in the order of loading."""
-        return {model: ModelVersions(self._serving.get(model), list(loaded)) for model, loaded in self._loaded.items()}
+        return {
+            model: ModelVersions(self._serving.get(model), list(loaded), self._shard)
+            for model, loaded in self._loaded.items()
+        }
 
     def load(self, name: str) -> str:
         """Load a version or alias beside what is there; the version. It is verified and has answered its self-check.
@@ -146,6 +154,8 @@ class Host:
         expected = (manifest.dim,) if embeddings.ndim == 2 else (manifest.num_embeddings, manifest.dim)
         if embeddings.ndim not in (2, 3) or embeddings.shape[1:] != expected:
             raise bad_request(f"embeddings: found {list(embeddings.shape)}, expected [B, {manifest.dim}]", "embeddings")
+        if not np.isfinite(embeddings).all():
+            raise bad_request("embeddings: found nan or inf, expected finite float32 numbers", "embeddings")
         if request.exclude is not None and len(request.exclude) != len(embeddings):
             found, wanted = len(request.exclude), len(embeddings)
             raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")

@@ -19,6 +19,7 @@ from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
 from recsys.serving.checks import TOLERANCE, stored_check
 from recsys.serving.items import Filter, IdMap, ItemFilter
 from recsys.serving.query_encoder import ItemId, load_known_items
+from recsys.serving.sharding import Shard
 from recsys.serving.tower import Floats
 
 
@@ -41,14 +42,18 @@ class ItemSearch:
         folder: of the release.
         manifest: what `verify_release` gave for it.
         known_items: ids of the release's vocabulary of items, where they are in memory already.
+        shard: the rows that are searched; None: all.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, known_items: IdMap | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, known_items: IdMap | None = None, shard: Shard | None = None
+    ) -> None:
         self.folder, self.manifest = folder, manifest
         embeddings = load_array(folder / EMBEDDINGS)
         self.index: Index = load_index(folder, embeddings.view(np.float32), verify=False)
         self.items = pq.read_table(folder / ITEMS)
         self.item_filter = ItemFilter(self.items)
+        self._mine = None if shard is None else shard.rows(len(self.items))
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self.row_of_item = np.full(len(self.known_items) + 1, -1)
         self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
@@ -78,6 +83,8 @@ class ItemSearch:
             UserError: a column, value or shape that the release does not know what to do with.
         """
         allow = self.item_filter(filter or {})
+        if self._mine is not None:
+            allow = self._mine if allow is None else allow & self._mine
         excluded = None if exclude is None else self.rows_of_items(exclude)
         scores, rows = search_users(self.index, embeddings, k, allow, excluded)
         counts = (rows >= 0).sum(axis=1).tolist()

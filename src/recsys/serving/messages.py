@@ -110,11 +110,15 @@ class SearchResponse(Struct):
     results: list[SearchResult]
 
 
-class ModelVersions(Struct):
-    """Versions of one model on one host: the one that it serves, and all that it would answer for."""
+class ModelVersions(Struct, omit_defaults=True):
+    """Versions of one model on one host: the one that it serves, and all that it would answer for.
+
+    `shard` is there only where the host searches a part of the corpus, as I/N.
+    """
 
     serving: str | None
     loaded: list[str]
+    shard: str | None = None
 
 
 # GET /v1/version: model -> versions; GET /v1/hosts: host -> model -> versions, None for a host that does not answer.
@@ -127,6 +131,20 @@ class VersionRequest(Struct, forbid_unknown_fields=True):
 
     version: str
     model: str | None = None
+
+
+class CanaryRequest(Struct, forbid_unknown_fields=True):
+    """Admin call canary, of a gateway: a share of the users, 0 to 1, gets this version; 0: none does."""
+
+    version: str
+    share: Annotated[float, Meta(ge=0, le=1)]
+
+
+class GatewayState(Struct):
+    """What a gateway says to admin calls: versions whose user towers it has loaded, and its canary."""
+
+    towers: list[str]
+    canary: CanaryRequest | None
 
 
 class EventsResponse(Struct):
@@ -177,12 +195,13 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(kind: type, value: Any) -> Any:
     if kind is np.ndarray:
         try:
-            # What is too large becomes infinite, which no search takes.
-            with np.errstate(over="ignore"):
-                array = np.array(value, np.float32)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError("Expected lists of numbers of one length") from error
-        return array
+            array = np.array(value)
+        except ValueError:
+            array = np.array(None)
+        if array.size and array.dtype.kind not in "iuf":
+            raise ValueError("Expected lists of numbers, all of one length")
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
     raise NotImplementedError(f"{kind.__name__} is not part of a message")
 
 

@@ -186,7 +186,13 @@ def load_known_items(folder: Path) -> IdMap:
 
 
 def _encode(encoders: Mapping[str, FeatureEncoder], rows: Sequence[Mapping[str, Any]], place: str) -> dict[str, Column]:
-    return {
-        name: encoder.encode(to_values([row.get(name) for row in rows], f"{place}.{name}"))
-        for name, encoder in encoders.items()
-    }
+    columns = {}
+    for name, encoder in encoders.items():
+        values = to_values([row.get(name) for row in rows], f"{place}.{name}")
+        try:
+            columns[name] = encoder.encode(values)
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{place}.{name}: found {values.type}, which cannot be read as {encoder.feature.kind}"
+            ) from error
+    return columns

@@ -87,6 +87,7 @@ class Router:
         shards = [[state for state in shard if state.failure is None] for shard in self.fleet.shards]
         for number, shard in enumerate(shards):
             if not shard:
+                self.fleet.look_again()
                 reasons = "; ".join(state.failure or "" for state in self.fleet.shards[number]) or "there are none"
                 raise unavailable(f"{self._place(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
@@ -105,6 +106,7 @@ class Router:
             first = self._first(shards, common)
             version = self._of(first).serving if first is not None else None
         if version is None:
+            self.fleet.look_again()
             raise unavailable(self._nothing_common(held, common))
         hosts = []
         for shard in shards:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from recsys.serving.events import StoreError, open_store
 from recsys.serving.fleet import Fleet
 from recsys.serving.following import Following
 from recsys.serving.gateway import Gateway, Limits
+from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
 from recsys.serving.http import App, Handler, Hook
@@ -27,6 +29,7 @@ from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
 from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
 from recsys.serving.routing import Router
+from recsys.serving.sharding import Shard
 from recsys.serving.towers import TowerCache
 from recsys.serving.workers import CANNOT_START, bind, supervise
 
@@ -53,6 +56,7 @@ class Settings:
     follow_seconds: float
     hosts: Sequence[str] | None
     shards: Sequence[Sequence[str]] | None
+    shard: str | None
     events: str
     max_events: int
     admin_token: str | None
@@ -68,9 +72,10 @@ class Settings:
         for name in ("workers", "towers", "k", "history", "batch", "body_bytes"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
-        if self.workers > 1 and self.role != "gateway" and self.admin_token is not None:
+        if self.workers > 1 and self.admin_token is not None:
             # A call reaches one of them, and the others would serve something else.
-            raise UserError("workers: with several, admin calls are not possible; they follow the alias of release=")
+            instead = "start gateways on ports of their own" if self.role == "gateway" else "they follow release=ALIAS"
+            raise UserError(f"workers: with several, admin calls are not possible; {instead}")
         if self.role == "gateway":
             if (self.hosts is None) == (self.shards is None):
                 raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
@@ -78,6 +83,8 @@ class Settings:
             raise UserError(f"role={self.role}: hosts and shards are of role=gateway; this one searches itself")
         elif self.release is None:
             raise UserError(f"role={self.role}: expected release=VERSION|ALIAS")
+        if self.shard is not None and self.role != "host":
+            raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
 
 
 class Server(uvicorn.Server):
@@ -185,7 +192,11 @@ class _Parts:
         """The index of the release, and what follows its alias."""
         settings = self._settings
         assert settings.release is not None
-        host = self._host = Host(self._releases, f"{settings.host}:{settings.port}")
+        # Of all addresses of a machine none is its name.
+        place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
+        shard = None if settings.shard is None else Shard.parse(settings.shard)
+        open_index = functools.partial(ItemSearch, shard=shard)
+        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index, shard)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:

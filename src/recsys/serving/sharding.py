@@ -52,7 +52,8 @@ class Shard:
 
     def rows(self, num_items: int) -> npt.NDArray[np.bool_]:
         """The rows of an index that are searched here: bool [N]."""
-        return np.arange(num_items) % self.count == self.number
+        rows: npt.NDArray[np.bool_] = np.arange(num_items) % self.count == self.number
+        return rows
 
 
 def for_shards(request: SearchRequest) -> SearchRequest:
@@ -92,8 +93,11 @@ def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchRe
 def _by_score(parts: Sequence[SearchResult], k: int) -> SearchResult:
     scores = np.concatenate([np.asarray(part.scores, np.float32) for part in parts])
     ids = [item_id for part in parts for item_id in part.item_ids]
-    best = np.argsort(-scores, kind="stable")[:k]
-    return SearchResult([ids[at] for at in best.tolist()], scores[best])
+    best = np.argsort(-scores, kind="stable")
+    # An item that was added to a running index may be in several shards.
+    place = {ids[at]: at for at in reversed(best.tolist())}
+    kept = list(reversed(place.values()))[:k]
+    return SearchResult([ids[at] for at in kept], scores[kept])
 
 
 def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], k: int) -> list[SearchResult]:

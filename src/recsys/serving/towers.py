@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 
 from recsys.errors import UserError
@@ -12,6 +13,10 @@ from recsys.serving.query_encoder import QueryEncoder
 from recsys.serving.releases import Releases
 
 log = logging.getLogger("recsys")
+
+# Seconds until a release that could not be opened is looked at again: that reads all of it.
+RETRY_AFTER = 5.0
+_CANNOT = "the user tower of version {} cannot be loaded"
 
 
 class TowerCache:
@@ -29,6 +34,7 @@ class TowerCache:
         self._releases, self._size, self._threads = releases, size, threads
         self._held: OrderedDict[str, QueryEncoder] = OrderedDict()
         self._loading: dict[str, asyncio.Task[QueryEncoder]] = {}
+        self._failed: dict[str, float] = {}
 
     @property
     def versions(self) -> list[str]:
@@ -51,6 +57,9 @@ class TowerCache:
         tower = self.held(version)
         if tower is not None:
             return tower
+        failed = self._failed.get(version)
+        if failed is not None and time.monotonic() < failed + RETRY_AFTER:
+            raise unavailable(_CANNOT.format(version))
         if version not in self._loading:
             self._loading[version] = asyncio.create_task(self._load(version))
         # Shielded: one caller who goes away must not take it from the others.
@@ -61,9 +70,11 @@ class TowerCache:
             tower = await asyncio.to_thread(self.open, version)
         except UserError as error:
             log.error("user tower %s cannot be loaded: %s", version, error)
-            raise unavailable(f"the user tower of version {version} cannot be loaded") from error
+            self._failed[version] = time.monotonic()
+            raise unavailable(_CANNOT.format(version)) from error
         finally:
             del self._loading[version]
+        self._failed.pop(version, None)
         self.keep(tower)
         return tower
 

@@ -1,0 +1,73 @@
+"""How many lists of an inverted file must a filtered search read? Predicted for each query.
+
+What passes a filter may lie anywhere: evenly, around the query, or everywhere but there. So the share that passes does
+not tell how far to look. The model: the items of a list score as a normal distribution around the score of its
+centroid, of one variance for all lists (that of the residuals along the query). With the number of items of each list
+that pass, this gives the score that as many items as are wanted exceed, and how many of them each list holds.
+
+Shapes: Q queries, L lists, N items, D dim.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.index.allowed import Allowed
+from recsys.index.topk import Floats, Rows
+
+# Of the wanted items, the lists that are read should hold so many, by the model.
+COVERED = 0.98
+# Rows that the variance is estimated from: contiguous ones, since each page of mapped embeddings that is read stays.
+BLOCKS, BLOCK = 64, 256
+# The score is known to a thousandth of the range of scores.
+HALVINGS = 10
+
+
+class Lists:
+    """The lists of an index.
+
+    Args:
+        centroids: float32 [L, D].
+        list_of_row: the list that holds each item, [N].
+        embeddings: float32 [N, D]; few of them are read.
+    """
+
+    def __init__(self, centroids: Floats, list_of_row: npt.NDArray[np.integer], embeddings: Floats) -> None:
+        self._centroids, self._list_of_row = centroids, list_of_row
+        starts = np.linspace(0, max(0, len(embeddings) - BLOCK), BLOCKS).astype(np.int64)
+        rows = np.unique(starts[:, None] + np.arange(min(BLOCK, len(embeddings))))
+        residuals = embeddings[rows] - centroids[list_of_row[rows]]
+        self._covariance = residuals.T @ residuals / len(rows)
+        self._counts: weakref.WeakKeyDictionary[Allowed, Floats] = weakref.WeakKeyDictionary()
+
+    def needed(self, queries: Floats, allowed: Allowed, wanted: int) -> Rows:
+        """Lists, of those whose centroids score best, that hold most of the `wanted` best allowed items; int64 [Q]."""
+        counts = self._count(allowed)
+        scores = queries @ self._centroids.T
+        spread = np.sqrt(np.einsum("qd,qd->q", queries @ self._covariance, queries).clip(1e-20))[:, None]
+        low, high = scores.min(axis=1, keepdims=True) - 4 * spread, scores.max(axis=1, keepdims=True) + 6 * spread
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            enough = (counts * _above((middle - scores) / spread)).sum(axis=1, keepdims=True) > wanted
+            low, high = np.where(enough, middle, low), np.where(enough, high, middle)
+        held = counts * _above((low - scores) / spread)
+        held = np.cumsum(np.take_along_axis(held, np.argsort(-scores, axis=1), axis=1), axis=1)
+        needed: Rows = (held < COVERED * held[:, -1:]).sum(axis=1) + 1
+        return needed
+
+    def _count(self, allowed: Allowed) -> Floats:
+        """Allowed items of each list, [L]; counted once for an `Allowed`."""
+        counts = self._counts.get(allowed)
+        if counts is None:
+            counts = np.bincount(self._list_of_row[allowed.mask], minlength=len(self._centroids)).astype(np.float32)
+            self._counts[allowed] = counts
+        return counts
+
+
+def _above(z: Floats) -> Floats:
+    """The share of a standard normal distribution above z, to 2e-4 (Page 1977): an exponential is cheaper than erf."""
+    cubic = np.clip(z, -8, 8)
+    return 1 / (1 + np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)))
