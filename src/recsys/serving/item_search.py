@@ -86,9 +86,24 @@ class ItemSearch:
         if self._mine is not None:
             allow = self._mine if allow is None else allow & self._mine
         excluded = None if exclude is None else self.rows_of_items(exclude)
-        scores, rows = search_users(self.index, embeddings, k, allow, excluded)
+        return self.hits(*search_users(self.index, embeddings, k, allow, excluded))
+
+    def hits(self, scores: Floats, rows: npt.NDArray[np.int64], more: Sequence[ItemId] = ()) -> list[Hits]:
+        """Ids instead of rows.
+
+        Args:
+            scores: float32 [B, k], as `search_users` gives them.
+            rows: int64 [B, k], likewise.
+            more: ids of the rows behind those of the index, N and on.
+        """
+        k, num_items = rows.shape[1], len(self._ids)
         counts = (rows >= 0).sum(axis=1).tolist()
-        ids = self._ids[rows].tolist()
+        if more:
+            ids = self._ids[np.where(rows < num_items, rows, -1)].tolist()
+            for b, place in zip(*map(np.ndarray.tolist, np.nonzero(rows >= num_items)), strict=True):
+                ids[b][place] = more[rows[b, place] - num_items]
+        else:
+            ids = self._ids[rows].tolist()
         return [
             Hits(ids[b] if n == k else ids[b][:n], scores[b] if n == k else scores[b, :n]) for b, n in enumerate(counts)
         ]
