@@ -14,6 +14,7 @@ from recsys.release.store import ReleaseStore
 from recsys.serving.additions import Additions, load_additions, save_additions, to_table
 from recsys.serving.changes import ChangedItems, Changes
 from recsys.serving.query_encoder import load_known_items
+from recsys.serving.sharding import Shard
 from recsys.serving.tower import Floats
 
 
@@ -174,3 +175,16 @@ def test_files_of_new_items(published: Published, tmp_path: Path, users: Floats)
     assert [{k: v for k, v in item.items() if v is not None} for item in loaded.items] == list(given.items)
     with pytest.raises(UserError, match="not a file of embedded items"):
         load_additions(published.root / "items.parquet")
+
+
+def test_each_new_item_has_one_shard(published: Published, tmp_path: Path, users: Floats) -> None:
+    changes, whole = opened(published, tmp_path / "journal")
+    named = [{"item_id": f"new{number}"} for number in range(20)]
+    vectors = np.random.default_rng(1).standard_normal((20, 16)).astype(np.float32)
+    changes.add(Additions(whole.version, named, vectors), whole)
+    changes.take_down(["i001", "new3"])
+    parts = [Changes(tmp_path / "journal", Shard(number, 2)).open(*_release(published, 0)) for number in (0, 1)]
+    first, second = ({*ids_of(part, users)[0]} for part in parts)
+    assert not first & second
+    assert first | second == {*ids_of(whole, users)[0]}
+    assert 0 < len([item for item in first if item.startswith("new")]) < 19

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import zlib
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -27,6 +28,7 @@ from recsys.serving.item_search import Hits, ItemSearch
 from recsys.serving.items import Filter, IdMap, ItemFilter
 from recsys.serving.journal import Journal
 from recsys.serving.query_encoder import ItemId
+from recsys.serving.sharding import Shard
 from recsys.serving.tower import Floats
 
 
@@ -42,13 +44,14 @@ class Changes:
 
     Args:
         path: of the journal.
+        shard: of the corpus, that the host searches; its new items are those whose id falls to it.
 
     Raises:
         UserError: the journal is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._journal = Journal(path)
+    def __init__(self, path: Path, shard: Shard | None = None) -> None:
+        self._journal, self._shard = Journal(path), shard
         self._lock = threading.RLock()
         # Ids in the order of being taken down; version -> new items in the order of being added.
         self._removed: dict[ItemId, None] = {}
@@ -59,7 +62,7 @@ class Changes:
 
     def open(self, folder: Path, manifest: Manifest, known_items: IdMap) -> ChangedItems:
         """The index of a release, with what has changed; for `Host`."""
-        return ChangedItems(ItemSearch(folder, manifest, known_items), self)
+        return ChangedItems(ItemSearch(folder, manifest, known_items, self._shard), self)
 
     def refresh(self) -> None:
         """Read what any process of this host has written since."""
@@ -106,7 +109,12 @@ class Changes:
         """Number of the state, ids that must not be shown, and new items of a version that may be."""
         with self._lock:
             new = self._added.get(version, {})
-            return self.number, list(self._removed), [new[item] for item in new if item not in self._removed]
+            shown = [new[item] for item in new if item not in self._removed and self._is_mine(item)]
+            return self.number, list(self._removed), shown
+
+    def _is_mine(self, item: ItemId) -> bool:
+        # All hosts are given every new item, and each item has one shard, the same in every process.
+        return self._shard is None or zlib.crc32(repr(item).encode()) % self._shard.count == self._shard.number
 
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "take_down" in record:

@@ -52,8 +52,7 @@ class ItemSearch:
         embeddings = load_array(folder / EMBEDDINGS)
         self.index: Index = load_index(folder, embeddings.view(np.float32), verify=False)
         self.items = pq.read_table(folder / ITEMS)
-        self.item_filter = ItemFilter(self.items)
-        self._mine = None if shard is None else shard.rows(len(self.items))
+        self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self.row_of_item = np.full(len(self.known_items) + 1, -1)
         self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
@@ -83,8 +82,6 @@ class ItemSearch:
             UserError: a column, value or shape that the release does not know what to do with.
         """
         allow = self.item_filter(filter or {})
-        if self._mine is not None:
-            allow = self._mine if allow is None else allow & self._mine
         excluded = None if exclude is None else self.rows_of_items(exclude)
         return self.hits(*search_users(self.index, embeddings, k, allow, excluded))
 
