@@ -64,7 +64,7 @@ class Server:
         if self.refuses == what:
             return 400, {"error": {"code": "bad_request", "message": "the index does not find its items"}}
         version = body["version"]
-        if what == "load" and version not in self.loaded:
+        if what in ("load", "tower") and version not in self.loaded:
             self.loaded = [*self.loaded, version]
         elif what == "serve":
             if version not in self.loaded:
@@ -137,7 +137,7 @@ def test_an_upgrade_in_order(world: World) -> None:
     hosts, gateways = names(world.hosts), names(world.gateways)
     assert world.log == [
         *((host, "load", NEW) for host in hosts),
-        *((gateway, "load", NEW) for gateway in gateways),
+        *((gateway, "tower", NEW) for gateway in gateways),
         *((host, "serve", NEW) for host in hosts),
         *((gateway, "canary", NEW) for gateway in gateways),
         *((host, "unload", OLDEST) for host in hosts),
@@ -148,7 +148,7 @@ def test_an_upgrade_in_order(world: World) -> None:
     assert world.state.read().is_finished
     world.log.clear()
     assert world.run("finish") == 0
-    assert {what for _, what, _ in world.log} == {"load", "canary"}
+    assert {what for _, what, _ in world.log} == {"tower", "canary"}
     assert f"{hosts[0]}: serve {NEW}: is so already" in world.screen.getvalue()
 
 
@@ -159,7 +159,7 @@ def test_a_rollback_in_reverse_order(world: World) -> None:
     hosts, gateways = names(world.hosts), names(world.gateways)
     assert world.log == [
         *((gateway, "canary", OLD) for gateway in gateways),
-        *((gateway, "load", OLD) for gateway in gateways),
+        *((gateway, "tower", OLD) for gateway in gateways),
         *((host, "serve", OLD) for host in reversed(hosts)),
     ]
     assert world.serving() == [OLD] * 3

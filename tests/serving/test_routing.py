@@ -179,6 +179,21 @@ def test_requests_leave_a_host_that_hangs() -> None:
     route(hosts, run=run)
 
 
+def test_a_request_that_waited_does_not_go_to_a_host_that_went_down_meanwhile() -> None:
+    hosts = [FakeHost(), FakeHost()]
+
+    async def run(router: Router) -> None:
+        assignment = next(a for a in iter(router.assign, None) if a.hosts[0].name == hosts[0].name)
+        hosts[0].running.clear()
+        await router.fleet.refresh()
+        asked = len(hosts[0].requests)
+        routed = await router.search(assignment, request("v1", 1))
+        assert routed.hosts == (hosts[1].name,)
+        assert hosts[0].requests[asked:].count("/v1/search") == 0
+
+    route(hosts, run=run)
+
+
 def test_one_cut_connection_is_no_outage() -> None:
     host = FakeHost()
 

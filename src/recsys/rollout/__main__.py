@@ -29,7 +29,7 @@ from rich.console import Console
 from recsys.errors import UserError
 from recsys.rollout.admin import Admin
 from recsys.rollout.runner import Paused, Runner, begin, show_status
-from recsys.rollout.state import Rollout, StateFile
+from recsys.rollout.state import Goal, Rollout, StateFile
 from recsys.serving.remote import Address, parse_address
 
 INTERRUPTED = 130
@@ -88,7 +88,7 @@ def _wanted(given: argparse.Namespace, state: StateFile) -> Rollout:
         hosts, gateways = _admins(given.hosts, given), _admins(given.gateways, given)
         if given.command == "canary" and not gateways:
             raise UserError("--gateways: found none; they give the canary to its share of the users")
-        goal = "all" if given.command == "start" else "canary"
+        goal: Goal = "all" if given.command == "start" else "canary"
         return begin(given.version, goal, given.share, hosts, gateways, given.model, given.store)
     rollout = _existing(state)
     if given.command == "finish":

@@ -69,8 +69,12 @@ class Admin:
         return held.get(model, ModelVersions(None, []))
 
     def load(self, version: str, model: str | None) -> None:
-        """Load a version beside the others; it has answered its self-check. A gateway loads the user tower."""
+        """Have a host load a version beside the others; it has answered its self-check."""
         self._call("POST", "/v1/admin/load", VersionRequest(version, model), LOAD_SECONDS)
+
+    def load_tower(self, version: str) -> None:
+        """Have a gateway load the user tower of a version."""
+        self._call("POST", "/v1/admin/tower", VersionRequest(version), LOAD_SECONDS)
 
     def serve(self, version: str, model: str | None) -> None:
         """Make it the version that the host serves."""

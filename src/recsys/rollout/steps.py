@@ -93,7 +93,7 @@ class LoadTower:
 
     def do(self, cluster: Cluster) -> None:
         """As `Step.do`."""
-        cluster.gateways[self.place].load(self.version, None)
+        cluster.gateways[self.place].load_tower(self.version)
 
 
 @dataclass(frozen=True)

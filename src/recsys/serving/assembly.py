@@ -101,10 +101,7 @@ class _Parts:
         gateway = Gateway(router, self._towers, events, limits)
         looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
         self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
-        admin = GatewayAdmin(router, self._towers, settings.admin_token)
-        self._routes.update(admin.routes())
-        if self._host is None:
-            self._routes.update(admin.load_routes())
+        self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
         self._start.append(fleet.start)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready

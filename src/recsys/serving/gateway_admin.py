@@ -25,14 +25,11 @@ class GatewayAdmin:
         self._router, self._towers, self._token = router, towers, token
 
     def routes(self) -> Routes:
-        """/v1/admin/canary."""
-        return {"/v1/admin/canary": {"POST": guarded(self._canary, self._token)}}
+        """/v1/admin/tower and canary."""
+        handlers = {"tower": self._tower, "canary": self._canary}
+        return {f"/v1/admin/{name}": {"POST": guarded(handler, self._token)} for name, handler in handlers.items()}
 
-    def load_routes(self) -> Routes:
-        """/v1/admin/load, for a gateway that is no host: it loads the user tower."""
-        return {"/v1/admin/load": {"POST": guarded(self._load, self._token)}}
-
-    async def _load(self, request: Request) -> Reply:
+    async def _tower(self, request: Request) -> Reply:
         asked: VersionRequest = _version(request.body)
         await self._towers.get(asked.version)
         return self._state()

@@ -127,7 +127,7 @@ Hosts = dict[str, Versions | None]
 
 
 class VersionRequest(Struct, forbid_unknown_fields=True):
-    """Admin calls load, serve and unload: of which model (None where there is one), which version."""
+    """Admin calls load, serve, unload and tower: of which model (None where there is one), which version."""
 
     version: str
     model: str | None = None

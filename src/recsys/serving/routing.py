@@ -142,6 +142,9 @@ class Router:
 
     async def _ask(self, shard: int, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
         tried: set[HostState] = set()
+        if state.failure is not None and (others := self._holders(shard, request.version, tried)):
+            # It went down while the request waited for its batch.
+            state = self._least_busy(others)
         while True:
             tried.add(state)
             state.in_flight += 1
