@@ -72,16 +72,20 @@ def test_other_numbers_of_results(index, items, k):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9])
-@pytest.mark.parametrize("kind", ["random", "cluster", "far"])
+@pytest.mark.parametrize("kind", ["random", "cluster", "far", "avoided"])
 def test_filters_of_any_selectivity(index, items, share, kind, monkeypatch):
     monkeypatch.setattr("recsys.index.approximate.ALWAYS_EXACT", 100)  # or no filter would reach the structure
     rng = np.random.default_rng(7)
     queries = make_queries(items, 50, seed=8)
-    # Random items, those nearest to one item (a category), and those that the queries like least.
+    if kind == "avoided":
+        queries = queries[:1] + 0.02 * rng.standard_normal(queries.shape, np.float32)
+    # Random items, those nearest to one item (a category), and those that the queries like least: they differ, or are
+    # alike, so that nothing near them passes.
     order = {
         "random": rng.random(len(items)),
         "cluster": -(items @ items[0]),
         "far": items @ queries.mean(axis=0),
+        "avoided": items @ queries.mean(axis=0),
     }[kind]
     allow = np.zeros(len(items), bool)
     allow[np.argsort(order)[: round(share * len(items))]] = True

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.errors import UserError
 from recsys.index.allowed import Allowed
@@ -175,12 +176,14 @@ class IVFFlat(FaissIndex):
         # The lists that it takes, by the model, over those that usual searches read: squared, because where the items
         # near a query do not pass, the model is too hopeful of what is left (recall .85 without).
         needed = self._lists.needed(queries, allowed, wanted)
-        return np.minimum(np.ceil(needed * (needed / self.effort.breadth).clip(1)), self.max_breadth).astype(np.int64)
+        breadths = np.ceil(needed * (needed / self.effort.breadth).clip(1)).clip(max=self.max_breadth)
+        widened: Rows = breadths.astype(np.int64)
+        return widened
 
     @cached_property
     def _lists(self) -> Lists:
         num_lists = self.max_breadth
-        list_of_row = np.empty(self.num_items, np.uint16 if num_lists <= 1 << 16 else np.int32)
+        list_of_row: npt.NDArray[np.int32] = np.empty(self.num_items, np.int32)
         for number in range(num_lists):
             if size := self._ann.invlists.list_size(number):
                 list_of_row[faiss.rev_swig_ptr(self._ann.invlists.get_ids(number), size)] = number

@@ -35,7 +35,7 @@ class Lists:
         embeddings: float32 [N, D]; few of them are read.
     """
 
-    def __init__(self, centroids: Floats, list_of_row: npt.NDArray[np.integer], embeddings: Floats) -> None:
+    def __init__(self, centroids: Floats, list_of_row: npt.NDArray[np.int32], embeddings: Floats) -> None:
         self._centroids, self._list_of_row = centroids, list_of_row
         starts = np.linspace(0, max(0, len(embeddings) - BLOCK), BLOCKS).astype(np.int64)
         rows = np.unique(starts[:, None] + np.arange(min(BLOCK, len(embeddings))))
@@ -55,7 +55,7 @@ class Lists:
             low, high = np.where(enough, middle, low), np.where(enough, high, middle)
         held = counts * _above((low - scores) / spread)
         held = np.cumsum(np.take_along_axis(held, np.argsort(-scores, axis=1), axis=1), axis=1)
-        needed: Rows = (held < COVERED * held[:, -1:]).sum(axis=1) + 1
+        needed: Rows = (held < COVERED * held[:, -1:]).sum(axis=1, dtype=np.int64) + 1
         return needed
 
     def _count(self, allowed: Allowed) -> Floats:
@@ -70,4 +70,5 @@ class Lists:
 def _above(z: Floats) -> Floats:
     """The share of a standard normal distribution above z, to 2e-4 (Page 1977): an exponential is cheaper than erf."""
     cubic = np.clip(z, -8, 8)
-    return 1 / (1 + np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)))
+    above: Floats = 1 / (1 + np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)))
+    return above

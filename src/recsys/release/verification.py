@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -47,8 +48,7 @@ def verify_release(folder: Path) -> Manifest:
         raise UserError(f"{folder}: not the folder of a release")
     manifest = Manifest.load(folder)
     _check_names(folder, manifest)
-    for name, entry in manifest.files.items():
-        _check_file(folder / name, entry)
+    _check_files(folder, manifest)
     version = version_of(manifest.files)
     if version != manifest.version:
         raise UserError(f"{folder / MANIFEST}: says version {manifest.version}, but its files make {version}")
@@ -85,6 +85,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield Path(entry.path)
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path))
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """Several at once, since hashing lets other threads run; the largest first."""
+    files = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for checked in [pool.submit(_check_file, folder / name, entry) for name, entry in files]:
+            checked.result()
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:

@@ -15,7 +15,6 @@ from recsys.data.columns import Ragged, load_array
 from recsys.data.encoding import plain
 from recsys.errors import UserError
 from recsys.index import Index, load_index, search_users
-from recsys.index.allowed import Allowed
 from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
 from recsys.serving.checks import TOLERANCE, stored_check
 from recsys.serving.items import Filter, IdMap, ItemFilter
@@ -53,8 +52,7 @@ class ItemSearch:
         embeddings = load_array(folder / EMBEDDINGS)
         self.index: Index = load_index(folder, embeddings.view(np.float32), verify=False)
         self.items = pq.read_table(folder / ITEMS)
-        self.item_filter = ItemFilter(self.items)
-        self._mine = None if shard is None else shard.rows(len(self.items))
+        self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self.row_of_item = np.full(len(self.known_items) + 1, -1)
         self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
@@ -84,12 +82,25 @@ class ItemSearch:
             UserError: a column, value or shape that the release does not know what to do with.
         """
         allow = self.item_filter(filter or {})
-        if self._mine is not None:
-            allow = Allowed(self._mine if allow is None else allow.mask & self._mine)
         excluded = None if exclude is None else self.rows_of_items(exclude)
-        scores, rows = search_users(self.index, embeddings, k, allow, excluded)
+        return self.hits(*search_users(self.index, embeddings, k, allow, excluded))
+
+    def hits(self, scores: Floats, rows: npt.NDArray[np.int64], more: Sequence[ItemId] = ()) -> list[Hits]:
+        """Ids instead of rows.
+
+        Args:
+            scores: float32 [B, k], as `search_users` gives them.
+            rows: int64 [B, k], likewise.
+            more: ids of the rows behind those of the index, N and on.
+        """
+        k, num_items = rows.shape[1], len(self._ids)
         counts = (rows >= 0).sum(axis=1).tolist()
-        ids = self._ids[rows].tolist()
+        if more:
+            ids = self._ids[np.where(rows < num_items, rows, -1)].tolist()
+            for b, place in zip(*map(np.ndarray.tolist, np.nonzero(rows >= num_items)), strict=True):
+                ids[b][place] = more[rows[b, place] - num_items]
+        else:
+            ids = self._ids[rows].tolist()
         return [
             Hits(ids[b] if n == k else ids[b][:n], scores[b] if n == k else scores[b, :n]) for b, n in enumerate(counts)
         ]

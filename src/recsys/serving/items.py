@@ -81,17 +81,21 @@ class ItemFilter:
 
     Args:
         table: `items.parquet` of the release, in the order of the index.
-        removed: rows that no filter lets pass.
+        mine: bool [N], the rows that may pass at all; None: all.
     """
 
-    def __init__(self, table: pa.Table, removed: npt.NDArray[np.int64] | None = None) -> None:
+    def __init__(self, table: pa.Table, mine: Mask | None = None) -> None:
         self.columns: list[str] = [name for name in table.column_names if name != "item_idx"]
-        self._table, self._removed = table, removed
+        self._table, self._mine = table, mine
         self._cached = lru_cache(maxsize=64)(self._allowed)
 
     def without(self, removed: npt.NDArray[np.int64]) -> ItemFilter:
         """The same filters, none of which lets the rows `removed` pass."""
-        return ItemFilter(self._table, removed)
+        if not len(removed):
+            return self
+        mine = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
+        mine[removed] = False
+        return ItemFilter(self._table, mine)
 
     def __call__(self, wanted: Filter) -> Allowed | None:
         """The rows that may be returned; None: all.
@@ -99,7 +103,7 @@ class ItemFilter:
         Raises:
             UserError: no such column, or a value that the column cannot hold.
         """
-        if not wanted and (self._removed is None or not len(self._removed)):
+        if not wanted and self._mine is None:
             return None
         key: list[tuple[str, tuple[Value, ...]]] = []
         for name in sorted(wanted):
@@ -112,11 +116,9 @@ class ItemFilter:
 
     def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> Allowed:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
-        mask = np.ones(len(self._table), bool)
+        mask = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
         for name, values in wanted:
             mask &= self._column(name, values)
-        if self._removed is not None:
-            mask[self._removed] = False
         return Allowed(mask)
 
     def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
