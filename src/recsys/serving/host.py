@@ -109,6 +109,14 @@ class Host:
             self._index(model, version)
             self._serving = {**self._serving, model: version}
 
+    def require(self, version: str, model: str | None = None) -> None:
+        """Refuse a version that is not loaded.
+
+        Raises:
+            Problem: it is not (409), or there is no such model (400).
+        """
+        self._index(self._model_of(version, model), version)
+
     def unload(self, version: str, model: str | None = None) -> None:
         """Let go of a version; searches that have begun finish.
 

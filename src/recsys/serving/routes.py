@@ -164,6 +164,7 @@ class AdminRoutes:
 
     async def _serve(self, request: Request) -> Reply:
         asked: VersionRequest = _version(request.body)
+        self._host.require(asked.version, asked.model)
         if self._towers is not None:
             await self._towers.get(asked.version)
         self._host.serve(asked.version, asked.model)
