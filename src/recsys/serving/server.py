@@ -13,6 +13,7 @@ import uvicorn
 
 from recsys.errors import UserError
 from recsys.serving.assembly import build_app
+from recsys.serving.logs import log_as_json
 from recsys.serving.releases import Releases
 from recsys.serving.routes import Health
 from recsys.serving.settings import Settings
@@ -65,7 +66,6 @@ def run(settings: Settings) -> None:
 
 
 def _work(settings: Settings) -> None:
-    logging.basicConfig(level=logging.WARNING)
     try:
         _serve(settings)
     except UserError as error:
@@ -74,7 +74,7 @@ def _work(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    _logging(settings.log_level)
+    log_as_json(settings.log_level)
     app, health = build_app(settings)
     config = uvicorn.Config(
         app,
@@ -85,7 +85,7 @@ def _serve(settings: Settings) -> None:
         lifespan="on",
         access_log=False,
         server_header=False,
-        log_level="warning",
+        log_config=None,
         timeout_graceful_shutdown=PATIENCE_SECONDS,
     )
     # What is loaded stays; what requests make dies with them. Collections that look through all of it find nothing.
@@ -95,9 +95,3 @@ def _serve(settings: Settings) -> None:
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
     Server(config, health, settings.drain_seconds).run([listening])
-
-
-def _logging(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise UserError(f"log_level: found {level}, expected debug, info, warning or error")
-    log.setLevel(level.upper())
