@@ -79,7 +79,14 @@ def store_users(path: Path, queries: Mapping[str, Query]) -> None:
     store.close()
 
 
-async def call(app: App, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+async def call(
+    app: App,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    as_json: bool = True,
+) -> Answer:
     """One request; `body` is JSON unless it is bytes."""
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     named = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
@@ -94,7 +101,9 @@ async def call(app: App, method: str, path: str, body: Any = None, headers: Mapp
     scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": named}
     await app(scope, receive, send)
     begin, end = sent
-    return Answer(begin["status"], json.loads(end["body"] or b"null"), dict(begin["headers"]))
+    return Answer(
+        begin["status"], json.loads(end["body"] or b"null") if as_json else end["body"].decode(), dict(begin["headers"])
+    )
 
 
 def living(wanted: Settings, use: Callable[[App], Coroutine[Any, Any, Any]]) -> Any:

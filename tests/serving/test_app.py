@@ -71,6 +71,15 @@ def test_answers_of_the_contract(published: Published, events: Path, queries: di
         held = {"test": {"serving": version, "loaded": [version]}}
         assert (await call(app, "GET", "/v1/hosts")).body == {"127.0.0.1:1": held}
         assert (await call(app, "GET", "/v1/version")).body == held
+        told = await call(app, "GET", "/metrics", as_json=False)
+        assert told.headers[b"content-type"].startswith(b"text/plain")
+        for line in (
+            f'recsys_versions_met_total{{user_tower="{version}",index="{version}"}} 3',
+            'recsys_requests_total{route="/v1/retrieve",status="200"} 2',
+            "recsys_version_mismatches_total 0",
+            'recsys_stage_seconds_count{stage="tower"} 3',
+        ):
+            assert line in told.body, told.body
         for path in ("/healthz", "/readyz"):
             assert (await call(app, "GET", path)).status == 200
         embedding = Retriever.load(published.store, version).embed([query])
@@ -172,7 +181,8 @@ def test_our_own_mistakes_are_logged_and_not_told(
         answer = await call(app, "GET", "/v1/hosts", headers={"x-request-id": "abc2"})
         assert (answer.status, answer.body["error"]["code"]) == (500, "internal")
         assert "secret" not in str(answer.body)
-        assert "abc2" in caplog.text
+        assert answer.headers[b"x-request-id"] == b"abc2"
+        assert "abc2" in answer.body["error"]["message"]
         assert "secret" in caplog.text
 
     living(settings(published, tmp_path / "events.sqlite"), use)

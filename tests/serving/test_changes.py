@@ -14,7 +14,7 @@ from recsys.release.store import ReleaseStore
 from recsys.serving.additions import Additions, load_additions, save_additions, to_table
 from recsys.serving.changes import ChangedItems, Changes
 from recsys.serving.query_encoder import load_known_items
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
 
 

@@ -20,6 +20,7 @@ from recsys.serving.gateway import Gateway, Limits
 from recsys.serving.host import Host
 from recsys.serving.hosts import HostClient, LocalHost
 from recsys.serving.messages import ModelVersions, RetrieveRequest, RetrieveResponse, SearchRequest, SearchResponse
+from recsys.serving.metrics import Metrics
 from recsys.serving.problems import Problem, VersionNotHeld, from_user_error
 from recsys.serving.releases import Releases
 from recsys.serving.retriever import Query, Retriever
@@ -65,7 +66,8 @@ def with_gateway(
         fleet = Fleet([Fixed(client)])
         await fleet.start()
         try:
-            return await use(Gateway(Router(fleet), TowerCache(Releases(published.store)), events, limits))
+            towers = TowerCache(Releases(published.store))
+            return await use(Gateway(Router(fleet), towers, events, limits, Metrics()))
         finally:
             await fleet.close()
 
@@ -230,7 +232,11 @@ def test_the_gateway_trusts_no_router(
             return routed._replace(response=SearchResponse(new, routed.response.results))
 
         monkeypatch.setattr(gateway.router, "search", search)
-        await gateway.retrieve(RetrieveRequest())
+        try:
+            await gateway.retrieve(RetrieveRequest())
+        finally:
+            assert gateway.metrics.mismatches.value() > 0
+            assert gateway.metrics.met.value(old, new) == 0
 
     with pytest.raises(Problem, match=f"found {old}, held are {new}") as refused:
         with_gateway(published, events, LocalHost(host_of(published, old)), use, Limits(seconds=0.2))

@@ -20,7 +20,7 @@ from recsys.serving.messages import SearchRequest
 from recsys.serving.releases import Releases
 from recsys.serving.retriever import Retriever
 from recsys.serving.routing import Router
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 
 
 def sharded(published: Published, version: str, number: int, count: int) -> LocalHost:

@@ -16,12 +16,13 @@ from recsys.serving.gateway import Gateway, Limits
 from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
-from recsys.serving.http import App, Handler, Hook
+from recsys.serving.http import App, Handler, Hook, Reply, Request
 from recsys.serving.item_search import ItemSearch
 from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
+from recsys.serving.metrics import Metrics
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
-from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
+from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
 from recsys.serving.routing import Router
 from recsys.serving.settings import Settings
 from recsys.serving.shard import Shard
@@ -53,6 +54,7 @@ class _Parts:
         self._host: Host | None = None
         self._towers: TowerCache | None = None
         self._ready: Hook | None = None
+        self._metrics = Metrics()
         if settings.role != "host":
             self._towers = TowerCache(self._releases, settings.towers)
 
@@ -98,13 +100,16 @@ class _Parts:
         fleet = Fleet(shards)
         limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
         router = Router(fleet, settings.model)
-        gateway = Gateway(router, self._towers, events, limits)
+        gateway = Gateway(router, self._towers, events, limits, self._metrics)
+        self._metrics.gauge(
+            "recsys_routing_total",
+            "Searches by what happened on their way: retry, canary_not_held, mismatch_refused.",
+            lambda: {(what,): float(number) for what, number in router.counts.items()},
+            ("what",),
+        )
         looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
         self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
-        admin = GatewayAdmin(router, self._towers, settings.admin_token)
-        self._routes.update(admin.routes())
-        if self._host is None:
-            self._routes.update(admin.load_routes())
+        self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
         self._start.append(fleet.start)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
@@ -113,6 +118,11 @@ class _Parts:
         """All of it."""
         assert self._ready is not None
         health = Health(self._ready)
-        self._routes.update(health.routes())
+        self._routes.update({**health.routes(), **metrics_routes(self._metrics)})
         self._routes.update(schema_routes(self._routes))
-        return App(self._routes, self._settings.body_bytes, (), self._start, self._stop), health
+        return App(self._routes, self._settings.body_bytes, [self._observe], self._start, self._stop), health
+
+    def _observe(self, request: Request, reply: Reply, seconds: float) -> None:
+        # What callers make up is no series of its own.
+        route = request.path if request.path in self._routes else "other"
+        self._metrics.answered(route, reply.status, seconds)

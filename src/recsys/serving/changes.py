@@ -28,7 +28,7 @@ from recsys.serving.item_search import Hits, ItemSearch
 from recsys.serving.items import Filter, IdMap, ItemFilter
 from recsys.serving.journal import Journal
 from recsys.serving.query_encoder import ItemId
-from recsys.serving.sharding import Shard
+from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
 
 

@@ -23,6 +23,7 @@ from recsys.serving.messages import (
     SearchRequest,
     encode,
 )
+from recsys.serving.metrics import Metrics
 from recsys.serving.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
 from recsys.serving.routing import Assignment, Router
@@ -69,10 +70,13 @@ class Gateway:
         towers: user towers by version.
         events: histories and profiles of known users.
         limits: of one request.
+        metrics: of the process.
     """
 
-    def __init__(self, router: Router, towers: TowerCache, events: EventStore, limits: Limits) -> None:
-        self.router, self.towers, self.events, self.limits = router, towers, events, limits
+    def __init__(
+        self, router: Router, towers: TowerCache, events: EventStore, limits: Limits, metrics: Metrics
+    ) -> None:
+        self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
         self._batches: Batches[_Group, RetrieveRequest, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
 
     async def ready(self) -> None:
@@ -102,6 +106,8 @@ class Gateway:
                     raise
                 if time.monotonic() > give_up:
                     raise unavailable(error.message) from error
+                if moved:
+                    self.metrics.fallbacks.add("version")
             await asyncio.sleep(0 if moved else LOOK_EVERY)
 
     async def event_names(self) -> set[str]:
@@ -150,16 +156,23 @@ class Gateway:
     async def _answer(self, group: _Group, asked: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
         version = group.assignment.version
         tower = self.towers.held(version) or await self.towers.get(version)
+        metrics = self.metrics
+        metrics.batch.observe(len(asked), "tower")
         queries = await self._queries(tower, asked)
-        histories, unknown = tower.encode(queries)
-        exclude = [_excluded(one, query) for one, query in zip(asked, queries, strict=True)]
-        search = SearchRequest(
-            tower.version, tower.tower(histories), group.k, asked[0].filter, exclude, self.router.model
-        )
-        response, hosts = await self.router.search(group.assignment, search)
-        if response.version != tower.version:
+        with metrics.timed("encode"):
+            histories, unknown = tower.encode(queries)
+            exclude = [_excluded(one, query) for one, query in zip(asked, queries, strict=True)]
+        with metrics.timed("tower"):
+            embeddings = tower.tower(histories)
+        wanted, model = asked[0].filter, self.router.model
+        search = SearchRequest(tower.version, embeddings, group.k, wanted, exclude, model)
+        with metrics.timed("host"):
+            response, hosts = await self.router.search(group.assignment, search)
+        if not metrics.versions_met(tower.version, response.version, len(asked)):
             # Whatever a host may do: an answer of two versions is none.
             raise VersionNotHeld(tower.version, None, [response.version])
+        if hosts != tuple(state.name for state in group.assignment.hosts):
+            metrics.fallbacks.add("host", by=len(asked))
         host, lengths = "+".join(hosts), histories.lengths.tolist()
         return [
             RetrieveResponse(
@@ -180,8 +193,9 @@ class Gateway:
         histories: dict[int | str, list[Mapping[str, Any]]] = {}
         profiles: dict[int | str, Mapping[str, Any]] = {}
         if stored or profiled:
-            # A store may be on another machine.
-            found, profiles = await asyncio.to_thread(self._read, stored, profiled)
+            with self.metrics.timed("events"):
+                # A store may be on another machine.
+                found, profiles = await asyncio.to_thread(self._read, stored, profiled)
             known = tower.names["history"]
             histories = {user: _as_history(events, known) for user, events in found.items()}
         names = tower.names["user"]

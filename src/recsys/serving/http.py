@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from recsys.errors import UserError
+from recsys.serving.logs import new_request_id, request_id
 from recsys.serving.messages import encode, error_response
 from recsys.serving.problems import Problem, from_user_error, not_found, too_large
 
@@ -17,7 +16,6 @@ log = logging.getLogger("recsys")
 
 Headers = Sequence[tuple[bytes, bytes]]
 JSON = b"application/json"
-MAX_ID = 64
 
 
 class Request(NamedTuple):
@@ -85,7 +83,6 @@ class App:
     ) -> None:
         self.routes, self.body_bytes, self.observers = routes, body_bytes, observers
         self._start, self._stop = start, stop
-        self._prefix, self._count = os.urandom(6).hex(), itertools.count()
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
         """As ASGI 3 has it."""
@@ -100,7 +97,9 @@ class App:
         begin = time.perf_counter()
         headers: Headers = scope["headers"]
         method = scope["method"]
-        request = Request(method, scope["path"], scope["query_string"], headers, b"", self._request_id(headers))
+        given = next((value for name, value in headers if name == b"x-request-id"), b"").decode("latin-1")
+        request = Request(method, scope["path"], scope["query_string"], headers, b"", new_request_id(given))
+        request_id.set(request.request_id)
         try:
             handler = self._handler(request)
             if method == "POST":
@@ -111,7 +110,7 @@ class App:
         except UserError as error:
             reply = reply_to(from_user_error(error))
         except Exception:
-            log.exception("%s %s failed (request %s)", method, request.path, request.request_id)
+            log.exception("%s %s failed", method, request.path)
             reply = reply_to(Problem(500, "internal", f"internal error; the log has it under {request.request_id}"))
         body = reply.body
         answered = [
@@ -123,6 +122,7 @@ class App:
         await send({"type": "http.response.start", "status": reply.status, "headers": answered})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
         seconds = time.perf_counter() - begin
+        log.debug("%s %s: %d in %.4f s", method, request.path, reply.status, seconds)
         for observer in self.observers:
             observer(request, reply, seconds)
 
@@ -160,12 +160,6 @@ class App:
 
     def _too_large(self) -> Problem:
         return too_large(f"body: expected at most {self.body_bytes} bytes")
-
-    def _request_id(self, headers: Headers) -> str:
-        for name, value in headers:
-            if name == b"x-request-id" and 0 < len(value) <= MAX_ID and value.isalnum():
-                return value.decode()
-        return f"{self._prefix}{next(self._count):x}"
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()

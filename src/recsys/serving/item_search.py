@@ -15,7 +15,6 @@ from recsys.data.columns import Ragged, load_array
 from recsys.data.encoding import plain
 from recsys.errors import UserError
 from recsys.index import Index, load_index, search_users
-from recsys.index.allowed import Allowed
 from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
 from recsys.serving.checks import TOLERANCE, stored_check
 from recsys.serving.items import Filter, IdMap, ItemFilter

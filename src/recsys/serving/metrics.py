@@ -19,8 +19,8 @@ class Metrics:
     Attributes:
         requests: answers by route and status.
         latency: whole requests, by route.
-        stage: parts of a retrieve: events (history of the user), encode (features to codes), tower, search, host (the
-            call of another process), answer (ids to JSON).
+        stage: parts of a retrieve: events (histories and profiles), encode (features to codes), tower, host (the
+            search, with the way to another process where it is one), answer (to JSON).
         met: pairs of versions, user tower and index, that met in answers.
         mismatches: answers whose two versions differ. None is ever given to a caller: they are refused, and counted.
         fallbacks: requests that were answered, but not in the first way, by reason: `version` (the host no longer held
@@ -58,12 +58,12 @@ class Metrics:
         self.requests.add(route, str(status))
         self.latency.observe(seconds, route)
 
-    def versions_met(self, user_tower: str, index: str) -> bool:
-        """Count a pair of versions; whether they are one, so that the answer may be given."""
+    def versions_met(self, user_tower: str, index: str, answers: int = 1) -> bool:
+        """Count answers of a pair of versions; whether they are one, so that the answers may be given."""
         if user_tower != index:
-            self.mismatches.add()
+            self.mismatches.add(by=answers)
             return False
-        self.met.add(user_tower, index)
+        self.met.add(user_tower, index, by=answers)
         return True
 
     @contextmanager

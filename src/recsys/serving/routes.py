@@ -10,6 +10,7 @@ from typing import Any
 
 from recsys.errors import UserError
 from recsys.serving.events import StoreError, parse_events
+from recsys.serving.exposition import CONTENT_TYPE
 from recsys.serving.gateway import Gateway
 from recsys.serving.host import Host
 from recsys.serving.http import Handler, Reply, Request, Routes, json_reply
@@ -21,6 +22,7 @@ from recsys.serving.messages import (
     Status,
     VersionRequest,
 )
+from recsys.serving.metrics import Metrics
 from recsys.serving.problems import (
     Problem,
     bad_request,
@@ -64,6 +66,15 @@ class Health:
         return json_reply(Status("ready"))
 
 
+def metrics_routes(metrics: Metrics) -> Routes:
+    """/metrics, for Prometheus."""
+
+    async def expose(request: Request) -> Reply:  # noqa: ARG001
+        return Reply(metrics.expose(), 200, CONTENT_TYPE.encode())
+
+    return {"/metrics": {"GET": expose}}
+
+
 class GatewayRoutes:
     """What a gateway answers.
 
@@ -85,7 +96,9 @@ class GatewayRoutes:
     async def _retrieve(self, request: Request) -> Reply:
         asked = _retrieve(request.body)
         if isinstance(asked, RetrieveRequest):
-            return json_reply(await self._gateway.retrieve(asked))
+            found = await self._gateway.retrieve(asked)
+            with self._gateway.metrics.timed("answer"):
+                return json_reply(found)
         if len(asked) > self._gateway.limits.batch:
             raise too_large(f"found {len(asked)} requests, expected at most {self._gateway.limits.batch}")
         answers = await asyncio.gather(*map(self._gateway.retrieve, asked), return_exceptions=True)
@@ -107,6 +120,7 @@ class GatewayRoutes:
             await asyncio.to_thread(self._gateway.events.append, events)
         except StoreError as error:
             raise unavailable(str(error)) from error
+        self._gateway.metrics.stored_events.add(by=len(events))
         return json_reply(EventsResponse(len(events)))
 
     async def _hosts(self, request: Request) -> Reply:  # noqa: ARG002

@@ -12,18 +12,8 @@ from types import FrameType
 import uvicorn
 
 from recsys.errors import UserError
-from recsys.serving.discovery import Discovery, Fixed, Listed
-from recsys.serving.events import StoreError, open_store
-from recsys.serving.fleet import Fleet
-from recsys.serving.following import Following
-from recsys.serving.gateway import Gateway, Limits
-from recsys.serving.gateway_admin import GatewayAdmin
-from recsys.serving.host import Host
-from recsys.serving.hosts import LocalHost
-from recsys.serving.http import App, Handler, Hook
-from recsys.serving.item_search import ItemSearch
-from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
-from recsys.serving.problems import unavailable
+from recsys.serving.assembly import build_app
+from recsys.serving.logs import log_as_json
 from recsys.serving.releases import Releases
 from recsys.serving.routes import Health
 from recsys.serving.settings import Settings
@@ -76,7 +66,6 @@ def run(settings: Settings) -> None:
 
 
 def _work(settings: Settings) -> None:
-    logging.basicConfig(level=logging.WARNING)
     try:
         _serve(settings)
     except UserError as error:
@@ -85,7 +74,7 @@ def _work(settings: Settings) -> None:
 
 
 def _serve(settings: Settings) -> None:
-    _logging(settings.log_level)
+    log_as_json(settings.log_level)
     app, health = build_app(settings)
     config = uvicorn.Config(
         app,
@@ -96,7 +85,7 @@ def _serve(settings: Settings) -> None:
         lifespan="on",
         access_log=False,
         server_header=False,
-        log_level="warning",
+        log_config=None,
         timeout_graceful_shutdown=PATIENCE_SECONDS,
     )
     # What is loaded stays; what requests make dies with them. Collections that look through all of it find nothing.
@@ -106,96 +95,3 @@ def _serve(settings: Settings) -> None:
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
     Server(config, health, settings.drain_seconds).run([listening])
-
-
-def build_app(settings: Settings) -> tuple[App, Health]:
-    """Everything that the role needs, loaded and checked.
-
-    Raises:
-        UserError: the release or the store of events cannot be used.
-    """
-    parts = _Parts(settings)
-    if settings.role != "gateway":
-        parts.add_host()
-    if settings.role != "host":
-        parts.add_gateway()
-    return parts.app()
-
-
-class _Parts:
-    """What a role is put together from, in order."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._releases = settings, Releases(settings.store)
-        self._routes: dict[str, Mapping[str, Handler]] = {}
-        self._start: list[Hook] = []
-        self._stop: list[Hook] = []
-        self._host: Host | None = None
-        self._towers: TowerCache | None = None
-        self._ready: Hook | None = None
-        if settings.role != "host":
-            self._towers = TowerCache(self._releases, settings.towers)
-
-    def add_host(self) -> None:
-        """The index of the release, and what follows its alias."""
-        settings = self._settings
-        assert settings.release is not None
-        # Of all addresses of a machine none is its name.
-        place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-        shard = None if settings.shard is None else Shard.parse(settings.shard)
-        open_index = functools.partial(ItemSearch, shard=shard)
-        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index, shard)
-        version = host.load(settings.release)
-        host.serve(version)
-        if self._towers is not None:
-            self._towers.keep(self._towers.open(version))
-        self._routes.update(HostRoutes(host, settings.k).routes())
-        self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
-        if settings.release != version:
-            keep, seconds = settings.towers, settings.follow_seconds
-            following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
-            self._start.append(following.start)
-            self._stop.append(following.stop)
-
-        async def ready() -> None:
-            if not host.is_ready:
-                raise unavailable(f"{host.name} serves nothing yet")
-
-        self._ready = ready
-
-    def add_gateway(self) -> None:
-        """Towers, events, and the way to hosts."""
-        settings = self._settings
-        assert self._towers is not None
-        try:
-            events = open_store(settings.events, settings.max_events)
-        except StoreError as error:
-            raise UserError(str(error)) from error
-        if self._host is not None:
-            shards: list[Discovery] = [Fixed(LocalHost(self._host))]
-        else:
-            shards = [Listed(places) for places in settings.shards or [settings.hosts or []]]
-        fleet = Fleet(shards)
-        limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
-        router = Router(fleet, settings.model)
-        gateway = Gateway(router, self._towers, events, limits)
-        looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
-        self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
-        self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
-        self._start.append(fleet.start)
-        self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
-        self._ready = gateway.ready
-
-    def app(self) -> tuple[App, Health]:
-        """All of it."""
-        assert self._ready is not None
-        health = Health(self._ready)
-        self._routes.update(health.routes())
-        self._routes.update(schema_routes(self._routes))
-        return App(self._routes, self._settings.body_bytes, (), self._start, self._stop), health
-
-
-def _logging(level: str) -> None:
-    if level.upper() not in logging.getLevelNamesMapping():
-        raise UserError(f"log_level: found {level}, expected debug, info, warning or error")
-    log.setLevel(level.upper())
