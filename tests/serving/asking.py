@@ -91,7 +91,8 @@ async def call(app: App, method: str, path: str, body: Any = None, headers: Mapp
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": named}
+    path, _, query = path.partition("?")
+    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": named}
     await app(scope, receive, send)
     begin, end = sent
     return Answer(begin["status"], json.loads(end["body"] or b"null"), dict(begin["headers"]))
