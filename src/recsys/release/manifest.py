@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class Manifest:
         metrics: of the run.
         index: class, recall against exact search, and the curve of the tuning.
         files: every other file of the release.
+        corpus: by which policy items were chosen for the index, from how many, and what that costs in recall; empty in
+            manifests of a time when there was no choice.
     """
 
     version: str
@@ -93,6 +95,7 @@ class Manifest:
     metrics: Mapping[str, float]
     index: Mapping[str, Any]
     files: Mapping[str, FileEntry]
+    corpus: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
