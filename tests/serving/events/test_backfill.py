@@ -133,8 +133,7 @@ def _events(rng: np.random.Generator, num_events: int) -> dict[str, Sequence[Any
     }
 
 
-@pytest.mark.parametrize("worth", ["seconds", "day", "order", "none"])
-@pytest.mark.parametrize("core", [0, 4])
+@pytest.mark.parametrize(("worth", "core"), [("seconds", 4), ("day", 0), ("order", 0), ("none", 0)])
 def test_order_repeats_and_dropped_events_are_those_of_the_prepared_data(
     tmp_path: Path, store: SQLiteEvents, worth: str, core: int
 ) -> None:
@@ -183,8 +182,11 @@ def test_values_keep_their_meaning(tmp_path: Path, store: SQLiteEvents) -> None:
         root,
         "split.train=0.3",
         "split.val=0.3",
-        "+data.features.interactions={price: {role: event}, seen: {role: request, kind: numeric}, rating: {role: event}}",
-        "+data.features.users={since: {kind: numeric}, name: {ignore: true}}",
+        "+data.features.interactions.price.role=event",
+        "+data.features.interactions.seen={role: request, kind: numeric}",
+        "+data.features.interactions.rating.role=event",
+        "+data.features.users.since.kind=numeric",
+        "+data.features.users.name.ignore=true",
     )
     assert backfill(store, release) == 5
     assert store.history(5) == [
