@@ -88,6 +88,41 @@ class KeepsRecord:
 
 
 @dataclass(frozen=True)
+class Predictable:
+    """The served release foresees the newest events about as well as those before them.
+
+    Events whose items, users or labels were mixed up cannot be foreseen by a model that never saw them, however they
+    are counted; a day of them hides in the mean of a longer test part. Where all of the test part is new, the
+    reference is what the served release reached when it was made.
+
+    Attributes:
+        metric: recall at a cut-off.
+        share: of the reference that must be kept.
+        level: probability of failing by chance.
+        noticed: untested where a loss of this share would be overlooked.
+    """
+
+    metric: str
+    share: float
+    level: float
+    noticed: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome."""
+        check, side = f"served {self.metric} on the newest", evidence.served
+        if not evidence.window.has_times:
+            return [untested(check, "there are no times")]
+        new, before = evidence.asked.relevant_since(evidence.window.begin)
+        found = side.measure(new)[1][self.metric]
+        if np.diff(before.offsets).any():
+            usual = float(side.measure(before)[1][self.metric].mean())
+        else:
+            usual = float(side.retriever.manifest.metrics.get(f"test/{self.metric}", 0.0))
+        pair = Paired(found, np.full(len(found), usual), 1 - self.share)
+        return non_inferiority({check: pair}, self.level, self.noticed)
+
+
+@dataclass(frozen=True)
 class BeatsPopularity:
     """Better than one list of popular items for everyone, and not below fixed floors.
 

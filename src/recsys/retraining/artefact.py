@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,36 @@ class SameAsTrained:
         share = float(hits / max(1, (wanted > 0).sum()))
         told = f"of the exact first {k} of the trained towers, {len(requests.user_idx)} users"
         yield at_least(f"index recall@{k}", share, self.least, told)
+
+
+@dataclass(frozen=True)
+class Reproduces:
+    """The release reaches what training measured at its end.
+
+    What is packed and what was measured can be two models: a checkpoint that was replaced, a configuration that was
+    edited, a vocabulary that moved.
+
+    Attributes:
+        metrics: of all users.
+        tolerance: share by which they may differ: an approximate index finds a little less.
+    """
+
+    metrics: Sequence[str]
+    tolerance: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for each metric."""
+        same = evidence.run.dataset.meta.fingerprint == evidence.asked.dataset.meta.fingerprint
+        if not same or len(evidence.asked.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
+            yield untested("as measured", "other users are asked for than those of the run's own test part")
+            return
+        for name in self.metrics:
+            told, measured = f"difference to test/{name}", evidence.run.metrics.get(f"test/{name}")
+            if measured is None:
+                yield untested(name, "the run has no such figure")
+                continue
+            apart = abs(evidence.candidate.metrics[name] - measured)
+            yield at_most(name, apart, self.tolerance * measured, f"{told}, {measured:.4f}")
 
 
 @dataclass(frozen=True)

@@ -103,12 +103,12 @@ class Embeddings:
     before the metrics fall.
 
     Attributes:
-        collapse: largest mean cosine of two items, or of two users, of the candidate.
+        apart: share of the served mean distance (1 - cosine) of two items, or of two users, that must be kept.
         norms: times the served spread of item norms (0.99 quantile over median), at most.
         spread: share of the served spread of scores within a list, relative to their size, that must be kept.
     """
 
-    collapse: float
+    apart: float
     norms: float
     spread: float
 
@@ -119,8 +119,9 @@ class Embeddings:
         for name, ours, theirs in (("item", items, served), ("user", users, served_users)):
             finite = float(np.isfinite(ours).all(1).mean())
             yield at_least(f"finite {name} embeddings", finite, 1.0, "share without nan and inf")
-            now, then = _likeness(ours), _likeness(theirs)
-            yield at_most(f"{name} likeness", now, max(self.collapse, then), f"mean cosine of two; served {then:.3f}")
+            now, then = _distance(ours), _distance(theirs)
+            told = f"mean 1 - cosine of two; {self.apart:g} of the served {then:.3f}"
+            yield at_least(f"{name} distance", now, self.apart * then, told)
         now, then = _norm_spread(items), _norm_spread(served)
         yield at_most("norm spread", now, self.norms * then, f"0.99 quantile over median; served {then:.3g}")
         now, then = _score_spread(evidence.candidate), _score_spread(evidence.served)
@@ -137,15 +138,15 @@ def _users(side: Side) -> Floats:
     return users.reshape(len(users), -1)
 
 
-def _likeness(rows: Floats) -> float:
-    """Mean cosine of two different rows, drawn; 1 where all are alike."""
+def _distance(rows: Floats) -> float:
+    """Mean 1 - cosine of two different rows, drawn; 0 where all are alike."""
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, len(rows), (2, _PAIRS))
     one, other = one[one != other], other[one != other]
     if not len(one):
         return 0.0
     size = np.maximum(np.linalg.norm(rows, axis=1), 1e-30)
-    return float(((rows[one] * rows[other]).sum(1) / size[one] / size[other]).mean())
+    return 1 - float(((rows[one] * rows[other]).sum(1) / size[one] / size[other]).mean())
 
 
 def _norm_spread(rows: Floats) -> float:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from recsys.data.columns import Ragged
+from recsys.data.columns import Ragged, ragged_positions
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import Ranker
@@ -69,13 +69,25 @@ class Requested:
         }
 
     def _with_code(self, feature: Feature, code: int) -> Ragged:
+        return self._wanted_at(np.asarray(self.dataset.columns[feature.key].values[self._places]) == code)
+
+    def relevant_since(self, moment: int) -> tuple[Ragged, Ragged]:
+        """What is wanted from a moment on, and what is wanted before it."""
+        late = np.asarray(self.dataset.time[self._places]) >= moment
+        return self._wanted_at(late), self._wanted_at(~late)
+
+    @cached_property
+    def _places(self) -> npt.NDArray[np.int64]:
+        """Positions of the events after the histories, request by request."""
+        end = self.dataset.offsets[1:][self.requests.user_idx]
+        return ragged_positions(self.requests.end, end - self.requests.end)
+
+    def _wanted_at(self, chosen: npt.NDArray[np.bool_]) -> Ragged:
+        """The wanted items of the chosen of these events."""
         data, width = self.dataset, self.dataset.num_items + 1
-        end = data.offsets[1:][self.requests.user_idx]
-        lengths = end - self.requests.end
-        row = np.repeat(np.arange(len(lengths)), lengths)
-        places = np.repeat(self.requests.end - np.cumsum(lengths) + lengths, lengths) + np.arange(len(row))
-        chosen = np.asarray(data.columns[feature.key].values[places]) == code
-        keys = np.unique(row[chosen] * width + data.item_idx[places[chosen]])
+        lengths = data.offsets[1:][self.requests.user_idx] - self.requests.end
+        row = np.repeat(np.arange(len(lengths)), lengths)[chosen]
+        keys = np.unique(row * width + data.item_idx[self._places[chosen]])
         owner = np.repeat(np.arange(len(self.relevant)), np.diff(self.relevant.offsets))
         return _keep(self.relevant, np.isin(owner * width + self.relevant.values, keys))
 

@@ -37,7 +37,7 @@ class Paired:
 
 
 def non_inferiority(
-    pairs: Mapping[str, Paired], level: float, noticed: float, num_samples: int = 10_000
+    pairs: Mapping[str, Paired], level: float, noticed: float, num_samples: int = 4_000
 ) -> list[Outcome]:
     """Fails the pairs whose mean is below the reference's by more than the margin, beyond chance.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys.retraining.evidence import Evidence
 from recsys.retraining.verdict import Outcome, at_most, untested
-from recsys.retraining.window import DAY, Ints, Mask
+from recsys.retraining.window import DAY, Ints, Mask, share
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class NotRepeated:
         """One outcome."""
         window = evidence.window
         repeats = _repeats(window.user, window.item)
-        measured = _share(repeats, window.is_test)
+        measured = share(repeats, window.is_test)
         held_out = ~window.is_test & ~window.is_train
-        usual = _share(repeats, held_out if held_out.any() else window.is_train)
+        usual = share(repeats, held_out if held_out.any() else window.is_train)
         told = f"share of test events with an item of the user's history; {usual:.3f} in the part before"
         yield at_most("repeated items", measured, usual + self.more, told)
 
@@ -91,7 +91,3 @@ def _repeats(user: Ints, item: Ints) -> Mask:
     repeats = np.ones(len(keys), bool)
     repeats[np.unique(keys, return_index=True)[1]] = False
     return repeats
-
-
-def _share(which: Mask, of: Mask) -> float:
-    return float(which[of].mean()) if of.any() else 0.0

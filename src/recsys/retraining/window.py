@@ -70,3 +70,8 @@ class EventWindow:
         first, last = int(times.min()) // DAY, (self.end - 1) // DAY
         days = np.arange(first, last + 1)
         return days, np.bincount(times // DAY - first, minlength=len(days))
+
+
+def share(which: Mask, of: Mask) -> float:
+    """Share of the events `of` that are `which`; 0 where there are none."""
+    return float(which[of].mean()) if of.any() else 0.0

@@ -1,0 +1,123 @@
+"""Do the gates stop harmed candidates, and let honest ones pass?
+
+    python benchmarks/gates_harm.py [--folder DIR] [--only NAME ...]
+
+A small simulated world, a release that is served from day 50 on, and candidates of the days after: each harm of
+`harms/` prints which gates stopped it, and 20 honest retrainings (10 days, 2 seeds) print whether they pass. Bars:
+every harm is stopped, by one of the gates that it is for; of the honest ones at least 19 pass. Exit code 1 where a
+bar is missed. Minutes on two cores; what is trained already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "harms"))
+
+from of_data import HARMS
+from of_models import PACK_HARMS, TRAINING_HARMS, WEIGHT_HARMS, leaking, packed, with_weights
+from scene import Scene
+
+from recsys.data.synthetic import WorldSettings
+from recsys.errors import UserError
+from recsys.retraining.verdict import Verdict
+from recsys.runs import TrainedRun
+
+SERVED_DAY = 50
+WORLD = WorldSettings(
+    num_users=2000, num_items=900, num_events=40_000, num_categories=8, topics_per_category=4, days=60
+)
+Judged = Callable[[], Verdict]
+
+
+def harms(scene: Scene) -> Iterator[tuple[str, tuple[str, ...], Judged]]:
+    """Name, gates of which one must stop it, and how to get the verdict."""
+    day = SERVED_DAY + 1
+    begin = scene.second(SERVED_DAY)
+
+    def sound() -> TrainedRun:
+        return scene.run(f"day{day}_seed1", day=day, seed=1)
+
+    for harm, gates in HARMS.items():
+        yield (
+            harm.__name__,
+            gates,
+            lambda harm=harm: scene.judge(scene.run(harm.__name__, harm(scene.until(day), begin), seed=1)),
+        )
+    for harm, gates in WEIGHT_HARMS.items():
+        yield harm.__name__, gates, lambda harm=harm: scene.judge(with_weights(sound(), harm.__name__, harm))
+    for harm, gates in PACK_HARMS.items():
+        yield harm.__name__, gates, lambda harm=harm: scene.judge(sound(), packed(scene, sound(), harm))
+    for name, (overrides, gates) in TRAINING_HARMS.items():
+        yield name, gates, lambda name=name, overrides=overrides: scene.judge(scene.run(name, None, day, 1, *overrides))
+    yield "stale", ("fresh",), lambda: scene.judge(scene.run("day40", day=40, seed=1))
+    yield (
+        "left_behind",
+        ("fresh",),
+        lambda: scene.judge(
+            scene.run("day50", day=SERVED_DAY), root=scene.until(day).write(scene.folder / f"data/day{day}")
+        ),
+    )
+    yield (
+        "trained_on_the_window",
+        ("border",),
+        lambda: scene.judge(
+            scene.run("day60_seed1", day=60, seed=1), root=scene.until(day).write(scene.folder / f"data/day{day}")
+        ),
+    )
+
+    def leaked() -> Verdict:
+        with leaking():
+            run = scene.run("leaked", None, day, 1, "refit=true")
+        return scene.judge(run)
+
+    yield "learned_the_test_part", ("too_good",), leaked
+
+
+def honest(scene: Scene) -> Iterator[tuple[str, Judged]]:
+    """Twenty retrainings on fresh data."""
+    for day in range(SERVED_DAY + 1, SERVED_DAY + 11):
+        for seed in (1, 2):
+            name = f"day{day}_seed{seed}"
+            yield name, lambda name=name, day=day, seed=seed: scene.judge(scene.run(name, day=day, seed=seed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where everything is made, and found again")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="harms, or `honest`")
+    asked = parser.parse_args()
+    logging.getLogger("recsys").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as scratch:
+        scene = Scene(asked.folder or Path(scratch), SERVED_DAY, WORLD)
+        missed = []
+        for name, gates, judged in harms(scene):
+            if asked.only and name not in asked.only:
+                continue
+            try:
+                verdict = judged()
+                told, ok = ", ".join(verdict.stopped_by) or "NOTHING", bool({*gates} & {*verdict.stopped_by})
+            except UserError as error:
+                told, ok = f"refused before any gate: {error}", False
+            missed += [] if ok else [name]
+            print(f"{'stopped' if ok else 'MISSED ':8} {name:24} for {'/'.join(gates):24} by {told}", flush=True)
+        passed, count = 0, 0
+        for name, judged in honest(scene):
+            if asked.only and "honest" not in asked.only:
+                continue
+            verdict = judged()
+            passed, count = passed + verdict.passed, count + 1
+            why = "; ".join(f"{o.gate} {o.check}: {o.value:.4g} against {o.threshold:.4g}" for o in verdict.failed)
+            print(f"{'passed' if verdict.passed else 'STOPPED':8} {name:24} {why}", flush=True)
+    print(f"harms missed: {', '.join(missed) or 'none'}; honest retrainings that passed: {passed} of {count}")
+    if missed or passed < 0.95 * count:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A small simulated world that is retrained from day to day, and the gates that judge what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from recsys.build import instantiate
+from recsys.cli import CONF
+from recsys.data.synthetic import WorldSettings, generate
+from recsys.promotion import promote
+from recsys.release.store import ReleaseStore
+from recsys.retraining.judging import candidate_of, judge, new_events, refused
+from recsys.retraining.staging import open_release
+from recsys.retraining.verdict import Verdict
+from recsys.runs import TrainedRun, load_run
+from recsys.serving.retriever import Retriever
+from recsys.training import train
+
+DAY = 86_400
+# Seconds to train, and good enough to have something to lose.
+RECIPE = (
+    "data=parquet",
+    "+data.features.interactions.action.role=event",
+    "+data.features.interactions.surface.role=request",
+    "+data.features.items.title.ignore=true",
+    "+data.features.items.born.kind=numeric",
+    "user_tower=mean",
+    "model.dim=32",
+    "optimizer.lr=0.005",
+    "trainer.max_epochs=6",
+    "+trainer.enable_progress_bar=false",
+    "evaluation.metric=val/recall@100",
+    "logger=csv",
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of the data contract, in memory."""
+
+    interactions: pa.Table
+    items: pa.Table
+    users: pa.Table
+
+    def write(self, root: Path) -> Path:
+        """As Parquet files below the folder `root`."""
+        root.mkdir(parents=True, exist_ok=True)
+        for field in dataclasses.fields(self):
+            pq.write_table(getattr(self, field.name), root / f"{field.name}.parquet")
+        return root
+
+    def with_events(self, interactions: pa.Table) -> Tables:
+        """The same with other events."""
+        return dataclasses.replace(self, interactions=interactions)
+
+
+class Scene:
+    """A world, a release of it that is served, and candidates of later days.
+
+    Args:
+        folder: of everything that is made.
+        served_day: days of the world that the served release has seen.
+        settings: of the world.
+        recipe: overrides of every training.
+    """
+
+    def __init__(
+        self, folder: Path, served_day: int, settings: WorldSettings, recipe: tuple[str, ...] = RECIPE
+    ) -> None:
+        self.folder, self.served_day, self.recipe = folder, served_day, recipe
+        world = folder / "world"
+        if not world.exists():
+            generate(world, settings)
+        self.start = datetime.fromisoformat(settings.start).replace(tzinfo=UTC)
+        self._world = Tables(*(pq.read_table(world / f"{f.name}.parquet") for f in dataclasses.fields(Tables)))
+        self.store = ReleaseStore(folder / "releases")
+
+    def second(self, day: int) -> int:
+        """When a day begins."""
+        return int((self.start + timedelta(days=day)).timestamp())
+
+    def until(self, day: int) -> Tables:
+        """The world as it is known at the end of so many days; items that are born later are not known yet."""
+        events = self._world.interactions
+        known = events.filter(pc.less(events["timestamp"], self.second(day)))
+        return self._world.with_events(known)
+
+    def config(self, root: Path, *overrides: str, seed: int = 0) -> DictConfig:
+        """Configuration of a training on the folder `root`."""
+        given = [*self.recipe, f"data.root={root}", f"data.cache={self.folder / 'cache'}", f"seed={seed}", *overrides]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", overrides=given)
+
+    def run(self, name: str, tables: Tables | None = None, day: int = 0, seed: int = 0, *overrides: str) -> TrainedRun:
+        """A finished run below `runs/`, trained unless it is there."""
+        path = self.folder / "runs" / name
+        if not (path / "metrics.json").exists() or "test/recall@10" not in (path / "metrics.json").read_text():
+            if tables is None:
+                root = self.folder / f"data/day{day}"
+                if not root.exists():
+                    self.until(day).write(root)
+            else:
+                root = tables.write(self.folder / "data" / name)
+            train(self.config(root, *overrides, seed=seed), path)
+        return load_run(path)
+
+    @property
+    def served(self) -> Retriever:
+        """The release that is served, made where it is not there yet."""
+        if "production" not in self.store.aliases():
+            run = self.run(f"day{self.served_day}", day=self.served_day)
+            version = promote(run, instantiate(_gates().index), self.store, "two_tower").version
+            self.store.set_alias("production", version, "first")
+        return open_release(self.store.root, "production")
+
+    def judge(self, run: TrainedRun, candidate: Retriever | None = None, root: Path | None = None) -> Verdict:
+        """The verdict of the default gates on a run, or on a release that stands in for what it would be packed to."""
+        from recsys.build import open_data
+        from recsys.recommenders import at_root
+
+        config, served = _gates(), self.served
+        dataset = run.dataset if root is None else open_data(at_root(run.config, str(root)))
+        window = new_events(dataset, served, None, None)
+        try:
+            if candidate is None:
+                candidate = candidate_of(run, None, "", config.index, "two_tower", config.recall_target)
+        except (ValueError, RuntimeError) as error:
+            return refused(run, served, dataset, error)
+        gates = {name: instantiate(node) for name, node in config.gates.items()}
+        return judge(gates, run, candidate, served, dataset, window)
+
+
+def _gates() -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("gates", overrides=["run=RUN", "against=RELEASE"])

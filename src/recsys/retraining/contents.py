@@ -1,0 +1,166 @@
+"""Gates on what the new events are of: features, items, users and types of action, beside those before them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.data.columns import Column, Ragged
+from recsys.retraining.evidence import Evidence, action_columns
+from recsys.retraining.verdict import Outcome, at_most, untested
+from recsys.retraining.window import EventWindow, Floats, Ints, Mask, share
+from recsys.schema import MISSING
+
+
+@dataclass(frozen=True)
+class Nulls:
+    """Features of the new events, of their items and of their users are filled as before.
+
+    A column that a producer stopped writing is null from one day on; a tower reads it as missing, and works worse
+    without a word.
+
+    Attributes:
+        more: share of nulls that may be added.
+    """
+
+    more: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for each feature of the events, and for each column of the catalogue beside the served one."""
+        window = evidence.window
+        for feature in window.dataset.schema.features:
+            missing = _missing(window.dataset.columns[feature.key])
+            rows = {"items": window.item, "users": window.user}.get(feature.owner)
+            values = missing if rows is None else missing[rows]
+            found, usual = share(values, window.new), share(values, window.before)
+            yield at_most(feature.key, found, usual + self.more, f"share of nulls, {usual:.3f} before")
+        ours, theirs = (side.retriever for side in (evidence.candidate, evidence.served))
+        for name in theirs.items.column_names[2:]:
+            if name not in ours.items.column_names:
+                yield Outcome(f"catalogue {name}", 1.0, 0.0, "fail", "the items have no such column any more")
+                continue
+            found, usual = (side.items[name].null_count / max(1, len(side.items)) for side in (ours, theirs))
+            yield at_most(f"catalogue {name}", found, usual + self.more, f"share of nulls, {usual:.3f} in the served")
+        lost = {f.key for f in theirs.schema.features} - {f.key for f in ours.schema.features}
+        told = f"gone: {', '.join(sorted(lost))}" if lost else "all that the served release has"
+        yield at_most("features lost", float(len(lost)), 0.0, told)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """The new events have about as many new items and new users as the days before had.
+
+    Ids that are written another way, or of another system, look like news.
+
+    Attributes:
+        more: share of new ones that may be added.
+        times: the usual share, at most, where this is more.
+    """
+
+    more: float
+    times: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for items and one for users."""
+        window = evidence.window
+        for name, values in (("new items", window.item), ("new users", window.user)):
+            if not window.has_times:
+                yield untested(name, "there are no times")
+                continue
+            found, usual = _news(window, values)
+            if usual is None:
+                yield untested(name, "no events before the reference", found)
+                continue
+            told = f"share of events, {usual:.3f} in as long a time before"
+            yield at_most(name, found, max(usual + self.more, self.times * usual), told)
+
+
+def _news(window: EventWindow, values: Ints) -> tuple[float, float | None]:
+    """Share of the new events with a value that no earlier event has; and the same of as long a time before them."""
+    first = np.full(int(values.max(initial=0)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, values, window.time)
+    found = float((first[values[window.new]] >= window.begin).mean()) if window.new.any() else 0.0
+    start = window.begin - (window.end - window.begin)
+    earlier = (window.time >= start) & (window.time < window.begin)
+    if not earlier.any() or int(window.time.min()) >= start:
+        return found, None
+    return found, float((first[values[earlier]] >= start).mean())
+
+
+@dataclass(frozen=True)
+class LabelShift:
+    """Types of action, and other categories of few values, are as frequent as before.
+
+    Saves that turn into clicks overnight are a change of the logging, not of people; targets that count by type of
+    action count something else from then on.
+
+    Attributes:
+        most: total variation distance between the shares, at most.
+    """
+
+    most: float
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for each column."""
+        window = evidence.window
+        for feature in action_columns(window.dataset):
+            codes = np.asarray(window.dataset.columns[feature.key].values)
+            # What is missing is the business of another gate.
+            shares = [_shares(codes[rows & (codes != MISSING)], feature.size) for rows in (window.new, window.before)]
+            distance = 0.5 * float(np.abs(shares[0] - shares[1]).sum())
+            yield at_most(feature.key, distance, self.most, "total variation distance to the reference")
+
+
+def _shares(codes: Ints, size: int) -> Floats:
+    return np.asarray(np.bincount(codes, minlength=size) / max(1, len(codes)))
+
+
+@dataclass(frozen=True)
+class ItemShift:
+    """The new events are spread over items about as the days before are over the days before them.
+
+    Ids that are mixed up keep the number of items, of users and of events; what is popular changes at a stroke.
+
+    Attributes:
+        more: distance (total variation of the shares of the most popular items) that may be added.
+        items: the most popular ones that are looked at; the others are one.
+    """
+
+    more: float
+    items: int
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome."""
+        window = evidence.window
+        if not window.has_times:
+            yield untested("popular items", "there are no times")
+            return
+        length = window.end - window.begin
+        stretches = [
+            (window.time >= window.begin - back * length) & (window.time < window.begin - (back - 1) * length)
+            for back in (1, 2)
+        ]
+        if not window.new.any() or min(map(np.count_nonzero, stretches)) < 100:
+            yield untested("popular items", "fewer than 100 events in as long a time before")
+            return
+        found, usual = self._distance(window, window.new, stretches[0]), self._distance(window, *stretches)
+        yield at_most("popular items", found, usual + self.more, f"total variation distance, {usual:.3f} before")
+
+    def _distance(self, window: EventWindow, new: Mask, before: Mask) -> float:
+        counts = [np.bincount(window.item[rows], minlength=window.dataset.num_items + 1) for rows in (new, before)]
+        top = np.argsort(-counts[1], kind="stable")[: self.items]
+        shares = [count[top] / max(1, count.sum()) for count in counts]
+        rest = abs(float(shares[0].sum() - shares[1].sum()))
+        return 0.5 * (float(np.abs(shares[0] - shares[1]).sum()) + rest)
+
+
+def _missing(column: Column) -> Mask:
+    if isinstance(column, Ragged):
+        return np.asarray(np.diff(column.offsets) == 0)
+    values = np.asarray(column.values)
+    if values.dtype.kind != "f":
+        return np.asarray(values == MISSING)
+    missing = np.isnan(values)
+    return missing if missing.ndim == 1 else np.asarray(missing.all(1))

@@ -1,0 +1,196 @@
+"""Gates on events, on data sets that are written out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from handmade import handmade
+
+from recsys.data.columns import Dense
+from recsys.data.dataset import PreparedDataset
+from recsys.retraining.contents import ItemShift, LabelShift, Nulls, Unseen
+from recsys.retraining.events import Clock, Duplicates, TimeGaps, Volume
+from recsys.retraining.verdict import Outcome
+from recsys.retraining.window import DAY, EventWindow
+from recsys.schema import Feature, Schema
+
+NUM_ITEMS = 5
+
+
+def days_of_events(counts: list[int], seed: int = 0, num_users: int = 40) -> PreparedDataset:
+    """`counts[d]` events on day d, evenly over the day; the last day is the test part, the one before validation."""
+    rng = np.random.default_rng(seed)
+    time = np.concatenate([day * DAY + (np.arange(n) + 0.5) * DAY / max(n, 1) for day, n in enumerate(counts)])
+    user, item = rng.integers(0, num_users, len(time)), rng.integers(1, NUM_ITEMS + 1, len(time))
+    return of_columns(user, item, time.astype(np.int64), len(counts))
+
+
+def of_columns(user: np.ndarray, item: np.ndarray, time: np.ndarray, num_days: int) -> PreparedDataset:
+    """The data set of these events; the last of `num_days` is the test part, the one before it validation."""
+    part = np.digitize(time, [(num_days - 2) * DAY, (num_days - 1) * DAY])
+    order = np.lexsort((time, part, user))
+    user, item, time, part = (values[order] for values in (user, item, time, part))
+    num_users = int(user.max()) + 1
+    users = [tuple([] for _ in range(3)) for _ in range(num_users)]
+    for who, what, which in zip(user, item, part, strict=True):
+        users[who][which].append(int(what))
+    # Every item is trained.
+    users[0] = (sorted({*range(1, NUM_ITEMS + 1)}) + users[0][0], users[0][1], users[0][2])
+    data = handmade(users)  # type: ignore[arg-type]
+    return dataclasses.replace(data, time=np.concatenate([np.zeros(NUM_ITEMS, np.int64), time]))
+
+
+def evidence(data: PreparedDataset, end: int | None = None, now: int = 10**9) -> Any:
+    return SimpleNamespace(window=EventWindow(data, end=end), now=now)
+
+
+def status(outcomes: Any) -> list[str]:
+    return [outcome.status for outcome in outcomes]
+
+
+VOLUME = Volume(least=0.6, most=1.67, deviations=3, fewest_days=3)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [(100, ["pass", "pass"]), (50, ["fail", "pass"]), (200, ["pass", "fail"]), (65, ["pass"] * 2)]
+)
+def test_volume_of_the_last_day(last: int, expected: list[str]) -> None:
+    # Ten days of 100 events; day 0 has those that make every item trained.
+    outcomes = list(VOLUME.judge(evidence(days_of_events([95] + [100] * 9 + [last]))))
+    assert status(outcomes) == expected
+    assert outcomes[0].value == pytest.approx(last / 100)
+    assert (outcomes[0].threshold, outcomes[1].threshold) == (0.6, 1.67)
+
+
+def test_volume_that_scatters_by_itself_has_wide_bounds() -> None:
+    counts = [95, 50, 200, 50, 200, 100, 50, 200, 50, 200]
+    assert status(VOLUME.judge(evidence(days_of_events([*counts, 40])))) == ["pass", "pass"]
+    # The median deviation is that from 100 to 50 or 200: three times 1.48 of it is a factor of 22.
+    assert status(VOLUME.judge(evidence(days_of_events([*counts, 4])))) == ["fail", "pass"]
+
+
+def test_a_missing_day_counts_as_nothing_and_little_reference_is_untested() -> None:
+    data = days_of_events([95] + [100] * 9 + [100])
+    outcomes = list(VOLUME.judge(evidence(data, end=12 * DAY)))
+    assert outcomes[0].status == "fail"
+    assert outcomes[0].value == 0
+    assert status(VOLUME.judge(evidence(days_of_events([95, 100, 100])))) == ["untested", "untested"]
+
+
+def test_gap_to_the_end_of_the_window_and_between_events() -> None:
+    gate = TimeGaps(longer=2.0, longest_days=60)
+    data = days_of_events([95] + [100] * 10)
+    assert status(gate.judge(evidence(data))) == ["pass", "pass"]
+    cut = data.time < 10 * DAY + DAY // 2
+    # Noon to midnight without an event, a quarter of an hour being usual.
+    late = dataclasses.replace(data, time=np.where(cut, data.time, 10 * DAY + DAY // 2))
+    outcomes = list(gate.judge(evidence(late)))
+    assert outcomes[1].status == "fail"
+    assert outcomes[1].value == pytest.approx(12, abs=0.3)
+    month = dataclasses.replace(data, time=np.where(cut, data.time, data.time * 1000))
+    assert status(gate.judge(evidence(month)))[0] == "fail"
+
+
+def test_nothing_is_later_than_now() -> None:
+    data = days_of_events([95] + [100] * 10)
+    gate = Clock(ahead_hours=1)
+    assert status(gate.judge(evidence(data, now=11 * DAY))) == ["pass"]
+    assert status(gate.judge(evidence(data, now=10 * DAY + DAY // 2))) == ["fail"]
+
+
+def test_copies_and_one_busy_user() -> None:
+    gate = Duplicates(more=0.02, busiest=0.1)
+    data = days_of_events([95] + [100] * 10)
+    assert status(gate.judge(evidence(data))) == ["pass", "pass"]
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 40, 1100), rng.integers(1, NUM_ITEMS + 1, 1100)
+    time = np.arange(1100) * DAY // 100
+    last = time >= 10 * DAY
+    twice = np.concatenate([np.arange(1100), np.flatnonzero(last)[:10]])
+    outcomes = list(gate.judge(evidence(of_columns(user[twice], item[twice], time[twice], 11))))
+    assert status(outcomes) == ["fail", "pass"]
+    assert outcomes[0].value == pytest.approx(10 / 110)
+    busy = np.where(last & (rng.random(1100) < 0.4), 7, user)
+    assert status(gate.judge(evidence(of_columns(busy, item, time, 11)))) == ["pass", "fail"]
+
+
+def _with_action(data: PreparedDataset, new: list[float]) -> PreparedDataset:
+    """An action of two values (codes 2 and 3, 0 for none), even before the last day, with shares `new` on it."""
+    rng = np.random.default_rng(0)
+    before, after = rng.choice([2, 3], len(data.time)), rng.choice([0, 2, 3], len(data.time), p=new)
+    codes = np.where(data.time >= 10 * DAY, after, before)
+    feature = Feature("action", "interactions", "categorical", "event", 4)
+    columns = {"interactions.action": Dense(codes.astype(np.int32))}
+    return dataclasses.replace(data, schema=Schema((feature,)), columns=columns)
+
+
+def test_actions_shift_and_vanish() -> None:
+    data = days_of_events([95] + [400] * 10)
+    same, shifted = _with_action(data, [0, 0.5, 0.5]), _with_action(data, [0, 0.1, 0.9])
+    gone = _with_action(data, [0.5, 0.25, 0.25])
+    labels = LabelShift(most=0.1)
+    assert status(labels.judge(evidence(same))) == ["pass"]
+    (outcome,) = labels.judge(evidence(shifted))
+    assert outcome.status == "fail"
+    assert outcome.value == pytest.approx(0.4, abs=0.05)
+    # Among those that are there nothing shifts: that half are missing is for the other gate.
+    assert status(labels.judge(evidence(gone))) == ["pass"]
+    assert [_nulls(one).status for one in (same, gone)] == ["pass", "fail"]
+
+
+def _nulls(data: PreparedDataset) -> Outcome:
+    side = SimpleNamespace(
+        retriever=SimpleNamespace(items=pa.table({"item_id": [1], "item_idx": [1]}), schema=data.schema)
+    )
+    given = SimpleNamespace(window=EventWindow(data), now=0, candidate=side, served=side)
+    return next(iter(Nulls(more=0.1).judge(given)))  # type: ignore[arg-type]
+
+
+def test_columns_and_features_that_the_catalogue_lost() -> None:
+    def side(price: list[float | None] | None, *names: str) -> Any:
+        columns = {"item_id": [1, 2, 3, 4], "item_idx": [1, 2, 3, 4]} | ({} if price is None else {"price": price})
+        features = tuple(Feature(name, "items", "numeric", "item", 1) for name in names)
+        return SimpleNamespace(retriever=SimpleNamespace(items=pa.table(columns), schema=Schema(features)))
+
+    def judged(ours: Any, theirs: Any) -> dict[str, str]:
+        window = EventWindow(days_of_events([95] + [100] * 10))
+        given = SimpleNamespace(window=window, candidate=ours, served=theirs)
+        return {row.check: row.status for row in Nulls(more=0.1).judge(given)}  # type: ignore[arg-type]
+
+    whole, holes = side([1.0, 2.0, 3.0, 4.0], "price"), side([1.0, None, None, 4.0], "price")
+    assert judged(whole, whole) == {"catalogue price": "pass", "features lost": "pass"}
+    assert judged(holes, whole)["catalogue price"] == "fail"
+    assert judged(whole, holes)["catalogue price"] == "pass"
+    assert judged(side(None), whole) == {"catalogue price": "fail", "features lost": "fail"}
+
+
+def test_users_of_another_system_and_items_that_changed_places() -> None:
+    rng = np.random.default_rng(0)
+    time = np.arange(2200) * DAY // 200
+    user, item = rng.integers(0, 40, 2200), np.minimum(rng.geometric(0.5, 2200), NUM_ITEMS)
+    last = time >= 10 * DAY
+    unseen, shift = Unseen(more=0.1, times=2.0), ItemShift(more=0.15, items=3)
+    same = evidence(of_columns(user, item, time, 11))
+    assert status(unseen.judge(same)) == ["pass", "pass"]
+    assert status(shift.judge(same)) == ["pass"]
+    other = evidence(of_columns(np.where(last, user + 40, user), item, time, 11))
+    assert status(unseen.judge(other)) == ["pass", "fail"]
+    swapped = evidence(of_columns(user, np.where(last, NUM_ITEMS + 1 - item, item), time, 11))
+    assert status(shift.judge(swapped)) == ["fail"]
+
+
+def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None:
+    data = days_of_events([95] + [100] * 10)
+    data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time="none"))
+    given = evidence(data)
+    assert given.window.new.sum() == 100
+    assert given.window.before.sum() == 100
+    assert status(VOLUME.judge(given)) == ["untested", "untested"]
+    assert status(Clock(1).judge(given)) == ["untested"]
+    assert status(Unseen(0.1, 2).judge(given)) == ["untested", "untested"]
+    assert status(Duplicates(0.02, 0.1).judge(given)) == ["untested", "pass"]
