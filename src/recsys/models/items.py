@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recsys.data.batch import FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide
@@ -80,6 +81,15 @@ class ItemTower(nn.Module):
             return self._ids(item_idx)
         by_features = self.mlp(self.features(self.rows(item_idx)))
         return by_features + self._ids(item_idx) if self.reads_ids else by_features  # type: ignore[no-any-return]
+
+    def of_new(self, features: FeatureTensors) -> Tensor:
+        """Embeddings [R, D] of items that the data set does not hold, from R rows of features by name."""
+        assert self.mlp is not None, "without features, new items have no embedding"
+        assert self.features is not None
+        by_features = self.mlp(self.features(features))
+        if not self.reads_ids:
+            return by_features  # type: ignore[no-any-return]
+        return by_features + self._ids(torch.tensor([UNKNOWN_ITEM]))  # type: ignore[no-any-return]
 
     def _ids(self, item_idx: Tensor) -> Tensor:
         rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)

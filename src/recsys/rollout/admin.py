@@ -7,10 +7,13 @@ import time
 from typing import Any
 
 from recsys.errors import UserError
+from recsys.serving.additions import Additions
 from recsys.serving.messages import (
     CanaryRequest,
+    ChangesResponse,
     Decoder,
     ErrorResponse,
+    ItemsRequest,
     ModelVersions,
     VersionRequest,
     Versions,
@@ -21,6 +24,7 @@ from recsys.serving.remote import Address
 
 _versions = Decoder(Versions)
 _error = Decoder(ErrorResponse)
+_changes = Decoder(ChangesResponse)
 
 ASK_SECONDS = 5.0
 # A release of millions of items is verified and checked while it is loaded.
@@ -28,6 +32,8 @@ LOAD_SECONDS = 900.0
 # A process that is started again has so long to answer.
 PATIENCE = 10.0
 TRY_EVERY = 0.5
+# A thousand numbers of an embedding take some 10 kB as JSON: below the usual limit of a request.
+ITEMS_AT_ONCE = 100
 
 
 class UnreachableError(UserError):
@@ -87,6 +93,21 @@ class Admin:
     def canary(self, version: str, share: float) -> None:
         """Have a gateway give a version to a share of the users."""
         self._call("POST", "/v1/admin/canary", CanaryRequest(version, share), ASK_SECONDS)
+
+    def add_items(self, additions: Additions) -> int:
+        """Add items to the index of the version that they were embedded for; their number.
+
+        Each call is durable by itself: where one is refused, those before it stay, and all may be made again.
+        """
+        added = 0
+        for begin in range(0, len(additions.items), ITEMS_AT_ONCE):
+            part = slice(begin, begin + ITEMS_AT_ONCE)
+            message = ItemsRequest(
+                additions.version, list(map(dict, additions.items[part])), additions.embeddings[part]
+            )
+            answer: ChangesResponse = _changes(self._call("POST", "/v1/admin/items", message, ASK_SECONDS))
+            added += answer.changed
+        return added
 
     def _call(self, method: str, path: str, message: Any, seconds: float) -> bytes:
         give_up = time.monotonic() + self.patience

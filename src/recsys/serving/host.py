@@ -162,6 +162,14 @@ class Host:
         hits = index.search(embeddings, request.k, request.filter, request.exclude)
         return SearchResponse(index.version, [SearchResult(*found) for found in hits])
 
+    def held(self, version: str, model: str | None = None) -> Searcher:
+        """What is searched for a version.
+
+        Raises:
+            Problem: the host does not hold it (409).
+        """
+        return self._index(self._model_of(version, model), version)
+
     def _model_of(self, version: str, model: str | None) -> str:
         """The model that a request means."""
         if model is None:

@@ -147,6 +147,34 @@ class GatewayState(Struct):
     canary: CanaryRequest | None
 
 
+class ItemsRequest(Struct, forbid_unknown_fields=True):
+    """New items for a running index.
+
+    Attributes:
+        version: whose item tower made the embeddings; no other index takes them.
+        items: `item_id`, and values of the columns that the release's items have.
+        embeddings: float32 [A, D], in the order of `items`.
+        model: None where the host has one model.
+    """
+
+    version: str
+    items: list[dict[str, Any]]
+    embeddings: np.ndarray
+    model: str | None = None
+
+
+class TakedownRequest(Struct, forbid_unknown_fields=True):
+    """Items that must not be shown any more, whatever version is served."""
+
+    item_ids: list[Id]
+
+
+class ChangesResponse(Struct):
+    """Acknowledgement: so many items were added, or taken down; it is durable, and the next search shows it."""
+
+    changed: int
+
+
 class EventsResponse(Struct):
     """Acknowledgement: so many events are durable, and the next retrieve uses them."""
 

@@ -93,6 +93,22 @@ OPERATIONS: Mapping[Address, Operation] = {
     ("POST", "/v1/admin/canary"): Operation(
         "Give a version to a share of the users", m.GatewayState, _ADMIN, m.CanaryRequest, None, True
     ),
+    ("POST", "/v1/admin/items"): Operation(
+        "Add items to the index of one version; durable when acknowledged, and in the next answer",
+        m.ChangesResponse,
+        _ADMIN,
+        m.ItemsRequest,
+        None,
+        True,
+    ),
+    ("POST", "/v1/admin/takedown"): Operation(
+        "Never show these items again, in any version; durable when acknowledged",
+        m.ChangesResponse,
+        _ADMIN,
+        m.TakedownRequest,
+        None,
+        True,
+    ),
     ("GET", "/v1/items"): Operation(
         "Items by the beginning of an id, or words of a title", cards.ItemsResponse, _LOOKING, query=cards.ItemsQuery
     ),

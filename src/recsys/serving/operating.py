@@ -1,0 +1,78 @@
+"""What those who run a server ask of it: new items, takedowns, and metrics. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from recsys.serving.additions import Additions
+from recsys.serving.changes import ChangedItems, Changes
+from recsys.serving.exposition import CONTENT_TYPE
+from recsys.serving.host import Host
+from recsys.serving.http import Observer, Reply, Request, Routes, json_reply
+from recsys.serving.messages import ChangesResponse, Decoder, ItemsRequest, TakedownRequest
+from recsys.serving.metrics import Metrics
+from recsys.serving.problems import bad_request
+from recsys.serving.routes import guarded
+
+_items = Decoder(ItemsRequest)
+_takedown = Decoder(TakedownRequest)
+
+
+class ItemRoutes:
+    """Items come and go while the host serves; needs the token.
+
+    Args:
+        host: whose indexes are opened by `changes`.
+        changes: of the host.
+        token: that calls must bear; None: there are no such calls.
+    """
+
+    def __init__(self, host: Host, changes: Changes, token: str | None) -> None:
+        self._host, self._changes, self._token = host, changes, token
+
+    def routes(self) -> Routes:
+        """/v1/admin/items and /v1/admin/takedown."""
+        handlers = {"items": self._add, "takedown": self._take_down}
+        return {f"/v1/admin/{name}": {"POST": guarded(handler, self._token)} for name, handler in handlers.items()}
+
+    async def _add(self, request: Request) -> Reply:
+        asked: ItemsRequest = _items(request.body)
+        held = self._host.held(asked.version, asked.model)
+        assert isinstance(held, ChangedItems), "the host's indexes are opened by `Changes.open`"
+        embeddings = asked.embeddings.reshape(0, held.manifest.dim) if not asked.items else asked.embeddings
+        if embeddings.ndim != 2:
+            raise bad_request(
+                f"embeddings: found shape {list(embeddings.shape)}, expected two dimensions", "embeddings"
+            )
+        given = Additions(asked.version, asked.items, embeddings)
+        # Returns when they are durable.
+        return json_reply(ChangesResponse(await asyncio.to_thread(self._changes.add, given, held)))
+
+    async def _take_down(self, request: Request) -> Reply:
+        asked: TakedownRequest = _takedown(request.body)
+        return json_reply(ChangesResponse(await asyncio.to_thread(self._changes.take_down, asked.item_ids)))
+
+
+def metrics_routes(metrics: Metrics) -> Routes:
+    """/metrics."""
+
+    async def expose(request: Request) -> Reply:  # noqa: ARG001
+        return Reply(metrics.expose(), content_type=CONTENT_TYPE.encode())
+
+    return {"/metrics": {"GET": expose}}
+
+
+def observer(metrics: Metrics, paths: Collection[str]) -> Observer:
+    """Counts every answer.
+
+    Args:
+        metrics: that count.
+        paths: of the server; what callers make up is one series, `other`, however many they try.
+    """
+    known = frozenset(paths)
+
+    def observe(request: Request, reply: Reply, seconds: float) -> None:
+        metrics.answered(request.path if request.path in known else "other", reply.status, seconds)
+
+    return observe
