@@ -57,7 +57,6 @@ class NewItems:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest, self.schema = folder, manifest, Schema.load(folder / SCHEMA)
         config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
-        self._has_bias = False
         if config.members:
             # Weights and temperatures of the members are in the embeddings.
             self._members = []
