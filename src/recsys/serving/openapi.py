@@ -88,10 +88,10 @@ OPERATIONS: Mapping[Address, Operation] = {
     ("POST", "/v1/admin/serve"): Operation("Serve a loaded version", m.Versions, _ADMIN, m.VersionRequest, None, True),
     ("POST", "/v1/admin/unload"): Operation("Let a version go", m.Versions, _ADMIN, m.VersionRequest, None, True),
     ("POST", "/v1/admin/tower"): Operation(
-        "Load the user tower of a version", m.GatewayState, _ADMIN, m.VersionRequest, None, True
+        "Load the user tower of a version", m.GatewayState, (*_ADMIN, _DOWN), m.VersionRequest, None, True
     ),
     ("POST", "/v1/admin/canary"): Operation(
-        "Give a version to a share of the users", m.GatewayState, _ADMIN, m.CanaryRequest, None, True
+        "Give a version to a share of the users", m.GatewayState, (*_ADMIN, _DOWN), m.CanaryRequest, None, True
     ),
     ("POST", "/v1/admin/items"): Operation(
         "Add items to the index of one version; durable when acknowledged, and in the next answer",
