@@ -16,7 +16,9 @@ def main(config: DictConfig) -> None:
     store = ReleaseStore(config.store)
     store.check_alias(config.alias)
     run = load_run(choose_run(config.run, config.sweep, config.metric))
-    promotion = promote(run, instantiate(config.index), store, config.model, config.recall_target)
+    promotion = promote(
+        run, instantiate(config.index), store, config.model, config.recall_target, instantiate(config.corpus)
+    )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
     mirror_release(run.config.logger.project, store.root / promotion.version, config.model, config.alias)

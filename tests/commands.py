@@ -1,9 +1,9 @@
 """Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
 
-    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS, SIGNAL] | null, "log": FILE}, ...]
+    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...]
 
-`kill` ends the command on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7]: by SIGKILL, or
-by the signal that it names.
+`kill` ends the command on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7]: by SIGKILL,
+or by the signal that it names behind that.
 The last line of the output is the list of exit codes (minus the signal's number for a killed one).
 """
 

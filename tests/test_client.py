@@ -27,7 +27,7 @@ HANG_UP = "hang up"
 
 
 class Scripted:
-    """Answers in the order of `script`: (status, content), or `HANG_UP`; keeps what was asked, and by which connection."""
+    """Answers in the order of `script`: (status, content), or `HANG_UP`; keeps what was asked, by which connection."""
 
     def __init__(self) -> None:
         self.script: list[Any] = []

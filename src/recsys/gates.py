@@ -18,7 +18,7 @@ STOPPED = 3
 def main(config: DictConfig) -> None:
     """Judge the run, leave its verdict, and exit with 3 where it is stopped."""
     from recsys.build import instantiate, open_data
-    from recsys.recommenders import at_root
+    from recsys.data.configured import at_root
     from recsys.retraining.judging import candidate_of, judge, new_events, refused, seconds
     from recsys.retraining.staging import open_release
     from recsys.retraining.verdict import columns

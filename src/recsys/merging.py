@@ -106,7 +106,8 @@ class Pool:
             moving = moving[given[moving, self.number[moving, m, at[moving]]]]
             at[moving] += 1
             moving = moving[at[moving] < length[moving]]
-        return users[at[users] < length[users]]
+        able: Rows = users[at[users] < length[users]]
+        return able
 
 
 def _numbered(rows: Rows) -> Rows:

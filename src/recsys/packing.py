@@ -58,7 +58,13 @@ NUM_SELF_CHECKS = 8
 
 
 def pack(
-    folder: Path, run: TrainedRun, index: Index, embeddings: Floats, measured: Mapping[str, Any], model: str
+    folder: Path,
+    run: TrainedRun,
+    index: Index,
+    embeddings: Floats,
+    measured: Mapping[str, Any],
+    model: str,
+    corpus: Mapping[str, Any],
 ) -> Manifest:
     """Write every file of a release but the manifest; the manifest without version, time and files.
 
@@ -69,6 +75,7 @@ def pack(
         embeddings: of the run's corpus, in its order.
         measured: what is known of the index's recall.
         model: name of the model.
+        corpus: how its items were chosen.
     """
     dataset, similarity = run.dataset, run.model.metric
     np.save(folder / EMBEDDINGS, embeddings)
@@ -108,6 +115,7 @@ def pack(
         index={"class": description["class"], **measured},
         files={},
         data=_times(dataset),
+        corpus=corpus,
     )
     _write_self_check(folder, run, manifest, index)
     return manifest

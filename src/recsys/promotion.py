@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +15,12 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from recsys.corpus import All, CorpusPolicy, Items, choose
 from recsys.data.dataset import Requests
 from recsys.data.loader import RequestLoader
 from recsys.errors import UserError
-from recsys.evaluation.ranking import encode_corpus
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import ModelRanker, encode_corpus, evaluate
 from recsys.index import Index, Tuning, exact_search, tune
 from recsys.merging import present
 from recsys.packing import pack, real_requests
@@ -37,16 +42,26 @@ class Promotion:
     """A published release.
 
     Attributes:
+        num_items: in the index.
         recall: of the index against exact search, on user embeddings that did not tune it.
+        corpus: as in the manifest.
     """
 
     version: str
     num_items: int
     recall: float
     tuning: Tuning
+    corpus: Mapping[str, Any]
 
 
-def promote(run: TrainedRun, index: Index, store: ReleaseStore, model: str, recall_target: float = 0.98) -> Promotion:
+def promote(
+    run: TrainedRun,
+    index: Index,
+    store: ReleaseStore,
+    model: str,
+    recall_target: float = 0.98,
+    policy: CorpusPolicy | None = None,
+) -> Promotion:
     """Publish `run` with `index` as one release.
 
     Args:
@@ -55,12 +70,12 @@ def promote(run: TrainedRun, index: Index, store: ReleaseStore, model: str, reca
         store: of releases.
         model: name of the model that the release is a version of.
         recall_target: share of the exact top 100 that the index must find.
+        policy: chooses the items of the index; null for all.
 
     Raises:
         UserError: the index does not reach the target.
     """
-    log.info("encoding %d items", len(run.corpus))
-    embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus)).numpy()
+    run, embeddings, corpus = _choose(run, policy or All())
     log.info("building the index")
     index.build(embeddings)
     queries = _validation_embeddings(run)
@@ -78,8 +93,38 @@ def promote(run: TrainedRun, index: Index, store: ReleaseStore, model: str, reca
     log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
-    version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model))
-    return Promotion(version, len(run.corpus), recall, tuning)
+    version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model, corpus))
+    return Promotion(version, len(run.corpus), recall, tuning, corpus)
+
+
+def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Floats, dict[str, Any]]:
+    """The run with the chosen items as its corpus, their embeddings, and what the manifest says of the choice."""
+    chosen = choose(policy, run.dataset, run.corpus)
+    said = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
+    log.info("encoding %d items", len(run.corpus))
+    embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus))
+    if len(chosen) < len(run.corpus):
+        rows = torch.from_numpy(np.searchsorted(run.corpus, chosen))
+        log.info("test recall of %d items, and of the %d chosen", len(run.corpus), len(chosen))
+        said |= _test_recall(run, {"all": (run.corpus, embeddings), "chosen": (chosen, embeddings[rows])})
+        embeddings = embeddings[rows].contiguous()
+    return dataclasses.replace(run, corpus=chosen), embeddings.numpy(), said
+
+
+def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tensor]]) -> dict[str, Any]:
+    """`test` -> name -> `recall@K` with exact search; nothing where the data has no test part."""
+    requests = run.dataset.requests("test")
+    if not len(requests.user_idx):
+        return {}
+    found = {}
+    for name, (items, embeddings) in corpora.items():
+        metrics = RetrievalMetrics(run.dataset, len(items))
+        batches = RequestLoader(run.builder, requests)
+        values = evaluate(
+            ModelRanker(run.model, items, embeddings), run.dataset, "test", batches, metrics, run.config.exclude_seen
+        )
+        found[name] = {f"recall@{k}": values[f"recall@{k}"] for k in (10, 100)}
+    return {"test": found}
 
 
 def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
@@ -163,4 +208,12 @@ def report(promotion: Promotion, console: Console | None = None) -> None:
     table.add_row("items", f"{promotion.num_items:,}")
     table.add_row(f"index recall@{tuning.k}", f"{promotion.recall:.4f} (target {tuning.recall_target})")
     table.add_row("index queries per second", f"{tuning.chosen.queries_per_second:,.0f}")
+    corpus = promotion.corpus
+    if corpus["num_items"] < corpus["of"]:
+        table.add_row(
+            "items left out", f"{corpus['of'] - corpus['num_items']:,} of {corpus['of']:,} ({corpus['policy']})"
+        )
+        for name in ("recall@10", "recall@100") if "test" in corpus else ():
+            kept, whole = (corpus["test"][which][name] for which in ("chosen", "all"))
+            table.add_row(f"test {name}", f"{kept:.4f} (all items: {whole:.4f})")
     (console or Console()).print(table)

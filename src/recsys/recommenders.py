@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from recsys.build import open_data
 from recsys.data.builder import BatchBuilder
 from recsys.data.columns import Column, Ragged
+from recsys.data.configured import at_root
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import FeatureEncoder
-from recsys.data.sources import ParquetFolder
 from recsys.errors import UserError
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import seen_items
@@ -120,17 +119,6 @@ def open_recommender(run: str | None, release: str | None, store: str, root: str
         raise UserError("data.root: goes with release=; a run ranks from the data that it was trained on")
     assert run is not None
     return RunRecommender(load_run(run))
-
-
-def at_root(config: DictConfig, root: str) -> DictConfig:
-    """The configuration of a release with another folder as its source; tables that are not there have no features."""
-    tables = ParquetFolder(root).tables(Path(config.data.cache) / "sources")
-    changed = config.copy()
-    changed.data.source = {"_target_": "recsys.data.sources.ParquetFolder", "root": root}
-    for owner in ("items", "users"):
-        if not tables.of(owner):
-            changed.data.features[owner] = {}
-    return changed
 
 
 def _open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:

@@ -2,8 +2,9 @@
 
 from recsys.build.data import build_data, objective_of, open_data, reachable, source_of
 from recsys.build.model import build_model, build_towers, corpus_of
-from recsys.build.objects import complete, instantiate
+from recsys.build.objects import complete
 from recsys.build.training import Miner, build_callbacks, build_module, check_metric
+from recsys.instantiation import instantiate
 
 __all__ = [
     "Miner",

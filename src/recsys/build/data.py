@@ -7,14 +7,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recsys.build.objects import check_keys, instantiate, plain
+from recsys.build.objects import check_keys
+from recsys.data.configured import configured_data
 from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.objective import Objective
-from recsys.data.prepare import DataSettings, prepare
+from recsys.data.prepare import prepare
 from recsys.data.sources import Tables
 from recsys.data.synthetic import Synthetic, best_reachable
 from recsys.errors import UserError
+from recsys.instantiation import instantiate, plain
 
 HISTORY_KEYS = (
     "max_events",
@@ -32,17 +34,7 @@ HISTORY_KEYS = (
 
 def open_data(config: DictConfig) -> PreparedDataset:
     """Prepare the data of a configuration, or reuse what is prepared."""
-    data = config.data
-    settings = DataSettings(
-        time=data.time,
-        columns=plain(data.columns),
-        features=plain(data.features),
-        engaged=data.get("engaged"),
-        min_user_events=data.min_user_events,
-        min_item_events=data.min_item_events,
-    )
-    source, split, engine = instantiate(data.source), instantiate(config.split), instantiate(data.engine)
-    return prepare(source, split, settings, Path(data.cache), engine)
+    return prepare(*configured_data(config), instantiate(config.data.engine))
 
 
 def source_of(config: DictConfig) -> Tables:

@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.build.data import objective_of
-from recsys.build.objects import check_keys, complete, instantiate
+from recsys.build.objects import check_keys, complete
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.frequency import prior_shift
+from recsys.instantiation import instantiate
 from recsys.models.blend import Blend, Member, Model
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems

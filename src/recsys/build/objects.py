@@ -1,30 +1,13 @@
-"""Objects from the nodes of a configuration, with errors that name the key."""
+"""Configuration that is completed and checked where objects are built."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from recsys.errors import UserError, nearest
-
-
-def instantiate(node: DictConfig, **settings: Any) -> Any:
-    """The object that a node names; a wrong key or value is a `UserError`."""
-    # Hydra leaves out of a partial what is still to be given.
-    for key in OmegaConf.missing_keys(node):
-        place = node._get_full_key(key)
-        raise UserError(f"{place}: missing, expected {place}=...")
-    try:
-        return hydra.utils.instantiate(node, **settings)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{node.get('_target_')}: {cause or error}") from error
 
 
 def complete(partial: Any, **runtime: Any) -> Any:
@@ -42,8 +25,3 @@ def check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
     for key in map(str, node):
         if key not in valid:
             raise UserError(f"unknown configuration key '{name}.{key}'{nearest(key, valid)}")
-
-
-def plain(node: DictConfig) -> Any:
-    """Lists and dictionaries in the place of OmegaConf's."""
-    return OmegaConf.to_container(node, resolve=True)

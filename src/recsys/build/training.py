@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.build.model import corpus_of
-from recsys.build.objects import complete, instantiate
+from recsys.build.objects import complete
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError, nearest
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.frequency import Exact, Frequency, target_probabilities
+from recsys.instantiation import instantiate
 from recsys.losses import GBCE, FullSoftmax
 from recsys.models.two_tower import TwoTower
 from recsys.module import RetrievalModule

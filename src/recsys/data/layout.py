@@ -86,7 +86,7 @@ def write_events(
     for batch in session.stream(ordered):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = _times(job, np.asarray(batch["time"]))
+        times[at:end] = times_of(job, np.asarray(batch["time"]))
         for name, writer in writers.items():
             writer.add(batch[name])
         at = end
@@ -106,14 +106,14 @@ def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: 
     for batch in session.stream(ordered):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = _times(job, np.asarray(batch["time"]))
+        times[at:end] = times_of(job, np.asarray(batch["time"]))
         lengths += np.bincount(np.asarray(batch["user_id_idx"]), minlength=num_users)
         at = end
     assert at == num_rows, (at, num_rows)
     np.save(inner / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _times(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def times_of(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """What the engine's integers (microseconds, or whatever whole numbers the files hold) are worth."""
     if job.worth == "none":
         return np.zeros_like(raw)

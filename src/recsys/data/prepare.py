@@ -92,21 +92,9 @@ def prepare(
     Raises:
         UserError: whatever is wrong with the source or the settings, by file, column and key.
     """
-    cache = Path(cache)
-    files = source.tables(cache / "sources")
-    declared = settings.features.get("interactions") or {}
-    used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
-    used += [settings.engaged] if settings.engaged is not None else []
-    tables = inspect(files, settings.columns, split.needs, used)
-    if settings.engaged is not None:
-        _check_engaged(settings, tables["interactions"])
-    plans = plan_features(tables, settings.features)
-    described = _describe(split, settings, tables)
-    name = fingerprint([json.dumps(described, sort_keys=True, default=repr)])
-    folder = cache / "prepared" / name
+    job, name, described = plan(source, split, settings, cache)
+    folder = Path(cache) / "prepared" / name
     started = time.monotonic()
-    least = settings.min_user_events, settings.min_item_events
-    job = Build(tables, plans, split, settings.time, *least, settings.engaged)
     built = build_folder(folder, partial(build, job, name, described, engine or DuckDB()))
     dataset = PreparedDataset.open(folder)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
@@ -120,6 +108,26 @@ def prepare(
         ", ".join(f.key for f in dataset.schema.features) or "none",
     )
     return dataset
+
+
+def plan(source: Source, split: Split, settings: DataSettings, cache: Path) -> tuple[Build, str, dict[str, Any]]:
+    """What there is to do, the name of its result, and what that name is made of. Reads footers and digests only.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    files = source.tables(Path(cache) / "sources")
+    declared = settings.features.get("interactions") or {}
+    used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
+    used += [settings.engaged] if settings.engaged is not None else []
+    tables = inspect(files, settings.columns, split.needs, used)
+    if settings.engaged is not None:
+        _check_engaged(settings, tables["interactions"])
+    plans = plan_features(tables, settings.features)
+    described = _describe(split, settings, tables)
+    least = settings.min_user_events, settings.min_item_events
+    job = Build(tables, plans, split, settings.time, *least, settings.engaged)
+    return job, fingerprint([json.dumps(described, sort_keys=True, default=repr)]), described
 
 
 def _check_engaged(settings: DataSettings, table: Table) -> None:

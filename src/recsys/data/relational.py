@@ -42,17 +42,9 @@ def build(job: Build, name: str, settings: dict[str, Any], engine: Engine, folde
 
 
 def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[list[Feature], dict[str, Any]]:
-    source = _read_events(job, session)
-    _check_events(job, session, source)
-    exposed = None
-    if job.engaged is not None:
-        source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
     log.info("preparing %s", job.tables["interactions"].place)
-    events = source
-    if max(job.min_user_events, job.min_item_events) > 1:
-        events = keep_core(session, source, job.min_user_events, job.min_item_events)
-    events = session.keep(job.split.assign(session, events, source))
-    listed = {owner: _read_listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
+    events, exposed = open_events(job, session)
+    listed = {owner: read_listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
     users = collect_users(session, events, listed.get("users"))
@@ -100,6 +92,23 @@ def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[lis
     }
 
 
+def open_events(job: Build, session: Session) -> tuple[ir.Table, ir.Table | None]:
+    """The events, each with its `part`, and the exposures where the data has them; both as read, in no order.
+
+    Raises:
+        UserError: nulls where an event needs a value.
+    """
+    source = _read_events(job, session)
+    _check_events(job, session, source)
+    exposed = None
+    if job.engaged is not None:
+        source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
+    events = source
+    if max(job.min_user_events, job.min_item_events) > 1:
+        events = keep_core(session, source, job.min_user_events, job.min_item_events)
+    return session.keep(job.split.assign(session, events, source)), exposed
+
+
 def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
     """Events with dense items, in the order of the prepared data set."""
     coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
@@ -140,7 +149,7 @@ def _check_events(job: Build, session: Session, events: ir.Table) -> None:
                 )
 
 
-def _read_listed(job: Build, session: Session, owner: str) -> ir.Table:
+def read_listed(job: Build, session: Session, owner: str) -> ir.Table:
     """The items or users table; every id once."""
     table = job.tables[owner]
     key = "item_id" if owner == "items" else "user_id"

@@ -87,11 +87,14 @@ class ModelRanker:
     Args:
         model: in evaluation mode.
         corpus: item_idx of the items that can be shown, ascending; int64 [N].
+        embeddings: of the same items, [N, D], if they are there already.
     """
 
-    def __init__(self, model: Model, corpus: npt.NDArray[np.int64]) -> None:
+    def __init__(self, model: Model, corpus: npt.NDArray[np.int64], embeddings: Tensor | None = None) -> None:
         self.model = model
-        self.search = CorpusSearch(encode_corpus(model, torch.from_numpy(corpus).to(model.device)), corpus)
+        if embeddings is None:
+            embeddings = encode_corpus(model, torch.from_numpy(corpus).to(model.device))
+        self.search = CorpusSearch(embeddings, corpus)
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """As in `Ranker`."""

@@ -19,8 +19,8 @@ FALLBACK = "popularity for the rest"
 _BLOCK = 1024
 
 
-# item_idx [R, k] for R requests, best first, 0 where there is no further one. No item comes twice, and none that is to be
-# left out.
+# item_idx [R, k] for R requests, best first, 0 where there is no further one; none twice, and none that is to be left
+# out.
 Lister = Callable[[Requests, int], npt.NDArray[np.int64]]
 
 
@@ -48,7 +48,7 @@ class Lists:
     @property
     def k(self) -> int:
         """Candidates that each generator may give, K."""
-        return self.items.shape[2]
+        return int(self.items.shape[2])
 
     def take(self, rows: npt.NDArray[np.int64]) -> Lists:
         """Some of the users."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,7 @@ def changes(advice: Sequence[Advice], figures: Figures, kind: str, finding: str,
     return Picture.of(axis, f"Changes with 95% intervals: {label}. {finding}. {'; '.join(spoken)}.")
 
 
-def overlap(names: Sequence[str], shared: dict[tuple[int, int], Estimate], finding: str, what: str) -> Picture:
+def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], finding: str, what: str) -> Picture:
     """How much two generators share, as a matrix of shades."""
     size = len(names)
     values = np.full((size, size), np.nan)

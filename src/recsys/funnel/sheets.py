@@ -10,36 +10,32 @@ from recsys.funnel.sources import Source
 from recsys.funnel.words import SHOWN, Advice, interval, percent, relative
 from recsys.presentation.sheet import Sheet
 
+_TITLE = "Generators under one budget"
+_HEADS = ("generator", "advice", "recall", "hit rate", "user coverage", "unique hits", "lost if retired", "added last")
+# Pairs that are shown.
+_MOST_PAIRS = 12
+
 
 def main(figures: Figures, advice: Sequence[Advice]) -> Sheet:
-    """Every generator in one row, in the order of the advice."""
+    """Every generator in one row with its intervals, in the order of the advice."""
     rows = []
     for said in advice:
         alone = figures.alone[figures.names.index(said.name)]
-        shares = (alone.full, alone.recall, alone.rate, alone.unique)
-        cells = [cell for share in shares for cell in (percent(share.value), interval(share))]
-        for change in (alone.last, alone.lost):
-            part = relative(change, figures.everyone)
-            cells += [percent(part.value, True), interval(part, True)]
-        rows.append((said.name, SHOWN[said.verdict], *cells))
-    heads = ("full lists", "recall", "hit rate", "unique hits", "added last", "lost if retired")
-    columns = ("generator", "advice", *(cell for head in heads for cell in (head, "95%")))
-    note = (
-        f"{figures.k} candidates each, {figures.num_users:,} users. Full lists: users that get {figures.k} of its own. "
-        "Recall: of what a user went on to engage with, how much is among them. Hit rate: of the candidates, how many "
-        "the user went on to engage with. Unique hits: of all hits, those of no other generator. Added last: change of "
-        "recall when it joins all others in equal turns, at the same total. Lost if retired: what the best blend loses "
-        "when it goes and the others share its budget. The last two are shares of the best blend's recall."
-    )
-    return Sheet("Generators under one budget", columns, tuple(rows), note)
+        changes = (relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone))
+        cells = [_with_interval(share) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
+        rows.append((said.name, SHOWN[said.verdict], *cells, *(_with_interval(change, True) for change in changes)))
+    return Sheet(_TITLE, _HEADS, tuple(rows), f"In brackets: 95% interval. {_note(figures)}")
 
 
 def terminal(figures: Figures, advice: Sequence[Advice]) -> Sheet:
-    """The same without the intervals of all but the last figure."""
-    whole = main(figures, advice)
-    kept = [at for at, head in enumerate(whole.columns) if head != "95%"] + [len(whole.columns) - 1]
-    columns = tuple(whole.columns[at] for at in kept)
-    return Sheet(whole.title, columns, tuple(tuple(row[at] for at in kept) for row in whole.rows), whole.note)
+    """The same without intervals, but for that of what is lost."""
+    rows = []
+    for said in advice:
+        alone = figures.alone[figures.names.index(said.name)]
+        lost, last = relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone)
+        cells = [percent(share.value) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
+        rows.append((said.name, SHOWN[said.verdict], *cells, _with_interval(lost, True), percent(last.value, True)))
+    return Sheet(_TITLE, _HEADS, tuple(rows), _note(figures))
 
 
 def recommendation(advice: Sequence[Advice]) -> Sheet:
@@ -52,13 +48,16 @@ def overlaps(figures: Figures) -> Sheet:
     """Pairs of generators, those that share most first."""
     pairs = sorted(figures.shared_hits, key=lambda pair: -figures.shared_hits[pair].value)
     rows = []
-    for pair in pairs:
-        cells = []
-        for shared in (figures.shared_lists[pair], figures.shared_hits[pair]):
-            cells += [percent(shared.value), interval(shared)]
+    for pair in pairs[:_MOST_PAIRS]:
+        cells = [_with_interval(shared[pair]) for shared in (figures.shared_hits, figures.shared_lists)]
         rows.append((" and ".join(figures.names[number] for number in pair), *cells))
-    note = "Jaccard similarity: of the items that either has, how many both have. Lists: mean over users with either."
-    return Sheet("What pairs share", ("pair", "lists", "95%", "hits", "95%"), tuple(rows), note)
+    note = (
+        "Jaccard similarity: of the items that either has, how many both have; lists: mean over users. In brackets: "
+        "95% interval."
+    )
+    if len(pairs) > _MOST_PAIRS:
+        note += f" {len(pairs) - _MOST_PAIRS} pairs that share less are not shown."
+    return Sheet("Pairs that share most", ("pair", "hits", "lists"), tuple(rows), note)
 
 
 def segments(figures: Figures) -> Sheet:
@@ -103,11 +102,27 @@ def blends(figures: Figures, plan: Plan) -> Sheet:
     return Sheet("Blends and their budgets", ("blend", "recall", "95%", *figures.names), tuple(rows), note)
 
 
-def sources(found: Sequence[Source], missing: Mapping[str, str]) -> Sheet:
+def sources(figures: Figures, found: Sequence[Source], missing: Mapping[str, str]) -> Sheet:
     """What the generators are."""
-    rows = [(source.name, "learned" if source.is_learned else "heuristic", source.detail) for source in found]
-    rows += [(name, "left out", why) for name, why in missing.items()]
-    return Sheet("What the generators are", ("generator", "kind", "what"), tuple(rows))
+    rows = [(s.name, "learned" if s.is_learned else "heuristic", s.what, s.detail) for s in found]
+    rows += [(name, "left out", why, "") for name, why in missing.items()]
+    note = (
+        f"A candidate generator picks items for a user from all there are; what follows ranks only what generators "
+        f"bring. Each gives up to {figures.k} items it knows something about, from the user's history before the test "
+        "part, and nothing where it knows nothing. Then one looks at what the user went on to engage with: an item of "
+        "the list among that is a hit."
+    )
+    return Sheet("Generators", ("generator", "kind", "what it does", "settings"), tuple(rows), note)
+
+
+def _note(figures: Figures) -> str:
+    return (
+        f"{figures.k} candidates each, {figures.num_users:,} users. Recall: share of what a user went on to engage "
+        "with that is among them. Hit rate: share of the candidates that the user went on to engage with. User coverage: "
+        f"users that get {figures.k} of its own. Unique hits: share of all hits that no other generator has. Lost if "
+        "retired: of the best blend's recall, what goes with it when the others share its budget. Added last: what it "
+        "adds when it joins all others in equal turns, at the same total."
+    )
 
 
 def _with_interval(estimate: Estimate, signed: bool = False) -> str:

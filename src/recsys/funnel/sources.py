@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -33,6 +35,7 @@ Say = Callable[[str], None]
 
 # Requests that a recommender ranks for at once.
 _BATCH = 1024
+_TWO_TOWER = "A learned two-tower model: items whose embeddings are nearest to the user's."
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Source:
     Attributes:
         name: as the report calls it.
         is_learned: whether it is a model.
-        detail: what it is, in a few words.
+        what: what it does, in a sentence.
+        detail: its settings, or where the model is from.
         knows_validation: whether it has learned from the validation part, so that nothing can be chosen there.
         open: what gives its candidates after it has learned from the parts up to the one named; a model has learned
             already.
@@ -50,6 +54,7 @@ class Source:
 
     name: str
     is_learned: bool
+    what: str
     detail: str
     knows_validation: bool
     open: Callable[[Until], Lister]
@@ -150,14 +155,16 @@ def _heuristic(name: str, config: DictConfig, dataset: PreparedDataset, say: Say
         # Lists, not models, are remembered: of models there is one in memory at a time.
         return (lambda *_: tried[describe(settings)].astype(np.int64)) if until == "train" else fitted(settings, until)
 
-    return Source(name, False, describe(settings), False, opened)
+    module = inspect.getmodule(hydra.utils.get_object(node["_target_"]))
+    what = (inspect.getdoc(module) or "").split("\n")[0]
+    return Source(name.replace("_", " "), False, what, describe(settings), False, opened)
 
 
 def _run(path: str, config: DictConfig, dataset: PreparedDataset) -> Source:
     run = load_run(path)
     _check_same(f"run {path}", run.dataset, dataset)
     lister = Learned(RunRecommender(run), dataset, config.exclude_seen)
-    return Source(Path(path).name, True, f"run {path}", bool(run.config.refit), lambda _: lister)
+    return Source(Path(path).name, True, _TWO_TOWER, f"run {path}", bool(run.config.refit), lambda _: lister)
 
 
 def _release(name: str, config: DictConfig, dataset: PreparedDataset) -> Source:
@@ -174,7 +181,7 @@ def _release(name: str, config: DictConfig, dataset: PreparedDataset) -> Source:
         )  # fmt: skip
     lister = Learned(ReleaseRecommender(retriever, own), dataset, config.exclude_seen)
     detail = f"release {retriever.version}" + (", made from other data" if is_other else "")
-    return Source(name, True, detail, is_other or bool(stored.refit), lambda _: lister)
+    return Source(name, True, _TWO_TOWER, detail, is_other or bool(stored.refit), lambda _: lister)
 
 
 def _with_features_of(stored: DictConfig, config: DictConfig) -> DictConfig:

@@ -53,6 +53,8 @@ def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
         if number in plan.retired and confirmed:
             verdict: Verdict = "retire"
             why = f"Without it the blend {cost}: the others find nearly all that it finds."
+            if not plan.everyone[number]:
+                why = "The best blend gives it no place: the others find what it finds, and more."
         elif number in plan.retired:
             verdict = "unclear"
             why = (
@@ -64,7 +66,7 @@ def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
             why = f"Without it the blend {cost}, beyond chance. {percent(unique)} of all hits are its alone."
         else:
             verdict = "unclear"
-            why = f"Without it the blend {cost}: too close to zero to tell. Chosen to stay, and it does no harm."
+            why = f"Without it the blend {cost}: too close to zero to tell. It was chosen to stay."
         found.append(Advice(name, verdict, why))
     order = {"keep": 0, "unclear": 1, "retire": 2}
     value = {name: -alone.lost.value for name, alone in zip(figures.names, figures.alone, strict=True)}

@@ -11,16 +11,22 @@ from recsys.cli import entry
 
 
 def main(config: DictConfig) -> None:
-    """Write the report, and print its main table."""
+    """Write the report, print its main tables, and the file's name as the last line."""
     from pathlib import Path
 
+    from recsys.errors import UserError
+    from recsys.funnel.mirroring import mirror
     from recsys.funnel.report import Report, progress, screen
+    from recsys.funnel.study import study
 
     out = Path(config.out)
+    if not out.parent.is_dir():
+        raise UserError(f"out: {out.parent} is not a folder")
     with progress() as say:
-        report = Report(config, say)
+        found = study(config, say)
+    report = Report(found)
     report.write(out)
-    report.mirror()
+    mirror(found, config.logger)
     report.print(screen())
     print(out)
 

@@ -22,9 +22,9 @@ class FollowedInterests:
     """Scores an item by how probable it is, if users choose an interest first, and then an item of it by popularity.
 
     `P(i | u) = sum of P(c | u) P(i | c) over interests c`: the aspect model of Hofmann and Puzicha ("Latent class
-    models for collaborative filtering", 1999) whose classes are known. P(c | u) is the share of c in what the user engaged
-    with, an item of several interests counting in equal parts, and in the interests of the profile, each
-    of which counts as one event. P(i | c) is the share of i in the events of c. Items of no interest of the user, and
+    models for collaborative filtering", 1999) whose classes are known. P(c | u) is the share of c in what the user
+    engaged with (an item of several interests counts in equal parts) and in the interests of the profile, each of which
+    counts as one event. P(i | c) is the share of i in the events of c. Items of no interest of the user, and
     users without any, follow as in other generators.
 
     Args:
@@ -82,13 +82,13 @@ class FollowedInterests:
     def _read_profiles(self, dataset: PreparedDataset, feature: Feature) -> Any:
         """Interests of the profiles in the codes of the items' column; csr float32 [U, C], empty where none are."""
         empty = csr_matrix((dataset.num_users, feature.size), dtype=np.float32)
-        names = dataset.vocabulary(feature)
+        names: Any = dataset.vocabulary(feature)
         found = _column(dataset, "users", self.profile)
         others = dataset.schema.owned_by("users") if self.profile is None else (found,)
         for other in others:
             if other is None or not other.has_vocabulary:
                 continue
-            values = dataset.vocabulary(other)
+            values: Any = dataset.vocabulary(other)
             if values.type != names.type:
                 continue
             place = np.array(pc.index_in(values, value_set=names).fill_null(-1))

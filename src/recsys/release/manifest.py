@@ -75,6 +75,8 @@ class Manifest:
         files: every other file of the release.
         data: times of the data, in seconds, where times are worth something: `begin` and `until` (of the first and last
             event), `train_until` (the last that was learned from), `test_begin` (the first that was not).
+        corpus: by which policy items were chosen for the index, from how many, and what that costs in recall; empty in
+            manifests of a time when there was no choice.
     """
 
     version: str
@@ -96,6 +98,7 @@ class Manifest:
     index: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     data: Mapping[str, int] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""Events and profiles of a data folder for a store: all events, for the freshest history is the one to serve from.
+
+Batch retrieval with `users=all` ranks from the same histories (`users=test` leaves the test part out, which is its
+question). The raw values are read again rather than decoded from the prepared data set: codes of unknown categories and
+hashed words have no way back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.data.configured import at_root, configured_data
+from recsys.data.engines import DuckDB, Session
+from recsys.data.files import fingerprint
+from recsys.data.histories import stream_events, stream_profiles
+from recsys.data.job import Build
+from recsys.data.prepare import plan
+from recsys.release.manifest import CONFIG, SCHEMA
+from recsys.schema import Schema
+from recsys.serving.events.protocol import Event, EventStore, Restored
+
+log = logging.getLogger("recsys")
+
+# Users of one write, and the mark of a source that is restored as a whole.
+_BATCH = 2000
+_WHOLE = -1
+
+
+def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
+    """Merge a data folder into a store; what is there already stays, and nothing is there twice.
+
+    A folder that the store has whole is not read again, one that was interrupted goes on where it was.
+
+    Args:
+        store: of events.
+        release: folder of a release, which says how the data is read and which features it has.
+        root: folder of Parquet files; None for the release's own data.
+
+    Returns:
+        How many histories and profiles were written.
+
+    Raises:
+        UserError: whatever is wrong with the folder, by file and column.
+        StoreError: the store cannot be written to.
+    """
+    config = OmegaConf.load(release / CONFIG)
+    assert isinstance(config, DictConfig)
+    data = configured_data(config if root is None else at_root(config, root))
+    job, name, _ = plan(*data)
+    schema = Schema.load(release / SCHEMA)
+    kept = {(feature.owner, feature.name) for feature in schema.features}
+    job = dataclasses.replace(job, plans=[found for found in job.plans if (found.owner, found.name) in kept])
+    # What was restored under a smaller limit, or without a feature, is not all of it.
+    source = fingerprint([name, store.max_events, *sorted((found.owner, found.name) for found in job.plans)])
+    done = store.restored(source)
+    if done == _WHOLE:
+        log.info("%s: the store of events has it already", job.tables["interactions"].place)
+        return 0
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, DuckDB().open(Path(scratch)) as session:
+        written = _restore(store, _known(job, session, store.max_events), source, done)
+    log.info(
+        "%s: %d histories and profiles to the store of events in %.1f s",
+        job.tables["interactions"].place,
+        written,
+        time.monotonic() - started,
+    )
+    return written
+
+
+def _known(job: Build, session: Session, max_events: int) -> Iterator[Restored]:
+    """First the events of all users, then the profiles, each in the order of ids: the same at every start."""
+    for user_id, *columns in stream_events(job, session, max_events):
+        yield Restored(user_id, [Event(*event) for event in zip(*columns, strict=True)], {})
+    for user_id, profile in stream_profiles(job, session):
+        yield Restored(user_id, (), profile)
+
+
+def _restore(store: EventStore, known: Iterator[Restored], source: str, done: int) -> int:
+    written = 0
+    known = itertools.islice(known, done, None)
+    while users := list(itertools.islice(known, _BATCH)):
+        written += len(users)
+        store.restore(_distinct(users), source, done + written)
+    store.restore([], source, _WHOLE)
+    return written
+
+
+def _distinct(users: list[Restored]) -> list[Restored]:
+    """Users once each, where events of the last ones and profiles of the first ones meet in one write."""
+    found: dict[int | str, Restored] = {}
+    for user in users:
+        other = found.get(user.user_id)
+        found[user.user_id] = user if other is None else other._replace(profile=user.profile)
+    return list(found.values())

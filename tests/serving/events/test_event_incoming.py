@@ -1,0 +1,101 @@
+"""Events as they are posted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recsys.errors import UserError
+from recsys.serving.events import Event, parse_events
+from recsys.serving.events.merging import decode_events, encode_events
+
+NOW = 1_700_000_000
+NAMES = ("rating", "device", "tags")
+
+
+def parse(**fields: Any) -> list[tuple[Any, Event]]:
+    return parse_events({"user_id": 5, "item_id": "a", **fields}, NAMES, NOW)
+
+
+def test_one_event_and_a_list() -> None:
+    assert parse() == [(5, Event("a", NOW, {}))]
+    posted = [
+        {"user_id": "5", "item_id": 7, "timestamp": 0, "rating": 4.5, "tags": ["x", None]},
+        {"user_id": 5, "item_id": "7", "timestamp": None, "device": "phone"},
+    ]
+    assert parse_events(posted, NAMES, NOW) == [
+        ("5", Event(7, 0, {"rating": 4.5, "tags": ["x", None]})),
+        (5, Event("7", NOW, {"device": "phone"})),
+    ]
+    assert parse_events([], NAMES, NOW) == []
+
+
+def test_forms_of_a_time() -> None:
+    for given_time, expected in (
+        (12.9, 12),
+        ("1970-01-02", 86_400),
+        ("1970-01-02T02:00:00+02:00", 86_400),
+        ("9999-12-31T23:59:59Z", 253_402_300_799),
+    ):
+        ((_, event),) = parse(timestamp=given_time)
+        assert (event.timestamp, type(event.timestamp)) == (expected, int)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"timestamp": -1}, "timestamp: found -1, expected seconds from 0"),
+        ({"timestamp": -0.5}, "timestamp: found -0.5"),
+        ({"timestamp": "1969-12-31"}, "timestamp: found '1969-12-31', expected seconds from 0"),
+        ({"timestamp": 1_700_000_000_000}, "timestamp: found 1700000000000, expected seconds"),
+        ({"timestamp": 10**400}, "^timestamp: found"),
+        ({"timestamp": float("nan")}, "timestamp: found nan, expected integer seconds"),
+        ({"timestamp": True}, "timestamp: found True"),
+        ({"timestamp": "now"}, "timestamp: found 'now'"),
+        ({"timestamp": [1]}, "timestamp: found \\[1\\]"),
+        ({"user_id": None}, "user_id: found None, expected an integer of 64 bits or a string"),
+        ({"user_id": True}, "user_id: found True"),
+        ({"user_id": 2**63}, "user_id: found 9223372036854775808"),
+        ({"item_id": 1.0}, "item_id: found 1.0"),
+        ({"item_id": "\ud800"}, "item_id: found '\\\\ud800'"),
+        ({"item_id": ["a"]}, "item_id: found"),
+        ({"devise": "x"}, "devise: no such feature of events; did you mean 'device'?"),
+        ({"device": {"a": 1}}, "device: found {'a': 1}, expected a number, a string or a list of them"),
+        ({"device": "\ud800"}, "device: found"),
+        ({"rating": 2**63}, "rating: found"),
+        ({"tags": [["x"]]}, "tags: found"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(**fields)
+    good = {"user_id": 5, "item_id": "a"}
+    with pytest.raises(UserError, match=r"^\[1\]\."):
+        parse_events([good, {**good, **fields}], NAMES, NOW)
+
+
+@pytest.mark.parametrize("posted", [None, 3, "x", [None], [[]], [{"user_id": 1}], {"item_id": 1}])
+def test_what_is_no_event_is_refused(posted: Any) -> None:
+    with pytest.raises(UserError):
+        parse_events(posted, NAMES, NOW)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "ü", "\ud800", "2020-01-01", 2**64]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["user_id", "rating", "x"]), inner),
+    max_leaves=5,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={n: anything for n in ("user_id", "item_id", "timestamp", "rating", "tags")}))
+def test_whatever_is_accepted_can_be_stored(posted: Any) -> None:
+    try:
+        ((_, event),) = parse_events(posted, NAMES, NOW)
+    except UserError:
+        return
+    (stored,) = decode_events(encode_events([event]), 1)
+    assert json.dumps(stored) == json.dumps(event)
