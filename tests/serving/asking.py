@@ -41,6 +41,7 @@ def settings(published: Published, events: Path, **changes: Any) -> Settings:
         "hosts": None,
         "shards": None,
         "shard": None,
+        "changes": str(events.with_name("changes.jsonl")),
         "events": str(events),
         "max_events": MAX_EVENTS,
         "admin_token": "secret",

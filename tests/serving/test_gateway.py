@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import MAX_EVENTS, queries_of, store_users
+from asking import MAX_EVENTS
 from publishing import Published
 
 from recsys.serving.discovery import Fixed
@@ -26,18 +26,6 @@ from recsys.serving.releases import Releases
 from recsys.serving.retriever import Query, Retriever
 from recsys.serving.routing import Router
 from recsys.serving.towers import TowerCache
-
-
-@pytest.fixture(scope="module")
-def queries(published: Published) -> dict[str, Query]:
-    return queries_of(published)
-
-
-@pytest.fixture(scope="module")
-def stored(queries: dict[str, Query], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("events") / "events.sqlite"
-    store_users(path, queries)
-    return path
 
 
 @pytest.fixture

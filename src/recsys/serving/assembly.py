@@ -6,8 +6,10 @@ import asyncio
 import functools
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from recsys.errors import UserError
+from recsys.serving.changes import Changes
 from recsys.serving.discovery import Discovery, Fixed, Listed
 from recsys.serving.events import StoreError, open_store
 from recsys.serving.fleet import Fleet
@@ -16,13 +18,13 @@ from recsys.serving.gateway import Gateway, Limits
 from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
-from recsys.serving.http import App, Handler, Hook, Reply, Request
-from recsys.serving.item_search import ItemSearch
+from recsys.serving.http import App, Handler, Hook
 from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
 from recsys.serving.metrics import Metrics
+from recsys.serving.operating import ItemRoutes, metrics_routes, observer
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
-from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
+from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
 from recsys.serving.routing import Router
 from recsys.serving.settings import Settings
 from recsys.serving.shard import Shard
@@ -65,14 +67,15 @@ class _Parts:
         # Of all addresses of a machine none is its name.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else Shard.parse(settings.shard)
-        open_index = functools.partial(ItemSearch, shard=shard)
-        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index, shard)
+        changes = Changes(Path(settings.changes), shard)
+        host = self._host = Host(self._releases, f"{place}:{settings.port}", changes.open, shard)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(self._towers.open(version))
         self._routes.update(HostRoutes(host, settings.k).routes())
         self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
+        self._routes.update(ItemRoutes(host, changes, settings.admin_token).routes())
         if settings.release != version:
             keep, seconds = settings.towers, settings.follow_seconds
             following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
@@ -120,9 +123,5 @@ class _Parts:
         health = Health(self._ready)
         self._routes.update({**health.routes(), **metrics_routes(self._metrics)})
         self._routes.update(schema_routes(self._routes))
-        return App(self._routes, self._settings.body_bytes, [self._observe], self._start, self._stop), health
-
-    def _observe(self, request: Request, reply: Reply, seconds: float) -> None:
-        # What callers make up is no series of its own.
-        route = request.path if request.path in self._routes else "other"
-        self._metrics.answered(route, reply.status, seconds)
+        observers = [observer(self._metrics, self._routes)]
+        return App(self._routes, self._settings.body_bytes, observers, self._start, self._stop), health

@@ -27,6 +27,7 @@ class Settings:
     hosts: Sequence[str] | None
     shards: Sequence[Sequence[str]] | None
     shard: str | None
+    changes: str
     events: str
     max_events: int
     admin_token: str | None

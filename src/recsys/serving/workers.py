@@ -53,11 +53,11 @@ def supervise(work: Callable[[], None], count: int) -> None:
         UserError: one cannot start.
     """
     context = multiprocessing.get_context("spawn")
-    ending = False
+    ending: int | None = None
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         nonlocal ending
-        ending = True
+        ending = number
         _terminate(processes)
 
     def start() -> SpawnProcess:
@@ -69,10 +69,10 @@ def supervise(work: Callable[[], None], count: int) -> None:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         processes.extend(start() for _ in range(count))
-        while not ending:
+        while ending is None:
             wait([process.sentinel for process in processes], LOOK_EVERY)
             for place, process in enumerate(processes):
-                if ending or process.exitcode is None:
+                if ending is not None or process.exitcode is None:
                     continue
                 if process.exitcode == CANNOT_START:
                     raise UserError("serve: a process cannot start; its message is above")
@@ -85,6 +85,9 @@ def supervise(work: Callable[[], None], count: int) -> None:
             process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if ending is not None:
+        # As a single process ends: by the signal that it got.
+        signal.raise_signal(ending)
 
 
 def _terminate(processes: Sequence[SpawnProcess]) -> None:
