@@ -27,6 +27,8 @@ class Settings:
     hosts: Sequence[str] | None
     shards: Sequence[Sequence[str]] | None
     shard: str | None
+    changes: str
+    monitor: float
     events: str
     max_events: int
     admin_token: str | None
