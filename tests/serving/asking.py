@@ -41,7 +41,8 @@ def settings(published: Published, events: Path, **changes: Any) -> Settings:
         "hosts": None,
         "shards": None,
         "shard": None,
-        "changes": str(events.with_name("changes.jsonl")),
+        "changes": str(events.with_name("changes.journal")),
+        "monitor": 1.0,
         "events": str(events),
         "max_events": MAX_EVENTS,
         "admin_token": "secret",
@@ -99,8 +100,7 @@ async def call(
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    path, _, query = path.partition("?")
-    scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": named}
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": named}
     await app(scope, receive, send)
     begin, end = sent
     return Answer(
