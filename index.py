@@ -21,7 +21,8 @@ def main(config: DictConfig) -> None:
     )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
-    mirror_release(run.config.logger.project, store.root / promotion.version, config.model, config.alias)
+    folder = store.root / promotion.version
+    mirror_release(run.config.logger.project, folder, config.model, config.alias, config.registry)
     report(promotion)
     print(promotion.version)
 

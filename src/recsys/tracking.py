@@ -141,16 +141,35 @@ def log_checkpoint(loggers: list[Logger], run: Path, fingerprint: str) -> None:
             logger.experiment.log_artifact(artifact)
 
 
-def mirror_release(project: str | None, folder: Path, model: str, alias: str | None) -> None:
-    """A published release, both halves together, as one W&B artifact when online: the local folder is the truth."""
+# Of a manifest: what W&B shows beside the artifact, so that its lineage can be read there too.
+LINEAGE = ("pair", "run", "git_commit", "dataset_fingerprint", "data")
+
+
+def mirror_release(
+    project: str | None, folder: Path, model: str, alias: str | None, registry: str | None = None
+) -> None:
+    """A published release, both halves together, as one W&B artifact when online: the local folder is the truth.
+
+    Args:
+        project: of W&B; None for nothing.
+        folder: of the release.
+        model: name of the model.
+        alias: that points at the release.
+        registry: collection that the artifact is linked to as well, such as `wandb-registry-model/two_tower`.
+    """
     if project is None or not wandb_online():
         return
     import wandb
 
     with wandb.init(project=project, job_type="release") as run:
-        artifact = wandb.Artifact(f"release-{model}", "release", metadata={"version": folder.name})
+        manifest = json.loads((folder / "manifest.json").read_text())
+        metadata = {"version": folder.name} | {name: manifest[name] for name in LINEAGE if name in manifest}
+        artifact = wandb.Artifact(f"release-{model}", "release", metadata=metadata)
         artifact.add_dir(str(folder))
-        run.log_artifact(artifact, aliases=[folder.name, *([alias] if alias else [])])
+        aliases = [folder.name, *([alias] if alias else [])]
+        run.log_artifact(artifact, aliases=aliases)
+        if registry is not None:
+            run.link_artifact(artifact, registry, aliases)
 
 
 def log_verdict(
