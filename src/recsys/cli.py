@@ -119,7 +119,14 @@ def check(config: DictConfig, reference: DictConfig) -> None:
 # Hydra's option for a folder of options outside `conf/`.
 CONFIG_DIR = ("--config-dir", "-cd")
 # Values that may be null although they are not by default.
-NULLABLE = ("evaluation.val_users", "history.half_life_days", "history.window_days", "logger.project")
+NULLABLE = (
+    "evaluation.val_users",
+    "history.half_life_days",
+    "history.window_days",
+    "logger.project",
+    "max_users",
+    "choosing_users",
+)
 # Stands for `**kwargs` among the parameters of a constructor.
 ANY = "**"
 

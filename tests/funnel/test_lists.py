@@ -35,6 +35,18 @@ def test_hits_are_those_items_of_the_part_that_were_not_seen() -> None:
     assert lists.take(np.array([1])).hits[0, 1].tolist() == [False, False, True, False]
 
 
+def test_items_that_the_data_does_not_have_take_a_place_and_hit_nothing() -> None:
+    # Item 5 + 1 + 5 of the first user would be item 5 of the second, who goes on to it.
+    requests = answerable(DATA, "test", True, None, 0)
+
+    def lister(requests: Requests, k: int) -> np.ndarray:
+        return np.full((len(requests.user_idx), k), DATA.num_items + 1 + 5)
+
+    lists = collect({"other": lister}, lister, DATA, "test", requests, 1, True)
+    assert not lists.hits.any()
+    assert (lists.items > 0).all()
+
+
 def test_groups(monkeypatch) -> None:
     monkeypatch.setattr(module, "MIN_USERS", 1)
     # Events are a day apart: the first test event is a day after the last of the history.

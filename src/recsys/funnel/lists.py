@@ -87,5 +87,6 @@ def collect(
         wanted = relevant.take(np.arange(begin, begin + len(block)))
         owner = np.repeat(np.arange(len(block)), np.diff(wanted.offsets))
         found = np.isin(np.arange(len(block))[:, None, None] * width + block, owner * width + wanted.values)
-        hits[begin : begin + _BLOCK] = found & (block > 0)
+        # A model can know items that the data does not have; their numbers are beyond its own.
+        hits[begin : begin + _BLOCK] = found & (block > 0) & (block < width)
     return Lists(tuple(listers), requests, items, hits, np.diff(relevant.offsets))
