@@ -42,6 +42,7 @@ def settings(published: Published, events: Path, **changes: Any) -> Settings:
         "shards": None,
         "shard": None,
         "changes": str(events.with_name("changes.jsonl")),
+        "monitor": 1.0,
         "events": str(events),
         "max_events": MAX_EVENTS,
         "admin_token": "secret",
