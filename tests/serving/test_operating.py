@@ -79,7 +79,7 @@ def test_what_is_wrong_is_refused(
     assert answer.status == status, answer.body
     if field is not None:
         assert answer.body["error"]["field"] == field
-    assert not (tmp_path / "changes.journal").exists()
+    assert not (tmp_path / "changes.jsonl").exists()
 
 
 def test_the_monitor_tells_recall_in_the_metrics(published: Published, tmp_path: Path) -> None:
