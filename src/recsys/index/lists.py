@@ -70,5 +70,6 @@ class Lists:
 def _above(z: Floats) -> Floats:
     """The share of a standard normal distribution above z, to 2e-4 (Page 1977): an exponential is cheaper than erf."""
     cubic = np.clip(z, -8, 8)
-    above: Floats = 1 / (1 + np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)))
+    grown = np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)).astype(np.float32)
+    above: Floats = np.reciprocal(np.float32(1) + grown)
     return above
