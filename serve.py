@@ -29,6 +29,7 @@ def main(config: DictConfig) -> None:
             shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
             shard=config.shard,
             changes=config.changes,
+            monitor=config.monitor,
             events=config.events,
             max_events=config.max_events,
             admin_token=config.admin_token,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.merging import present, take_turns
+from recsys.merging import Pool, present, take_turns
 
 NONE = -np.inf
 
@@ -99,3 +99,13 @@ def test_no_list_has_more_than_its_share(k: int) -> None:
     rows = np.arange(30).reshape(1, 3, 10)
     _, found = take_turns(np.zeros(rows.shape, np.float32), rows, k)
     assert np.bincount(found[0] // 10, minlength=3).max() == -(-k // 3)
+
+
+def test_rounds_of_budgets() -> None:
+    pool = Pool(np.array([[[1, 2, 3, 4], [2, 5, -1, -1], [9, 8, 7, 6]]]))
+    # One of the first and two of the second list: 1, 2, 5. Then the first as long as it can: 3, 4. Then the third.
+    places = pool.merge(7, [[1, 2, 0], [4, 0, 0], [0, 0, 4]])
+    # Place p of list m is 4 m + p.
+    assert places.tolist() == [[0, 4, 5, 2, 3, 8, 9]]
+    assert pool.merge(2, [[1, 2, 0]]).tolist() == [[0, 4]]
+    assert pool.merge(4, [[1, 0, 0]]).tolist() == [[0, -1, -1, -1]]

@@ -94,11 +94,11 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
         (run / "variants/blend.json").write_text(json.dumps(blend))
     jobs = [
         {"args": several(whole, cache, "blend=true")},
-        # In the refit of the second member, before the weights are put together, and before the test.
-        {"args": several(killed, cache, "blend=true"), "kill": [STEP, 48]},
-        {"args": several(killed, cache, "blend=true"), "kill": ["recsys.variants:write_checkpoint", 2]},
-        # Selected only, then tested by the same command without that.
+        # In the refit of the second member, and before the weights are put together.
+        {"args": several(killed, cache, "blend=true", "test=false"), "kill": [STEP, 48]},
+        {"args": several(killed, cache, "blend=true", "test=false"), "kill": ["recsys.variants:write_checkpoint", 2]},
         {"args": several(killed, cache, "blend=true", "test=false")},
+        # What was only selected is tested by the same command without that.
         {"args": several(killed, cache, "blend=true"), "kill": ["recsys.training:_test", 1]},
         {"args": several(killed, cache, "blend=true")},
     ]

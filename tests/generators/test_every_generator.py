@@ -26,6 +26,8 @@ GENERATORS: dict[str, Callable[[], Generator]] = {
     "als": lambda: ALS(factors=4, iterations=3),
     "random_walk": lambda: RandomWalk(num_steps=200),
 }
+# The first needs a clock, the second categories: they have tests of their own.
+OTHERS = {"recent_popularity", "followed_interests"}
 CONF = Path(__file__).parents[2] / "conf/generator"
 every = pytest.mark.parametrize("name", GENERATORS)
 
@@ -37,7 +39,7 @@ def fitted(name: str, dataset: PreparedDataset, until: Any = "train") -> Generat
 
 
 def test_these_are_all() -> None:
-    assert {*GENERATORS} == {file.stem for file in CONF.glob("*.yaml")}
+    assert {*GENERATORS} | OTHERS == {file.stem for file in CONF.glob("*.yaml")}
 
 
 @every
@@ -83,3 +85,18 @@ def test_one_user_with_everything(name: str, rank: Callable[..., Any]) -> None:
     assert items[0] == [0] * 5
     assert len({*items[1]} - {0, 1, 2}) == 5
     assert items[2] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["item_knn", "ease", "als", "random_walk"])
+def test_without_filling_lists_end_where_knowledge_does(name: str, rank: Callable[..., Any]) -> None:
+    # Nobody has items of both pairs; user 4 has no history.
+    data = handmade([([1, 2], [], []), ([1, 2], [], []), ([3, 4], [], []), ([3, 4], [], []), ([], [], [1])])
+    generator = GENERATORS[name]()
+    generator.fit(Interactions(data, "train", fill=False))
+    ends = [int(data.offsets[0]) + 1, int(data.val_end[4])]
+    scores, items = rank(generator, data, [0, 4], ends, 3, ragged([1], []))
+    assert items[0][0] == 2
+    assert items[1] == [0, 0, 0]
+    assert scores[1] == [-np.inf] * 3
+    if name in ("item_knn", "random_walk"):
+        assert items[0] == [2, 0, 0]

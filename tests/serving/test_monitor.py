@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 
 from recsys.errors import UserError
-from recsys.index import Allowed
+from recsys.index import Allowed, Exact
 from recsys.serving.monitor import RecallMonitor, Sample, recall_of
 
 # Row r scores r against [1].
@@ -16,8 +17,20 @@ EMBEDDINGS = np.arange(10, dtype=np.float32)[:, None]
 NONE = np.zeros(0, np.int32)
 
 
+class Answering(Exact):
+    """Gives the scores that it is told to."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = np.array([scores], np.float32)
+
+    def search(self, *_: Any) -> Any:
+        return self.scores, np.zeros(self.scores.shape, np.int64)
+
+
 def sample(scores: list[float], version: str = "v", allow: Allowed | None = None, exclude: np.ndarray = NONE) -> Sample:
-    return Sample(version, EMBEDDINGS, np.ones(1, np.float32), np.array(scores, np.float32), allow, exclude)
+    query = np.ones(1, np.float32)
+    return Sample(version, Answering(scores), EMBEDDINGS, query, len(scores), allow, exclude)
 
 
 def test_recall_by_hand() -> None:

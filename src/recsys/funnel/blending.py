@@ -5,7 +5,7 @@ Shapes: U users, G generators, K candidates in all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,54 +94,55 @@ class Plan:
 
     Attributes:
         everyone: budgets of the best blend of all generators.
-        without: budgets of the best blend of all others, for each generator.
         equal: all generators take turns, without budgets.
         equal_without: the same without each generator.
-        kept: budgets of the best blend of those that stay.
-        retired: numbers of those that go, the first to go first.
+        retired: numbers of those that could go, the first to go first.
+        stages: budgets of the best blend of those that are left after the first of them has gone, the second, ...
+        without: of those that are left after none of them has gone, the first, ...: number -> budgets of the best blend
+            without that one as well.
     """
 
     everyone: Budgets
-    without: tuple[Budgets, ...]
     equal: Budgets
     equal_without: tuple[Budgets, ...]
-    kept: Budgets
     retired: tuple[int, ...]
+    stages: tuple[Budgets, ...]
+    without: tuple[Mapping[int, Budgets], ...]
 
 
 def plan(funnel: Funnel, k: int, tolerance: float) -> Plan:
-    """Choose budgets, and who goes.
+    """Choose budgets, and who could go.
 
-    Of those that are left, the one without which most is found goes, as long as the blend of the others, its budgets
-    chosen anew, finds at most the share `tolerance` less than the blend of all.
+    First those go that the best blend gives nothing; then, of those that are left, the one without which most is found,
+    as long as the blend of the others, its budgets chosen anew, finds at most the share `tolerance` less than that of
+    all.
 
     Args:
-        funnel: over users whose future may be looked at.
+        funnel: over users whose future may be looked at; two generators or more.
         k: candidates in all.
         tolerance: share of the recall of all that may be lost by all that go together.
     """
     every = range(len(funnel.lists.names))
-    everyone = funnel.choose(every, k)
-    without = tuple(
-        funnel.choose([other for other in every if other != g], k) if len(every) > 1 else everyone for g in every
-    )
-    target = (1 - tolerance) * funnel.mean_recall(everyone)
-    left, kept, retired = list(every), everyone, list[int]()
-    while len(left) > 1:
-        options = {g: funnel.choose([other for other in left if other != g], k) for g in left}
-        worst = max(options, key=lambda g: funnel.mean_recall(options[g]))
-        if funnel.mean_recall(options[worst]) < target:
+    blends, left, retired, without = [funnel.choose(every, k)], list(every), list[int](), list[Mapping[int, Budgets]]()
+    target = (1 - tolerance) * funnel.mean_recall(blends[0])
+    while True:
+        # The last one cannot go.
+        others = {g: [other for other in left if other != g] for g in left} if len(left) > 1 else {}
+        without.append({g: funnel.choose(among, k) for g, among in others.items()})
+        blend, options = blends[-1], without[-1]
+        worst = max(options, key=lambda g: (not blend[g], funnel.mean_recall(options[g])), default=None)
+        if worst is None or funnel.mean_recall(options[worst]) < target:
             break
         left.remove(worst)
         retired.append(worst)
-        kept = options[worst]
+        blends.append(options[worst])
     return Plan(
-        everyone,
-        without,
+        blends[0],
         equal_turns(every, len(every), k),
         tuple(equal_turns([other for other in every if other != g], len(every), k) for g in every),
-        kept,
         tuple(retired),
+        tuple(blends[1:]),
+        tuple(without),
     )
 
 

@@ -84,8 +84,10 @@ class Figures:
         shared_lists: mean Jaccard similarity of the lists of a user, of those who get any; {(g, h): ...} for g < h.
         shared_hits: Jaccard similarity of all hits.
         segments: name -> figures.
-        everyone, equal, kept: recall of the blends.
-        kept_gain: recall of `kept` less that of `everyone`.
+        everyone, equal: recall of the blends.
+        stages: recall of the blends that are left when generators go one after the other.
+        stage_gains: that less the recall of `everyone`.
+        needed: at each stage, the first of which has all generators, what is lost when one of those left goes as well.
         budget_gain: recall of `everyone` less that of `equal`.
         union: recall of all lists together, without a budget: the most that a blend can find.
     """
@@ -99,8 +101,9 @@ class Figures:
     segments: Mapping[str, Segment]
     everyone: Estimate
     equal: Estimate
-    kept: Estimate
-    kept_gain: Estimate
+    stages: tuple[Estimate, ...]
+    stage_gains: tuple[Estimate, ...]
+    needed: tuple[Mapping[int, Estimate], ...]
     budget_gain: Estimate
     union: Estimate
 
@@ -152,7 +155,7 @@ def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool
             samples.ratio(f"hits {g}", f"shown {g}"),
             samples.mean(f"recall {g}"),
             samples.ratio(f"unique {g}", "found"),
-            samples.difference("everyone", f"without {g}"),
+            samples.difference("everyone", f"0 without {g}"),
             samples.difference("equal", f"equal without {g}"),
         )
         for g in every
@@ -168,21 +171,28 @@ def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool
         {name: _segment(columns, rows, every) for name, rows in segments.items()},
         samples.mean("everyone"),
         samples.mean("equal"),
-        samples.mean("kept"),
-        samples.difference("kept", "everyone"),
+        tuple(samples.mean(f"stage {number}") for number in range(len(plan.stages))),
+        tuple(samples.difference(f"stage {number}", "everyone") for number in range(len(plan.stages))),
+        tuple(
+            {
+                g: samples.difference(f"stage {number - 1}" if number else "everyone", f"{number} without {g}")
+                for g in blends
+            }
+            for number, blends in enumerate(plan.without)
+        ),
         samples.difference("everyone", "equal"),
         samples.mean("union"),
     )
 
 
 def _segment(columns: Columns, rows: npt.NDArray[np.bool_], every: Sequence[int]) -> Segment:
-    names = ["everyone", *(f"{kind} {g}" for g in every for kind in ("recall", "without"))]
+    names = ["everyone", *(f"{kind} {g}" for g in every for kind in ("recall", "0 without"))]
     samples = Samples({name: columns[name] for name in names}, rows)
     return Segment(
         samples.num_users,
         tuple(samples.mean(f"recall {g}") for g in every),
         samples.mean("everyone"),
-        tuple(samples.difference("everyone", f"without {g}") for g in every),
+        tuple(samples.difference("everyone", f"0 without {g}") for g in every),
     )
 
 
@@ -229,8 +239,9 @@ def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt
 
 def _of_blends(lists: Lists, plan: Plan) -> Columns:
     """Recall of each user, of each blend; [U] each."""
-    blends = {"everyone": plan.everyone, "equal": plan.equal, "kept": plan.kept}
-    blends |= {f"without {g}": budgets for g, budgets in enumerate(plan.without)}
+    blends = {"everyone": plan.everyone, "equal": plan.equal}
+    blends |= {f"stage {number}": budgets for number, budgets in enumerate(plan.stages)}
+    blends |= {f"{n} without {g}": budgets for n, found in enumerate(plan.without) for g, budgets in found.items()}
     blends |= {f"equal without {g}": budgets for g, budgets in enumerate(plan.equal_without)}
     recall = Funnel(lists).recall(list(blends.values()))
     return {name: recall[:, number] for number, name in enumerate(blends)}

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from recsys.funnel.blending import Plan
+from recsys.funnel.blending import Budgets, Plan
 from recsys.funnel.figures import Estimate, Figures
-from recsys.funnel.words import Advice, interval, percent, relative
+from recsys.funnel.words import interval, percent, relative
 from recsys.presentation.colours import BETTER, UNCLEAR, WORSE
 from recsys.presentation.picture import GRID, INK, QUIET, Picture, canvas, headline
 
@@ -41,21 +41,23 @@ def bars(
     return Picture.of(axis, f"Bars with 95% intervals: {label}. {finding}. {said}.")
 
 
-def changes(advice: Sequence[Advice], figures: Figures, kind: str, finding: str, what: str, label: str) -> Picture:
-    """What each generator adds, or what goes with it, in shares of the best blend's recall; in the order of advice.
+def changes(
+    names: Sequence[str], values: Sequence[Estimate], base: Estimate, finding: str, what: str, label: str
+) -> Picture:
+    """What each generator adds, or what goes with it, in shares of the best blend's recall.
 
     Args:
-        advice: for the order.
-        figures: of all.
-        kind: `lost` or `last`.
+        names: of generators.
+        values: changes of recall.
+        base: recall of the best blend.
         finding: what a reader is to take home.
         what: how to read it.
         label: of the axis.
     """
-    with canvas(height=1.35 + 0.33 * len(advice)) as axis:
+    with canvas(height=1.35 + 0.33 * len(names)) as axis:
         spoken = []
-        for place, said in enumerate(advice):
-            change = relative(getattr(figures.alone[figures.names.index(said.name)], kind), figures.everyone)
+        for place, (name, value) in enumerate(zip(names, values, strict=True)):
+            change = relative(value, base)
             colour = BETTER if change.low > 0 else WORSE if change.high < 0 else UNCLEAR
             axis.plot([change.low, change.high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
             axis.plot(change.value, place, "o", color=colour, markersize=8)
@@ -63,10 +65,9 @@ def changes(advice: Sequence[Advice], figures: Figures, kind: str, finding: str,
                 percent(change.value, True), (1, place), (6, 0), ("axes fraction", "data"), "offset points",
                 va="center", color=colour, annotation_clip=False,
             )  # fmt: skip
-            spoken.append(f"{said.name} {percent(change.value, True)} ({interval(change, True)})")
+            spoken.append(f"{name} {percent(change.value, True)} ({interval(change, True)})")
         axis.axvline(0, color=INK, linewidth=1)
-        _rows(axis, [said.name for said in advice])
-        axis.grid(axis="x", color=GRID)
+        _rows(axis, names)
         axis.margins(x=0.08)
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel(label)
@@ -108,9 +109,9 @@ def segments(figures: Figures, finding: str, what: str) -> Picture:
     return Picture.of(axis, f"Matrix of recall by generator and group of users. {finding}. {said}.")
 
 
-def budgets(figures: Figures, plan: Plan, learned: Sequence[bool], finding: str, what: str) -> Picture:
+def budgets(figures: Figures, plan: Plan, kept: Budgets, learned: Sequence[bool], finding: str, what: str) -> Picture:
     """Budgets of the best blend of all, and of those that stay."""
-    shown = [("all", plan.everyone), ("those that stay", plan.kept)]
+    shown = [("all", plan.everyone), ("those that stay", kept)]
     used = [g for g in range(len(figures.names)) if any(blend[g] for _, blend in shown)]
     used.sort(key=lambda g: -plan.everyone[g])
     with canvas(height=1.3 + 0.33 * len(used)) as axis:
@@ -127,13 +128,13 @@ def budgets(figures: Figures, plan: Plan, learned: Sequence[bool], finding: str,
     return Picture.of(axis, f"Bars of budgets. {finding}. {said}.")
 
 
-def blends(figures: Figures, finding: str, what: str) -> Picture:
+def blends(figures: Figures, kept: Estimate, finding: str, what: str) -> Picture:
     """Recall of blends beside the best generator alone."""
     best = max(range(len(figures.names)), key=lambda number: figures.alone[number].recall.value)
     shown = {
         f"{figures.names[best]} alone": figures.alone[best].recall,
         "all, equal turns": figures.equal,
-        "those that stay, best budgets": figures.kept,
+        "those that stay, best budgets": kept,
         "all, best budgets": figures.everyone,
         "whole lists, no budget": figures.union,
     }

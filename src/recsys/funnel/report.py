@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,13 +33,15 @@ class Report:
         self.study, self.figures = study, study.figures
         self.advice = words.advise(study.figures, study.plan, study.tolerance)
         self.verdicts = words.verdicts(study.figures, study.plan, study.tolerance, study.chosen_on)
+        self._kept, self._kept_recall, _ = words.kept(study.figures, study.plan, study.tolerance)
+        self._num_gone = words.num_confirmed(study.figures, study.tolerance)
         self._learned = [source.is_learned for source in study.sources]
 
     def print(self, console: Console) -> None:
         """Verdicts, and the main tables, to a terminal."""
         sheets.terminal(self.figures, self.advice).print(console)
         console.print()
-        sheets.blends(self.figures, self.study.plan).print(console)
+        sheets.blends(self.figures, self.study.plan, self.study.tolerance).print(console)
         console.print()
         for verdict in self.verdicts:
             console.print(verdict, style="bold", markup=False, highlight=False)
@@ -54,7 +56,9 @@ class Report:
             Section("How good is each on its own?", self._alone(), (sheets.main(figures, self.advice),)),
             Section("Who finds what the others find as well?", self._shared(), (sheets.overlaps(figures),)),
             Section("For whom?", self._for_whom(), by_group),
-            Section("The blend: one list from all", self._blends(), (sheets.blends(figures, study.plan),)),
+            Section(
+                "The blend: one list from all", self._blends(), (sheets.blends(figures, study.plan, study.tolerance),)
+            ),
             Section("Recommendation", (), (sheets.recommendation(self.advice),)),
         ]
         title = f"{len(figures.names)} candidate generators: which earn their place?"
@@ -64,24 +68,50 @@ class Report:
         os.replace(part, file)
 
     def _worth(self) -> tuple[Picture, ...]:
-        figures, names = self.figures, self.figures.names
-        lost = [name for name, alone in zip(names, figures.alone, strict=True) if alone.lost.low > 0]
-        joins = [name for name, alone in zip(names, figures.alone, strict=True) if alone.last.low > 0]
-        how = "blue: above zero beyond chance, orange: below, grey: cannot be told"
-        missed = f"{words.joined(lost)} would be missed" if lost else "No single one would be missed"
-        gained = f"{words.joined(joins)}: gained by the rest" if joins else "Nobody makes equal turns better"
-        return (
-            plots.changes(
-                self.advice, figures, "lost", missed,
-                f"what the best blend loses without it, the others sharing its budget; {how}",
-                "lost if retired, of the blend's recall, 95% interval",
+        figures, how = self.figures, "blue: above zero beyond chance, orange: below, grey: cannot be told"
+        names = [said.name for said in self.advice]
+        alone = [figures.alone[figures.names.index(name)] for name in names]
+
+        def changes(values: Mapping[str, Estimate], finding: str, what: str, label: str) -> Picture:
+            label = f"{label}, of the best blend's recall, 95% interval"
+            return plots.changes(
+                list(values), list(values.values()), figures.everyone, finding, f"{what}; {how}", label
+            )
+
+        lost = {name: figure.lost for name, figure in zip(names, alone, strict=True)}
+        last = {name: figure.last for name, figure in zip(names, alone, strict=True)}
+        needed = {
+            name: beside
+            for name in names
+            if (beside := figures.needed[self._num_gone].get(figures.names.index(name))) is not None
+        }
+        pictures = [
+            changes(
+                lost,
+                f"{_above(lost)} would be missed",
+                "what the best blend loses when one goes and the others share its budget",
+                "lost if retired",
             ),
-            plots.changes(
-                self.advice, figures, "last", gained,
-                f"what it adds when it joins all others last, in equal turns, {figures.k} candidates in all; {how}",
-                "added last, of the blend's recall, 95% interval",
+            changes(
+                last,
+                f"{_above(last)} adds to the rest"
+                if " and " not in _above(last)
+                else f"{_above(last)} add to the rest",
+                f"what one adds when it joins all others last, in equal turns, {figures.k} candidates in all",
+                "added last",
             ),
-        )  # fmt: skip
+        ]
+        if self._num_gone and needed:
+            pictures.insert(
+                1,
+                changes(
+                    needed,
+                    f"Of those that stay, {_above(needed)} would be missed",
+                    "what the blend of those that stay loses when one more goes",
+                    "lost if retired as well",
+                ),
+            )
+        return tuple(pictures)
 
     def _alone(self) -> tuple[Picture, ...]:
         figures, names, k = self.figures, self.figures.names, self.figures.k
@@ -100,9 +130,7 @@ class Report:
             bars(recall, f"{finds} finds most", f"of what {went_on}", f"recall, {k} candidates"),
             bars(rate, f"{hit} is hit most often", f"of its candidates, {went_on}", "hit rate, hits per candidate"),
             bars(full, fills, f"users that get {k} candidates of its own", "user coverage"),
-            bars(
-                unique, f"{alone} finds most that no other finds", "of all hits, those that it alone has", "unique hits"
-            ),
+            bars(unique, f"{alone} finds most alone", "of all hits, those that no other generator has", "unique hits"),
         )
 
     def _shared(self) -> tuple[Picture, ...]:
@@ -127,15 +155,15 @@ class Report:
     def _blends(self) -> tuple[Picture, ...]:
         figures, plan = self.figures, self.study.plan
         gain = words.relative(figures.budget_gain, figures.equal)
-        largest = figures.names[int(np.argmax(plan.kept))]
+        largest = figures.names[int(np.argmax(self._kept))]
         return (
             plots.blends(
-                figures,
+                figures, self._kept_recall,
                 f"Budgets change recall by {words.percent(gain.value, True)} against equal turns",
                 f"{figures.k} candidates in all; the last, without a limit, is what no blend can exceed",
             ),
             plots.budgets(
-                figures, plan, self._learned, f"{largest} gets most of the list",
+                figures, plan, self._kept, self._learned, f"{largest} gets most of the list",
                 f"chosen on {self.study.chosen_on}, tenth by tenth for whoever adds most",
             ),
         )  # fmt: skip
@@ -143,9 +171,9 @@ class Report:
     def _foot(self) -> str:
         return (
             "Settings of heuristics were chosen on the validation part, budgets and who goes on "
-            f"{self.study.chosen_on}. Figures are of {self.figures.num_users:,} test users who went on to engage with something; each is asked "
-            "for once, with the history before the test part. Intervals: 95%, one bootstrap of users for all figures. "
-            f"Data {self.study.fingerprint}."
+            f"{self.study.chosen_on}. Figures are of {self.figures.num_users:,} test users who went on to engage with "
+            "something; each is asked for once, with the history before the test part. Intervals: 95%, one bootstrap "
+            f"of users for all figures. Data {self.study.fingerprint}."
         )
 
     def _best(self, values: Sequence[Estimate]) -> str:
@@ -163,3 +191,9 @@ def screen() -> Console:
     """Where tables go: as wide as they need to be in files."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
+
+
+def _above(values: Mapping[str, Estimate]) -> str:
+    """Who is above zero beyond chance."""
+    names = [name for name, value in values.items() if value.low > 0]
+    return words.joined(names) if names else "no single one"

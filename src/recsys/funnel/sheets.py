@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from recsys.funnel.blending import Plan
 from recsys.funnel.figures import Estimate, Figures
 from recsys.funnel.sources import Source
-from recsys.funnel.words import SHOWN, Advice, interval, percent, relative
+from recsys.funnel.words import SHOWN, Advice, interval, kept, percent, relative
 from recsys.presentation.sheet import Sheet
 
 _TITLE = "Generators under one budget"
@@ -80,11 +80,12 @@ def losses(figures: Figures) -> Sheet:
     return Sheet("Lost if retired, by group of users", ("users who are", "number", *figures.names), tuple(rows), note)
 
 
-def blends(figures: Figures, plan: Plan) -> Sheet:
+def blends(figures: Figures, plan: Plan, tolerance: float) -> Sheet:
     """Blends with their budgets."""
+    budgets_kept, recall_kept, _ = kept(figures, plan, tolerance)
     shown = (
         ("all, best budgets", figures.everyone, plan.everyone),
-        ("those that stay, best budgets", figures.kept, plan.kept),
+        ("those that stay, best budgets", recall_kept, budgets_kept),
         ("all, equal turns", figures.equal, plan.equal),
     )
     rows = [
@@ -104,21 +105,22 @@ def blends(figures: Figures, plan: Plan) -> Sheet:
 
 def sources(figures: Figures, found: Sequence[Source], missing: Mapping[str, str]) -> Sheet:
     """What the generators are."""
-    rows = [(s.name, "learned" if s.is_learned else "heuristic", s.what, s.detail) for s in found]
-    rows += [(name, "left out", why, "") for name, why in missing.items()]
+    rows = [(s.name, "learned" if s.is_learned else "heuristic", s.detail, s.what) for s in found]
+    rows += [(name, "left out", "", why) for name, why in missing.items()]
     note = (
         f"A candidate generator picks items for a user from all there are; what follows ranks only what generators "
         f"bring. Each gives up to {figures.k} items it knows something about, from the user's history before the test "
         "part, and nothing where it knows nothing. Then one looks at what the user went on to engage with: an item of "
         "the list among that is a hit."
     )
-    return Sheet("Generators", ("generator", "kind", "what it does", "settings"), tuple(rows), note)
+    return Sheet("Generators", ("generator", "kind", "settings", "what it does"), tuple(rows), note)
 
 
 def _note(figures: Figures) -> str:
     return (
         f"{figures.k} candidates each, {figures.num_users:,} users. Recall: share of what a user went on to engage "
-        "with that is among them. Hit rate: share of the candidates that the user went on to engage with. User coverage: "
+        "with that is among them. Hit rate: share of the candidates that the user went on to engage with. User "
+        "coverage: "
         f"users that get {figures.k} of its own. Unique hits: share of all hits that no other generator has. Lost if "
         "retired: of the best blend's recall, what goes with it when the others share its budget. Added last: what it "
         "adds when it joins all others in equal turns, at the same total."
@@ -126,4 +128,5 @@ def _note(figures: Figures) -> str:
 
 
 def _with_interval(estimate: Estimate, signed: bool = False) -> str:
-    return f"{percent(estimate.value, signed)} ({interval(estimate, signed)})"
+    value, low, high = (percent(part, signed) for part in estimate)
+    return value if low == high else f"{value} ({low[:-1]} to {high[:-1]})"

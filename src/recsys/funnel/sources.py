@@ -156,7 +156,7 @@ def _heuristic(name: str, config: DictConfig, dataset: PreparedDataset, say: Say
         return (lambda *_: tried[describe(settings)].astype(np.int64)) if until == "train" else fitted(settings, until)
 
     module = inspect.getmodule(hydra.utils.get_object(node["_target_"]))
-    what = (inspect.getdoc(module) or "").split("\n")[0]
+    what = (inspect.getdoc(module) or "").split("\n")[0].replace("`", "")
     return Source(name.replace("_", " "), False, what, describe(settings), False, opened)
 
 

@@ -13,6 +13,9 @@ from rich.text import Text
 # Numbers, with a sign, a unit, an interval or a multiple behind them.
 _NUMBER = re.compile(r"[-+−<]?\s?[\d.]")
 
+# Letters from which on a cell is a sentence.
+_SENTENCE = 80
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -56,7 +59,8 @@ class Sheet:
             weight = "bold" if number in self.bold else "normal"
             cells = f'<th scope="row" style="text-align:{first[1]};font-weight:{weight}">{escape(first[0])}</th>'
             cells += "".join(
-                f'<td style="text-align:{side};font-weight:{weight}">{escape(cell)}</td>' for cell, side in others
+                f'<td style="text-align:{side};font-weight:{weight}{_wrapped(cell)}">{escape(cell)}</td>'
+                for cell, side in others
             )
             body.append(f"<tr>{cells}</tr>")
         note = f"<p><small>{escape(self.note)}</small></p>" if self.note else ""
@@ -73,3 +77,8 @@ class Sheet:
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns)
         filled = [[cell for cell in column if cell] for column in columns]
         return [bool(cells) and all(_NUMBER.match(cell) for cell in cells) for cells in filled]
+
+
+def _wrapped(cell: str) -> str:
+    """Sentences take several lines; figures and names do not."""
+    return ";white-space:normal;min-width:24rem" if len(cell) > _SENTENCE else ""

@@ -18,13 +18,14 @@ from recsys.serving.gateway import Gateway, Limits
 from recsys.serving.gateway_admin import GatewayAdmin
 from recsys.serving.host import Host
 from recsys.serving.hosts import LocalHost
-from recsys.serving.http import App, Handler, Hook
+from recsys.serving.http import App, Handler, Hook, Reply, Request
+from recsys.serving.item_routes import ItemRoutes
 from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
 from recsys.serving.metrics import Metrics
-from recsys.serving.operating import ItemRoutes, metrics_routes, observer
+from recsys.serving.monitor import RecallMonitor
 from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
-from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes
+from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
 from recsys.serving.routing import Router
 from recsys.serving.settings import Settings
 from recsys.serving.shard import Shard
@@ -67,7 +68,8 @@ class _Parts:
         # Of all addresses of a machine none is its name.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else Shard.parse(settings.shard)
-        changes = Changes(Path(settings.changes), shard)
+        monitor = RecallMonitor(settings.monitor)
+        changes = Changes(Path(settings.changes), shard, monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", changes.open, shard)
         version = host.load(settings.release)
         host.serve(version)
@@ -76,6 +78,8 @@ class _Parts:
         self._routes.update(HostRoutes(host, settings.k).routes())
         self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
         self._routes.update(ItemRoutes(host, changes, settings.admin_token).routes())
+        self._stop.append(functools.partial(asyncio.to_thread, monitor.close))
+        self._add_gauges(monitor)
         if settings.release != version:
             keep, seconds = settings.towers, settings.follow_seconds
             following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
@@ -117,11 +121,24 @@ class _Parts:
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 
+    def _add_gauges(self, monitor: RecallMonitor) -> None:
+        recall = "Of exact search, that the index finds: mean over sampled searches."
+        self._metrics.gauge("recsys_index_recall", recall, monitor.recalls, ("version",))
+        self._metrics.gauge("recsys_index_recall_samples", "That the mean is over.", monitor.samples, ("version",))
+        dropped = "Samples that the monitor of recall could not keep up with, or failed at."
+        self._metrics.gauge(
+            "recsys_index_recall_missed", dropped, lambda: {(): float(monitor.dropped + monitor.failed)}
+        )
+
     def app(self) -> tuple[App, Health]:
         """All of it."""
         assert self._ready is not None
         health = Health(self._ready)
         self._routes.update({**health.routes(), **metrics_routes(self._metrics)})
         self._routes.update(schema_routes(self._routes))
-        observers = [observer(self._metrics, self._routes)]
-        return App(self._routes, self._settings.body_bytes, observers, self._start, self._stop), health
+        return App(self._routes, self._settings.body_bytes, [self._observe], self._start, self._stop), health
+
+    def _observe(self, request: Request, reply: Reply, seconds: float) -> None:
+        # What callers make up is no series of its own.
+        route = request.path if request.path in self._routes else "other"
+        self._metrics.answered(route, reply.status, seconds)

@@ -27,6 +27,7 @@ from recsys.serving.additions import Additions, to_table
 from recsys.serving.item_search import Hits, ItemSearch
 from recsys.serving.items import Filter, IdMap, ItemFilter
 from recsys.serving.journal import Journal
+from recsys.serving.monitor import RecallMonitor, Sample
 from recsys.serving.query_encoder import ItemId
 from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
@@ -45,13 +46,14 @@ class Changes:
     Args:
         path: of the journal.
         shard: of the corpus, that the host searches; its new items are those whose id falls to it.
+        monitor: is given some of the searches; None: none.
 
     Raises:
         UserError: the journal is damaged.
     """
 
-    def __init__(self, path: Path, shard: Shard | None = None) -> None:
-        self._journal, self._shard = Journal(path), shard
+    def __init__(self, path: Path, shard: Shard | None = None, monitor: RecallMonitor | None = None) -> None:
+        self._journal, self._shard, self._monitor = Journal(path), shard, monitor
         self._lock = threading.RLock()
         # Ids in the order of being taken down; version -> new items in the order of being added.
         self._removed: dict[ItemId, None] = {}
@@ -62,7 +64,7 @@ class Changes:
 
     def open(self, folder: Path, manifest: Manifest, known_items: IdMap) -> ChangedItems:
         """The index of a release, with what has changed; for `Host`."""
-        return ChangedItems(ItemSearch(folder, manifest, known_items, self._shard), self)
+        return ChangedItems(ItemSearch(folder, manifest, known_items, self._shard), self, self._monitor)
 
     def refresh(self) -> None:
         """Read what any process of this host has written since."""
@@ -150,10 +152,11 @@ class ChangedItems:
     Args:
         base: as the release has it.
         changes: of the host.
+        monitor: is given some of the searches; None: none.
     """
 
-    def __init__(self, base: ItemSearch, changes: Changes) -> None:
-        self.base, self.manifest, self._changes = base, base.manifest, changes
+    def __init__(self, base: ItemSearch, changes: Changes, monitor: RecallMonitor | None = None) -> None:
+        self.base, self.manifest, self._changes, self._monitor = base, base.manifest, changes, monitor
         self._state: _View | None = None
         self._lock = threading.Lock()
 
@@ -173,6 +176,10 @@ class ChangedItems:
         view = self._view()
         allow = view.filter(filter or {})
         excluded = None if exclude is None else self.base.rows_of_items(exclude)
+        if self._monitor is not None and len(embeddings) and self._monitor.wants():
+            of_first = np.zeros(0, np.int32) if excluded is None else excluded.values[: excluded.offsets[1]]
+            query = embeddings[0] if embeddings.ndim == 2 else embeddings[0, 0]
+            self._monitor.put(Sample(self.version, self.base.index, self.base.embeddings, query, k, allow, of_first))
         if not view.ids:
             return self.base.hits(*search_users(self.base.index, embeddings, k, allow, excluded))
         beside = view.beside(filter or {})

@@ -49,8 +49,8 @@ class ItemSearch:
         self, folder: Path, manifest: Manifest, known_items: IdMap | None = None, shard: Shard | None = None
     ) -> None:
         self.folder, self.manifest = folder, manifest
-        embeddings = load_array(folder / EMBEDDINGS)
-        self.index: Index = load_index(folder, embeddings.view(np.float32), verify=False)
+        self.embeddings: Floats = load_array(folder / EMBEDDINGS).view(np.float32)
+        self.index: Index = load_index(folder, self.embeddings, verify=False)
         self.items = pq.read_table(folder / ITEMS)
         self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
         self.known_items = load_known_items(folder) if known_items is None else known_items

@@ -1,8 +1,8 @@
 """Does the index still find what exact search finds? Asked of a share of its searches. Imports no torch.
 
 The tuning of a release measures recall on validation users; what users ask later, and with which filters, may be
-another matter. A sampled search is done again exactly, in a thread of its own and after the answer has gone out. Where
-that thread falls behind, samples are dropped and counted: serving never waits for it.
+another matter. A query of a sampled search is asked again, of the index and exactly, in a thread of its own. Where that
+thread falls behind, samples are dropped and counted: serving never waits for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from recsys.data.columns import Ragged
 from recsys.errors import UserError
-from recsys.index import Allowed, exact_search
+from recsys.index import Allowed, Index, exact_search
 from recsys.index.topk import Floats
 from recsys.serving.exposition import Labels
 
@@ -29,21 +29,23 @@ WINDOW = 500
 
 
 class Sample(NamedTuple):
-    """One query of one search, as the index answered it.
+    """One query of one search.
 
     Attributes:
         version: of the index.
+        index: that answered it.
         embeddings: of its items, [N, D].
         query: [D].
-        scores: of the answer, [k]; -inf where there was no further result.
+        k: results.
         allow: rows that might be returned; None: all.
         exclude: rows int32 [E] that the query might not get.
     """
 
     version: str
+    index: Index
     embeddings: Floats
     query: Floats
-    scores: Floats
+    k: int
     allow: Allowed | None
     exclude: np.ndarray[tuple[int], np.dtype[np.int32]]
 
@@ -125,16 +127,17 @@ class RecallMonitor:
 
 
 def recall_of(sample: Sample) -> float:
-    """Share of the exact top-k that the answer has; 1 where nothing could be answered.
+    """Share of the exact top-k that the index finds; 1 where nothing can be found.
 
     An item with the score of the exact k-th counts as found: which of equal ones is shown does not matter.
     """
     exclude = Ragged(sample.exclude, np.array([0, len(sample.exclude)]))
     rows = None if sample.allow is None else sample.allow.rows
     query = np.ascontiguousarray(sample.query[None], np.float32)
-    (exact,), _ = exact_search(sample.embeddings, query, len(sample.scores), rows, exclude)
+    (exact,), _ = exact_search(sample.embeddings, query, sample.k, rows, exclude)
     exact = exact[exact > -np.inf]
     if not len(exact):
         return 1.0
     threshold = exact[-1] - 1e-6 * max(abs(exact[0]), abs(exact[-1]))
-    return min(1.0, float((sample.scores >= threshold).sum()) / len(exact))
+    (scores,), _ = sample.index.search(query, sample.k, sample.allow, exclude)
+    return min(1.0, float((scores >= threshold).sum()) / len(exact))

@@ -10,6 +10,7 @@ from typing import Any
 
 from recsys.errors import UserError
 from recsys.serving.events import StoreError, parse_events
+from recsys.serving.exposition import CONTENT_TYPE
 from recsys.serving.gateway import Gateway
 from recsys.serving.host import Host
 from recsys.serving.http import Handler, Reply, Request, Routes, json_reply
@@ -21,6 +22,7 @@ from recsys.serving.messages import (
     Status,
     VersionRequest,
 )
+from recsys.serving.metrics import Metrics
 from recsys.serving.problems import (
     Problem,
     bad_request,
@@ -62,6 +64,15 @@ class Health:
             raise unavailable("the server is about to end")
         await self._ready()
         return json_reply(Status("ready"))
+
+
+def metrics_routes(metrics: Metrics) -> Routes:
+    """/metrics, for Prometheus."""
+
+    async def expose(request: Request) -> Reply:  # noqa: ARG001
+        return Reply(metrics.expose(), 200, CONTENT_TYPE.encode())
+
+    return {"/metrics": {"GET": expose}}
 
 
 class GatewayRoutes:

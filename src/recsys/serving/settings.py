@@ -28,6 +28,7 @@ class Settings:
     shards: Sequence[Sequence[str]] | None
     shard: str | None
     changes: str
+    monitor: float
     events: str
     max_events: int
     admin_token: str | None

@@ -1,17 +1,14 @@
-"""What those who run a server ask of it: new items, takedowns, and metrics. Imports no torch."""
+"""The addresses by which items come and go while a host serves. Imports no torch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 
 from recsys.serving.additions import Additions
 from recsys.serving.changes import ChangedItems, Changes
-from recsys.serving.exposition import CONTENT_TYPE
 from recsys.serving.host import Host
-from recsys.serving.http import Observer, Reply, Request, Routes, json_reply
+from recsys.serving.http import Reply, Request, Routes, json_reply
 from recsys.serving.messages import ChangesResponse, Decoder, ItemsRequest, TakedownRequest
-from recsys.serving.metrics import Metrics
 from recsys.serving.problems import bad_request
 from recsys.serving.routes import guarded
 
@@ -20,7 +17,7 @@ _takedown = Decoder(TakedownRequest)
 
 
 class ItemRoutes:
-    """Items come and go while the host serves; needs the token.
+    """What adds and takes down items; needs the token.
 
     Args:
         host: whose indexes are opened by `changes`.
@@ -52,27 +49,3 @@ class ItemRoutes:
     async def _take_down(self, request: Request) -> Reply:
         asked: TakedownRequest = _takedown(request.body)
         return json_reply(ChangesResponse(await asyncio.to_thread(self._changes.take_down, asked.item_ids)))
-
-
-def metrics_routes(metrics: Metrics) -> Routes:
-    """/metrics."""
-
-    async def expose(request: Request) -> Reply:  # noqa: ARG001
-        return Reply(metrics.expose(), content_type=CONTENT_TYPE.encode())
-
-    return {"/metrics": {"GET": expose}}
-
-
-def observer(metrics: Metrics, paths: Collection[str]) -> Observer:
-    """Counts every answer.
-
-    Args:
-        metrics: that count.
-        paths: of the server; what callers make up is one series, `other`, however many they try.
-    """
-    known = frozenset(paths)
-
-    def observe(request: Request, reply: Reply, seconds: float) -> None:
-        metrics.answered(request.path if request.path in known else "other", reply.status, seconds)
-
-    return observe
