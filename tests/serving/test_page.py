@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from asking import queries_of, settings, store_users
 from page_server import HandMade, serve
+from publishing import Published
+from running import running
 
 from recsys.serving.page import static_files
+from recsys.serving.retriever import Retriever
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev`: playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -352,6 +358,33 @@ def test_the_page_is_its_own_files_alone(browser: sync_api.Browser, url: str) ->
     )
     assert page.title() == "recsys"
     page.close()
+
+
+def test_the_page_of_a_real_server(page: sync_api.Page, published: Published, tmp_path: Path) -> None:
+    """Titles, reasons and two releases, from what a gateway answers."""
+    queries = queries_of(published)
+    store_users(tmp_path / "events.sqlite", queries)
+    first, other = published.versions
+    user, query = max(queries.items(), key=lambda pair: len(pair[1].history))
+    expected = Retriever.load(published.store, first).retrieve([query], 10)[0].item_ids
+    with running(settings(published, tmp_path / "events.sqlite", release=first)) as url:
+        headers = {"authorization": "Bearer secret", "content-type": "application/json"}
+        loaded = page.request.post(f"{url}/v1/admin/load", headers=headers, data={"version": other})
+        assert loaded.status == 200
+        page.goto(url)
+        page.locator(f"#beside option[value='{other}']").wait_for(state="attached")
+        page.select_option("#k", "10")
+        page.select_option("#beside", other)
+        page.get_by_label("User", exact=True).press_sequentially(user)
+        page.locator("[role=option]").first.wait_for()
+        page.keyboard.press("Enter")
+        page.locator(".lists.two").wait_for()
+    titles = {row["item_id"]: row["title"] for row in pq.read_table(published.root / "items.parquet").to_pylist()}
+    assert names(page) == [titles.get(item_id, item_id) for item_id in expected]
+    assert page.locator(".list").nth(1).get_attribute("aria-label") == f"Release {other}"
+    assert page.locator(".list").first.locator(".reasons").count() > 0
+    past = [titles.get(event["item_id"], event["item_id"]) for event in reversed(query.history)]
+    assert page.locator("#events b").all_text_contents() == past
 
 
 def test_files_say_what_they_are() -> None:

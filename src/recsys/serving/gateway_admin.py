@@ -31,12 +31,14 @@ class GatewayAdmin:
 
     async def _tower(self, request: Request) -> Reply:
         asked: VersionRequest = _version(request.body)
+        self._towers.require(asked.version)
         await self._towers.get(asked.version)
         return self._state()
 
     async def _canary(self, request: Request) -> Reply:
         asked: CanaryRequest = _canary(request.body)
         if asked.share:
+            self._towers.require(asked.version)
             # Before the first of its users comes.
             await self._towers.get(asked.version)
         self._router.canary = Canary(asked.version, asked.share) if asked.share else None

@@ -37,7 +37,8 @@ class ItemRoutes:
         asked: ItemsRequest = _items(request.body)
         held = self._host.held(asked.version, asked.model)
         assert isinstance(held, ChangedItems), "the host's indexes are opened by `Changes.open`"
-        embeddings = asked.embeddings.reshape(0, held.manifest.dim) if not asked.items else asked.embeddings
+        # An empty list has one dimension.
+        embeddings = asked.embeddings if asked.embeddings.size else asked.embeddings.reshape(0, held.manifest.dim)
         if embeddings.ndim != 2:
             raise bad_request(
                 f"embeddings: found shape {list(embeddings.shape)}, expected two dimensions", "embeddings"

@@ -88,10 +88,10 @@ OPERATIONS: Mapping[Address, Operation] = {
     ("POST", "/v1/admin/serve"): Operation("Serve a loaded version", m.Versions, _ADMIN, m.VersionRequest, None, True),
     ("POST", "/v1/admin/unload"): Operation("Let a version go", m.Versions, _ADMIN, m.VersionRequest, None, True),
     ("POST", "/v1/admin/tower"): Operation(
-        "Load the user tower of a version", m.GatewayState, (*_ADMIN, _DOWN), m.VersionRequest, None, True
+        "Load the user tower of a version", m.GatewayState, (*_ADMIN, 404, _DOWN), m.VersionRequest, None, True
     ),
     ("POST", "/v1/admin/canary"): Operation(
-        "Give a version to a share of the users", m.GatewayState, (*_ADMIN, _DOWN), m.CanaryRequest, None, True
+        "Give a version to a share of the users", m.GatewayState, (*_ADMIN, 404, _DOWN), m.CanaryRequest, None, True
     ),
     ("POST", "/v1/admin/items"): Operation(
         "Add items to the index of one version; durable when acknowledged, and in the next answer",
@@ -181,8 +181,10 @@ def _complete(components: dict[str, Any]) -> None:
     """Say what types of Python cannot."""
     for component in components.values():
         component["description"] = inspect.cleandoc(component["description"])
+    matrix = {"type": "array", "items": _NUMBERS}
+    if "ItemsRequest" in components:
+        components["ItemsRequest"]["properties"]["embeddings"] = matrix
     if "SearchRequest" in components:
-        matrix = {"type": "array", "items": _NUMBERS}
         several = {"type": "array", "items": matrix}
         components["SearchRequest"]["properties"]["embeddings"] = {"anyOf": [matrix, several]}
     if "RetrieveRequest" in components:
@@ -223,6 +225,7 @@ _MEANINGS = {
     400: "The request is not what it should be; `field` says where",
     401: "The token is missing, or another one",
     403: "This server has no token, so it takes no such call",
+    404: "The store has no such release",
     409: "The version is not held; `serving` and `loaded` say which are",
     413: "A limit of this server is exceeded",
     500: "A mistake of the server; its log has it under the request's id",

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 
 from recsys.errors import UserError
-from recsys.serving.problems import unavailable
+from recsys.serving.problems import not_found, unavailable
 from recsys.serving.query_encoder import QueryEncoder
 from recsys.serving.releases import Releases
 
@@ -47,6 +47,17 @@ class TowerCache:
         if tower is not None:
             self._held.move_to_end(version)
         return tower
+
+    def require(self, version: str) -> None:
+        """Refuse what no release is called.
+
+        Raises:
+            Problem: the store has none of that version (404).
+        """
+        try:
+            self._releases.store.resolve(version)
+        except UserError as error:
+            raise not_found(str(error), "version") from error
 
     async def get(self, version: str) -> QueryEncoder:
         """The tower of a version, loaded where it is not; however many ask at once, it is loaded once.
