@@ -90,6 +90,14 @@ class Proxy:
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
 
+    async def stop(self) -> None:
+        """Pass no more."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        while self._writers:
+            await asyncio.sleep(0.01)
+
     def cut(self) -> None:
         """Cut all connections, in the middle of whatever they carry."""
         for writer in list(self._writers):

@@ -204,19 +204,21 @@ async def roll(command: list[str], version: str, record: Record, stop: asyncio.E
     while not stop.is_set() or len(record.rollouts) < 2:
         for words in (["start", "--version", version], ["rollback"]):
             name = words[0]
-            while await run_rollout([*command, *words]):
+            while errors := await run_rollout([*command, *words]):
                 # A host was down for longer than the rollout waits.
                 record.rollouts["gone on after a failure"] += 1
-                words = ["resume"]
+                words = ["resume"] if "`resume`" in errors else words
             record.rollouts[name] += 1
 
 
-async def run_rollout(command: list[str]) -> int:
+async def run_rollout(command: list[str]) -> str:
+    """What it says about a host that was down; nothing when it is done."""
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, errors = await process.communicate()
-    if process.returncode and b"`resume`" not in errors:
-        raise SystemExit(errors.decode())
-    return process.returncode or 0
+    _, said = await process.communicate()
+    errors = said.decode() if process.returncode else ""
+    if errors and "`resume`" not in errors and "does not answer" not in errors:
+        raise SystemExit(errors)
+    return errors
 
 
 def recovery(record: Record) -> list[float]:
@@ -255,8 +257,8 @@ def report(record: Record, console: Console) -> bool:
             f"<= {LONGEST_RECOVERY:g} s",
             max(again, default=0) <= LONGEST_RECOVERY,
         ),
-        *((f"answers of {version}", f"{count:,}", "> 0", True) for version, count in sorted(record.versions.items())),
-        ("both versions answered", "", "", len(record.versions) == 2),
+        *((f"answers of {version}", f"{count:,}", "", True) for version, count in sorted(record.versions.items())),
+        ("versions that answered", str(len(record.versions)), "2", len(record.versions) == 2),
         *((f"rollouts: {name}", str(count), "", True) for name, count in sorted(record.rollouts.items())),
         *((f"faults: {n}", str(c), "", True) for n, c in sorted(Counter(name for _, name in record.faults).items())),
     ]
@@ -320,6 +322,8 @@ async def measure(given: argparse.Namespace, folder: Path) -> Record:
     finally:
         for server in (*hosts, gateway):
             server.kill()
+        for proxy in proxies:
+            await proxy.stop()
     return record
 
 

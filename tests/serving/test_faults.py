@@ -2,16 +2,64 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from publishing import Published
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def faults(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("serving_faults")
+
+
+def test_what_was_mixed_or_wrong_is_counted(faults: Any) -> None:
+    # Two items; each pair of tower and index has scores of its own.
+    scores = {("a", "a"): [0.9, 0.2], ("a", "b"): [0.5, 0.4], ("b", "a"): [0.3, 0.1], ("b", "b"): [0.8, 0.7]}
+    answers = {pair: [(np.array(best), {"x": best[0], "y": best[1], "z": 0.0})] for pair, best in scores.items()}
+    truth, record = faults.Truth([[]], answers), faults.Record()
+    record.waiting["host"] = 1.0
+
+    def answer(best: list[float], version: str = "a", index_version: str = "a") -> bytes:
+        items = [{"item_id": name, "score": score} for name, score in zip("xy", best, strict=False)]
+        said = {"version": version, "user_tower_version": version, "index_version": index_version, "host": "host"}
+        return json.dumps(said | {"items": items}).encode()
+
+    def outcome(status: int, body: bytes) -> dict[str, int]:
+        record.outcomes.clear()
+        faults.judge(record, truth, 0, status, body, 1.5)
+        return dict(record.outcomes)
+
+    assert outcome(200, answer([0.90001, 0.2])) == {"answered": 1}
+    assert outcome(200, answer([0.8, 0.7], "b", "b")) == {"answered": 1}
+    # The items of a mixed pair, whatever versions the answer names; and versions that differ, whatever the items.
+    assert outcome(200, answer([0.5, 0.4])) == {"answered": 1, "mixed": 1}
+    assert outcome(200, answer([0.9, 0.2], "a", "b")) == {"answered": 1, "mixed": 1}
+    # The other version's items, too few, and those of nobody.
+    assert outcome(200, answer([0.8, 0.7])) == {"answered": 1, "wrong": 1}
+    assert outcome(200, answer([0.9])) == {"answered": 1, "wrong": 1}
+    assert outcome(200, answer([0.9, 0.3])) == {"answered": 1, "wrong": 1}
+    assert outcome(503, b"down") == {"not answered": 1}
+    assert record.used_again == [0.5]
+
+
+def test_recovery_is_how_long_a_request_waited_after_the_fault(faults: Any) -> None:
+    record = faults.Record()
+    # Sent and done: before the fault at 10, under way when it came, and sent 1 s after it.
+    record.sent, record.done = [9.0, 9.5, 11.0, 15.0], [9.5, 11.25, 11.5, 19.0]
+    record.faults = [(10.0, "kill"), (30.0, "kill")]
+    assert faults.recovery(record) == [1.25, 0.0]
 
 
 @pytest.mark.slow

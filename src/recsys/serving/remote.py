@@ -31,7 +31,7 @@ class RemoteHost:
         probe_seconds: until the question for the versions is given up, and an attempt to connect.
     """
 
-    def __init__(self, address: Address, search_seconds: float = 5.0, probe_seconds: float = 0.5) -> None:
+    def __init__(self, address: Address, search_seconds: float = 5.0, probe_seconds: float = 1.0) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
         self._pool = ConnectionPool(address, connect_seconds=probe_seconds)
