@@ -41,7 +41,7 @@ def settings(published: Published, events: Path, **changes: Any) -> Settings:
         "hosts": None,
         "shards": None,
         "shard": None,
-        "changes": str(events.with_name("changes.jsonl")),
+        "changes": str(events.with_name("changes.journal")),
         "monitor": 1.0,
         "events": str(events),
         "max_events": MAX_EVENTS,
