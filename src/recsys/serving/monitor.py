@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 
     Attributes:
         version: of the index.
-        index: that answered it.
+        searched: the index that answered it.
         embeddings: of its items, [N, D].
         query: [D].
         k: results.
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
     """
 
     version: str
-    index: Index
+    searched: Index
     embeddings: Floats
     query: Floats
     k: int
@@ -139,5 +139,5 @@ def recall_of(sample: Sample) -> float:
     if not len(exact):
         return 1.0
     threshold = exact[-1] - 1e-6 * max(abs(exact[0]), abs(exact[-1]))
-    (scores,), _ = sample.index.search(query, sample.k, sample.allow, exclude)
+    (scores,), _ = sample.searched.search(query, sample.k, sample.allow, exclude)
     return min(1.0, float((scores >= threshold).sum()) / len(exact))
