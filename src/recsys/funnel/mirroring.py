@@ -30,7 +30,8 @@ def mirror(study: Study, logger: DictConfig) -> None:
         job_type="generators",
         mode="online" if wandb_online() else "offline",
     ) as run:
-        run.log({name: wandb.Table(columns=[*head], data=[*map(list, rows)]) for name, (head, rows) in tables(study).items()})
+        for name, (head, rows) in tables(study).items():
+            run.log({name: wandb.Table(columns=[*map(str, head)], data=rows)})
         for name, alone in zip(study.figures.names, study.figures.alone, strict=True):
             run.summary.update({f"{name}/{what}": figure.value for what, figure in vars(alone).items()})
 
