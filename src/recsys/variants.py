@@ -96,6 +96,7 @@ def _finish_blend(
         run.write_metrics(chosen.metrics)
         state = {key: sum(runs[member].state[key] for member in members) for key in ("selected", "steps")}
         state["targets_per_second"] = min(runs[member].state["targets_per_second"] for member in members)
+        state["peak_memory_bytes"] = max(runs[member].state["peak_memory_bytes"] for member in members)
         all_scores = {**scores, name: chosen.metrics[metric]}
         # What comes last makes the rest valid.
         run.update(
