@@ -60,7 +60,7 @@ def harms(scene: Scene) -> Iterator[tuple[str, tuple[str, ...], Judged]]:
         "left_behind",
         ("fresh",),
         lambda: scene.judge(
-            scene.run("day50", day=SERVED_DAY), root=scene.until(day).write(scene.folder / f"data/day{day}")
+            scene.run("day50", day=SERVED_DAY), root=scene.until(60).write(scene.folder / "data/day60")
         ),
     )
     yield (

@@ -107,8 +107,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
 def check(config: DictConfig, reference: DictConfig) -> None:
     """Compare a configuration, key by key, with one of the same groups and no overrides.
 
-    New keys are welcome below `data.features`, `history.action_weights`, `variants` and `grids`, where a constructor
-    takes them, and as new objects (with a `_target_`).
+    New keys are welcome below `data.features`, `history.action_weights`, `variants`, `grids` and
+    `gates.absolute.floors`, where a constructor takes them, and as new objects (with a `_target_`).
 
     Raises:
         UserError: a key is unknown, or a value is of another type.
@@ -148,7 +148,7 @@ def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
         if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
             continue
         value, usual = node[name], known[name]
-        if key in ("data.features", "history.action_weights", "variants", "grids"):
+        if key in ("data.features", "history.action_weights", "variants", "grids", "gates.absolute.floors"):
             continue
         if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
             _check(value, usual, f"{key}.")

@@ -166,13 +166,13 @@ class Fresh:
     model that it is a copy of.
 
     Attributes:
-        max_age_days: from the last event that was learned from to the newest event there is, at most; null for any.
+        behind_days: by which the newest events that both are measured on may be newer than the candidate's data.
     """
 
-    max_age_days: float | None
+    behind_days: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """Outcomes for the end of the data, its age, and whether anything was learned."""
+        """Outcomes for the age of the data, beside the served release and what there is, and for the weights."""
         ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
         until, served = ours.data.get("until"), theirs.data.get("until")
         if until is None or served is None:
@@ -180,9 +180,9 @@ class Fresh:
         else:
             told = "days after the newest event of the served release's data"
             yield at_least("newest event", (until - served) / 86_400, 0.0, told)
-        if until is not None and self.max_age_days is not None and evidence.window.has_times:
-            age = (int(evidence.window.time.max()) - ours.data["train_until"]) / 86_400
-            yield at_most("age in days", age, self.max_age_days, "of what was learned from, at the newest event")
+        if until is not None and evidence.window.has_times:
+            behind = (int(evidence.window.time.max()) - until) / 86_400
+            yield at_most("days behind", behind, self.behind_days, "from its newest event to the newest there is")
         same = all(
             ours.files[name].sha256 == theirs.files[name].sha256
             for name in ("user_tower.safetensors", "item_tower.safetensors")

@@ -168,11 +168,16 @@ def _run(path: Path, manifest: Manifest, config: str) -> dict[str, Any]:
 
 
 def _data(manifest: Manifest) -> dict[str, Any]:
-    times = {
-        name: datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-        for name, seconds in manifest.data.items()
-    }
+    times = {name: _moment(seconds) for name, seconds in manifest.data.items()}
     return {"fingerprint": manifest.dataset_fingerprint, **times}
+
+
+def _moment(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        # Of another unit than seconds.
+        return f"{seconds} s, which is no date"
 
 
 def _verdict(run: Path, version: str) -> dict[str, Any] | None:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from recsys.data.dataset import PreparedDataset
 
 DAY = 86_400
+# Times of another unit: days without events are too many to be listed.
+_MOST_DAYS = 100_000
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -45,7 +47,8 @@ class EventWindow:
         self.begin = int(self.time[self.is_test].min()) if begin is None else begin
         self.end = (int(self.time.max()) // DAY + 1) * DAY if end is None else end
         self.new = self.time >= self.begin
-        first = self.begin - max(reference_days * DAY, self.end - self.begin)
+        # Whole days, so that each can be compared with others.
+        first = (self.begin - max(reference_days * DAY, self.end - self.begin)) // DAY * DAY
         self.before = (self.time < self.begin) & (self.time >= first)
 
     @cached_property
@@ -60,14 +63,14 @@ class EventWindow:
 
     @cached_property
     def days(self) -> tuple[Ints, Ints]:
-        """Days since 1970 from the first of the reference to the last of the window, and how many events each has.
-
-        The first day of the reference is left out where the reference begins within it.
-        """
+        """Days since 1970 from the first of the reference to the last of the window, and how many events each has."""
         times = self.time[(self.before | self.new) & (self.time < self.end)]
         if not len(times):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         first, last = int(times.min()) // DAY, (self.end - 1) // DAY
+        if last - first > _MOST_DAYS:
+            days, counts = np.unique(times // DAY, return_counts=True)
+            return days, counts
         days = np.arange(first, last + 1)
         return days, np.bincount(times // DAY - first, minlength=len(days))
 
