@@ -13,33 +13,37 @@ def main(config: DictConfig) -> None:
     from recsys.serving.settings import Settings
 
     limits = config.limits
-    run(
-        Settings(
-            role=config.role,
-            release=config.release,
-            store=config.store,
-            model=config.model,
-            host=config.host,
-            port=config.port,
-            workers=config.workers,
-            drain_seconds=config.drain_seconds,
-            towers=config.towers,
-            follow_seconds=config.follow_seconds,
-            hosts=_list(config.hosts),
-            shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
-            shard=config.shard,
-            changes=config.changes,
-            monitor=config.monitor,
-            events=config.events,
-            max_events=config.max_events,
-            admin_token=config.admin_token,
-            k=limits.k,
-            history=limits.history,
-            batch=limits.batch,
-            body_bytes=limits.body_bytes,
-            log_level=config.log_level,
-        )
+    settings = Settings(
+        role=config.role,
+        release=config.release,
+        store=config.store,
+        model=config.model,
+        host=config.host,
+        port=config.port,
+        workers=config.workers,
+        drain_seconds=config.drain_seconds,
+        towers=config.towers,
+        follow_seconds=config.follow_seconds,
+        hosts=_list(config.hosts),
+        shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
+        shard=config.shard,
+        changes=config.changes,
+        monitor=config.monitor,
+        events=config.events,
+        max_events=config.max_events,
+        admin_token=config.admin_token,
+        k=limits.k,
+        history=limits.history,
+        batch=limits.batch,
+        body_bytes=limits.body_bytes,
+        log_level=config.log_level,
     )
+    if config.data.root is not None and config.role != "host":
+        # It brings a database engine, which serving has no use for.
+        from recsys.serving.events.filling import fill
+
+        fill(settings.store, settings.release, settings.events, settings.max_events, config.data.root)
+    run(settings)
 
 
 def _list(places: str | Sequence[str] | None) -> list[str] | None:

@@ -162,3 +162,12 @@ def test_a_port_that_is_taken_and_a_release_that_is_not_there(published: Publish
             done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180)
             assert done.returncode == 1
             assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_known_of_users_is_read_before_serving(published: Published, tmp_path: Path) -> None:
+    port, known = free_port(), pq.read_table(published.root / "interactions.parquet", columns=["user_id"])
+    with serving(published, tmp_path, port, f"release={published.versions[0]}", f"data.root={published.root}"):
+        status, answer = post(port, "/v1/retrieve", {"user_id": known["user_id"][0].as_py(), "k": 5})
+    assert status == 200
+    assert answer["history_length"] > 0

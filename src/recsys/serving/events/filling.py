@@ -1,0 +1,38 @@
+"""What a server knows of users before they come: the events and profiles of a data folder. Imports no torch."""
+
+from __future__ import annotations
+
+from recsys.errors import UserError
+from recsys.release.store import ReleaseStore
+from recsys.serving.events.backfill import backfill
+from recsys.serving.events.opening import open_store
+from recsys.serving.events.protocol import StoreError
+
+# Instead of a folder: the data that the release was trained on.
+OWN = "own"
+
+
+def fill(store: str, release: str | None, events: str, max_events: int, root: str) -> int:
+    """Merge the data folder `root`, or `own`, into the store of events; how many histories and profiles were written.
+
+    Args:
+        store: folder of releases.
+        release: version or alias; it says how the data is read and which features it has.
+        events: path or address of the store of events.
+        max_events: that it keeps of a user.
+        root: folder of Parquet files, or `own`.
+
+    Raises:
+        UserError: there is no release, or the data or the store cannot be used.
+    """
+    if release is None:
+        raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which says how the data is read")
+    folder, _ = ReleaseStore(store).open(release)
+    try:
+        opened = open_store(events, max_events)
+        try:
+            return backfill(opened, folder, None if root == OWN else root)
+        finally:
+            opened.close()
+    except StoreError as error:
+        raise UserError(str(error)) from error
