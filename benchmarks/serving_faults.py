@@ -336,6 +336,8 @@ def main() -> int:
     parser.add_argument("--versions", nargs=2, help="two releases of the same items and dimension")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    # Ends like Ctrl-C: with the processes that it started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         if given.store is None:
             given.store, given.versions = make_releases(Path(folder))
