@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from recsys.serving.query_encoder import ItemId
 from recsys.serving.releases import Releases
 from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
+
+# Classes of index that look at every item, and from how many inner products on a search takes milliseconds.
+EXACT = ("Exact", "FaissFlat")
+MANY = 10_000_000
 
 
 class Searcher(Protocol):
@@ -140,6 +145,19 @@ class Host:
                 idle = [version for version in loaded if version != self._serving.get(model)]
                 for version in idle[: max(0, len(loaded) - keep)]:
                     self.unload(version, model)
+
+    async def answer(self, request: SearchRequest) -> SearchResponse:
+        """As `search`, for an event loop: what takes long is searched in a thread, so that probes are answered."""
+        if self._takes_long(request):
+            return await asyncio.to_thread(self.search, request)
+        return self.search(request)
+
+    def _takes_long(self, request: SearchRequest) -> bool:
+        held = next((loaded[request.version] for loaded in self._loaded.values() if request.version in loaded), None)
+        if held is None:
+            return False
+        is_exact = held.manifest.index["class"] in EXACT
+        return request.filter is not None or (is_exact and held.manifest.num_items * len(request.embeddings) > MANY)
 
     def search(self, request: SearchRequest) -> SearchResponse:
         """Results from the version that the request names, and from no other.

@@ -43,7 +43,7 @@ class LocalHost:
     """A host in this process.
 
     Args:
-        host: searched in the caller's thread, since its batches are small.
+        host: searched in the caller's thread, unless that takes long.
     """
 
     def __init__(self, host: Host) -> None:
@@ -54,8 +54,8 @@ class LocalHost:
         return self._host.version()
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """As `Host.search`."""
-        return self._host.search(request)
+        """As `Host.answer`."""
+        return await self._host.answer(request)
 
     def give_up(self, reason: str) -> None:
         """A search in this process is over before anything else is done."""

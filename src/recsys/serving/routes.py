@@ -149,7 +149,7 @@ class HostRoutes:
         asked = _search(request.body)
         if asked.k > self._k:
             raise bad_request(f"k: found {asked.k}, expected at most {self._k}", "k")
-        return json_reply(self._host.search(asked))
+        return json_reply(await self._host.answer(asked))
 
 
 class AdminRoutes:
