@@ -36,7 +36,7 @@ def mirror(study: Study, logger: DictConfig) -> None:
             run.summary.update({f"{name}/{what}": figure.value for what, figure in vars(alone).items()})
 
 
-def tables(study: Study) -> dict[str, tuple[Cells, list[Cells]]]:
+def tables(study: Study) -> dict[str, tuple[list[str], list[Cells]]]:
     """Name -> heads and rows, all figures as numbers with the ends of their intervals."""
     figures, names = study.figures, study.figures.names
     verdict = {said.name: SHOWN[said.verdict] for said in advise(figures, study.plan, study.tolerance)}
@@ -66,7 +66,7 @@ def tables(study: Study) -> dict[str, tuple[Cells, list[Cells]]]:
     }
 
 
-def _heads(names: Sequence[str]) -> Cells:
+def _heads(names: Sequence[str]) -> list[str]:
     return [head for name in names for head in (name, f"{name}, low", f"{name}, high")]
 
 

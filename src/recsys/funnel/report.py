@@ -80,37 +80,28 @@ class Report:
 
         lost = {name: figure.lost for name, figure in zip(names, alone, strict=True)}
         last = {name: figure.last for name, figure in zip(names, alone, strict=True)}
-        needed = {
-            name: beside
-            for name in names
-            if (beside := figures.needed[self._num_gone].get(figures.names.index(name))) is not None
-        }
+        beside = figures.needed[self._num_gone]
+        needed = {name: beside[g] for name in names if (g := figures.names.index(name)) in beside}
         pictures = [
             changes(
-                lost,
-                f"{_above(lost)} would be missed",
-                "what the best blend loses when one goes and the others share its budget",
-                "lost if retired",
-            ),
+                lost, f"Missed if it alone goes: {_above(lost)}",
+                "what the best blend loses when one goes and the others share its budget", "lost if retired",
+            )
+        ]  # fmt: skip
+        if self._num_gone and needed:
+            pictures.append(
+                changes(
+                    needed, f"Missed among those that stay: {_above(needed)}",
+                    "what the blend of those that stay loses when one more goes", "lost if retired as well",
+                )
+            )  # fmt: skip
+        pictures.append(
             changes(
-                last,
-                f"{_above(last)} adds to the rest"
-                if " and " not in _above(last)
-                else f"{_above(last)} add to the rest",
+                last, f"Adds something new: {_above(last)}",
                 f"what one adds when it joins all others last, in equal turns, {figures.k} candidates in all",
                 "added last",
-            ),
-        ]
-        if self._num_gone and needed:
-            pictures.insert(
-                1,
-                changes(
-                    needed,
-                    f"Of those that stay, {_above(needed)} would be missed",
-                    "what the blend of those that stay loses when one more goes",
-                    "lost if retired as well",
-                ),
             )
+        )  # fmt: skip
         return tuple(pictures)
 
     def _alone(self) -> tuple[Picture, ...]:
@@ -196,4 +187,4 @@ def screen() -> Console:
 def _above(values: Mapping[str, Estimate]) -> str:
     """Who is above zero beyond chance."""
     names = [name for name, value in values.items() if value.low > 0]
-    return words.joined(names) if names else "no single one"
+    return words.joined(names) if names else "none"

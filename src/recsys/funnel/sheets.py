@@ -62,22 +62,29 @@ def overlaps(figures: Figures) -> Sheet:
 
 def segments(figures: Figures) -> Sheet:
     """Recall of each generator in each group of users."""
-    rows = []
-    for name, segment in figures.segments.items():
-        cells = [_with_interval(recall) for recall in (segment.blend, *segment.recall)]
-        rows.append((name, f"{segment.num_users:,}", *cells))
-    columns = ("users who are", "number", "best blend", *figures.names)
-    return Sheet("Recall by group of users", columns, tuple(rows), "In brackets: 95% interval.")
+    groups = figures.segments.values()
+    rows = [("best blend", *(_with_interval(group.blend) for group in groups))]
+    rows += [
+        (name, *(_with_interval(group.recall[number]) for group in groups)) for number, name in enumerate(figures.names)
+    ]
+    return Sheet("Recall by group of users", _groups(figures), tuple(rows), "In brackets: 95% interval.")
 
 
 def losses(figures: Figures) -> Sheet:
     """What each group of users loses when a generator goes."""
-    rows = []
-    for name, segment in figures.segments.items():
-        cells = [_with_interval(relative(lost, segment.blend), True) for lost in segment.lost]
-        rows.append((name, f"{segment.num_users:,}", *cells))
+    rows = [
+        (
+            name,
+            *(_with_interval(relative(group.lost[number], group.blend), True) for group in figures.segments.values()),
+        )
+        for number, name in enumerate(figures.names)
+    ]
     note = "Share of the best blend's recall in the group; in brackets: 95% interval. Above zero: the group loses."
-    return Sheet("Lost if retired, by group of users", ("users who are", "number", *figures.names), tuple(rows), note)
+    return Sheet("Lost if retired, by group of users", _groups(figures), tuple(rows), note)
+
+
+def _groups(figures: Figures) -> tuple[str, ...]:
+    return ("generator", *(f"{name} ({group.num_users:,})" for name, group in figures.segments.items()))
 
 
 def blends(figures: Figures, plan: Plan, tolerance: float) -> Sheet:
