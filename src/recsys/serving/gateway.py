@@ -194,8 +194,10 @@ class Gateway:
         profiles: dict[int | str, Mapping[str, Any]] = {}
         if stored or profiled:
             with self.metrics.timed("events"):
-                # A store may be on another machine.
-                found, profiles = await asyncio.to_thread(self._read, stored, profiled)
+                if self.events.is_embedded:
+                    found, profiles = self._read(stored, profiled)
+                else:
+                    found, profiles = await asyncio.to_thread(self._read, stored, profiled)
             known = tower.names["history"]
             histories = {user: _as_history(events, known) for user, events in found.items()}
         names = tower.names["user"]

@@ -54,9 +54,11 @@ class EventStore(Protocol):
 
     Attributes:
         max_events: kept of each user.
+        is_embedded: whether reading is a matter of microseconds in this process, and no way to another one.
     """
 
     max_events: int
+    is_embedded: bool
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
         """Add events, all or none; they are durable, and in the next `history`, when this returns.

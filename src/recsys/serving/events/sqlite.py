@@ -58,6 +58,8 @@ class SQLiteEvents:
         UserError: the file is something else, or cannot be opened.
     """
 
+    is_embedded = True
+
     def __init__(self, path: str | Path, max_events: int = 200) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")

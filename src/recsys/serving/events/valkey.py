@@ -56,6 +56,8 @@ class ValkeyEvents:
         StoreError: the server cannot be reached.
     """
 
+    is_embedded = False
+
     def __init__(self, url: str, max_events: int = 200, prefix: str = "recsys") -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
