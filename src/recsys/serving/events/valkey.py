@@ -193,11 +193,12 @@ class ValkeyEvents:
                 pattern, cursor = f"{_literal(self._prefix)}:history:{_literal(kind)}*", 0
                 for _ in range(_SCANS):
                     cursor, keys = self._client.scan(cursor, pattern, _SCANNED)
-                    found.update(json.loads(key[begin:]) for key in keys)
+                    users = (json.loads(key[begin:]) for key in keys)
+                    # The prefix of a number may be that of a quoted text, where it is empty or a quotation mark.
+                    found.update(user for user in users if str(user).startswith(prefix))
                     if not cursor or len(found) >= limit:
                         break
-        # The prefix of a number may be that of a quoted text, where it is empty or a quotation mark.
-        ordered = sorted((isinstance(user, str), user) for user in found if str(user).startswith(prefix))
+        ordered = sorted((isinstance(user, str), user) for user in found)
         return [user for _, user in ordered][:limit]
 
     def forget(self, user_id: UserId) -> None:
