@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
 def train(work: Path, *overrides: str) -> None:
     """A run and its release, `production`."""
-    run = [*overrides, "trainer.max_epochs=1", "test=false", "logger=csv", f"hydra.run.dir={work / 'run'}"]
+    run = [*overrides, "trainer.max_epochs=1", "logger=csv", f"hydra.run.dir={work / 'run'}"]
     release(work, [str(ROOT / "train.py"), "data=parquet", f"data.cache={work / 'cache'}", *run])
 
 
