@@ -82,7 +82,7 @@ def make_release(folder: Path, num_items: int, dim: int, with_strings: bool) -> 
     run = folder / "run"
     train = [
         "data=parquet", f"data.root={folder / 'data'}", f"data.cache={folder / 'cache'}", "split=leave_last_out",
-        f"model.dim={dim}", "user_tower=mean", "negatives=in_batch", "trainer.max_epochs=1", "test=false", "logger=csv",
+        f"model.dim={dim}", "user_tower=mean", "negatives=in_batch", "trainer.max_epochs=1", "logger=csv",
         f"hydra.run.dir={run}",
     ]  # fmt: skip
     index = [f"run={run}", f"store={folder / 'store'}", "alias=production"]

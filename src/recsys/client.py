@@ -1,6 +1,6 @@
 """A client of the serving API that needs nothing but the standard library.
 
-    with Client("http://127.0.0.1:8000") as client:
+    with Client("http://127.0.0.1:8080") as client:
         client.add_events([{"user_id": 7, "item_id": 50}])
         for item in client.retrieve(7, k=10).items:
             print(item.item_id, item.score)
@@ -113,7 +113,7 @@ class Client:
             without harm: events get their time here, and a repeated event counts once.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", timeout: float = 5.0, retries: int = 2) -> None:
+    def __init__(self, url: str = "http://127.0.0.1:8080", timeout: float = 5.0, retries: int = 2) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url: found {url!r}, expected http://HOST:PORT or https://HOST:PORT")

@@ -1,0 +1,315 @@
+"""Does anything that is sent to a server break it, or get stored?
+
+    python benchmarks/serving_fuzz.py                              # 100,000 malformed requests and events
+    python benchmarks/serving_fuzz.py --requests 1000 --store STORE --release RELEASE
+
+`serve.py role=all` runs as a process, with users and admin calls. Between the malformed messages (`fuzz_messages.py`)
+every connection asks for known users again, and must be answered as before. In the end the server must be alive and
+ready, its log without an exception, and its files as they were: every row of the store of events, the journal of items.
+Then one right event is stored and seen. Exits with 1 where anything of this is missed. A seed always gives the same
+messages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sqlite3
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow.parquet as pq
+from fault_cluster import TOKEN
+from fuzz_messages import Messages
+from fuzz_parts import ANY, REFUSED, Sent, World, post
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from serving_faults import make_releases
+from serving_process import call, serving
+
+from recsys.release.manifest import ITEMS
+from recsys.release.store import ReleaseStore
+from recsys.serving.events import Event, Restored, SQLiteEvents
+
+NUM_USERS = 50
+VALID_EVERY = 20
+# Rounding of a tower that answers several requests at once.
+TOLERANCE = 1e-4
+ANSWER_SECONDS = 60.0
+# For what is no HTTP: a server may wait for the rest of it.
+REST_SECONDS = 0.3
+LIMITS = {"k": 200, "batch": 100, "history": 500, "body_bytes": 200_000}
+SHOWN = 10
+
+
+class Answer(NamedTuple):
+    """What came back; status 0: the connection was closed, -1: nothing."""
+
+    status: int
+    body: bytes
+    keeps: bool
+
+
+@dataclass
+class Record:
+    """What came of it.
+
+    Attributes:
+        outcomes: (kind, outcome) -> times.
+        misses: (what, message, answer), the first ones.
+        valid: right requests, and how many of them were answered wrong.
+    """
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    misses: list[tuple[str, Sent, Answer]] = field(default_factory=list)
+    num_missed: int = 0
+    valid: int = 0
+    wrong: int = 0
+
+
+class Connection:
+    """One at a time; opened again where it was closed."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._place = host, port
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def send(self, data: bytes, patience: float, has_body: bool = True) -> Answer:
+        """Send bytes, and read one answer."""
+        if self._writer is None:
+            self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
+        assert self._reader is not None
+        self._writer.write(data)
+        try:
+            answer = await asyncio.wait_for(self._read(self._reader, has_body), patience)
+        except TimeoutError:
+            answer = Answer(-1, b"", False)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            answer = Answer(0, b"", False)
+        if not answer.keeps:
+            await self.close()
+        return answer
+
+    async def _read(self, reader: asyncio.StreamReader, has_body: bool) -> Answer:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = int(head.split(None, 2)[1])
+            if status >= 200:
+                break
+        lines = [line.partition(b":") for line in head.lower().split(b"\r\n")[1:]]
+        headers = {name: value.strip() for name, _, value in lines}
+        body = b""
+        if has_body and status != 304:
+            size = headers.get(b"content-length")
+            body = await reader.read() if size is None else await reader.readexactly(int(size))
+            if size is None:
+                return Answer(status, body, False)
+        return Answer(status, body, headers.get(b"connection") != b"close")
+
+    async def close(self) -> None:
+        """Both ends of it."""
+        if self._writer is not None:
+            self._writer.close()
+            with suppress(ConnectionError):
+                await self._writer.wait_closed()
+        self._reader = self._writer = None
+
+
+def judge(sent: Sent, answer: Answer) -> str | None:
+    """What is wrong with an answer; None: nothing."""
+    if answer.status >= 500:
+        return "5xx"
+    if sent.must == ANY:
+        # A list of events that is whole by chance is not sent, so nothing here may be taken.
+        return "taken" if 200 <= answer.status < 300 and b"stored" in answer.body else None
+    if answer.status == -1:
+        return "no answer"
+    if answer.status == 0:
+        return "closed"
+    if sent.must == REFUSED:
+        if not 400 <= answer.status < 500:
+            return "taken"
+        if answer.body or not sent.data.startswith(b"HEAD"):
+            return None if _says_why(answer.body) else "4xx without a reason"
+    return None
+
+
+def _says_why(body: bytes) -> bool:
+    try:
+        detail = json.loads(body)["error"]
+        return bool(detail["code"]) and bool(detail["message"])
+    except (ValueError, TypeError, KeyError):
+        # What is no HTTP never reaches the application.
+        return body == b"Invalid HTTP request received."
+
+
+async def fuzz(
+    place: tuple[str, int], messages: Messages, expected: dict[int, Any], count: int, record: Record
+) -> None:
+    """One connection's part."""
+    connection, right = Connection(*place), Connection(*place)
+    users = sorted(expected)
+    for number in range(count):
+        sent = messages.draw()
+        patience = REST_SECONDS if sent.must == ANY else ANSWER_SECONDS
+        answer = await connection.send(sent.data, patience, not sent.data.startswith(b"HEAD"))
+        if sent.must == ANY:
+            await connection.close()
+        wrong = judge(sent, answer)
+        said = {0: "closed", -1: "waits"}.get(answer.status, f"{answer.status // 100}xx")
+        record.outcomes[sent.kind, said] += 1
+        if wrong is not None:
+            record.num_missed += 1
+            record.misses.append((wrong, sent, answer))
+        if number % VALID_EVERY == 0:
+            user = users[number // VALID_EVERY % len(users)]
+            body = json.dumps({"user_id": user, "k": 10}).encode()
+            found = await right.send(post(b"/v1/retrieve", body), ANSWER_SECONDS)
+            record.valid += 1
+            record.wrong += not (found.status == 200 and _is_same(json.loads(found.body), expected[user]))
+    await connection.close()
+    await right.close()
+
+
+def _is_same(found: Any, expected: Any) -> bool:
+    scores = [np.array([item["score"] for item in one["items"]]) for one in (found, expected)]
+    same = all(found[name] == expected[name] for name in ("version", "history_length", "unknown_items"))
+    return same and scores[0].shape == scores[1].shape and np.allclose(*scores, atol=TOLERANCE)
+
+
+def contents(events: Path, journal: Path) -> list[Any]:
+    """All that the server keeps."""
+    with closing(sqlite3.connect(f"file:{events}?mode=ro", uri=True)) as file:
+        tables = [
+            file.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall()
+            for name in ("histories", "profiles", "restored")
+        ]
+    return [*tables, journal.read_bytes() if journal.exists() else None]
+
+
+def store_users(path: Path, item_ids: list[Any]) -> None:
+    """Some users with histories."""
+    rng, store = np.random.default_rng(0), SQLiteEvents(path)
+    users = []
+    for user in range(NUM_USERS):
+        chosen = rng.integers(0, len(item_ids), 20)
+        users.append(Restored(user, [Event(item_ids[row], 1_600_000_000 + at) for at, row in enumerate(chosen)], {}))
+    store.restore(users, "fuzz", 1)
+    store.close()
+
+
+def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> tuple[Record, list[tuple[str, bool]]]:
+    """What came of the messages, and what must be so in the end."""
+    release, manifest = ReleaseStore(store).open(name)
+    items = pq.read_table(release / ITEMS)
+    item_ids = items["item_id"].slice(0, 500).to_pylist()
+    column = next((name for name in items.column_names if name not in ("item_id", "item_idx")), "item_id")
+    world = World(manifest.version, manifest.dim, item_ids, column, TOKEN, **LIMITS)
+    events, journal = folder / "events.sqlite", folder / "changes.journal"
+    store_users(events, item_ids)
+    options = [
+        f"store={store.absolute()}",
+        f"release={name}",
+        f"events={events}",
+        f"changes={journal}",
+        f"admin_token={TOKEN}",
+    ]
+    options += [f"limits.{limit}={value}" for limit, value in LIMITS.items()]
+    record = Record()
+    with serving(folder, *options) as (address, server):
+        retrieve = f"{address}/v1/retrieve"
+        expected = {user: call(retrieve, {"user_id": user, "k": 10}) for user in range(NUM_USERS)}
+        before, versions = contents(events, journal), call(f"{address}/v1/version")
+        asyncio.run(_fuzz_all(args, address, world, expected, record))
+        alive = server.poll() is None
+        ends = [("the server is alive", alive)]
+        if alive:
+            failed = [
+                line for line in _metrics(address) if line.startswith("recsys_requests_total") and 'status="5' in line
+            ]
+            ends += [
+                ("ready, and serves the same versions", call(f"{address}/v1/version") == versions),
+                ("no 5xx by its own count", not failed),
+                ("events and items are as they were", contents(events, journal) == before),
+            ]
+            stored = call(f"{address}/v1/events", {"user_id": 0, "item_id": item_ids[0]})
+            longer = call(retrieve, {"user_id": 0, "k": 10})["history_length"] == expected[0]["history_length"] + 1
+            ends.append(("a right event is stored and seen", stored == {"stored": 1} and longer))
+    log = (folder / "server.log").read_text(errors="replace")
+    ends.append(("no exception in its log", "Traceback" not in log and '"level": "error"' not in log))
+    if not ends[-1][1]:
+        print(log[-5000:], file=sys.stderr)
+    return record, ends
+
+
+async def _fuzz_all(
+    args: argparse.Namespace, address: str, world: World, expected: dict[int, Any], record: Record
+) -> None:
+    parts = urlsplit(address)
+    place = str(parts.hostname), int(parts.port or 0)
+    share = -(-args.requests // args.connections)
+    seeds = [args.seed * 10_000 + number for number in range(args.connections)]
+    await asyncio.gather(*(fuzz(place, Messages(world, seed), expected, share, record) for seed in seeds))
+
+
+def _metrics(address: str) -> list[str]:
+    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
+        text: str = answer.read().decode()
+    return text.splitlines()
+
+
+def report(record: Record, ends: list[tuple[str, bool]], seconds: float, console: Console) -> bool:
+    """Whether nothing was missed."""
+    said = ["2xx", "4xx", "closed", "waits", "3xx", "5xx"]
+    table = Table("malformed", *said)
+    for kind in sorted({kind for kind, _ in record.outcomes}):
+        table.add_row(kind, *(f"{record.outcomes[kind, what] or ''}" for what in said))
+    total = sum(record.outcomes.values())
+    table.add_row(
+        "all", *(str(sum(n for (_, what), n in record.outcomes.items() if what == one) or "") for one in said)
+    )
+    console.print(table)
+    console.print(f"{total:,} malformed messages in {seconds:.0f} s; {record.num_missed} not answered as they must be")
+    console.print(f"{record.valid:,} right requests between them; {record.wrong} answered wrong or not at all")
+    for what, holds in ends:
+        console.print(f"{'yes' if holds else 'NO ':<4}{what}")
+    for what, sent, answer in record.misses[:SHOWN]:
+        shown = f"{what}: {sent.kind}: {sent.data[:300]!r} -> {answer.status} {answer.body[:200]!r}"
+        console.print(escape(shown), style="red")
+    return not record.num_missed and not record.wrong and all(holds for _, holds in ends)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--requests", type=int, default=100_000)
+    add("--connections", type=int, default=16)
+    add("--seed", type=int, default=0)
+    add("--store", type=Path, help="of releases; without it a small one is made")
+    add("--release", default="production", help="version or alias")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store, release = args.store, args.release
+        if store is None:
+            made, versions = make_releases(folder)
+            store, release = Path(made), versions[0]
+        begin = time.monotonic()
+        record, ends = measure(args, store, release, folder)
+        return 0 if report(record, ends, time.monotonic() - begin, Console(width=120)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,272 @@
+"""How many requests a second does one machine answer, beside a bare loop of the same work?
+
+    python benchmarks/serving_load.py --work /tmp/load --beauty DATA/amazon-beauty
+    python benchmarks/serving_load.py --work /tmp/load --cases million_mean --workers 2
+    python benchmarks/serving_load.py --work /tmp/load --store releases --release production
+    python benchmarks/serving_load.py --work /tmp/load --run runs/first
+
+Three releases are made on first use and kept in `--work`: mean-pooling and transformer tower on the data of Amazon
+Beauty, and a million items (as serving_start.py makes them). They are trained for one epoch: speed does not ask for
+more. --release or --run measure one of yours instead.
+
+`serve.py role=all` runs as a process. Its store of events has the users of the release's data, each with 50 events:
+his own, and where he has fewer, those of other users before them. wrk (or load_generator.py) keeps 32 connections busy
+with POST /v1/retrieve of one user after the other.
+
+The bare loop does nothing but parse + tower + index + serialise, of the same bodies, with the histories in memory: one
+request at a time, and in batches as large as there are connections, as the server at its best could have them. It has
+as many processes as the server, and runs before and after the load, so that a machine that changes its pace shows.
+The bar is half of the loop that takes one at a time. Exits with 1 where a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from load_generator import Load, drive
+from rich.console import Console
+from rich.table import Table
+from serving_process import ROOT, call, serving
+from serving_start import make_release
+
+from recsys.release.store import ReleaseStore
+from recsys.serving.events import Event, SQLiteEvents, UserId
+from recsys.serving.events.filling import OWN, fill
+from recsys.serving.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
+from recsys.serving.retriever import Query, Retriever
+
+NUM_EVENTS = 50
+LEAST_RATIO = 0.5
+CHECKED = 20
+# Rounding of a tower that answers several requests at once.
+TOLERANCE = 1e-4
+_parse = Decoder(RetrieveRequest)
+
+
+class Case(NamedTuple):
+    """A release, and what is expected of it: requests a second, p99 in ms."""
+
+    name: str
+    store: Path
+    release: str
+    least: float
+    p99: float
+
+
+def train(work: Path, *overrides: str) -> None:
+    """A run and its release, `production`."""
+    run = [*overrides, "trainer.max_epochs=1", "logger=csv", f"hydra.run.dir={work / 'run'}"]
+    release(work, [str(ROOT / "train.py"), "data=parquet", f"data.cache={work / 'cache'}", *run])
+
+
+def release(work: Path, first: Sequence[str], run: Path | None = None) -> None:
+    index = [str(ROOT / "index.py"), f"run={run or work / 'run'}", f"store={work / 'store'}", "alias=production"]
+    for arguments in (first, index):
+        if arguments:
+            subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+
+
+def built(name: str, work: Path, beauty: Path | None) -> Case:
+    """One of the three cases, made where it is missing."""
+    made = (work / "store/aliases/production").exists()
+    if not made and name == "million_mean":
+        shutil.rmtree(work, ignore_errors=True)
+        make_release(work, 1_000_000, 64, False)
+    elif not made:
+        if beauty is None or not beauty.is_dir():
+            raise SystemExit(f"--beauty: found {beauty}, expected a folder with interactions.parquet of Amazon Beauty")
+        tower = name.partition("_")[2]
+        train(work, f"data.root={beauty}", "data.time=order", "split=leave_last_out", f"user_tower={tower}")
+    return Case(name, work / "store", "production", *((3000, 30) if name == "beauty_mean" else (1000, 60)))
+
+
+def fill_events(case: Case, path: Path) -> list[UserId]:
+    """Give every user of the release's data 50 events; the users."""
+    fill(str(case.store), case.release, str(path), NUM_EVENTS, OWN)
+    store = SQLiteEvents(path, NUM_EVENTS)
+    users = store.users("", 20_000)
+    histories = store.histories(users)
+    # Those of the users before, without end.
+    others = itertools.cycle([event for history in reversed(histories) for event in history])
+    added = []
+    for user, history in zip(users, histories, strict=True):
+        first = history[0].timestamp
+        for number in range(NUM_EVENTS - len(history)):
+            added.append((user, Event(next(others).item_id, first - number - 1)))
+    for begin in range(0, len(added), 50_000):
+        store.append(added[begin : begin + 50_000])
+    store.close()
+    np.random.default_rng(0).shuffle(users)
+    return users
+
+
+def queries(retriever: Retriever, path: Path, users: Sequence[UserId]) -> dict[UserId, Query]:
+    """What the server knows of the users, as it is."""
+    store, names = SQLiteEvents(path, NUM_EVENTS), retriever.query_encoder.names
+    read = names["history"]
+    found = {}
+    for user, events in zip(users, store.histories(users), strict=True):
+        history = []
+        for item, seconds, features in events:
+            kept = {name: value for name, value in features.items() if name in read}
+            history.append({"item_id": item, "timestamp": seconds, **kept})
+        profile = {name: value for name, value in store.profile(user).items() if name in names["user"]}
+        found[user] = Query(history, user, profile)
+    store.close()
+    return found
+
+
+def answer(retriever: Retriever, known: dict[UserId, Query], bodies: Sequence[bytes]) -> list[bytes]:
+    """The bare work: bodies of one k in, bodies out."""
+    asked = [_parse(body) for body in bodies]
+    version = retriever.version
+    return [
+        encode(
+            RetrieveResponse(
+                list(map(ScoredItem, found.item_ids, found.scores.tolist())), version, version, version, "bare",
+                found.history_length, found.unknown_items,
+            )
+        )
+        for found in retriever.retrieve([known[one.user_id] for one in asked], asked[0].k)
+    ]  # fmt: skip
+
+
+def bare_worker(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, start: Barrier) -> float:
+    """Requests a second of one process."""
+    retriever = Retriever.load(case.store, case.release, threads=1)
+    # As many as are asked again and again: not all of them need to lie in memory for this.
+    bodies = bodies[: 64 * batch if batch > 1 else 2000]
+    known = queries(retriever, path, [_parse(body).user_id for body in bodies])
+    batches = itertools.cycle([bodies[at : at + batch] for at in range(0, len(bodies), batch)])
+    answer(retriever, known, next(batches))
+    start.wait()
+    begin, done = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begin) < seconds:
+        done += len(answer(retriever, known, next(batches)))
+    return done / passed
+
+
+def bare(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, workers: int) -> float:
+    """Requests a second of all processes."""
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        start = manager.Barrier(workers)
+        with context.Pool(workers) as pool:
+            work = [(case, path, bodies, batch, seconds, start)] * workers
+            return sum(pool.starmap(bare_worker, work, chunksize=1))
+
+
+def check(address: str, case: Case, path: Path, bodies: Sequence[bytes]) -> None:
+    """The server must answer what the bare loop does."""
+    retriever = Retriever.load(case.store, case.release, threads=1)
+    for body in bodies[:CHECKED]:
+        asked = msgspec.json.decode(body)
+        found = call(f"{address}/v1/retrieve", asked)
+        known = queries(retriever, path, [asked["user_id"]])
+        expected = msgspec.json.decode(answer(retriever, known, [body])[0])
+        scores = [[item["score"] for item in one["items"]] for one in (found, expected)]
+        assert found["version"] == expected["version"], (found["version"], expected["version"])
+        assert found["history_length"] == expected["history_length"] > 0
+        assert len(scores[0]) == len(scores[1]) == asked["k"]
+        assert np.allclose(*scores, atol=TOLERANCE), f"user {asked['user_id']}: {scores}"
+
+
+class Measured(NamedTuple):
+    """Of one case and number of processes; requests a second of bare loops, one at a time and in batches."""
+
+    load: Load
+    single: float
+    batched: float
+
+
+def measure(case: Case, workers: int, args: argparse.Namespace, folder: Path) -> Measured:
+    path = folder / "events.sqlite"
+    users = fill_events(case, path)
+    bodies = [encode({"user_id": user, "k": args.k}) for user in users]
+    lines = folder / "bodies.jsonl"
+    lines.write_bytes(b"\n".join(bodies) + b"\n")
+    options = [f"store={case.store.absolute()}", f"release={case.release}", f"workers={workers}", f"events={path}"]
+
+    def bares() -> list[float]:
+        each = max(1.0, args.seconds / 6)
+        return [bare(case, path, bodies, batch, each, workers) for batch in (1, args.connections)]
+
+    before = bares()
+    with serving(folder, *options, f"max_events={NUM_EVENTS}") as (address, _):
+        check(address, case, path, bodies)
+        url = f"{address}/v1/retrieve"
+        drive(url, lines, args.connections, 2, folder)
+        load = drive(url, lines, args.connections, args.seconds, folder)
+        check(address, case, path, bodies)
+    single, batched = (sum(pair) / 2 for pair in zip(before, bares(), strict=True))
+    return Measured(load, single, batched)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    names = ["beauty_mean", "beauty_transformer", "million_mean"]
+    data = os.environ.get("RECSYS_DATA")
+    add("--work", type=Path, required=True, help="folder for what is made, kept for the next run")
+    add("--cases", nargs="+", choices=names, default=names)
+    add("--beauty", type=Path, default=Path(data) / "amazon-beauty" if data else None, help="folder of its tables")
+    add("--store", type=Path, default=Path("releases"), help="of --release")
+    add("--release", help="version or alias, instead of the cases")
+    add("--run", type=Path, help="run folder, instead of the cases")
+    add("--workers", type=int, nargs="+", default=[1, 2], help="processes of the server")
+    add("--connections", type=int, default=32)
+    add("--seconds", type=int, default=15, help="of load, each; the bare loops take four sixths of it")
+    add("--k", type=int, default=100, help="items of an answer")
+    args = parser.parse_args()
+    work = args.work.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    if args.release:
+        _, manifest = ReleaseStore(args.store).open(args.release)
+        cases = [Case(args.release, args.store.absolute(), manifest.version, 0, np.inf)]
+    elif args.run:
+        release(work / "run_release", [], args.run.absolute())
+        cases = [Case(args.run.name, work / "run_release/store", "production", 0, np.inf)]
+    else:
+        cases = [built(name, work / name, args.beauty and args.beauty.absolute()) for name in args.cases]
+    console = Console(width=130)
+    generator = "wrk" if shutil.which("wrk") else "load_generator.py"
+    console.print(
+        f"{os.cpu_count()} cores, load of the machine {os.getloadavg()[0]:.1f}; {generator},"
+        f" {args.connections} connections, {args.seconds} s, k={args.k}, histories of {NUM_EVENTS} events"
+    )
+    table = Table(
+        "release", "workers", "requests/s", "p50 ms", "p99 ms", "errors", "bare loop", "share", "in batches", "share"
+    )
+    missed = []
+    for case, workers in itertools.product(cases, args.workers):
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(case, workers, args, Path(folder))
+        load, rate = found.load, found.load.answered / found.load.seconds
+        ok = rate >= case.least and load.p99 <= case.p99 and rate >= LEAST_RATIO * found.single and not load.errors
+        missed += [] if ok else [f"{case.name}, workers={workers}"]
+        row = [f"{rate:,.0f}", f"{load.p50:.1f}", f"{load.p99:.1f}", str(load.errors)]
+        for loop in (found.single, found.batched):
+            row += [f"{loop:,.0f}", f"{rate / loop:.0%}"]
+        table.add_row(case.name, str(workers), *row)
+    console.print(table)
+    if missed:
+        console.print(f"missed: {'; '.join(missed)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
