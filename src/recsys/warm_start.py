@@ -115,7 +115,9 @@ def start_from(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> l
         parameter.copy_(found)
         copied += 1
     if not copied:
-        raise UserError(f"warm_start={earlier.path}: none of its weights fits this model; expected towers of its shapes")
+        raise UserError(
+            f"warm_start={earlier.path}: none of its weights fits this model; expected towers of its shapes"
+        )
     log.info("begins from %s; fresh: %s", earlier.path, ", ".join(fresh) or "nothing")
     return fresh
 

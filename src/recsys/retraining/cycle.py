@@ -144,7 +144,6 @@ class _Runner:
     def _show(self, cycle: Cycle) -> None:
         assert cycle.outcome is not None
         table = Table(title=f"cycle {cycle.number}", title_justify="left", title_style="bold", show_header=False)
-        table.columns[0].style if table.columns else None
         table.add_row("outcome", Text(cycle.outcome.replace("_", " "), style=_STYLES.get(cycle.outcome, "yellow")))
         table.add_row("why", cycle.why)
         table.add_row("candidate", cycle.version or "")

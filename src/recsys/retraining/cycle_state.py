@@ -1,9 +1,9 @@
 """Where a cycle stands, in a file that survives whoever runs it, and the history of all that ended.
 
-    <folder>/<model>/state.json     what was read, and the cycle that is under way
-                     cycles.jsonl   every cycle that ended, oldest first
-                     cycles/<n>/    its run, its verdict, its rollout
-                     .lock
+<folder>/<model>/state.json     what was read, and the cycle that is under way
+                 cycles.jsonl   every cycle that ended, oldest first
+                 cycles/<n>/    its run, its verdict, its rollout
+                 .lock
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from recsys.retraining.judging import judge as ask_gates
 from recsys.retraining.judging import new_events, refused, seconds
 from recsys.retraining.plan import Plan
 from recsys.retraining.staging import STAGED, open_release, stage
-from recsys.retraining.verdict import Verdict, columns
+from recsys.retraining.verdict import VERDICT, Verdict, columns
 from recsys.runs import TrainedRun, load_run
 from recsys.serving.retriever import Retriever
 from recsys.tracking import log_verdict, mirror_release
@@ -63,13 +63,15 @@ def judge(plan: Plan, cycle: Cycle) -> str:
     content = verdict.to_json()
     del content["outcomes"]
     log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes))
-    verdict.print()
     cycle.version, cycle.measured = verdict.candidate, {name: dict(m) for name, m in verdict.measured.items()}
     if verdict.passed:
         cycle.step = "publish"
     else:
         cycle.end("stopped", verdict.summary())
-    return verdict.summary()
+    failed = [
+        f"\n  {row.gate}, {row.check}: {row.value} against {row.threshold} ({row.reason})" for row in verdict.failed
+    ]
+    return f"{verdict.summary()}; {run.path / VERDICT}{''.join(failed)}"
 
 
 def publish(plan: Plan, cycle: Cycle) -> str:
@@ -93,9 +95,7 @@ def _ask(plan: Plan, run: TrainedRun, candidate: Retriever, served: Retriever | 
     config = plan.config
     gates = {name: instantiate(node) for name, node in config.gates.items() if node is not None}
     window = new_events(run.dataset, served, None, None)
-    return ask_gates(
-        gates, run, candidate, served, run.dataset, window, config.max_users, seconds(config.now, "now")
-    )
+    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, seconds(config.now, "now"))
 
 
 def _told(metrics: dict[str, float]) -> list[str]:

@@ -57,7 +57,7 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Of the model's cycles."""
-        return Path(self.config.folder).absolute() / self.config.model
+        return Path(self.config.folder).absolute() / str(self.config.model)
 
     @property
     def root(self) -> str:
@@ -74,7 +74,9 @@ class Plan:
     def digest(self) -> str:
         """Of everything that decides what is trained, what is packed and how it is judged."""
         config = self.config
-        named = {name: config[name] for name in ("index", "corpus", "gates", "recall_target", "warm_start", "max_users")}
+        named = {
+            name: config[name] for name in ("index", "corpus", "gates", "recall_target", "warm_start", "max_users")
+        }
         named |= {"training": self.training, "variants": OmegaConf.create(dict(self.variants))}
         plain = {
             name: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
@@ -100,7 +102,7 @@ class Plan:
         return self.store.aliases().get(PRODUCTION)
 
     def judge_again(self, cycle: Cycle) -> str | None:
-        """Back to the gates where another release is served by now than the candidate was judged beside; what is told."""
+        """Back to the gates, where another release is served by now than the candidate was judged beside."""
         now = self.served()
         if now in (cycle.served, cycle.version):
             return None

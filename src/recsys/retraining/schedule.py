@@ -39,20 +39,20 @@ def loop(command: Sequence[str], seconds: float) -> None:
         command: of one cycle.
         seconds: from one beginning to the next.
     """
-    child: subprocess.Popen[bytes] | None = None
-
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if child is not None and child.poll() is None:
-            child.terminate()
-            child.wait()
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     begin = time.time()
     while True:
-        child = subprocess.Popen(command)
-        code = child.wait()
+        with subprocess.Popen(command) as child:
+            try:
+                code = child.wait()
+            finally:
+                # Where the loop is told to end: the cycle goes on when it is started again.
+                if child.poll() is None:
+                    child.terminate()
         if code != 0:
             log.warning("the cycle ended with exit code %d", code)
         begin += seconds * max(1, -int(-(time.time() - begin) // seconds))

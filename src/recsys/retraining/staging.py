@@ -38,7 +38,14 @@ def stage(
     folder = run.path / STAGED
     store = ReleaseStore(folder)
     weights, config = (describe_file(run.path / name).sha256 for name in ("checkpoints/best.ckpt", "config.yaml"))
-    settings: list[Any] = [weights, config, run.dataset.meta.fingerprint, OmegaConf.to_container(index), model, recall_target]
+    settings: list[Any] = [
+        weights,
+        config,
+        run.dataset.meta.fingerprint,
+        OmegaConf.to_container(index),
+        model,
+        recall_target,
+    ]
     if corpus is not None:
         settings.append(OmegaConf.to_container(corpus))
     made_from, mark = json.dumps(settings), folder / "made_from.json"

@@ -41,7 +41,13 @@ class Watch:
     switch_seconds: float
 
     def __post_init__(self) -> None:
-        for name, least in (("seconds", 0), ("every", 0.001), ("most_errors", 0), ("unready", 1), ("switch_seconds", 0)):
+        for name, least in (
+            ("seconds", 0),
+            ("every", 0.001),
+            ("most_errors", 0),
+            ("unready", 1),
+            ("switch_seconds", 0),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"watch.{name}: found {getattr(self, name)}, expected {least} or more")
 
@@ -149,6 +155,4 @@ def _add(total: Counts, before: Counts, now: Counts | None) -> tuple[Counts, Cou
         return total, before
     if now.answers < before.answers:
         before = Counts(0.0, 0.0)
-    return Counts(
-        total.answers + now.answers - before.answers, total.errors + now.errors - before.errors
-    ), now
+    return Counts(total.answers + now.answers - before.answers, total.errors + now.errors - before.errors), now
