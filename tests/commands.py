@@ -3,7 +3,7 @@
     python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...]
 
 `kill` ends the command on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7]: by SIGKILL,
-or by the signal that it names behind that.
+or by the signal that it names behind that. `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds.
 The last line of the output is the list of exit codes (minus the signal's number for a killed one).
 """
 
@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,10 @@ REPOSITORY = Path(__file__).parents[1]
 def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str]]:
     """Exit code and output of each job."""
     logs = [folder / f"job{number}.log" for number in range(len(jobs))]
-    described = [{"kill": None} | job | {"log": str(log)} for job, log in zip(jobs, logs, strict=True)]
+    described = [
+        {"kill": None, "copy": None, "snapshot": None} | job | {"log": str(log)}
+        for job, log in zip(jobs, logs, strict=True)
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, __file__], input=json.dumps(described), text=True, capture_output=True, env=environment
@@ -54,9 +58,11 @@ def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
 
 
 def _run(job: dict[str, Any]) -> int:
+    _copy(job["copy"])
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
+        _copy(job["snapshot"])
         return os.waitstatus_to_exitcode(status)
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -80,10 +86,23 @@ def _run(job: dict[str, Any]) -> int:
         os._exit(code)
 
 
+def _copy(places: list[str] | None) -> None:
+    if places is None:
+        return
+    source, target = map(Path, places)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
 def main() -> None:
     jobs = json.load(sys.stdin)
     os.chdir(REPOSITORY)
     importlib.import_module("recsys.training")
+    if any(job["args"][0] == "retrain.py" for job in jobs):
+        importlib.import_module("recsys.retraining.cycle")
     importlib.import_module("recsys.report")
     sys.stdout.flush()
     print(json.dumps([_run(job) for job in jobs]))

@@ -62,17 +62,35 @@ def output_dir() -> str:
     return str(HydraConfig.get().runtime.output_dir)
 
 
-def variants_of(config: DictConfig) -> dict[str, DictConfig]:
+def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """The configuration that `train.py` would have with these overrides, and its variants; within another command.
+
+    Raises:
+        UserError: they do not compose, or a key is unknown.
+    """
+    check_overrides("train", overrides)
+    given = [*overrides, *_search_path(HydraConfig.get().overrides.hydra)]
+    with _initialized():
+        config = hydra.compose("train", overrides=given)
+    return config, variants_of(config, given)
+
+
+def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str, DictConfig]:
     """The variants that a configuration of `train.yaml` lists, each composed with what the command line gave.
 
     A variant says on which `data.time` it makes sense, if not on all.
+
+    Args:
+        config: composed.
+        given: overrides that it was composed with; null for those of the command line.
 
     Raises:
         UserError: a variant does not compose, or none fits the data.
     """
     variants = {}
-    said = HydraConfig.get().overrides
-    given = [*said.task, *_search_path(said.hydra)]
+    if given is None:
+        said = HydraConfig.get().overrides
+        given = [*said.task, *_search_path(said.hydra)]
     for name, variant in config.variants.items():
         for key in variant:
             if key not in ("overrides", "time"):

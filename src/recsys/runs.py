@@ -19,7 +19,8 @@ from recsys.errors import UserError
 from recsys.models.blend import Model
 
 # What runs meant before these keys existed; `stored_config` moves those that have another place now.
-EARLIER = {
+EARLIER: dict[str, Any] = {
+    "warm_start": None,
     "members": {},
     "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0}},
     "history": {

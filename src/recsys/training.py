@@ -33,10 +33,12 @@ from recsys.evaluation.callback import FullCorpusEvaluation
 from recsys.evaluation.ranking import per_user_table
 from recsys.mining import miner
 from recsys.models.blend import Model
+from recsys.models.two_tower import TwoTower
 from recsys.module import EmbeddingModule
 from recsys.runs import load_weights, stored_config
 from recsys.testing import examples, rolling_metrics
 from recsys.tracking import RunFolder
+from recsys.warm_start import open_earlier, start_from
 
 
 def train(config: DictConfig, path: Path) -> RunFolder:
@@ -145,7 +147,7 @@ def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Lo
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train on the training part; the checkpoint with the best validation metric stays."""
     last = _last(run.checkpoints / "last.ckpt")
-    module = build_module(config, dataset, build_towers(config, dataset, fresh=last is None), mine=miner(config))
+    module = build_module(config, dataset, _towers(config, dataset, fresh=last is None), mine=miner(config))
     data = build_data(config, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
     callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module.model)]
@@ -179,7 +181,7 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     """Train a fresh model on train + val for the selected number of steps."""
     folder = run.checkpoints / "refit"
     last = _last(folder / "last.ckpt")
-    model = build_towers(config, dataset, fresh=last is None)
+    model = _towers(config, dataset, fresh=last is None)
     module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
     callbacks = [c for name, c in _named_callbacks(config, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
@@ -188,6 +190,14 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     run.update(refitted=True)
     distributed.barrier()
+
+
+def _towers(config: DictConfig, dataset: PreparedDataset, fresh: bool) -> TwoTower:
+    """Both towers; if they are to be trained from the beginning, with the weights that they begin from."""
+    model = build_towers(config, dataset, fresh)
+    if fresh and config.warm_start is not None:
+        start_from(open_earlier(config.warm_start), model, dataset)
+    return model
 
 
 def _test(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:

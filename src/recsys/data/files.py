@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,23 @@ class ParquetFolder:
     def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read where they lie
         """The files of the folder."""
         return find_tables(self.root, ".parquet")
+
+
+@dataclass(frozen=True)
+class ListedFiles:
+    """Source: Parquet files by name, whatever else is added beside them.
+
+    Attributes:
+        interactions, items, users: paths, or addresses that fsspec knows, shards in order.
+    """
+
+    interactions: Sequence[str]
+    items: Sequence[str] = ()
+    users: Sequence[str] = ()
+
+    def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read where they lie
+        """The files."""
+        return Tables(tuple(self.interactions), tuple(self.items), tuple(self.users))
 
 
 def find_tables(root: str, ending: str) -> Tables:

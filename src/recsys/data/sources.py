@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from recsys.data.files import ParquetFolder, Tables
+from recsys.data.files import ListedFiles, ParquetFolder, Tables
 from recsys.data.movielens import MovieLens
 from recsys.data.textual import HubDataset, TextFolder
 
@@ -17,4 +17,4 @@ class Source(Protocol):
         """The tables as Parquet files, made under the folder `cache` where they are not Parquet already."""
 
 
-__all__ = ["HubDataset", "MovieLens", "ParquetFolder", "Source", "Tables", "TextFolder"]
+__all__ = ["HubDataset", "ListedFiles", "MovieLens", "ParquetFolder", "Source", "Tables", "TextFolder"]

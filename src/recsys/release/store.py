@@ -67,6 +67,25 @@ class ReleaseStore:
                 Path(lock.lock_file).unlink(missing_ok=True)
         return manifest.version
 
+    def adopt(self, folder: Path) -> str:
+        """Publish a release that lies elsewhere, as it is; its version.
+
+        Raises:
+            UserError: it is not what its manifest says.
+        """
+        manifest = verify_release(folder)
+
+        def copy(aside: Path) -> Manifest:
+            for name in manifest.files:
+                (aside / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / name, aside / name)
+            return manifest
+
+        version = self.publish(copy)
+        if version != manifest.version:
+            raise UserError(f"{folder}: changed while it was copied; expected version {manifest.version}")
+        return version
+
     def _move(self, aside: Path, version: str) -> None:
         folder = self.root / version
         if not folder.exists():

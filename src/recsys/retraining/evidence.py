@@ -160,6 +160,10 @@ class Side:
         return columns
 
 
+class NothingServedError(Exception):
+    """A gate compares with what is served, and nothing is."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What the gates may look at.
@@ -167,7 +171,8 @@ class Evidence:
     Attributes:
         run: the candidate's.
         asked: the requests of the newest window.
-        candidate, served: what both show for them.
+        candidate: what it shows for them.
+        served_now: what the served release shows for them; None: nothing is served yet.
         window: the new events and those before them.
         now: seconds; nothing that happened can be later.
     """
@@ -175,9 +180,20 @@ class Evidence:
     run: TrainedRun
     asked: Requested
     candidate: Side
-    served: Side
+    served_now: Side | None
     window: EventWindow
     now: int
+
+    @property
+    def served(self) -> Side:
+        """What the served release shows.
+
+        Raises:
+            NothingServedError: there is none.
+        """
+        if self.served_now is None:
+            raise NothingServedError
+        return self.served_now
 
     @cached_property
     def popular(self) -> dict[str, Floats]:

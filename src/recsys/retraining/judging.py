@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +15,9 @@ from omegaconf import DictConfig
 
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
-from recsys.retraining.evidence import Evidence, Side, choose_requests
+from recsys.retraining.evidence import Evidence, NothingServedError, Side, choose_requests
 from recsys.retraining.staging import open_release, stage
-from recsys.retraining.verdict import Outcome, Verdict
+from recsys.retraining.verdict import Outcome, Verdict, untested
 from recsys.retraining.window import EventWindow
 from recsys.runs import TrainedRun
 from recsys.serving.retriever import Retriever
@@ -35,7 +37,7 @@ def judge(
     gates: Mapping[str, Gate],
     run: TrainedRun,
     candidate: Retriever,
-    served: Retriever,
+    served: Retriever | None,
     dataset: PreparedDataset,
     window: EventWindow,
     max_users: int | None = None,
@@ -47,7 +49,7 @@ def judge(
         gates: by name, in order.
         run: of the candidate.
         candidate: its release.
-        served: what it would replace.
+        served: what it would replace; None: nothing is served yet, and gates that compare with it say so.
         dataset: whose test part both are measured on.
         window: new events of it.
         max_users: that are asked for; None for all.
@@ -56,16 +58,30 @@ def judge(
     asked = choose_requests(dataset, bool(run.config.exclude_seen), max_users)
     if not len(asked.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
-    sides = Side(candidate, asked), Side(served, asked)
-    evidence = Evidence(run, asked, *sides, window, int(time.time()) if now is None else now)
+    sides = {"candidate": Side(candidate, asked)} | ({} if served is None else {"served": Side(served, asked)})
+    now = int(time.time()) if now is None else now
+    evidence = Evidence(run, asked, sides["candidate"], sides.get("served"), window, now)
     outcomes = [outcome.of(name) for name, gate in gates.items() for outcome in _ask(gate, evidence)]
-    return verdict_of(run.path, candidate.version, served, dataset, outcomes)
+    verdict = verdict_of(run.path, candidate.version, served, dataset, outcomes)
+    return replace(verdict, measured={name: _measured(side) for name, side in sides.items()})
+
+
+def _measured(side: Side) -> dict[str, float]:
+    try:
+        return {name: value for name, value in side.metrics.items() if math.isfinite(value)}
+    except UserError:
+        # Told by the gate that met it.
+        return {}
 
 
 def _ask(gate: Gate, evidence: Evidence) -> list[Outcome]:
     begin = time.monotonic()
+    outcomes: list[Outcome] = []
     try:
-        outcomes = list(gate.judge(evidence))
+        for outcome in gate.judge(evidence):
+            outcomes.append(outcome)
+    except NothingServedError:
+        outcomes.append(untested("beside the served release", "skipped: nothing is served yet"))
     except UserError as error:
         # Such as embeddings that an index refuses: told by the gate that met it first, and by all that depend on it.
         outcomes = [Outcome("can be looked at", None, None, "fail", " ".join(str(error).split()))]
@@ -73,7 +89,7 @@ def _ask(gate: Gate, evidence: Evidence) -> list[Outcome]:
     return outcomes
 
 
-def refused(run: TrainedRun, served: Retriever, dataset: PreparedDataset, error: Exception) -> Verdict:
+def refused(run: TrainedRun, served: Retriever | None, dataset: PreparedDataset, error: Exception) -> Verdict:
     """The verdict on a run that no release can be made of."""
     reason = " ".join(str(error).split())
     outcome = Outcome("a release can be made", 0.0, 1.0, "fail", reason, gate="packed")
@@ -81,11 +97,12 @@ def refused(run: TrainedRun, served: Retriever, dataset: PreparedDataset, error:
 
 
 def verdict_of(
-    run: Path, candidate: str | None, served: Retriever, dataset: PreparedDataset, outcomes: list[Outcome]
+    run: Path, candidate: str | None, served: Retriever | None, dataset: PreparedDataset, outcomes: list[Outcome]
 ) -> Verdict:
     """The verdict of outcomes, dated now."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Verdict(str(run), candidate, served.version, dataset.meta.fingerprint, created, tuple(outcomes))
+    against = None if served is None else served.version
+    return Verdict(str(run), candidate, against, dataset.meta.fingerprint, created, tuple(outcomes))
 
 
 def seconds(when: str | int | None, key: str) -> int | None:
@@ -103,9 +120,9 @@ def seconds(when: str | int | None, key: str) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def new_events(dataset: PreparedDataset, served: Retriever, begin: int | None, end: int | None) -> EventWindow:
+def new_events(dataset: PreparedDataset, served: Retriever | None, begin: int | None, end: int | None) -> EventWindow:
     """What is new since the served release; the test part where it is of the same data, or does not say."""
-    until = served.manifest.data.get("until")
+    until = None if served is None else served.manifest.data.get("until")
     if begin is None and until is not None and dataset.meta.time in ("seconds", "day") and until < dataset.time.max():
         begin = until + 1
     return EventWindow(dataset, begin, end)

@@ -33,7 +33,8 @@ class TrainedBefore:
         border = int(window.time[window.is_test].min())
         # A split by user, such as leave-last-out, has no moment that all of the training lies before.
         has_border = int(window.time[window.is_train].max()) <= border
-        for name, side in (("candidate", evidence.candidate), ("served", evidence.served)):
+        for name in ("candidate", "served"):
+            side = evidence.candidate if name == "candidate" else evidence.served
             manifest = side.retriever.manifest
             until = manifest.data.get("train_until")
             check = f"{name}'s training in the window"

@@ -93,7 +93,8 @@ class Lineage:
         if self.verdict is None:
             table.add_row("gates", "no verdict on this run")
         else:
-            table.add_row("gates", f"{self.verdict['summary']} (against {self.verdict['against']})")
+            against = self.verdict["against"] or "nothing: none was served"
+            table.add_row("gates", f"{self.verdict['summary']} (against {against})")
         for one in self.served:
             until = "now" if one.until is None else one.until
             table.add_row(f"as {one.alias}", f"{one.since} to {until}: {one.why}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,7 +20,9 @@ from recsys.serving.retriever import Retriever
 STAGED = "staged"
 
 
-def stage(run: TrainedRun, index: DictConfig, model: str, recall_target: float) -> Retriever:
+def stage(
+    run: TrainedRun, index: DictConfig, model: str, recall_target: float, corpus: DictConfig | None = None
+) -> Retriever:
     """The release that promotion would make of the run; made once for the same weights, configuration and index.
 
     Args:
@@ -27,6 +30,7 @@ def stage(run: TrainedRun, index: DictConfig, model: str, recall_target: float) 
         index: an option of the group `index`.
         model: name of the model.
         recall_target: share of the exact top 100 that the index must find.
+        corpus: an option of the group `corpus`; null for all items.
 
     Raises:
         UserError, RuntimeError: promotion refuses the run.
@@ -34,10 +38,20 @@ def stage(run: TrainedRun, index: DictConfig, model: str, recall_target: float) 
     folder = run.path / STAGED
     store = ReleaseStore(folder)
     weights, config = (describe_file(run.path / name).sha256 for name in ("checkpoints/best.ckpt", "config.yaml"))
-    settings = [weights, config, run.dataset.meta.fingerprint, OmegaConf.to_container(index), model, recall_target]
+    settings: list[Any] = [
+        weights,
+        config,
+        run.dataset.meta.fingerprint,
+        OmegaConf.to_container(index),
+        model,
+        recall_target,
+    ]
+    if corpus is not None:
+        settings.append(OmegaConf.to_container(corpus))
     made_from, mark = json.dumps(settings), folder / "made_from.json"
     if not mark.exists() or json.loads(mark.read_text())["from"] != made_from:
-        version = promote(run, instantiate(index), store, model, recall_target).version
+        policy = None if corpus is None else instantiate(corpus)
+        version = promote(run, instantiate(index), store, model, recall_target, policy).version
         aside = mark.with_suffix(".part")
         aside.write_text(json.dumps({"from": made_from, "version": version}))
         os.replace(aside, mark)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,18 +66,20 @@ class Verdict:
     Attributes:
         run: folder of the candidate.
         candidate: version of its release; None where it could not be packed.
-        against: version of the release that is served.
+        against: version of the release that is served; None: nothing is.
         dataset_fingerprint: of the data that both were measured on.
         created: UTC, ISO 8601.
         outcomes: in the order of the gates.
+        measured: `candidate` and `served` -> metric -> mean over the users that both were asked for.
     """
 
     run: str
     candidate: str | None
-    against: str
+    against: str | None
     dataset_fingerprint: str
     created: str
     outcomes: tuple[Outcome, ...]
+    measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -121,7 +123,8 @@ class Verdict:
     def print(self, console: Console | None = None) -> None:
         """Every outcome as a row, and how it ended."""
         console = console or Console()
-        table = Table(title=f"{self.run} against release {self.against}", title_justify="left", title_style="bold")
+        against = "nothing: none is served yet" if self.against is None else f"release {self.against}"
+        table = Table(title=f"{self.run} against {against}", title_justify="left", title_style="bold")
         for title in ("gate", "check", "value", "threshold", "verdict", "why"):
             table.add_column(title, justify="right" if title in ("value", "threshold") else "left", overflow="fold")
         before = ""

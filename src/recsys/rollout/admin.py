@@ -41,7 +41,16 @@ class UnreachableError(UserError):
 
 
 class RefusedError(UserError):
-    """A server answered, and will not do it."""
+    """A server answered, and will not do it.
+
+    Args:
+        message: what is told.
+        status: of the answer; None: the answer itself was no refusal.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Admin:
@@ -128,7 +137,7 @@ class Admin:
                 reason = found.error.message
             except Problem:
                 reason = body.decode(errors="replace")[:200] or "without a reason"
-            raise RefusedError(f"{self.name}: {path} was refused with status {status}: {reason}")
+            raise RefusedError(f"{self.name}: {path} was refused with status {status}: {reason}", status)
 
     def _once(self, method: str, path: str, body: bytes, seconds: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(*self.address, timeout=seconds)

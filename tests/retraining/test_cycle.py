@@ -1,0 +1,222 @@
+"""`retrain.py` from end to end: whatever happens, at most one release more, and what is served is always sound."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from commands import run_all
+
+from recsys.data.synthetic import WorldSettings, generate
+from recsys.release.store import ReleaseStore
+from recsys.release.verification import verify_release
+
+pytestmark = pytest.mark.slow
+
+WORLD = WorldSettings(
+    num_users=80, num_items=50, num_events=2000, num_categories=3, topics_per_category=2, days=20, vector_width=4
+)
+DAY = 86_400
+# Of a world as small as this nothing can be said of ranks and times; the gates have tests of their own.
+SETTINGS = ["gates.absolute.factor=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
+TRAINING = [
+    "logger=csv",
+    "model.dim=8",
+    "user_tower=mean",
+    "optimizer.lr=0.01",
+    "trainer.max_epochs=2",
+    "batch_size=16",
+    "+trainer.enable_progress_bar=false",
+    "+data.features.items.title.ignore=true",
+    "callbacks.last.every_n_train_steps=2",
+    "callbacks.last.train_time_interval=null",
+]
+UNREACHABLE = "gates.absolute.floors={recall@10: 2.0}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where one history of cycles happens."""
+
+    base: Path
+    name: str
+
+    @property
+    def data(self) -> Path:
+        return self.base / "data"
+
+    @property
+    def store(self) -> ReleaseStore:
+        return ReleaseStore(self.base / self.name / "store")
+
+    @property
+    def folder(self) -> Path:
+        return self.base / self.name / "retraining/two_tower"
+
+    def job(self, *overrides: str, **more: Any) -> dict[str, Any]:
+        training = ",".join(f"'{word}'" for word in [f"data.cache={self.base / 'cache'}", *TRAINING])
+        command = [
+            "retrain.py",
+            f"data.root={self.data}",
+            f"store={self.store.root}",
+            f"folder={self.folder.parent}",
+            f"train=[{training}]",
+            *SETTINGS,
+            *overrides,
+        ]
+        return {"args": command, **more}
+
+    def arrives(self, day: int) -> dict[str, list[str]]:
+        """A shard of one day is there before the job."""
+        name = f"day-{day:03d}.parquet"
+        return {"copy": [str(self.base / "later" / name), str(self.data / "interactions.parquet" / name)]}
+
+    def history(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "cycles.jsonl").read_text().splitlines()]
+
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.folder / "state.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Fifteen days have arrived, nothing is served; the first cycle, and another right after it."""
+    base = tmp_path_factory.mktemp("retraining")
+    generate(base / "world", WORLD)
+    events = pq.read_table(base / "world/interactions.parquet").sort_by("timestamp")
+    (base / "data/interactions.parquet").mkdir(parents=True)
+    (base / "later").mkdir()
+    for table in ("items", "users"):
+        shutil.copyfile(base / f"world/{table}.parquet", base / f"data/{table}.parquet")
+
+    def write(begin: int, end: int, file: Path) -> None:
+        bounds = (pa.scalar(WORLD.start_seconds + DAY * day) for day in (begin, end))
+        low, high = (
+            compare(events["timestamp"], at) for compare, at in zip((pc.greater_equal, pc.less), bounds, strict=True)
+        )
+        pq.write_table(events.filter(pc.and_(low, high)), file)
+
+    write(0, 15, base / "data/interactions.parquet/day-000.parquet")
+    for day in range(15, 20):
+        write(day, day + 1, base / f"later/day-{day:03d}.parquet")
+    scene = Scene(base, "first")
+    (begun, output), (again, log) = run_all([scene.job(), scene.job()], base)
+    assert begun == 0, output
+    assert "skipped" in (scene.folder / "cycles/1/run/verdict.json").read_text()
+    assert again == 0, log
+    assert "no new events" in log
+    assert log.splitlines()[-1] == "nothing new"
+    return scene
+
+
+def test_the_first_cycle_needs_no_served_release(first: Scene) -> None:
+    (version,) = first.store.versions()
+    assert first.store.aliases() == {"candidate": version, "production": version}
+    verify_release(first.store.root / version)
+    (cycle,) = first.history()
+    assert (cycle["outcome"], cycle["served"], cycle["version"], cycle["number"]) == ("kept", None, version, 1)
+    verdict = json.loads((first.folder / "cycles/1/run/verdict.json").read_text())
+    skipped = {row["gate"] for row in verdict["outcomes"] if row["reason"].startswith("skipped")}
+    judged = {row["gate"] for row in verdict["outcomes"] if row["status"] == "pass"}
+    assert {"not_worse", "overlap", "size", "record"} <= skipped
+    assert {"absolute", "border", "index", "reproduces", "clock"} <= judged
+    assert verdict["against"] is None
+    assert first.state()["current"] is None
+    assert [Path(shard["path"]).name for shard in first.state()["read"]] == ["day-000.parquet"]
+
+
+WRITE = "recsys.retraining.cycle_state:StateFile.write"
+MOVE = "recsys.release.store:ReleaseStore._move"
+# In the order of a cycle: each start goes on from the kill before, up to the next.
+KILLS: list[list[Any]] = [
+    ["recsys.retraining.cycle:compare", 1],
+    [WRITE, 1],
+    ["recsys.retraining.making:open_data", 1],
+    [WRITE, 1],
+    ["recsys.module:RetrievalModule.training_step", 3],
+    ["recsys.tracking:RunFolder.write_per_user", 1],
+    [WRITE, 1],
+    ["recsys.promotion:pack", 1],
+    ["recsys.retraining.verdict:Verdict.save", 1],
+    [WRITE, 1],
+    [MOVE, 1],
+    [f"{MOVE}_alias", 1],
+    [WRITE, 1],
+    # `previous` has moved, `production` has not.
+    [f"{MOVE}_alias", 2],
+    [WRITE, 1],
+    [WRITE, 2],
+    ["recsys.retraining.cycle_state:StateFile.tell", 1],
+    # Told, and not forgotten.
+    [WRITE, 2],
+]
+
+
+def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tmp_path: Path) -> None:
+    """Both begin where the first cycle ended, when another day has arrived."""
+    before = first.store.versions()
+    scenes = [Scene(first.base, name) for name in ("whole", "killed")]
+    for scene in scenes:
+        shutil.copytree(first.store.root, scene.store.root)
+        shutil.copytree(first.folder, scene.folder)
+    whole, killed = scenes
+    jobs = [whole.job(**first.arrives(15))]
+    jobs += [
+        killed.job(kill=kill, snapshot=[str(killed.store.root), str(tmp_path / f"store{number}")])
+        for number, kill in enumerate(KILLS)
+    ]
+    (code, output), *kills, (last, log) = run_all([*jobs, killed.job()], tmp_path)
+    assert code == 0, output
+    assert "training begins from release" in output
+    for number, (code, output) in enumerate(kills):
+        assert code == -9, (KILLS[number], code, output)
+        store = ReleaseStore(tmp_path / f"store{number}")
+        # Whoever starts a server now gets a release that is whole, and one of the two.
+        served, _ = store.open("production")
+        assert served.name in {*before, *whole.store.versions()}, KILLS[number]
+        assert len(store.versions()) <= len(before) + 1
+    assert last == 0, log
+    assert killed.store.versions() == whole.store.versions()
+    assert len(killed.store.versions()) == len(before) + 1
+    assert killed.store.aliases() == whole.store.aliases()
+    assert killed.store.aliases()["previous"] == before[0]
+    for version in killed.store.versions():
+        verify_release(killed.store.root / version)
+    assert [cycle["number"] for cycle in killed.history()] == [1, 2]
+    assert killed.history()[1]["outcome"] == "kept"
+    assert killed.state() | {"current": None} == whole.state()
+    assert not [path for path in killed.store.root.glob(".tmp-*")]
+    moves = [(change["alias"], change["to"]) for change in killed.store.history()]
+    assert len(set(moves)) == 5
+    _stopped_then_kept(whole, tmp_path)
+
+
+def _stopped_then_kept(scene: Scene, tmp_path: Path) -> None:
+    """A candidate below a floor changes nothing, and is not made again before there are other events."""
+    served, versions = scene.store.aliases()["production"], scene.store.versions()
+    jobs = [scene.job(UNREACHABLE, **scene.arrives(16)), scene.job(UNREACHABLE), scene.job(**scene.arrives(17))]
+    (stopped, output), (again, log), (kept, last) = run_all(jobs, tmp_path)
+    assert stopped == 3, output
+    assert "absolute, recall@10" in output
+    assert output.splitlines()[-1].startswith("stopped ")
+    assert again == 0, log
+    assert "no new events" in log
+    assert kept == 0, last
+    history = scene.history()
+    assert [cycle["outcome"] for cycle in history] == ["kept", "kept", "stopped", "kept"]
+    assert history[2]["version"] not in scene.store.versions()
+    assert history[2]["served"] == history[3]["served"] == served
+    assert history[3]["new_events"] == pq.ParquetFile(scene.base / "later/day-017.parquet").metadata.num_rows
+    verdict = json.loads((scene.folder / "cycles/3/run/verdict.json").read_text())
+    assert verdict["stopped_by"] == ["absolute"]
+    assert scene.store.versions() == sorted([*versions, history[3]["version"]])
+    assert scene.store.aliases() == {
+        "candidate": history[3]["version"], "production": history[3]["version"], "previous": served,
+    }  # fmt: skip
