@@ -9,7 +9,7 @@ Three releases are made on first use and kept in `--work`: mean-pooling and tran
 Beauty, and a million items (as serving_start.py makes them). They are trained for one epoch: speed does not ask for
 more. --release or --run measure one of yours instead.
 
-`serve.py role=all` runs as a process. Its store of events has the users of the release's data, each with 50 events:
+`serve.py role=all` runs as a process. Its store of events has 5,000 users of the release's data, each with 50 events:
 his own, and where he has fewer, those of other users before them. wrk (or load_generator.py) keeps 32 connections busy
 with POST /v1/retrieve of one user after the other.
 
@@ -49,7 +49,7 @@ from recsys.serving.events.filling import OWN, fill
 from recsys.serving.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
 from recsys.serving.retriever import Query, Retriever
 
-NUM_EVENTS = 50
+NUM_EVENTS, NUM_USERS = 50, 5000
 LEAST_RATIO = 0.5
 CHECKED = 20
 # Rounding of a tower that answers several requests at once.
@@ -95,10 +95,12 @@ def built(name: str, work: Path, beauty: Path | None) -> Case:
 
 
 def fill_events(case: Case, path: Path) -> list[UserId]:
-    """Give every user of the release's data 50 events; the users."""
+    """Give users of the release's data 50 events each; these users."""
     fill(str(case.store), case.release, str(path), NUM_EVENTS, OWN)
     store = SQLiteEvents(path, NUM_EVENTS)
-    users = store.users("", 20_000)
+    users = store.users("", 100_000)
+    np.random.default_rng(0).shuffle(users)
+    users = users[:NUM_USERS]
     histories = store.histories(users)
     # Those of the users before, without end.
     others = itertools.cycle([event for history in reversed(histories) for event in history])
@@ -110,7 +112,6 @@ def fill_events(case: Case, path: Path) -> list[UserId]:
     for begin in range(0, len(added), 50_000):
         store.append(added[begin : begin + 50_000])
     store.close()
-    np.random.default_rng(0).shuffle(users)
     return users
 
 
