@@ -318,6 +318,17 @@ def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypa
     assert opened == [old, new, "0123456789abcdef"]
 
 
+def test_a_store_that_keeps_less_than_the_tower_reads_is_told(
+    published: Published, caplog: pytest.LogCaptureFixture
+) -> None:
+    releases, version = Releases(published.store), published.versions[0]
+    reads = releases.open(version)[1].max_history
+    TowerCache(releases, max_events=reads).open(version)
+    assert caplog.text == ""
+    TowerCache(releases, max_events=reads - 1).open(version)
+    assert f"max_events: {reads - 1} of a user are stored, and the tower of {version} reads {reads}" in caplog.text
+
+
 def test_features_that_a_release_does_not_know_are_left_out(published: Published, tmp_path: Path) -> None:
     version = published.versions[0]
     store = SQLiteEvents(tmp_path / "events.sqlite")

@@ -59,7 +59,7 @@ class _Parts:
         self._ready: Hook | None = None
         self._metrics = Metrics()
         if settings.role != "host":
-            self._towers = TowerCache(self._releases, settings.towers)
+            self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
 
     def add_host(self) -> None:
         """The index of the release, and what follows its alias."""

@@ -26,12 +26,13 @@ class TowerCache:
         releases: where they are loaded from.
         size: kept.
         threads: of one call of a tower.
+        max_events: that are stored of a user; a tower that reads more is told in the log.
     """
 
-    def __init__(self, releases: Releases, size: int = 3, threads: int = 1) -> None:
+    def __init__(self, releases: Releases, size: int = 3, threads: int = 1, max_events: int | None = None) -> None:
         if size < 1:
             raise UserError(f"towers: found {size}, expected at least 1")
-        self._releases, self._size, self._threads = releases, size, threads
+        self._releases, self._size, self._threads, self._max_events = releases, size, threads, max_events
         self._held: OrderedDict[str, QueryEncoder] = OrderedDict()
         self._loading: dict[str, asyncio.Task[QueryEncoder]] = {}
         self._failed: dict[str, float] = {}
@@ -98,6 +99,13 @@ class TowerCache:
         folder, manifest = self._releases.open(version)
         tower = QueryEncoder(folder, manifest, self._releases.known_items(manifest.version), self._threads)
         tower.check()
+        if self._max_events is not None and self._max_events < manifest.max_history:
+            log.warning(
+                "max_events: %d of a user are stored, and the tower of %s reads %d",
+                self._max_events,
+                manifest.version,
+                manifest.max_history,
+            )
         return tower
 
     def keep(self, tower: QueryEncoder) -> None:
