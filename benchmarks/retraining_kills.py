@@ -2,10 +2,10 @@
 
     python benchmarks/retraining_kills.py [--kills 200] [--most 4] [--seed 0] [--folder DIR]
 
-A small simulated world of which a day arrives at a time. Each cycle is killed at random times, up to `--most` times, and
-started again until it ends. After every kill, what is served must be whole, and at most one release more must be there;
-at the end of a cycle, exactly one (none where the gates stopped it), and its line in the history once. The table says at which steps
-the kills came. Exit code 1 where anything else is found. About ten seconds a kill on an idle core.
+A small simulated world of which a day arrives at a time. Each cycle is killed at random times, up to `--most` times,
+and started again until it ends. After every kill what is served must be whole, and at most one release more may be
+there; at the end of a cycle exactly one (none where the gates stopped it), and its line in the history once. The table
+says at which steps the kills came. Exit code 1 where anything else is found. About ten seconds a kill on an idle core.
 
 Each start is a fork of a process that has imported what a cycle needs: kills meet cycles, not the imports of Python.
 """
@@ -87,7 +87,7 @@ class World:
             days=days, vector_width=4,
         )  # fmt: skip
         generate(base / "world", settings)
-        self._events = pq.read_table(base / "world/interactions.parquet")
+        self._events = pq.read_table(base / "world/interactions.parquet", use_threads=False)
         self._start = settings.start_seconds
         (self.data / "interactions.parquet").mkdir(parents=True)
         for table in ("items", "users"):

@@ -34,7 +34,17 @@ def cron_problem(times: str) -> str | None:
     return None
 
 
-@pytest.mark.parametrize(("times", "is_right"), [("15 2 * * *", True), ("*/5 0-6,12 1 1 7", True), ("60 2 * * *", False), ("15 2 * *", False), ("a 2 * * *", False), ("*/0 2 * * *", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("times", "is_right"),
+    [
+        ("15 2 * * *", True),
+        ("*/5 0-6,12 1 1 7", True),
+        ("60 2 * * *", False),
+        ("15 2 * *", False),
+        ("a 2 * * *", False),
+        ("*/0 2 * * *", False),
+    ],
+)
 def test_the_check_of_schedules(times: str, is_right: bool) -> None:
     assert (cron_problem(times) is None) == is_right
 
@@ -54,7 +64,7 @@ def test_crontab() -> None:
         assert "%" not in command
         words = shlex.split(command)
         begin = words.index("retrain.py")
-        check_command([word for word in words[begin + 1 : words.index(">>")]])
+        check_command(words[begin + 1 : words.index(">>")])
 
 
 def test_cron_job_of_kubernetes() -> None:
