@@ -54,8 +54,9 @@ TRAINING = (
     "callbacks.last.every_n_train_steps=5",
     "callbacks.last.train_time_interval=null",
 )
-# Of a world as small as this nothing can be said of ranks and times.
-GATES = ("gates.absolute.factor=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls")
+# Of days as small as these nothing can be said of shares and ranks; what is left may still stop a candidate.
+TOO_SMALL = ("latency", "volume", "unseen", "nulls", "repeats", "items", "labels", "popularity", "predictable", "record")
+GATES = ("gates.absolute.factor=0.5", *(f"~gates.{name}" for name in TOO_SMALL))
 
 
 @dataclass
