@@ -192,3 +192,22 @@ def test_history_is_json_lines(store: ReleaseStore) -> None:
     store.set_alias("candidate", A, "first")
     (line,) = (store.root / "history.jsonl").read_text().splitlines()
     assert set(json.loads(line)) == {"when", "alias", "from", "to", "why"}
+
+
+def test_a_release_of_another_store_is_adopted_as_it_is(published: Published, tmp_path: Path) -> None:
+    version = published.versions[0]
+    store = ReleaseStore(tmp_path / "store")
+    for _ in range(2):
+        assert store.adopt(published.store / version) == version
+    folder, manifest = store.open(version)
+    assert manifest.files == Manifest.load(published.store / version).files
+    assert all(
+        (folder / name).read_bytes() == (published.store / version / name).read_bytes() for name in manifest.files
+    )
+    damaged = tmp_path / version
+    shutil.copytree(published.store / version, damaged)
+    (damaged / "config.yaml").chmod(0o644)
+    (damaged / "config.yaml").write_text("seed: 1\n")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        ReleaseStore(tmp_path / "other").adopt(damaged)
+    assert ReleaseStore(tmp_path / "other").versions() == []

@@ -56,7 +56,9 @@ def test_a_listing_stays_what_it_was(tmp_path: Path) -> None:
         pq.write_table(pa.table({"item_id": list(range(size))}), folder / f"{name}.parquet")
     listing = list_folder(str(tmp_path))
     assert [one.rows for one in listing.interactions] == [3, 4]
-    assert [one.bytes for one in listing.interactions] == [(folder / f"{n}.parquet").stat().st_size for n in ("one", "two")]
+    assert [one.bytes for one in listing.interactions] == [
+        (folder / f"{n}.parquet").stat().st_size for n in ("one", "two")
+    ]
     assert listing.paths["items"] == []
     assert Listing.from_json(listing.to_json()) == listing
     pq.write_table(pa.table({"item_id": [1]}), folder / "three.parquet")

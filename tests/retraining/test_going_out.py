@@ -225,5 +225,7 @@ def test_settings_that_no_cycle_can_have() -> None:
         plan()
     with pytest.raises(UserError, match=r"trainer\.devices=2, expected 1"):
         plan("data=parquet", "data.root=DATA", "trainer=ddp")
+    with pytest.raises(UserError, match=r"test=false, expected true"):
+        plan("data=parquet", "data.root=DATA", "test=false")
     with pytest.raises(UserError, match=r"warm_start=RUN; a cycle chooses"):
         plan("data=parquet", "data.root=DATA", "warm_start=RUN")

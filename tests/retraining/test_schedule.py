@@ -28,7 +28,14 @@ def test_what_is_no_time(text: str) -> None:
 
 def test_cycles_begin_again_also_after_a_failure_and_end_with_the_loop(tmp_path: Path) -> None:
     times = tmp_path / "times"
-    child = f"import time; open({str(times)!r}, 'a').write(f'{{time.time()}}\\n'); time.sleep(60 * (len(open({str(times)!r}).readlines()) == 3)); raise SystemExit(1)"
+    child = f"""
+import pathlib, time
+times = pathlib.Path({str(times)!r})
+with times.open("a") as file:
+    file.write(f"{{time.time()}}\\n")
+time.sleep(60 if len(times.read_text().splitlines()) == 3 else 0)
+raise SystemExit(1)
+"""
     program = f"import sys; from recsys.retraining.schedule import loop; loop([sys.executable, '-c', {child!r}], 0.5)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src")}
     running = subprocess.Popen([sys.executable, "-c", program], env=environment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def judge(plan: Plan, cycle: Cycle) -> str:
     verdict.save(run.path)
     content = verdict.to_json()
     del content["outcomes"]
-    log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes))
+    _mirror(lambda: log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes)))
     cycle.version, cycle.measured = verdict.candidate, {name: dict(m) for name, m in verdict.measured.items()}
     if verdict.passed:
         cycle.step = "publish"
@@ -86,7 +87,8 @@ def publish(plan: Plan, cycle: Cycle) -> str:
     version = store.adopt(run / STAGED / cycle.version)
     store.set_alias("candidate", version, f"retraining cycle {cycle.number}")
     project = next(iter(plan.trainings.values())).logger.project
-    mirror_release(project, store.root / version, plan.config.model, "candidate", plan.config.registry)
+    folder, config = store.root / version, plan.config
+    _mirror(lambda: mirror_release(project, folder, config.model, "candidate", config.registry))
     cycle.step = "roll_out"
     return f"release {version}"
 
@@ -96,6 +98,14 @@ def _ask(plan: Plan, run: TrainedRun, candidate: Retriever, served: Retriever | 
     gates = {name: instantiate(node) for name, node in config.gates.items() if node is not None}
     window = new_events(run.dataset, served, None, None)
     return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, seconds(config.now, "now"))
+
+
+def _mirror(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except Exception as error:
+        # The local files are the truth; W&B being away is no reason to serve an old model.
+        log.warning("not mirrored to W&B: %s", error)
 
 
 def _told(metrics: dict[str, float]) -> list[str]:

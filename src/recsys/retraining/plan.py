@@ -43,6 +43,8 @@ class Plan:
                 raise UserError(
                     f"{place}: trainer.devices={config.trainer.devices}, expected 1: a cycle trains in one process"
                 )
+            if not config.test:
+                raise UserError(f"{place}: test=false, expected true: gates compare with what the run measured")
             if config.warm_start is not None:
                 raise UserError(
                     f"{place}: warm_start={config.warm_start}; a cycle chooses the run to begin from itself: "

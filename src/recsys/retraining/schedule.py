@@ -39,6 +39,7 @@ def loop(command: Sequence[str], seconds: float) -> None:
         command: of one cycle.
         seconds: from one beginning to the next.
     """
+
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise SystemExit(128 + number)
 
