@@ -15,6 +15,7 @@ import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.data.engines import Read, Session
@@ -76,6 +77,32 @@ def _count(events: ir.Table, listed: ir.Table | None, key: str) -> ir.Table:
     return told.group_by(key).aggregate(
         **{name: told[name].sum().cast("int64") for name in _PARTS}, listed=told.listed.max()
     )
+
+
+def ordered_items(
+    ids: pa.Array,
+    train: npt.NDArray[np.int64],
+    val: npt.NDArray[np.int64],
+    test: npt.NDArray[np.int64],
+    listed: npt.NDArray[np.bool_],
+) -> tuple[Entities, npt.NDArray[np.int64]]:
+    """Items in the order of `collect_items`, from their counts, and the dense index of each (0: it is nowhere).
+
+    Args:
+        ids: outside ids [R], in any order.
+        train: number of training events [R]; `val`, `test` likewise.
+        val: see `train`.
+        test: see `train`.
+        listed: whether the item has a row in the items table [R].
+    """
+    by_id = np.empty(len(ids), np.int64)
+    by_id[np.asarray(pc.sort_indices(ids)).astype(np.int64)] = np.arange(len(ids))
+    run = np.select([train > 0, val > 0, listed, test > 0], [0, 1, 2, 3], 4)
+    order = np.lexsort((by_id, -np.where(train > 0, train, val), run))
+    order = order[: int((run < 4).sum())]
+    index = np.zeros(len(ids), np.int64)
+    index[order] = np.arange(1, len(order) + 1)
+    return Entities(ids.take(pa.array(order)), train[order], val[order], test[order], listed[order], 1), index
 
 
 _PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
