@@ -80,6 +80,14 @@ def build_or_grow(
     build(job, name, settings, engine, folder)
 
 
+class _Kept(NamedTuple):
+    """What is kept of the earlier data set: times as read, and by name within the engine, numbers or unknown values."""
+
+    times: Indices
+    val_is_given: bool
+    columns: dict[str, Any]
+
+
 def find_earlier(prepared: Path, settings: Mapping[str, Any]) -> Earlier | None:
     """The data set of `prepared` with most of the shards, of equal settings; tables of users and items may differ."""
     wanted = json.loads(json.dumps(settings, default=repr))
@@ -99,11 +107,8 @@ def find_earlier(prepared: Path, settings: Mapping[str, Any]) -> Earlier | None:
 
 def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
     try:
-        old = PreparedDataset.open(earlier.path)
-        kept = earlier.path / KEPT
-        old_times = old.time if job.keeps_times else load_array(kept / "time.npy")
-        val_is_given = json.loads((kept / PARTS).read_text())["val_is_given"]
-    except (OSError, ValueError, KeyError) as error:
+        old, kept = _open(earlier.path, job)
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise CannotGrowError(f"it is damaged ({error})") from error
     new = _new_events(job, session, earlier.num_shards)
     listed = {owner: _listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
@@ -114,17 +119,19 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     user_ids = user_ids.take(pc.sort_indices(user_ids))
     by_part = job.split.needs == "split"
     lengths = np.zeros((len(user_ids), len(NAMES) if by_part else 1), np.int64)
-    lengths[_places(old.user_ids.take(pa.array(lasting)), user_ids)] = _old_lengths(old, by_part, val_is_given)[lasting]
+    lengths[_places(old.user_ids.take(pa.array(lasting)), user_ids)] = _old_lengths(old, by_part, kept.val_is_given)[
+        lasting
+    ]
     row = _places(new["user_id"], user_ids) * lengths.shape[1] + (_parts(new["split"]) if by_part else 0)
     new_times = np.asarray(new["time"])
     order = np.lexsort((new_times, row))
     new, row, new_times = new.take(pa.array(order)), row[order], new_times[order]
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    insertion = Insertion(len(old_times), bisect(old_times, bounds[row], bounds[row + 1], new_times))
+    insertion = Insertion(len(kept.times), bisect(kept.times, bounds[row], bounds[row + 1], new_times))
     lengths += np.bincount(row, minlength=lengths.size).reshape(lengths.shape)
 
     times = np.empty(len(insertion), np.int64)
-    insertion.write(old_times, new_times, times)
+    insertion.write(kept.times, new_times, times)
     assert isinstance(job.split, Continuing)
     parts = job.split.sizes(Timeline(times, lengths))
     is_listed = np.zeros(len(user_ids), bool)
@@ -156,8 +163,30 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     write_has_features(features, len(items), folder)
     trained = trained_events(users)
     plans = job.plans_of("interactions")
-    added = [_write_column(old, plan, plain(new[name]), insertion, trained, folder) for name, plan in plans.items()]
+    added = [
+        _write_column(old, kept.columns.get(name), plan, plain(new[name]), insertion, trained, folder)
+        for name, plan in plans.items()
+    ]
     return added + features, sizes(job, users, items)
+
+
+def _open(path: Path, job: Build) -> tuple[PreparedDataset, _Kept]:
+    """The earlier data set, with everything that is read of it."""
+    old = PreparedDataset.open(path)
+    kept = path / KEPT
+    times = old.time if job.keeps_times else load_array(kept / "time.npy")
+    columns: dict[str, Any] = {}
+    for name, plan in job.plans_of("interactions").items():
+        stem = kept / f"feature.{plan.name}"
+        if plan.kind == "numeric":
+            columns[name] = load_array(beside(stem, ".npy"))
+        elif plan.kind == "categorical":
+            columns[name] = plain(pq.read_table(beside(stem, ".parquet"))["value"])
+    if not len(old.item_idx) == len(old.time) == len(times) == old.meta.num_events == old.offsets[-1]:
+        raise ValueError("its columns are of more than one length")
+    if len(old.item_ids) != old.num_items or len(old.user_ids) != old.num_users:
+        raise ValueError("there are not as many ids as users and items")
+    return old, _Kept(times, json.loads((kept / PARTS).read_text())["val_is_given"], columns)
 
 
 def _new_events(job: Build, session: Session, num_shards: int) -> pa.Table:
@@ -233,6 +262,7 @@ def _write_items(
 
 def _write_column(
     old: PreparedDataset,
+    before: Any,
     plan: Plan,
     new: pa.Array,
     insertion: Insertion,
@@ -242,18 +272,15 @@ def _write_column(
     """Write a feature of events, and what must be kept of it."""
     feature = next(f for f in old.schema.features if f.key == f"interactions.{plan.name}")
     column = old.columns[feature.key]
-    name = f"feature.{plan.name}"
-    stem, kept = folder / "events" / name, folder / KEPT / name
+    stem, kept = (folder / inner / f"feature.{plan.name}" for inner in ("events", KEPT))
     if plan.kind == "numeric":
         numbers = open_array(beside(kept, ".npy"), (len(insertion),), np.float64)
-        before = load_array(beside(old.path / KEPT / name, ".npy"))
         insertion.write(before, to_floats(new) / plan.divisor, numbers)
         return write_standardised(feature, numbers, trained, stem)
     if plan.kind == "categorical":
         assert isinstance(column, Dense)
-        values = plain(pq.read_table(beside(old.path / KEPT / name, ".parquet"))["value"])
         vocabulary, rest = recode(
-            feature, insertion, column.values, old.vocabulary(feature), values, new, trained, stem
+            feature, insertion, column.values, old.vocabulary(feature), before, new, trained, stem
         )
         write_values(vocabulary, "value", folder / f"vocabularies/{feature.key}.parquet")
         write_values(rest, "value", beside(kept, ".parquet"))
