@@ -18,6 +18,14 @@ def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int6
     return positions
 
 
+def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct values in order. `np.unique` takes ten times as long for values that are almost all distinct."""
+    ordered = np.sort(values)
+    is_first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return ordered[is_first]
+
+
 def bisect(
     values: npt.NDArray[np.int64],
     begin: npt.NDArray[np.int64],

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from recsys.data.encoding import plain
 from recsys.data.features import Plan
-from recsys.data.vocabulary import Entities, write_values
+from recsys.data.vocabulary import Entities, frequent_values, write_values
 from recsys.data.writing import open_writer
 from recsys.schema import Feature
 
@@ -59,21 +59,3 @@ def write_listed(
         writer.add(column.take(rows))
         features.append(writer.close(trained))
     return features
-
-
-def frequent_values(values: pa.Array) -> pa.Array:
-    """Distinct values, or those of lists (each once a list), most frequent first, equal counts by value; no nulls."""
-    rows = np.arange(len(values))
-    if isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
-        rows = np.asarray(pc.list_parent_indices(values)).astype(np.int64)
-        values = plain(pc.list_flatten(values))
-    present = pc.is_valid(values)
-    coded = values.filter(present).dictionary_encode()
-    distinct = coded.dictionary
-    codes = np.asarray(coded.indices).astype(np.int64)
-    pairs = np.unique(rows[np.asarray(present)] * max(len(distinct), 1) + codes)
-    counts = np.bincount(pairs % max(len(distinct), 1), minlength=len(distinct))
-    if pa.types.is_integer(distinct.type):
-        distinct = distinct.cast(pa.int64())
-    ordered = pa.table({"value": distinct, "n": counts}).sort_by([("n", "descending"), ("value", "ascending")])
-    return plain(ordered["value"])

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.data.columns import distinct
+from recsys.data.encoding import plain
 from recsys.data.engines import Read, Session
 from recsys.data.splits import TEST, TRAIN, VAL
 
@@ -125,6 +127,45 @@ def collect_values(session: Session, rows: ir.Table, column: str, is_bag: bool) 
     table = pa.Table.from_batches(session.stream(ordered), ordered.schema().to_pyarrow())
     values_found = _one(table["value"])
     return values_found.cast(pa.int64()) if pa.types.is_integer(values_found.type) else values_found
+
+
+def frequent_values(values: pa.Array) -> pa.Array:
+    """The same of values, or of lists of them, that are in memory."""
+    if pa.types.is_nested(values.type):
+        _, codes, found = distinct_in_lists(values)
+    else:
+        coded = values.drop_null().dictionary_encode()
+        codes, found = np.asarray(coded.indices), coded.dictionary
+    if pa.types.is_integer(found.type):
+        found = found.cast(pa.int64())
+    return by_frequency(found, np.bincount(codes, minlength=len(found)))[0]
+
+
+def by_frequency(values: pa.Array, counts: npt.NDArray[np.int64]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Those of the values that occur, the most frequent first, equal counts by value; and their places."""
+    table = pa.table({"value": values, "n": counts, "place": np.arange(len(values))}).filter(pa.array(counts > 0))
+    ordered = table.sort_by([("n", "descending"), ("value", "ascending")])
+    return plain(ordered["value"]), np.asarray(ordered["place"])
+
+
+def distinct_in_lists(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], pa.Array]:
+    """Pairs of a row and the place of a value that its list holds, in order, each once; and the values in order."""
+    rows = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
+    flat = plain(pc.list_flatten(lists))
+    coded = flat.drop_null().dictionary_encode()
+    order = np.asarray(pc.sort_indices(coded.dictionary)).astype(np.int64)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    size = max(len(order), 1)
+    pairs = distinct(rows[np.asarray(pc.is_valid(flat))] * size + place[np.asarray(coded.indices)])
+    return pairs // size, pairs % size, coded.dictionary.take(pa.array(order))
+
+
+def sorted_lists(lists: pa.Array) -> pa.Array:
+    """Each list's distinct values in order, without nulls."""
+    rows, places, values = distinct_in_lists(lists)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(places)))
 
 
 def keep_core(session: Session, events: ir.Table, min_user_events: int, min_item_events: int) -> ir.Table:

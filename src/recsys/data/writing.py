@@ -42,7 +42,7 @@ def open_writer(
         return _NumericWriter(feature, stem, num_rows, divisor, kept)
     encoder = FeatureEncoder(feature, vocabulary)
     if feature.is_ragged:
-        return _RaggedWriter(encoder, stem, num_rows)
+        return _RaggedWriter(encoder, stem, num_rows, kept if feature.has_vocabulary else None)
     return _DenseWriter(encoder, stem, num_rows, kept)
 
 
@@ -76,8 +76,10 @@ class _DenseWriter:
 
 
 class _RaggedWriter:
-    def __init__(self, encoder: FeatureEncoder, stem: Path, num_rows: int) -> None:
+    def __init__(self, encoder: FeatureEncoder, stem: Path, num_rows: int, kept: Path | None) -> None:
         self._encoder, self._stem = encoder, stem
+        self._kept = kept
+        self._unknown: list[pa.Array] = []
         self._offsets = open_array(beside(stem, ".offsets.npy"), (num_rows + 1,), np.int64)
         self._offsets[0] = 0
         self._at = 0
@@ -90,6 +92,9 @@ class _RaggedWriter:
         self._offsets[self._at + 1 : self._at + 1 + len(encoded)] = self._offsets[self._at] + encoded.offsets[1:]
         self._at += len(encoded)
         self._raw.write(encoded.values.tobytes())
+        if self._kept is not None:
+            rows = np.repeat(np.arange(len(encoded)), np.diff(encoded.offsets))[encoded.values == UNKNOWN]
+            self._unknown.append(sorted_lists(plain(values).take(pa.array(rows))))
 
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._offsets) - 1 == len(trained)
