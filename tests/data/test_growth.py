@@ -31,6 +31,8 @@ FEATURES = {
         "dwell": {"role": "event"},
         "query": {"role": "request", "kind": "text", "buckets": 16},
         "vector": {"role": "event"},
+        "labels": {"role": "event"},
+        "numbers": {"role": "request"},
     },
     "users": {"age": {"kind": "numeric"}},
 }
@@ -94,6 +96,9 @@ def rows_of(rng: np.random.Generator, num_rows: int, worth: str, strings: bool, 
     def some(values: list[Any], null: float = 0.2) -> list[Any]:
         return [None if rng.random() < null else value for value in values]
 
+    def bags(values: list[Any]) -> list[Any]:
+        return some([some(rng.choice(values, rng.integers(0, 4)).tolist(), 0.1) for _ in range(num_rows)])
+
     return pa.table(
         {
             "user_id": [f"ü{n}" if n % 3 else f"u{n}" for n in users] if strings else users,
@@ -105,6 +110,8 @@ def rows_of(rng: np.random.Generator, num_rows: int, worth: str, strings: bool, 
             "dwell": pa.array(some(rng.exponential(size=num_rows).tolist()), pa.float64()),
             "query": pa.array(some(rng.choice(["red house", "blue", ""], num_rows).tolist()), pa.string()),
             "vector": pa.array(some(rng.normal(size=(num_rows, 2)).tolist()), pa.list_(pa.float64())),
+            "labels": pa.array(bags(list("abcdefgh"[: 3 + novelty])), pa.list_(pa.string())),
+            "numbers": pa.array(bags(list(range(3 + 2 * novelty))), pa.list_(pa.int32())),
         }
     )
 

@@ -31,20 +31,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.data.columns import Dense, Ragged, bisect, load_array
+from recsys.data.columns import bisect, load_array, ragged_positions
 from recsys.data.dataset import KEPT, PreparedDataset
 from recsys.data.drafts import drop_names
 from recsys.data.encoding import FeatureEncoder, plain, to_floats
 from recsys.data.engines import Engine, Session
 from recsys.data.features import Plan
-from recsys.data.inserting import Insertion, recode, write_dense, write_ragged
+from recsys.data.inserting import Insertion, recode
 from recsys.data.job import Build
-from recsys.data.layout import open_read_times, times_of, trained_events, write_has_features
+from recsys.data.layout import times_of, trained_events, write_has_features
 from recsys.data.listed import write_listed
 from recsys.data.relational import KEYS, PARTS, build, check_parts, open_listed, read_events, sizes, write_ids
 from recsys.data.splits import NAMES, Continuing, Timeline
 from recsys.data.vocabulary import Entities, ordered_items, write_values
-from recsys.data.writing import beside, blocks, open_array, write_standardised
+from recsys.data.writing import beside, write_standardised
 from recsys.errors import UserError
 from recsys.schema import FIRST_CODE, Feature
 
@@ -130,8 +130,7 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     insertion = Insertion(len(kept.times), bisect(kept.times, bounds[row], bounds[row + 1], new_times))
     lengths += np.bincount(row, minlength=lengths.size).reshape(lengths.shape)
 
-    times = np.empty(len(insertion), np.int64)
-    insertion.write(kept.times, new_times, times)
+    times = insertion.merge(kept.times, new_times)
     assert isinstance(job.split, Continuing)
     parts = job.split.sizes(Timeline(times, lengths))
     is_listed = np.zeros(len(user_ids), bool)
@@ -142,12 +141,9 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     check_parts(job, users)
     items = _write_items(old, new, insertion, users, _ids(listed, "items"), folder)
     write_ids(users, items, folder)
-    array = open_array(folder / "events/time.npy", times.shape, np.int64)
-    read_times = open_read_times(job, len(times), folder)
-    for block in blocks(len(times)):
-        array[block] = times_of(job, times[block])
-        if read_times is not None:
-            read_times[block] = times[block]
+    np.save(folder / "events/time.npy", times_of(job, times))
+    if not job.keeps_times:
+        np.save(folder / KEPT / "time.npy", times)
     (folder / KEPT / PARTS).write_text(json.dumps({"val_is_given": not by_part or bool(lengths[:, 1].any())}) + "\n")
     del times
 
@@ -180,7 +176,7 @@ def _open(path: Path, job: Build) -> tuple[PreparedDataset, _Kept]:
         stem = kept / f"feature.{plan.name}"
         if plan.kind == "numeric":
             columns[name] = load_array(beside(stem, ".npy"))
-        elif plan.kind == "categorical":
+        elif plan.kind in ("categorical", "multi_categorical"):
             columns[name] = plain(pq.read_table(beside(stem, ".parquet"))["value"])
     if not len(old.item_idx) == len(old.time) == len(times) == old.meta.num_events == old.offsets[-1]:
         raise ValueError("its columns are of more than one length")
@@ -242,21 +238,25 @@ def _write_items(
 ) -> Entities:
     """Write the items of events; the items in their new order."""
     ids = _union(old.item_ids, new["item_id"], listed)
-    # Old items keep their place here, so that their number is the one less than it was.
-    both = np.empty(len(insertion), np.int32)
-    insertion.write(old.item_idx, _places(new["item_id"], ids).astype(np.int32) + 1, both)
-    lengths = np.stack([users.train, users.val, users.test], axis=1)
-    part = np.repeat(np.tile(np.arange(3), len(users)), lengths.ravel())
-    counts = np.bincount(both * np.int64(3) + part, minlength=3 * (len(ids) + 1)).reshape(-1, 3)[1:]
+    # Old items keep their place here, so that their number is the one that it was.
+    new_items = _places(new["item_id"], ids).astype(np.int32) + 1
+    both = insertion.merge(old.item_idx, new_items)
+
+    # Validation and test events are counted one by one; training events are what is left of all.
+    def count(values: npt.NDArray[np.int32]) -> Indices:
+        return np.bincount(values, minlength=len(ids) + 1)
+
+    starts = np.cumsum(users.train + users.val + users.test) - users.val - users.test
+    val = count(both[ragged_positions(starts, users.val)])
+    test = count(both[ragged_positions(starts + users.val, users.test)])
+    total = count(old.item_idx[ragged_positions(old.val_end, old.offsets[1:] - old.val_end)]) + count(new_items)
+    total[: old.num_items + 1] += old.train_count + np.load(old.path / "items/val_count.npy")
+    train = total - val - test
     is_listed = np.zeros(len(ids), bool)
     if listed is not None:
         is_listed[_places(listed, ids)] = True
-    train, val, test = np.ascontiguousarray(counts.T)
-    items, index = ordered_items(ids, train, val, test, is_listed)
-    lookup = np.concatenate([[0], index]).astype(np.int32)
-    array = open_array(folder / "events/item_idx.npy", both.shape, np.int32)
-    for block in blocks(len(both)):
-        array[block] = lookup[both[block]]
+    items, index = ordered_items(ids, train[1:], val[1:], test[1:], is_listed)
+    np.save(folder / "events/item_idx.npy", np.concatenate([[0], index]).astype(np.int32)[both])
     return items
 
 
@@ -274,25 +274,18 @@ def _write_column(
     column = old.columns[feature.key]
     stem, kept = (folder / inner / f"feature.{plan.name}" for inner in ("events", KEPT))
     if plan.kind == "numeric":
-        numbers = open_array(beside(kept, ".npy"), (len(insertion),), np.float64)
-        insertion.write(before, to_floats(new) / plan.divisor, numbers)
+        numbers = insertion.merge(before, to_floats(new) / plan.divisor)
+        np.save(beside(kept, ".npy"), numbers)
         return write_standardised(feature, numbers, trained, stem)
-    if plan.kind == "categorical":
-        assert isinstance(column, Dense)
-        vocabulary, rest = recode(
-            feature, insertion, column.values, old.vocabulary(feature), before, new, trained, stem
-        )
-        write_values(vocabulary, "value", folder / f"vocabularies/{feature.key}.parquet")
-        write_values(rest, "value", beside(kept, ".parquet"))
-        return dataclasses.replace(feature, size=FIRST_CODE + len(vocabulary))
+    if feature.has_vocabulary:
+        recoded = recode(feature, insertion, column, old.vocabulary(feature), before, new, trained)
+        recoded.column.save(stem)
+        write_values(recoded.vocabulary, "value", folder / f"vocabularies/{feature.key}.parquet")
+        write_values(recoded.unknown, "value", beside(kept, ".parquet"))
+        return dataclasses.replace(feature, size=FIRST_CODE + len(recoded.vocabulary))
     try:
         encoded = FeatureEncoder(feature, None).encode(new)
     except UserError as error:
         raise CannotGrowError(f"new events have vectors of another length: {error}") from error
-    if isinstance(column, Dense):
-        assert isinstance(encoded, Dense)
-        write_dense(insertion, column, encoded, stem)
-    else:
-        assert isinstance(encoded, Ragged)
-        write_ragged(insertion, column, encoded, stem)
+    insertion.save(column, encoded, stem)
     return feature

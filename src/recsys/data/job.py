@@ -31,9 +31,8 @@ class Build:
     @property
     def can_grow(self) -> bool:
         """Whether what was prepared earlier can be of use: events do not change by others that come later."""
-        whole = self.engaged is None and max(self.min_user_events, self.min_item_events) <= 1
-        bags = any(plan.kind == "multi_categorical" for plan in self.plans_of("interactions").values())
-        return whole and not bags and isinstance(self.split, Continuing)
+        is_whole = self.engaged is None and max(self.min_user_events, self.min_item_events) <= 1
+        return is_whole and isinstance(self.split, Continuing)
 
     @property
     def keeps_times(self) -> bool:

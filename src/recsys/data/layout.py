@@ -86,7 +86,9 @@ def write_events(
     times = open_array(folder / "events/time.npy", (num_events,), np.int64)
     kept = folder / KEPT if job.can_grow else None
     writers = _open(drafts, folder / "events", num_events, kept)
-    read_times = open_read_times(job, num_events, folder)
+    read_times = None
+    if kept is not None and not job.keeps_times:
+        read_times = open_array(kept / "time.npy", (num_events,), np.int64)
     at = 0
     for batch in session.stream(ordered):
         end = at + len(batch)
@@ -99,13 +101,6 @@ def write_events(
         at = end
     assert at == num_events, (at, num_events)
     return [writer.close(trained_events(users)) for writer in writers.values()]
-
-
-def open_read_times(job: Build, num_events: int, folder: Path) -> npt.NDArray[np.generic] | None:
-    """The file of times as they were read, where those of the data set are worth less and more events may come."""
-    if not job.can_grow or job.keeps_times:
-        return None
-    return open_array(folder / KEPT / "time.npy", (num_events,), np.int64)
 
 
 def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: int, folder: Path) -> None:

@@ -205,7 +205,8 @@ def _cut(neighbours: Indices, place: float) -> int:
 
 def _in_rows(flags: npt.NDArray[np.bool_], lengths: Indices) -> Indices:
     """How many of each row's flags are set; rows lie one after another."""
-    upto = np.concatenate([[0], np.cumsum(flags)])
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    counts: Indices = np.diff(upto[bounds])
+    counts = np.zeros(len(lengths), np.int64)
+    some = np.flatnonzero(lengths)
+    begins = np.cumsum(lengths) - lengths
+    counts[some] = np.add.reduceat(flags, begins[some], dtype=np.int64)
     return counts

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.data.columns import distinct
-from recsys.data.encoding import plain
+from recsys.data.encoding import as_type, plain
 from recsys.data.engines import Read, Session
 from recsys.data.splits import TEST, TRAIN, VAL
 
@@ -161,9 +161,12 @@ def distinct_in_lists(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArr
     return pairs // size, pairs % size, coded.dictionary.take(pa.array(order))
 
 
-def sorted_lists(lists: pa.Array) -> pa.Array:
-    """Each list's distinct values in order, without nulls."""
+def sorted_lists(lists: pa.Array, without: pa.Array) -> pa.Array:
+    """Each list's distinct values in order, without nulls and those of `without`."""
     rows, places, values = distinct_in_lists(lists)
+    values = as_type(values, without.type)
+    is_left = ~np.asarray(pc.is_in(values, without))[places]
+    rows, places = rows[is_left], places[is_left]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(places)))
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.columns import Dense, Ragged
-from recsys.data.encoding import FeatureEncoder, as_type, plain, to_floats
+from recsys.data.encoding import FeatureEncoder, plain, to_floats
+from recsys.data.vocabulary import sorted_lists
 from recsys.schema import UNKNOWN, Feature
 
 # Rows that are reduced or copied at a time. The same for every engine, so that sums are the same to the last bit.
@@ -42,7 +43,7 @@ def open_writer(
         return _NumericWriter(feature, stem, num_rows, divisor, kept)
     encoder = FeatureEncoder(feature, vocabulary)
     if feature.is_ragged:
-        return _RaggedWriter(encoder, stem, num_rows, kept if feature.has_vocabulary else None)
+        return _RaggedWriter(encoder, stem, num_rows, kept)
     return _DenseWriter(encoder, stem, num_rows, kept)
 
 
@@ -52,8 +53,7 @@ class _DenseWriter:
         shape = (num_rows, encoder.feature.size) if is_vector else (num_rows,)
         self._encoder = encoder
         self._array = open_array(beside(stem, ".npy"), shape, np.float32 if is_vector else np.int32)
-        self._kept = None if is_vector else kept
-        self._unknown: list[pa.Array] = []
+        self._kept = _Unknown(encoder, kept)
         self._at = 0
 
     def add(self, values: pa.Array) -> None:
@@ -61,25 +61,45 @@ class _DenseWriter:
         assert isinstance(encoded, Dense)
         self._array[self._at : self._at + len(encoded)] = encoded.values
         self._at += len(encoded)
-        if self._kept is not None:
-            assert self._encoder.vocabulary is not None
-            unknown = plain(values).filter(pa.array(encoded.values == UNKNOWN))
-            self._unknown.append(as_type(unknown, self._encoder.vocabulary.type))
+        self._kept.add(values, encoded)
 
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._array) == len(trained)
-        if self._kept is not None:
-            assert self._encoder.vocabulary is not None
-            unknown = pa.chunked_array(self._unknown, self._encoder.vocabulary.type).combine_chunks()
-            pq.write_table(pa.table({"value": unknown}), beside(self._kept, ".parquet"))
+        self._kept.close()
         return self._encoder.feature
+
+
+class _Unknown:
+    """Keeps the values that a vocabulary lacks, in the order of the rows; of bags a list for each that has any."""
+
+    def __init__(self, encoder: FeatureEncoder, stem: Path | None) -> None:
+        self._stem = stem if encoder.feature.has_vocabulary else None
+        self._is_ragged = encoder.feature.is_ragged
+        kind = pa.null() if encoder.vocabulary is None else encoder.vocabulary.type
+        self._type = pa.list_(kind) if self._is_ragged else kind
+        self._vocabulary = encoder.vocabulary
+        self._values: list[pa.Array] = []
+
+    def add(self, values: pa.Array, encoded: Dense | Ragged) -> None:
+        if self._stem is None:
+            return
+        if isinstance(encoded, Ragged):
+            rows = np.repeat(np.arange(len(encoded)), np.diff(encoded.offsets))[encoded.values == UNKNOWN]
+            unknown = sorted_lists(plain(values).take(pa.array(rows)), self._vocabulary)
+        else:
+            unknown = plain(values).filter(pa.array(encoded.values == UNKNOWN))
+        self._values.append(unknown.cast(self._type))
+
+    def close(self) -> None:
+        if self._stem is not None:
+            table = pa.table({"value": pa.chunked_array(self._values, self._type).combine_chunks()})
+            pq.write_table(table, beside(self._stem, ".parquet"))
 
 
 class _RaggedWriter:
     def __init__(self, encoder: FeatureEncoder, stem: Path, num_rows: int, kept: Path | None) -> None:
         self._encoder, self._stem = encoder, stem
-        self._kept = kept
-        self._unknown: list[pa.Array] = []
+        self._kept = _Unknown(encoder, kept)
         self._offsets = open_array(beside(stem, ".offsets.npy"), (num_rows + 1,), np.int64)
         self._offsets[0] = 0
         self._at = 0
@@ -92,9 +112,7 @@ class _RaggedWriter:
         self._offsets[self._at + 1 : self._at + 1 + len(encoded)] = self._offsets[self._at] + encoded.offsets[1:]
         self._at += len(encoded)
         self._raw.write(encoded.values.tobytes())
-        if self._kept is not None:
-            rows = np.repeat(np.arange(len(encoded)), np.diff(encoded.offsets))[encoded.values == UNKNOWN]
-            self._unknown.append(sorted_lists(plain(values).take(pa.array(rows))))
+        self._kept.add(values, encoded)
 
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._offsets) - 1 == len(trained)
@@ -106,6 +124,7 @@ class _RaggedWriter:
             for block in blocks(len(raw)):
                 values[block] = raw[block]
         self._raw_path.unlink()
+        self._kept.close()
         return self._encoder.feature
 
 
