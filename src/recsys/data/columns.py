@@ -18,6 +18,30 @@ def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int6
     return positions
 
 
+def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct values in order. `np.unique` takes ten times as long for values that are almost all distinct."""
+    ordered = np.sort(values)
+    is_first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return ordered[is_first]
+
+
+def bisect(
+    values: npt.NDArray[np.int64],
+    begin: npt.NDArray[np.int64],
+    end: npt.NDArray[np.int64],
+    moment: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Where in `begin[h]..end[h]`, a range in ascending order, `values` become larger than `moment[h]`; int64 [H]."""
+    low, high = begin.copy(), end.copy()
+    while len(open_rows := np.flatnonzero(low < high)):
+        middle = (low[open_rows] + high[open_rows]) // 2
+        later = np.asarray(values[middle]) > moment[open_rows]
+        high[open_rows[later]] = middle[later]
+        low[open_rows[~later]] = middle[~later] + 1
+    return low
+
+
 @dataclass(frozen=True)
 class Dense:
     """One value a row: codes int32 [R], standardised numbers float32 [R] (nan: missing) or vectors float32 [R, W].

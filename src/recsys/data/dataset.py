@@ -9,6 +9,7 @@
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
                   exposures/...                 `recsys.data.exposures`, where the source declares any
+                  kept/...                      `recsys.data.growth`: what encoding loses and later events need
 
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
 test after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained
@@ -35,6 +36,7 @@ from recsys.errors import UserError
 from recsys.schema import Feature, Schema
 
 FORMAT = 1
+KEPT = "kept"
 Part = Literal["val", "test"]
 
 

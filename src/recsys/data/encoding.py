@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from recsys.data.columns import Column, Dense, Ragged
+from recsys.data.columns import Column, Dense, Ragged, distinct
 from recsys.errors import UserError
 from recsys.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
 
@@ -106,8 +106,8 @@ class FeatureEncoder:
         present = ~_is_null(values)
         codes = self._codes(values)[present]
         size = self.feature.size
-        distinct = np.unique(rows[present] * size + codes)
-        return _ragged(distinct // size, (distinct % size).astype(np.int32), num_rows)
+        pairs = distinct(rows[present] * size + codes)
+        return _ragged(pairs // size, (pairs % size).astype(np.int32), num_rows)
 
     def _words(self, values: pa.Array) -> Ragged:
         # A text is split once however often it occurs. Python's expressions are compiled once, Arrow's at every call.

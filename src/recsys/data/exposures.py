@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from recsys.data.columns import Ragged, load_array, ragged_positions
+from recsys.data.columns import Ragged, bisect, load_array, ragged_positions
 
 FOLDER = "exposures"
 Indices = npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class Exposures(NamedTuple):
             num_items: items 1..num_items are given.
         """
         begin, end = self.offsets[user_idx], self.offsets[user_idx + 1]
-        first, last = self._upto(begin, end, after), self._upto(begin, end, until)
+        first, last = bisect(self.time, begin, end, after), bisect(self.time, begin, end, until)
         first = np.maximum(first, last - most)
         lengths = np.maximum(last - first, 0)
         items = np.asarray(self.item_idx[ragged_positions(first, lengths)])
@@ -52,16 +52,6 @@ class Exposures(NamedTuple):
         rows, values = np.divmod(np.unique(row[known] * (num_items + 1) + items[known]), num_items + 1)
         counts = np.bincount(rows, minlength=len(lengths))
         return Ragged(values.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
-
-    def _upto(self, begin: Indices, end: Indices, moment: Indices) -> Indices:
-        """Where in `begin[h]..end[h]` the times become later than `moment[h]`; bisection of all rows at once."""
-        low, high = begin.copy(), end.copy()
-        while len(open_rows := np.flatnonzero(low < high)):
-            middle = (low[open_rows] + high[open_rows]) // 2
-            later = np.asarray(self.time[middle]) > moment[open_rows]
-            high[open_rows[later]] = middle[later]
-            low[open_rows[~later]] = middle[~later] + 1
-        return low
 
 
 def load_exposures(path: Path) -> Exposures | None:

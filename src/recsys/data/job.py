@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from recsys.data.features import Plan
-from recsys.data.splits import Split
+from recsys.data.splits import Continuing, Split
 from recsys.data.tables import Table
 
 
@@ -25,6 +27,20 @@ class Build:
     min_user_events: int
     min_item_events: int
     engaged: str | None = None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether what was prepared earlier can be of use: events do not change by others that come later."""
+        is_whole = self.engaged is None and max(self.min_user_events, self.min_item_events) <= 1
+        return is_whole and isinstance(self.split, Continuing)
+
+    @property
+    def keeps_times(self) -> bool:
+        """Whether the times that are written are those that were read."""
+        table = self.tables["interactions"]
+        if "timestamp" not in table.names or self.worth == "order":
+            return True
+        return self.worth == "seconds" and pa.types.is_integer(table.types[table.names["timestamp"]])
 
     @property
     def worth(self) -> str:

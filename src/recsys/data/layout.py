@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recsys.data.dataset import KEPT
 from recsys.data.drafts import Draft
 from recsys.data.engines import Session, first_row
 from recsys.data.exposures import FOLDER as EXPOSURES
@@ -46,13 +47,15 @@ def write_entities(
     return [writer.close(trained) for writer in writers.values()]
 
 
-def _open(drafts: Mapping[str, Draft], folder: Path, num_rows: int) -> dict[str, ColumnWriter]:
-    return {
-        name: open_writer(
-            draft.feature, draft.vocabulary, folder / f"feature.{draft.feature.name}", num_rows, draft.divisor
-        )
-        for name, draft in drafts.items()
-    }
+def _open(
+    drafts: Mapping[str, Draft], folder: Path, num_rows: int, kept: Path | None = None
+) -> dict[str, ColumnWriter]:
+    writers = {}
+    for name, (feature, vocabulary, divisor) in drafts.items():
+        stem = f"feature.{feature.name}"
+        kept_stem = None if kept is None else kept / stem
+        writers[name] = open_writer(feature, vocabulary, folder / stem, num_rows, divisor, kept_stem)
+    return writers
 
 
 def write_has_features(features: Sequence[Feature], num_items: int, folder: Path) -> None:
@@ -77,21 +80,27 @@ def write_has_features(features: Sequence[Feature], num_items: int, folder: Path
 def write_events(
     job: Build, session: Session, ordered: ir.Table, drafts: Mapping[str, Draft], users: Entities, folder: Path
 ) -> list[Feature]:
-    """Items, times and features of events, in their final order."""
+    """Items, times and features of events, in their final order, and what a grown data set needs of them."""
     num_events = int((users.train + users.val + users.test).sum())
     item_idx = open_array(folder / "events/item_idx.npy", (num_events,), np.int32)
     times = open_array(folder / "events/time.npy", (num_events,), np.int64)
-    writers = _open(drafts, folder / "events", num_events)
+    kept = folder / KEPT if job.can_grow else None
+    writers = _open(drafts, folder / "events", num_events, kept)
+    read_times = None
+    if kept is not None and not job.keeps_times:
+        read_times = open_array(kept / "time.npy", (num_events,), np.int64)
     at = 0
     for batch in session.stream(ordered):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job, np.asarray(batch["time"]))
+        if read_times is not None:
+            read_times[at:end] = np.asarray(batch["time"])
         for name, writer in writers.items():
             writer.add(batch[name])
         at = end
     assert at == num_events, (at, num_events)
-    return [writer.close(_trained_events(users)) for writer in writers.values()]
+    return [writer.close(trained_events(users)) for writer in writers.values()]
 
 
 def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: int, folder: Path) -> None:
@@ -124,7 +133,7 @@ def times_of(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return seconds // _DAY * _DAY if job.worth == "day" else seconds
 
 
-def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:
+def trained_events(users: Entities) -> npt.NDArray[np.bool_]:
     """Which events, in their final order, are training events."""
     lengths = np.stack([users.train, users.val + users.test], axis=1).ravel()
     return np.repeat(np.tile([True, False], len(users)), lengths)

@@ -23,8 +23,8 @@ from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.engines import DuckDB, Engine
 from recsys.data.features import plan_features
 from recsys.data.files import build_folder, digest, fingerprint
+from recsys.data.growth import build_or_grow
 from recsys.data.job import Build
-from recsys.data.relational import build
 from recsys.data.sources import Source
 from recsys.data.splits import Split
 from recsys.data.tables import NAMES, Table, inspect
@@ -95,7 +95,7 @@ def prepare(
     job, name, described = plan(source, split, settings, cache)
     folder = Path(cache) / "prepared" / name
     started = time.monotonic()
-    built = build_folder(folder, partial(build, job, name, described, engine or DuckDB()))
+    built = build_folder(folder, partial(build_or_grow, job, name, described, engine or DuckDB(), folder.parent))
     dataset = PreparedDataset.open(folder)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
     log.info(

@@ -6,14 +6,14 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 
-from recsys.data.dataset import Meta
+from recsys.data.dataset import KEPT, Meta
 from recsys.data.drafts import draft, drop_names
 from recsys.data.engines import Engine, Read, Session, rows
 from recsys.data.job import Build
@@ -26,14 +26,22 @@ from recsys.schema import Feature, Schema
 
 log = logging.getLogger("recsys")
 
+PARTS = "parts.json"
+KEYS = {"users": "user_id", "items": "item_id"}
 
-def build(job: Build, name: str, settings: dict[str, Any], engine: Engine, folder: Path) -> None:
-    """Fill `folder` with the data set `name`."""
-    for inner in ("vocabularies", "events", "users", "items", "scratch"):
+
+Steps = Callable[[Build, Session, Path], tuple[list[Feature], dict[str, Any]]]
+
+
+def build(
+    job: Build, name: str, settings: dict[str, Any], engine: Engine, folder: Path, steps: Steps | None = None
+) -> None:
+    """Fill `folder` with the data set `name`, by preparing everything anew or by other `steps`."""
+    for inner in ("vocabularies", "events", "users", "items", "scratch", *([KEPT] if job.can_grow else [])):
         (folder / inner).mkdir()
     scratch = folder / "scratch"
     with engine.open(scratch) as session:
-        features, meta = _run(job, session, folder, scratch)
+        features, meta = (steps or _run)(job, session, folder)
     shutil.rmtree(scratch)
     events = job.tables["interactions"]
     Schema(tuple(features), id_type(events, "user_id"), id_type(events, "item_id")).save(folder / "schema.json")
@@ -41,7 +49,7 @@ def build(job: Build, name: str, settings: dict[str, Any], engine: Engine, folde
     (folder / "meta.json").write_text(json.dumps(dataclasses.asdict(whole), indent=2) + "\n")
 
 
-def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[list[Feature], dict[str, Any]]:
+def _run(job: Build, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
     log.info("preparing %s", job.tables["interactions"].place)
     events, exposed = open_events(job, session)
     listed = {owner: read_listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
@@ -49,20 +57,41 @@ def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[lis
     log.info("users and items")
     users = collect_users(session, events, listed.get("users"))
     items = collect_items(session, events, listed.get("items"))
-    _check_parts(job, users)
+    check_parts(job, users)
     if max(job.min_user_events, job.min_item_events) > 1:
         kept = int((users.train + users.val + users.test).sum())
         log.info(
             "%d of %d events are left by min_user_events and min_item_events", kept, job.tables["interactions"].num_rows
         )
+    write_ids(users, items, folder)
+    joins, features = _write_sides(job, session, listed, users, items, folder)
+    log.info("events")
+    plans = job.plans_of("interactions")
+    drafts = draft(job.tables, session, events.filter(events.part == TRAIN), events, plans, folder)
+    features = write_events(job, session, _ordered(events, joins, plans), drafts, users, folder) + features
+    if exposed is not None:
+        write_exposures(job, session, _ordered_exposures(exposed, joins), len(users), folder)
+    if job.can_grow:
+        write_parts_read(job, session, events, folder)
+    return features, sizes(job, users, items)
+
+
+def write_ids(users: Entities, items: Entities, folder: Path) -> None:
+    """The outside ids and the counts of users and items."""
     write_values(users.ids, "user_id", folder / "vocabularies/users.parquet")
     write_values(items.ids, "item_id", folder / "vocabularies/items.parquet")
     write_counts(users, items, folder)
+
+
+def _write_sides(
+    job: Build, session: Session, listed: Mapping[str, ir.Table], users: Entities, items: Entities, folder: Path
+) -> tuple[dict[str, ir.Table], list[Feature]]:
+    """Features of items and users; and what joins outside ids with dense ones."""
+    scratch = folder / "scratch"
     joins = {
         "users": users.join_table(session, "user_id", scratch),
         "items": items.join_table(session, "item_id", scratch),
     }
-
     features: list[Feature] = []
     for owner, key, entities in (("items", "item_id", items), ("users", "user_id", users)):
         plans = job.plans_of(owner)
@@ -75,13 +104,12 @@ def _run(job: Build, session: Session, folder: Path, scratch: Path) -> tuple[lis
                 everyone = joins[owner].left_join(listed[owner], key).order_by(f"{key}_idx").select(*plans)
                 features += write_entities(session, everyone, drafts, entities, folder / owner)
     write_has_features(features, len(items), folder)
-    log.info("events")
-    plans = job.plans_of("interactions")
-    drafts = draft(job.tables, session, events.filter(events.part == TRAIN), events, plans, folder)
-    features = write_events(job, session, _ordered(events, joins, plans), drafts, users, folder) + features
-    if exposed is not None:
-        write_exposures(job, session, _ordered_exposures(exposed, joins), len(users), folder)
-    return features, {
+    return joins, features
+
+
+def sizes(job: Build, users: Entities, items: Entities) -> dict[str, Any]:
+    """The sizes of `Meta`, and what time is worth."""
+    return {
         "time": job.worth,
         "num_users": len(users),
         "num_events": int((users.train + users.val + users.test).sum()),
@@ -98,7 +126,7 @@ def open_events(job: Build, session: Session) -> tuple[ir.Table, ir.Table | None
     Raises:
         UserError: nulls where an event needs a value.
     """
-    source = _read_events(job, session)
+    source = read_events(job, session, job.tables["interactions"].files)
     _check_events(job, session, source)
     exposed = None
     if job.engaged is not None:
@@ -122,13 +150,14 @@ def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.T
     return coded.order_by("user_id_idx", "time", "shard", "row").select("user_id_idx", "item_id_idx", "time")
 
 
-def _read_events(job: Build, session: Session) -> ir.Table:
+def read_events(job: Build, session: Session, files: Sequence[str]) -> ir.Table:
+    """The events of some shards, as they are, in no order."""
     table = job.tables["interactions"]
     wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
     wanted |= {name: plan.read for name, plan in job.plans_of("interactions").items()}
     if job.engaged is not None:
         wanted["engaged"] = Read(job.engaged)
-    events = session.read(table.files, wanted)
+    events = session.read(files, wanted)
     if job.engaged is not None:
         events = events.mutate(engaged=events.engaged.cast("boolean"))
     return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
@@ -149,12 +178,20 @@ def _check_events(job: Build, session: Session, events: ir.Table) -> None:
                 )
 
 
-def read_listed(job: Build, session: Session, owner: str) -> ir.Table:
-    """The items or users table; every id once."""
+def open_listed(job: Build, session: Session, owner: str) -> ir.Table:
+    """The items or users table, unchecked."""
     table = job.tables[owner]
-    key = "item_id" if owner == "items" else "user_id"
-    wanted = reads(table, (key,)) | {name: plan.read for name, plan in job.plans_of(owner).items()}
-    listed = session.read(table.files, wanted)
+    wanted = reads(table, (KEYS[owner],)) | {name: plan.read for name, plan in job.plans_of(owner).items()}
+    return session.read(table.files, wanted)
+
+
+def read_listed(job: Build, session: Session, owner: str) -> ir.Table:
+    """The items or users table; every id once.
+
+    Raises:
+        UserError: a null or repeated id.
+    """
+    table, key, listed = job.tables[owner], KEYS[owner], open_listed(job, session, owner)
     missing = listed.filter(listed[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
     nulls = rows(session, missing.order_by("shard").limit(1))
     if nulls:
@@ -169,7 +206,20 @@ def read_listed(job: Build, session: Session, owner: str) -> ir.Table:
     return listed
 
 
-def _check_parts(job: Build, users: Entities) -> None:
+def write_parts_read(job: Build, session: Session, events: ir.Table, folder: Path) -> None:
+    """Whether the files themselves say which events are validation; where they do not, the split holds some out."""
+    told = True
+    if job.split.needs == "split":
+        told = bool(rows(session, events.filter(events.split == "val").select("split").limit(1)))
+    (folder / KEPT / PARTS).write_text(json.dumps({"val_is_given": told}) + "\n")
+
+
+def check_parts(job: Build, users: Entities) -> None:
+    """Some events in every part.
+
+    Raises:
+        UserError: a part without any.
+    """
     place = job.tables["interactions"].place
     sizes = {"training": users.train.sum(), "validation": users.val.sum(), "test": users.test.sum()}
     if not any(sizes.values()):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
+import numpy.typing as npt
 
 from recsys.data.engines import Session, first_row, rows
 from recsys.errors import UserError
@@ -33,6 +34,32 @@ class Split(Protocol):
 
     def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
         """`events` with the column `part`."""
+
+
+Indices = npt.NDArray[np.int64]
+
+
+class Timeline(NamedTuple):
+    """All events by user, the part that the files' column gives (if the split needs it) and time.
+
+    Attributes:
+        time: as read, int64 [E].
+        lengths: int64 [U, 3], events of each user in each part of the column; [U, 1], altogether, without it.
+    """
+
+    time: Indices
+    lengths: Indices
+
+
+@runtime_checkable
+class Continuing(Protocol):
+    """A split that can also cut events that lie in order already, which is what growing a data set needs.
+
+    It must give the parts that `assign` gives, and leave the order of a user's events as it is.
+    """
+
+    def sizes(self, timeline: Timeline) -> Indices:
+        """Each user's number of training, validation and test events, int64 [U, 3]."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +91,15 @@ class Temporal:
         part = (events.time >= first).cast("int8") + (events.time >= second).cast("int8")
         return events.mutate(part=part.cast("int8"))
 
+    def sizes(self, timeline: Timeline) -> Indices:
+        """Each user's number of training, validation and test events, int64 [U, 3]."""
+        time, lengths = timeline.time, timeline.lengths.sum(1)
+        places = _places((self.train, self.train + self.val), len(time))
+        beside = [min(math.floor(place) + step, len(time) - 1) for place in places for step in (0, 1)]
+        ranked = np.partition(time, sorted(set(beside)))[beside].reshape(-1, 2)
+        before = [_in_rows(time < _cut(found, place), lengths) for found, place in zip(ranked, places, strict=True)]
+        return np.stack([before[0], before[1] - before[0], lengths - before[1]], axis=1)
+
 
 @dataclass(frozen=True)
 class LeaveLastOut:
@@ -80,6 +116,12 @@ class LeaveLastOut:
         long = ranked.num_of_user >= 3
         part = ibis.cases((long & (ranked.from_end == 0), TEST), (long & (ranked.from_end == 1), VAL), else_=TRAIN)
         return ranked.mutate(part=part.cast("int8")).drop("from_end", "num_of_user")
+
+    def sizes(self, timeline: Timeline) -> Indices:
+        """Each user's number of training, validation and test events, int64 [U, 3]."""
+        lengths = timeline.lengths.sum(1)
+        held_out = (lengths >= 3).astype(np.int64)
+        return np.stack([lengths - 2 * held_out, held_out, held_out], axis=1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +151,14 @@ class Given:
         held_out = (ranked.part == TRAIN) & (ranked.from_end == 0) & (ranked.num_of_user >= 2)
         return ranked.mutate(part=held_out.ifelse(VAL, ranked.part).cast("int8")).drop("from_end", "num_of_user")
 
+    def sizes(self, timeline: Timeline) -> Indices:
+        """Each user's number of training, validation and test events, int64 [U, 3]."""
+        train, val, test = timeline.lengths.T
+        if not val.any():
+            val = (train >= 2).astype(np.int64)
+            train = train - val
+        return np.stack([train, val, test], axis=1)
+
 
 def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:
     """Place of each event among its user's, the last being 0, and how many those are."""
@@ -126,8 +176,7 @@ def _cuts(session: Session, events: ir.Table, shares: tuple[float, float]) -> li
     The engine only says which two times lie beside the quantile, which is exact.
     """
     num_events = int(first_row(session, events.aggregate(n=events.count()))["n"])
-    # numpy's percentile (and so pandas') multiplies and divides by 100; so does this, for the same last bit.
-    places = [share * 100 / 100 * (num_events - 1) for share in shares]
+    places = _places(shares, num_events)
     counted = events.group_by("time").aggregate(n=events.count())
     ranked = counted.mutate(upto=counted.n.sum().over(ibis.cumulative_window(order_by=counted.time)))
     beside = {
@@ -139,5 +188,25 @@ def _cuts(session: Session, events: ir.Table, shares: tuple[float, float]) -> li
     cuts = []
     for which, place in enumerate(places):
         neighbours = np.array([found[f"below_{which}"], found[f"above_{which}"]], np.int64)
-        cuts.append(math.ceil(np.quantile(neighbours, place - math.floor(place))))
+        cuts.append(_cut(neighbours, place))
     return cuts
+
+
+def _places(shares: tuple[float, float], num_events: int) -> list[float]:
+    """Where the quantiles lie among the ordered events."""
+    # numpy's percentile (and so pandas') multiplies and divides by 100; so does this, for the same last bit.
+    return [share * 100 / 100 * (num_events - 1) for share in shares]
+
+
+def _cut(neighbours: Indices, place: float) -> int:
+    """The first whole time at or after the quantile that lies between two times."""
+    return math.ceil(np.quantile(neighbours, place - math.floor(place)))
+
+
+def _in_rows(flags: npt.NDArray[np.bool_], lengths: Indices) -> Indices:
+    """How many of each row's flags are set; rows lie one after another."""
+    counts = np.zeros(len(lengths), np.int64)
+    some = np.flatnonzero(lengths)
+    begins = np.cumsum(lengths) - lengths
+    counts[some] = np.add.reduceat(flags, begins[some], dtype=np.int64)
+    return counts

@@ -15,8 +15,11 @@ import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.data.columns import distinct
+from recsys.data.encoding import as_type, plain
 from recsys.data.engines import Read, Session
 from recsys.data.splits import TEST, TRAIN, VAL
 
@@ -78,6 +81,32 @@ def _count(events: ir.Table, listed: ir.Table | None, key: str) -> ir.Table:
     )
 
 
+def ordered_items(
+    ids: pa.Array,
+    train: npt.NDArray[np.int64],
+    val: npt.NDArray[np.int64],
+    test: npt.NDArray[np.int64],
+    listed: npt.NDArray[np.bool_],
+) -> tuple[Entities, npt.NDArray[np.int64]]:
+    """Items in the order of `collect_items`, from their counts, and the dense index of each (0: it is nowhere).
+
+    Args:
+        ids: outside ids [R], in any order.
+        train: number of training events [R]; `val`, `test` likewise.
+        val: see `train`.
+        test: see `train`.
+        listed: whether the item has a row in the items table [R].
+    """
+    by_id = np.empty(len(ids), np.int64)
+    by_id[np.asarray(pc.sort_indices(ids)).astype(np.int64)] = np.arange(len(ids))
+    run = np.select([train > 0, val > 0, listed, test > 0], [0, 1, 2, 3], 4)
+    order = np.lexsort((by_id, -np.where(train > 0, train, val), run))
+    order = order[: int((run < 4).sum())]
+    index = np.zeros(len(ids), np.int64)
+    index[order] = np.arange(1, len(order) + 1)
+    return Entities(ids.take(pa.array(order)), train[order], val[order], test[order], listed[order], 1), index
+
+
 _PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
 
 
@@ -98,6 +127,48 @@ def collect_values(session: Session, rows: ir.Table, column: str, is_bag: bool) 
     table = pa.Table.from_batches(session.stream(ordered), ordered.schema().to_pyarrow())
     values_found = _one(table["value"])
     return values_found.cast(pa.int64()) if pa.types.is_integer(values_found.type) else values_found
+
+
+def frequent_values(values: pa.Array) -> pa.Array:
+    """The same of values, or of lists of them, that are in memory."""
+    if pa.types.is_nested(values.type):
+        _, codes, found = distinct_in_lists(values)
+    else:
+        coded = values.drop_null().dictionary_encode()
+        codes, found = np.asarray(coded.indices), coded.dictionary
+    if pa.types.is_integer(found.type):
+        found = found.cast(pa.int64())
+    return by_frequency(found, np.bincount(codes, minlength=len(found)))[0]
+
+
+def by_frequency(values: pa.Array, counts: npt.NDArray[np.int64]) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Those of the values that occur, the most frequent first, equal counts by value; and their places."""
+    table = pa.table({"value": values, "n": counts, "place": np.arange(len(values))}).filter(pa.array(counts > 0))
+    ordered = table.sort_by([("n", "descending"), ("value", "ascending")])
+    return plain(ordered["value"]), np.asarray(ordered["place"])
+
+
+def distinct_in_lists(lists: pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], pa.Array]:
+    """Pairs of a row and the place of a value that its list holds, in order, each once; and the values in order."""
+    rows = np.asarray(pc.list_parent_indices(lists)).astype(np.int64)
+    flat = plain(pc.list_flatten(lists))
+    coded = flat.drop_null().dictionary_encode()
+    order = np.asarray(pc.sort_indices(coded.dictionary)).astype(np.int64)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    size = max(len(order), 1)
+    pairs = distinct(rows[np.asarray(pc.is_valid(flat))] * size + place[np.asarray(coded.indices)])
+    return pairs // size, pairs % size, coded.dictionary.take(pa.array(order))
+
+
+def sorted_lists(lists: pa.Array, without: pa.Array) -> pa.Array:
+    """Each list's distinct values in order, without nulls and those of `without`."""
+    rows, places, values = distinct_in_lists(lists)
+    values = as_type(values, without.type)
+    is_left = ~np.asarray(pc.is_in(values, without))[places]
+    rows, places = rows[is_left], places[is_left]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(lists)))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(places)))
 
 
 def keep_core(session: Session, events: ir.Table, min_user_events: int, min_item_events: int) -> ir.Table:

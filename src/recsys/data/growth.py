@@ -1,0 +1,291 @@
+"""A data set whose source has grown by shards: what was prepared earlier, and the new events between the old.
+
+    earlier data set + events of new shards -> users -> merged times -> parts -> items by frequency -> columns
+
+The result is that of preparing everything anew, to the last bit. Old shards are not read, and old events not sorted;
+tables of users and items are read as a whole. What encoding loses, and more events may need, lies in `kept/` of every
+data set that can grow:
+
+    kept/parts.json             whether the files say which events are validation (split=given)
+         time.npy int64 [E]     times as read, where those of the data set are worth less
+         feature.<name>.npy     float64 [E], numbers before they are standardised
+         feature.<name>.parquet value: of the events whose value the vocabulary lacks, in order
+
+Memory: about 40 bytes for each event, the new events, and the tables of users and items.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.data.columns import bisect, load_array, ragged_positions
+from recsys.data.dataset import KEPT, PreparedDataset
+from recsys.data.drafts import drop_names
+from recsys.data.encoding import FeatureEncoder, plain, to_floats
+from recsys.data.engines import Engine, Session
+from recsys.data.features import Plan
+from recsys.data.inserting import Insertion, recode
+from recsys.data.job import Build
+from recsys.data.layout import times_of, trained_events, write_has_features
+from recsys.data.listed import write_listed
+from recsys.data.relational import KEYS, PARTS, build, check_parts, open_listed, read_events, sizes, write_ids
+from recsys.data.splits import NAMES, Continuing, Timeline
+from recsys.data.vocabulary import Entities, ordered_items, write_values
+from recsys.data.writing import beside, write_standardised
+from recsys.errors import UserError
+from recsys.schema import FIRST_CODE, Feature
+
+log = logging.getLogger("recsys")
+
+Indices = npt.NDArray[np.int64]
+
+
+class CannotGrowError(Exception):
+    """The earlier data set is of no use; says why."""
+
+
+class Earlier(NamedTuple):
+    """A data set of the same settings, prepared from the first `num_shards` of the shards."""
+
+    path: Path
+    num_shards: int
+
+
+def build_or_grow(
+    job: Build, name: str, settings: dict[str, Any], engine: Engine, prepared: Path, folder: Path
+) -> None:
+    """Fill `folder` with the data set `name`, from an earlier one in the folder `prepared` where that is possible."""
+    earlier = find_earlier(prepared, settings) if job.can_grow else None
+    if earlier is not None:
+        try:
+            build(job, name, settings, engine, folder, partial(_grow, earlier))
+            return
+        except CannotGrowError as reason:
+            log.info("everything is prepared anew, not from %s: %s", earlier.path, reason)
+            for inner in folder.iterdir():
+                shutil.rmtree(inner)
+    build(job, name, settings, engine, folder)
+
+
+class _Kept(NamedTuple):
+    """What is kept of the earlier data set: times as read, and by name within the engine, numbers or unknown values."""
+
+    times: Indices
+    val_is_given: bool
+    columns: dict[str, Any]
+
+
+def find_earlier(prepared: Path, settings: Mapping[str, Any]) -> Earlier | None:
+    """The data set of `prepared` with most of the shards, of equal settings; tables of users and items may differ."""
+    wanted = json.loads(json.dumps(settings, default=repr))
+    shards = wanted.pop("files")["interactions"]
+    found: list[Earlier] = []
+    for file in prepared.glob(f"*/{KEPT}/{PARTS}"):
+        path = file.parents[1]
+        try:
+            described = json.loads((path / "meta.json").read_text())["settings"]
+            known = described.pop("files")["interactions"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if described == wanted and known == shards[: len(known)]:
+            found.append(Earlier(path, len(known)))
+    return max(found, key=lambda earlier: earlier.num_shards, default=None)
+
+
+def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
+    try:
+        old, kept = _open(earlier.path, job)
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        raise CannotGrowError(f"it is damaged ({error})") from error
+    new = _new_events(job, session, earlier.num_shards)
+    listed = {owner: _listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
+    log.info("%d events more than in %s: they go between those", len(new), earlier.path)
+
+    lasting = np.flatnonzero(np.diff(old.offsets))
+    user_ids = _union(old.user_ids.take(pa.array(lasting)), new["user_id"], _ids(listed, "users"))
+    user_ids = user_ids.take(pc.sort_indices(user_ids))
+    by_part = job.split.needs == "split"
+    lengths = np.zeros((len(user_ids), len(NAMES) if by_part else 1), np.int64)
+    lengths[_places(old.user_ids.take(pa.array(lasting)), user_ids)] = _old_lengths(old, by_part, kept.val_is_given)[
+        lasting
+    ]
+    row = _places(new["user_id"], user_ids) * lengths.shape[1] + (_parts(new["split"]) if by_part else 0)
+    new_times = np.asarray(new["time"])
+    order = np.lexsort((new_times, row))
+    new, row, new_times = new.take(pa.array(order)), row[order], new_times[order]
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    insertion = Insertion(len(kept.times), bisect(kept.times, bounds[row], bounds[row + 1], new_times))
+    lengths += np.bincount(row, minlength=lengths.size).reshape(lengths.shape)
+
+    times = insertion.merge(kept.times, new_times)
+    assert isinstance(job.split, Continuing)
+    parts = job.split.sizes(Timeline(times, lengths))
+    is_listed = np.zeros(len(user_ids), bool)
+    if "users" in listed:
+        is_listed[_places(listed["users"]["user_id"], user_ids)] = True
+    train, val, test = np.ascontiguousarray(parts.T)
+    users = Entities(user_ids, train, val, test, is_listed, 0)
+    check_parts(job, users)
+    items = _write_items(old, new, insertion, users, _ids(listed, "items"), folder)
+    write_ids(users, items, folder)
+    np.save(folder / "events/time.npy", times_of(job, times))
+    if not job.keeps_times:
+        np.save(folder / KEPT / "time.npy", times)
+    (folder / KEPT / PARTS).write_text(json.dumps({"val_is_given": not by_part or bool(lengths[:, 1].any())}) + "\n")
+    del times
+
+    features: list[Feature] = []
+    for owner, entities in (("items", items), ("users", users)):
+        plans = job.plans_of(owner)
+        if plans:
+            plans = drop_names(job.tables[owner], session, open_listed(job, session, owner), plans)
+            written = write_listed(listed[owner], KEYS[owner], plans, entities, folder)
+            if written is None:
+                raise CannotGrowError(f"vectors of {owner} have more than one length")
+            features += written
+    write_has_features(features, len(items), folder)
+    trained = trained_events(users)
+    plans = job.plans_of("interactions")
+    added = [
+        _write_column(old, kept.columns.get(name), plan, plain(new[name]), insertion, trained, folder)
+        for name, plan in plans.items()
+    ]
+    return added + features, sizes(job, users, items)
+
+
+def _open(path: Path, job: Build) -> tuple[PreparedDataset, _Kept]:
+    """The earlier data set, with everything that is read of it."""
+    old = PreparedDataset.open(path)
+    kept = path / KEPT
+    times = old.time if job.keeps_times else load_array(kept / "time.npy")
+    columns: dict[str, Any] = {}
+    for name, plan in job.plans_of("interactions").items():
+        stem = kept / f"feature.{plan.name}"
+        if plan.kind == "numeric":
+            columns[name] = load_array(beside(stem, ".npy"))
+        elif plan.kind in ("categorical", "multi_categorical"):
+            columns[name] = plain(pq.read_table(beside(stem, ".parquet"))["value"])
+    if not len(old.item_idx) == len(old.time) == len(times) == old.meta.num_events == old.offsets[-1]:
+        raise ValueError("its columns are of more than one length")
+    if len(old.item_ids) != old.num_items or len(old.user_ids) != old.num_users:
+        raise ValueError("there are not as many ids as users and items")
+    return old, _Kept(times, json.loads((kept / PARTS).read_text())["val_is_given"], columns)
+
+
+def _new_events(job: Build, session: Session, num_shards: int) -> pa.Table:
+    """Events of the shards from `num_shards` on, in the order of the files."""
+    files = job.tables["interactions"].files
+    events = read_events(job, session, files[num_shards:] or files[:1])
+    if num_shards == len(files):
+        events = events.limit(0)
+    names = ["user_id", "item_id", "time", *(["split"] if job.split.needs == "split" else [])]
+    ordered = events.order_by("shard", "row").select(*names, *job.plans_of("interactions"))
+    table = pa.Table.from_batches(session.stream(ordered), ordered.schema().to_pyarrow())
+    if any(table[name].null_count for name in names):
+        raise CannotGrowError("new events have nulls")
+    if "split" in names and not set(pc.unique(table["split"]).to_pylist()) <= NAMES.keys():
+        raise CannotGrowError("new events have parts that are no parts")
+    return table
+
+
+def _listed(job: Build, session: Session, owner: str) -> pa.Table:
+    key, listed = KEYS[owner], open_listed(job, session, owner).drop("shard", "row")
+    table = pa.Table.from_batches(session.stream(listed), listed.schema().to_pyarrow())
+    if table[key].null_count or len(pc.unique(table[key])) != len(table):
+        raise CannotGrowError(f"the table of {owner} has ids that are null or not unique")
+    return table
+
+
+def _ids(listed: Mapping[str, pa.Table], owner: str) -> pa.Array | None:
+    return plain(listed[owner][KEYS[owner]]) if owner in listed else None
+
+
+def _union(*ids: pa.Array | pa.ChunkedArray | None) -> pa.Array:
+    return pc.unique(pa.concat_arrays([plain(some) for some in ids if some is not None]))
+
+
+def _places(ids: pa.Array | pa.ChunkedArray, among: pa.Array) -> Indices:
+    return np.asarray(pc.index_in(plain(ids), value_set=among)).astype(np.int64)
+
+
+def _parts(names: pa.ChunkedArray) -> Indices:
+    return _places(names, pa.array(NAMES))
+
+
+def _old_lengths(old: PreparedDataset, by_part: bool, val_is_given: bool) -> Indices:
+    """Events of each user in each part of the files' column, or altogether."""
+    ends = [old.train_end, old.val_end, old.offsets[1:]] if by_part else [old.offsets[1:]]
+    if by_part and not val_is_given:
+        ends[0] = old.val_end
+    return np.diff(np.stack([old.offsets[:-1], *ends], axis=1), axis=1)
+
+
+def _write_items(
+    old: PreparedDataset, new: pa.Table, insertion: Insertion, users: Entities, listed: pa.Array | None, folder: Path
+) -> Entities:
+    """Write the items of events; the items in their new order."""
+    ids = _union(old.item_ids, new["item_id"], listed)
+    # Old items keep their place here, so that their number is the one that it was.
+    new_items = _places(new["item_id"], ids).astype(np.int32) + 1
+    both = insertion.merge(old.item_idx, new_items)
+
+    # Validation and test events are counted one by one; training events are what is left of all.
+    def count(values: npt.NDArray[np.int32]) -> Indices:
+        return np.bincount(values, minlength=len(ids) + 1)
+
+    starts = np.cumsum(users.train + users.val + users.test) - users.val - users.test
+    val = count(both[ragged_positions(starts, users.val)])
+    test = count(both[ragged_positions(starts + users.val, users.test)])
+    total = count(old.item_idx[ragged_positions(old.val_end, old.offsets[1:] - old.val_end)]) + count(new_items)
+    total[: old.num_items + 1] += old.train_count + np.load(old.path / "items/val_count.npy")
+    train = total - val - test
+    is_listed = np.zeros(len(ids), bool)
+    if listed is not None:
+        is_listed[_places(listed, ids)] = True
+    items, index = ordered_items(ids, train[1:], val[1:], test[1:], is_listed)
+    np.save(folder / "events/item_idx.npy", np.concatenate([[0], index]).astype(np.int32)[both])
+    return items
+
+
+def _write_column(
+    old: PreparedDataset,
+    before: Any,
+    plan: Plan,
+    new: pa.Array,
+    insertion: Insertion,
+    trained: npt.NDArray[np.bool_],
+    folder: Path,
+) -> Feature:
+    """Write a feature of events, and what must be kept of it."""
+    feature = next(f for f in old.schema.features if f.key == f"interactions.{plan.name}")
+    column = old.columns[feature.key]
+    stem, kept = (folder / inner / f"feature.{plan.name}" for inner in ("events", KEPT))
+    if plan.kind == "numeric":
+        numbers = insertion.merge(before, to_floats(new) / plan.divisor)
+        np.save(beside(kept, ".npy"), numbers)
+        return write_standardised(feature, numbers, trained, stem)
+    if feature.has_vocabulary:
+        recoded = recode(feature, insertion, column, old.vocabulary(feature), before, new, trained)
+        recoded.column.save(stem)
+        write_values(recoded.vocabulary, "value", folder / f"vocabularies/{feature.key}.parquet")
+        write_values(recoded.unknown, "value", beside(kept, ".parquet"))
+        return dataclasses.replace(feature, size=FIRST_CODE + len(recoded.vocabulary))
+    try:
+        encoded = FeatureEncoder(feature, None).encode(new)
+    except UserError as error:
+        raise CannotGrowError(f"new events have vectors of another length: {error}") from error
+    insertion.save(column, encoded, stem)
+    return feature
