@@ -48,7 +48,9 @@ def earlier(base: Path) -> Earlier:
 @pytest.fixture
 def now(base: Path) -> tuple[PreparedDataset, TwoTower]:
     settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
-    config = compose("train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES])
+    config = compose(
+        "train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES]
+    )
     dataset = open_data(config)
     return dataset, build_towers(config, dataset)
 
@@ -95,7 +97,9 @@ def test_users_and_values_go_by_what_they_are(earlier: Earlier, now: tuple[Prepa
 
 def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: Earlier) -> None:
     settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
-    config = compose("train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES])
+    config = compose(
+        "train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES]
+    )
     model = build_towers(config, earlier.dataset)
     start_from(earlier, model, earlier.dataset)
     state = model.state_dict()
@@ -105,7 +109,14 @@ def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: Earlier) 
 
 def test_what_has_another_shape_stays_fresh(base: Path, earlier: Earlier) -> None:
     settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
-    deeper = [*settings, "model.dim=16", "history.max_events=8", "user_tower.encoder.expansion=2", *FEATURES, *OVERRIDES]
+    deeper = [
+        *settings,
+        "model.dim=16",
+        "history.max_events=8",
+        "user_tower.encoder.expansion=2",
+        *FEATURES,
+        *OVERRIDES,
+    ]
     config = compose("train", ["data=parquet", *deeper])
     fresh = start_from(earlier, build_towers(config, earlier.dataset), earlier.dataset)
     assert fresh

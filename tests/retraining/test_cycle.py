@@ -60,6 +60,13 @@ class Scene:
     def folder(self) -> Path:
         return self.base / self.name / "retraining/two_tower"
 
+    def copy(self, name: str) -> Scene:
+        """Another history with the same past."""
+        scene = Scene(self.base, name)
+        shutil.copytree(self.store.root, scene.store.root)
+        shutil.copytree(self.folder, scene.folder)
+        return scene
+
     def job(self, *overrides: str, **more: Any) -> dict[str, Any]:
         training = ",".join(f"'{word}'" for word in [f"data.cache={self.base / 'cache'}", *TRAINING])
         command = [
@@ -162,11 +169,7 @@ KILLS: list[list[Any]] = [
 def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tmp_path: Path) -> None:
     """Both begin where the first cycle ended, when another day has arrived."""
     before = first.store.versions()
-    scenes = [Scene(first.base, name) for name in ("whole", "killed")]
-    for scene in scenes:
-        shutil.copytree(first.store.root, scene.store.root)
-        shutil.copytree(first.folder, scene.folder)
-    whole, killed = scenes
+    whole, killed = first.copy("whole"), first.copy("killed")
     jobs = [whole.job(**first.arrives(15))]
     jobs += [
         killed.job(kill=kill, snapshot=[str(killed.store.root), str(tmp_path / f"store{number}")])
@@ -195,11 +198,10 @@ def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tm
     assert not [path for path in killed.store.root.glob(".tmp-*")]
     moves = [(change["alias"], change["to"]) for change in killed.store.history()]
     assert len(set(moves)) == 5
-    _stopped_then_kept(whole, tmp_path)
 
 
-def _stopped_then_kept(scene: Scene, tmp_path: Path) -> None:
-    """A candidate below a floor changes nothing, and is not made again before there are other events."""
+def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene, tmp_path: Path) -> None:
+    scene = first.copy("stopped")
     served, versions = scene.store.aliases()["production"], scene.store.versions()
     jobs = [scene.job(UNREACHABLE, **scene.arrives(16)), scene.job(UNREACHABLE), scene.job(**scene.arrives(17))]
     (stopped, output), (again, log), (kept, last) = run_all(jobs, tmp_path)
@@ -210,13 +212,13 @@ def _stopped_then_kept(scene: Scene, tmp_path: Path) -> None:
     assert "no new events" in log
     assert kept == 0, last
     history = scene.history()
-    assert [cycle["outcome"] for cycle in history] == ["kept", "kept", "stopped", "kept"]
-    assert history[2]["version"] not in scene.store.versions()
-    assert history[2]["served"] == history[3]["served"] == served
-    assert history[3]["new_events"] == pq.ParquetFile(scene.base / "later/day-017.parquet").metadata.num_rows
-    verdict = json.loads((scene.folder / "cycles/3/run/verdict.json").read_text())
+    assert [cycle["outcome"] for cycle in history] == ["kept", "stopped", "kept"]
+    assert history[1]["version"] not in scene.store.versions()
+    assert history[1]["served"] == history[2]["served"] == served
+    assert history[2]["new_events"] == pq.ParquetFile(scene.base / "later/day-017.parquet").metadata.num_rows
+    verdict = json.loads((scene.folder / "cycles/2/run/verdict.json").read_text())
     assert verdict["stopped_by"] == ["absolute"]
-    assert scene.store.versions() == sorted([*versions, history[3]["version"]])
+    assert scene.store.versions() == sorted([*versions, history[2]["version"]])
     assert scene.store.aliases() == {
-        "candidate": history[3]["version"], "production": history[3]["version"], "previous": served,
+        "candidate": history[2]["version"], "production": history[2]["version"], "previous": served,
     }  # fmt: skip
