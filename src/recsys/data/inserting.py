@@ -5,6 +5,7 @@ Rows are copied as they are, which leaves most of the work to the speed of memor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def recode(
     more = pc.unique(pa.concat_arrays([as_type(some, vocabulary.values.type) for some in flat])).drop_null()
     more = more.filter(pc.invert(pc.is_in(more, vocabulary.values)))
     # Codes that tell all values apart, of all rows.
-    encoder = FeatureEncoder(feature, pa.concat_arrays([vocabulary.values, more]))
+    every = pa.concat_arrays([vocabulary.values, more])
+    encoder = FeatureEncoder(dataclasses.replace(feature, size=FIRST_CODE + len(every)), every)
     known, added = encoder.encode(vocabulary.unknown), encoder.encode(new)
     if isinstance(old, Dense):
         assert isinstance(known, Dense)
