@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys.data import growth
+from recsys.data.columns import Dense, Ragged
 from recsys.data.dataset import PreparedDataset
 from recsys.data.splits import Given, LeaveLastOut, Split, Temporal
 from recsys.errors import UserError
@@ -139,7 +140,7 @@ def listed_of(rng: np.random.Generator, strings: bool, novelty: int) -> dict[str
 splits = st.sampled_from([Temporal(0.6, 0.2), Temporal(0.3, 0.3), LeaveLastOut(), Given()])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     split=splits,
@@ -219,6 +220,30 @@ def test_late_new_and_repeated_events_find_their_place(tmp_path: Path, calls: Ca
     assert calls.num_grown == 1
     # What was there before is as it was.
     assert histories(PreparedDataset.open(first.path)) == {1: ([10], [11], [12]), 2: ([10], [13], [14])}
+
+
+def test_new_labels_become_known_by_their_frequency(tmp_path: Path, calls: Calls) -> None:
+    options: dict[str, Any] = {"features": {"interactions": {"labels": {"role": "event"}, "action": {"role": "event"}}}}
+    # In training: a twice, b once. Of user 1, c is a validation event's, d a test event's.
+    labels = [["a", "b"], ["c"], ["d", "c"], ["a"], [], ["e"]]
+    root = write_folder(tmp_path / "data", [OLD | {"labels": labels, "action": ["x", "y", "z", "x", "x", "w"]}])
+    first = prepared(root, **options)
+    assert first.vocabulary(first.schema.features[0]).to_pylist() == ["a", "b"]
+    # User 1's events become training but for the last two, which are new and bring more values than there were.
+    more = events([(1, 10, 7), (1, 11, 8)])
+    append(root, more | {"labels": [["f", "g", "h", "i"], ["j", "a"]], "action": ["v", "x"]})
+    grown = prepared(root, **options)
+    assert calls.num_grown == 1
+    assert grown.vocabulary(grown.schema.features[0]).to_pylist() == ["a", "c", "b", "d"]
+    assert grown.vocabulary(grown.schema.features[1]).to_pylist() == ["x", "y", "z"]
+    column = grown.columns["interactions.labels"]
+    assert isinstance(column, Ragged)
+    rows = [column.values[a:b].tolist() for a, b in zip(column.offsets[:-1], column.offsets[1:], strict=True)]
+    assert rows == [[2, 4], [3], [3, 5], [1], [1, 2], [2], [], [1]]
+    actions = grown.columns["interactions.action"]
+    assert isinstance(actions, Dense)
+    assert actions.values.tolist() == [2, 3, 4, 1, 2, 2, 2, 1]
+    assert_equal(grown.path, prepared(root, cache=tmp_path / "anew", **options).path)
 
 
 def test_other_tables_alone_keep_the_events(tmp_path: Path, calls: Calls) -> None:

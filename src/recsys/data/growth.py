@@ -21,6 +21,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from recsys.data.drafts import drop_names
 from recsys.data.encoding import FeatureEncoder, plain, to_floats
 from recsys.data.engines import Engine, Session
 from recsys.data.features import Plan
-from recsys.data.inserting import Insertion, recode
+from recsys.data.inserting import Insertion, Vocabulary, recode
 from recsys.data.job import Build
 from recsys.data.layout import times_of, trained_events, write_has_features
 from recsys.data.listed import write_listed
@@ -51,6 +52,9 @@ from recsys.schema import FIRST_CODE, Feature
 log = logging.getLogger("recsys")
 
 Indices = npt.NDArray[np.int64]
+
+# Arrow and numpy leave the interpreter while they work; each thread holds a column.
+_THREADS = 2
 
 
 class CannotGrowError(Exception):
@@ -115,13 +119,14 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     log.info("%d events more than in %s: they go between those", len(new), earlier.path)
 
     lasting = np.flatnonzero(np.diff(old.offsets))
-    user_ids = _union(old.user_ids.take(pa.array(lasting)), new["user_id"], _ids(listed, "users"))
-    user_ids = user_ids.take(pc.sort_indices(user_ids))
+    user_ids = lasting_ids = old.user_ids.take(pa.array(lasting))
+    if len(fresh := _fresh(user_ids, new["user_id"], _ids(listed, "users"))):
+        user_ids = pa.concat_arrays([user_ids, fresh])
+        user_ids = user_ids.take(pc.sort_indices(user_ids))
     by_part = job.split.needs == "split"
     lengths = np.zeros((len(user_ids), len(NAMES) if by_part else 1), np.int64)
-    lengths[_places(old.user_ids.take(pa.array(lasting)), user_ids)] = _old_lengths(old, by_part, kept.val_is_given)[
-        lasting
-    ]
+    at = _places(lasting_ids, user_ids) if len(fresh) else slice(None)
+    lengths[at] = _old_lengths(old, by_part, kept.val_is_given)[lasting]
     row = _places(new["user_id"], user_ids) * lengths.shape[1] + (_parts(new["split"]) if by_part else 0)
     new_times = np.asarray(new["time"])
     order = np.lexsort((new_times, row))
@@ -133,13 +138,12 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     times = insertion.merge(kept.times, new_times)
     assert isinstance(job.split, Continuing)
     parts = job.split.sizes(Timeline(times, lengths))
-    is_listed = np.zeros(len(user_ids), bool)
-    if "users" in listed:
-        is_listed[_places(listed["users"]["user_id"], user_ids)] = True
+    rows = {"users": _places(listed["users"]["user_id"], user_ids) if "users" in listed else np.empty(0, np.int64)}
+    is_listed = _is_listed(rows["users"], len(user_ids), "users")
     train, val, test = np.ascontiguousarray(parts.T)
     users = Entities(user_ids, train, val, test, is_listed, 0)
     check_parts(job, users)
-    items = _write_items(old, new, insertion, users, _ids(listed, "items"), folder)
+    items, rows["items"] = _write_items(old, new, insertion, users, _ids(listed, "items"), folder)
     write_ids(users, items, folder)
     np.save(folder / "events/time.npy", times_of(job, times))
     if not job.keeps_times:
@@ -147,23 +151,25 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
     (folder / KEPT / PARTS).write_text(json.dumps({"val_is_given": not by_part or bool(lengths[:, 1].any())}) + "\n")
     del times
 
-    features: list[Feature] = []
-    for owner, entities in (("items", items), ("users", users)):
-        plans = job.plans_of(owner)
-        if plans:
-            plans = drop_names(job.tables[owner], session, open_listed(job, session, owner), plans)
-            written = write_listed(listed[owner], KEYS[owner], plans, entities, folder)
-            if written is None:
-                raise CannotGrowError(f"vectors of {owner} have more than one length")
-            features += written
-    write_has_features(features, len(items), folder)
     trained = trained_events(users)
-    plans = job.plans_of("interactions")
-    added = [
-        _write_column(old, kept.columns.get(name), plan, plain(new[name]), insertion, trained, folder)
-        for name, plan in plans.items()
-    ]
-    return added + features, sizes(job, users, items)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sides = []
+        for owner, entities in (("users", users), ("items", items)):
+            if plans := job.plans_of(owner):
+                plans = drop_names(job.tables[owner], session, open_listed(job, session, owner), plans)
+                sides.insert(0, pool.submit(write_listed, listed[owner], rows[owner], plans, entities, folder))
+        columns = [
+            pool.submit(_write_column, old, kept.columns.get(name), plan, plain(new[name]), insertion, trained, folder)
+            for name, plan in job.plans_of("interactions").items()
+        ]
+        features = []
+        for side in sides:
+            if (written := side.result()) is None:
+                raise CannotGrowError("vectors of a table have more than one length")
+            features += written
+        features = [column.result() for column in columns] + features
+    write_has_features(features, len(items), folder)
+    return features, sizes(job, users, items)
 
 
 def _open(path: Path, job: Build) -> tuple[PreparedDataset, _Kept]:
@@ -204,8 +210,8 @@ def _new_events(job: Build, session: Session, num_shards: int) -> pa.Table:
 def _listed(job: Build, session: Session, owner: str) -> pa.Table:
     key, listed = KEYS[owner], open_listed(job, session, owner).drop("shard", "row")
     table = pa.Table.from_batches(session.stream(listed), listed.schema().to_pyarrow())
-    if table[key].null_count or len(pc.unique(table[key])) != len(table):
-        raise CannotGrowError(f"the table of {owner} has ids that are null or not unique")
+    if table[key].null_count:
+        raise CannotGrowError(f"the table of {owner} has ids that are null")
     return table
 
 
@@ -213,8 +219,19 @@ def _ids(listed: Mapping[str, pa.Table], owner: str) -> pa.Array | None:
     return plain(listed[owner][KEYS[owner]]) if owner in listed else None
 
 
-def _union(*ids: pa.Array | pa.ChunkedArray | None) -> pa.Array:
-    return pc.unique(pa.concat_arrays([plain(some) for some in ids if some is not None]))
+def _fresh(known: pa.Array, *ids: pa.Array | pa.ChunkedArray | None) -> pa.Array:
+    """Ids that are not `known`, each once."""
+    more = [pc.unique(plain(some)) for some in ids if some is not None]
+    return pc.unique(pa.concat_arrays([some.filter(pc.invert(pc.is_in(some, known))) for some in more]))
+
+
+def _is_listed(rows: Indices, num_rows: int, owner: str) -> npt.NDArray[np.bool_]:
+    """Which of the rows are those of the table."""
+    is_listed = np.zeros(num_rows, bool)
+    is_listed[rows] = True
+    if is_listed.sum() != len(rows):
+        raise CannotGrowError(f"the table of {owner} has ids more than once")
+    return is_listed
 
 
 def _places(ids: pa.Array | pa.ChunkedArray, among: pa.Array) -> Indices:
@@ -235,9 +252,9 @@ def _old_lengths(old: PreparedDataset, by_part: bool, val_is_given: bool) -> Ind
 
 def _write_items(
     old: PreparedDataset, new: pa.Table, insertion: Insertion, users: Entities, listed: pa.Array | None, folder: Path
-) -> Entities:
-    """Write the items of events; the items in their new order."""
-    ids = _union(old.item_ids, new["item_id"], listed)
+) -> tuple[Entities, Indices]:
+    """Write the items of events; the items in their new order, and which of them each row of the items table is."""
+    ids = pa.concat_arrays([old.item_ids, _fresh(old.item_ids, new["item_id"], listed)])
     # Old items keep their place here, so that their number is the one that it was.
     new_items = _places(new["item_id"], ids).astype(np.int32) + 1
     both = insertion.merge(old.item_idx, new_items)
@@ -252,12 +269,12 @@ def _write_items(
     total = count(old.item_idx[ragged_positions(old.val_end, old.offsets[1:] - old.val_end)]) + count(new_items)
     total[: old.num_items + 1] += old.train_count + np.load(old.path / "items/val_count.npy")
     train = total - val - test
-    is_listed = np.zeros(len(ids), bool)
-    if listed is not None:
-        is_listed[_places(listed, ids)] = True
+    rows = np.empty(0, np.int64) if listed is None else _places(listed, ids)
+    is_listed = _is_listed(rows, len(ids), "items")
     items, index = ordered_items(ids, train[1:], val[1:], test[1:], is_listed)
-    np.save(folder / "events/item_idx.npy", np.concatenate([[0], index]).astype(np.int32)[both])
-    return items
+    lookup = np.concatenate([[0], index]).astype(np.int32)
+    insertion.stream(old.item_idx, new_items, folder / "events/item_idx.npy", lambda block: lookup[block])
+    return items, index[rows] - 1
 
 
 def _write_column(
@@ -278,11 +295,10 @@ def _write_column(
         np.save(beside(kept, ".npy"), numbers)
         return write_standardised(feature, numbers, trained, stem)
     if feature.has_vocabulary:
-        recoded = recode(feature, insertion, column, old.vocabulary(feature), before, new, trained)
-        recoded.column.save(stem)
-        write_values(recoded.vocabulary, "value", folder / f"vocabularies/{feature.key}.parquet")
-        write_values(recoded.unknown, "value", beside(kept, ".parquet"))
-        return dataclasses.replace(feature, size=FIRST_CODE + len(recoded.vocabulary))
+        vocabulary = recode(feature, insertion, column, Vocabulary(old.vocabulary(feature), before), new, trained, stem)
+        write_values(vocabulary.values, "value", folder / f"vocabularies/{feature.key}.parquet")
+        write_values(vocabulary.unknown, "value", beside(kept, ".parquet"))
+        return dataclasses.replace(feature, size=FIRST_CODE + len(vocabulary.values))
     try:
         encoded = FeatureEncoder(feature, None).encode(new)
     except UserError as error:

@@ -5,10 +5,11 @@ Rows are copied as they are, which leaves most of the work to the speed of memor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from recsys.schema import FIRST_CODE, UNKNOWN, Feature
 
 Array = npt.NDArray[Any]
 Codes = npt.NDArray[np.int32]
+
+# Rows that are worked on at a time: few enough to stay in the cache.
+_BLOCK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -53,45 +57,40 @@ class Insertion:
         """Write the rows of both as the column `stem`."""
         if isinstance(old, Dense):
             assert isinstance(new, Dense)
-            self._stream(old.values, new.values, beside(stem, ".npy"))
+            self.stream(old.values, new.values, beside(stem, ".npy"))
             return
         assert isinstance(new, Ragged)
         lengths = self.merge(np.diff(old.offsets), np.diff(new.offsets))
         np.save(beside(stem, ".offsets.npy"), np.concatenate([[0], np.cumsum(lengths)]))
-        self._of_values(old, new)._stream(old.values, new.values, beside(stem, ".values.npy"))
+        self._of_values(old, new).stream(old.values, new.values, beside(stem, ".values.npy"))
+
+    def stream(self, old: Array, new: Array, path: Path, change: Callable[[Array], Array] | None = None) -> None:
+        """Write the rows of both, changed block by block, as the file `path`."""
+        # Not through a map of the file, whose pages would cost more than the copy.
+        header = {"descr": old.dtype.str, "fortran_order": False, "shape": (len(self), *old.shape[1:])}
+        with path.open("wb") as opened:
+            np.lib.format.write_array_header_1_0(opened, header)
+            begin = first = 0
+            for end in [*range(_BLOCK, self.num_old, _BLOCK), self.num_old]:
+                # What goes behind the last old row belongs to the last block.
+                last = len(new) if end == self.num_old else int(np.searchsorted(self.places, end))
+                rows = np.insert(old[begin:end], self.places[first:last] - begin, new[first:last], axis=0)
+                (rows if change is None else change(rows)).tofile(opened)
+                begin, first = end, last
 
     def _of_values(self, old: Ragged, new: Ragged) -> Insertion:
         return Insertion(len(old.values), np.repeat(np.asarray(old.offsets[self.places]), np.diff(new.offsets)))
 
-    def _stream(self, old: Array, new: Array, path: Path) -> None:
-        # Through the file and not a map of it, whose pages would cost more than the copy.
-        header = {"descr": old.dtype.str, "fortran_order": False, "shape": (len(self), *old.shape[1:])}
-        with path.open("wb") as opened:
-            np.lib.format.write_array_header_1_0(opened, header)
-            for rows in self._blocks(old, new):
-                rows.tofile(opened)
 
-    def _blocks(self, old: Array, new: Array) -> Iterator[Array]:
-        begin = first = 0
-        for end in [block.stop for block in blocks(self.num_old)] or [0]:
-            # What goes behind the last old row belongs to the last block.
-            last = len(new) if end == self.num_old else int(np.searchsorted(self.places, end))
-            yield np.insert(old[begin:end], self.places[first:last] - begin, new[first:last], axis=0)
-            begin, first = end, last
-
-
-@dataclass(frozen=True)
-class Recoded:
-    """A categorical column whose vocabulary has grown.
+class Vocabulary(NamedTuple):
+    """What categorical codes mean, and what they lose.
 
     Attributes:
-        column: codes of old and new rows.
-        vocabulary: values of training rows, the most frequent first.
-        unknown: values that it lacks: of each row whose code is `UNKNOWN`, or whose bag holds it, in order.
+        values: of training rows, the most frequent first.
+        unknown: other values: of each row whose code is `UNKNOWN`, or whose bag holds it, in order.
     """
 
-    column: Column
-    vocabulary: pa.Array
+    values: pa.Array
     unknown: pa.Array
 
 
@@ -99,56 +98,100 @@ def recode(
     feature: Feature,
     insertion: Insertion,
     old: Column,
-    vocabulary: pa.Array,
-    unknown: pa.Array,
+    vocabulary: Vocabulary,
     new: pa.Array,
     trained: npt.NDArray[np.bool_],
-) -> Recoded:
-    """A categorical column with new rows.
+    stem: Path,
+) -> Vocabulary:
+    """Write a categorical column with new rows; says what its codes mean.
 
     Args:
         feature: the column.
         insertion: where new rows go.
         old: codes of the old rows.
         vocabulary: what these codes mean.
-        unknown: values that it lacks, as in `Recoded`.
         new: values of the new rows.
         trained: rows, old and new, that are training events.
+        stem: files of the column.
     """
-    flat = [plain(pc.list_flatten(values)) if feature.is_ragged else values for values in (unknown, new)]
-    more = pc.unique(pa.concat_arrays([as_type(values, vocabulary.type) for values in flat])).drop_null()
-    every = pa.concat_arrays([vocabulary, more.filter(pc.invert(pc.is_in(more, vocabulary)))])
+    flat = [plain(pc.list_flatten(some)) if feature.is_ragged else some for some in (vocabulary.unknown, new)]
+    more = pc.unique(pa.concat_arrays([as_type(some, vocabulary.values.type) for some in flat])).drop_null()
+    more = more.filter(pc.invert(pc.is_in(more, vocabulary.values)))
     # Codes that tell all values apart, of all rows.
-    encoder = FeatureEncoder(feature, every)
-    known, added = encoder.encode(unknown), encoder.encode(new)
+    every = pa.concat_arrays([vocabulary.values, more])
+    encoder = FeatureEncoder(dataclasses.replace(feature, size=FIRST_CODE + len(every)), every)
+    known, added = encoder.encode(vocabulary.unknown), encoder.encode(new)
     if isinstance(old, Dense):
         assert isinstance(known, Dense)
         assert isinstance(added, Dense)
-        codes = np.array(old.values)
-        codes[codes == UNKNOWN] = known.values
-        codes = insertion.merge(codes, added.values)
-        counted = codes * trained
-        both: Column = Dense(codes)
-    else:
-        assert isinstance(known, Ragged)
-        assert isinstance(added, Ragged)
-        ragged = insertion.merge_ragged(_replaced(old, known), added)
-        codes = ragged.values
-        counted = codes * np.repeat(trained, np.diff(ragged.offsets))
-        both = ragged
-    counts = np.bincount(counted, minlength=FIRST_CODE + len(every))[FIRST_CODE:]
-    frequent, order = by_frequency(every, counts)
-    lookup = np.full(FIRST_CODE + len(every), UNKNOWN, np.int32)
+        return _recode_dense(encoder, insertion, old.values, known.values, added.values, trained, stem)
+    assert isinstance(known, Ragged)
+    assert isinstance(added, Ragged)
+    return _recode_bags(encoder, insertion.merge_ragged(_replaced(old, known), added), trained, stem)
+
+
+def _recode_dense(
+    encoder: FeatureEncoder,
+    insertion: Insertion,
+    old: Array,
+    known: Array,
+    new: Array,
+    trained: npt.NDArray[np.bool_],
+    stem: Path,
+) -> Vocabulary:
+    unknown = np.concatenate([*(np.flatnonzero(old[block] == UNKNOWN) + block.start for block in blocks(len(old)))])
+    if len(unknown):
+        old = np.array(old)
+        old[unknown] = known
+    at = insertion.places + np.arange(len(new))
+    size = FIRST_CODE + len(encoder.vocabulary)
+    counts = np.bincount(new * trained[at], minlength=size)
+    trained_before = np.delete(trained, at)
+    for begin in range(0, len(old), _BLOCK):
+        counts += np.bincount(old[begin : begin + _BLOCK] * trained_before[begin : begin + _BLOCK], minlength=size)
+    values, lookup = _renumbered(encoder.vocabulary, counts)
+    left: list[npt.NDArray[np.int32]] = []
+
+    def change(codes: Codes) -> Codes:
+        recoded = lookup[codes]
+        left.append(codes[recoded == UNKNOWN])
+        return recoded
+
+    insertion.stream(old, new, beside(stem, ".npy"), change)
+    return Vocabulary(values, _values_of(encoder.vocabulary, np.concatenate(left)))
+
+
+def _recode_bags(encoder: FeatureEncoder, both: Ragged, trained: npt.NDArray[np.bool_], stem: Path) -> Vocabulary:
+    rows = np.repeat(np.arange(len(both)), np.diff(both.offsets))
+    counts = np.bincount(both.values * trained[rows], minlength=FIRST_CODE + len(encoder.vocabulary))
+    values, lookup = _renumbered(encoder.vocabulary, counts)
+    recoded = lookup[both.values]
+    # Values that are unknown now are one.
+    size = len(lookup)
+    pairs = distinct(rows * size + recoded)
+    lengths = np.bincount(pairs // size, minlength=len(both))
+    Ragged((pairs % size).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])).save(stem)
+    rest = np.flatnonzero(recoded == UNKNOWN)
+    _, lengths = np.unique(rows[rest], return_counts=True)
+    lists = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
+        _values_of(encoder.vocabulary, both.values[rest]),
+    )
+    return Vocabulary(values, sorted_lists(lists, values))
+
+
+def _renumbered(values: pa.Array, counts: npt.NDArray[np.int64]) -> tuple[pa.Array, Codes]:
+    """The values that occur, in the order of their new codes; and the new code of each old one."""
+    frequent, order = by_frequency(values, counts[FIRST_CODE:])
+    lookup = np.full(len(counts), UNKNOWN, np.int32)
     lookup[:FIRST_CODE] = np.arange(FIRST_CODE)
     lookup[FIRST_CODE + order] = np.arange(FIRST_CODE, FIRST_CODE + len(order))
-    recoded = lookup[codes]
-    rest = np.flatnonzero(recoded == UNKNOWN)
-    places = codes[rest].astype(np.int64) - FIRST_CODE
-    values = every.take(pa.array(places, mask=places < 0))
-    if isinstance(both, Dense):
-        return Recoded(Dense(recoded), frequent, values)
-    rows = np.repeat(np.arange(len(both)), np.diff(both.offsets))
-    return Recoded(_bags(rows, recoded, len(both)), frequent, sorted_lists(_lists(rows[rest], values), frequent))
+    return frequent, lookup
+
+
+def _values_of(values: pa.Array, codes: Codes) -> pa.Array:
+    places = codes.astype(np.int64) - FIRST_CODE
+    return values.take(pa.array(places, mask=places < 0))
 
 
 def _replaced(old: Ragged, known: Ragged) -> Ragged:
@@ -158,16 +201,3 @@ def _replaced(old: Ragged, known: Ragged) -> Ragged:
     starts[entries], lengths[entries] = len(old.values) + known.offsets[:-1], np.diff(known.offsets)
     values = np.concatenate([old.values, known.values])[ragged_positions(starts, lengths)]
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)])[old.offsets])
-
-
-def _bags(rows: npt.NDArray[np.int64], codes: Codes, num_rows: int) -> Ragged:
-    size = int(codes.max(initial=0)) + 1
-    pairs = distinct(rows * size + codes)
-    lengths = np.bincount(pairs // size, minlength=num_rows)
-    return Ragged((pairs % size).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def _lists(rows: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
-    """Lists of the values of equal rows."""
-    bounds = np.concatenate([[0], np.flatnonzero(np.diff(rows)) + 1, [len(rows)]]) if len(rows) else np.zeros(1)
-    return pa.ListArray.from_arrays(pa.array(bounds, pa.int32()), values)

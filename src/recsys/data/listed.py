@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,13 +21,13 @@ from recsys.schema import Feature
 
 
 def write_listed(
-    table: pa.Table, key: str, plans: Mapping[str, Plan], entities: Entities, folder: Path
+    table: pa.Table, place: npt.NDArray[np.int64], plans: Mapping[str, Plan], entities: Entities, folder: Path
 ) -> list[Feature] | None:
     """Write the columns of a table, one row for each dense index, and their vocabularies.
 
     Args:
-        table: the column `key` of ids, each once, all of which are among `entities`, and those of `plans`.
-        key: `user_id` or `item_id`.
+        table: the columns of `plans`.
+        place: which of `entities` each row of the table is.
         plans: the columns by their names in `table`.
         entities: users or items.
         folder: of the prepared data set.
@@ -34,7 +35,6 @@ def write_listed(
     Returns:
         The features; None where vectors have more than one length, or none.
     """
-    place = np.asarray(pc.index_in(plain(table[key]), value_set=entities.ids)).astype(np.int64)
     row = np.full(entities.first + len(entities), -1)
     row[entities.first + place] = np.arange(len(place))
     rows = pa.array(row, mask=row < 0)
