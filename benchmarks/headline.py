@@ -39,7 +39,8 @@ def main() -> None:
         axis.barh(places, gains, color=[LEARNED if gain >= 1 else BASELINE for gain in gains], height=0.6)
         axis.axvline(1, color="#333333", linewidth=1)
         for place, gain, value in zip(places, gains, learned, strict=True):
-            axis.text(max(gain, 1) + 0.03, place, f"{value:.4f}".lstrip("0") + f" ({gain - 1:+.0%})", va="center", fontsize=8)
+            label = f"{value:.4f}".lstrip("0") + f" ({gain - 1:+.0%})"
+            axis.text(max(gain, 1) + 0.03, place, label, va="center", fontsize=8)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_yticks(places, names if axis is axes[0] else [""] * len(names), fontsize=9)
         axis.set_xlim(0, 1.95)
