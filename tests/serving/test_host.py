@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,7 @@ def test_the_oldest_go_but_not_what_is_served(host: Host, published: Published) 
     [
         ((3, 5), None, r"embeddings: found \[3, 5\], expected \[B, 16\]"),
         ((16,), None, r"embeddings: found \[16\]"),
+        ((), None, r"embeddings: found \[\]"),
         ((3, 2, 16), None, r"embeddings: found \[3, 2, 16\]"),
         ((3, 16), [["i001"]], "exclude: found 1 lists, expected one for each of 3 users"),
     ],
@@ -111,7 +113,7 @@ def test_what_does_not_fit(
     host.serve(host.load("candidate"))
     request = SearchRequest(published.versions[0], np.zeros(shape, np.float32), 5, exclude=exclude)  # type: ignore[arg-type]
     with pytest.raises(Problem, match=message) as refused:
-        host.search(request)
+        asyncio.run(host.answer(request))
     assert refused.value.status == 400
 
 

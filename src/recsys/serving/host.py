@@ -156,8 +156,10 @@ class Host:
         held = next((loaded[request.version] for loaded in self._loaded.values() if request.version in loaded), None)
         if held is None:
             return False
-        is_exact = held.manifest.index["class"] in EXACT
-        return request.filter is not None or (is_exact and held.manifest.num_items * len(request.embeddings) > MANY)
+        manifest = held.manifest
+        # Of whatever shape they are: nothing has looked at it yet.
+        compared = manifest.num_items * (request.embeddings.size // manifest.dim)
+        return request.filter is not None or (manifest.index["class"] in EXACT and compared > MANY)
 
     def search(self, request: SearchRequest) -> SearchResponse:
         """Results from the version that the request names, and from no other.
