@@ -203,7 +203,7 @@ def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tm
 def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene, tmp_path: Path) -> None:
     scene = first.copy("stopped")
     served, versions = scene.store.aliases()["production"], scene.store.versions()
-    jobs = [scene.job(UNREACHABLE, **scene.arrives(16)), scene.job(UNREACHABLE), scene.job(**scene.arrives(17))]
+    jobs = [scene.job(UNREACHABLE, **scene.arrives(15)), scene.job(UNREACHABLE), scene.job(**scene.arrives(16))]
     (stopped, output), (again, log), (kept, last) = run_all(jobs, tmp_path)
     assert stopped == 3, output
     assert "absolute, recall@100: " in output
@@ -215,7 +215,7 @@ def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene,
     assert [cycle["outcome"] for cycle in history] == ["kept", "stopped", "kept"]
     assert history[1]["version"] not in scene.store.versions()
     assert history[1]["served"] == history[2]["served"] == served
-    assert history[2]["new_events"] == pq.ParquetFile(scene.base / "later/day-017.parquet").metadata.num_rows
+    assert history[2]["new_events"] == pq.ParquetFile(scene.base / "later/day-016.parquet").metadata.num_rows
     verdict = json.loads((scene.folder / "cycles/2/run/verdict.json").read_text())
     assert verdict["stopped_by"] == ["absolute"]
     assert scene.store.versions() == sorted([*versions, history[2]["version"]])
