@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,9 +72,13 @@ def build_or_grow(
     job: Build, name: str, settings: dict[str, Any], engine: Engine, prepared: Path, folder: Path
 ) -> None:
     """Fill `folder` with the data set `name`, from an earlier one in the folder `prepared` where that is possible."""
-    earlier = find_earlier(prepared, settings) if job.can_grow else None
+    earlier = find_earlier(prepared, settings)
     if earlier is not None:
         try:
+            if not job.can_grow:
+                raise CannotGrowError(
+                    "with exposures, a least number of events or this split, new events change old ones"
+                )
             build(job, name, settings, engine, folder, partial(_grow, earlier))
             return
         except CannotGrowError as reason:
@@ -97,15 +101,18 @@ def find_earlier(prepared: Path, settings: Mapping[str, Any]) -> Earlier | None:
     wanted = json.loads(json.dumps(settings, default=repr))
     shards = wanted.pop("files")["interactions"]
     found: list[Earlier] = []
-    for file in prepared.glob(f"*/{KEPT}/{PARTS}"):
-        path = file.parents[1]
+    for file in prepared.glob("[!.]*/meta.json"):
         try:
-            described = json.loads((path / "meta.json").read_text())["settings"]
+            described = json.loads(file.read_text())["settings"]
             known = described.pop("files")["interactions"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-        if described == wanted and known == shards[: len(known)]:
-            found.append(Earlier(path, len(known)))
+        if described != wanted:
+            continue
+        if known == shards[: len(known)]:
+            found.append(Earlier(file.parent, len(known)))
+        elif known[0] in shards:
+            log.info("no use is made of %s: its shards are no longer the first ones", file.parent)
     return max(found, key=lambda earlier: earlier.num_shards, default=None)
 
 
@@ -153,7 +160,7 @@ def _grow(earlier: Earlier, job: Build, session: Session, folder: Path) -> tuple
 
     trained = trained_events(users)
     with ThreadPoolExecutor(_THREADS) as pool:
-        sides = []
+        sides: list[Future[list[Feature] | None]] = []
         for owner, entities in (("users", users), ("items", items)):
             if plans := job.plans_of(owner):
                 plans = drop_names(job.tables[owner], session, open_listed(job, session, owner), plans)

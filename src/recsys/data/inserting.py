@@ -124,14 +124,14 @@ def recode(
     if isinstance(old, Dense):
         assert isinstance(known, Dense)
         assert isinstance(added, Dense)
-        return _recode_dense(encoder, insertion, old.values, known.values, added.values, trained, stem)
+        return _recode_dense(every, insertion, old.values, known.values, added.values, trained, stem)
     assert isinstance(known, Ragged)
     assert isinstance(added, Ragged)
-    return _recode_bags(encoder, insertion.merge_ragged(_replaced(old, known), added), trained, stem)
+    return _recode_bags(every, insertion.merge_ragged(_replaced(old, known), added), trained, stem)
 
 
 def _recode_dense(
-    encoder: FeatureEncoder,
+    every: pa.Array,
     insertion: Insertion,
     old: Array,
     known: Array,
@@ -144,12 +144,12 @@ def _recode_dense(
         old = np.array(old)
         old[unknown] = known
     at = insertion.places + np.arange(len(new))
-    size = FIRST_CODE + len(encoder.vocabulary)
+    size = FIRST_CODE + len(every)
     counts = np.bincount(new * trained[at], minlength=size)
     trained_before = np.delete(trained, at)
     for begin in range(0, len(old), _BLOCK):
         counts += np.bincount(old[begin : begin + _BLOCK] * trained_before[begin : begin + _BLOCK], minlength=size)
-    values, lookup = _renumbered(encoder.vocabulary, counts)
+    values, lookup = _renumbered(every, counts)
     left: list[npt.NDArray[np.int32]] = []
 
     def change(codes: Codes) -> Codes:
@@ -158,13 +158,13 @@ def _recode_dense(
         return recoded
 
     insertion.stream(old, new, beside(stem, ".npy"), change)
-    return Vocabulary(values, _values_of(encoder.vocabulary, np.concatenate(left)))
+    return Vocabulary(values, _values_of(every, np.concatenate(left)))
 
 
-def _recode_bags(encoder: FeatureEncoder, both: Ragged, trained: npt.NDArray[np.bool_], stem: Path) -> Vocabulary:
+def _recode_bags(every: pa.Array, both: Ragged, trained: npt.NDArray[np.bool_], stem: Path) -> Vocabulary:
     rows = np.repeat(np.arange(len(both)), np.diff(both.offsets))
-    counts = np.bincount(both.values * trained[rows], minlength=FIRST_CODE + len(encoder.vocabulary))
-    values, lookup = _renumbered(encoder.vocabulary, counts)
+    counts = np.bincount(both.values * trained[rows], minlength=FIRST_CODE + len(every))
+    values, lookup = _renumbered(every, counts)
     recoded = lookup[both.values]
     # Values that are unknown now are one.
     size = len(lookup)
@@ -175,7 +175,7 @@ def _recode_bags(encoder: FeatureEncoder, both: Ragged, trained: npt.NDArray[np.
     _, lengths = np.unique(rows[rest], return_counts=True)
     lists = pa.ListArray.from_arrays(
         pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
-        _values_of(encoder.vocabulary, both.values[rest]),
+        _values_of(every, both.values[rest]),
     )
     return Vocabulary(values, sorted_lists(lists, values))
 
