@@ -244,8 +244,9 @@ def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> t
                 ("no 5xx by its own count", not failed),
                 ("events and items are as they were", contents(events, journal) == before),
             ]
-            stored = call(f"{address}/v1/events", {"user_id": 0, "item_id": item_ids[0]})
-            longer = call(retrieve, {"user_id": 0, "k": 10})["history_length"] == expected[0]["history_length"] + 1
+            # Of somebody new: the history of a known user may be as long as the tower reads.
+            stored = call(f"{address}/v1/events", {"user_id": "somebody new", "item_id": item_ids[0]})
+            longer = call(retrieve, {"user_id": "somebody new", "k": 10})["history_length"] == 1
             ends.append(("a right event is stored and seen", stored == {"stored": 1} and longer))
     log = (folder / "server.log").read_text(errors="replace")
     ends.append(("no exception in its log", "Traceback" not in log and '"level": "error"' not in log))

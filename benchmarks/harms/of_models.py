@@ -187,7 +187,7 @@ def packed(scene: Scene, run: TrainedRun, harm: PackHarm) -> Retriever:
     index = Exact()
     index.build(harmed)
     measured = {"recall": 1.0, "tuning": {}}
-    version = scene.store.publish(lambda folder: pack(folder, run, index, harmed, measured, "two_tower"))
+    version = scene.store.publish(lambda folder: pack(folder, run, index, harmed, measured, "two_tower", {}))
     return open_release(scene.store.root, version)
 
 

@@ -77,7 +77,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     command = ["src/recsys/gates.py", f"run={honest.path}", f"store={scene.store.root}", "against=production"]
     jobs = [
         {"args": command},
-        {"args": [*command, "gates.absolute.floors={recall@10: 0.99}"]},
+        {"args": [*command, "++gates.absolute.floors={recall@10: 0.99}"]},
         {"args": [*command, "gates.latency.slowr=1"]},
     ]
     (passed, text), (stopped, why), (wrong, error) = run_all(jobs, tmp_path)
