@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import numpy as np
 import pytest
 import torch
 from publishing import published  # noqa: F401
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background by a shell, which has its children ignore Ctrl-C: commands under test must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # For processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"

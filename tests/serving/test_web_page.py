@@ -105,6 +105,8 @@ def test_a_user_is_found_by_keyboard_alone(page: sync_api.Page, url: str, made: 
     page.keyboard.press("Escape")
     assert not options.first.is_visible()
     page.keyboard.press("ArrowDown")
+    # The list is asked for again.
+    sync_api.expect(options.first).to_be_visible()
     page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.getAttribute('aria-activedescendant')") == "user-list-1"
     page.keyboard.press("Enter")
