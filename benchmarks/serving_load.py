@@ -1,9 +1,9 @@
 """How many requests a second does one machine answer, beside a bare loop of the same work?
 
-    python benchmarks/serving_load.py --work /tmp/load --beauty DATA/amazon-beauty
-    python benchmarks/serving_load.py --work /tmp/load --cases million_mean --workers 2
-    python benchmarks/serving_load.py --work /tmp/load --store releases --release production
-    python benchmarks/serving_load.py --work /tmp/load --run runs/first
+    python benchmarks/serving_load.py --work runs/load --beauty DATA/amazon-beauty
+    python benchmarks/serving_load.py --work runs/load --cases million_mean --workers 2
+    python benchmarks/serving_load.py --work runs/load --store releases --release production
+    python benchmarks/serving_load.py --work runs/load --run runs/first
 
 Three releases are made on first use and kept in `--work`: mean-pooling and transformer tower on the data of Amazon
 Beauty, and a million items (as serving_start.py makes them). They are trained for one epoch: speed does not ask for

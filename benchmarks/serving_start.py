@@ -1,6 +1,6 @@
 """How long does a server take to be ready, and how much memory, with a release of a million items?
 
-    python benchmarks/serving_start.py --store /tmp/start
+    python benchmarks/serving_start.py --store runs/start
 
 The release is a real one, made by train.py and index.py from items with titles and categories and a few users; it is
 kept for the next run. `ready` is the time from the start of `serve.py role=all` to the first 200 of /readyz, files

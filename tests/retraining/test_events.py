@@ -85,15 +85,31 @@ def test_a_missing_day_counts_as_nothing_and_little_reference_is_untested() -> N
 def test_gap_to_the_end_of_the_window_and_between_events() -> None:
     gate = TimeGaps(longer=2.0, longest_days=60)
     data = days_of_events([95] + [100] * 10)
-    assert status(gate.judge(evidence(data))) == ["pass", "pass"]
+    assert status(gate.judge(evidence(data))) == ["pass"] * 3
     cut = data.time < 10 * DAY + DAY // 2
     # Noon to midnight without an event, a quarter of an hour being usual.
     late = dataclasses.replace(data, time=np.where(cut, data.time, 10 * DAY + DAY // 2))
     outcomes = list(gate.judge(evidence(late)))
-    assert outcomes[1].status == "fail"
+    assert status(outcomes) == ["pass", "fail", "fail"]
     assert outcomes[1].value == pytest.approx(12, abs=0.3)
+    # Half of a day of a hundred events.
+    assert outcomes[2].value == pytest.approx(50, abs=1)
     month = dataclasses.replace(data, time=np.where(cut, data.time, data.time * 1000))
     assert status(gate.judge(evidence(month)))[0] == "fail"
+
+
+@pytest.mark.parametrize(("until", "expected"), [(24, "pass"), (18, "fail")])
+def test_an_evening_that_is_missing_is_no_night(until: int, expected: str) -> None:
+    # Silent from midnight to eight, ten events an hour then: six hours more are no long gap, and many events.
+    days, hours = np.meshgrid(np.arange(11), 8 + np.arange(160) / 10)
+    time = np.sort((days * DAY + hours * 3600).astype(np.int64).ravel())
+    time = time[(time < 10 * DAY) | (time < 10 * DAY + until * 3600)]
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 40, len(time)), rng.integers(1, NUM_ITEMS + 1, len(time))
+    outcomes = list(TimeGaps(longer=2.0, longest_days=60).judge(evidence(of_columns(user, item, time, 11))))
+    assert status(outcomes) == ["pass", "pass", expected]
+    if until == 18:
+        assert outcomes[2].value == pytest.approx(60, abs=2)
 
 
 def test_nothing_is_later_than_now() -> None:

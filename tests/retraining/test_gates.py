@@ -20,14 +20,15 @@ from scene import RECIPE, Scene
 
 pytestmark = pytest.mark.slow
 SERVED = 40
+# Large enough for a slice to be told, and for tastes to matter among the best hundred.
 WORLD = WorldSettings(
-    num_users=1200, num_items=500, num_events=24_000, num_categories=6, topics_per_category=3, days=45
+    num_users=3000, num_items=1500, num_events=90_000, num_categories=12, topics_per_category=4, days=45
 )
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return Scene(tmp_path_factory.mktemp("scene"), SERVED, WORLD, (*RECIPE, "model.dim=16"))
+    return Scene(tmp_path_factory.mktemp("scene"), SERVED, WORLD, RECIPE)
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +42,13 @@ def test_an_honest_retraining_passes_and_says_what_it_could_not_tell(scene: Scen
     by_check = {(row.gate, row.check): row for row in verdict.outcomes}
     assert by_check["not_worse", "recall@100"].status == "pass"
     assert by_check["reproduces", "recall@100"].value == pytest.approx(0, abs=1e-6)
-    assert by_check["index", "index recall@50"].value == pytest.approx(1, abs=1e-3)
+    assert by_check["index", "index recall@100"].value == pytest.approx(1, abs=1e-3)
     assert {row.check for row in verdict.outcomes if row.status == "untested"} <= {
         row.check for row in verdict.outcomes if "/" in row.check or row.check.startswith("served")
     }
 
 
-# Known gap: in a world of 1,200 users these harms stay below what the gates can tell, or another gate stops them.
-UNNOTICED = pytest.mark.xfail(reason="not stopped by the gate for it in so small a world", strict=False)
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        pytest.param(of_models.tail_shuffled, marks=UNNOTICED),
-        pytest.param(of_models.head_shuffled, marks=UNNOTICED),
-        of_models.nan_row,
-    ],
-)
+@pytest.mark.parametrize("harm", [of_models.tail_shuffled, of_models.head_shuffled, of_models.nan_row])
 def test_harmed_weights(harm: of_models.WeightHarm, scene: Scene, honest: TrainedRun) -> None:
     verdict = scene.judge(of_models.with_weights(honest, harm.__name__, harm))
     assert {*verdict.stopped_by} & {*of_models.WEIGHT_HARMS[harm]}
@@ -74,10 +64,7 @@ def test_an_index_whose_rows_are_shuffled(scene: Scene, honest: TrainedRun) -> N
     assert {"index", "not_worse", "reproduces"} <= {*verdict.stopped_by}
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [pytest.param(of_data.truncated_day, marks=UNNOTICED), pytest.param(of_data.shuffled_items, marks=UNNOTICED)],
-)
+@pytest.mark.parametrize("harm", [of_data.truncated_day, of_data.shuffled_items])
 def test_harmed_events(harm: of_data.Harm, scene: Scene) -> None:
     tables = harm(scene.until(SERVED + 1), scene.second(SERVED))
     verdict = scene.judge(scene.run(harm.__name__, tables, seed=1))

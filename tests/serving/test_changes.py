@@ -13,7 +13,11 @@ from recsys.errors import UserError
 from recsys.release.store import ReleaseStore
 from recsys.serving.additions import Additions, load_additions, save_additions, to_table
 from recsys.serving.changes import ChangedItems, Changes
+from recsys.serving.host import Host
+from recsys.serving.messages import SearchRequest
+from recsys.serving.monitor import RecallMonitor
 from recsys.serving.query_encoder import load_known_items
+from recsys.serving.releases import Releases
 from recsys.serving.shard import Shard
 from recsys.serving.tower import Floats
 
@@ -188,3 +192,18 @@ def test_each_new_item_has_one_shard(published: Published, tmp_path: Path, users
     assert not first & second
     assert first | second == {*ids_of(whole, users)[0]}
     assert 0 < len([item for item in first if item.startswith("new")]) < 19
+
+
+def test_nothing_is_told_of_the_recall_of_a_version_that_was_unloaded(
+    published: Published, tmp_path: Path, users: Floats
+) -> None:
+    monitor = RecallMonitor(1.0)
+    host = Host(Releases(published.store), "here", Changes(tmp_path / "journal", None, monitor).open)
+    old, new = (host.load(version) for version in published.versions)
+    host.serve(new)
+    host.search(SearchRequest(old, users, 5))
+    monitor.drain()
+    assert monitor.recalls().keys() == {(old,)}
+    host.unload(old)
+    assert not monitor.recalls()
+    monitor.close()

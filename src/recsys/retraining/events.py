@@ -9,7 +9,11 @@ import numpy as np
 
 from recsys.retraining.evidence import Evidence
 from recsys.retraining.verdict import Outcome, at_least, at_most, untested
-from recsys.retraining.window import DAY, EventWindow, Ints, Mask, share
+from recsys.retraining.window import DAY, EventWindow, Floats, Ints, Mask, share
+
+# Seconds of a stretch of the day whose events are counted together, and how many events may be lacking by chance.
+BIN = 900
+CHANCE = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,13 @@ class Volume:
 class TimeGaps:
     """No hole in the new events, up to the end of the window, that is much longer than those before.
 
-    An hour that is lost in a long window changes no day's volume much. A gap of months says that times are of another
-    unit or another clock.
+    An hour that is lost in a long window changes no day's volume much. How long a silence is, is told in hours and in
+    the events that the reference has at those times of the day: six hours of the night are usual, an evening is not,
+    and a day that is cut off at six lacks its evening. A gap of months says that times are of another unit or another
+    clock.
 
     Attributes:
-        longer: times the longest gap of the reference, at most.
+        longer: times the longest gap of the reference, at most, in hours and in events.
         longest_days: between any two successive events of the data.
     """
 
@@ -70,26 +76,31 @@ class TimeGaps:
     longest_days: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for the window and one for all data."""
+        """One outcome for all data, and two for the window: hours, and the events that should have been."""
         window = evidence.window
+        names = "gap in the window", "silence in the window"
         if not window.has_times:
-            yield untested("gap in the window", "there are no times")
+            yield from (untested(name, "there are no times") for name in names)
             return
         times = np.sort(window.time)
         everywhere = float(np.diff(times).max(initial=0)) / DAY
         yield at_most("longest gap in days", everywhere, self.longest_days, "between two successive events of the data")
         if window.dataset.meta.time == "day":
-            yield untested("gap in the window", "data.time=day: no hours are known")
+            yield from (untested(name, "data.time=day: no hours are known") for name in names)
             return
         new, before = np.sort(window.time[window.new]), np.sort(window.time[window.before])
         if len(before) < 100:
-            yield untested("gap in the window", f"{len(before)} events of reference, expected 100")
+            told = f"{len(before)} events of reference, expected 100"
+            yield from (untested(name, told) for name in names)
             return
         usual = float(np.diff(before).max()) / 3600
-        bounded = np.concatenate([[window.begin], new[new < window.end], [window.end]])
-        found = float(np.diff(np.sort(bounded)).max()) / 3600
+        bounded = np.sort(np.concatenate([[window.begin], new[new < window.end], [window.end]]))
+        found = float(np.diff(bounded).max()) / 3600
         told = f"hours without an event; {usual:.1f} before it"
-        yield at_most("gap in the window", found, self.longer * usual + 1, told)
+        yield at_most(names[0], found, self.longer * usual + 1, told)
+        usual, found = (float(np.diff(_expected(before, window.begin, at)).max()) for at in (before, bounded))
+        told = f"events that the times of the longest silence usually have; {usual:.1f} before it"
+        yield at_most(names[1], found, self.longer * usual + CHANCE, told)
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,21 @@ class Duplicates:
             yield untested("copies", "there are no times")
         found, usual = (_largest_share(window.user[rows]) for rows in (window.new, window.before))
         yield at_most("busiest user", found, usual + self.busiest, f"share of the events, {usual:.4f} before")
+
+
+def _expected(before: Ints, end: int, times: Ints) -> Floats:
+    """Events that the reference would have had until each time, if all its days were alike.
+
+    Args:
+        before: times of the reference, sorted; it ends at `end`.
+        end: in seconds.
+        times: to ask for.
+    """
+    borders = np.arange(0, DAY + 1, BIN)
+    counts = np.histogram(before % DAY, borders)[0]
+    a_day = np.concatenate([[0.0], np.cumsum(counts)]) * DAY / (end - int(before[0]))
+    until: Floats = times // DAY * a_day[-1] + np.interp(times % DAY, borders, a_day)
+    return until
 
 
 def _copies(window: EventWindow) -> Mask:

@@ -194,6 +194,12 @@ class ChangedItems:
         """As `ItemSearch.check`: of the index as it was built."""
         self.base.check()
 
+    def close(self) -> None:
+        """The monitor tells no more of a version that was unloaded."""
+        if self._monitor is not None:
+            self._monitor.forget(self.version)
+        self.base.close()
+
     def check_additions(self, additions: Additions) -> list[ItemId]:
         """Ids of items that may be added.
 

@@ -50,6 +50,10 @@ class Searcher(Protocol):
         """Raise UserError where the index does not find what it found when the release was made."""
         ...
 
+    def close(self) -> None:
+        """It was unloaded: nothing more is told of it."""
+        ...
+
 
 class Host:
     """Loaded versions of each model, one of which is served. Thread-safe; a search takes no lock.
@@ -130,13 +134,14 @@ class Host:
         """
         with self._lock:
             model = self._model_of(version, model)
-            self._index(model, version)
+            index = self._index(model, version)
             if self._serving.get(model) == version:
                 raise Problem(409, "is_serving", f"version: {version} is served; serve another one first", "version")
             self._loaded = {
                 **self._loaded,
                 model: {name: index for name, index in self._loaded[model].items() if name != version},
             }
+            index.close()
 
     def trim(self, keep: int) -> None:
         """Unload the versions that were loaded first, until each model has at most `keep`; what is served stays."""

@@ -134,6 +134,9 @@ class ItemSearch:
                 f"{self.folder}: the index does not find the items of {SELF_CHECK}: tower and index are no pair"
             )
 
+    def close(self) -> None:
+        """Nothing to give back: what is mapped goes with the object."""
+
 
 def _python_values(ids: pa.Array) -> npt.NDArray[np.generic]:
     """Ids such that a slice's `tolist()` gives what the outside knows: int64, or objects that are strings."""
