@@ -174,7 +174,7 @@ class _Baseline:
         return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users)
 
     def _seconds(self) -> float:
-        return round(float(self._before) + time.monotonic() - self._begin, 1)
+        return round(float(self._before) + time.monotonic() - self._begin, 3)
 
 
 def request_batches(dataset: PreparedDataset, requests: Requests) -> Iterator[tuple[Batch, Requests]]:
