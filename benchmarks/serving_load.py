@@ -48,6 +48,7 @@ from recsys.serving.events import Event, SQLiteEvents, UserId
 from recsys.serving.events.filling import OWN, fill
 from recsys.serving.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
 from recsys.serving.retriever import Query, Retriever
+from recsys.serving.workers import sharing_cores
 
 NUM_EVENTS, NUM_USERS = 50, 5000
 LEAST_RATIO = 0.5
@@ -164,7 +165,8 @@ def bare_worker(case: Case, path: Path, bodies: Sequence[bytes], batch: int, sec
 def bare(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, workers: int) -> float:
     """Requests a second of all processes."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    # As the server shares the cores between its processes.
+    with sharing_cores(workers), context.Manager() as manager:
         start = manager.Barrier(workers)
         with context.Pool(workers) as pool:
             work = [(case, path, bodies, batch, seconds, start)] * workers

@@ -85,6 +85,7 @@ def _serve(settings: Settings) -> None:
         lifespan="on",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         log_config=None,
         timeout_graceful_shutdown=PATIENCE_SECONDS,
     )

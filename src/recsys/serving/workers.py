@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -20,6 +22,8 @@ log = logging.getLogger("recsys")
 CANNOT_START = 3
 LOOK_EVERY = 0.5
 RESTART_AFTER = 1.0
+# Read by OpenBLAS (numpy) and OpenMP (faiss) when they are loaded.
+THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def bind(host: str, port: int, shared: bool) -> socket.socket:
@@ -42,6 +46,21 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
     return opened
 
 
+@contextlib.contextmanager
+def sharing_cores(count: int) -> Iterator[None]:
+    """Processes that start meanwhile are one of `count`, and use their share of the cores, unless told otherwise.
+
+    Matrix products of several processes, each with a thread for every core, wait for one another.
+    """
+    missing = [name for name in THREAD_LIMITS if name not in os.environ]
+    os.environ.update(dict.fromkeys(missing, str(max(1, (os.cpu_count() or 1) // count))))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
 def supervise(work: Callable[[], None], count: int) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT, which they get too and are waited for.
 
@@ -62,7 +81,8 @@ def supervise(work: Callable[[], None], count: int) -> None:
 
     def start() -> SpawnProcess:
         process = context.Process(target=work)
-        process.start()
+        with sharing_cores(count):
+            process.start()
         return process
 
     processes: list[SpawnProcess] = []
