@@ -4,7 +4,8 @@
 
 The release is a real one, made by train.py and index.py from items with titles and categories and a few users; it is
 kept for the next run. `ready` is the time from the start of `serve.py role=all` to the first 200 of /readyz, files
-cached by the kernel. Memory is PSS: what the process holds alone, and its share of mapped files that are resident.
+cached by the kernel. Memory is PSS: what the process holds alone, and its share of mapped files that are resident; that
+of a gateway without hosts, which holds no release, is what any server takes.
 """
 
 from __future__ import annotations
@@ -103,24 +104,45 @@ def call(address: str, body: object = None) -> bytes:
         return content
 
 
-def measure(store: Path, folder: Path) -> None:
-    """Start a server, wait until it is ready, ask, and look at its memory."""
+def port_and_address() -> tuple[int, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
+    return port, f"http://127.0.0.1:{port}"
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    while True:
+        try:
+            call(address)
+            return
+        except (urllib.error.URLError, ConnectionError):
+            if server.poll() is not None:
+                raise SystemExit("the server ended") from None
+            time.sleep(0.01)
+
+
+def memory_without_release(folder: Path) -> int:
+    """Bytes."""
+    port, address = port_and_address()
+    arguments = ["role=gateway", "hosts=http://127.0.0.1:9", f"port={port}", f"events={folder / 'none.sqlite'}"]
+    server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *arguments, "log_level=error"], cwd=ROOT)
+    try:
+        wait_for(f"{address}/healthz", server)
+        return pss(server.pid)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure(store: Path, folder: Path) -> None:
+    """Start a server, wait until it is ready, ask, and look at its memory."""
+    port, address = port_and_address()
     arguments = [f"store={store}", f"port={port}", f"events={folder / 'events.sqlite'}", "log_level=warning"]
     begin = time.perf_counter()
     server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *arguments], cwd=ROOT)
     try:
-        while True:
-            try:
-                call(f"{address}/readyz")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                if server.poll() is not None:
-                    raise SystemExit("the server ended") from None
-                time.sleep(0.01)
+        wait_for(f"{address}/readyz", server)
         ready = time.perf_counter() - begin
         size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
         idle = pss(server.pid)
@@ -137,8 +159,11 @@ def measure(store: Path, folder: Path) -> None:
         server.terminate()
         server.wait()
     print(f"release {size / 1e6:.0f} MB, ready in {ready:.2f} s")
+    base = memory_without_release(folder)
+    print(f"memory without a release   {base / 1e6:7.0f} MB")
     for name, memory in (("when ready", idle), ("after 500 requests", used)):
-        print(f"memory {name:<20}{memory / 1e6:7.0f} MB, {memory / size:.2f} x the files")
+        shares = f"{memory / size:.2f} x the files, {(memory - base) / size:.2f} x without what any server takes"
+        print(f"memory {name:<20}{memory / 1e6:7.0f} MB, {shares}")
 
 
 def main() -> None:

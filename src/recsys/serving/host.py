@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from recsys.errors import nearest
 from recsys.release.manifest import Manifest
@@ -104,6 +105,8 @@ class Host:
             if version not in held:
                 index = self._open_index(folder, manifest, self._releases.known_items(version))
                 index.check()
+                # What reading the tables took and they do not need.
+                pa.default_memory_pool().release_unused()
                 self._loaded = {**self._loaded, model: {**held, version: index}}
             return version
 

@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.data.columns import Ragged, load_array
-from recsys.data.encoding import plain
 from recsys.errors import UserError
 from recsys.index import Index, load_index, search_users
 from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
@@ -56,7 +54,7 @@ class ItemSearch:
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self.row_of_item = np.full(len(self.known_items) + 1, -1)
         self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
-        self._ids = _python_values(plain(self.items["item_id"]))
+        self._ids = self.known_items.outside(np.asarray(self.items["item_idx"]) - 1)
 
     @property
     def version(self) -> str:
@@ -136,10 +134,3 @@ class ItemSearch:
 
     def close(self) -> None:
         """Nothing to give back: what is mapped goes with the object."""
-
-
-def _python_values(ids: pa.Array) -> npt.NDArray[np.generic]:
-    """Ids such that a slice's `tolist()` gives what the outside knows: int64, or objects that are strings."""
-    if pa.types.is_string(ids.type):
-        return np.array([*ids.to_pylist(), None], object)[:-1]
-    return np.asarray(ids.cast(pa.int64()))

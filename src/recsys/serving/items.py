@@ -41,6 +41,13 @@ class IdMap:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def outside(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
+        """Ids of rows; a slice's `tolist()` gives what the outside knows. Strings are those of this map, not copies."""
+        if not self._is_string:
+            return np.asarray(self.ids.cast(pa.int64()))[rows]
+        # The last one keeps numpy from reading strings as anything else.
+        return np.array([*self._row_of, None], object)[rows]
+
     def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
         """Row of each id, -1 where there is none; ids of another type are unknown."""
         if self._is_string:
