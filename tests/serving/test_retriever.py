@@ -17,6 +17,7 @@ from worlds import MAX_HISTORY
 from recsys.data.dataset import Requests
 from recsys.errors import UserError
 from recsys.runs import TrainedRun, load_run
+from recsys.serving import items
 from recsys.serving.items import IdMap
 from recsys.serving.retriever import Query, Retriever
 
@@ -162,8 +163,23 @@ def test_no_queries_no_answers(retriever: Retriever) -> None:
 
 
 def test_integer_ids() -> None:
-
     ids = IdMap(pa.array([30, 10, 20]))
     assert ids.rows([10, 20, 30, 11, "10", True, None, 2**70, 10.0]).tolist() == [1, 2, 0, -1, -1, -1, -1, -1, -1]
     assert ids.rows_of(pa.array([20, 5])).tolist() == [2, -1]
     assert ids.rows([]).tolist() == []
+    assert ids.outside(np.array([2, 0])) == [20, 30]
+
+
+@pytest.mark.parametrize("num_hashes", [None, 3, 1], ids=["all differ", "some are equal", "all are equal"])
+def test_string_ids(monkeypatch: pytest.MonkeyPatch, num_hashes: int | None) -> None:
+    if num_hashes is not None:
+        monkeypatch.setattr(items, "_hashes", lambda texts: np.array([len(text) % num_hashes for text in texts], int))
+    names = ["b", "a", "", "é", "longer", "10", "0"]
+    ids = IdMap(pa.array(names))
+    assert ids.rows(names).tolist() == list(range(7))
+    assert ids.rows(["a", "c", 10, None, "10", "B", "e\u0301", ["a"]]).tolist() == [1, -1, -1, -1, 5, -1, -1, -1]
+    assert ids.rows([1, None]).tolist() == [-1, -1]
+    assert ids.rows([]).tolist() == []
+    assert ids.rows_of(pa.array(["0", "x"])).tolist() == [6, -1]
+    assert ids.outside(np.array([4, 1])) == ["longer", "a"]
+    assert IdMap(pa.array([], pa.string())).rows(["a", 1]).tolist() == [-1, -1]

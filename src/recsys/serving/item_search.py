@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class ItemSearch:
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self.row_of_item = np.full(len(self.known_items) + 1, -1)
         self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
-        self._ids = self.known_items.outside(np.asarray(self.items["item_idx"]) - 1)
+        self._known_rows = np.asarray(self.items["item_idx"]) - 1
 
     @property
     def version(self) -> str:
@@ -91,17 +92,18 @@ class ItemSearch:
             rows: int64 [B, k], likewise.
             more: ids of the rows behind those of the index, N and on.
         """
-        k, num_items = rows.shape[1], len(self._ids)
-        counts = (rows >= 0).sum(axis=1).tolist()
+        found = rows >= 0
+        flat, num_items = rows[found], len(self._known_rows)
         if more:
-            ids = self._ids[np.where(rows < num_items, rows, -1)].tolist()
-            for b, place in zip(*map(np.ndarray.tolist, np.nonzero(rows >= num_items)), strict=True):
-                ids[b][place] = more[rows[b, place] - num_items]
+            inside = flat < num_items
+            ids = self.known_items.outside(self._known_rows[np.where(inside, flat, 0)])
+            for place in np.flatnonzero(~inside).tolist():
+                ids[place] = more[flat[place] - num_items]
         else:
-            ids = self._ids[rows].tolist()
-        return [
-            Hits(ids[b] if n == k else ids[b][:n], scores[b] if n == k else scores[b, :n]) for b, n in enumerate(counts)
-        ]
+            ids = self.known_items.outside(self._known_rows[flat])
+        bounds = np.concatenate([[0], found.sum(axis=1).cumsum()]).tolist()
+        # What is missing is behind what is there.
+        return [Hits(ids[lo:hi], scores[b, : hi - lo]) for b, (lo, hi) in enumerate(pairwise(bounds))]
 
     def rows_of_items(self, ids: Sequence[Sequence[ItemId]]) -> Ragged:
         """Rows of the index for the ids that it holds, for each query."""

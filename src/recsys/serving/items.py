@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ Filter = Mapping[str, Value | Sequence[Value]]
 
 
 class IdMap:
-    """Outside ids -> rows.
+    """Outside ids -> rows, in little more memory than the ids themselves.
 
     Args:
         ids: int64 or string, distinct; row r holds the id of r.
@@ -32,31 +31,31 @@ class IdMap:
         self.ids = plain(ids)
         self._is_string = pa.types.is_string(self.ids.type)
         if self._is_string:
-            self._row_of = {value: row for row, value in enumerate(self.ids.to_pylist())}
+            self._keys: npt.NDArray[np.int64] = _hashes(self.ids.to_pylist())
         else:
-            values = np.asarray(self.ids.cast(pa.int64()))
-            self._order = np.argsort(values)
-            self._sorted = values[self._order]
+            self._keys = np.asarray(self.ids.cast(pa.int64()))
+        self._order = np.argsort(self._keys)
+        self._sorted = self._keys[self._order]
+        if self._is_string:
+            # Found by their text: of several with one hash, the search would give the first.
+            same = self._sorted[1:] == self._sorted[:-1]
+            rows = self._order[np.r_[same, False] | np.r_[False, same]] if len(same) else self._order[:0]
+            self._clashing = dict(zip(self.ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def outside(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.generic]:
-        """Ids of rows; a slice's `tolist()` gives what the outside knows. Strings are those of this map, not copies."""
-        if not self._is_string:
-            return np.asarray(self.ids.cast(pa.int64()))[rows]
-        # The last one keeps numpy from reading strings as anything else.
-        return np.array([*self._row_of, None], object)[rows]
+    def outside(self, rows: npt.NDArray[np.int64]) -> list[Any]:
+        """Ids of rows, as the outside knows them: int or str."""
+        if self._is_string:
+            found: list[Any] = self.ids.take(pa.array(rows)).to_pylist()
+            return found
+        return self._keys[rows].tolist()  # type: ignore[no-any-return]
 
     def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
         """Row of each id, -1 where there is none; ids of another type are unknown."""
         if self._is_string:
-            try:
-                # A number is none of the keys.
-                return np.fromiter(map(self._row_of.get, ids, repeat(-1)), np.int64, len(ids))
-            except TypeError:
-                found = [self._row_of.get(value, -1) if isinstance(value, str) else -1 for value in ids]
-                return np.array(found, np.int64)
+            return self._rows_of_strings(ids)
         if set(map(type, ids)) == {int}:
             try:
                 return self._find(np.array(ids, np.int64))
@@ -72,11 +71,28 @@ class IdMap:
             return np.asarray(pc.index_in(plain(ids), value_set=self.ids).cast(pa.int64()).fill_null(-1))
         return self._find(np.asarray(ids.cast(pa.int64())))
 
-    def _find(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _rows_of_strings(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
+        texts = [value if isinstance(value, str) else "" for value in ids]
+        rows = self._find(_hashes(texts))
+        # What only has the hash of an item is none.
+        near = np.flatnonzero(rows >= 0)
+        for place, text in zip(near.tolist(), self.outside(rows[near]), strict=True):
+            if texts[place] != text:
+                rows[place] = -1
+        if self._clashing:
+            rows[:] = [self._clashing.get(text, row) for text, row in zip(texts, rows.tolist(), strict=True)]
+        rows[[not isinstance(value, str) for value in ids]] = -1
+        return rows
+
+    def _find(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if not len(self._sorted):
-            return np.full(len(values), -1, np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, values), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == values, self._order[at], -1)
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == keys, self._order[at], -1)
+
+
+def _hashes(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, texts), np.int64, len(texts))
 
 
 def _fits(value: object) -> bool:
