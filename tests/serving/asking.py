@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow.parquet as pq
 from publishing import Published
@@ -26,7 +26,12 @@ class Answer(NamedTuple):
     headers: dict[bytes, bytes]
 
 
-def settings(published: Published, events: Path, **changes: Any) -> Settings:
+class HasStore(Protocol):
+    @property
+    def store(self) -> Path: ...
+
+
+def settings(published: HasStore, events: Path, **changes: Any) -> Settings:
     given: dict[str, Any] = {
         "role": "all",
         "release": "candidate",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from asking import call, living, settings
 from worlds import write_run, write_world
 
 from recsys.data.dataset import Requests
@@ -28,6 +29,7 @@ from recsys.release.manifest import Manifest
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 from recsys.runs import TrainedRun, load_run
+from recsys.serving.http import App
 from recsys.serving.retriever import Query, Retriever
 
 M, D = 4, 16
@@ -117,6 +119,24 @@ def test_what_serving_answers_is_every_embeddings_best_in_turns(several: Several
     excluding = Query(queries[3].history, exclude=retriever.retrieve([queries[3]], k=9)[0].item_ids[:2])
     assert not set(excluding.exclude) & set(retriever.retrieve([excluding], k=9)[0].item_ids)
     assert retriever.retrieve([]) == []
+
+
+def test_over_http_as_in_the_process(several: Several, tmp_path: Path) -> None:
+    retriever = Retriever.load(several.store, several.version)
+    ids = retriever.items["item_id"].to_pylist()
+    rng = np.random.default_rng(1)
+    histories = [[{"item_id": ids[row]} for row in rng.permutation(len(ids))[:n]] for n in (0, 5, 30)]
+    wanted = settings(several, tmp_path / "events.sqlite", release=several.version)
+
+    async def use(app: App) -> None:
+        answer = await call(app, "POST", "/v1/retrieve", [{"history": history, "k": 9} for history in histories])
+        assert answer.status == 200
+        for body, hits in zip(answer.body, retriever.retrieve(list(map(Query, histories)), k=9), strict=True):
+            assert body["version"] == several.version
+            assert [item["item_id"] for item in body["items"]] == hits.item_ids
+            np.testing.assert_allclose([item["score"] for item in body["items"]], hits.scores, atol=1e-5)
+
+    living(wanted, use)
 
 
 def test_the_release_says_how_many(several: Several, tmp_path: Path) -> None:
