@@ -1,14 +1,16 @@
 """Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
 
-    python tests/commands.py < JOBS.json    # [{"args": [...], "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...]
+That process lives as long as the tests. It reads a line for each list of jobs, `{"jobs": [{"args": [...],
+"kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...], "environment": {...}}`, and answers with the list of exit codes
+(minus the signal's number for a killed one).
 
 `kill` ends the command on a call of a function, such as ["recsys.module:RetrievalModule.training_step", 7]: by SIGKILL,
 or by the signal that it names behind that. `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds.
-The last line of the output is the list of exit codes (minus the signal's number for a killed one).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -32,12 +34,22 @@ def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str
         for job, log in zip(jobs, logs, strict=True)
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
-    done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(described), text=True, capture_output=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    codes = json.loads(done.stdout.splitlines()[-1])
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps({"jobs": described, "environment": environment}) + "\n")
+    server.stdin.flush()
+    codes = json.loads(server.stdout.readline())
     return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    # It ends with this process, which closes its input.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
@@ -57,18 +69,22 @@ def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
     setattr(owner, name, counted)
 
 
-def _run(job: dict[str, Any]) -> int:
+def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
     _copy(job["copy"])
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
         _copy(job["snapshot"])
         return os.waitstatus_to_exitcode(status)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     code = 1
     try:
+        os.environ.clear()
+        os.environ.update(environment)
         if job["kill"]:
             _kill_on_call(*job["kill"])
         sys.argv = list(job["args"])
@@ -98,14 +114,14 @@ def _copy(places: list[str] | None) -> None:
 
 
 def main() -> None:
-    jobs = json.load(sys.stdin)
     os.chdir(REPOSITORY)
-    importlib.import_module("recsys.training")
-    if any(job["args"][0] == "retrain.py" for job in jobs):
-        importlib.import_module("recsys.retraining.cycle")
-    importlib.import_module("recsys.report")
-    sys.stdout.flush()
-    print(json.dumps([_run(job) for job in jobs]))
+    for name in ("training", "report", "retraining.cycle"):
+        importlib.import_module(f"recsys.{name}")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        # What importing said goes before: forks would say it again.
+        sys.stdout.flush()
+        print(json.dumps([_run(job, asked["environment"]) for job in asked["jobs"]]), flush=True)
 
 
 if __name__ == "__main__":
