@@ -16,6 +16,7 @@ from recsys.retraining.staging import STAGED, open_release, stage
 from recsys.retraining.verdict import VERDICT, Verdict, columns
 from recsys.runs import TrainedRun, load_run
 from recsys.serving.retriever import Retriever
+from recsys.serving.samples import read_samples
 from recsys.tracking import log_verdict, mirror_release
 from recsys.training import train as train_one
 from recsys.variants import train_best
@@ -97,7 +98,9 @@ def _ask(plan: Plan, run: TrainedRun, candidate: Retriever, served: Retriever | 
     config = plan.config
     gates = {name: instantiate(node) for name, node in config.gates.items() if node is not None}
     window = new_events(run.dataset, served, None, None)
-    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, seconds(config.now, "now"))
+    samples = read_samples(config.samples.folder, config.samples.newest)
+    now = seconds(config.now, "now")
+    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, now, samples)
 
 
 def _mirror(send: Callable[[], None]) -> None:
