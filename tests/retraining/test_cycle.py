@@ -48,6 +48,41 @@ def test_the_first_cycle_needs_no_served_release(first: Scene) -> None:
     assert [Path(shard["path"]).name for shard in first.state()["read"]] == ["day-000.parquet"]
 
 
+def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tmp_path: Path) -> None:
+    scene, deny = first.copy("chosen"), tmp_path / "deny.txt"
+    served, before = scene.store.open("production")
+    denied = pq.read_table(served / "items.parquet")["item_id"].to_pylist()[:3]
+    deny.write_text("".join(f"{item}\n" for item in denied))
+    corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}"]
+    wrong = scene.job(*corpus[:1], **scene.arrives(15))
+    jobs = [wrong, scene.job(*corpus), scene.job(*corpus, **scene.arrives(16))]
+    (failed, error), *kept = run_all(jobs, tmp_path)
+    # What is wrong with the policy is said before anything is trained, and nothing counts as read.
+    assert failed == 1
+    assert "expected corpus.at_least=SUM, corpus.top=NUMBER or both" in error
+    assert not (scene.folder / "cycles/2/run").exists()
+    for code, output in kept:
+        assert code == 0, output
+    folder, manifest = scene.store.open("production")
+    items = pq.read_table(folder / "items.parquet")["item_id"].to_pylist()
+    assert manifest.version != before.version
+    assert manifest.corpus.items() >= {"policy": "engaged", "top": 40, "num_fresh": 4, "deny": str(deny)}.items()
+    assert 41 <= len(items) == manifest.num_items == manifest.corpus["num_items"] <= 44 < manifest.corpus["of"]
+    assert not {*denied} & {*items}
+    verdict = json.loads((scene.folder / "cycles/4/run/verdict.json").read_text())
+    assert verdict["candidate"] == manifest.version
+    checks = {(row["gate"], row["check"]): row for row in verdict["outcomes"]}
+    assert checks["index", "index recall@4"]["status"] == "pass"
+    assert checks["reproduces", "recall@100 of the chosen items"]["value"] == pytest.approx(0, abs=1e-6)
+    assert checks["reproduces", "recall@100"]["value"] == pytest.approx(0, abs=1e-6)
+    # The record of the release before is that of its own items.
+    assert "against" in checks["record", "recall@100"]["reason"]
+    assert (
+        f"against {scene.store.open('previous')[1].record('recall@100'):.4f}"
+        in checks["record", "recall@100"]["reason"]
+    )
+
+
 WRITE = "recsys.retraining.cycle_state:StateFile.write"
 MOVE = "recsys.release.store:ReleaseStore._move"
 # In the order of a cycle: each start goes on from the kill before, up to the next.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from recsys.build import instantiate, open_data
+from recsys.corpus import choose
 from recsys.retraining.cycle_state import Cycle
 from recsys.retraining.judging import judge as ask_gates
 from recsys.retraining.judging import new_events, refused, seconds
@@ -29,6 +30,8 @@ def prepare(plan: Plan, cycle: Cycle) -> str:
     dataset = open_data(next(iter(plan.configurations(cycle).values())))
     cycle.fingerprint = dataset.meta.fingerprint
     cycle.newest = int(dataset.time.max()) if dataset.meta.time in ("seconds", "day") else None
+    # What is wrong with these settings is said before anything is trained.
+    choose(instantiate(plan.config.corpus), dataset, dataset.corpus(reads_features=True))
     cycle.served = plan.served()
     cycle.warm_start, begins = plan.beginnings(cycle.served)
     cycle.step = "train"
