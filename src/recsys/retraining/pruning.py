@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from recsys.errors import UserError
 from recsys.release.manifest import Manifest
 from recsys.retraining.plan import Plan
 
@@ -20,13 +19,11 @@ def prune(plan: Plan) -> list[Path]:
         What was removed.
 
     Raises:
-        UserError: `keep` cannot be, or a release does not say which run it is of; nothing is removed then.
+        UserError: a release does not say which run it is of; nothing is removed then.
     """
     keep = plan.config.keep
     if keep is None:
         return []
-    if keep < 0:
-        raise UserError(f"keep: found {keep}, expected 0 or more, or null")
     folders = [path for path in plan.folder.glob("cycles/*") if path.name.isdecimal()]
     old = sorted(folders, key=lambda path: int(path.name))[: max(0, len(folders) - keep)]
     runs = [path / "run" for path in old if (path / "run").exists()]
