@@ -195,7 +195,7 @@ class Gateway:
             )
             for found, length, names in zip(response.results, lengths, unknown, strict=True)
         ]
-        if self._sampling is not None:
+        if self._sampling is not None and self._sampling.share:
             for one, query, answer in zip(asked, queries, answers, strict=True):
                 if self._sampling.wants():
                     self._keep(self._sampling, one, query, answer)
