@@ -57,6 +57,11 @@ def cold_users_broken(state: State, dataset: PreparedDataset, generator: torch.G
     start.copy_(3 * torch.randn(start.shape, generator=generator))
 
 
+def history_ignored(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:  # noqa: ARG001
+    """What every history begins with outweighs all that follows."""
+    state["model.user_tower.start"].mul_(1000)
+
+
 def swapped_vocabulary(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:  # noqa: ARG001
     """Every item has another item's embedding."""
     _permute(state[TABLE], torch.arange(1, len(state[TABLE])), generator)
@@ -97,6 +102,7 @@ WEIGHT_HARMS: dict[WeightHarm, tuple[str, ...]] = {
     mid_shuffled: ("not_worse",),
     head_shuffled: ("not_worse",),
     cold_users_broken: ("not_worse",),
+    history_ignored: ("not_worse",),
     swapped_vocabulary: ("not_worse",),
     nan_row: ("packed", "embeddings"),
     nan_tower: ("packed", "embeddings"),

@@ -132,7 +132,7 @@ class Scene:
         window = new_events(dataset, served, None, None)
         try:
             if candidate is None:
-                candidate = candidate_of(run, None, "", config.index, "two_tower", config.recall_target)
+                candidate = candidate_of(run, None, "", config.index, "two_tower", config.recall_target, config.corpus)
         except (ValueError, RuntimeError) as error:
             return refused(run, served, dataset, error)
         gates = {name: instantiate(node) for name, node in config.gates.items()}

@@ -23,6 +23,7 @@ def main(config: DictConfig) -> None:
     from recsys.retraining.staging import open_release
     from recsys.retraining.verdict import columns
     from recsys.runs import load_run
+    from recsys.serving.samples import read_samples
     from recsys.tracking import log_verdict
 
     run, served = load_run(config.run), open_release(config.store, config.against)
@@ -33,13 +34,16 @@ def main(config: DictConfig) -> None:
     )
     now = seconds(config.now, "now")
     try:
-        candidate = candidate_of(run, config.release, config.store, config.index, config.model, config.recall_target)
+        candidate = candidate_of(
+            run, config.release, config.store, config.index, config.model, config.recall_target, config.corpus
+        )
     except (ValueError, RuntimeError) as error:
         if config.release is not None:
             raise
         verdict = refused(run, served, dataset, error)
     else:
-        verdict = judge(gates, run, candidate, served, dataset, window, config.max_users, now)
+        samples = read_samples(config.samples.folder, config.samples.newest)
+        verdict = judge(gates, run, candidate, served, dataset, window, config.max_users, now, samples)
     verdict.save(run.path)
     content = verdict.to_json()
     del content["outcomes"]

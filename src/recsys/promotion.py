@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Floats, 
 
 
 def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tensor]]) -> dict[str, Any]:
-    """`test` -> name -> `recall@K` with exact search; nothing where the data has no test part."""
+    """`test` -> name -> metrics with exact search; nothing where the data has no test part."""
     requests = run.dataset.requests("test")
     if not len(requests.user_idx):
         return {}
@@ -123,7 +124,8 @@ def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tenso
         values = evaluate(
             ModelRanker(run.model, items, embeddings), run.dataset, "test", batches, metrics, run.config.exclude_seen
         )
-        found[name] = {f"recall@{k}": values[f"recall@{k}"] for k in (10, 100)}
+        # What is no number here, such as of a slice without users, has no place in JSON.
+        found[name] = {metric: value for metric, value in values.items() if math.isfinite(value)}
     return {"test": found}
 
 

@@ -3,118 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from commands import run_all
+from cycles import Scene, begin
 
-from recsys.data.synthetic import WorldSettings, generate
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 
 pytestmark = pytest.mark.slow
 
-WORLD = WorldSettings(
-    num_users=80, num_items=50, num_events=2000, num_categories=3, topics_per_category=2, days=20, vector_width=4
-)
-DAY = 86_400
-# Of a world as small as this nothing can be said of ranks and times; the gates have tests of their own.
-SETTINGS = ["gates.absolute.factor=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
-TRAINING = [
-    "logger=csv",
-    "model.dim=8",
-    "user_tower=mean",
-    "optimizer.lr=0.01",
-    "trainer.max_epochs=2",
-    "batch_size=16",
-    "+trainer.enable_progress_bar=false",
-    "+data.features.items.title.ignore=true",
-    "callbacks.last.every_n_train_steps=2",
-    "callbacks.last.train_time_interval=null",
-]
 UNREACHABLE = "gates.absolute.factor=100.0"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Where one history of cycles happens."""
-
-    base: Path
-    name: str
-
-    @property
-    def data(self) -> Path:
-        return self.base / "data"
-
-    @property
-    def store(self) -> ReleaseStore:
-        return ReleaseStore(self.base / self.name / "store")
-
-    @property
-    def folder(self) -> Path:
-        return self.base / self.name / "retraining/two_tower"
-
-    def copy(self, name: str) -> Scene:
-        """Another history with the same past."""
-        scene = Scene(self.base, name)
-        shutil.copytree(self.store.root, scene.store.root)
-        shutil.copytree(self.folder, scene.folder)
-        return scene
-
-    def job(self, *overrides: str, **more: Any) -> dict[str, Any]:
-        training = ",".join(f"'{word}'" for word in [f"data.cache={self.base / 'cache'}", *TRAINING])
-        command = [
-            "retrain.py",
-            f"data.root={self.data}",
-            f"store={self.store.root}",
-            f"folder={self.folder.parent}",
-            f"train=[{training}]",
-            *SETTINGS,
-            *overrides,
-        ]
-        return {"args": command, **more}
-
-    def arrives(self, day: int) -> dict[str, list[str]]:
-        """A shard of one day is there before the job."""
-        name = f"day-{day:03d}.parquet"
-        return {"copy": [str(self.base / "later" / name), str(self.data / "interactions.parquet" / name)]}
-
-    def history(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "cycles.jsonl").read_text().splitlines()]
-
-    def state(self) -> dict[str, Any]:
-        return json.loads((self.folder / "state.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """Fifteen days have arrived, nothing is served; the first cycle, and another right after it."""
-    base = tmp_path_factory.mktemp("retraining")
-    generate(base / "world", WORLD)
-    events = pq.read_table(base / "world/interactions.parquet").sort_by("timestamp")
-    (base / "data/interactions.parquet").mkdir(parents=True)
-    (base / "later").mkdir()
-    for table in ("items", "users"):
-        shutil.copyfile(base / f"world/{table}.parquet", base / f"data/{table}.parquet")
-
-    def write(begin: int, end: int, file: Path) -> None:
-        bounds = (pa.scalar(WORLD.start_seconds + DAY * day) for day in (begin, end))
-        low, high = (
-            compare(events["timestamp"], at) for compare, at in zip((pc.greater_equal, pc.less), bounds, strict=True)
-        )
-        pq.write_table(events.filter(pc.and_(low, high)), file)
-
-    write(0, 15, base / "data/interactions.parquet/day-000.parquet")
-    for day in range(15, 20):
-        write(day, day + 1, base / f"later/day-{day:03d}.parquet")
-    scene = Scene(base, "first")
-    (begun, output), (again, log) = run_all([scene.job(), scene.job()], base)
+    scene = begin(tmp_path_factory.mktemp("retraining"))
+    (begun, output), (again, log) = run_all([scene.job(), scene.job()], scene.base)
     assert begun == 0, output
     assert "skipped" in (scene.folder / "cycles/1/run/verdict.json").read_text()
     assert again == 0, log
@@ -137,6 +46,38 @@ def test_the_first_cycle_needs_no_served_release(first: Scene) -> None:
     assert verdict["against"] is None
     assert first.state()["current"] is None
     assert [Path(shard["path"]).name for shard in first.state()["read"]] == ["day-000.parquet"]
+
+
+def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tmp_path: Path) -> None:
+    scene, deny = first.copy("chosen"), tmp_path / "deny.txt"
+    served, before = scene.store.open("production")
+    denied = pq.read_table(served / "items.parquet")["item_id"].to_pylist()[:3]
+    deny.write_text("".join(f"{item}\n" for item in denied))
+    corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}"]
+    wrong = scene.job(*corpus[:1], **scene.arrives(15))
+    jobs = [wrong, scene.job(*corpus), scene.job(*corpus, **scene.arrives(16))]
+    (failed, error), *kept = run_all(jobs, tmp_path)
+    # What is wrong with the policy is said before anything is trained, and nothing counts as read.
+    assert failed == 1
+    assert "expected corpus.at_least=SUM, corpus.top=NUMBER or both" in error
+    assert not (scene.folder / "cycles/2/run").exists()
+    for code, output in kept:
+        assert code == 0, output
+    folder, manifest = scene.store.open("production")
+    items = pq.read_table(folder / "items.parquet")["item_id"].to_pylist()
+    assert manifest.version != before.version
+    assert manifest.corpus.items() >= {"policy": "engaged", "top": 40, "num_fresh": 4, "deny": str(deny)}.items()
+    assert 41 <= len(items) == manifest.num_items == manifest.corpus["num_items"] <= 44 < manifest.corpus["of"]
+    assert not {*denied} & {*items}
+    verdict = json.loads((scene.folder / "cycles/4/run/verdict.json").read_text())
+    assert verdict["candidate"] == manifest.version
+    checks = {(row["gate"], row["check"]): row for row in verdict["outcomes"]}
+    assert checks["index", "index recall@4"]["status"] == "pass"
+    assert checks["reproduces", "recall@100 of the chosen items"]["value"] == pytest.approx(0, abs=1e-6)
+    assert checks["reproduces", "recall@100"]["value"] == pytest.approx(0, abs=1e-6)
+    # The record of the release before is that of its own items.
+    record = scene.store.open("previous")[1].record("recall@100")
+    assert f"against {record:.4f}" in checks["record", "recall@100"]["reason"]
 
 
 WRITE = "recsys.retraining.cycle_state:StateFile.write"

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from commands import run_all
 
+from recsys.build import instantiate
 from recsys.data.synthetic import WorldSettings
+from recsys.retraining.judging import judge, new_events
+from recsys.retraining.staging import stage
 from recsys.retraining.verdict import Verdict
 from recsys.runs import TrainedRun
+from recsys.serving.events import Event, Restored, SQLiteEvents
+from recsys.serving.http import App
+from recsys.serving.retriever import Retriever
+from recsys.serving.samples import Sample, read_samples
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/harms"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 import of_data
 import of_models
+from asking import call, living, settings
+from publishing import Published
 from scene import RECIPE, Scene
+from worlds import compose
 
 pytestmark = pytest.mark.slow
 SERVED = 40
@@ -45,7 +59,7 @@ def test_an_honest_retraining_passes_and_says_what_it_could_not_tell(scene: Scen
     assert by_check["index", "index recall@100"].value == pytest.approx(1, abs=1e-3)
     assert {row.check for row in verdict.outcomes if row.status == "untested"} <= {
         row.check for row in verdict.outcomes if "/" in row.check or row.check.startswith("served")
-    }
+    } | {"sampled requests", "hit rate"}
 
 
 @pytest.mark.parametrize("harm", [of_models.tail_shuffled, of_models.head_shuffled, of_models.nan_row])
@@ -88,3 +102,70 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     assert verdict.stopped_by == ["absolute"]
     assert json.loads((honest.path / "verdict.json").read_text())["passed"] is False
     assert "slowr" in error
+
+
+@pytest.fixture(scope="module")
+def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """What a gateway of the old release kept at the end of its last day: one request of each of 1,000 users."""
+    folder, version = tmp_path_factory.mktemp("gateway"), scene.served.version
+    now = scene.second(SERVED)
+    histories: dict[Any, list[Event]] = {}
+    for row in scene.until(SERVED).interactions.sort_by("timestamp").to_pylist():
+        event = Event(row["item_id"], int(row["timestamp"]), {"action": row["action"]})
+        histories.setdefault(row["user_id"], []).append(event)
+    late = scene.until(SERVED + 1).interactions.filter(pc.field("timestamp") >= now)
+    users = sorted({*late["user_id"].to_pylist()} & {*histories})[:1000]
+    store = SQLiteEvents(folder / "events.sqlite", 200)
+    store.restore([Restored(user, histories[user][-200:], {}) for user in users], "tables", 1)
+    store.close()
+
+    async def use(app: App) -> None:
+        for user in users:
+            body = {"user_id": user, "k": 50, "request": {"surface": "home"}}
+            answer = await call(app, "POST", "/v1/retrieve", body)
+            assert (answer.status, answer.body["version"]) == (200, version), answer.body
+
+    published = Published(folder, (folder, folder), scene.store.root, (version, version))
+    given = {"max_events": 200, "samples_share": 1.0, "samples_bytes": 1 << 26, "monitor": 0.0, "release": version}
+    living(settings(published, folder / "events.sqlite", **given), use)
+    kept = read_samples(folder / "samples", 10_000)
+    assert [sample.asked["user_id"] for sample in kept] == users
+    return [dataclasses.replace(sample, at=float(now)) for sample in kept]
+
+
+def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[Sample]) -> Verdict:
+    """What the gates on sampled requests alone say."""
+    config = compose("gates", ["run=RUN", "against=RELEASE"])
+    gates = {name: instantiate(config.gates[name]) for name in ("shadow", "shadow_hits")}
+    window = new_events(run.dataset, scene.served, None, None)
+    return judge(gates, run, candidate, scene.served, run.dataset, window, samples=samples)
+
+
+def packed(run: TrainedRun) -> Retriever:
+    config = compose("gates", ["run=RUN", "against=RELEASE"])
+    return stage(run, config.index, config.model, config.recall_target, config.corpus)
+
+
+def test_sampled_requests_pass_an_honest_candidate(scene: Scene, honest: TrainedRun, samples: list[Sample]) -> None:
+    verdict = shadow(scene, honest, packed(honest), samples)
+    by_check = {row.check: row for row in verdict.outcomes}
+    # A busy machine may take its time.
+    by_check.pop("times as long")
+    assert {row.status for row in by_check.values()} == {"pass"}, verdict.outcomes
+    assert by_check["as answered"].value == 1.0
+    assert by_check["errors"].value == 0.0
+
+
+def test_sampled_requests_stop_an_index_of_other_rows(scene: Scene, honest: TrainedRun, samples: list[Sample]) -> None:
+    verdict = shadow(scene, honest, of_models.packed(scene, honest, of_models.shuffled_rows), samples)
+    assert {"shadow", "shadow_hits"} == {*verdict.stopped_by}
+    assert "overlap" in {row.check for row in verdict.failed}
+
+
+def test_sampled_requests_stop_a_tower_that_ignores_histories(
+    scene: Scene, honest: TrainedRun, samples: list[Sample]
+) -> None:
+    run = of_models.with_weights(honest, "history_ignored", of_models.history_ignored)
+    verdict = shadow(scene, run, packed(run), samples)
+    assert {"shadow", "shadow_hits"} == {*verdict.stopped_by}
+    assert "different items" in {row.check for row in verdict.failed}

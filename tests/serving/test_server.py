@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import server_processes
 from asking import MAX_EVENTS
 from publishing import Published
+from server_processes import free_port, is_ready, post
 
 from recsys.recommendation import choose_users, write_recommendations
 from recsys.recommenders import open_recommender
@@ -29,50 +29,8 @@ from recsys.serving.retriever import Query
 ROOT = Path(__file__).parents[2]
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
-def post(port: int, path: str, body: Any) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    try:
-        connection.request("POST", path, json.dumps(body))
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    finally:
-        connection.close()
-
-
-def is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-@contextmanager
-def serving(published: Published, folder: Path, port: int, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-    given = [f"store={published.store}", f"events={folder / 'events.sqlite'}", f"port={port}", *overrides]
-    with (folder / f"log{port}").open("w") as log:
-        command = [sys.executable, str(ROOT / "serve.py"), f"max_events={MAX_EVENTS}", *given]
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, text=True)
-    try:
-        give_up = time.monotonic() + 180
-        while not is_ready(port):
-            assert process.poll() is None, (folder / f"log{port}").read_text()
-            assert time.monotonic() < give_up, (folder / f"log{port}").read_text()
-            time.sleep(0.1)
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+def serving(published: Published, folder: Path, port: int, *overrides: str) -> Any:
+    return server_processes.serving(published.store, folder, port, f"max_events={MAX_EVENTS}", *overrides)
 
 
 @pytest.mark.slow

@@ -101,6 +101,19 @@ class Manifest:
     corpus: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    @property
+    def chosen_metrics(self) -> Mapping[str, float] | None:
+        """Metrics of the test part over the items that were chosen for the index; None: it has all, as the run."""
+        if not self.corpus or self.corpus["num_items"] == self.corpus["of"]:
+            return None
+        chosen: Mapping[str, float] = self.corpus.get("test", {}).get("chosen", {})
+        return chosen
+
+    def record(self, name: str) -> float | None:
+        """A metric of the test part, such as `recall@10`, over the items of the index; None: it is not known."""
+        chosen = self.chosen_metrics
+        return self.metrics.get(f"test/{name}") if chosen is None else chosen.get(name)
+
     def to_json(self) -> dict[str, Any]:
         """Plain containers, the inverse of `from_json`."""
         return {"format": self.format, **{k: v for k, v in asdict(self).items() if k != "format"}}

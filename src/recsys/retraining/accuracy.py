@@ -62,7 +62,7 @@ class KeepsRecord:
     other reference either.
 
     Attributes:
-        metrics: of the run that the release was made of, slices included.
+        metrics: of the release, over the items of its index; slices included.
         share: of the record that must be kept; below one, since every window is another.
         level: probability that any of the checks fails by chance.
         noticed: a check is untested where a loss of this share would be overlooked.
@@ -75,9 +75,9 @@ class KeepsRecord:
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome for each metric."""
-        record, pairs, missing = evidence.served.retriever.manifest.metrics, {}, []
+        manifest, pairs, missing = evidence.served.retriever.manifest, {}, []
         for name in self.metrics:
-            known = record.get(f"test/{name}")
+            known = manifest.record(name)
             if known is None:
                 missing.append(untested(name, "the served release has no such figure"))
                 continue
@@ -117,7 +117,7 @@ class Predictable:
         if np.diff(before.offsets).any():
             usual = float(side.measure(before)[1][self.metric].mean())
         else:
-            usual = float(side.retriever.manifest.metrics.get(f"test/{self.metric}", 0.0))
+            usual = side.retriever.manifest.record(self.metric) or 0.0
         pair = Paired(found, np.full(len(found), usual), 1 - self.share)
         return non_inferiority({check: pair}, self.level, self.noticed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class SameAsTrained:
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome."""
         run, retriever = evidence.run, evidence.candidate.retriever
+        if retriever.manifest.chosen_metrics is not None:
+            run = dataclasses.replace(run, corpus=np.sort(np.asarray(retriever.items["item_idx"])))
         requests = Requests(*(column[: self.most_requests] for column in run.dataset.requests("test")))
         # Of a small corpus most of it would be found by anybody.
         k = min(K, max(1, len(run.corpus) // 10))
@@ -53,7 +56,8 @@ class Reproduces:
     """The release reaches what training measured at its end.
 
     What is packed and what was measured can be two models: a checkpoint that was replaced, a configuration that was
-    edited, a vocabulary that moved.
+    edited, a vocabulary that moved. Where a policy chose the items of the index, what was packed must reach the run's
+    figures over all items, and the release those over the chosen ones.
 
     Attributes:
         metrics: of all users.
@@ -69,13 +73,19 @@ class Reproduces:
         if not same or len(evidence.asked.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
             yield untested("as measured", "other users are asked for than those of the run's own test part")
             return
+        manifest = evidence.candidate.retriever.manifest
+        chosen = manifest.chosen_metrics
         for name in self.metrics:
-            told, measured = f"difference to test/{name}", evidence.run.metrics.get(f"test/{name}")
-            if measured is None:
-                yield untested(name, "the run has no such figure")
-                continue
-            apart = abs(evidence.candidate.metrics[name] - measured)
-            yield at_most(name, apart, self.tolerance * measured, f"{told}, {measured:.4f}")
+            found, measured = evidence.candidate.metrics[name], evidence.run.metrics.get(f"test/{name}")
+            if chosen is not None:
+                yield self._apart(f"{name} of the chosen items", found, chosen.get(name))
+                found = manifest.corpus.get("test", {}).get("all", {}).get(name, np.nan)
+            yield self._apart(name, found, measured)
+
+    def _apart(self, check: str, found: float, measured: float | None) -> Outcome:
+        if measured is None:
+            return untested(check, "there is no such figure")
+        return at_most(check, abs(found - measured), self.tolerance * measured, f"difference to {measured:.4f}")
 
 
 @dataclass(frozen=True)

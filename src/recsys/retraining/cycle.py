@@ -20,6 +20,7 @@ from recsys.retraining.cycle_state import INSIDE, Cycle, Outcome, State, StateFi
 from recsys.retraining.going_out import roll_back, roll_out, watch
 from recsys.retraining.making import judge, prepare, publish, train
 from recsys.retraining.plan import Plan
+from recsys.retraining.pruning import prune
 
 # What a step does to the cycle (the step after it, among others), and what it tells.
 _STEPS: Mapping[str, Callable[[Plan, Cycle], str]] = {
@@ -51,7 +52,10 @@ def run_cycle(plan: Plan, wait: float = 0.0, console: Console | None = None) -> 
     file = StateFile(plan.folder)
     try:
         with FileLock(plan.folder / ".lock", timeout=wait):
-            return _Runner(plan, file, console).run()
+            cycle = _Runner(plan, file, console).run()
+            if removed := prune(plan):
+                console.print(Text(f"keep={plan.config.keep}: {len(removed)} runs of older cycles are removed"))
+            return cycle
     except Timeout as error:
         current = file.read().current
         doing = "" if current is None else f" (cycle {current.number}, begun {current.began}, at step {current.step})"

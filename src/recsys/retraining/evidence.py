@@ -5,6 +5,7 @@ Shapes: R requests, K items shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,10 +24,12 @@ from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.generators.interactions import Interactions
 from recsys.generators.popularity import Popularity
 from recsys.recommenders import ReleaseRecommender
+from recsys.retraining.replay import Replay, replay
 from recsys.retraining.window import EventWindow
 from recsys.runs import TrainedRun
 from recsys.schema import FIRST_CODE, Feature
 from recsys.serving.retriever import Retriever
+from recsys.serving.samples import Sample
 
 Floats = npt.NDArray[np.float64]
 K = 100
@@ -175,6 +178,7 @@ class Evidence:
         served_now: what the served release shows for them; None: nothing is served yet.
         window: the new events and those before them.
         now: seconds; nothing that happened can be later.
+        samples: requests that users made, oldest first.
     """
 
     run: TrainedRun
@@ -183,6 +187,7 @@ class Evidence:
     served_now: Side | None
     window: EventWindow
     now: int
+    samples: Sequence[Sample] = ()
 
     @property
     def served(self) -> Side:
@@ -194,6 +199,15 @@ class Evidence:
         if self.served_now is None:
             raise NothingServedError
         return self.served_now
+
+    @cached_property
+    def replay(self) -> Replay:
+        """What both releases give for the sampled requests.
+
+        Raises:
+            NothingServedError: there is no other.
+        """
+        return replay(self.samples, self.candidate.retriever, self.served.retriever)
 
     @cached_property
     def popular(self) -> dict[str, Floats]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from recsys.retraining.verdict import Outcome, Verdict, untested
 from recsys.retraining.window import EventWindow
 from recsys.runs import TrainedRun
 from recsys.serving.retriever import Retriever
+from recsys.serving.samples import Sample
 
 log = logging.getLogger("recsys")
 
@@ -42,6 +43,7 @@ def judge(
     window: EventWindow,
     max_users: int | None = None,
     now: int | None = None,
+    samples: Sequence[Sample] = (),
 ) -> Verdict:
     """The verdict of all gates; a gate that cannot look because of what the candidate is fails.
 
@@ -54,13 +56,14 @@ def judge(
         window: new events of it.
         max_users: that are asked for; None for all.
         now: in seconds; None for the clock's.
+        samples: requests that users made, for gates that ask both releases the same.
     """
     asked = choose_requests(dataset, bool(run.config.exclude_seen), max_users)
     if not len(asked.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
     sides = {"candidate": Side(candidate, asked)} | ({} if served is None else {"served": Side(served, asked)})
     now = int(time.time()) if now is None else now
-    evidence = Evidence(run, asked, sides["candidate"], sides.get("served"), window, now)
+    evidence = Evidence(run, asked, sides["candidate"], sides.get("served"), window, now, samples)
     outcomes = [outcome.of(name) for name, gate in gates.items() for outcome in _ask(gate, evidence)]
     verdict = verdict_of(run.path, candidate.version, served, dataset, outcomes)
     return replace(verdict, measured={name: _measured(side) for name, side in sides.items()})
@@ -129,7 +132,13 @@ def new_events(dataset: PreparedDataset, served: Retriever | None, begin: int | 
 
 
 def candidate_of(
-    run: TrainedRun, release: str | None, store: str, index: DictConfig, model: str, recall_target: float
+    run: TrainedRun,
+    release: str | None,
+    store: str,
+    index: DictConfig,
+    model: str,
+    recall_target: float,
+    corpus: DictConfig,
 ) -> Retriever:
     """The release of the run: the published one that is named, or one that is packed beside the run.
 
@@ -137,7 +146,7 @@ def candidate_of(
         UserError, RuntimeError: it cannot be made, or is of another run.
     """
     if release is None:
-        return stage(run, index, model, recall_target)
+        return stage(run, index, model, recall_target, corpus)
     retriever = open_release(store, release)
     if Path(retriever.manifest.run).resolve() != run.path.resolve():
         raise UserError(f"release={release}: made of run {retriever.manifest.run}, but run={run.path} is to be judged")

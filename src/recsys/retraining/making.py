@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from recsys.build import instantiate, open_data
+from recsys.corpus import choose
 from recsys.retraining.cycle_state import Cycle
 from recsys.retraining.judging import judge as ask_gates
 from recsys.retraining.judging import new_events, refused, seconds
@@ -16,6 +17,7 @@ from recsys.retraining.staging import STAGED, open_release, stage
 from recsys.retraining.verdict import VERDICT, Verdict, columns
 from recsys.runs import TrainedRun, load_run
 from recsys.serving.retriever import Retriever
+from recsys.serving.samples import read_samples
 from recsys.tracking import log_verdict, mirror_release
 from recsys.training import train as train_one
 from recsys.variants import train_best
@@ -28,6 +30,8 @@ def prepare(plan: Plan, cycle: Cycle) -> str:
     dataset = open_data(next(iter(plan.configurations(cycle).values())))
     cycle.fingerprint = dataset.meta.fingerprint
     cycle.newest = int(dataset.time.max()) if dataset.meta.time in ("seconds", "day") else None
+    # What is wrong with these settings is said before anything is trained.
+    choose(instantiate(plan.config.corpus), dataset, dataset.corpus(reads_features=True))
     cycle.served = plan.served()
     cycle.warm_start, begins = plan.beginnings(cycle.served)
     cycle.step = "train"
@@ -97,7 +101,9 @@ def _ask(plan: Plan, run: TrainedRun, candidate: Retriever, served: Retriever | 
     config = plan.config
     gates = {name: instantiate(node) for name, node in config.gates.items() if node is not None}
     window = new_events(run.dataset, served, None, None)
-    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, seconds(config.now, "now"))
+    samples = read_samples(config.samples.folder, config.samples.newest)
+    now = seconds(config.now, "now")
+    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, now, samples)
 
 
 def _mirror(send: Callable[[], None]) -> None:

@@ -35,6 +35,8 @@ class Plan:
     variants: Mapping[str, DictConfig]
 
     def __post_init__(self) -> None:
+        if self.config.keep is not None and self.config.keep < 0:
+            raise UserError(f"keep: found {self.config.keep}, expected 0 or more, or null")
         for name, config in self.trainings.items():
             place = f"train ({name})" if name else "train"
             if config.data.source["_target_"] != _FOLDER_SOURCE:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.build import instantiate
+from recsys.corpus import choose
 from recsys.promotion import promote
 from recsys.release.manifest import describe_file
 from recsys.release.store import ReleaseStore
@@ -20,9 +22,7 @@ from recsys.serving.retriever import Retriever
 STAGED = "staged"
 
 
-def stage(
-    run: TrainedRun, index: DictConfig, model: str, recall_target: float, corpus: DictConfig | None = None
-) -> Retriever:
+def stage(run: TrainedRun, index: DictConfig, model: str, recall_target: float, corpus: DictConfig) -> Retriever:
     """The release that promotion would make of the run; made once for the same weights, configuration and index.
 
     Args:
@@ -30,7 +30,7 @@ def stage(
         index: an option of the group `index`.
         model: name of the model.
         recall_target: share of the exact top 100 that the index must find.
-        corpus: an option of the group `corpus`; null for all items.
+        corpus: an option of the group `corpus`.
 
     Raises:
         UserError, RuntimeError: promotion refuses the run.
@@ -46,11 +46,12 @@ def stage(
         model,
         recall_target,
     ]
-    if corpus is not None:
-        settings.append(OmegaConf.to_container(corpus))
+    policy = instantiate(corpus)
+    # The files that a policy reads may change under the same names.
+    items = choose(policy, run.dataset, run.corpus)
+    settings += [OmegaConf.to_container(corpus), hashlib.sha256(items.tobytes()).hexdigest()]
     made_from, mark = json.dumps(settings), folder / "made_from.json"
     if not mark.exists() or json.loads(mark.read_text())["from"] != made_from:
-        policy = None if corpus is None else instantiate(corpus)
         version = promote(run, instantiate(index), store, model, recall_target, policy).version
         aside = mark.with_suffix(".part")
         aside.write_text(json.dumps({"from": made_from, "version": version}))

@@ -27,6 +27,7 @@ from recsys.serving.problems import unavailable
 from recsys.serving.releases import Releases
 from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
 from recsys.serving.routing import Router
+from recsys.serving.sampling import Sampling
 from recsys.serving.settings import Settings
 from recsys.serving.shard import Shard
 from recsys.serving.towers import TowerCache
@@ -107,18 +108,25 @@ class _Parts:
         fleet = Fleet(shards)
         limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
         router = Router(fleet, settings.model)
-        gateway = Gateway(router, self._towers, events, limits, self._metrics)
+        sampling = Sampling(settings.samples_share, settings.samples, settings.samples_bytes)
+        gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
         self._metrics.gauge(
             "recsys_routing_total",
             "Searches by what happened on their way: retry, canary_not_held, mismatch_refused.",
             lambda: {(what,): float(number) for what, number in router.counts.items()},
             ("what",),
         )
+        kept = "Sampled requests by what became of them: written, dropped (the writer fell behind), failed."
+        self._metrics.gauge("recsys_request_samples", kept, sampling.counts, ("what",))
         looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
         self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
         self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
         self._start.append(fleet.start)
-        self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
+        self._stop += [
+            fleet.close,
+            functools.partial(asyncio.to_thread, events.close),
+            functools.partial(asyncio.to_thread, sampling.close),
+        ]
         self._ready = gateway.ready
 
     def _add_gauges(self, monitor: RecallMonitor) -> None:

@@ -27,6 +27,7 @@ from recsys.serving.metrics import Metrics
 from recsys.serving.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
 from recsys.serving.routing import Assignment, Router
+from recsys.serving.sampling import Sampling
 from recsys.serving.times import to_seconds
 from recsys.serving.towers import TowerCache
 
@@ -71,12 +72,20 @@ class Gateway:
         events: histories and profiles of known users.
         limits: of one request.
         metrics: of the process.
+        sampling: keeps some of the requests; None: none.
     """
 
     def __init__(
-        self, router: Router, towers: TowerCache, events: EventStore, limits: Limits, metrics: Metrics
+        self,
+        router: Router,
+        towers: TowerCache,
+        events: EventStore,
+        limits: Limits,
+        metrics: Metrics,
+        sampling: Sampling | None = None,
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
+        self._sampling = sampling
         self._batches: Batches[_Group, RetrieveRequest, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
 
     async def ready(self) -> None:
@@ -174,7 +183,7 @@ class Gateway:
         if hosts != tuple(state.name for state in group.assignment.hosts):
             metrics.fallbacks.add("host", by=len(asked))
         host, lengths = "+".join(hosts), histories.lengths.tolist()
-        return [
+        answers = [
             RetrieveResponse(
                 list(map(ScoredItem, found.item_ids, found.scores.tolist())),
                 tower.version,
@@ -186,6 +195,17 @@ class Gateway:
             )
             for found, length, names in zip(response.results, lengths, unknown, strict=True)
         ]
+        if self._sampling is not None and self._sampling.share:
+            for one, query, answer in zip(asked, queries, answers, strict=True):
+                if self._sampling.wants():
+                    self._keep(self._sampling, one, query, answer)
+        return [*answers]
+
+    def _keep(self, sampling: Sampling, asked: RetrieveRequest, query: Query, answer: RetrieveResponse) -> None:
+        is_stored = asked.user_id is not None
+        given = asked.user or {}
+        profile = {name: value for name, value in query.user.items() if name not in given} if is_stored else None
+        sampling.put(asked, query.history if is_stored and asked.history is None else None, profile, answer)
 
     async def _queries(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
         stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]

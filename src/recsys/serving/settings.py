@@ -31,6 +31,9 @@ class Settings:
     monitor: float
     events: str
     max_events: int
+    samples: str
+    samples_share: float
+    samples_bytes: int
     admin_token: str | None
     k: int
     history: int
