@@ -13,23 +13,29 @@ Exit code 1 where the second is missed.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent / name) for name in ("months", "harms")]
+sys.path.insert(0, str(Path(__file__).parent / "harms"))
+sys.path.insert(0, str(Path(__file__).parent / "months"))
 
+import torch
 from arriving import Days, Incident
+from beginning import Beginnings
 from of_data import doubled_day, outage, shuffled_items
 from policies import FIRST, POLICIES, Loop, Policy
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from telling import Months, Told
 from worth import requests_since, worth
 
@@ -44,66 +50,97 @@ INCIDENTS = (
     Incident("nobody could come", 68, 69, outage, happened=True, accepted=("volume", "gaps")),
     Incident("learning rate x 100", 75, 77, training=("optimizer.lr=0.5", "optimizer.warmup_steps=0")),
 )
+# Days on whose data a cold and a warm training are compared.
+COMPARED = (44, 59, 84)
 
 
-def simulate(
-    folder: Path,
-    settings: WorldSettings,
-    first_day: int = FIRST_DAY,
-    incidents: Sequence[Incident] = INCIDENTS,
-    policies: Sequence[Policy] = POLICIES,
-    console: Console | None = None,
-) -> Months:
-    """Let the days pass, or those that are left.
+class Simulation:
+    """Days that pass, and policies that retrain.
 
     Args:
         folder: of everything that is made, and found again.
         settings: of the world.
         first_day: at whose end the first model is trained, for all policies.
-        incidents: that happen.
+        incidents: that befall.
         policies: by which models are retrained.
-        console: shows the progress.
+        compared: days on whose data a cold and a warm training are compared.
     """
-    folder = folder.absolute()
-    (folder / "days").mkdir(parents=True, exist_ok=True)
-    days = Days(folder, settings, incidents)
-    first = Loop(folder, FIRST, days)
-    loops = [Loop(folder, policy, days) for policy in policies]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console or Console(stderr=True)) as progress:
-        task = progress.add_task("days", total=settings.days - first_day)
-        for day in range(first_day, settings.days):
-            file = folder / f"days/{day:03}.json"
-            told = Told(**json.loads(file.read_text())) if file.exists() else Told(day)
-            if not told.is_over:
-                begin = time.monotonic()
-                days.pass_by(day)
-                if day == first_day:
-                    first.retrain(day)
-                    for loop in loops:
-                        loop.begin_as(first)
-                elif not told.recall:
-                    data = open_data(first.training(days.happened, day))
-                    asked = requests_since(data, days.second(day))
-                    told.users = len(asked.requests.user_idx)
-                    told.recall = {loop.policy.name: worth(loop.served, asked) for loop in loops}
-                    # What is served is another by the end of the day.
-                    _write(file, told)
-                for loop in loops:
-                    if loop.policy.is_due(day, first_day):
-                        progress.update(task, description=f"day {day + 1}: {loop.policy.name}")
-                        loop.retrain(day)
-                told.seconds, told.is_over = told.seconds + time.monotonic() - begin, True
-                _write(file, told)
-            progress.advance(task)
-    told_days = [Told(**json.loads(file.read_text())) for file in sorted((folder / "days").glob("*.json"))]
-    return Months(days.num_events, told_days, {loop.policy.name: loop.retrained() for loop in loops}, tuple(incidents))
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: WorldSettings,
+        first_day: int = FIRST_DAY,
+        incidents: tuple[Incident, ...] = INCIDENTS,
+        policies: tuple[Policy, ...] = POLICIES,
+        compared: tuple[int, ...] = COMPARED,
+    ) -> None:
+        self.folder, self.settings, self.first_day = folder.absolute(), settings, first_day
+        (self.folder / "days").mkdir(parents=True, exist_ok=True)
+        self.days = Days(self.folder, settings, incidents)
+        self.first = Loop(self.folder, FIRST, self.days)
+        self.loops = [Loop(self.folder, policy, self.days) for policy in policies]
+        chosen = tuple(day for day in compared if first_day < day < settings.days)
+        self.beginnings = Beginnings(self.folder / "beginnings", self.first, self.days, chosen)
+
+    def run(self, workers: int = 1, console: Console | None = None) -> Months:
+        """Let the days pass, or those that are left.
+
+        Args:
+            workers: processes that retrain, each on one thread; 1: this one.
+            console: shows the progress.
+        """
+        bars = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        told = []
+        with ExitStack() as stack:
+            pool = None
+            if workers > 1:
+                spawned = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_quiet)
+                pool = stack.enter_context(spawned)
+            progress = stack.enter_context(Progress(*bars, console=console or Console(stderr=True)))
+            task = progress.add_task("", total=self.settings.days - self.first_day)
+            for day in range(self.first_day, self.settings.days):
+                progress.update(task, description=f"day {day + 1}")
+                told.append(self._live(day, pool))
+                progress.advance(task)
+        retrained = {loop.policy.name: loop.retrained() for loop in self.loops}
+        return Months(self.days.num_events, told, retrained, self.days.incidents, self.beginnings.measured())
+
+    def _live(self, day: int, pool: ProcessPoolExecutor | None) -> Told:
+        """One day, or the rest of it."""
+        file = self.folder / f"days/{day:03}.json"
+        told = Told(**json.loads(file.read_text())) if file.exists() else Told(day)
+        if told.is_over:
+            return told
+        begin = time.monotonic()
+        self.days.pass_by(day)
+        if day == self.first_day:
+            self.first.retrain(day)
+            for loop in self.loops:
+                loop.begin_as(self.first)
+        elif not told.recall:
+            asked = requests_since(open_data(self.first.training(self.days.happened, day)), self.days.second(day))
+            told.users = len(asked.requests.user_idx)
+            told.recall = {loop.policy.name: worth(loop.served, asked) for loop in self.loops}
+            # By the end of the day something else is served.
+            _write(file, told)
+        due = [loop.policy for loop in self.loops if loop.policy.is_due(day, self.first_day)]
+        retrain = functools.partial(_retrain, self.folder, self.settings, self.days.incidents, day)
+        list(map(retrain, due) if pool is None else pool.map(retrain, due))
+        told.seconds, begin = told.seconds + time.monotonic() - begin, time.monotonic()
+        self.beginnings.at_the_end_of(day)
+        told.comparing, told.is_over = time.monotonic() - begin, True
+        _write(file, told)
+        return told
+
+
+def _retrain(folder: Path, settings: WorldSettings, incidents: tuple[Incident, ...], day: int, policy: Policy) -> None:
+    Loop(folder, policy, Days(folder, settings, incidents)).retrain(day)
+
+
+def _quiet() -> None:
+    logging.getLogger("recsys").setLevel(logging.WARNING)
+    torch.set_num_threads(1)
 
 
 def _write(file: Path, told: Told) -> None:
@@ -121,16 +158,17 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=3000)
     parser.add_argument("--events", type=int, default=210_000)
     parser.add_argument("--first-day", type=int, default=FIRST_DAY + 1, help="whose end the first model is of, from 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes that retrain (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    logging.getLogger("recsys").setLevel(logging.WARNING)
+    _quiet()
     settings = WorldSettings(
         num_users=asked.users, num_items=asked.items, num_events=asked.events, days=asked.days, seed=asked.seed
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
         console = Console()
-        months = simulate(folder, settings, asked.first_day - 1)
+        months = Simulation(folder, settings, asked.first_day - 1).run(asked.workers, console)
         months.print(console)
         (folder / "months.json").write_text(json.dumps(months.to_json(), indent=1) + "\n")
         months.draw(asked.picture or folder / "months.svg")

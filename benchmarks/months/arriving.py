@@ -12,9 +12,11 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -72,18 +74,31 @@ class Days:
     def __init__(self, folder: Path, settings: WorldSettings, incidents: Sequence[Incident]) -> None:
         self.settings, self.incidents = settings, tuple(incidents)
         self.happened, self.arrived, self._harmed = (folder / name for name in ("happened", "arrived", "harmed"))
-        world = folder / "world"
-        if not world.exists():
-            generate(world, settings)
-        self._items = pq.read_table(world / "items.parquet")
-        self._users = pq.read_table(world / "users.parquet")
-        self._events = pq.read_table(world / EVENTS).sort_by("timestamp")
+        self._world = folder / "world"
+        if not self._world.exists():
+            generate(self._world, settings)
+
+    @cached_property
+    def _items(self) -> pa.Table:
+        return pq.read_table(self._world / "items.parquet")
+
+    @cached_property
+    def _users(self) -> pa.Table:
+        return pq.read_table(self._world / "users.parquet")
+
+    @cached_property
+    def _events(self) -> pa.Table:
+        events = pq.read_table(self._world / EVENTS).sort_by("timestamp")
         for incident in self.incidents:
-            if incident.happened and incident.harm is not None:
-                self._events = self._with_harm(incident, self._events)
-        # Of each day, and where the last one ends.
-        borders = [self.second(day) for day in range(settings.days + 1)]
-        self._bounds = np.searchsorted(np.asarray(self._events["timestamp"]), borders)
+            if incident.happened:
+                events = self._with_harm(incident, events)
+        return events
+
+    @cached_property
+    def _bounds(self) -> npt.NDArray[np.int64]:
+        """Where the events of each day begin, and where those of the last one end."""
+        borders = [self.second(day) for day in range(self.settings.days + 1)]
+        return np.searchsorted(np.asarray(self._events["timestamp"]), borders)
 
     @property
     def num_events(self) -> int:

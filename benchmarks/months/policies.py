@@ -146,7 +146,7 @@ class Loop:
         training = [word for incident in met for word in incident.training]
         accepted = [gate for incident in self._days.incidents if incident.mended == day for gate in incident.accepted]
         plan = self._plan(training, accepted, day)
-        with (self.folder.parent / "cycles.log").open("a") as log:
+        with self.folder.with_suffix(".log").open("a") as log:
             console = Console(file=log, width=160)
             try:
                 run_cycle(plan, console=console)

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from arriving import Incident
+from beginning import METRIC, Beginning
 from policies import Retrained
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,7 @@ class Told:
         users: that came.
         recall: policy -> metric -> value of what was served on that day.
         seconds: that it took, without what was lost with a killed process.
+        comparing: seconds of the trainings beside it that compare warm and cold.
         is_over: every policy that was due has retrained.
     """
 
@@ -49,6 +51,7 @@ class Told:
     users: int = 0
     recall: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
+    comparing: float = 0.0
     is_over: bool = False
 
 
@@ -61,12 +64,14 @@ class Months:
         days: in order; the first has no recall.
         retrained: candidates of each policy.
         incidents: of the world.
+        beginnings: what a warm start saves.
     """
 
     num_events: int
     days: Sequence[Told]
     retrained: Mapping[str, Sequence[Retrained]]
     incidents: Sequence[Incident]
+    beginnings: Sequence[Beginning] = ()
 
     def recall(self, policy: str, metric: str = "recall@10") -> Floats:
         """Of each day that something was served on."""
@@ -88,6 +93,8 @@ class Months:
             "num_events": self.num_events,
             "seconds": sum(told.seconds for told in self.days),
             "policies": {name: self._summary(name) for name in self.retrained},
+            "comparing_seconds": sum(told.comparing for told in self.days),
+            "beginnings": [asdict(one) for one in self.beginnings],
             "days": [asdict(told) for told in self.days],
             "retrained": {name: [asdict(one) for one in made] for name, made in self.retrained.items()},
         }
@@ -129,6 +136,11 @@ class Months:
                     met = ", ".join(i.name for i in self.incidents if i.first <= one.day <= i.mended) or "nothing known"
                     by = ", ".join(one.stopped_by) or one.why
                     console.print(f"{name}, day {one.day + 1}: {one.outcome} by {by}; {met}", soft_wrap=True)
+        for begun in self.beginnings:
+            console.print(
+                f"day {begun.day + 1}: {METRIC} {begun.best:.4f} after {begun.cold_steps} steps cold, "
+                f"{begun.warm_steps or 'never'} warm: {begun.share:.0%}"
+            )
         seconds = sum(told.seconds for told in self.days)
         console.print(f"{len(self.days)} days from the first model on, {self.num_events:,} events, {seconds:.0f} s")
 
