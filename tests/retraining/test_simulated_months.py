@@ -14,10 +14,9 @@ import pytest
 from recsys.build import open_data
 from recsys.data.synthetic import WorldSettings
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-sys.path.insert(0, str(BENCHMARKS / "harms"))
-sys.path.insert(0, str(BENCHMARKS / "months"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/harms"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/months"))
 import simulated_months
 from arriving import DAY, EVENTS, Days, Incident
 from beginning import Beginning, looks
@@ -115,6 +114,7 @@ def test_gates_stop_what_goes_wrong_and_nothing_is_done_twice(tmp_path: Path) ->
         return simulated_months.Simulation(tmp_path, WORLD, 8, (TWICE,), policies, compared=())
 
     months = simulation().run()
+    assert months.num_events == WORLD.num_events
     made = {name: {one.day: one for one in found} for name, found in months.retrained.items()}
     assert made["never"] == {}
     assert [*made["daily, warm"]] == [*made["daily, warm, no gates"]] == [9, 10, 11]
