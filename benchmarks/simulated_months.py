@@ -20,11 +20,13 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent / "harms"))
 sys.path.insert(0, str(Path(__file__).parent / "months"))
@@ -41,6 +43,7 @@ from worth import requests_since, worth
 
 from recsys.build import open_data
 from recsys.data.synthetic import WorldSettings
+from recsys.retraining.evidence import Requested
 
 FIRST_DAY = 29
 INCIDENTS = (
@@ -119,23 +122,43 @@ class Simulation:
             for loop in self.loops:
                 loop.begin_as(self.first)
         elif not told.recall:
-            asked = requests_since(open_data(self.first.training(self.days.happened, day)), self.days.second(day))
+            # Prepared once, for whoever asks; and for what retrains, where nothing is harmed.
+            asked = _asked(self.first, self.days, day)
             told.users = len(asked.requests.user_idx)
-            told.recall = {loop.policy.name: worth(loop.served, asked) for loop in self.loops}
+            answered = self._of_each(_answer, [loop.policy for loop in self.loops], day, pool)
+            told.recall = {loop.policy.name: found for loop, found in zip(self.loops, answered, strict=True)}
             # By the end of the day something else is served.
             _write(file, told)
         due = [loop.policy for loop in self.loops if loop.policy.is_due(day, self.first_day)]
-        retrain = functools.partial(_retrain, self.folder, self.settings, self.days.incidents, day)
-        list(map(retrain, due) if pool is None else pool.map(retrain, due))
+        self._of_each(_retrain, due, day, pool)
         told.seconds, begin = told.seconds + time.monotonic() - begin, time.monotonic()
         self.beginnings.at_the_end_of(day)
         told.comparing, told.is_over = time.monotonic() - begin, True
         _write(file, told)
         return told
 
+    def _of_each(
+        self, work: Callable[..., Any], policies: Sequence[Policy], day: int, pool: ProcessPoolExecutor | None
+    ) -> list[Any]:
+        """What the work gives for each policy, in this process or in those of the pool."""
+        of_one = functools.partial(work, self.folder, self.settings, self.days.incidents, day)
+        return list(map(of_one, policies) if pool is None else pool.map(of_one, policies))
+
+
+def _answer(
+    folder: Path, settings: WorldSettings, incidents: tuple[Incident, ...], day: int, policy: Policy
+) -> dict[str, float]:
+    days = Days(folder, settings, incidents)
+    loop = Loop(folder, policy, days)
+    return worth(loop.served, _asked(loop, days, day))
+
 
 def _retrain(folder: Path, settings: WorldSettings, incidents: tuple[Incident, ...], day: int, policy: Policy) -> None:
     Loop(folder, policy, Days(folder, settings, incidents)).retrain(day)
+
+
+def _asked(loop: Loop, days: Days, day: int) -> Requested:
+    return requests_since(open_data(loop.training(days.happened, day)), days.second(day))
 
 
 def _quiet() -> None:
@@ -156,7 +179,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--users", type=int, default=5000)
     parser.add_argument("--items", type=int, default=3000)
-    parser.add_argument("--events", type=int, default=210_000)
+    parser.add_argument("--events", type=int, default=202_000)
     parser.add_argument("--first-day", type=int, default=FIRST_DAY + 1, help="whose end the first model is of, from 1")
     parser.add_argument("--workers", type=int, default=2, help="processes that retrain (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)

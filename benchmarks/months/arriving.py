@@ -39,8 +39,8 @@ class Incident:
         harm: to the exported events of the `days` days up to the first; they are exported anew when it is mended.
         days: see `harm`.
         training: overrides of trainings meanwhile: a mistake in the configuration.
-        happened: the harm is to what people did, so nothing can be mended. Somebody who knows leaves out the gates
-            `accepted` when it is `mended`.
+        happened: the harm is to what people did, so nothing can be mended. From `mended` on somebody knows, and leaves
+            out the gates `accepted` until a candidate has passed: those days stay new for as long as none has.
         accepted: see `happened`.
     """
 
