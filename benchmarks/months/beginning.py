@@ -19,7 +19,7 @@ LOOKING = (
     "split.train=0.92",
     "split.val=0.05",
     "test=false",
-    "trainer.max_epochs=20",
+    "trainer.max_epochs=12",
     "trainer.check_val_every_n_epoch=null",
     f"+trainer.val_check_interval={EVERY}",
     f"callbacks.early_stopping.patience={PATIENCE}",
@@ -62,16 +62,17 @@ class Beginnings:
     def at_the_end_of(self, day: int) -> None:
         """Train what has to be trained on a day; what is trained already stays."""
         if day + 1 in self._chosen or day in self._chosen:
-            self._train(day, "cold")
+            self._train(day, "cold", None)
         if day in self._chosen:
-            self._train(day, "warm", f"warm_start={self._folder / f'{day - 1:03}-cold'}")
+            self._train(day, "warm", self._folder / f"{day - 1:03}-cold")
 
     def measured(self) -> list[Beginning]:
         """Of each chosen day that was trained."""
         return [self._read(day) for day in self._chosen if (self._folder / f"{day:03}-warm").exists()]
 
-    def _train(self, day: int, name: str, *more: str) -> None:
-        config = self._loop.training(self._days.happened, day, *LOOKING, *more)
+    def _train(self, day: int, name: str, begin: Path | None) -> None:
+        config = self._loop.training(self._days.happened, day, *LOOKING)
+        config.warm_start = None if begin is None else str(begin)
         select(config, self._folder / f"{day:03}-{name}")
 
     def _read(self, day: int) -> Beginning:
@@ -87,7 +88,7 @@ def looks(run: Path) -> dict[int, float]:
     for file in sorted((run / "logs").glob("*/metrics.csv")):
         with file.open() as lines:
             for row in csv.DictReader(lines):
-                if row.get(METRIC):
-                    # The last look of a run is at its selected weights, under the step of the end.
-                    found.setdefault(int(row["step"]) + 1, float(row[METRIC]))
+                # A look at the selected weights, behind training, bears step 0.
+                if row.get(METRIC) and int(row["step"]):
+                    found[int(row["step"]) + 1] = float(row[METRIC])
     return found

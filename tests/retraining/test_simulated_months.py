@@ -99,7 +99,7 @@ def test_a_gain_is_told_with_an_interval_of_weeks() -> None:
 
 def test_steps_until_the_recall_that_the_cold_run_ends_with(tmp_path: Path) -> None:
     (tmp_path / "logs/0").mkdir(parents=True)
-    lines = ["step,train/loss,val/recall@100", "9,3.0,", "19,,0.2", "39,,0.31", "59,,0.3", "59,,0.31"]
+    lines = ["step,train/loss,val/recall@100", "9,3.0,", "19,,0.2", "39,,0.31", "59,,0.3", "0,,0.31"]
     (tmp_path / "logs/0/metrics.csv").write_text("\n".join(lines) + "\n")
     assert looks(tmp_path) == {20: 0.2, 40: 0.31, 60: 0.3}
     assert Beginning(5, 0.31, 40, 10).share == 0.25
