@@ -45,7 +45,7 @@ RECIPE = (
     "logger=csv",
     "+trainer.enable_progress_bar=false",
 )
-COLD = ("trainer.max_epochs=4",)
+COLD = ("trainer.max_epochs=8", "callbacks.early_stopping.patience=2")
 WARM = ("trainer.max_epochs=1",)
 
 
