@@ -19,12 +19,13 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class Simulation:
         with ExitStack() as stack:
             pool = None
             if workers > 1:
-                spawned = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_quiet)
+                spawned = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker)
                 pool = stack.enter_context(spawned)
             progress = stack.enter_context(Progress(*bars, console=console or Console(stderr=True)))
             task = progress.add_task("", total=self.settings.days - self.first_day)
@@ -159,6 +160,19 @@ def _retrain(folder: Path, settings: WorldSettings, incidents: tuple[Incident, .
 
 def _asked(loop: Loop, days: Days, day: int) -> Requested:
     return requests_since(open_data(loop.training(days.happened, day)), days.second(day))
+
+
+def _begin_worker() -> None:
+    _quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that outlived a killed benchmark would go on beside the one that is started in its place."""
+    parent = parent_process()
+    assert parent is not None, "a worker is started by another process"
+    parent.join()
+    os._exit(1)
 
 
 def _quiet() -> None:

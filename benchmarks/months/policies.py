@@ -80,6 +80,8 @@ POLICIES = (
     Policy("daily, warm", 1),
     Policy("daily, warm, no gates", 1, gated=False),
 )
+# Seconds for the cycle of a process that was killed a moment ago.
+_WAIT = 60.0
 FIRST = Policy("first", None, warm=False)
 
 
@@ -146,10 +148,11 @@ class Loop:
         with self.folder.with_suffix(".log").open("a") as log:
             console = Console(file=log, width=160)
             try:
-                run_cycle(plan, console=console)
-            except UserError as error:
-                # The history says so; what is served stays.
-                console.print(f"failed: {error}", markup=False)
+                run_cycle(plan, wait=_WAIT, console=console)
+            except UserError:
+                # A training that cannot be used is one of the ways to end, and what is served stays; others are not.
+                if not any(told["files"] == day + 1 for told in self._history()):
+                    raise
 
     def _lies_ahead(self, incident: Incident, day: int) -> bool:
         """Whether what happened is known by now, and new since the served release: nothing else lets it pass."""
