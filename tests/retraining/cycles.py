@@ -44,7 +44,7 @@ class Scene:
 
     @property
     def data(self) -> Path:
-        return self.base / "data"
+        return self.base / self.name / "data"
 
     @property
     def store(self) -> ReleaseStore:
@@ -57,6 +57,7 @@ class Scene:
     def copy(self, name: str) -> Scene:
         """Another history with the same past."""
         scene = Scene(self.base, name)
+        shutil.copytree(self.data, scene.data)
         shutil.copytree(self.store.root, scene.store.root)
         shutil.copytree(self.folder, scene.folder)
         return scene
@@ -90,10 +91,11 @@ def begin(base: Path) -> Scene:
     """Fifteen days have arrived, nothing is served and nothing was read."""
     generate(base / "world", WORLD)
     events = pq.read_table(base / "world/interactions.parquet").sort_by("timestamp")
-    (base / "data/interactions.parquet").mkdir(parents=True)
+    scene = Scene(base, "first")
+    (scene.data / "interactions.parquet").mkdir(parents=True)
     (base / "later").mkdir()
     for table in ("items", "users"):
-        shutil.copyfile(base / f"world/{table}.parquet", base / f"data/{table}.parquet")
+        shutil.copyfile(base / f"world/{table}.parquet", scene.data / f"{table}.parquet")
 
     def write(begin: int, end: int, file: Path) -> None:
         bounds = (pa.scalar(WORLD.start_seconds + DAY * day) for day in (begin, end))
@@ -102,7 +104,7 @@ def begin(base: Path) -> Scene:
         )
         pq.write_table(events.filter(pc.and_(low, high)), file)
 
-    write(0, 15, base / "data/interactions.parquet/day-000.parquet")
+    write(0, 15, scene.data / "interactions.parquet/day-000.parquet")
     for day in range(15, 20):
         write(day, day + 1, base / f"later/day-{day:03d}.parquet")
-    return Scene(base, "first")
+    return scene
