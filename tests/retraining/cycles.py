@@ -37,14 +37,15 @@ TRAINING = [
 
 @dataclass(frozen=True)
 class Scene:
-    """Where one history of cycles happens."""
+    """Where one history of cycles happens, and whose events it reads."""
 
     base: Path
     name: str
+    events_of: str
 
     @property
     def data(self) -> Path:
-        return self.base / self.name / "data"
+        return self.base / self.events_of / "data"
 
     @property
     def store(self) -> ReleaseStore:
@@ -54,10 +55,11 @@ class Scene:
     def folder(self) -> Path:
         return self.base / self.name / "retraining/two_tower"
 
-    def copy(self, name: str) -> Scene:
-        """Another history with the same past."""
-        scene = Scene(self.base, name)
-        shutil.copytree(self.data, scene.data)
+    def copy(self, name: str, events_of: str | None = None) -> Scene:
+        """Another history with the same past; with events of its own, or those of another."""
+        scene = Scene(self.base, name, events_of or name)
+        if events_of is None:
+            shutil.copytree(self.data, scene.data)
         shutil.copytree(self.store.root, scene.store.root)
         shutil.copytree(self.folder, scene.folder)
         return scene
@@ -91,7 +93,7 @@ def begin(base: Path) -> Scene:
     """Fifteen days have arrived, nothing is served and nothing was read."""
     generate(base / "world", WORLD)
     events = pq.read_table(base / "world/interactions.parquet").sort_by("timestamp")
-    scene = Scene(base, "first")
+    scene = Scene(base, "first", "first")
     (scene.data / "interactions.parquet").mkdir(parents=True)
     (base / "later").mkdir()
     for table in ("items", "users"):

@@ -53,8 +53,9 @@ def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tm
     served, before = scene.store.open("production")
     denied = pq.read_table(served / "items.parquet")["item_id"].to_pylist()[:3]
     deny.write_text("".join(f"{item}\n" for item in denied))
-    # A list of a hundred has all fifty items of this world: leaving some out costs more than a gate allows.
-    corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}", "~gates.not_worse"]
+    # A list of a hundred has all fifty items of this world, and a day of it is one user to a fifth.
+    corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}"]
+    corpus += ["~gates.not_worse", "~gates.duplicates"]
     wrong = scene.job(*corpus[:1], **scene.arrives(15))
     jobs = [wrong, scene.job(*corpus), scene.job(*corpus, **scene.arrives(16))]
     (failed, error), *kept = run_all(jobs, tmp_path)
@@ -111,8 +112,8 @@ KILLS: list[list[Any]] = [
 def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tmp_path: Path) -> None:
     """Both begin where the first cycle ended, when another day has arrived."""
     before = first.store.versions()
-    whole, killed = first.copy("whole"), first.copy("killed")
-    jobs = [whole.job(**first.arrives(15))]
+    whole, killed = first.copy("whole"), first.copy("killed", events_of="whole")
+    jobs = [whole.job(**whole.arrives(15))]
     jobs += [
         killed.job(kill=kill, snapshot=[str(killed.store.root), str(tmp_path / f"store{number}")])
         for number, kill in enumerate(KILLS)
