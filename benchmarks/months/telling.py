@@ -139,7 +139,7 @@ class Months:
         for begun in self.beginnings:
             console.print(
                 f"day {begun.day + 1}: {METRIC} {begun.best:.4f} after {begun.cold_steps} steps cold, "
-                f"{begun.warm_steps or 'never'} warm: {begun.share:.0%}"
+                + (f"{begun.warm_steps} warm: {begun.share:.0%}" if begun.warm_steps else "never reached warm")
             )
         seconds = sum(told.seconds for told in self.days)
         console.print(f"{len(self.days)} days from the first model on, {self.num_events:,} events, {seconds:.0f} s")
@@ -165,10 +165,12 @@ class Months:
         for incident in self.incidents:
             if day[0] <= incident.first + 1 <= day[-1]:
                 axis.axvspan(incident.first + 0.5, incident.mended + 0.5, color="#f3d9d5", linewidth=0, zorder=1)
-                axis.text(incident.first + 0.7, high, incident.name, fontsize=8, rotation=90, va="top", color="#7a3b32")
+                place = (incident.first + 0.5, high + (high - low) * 0.01)
+                axis.text(*place, incident.name, fontsize=8, rotation=20, va="bottom", color="#7a3b32")
         axis.set_xlim(day[0] - 1, day[-1] + 0.5)
         axis.set_xlabel("day; x: a gate stopped the candidate of that evening", fontsize=9)
-        axis.set_title("recall@10 of what is served, mean of the last seven days", fontsize=11, loc="left")
+        axis.set_ylim(low, high)
+        axis.set_ylabel("recall@10 of what is served, mean of seven days", fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
         figure.savefig(path, metadata={"Date": None})
