@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from publishing import Published
 from worlds import compose
 
-from recsys.retraining.accuracy import KeepsRecord
+from recsys.retraining.accuracy import KeepsRecord, Predictable
 from recsys.retraining.artefact import Reproduces, SameAsTrained
 from recsys.retraining.evidence import Evidence, Side, choose_requests
 from recsys.retraining.staging import stage
+from recsys.retraining.verdict import Outcome
 from recsys.retraining.window import EventWindow
 from recsys.runs import load_run
 from recsys.serving.retriever import Retriever
@@ -48,8 +52,13 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     found = {row.check: row for row in Reproduces(METRICS, 0.05).judge(evidence)}
     assert {*found} == {*METRICS, *(f"{name} of the chosen items" for name in METRICS)}
     assert [row.value for row in found.values()] == pytest.approx([0] * len(found), abs=1e-6)
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8).judge(evidence)
+    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, 1).judge(evidence)
     assert record.threshold == pytest.approx(0.6 * chosen["recall@100"])
+    num_users = int((~np.isnan(side.per_user["recall@100"])).sum())
+    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, num_users).judge(evidence)
+    assert record.status == "pass"
+    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, num_users + 1).judge(evidence)
+    assert (record.status, record.reason) == ("untested", f"{num_users} users, fewer than {num_users + 1}")
 
     # Another checkpoint than the one that was measured; and an index that lost more than the policy left out.
     measured = {name: 1.5 * value for name, value in finished.metrics.items()}
@@ -77,3 +86,19 @@ def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) 
     chosen = {"num_items": 3, "of": 4, "test": {"chosen": {"recall@10": 0.125}}}
     assert dataclasses.replace(manifest, corpus=chosen).record("recall@10") == 0.125
     assert dataclasses.replace(manifest, corpus={"num_items": 3, "of": 4}).record("recall@10") is None
+
+
+def test_a_release_that_is_older_than_the_test_part_foretells_nothing(published: Published) -> None:
+    run = load_run(published.runs[0])
+    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), None)
+    side = Side(Retriever.load(published.store, published.versions[0]), asked)
+
+    def judged(begin: int) -> Outcome:
+        evidence = Evidence(run, asked, side, side, cast(EventWindow, SimpleNamespace(has_times=True, begin=begin)), 0)
+        (outcome,) = Predictable("recall@100", 0.7, 0.01, 0.99).judge(evidence)
+        return outcome
+
+    old = judged(0)
+    assert (old.status, old.reason) == ("untested", "the served release is older than all of the test part")
+    times = np.sort(np.asarray(run.dataset.time))
+    assert judged(int(times[-20])).reason != old.reason

@@ -66,12 +66,15 @@ class KeepsRecord:
         share: of the record that must be kept; below one, since every window is another.
         level: probability that any of the checks fails by chance.
         noticed: a check is untested where a loss of this share would be overlooked.
+        fewest_users: a check of fewer is untested: the record is of a few others, and a dozen who all miss would look
+            as if nothing were left to chance.
     """
 
     metrics: Sequence[str]
     share: float
     level: float
     noticed: float
+    fewest_users: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome for each metric."""
@@ -83,6 +86,9 @@ class KeepsRecord:
                 continue
             values = evidence.candidate.per_user[name]
             values = values[~np.isnan(values)]
+            if len(values) < self.fewest_users:
+                missing.append(untested(name, f"{len(values)} users, fewer than {self.fewest_users}"))
+                continue
             pairs[name] = Paired(values, np.full(len(values), known), 1 - self.share)
         return [*non_inferiority(pairs, self.level, self.noticed), *missing]
 
@@ -92,8 +98,9 @@ class Predictable:
     """The served release foresees the newest events about as well as those before them.
 
     Events whose items, users or labels were mixed up cannot be foreseen by a model that never saw them, however they
-    are counted; a day of them hides in the mean of a longer test part. Where all of the test part is new, the
-    reference is what the served release reached when it was made.
+    are counted; a day of them hides in the mean of a longer test part. Where all of the test part is new, there is
+    nothing to compare with: what a release reached when it was made is no measure of how it ages, and `KeepsRecord`
+    asks that of the candidate.
 
     Attributes:
         metric: recall at a cut-off.
@@ -113,11 +120,10 @@ class Predictable:
         if not evidence.window.has_times:
             return [untested(check, "there are no times")]
         new, before = evidence.asked.relevant_since(evidence.window.begin)
+        if not np.diff(before.offsets).any():
+            return [untested(check, "the served release is older than all of the test part")]
         found = side.measure(new)[1][self.metric]
-        if np.diff(before.offsets).any():
-            usual = float(side.measure(before)[1][self.metric].mean())
-        else:
-            usual = side.retriever.manifest.record(self.metric) or 0.0
+        usual = float(side.measure(before)[1][self.metric].mean())
         pair = Paired(found, np.full(len(found), usual), 1 - self.share)
         return non_inferiority({check: pair}, self.level, self.noticed)
 
