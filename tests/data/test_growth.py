@@ -140,7 +140,7 @@ def listed_of(rng: np.random.Generator, strings: bool, novelty: int) -> dict[str
 splits = st.sampled_from([Temporal(0.6, 0.2), Temporal(0.3, 0.3), LeaveLastOut(), Given()])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32 - 1),
     split=splits,
