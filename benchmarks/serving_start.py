@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fault_cluster import free_ports
 
 ROOT = Path(__file__).parents[1]
 STAGES = """
@@ -105,9 +105,7 @@ def call(address: str, body: object = None) -> bytes:
 
 
 def port_and_address() -> tuple[int, str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     return port, f"http://127.0.0.1:{port}"
 
 

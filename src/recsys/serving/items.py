@@ -31,11 +31,11 @@ class IdMap:
         self.ids = plain(ids)
         self._is_string = pa.types.is_string(self.ids.type)
         if self._is_string:
-            self._keys: npt.NDArray[np.int64] = _hashes(self.ids.to_pylist())
+            keys = _hashes(self.ids.to_pylist())
         else:
-            self._keys = np.asarray(self.ids.cast(pa.int64()))
-        self._order = np.argsort(self._keys)
-        self._sorted = self._keys[self._order]
+            keys = self._values = np.asarray(self.ids.cast(pa.int64()))
+        self._order = np.argsort(keys)
+        self._sorted: npt.NDArray[np.int64] = keys[self._order]
         if self._is_string:
             # Found by their text: of several with one hash, the search would give the first.
             same = self._sorted[1:] == self._sorted[:-1]
@@ -50,7 +50,7 @@ class IdMap:
         if self._is_string:
             found: list[Any] = self.ids.take(pa.array(rows)).to_pylist()
             return found
-        return self._keys[rows].tolist()  # type: ignore[no-any-return]
+        return self._values[rows].tolist()  # type: ignore[no-any-return]
 
     def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
         """Row of each id, -1 where there is none; ids of another type are unknown."""
