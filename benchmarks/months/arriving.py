@@ -39,9 +39,7 @@ class Incident:
         harm: to the exported events of the `days` days up to the first; they are exported anew when it is mended.
         days: see `harm`.
         training: overrides of trainings meanwhile: a mistake in the configuration.
-        happened: the harm is to what people did, so nothing can be mended. From `mended` on somebody knows, and leaves
-            out the gates `accepted` until a candidate has passed: those days stay new for as long as none has.
-        accepted: see `happened`.
+        happened: the harm is to what people did, so nothing can be mended; but from `mended` on its days are known.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Incident:
     days: int = 1
     training: tuple[str, ...] = ()
     happened: bool = False
-    accepted: tuple[str, ...] = ()
 
     def is_met(self, day: int) -> bool:
         """Whether it is there at the end of the day."""
@@ -108,6 +105,12 @@ class Days:
     def second(self, day: int) -> int:
         """When a day begins."""
         return self.settings.start_seconds + DAY * day
+
+    def known(self, day: int) -> list[str]:
+        """Days, as gates take them, of whose incidents somebody knows at the end of a day."""
+        met = [incident for incident in self.incidents if incident.happened and incident.mended <= day]
+        days = [self.second(incident.first - back) for incident in met for back in range(incident.days)]
+        return [str(np.datetime64(second, "s").astype("datetime64[D]")) for second in days]
 
     def pass_by(self, day: int) -> None:
         """Bring both folders to the end of a day."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arriving import Days, Incident
+from arriving import Days
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -141,10 +141,7 @@ class Loop:
             return
         met = [incident for incident in self._days.incidents if incident.is_met(day)]
         training = [word for incident in met for word in incident.training]
-        accepted = [
-            gate for incident in self._days.incidents if self._lies_ahead(incident, day) for gate in incident.accepted
-        ]
-        plan = self._plan(training, accepted, day)
+        plan = self._plan(training, day)
         with self.folder.with_suffix(".log").open("a") as log:
             console = Console(file=log, width=160)
             try:
@@ -153,11 +150,6 @@ class Loop:
                 # A training that cannot be used is one of the ways to end, and what is served stays; others are not.
                 if not any(told["files"] == day + 1 for told in self._history()):
                     raise
-
-    def _lies_ahead(self, incident: Incident, day: int) -> bool:
-        """Whether what happened is known by now, and new since the served release: nothing else lets it pass."""
-        kept = (told["files"] - 1 for told in self._history() if told["outcome"] == "kept")
-        return incident.mended <= day and max(kept, default=-1) < incident.mended
 
     def retrained(self) -> list[Retrained]:
         """Every candidate so far, but the first release."""
@@ -181,14 +173,15 @@ class Loop:
         lines = file.read_text().splitlines() if file.exists() else []
         return [told for told in map(json.loads, lines) if told["outcome"] != "abandoned"]
 
-    def _plan(self, training: Iterable[str], accepted: Iterable[str], day: int) -> Plan:
+    def _plan(self, training: Iterable[str], day: int) -> Plan:
         config = _composed("retrain", ("data.root=DIR",)).copy()
         config.data.root = str(self._days.arrived)
         config.store, config.folder = str(self.folder / "store"), str(self.folder / "retraining")
         config.warm_start, config.now = self.policy.warm, self._days.second(day + 1)
-        left_out = accepted if self.policy.gated else [*config.gates]
-        for name in left_out:
-            del config.gates[name]
+        for name in ("volume", "gaps"):
+            config.gates[name].known_days = self._days.known(day)
+        if not self.policy.gated:
+            config.gates = {}
         length = WARM if self.policy.warm else COLD
         return Plan(config, self.training(self._days.arrived, day, *length, *training), {})
 

@@ -13,6 +13,7 @@ from handmade import handmade
 
 from recsys.data.columns import Dense
 from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
 from recsys.retraining.contents import ItemShift, LabelShift, Nulls, Unseen
 from recsys.retraining.events import Clock, Duplicates, TimeGaps, Volume
 from recsys.retraining.verdict import Outcome
@@ -110,6 +111,33 @@ def test_an_evening_that_is_missing_is_no_night(until: int, expected: str) -> No
     assert status(outcomes) == ["pass", "pass", expected]
     if until == 18:
         assert outcomes[2].value == pytest.approx(60, abs=2)
+
+
+def test_a_day_that_is_known_is_neither_judged_nor_reference() -> None:
+    # The last day stops at noon.
+    counts = [95] + [100] * 9
+    data = days_of_events([*counts, 100])
+    noon = 10 * DAY + DAY // 2
+    cut = dataclasses.replace(data, time=np.where(data.time < noon, data.time, noon))
+    known = {"known_days": ["1970-01-11"]}
+    assert status(TimeGaps(longer=2.0, longest_days=60, **known).judge(evidence(cut))) == ["pass"] * 3
+    another = TimeGaps(longer=2.0, longest_days=60, known_days=["1970-01-10"])
+    assert status(another.judge(evidence(cut))) == ["pass", "fail", "fail"]
+    small, usual = days_of_events([*counts, 30]), VOLUME
+    assert status(usual.judge(evidence(small))) == ["fail", "pass"]
+    assert status(dataclasses.replace(usual, **known).judge(evidence(small))) == ["untested"] * 2
+    # As reference: three days of four are doubled; without them the last is like the one that is left.
+    doubled = days_of_events([200 - 5, 200, 200, 100, 100, 100, 100])
+    before = ["1970-01-01", "1970-01-02", "1970-01-03"]
+    assert list(usual.judge(evidence(doubled)))[0].value == pytest.approx(100 / 150)
+    assert list(dataclasses.replace(usual, known_days=before).judge(evidence(doubled)))[0].value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("gate", ["volume", "gaps"])
+def test_known_days_are_days(gate: str) -> None:
+    sound = {"volume": VOLUME, "gaps": TimeGaps(longer=2.0, longest_days=60)}[gate]
+    with pytest.raises(UserError, match=f"gates.{gate}.known_days: found .'yesterday'., expected days such as"):
+        dataclasses.replace(sound, known_days=["yesterday"])
 
 
 def test_nothing_is_later_than_now() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.errors import UserError
 from recsys.retraining.evidence import Evidence
 from recsys.retraining.verdict import Outcome, at_least, at_most, untested
 from recsys.retraining.window import DAY, EventWindow, Floats, Ints, Mask, share
@@ -28,12 +29,17 @@ class Volume:
         most: times the median day, at most.
         deviations: a day is usual, too, within so many typical deviations (1.48 times the median one) of the logarithm.
         fewest_days: of reference; with fewer nothing is said.
+        known_days: such as 2026-11-24 (UTC), unusual for a reason that is known: they are neither judged nor reference.
     """
 
     least: float
     most: float
     deviations: float
     fewest_days: int
+    known_days: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _as_days("volume", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome for the smallest day and one for the largest."""
@@ -43,6 +49,8 @@ class Volume:
             yield from (untested(name, "there are no times") for name in names)
             return
         days, counts = window.days
+        told_of = np.isin(days, _as_days("volume", self.known_days))
+        days, counts = days[~told_of], counts[~told_of]
         is_new = days >= window.begin // DAY
         # The day on which the window begins is half of the reference and half new: it is judged whole, as a new one.
         before = counts[~is_new]
@@ -70,10 +78,15 @@ class TimeGaps:
     Attributes:
         longer: times the longest gap of the reference, at most, in hours and in events.
         longest_days: between any two successive events of the data.
+        known_days: such as 2026-11-24 (UTC); a gap that touches one of them is known, and passes.
     """
 
     longer: float
     longest_days: float
+    known_days: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _as_days("gaps", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome for all data, and two for the window: hours, and the events that should have been."""
@@ -93,14 +106,24 @@ class TimeGaps:
             told = f"{len(before)} events of reference, expected 100"
             yield from (untested(name, told) for name in names)
             return
-        usual = float(np.diff(before).max()) / 3600
         bounded = np.sort(np.concatenate([[window.begin], new[new < window.end], [window.end]]))
-        found = float(np.diff(bounded).max()) / 3600
+        usual, found = (float(self._gaps(times).max(initial=0)) / 3600 for times in (before, bounded))
         told = f"hours without an event; {usual:.1f} before it"
         yield at_most(names[0], found, self.longer * usual + 1, told)
-        usual, found = (float(np.diff(_expected(before, window.begin, at)).max()) for at in (before, bounded))
+        usual, found = (
+            float(self._gaps(times, _expected(before, window.begin, times)).max(initial=0))
+            for times in (before, bounded)
+        )
         told = f"events that the times of the longest silence usually have; {usual:.1f} before it"
         yield at_most(names[1], found, self.longer * usual + CHANCE, told)
+
+    def _gaps(self, times: Ints, measured: Floats | None = None) -> Floats:
+        """What lies between successive times that is not known already, in seconds or as they are `measured`."""
+        known = _as_days("gaps", self.known_days) * DAY
+        begins, ends = times[:-1, None], times[1:, None]
+        is_known = ((begins < known + DAY) & (ends > known)).any(axis=1)
+        gaps: Floats = np.diff(times if measured is None else measured)[~is_known]
+        return gaps
 
 
 @dataclass(frozen=True)
@@ -151,6 +174,14 @@ class Duplicates:
             yield untested("copies", "there are no times")
         found, usual = (_largest_share(window.user[rows]) for rows in (window.new, window.before))
         yield at_most("busiest user", found, usual + self.busiest, f"share of the events, {usual:.4f} before")
+
+
+def _as_days(gate: str, days: Sequence[str]) -> Ints:
+    """Days since 1970."""
+    try:
+        return np.array([*days], "datetime64[D]").astype(np.int64)
+    except ValueError as error:
+        raise UserError(f"gates.{gate}.known_days: found {[*days]}, expected days such as [2026-11-24]") from error
 
 
 def _expected(before: Ints, end: int, times: Ints) -> Floats:
