@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from folders import events, histories, prepared, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.splits import Given, LeaveLastOut, Split, Temporal
+from recsys.data.splits import Given, LeaveLastOut, Split, Temporal, ranked_pair
 from recsys.errors import UserError
 
 REAL = Path(os.environ.get("RECSYS_DATA", "/nowhere"))
@@ -101,6 +102,34 @@ def test_cuts_of_times_and_dates(tmp_path: Path, kind: pa.DataType) -> None:
     # Quantiles .5 and .8 of ten values lie at places 4.5 and 7.2: days 5.5 and 9.
     assert histories(dataset) == {1: ([0, 1, 2, 3, 4], [5, 6], [7, 8, 9])}
     assert dataset.time.tolist() == [day * 86_400 for day in days]
+
+
+def values_of(size: int, kind: str, seed: int) -> npt.NDArray[np.int64]:
+    """Values as times are (nearly in order), all alike, with extremes at one end, and at random."""
+    random = np.random.default_rng(seed)
+    return {
+        "times": np.arange(size) * 7 + random.integers(0, 100, size),
+        "one": np.full(size, 5),
+        "few": random.integers(0, 3, size),
+        "extreme": np.sort(random.choice(np.array([-(2**62), 0, 2**62]), size)),
+        "random": random.integers(-(2**62), 2**62, size),
+        # Every value that a sample of one in k reads is far from all others.
+        "striped": np.where(np.arange(size) % max(size // 10_000, 1) == 0, 2**62, random.integers(0, 1000, size)),
+    }[kind]
+
+
+@given(
+    st.sampled_from([1, 2, 3, 50, 9_999, 10_001, 150_000]),
+    st.sampled_from(["times", "one", "few", "extreme", "random", "striped"]),
+    st.floats(0, 1),
+    st.integers(0, 100),
+)
+@settings(max_examples=150, deadline=None)
+def test_ranked_pair_is_what_sorting_finds(size: int, kind: str, share: float, seed: int) -> None:
+    values = values_of(size, kind, seed)
+    ordered = np.sort(values)
+    for rank in {0, min(int(share * size), size - 1), size - 1}:
+        assert [*ranked_pair(values, rank)] == [ordered[rank], ordered[min(rank + 1, size - 1)]]
 
 
 def test_an_event_at_a_cut_is_later(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int6
 
 def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The distinct values in order. `np.unique` takes ten times as long for values that are almost all distinct."""
-    ordered = np.sort(values)
+    # The values of bags are in order but for those of one bag, of which a stable sort makes use: a tenth of the time.
+    ordered = np.sort(values, kind="stable")
     is_first = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
     return ordered[is_first]

@@ -37,7 +37,7 @@ def write_listed(
     """
     row = np.full(entities.first + len(entities), -1)
     row[entities.first + place] = np.arange(len(place))
-    rows = pa.array(row, mask=row < 0)
+    rows = None if np.array_equal(row, np.arange(len(table))) else pa.array(row, mask=row < 0)
     trained = np.concatenate([np.zeros(entities.first, bool), entities.train > 0])
     features = []
     for name, plan in plans.items():
@@ -56,6 +56,6 @@ def write_listed(
             size = int(lengths[0]) if lengths else 1
         feature = Feature(plan.name, plan.owner, plan.kind, plan.role, size)
         writer = open_writer(feature, vocabulary, folder / plan.owner / f"feature.{plan.name}", len(row), plan.divisor)
-        writer.add(column.take(rows))
+        writer.add(column if rows is None else column.take(rows))
         features.append(writer.close(trained))
     return features

@@ -8,6 +8,7 @@ validation, 2 test.
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -37,6 +38,11 @@ class Split(Protocol):
 
 
 Indices = npt.NDArray[np.int64]
+
+# Values that say where a quantile lies.
+_SAMPLE = 10_000
+# Values that are looked at together, so that they stay in the cache.
+_BLOCK = 1 << 17
 
 
 class Timeline(NamedTuple):
@@ -95,9 +101,12 @@ class Temporal:
         """Each user's number of training, validation and test events, int64 [U, 3]."""
         time, lengths = timeline.time, timeline.lengths.sum(1)
         places = _places((self.train, self.train + self.val), len(time))
-        beside = [min(math.floor(place) + step, len(time) - 1) for place in places for step in (0, 1)]
-        ranked = np.partition(time, sorted(set(beside)))[beside].reshape(-1, 2)
-        before = [_in_rows(time < _cut(found, place), lengths) for found, place in zip(ranked, places, strict=True)]
+
+        def before_cut(place: float) -> Indices:
+            return _before(time, _cut(ranked_pair(time, math.floor(place)), place), lengths)
+
+        with ThreadPoolExecutor(len(places)) as pool:
+            before = [*pool.map(before_cut, places)]
         return np.stack([before[0], before[1] - before[0], lengths - before[1]], axis=1)
 
 
@@ -203,10 +212,27 @@ def _cut(neighbours: Indices, place: float) -> int:
     return math.ceil(np.quantile(neighbours, place - math.floor(place)))
 
 
-def _in_rows(flags: npt.NDArray[np.bool_], lengths: Indices) -> Indices:
-    """How many of each row's flags are set; rows lie one after another."""
-    counts = np.zeros(len(lengths), np.int64)
-    some = np.flatnonzero(lengths)
-    begins = np.cumsum(lengths) - lengths
-    counts[some] = np.add.reduceat(flags, begins[some], dtype=np.int64)
-    return counts
+def ranked_pair(values: Indices, rank: int) -> Indices:
+    """The two values of that rank (from 0) and the next; the last one twice where there is no next.
+
+    A sample says between which values they lie, and only those are sorted: a tenth of the time of `np.partition`.
+    """
+    sample = np.sort(values[:: max(len(values) // _SAMPLE, 1)])
+    middle, apart = rank * len(sample) // len(values), 4 * math.isqrt(len(sample))
+    low, high = sample[max(middle - apart, 0)], sample[min(middle + apart, len(sample) - 1)]
+    below, parts = 0, []
+    for begin in range(0, len(values), _BLOCK):
+        block = values[begin : begin + _BLOCK]
+        below += int(np.count_nonzero(block < low))
+        parts.append(block[(block >= low) & (block <= high)])
+    between, last = np.concatenate(parts), min(rank + 1, len(values) - 1)
+    if not below <= rank <= last < below + len(between):
+        return np.partition(values, [rank, last])[[rank, last]]
+    return np.partition(between, [rank - below, last - below])[[rank - below, last - below]]
+
+
+def _before(time: Indices, moment: int, lengths: Indices) -> Indices:
+    """How many events of each row were before a moment; rows lie one after another."""
+    later = np.flatnonzero(time >= moment)
+    ends = np.cumsum(lengths)
+    return lengths - np.diff(np.searchsorted(later, ends), prepend=0)
