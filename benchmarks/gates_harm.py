@@ -73,10 +73,11 @@ def harms(scene: Scene) -> Iterator[tuple[str, tuple[str, ...], Judged]]:
 
     def leaked() -> Verdict:
         with leaking():
-            run = scene.run("leaked", None, day, 1, "refit=true")
-        return scene.judge(run)
+            scene.run("leaked", None, day, 1, "refit=true")
+        # It is judged by a process that knows nothing of the leak.
+        return scene.judge(scene.run("leaked"))
 
-    yield "learned_the_test_part", ("too_good",), leaked
+    yield "learned_the_test_part", ("border", "too_good"), leaked
 
 
 def honest(scene: Scene) -> Iterator[tuple[str, Judged]]:

@@ -165,7 +165,7 @@ def leaked_answers(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
 # Harm -> gates of which one must stop it.
 HARMS: dict[Harm, tuple[str, ...]] = {
     truncated_day: ("volume", "gaps"),
-    half_lost: ("volume",),
+    half_lost: ("volume", "activity"),
     outage: ("volume", "gaps"),
     doubled_day: ("duplicates", "volume"),
     partly_doubled: ("duplicates",),

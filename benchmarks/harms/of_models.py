@@ -179,7 +179,7 @@ PACK_HARMS: dict[PackHarm, tuple[str, ...]] = {
     shuffled_rows: ("index", "not_worse"),
     shifted_rows: ("index", "not_worse"),
     other_index: ("index", "not_worse"),
-    popular_boosted: ("popularity",),
+    popular_boosted: ("index", "popularity"),
     few_directions: ("index", "not_worse"),
     exploded_norms: ("embeddings",),
     rounded: ("index",),
@@ -217,6 +217,6 @@ TRAINING_HARMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tiny": (("model.dim=2",), ("not_worse",)),
     "hot": (("model.temperature=5.0",), ("not_worse",)),
     "uncorrected": (("negatives=in_batch", "loss.logq=off"), ("not_worse", "popularity", "coverage")),
-    "popularity_shift": (("model.prior_shift.weight=3.0", "model.similarity=dot"), ("popularity", "coverage")),
+    "uniform_negatives": (("negatives=uniform", "loss.logq=off"), ("not_worse", "popularity", "coverage")),
     "slow_tower": (("user_tower=transformer", "user_tower.encoder.num_blocks=12"), ("latency",)),
 }

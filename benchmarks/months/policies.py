@@ -178,8 +178,8 @@ class Loop:
         config.data.root = str(self._days.arrived)
         config.store, config.folder = str(self.folder / "store"), str(self.folder / "retraining")
         config.warm_start, config.now = self.policy.warm, self._days.second(day + 1)
-        for name in ("volume", "gaps"):
-            config.gates[name].known_days = self._days.known(day)
+        # Other gates take theirs from this one.
+        config.gates.volume.known_days = self._days.known(day)
         if not self.policy.gated:
             config.gates = {}
         length = WARM if self.policy.warm else COLD

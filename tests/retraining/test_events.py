@@ -9,78 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from handmade import handmade
+from days import NUM_ITEMS, days_of_events, evidence, of_columns, status
 
 from recsys.data.columns import Dense
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import UserError
 from recsys.retraining.contents import ItemShift, LabelShift, Nulls, Unseen
-from recsys.retraining.events import Clock, Duplicates, TimeGaps, Volume
+from recsys.retraining.events import Clock, Duplicates, TimeGaps
 from recsys.retraining.verdict import Outcome
 from recsys.retraining.window import DAY, EventWindow
 from recsys.schema import Feature, Schema
-
-NUM_ITEMS = 5
-
-
-def days_of_events(counts: list[int], seed: int = 0, num_users: int = 40) -> PreparedDataset:
-    """`counts[d]` events on day d, evenly over the day; the last day is the test part, the one before validation."""
-    rng = np.random.default_rng(seed)
-    time = np.concatenate([day * DAY + (np.arange(n) + 0.5) * DAY / max(n, 1) for day, n in enumerate(counts)])
-    user, item = rng.integers(0, num_users, len(time)), rng.integers(1, NUM_ITEMS + 1, len(time))
-    return of_columns(user, item, time.astype(np.int64), len(counts))
-
-
-def of_columns(user: np.ndarray, item: np.ndarray, time: np.ndarray, num_days: int) -> PreparedDataset:
-    """The data set of these events; the last of `num_days` is the test part, the one before it validation."""
-    part = np.digitize(time, [(num_days - 2) * DAY, (num_days - 1) * DAY])
-    order = np.lexsort((time, part, user))
-    user, item, time, part = (values[order] for values in (user, item, time, part))
-    num_users = int(user.max()) + 1
-    users = [tuple([] for _ in range(3)) for _ in range(num_users)]
-    for who, what, which in zip(user, item, part, strict=True):
-        users[who][which].append(int(what))
-    # Every item is trained.
-    users[0] = (sorted({*range(1, NUM_ITEMS + 1)}) + users[0][0], users[0][1], users[0][2])
-    data = handmade(users)  # type: ignore[arg-type]
-    return dataclasses.replace(data, time=np.concatenate([np.zeros(NUM_ITEMS, np.int64), time]))
-
-
-def evidence(data: PreparedDataset, end: int | None = None, now: int = 10**9) -> Any:
-    return SimpleNamespace(window=EventWindow(data, end=end), now=now)
-
-
-def status(outcomes: Any) -> list[str]:
-    return [outcome.status for outcome in outcomes]
-
-
-VOLUME = Volume(least=0.6, most=1.67, deviations=3, fewest_days=3)
-
-
-@pytest.mark.parametrize(
-    ("last", "expected"), [(100, ["pass", "pass"]), (50, ["fail", "pass"]), (200, ["pass", "fail"]), (65, ["pass"] * 2)]
-)
-def test_volume_of_the_last_day(last: int, expected: list[str]) -> None:
-    # Ten days of 100 events; day 0 has those that make every item trained.
-    outcomes = list(VOLUME.judge(evidence(days_of_events([95] + [100] * 9 + [last]))))
-    assert status(outcomes) == expected
-    assert outcomes[0].value == pytest.approx(last / 100)
-    assert (outcomes[0].threshold, outcomes[1].threshold) == (0.6, 1.67)
-
-
-def test_volume_that_scatters_by_itself_has_wide_bounds() -> None:
-    counts = [95, 50, 200, 50, 200, 100, 50, 200, 50, 200]
-    assert status(VOLUME.judge(evidence(days_of_events([*counts, 40])))) == ["pass", "pass"]
-    # The median deviation is that from 100 to 50 or 200: three times 1.48 of it is a factor of 22.
-    assert status(VOLUME.judge(evidence(days_of_events([*counts, 4])))) == ["fail", "pass"]
-
-
-def test_a_missing_day_counts_as_nothing_and_little_reference_is_untested() -> None:
-    data = days_of_events([95] + [100] * 9 + [100])
-    outcomes = list(VOLUME.judge(evidence(data, end=12 * DAY)))
-    assert outcomes[0].status == "fail"
-    assert outcomes[0].value == 0
-    assert status(VOLUME.judge(evidence(days_of_events([95, 100, 100])))) == ["untested", "untested"]
 
 
 def test_gap_to_the_end_of_the_window_and_between_events() -> None:
@@ -113,31 +50,14 @@ def test_an_evening_that_is_missing_is_no_night(until: int, expected: str) -> No
         assert outcomes[2].value == pytest.approx(60, abs=2)
 
 
-def test_a_day_that_is_known_is_neither_judged_nor_reference() -> None:
+def test_a_gap_that_is_known_passes() -> None:
     # The last day stops at noon.
-    counts = [95] + [100] * 9
-    data = days_of_events([*counts, 100])
+    data = days_of_events([95] + [100] * 10)
     noon = 10 * DAY + DAY // 2
     cut = dataclasses.replace(data, time=np.where(data.time < noon, data.time, noon))
-    known = {"known_days": ["1970-01-11"]}
-    assert status(TimeGaps(longer=2.0, longest_days=60, **known).judge(evidence(cut))) == ["pass"] * 3
-    another = TimeGaps(longer=2.0, longest_days=60, known_days=["1970-01-10"])
+    known, another = (TimeGaps(longer=2.0, longest_days=60, known_days=[day]) for day in ("1970-01-11", "1970-01-10"))
+    assert status(known.judge(evidence(cut))) == ["pass"] * 3
     assert status(another.judge(evidence(cut))) == ["pass", "fail", "fail"]
-    small, usual = days_of_events([*counts, 30]), VOLUME
-    assert status(usual.judge(evidence(small))) == ["fail", "pass"]
-    assert status(dataclasses.replace(usual, **known).judge(evidence(small))) == ["untested"] * 2
-    # As reference: three days of four are doubled; without them the last is like the one that is left.
-    doubled = days_of_events([200 - 5, 200, 200, 100, 100, 100, 100])
-    before = ["1970-01-01", "1970-01-02", "1970-01-03"]
-    assert list(usual.judge(evidence(doubled)))[0].value == pytest.approx(100 / 150)
-    assert list(dataclasses.replace(usual, known_days=before).judge(evidence(doubled)))[0].value == pytest.approx(1)
-
-
-@pytest.mark.parametrize("gate", ["volume", "gaps"])
-def test_known_days_are_days(gate: str) -> None:
-    sound = {"volume": VOLUME, "gaps": TimeGaps(longer=2.0, longest_days=60)}[gate]
-    with pytest.raises(UserError, match=f"gates.{gate}.known_days: found .'yesterday'., expected days such as"):
-        dataclasses.replace(sound, known_days=["yesterday"])
 
 
 def test_nothing_is_later_than_now() -> None:
@@ -218,14 +138,19 @@ def test_users_of_another_system_and_items_that_changed_places() -> None:
     time = np.arange(2200) * DAY // 200
     user, item = rng.integers(0, 40, 2200), np.minimum(rng.geometric(0.5, 2200), NUM_ITEMS)
     last = time >= 10 * DAY
-    unseen, shift = Unseen(more=0.1, times=2.0), ItemShift(more=0.15, items=3)
+    unseen, shift = Unseen(more=0.1, times=2.0), ItemShift(more=0.15, items=3, risen=0.12, risen_items=1)
     same = evidence(of_columns(user, item, time, 11))
     assert status(unseen.judge(same)) == ["pass", "pass"]
-    assert status(shift.judge(same)) == ["pass"]
+    assert status(shift.judge(same)) == ["pass", "pass"]
     other = evidence(of_columns(np.where(last, user + 40, user), item, time, 11))
     assert status(unseen.judge(other)) == ["pass", "fail"]
     swapped = evidence(of_columns(user, np.where(last, NUM_ITEMS + 1 - item, item), time, 11))
-    assert status(shift.judge(swapped)) == ["fail"]
+    assert status(shift.judge(swapped)) == ["fail", "fail"]
+    # Three in ten events of the last day are of the item that had a sixteenth.
+    rare = np.where(last & (rng.random(2200) < 0.3), NUM_ITEMS, item)
+    outcomes = list(shift.judge(evidence(of_columns(user, rare, time, 11))))
+    assert outcomes[1].status == "fail"
+    assert outcomes[1].value == pytest.approx(0.3 * 15 / 16, abs=0.08)
 
 
 def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None:
@@ -234,7 +159,6 @@ def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None
     given = evidence(data)
     assert given.window.new.sum() == 100
     assert given.window.before.sum() == 100
-    assert status(VOLUME.judge(given)) == ["untested", "untested"]
     assert status(Clock(1).judge(given)) == ["untested"]
     assert status(Unseen(0.1, 2).judge(given)) == ["untested", "untested"]
     assert status(Duplicates(0.02, 0.1).judge(given)) == ["untested", "pass"]

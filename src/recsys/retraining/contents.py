@@ -121,21 +121,28 @@ def _shares(codes: Ints, size: int) -> Floats:
 class ItemShift:
     """The new events are spread over items about as the days before are over the days before them.
 
-    Ids that are mixed up keep the number of items, of users and of events; what is popular changes at a stroke.
+    Ids that are mixed up keep the number of items, of users and of events; what is popular changes at a stroke. A few
+    items that a campaign, a bot or a default value puts everywhere are less than all that changes by chance, and much
+    more than what others rise by.
 
     Attributes:
         more: distance (total variation of the shares of the most popular items) that may be added.
         items: the most popular ones that are looked at; the others are one.
+        risen: share of the events that the items that rose most may have won, beyond what such items won before.
+        risen_items: how many of them.
     """
 
     more: float
     items: int
+    risen: float
+    risen_items: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """One outcome for what was popular, and one for what has risen."""
         window = evidence.window
+        names = "popular items", "risen items"
         if not window.has_times:
-            yield untested("popular items", "there are no times")
+            yield from (untested(name, "there are no times") for name in names)
             return
         length = window.end - window.begin
         stretches = [
@@ -143,17 +150,25 @@ class ItemShift:
             for back in (1, 2)
         ]
         if not window.new.any() or min(map(np.count_nonzero, stretches)) < 100:
-            yield untested("popular items", "fewer than 100 events in as long a time before")
+            yield from (untested(name, "fewer than 100 events in as long a time before") for name in names)
             return
-        found, usual = self._distance(window, window.new, stretches[0]), self._distance(window, *stretches)
-        yield at_most("popular items", found, usual + self.more, f"total variation distance, {usual:.3f} before")
+        counts = [
+            np.bincount(window.item[rows], minlength=window.dataset.num_items + 1) for rows in (window.new, *stretches)
+        ]
+        new, before, earlier = (count / count.sum() for count in counts)
+        found, usual = self._distance(new, before), self._distance(before, earlier)
+        yield at_most(names[0], found, usual + self.more, f"total variation distance, {usual:.3f} before")
+        found, usual = self._risen(new, before), self._risen(before, earlier)
+        told = f"share of the events that {self.risen_items} items won, {usual:.3f} before"
+        yield at_most(names[1], found, usual + self.risen, told)
 
-    def _distance(self, window: EventWindow, new: Mask, before: Mask) -> float:
-        counts = [np.bincount(window.item[rows], minlength=window.dataset.num_items + 1) for rows in (new, before)]
-        top = np.argsort(-counts[1], kind="stable")[: self.items]
-        shares = [count[top] / max(1, count.sum()) for count in counts]
-        rest = abs(float(shares[0].sum() - shares[1].sum()))
-        return 0.5 * (float(np.abs(shares[0] - shares[1]).sum()) + rest)
+    def _distance(self, new: Floats, before: Floats) -> float:
+        top = np.argsort(-before, kind="stable")[: self.items]
+        rest = abs(float(new[top].sum() - before[top].sum()))
+        return 0.5 * (float(np.abs(new[top] - before[top]).sum()) + rest)
+
+    def _risen(self, new: Floats, before: Floats) -> float:
+        return float(np.sort(np.maximum(new - before, 0))[-self.risen_items :].sum())
 
 
 def _missing(column: Column) -> Mask:

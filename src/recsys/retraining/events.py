@@ -1,4 +1,4 @@
-"""Gates on how many new events there are, and when, beside those before them: data before models."""
+"""Gates on when new events are, and on whether they are there once, beside those before them: data before models."""
 
 from __future__ import annotations
 
@@ -7,63 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.errors import UserError
 from recsys.retraining.evidence import Evidence
-from recsys.retraining.verdict import Outcome, at_least, at_most, untested
-from recsys.retraining.window import DAY, EventWindow, Floats, Ints, Mask, share
+from recsys.retraining.verdict import Outcome, at_most, untested
+from recsys.retraining.window import DAY, EventWindow, Floats, Ints, Mask, as_days, share
 
 # Seconds of a stretch of the day whose events are counted together, and how many events may be lacking by chance.
 BIN = 900
 CHANCE = 5.0
-
-
-@dataclass(frozen=True)
-class Volume:
-    """Every new day has about as many events as the days before it.
-
-    A day that is cut off, lost, doubled or invented. What is usual is what the days before show: their median, and
-    wider bounds where they scatter by themselves.
-
-    Attributes:
-        least: share of the median day, at least.
-        most: times the median day, at most.
-        deviations: a day is usual, too, within so many typical deviations (1.48 times the median one) of the logarithm.
-        fewest_days: of reference; with fewer nothing is said.
-        known_days: such as 2026-11-24 (UTC), unusual for a reason that is known: they are neither judged nor reference.
-    """
-
-    least: float
-    most: float
-    deviations: float
-    fewest_days: int
-    known_days: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        _as_days("volume", self.known_days)
-
-    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for the smallest day and one for the largest."""
-        window = evidence.window
-        names = "smallest day", "largest day"
-        if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
-            return
-        days, counts = window.days
-        told_of = np.isin(days, _as_days("volume", self.known_days))
-        days, counts = days[~told_of], counts[~told_of]
-        is_new = days >= window.begin // DAY
-        # The day on which the window begins is half of the reference and half new: it is judged whole, as a new one.
-        before = counts[~is_new]
-        if len(before) < self.fewest_days or not is_new.any():
-            told = f"{len(before)} days of reference, expected {self.fewest_days}"
-            yield from (untested(name, told) for name in names)
-            return
-        usual = max(float(np.median(before)), 1.0)
-        logs = np.log(np.maximum(before, 0.5) / usual)
-        wide = np.exp(self.deviations * 1.48 * float(np.median(np.abs(logs))))
-        new, told = counts[is_new], f"relative to the median of {len(before)} days before, {usual:,.0f} events"
-        yield at_least(names[0], float(new.min()) / usual, min(self.least, 1 / wide), told)
-        yield at_most(names[1], float(new.max()) / usual, max(self.most, wide), told)
 
 
 @dataclass(frozen=True)
@@ -86,7 +36,7 @@ class TimeGaps:
     known_days: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        _as_days("gaps", self.known_days)
+        as_days("gates.gaps.known_days", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """One outcome for all data, and two for the window: hours, and the events that should have been."""
@@ -119,7 +69,7 @@ class TimeGaps:
 
     def _gaps(self, times: Ints, measured: Floats | None = None) -> Floats:
         """What lies between successive times that is not known already, in seconds or as they are `measured`."""
-        known = _as_days("gaps", self.known_days) * DAY
+        known = as_days("gates.gaps.known_days", self.known_days) * DAY
         begins, ends = times[:-1, None], times[1:, None]
         is_known = ((begins < known + DAY) & (ends > known)).any(axis=1)
         gaps: Floats = np.diff(times if measured is None else measured)[~is_known]
@@ -174,14 +124,6 @@ class Duplicates:
             yield untested("copies", "there are no times")
         found, usual = (_largest_share(window.user[rows]) for rows in (window.new, window.before))
         yield at_most("busiest user", found, usual + self.busiest, f"share of the events, {usual:.4f} before")
-
-
-def _as_days(gate: str, days: Sequence[str]) -> Ints:
-    """Days since 1970."""
-    try:
-        return np.array([*days], "datetime64[D]").astype(np.int64)
-    except ValueError as error:
-        raise UserError(f"gates.{gate}.known_days: found {[*days]}, expected days such as [2026-11-24]") from error
 
 
 def _expected(before: Ints, end: int, times: Ints) -> Floats:

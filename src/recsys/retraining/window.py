@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from recsys.data.dataset import PreparedDataset
+from recsys.errors import UserError
 
 DAY = 86_400
 # Times of another unit: days without events are too many to be listed.
@@ -73,6 +75,27 @@ class EventWindow:
             return days, counts
         days = np.arange(first, last + 1)
         return days, np.bincount(times // DAY - first, minlength=len(days))
+
+    @cached_property
+    def users_by_day(self) -> Ints:
+        """How many users have events on each of the `days`."""
+        rows = (self.before | self.new) & (self.time < self.end)
+        days, num_users = self.days[0], max(1, self.dataset.num_users)
+        who_and_when = np.unique(self.time[rows] // DAY * num_users + self.user[rows])
+        places = np.searchsorted(days, who_and_when // num_users)
+        return np.bincount(places, minlength=len(days))
+
+
+def as_days(key: str, days: Sequence[str]) -> Ints:
+    """Days since 1970 of days such as 2026-11-24.
+
+    Raises:
+        UserError: there is something else; names the `key`.
+    """
+    try:
+        return np.array([*days], "datetime64[D]").astype(np.int64)
+    except ValueError as error:
+        raise UserError(f"{key}: found {[*days]}, expected days such as [2026-11-24]") from error
 
 
 def share(which: Mask, of: Mask) -> float:

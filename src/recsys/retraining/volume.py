@@ -1,0 +1,133 @@
+"""Gates on how many new events there are, altogether and of each user, beside the days before: data before models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.retraining.evidence import Evidence
+from recsys.retraining.verdict import Outcome, at_least, at_most, untested
+from recsys.retraining.window import DAY, EventWindow, Floats, Ints, as_days
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Every new day has about as many events as the days before it.
+
+    A day that is cut off, lost, doubled or invented. What is usual is what the days before show: their median, and
+    wider bounds where they scatter by themselves.
+
+    Attributes:
+        least: share of the median day, at least.
+        most: times the median day, at most.
+        deviations: a day is usual, too, within so many typical deviations (1.48 times the median one) of the logarithm.
+        fewest_days: of reference; with fewer nothing is said.
+        known_days: such as 2026-11-24 (UTC), unusual for a reason that is known: they are neither judged nor reference.
+    """
+
+    least: float
+    most: float
+    deviations: float
+    fewest_days: int
+    known_days: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        as_days("gates.volume.known_days", self.known_days)
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for the smallest day and one for the largest."""
+        window = evidence.window
+        names = "smallest day", "largest day"
+        if not window.has_times:
+            yield from (untested(name, "there are no times") for name in names)
+            return
+        days, counts = window.days
+        bounds = self.least, self.most, self.deviations, self.fewest_days
+        yield from _beside_usual(
+            names, window, days, counts, as_days("gates.volume.known_days", self.known_days), "events", *bounds
+        )
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Users who come on a new day do about as much there as on the days before it.
+
+    Where every other event is lost, whoever comes has half of them: days that differ in how many come hide that from
+    their volume, and not from this.
+
+    Attributes:
+        times: the median day's events per user, at most, and one part in so many of them, at least.
+        deviations: usual, too, is what lies within so many typical deviations; as of `Volume`.
+        fewest_days: of reference; with fewer nothing is said.
+        fewest_users: of a day, for it to be judged or be reference.
+        known_days: neither judged nor reference; as of `Volume`.
+    """
+
+    times: float
+    deviations: float
+    fewest_days: int
+    fewest_users: int
+    known_days: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        as_days("gates.activity.known_days", self.known_days)
+
+    def judge(self, evidence: Evidence) -> Iterable[Outcome]:
+        """One outcome for the day with the fewest events per user, and one for that with the most."""
+        window = evidence.window
+        names = "least active day", "most active day"
+        if not window.has_times:
+            yield from (untested(name, "there are no times") for name in names)
+            return
+        days, counts = window.days
+        users = window.users_by_day
+        enough = users >= self.fewest_users
+        days, means = days[enough], counts[enough] / users[enough]
+        bounds = 1 / self.times, self.times, self.deviations, self.fewest_days
+        known = as_days("gates.activity.known_days", self.known_days)
+        yield from _beside_usual(names, window, days, means, known, "events per user", *bounds)
+
+
+def _beside_usual(
+    names: tuple[str, str],
+    window: EventWindow,
+    days: Ints,
+    values: Ints | Floats,
+    known: Ints,
+    unit: str,
+    least: float,
+    most: float,
+    deviations: float,
+    fewest_days: int,
+) -> Iterable[Outcome]:
+    """Two outcomes: the smallest and the largest value of a new day, beside the median of the days before.
+
+    Args:
+        names: of the two.
+        window: that says which days are new.
+        days: of the values.
+        values: of the days.
+        known: days that are left out.
+        unit: of the values, for people.
+        least: times the median, at least.
+        most: times the median, at most.
+        deviations: typical ones of the logarithm (1.48 times the median one) that are usual, too.
+        fewest_days: of reference; with fewer both are untested.
+    """
+    is_known = np.isin(days, known)
+    days, values = days[~is_known], values[~is_known]
+    is_new = days >= window.begin // DAY
+    # The day on which the window begins is half of the reference and half new: it is judged whole, as a new one.
+    before = values[~is_new]
+    if len(before) < fewest_days or not is_new.any():
+        told = f"{len(before)} days of reference, expected {fewest_days}; {np.count_nonzero(is_new)} new ones"
+        yield from (untested(name, told) for name in names)
+        return
+    usual = max(float(np.median(before)), 1.0)
+    logs = np.log(np.maximum(before, 0.5) / usual)
+    wide = np.exp(deviations * 1.48 * float(np.median(np.abs(logs))))
+    new, told = values[is_new], f"relative to the median of {len(before)} days before, {usual:,.4g} {unit}"
+    yield at_least(names[0], float(new.min()) / usual, min(least, 1 / wide), told)
+    yield at_most(names[1], float(new.max()) / usual, max(most, wide), told)
