@@ -162,6 +162,84 @@ def leaked_answers(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
     return tables.with_events(pa.concat_tables([events, _set(copies, "timestamp", earlier)]))
 
 
+def shuffled_users(tables: Tables, begin: int) -> Tables:
+    """Users of the day have each other's events."""
+    users, new = np.asarray(tables.interactions["user_id"]).copy(), _new(tables.interactions, begin)
+    users[new] = np.random.default_rng(0).permutation(users[new])
+    return _changed(tables, "user_id", users)
+
+
+def constant_item(tables: Tables, begin: int) -> Tables:
+    """Where the item of an event is not known, the first one is written: one in six."""
+    items = np.asarray(tables.interactions["item_id"])
+    hit = _new(tables.interactions, begin) & (np.random.default_rng(0).random(len(items)) < 1 / 6)
+    return _changed(tables, "item_id", np.where(hit, items[0], items))
+
+
+def dates_for_times(tables: Tables, begin: int) -> Tables:
+    """Times of the day are cut to its midnight."""
+    time = np.asarray(tables.interactions["timestamp"])
+    return _changed(tables, "timestamp", np.where(time >= begin, time // DAY * DAY, time))
+
+
+def zone_behind(tables: Tables, begin: int) -> Tables:
+    """Times of the day are of a zone eight hours behind."""
+    time = np.asarray(tables.interactions["timestamp"])
+    return _changed(tables, "timestamp", np.where(time >= begin, time - 8 * 3600, time))
+
+
+def lost_category(tables: Tables, begin: int) -> Tables:
+    """The day has no events of a quarter of the items."""
+    items, new = np.asarray(tables.interactions["item_id"]), _new(tables.interactions, begin)
+    lost = np.random.default_rng(0).choice(np.unique(items), len(np.unique(items)) // 4, replace=False)
+    return tables.with_events(tables.interactions.filter(pa.array(~(new & np.isin(items, lost)))))
+
+
+def lost_users(tables: Tables, begin: int) -> Tables:
+    """The day has no events of half of the users."""
+    users, new = np.asarray(tables.interactions["user_id"]), _new(tables.interactions, begin)
+    return tables.with_events(tables.interactions.filter(pa.array(~(new & (users % 2 == 0)))))
+
+
+def lost_newcomers(tables: Tables, begin: int) -> Tables:
+    """The day has no events of users who were not there before."""
+    users, new = np.asarray(tables.interactions["user_id"]), _new(tables.interactions, begin)
+    return tables.with_events(tables.interactions.filter(pa.array(~new | np.isin(users, users[~new]))))
+
+
+def lost_action(tables: Tables, begin: int) -> Tables:
+    """The day has none of the most frequent action."""
+    action = np.asarray(tables.interactions["action"].to_pylist(), object)
+    names, counts = np.unique(action.astype(str), return_counts=True)
+    kept = ~(_new(tables.interactions, begin) & (action == names[np.argmax(counts)]))
+    return tables.with_events(tables.interactions.filter(pa.array(kept)))
+
+
+def lost_past(tables: Tables, begin: int) -> Tables:
+    """Events of all days but the last ten before the day are gone."""
+    time = np.asarray(tables.interactions["timestamp"])
+    return tables.with_events(tables.interactions.filter(pa.array(time >= begin - 10 * DAY)))
+
+
+def few_users(tables: Tables, begin: int) -> Tables:
+    """Of nine users in ten the events before the day are gone."""
+    users, new = np.asarray(tables.interactions["user_id"]), _new(tables.interactions, begin)
+    return tables.with_events(tables.interactions.filter(pa.array(new | (users % 10 == 0))))
+
+
+def shuffled_catalogue(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
+    """Each item has the features of another."""
+    rows = pa.array(np.random.default_rng(0).permutation(len(tables.items)))
+    items = tables.items.take(rows)
+    return Tables(tables.interactions, _set(items, "item_id", tables.items["item_id"]), tables.users)
+
+
+def half_catalogue(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
+    """The catalogue has lost every other item; their events are there."""
+    kept = pa.array(np.arange(len(tables.items)) % 2 == 0)
+    return Tables(tables.interactions, tables.items.filter(kept), tables.users)
+
+
 # Harm -> gates of which one must stop it.
 HARMS: dict[Harm, tuple[str, ...]] = {
     truncated_day: ("volume", "gaps"),
@@ -183,4 +261,16 @@ HARMS: dict[Harm, tuple[str, ...]] = {
     bot: ("duplicates",),
     promoted_item: ("items",),
     leaked_answers: ("repeats",),
+    shuffled_users: ("predictable",),
+    constant_item: ("items",),
+    dates_for_times: ("gaps",),
+    zone_behind: ("gaps", "volume"),
+    lost_category: ("items", "volume"),
+    lost_users: ("volume",),
+    lost_newcomers: ("unseen",),
+    lost_action: ("labels",),
+    lost_past: ("not_worse", "fresh"),
+    few_users: ("not_worse", "volume"),
+    shuffled_catalogue: ("not_worse", "nulls"),
+    half_catalogue: ("nulls", "size"),
 }

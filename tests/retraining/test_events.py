@@ -138,19 +138,40 @@ def test_users_of_another_system_and_items_that_changed_places() -> None:
     time = np.arange(2200) * DAY // 200
     user, item = rng.integers(0, 40, 2200), np.minimum(rng.geometric(0.5, 2200), NUM_ITEMS)
     last = time >= 10 * DAY
-    unseen, shift = Unseen(more=0.1, times=2.0), ItemShift(more=0.15, items=3, risen=0.12, risen_items=1)
+    unseen = Unseen(more=0.1, times=2.0, least=0.25, fewest=12)
+    shift = ItemShift(more=0.15, items=3, risen=0.12, risen_items=1, vanished=0.12, fewest=4)
     same = evidence(of_columns(user, item, time, 11))
-    assert status(unseen.judge(same)) == ["pass", "pass"]
-    assert status(shift.judge(same)) == ["pass", "pass"]
+    assert status(unseen.judge(same)) == ["pass", "pass", "untested"]
+    assert status(shift.judge(same)) == ["pass", "pass", "pass"]
     other = evidence(of_columns(np.where(last, user + 40, user), item, time, 11))
-    assert status(unseen.judge(other)) == ["pass", "fail"]
+    assert status(unseen.judge(other)) == ["pass", "fail", "untested"]
     swapped = evidence(of_columns(user, np.where(last, NUM_ITEMS + 1 - item, item), time, 11))
-    assert status(shift.judge(swapped)) == ["fail", "fail"]
+    assert status(shift.judge(swapped)) == ["fail", "fail", "pass"]
     # Three in ten events of the last day are of the item that had a sixteenth.
     rare = np.where(last & (rng.random(2200) < 0.3), NUM_ITEMS, item)
     outcomes = list(shift.judge(evidence(of_columns(user, rare, time, 11))))
     assert outcomes[1].status == "fail"
     assert outcomes[1].value == pytest.approx(0.3 * 15 / 16, abs=0.08)
+    # The second of the items, which had a quarter of the events, has none on the last day.
+    gone = of_columns(user[~(last & (item == 2))], item[~(last & (item == 2))], time[~(last & (item == 2))], 11)
+    outcomes = list(shift.judge(evidence(gone)))
+    assert outcomes[2].status == "fail"
+    assert outcomes[2].value == pytest.approx(0.25, abs=0.05)
+    # Of five items none is among ten that must have events.
+    assert list(dataclasses.replace(shift, fewest=10).judge(evidence(gone)))[2].status == "untested"
+
+
+def test_days_on_which_nobody_is_new() -> None:
+    # Each day brings 20 users with five events each; on the last day they come as those of the first.
+    unseen = Unseen(more=0.1, times=2.0, least=0.25, fewest=12)
+    time = np.arange(1100) * DAY // 100
+    user, item = np.arange(1100) // 5, np.arange(1100) % NUM_ITEMS + 1
+    outcomes = list(unseen.judge(evidence(of_columns(user, item, time, 11))))
+    assert status(outcomes) == ["pass", "pass", "pass"]
+    assert (outcomes[2].value, outcomes[2].threshold) == (20, 5)
+    outcomes = list(unseen.judge(evidence(of_columns(user % 200, item, time, 11))))
+    assert status(outcomes) == ["pass", "pass", "fail"]
+    assert outcomes[2].value == 0
 
 
 def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None:
@@ -160,5 +181,5 @@ def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None
     assert given.window.new.sum() == 100
     assert given.window.before.sum() == 100
     assert status(Clock(1).judge(given)) == ["untested"]
-    assert status(Unseen(0.1, 2).judge(given)) == ["untested", "untested"]
+    assert status(Unseen(0.1, 2, 0.25, 12).judge(given)) == ["untested"] * 3
     assert status(Duplicates(0.02, 0.1).judge(given)) == ["untested", "pass"]

@@ -12,7 +12,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.retraining.events import TimeGaps
 from recsys.retraining.volume import Activity, Volume
-from recsys.retraining.window import DAY
+from recsys.retraining.window import DAY, EventWindow
 
 VOLUME = Volume(least=0.6, most=1.67, deviations=3, fewest_days=3)
 
@@ -104,3 +104,31 @@ def test_without_times_nothing_is_said(gate: Volume | Activity) -> None:
     data = days_of_events([95] + [100] * 10)
     data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time="none"))
     assert status(gate.judge(evidence(data))) == ["untested", "untested"]
+
+
+def test_growth_is_usual_where_the_window_is_long() -> None:
+    # A release that has not been replaced for 15 days, over which twice as many events came little by little.
+    counts = [95] + [100] * 9 + [100 + 7 * day for day in range(15)]
+    growing = evidence(days_of_events(counts))
+    growing.window = EventWindow(growing.window.dataset, begin=10 * DAY)
+    outcomes = list(VOLUME.judge(growing))
+    assert status(outcomes) == ["pass", "pass"]
+    # The ninth new day, beside the median of the two weeks before it: of six old days and 100, 107, ... 149.
+    assert outcomes[1].value == pytest.approx(156 / 103.5)
+    at_a_stroke = evidence(days_of_events([95] + [100] * 9 + [100, 100, 200] + [200] * 12))
+    at_a_stroke.window = EventWindow(at_a_stroke.window.dataset, begin=10 * DAY)
+    outcomes = list(VOLUME.judge(at_a_stroke))
+    assert status(outcomes) == ["pass", "fail"]
+    assert outcomes[1].reason.startswith("1970-01-13, relative")
+
+
+def test_weekends_are_usual_and_a_weekday_like_one_is_not() -> None:
+    # From Thursday on: two days of seven have a third of the events.
+    week = [90, 90, 30, 30, 90, 90, 90]
+    weeks = [85, *week[1:], *week, *week]
+    assert status(VOLUME.judge(evidence(days_of_events([*weeks, 90, 90, 30])))) == ["pass", "pass"]
+    outcomes = list(VOLUME.judge(evidence(days_of_events([*weeks, 90, 30]))))
+    assert status(outcomes) == ["fail", "pass"]
+    assert outcomes[0].value == pytest.approx(1 / 3)
+    # A weekend that is cut off is cut off, whatever it is compared with.
+    assert status(VOLUME.judge(evidence(days_of_events([*weeks, 90, 90, 15])))) == ["fail", "pass"]

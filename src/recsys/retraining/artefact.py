@@ -177,9 +177,11 @@ class Fresh:
 
     Attributes:
         behind_days: by which the newest events that both are measured on may be newer than the candidate's data.
+        past: share of the time that the served release's data span, at least.
     """
 
     behind_days: float
+    past: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Outcomes for the age of the data, beside the served release and what there is, and for the weights."""
@@ -190,6 +192,11 @@ class Fresh:
         else:
             told = "days after the newest event of the served release's data"
             yield at_least("newest event", (until - served) / 86_400, 0.0, told)
+            span, usual = (
+                (data["until"] - data.get("begin", data["until"])) / 86_400 for data in (ours.data, theirs.data)
+            )
+            told = f"days from the oldest event to the newest; {usual:.1f} of the served release's data"
+            yield at_least("past", span, self.past * usual, told)
         if until is not None and evidence.window.has_times:
             behind = (int(evidence.window.time.max()) - until) / 86_400
             yield at_most("days behind", behind, self.behind_days, "from its newest event to the newest there is")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from recsys.data.columns import Column, Ragged
 from recsys.retraining.evidence import Evidence, action_columns
-from recsys.retraining.verdict import Outcome, at_most, untested
+from recsys.retraining.verdict import Outcome, at_least, at_most, untested
 from recsys.retraining.window import EventWindow, Floats, Ints, Mask, share
 from recsys.schema import MISSING
+
+# Events that are expected of an item, for none to be no chance: one in 150, if they come independently.
+_CERTAIN = 5
 
 
 @dataclass(frozen=True)
@@ -52,41 +56,66 @@ class Nulls:
 class Unseen:
     """The new events have about as many new items and new users as the days before had.
 
-    Ids that are written another way, or of another system, look like news.
+    Ids that are written another way, or of another system, look like news; and where whoever joins is lost, nobody is
+    new. New items may come in batches, so that none is no news.
 
     Attributes:
         more: share of new ones that may be added.
         times: the usual share, at most, where this is more.
+        least: of the usual number of new users, at least.
+        fewest: usual new users, for too few of them to be told from chance.
     """
 
     more: float
     times: float
+    least: float
+    fewest: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for items and one for users."""
+        """One outcome for items and two for users."""
         window = evidence.window
-        for name, values in (("new items", window.item), ("new users", window.user)):
-            if not window.has_times:
-                yield untested(name, "there are no times")
-                continue
-            found, usual = _news(window, values)
+        names = "new items", "new users", "users who are new"
+        if not window.has_times:
+            yield from (untested(name, "there are no times") for name in names)
+            return
+        news = {names[0]: _news(window, window.item), names[1]: _news(window, window.user)}
+        for name, (found, usual) in news.items():
             if usual is None:
-                yield untested(name, "no events before the reference", found)
+                yield untested(name, "no events before the reference", found.share)
                 continue
-            told = f"share of events, {usual:.3f} in as long a time before"
-            yield at_most(name, found, max(usual + self.more, self.times * usual), told)
+            told = f"share of events, {usual.share:.3f} in as long a time before"
+            yield at_most(name, found.share, max(usual.share + self.more, self.times * usual.share), told)
+        found, usual = news[names[1]]
+        if usual is None or usual.number < self.fewest:
+            yield untested(names[2], f"{usual.number if usual else 0} in as long a time before, expected {self.fewest}")
+            return
+        told = f"{usual.number} in as long a time before"
+        yield at_least(names[2], float(found.number), self.least * usual.number, told)
 
 
-def _news(window: EventWindow, values: Ints) -> tuple[float, float | None]:
-    """Share of the new events with a value that no earlier event has; and the same of as long a time before them."""
+class _New(NamedTuple):
+    share: float
+    number: int
+
+
+def _news(window: EventWindow, values: Ints) -> tuple[_New, _New | None]:
+    """Share of the new events with a value that no earlier event has, and how many such values; and of the time before.
+
+    The time before is as long as that of the new events.
+    """
     first = np.full(int(values.max(initial=0)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, values, window.time)
-    found = float((first[values[window.new]] >= window.begin).mean()) if window.new.any() else 0.0
+
+    def count(events: Mask, since: int, until: int) -> _New:
+        number = int(np.count_nonzero((first >= since) & (first < until)))
+        return _New(float((first[values[events]] >= since).mean()) if events.any() else 0.0, number)
+
+    found = count(window.new, window.begin, np.iinfo(np.int64).max)
     start = window.begin - (window.end - window.begin)
     earlier = (window.time >= start) & (window.time < window.begin)
     if not earlier.any() or int(window.time.min()) >= start:
         return found, None
-    return found, float((first[values[earlier]] >= start).mean())
+    return found, count(earlier, start, window.begin)
 
 
 @dataclass(frozen=True)
@@ -130,17 +159,22 @@ class ItemShift:
         items: the most popular ones that are looked at; the others are one.
         risen: share of the events that the items that rose most may have won, beyond what such items won before.
         risen_items: how many of them.
+        vanished: share of the events of items that must have some, that those without any may have had, beyond what
+            such items had before.
+        fewest: items that must have some (five are expected of each), for this to be told.
     """
 
     more: float
     items: int
     risen: float
     risen_items: int
+    vanished: float
+    fewest: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for what was popular, and one for what has risen."""
+        """One outcome each for what was popular, what has risen, and what is gone."""
         window = evidence.window
-        names = "popular items", "risen items"
+        names = "popular items", "risen items", "vanished items"
         if not window.has_times:
             yield from (untested(name, "there are no times") for name in names)
             return
@@ -161,11 +195,22 @@ class ItemShift:
         found, usual = self._risen(new, before), self._risen(before, earlier)
         told = f"share of the events that {self.risen_items} items won, {usual:.3f} before"
         yield at_most(names[1], found, usual + self.risen, told)
+        found, must = self._vanished(counts[0], before)
+        usual, must_before = self._vanished(counts[1], earlier)
+        if min(must, must_before) < self.fewest:
+            yield untested(names[2], f"{must} items that must have events, expected {self.fewest}", found)
+            return
+        told = f"share of what {must} items with events had before, {usual:.3f} before"
+        yield at_most(names[2], found, usual + self.vanished, told)
 
     def _distance(self, new: Floats, before: Floats) -> float:
         top = np.argsort(-before, kind="stable")[: self.items]
         rest = abs(float(new[top].sum() - before[top].sum()))
         return 0.5 * (float(np.abs(new[top] - before[top]).sum()) + rest)
+
+    def _vanished(self, counts: Ints, before: Floats) -> tuple[float, int]:
+        must = before * counts.sum() >= _CERTAIN
+        return float(before[must & (counts == 0)].sum() / max(before[must].sum(), 1e-9)), int(must.sum())
 
     def _risen(self, new: Floats, before: Floats) -> float:
         return float(np.sort(np.maximum(new - before, 0))[-self.risen_items :].sum())

@@ -11,13 +11,16 @@ from recsys.retraining.evidence import Evidence
 from recsys.retraining.verdict import Outcome, at_least, at_most, untested
 from recsys.retraining.window import DAY, EventWindow, Floats, Ints, as_days
 
+# Days before a day that it is compared with, at most; and those of them that are of its day of the week.
+_REFERENCE, _WEEKS = 14, 28
+
 
 @dataclass(frozen=True)
 class Volume:
     """Every new day has about as many events as the days before it.
 
-    A day that is cut off, lost, doubled or invented. What is usual is what the days before show: their median, and
-    wider bounds where they scatter by themselves.
+    A day that is cut off, lost, doubled or invented. What is usual is what the two weeks before it show, and
+    its day of the week in the four before it: medians, and wider bounds where days scatter by themselves.
 
     Attributes:
         least: share of the median day, at least.
@@ -102,7 +105,9 @@ def _beside_usual(
     deviations: float,
     fewest_days: int,
 ) -> Iterable[Outcome]:
-    """Two outcomes: the smallest and the largest value of a new day, beside the median of the days before.
+    """Two outcomes: the smallest and the largest new day, each beside what is usual on it.
+
+    Days before a new day are new ones, too, where the served release is old: what grows or falls slowly is usual.
 
     Args:
         names: of the two.
@@ -114,20 +119,42 @@ def _beside_usual(
         least: times the median, at least.
         most: times the median, at most.
         deviations: typical ones of the logarithm (1.48 times the median one) that are usual, too.
-        fewest_days: of reference; with fewer both are untested.
+        fewest_days: before a day; one with fewer is not judged.
     """
     is_known = np.isin(days, known)
     days, values = days[~is_known], values[~is_known]
-    is_new = days >= window.begin // DAY
     # The day on which the window begins is half of the reference and half new: it is judged whole, as a new one.
-    before = values[~is_new]
-    if len(before) < fewest_days or not is_new.any():
-        told = f"{len(before)} days of reference, expected {fewest_days}; {np.count_nonzero(is_new)} new ones"
+    new = np.flatnonzero(days >= window.begin // DAY)
+    judged = new[new >= fewest_days]
+    if not len(judged):
+        told = f"{len(days) - len(new)} days of reference, expected {fewest_days}; {len(new)} new ones"
         yield from (untested(name, told) for name in names)
         return
+    found = [_beside(values, days, day, deviations) for day in judged]
+    usual, ratios, wide = (np.array(column) for column in zip(*found, strict=True))
+    lower, upper = np.minimum(least, 1 / wide), np.maximum(most, wide)
+    for name, compare, bounds, place in (
+        (names[0], at_least, lower, np.argmin(ratios / lower)),
+        (names[1], at_most, upper, np.argmax(ratios / upper)),
+    ):
+        day = np.datetime64(int(days[judged[place]]), "D")
+        told = f"{day}, relative to what is usual, {usual[place]:,.4g} {unit}"
+        yield compare(name, float(ratios[place]), float(bounds[place]), told)
+
+
+def _beside(values: Ints | Floats, days: Ints, place: int, deviations: float) -> tuple[float, float, float]:
+    """What is usual on a day, its value relative to that, and the factor by which days differ.
+
+    Usual is the median of the days before it, or that times what its day of the week is beside its week, whichever is
+    nearer: little is known of one day of the week, so that it excuses, and accuses nobody.
+    """
+    before = values[max(0, place - _REFERENCE) : place]
     usual = max(float(np.median(before)), 1.0)
     logs = np.log(np.maximum(before, 0.5) / usual)
-    wide = np.exp(deviations * 1.48 * float(np.median(np.abs(logs))))
-    new, told = values[is_new], f"relative to the median of {len(before)} days before, {usual:,.4g} {unit}"
-    yield at_least(names[0], float(new.min()) / usual, min(least, 1 / wide), told)
-    yield at_most(names[1], float(new.max()) / usual, max(most, wide), told)
+    wide = float(np.exp(deviations * 1.48 * np.median(np.abs(logs))))
+    age = days[place] - days[:place]
+    same = np.flatnonzero((age % 7 == 0) & (age <= _WEEKS))
+    beside_week = [values[day] / max(float(np.median(values[day - 6 : day + 1])), 1.0) for day in same if day >= 6]
+    choices = [usual] if len(beside_week) < 2 else [usual, max(usual * float(np.median(beside_week)), 1.0)]
+    usual = min(choices, key=lambda choice: abs(np.log(max(float(values[place]), 0.5) / choice)))
+    return usual, float(values[place]) / usual, wide
