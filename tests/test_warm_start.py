@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,11 +15,13 @@ import pytest
 import torch
 from worlds import FEATURES, compose, write_run, write_world
 
+from recsys.averaging import EMA
 from recsys.build import build_towers, open_data
 from recsys.data.dataset import PreparedDataset
 from recsys.errors import UserError
 from recsys.models.two_tower import TwoTower
 from recsys.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM
+from recsys.training import select
 from recsys.warm_start import Earlier, open_earlier, start_from
 
 OVERRIDES = ("user_tower.use_user_id=true", "user_tower.own_items=true")
@@ -105,6 +109,26 @@ def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: Earlier) 
     state = model.state_dict()
     assert state.keys() == earlier.weights.keys()
     assert all(torch.equal(state[name], value) for name, value in earlier.weights.items())
+
+
+def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "early"
+    shutil.copytree(base / "early/run", run)
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    torch.save(content | {"global_step": 40}, run / "checkpoints/best.ckpt")
+    begun: list[int] = []
+    setup = EMA.setup
+
+    def noted(self: EMA, *arguments: Any, **named: Any) -> None:
+        begun.append(self.steps_before)
+        setup(self, *arguments, **named)
+
+    monkeypatch.setattr(EMA, "setup", noted)
+    where = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", f"warm_start={run}"]
+    how = ["split=leave_last_out", "model.dim=16", "history.max_events=8", *FEATURES, *OVERRIDES, "callbacks=ema"]
+    little = ["trainer.max_epochs=1", "+trainer.enable_progress_bar=false", "logger=csv", "test=false"]
+    select(compose("train", ["data=parquet", *where, *how, *little]), tmp_path / "run")
+    assert begun == [40]
 
 
 def test_what_has_another_shape_stays_fresh(base: Path, earlier: Earlier) -> None:

@@ -218,7 +218,6 @@ TRAINING_HARMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hot": (("model.temperature=5.0",), ("not_worse",)),
     "uncorrected": (("negatives=in_batch", "loss.logq=off"), ("not_worse", "popularity", "coverage")),
     "uniform_negatives": (("negatives=uniform", "loss.logq=off"), ("not_worse", "popularity", "coverage")),
-    "one_event": (("history.max_events=1",), ("not_worse",)),
     "without_features": (("item_tower=ids",), ("not_worse",)),
     "slow_tower": (("user_tower=transformer", "user_tower.encoder.num_blocks=12"), ("latency",)),
 }

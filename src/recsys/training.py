@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from recsys import distributed, tracking
+from recsys.averaging import EMA
 from recsys.build import (
     build_callbacks,
     build_data,
@@ -147,10 +148,11 @@ def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Lo
 def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers: list[Logger]) -> None:
     """Train on the training part; the checkpoint with the best validation metric stays."""
     last = _last(run.checkpoints / "last.ckpt")
-    module = build_module(config, dataset, _towers(config, dataset, fresh=last is None), mine=miner(config))
+    module = build_module(config, dataset, _towers(config, run, dataset, fresh=last is None), mine=miner(config))
     data = build_data(config, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
-    callbacks = [*build_callbacks(config, run.checkpoints), StayStopped(), _evaluation(config, dataset, module.model)]
+    named = _named_callbacks(config, run, run.checkpoints)
+    callbacks = [*(c for _, c in named), StayStopped(), _evaluation(config, dataset, module.model)]
     trainer = _trainer(config, run, callbacks, loggers)
     begin = time.monotonic()
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -181,9 +183,9 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     """Train a fresh model on train + val for the selected number of steps."""
     folder = run.checkpoints / "refit"
     last = _last(folder / "last.ckpt")
-    model = _towers(config, dataset, fresh=last is None)
+    model = _towers(config, run, dataset, fresh=last is None)
     module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
-    callbacks = [c for name, c in _named_callbacks(config, folder) if name not in ("early_stopping", "best")]
+    callbacks = [c for name, c in _named_callbacks(config, run, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
     trainer = _trainer(config, run, callbacks, loggers, **settings)
     trainer.fit(module, build_data(config, dataset), ckpt_path=last, weights_only=True)
@@ -192,11 +194,13 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     distributed.barrier()
 
 
-def _towers(config: DictConfig, dataset: PreparedDataset, fresh: bool) -> TwoTower:
+def _towers(config: DictConfig, run: RunFolder, dataset: PreparedDataset, fresh: bool) -> TwoTower:
     """Both towers; if they are to be trained from the beginning, with the weights that they begin from."""
     model = build_towers(config, dataset, fresh)
     if fresh and config.warm_start is not None:
-        start_from(open_earlier(config.warm_start), model, dataset)
+        earlier = open_earlier(config.warm_start)
+        start_from(earlier, model, dataset)
+        run.update(steps_before=earlier.steps)
     return model
 
 
@@ -231,8 +235,12 @@ def _trainer(
     return complete(trainer, callbacks=callbacks, logger=loggers, plugins=[WholeFiles()])  # type: ignore[no-any-return]
 
 
-def _named_callbacks(config: DictConfig, folder: Path) -> list[tuple[str, L.Callback]]:
-    return list(zip(config.callbacks, build_callbacks(config, folder), strict=True))
+def _named_callbacks(config: DictConfig, run: RunFolder, folder: Path) -> list[tuple[str, L.Callback]]:
+    named = list(zip(config.callbacks, build_callbacks(config, folder), strict=True))
+    for _, callback in named:
+        if isinstance(callback, EMA):
+            callback.steps_before = run.state.get("steps_before", 0)
+    return named
 
 
 def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:

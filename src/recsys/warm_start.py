@@ -38,11 +38,13 @@ class Earlier:
     Attributes:
         dataset: that it was trained on.
         weights: of its best checkpoint, by name.
+        steps: after which that checkpoint was taken.
     """
 
     path: Path
     dataset: PreparedDataset
     weights: dict[str, Tensor]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,8 @@ def open_earlier(path: str | Path) -> Earlier:
     if config.refit and state.get("refitted"):
         dataset = dataset.refit()
     weights = content["state_dict"].items()
-    return Earlier(
-        path, dataset, {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
-    )
+    of_model = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
+    return Earlier(path, dataset, of_model, int(content["global_step"]))
 
 
 @torch.no_grad()
