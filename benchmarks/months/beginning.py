@@ -12,12 +12,14 @@ from policies import Loop
 from recsys.training import select
 
 METRIC = "val/recall@100"
+# Share of the cold run's recall that is told beside all of it: cold runs of other seeds differ by half as much.
+NEARLY = 0.99
 # Steps between two looks, and looks without gain before a training ends.
-EVERY, PATIENCE = 20, 8
+EVERY, PATIENCE = 20, 12
 # More of validation than the loop has, for less noise; validated by steps. Yesterday's training ends before it begins.
 LOOKING = (
-    "split.train=0.92",
-    "split.val=0.05",
+    "split.train=0.82",
+    "split.val=0.15",
     "test=false",
     "trainer.max_epochs=12",
     "trainer.check_val_every_n_epoch=null",
@@ -32,18 +34,30 @@ class Beginning:
     day: of the data, from 0; the warm run begins from a cold one of the day before.
     best: validation recall of the cold run.
     cold_steps: until it was reached.
-    warm_steps: until the warm run reached it; None: it did not.
+    warm_best: validation recall of the warm run.
+    warm_steps: until the warm run reached the cold one's; None: it did not.
+    nearly_steps: until it reached 99% of that; None: it did not.
     """
 
     day: int
     best: float
     cold_steps: int
+    warm_best: float
     warm_steps: int | None
+    nearly_steps: int | None
 
-    @property
-    def share(self) -> float:
-        """Of the cold run's steps; infinite where the warm run did not get there."""
-        return float("inf") if self.warm_steps is None else self.warm_steps / self.cold_steps
+    def share(self, steps: int | None) -> float:
+        """Steps of the warm run as a share of the cold run's; infinite where there are none."""
+        return float("inf") if steps is None else steps / self.cold_steps
+
+    def __str__(self) -> str:
+        """As it is told."""
+        reached = [("all", self.warm_steps), (f"{NEARLY:.0%}", self.nearly_steps)]
+        told = [f"{part} never" if n is None else f"{part} after {n} ({self.share(n):.0%})" for part, n in reached]
+        return (
+            f"day {self.day + 1}: {METRIC} {self.best:.4f} after {self.cold_steps} steps cold; "
+            f"warm {self.warm_best:.4f}: {', '.join(told)}"
+        )
 
 
 class Beginnings:
@@ -79,7 +93,10 @@ class Beginnings:
         cold, warm = (looks(self._folder / f"{day:03}-{name}") for name in ("cold", "warm"))
         best = max(cold.values())
         first = min(step for step, value in cold.items() if value == best)
-        return Beginning(day, best, first, min((s for s, value in warm.items() if value >= best), default=None))
+        reached, nearly = (
+            min((step for step, value in warm.items() if value >= bar), default=None) for bar in (best, NEARLY * best)
+        )
+        return Beginning(day, best, first, max(warm.values()), reached, nearly)
 
 
 def looks(run: Path) -> dict[int, float]:

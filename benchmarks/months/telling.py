@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from arriving import Incident
-from beginning import METRIC, Beginning
+from beginning import Beginning
 from policies import Retrained
 from rich.console import Console
 from rich.table import Table
@@ -134,13 +134,9 @@ class Months:
             for one in made:
                 if one.outcome != "kept":
                     met = ", ".join(i.name for i in self.incidents if i.first <= one.day <= i.mended) or "nothing known"
-                    by = ", ".join(one.stopped_by) or one.why
-                    console.print(f"{name}, day {one.day + 1}: {one.outcome} by {by}; {met}", soft_wrap=True)
+                    console.print(f"{name}, day {one.day + 1}: {one.why}; {met}", soft_wrap=True)
         for begun in self.beginnings:
-            console.print(
-                f"day {begun.day + 1}: {METRIC} {begun.best:.4f} after {begun.cold_steps} steps cold, "
-                + (f"{begun.warm_steps} warm: {begun.share:.0%}" if begun.warm_steps else "never reached warm")
-            )
+            console.print(str(begun), soft_wrap=True)
         seconds = sum(told.seconds for told in self.days)
         console.print(f"{len(self.days)} days from the first model on, {self.num_events:,} events, {seconds:.0f} s")
 

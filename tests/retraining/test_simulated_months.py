@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/harms"))
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks/months"))
 import simulated_months
 from arriving import DAY, EVENTS, Days, Incident
-from beginning import Beginning, looks
+from beginning import Beginning, Beginnings, looks
 from of_data import doubled_day, outage
 from policies import POLICIES, Loop, Policy
 from telling import Months, Told
@@ -103,8 +104,19 @@ def test_steps_until_the_recall_that_the_cold_run_ends_with(tmp_path: Path) -> N
     lines = ["step,train/loss,val/recall@100", "9,3.0,", "19,,0.2", "39,,0.31", "59,,0.3", "0,,0.31"]
     (tmp_path / "logs/0/metrics.csv").write_text("\n".join(lines) + "\n")
     assert looks(tmp_path) == {20: 0.2, 40: 0.31, 60: 0.3}
-    assert Beginning(5, 0.31, 40, 10).share == 0.25
-    assert Beginning(5, 0.31, 40, None).share == float("inf")
+    told = str(Beginning(5, 0.31, 40, 0.308, None, 10))
+    assert told.endswith("0.3100 after 40 steps cold; warm 0.3080: all never, 99% after 10 (25%)")
+
+
+def test_what_a_warm_run_reaches_is_read_from_its_looks(tmp_path: Path) -> None:
+    for name, looked in (("cold", [0.1, 0.3, 0.4, 0.39]), ("warm", [0.38, 0.397, 0.398, 0.41])):
+        folder = tmp_path / f"005-{name}/logs/0"
+        folder.mkdir(parents=True)
+        lines = [f"{20 * look + 19},,{value}" for look, value in enumerate(looked)]
+        (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/recall@100", *lines]) + "\n")
+    days: Any = None
+    (found,) = Beginnings(tmp_path, days, days, (5,)).measured()
+    assert found == Beginning(5, 0.4, 60, 0.41, 80, 40)
 
 
 @pytest.mark.slow
