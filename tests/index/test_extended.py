@@ -20,7 +20,7 @@ def test_equals_exact_search_of_all(items, num_added):
     for k in (1, 50, 3000):
         scores, rows = extended.search(queries, k, None, exclude)
         expected_scores, expected_rows = exact_search(both, queries, k, None, exclude)
-        # Products of other shapes are rounded in another way, and rows may change places where scores are all but equal.
+        # Products of other shapes are rounded in another way: rows change places where scores are all but equal.
         np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.sort(rows), np.sort(expected_rows))
 

@@ -38,6 +38,9 @@ class FakeHost:
         self.running = asyncio.Event()
         self.running.set()
         self.cut = 0
+        # Of the searches that arrive, the one with this number waits for `released`.
+        self.holds: int | None = None
+        self.released = asyncio.Event()
         self.instead: tuple[int, Any] | None = None
         self.claims: str | None = None
         self.port = 0
@@ -79,6 +82,8 @@ class FakeHost:
                 body = await reader.readexactly(length)
                 self.requests.append(path)
                 await self.running.wait()
+                if path == "/v1/search" and self.requests.count(path) == self.holds:
+                    await self.released.wait()
                 if path == "/v1/search" and self.cut:
                     self.cut -= 1
                     writer.transport.abort()
@@ -120,4 +125,5 @@ async def running(*hosts: FakeHost) -> AsyncIterator[None]:
     finally:
         for host in hosts:
             host.running.set()
+            host.released.set()
             await host.stop()

@@ -13,17 +13,17 @@ from fake_hosts import FakeHost, items, request, running
 from recsys.serving.discovery import Fixed
 from recsys.serving.fleet import Fleet
 from recsys.serving.problems import Problem, VersionNotHeld
-from recsys.serving.routing import Canary, Routed, Router
+from recsys.serving.routing import SILENCE, Canary, Routed, Router
 
 Scenario = Callable[[Router], Awaitable[None]]
 
 
-def route(*shards: list[FakeHost], run: Scenario) -> None:
+def route(*shards: list[FakeHost], run: Scenario, probe_seconds: float = 0.3) -> None:
     """Run a scenario with a router over these shards."""
 
     async def with_hosts() -> None:
         async with running(*(host for shard in shards for host in shard)):
-            fleet = Fleet([Fixed(*(host.client(probe_seconds=0.3) for host in shard)) for shard in shards])
+            fleet = Fleet([Fixed(*(host.client(probe_seconds=probe_seconds) for host in shard)) for shard in shards])
             await fleet.start()
             try:
                 await run(Router(fleet))
@@ -177,6 +177,75 @@ def test_requests_leave_a_host_that_hangs() -> None:
         assert time.monotonic() - begin < 2
 
     route(hosts, run=run)
+
+
+def test_a_silent_host_costs_a_third_of_a_second_each_before_anything_says_that_it_hangs() -> None:
+    hosts = [FakeHost(), FakeHost(), FakeHost()]
+
+    async def run(router: Router) -> None:
+        hosts[0].running.clear()
+        hosts[1].running.clear()
+        begin = time.monotonic()
+        answers = await asyncio.gather(*(ask(router, user) for user in range(20)))
+        assert time.monotonic() - begin < 1.5
+        for user, routed in enumerate(answers):
+            check(routed, user)
+            assert routed.hosts == (hosts[2].name,)
+        assert router.counts["hedge"] >= 2
+        # Whoever comes now goes where there is an answer, although no question for versions has failed yet.
+        begin = time.monotonic()
+        for user in range(20):
+            assert (await ask(router, user)).hosts == (hosts[2].name,)
+        assert time.monotonic() - begin < SILENCE
+        for host in hosts[:2]:
+            assert host.requests.count("/v1/search") > 0
+            host.running.set()
+        while any(state.in_flight for state in router.fleet.states):
+            await asyncio.sleep(0.01)
+        assert not router._under_way
+
+    route(hosts, run=run, probe_seconds=30)
+
+
+def test_a_host_that_answers_others_is_waited_for() -> None:
+    hosts = [FakeHost(), FakeHost()]
+
+    async def run(router: Router) -> None:
+        hosts[0].holds = 1
+        first = next(a for a in iter(router.assign, None) if a.hosts[0].name == hosts[0].name)
+        slow = asyncio.create_task(router.search(first, request("v1", 7)))
+        while "/v1/search" not in hosts[0].requests:
+            await asyncio.sleep(0.001)
+        end = time.monotonic() + 4 * SILENCE
+        while time.monotonic() < end:
+            assert (await router.search(first, request("v1", 1))).hosts == (hosts[0].name,)
+            await asyncio.sleep(0.02)
+        assert not slow.done()
+        assert router.counts["hedge"] == 0
+        hosts[0].released.set()
+        routed = await slow
+        check(routed, 7)
+        assert routed.hosts == (hosts[0].name,)
+
+    route(hosts, run=run)
+
+
+def test_where_all_are_silent_the_first_that_speaks_is_heard() -> None:
+    hosts = [FakeHost(), FakeHost()]
+
+    async def run(router: Router) -> None:
+        for host in hosts:
+            host.running.clear()
+        task = asyncio.create_task(router.search(router.assign(), request("v1", 3)))
+        await asyncio.sleep(4 * SILENCE)
+        assert not task.done()
+        assert sum(host.requests.count("/v1/search") for host in hosts) == 2
+        hosts[1].running.set()
+        routed = await task
+        check(routed, 3)
+        assert routed.hosts == (hosts[1].name,)
+
+    route(hosts, run=run, probe_seconds=30)
 
 
 def test_a_request_that_waited_does_not_go_to_a_host_that_went_down_meanwhile() -> None:

@@ -112,7 +112,7 @@ class _Parts:
         gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
         self._metrics.gauge(
             "recsys_routing_total",
-            "Searches by what happened on their way: retry, canary_not_held, mismatch_refused.",
+            "Searches by what happened on their way: retry, hedge (a silent host), canary_not_held, mismatch_refused.",
             lambda: {(what,): float(number) for what, number in router.counts.items()},
             ("what",),
         )

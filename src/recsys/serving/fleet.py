@@ -38,7 +38,7 @@ class HostState:
         self.versions: Versions = {}
         self.in_flight = 0
         self._failure: str | None = f"{client.name}: not asked yet"
-        self._answered = self._rests_until = -float("inf")
+        self._answered = self._searched = self._rests_until = -float("inf")
         self._failures = 0
         self._ask_now = asyncio.Event()
         self._ask_now.set()
@@ -79,6 +79,16 @@ class HostState:
     def succeed(self) -> None:
         """A search was answered."""
         self._failures = 0
+        self._searched = time.monotonic()
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether it has answered no search for so long; one that is busy answers some."""
+        return time.monotonic() - self._searched >= seconds
+
+    def suspect(self, seconds: float) -> None:
+        """Use it only where there is no other for so long, and ask for its versions at once."""
+        self._rests_until = max(self._rests_until, time.monotonic() + seconds)
+        self._ask_now.set()
 
     async def probe(self) -> None:
         """Ask for its versions."""

@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 from recsys.serving.fleet import Fleet, HostState
 from recsys.serving.messages import Hosts, ModelVersions, SearchRequest, SearchResponse
-from recsys.serving.problems import Problem, VersionNotHeld, unavailable
+from recsys.serving.problems import VersionNotHeld, unavailable
 from recsys.serving.remote import HostFailed
 from recsys.serving.sharding import for_shards, merge
 
 UserId = int | str | None
+# Seconds without an answer, to anybody, until another host is asked as well.
+SILENCE = 0.3
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class Router:
     def __init__(self, fleet: Fleet, model: str | None = None) -> None:
         self.fleet, self.model = fleet, model
         self.canary: Canary | None = None
-        # For metrics: retry, canary_not_held, mismatch_refused.
+        # For metrics: retry, hedge, canary_not_held, mismatch_refused.
         self.counts: Counter[str] = Counter()
+        self._under_way: set[asyncio.Task[tuple[SearchResponse, str]]] = set()
         self._turn = 0
 
     def assign(self, user_id: UserId = None, wanted: str | None = None) -> Assignment:
@@ -141,35 +144,67 @@ class Router:
         return {state.name: state.versions if state.failure is None else None for state in self.fleet.states}
 
     async def _ask(self, shard: int, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
+        """The first answer; a host that is silent is given time, while another one is asked (Dean and Barroso 2013)."""
         tried: set[HostState] = set()
         if state.failure is not None and (others := self._holders(shard, request.version, tried)):
             # It went down while the request waited for its batch.
             state = self._least_busy(others)
+        if len(self.fleet.shards[shard]) == 1:
+            return await self._attempt(state, request)
+        tried.add(state)
+        waiting = {self._begin(state, request)}
         while True:
-            tried.add(state)
-            state.in_flight += 1
-            error: Problem
-            try:
-                response = await state.client.search(request)
-                if response.version != request.version:
-                    self.counts["mismatch_refused"] += 1
-                    raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
-                state.succeed()
-                return response, state.name
-            except VersionNotHeld as refusal:
-                error = refusal
-                model = self.model or next(iter(state.versions), "")
-                state.versions = {**state.versions, model: ModelVersions(refusal.serving, refusal.loaded)}
-            except HostFailed as failure:
-                error = failure
-                state.fail(str(failure))
-            finally:
-                state.in_flight -= 1
-            holders = self._holders(shard, request.version, tried)
-            if not holders:
-                raise error
-            self.counts["retry"] += 1
-            state = self._least_busy(holders)
+            done, waiting = await asyncio.wait(waiting, timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
+            errors = [task.exception() for task in done]
+            if None in errors:
+                return next(task.result() for task, error in zip(done, errors, strict=True) if error is None)
+            for error in errors:
+                if not isinstance(error, VersionNotHeld | HostFailed):
+                    assert error is not None
+                    raise error
+            if not done:
+                if not state.is_silent(SILENCE):
+                    continue
+                state.suspect(SILENCE)
+            if holders := self._holders(shard, request.version, tried):
+                self.counts["retry" if done else "hedge"] += 1
+                state = self._least_busy(holders)
+                tried.add(state)
+                waiting.add(self._begin(state, request))
+            elif not waiting:
+                raise next(error for error in errors if error is not None)
+
+    def _begin(self, state: HostState, request: SearchRequest) -> asyncio.Task[tuple[SearchResponse, str]]:
+        task = asyncio.create_task(self._attempt(state, request))
+        # What is not waited for any more goes on to its end, and says what it says of its host.
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[tuple[SearchResponse, str]]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            # Taken, so that nobody says that it was not.
+            task.exception()
+
+    async def _attempt(self, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
+        state.in_flight += 1
+        try:
+            response = await state.client.search(request)
+            if response.version != request.version:
+                self.counts["mismatch_refused"] += 1
+                raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
+        except VersionNotHeld as refusal:
+            model = self.model or next(iter(state.versions), "")
+            state.versions = {**state.versions, model: ModelVersions(refusal.serving, refusal.loaded)}
+            raise
+        except HostFailed as failure:
+            state.fail(str(failure))
+            raise
+        finally:
+            state.in_flight -= 1
+        state.succeed()
+        return response, state.name
 
     def _holders(self, shard: int, version: str, tried: Collection[HostState]) -> list[HostState]:
         states = self.fleet.shards[shard]
