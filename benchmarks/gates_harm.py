@@ -1,6 +1,6 @@
 """Do the gates stop harmed candidates, and let honest ones pass?
 
-    python benchmarks/gates_harm.py [--folder DIR] [--only NAME ...]
+    python benchmarks/gates_harm.py [--folder DIR] [--only NAME ...] [--seed N] [--users N --items N --events N]
 
 A small simulated world, a release that is served from day 50 on, and candidates of the days after: each harm of
 `harms/` prints which gates stopped it, and 20 honest retrainings (10 days, 2 seeds) print whether they pass. Bars:
@@ -29,9 +29,6 @@ from recsys.retraining.verdict import Verdict
 from recsys.runs import TrainedRun
 
 SERVED_DAY = 50
-WORLD = WorldSettings(
-    num_users=2000, num_items=900, num_events=40_000, num_categories=8, topics_per_category=4, days=60
-)
 Judged = Callable[[], Verdict]
 
 
@@ -92,10 +89,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where everything is made, and found again")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="harms, or `honest`")
+    parser.add_argument("--seed", type=int, default=0, help="of the world")
+    parser.add_argument("--users", type=int, default=2000)
+    parser.add_argument("--items", type=int, default=900)
+    parser.add_argument("--events", type=int, default=40_000)
     asked = parser.parse_args()
+    sizes = {"num_users": asked.users, "num_items": asked.items, "num_events": asked.events, "days": 60}
+    world = WorldSettings(**sizes, num_categories=8, topics_per_category=4, seed=asked.seed)
     logging.getLogger("recsys").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as scratch:
-        scene = Scene(asked.folder or Path(scratch), SERVED_DAY, WORLD)
+        scene = Scene(asked.folder or Path(scratch), SERVED_DAY, world)
         missed = []
         for name, gates, judged in harms(scene):
             if asked.only and name not in asked.only:
