@@ -114,22 +114,23 @@ def pack(
         metrics=run.metrics,
         index={"class": description["class"], **measured},
         files={},
-        data=_times(dataset),
+        data=_times(run),
         corpus=corpus,
     )
     _write_self_check(folder, run, manifest, index)
     return manifest
 
 
-def _times(dataset: PreparedDataset) -> dict[str, int]:
+def _times(run: TrainedRun) -> dict[str, int]:
     """`Manifest.data`; nothing where times are worth nothing."""
-    if dataset.meta.time not in ("seconds", "day"):
+    dataset = run.dataset
+    if (until := dataset.train_until) is None:
         return {}
     time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
-    place = np.arange(len(time))
-    train = time[place < np.repeat(dataset.train_end, lengths)]
-    test = time[place >= np.repeat(dataset.val_end, lengths)]
-    times = {"begin": time.min(), "train_until": train.max(), "test_begin": test.min(), "until": time.max()}
+    test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
+    # What training was given, where it noted more than the configuration says now.
+    until = max(until, run.train_until or until)
+    times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
     return {name: int(value) for name, value in times.items()}
 
 

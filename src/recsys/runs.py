@@ -42,6 +42,7 @@ class TrainedRun:
     Attributes:
         dataset: as the model was trained on it (validation moved into training after `refit`).
         corpus: item_idx of the items that can be recommended.
+        train_until: when the last event was that training was given, as it noted itself; None: it noted nothing.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class TrainedRun:
     corpus: npt.NDArray[np.int64]
     builder: BatchBuilder
     metrics: dict[str, float]
+    train_until: int | None = None
 
 
 def load_run(path: str | Path) -> TrainedRun:
@@ -80,7 +82,8 @@ def load_run(path: str | Path) -> TrainedRun:
     load_weights(model, path / "checkpoints/best.ckpt")
     builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
     metrics = _read_json(path / "metrics.json")
-    return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics)
+    corpus, until = corpus_of(model, dataset), state.get("train_until")
+    return TrainedRun(path, config, dataset, model.eval(), corpus, builder, metrics, until)
 
 
 def stored_config(path: Path) -> DictConfig:

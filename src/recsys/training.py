@@ -29,6 +29,7 @@ from recsys.build import (
     reachable,
 )
 from recsys.checkpoints import StayStopped, WholeFiles
+from recsys.data.datamodule import RetrievalData
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.callback import FullCorpusEvaluation
 from recsys.evaluation.ranking import per_user_table
@@ -149,7 +150,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
     """Train on the training part; the checkpoint with the best validation metric stays."""
     last = _last(run.checkpoints / "last.ckpt")
     module = build_module(config, dataset, _towers(config, run, dataset, fresh=last is None), mine=miner(config))
-    data = build_data(config, dataset)
+    data = _given(config, run, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
     named = _named_callbacks(config, run, run.checkpoints)
     callbacks = [*(c for _, c in named), StayStopped(), _evaluation(config, dataset, module.model)]
@@ -188,10 +189,16 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     callbacks = [c for name, c in _named_callbacks(config, run, folder) if name not in ("early_stopping", "best")]
     settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
     trainer = _trainer(config, run, callbacks, loggers, **settings)
-    trainer.fit(module, build_data(config, dataset), ckpt_path=last, weights_only=True)
+    trainer.fit(module, _given(config, run, dataset), ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
     run.update(refitted=True)
     distributed.barrier()
+
+
+def _given(config: DictConfig, run: RunFolder, dataset: PreparedDataset) -> RetrievalData:
+    """The data that training is given, noted: what a run learned from is not for its configuration to say."""
+    run.update(train_until=dataset.train_until)
+    return build_data(config, dataset)
 
 
 def _towers(config: DictConfig, run: RunFolder, dataset: PreparedDataset, fresh: bool) -> TwoTower:

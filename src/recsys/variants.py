@@ -97,6 +97,8 @@ def _finish_blend(
         state = {key: sum(runs[member].state[key] for member in members) for key in ("selected", "steps")}
         state["targets_per_second"] = min(runs[member].state["targets_per_second"] for member in members)
         state["peak_memory_bytes"] = max(runs[member].state["peak_memory_bytes"] for member in members)
+        times = [until for member in members if (until := runs[member].state.get("train_until")) is not None]
+        state["train_until"] = max(times, default=None)
         first = runs[next(iter(members))].state
         state |= {key: first[key] for key in ("dataset_fingerprint", "git_commit")}
         all_scores = {**scores, name: chosen.metrics[metric]}

@@ -16,6 +16,7 @@ from worlds import compose
 from recsys.retraining.accuracy import KeepsRecord, Predictable
 from recsys.retraining.artefact import Reproduces, SameAsTrained
 from recsys.retraining.evidence import Evidence, Side, choose_requests
+from recsys.retraining.inferiority import Paired, non_inferiority
 from recsys.retraining.staging import stage
 from recsys.retraining.verdict import Outcome
 from recsys.retraining.window import EventWindow
@@ -55,9 +56,9 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, 1).judge(evidence)
     assert record.threshold == pytest.approx(0.6 * chosen["recall@100"])
     num_users = int((~np.isnan(side.per_user["recall@100"])).sum())
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, num_users).judge(evidence)
+    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 1.0, num_users).judge(evidence)
     assert record.status == "pass"
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, num_users + 1).judge(evidence)
+    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 1.0, num_users + 1).judge(evidence)
     assert (record.status, record.reason) == ("untested", f"{num_users} users, fewer than {num_users + 1}")
 
     # Another checkpoint than the one that was measured; and an index that lost more than the policy left out.
@@ -74,6 +75,23 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     assert staged().version == manifest.version
     deny.write_text("\n".join(denied[:20]))
     assert staged().manifest.num_items == len(run.corpus) - 20
+
+
+def test_a_record_is_left_to_chance_too() -> None:
+    values = np.zeros(1000)
+    values[:102] = 1.0
+    known = SimpleNamespace(retriever=SimpleNamespace(manifest=SimpleNamespace(record=lambda name: 0.2)))  # noqa: ARG005
+    given = SimpleNamespace(served=known, candidate=SimpleNamespace(per_user={"recall@10": values}))
+    gate = KeepsRecord(["recall@10"], 0.6, 0.05, 0.8, 25)
+    (outcome,) = gate.judge(given)  # type: ignore[arg-type]
+    # .102 of the .12 that must be kept, with an error of .0096: too little if .2 were exact, not for a mean of users.
+    assert (outcome.value, outcome.status) == (pytest.approx(0.102), "pass")
+    exact = {"exact": Paired(values, np.full(1000, 0.2), 0.4)}
+    assert next(iter(non_inferiority(exact, 0.05, 0.8))).status == "fail"
+    given.candidate.per_user = {"recall@10": values * 0.4}
+    assert next(iter(gate.judge(given))).status == "fail"  # type: ignore[arg-type]
+    given.candidate.per_user = {"recall@10": np.zeros(1000)}
+    assert next(iter(gate.judge(given))).status == "fail"  # type: ignore[arg-type]
 
 
 def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) -> None:

@@ -85,6 +85,16 @@ def test_harmed_events(harm: of_data.Harm, scene: Scene) -> None:
     assert {*verdict.stopped_by} & {*of_data.HARMS[harm]}
 
 
+def test_a_training_that_was_given_the_test_part(scene: Scene, honest: TrainedRun) -> None:
+    with of_models.leaking():
+        scene.run("leaked", None, SERVED + 1, 1, "refit=true", "trainer.max_epochs=1")
+    # Whoever judges knows nothing of the leak, but for what the training noted.
+    leaked = scene.run("leaked")
+    assert honest.train_until == honest.dataset.train_until
+    assert leaked.dataset.train_until < leaked.train_until == int(leaked.dataset.time.max())
+    assert "border" in scene.judge(leaked).stopped_by
+
+
 def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     scene: Scene, honest: TrainedRun, tmp_path: Path
 ) -> None:

@@ -132,6 +132,14 @@ class PreparedDataset:
         """Items 1..num_trained have training events."""
         return self.meta.num_trained
 
+    @property
+    def train_until(self) -> int | None:
+        """When the last event of the training part was, in seconds; None where times are worth nothing."""
+        if self.meta.time not in ("seconds", "day"):
+            return None
+        last = self.train_end[self.train_end > self.offsets[:-1]] - 1
+        return int(np.asarray(self.time)[last].max())
+
     def refit(self) -> PreparedDataset:
         """The same data with the validation part moved into training, for `refit=true`."""
         val_count = np.asarray(load_array(self.path / "items/val_count.npy"))

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from recsys.evaluation.significance import paired_bootstrap
 from recsys.retraining.evidence import Evidence
 from recsys.retraining.inferiority import Paired, non_inferiority
 from recsys.retraining.verdict import Outcome, at_least, untested
+from recsys.retraining.window import DAY
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,21 @@ class KeepsRecord:
             if len(values) < self.fewest_users:
                 missing.append(untested(name, f"{len(values)} users, fewer than {self.fewest_users}"))
                 continue
-            pairs[name] = Paired(values, np.full(len(values), known), 1 - self.share)
+            pairs[name] = Paired(values, _as_users(known, values), 1 - self.share)
         return [*non_inferiority(pairs, self.level, self.noticed), *missing]
+
+
+def _as_users(mean: float, found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Users who could have this mean of a metric up to 1: it is left to chance as what it is compared with is.
+
+    Their variance relative to their mean is that of what was `found` now; where that is nothing they are as far apart
+    as they can be, some with all and the others with nothing.
+    """
+    number = len(found)
+    users = np.random.default_rng(0).permutation(np.clip(mean * number - np.arange(number), 0.0, 1.0))
+    spread, most = found.var() * mean / max(found.mean(), 1e-9), users.var()
+    share = min(1.0, float(np.sqrt(spread / most))) if found.any() and most else 1.0
+    return np.asarray(mean + share * (users - users.mean()))
 
 
 @dataclass(frozen=True)
@@ -163,16 +178,18 @@ class NotTooGood:
     """Not better than one retraining can explain.
 
     A model that has seen the answers is far better than any honest one. The gain is measured over items that the served
-    release knows, since what it cannot know is a gain that is honest and large.
+    release knows, since what it cannot know is a gain that is honest and large; so is what it lost by its age.
 
     Attributes:
         metric: recall at a cut-off.
         max_gain: largest share gained over the served release that is believed.
+        per_day: what is added to that for each day between the newest event of the served release and that of the data.
         least: gain in the metric itself below which nothing is suspected.
     """
 
     metric: str
     max_gain: float
+    per_day: float
     least: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
@@ -187,8 +204,11 @@ class NotTooGood:
         )
         if not len(found):
             return [untested(check, "no test user wants an item that the served release knows")]
-        ((_, low, _, _),) = paired_bootstrap((found - (1 + self.max_gain) * served)[:, None])
+        until, window = evidence.served.retriever.manifest.data.get("until"), evidence.window
+        days = 0.0 if until is None or not window.has_times else (int(window.time.max()) - until) / DAY
+        most = self.max_gain + self.per_day * max(0.0, days)
+        ((_, low, _, _),) = paired_bootstrap((found - (1 + most) * served)[:, None])
         gain = float(found.mean() / served.mean() - 1) if served.mean() else np.inf
         told = f"{found.mean():.4f} against {served.mean():.4f} on items that both can know"
         suspicious = low > 0 and found.mean() - served.mean() > self.least
-        return [Outcome(check, gain, self.max_gain, "fail" if suspicious else "pass", told)]
+        return [Outcome(check, gain, most, "fail" if suspicious else "pass", told)]
