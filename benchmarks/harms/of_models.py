@@ -179,7 +179,7 @@ PACK_HARMS: dict[PackHarm, tuple[str, ...]] = {
     shuffled_rows: ("index", "not_worse"),
     shifted_rows: ("index", "not_worse"),
     other_index: ("index", "not_worse"),
-    popular_boosted: ("index", "popularity"),
+    popular_boosted: ("popularity",),
     few_directions: ("index", "not_worse"),
     exploded_norms: ("embeddings",),
     rounded: ("index",),
