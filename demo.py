@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from recsys.build import source_of
-from recsys.data.loader import RequestLoader
+from recsys.baselines.interactions import Interactions
+from recsys.baselines.item_knn import ItemKNN
+from recsys.baselines.popularity import Popularity
+from recsys.data.batches.loaders import RequestLoader
 from recsys.evaluation.metrics import CUTOFFS, RetrievalMetrics
 from recsys.evaluation.ranking import Ranker, evaluate
-from recsys.generators.interactions import Interactions
-from recsys.generators.item_knn import ItemKNN
-from recsys.generators.popularity import Popularity
-from recsys.runs import TrainedRun, load_run
+from recsys.experiments.assembly import source_of
+from recsys.experiments.trained_run import TrainedRun, load_run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -2,16 +2,16 @@
 
 from omegaconf import DictConfig
 
-from recsys.cli import entry
+from recsys.cli.entry import entry
 
 
 def main(config: DictConfig) -> None:
     """Publish the run, point the alias at it, and print its version as the last line."""
-    from recsys.build import instantiate
-    from recsys.promotion import choose_run, promote, report
+    from recsys.experiments.assembly import instantiate
+    from recsys.experiments.tracking import mirror_release
+    from recsys.experiments.trained_run import load_run
+    from recsys.publishing.promote import choose_run, promote, report
     from recsys.release.store import ReleaseStore
-    from recsys.runs import load_run
-    from recsys.tracking import mirror_release
 
     store = ReleaseStore(config.store)
     store.check_alias(config.alias)

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from recsys.cli import entry
+from recsys.cli.entry import entry
 
 
 def main(config: DictConfig) -> None:
     """Rank for the chosen users, and print the file's name as the last line."""
-    from recsys.recommendation import choose_users, write_recommendations
-    from recsys.recommenders import open_recommender
+    from recsys.publishing.batch_recommend import choose_users, write_recommendations
+    from recsys.publishing.recommenders import open_recommender
 
     recommender = open_recommender(config.run, config.release, config.store, config.data.root)
     audience = choose_users(config.users, recommender.dataset)

@@ -13,20 +13,21 @@ import sys
 
 from omegaconf import DictConfig
 
-from recsys.cli import compose_training, entry
+from recsys.cli.entry import entry
+from recsys.experiments.compose import compose_training
 
 EXIT = {"kept": 0, "stopped": 3, "rolled_back": 4}
 
 
 def main(config: DictConfig) -> None:
     """Run one cycle, or one after the other."""
-    from recsys.retraining.schedule import loop, parse_every
+    from recsys.operations.cycle.schedule import loop, parse_every
 
     if config.every is not None:
         once = [word for word in sys.argv[1:] if word.partition("=")[0] != "every"]
         return loop([sys.executable, sys.argv[0], *once], parse_every(config.every))
-    from recsys.retraining.cycle import run_cycle
-    from recsys.retraining.plan import Plan
+    from recsys.operations.cycle.cycle import run_cycle
+    from recsys.operations.cycle.plan import Plan
 
     root = str(config.data.root).replace("'", "\\'")
     training, variants = compose_training(["data=parquet", f"data.root='{root}'", *config.train])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from recsys.cli import entry
+from recsys.cli.entry import entry
 
 
 def main(config: DictConfig) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recsys.cli import entry, output_dir, variants_of
-from recsys.distributed import is_first
-from recsys.report import print_run
-from recsys.training import train
-from recsys.variants import train_best
+from recsys.cli.entry import entry, output_dir
+from recsys.core.distributed import is_first
+from recsys.experiments.compose import variants_of
+from recsys.experiments.run_summary import print_run
+from recsys.experiments.train import train
+from recsys.experiments.variants import train_best
 
 
 def main(config: DictConfig) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from recsys.comparison.differences import Difference, differences
-from recsys.comparison.measured import read_folder
+from recsys.reports.comparison.differences import Difference, differences
+from recsys.reports.comparison.measured import read_folder
 
 BASE = "base"
 METRICS = ("recall@10", "ndcg@10", "recall@100")

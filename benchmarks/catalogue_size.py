@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 
-from recsys.build import build_data, build_module, build_towers, open_data
-from recsys.cli import CONF
+from recsys.experiments.assembly import build_data, build_module, build_towers, open_data
+from recsys.experiments.compose import CONF
 
 
 class Steps:

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recsys.core.schema import Schema
 from recsys.data.dataset import Meta, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.topk import block_height
-from recsys.schema import Schema
 
 BATCH = 1024
 

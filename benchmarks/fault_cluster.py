@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recsys.serving.connection import ConnectionPool, NoAnswerError
+from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "faults"

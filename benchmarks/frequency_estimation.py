@@ -22,14 +22,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from recsys.cli import CONF
-from recsys.data.builder import BatchBuilder
-from recsys.data.loader import TrainingLoader
-from recsys.data.prepare import DataSettings, prepare
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.loaders import TrainingLoader
+from recsys.data.preparation.prepare import DataSettings, prepare
+from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal
 from recsys.data.sources import ParquetFolder
-from recsys.data.splits import Given, LeaveLastOut, Split, Temporal
-from recsys.frequency import CountMin, Exact, Frequency, Streaming, target_probabilities
-from recsys.training import train
+from recsys.experiments.compose import CONF
+from recsys.experiments.train import train
+from recsys.training.frequency import CountMin, Exact, Frequency, Streaming, target_probabilities
 
 SPLITS: dict[str, Callable[[], Split]] = {"temporal": Temporal, "leave_last_out": LeaveLastOut, "given": Given}
 SHOWN = ("test/recall@10", "test/recall@100", "test/tail/recall@100", "test/coverage@10")

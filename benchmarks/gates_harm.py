@@ -23,10 +23,10 @@ from of_data import HARMS
 from of_models import PACK_HARMS, TRAINING_HARMS, WEIGHT_HARMS, leaking, packed, with_weights
 from scene import Scene
 
-from recsys.data.synthetic import WorldSettings
-from recsys.errors import UserError
-from recsys.retraining.verdict import Verdict
-from recsys.runs import TrainedRun
+from recsys.core.errors import UserError
+from recsys.data.simulation.synthetic import WorldSettings
+from recsys.experiments.trained_run import TrainedRun
+from recsys.operations.gates.verdict import Verdict
 
 SERVED_DAY = 50
 Judged = Callable[[], Verdict]

@@ -2,7 +2,7 @@
 
     python benchmarks/headline.py docs/headline.svg "Amazon Beauty" RUN BASELINES "Pinterest" RUN BASELINES ...
 
-RUN is a finished run, BASELINES the folder that `python -m recsys.baselines` wrote for the same data.
+RUN is a finished run, BASELINES the folder that `recsys baselines` wrote for the same data.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import duckdb
 
-from recsys.data.engines import DuckDB
-from recsys.data.prepare import DataSettings, prepare
+from recsys.data.preparation.engines import DuckDB
+from recsys.data.preparation.prepare import DataSettings, prepare
+from recsys.data.preparation.splits import Temporal
+from recsys.data.simulation.synthetic import Synthetic
 from recsys.data.sources import ParquetFolder
-from recsys.data.splits import Temporal
-from recsys.data.synthetic import Synthetic
 
 DAY = 86_400
 FEATURES = {"interactions": {"action": {"role": "event"}, "surface": {"role": "request"}}, "items": {}, "users": {}}

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import duckdb
 
-from recsys.data.engines import DuckDB
-from recsys.data.prepare import DataSettings, prepare
+from recsys.data.preparation.engines import DuckDB
+from recsys.data.preparation.prepare import DataSettings, prepare
+from recsys.data.preparation.splits import Temporal
+from recsys.data.simulation.synthetic import Synthetic
 from recsys.data.sources import ParquetFolder
-from recsys.data.splits import Temporal
-from recsys.data.synthetic import Synthetic
 
 
 def main() -> None:

@@ -33,10 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 # Imported here for the forks.
-import recsys.report
-import recsys.retraining.cycle  # noqa: F401
-from recsys.data.synthetic import WorldSettings, generate
-from recsys.errors import UserError
+import recsys.experiments.run_summary
+import recsys.operations.cycle.cycle  # noqa: F401
+from recsys.core.errors import UserError
+from recsys.data.simulation.synthetic import WorldSettings, generate
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 

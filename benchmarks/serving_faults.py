@@ -34,9 +34,9 @@ from fault_cluster import ROOT, TOKEN, Proxy, Server, free_ports
 from rich.console import Console
 from rich.table import Table
 
+from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
-from recsys.serving.connection import ConnectionPool, NoAnswerError
-from recsys.serving.retriever import Query, Retriever
+from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError
 
 K = 10
 NUM_USERS = 200
@@ -303,7 +303,7 @@ async def measure(given: argparse.Namespace, folder: Path) -> Record:
         await gateway.ready()
         names = ["--hosts", *(host.name for host in hosts), "--gateways", gateway.name, "--store", store]
         options = ["--token", TOKEN, "--state", f"{folder}/rollout.json", "--wait", "0.2", "--patience", "5"]
-        command = [sys.executable, "-m", "recsys.rollout", *names, *options]
+        command = [sys.executable, "-m", "recsys.operations.rollout", *names, *options]
         rolling = asyncio.create_task(roll(command, versions[1], record, end))
         breaking = asyncio.create_task(break_things(hosts, proxies, record, given.seed, end))
         clients = [

@@ -43,11 +43,11 @@ from rich.table import Table
 from serving_process import ROOT, call, serving
 from serving_start import make_release
 
+from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import Event, SQLiteEvents, UserId
 from recsys.serving.events.filling import OWN, fill
-from recsys.serving.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
-from recsys.serving.retriever import Query, Retriever
+from recsys.serving.http.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
 from recsys.serving.workers import sharing_cores
 
 NUM_EVENTS, NUM_USERS = 50, 5000

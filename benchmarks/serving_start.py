@@ -29,9 +29,9 @@ STAGES = """
 import sys, time
 start = time.perf_counter()
 from recsys.release.store import ReleaseStore
-from recsys.serving.host import Host
-from recsys.serving.query_encoder import QueryEncoder
-from recsys.serving.releases import Releases
+from recsys.serving.host.host import Host
+from recsys.release.runtime.query_encoder import QueryEncoder
+from recsys.serving.host.releases import Releases
 def tell(name):
     global start
     print(f"  {name:<28}{time.perf_counter() - start:6.2f} s", flush=True)

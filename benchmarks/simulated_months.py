@@ -42,9 +42,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from telling import Months, Told
 from worth import requests_since, worth
 
-from recsys.build import open_data
-from recsys.data.synthetic import WorldSettings
-from recsys.retraining.evidence import Requested
+from recsys.data.simulation.synthetic import WorldSettings
+from recsys.experiments.assembly import open_data
+from recsys.operations.gates.evidence import Requested
 
 FIRST_DAY = 29
 INCIDENTS = (

@@ -14,19 +14,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from timing import StepTimer, arguments, endless, report, timed_steps
 
-from recsys.data.builder import BatchBuilder
+from recsys.core.schema import Schema
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import Meta, PreparedDataset
-from recsys.data.loader import TrainingLoader
-from recsys.frequency import Exact, target_probabilities
-from recsys.losses import FullSoftmax, SampledSoftmax
 from recsys.models.encoders import Transformer
 from recsys.models.items import ItemTower
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
-from recsys.module import RetrievalModule
-from recsys.negatives import Catalogue, Uniform
-from recsys.optimizers import AdamW
-from recsys.schema import Schema
+from recsys.training.frequency import Exact, target_probabilities
+from recsys.training.losses import FullSoftmax, SampledSoftmax
+from recsys.training.module import RetrievalModule
+from recsys.training.negatives import Catalogue, Uniform
+from recsys.training.optimizers import AdamW
 
 DIM, BATCH = 64, 128
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import REPOSITORY, run_all
-from test_training import command as tiny
+from tiny_run import command as tiny
 
-from recsys import cli
+from recsys.experiments import compose as composing
 
 DOCUMENT = (REPOSITORY / "docs/extending.md").read_text()
 
@@ -78,7 +78,7 @@ def test_the_encoder_passes_its_test(outside: Path) -> None:
     ],
 )
 def test_options_outside_are_checked_like_ours(words: list[str], message: str | None, outside: Path) -> None:
-    problem = cli._composition_error("train", [word.format(outside / "my_conf") for word in words])
+    problem = composing.composition_error("train", [word.format(outside / "my_conf") for word in words])
     if message is None:
         assert problem is None
     else:

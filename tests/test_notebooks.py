@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from commands import REPOSITORY, run_all
 from nbclient import NotebookClient
-from test_training import command
+from tiny_run import command
 
-from recsys.compare import main
+from recsys.cli.compare import main
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 

@@ -16,11 +16,11 @@ from scene import Scene
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.ranking import encode_corpus
 from recsys.evaluation.slices import ITEM_SLICES, item_slices
+from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.index import Exact
-from recsys.packing import pack
-from recsys.retraining.staging import open_release
-from recsys.runs import TrainedRun, load_run
-from recsys.serving.retriever import Retriever
+from recsys.operations.gates.staging import open_release
+from recsys.publishing.release_writer import pack
+from recsys.release.runtime.retriever import Retriever
 
 State = dict[str, torch.Tensor]
 WeightHarm = Callable[[State, PreparedDataset, torch.Generator], None]

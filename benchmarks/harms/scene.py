@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from recsys.build import instantiate
-from recsys.cli import CONF
-from recsys.data.synthetic import WorldSettings, generate
-from recsys.promotion import promote
+from recsys.data.simulation.synthetic import WorldSettings, generate
+from recsys.experiments.assembly import instantiate
+from recsys.experiments.compose import CONF
+from recsys.experiments.train import train
+from recsys.experiments.trained_run import TrainedRun, load_run
+from recsys.operations.gates.judge import candidate_of, judge, new_events, refused
+from recsys.operations.gates.staging import open_release
+from recsys.operations.gates.verdict import Verdict
+from recsys.publishing.promote import promote
+from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
-from recsys.retraining.judging import candidate_of, judge, new_events, refused
-from recsys.retraining.staging import open_release
-from recsys.retraining.verdict import Verdict
-from recsys.runs import TrainedRun, load_run
-from recsys.serving.retriever import Retriever
-from recsys.training import train
 
 DAY = 86_400
 # Seconds to train, and good enough to have something to lose.
@@ -124,8 +124,8 @@ class Scene:
 
     def judge(self, run: TrainedRun, candidate: Retriever | None = None, root: Path | None = None) -> Verdict:
         """The verdict of the default gates on a run, or on a release that stands in for what it would be packed to."""
-        from recsys.build import open_data
-        from recsys.recommenders import at_root
+        from recsys.experiments.assembly import open_data
+        from recsys.publishing.recommenders import at_root
 
         config, served = _gates(), self.served
         dataset = run.dataset if root is None else open_data(at_root(run.config, str(root)))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from of_data import Harm
 from scene import DAY, Tables
 
-from recsys.data.synthetic import WorldSettings, generate
+from recsys.data.simulation.synthetic import WorldSettings, generate
 
 EVENTS = "interactions.parquet"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from arriving import Days
 from policies import Loop
 
-from recsys.training import select
+from recsys.experiments.train import select
 
 METRIC = "val/recall@100"
 # Share of the cold run's recall that is told beside all of it: cold runs of other seeds differ by half as much.

@@ -18,13 +18,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from recsys.cli import CONF
-from recsys.errors import UserError
-from recsys.retraining.cycle import run_cycle
-from recsys.retraining.plan import PRODUCTION, Plan
-from recsys.retraining.staging import open_release
-from recsys.retraining.verdict import VERDICT
-from recsys.serving.retriever import Retriever
+from recsys.core.errors import UserError
+from recsys.experiments.compose import CONF
+from recsys.operations.cycle.cycle import run_cycle
+from recsys.operations.cycle.plan import PRODUCTION, Plan
+from recsys.operations.gates.staging import open_release
+from recsys.operations.gates.verdict import VERDICT
+from recsys.release.runtime.retriever import Retriever
 
 # Small, and good enough to have something to lose. What is newest is measured on and not learned from, so it is little.
 RECIPE = (

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
-from recsys.retraining.evidence import Requested, Side
-from recsys.serving.retriever import Retriever
+from recsys.operations.gates.evidence import Requested, Side
+from recsys.release.runtime.retriever import Retriever
 
 METRICS = ("recall@10", "recall@100")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from recsys.baselines.tuning import Axis, Settings, axes_of, search
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 
 
 def traced(score: Any) -> tuple[Any, list[Settings]]:

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.data.columns import Dense, Ragged
+from recsys.core.columns import Dense, Ragged
+from recsys.core.errors import UserError
+from recsys.core.schema import Feature, Kind
 from recsys.data.encoding import FeatureEncoder, word_code
-from recsys.errors import UserError
-from recsys.schema import Feature, Kind
 
 
 def feature(kind: Kind, size: int = 1, **moments: float) -> Feature:

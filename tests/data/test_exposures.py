@@ -12,13 +12,13 @@ from folders import histories, prepared, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.batch import RaggedTensor, Windows
-from recsys.data.builder import BatchBuilder
+from recsys.core.errors import UserError
+from recsys.data.batches.batch import RaggedTensor, Windows
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import PreparedDataset
 from recsys.data.exposures import Exposures
-from recsys.data.loader import TrainingLoader
-from recsys.data.splits import Given, LeaveLastOut, Temporal
-from recsys.errors import UserError
+from recsys.data.preparation.splits import Given, LeaveLastOut, Temporal
 
 # (user, item, time, engaged); users 3 and 4 never engage, items x and y are never engaged with.
 ROWS = [

@@ -18,8 +18,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from recsys.cli import check_overrides
-from recsys.serving.discovery import Listed
+from recsys.experiments.compose import check_overrides
+from recsys.serving.gateway.discovery import Listed
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -117,7 +117,7 @@ class Hidden:
 distributions = {name: {d.lower().replace("_", "-") for d in found} for name, found in packages_distributions().items()}
 sys.meta_path.insert(0, Hidden())
 import uvloop, httptools, redis
-import recsys.cli, recsys.serving.server, recsys.serving.assembly, recsys.serving.events.valkey
+import recsys.cli.entry, recsys.serving.server, recsys.serving.assembly, recsys.serving.events.valkey
 """
 
 

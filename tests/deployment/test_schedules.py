@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from recsys.cli import check_overrides
+from recsys.experiments.compose import check_overrides
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/retraining.md").read_text()
 # https://man7.org/linux/man-pages/man5/crontab.5.html: minute, hour, day of month, month, day of week.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from handmade import handmade
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.data.dataset import Requests
 from recsys.evaluation.relevance import relevant_items, rolling_requests, seen_items
 

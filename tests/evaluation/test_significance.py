@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.evaluation import significance
 from recsys.evaluation.significance import compare_runs, holm, means, paired_bootstrap
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recsys.data.batch import RaggedTensor
+from recsys.data.batches.batch import RaggedTensor
 from recsys.evaluation import topk
 from recsys.evaluation.topk import BlockedTopK, ExactTopK
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from user_queries import make_queries
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.index import Allowed, Exact, IVFFlat, exact_search
 from recsys.index.lists import _above
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from user_queries import make_queries
 
-from recsys.data.columns import Ragged
-from recsys.errors import UserError
+from recsys.core.columns import Ragged
+from recsys.core.errors import UserError
 from recsys.index import HNSW, IVFSQ8, Auto, Effort, Exact, FaissFlat, IVFFlat, IVFPQFastScan, exact_search, tune
 
 BACKENDS = {

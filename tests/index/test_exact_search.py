@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index import topk
 from recsys.index.topk import exact_search, pack, unpack
 

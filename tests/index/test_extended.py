@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from user_queries import make_queries
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index import Allowed, Exact, Extended, exact_search, search_users
 
 

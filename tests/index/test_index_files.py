@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.index import HNSW, IVFSQ8, Auto, Effort, Exact, FaissFlat, IVFFlat, IVFPQFastScan, load_index
 
 CONF = Path(__file__).parents[2] / "conf" / "index"

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.index import Effort, Exact, IVFFlat, IVFPQFastScan, exact_search, tune
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from user_queries import make_queries
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index import Exact, IVFFlat, search_users, tune
-from recsys.merging import take_turns
+from recsys.index.merging import take_turns
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from worlds import write_blend, write_run, write_world
 
-from recsys.data.builder import BatchBuilder
-from recsys.frequency import prior_shift
+from recsys.data.batches.builder import BatchBuilder
+from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.models.blend import Blend, Member, item_vectors, latest
-from recsys.runs import TrainedRun, load_run
+from recsys.training.frequency import prior_shift
 
 SHORT = 3
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys.data.batch import FeatureTensor, RaggedTensor
-from recsys.data.columns import Dense, Ragged
+from recsys.core.columns import Dense, Ragged
+from recsys.core.schema import MISSING, UNKNOWN, Feature, Kind
+from recsys.data.batches.batch import FeatureTensor, RaggedTensor
 from recsys.models.features import (
     BagEmbedding,
     CategoricalEmbedding,
@@ -21,7 +22,6 @@ from recsys.models.features import (
     hide,
     take,
 )
-from recsys.schema import MISSING, UNKNOWN, Feature, Kind
 
 NAN = math.nan
 

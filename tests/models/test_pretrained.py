@@ -11,13 +11,13 @@ import torch
 from handmade import handmade
 from worlds import compose, write_run, write_world
 
-from recsys.build import build_towers, corpus_of, open_data
+from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import UserError
+from recsys.experiments.assembly import build_towers, corpus_of, open_data
+from recsys.experiments.trained_run import load_run
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
-from recsys.optimizers import AdamW
-from recsys.runs import load_run
+from recsys.training.optimizers import AdamW
 
 DIM, WIDTH = 6, 2
 TABLE = np.array([[0, 0], [3, 4], [0, 0], [5, 12]], np.float32)

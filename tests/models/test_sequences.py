@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recsys.data.batch import Batch, RaggedTensor, Windows
-from recsys.data.builder import BatchBuilder
-from recsys.data.objective import Objective
+from recsys.core.schema import Schema
+from recsys.data.batches.batch import Batch, RaggedTensor, Windows
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.targets import Objective
 from recsys.models.encoders import MeanPooling, Transformer
 from recsys.models.fourier import BSARec
 from recsys.models.hstu import HSTU
@@ -21,7 +22,6 @@ from recsys.models.modern import ModernTransformer
 from recsys.models.reach import LongAndRecent
 from recsys.models.sequences import Sequences
 from recsys.models.towers import UserTower
-from recsys.schema import Schema
 
 TIMES = [10, 20, 50, 60, 90]
 

@@ -13,15 +13,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 from worlds import FEATURES, compose, write_world
 
-from recsys.build import build_towers, open_data
-from recsys.data.batch import Batch, RaggedTensor, Windows
-from recsys.data.builder import BatchBuilder
+from recsys.core.errors import UserError
+from recsys.core.schema import Schema
+from recsys.data.batches.batch import Batch, RaggedTensor, Windows
+from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
-from recsys.errors import UserError
+from recsys.experiments.assembly import build_towers, open_data
 from recsys.models.hstu import HSTU
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
-from recsys.schema import Schema
 
 USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent", "interests")
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from publishing import Published
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
+from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
-from recsys.promotion import promote
+from recsys.publishing.promote import promote
 from recsys.release.manifest import Manifest
 from recsys.release.store import ReleaseStore
-from recsys.runs import load_run
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
 

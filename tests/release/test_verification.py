@@ -12,11 +12,11 @@ import onnx
 import pytest
 from publishing import Published
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.release.manifest import Manifest, describe_files, pair_of, save_index_pair, version_of
+from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
-from recsys.serving.retriever import Retriever
 
 FILES = [
     "config.yaml",

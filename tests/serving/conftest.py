@@ -8,7 +8,7 @@ import pytest
 from asking import queries_of, store_users
 from publishing import Published
 
-from recsys.serving.retriever import Query
+from recsys.release.runtime.retriever import Query
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ from asking import MAX_EVENTS
 from publishing import Published
 from server_processes import free_port, is_ready, post
 
-from recsys.recommendation import choose_users, write_recommendations
-from recsys.recommenders import open_recommender
-from recsys.serving.retriever import Query
+from recsys.publishing.batch_recommend import choose_users, write_recommendations
+from recsys.publishing.recommenders import open_recommender
+from recsys.release.runtime.retriever import Query
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,1 +1,1 @@
-"""Every heuristic generator on one data set, tuned on validation and measured like a model."""
+"""Heuristic candidate generators, their tuning and their evaluation."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recsys.errors import UserError, nearest
+from recsys.core.errors import UserError, nearest
 
 Settings = dict[str, Any]
 _OPTIONS = ("values", "every", "time")
@@ -97,3 +97,9 @@ def search(start: Mapping[str, Any], axes: Sequence[Axis], score: Callable[[Sett
                 if rose and not axis.every:
                     break
     return best
+
+
+def describe(settings: Settings) -> str:
+    """Settings as one reads them."""
+    shown = {name: "null" if value is None else value for name, value in settings.items()}
+    return ", ".join(f"{n}={f'{v:g}' if isinstance(v, float) else v}" for n, v in shown.items()) or "as it is"

@@ -1,7 +1,7 @@
 """The prepared data set: flat, memory-mapped columns in the order of users and time.
 
     <fingerprint>/meta.json                     `Meta`
-                  schema.json                   `recsys.schema.Schema`
+                  schema.json                   `recsys.core.schema.Schema`
                   vocabularies/items.parquet    item_id; row r is item_idx r + 1 (item_idx 0: an unknown item)
                   vocabularies/users.parquet    user_id; row r is user_idx r
                   vocabularies/<owner>.<feature>.parquet    value; row r is code r + 2 (0 missing, 1 unknown)
@@ -9,7 +9,7 @@
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
                   exposures/...                 `recsys.data.exposures`, where the source declares any
-                  kept/...                      `recsys.data.growth`: what encoding loses and later events need
+                  kept/...                      what encoding loses and growth needs
 
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
 test after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained
@@ -30,10 +30,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.columns import Column, load_array, load_column, ragged_positions
+from recsys.core.columns import Column, load_array, load_column, ragged_positions
+from recsys.core.errors import UserError
+from recsys.core.schema import Feature, Schema
 from recsys.data.exposures import Exposures, load_exposures
-from recsys.errors import UserError
-from recsys.schema import Feature, Schema
 
 FORMAT = 1
 KEPT = "kept"

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from recsys.data.columns import Column, Dense, Ragged, distinct
-from recsys.errors import UserError
-from recsys.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
+from recsys.core.columns import Column, Dense, Ragged, distinct
+from recsys.core.errors import UserError
+from recsys.core.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
 
 # Up to this many values a binary search is faster than the hash table that `index_in` builds at each call.
 _FEW = 64

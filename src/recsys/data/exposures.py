@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from recsys.data.columns import Ragged, bisect, load_array, ragged_positions
+from recsys.core.columns import Ragged, bisect, load_array, ragged_positions
 
 FOLDER = "exposures"
 Indices = npt.NDArray[np.int64]

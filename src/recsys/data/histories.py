@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys.data.columns import ragged_positions
-from recsys.data.engines import Session
-from recsys.data.features import Plan
-from recsys.data.job import Build
-from recsys.data.layout import times_of
-from recsys.data.relational import open_events, read_listed
+from recsys.core.columns import ragged_positions
+from recsys.data.preparation.array_writers import times_of
+from recsys.data.preparation.engines import Session
+from recsys.data.preparation.feature_plans import Plan
+from recsys.data.preparation.job import Build
+from recsys.data.preparation.pipeline import open_events, read_listed
 
 
 class UserEvents(NamedTuple):

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch
+from recsys.core.errors import UserError
+from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Part, PreparedDataset, Requests
-from recsys.errors import UserError
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import relevant_items, seen_items

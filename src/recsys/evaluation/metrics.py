@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
+from recsys.core.distributed import gather
 from recsys.data.dataset import PreparedDataset
-from recsys.distributed import gather
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES, cold_users, item_slices
 
 CUTOFFS = (5, 10, 20, 50, 100)

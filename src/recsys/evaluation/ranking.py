@@ -11,13 +11,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from recsys.data.batch import Batch, RaggedTensor
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
+from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.topk import ExactTopK
-from recsys.merging import present, take_turns
+from recsys.index.merging import present, take_turns
 from recsys.models.blend import Model
 
 

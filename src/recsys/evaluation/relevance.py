@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from recsys.data.columns import Ragged, ragged_positions
+from recsys.core.columns import Ragged, ragged_positions
 from recsys.data.dataset import Part, PreparedDataset, Requests
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.errors import UserError, nearest
+from recsys.core.errors import UserError, nearest
 
 Floats = npt.NDArray[np.float64]
 

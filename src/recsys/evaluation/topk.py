@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recsys.data.batch import RaggedTensor
+from recsys.data.batches.batch import RaggedTensor
 
 # Large enough for an efficient matrix product, small beside main memory.
 BLOCK_BYTES = 64 << 20

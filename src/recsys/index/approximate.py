@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index.allowed import Allowed, as_allowed
+from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.engine import faiss
 from recsys.index.files import save_index
-from recsys.index.protocol import Effort, check_embeddings, check_search
 from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
 
 # So few inner products cost less than any widened search.

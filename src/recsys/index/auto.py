@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recsys.data.columns import Ragged
-from recsys.errors import UserError
+from recsys.core.columns import Ragged
+from recsys.core.errors import UserError
 from recsys.index.allowed import Allowed
+from recsys.index.ann_index import Effort, Index
 from recsys.index.exact import Exact
-from recsys.index.protocol import Effort, Index
 from recsys.index.topk import Floats, Mask, Rows
 
 

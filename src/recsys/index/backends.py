@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.index.allowed import Allowed
 from recsys.index.approximate import FaissIndex
 from recsys.index.engine import faiss

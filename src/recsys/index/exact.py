@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index.allowed import Allowed, as_allowed
+from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.files import save_index
-from recsys.index.protocol import Effort, check_embeddings, check_search
 from recsys.index.topk import Floats, Mask, Rows, exact_search
 
 

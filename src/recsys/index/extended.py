@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index.allowed import Allowed
-from recsys.index.protocol import Index
+from recsys.index.ann_index import Index
 from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
 
 

@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.index.engine import faiss
 
 if TYPE_CHECKING:
-    from recsys.index.protocol import Index
+    from recsys.index.ann_index import Index
 
 FORMAT = 1
 DESCRIPTION, STRUCTURE = "item_index.json", "item_index.faiss"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import UserError, nearest
+from recsys.core.errors import UserError, nearest
+from recsys.index.ann_index import Effort, Index
 from recsys.index.backends import HNSW, IVFSQ8, MIN_PQ_ITEMS, FaissFlat, IVFFlat, IVFPQFastScan
 from recsys.index.engine import faiss
 from recsys.index.exact import Exact
 from recsys.index.files import DESCRIPTION, STRUCTURE, read_description, read_structure
-from recsys.index.protocol import Effort, Index
 from recsys.index.topk import Floats
 
 CLASSES: dict[str, type[Exact] | type[FaissFlat] | type[HNSW] | type[IVFFlat] | type[IVFPQFastScan]] = {

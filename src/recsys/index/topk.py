@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

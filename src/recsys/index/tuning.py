@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys.errors import UserError
-from recsys.index.protocol import Effort, Index
+from recsys.core.errors import UserError
+from recsys.index.ann_index import Effort, Index
 from recsys.index.topk import Floats, exact_search
 
 # The sweep of a refine factor ends when twice the breadth adds less: the codes, not the breadth, limit the recall.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys.data.columns import Ragged
+from recsys.core.columns import Ragged
 from recsys.index.allowed import Allowed
+from recsys.index.ann_index import Index
 from recsys.index.extended import Extended
-from recsys.index.protocol import Index
+from recsys.index.merging import present, take_turns
 from recsys.index.topk import Floats, Mask, Rows
-from recsys.merging import present, take_turns
 
 
 def search_users(

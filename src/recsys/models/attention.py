@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys.data.columns import ragged_positions
+from recsys.core.columns import ragged_positions
 from recsys.models.dropout import keep_mask
 
 Integers = npt.NDArray[np.int64]

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batch import Batch, FeatureTensors
-from recsys.data.columns import ragged_positions
+from recsys.core.columns import ragged_positions
+from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.models.features import take
 from recsys.models.two_tower import Similarity, TwoTower
-from recsys.schema import UNKNOWN_ITEM
 
 
 class Member(NamedTuple):

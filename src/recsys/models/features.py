@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.batch import FeatureTensor, FeatureTensors, RaggedTensor, to_tensor
-from recsys.data.columns import Column
-from recsys.schema import MISSING, UNKNOWN, Feature
+from recsys.core.columns import Column
+from recsys.core.schema import MISSING, UNKNOWN, Feature
+from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTensor, to_tensor
 
 
 class CategoricalEmbedding(nn.Module):

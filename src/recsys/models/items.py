@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recsys.data.batch import FeatureTensors
+from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide
 from recsys.models.pretrained import Pretrained
-from recsys.schema import UNKNOWN_ITEM
 
 
 class ItemTower(nn.Module):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys.data.columns import ragged_positions
+from recsys.core.columns import ragged_positions
 from recsys.models.attention import Pairs, Pieces, Rows
 
 

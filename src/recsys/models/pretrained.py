@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import UserError
 from recsys.models.dropout import Dropout
 
 

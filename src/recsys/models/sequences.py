@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recsys.data.batch import Batch
-from recsys.data.columns import ragged_positions
+from recsys.core.columns import ragged_positions
+from recsys.data.batches.batch import Batch
 from recsys.models.layout import Packed
 
 

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.batch import Batch, FeatureTensors
+from recsys.core.errors import UserError
+from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import UserError
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, hide, take
@@ -19,7 +20,6 @@ from recsys.models.interests import Interests, of_prefixes
 from recsys.models.items import ItemTower
 from recsys.models.layout import Padded
 from recsys.models.sequences import Sequences
-from recsys.schema import UNKNOWN_ITEM
 
 
 class UserTower(nn.Module):

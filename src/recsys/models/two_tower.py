@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.data.batch import Batch
+from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.batches.batch import Batch
 from recsys.models.items import ItemTower
 from recsys.models.towers import UserTower
-from recsys.schema import UNKNOWN_ITEM
 
 Similarity = Literal["cosine", "dot"]
 

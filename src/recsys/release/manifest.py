@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from recsys.errors import UserError, nearest
+from recsys.core.errors import UserError, nearest
 from recsys.release.manifest import Manifest, describe_files, version_of
 from recsys.release.verification import verify_release
 

@@ -13,8 +13,8 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.data.columns import load_array
-from recsys.errors import UserError
+from recsys.core.columns import load_array
+from recsys.core.errors import UserError
 from recsys.release.manifest import (
     EMBEDDINGS,
     INDEX_PAIR,

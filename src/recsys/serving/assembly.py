@@ -8,29 +8,29 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from recsys.errors import UserError
-from recsys.serving.changes import Changes
-from recsys.serving.discovery import Discovery, Fixed, Listed
+from recsys.core.errors import UserError
+from recsys.release.runtime.shard import Shard
 from recsys.serving.events import StoreError, open_store
-from recsys.serving.fleet import Fleet
-from recsys.serving.following import Following
-from recsys.serving.gateway import Gateway, Limits
-from recsys.serving.gateway_admin import GatewayAdmin
-from recsys.serving.host import Host
-from recsys.serving.hosts import LocalHost
-from recsys.serving.http import App, Handler, Hook, Reply, Request
-from recsys.serving.item_routes import ItemRoutes
-from recsys.serving.looking_routes import Catalogues, LookingRoutes, page_routes, schema_routes
-from recsys.serving.metrics import Metrics
-from recsys.serving.monitor import RecallMonitor
-from recsys.serving.problems import unavailable
-from recsys.serving.releases import Releases
-from recsys.serving.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
-from recsys.serving.routing import Router
-from recsys.serving.sampling import Sampling
+from recsys.serving.explorer.routes import Catalogues, LookingRoutes, page_routes, schema_routes
+from recsys.serving.gateway.admin import GatewayAdmin
+from recsys.serving.gateway.discovery import Discovery, Fixed, Listed
+from recsys.serving.gateway.fleet import Fleet
+from recsys.serving.gateway.gateway import Gateway, Limits
+from recsys.serving.gateway.host_client import LocalHost
+from recsys.serving.gateway.router import Router
+from recsys.serving.gateway.tower_cache import TowerCache
+from recsys.serving.host.alias_follower import Following
+from recsys.serving.host.host import Host
+from recsys.serving.host.item_updates import Changes
+from recsys.serving.host.releases import Releases
+from recsys.serving.http.app import App, Handler, Hook, Reply, Request
+from recsys.serving.http.item_routes import ItemRoutes
+from recsys.serving.http.problems import unavailable
+from recsys.serving.http.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
+from recsys.serving.observability.metrics import Metrics
+from recsys.serving.observability.recall_monitor import RecallMonitor
+from recsys.serving.observability.request_sampler import Sampling
 from recsys.serving.settings import Settings
-from recsys.serving.shard import Shard
-from recsys.serving.towers import TowerCache
 
 
 def build_app(settings: Settings) -> tuple[App, Health]:

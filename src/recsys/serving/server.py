@@ -11,11 +11,11 @@ from types import FrameType
 
 import uvicorn
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
-from recsys.serving.logs import log_as_json
-from recsys.serving.releases import Releases
-from recsys.serving.routes import Health
+from recsys.serving.host.releases import Releases
+from recsys.serving.http.routes import Health
+from recsys.serving.observability.logs import log_as_json
 from recsys.serving.settings import Settings
 from recsys.serving.workers import CANNOT_START, bind, supervise
 

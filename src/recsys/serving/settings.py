@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 
 ROLES = ("all", "host", "gateway")
 

@@ -14,7 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 
 log = logging.getLogger("recsys")
 

@@ -19,17 +19,17 @@ from publishing import Published
 from servers import needs_server
 from worlds import MAX_HISTORY, compose
 
-from recsys.build import open_data
-from recsys.data.builder import BatchBuilder
-from recsys.data.columns import Column, Dense
+from recsys.core.columns import Column, Dense
+from recsys.core.errors import UserError
+from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
-from recsys.errors import UserError
-from recsys.packing import to_histories
-from recsys.recommendation import choose_users
-from recsys.recommenders import open_recommender
+from recsys.experiments.assembly import open_data
+from recsys.publishing.batch_recommend import choose_users
+from recsys.publishing.recommenders import open_recommender
+from recsys.publishing.release_writer import to_histories
+from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, UserId, open_store
 from recsys.serving.events.backfill import backfill
-from recsys.serving.retriever import Query, Retriever
 
 
 def write_release(folder: Path, *overrides: str) -> tuple[Path, PreparedDataset]:
@@ -155,7 +155,7 @@ def test_order_repeats_and_dropped_events_are_those_of_the_prepared_data(
 def test_users_that_cross_the_batches_of_the_engine(
     tmp_path: Path, store: SQLiteEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recsys.data.engines.BATCH_ROWS", 7)
+    monkeypatch.setattr("recsys.data.preparation.engines.BATCH_ROWS", 7)
     release, dataset = write_release(write_tables(tmp_path / "data", **_events(np.random.default_rng(0), 300)))
     store.max_events = 5
     backfill(store, release)

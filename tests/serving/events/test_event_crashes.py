@@ -15,7 +15,7 @@ import pytest
 from killing import LIMIT, missing, numbered
 from servers import Server, needs_server
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.serving.events import Event, SQLiteEvents, StoreError, open_store
 
 KILLS = 24
@@ -23,7 +23,7 @@ KILLS = 24
 
 def killed(place: str) -> dict[str, int]:
     # In a process of its own, which has no threads when it forks.
-    script = Path(__file__).parent / "killing.py"
+    script = Path(__file__).parents[2] / "helpers/killing.py"
     done = subprocess.run([sys.executable, str(script), place, str(KILLS)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, int] = json.loads(done.stdout)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.serving.events import Event, parse_events
 from recsys.serving.events.merging import decode_events, encode_events
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import needs_server
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.serving.events import Event, EventStore, Restored, UserId, open_store
 
 _numbers = itertools.count()

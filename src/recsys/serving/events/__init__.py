@@ -1,8 +1,8 @@
 """The freshest events of every user: durable when acknowledged, and seen by the next request. Imports no torch."""
 
+from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError, UserId
 from recsys.serving.events.incoming import parse_events
 from recsys.serving.events.opening import open_store
-from recsys.serving.events.protocol import Event, EventStore, Restored, StoreError, UserId
 from recsys.serving.events.sqlite import SQLiteEvents
 
 __all__ = [

@@ -15,17 +15,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
-from recsys.data.configured import at_root, configured_data
-from recsys.data.engines import DuckDB, Session
-from recsys.data.files import fingerprint
+from recsys.core.schema import Schema
+from recsys.core.stored_config import load_config
 from recsys.data.histories import stream_events, stream_profiles
-from recsys.data.job import Build
-from recsys.data.prepare import plan
+from recsys.data.preparation.engines import DuckDB, Session
+from recsys.data.preparation.from_config import at_root, configured_data
+from recsys.data.preparation.job import Build
+from recsys.data.preparation.prepare import plan
+from recsys.data.sources.files import fingerprint
 from recsys.release.manifest import CONFIG, SCHEMA
-from recsys.schema import Schema
-from recsys.serving.events.protocol import Event, EventStore, Restored
+from recsys.serving.events.event_store import Event, EventStore, Restored
 
 log = logging.getLogger("recsys")
 
@@ -51,8 +50,7 @@ def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
         UserError: whatever is wrong with the folder, by file and column.
         StoreError: the store cannot be written to.
     """
-    config = OmegaConf.load(release / CONFIG)
-    assert isinstance(config, DictConfig)
+    config = load_config(release / CONFIG)
     data = configured_data(config if root is None else at_root(config, root))
     job, name, _ = plan(*data)
     schema = Schema.load(release / SCHEMA)

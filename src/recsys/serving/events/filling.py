@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
 from recsys.release.store import ReleaseStore
 from recsys.serving.events.backfill import backfill
+from recsys.serving.events.event_store import StoreError
 from recsys.serving.events.opening import open_store
-from recsys.serving.events.protocol import StoreError
 
 # Instead of a folder: the data that the release was trained on.
 OWN = "own"

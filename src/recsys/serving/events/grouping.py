@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from recsys.serving.events.protocol import Event, StoreError, UserId
+from recsys.serving.events.event_store import Event, StoreError, UserId
 
 Events = Sequence[tuple[UserId, Event]]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from recsys.errors import UserError, nearest
-from recsys.serving.events.protocol import Event, UserId
-from recsys.serving.times import to_seconds
+from recsys.core.errors import UserError, nearest
+from recsys.release.runtime.timestamps import to_seconds
+from recsys.serving.events.event_store import Event, UserId
 
 # The last second of the year 9999. Milliseconds given as seconds are beyond it.
 LATEST = 253_402_300_799

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from recsys.errors import UserError
-from recsys.serving.events.protocol import Event, UserId
+from recsys.core.errors import UserError
+from recsys.serving.events.event_store import Event, UserId
 
 _events = msgspec.msgpack.Decoder(list[Event])
 _profile = msgspec.msgpack.Decoder(dict[str, Any])

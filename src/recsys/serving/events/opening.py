@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recsys.errors import UserError
-from recsys.serving.events.protocol import EventStore
+from recsys.core.errors import UserError
+from recsys.serving.events.event_store import EventStore
 from recsys.serving.events.sqlite import SQLiteEvents
 
 _SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys")

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
+from recsys.serving.events.event_store import Event, Restored, StoreError, UserId
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
     by_user,
@@ -20,7 +21,6 @@ from recsys.serving.events.merging import (
     merge,
 )
 from recsys.serving.events.prefixes import number_ranges
-from recsys.serving.events.protocol import Event, Restored, StoreError, UserId
 
 # "recs": tells the files of this store from other SQLite files. The version is of the tables below.
 APPLICATION, FORMAT = 0x72656373, 1

@@ -15,7 +15,8 @@ from redis.backoff import ExponentialBackoff
 from redis.connection import Connection
 from redis.retry import Retry
 
-from recsys.errors import UserError
+from recsys.core.errors import UserError
+from recsys.serving.events.event_store import Event, Restored, StoreError, UserId
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
     by_user,
@@ -25,7 +26,6 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
-from recsys.serving.events.protocol import Event, Restored, StoreError, UserId
 
 # With these a server answers a write only after fsync, and throws nothing away.
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}

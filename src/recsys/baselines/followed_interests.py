@@ -1,0 +1,136 @@
+"""Items of the interests that a user follows: the heuristic of every feed of topics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from scipy.sparse import csr_matrix, diags
+from torch import Tensor
+
+from recsys.baselines.interactions import Floats, Interactions
+from recsys.core.columns import Column, Ragged
+from recsys.core.errors import UserError, nearest
+from recsys.core.schema import FIRST_CODE, Feature
+from recsys.data.batches.batch import Batch
+from recsys.data.dataset import PreparedDataset, Requests
+
+
+class FollowedInterests:
+    """Scores an item by how probable it is, if users choose an interest first, and then an item of it by popularity.
+
+    `P(i | u) = sum of P(c | u) P(i | c) over interests c`: the aspect model of Hofmann and Puzicha ("Latent class
+    models for collaborative filtering", 1999) whose classes are known. P(c | u) is the share of c in what the user
+    engaged with (an item of several interests counts in equal parts) and in the interests of the profile, each of which
+    counts as one event. P(i | c) is the share of i in the events of c. Items of no interest of the user, and
+    users without any, follow as in other generators.
+
+    Args:
+        interest: column of items that holds their interests, a category or a bag; null for the first one.
+        profile: column of users that holds interests by the same names; null for the first one that shares names, if
+            there is one.
+        num_interests: strongest interests of a user that are looked at.
+    """
+
+    def __init__(self, interest: str | None = None, profile: str | None = None, num_interests: int = 10) -> None:
+        if num_interests < 1:
+            raise UserError(f"generator.num_interests={num_interests}: expected at least 1")
+        self.interest, self.profile, self.num_interests = interest, profile, num_interests
+
+    def fit(self, events: Interactions) -> None:
+        """Count events of interests.
+
+        Raises:
+            UserError: the data has no such column, or none at all.
+        """
+        dataset = events.dataset
+        feature = _column(dataset, "items", self.interest)
+        if feature is None:
+            raise UserError("generator=followed_interests: no column of items is a category or a bag of categories")
+        width = feature.size
+        of_items = _shares(dataset.columns[feature.key], np.arange(1, events.num_items + 1), width)
+        weights = diags(events.counts().astype(np.float32)) @ of_items
+        totals = np.asarray(weights.sum(axis=0)).ravel()
+        self._items_of = (weights @ diags(1 / np.maximum(totals, 1))).T.tocsr().astype(np.float32)
+        self._of_items, self._events, self._fallback = of_items, events, events.fallback()
+        self._profiles = self._read_profiles(dataset, feature)
+
+    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """As in `recsys.evaluation.ranking.Ranker`."""
+        known = requests.user_idx >= 0
+        followed = self._profiles[np.where(known, requests.user_idx, 0)]
+        followed = diags(known.astype(np.float32)) @ followed
+        interests = self._strongest(self._events.histories(requests) @ self._of_items + followed)
+        return self._events.rank_by(interests, k, exclude, self._score)
+
+    def _score(self, interests: Any, out: Floats) -> None:
+        found = np.asarray((interests @ self._items_of).todense())
+        out[:] = np.where(found > 0, found, self._fallback)
+
+    def _strongest(self, interests: Any) -> Any:
+        """The strongest interests of each row, lower codes first among equals, as shares; csr float32 [R, C]."""
+        interests = interests.tocsr()
+        rows = np.repeat(np.arange(interests.shape[0]), np.diff(interests.indptr))
+        order = np.lexsort((interests.indices, -interests.data, rows))
+        kept = order[np.arange(len(rows)) - interests.indptr[rows] < self.num_interests]
+        chosen = csr_matrix((interests.data[kept], (rows[kept], interests.indices[kept])), shape=interests.shape)
+        totals = np.asarray(chosen.sum(axis=1)).ravel()
+        return (diags(1 / np.where(totals > 0, totals, 1)) @ chosen).tocsr().astype(np.float32)
+
+    def _read_profiles(self, dataset: PreparedDataset, feature: Feature) -> Any:
+        """Interests of the profiles in the codes of the items' column; csr float32 [U, C], empty where none are."""
+        empty = csr_matrix((dataset.num_users, feature.size), dtype=np.float32)
+        names: Any = dataset.vocabulary(feature)
+        found = _column(dataset, "users", self.profile)
+        others = dataset.schema.owned_by("users") if self.profile is None else (found,)
+        for other in others:
+            if other is None or not other.has_vocabulary:
+                continue
+            values: Any = dataset.vocabulary(other)
+            if values.type != names.type:
+                continue
+            place = np.array(pc.index_in(values, value_set=names).fill_null(-1))
+            if not (place >= 0).any():
+                continue
+            codes = np.concatenate([np.full(FIRST_CODE, -1), np.where(place >= 0, place + FIRST_CODE, -1)])
+            rows, found_codes = _cells(dataset.columns[other.key], np.arange(dataset.num_users))
+            mapped = codes[found_codes]
+            kept = mapped >= 0
+            ones = np.ones(int(kept.sum()), np.float32)
+            return csr_matrix((ones, (rows[kept], mapped[kept])), shape=empty.shape)
+        if self.profile is not None:
+            raise UserError(f"generator.profile={self.profile}: shares no value with the items' column {feature.name}")
+        return empty
+
+
+def _column(dataset: PreparedDataset, owner: Any, name: str | None) -> Feature | None:
+    """The column of that name, or the first one, that has categories."""
+    able = {feature.name: feature for feature in dataset.schema.owned_by(owner) if feature.has_vocabulary}
+    if name is None:
+        return next(iter(able.values()), None)
+    if name not in able:
+        setting = "interest" if owner == "items" else "profile"
+        raise UserError(
+            f"generator.{setting}={name}: no column of {owner} with categories is called so{nearest(name, able)}"
+        )
+    return able[name]
+
+
+def _cells(column: Column, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Row (0 for the first) and code of every value that is neither missing nor unknown."""
+    taken = column.take(rows)
+    if isinstance(taken, Ragged):
+        owner, codes = np.repeat(np.arange(len(rows)), np.diff(taken.offsets)), taken.values
+    else:
+        owner, codes = np.arange(len(rows)), np.asarray(taken.values)
+    known = codes >= FIRST_CODE
+    return owner[known], codes[known].astype(np.int64)
+
+
+def _shares(column: Column, rows: npt.NDArray[np.int64], width: int) -> Any:
+    """Interests of items, those of each adding up to 1; csr float32 [N, C]."""
+    owner, codes = _cells(column, rows)
+    parts = (1 / np.bincount(owner, minlength=len(rows))[owner]).astype(np.float32)
+    return csr_matrix((parts, (owner, codes)), shape=(len(rows), width))

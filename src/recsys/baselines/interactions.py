@@ -1,0 +1,238 @@
+"""What the generators share: who did what as a sparse matrix, and ranked lists from blocks of scores.
+
+Items with events come first in the order of item_idx, so column c of every matrix here is item_idx c + 1.
+Shapes: U users, R requests, H requests of a block, N items that a generator knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.sparse import csr_matrix
+from torch import Tensor
+
+from recsys.core.columns import Ragged, ragged_positions
+from recsys.core.errors import UserError, nearest
+from recsys.data.batches.batch import RaggedTensor
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.evaluation.ranking import Ranker
+from recsys.evaluation.relevance import seen_items
+from recsys.evaluation.topk import BlockedTopK
+
+Until = Literal["train", "val"]
+Floats = npt.NDArray[np.float32]
+
+# Entries of sparse matrices that are in memory at once: some 40 bytes each while they are sorted.
+NUM_ENTRIES = 4 << 20
+# Of an array in the place of a sparse matrix.
+_DENSE_BYTES = 256 << 20
+
+
+class Interactions:
+    """Events of the training part (`until="train"`), or of training and validation (`until="val"`).
+
+    Args:
+        dataset: the prepared data.
+        until: the last part that is learned from.
+        fill: let generators that know nothing of a user or item go on with the most popular items; else lists end
+            where what a generator knows does.
+
+    Attributes:
+        num_items: items with such events, N: the corpus is item_idx 1..N.
+        end: position after each user's last such event; int64 [U].
+    """
+
+    def __init__(self, dataset: PreparedDataset, until: Until, fill: bool = True) -> None:
+        if until not in get_args(Until):
+            raise UserError(f"until={until}: no such part{nearest(until, get_args(Until))}")
+        self.dataset, self.fill = dataset, fill
+        self.num_items = dataset.num_trained if until == "train" else dataset.meta.num_seen
+        self.end = dataset.train_end if until == "train" else dataset.val_end
+        if not self.num_items:
+            raise UserError(f"{dataset.path}: no events up to the end of part '{until}'; expected at least one")
+        self._search = BlockedTopK(self.num_items)
+
+    def positions(self) -> npt.NDArray[np.int64]:
+        """Positions of the events."""
+        begin = self.dataset.offsets[:-1]
+        return ragged_positions(begin, self.end - begin)
+
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Events of each item; int64 [N]."""
+        items = np.asarray(self.dataset.item_idx[self.positions()])
+        return np.bincount(items, minlength=self.num_items + 1)[1 : self.num_items + 1]
+
+    @cached_property
+    def users(self) -> Any:
+        """Who did what: binary csr float32 [U, N]."""
+        return self.histories(Requests(np.arange(self.dataset.num_users), self.end))
+
+    @cached_property
+    def pairs(self) -> Floats:
+        """Users that have both of two items; float32 [N, N], dense, on the diagonal those that have one."""
+        pairs = np.zeros((self.num_items, self.num_items), np.float32)
+        items = self.users.T.tocsr()
+        for rows in self.blocks(items):
+            (items[rows] @ self.users).todense(out=pairs[rows])
+        return pairs
+
+    def blocks(self, items: Any) -> list[slice]:
+        """Slices of items whose products `items[rows] @ users` have at most about `NUM_ENTRIES` entries.
+
+        Args:
+            items: the transpose of `users`; csr [N, U].
+        """
+        # Summed over an item's users, what they have: pairs that are met on the way, and no fewer than are found.
+        met = items @ np.diff(self.users.indptr)
+        return slices_of(np.minimum(met, self.num_items).astype(np.int64), NUM_ENTRIES)
+
+    def histories(self, requests: Requests, num_recent: int | None = None) -> Any:
+        """The distinct known items before each request: binary csr float32 [R, N].
+
+        Args:
+            requests: users, and where their history ends.
+            num_recent: look at the last so many events; null for all.
+        """
+        seen = seen_items(self.dataset, requests)
+        if num_recent is not None:
+            lengths = np.minimum(np.diff(seen.offsets), num_recent)
+            values = seen.values[ragged_positions(seen.offsets[1:] - lengths, lengths)]
+            seen = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+        rows, columns = self._cells(seen)
+        shape = (len(seen), self.num_items)
+        matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+        matrix.sum_duplicates()
+        matrix.data[:] = 1
+        return matrix
+
+    def fallback(self) -> Floats:
+        """Scores in [-1, 0) for where nothing is known of a user or item: the most popular item is nearest to 0.
+
+        Without `fill` all are -inf, which is no result.
+        """
+        if not self.fill:
+            return np.full(self.num_items, -np.inf, np.float32)
+        scores = np.empty(self.num_items, np.float32)
+        order = np.argsort(-self.counts(), kind="stable")
+        scores[order] = -np.arange(1, self.num_items + 1) / self.num_items
+        return scores
+
+    def rank(
+        self,
+        requests: Requests,
+        k: int,
+        exclude: Ragged | None,
+        score: Callable[[Any, Floats], None],
+        num_recent: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Ranked lists, as in `recsys.evaluation.ranking.Ranker`.
+
+        Args:
+            requests: what is asked.
+            k: results a request.
+            exclude: item_idx that each request must not get.
+            score: `score(histories, out)` fills float32 out [H, N] for histories csr [H, N].
+            num_recent: histories are the last so many events; null for all.
+        """
+        return self.rank_by(self.histories(requests, num_recent), k, exclude, score)
+
+    def rank_by(
+        self, rows: Any, k: int, exclude: Ragged | None, score: Callable[[Any, Floats], None]
+    ) -> tuple[Tensor, Tensor]:
+        """As `rank`, where the scores of a request follow from a row of another matrix than the histories.
+
+        Args:
+            rows: csr, a row for each request.
+            k: results a request.
+            exclude: item_idx that each request must not get.
+            score: `score(rows, out)` fills float32 out [H, N] for H of the rows.
+        """
+
+        def write(begin: int, out: Tensor) -> None:
+            score(rows[begin : begin + len(out)], out.numpy())
+
+        columns = None if exclude is None else self._columns(exclude)
+        scores, found = self._search(rows.shape[0], k, write, columns)
+        return scores, found + 1
+
+    def _cells(self, items: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Row and column of every entry that the generator knows."""
+        rows = np.repeat(np.arange(len(items)), np.diff(items.offsets))
+        known = (items.values > 0) & (items.values <= self.num_items)
+        return rows[known], items.values[known].astype(np.int64) - 1
+
+    def _columns(self, items: Ragged) -> RaggedTensor:
+        rows, columns = self._cells(items)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(items)))])
+        return RaggedTensor(torch.from_numpy(columns), torch.from_numpy(offsets))
+
+
+class Generator(Ranker, Protocol):
+    """A ranker that learns from events in one pass."""
+
+    def fit(self, events: Interactions) -> None:
+        """Learn from the events.
+
+        Raises:
+            UserError: the generator is not for such data.
+        """
+        ...
+
+
+def slices_of(costs: npt.NDArray[np.int64], budget: int) -> list[slice]:
+    """Consecutive rows whose costs add up to at most `budget`; a row that costs more is a slice of its own."""
+    return list(_slices_of(np.cumsum(costs), budget))
+
+
+def _slices_of(total: npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
+    begin = 0
+    while begin < len(total):
+        spent = int(total[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, spent + budget, side="right")))
+        yield slice(begin, end)
+        begin = end
+
+
+def dense_if_full(matrix: Any) -> Any:
+    """A csr matrix as an array, where that is small and sums of its rows are faster than by walking its entries."""
+    is_full = 8 * matrix.nnz >= np.prod(matrix.shape)
+    return matrix.toarray() if is_full and 4 * np.prod(matrix.shape) <= _DENSE_BYTES else matrix
+
+
+def sum_rows(weights: Any, matrix: Any, fallback: Floats, out: Floats) -> None:
+    """Write `weights @ matrix`, both without negative entries, to `out`, and `fallback` where that is zero.
+
+    Args:
+        weights: csr float32 [H, N].
+        matrix: what `dense_if_full` gave for float32 [N, N].
+        fallback: float32 [N].
+        out: float32 [H, N].
+    """
+    found = weights @ matrix
+    if isinstance(found, np.ndarray):
+        out[:] = np.where(found > 0, found, fallback)
+    else:
+        out[:] = fallback
+        out[np.repeat(np.arange(len(out)), np.diff(found.indptr)), found.indices] = found.data
+
+
+def best_of_rows(matrix: Any, k: int) -> Any:
+    """The k largest positive entries, all below 2, of each row of a csr matrix; lower columns first among equals."""
+    num_rows, num_columns = matrix.shape
+    rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
+    positive = matrix.data > 0
+    rows, columns, values = rows[positive], matrix.indices[positive], matrix.data[positive]
+    # One sort of plain integers: row, then value downwards, then column. The bits of positive floats are in the order
+    # of their values, and 30 bits hold those below 2. With very many columns the last bits of a value do not count.
+    column_bits = int(num_columns).bit_length()
+    value_bits = min(30, 63 - column_bits - int(num_rows).bit_length())
+    descending = ((1 << 30) - 1 - values.view(np.int32).astype(np.int64)) >> (30 - value_bits)
+    order = np.argsort((((rows << value_bits) | descending) << column_bits) | columns)
+    first = np.searchsorted(rows, np.arange(num_rows))
+    best = order[np.arange(len(rows)) - first[rows] < k]
+    return csr_matrix((values[best], (rows[best], columns[best])), shape=matrix.shape)

@@ -1,0 +1,110 @@
+"""The one description of the columns that reach the towers.
+
+A `Feature` says who owns a column (interactions, items or users), of what kind it is and, for columns of interactions,
+when it is known. The `Schema` of a prepared data set is written beside it, travels in every release, and decides what
+training, batch retrieval and serving read: there is no second description anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from recsys.core.errors import UserError
+
+Owner = Literal["interactions", "items", "users"]
+Kind = Literal["categorical", "multi_categorical", "numeric", "vector", "text"]
+Role = Literal["event", "request", "profile", "item"]
+
+OWNERS: tuple[str, ...] = get_args(Owner)
+KINDS: tuple[str, ...] = get_args(Kind)
+
+# Codes of categorical values, bags and hashed words. A bag with no entry, like a null, is missing.
+MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2
+
+# Item 0 stands for any item that the vocabulary does not hold; row 0 of every item array belongs to it.
+UNKNOWN_ITEM = 0
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column that reaches a tower.
+
+    Attributes:
+        name: the column's name, unique within its owner.
+        owner: the table that holds it.
+        kind: how it is encoded and embedded.
+        role: `event` (known after the event: seen at past positions only), `request` (known before the answer: part of
+            the query, and seen at past positions), `profile` (column of users) or `item` (column of items).
+        size: categorical, multi_categorical, text: number of codes, `MISSING` and `UNKNOWN` included;
+            vector: its width; numeric: 1.
+        mean, std: of numeric values in rows that training events touch; values are standardised with them.
+    """
+
+    name: str
+    owner: Owner
+    kind: Kind
+    role: Role
+    size: int
+    mean: float = 0.0
+    std: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Name that is unique in the schema, such as `items.genres`."""
+        return f"{self.owner}.{self.name}"
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether codes come from a vocabulary file (text is hashed and has none)."""
+        return self.kind in ("categorical", "multi_categorical")
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether a row holds any number of codes (bags and text) instead of one value."""
+        return self.kind in ("multi_categorical", "text")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """All features of a prepared data set, and the outside types of its ids (`int64` or `string`)."""
+
+    features: tuple[Feature, ...]
+    user_id_type: str = "int64"
+    item_id_type: str = "int64"
+
+    def owned_by(self, owner: Owner) -> tuple[Feature, ...]:
+        """Features of one table."""
+        return tuple(f for f in self.features if f.owner == owner)
+
+    def with_role(self, *roles: Role) -> tuple[Feature, ...]:
+        """Features with one of `roles`."""
+        return tuple(f for f in self.features if f.role in roles)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain containers, the inverse of `from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Schema:
+        """Schema from what `to_json` gave."""
+        features = tuple(Feature(**feature) for feature in content["features"])
+        return cls(features, content["user_id_type"], content["item_id_type"])
+
+    def save(self, path: Path) -> None:
+        """Write `schema.json`."""
+        path.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Schema:
+        """Read `schema.json`.
+
+        Raises:
+            UserError: the file is missing or is not a schema.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not a schema of recsys ({error})") from error

@@ -1,0 +1,77 @@
+"""Reads a stored `config.yaml`, whose `_target_` paths may be those of an earlier layout of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+# Module or class, as it was called when a run or a release was made -> as it is called now. The longest match counts.
+MOVED = {
+    "recsys.averaging": "recsys.training.ema",
+    "recsys.checkpoints": "recsys.training.checkpoints",
+    "recsys.corpus": "recsys.publishing.corpus_policies",
+    "recsys.data.engines": "recsys.data.preparation.engines",
+    "recsys.data.movielens": "recsys.data.sources.movielens",
+    "recsys.data.splits": "recsys.data.preparation.splits",
+    "recsys.data.synthetic": "recsys.data.simulation.synthetic",
+    "recsys.frequency": "recsys.training.frequency",
+    "recsys.generators": "recsys.baselines",
+    "recsys.losses": "recsys.training.losses",
+    "recsys.negatives": "recsys.training.negatives",
+    "recsys.optimizers": "recsys.training.optimizers",
+    "recsys.pretraining": "recsys.experiments.pretrained_sources",
+    "recsys.retraining.accuracy": "recsys.operations.gates.accuracy",
+    "recsys.retraining.artefact": "recsys.operations.gates.artifact",
+    "recsys.retraining.contents": "recsys.operations.gates.event_contents",
+    "recsys.retraining.drift": "recsys.operations.gates.drift",
+    "recsys.retraining.events": "recsys.operations.gates.event_times",
+    "recsys.retraining.leakage": "recsys.operations.gates.leakage",
+    "recsys.retraining.shadow": "recsys.operations.gates.shadow",
+    "recsys.retraining.volume": "recsys.operations.gates.event_volume",
+}
+
+
+def load_config(path: Path) -> DictConfig:
+    """Return the configuration in a YAML file, with today's paths in the place of earlier ones.
+
+    Args:
+        path: of a `config.yaml` that a run or a release holds.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    _translate(config)
+    return config
+
+
+def current_target(target: str) -> str:
+    """Return the path at which a class is found now.
+
+    Args:
+        target: dotted path, such as `recsys.averaging.EMA`.
+    """
+    parts = target.split(".")
+    for length in range(len(parts), 0, -1):
+        moved = MOVED.get(".".join(parts[:length]))
+        if moved is not None:
+            return ".".join([moved, *parts[length:]])
+    return target
+
+
+def _translate(node: Any) -> None:
+    if isinstance(node, ListConfig):
+        for child in node:
+            _translate(child)
+    elif isinstance(node, DictConfig):
+        for key in node:
+            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+                continue
+            child = node[key]
+            if key == "_target_" and isinstance(child, str):
+                node[key] = current_target(child)
+            else:
+                _translate(child)

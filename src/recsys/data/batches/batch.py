@@ -1,0 +1,125 @@
+"""Batches: slices of the flat columns, packed without padding.
+
+Shapes: H histories, T events of all histories together, P targets (training) or requests (evaluation).
+A history of n events has n + 1 query positions: before its first event, and after each event. Packed, they are numbered
+history by history, so the position after k events of history h is `offsets[h] + h + k`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from recsys.core.columns import Column, Dense, Ragged
+
+Indices = npt.NDArray[np.int64]
+
+
+class RaggedTensor(NamedTuple):
+    """Codes of R rows: row r holds `values[offsets[r]:offsets[r+1]]`."""
+
+    values: Tensor
+    offsets: Tensor
+
+
+FeatureTensor = Tensor | RaggedTensor
+FeatureTensors = dict[str, FeatureTensor]
+
+
+class Windows(NamedTuple):
+    """Pieces of training histories: events `begin[w]..end[w]-1` are read, and each next event is predicted.
+
+    `first[w]` says that the event at `begin` may be a target as well, predicted from the empty history. Where it may
+    not, the window before predicts it, and the rest of its basket.
+    """
+
+    user_idx: Indices
+    begin: Indices
+    end: Indices
+    first: npt.NDArray[np.bool_]
+
+    def take(self, chosen: Indices) -> Windows:
+        """Some of the windows."""
+        return Windows(self.user_idx[chosen], self.begin[chosen], self.end[chosen], self.first[chosen])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Histories with what is asked of them.
+
+    Attributes:
+        item_idx: int64 [T], items of the events.
+        time: int64 [T], seconds (or what `data.time` says).
+        lengths: int64 [H] on the host: events of each history.
+        user_idx: int64 [H], -1 for users that the data set does not know.
+        events: features of the T events.
+        users: profile features of the H histories.
+        query: int64 [P], packed query position of each target or request.
+        history: int64 [P], the history it belongs to.
+        requests: request features of the P targets or requests.
+        target_idx: int64 [P] items to predict; empty when nothing is to be predicted.
+        positives: the distinct training items of each history's user, for masking; rows H.
+        weight: float32 [P], what each target counts in the loss; null for all alike.
+        exposures: items that each history's user was shown and did not take, each once; rows H. Null for none.
+    """
+
+    item_idx: Tensor
+    time: Tensor
+    lengths: Indices
+    user_idx: Tensor
+    events: FeatureTensors
+    users: FeatureTensors
+    query: Tensor
+    history: Tensor
+    requests: FeatureTensors
+    target_idx: Tensor
+    positives: RaggedTensor
+    weight: Tensor | None = None
+    exposures: RaggedTensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+
+        def move(value: object) -> object:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=True)
+            if isinstance(value, RaggedTensor):
+                return RaggedTensor(*(v.to(device, non_blocking=True) for v in value))
+            if isinstance(value, dict):
+                return {name: move(column) for name, column in value.items()}
+            return value
+
+        return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+
+
+def take_or_missing(column: Column, rows: Indices) -> Column:
+    """Rows of a column; row -1 gives a missing value (code 0, nan, or an empty bag)."""
+    missing = rows < 0
+    if not missing.any():
+        return column.take(rows)
+    if isinstance(column, Ragged):
+        taken = column.take(rows[~missing])
+        lengths = np.zeros(len(rows), np.int64)
+        lengths[~missing] = np.diff(taken.offsets)
+        return Ragged(taken.values, np.concatenate([[0], np.cumsum(lengths)]))
+    values = np.zeros((len(rows), *column.values.shape[1:]), column.values.dtype)
+    values[~missing] = column.values[rows[~missing]]
+    if values.dtype.kind == "f":
+        values[missing] = np.nan
+    return Dense(values)
+
+
+def to_tensor(column: Column) -> FeatureTensor:
+    """A column as tensors; codes become int64, which embeddings want."""
+    if isinstance(column, Ragged):
+        return RaggedTensor(
+            torch.from_numpy(column.values.astype(np.int64)), torch.from_numpy(np.array(column.offsets))
+        )
+    values = column.values
+    return torch.from_numpy(values.astype(np.int64 if values.dtype.kind in "iu" else np.float32))

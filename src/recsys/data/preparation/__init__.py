@@ -1,0 +1,1 @@
+"""From raw tables to a prepared data set: flat, memory-mapped columns."""

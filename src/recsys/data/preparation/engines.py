@@ -1,0 +1,271 @@
+"""The engines that run the relational steps of preparation. The expressions (Ibis) are the same for all of them.
+
+An engine does what Ibis has no common word for: reading files with the place of each row, times as exact integers, and
+a result too large for memory as a stream in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from urllib.parse import unquote
+
+import fsspec
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+# Rows of a record batch: large enough for vectorised work, small enough for memory.
+BATCH_ROWS = 262_144
+Reading = Literal["as_is", "int64", "string", "date", "time", "nanoseconds"]
+
+
+class Read(NamedTuple):
+    """A column to read: its name in the files, and as what (`date`, `time`, `nanoseconds` become microseconds)."""
+
+    column: str
+    reading: Reading = "as_is"
+
+
+class Session(Protocol):
+    """An open engine."""
+
+    def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
+        """The `columns` of Parquet files under new names, and the place of each row: `shard` int64, `row` int64."""
+
+    def keep(self, table: ir.Table) -> ir.Table:
+        """The table, computed once. It lives as long as the session."""
+
+    def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        """The rows in the table's order. Read the stream to its end before the next query."""
+
+
+class Engine(Protocol):
+    """What prepares the data."""
+
+    def open(self, scratch: Path) -> AbstractContextManager[Session]:
+        """Start the engine; what it spills goes into the folder `scratch`."""
+
+
+def first_row(session: Session, table: ir.Table) -> dict[str, Any]:
+    """The only row of an aggregate."""
+    return rows(session, table)[0]
+
+
+def rows(session: Session, table: ir.Table) -> list[dict[str, Any]]:
+    """All rows of a small result."""
+    return [row for batch in session.stream(table) for row in batch.to_pylist()]
+
+
+@dataclass(frozen=True)
+class DuckDB:
+    """DuckDB within the process, out of core.
+
+    Attributes:
+        memory: limit of its memory; beyond it, it spills to disk.
+        threads: null uses all cores.
+    """
+
+    memory: str = "3GB"
+    threads: int | None = None
+
+    @contextmanager
+    def open(self, scratch: Path) -> Iterator[Session]:
+        """Start an in-memory database that spills into `scratch`.
+
+        Raises:
+            UserError: the data does not fit into memory and disk, or a file cannot be read.
+        """
+        import duckdb
+
+        settings: dict[str, Any] = {"memory_limit": self.memory, "temp_directory": str(scratch / "spill")}
+        if self.threads is not None:
+            settings["threads"] = self.threads
+        try:
+            connection = ibis.duckdb.connect(**settings)
+        except duckdb.Error as error:
+            raise UserError(f"data.engine: {error}") from error
+        try:
+            yield _DuckDBSession(connection)
+        except duckdb.OutOfMemoryException as error:
+            raise UserError(f"data.engine.memory={self.memory} is not enough: {error}") from error
+        except duckdb.Error as error:
+            ours = isinstance(error, duckdb.ProgrammingError | duckdb.InternalError)
+            if ours and not isinstance(error, duckdb.InvalidInputException):
+                raise
+            raise UserError(f"the data cannot be read: {error}") from error
+        finally:
+            connection.disconnect()
+
+
+class _DuckDBSession:
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._num_names = 0
+
+    def _create(self, what: str, sql: str) -> ir.Table:
+        self._num_names += 1
+        name = f"{what}_{self._num_names}"
+        self._connection.raw_sql(f"CREATE {what} {name} AS {sql}")
+        return self._connection.table(name)
+
+    def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
+        for protocol in {file.split("://")[0] for file in files if "://" in file}:
+            if not self._connection.con.filesystem_is_registered(protocol):
+                self._connection.register_filesystem(fsspec.filesystem(protocol))
+        wanted = [f"{_duckdb(read)} AS {_quoted(name)}" for name, read in columns.items()]
+        wanted += ["file_index::BIGINT AS shard", "file_row_number AS row"]
+        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        return self._create(
+            "VIEW", f"SELECT {', '.join(wanted)} FROM read_parquet([{listed}], hive_partitioning=false)"
+        )
+
+    def keep(self, table: ir.Table) -> ir.Table:
+        return self._create("TABLE", self._connection.compile(table))
+
+    def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        # Not `to_pyarrow_batches` of Ibis 12: it calls a method that DuckDB 2 has under another name.
+        expected = table.schema().to_pyarrow()
+        for batch in self._connection.con.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
+            yield _typed(batch, expected)
+
+
+def _typed(batch: pa.RecordBatch, expected: pa.Schema) -> pa.RecordBatch:
+    columns = [column.cast(field.type) for column, field in zip(batch.columns, expected, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=expected)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _duckdb(read: Read) -> str:
+    column = _quoted(read.column)
+    forms = {
+        "as_is": column,
+        "int64": f"{column}::BIGINT",
+        "string": f"{column}::VARCHAR",
+        "date": f"epoch_us({column}::DATE)",
+        "time": f"epoch_us({column})",
+        # `epoch_us` would round; times are rounded down.
+        "nanoseconds": f"(epoch_ns({column}) - (epoch_ns({column}) % 1000 + 1000) % 1000) // 1000",
+    }
+    return forms[read.reading]
+
+
+@dataclass(frozen=True)
+class Spark:
+    """PySpark (extra `spark`), for data that one machine does not hold.
+
+    Attributes:
+        master: where it runs, such as `local[2]` or `yarn`.
+        memory: of the driver, which is the worker too where `master` is local.
+        shuffle_partitions: into how many pieces joins and sorts cut the data; more for more data.
+    """
+
+    master: str = "local[2]"
+    memory: str = "2g"
+    shuffle_partitions: int = 8
+
+    @contextmanager
+    def open(self, scratch: Path) -> Iterator[Session]:
+        """Start a session of Spark.
+
+        Raises:
+            UserError: PySpark is not installed.
+        """
+        try:
+            from pyspark.sql import SparkSession
+        except ImportError as error:
+            raise UserError("data.engine: Spark needs PySpark; install with pip install 'recsys[spark]'") from error
+        builder = SparkSession.builder.master(self.master).appName("recsys")
+        options = {
+            "spark.driver.memory": self.memory,
+            "spark.local.dir": str(scratch / "spark"),
+            "spark.sql.session.timeZone": "UTC",
+            "spark.sql.legacy.parquet.nanosAsLong": "true",
+            "spark.sql.caseSensitive": "true",
+            "spark.ui.enabled": "false",
+            "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
+            "spark.ui.showConsoleProgress": "false",
+        }
+        for key, value in options.items():
+            builder = builder.config(key, value)
+        session = builder.getOrCreate()
+        session.sparkContext.setLogLevel("ERROR")
+        try:
+            yield _SparkSession(session, scratch)
+        finally:
+            session.stop()
+
+
+class _SparkSession:
+    def __init__(self, session: SparkSession, scratch: Path) -> None:
+        self._session = session
+        self._connection = ibis.pyspark.connect(session)
+        self._scratch = scratch
+        self._num_names = 0
+
+    def _name(self, stem: str) -> str:
+        self._num_names += 1
+        return f"{stem}_{self._num_names}"
+
+    def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
+        wanted = [f"{_spark(read)} AS `{name}`" for name, read in columns.items()]
+        frame = self._session.read.parquet(*files)
+        frame = frame.selectExpr(*wanted, "_metadata.file_path AS file_path", "_metadata.row_index AS row")
+        name = self._name("source")
+        self._with_shards(frame, files).createOrReplaceTempView(name)
+        return self._connection.table(name)
+
+    def keep(self, table: ir.Table) -> ir.Table:
+        name = self._name("kept")
+        self._session.sql(self._connection.compile(table)).persist().createOrReplaceTempView(name)
+        return self._connection.table(name)
+
+    def _with_shards(self, frame: DataFrame, files: Sequence[str]) -> DataFrame:
+        """Spark knows the address of a row's file: the shard is its place among `files`."""
+        from pyspark.sql import functions as f
+
+        places = {_address(file): shard for shard, file in enumerate(files)}
+        found = [row.file_path for row in frame.select("file_path").distinct().collect()]
+        # Some versions of Spark quote addresses as URLs do, others do not.
+        pairs = [(one, places.get(_address(one), places.get(_address(unquote(one))))) for one in found]
+        shards = self._session.createDataFrame(pairs, "file_path string, shard long")
+        return frame.join(f.broadcast(shards), "file_path").drop("file_path")
+
+    def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        # A sorted frame is written in parts whose names follow the order: the driver never holds it as a whole.
+        folder = self._scratch / self._name("result")
+        self._session.sql(self._connection.compile(table)).write.parquet(str(folder))
+        expected = table.schema().to_pyarrow()
+        for file in sorted(folder.glob("part-*.parquet")):
+            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
+                yield _typed(batch, expected)
+
+
+def _address(file: str) -> str:
+    """The same for a path and for the URL that Spark makes of it."""
+    return "/" + file.removeprefix("file:").lstrip("/") if file.startswith(("file:", "/")) else file
+
+
+def _spark(read: Read) -> str:
+    column = "`" + read.column.replace("`", "``") + "`"
+    forms = {
+        "as_is": column,
+        "int64": f"CAST({column} AS BIGINT)",
+        "string": f"CAST({column} AS STRING)",
+        "date": f"unix_micros(CAST({column} AS TIMESTAMP))",
+        "time": f"unix_micros(CAST({column} AS TIMESTAMP))",
+        "nanoseconds": f"({column} - pmod({column}, 1000)) DIV 1000",
+    }
+    return forms[read.reading]

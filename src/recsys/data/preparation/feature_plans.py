@@ -1,0 +1,195 @@
+"""Which columns become features, and of what kind: by declaration, or by type where nothing is declared."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from recsys.core.errors import UserError, nearest
+from recsys.core.schema import FIRST_CODE, KINDS, OWNERS, Kind, Owner, Role
+from recsys.data.preparation.engines import Read
+from recsys.data.sources.tables import Table, read_time, settings_keys
+
+log = logging.getLogger("recsys")
+
+DEFAULT_BUCKETS = 2**15
+_KEYS = ("kind", "role", "ignore", "buckets")
+_OWN_ROLE: dict[Owner, Role] = {"items": "item", "users": "profile"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A column that becomes a feature.
+
+    Attributes:
+        declared: the configuration names its kind, so that it stays however many values it has.
+        buckets: number of codes for hashed words.
+    """
+
+    name: str
+    owner: Owner
+    kind: Kind
+    role: Role
+    type: pa.DataType
+    declared: bool
+    buckets: int = DEFAULT_BUCKETS
+
+    @property
+    def read(self) -> Read:
+        """How the engine reads it."""
+        if _is_time(self.type):
+            return read_time(self.name, self.type)
+        return Read(self.name)
+
+    @property
+    def divisor(self) -> float:
+        """What the engine's numbers are divided by: times count in seconds."""
+        return 1e6 if _is_time(self.type) else 1.0
+
+    @property
+    def text_size(self) -> int:
+        """Number of codes of hashed words."""
+        return FIRST_CODE + self.buckets
+
+
+def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> list[Plan]:
+    """Features of all tables, in the order of tables and columns.
+
+    Raises:
+        UserError: a declaration of a table or column that is not there, or that does not fit the column.
+    """
+    settings_keys(declared, OWNERS, "data.features")
+    plans: list[Plan] = []
+    owners: tuple[Owner, ...] = ("interactions", "items", "users")
+    for owner in owners:
+        columns: Mapping[str, Any] = declared.get(owner) or {}
+        table = tables.get(owner)
+        if table is None:
+            if columns:
+                raise UserError(f"data.features.{owner}.{next(iter(columns))}: the source has no {owner}.parquet")
+            continue
+        for name in columns:
+            if name not in table.others():
+                own = " (an id, the time or the split)" if name in table.types else ""
+                raise UserError(
+                    f"data.features.{owner}.{name}: {table.place} has no such column of features{own}"
+                    f"{nearest(name, table.others())}"
+                )
+        names = list(columns) if owner == "interactions" else table.others()
+        for name in names:
+            plan = _plan(table, name, columns.get(name) or {})
+            if plan is not None:
+                plans.append(plan)
+    return plans
+
+
+def _plan(table: Table, name: str, settings: Mapping[str, Any]) -> Plan | None:
+    place = f"data.features.{table.owner}.{name}"
+    settings_keys(settings, _KEYS, place)
+    if settings.get("ignore"):
+        return None
+    kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place)
+    column = table.types[name]
+    if kind is None:
+        kind = _kind_by_type(column)
+        if kind is None or "/" in name:
+            _leave_out(table, name, f"holds {column}, which is no feature unless its kind is declared")
+            return None
+    elif kind not in KINDS:
+        raise UserError(f"{place}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
+    elif not _fits(kind, column):
+        raise UserError(f"{place}.kind={kind}: {table.place} holds {column} there, expected {_EXPECTED[kind]}")
+    if "/" in name:
+        raise UserError(f"{place}: a feature's name cannot hold '/'; map or rename the column")
+    buckets = settings.get("buckets", DEFAULT_BUCKETS)
+    if not isinstance(buckets, int) or buckets < 1:
+        raise UserError(f"{place}.buckets={buckets}: expected a positive integer")
+    return Plan(name, table.owner, kind, role, column, settings.get("kind") is not None, buckets)
+
+
+def _role(owner: Owner, role: Any, place: str) -> Role:
+    if owner != "interactions":
+        own = _OWN_ROLE[owner]
+        if role not in (None, own):
+            raise UserError(f"{place}.role={role}: columns of {owner} have the role {own}")
+        return own
+    if role == "event":
+        return "event"
+    if role == "request":
+        return "request"
+    raise UserError(f"{place}.role={role}: expected event (known after the event) or request (known before the answer)")
+
+
+def _leave_out(table: Table, name: str, why: str) -> None:
+    log.info("%s: column '%s' %s; it is left out", table.place, name, why)
+
+
+def leave_out_distinct(table: Table, name: str, num_distinct: int, num_values: int) -> bool:
+    """Whether a column of strings holds names rather than categories (titles, codes); says so if it does.
+
+    More than half of the values are distinct, or, in tables of up to 100 rows, more than nine tenths. Below 10 rows
+    nothing can be told. Integers are categories whatever their number.
+    """
+    if num_values < 10 or num_distinct <= (0.5 if num_values > 100 else 0.9) * num_values:
+        return False
+    _leave_out(
+        table,
+        name,
+        f"has {num_distinct} distinct values in {num_values} rows, so it is no category "
+        f"(data.features.{table.owner}.{name}.kind=categorical or text keeps it)",
+    )
+    return True
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_code(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _kind_by_type(kind: pa.DataType) -> Kind | None:
+    if _is_code(kind):
+        return "categorical"
+    if _is_number(kind):
+        return "numeric"
+    if _is_list(kind) and _is_code(kind.value_type):
+        return "multi_categorical"
+    if _is_list(kind) and _is_number(kind.value_type):
+        return "vector"
+    return None
+
+
+def _fits(kind: Kind, column: pa.DataType) -> bool:
+    if kind == "categorical":
+        return _is_code(column)
+    if kind == "text":
+        return bool(pa.types.is_string(column))
+    if kind == "numeric":
+        return _is_number(column) or _is_time(column) or (_is_code(column) and not pa.types.is_string(column))
+    if not _is_list(column):
+        return False
+    inner = column.value_type
+    return _is_code(inner) if kind == "multi_categorical" else _is_number(inner) or pa.types.is_integer(inner)
+
+
+_EXPECTED: dict[str, str] = {
+    "categorical": "strings, integers or booleans",
+    "multi_categorical": "lists of strings or integers",
+    "numeric": "numbers, dates or timestamps",
+    "vector": "lists of numbers",
+    "text": "strings",
+}

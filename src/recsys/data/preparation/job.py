@@ -1,0 +1,52 @@
+"""What one preparation has to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from recsys.data.preparation.feature_plans import Plan
+from recsys.data.preparation.splits import Continuing, Split
+from recsys.data.sources.tables import Table
+
+
+@dataclass(frozen=True)
+class Build:
+    """What to build, checked as far as footers tell.
+
+    Attributes:
+        engaged: column of interactions that tells events from exposures; None where all are events.
+    """
+
+    tables: Mapping[str, Table]
+    plans: Sequence[Plan]
+    split: Split
+    time: str
+    min_user_events: int
+    min_item_events: int
+    engaged: str | None = None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether what was prepared earlier can be of use: events do not change by others that come later."""
+        is_whole = self.engaged is None and max(self.min_user_events, self.min_item_events) <= 1
+        return is_whole and isinstance(self.split, Continuing)
+
+    @property
+    def keeps_times(self) -> bool:
+        """Whether the times that are written are those that were read."""
+        table = self.tables["interactions"]
+        if "timestamp" not in table.names or self.worth == "order":
+            return True
+        return self.worth == "seconds" and pa.types.is_integer(table.types[table.names["timestamp"]])
+
+    @property
+    def worth(self) -> str:
+        """What times are worth; nothing where there are none."""
+        return self.time if "timestamp" in self.tables["interactions"].names else "none"
+
+    def plans_of(self, owner: str) -> dict[str, Plan]:
+        """Features of one table by the names that they have within the engine, which clash with nothing."""
+        return {f"feature_{i}": plan for i, plan in enumerate(self.plans) if plan.owner == owner}

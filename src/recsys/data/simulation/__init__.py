@@ -1,0 +1,1 @@
+"""Simulated pins: users, items and events with a known truth."""

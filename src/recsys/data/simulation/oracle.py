@@ -1,0 +1,190 @@
+"""The best reachable recall of a simulated world: users ranked by the probabilities that drew their events.
+
+The oracle knows the world, the boards, and the board of the last event before the part. It does not know what was drawn
+in the part, only when: it ranks by the expected number of events on each item at those times.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.core.columns import load_array, ragged_positions
+from recsys.core.errors import UserError
+from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.simulation.world import Boards, Integers, World, WorldSettings, stay
+
+_SCORES_PER_BLOCK = 32_000_000
+
+
+class Moments(NamedTuple):
+    """Events to predict: request r, of user `user[r]`, has those at `seconds[begin[r]:begin[r + 1]]`, in order."""
+
+    user: Integers
+    begin: Integers
+    seconds: Integers
+
+
+class Truth:
+    """What the generator knew, as written under `<root>/truth`."""
+
+    def __init__(self, root: Path) -> None:
+        folder = root / "truth"
+        try:
+            self.settings = WorldSettings(**json.loads((folder / "settings.json").read_text()))
+            self.world = World.load(folder / "world.npz", self.settings)
+            self.offsets: Integers = np.load(folder / "offsets.npy")
+            self._boards = [load_array(folder / f"boards.{name}.npy") for name in ("topic", "size", "phase", "cycle")]
+            self._seconds = load_array(folder / "events.seconds.npy")
+            self._board = load_array(folder / "events.board.npy")
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{folder}: not the truth of a simulated world ({error})") from error
+
+    def boards(self, users: Integers) -> Boards:
+        """Boards of `users`, counted from 0."""
+        return Boards(*(np.asarray(column[users]) for column in self._boards))
+
+    def expected(self, moments: Moments, days: Integers) -> npt.NDArray[np.float64]:
+        """Expected number of the moments' events by topic and day, float64 [R, T, len(days)].
+
+        `days` holds every day of the moments, ascending.
+        """
+        settings, num_requests = self.settings, len(moments.user)
+        counts = np.diff(moments.begin)
+        boards = self.boards(moments.user)
+        row = np.repeat(np.arange(num_requests), counts)
+        interest = boards.interest(self.world, row, moments.seconds)
+        state, last = self._state(moments)
+        probability = np.empty_like(interest)
+        # The board is a Markov chain: one step for the first event of every request, then for the second, ...
+        for step in range(int(counts.max(initial=0))):
+            active = np.flatnonzero(counts > step)
+            at = moments.begin[active] + step
+            keep = np.where(last[active] < 0, 0.0, stay(settings, np.maximum(moments.seconds[at] - last[active], 0)))
+            state[active] = keep[:, None] * state[active] + (1 - keep)[:, None] * interest[at]
+            probability[at] = state[active]
+            last[active] = moments.seconds[at]
+
+        day = np.searchsorted(days, self.world.day_of(moments.seconds))
+        mass = np.zeros((num_requests, settings.num_topics, len(days)))
+        topic = boards.topic[row]
+        event, board = np.nonzero(topic >= 0)
+        np.add.at(
+            mass,
+            (row[event], topic[event, board], day[event]),
+            (1 - settings.explore) * probability[event, board],
+        )
+        outside = np.zeros((num_requests, len(days)))
+        np.add.at(outside, (row, day), settings.explore)
+        return mass + outside[:, None, :] * np.stack([self.world.topic_probability(int(d)) for d in days], axis=1)
+
+    def _state(self, moments: Moments) -> tuple[npt.NDArray[np.float64], Integers]:
+        """Board of the last event before the moments, one-hot [R, B], and its time, -1 where there is none."""
+        state = np.zeros((len(moments.user), self._boards[0].shape[1]))
+        last = np.full(len(moments.user), -1, np.int64)
+        for request, user in enumerate(moments.user):
+            begin, end = self.offsets[user], self.offsets[user + 1]
+            before = np.searchsorted(self._seconds[begin:end], moments.seconds[moments.begin[request]])
+            if before:
+                state[request, self._board[begin + before - 1]] = 1.0
+                last[request] = self._seconds[begin + before - 1]
+        return state, last
+
+
+def best_reachable(
+    root: Path,
+    dataset: PreparedDataset,
+    part: Part,
+    cutoffs: Sequence[int] = (5, 10, 20, 50, 100),
+    max_users: int = 5_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Recall@K in `part` of ranking by the true probabilities, with the items of the history left out.
+
+    Args:
+        root: the generated folder that `dataset` was prepared from.
+        dataset: prepared with `time=seconds`.
+        part: `val` or `test`.
+        cutoffs: values of K.
+        max_users: so many users, drawn by `seed`, where the part has more.
+        seed: of that draw.
+
+    Returns:
+        `{"recall@5": ...}`, the mean over users with relevant items; empty if there are none.
+
+    Raises:
+        UserError: `root` has no truth, or `dataset` was not prepared from it.
+    """
+    truth = Truth(root)
+    world, num_items = truth.world, truth.settings.num_items
+    users = dataset.requests(part).user_idx
+    if len(users) > max_users:
+        users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
+    user_ids, item_ids = (
+        np.asarray(ids.to_numpy(zero_copy_only=False)) for ids in (dataset.user_ids, dataset.item_ids)
+    )
+    _check(root, dataset, truth.settings, user_ids, item_ids)
+
+    # Position in the world's order of items by item_idx; the unknown item 0 has none.
+    by_id = np.argsort(world.item_id)
+    position = np.concatenate([[-1], by_id[item_ids - 1]])
+    outside = np.ones(num_items, bool)
+    outside[position[1 : dataset.meta.num_known + 1]] = False
+
+    part_begin, part_end = (bounds[users] for bounds in dataset.part_bounds(part))
+    seconds = dataset.time[ragged_positions(part_begin, part_end - part_begin)] - truth.settings.start_seconds
+    days = np.unique(world.day_of(seconds))
+    likely = np.empty((len(days), num_items), np.float32)
+    for row, day in enumerate(days):
+        likely[row] = world.item_probability(int(day))
+    hits: list[npt.NDArray[np.float64]] = []
+    per_block = max(1, _SCORES_PER_BLOCK // max(num_items, truth.settings.num_topics * len(days)))
+    for first in range(0, len(users), per_block):
+        chunk = slice(first, first + per_block)
+        begin, end = part_begin[chunk], part_end[chunk]
+        moments = Moments(
+            user=user_ids[users[chunk]] - 1,
+            begin=np.concatenate([[0], np.cumsum(end - begin)]),
+            seconds=dataset.time[ragged_positions(begin, end - begin)] - truth.settings.start_seconds,
+        )
+        mass = truth.expected(moments, days).astype(np.float32)
+        scores = np.empty((len(begin), num_items), np.float32)
+        for topic in range(truth.settings.num_topics):
+            items = slice(world.topic_start[topic], world.topic_start[topic + 1])
+            scores[:, items] = mass[:, topic] @ likely[:, items]
+        scores[:, outside] = -np.inf
+        for row, user in enumerate(users[chunk]):
+            seen = position[dataset.item_idx[dataset.offsets[user] : begin[row]]]
+            relevant = np.setdiff1d(position[dataset.item_idx[begin[row] : end[row]]], seen)
+            if len(relevant):
+                scores[row, seen[seen >= 0]] = -np.inf
+                hits.append(_recalls(scores[row], relevant, cutoffs))
+    if not hits:
+        return {}
+    return {f"recall@{k}": float(value) for k, value in zip(cutoffs, np.mean(hits, axis=0), strict=True)}
+
+
+def _recalls(
+    scores: npt.NDArray[np.float32], relevant: npt.NDArray[np.integer], cutoffs: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Share of `relevant` among the best K, for each K; items of score -inf are never shown."""
+    k = min(max(cutoffs), len(scores))
+    best = np.argpartition(scores, -k)[-k:]
+    best = best[np.argsort(-scores[best], kind="stable")]
+    found = np.cumsum(np.isin(best, relevant) & np.isfinite(scores[best]))
+    return np.array([found[min(cutoff, k) - 1] for cutoff in cutoffs]) / len(relevant)
+
+
+def _check(
+    root: Path, dataset: PreparedDataset, settings: WorldSettings, user_ids: Integers, item_ids: Integers
+) -> None:
+    if dataset.meta.time != "seconds":
+        raise UserError(f"{dataset.path}: prepared with data.time={dataset.meta.time}, expected seconds")
+    for name, ids, num in (("user_id", user_ids, settings.num_users), ("item_id", item_ids, settings.num_items)):
+        if ids.dtype.kind != "i" or (len(ids) and (ids.min() < 1 or ids.max() > num)):
+            raise UserError(f"{dataset.path}: {name}s are not those of {root}, expected whole numbers from 1 to {num}")

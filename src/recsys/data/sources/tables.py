@@ -1,0 +1,197 @@
+"""What the source's files hold, from their footers alone: every later step reads columns that are known to be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.core.errors import UserError, nearest
+from recsys.core.schema import Owner
+from recsys.data.preparation.engines import Read
+from recsys.data.sources.files import Tables
+
+# Our names of columns, and the tables that have them.
+NAMES = ("user_id", "item_id", "timestamp", "split")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of the source.
+
+    Attributes:
+        owner: interactions, items or users.
+        files: its shards in name order.
+        types: type of each column by its name in the files, without dictionaries and large or view types.
+        num_rows: of all shards.
+        names: our names -> names in the files, of the columns that have one of ours.
+    """
+
+    owner: Owner
+    files: tuple[str, ...]
+    types: Mapping[str, pa.DataType]
+    num_rows: int
+    names: Mapping[str, str]
+
+    @property
+    def place(self) -> str:
+        """How messages name it."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].rsplit("/", 1)[0]
+
+    def others(self) -> list[str]:
+        """Columns that are none of ours."""
+        return [name for name in self.types if name not in self.names.values()]
+
+
+def inspect(tables: Tables, columns: Mapping[str, str], needs: str, events_use: Iterable[str] = ()) -> dict[str, Table]:
+    """The tables of the source, each checked as far as footers tell.
+
+    Args:
+        tables: files of the source.
+        columns: our names -> names in the files.
+        needs: the column that the split cannot do without, `timestamp` or `split`.
+        events_use: other columns of interactions that are used.
+
+    Raises:
+        UserError: an unreadable or empty file, a missing column, a type that cannot be, shards that differ.
+    """
+    if unknown := [name for name in columns if name not in NAMES]:
+        raise UserError(f"data.columns.{unknown[0]}: no such column{nearest(unknown[0], NAMES)}")
+    wanted = {name: columns.get(name) or name for name in NAMES}
+    found: dict[str, Table] = {}
+    owners: tuple[Owner, ...] = ("interactions", "items", "users")
+    for owner in owners:
+        if files := tables.of(owner):
+            found[owner] = _table(owner, files, wanted, needs, events_use)
+    events = found["interactions"]
+    for owner, key in (("items", "item_id"), ("users", "user_id")):
+        if owner in found:
+            one, other = id_type(events, key), id_type(found[owner], key)
+            if one != other:
+                raise UserError(
+                    f"{found[owner].place}: column '{found[owner].names[key]}' holds {other}, but {events.place} holds "
+                    f"{one} in '{events.names[key]}'; expected one type in both"
+                )
+    return found
+
+
+def id_type(table: Table, key: str) -> str:
+    """`int64` or `string`.
+
+    Raises:
+        UserError: ids of any other type.
+    """
+    column = table.names[key]
+    kind = table.types[column]
+    if pa.types.is_integer(kind):
+        return "int64"
+    if pa.types.is_string(kind):
+        return "string"
+    raise UserError(f"{table.place}: column '{column}' holds {kind}, expected integers or strings")
+
+
+def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
+    """How to read those of our columns that the table has."""
+    wanted: dict[str, Read] = {}
+    for key in key_names:
+        if key in ("user_id", "item_id"):
+            wanted[key] = Read(table.names[key], "int64" if id_type(table, key) == "int64" else "string")
+        elif key == "timestamp" and key in table.names:
+            wanted["time"] = read_time(table.names[key], table.types[table.names[key]])
+        elif key == "split" and key in table.names:
+            wanted["split"] = Read(table.names[key], "string")
+    return wanted
+
+
+def read_time(column: str, kind: pa.DataType) -> Read:
+    """How to read a column of dates, times or integers as integers."""
+    if pa.types.is_integer(kind):
+        return Read(column, "int64")
+    if pa.types.is_date(kind):
+        return Read(column, "date")
+    return Read(column, "nanoseconds" if kind.unit == "ns" else "time")
+
+
+def _table(
+    owner: Owner, files: tuple[str, ...], wanted: Mapping[str, str], needs: str, events_use: Iterable[str]
+) -> Table:
+    types, num_rows = _footer(files[0])
+    required = {"interactions": ["user_id", "item_id", needs], "items": ["item_id"], "users": ["user_id"]}[owner]
+    optional = ["timestamp", "split"] if owner == "interactions" else []
+    names: dict[str, str] = {}
+    for key in dict.fromkeys(required + optional):
+        # A renamed id may keep its plain name in the smaller tables.
+        candidates = [wanted[key]] if owner == "interactions" else [wanted[key], key]
+        column = next((name for name in candidates if name in types), None)
+        if column is not None:
+            names[key] = column
+        elif key in required:
+            raise UserError(
+                f"{files[0]}: column '{wanted[key]}' is missing{nearest(wanted[key], types)}"
+                + _REMEDY.get(key if key == needs else "", "")
+            )
+    for file in files[1:]:
+        others, rows = _footer(file)
+        num_rows += rows
+        used = {*names.values(), *events_use} if owner == "interactions" else types.keys() | others.keys()
+        for name in sorted(used):
+            if types.get(name) != others.get(name):
+                one, other = (kinds.get(name, "no such column") for kinds in (types, others))
+                raise UserError(f"{file}: column '{name}' holds {other}, but {one} in {files[0]}; expected one type")
+    if not num_rows:
+        raise UserError(f"{files[0]}: no rows" + (f", nor in {len(files) - 1} other shards" if len(files) > 1 else ""))
+    table = Table(owner, files, types, num_rows, names)
+    for key in names:
+        if key in ("user_id", "item_id"):
+            id_type(table, key)
+    if "timestamp" in names:
+        kind = types[names["timestamp"]]
+        if not (pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+            raise UserError(
+                f"{files[0]}: column '{names['timestamp']}' holds {kind}, "
+                f"expected integer seconds, a date or a timestamp"
+            )
+    if needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
+        raise UserError(
+            f"{files[0]}: column '{names['split']}' holds {types[names['split']]}, expected strings: train, val or test"
+        )
+    return table
+
+
+_REMEDY = {
+    "timestamp": "; data.columns.timestamp names another column, and split=given does without",
+    "split": "; split=given needs it, data.columns.split names another column",
+}
+
+
+def _footer(file: str) -> tuple[dict[str, pa.DataType], int]:
+    """Types of the columns and number of rows."""
+    try:
+        with fsspec.open(file, "rb") as opened:
+            parquet = pq.ParquetFile(opened)
+            return {field.name: _plain(field.type) for field in parquet.schema_arrow}, parquet.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type
+    return kind
+
+
+def settings_keys(node: Mapping[str, Any], valid: Iterable[str], place: str) -> None:
+    """Refuse keys of `node` that are not `valid`, by name."""
+    for key in node:
+        if key not in valid:
+            raise UserError(f"{place}.{key}: no such key{nearest(str(key), valid)}")

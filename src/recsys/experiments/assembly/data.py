@@ -1,0 +1,82 @@
+"""The data of a configuration: prepared, and as loaders."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from recsys.core.errors import UserError
+from recsys.core.instantiate import instantiate, plain
+from recsys.data.batches.datamodule import RetrievalData
+from recsys.data.batches.targets import Objective
+from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.preparation.from_config import configured_data
+from recsys.data.preparation.prepare import prepare
+from recsys.data.simulation.synthetic import Synthetic, best_reachable
+from recsys.data.sources import Tables
+from recsys.experiments.assembly.objects import check_keys
+
+HISTORY_KEYS = (
+    "max_events",
+    "predict_first",
+    "horizon",
+    "window_days",
+    "gap_days",
+    "half_life_days",
+    "targets_since",
+    "action_weights",
+    "max_exposures",
+    "order",
+)
+
+
+def open_data(config: DictConfig) -> PreparedDataset:
+    """Prepare the data of a configuration, or reuse what is prepared."""
+    return prepare(*configured_data(config), instantiate(config.data.engine))
+
+
+def source_of(config: DictConfig) -> Tables:
+    """The raw tables of a configuration."""
+    tables: Tables = instantiate(config.data.source).tables(_sources(config))
+    return tables
+
+
+def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[str, float]:
+    """`recall@K` of ranking by the truth where the data is simulated, else nothing."""
+    source = instantiate(config.data.source)
+    if not isinstance(source, Synthetic) or dataset.meta.time != "seconds":
+        return {}
+    return best_reachable(source.folder(_sources(config)), dataset, part)
+
+
+def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
+    """Loaders."""
+    check_keys(config.history, HISTORY_KEYS, "history")
+    if config.history.max_events < 1:
+        raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
+    if config.history.max_exposures < 0:
+        raise UserError(f"history.max_exposures: found {config.history.max_exposures}, expected 0 or more")
+    if config.batch_size < 1:
+        raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
+    return RetrievalData(
+        dataset,
+        max_history=config.history.max_events,
+        batch_size=config.batch_size,
+        predict_first=config.history.predict_first,
+        objective=objective_of(config),
+        max_exposures=config.history.max_exposures,
+        val_users=config.evaluation.val_users,
+        seed=config.seed,
+    )
+
+
+def objective_of(config: DictConfig) -> Objective:
+    """What training targets are, and what they count."""
+    names = (field.name for field in dataclasses.fields(Objective))
+    return Objective(**{name: plain(config.history)[name] for name in names})
+
+
+def _sources(config: DictConfig) -> Path:
+    return Path(config.data.cache) / "sources"

@@ -1,0 +1,103 @@
+"""The model of a configuration: two towers, or a blend of several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import numpy.typing as npt
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recsys.core.errors import UserError
+from recsys.core.instantiate import instantiate
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly.data import objective_of
+from recsys.experiments.assembly.objects import check_keys, complete
+from recsys.models.blend import Blend, Member, Model
+from recsys.models.items import ItemTower
+from recsys.models.pretrained import PretrainedItems
+from recsys.models.towers import UserTower
+from recsys.models.two_tower import TwoTower
+from recsys.training.frequency import prior_shift
+
+MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
+# Id tables from this size on are updated by rows: a dense step costs what the table holds.
+SPARSE_ROWS = 100_000
+
+
+def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
+    """The model of a run that is trained, for its weights to be loaded into: two towers, or a blend of several."""
+    if not config.members:
+        return build_towers(config, dataset, fresh=False)
+    members = [
+        Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
+        for member in config.members.values()
+    ]
+    return Blend(members, _item_bias(config, dataset))
+
+
+def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
+    """Both towers, initialised from the seed.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        dataset: to train on.
+        fresh: whether they are to be trained; if not, what is pretrained is left to the checkpoint that is to come.
+    """
+    check_keys(config.model, MODEL_KEYS, "model")
+    check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), "model.prior_shift")
+    L.seed_everything(config.seed, verbose=False)
+    model = config.model
+    try:
+        towers = TwoTower(
+            user_tower=_user_tower(config, dataset),
+            item_tower=_item_tower(config, dataset),
+            similarity=model.similarity,
+            temperature=model.temperature,
+            learn_temperature=model.learn_temperature,
+            item_bias=_item_bias(config, dataset),
+        )
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(f"model: {error}") from error
+    for module in towers.modules():
+        if fresh and isinstance(module, PretrainedItems):
+            module.fill(dataset)
+    return towers
+
+
+def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
+    """item_idx of the items that the model can recommend."""
+    corpus = dataset.corpus(reads_features=model.reads_features, reads_ids=model.reads_ids)
+    if not len(corpus):
+        raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
+    return corpus
+
+
+def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
+    runtime: dict[str, Any] = {"dataset": dataset}
+    if "own_items" in config.user_tower:
+        runtime["own_items"] = _item_tower(config, dataset) if config.user_tower.own_items else None
+    tower: UserTower = complete(instantiate(config.user_tower), **runtime)
+    return tower
+
+
+def _item_tower(config: DictConfig, dataset: PreparedDataset) -> ItemTower:
+    sparse = config.item_tower.sparse
+    if sparse == "auto":
+        whole_table = config.loss["_target_"].endswith("FullSoftmax")
+        sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
+    tower: ItemTower = complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse)
+    return tower
+
+
+def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
+    shift = config.model.prior_shift
+    if not shift.weight:
+        return None
+    for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
+        if shift[name] is None or shift[name] <= low:
+            raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
+    bias = prior_shift(dataset, shift.half_life_days, objective_of(config), shift.power)
+    return bias.mul(shift.weight).float()

@@ -1,0 +1,27 @@
+"""Configuration that is completed and checked where objects are built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from recsys.core.errors import UserError, nearest
+
+
+def complete(partial: Any, **runtime: Any) -> Any:
+    """Call what a `_partial_` node gave with run-time arguments; a wrong value is a `UserError`."""
+    try:
+        return partial(**runtime)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{partial.func.__module__}.{partial.func.__qualname__}: {error}") from error
+
+
+def check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
+    """Refuse keys of the node `name` that are not among the valid ones."""
+    for key in map(str, node):
+        if key not in valid:
+            raise UserError(f"unknown configuration key '{name}.{key}'{nearest(key, valid)}")

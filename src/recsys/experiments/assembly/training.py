@@ -1,0 +1,106 @@
+"""What training needs beside data and model: the step with its negatives and loss, and callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recsys.core.errors import UserError, nearest
+from recsys.core.instantiate import instantiate
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.metrics import CUTOFFS, NAMES
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.experiments.assembly.model import corpus_of
+from recsys.experiments.assembly.objects import complete
+from recsys.models.two_tower import TwoTower
+from recsys.training.frequency import Exact, Frequency, target_probabilities
+from recsys.training.losses import GBCE, FullSoftmax
+from recsys.training.module import RetrievalModule
+from recsys.training.negatives import Catalogue, NegativeSampler, Uniform
+
+# `recsys.training.negatives.NearestItems` of a data set and its corpus: both, then a run folder and k.
+Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
+
+
+def build_module(
+    config: DictConfig,
+    dataset: PreparedDataset,
+    model: TwoTower,
+    schedule_steps: int | None = None,
+    mine: Miner | None = None,
+) -> RetrievalModule:
+    """The training step of a configuration.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        dataset: to train on.
+        model: both towers.
+        schedule_steps: length of the schedule; null for the steps that the trainer will make.
+        mine: finds neighbours in an earlier run, for negatives that want them.
+    """
+    corpus = torch.from_numpy(corpus_of(model, dataset))
+    loss = instantiate(config.loss)
+    if config.loss.get("_partial_"):
+        loss = complete(loss, num_items=len(corpus))
+    negatives = _build_negatives(config, dataset, model, corpus, mine)
+    if isinstance(loss, FullSoftmax) and negatives is not None:
+        raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
+    if not isinstance(loss, FullSoftmax) and negatives is None:
+        raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
+    if isinstance(loss, GBCE) and not isinstance(negatives, Uniform):
+        raise UserError("loss=gbce is calibrated for uniform draws: add negatives=uniform")
+    return RetrievalModule(
+        model,
+        loss,
+        negatives,
+        instantiate(config.optimizer),
+        corpus,
+        clip_norm=config.clip_norm,
+        seed=config.seed,
+        schedule_steps=schedule_steps,
+    )
+
+
+def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
+    """Callbacks; those that write are told where."""
+    check_metric(config.evaluation.metric)
+    callbacks = []
+    for node in config.callbacks.values():
+        callback = instantiate(node)
+        callbacks.append(complete(callback, dirpath=checkpoints) if node.get("_partial_") else callback)
+    return callbacks
+
+
+def check_metric(metric: str) -> None:
+    """Refuse a name that is no metric of validation."""
+    of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
+    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
+    if metric not in names:
+        raise UserError(f"evaluation.metric: found '{metric}'{nearest(metric, names)}")
+
+
+def _build_negatives(
+    config: DictConfig, dataset: PreparedDataset, model: TwoTower, corpus: Tensor, mine: Miner | None
+) -> NegativeSampler | None:
+    probabilities = target_probabilities(dataset, config.history.predict_first)
+    frequency: Frequency = instantiate(config.frequency)
+    if config.frequency.get("_partial_"):
+        frequency = complete(frequency, probabilities=probabilities)
+    negatives: NegativeSampler | None = None
+    if config.negatives["_target_"] is not None:
+        catalogue = Catalogue(probabilities, corpus, frequency, model.item_tower.dim)
+        if mine is not None:
+            catalogue = catalogue._replace(nearest_items=partial(mine, dataset, corpus))
+        negatives = complete(instantiate(config.negatives), catalogue=catalogue)
+    if not isinstance(frequency, Exact) and (negatives is None or negatives.frequency is None):
+        raise UserError(
+            "frequency: these negatives are no targets of batches, so their probabilities are known; "
+            "expected frequency=exact with them"
+        )
+    return negatives

@@ -1,0 +1,172 @@
+"""One folder a baseline, with what a run folder holds: tuned on validation, fitted on train + val, measured on test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from recsys.baselines.interactions import Generator, Interactions
+from recsys.baselines.request_batches import request_batches
+from recsys.baselines.tuning import Axis, Settings, axes_of, describe, search
+from recsys.core.errors import UserError, nearest
+from recsys.data.dataset import Part, PreparedDataset, Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import evaluate, per_user_table
+from recsys.evaluation.relevance import rolling_requests
+from recsys.experiments import tracking
+from recsys.experiments.assembly import check_metric, instantiate, open_data, reachable
+from recsys.experiments.tracking import RunFolder
+
+
+def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFolder], dict[str, UserError]]:
+    """Measure each of `config.generators` in `path/<name>`; finished ones are taken as they are.
+
+    Args:
+        config: composed from `conf/baselines.yaml`.
+        path: of the folder.
+
+    Returns:
+        The finished folders, and what the generators said that are not for this data.
+
+    Raises:
+        UserError: nobody can be asked for, or a name is unknown.
+    """
+    grids: Any = OmegaConf.to_container(config.grids)
+    known: Any = OmegaConf.to_container(config.generator, resolve=True)
+    for name in (*config.generators, *grids):
+        if name not in known:
+            raise UserError(f"generators: no generator '{name}'{nearest(str(name), known)}")
+    axes = {name: axes_of(name, grids.get(name) or {}, known[name], config.data.time) for name in config.generators}
+    check_metric(config.evaluation.metric)
+    dataset = open_data(config)
+    for part in ("val", "test"):
+        if not len(dataset.requests(part).user_idx):
+            raise UserError(
+                f"{dataset.path}: no events in the {part} part; baselines are chosen on val, measured on test"
+            )
+    runs, failed = {}, {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(soft_wrap=True)) as progress:
+        task = progress.add_task("baselines", total=len(axes))
+
+        def say(line: str) -> None:
+            progress.console.print(line, markup=False, highlight=False)
+
+        for name in axes:
+            progress.update(task, description=name)
+            try:
+                runs[name] = _Baseline(name, config, dataset, path, say).measure(axes[name])
+            except UserError as error:
+                failed[name] = error
+                say(f"{name}: left out: {error}")
+            progress.advance(task)
+    return runs, failed
+
+
+class _Baseline:
+    """One generator at work on one data set, in a folder that tells how far it is."""
+
+    def __init__(
+        self, name: str, config: DictConfig, dataset: PreparedDataset, path: Path, say: Callable[[str], None]
+    ) -> None:
+        self.name, self.config, self.dataset, self.say = name, config, dataset, say
+        asked = {key: config[key] for key in ("data", "split", "seed", "exclude_seen", "evaluation")}
+        grid = config.grids.get(name) or {}
+        self.run = RunFolder(path / name, OmegaConf.create(asked | {"generator": config.generator[name], "grid": grid}))
+        fingerprint = self.run.state.get("dataset_fingerprint", dataset.meta.fingerprint)
+        if fingerprint != dataset.meta.fingerprint:
+            raise UserError(
+                f"{self.run.path / 'run.json'}: measured on data {fingerprint}, but the source now gives "
+                f"{dataset.meta.fingerprint}: the data has changed since; choose another hydra.run.dir"
+            )
+        self._begin, self._before = time.monotonic(), self.run.state.get("seconds", 0.0)
+
+    def measure(self, axes: Sequence[Axis]) -> RunFolder:
+        """Tune and test, unless that is done."""
+        run, metric = self.run, self.config.evaluation.metric
+        if run.state.get("status") == "finished":
+            return run
+        run.update(
+            status="running",
+            generator=self.name,
+            metric=metric,
+            dataset_fingerprint=self.dataset.meta.fingerprint,
+            git_commit=tracking.git_commit(),
+        )
+        settings = self._tune(axes)
+        self._test(settings)
+        run.update(
+            status="finished",
+            settings=settings,
+            seconds=self._seconds(),
+            peak_memory_bytes=tracking.peak_memory_bytes(),
+        )
+        return run
+
+    def _tune(self, axes: Sequence[Axis]) -> Settings:
+        """The best settings on validation, whose metrics stay in `metrics.json`."""
+        metric, events = self.config.evaluation.metric, Interactions(self.dataset, "train")
+        tried: list[dict[str, Any]] = self.run.state.get("tried", [])
+
+        def score(settings: Settings) -> float:
+            for earlier in tried:
+                if earlier["settings"] == settings:
+                    return float(earlier[metric])
+            generator = self._fitted(settings, events)
+            values = self._evaluate(generator, self.dataset, "val", self.dataset.requests("val"))
+            if metric not in values:
+                raise UserError(f"evaluation.metric={metric}: no validation request falls into this slice")
+            if all(values[metric] > earlier[metric] for earlier in tried):
+                self.run.write_metrics(values)
+            tried.append({"settings": settings, metric: values[metric]})
+            self.run.update(tried=tried, seconds=self._seconds())
+            self.say(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
+            return values[metric]
+
+        node = self.config.generator[self.name]
+        return search({axis.name: node[axis.name] for axis in axes}, axes, score)
+
+    def _test(self, settings: Settings) -> None:
+        """Look at the test part once, fitted on everything before it."""
+        data, metrics = self.dataset.refit(), self.run.metrics
+        generator = self._fitted(settings, Interactions(self.dataset, "val"))
+        counted = self._metrics(data, keep_users=True)
+        metrics |= self._evaluate(generator, data, "test", data.requests("test"), counted)
+        if self.config.evaluation.rolling:
+            metrics |= self._evaluate(generator, data, "test", rolling_requests(data, "test"), rolling=True)
+        best = reachable(self.config, data, "test")
+        metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
+        self.run.write_per_user(per_user_table(data, counted))
+        self.run.write_metrics(metrics)
+
+    def _fitted(self, settings: Settings, events: Interactions) -> Generator:
+        generator: Generator = instantiate(self.config.generator[self.name], **settings)
+        generator.fit(events)
+        return generator
+
+    def _evaluate(
+        self,
+        generator: Generator,
+        data: PreparedDataset,
+        part: Part,
+        requests: Requests,
+        metrics: RetrievalMetrics | None = None,
+        rolling: bool = False,
+    ) -> dict[str, float]:
+        metrics = metrics or self._metrics(data)
+        batches = request_batches(data, requests)
+        values = evaluate(generator, data, part, batches, metrics, self.config.exclude_seen, rolling)
+        return {f"{part}{'_rolling' if rolling else ''}/{name}": value for name, value in values.items()}
+
+    def _metrics(self, data: PreparedDataset, keep_users: bool = False) -> RetrievalMetrics:
+        # As for a model that reads ids and features, so that the same share is the same number of items.
+        return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users)
+
+    def _seconds(self) -> float:
+        return round(float(self._before) + time.monotonic() - self._begin, 3)

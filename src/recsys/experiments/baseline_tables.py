@@ -1,0 +1,84 @@
+"""Baselines as tables that people read."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from recsys.baselines.tuning import describe
+from recsys.core.errors import UserError
+from recsys.evaluation.significance import compare_runs, holm
+from recsys.experiments.tracking import RunFolder
+
+log = logging.getLogger("recsys")
+
+METRICS = ("recall@10", "ndcg@10", "recall@100")
+# Of tables in files.
+_WIDTH = 160
+
+
+def print_baselines(runs: Mapping[str, RunFolder], metric: str) -> None:
+    """Chosen settings, the metric that chose them, and test metrics of each baseline; the best of a column is bold."""
+    names = [metric, *(f"test/{name}" for name in (*METRICS, "coverage@10"))]
+    names += [f"test_rolling/{name}" for name in METRICS]
+    values = {name: {run: folder.metrics.get(name) for run, folder in runs.items()} for name in names}
+    names = [name for name in names if any(value is not None for value in values[name].values())]
+    table = Table("baseline", "settings", title="full corpus, exact; fitted on train + val", title_justify="left")
+    for name in (*names, "seconds"):
+        table.add_column(name.replace("/", "\n"), justify="right")
+    for run, folder in runs.items():
+        cells = [_cell(values[name][run], values[name].values()) for name in names]
+        table.add_row(run, describe(folder.state["settings"]), *cells, f"{folder.state['seconds']:.0f}")
+    _print(table)
+
+
+def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
+    """What the run `against` gains over each baseline, paired over test users, with Holm's p-values over all rows.
+
+    Raises:
+        UserError: the run has no `per_user.parquet`, or one of other users.
+    """
+    state = against / "run.json"
+    if not state.exists():
+        raise UserError(f"against: {state} is missing; expected the folder of a finished run of train.py")
+    theirs = json.loads(state.read_text()).get("dataset_fingerprint")
+    ours = {run.state["dataset_fingerprint"] for run in runs.values()}
+    if ours != {theirs}:
+        log.warning(
+            "%s: prepared as data %s, the baselines as %s: users are paired by user_id", against, theirs, *sorted(ours)
+        )
+    found = {
+        (name, gain.metric): gain
+        for name, run in runs.items()
+        for gain in compare_runs(run.path / "per_user.parquet", against / "per_user.parquet", METRICS)
+    }
+    p_values = holm({f"{name} {metric}": gain.p_value for (name, metric), gain in found.items()})
+    table = Table("metric", "baseline", title=f"{against} less each baseline, test, paired", title_justify="left")
+    for column in ("users", "baseline's", "run's", "difference", "95%", "p (Holm)"):
+        table.add_column(column, justify="right")
+    for metric in METRICS:
+        for name in runs:
+            gain = found[name, metric]
+            interval = f"{gain.low:+.4f} {gain.high:+.4f}"
+            row = (f"{gain.num_users}", f"{gain.first:.4f}", f"{gain.second:.4f}", f"{gain.difference:+.4f}", interval)
+            table.add_row(metric, name, *row, f"{p_values[f'{name} {metric}']:.4f}")
+        table.add_section()
+    _print(table)
+
+
+def _cell(value: float | None, column: Collection[float | None]) -> str:
+    if value is None:
+        return ""
+    best = max(other for other in column if other is not None)
+    return f"[bold]{value:.4f}[/bold]" if value == best else f"{value:.4f}"
+
+
+def _print(table: Table) -> None:
+    # Figures that are cut off are of no use in a file.
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)

@@ -1,0 +1,203 @@
+"""Which of several selected runs add up to a better model, and the run that their blend becomes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.loaders import RequestLoader
+from recsys.data.batches.targets import Objective
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import CorpusSearch, encode_corpus
+from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.experiments.assembly import build_model, corpus_of, objective_of, open_data
+from recsys.experiments.tracking import RunFolder
+from recsys.experiments.trained_run import load_weights
+from recsys.training.frequency import prior_shift
+
+# Shares of the sum that a further member may get.
+SHARES = (0.25, 0.5, 0.75)
+# What a further member must add to the metric, relative to it: it costs its time at every request.
+LEAST_GAIN = 0.01
+# The same of a prior shift. It costs nothing, but validation is nearer to what was popular last than the future is.
+LEAST_SHIFT_GAIN = 0.05
+SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0))  # weight, power
+SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
+# Validation users that choices are measured on (a seeded sample).
+MOST_USERS = 20_000
+
+
+class Embedded(NamedTuple):
+    """What one run embeds for validation, as logits: item vectors are divided by its temperature.
+
+    Attributes:
+        users: of the validation requests, [R, D].
+        items: of the corpus, [N, D].
+    """
+
+    users: Tensor
+    items: Tensor
+
+
+class Chosen(NamedTuple):
+    """A blend that was chosen; of one run alone where no other improves it.
+
+    Attributes:
+        weights: of the logits of each run; they add up to 1.
+        prior_shift: as `model.prior_shift` of the blend: weight 0 for none.
+        metrics: `val/*` of the blend, of all validation users.
+    """
+
+    weights: dict[str, float]
+    prior_shift: dict[str, float]
+    metrics: dict[str, float]
+
+    @property
+    def is_one_run(self) -> bool:
+        """Whether the best run as it is was best."""
+        return len(self.weights) == 1 and not self.prior_shift["weight"]
+
+
+def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str) -> Chosen:
+    """Greedy forward selection on validation (Caruana et al. 2004, section 2): the best run, then what improves it.
+
+    Where the data has a clock, a prior shift to what was popular last is tried at the end.
+
+    Args:
+        configs: of the runs, by name; all of one data set.
+        runs: selected, by name.
+        metric: of validation, to be as high as possible.
+    """
+    best = max(runs, key=lambda name: runs[name].metrics[metric])
+    validation = _Validation(next(iter(configs.values())))
+    none = Chosen({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
+    for name, config in configs.items():
+        validation.add(name, config, runs[name])
+    if best not in validation.embedded:
+        return none
+    weights, score = none.weights, validation.measure(none.weights)[metric]
+    for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
+        if name == best or len(validation.corpora[name]) != len(validation.corpora[best]):
+            continue
+        tried = [{other: (1 - share) * w for other, w in weights.items()} | {name: share} for share in SHARES]
+        scores = [validation.measure(candidate)[metric] for candidate in tried]
+        if max(scores) >= score * (1 + LEAST_GAIN):
+            weights, score = tried[scores.index(max(scores))], max(scores)
+    shift = none.prior_shift
+    objective = objective_of(configs[max(weights, key=lambda name: weights[name])])
+    if validation.dataset.meta.time in ("seconds", "day"):
+        grid = [
+            {"weight": weight, "half_life_days": days, "power": power}
+            for weight, power in SHIFTS
+            for days in SHIFT_HALF_LIVES
+        ]
+        scores = [validation.measure(weights, _bias(validation.dataset, each, objective))[metric] for each in grid]
+        if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
+            shift = grid[scores.index(max(scores))]
+    chosen = Chosen(weights, shift, none.metrics)
+    if chosen.is_one_run:
+        return none
+    bias = _bias(validation.dataset, shift, objective) if shift["weight"] else None
+    return chosen._replace(metrics=validation.measure(weights, bias, everyone=True))
+
+
+def _bias(dataset: PreparedDataset, shift: Mapping[str, float], objective: Objective) -> Tensor:
+    return prior_shift(dataset, shift["half_life_days"], objective, shift["power"]).mul(shift["weight"]).float()
+
+
+class _Validation:
+    """Validation requests, and what the runs embed for them."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
+        self.requests = self.dataset.requests("val")
+        order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
+        self.sample = np.sort(order[:MOST_USERS])
+        self.embedded: dict[str, Embedded] = {}
+        self.corpora: dict[str, npt.NDArray[np.int64]] = {}
+
+    @torch.inference_mode()
+    def add(self, name: str, config: DictConfig, run: RunFolder) -> None:
+        """Embed with one run, unless it has several embeddings a user."""
+        model = build_model(config, self.dataset).eval()
+        load_weights(model, run.checkpoints / "best.ckpt")
+        if model.num_embeddings > 1:
+            return
+        corpus = corpus_of(model, self.dataset)
+        builder = BatchBuilder(self.dataset, config.history.max_events, config.history.predict_first)
+        users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
+        self.corpora[name] = corpus
+        self.embedded[name] = Embedded(users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature)
+
+    def measure(
+        self, weights: Mapping[str, float], bias: Tensor | None = None, everyone: bool = False
+    ) -> dict[str, float]:
+        """`val/*` of a blend."""
+        corpus = self.corpora[next(iter(weights))]
+        items = torch.cat([weight * self.embedded[name].items for name, weight in weights.items()], dim=1)
+        users = torch.cat([self.embedded[name].users for name in weights], dim=1)
+        if bias is not None:
+            items = torch.cat([items, bias[torch.from_numpy(corpus)].unsqueeze(1)], dim=1)
+            users = F.pad(users, (0, 1), value=1.0)
+        search, metrics = CorpusSearch(items, corpus), RetrievalMetrics(self.dataset, len(corpus))
+        rows = np.arange(len(users)) if everyone else self.sample
+        for some in np.split(rows, range(1024, len(rows), 1024)):
+            requests = Requests(*(column[some] for column in self.requests))
+            exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
+            _, ranked = search(users[torch.from_numpy(some)], metrics.cutoffs[-1], exclude)
+            relevant = relevant_items(self.dataset, "val", requests, self.exclude_seen)
+            metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+        return {f"val/{name}": value for name, value in metrics.compute().items()}
+
+
+def blend_config(
+    configs: Mapping[str, DictConfig], weights: Mapping[str, float], prior_shift: Mapping[str, float]
+) -> DictConfig:
+    """Configuration of the blend: the heaviest member's, with the members' own and the longest history of them."""
+    heaviest = max(weights, key=lambda name: weights[name])
+    config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
+    assert isinstance(config, DictConfig)
+    config.history.max_events = max(configs[name].history.max_events for name in weights)
+    config.model.prior_shift = dict(prior_shift)
+    config.members = {
+        name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
+        for name, weight in weights.items()
+    }
+    for member in config.members.values():
+        # Whether the test part is looked at is the run's alone: one that was selected can be tested later.
+        member.config.test = True
+    return config
+
+
+def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], path: Path) -> None:
+    """The members' weights as one checkpoint.
+
+    Args:
+        configs: of the members, in the order of the blend.
+        runs: theirs, by name.
+        path: of the file, written aside and renamed.
+    """
+    state: dict[str, Tensor] = {}
+    steps = 0
+    for number, name in enumerate(configs):
+        content = torch.load(runs[name].checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
+        steps += int(content["global_step"])
+        state |= {
+            f"model.models.{number}.{key.removeprefix('model.')}": value
+            for key, value in content["state_dict"].items()
+            if key.startswith("model.")
+        }
+    part = path.with_name(path.name + ".part")
+    torch.save({"state_dict": state, "global_step": steps}, part)
+    os.replace(part, path)

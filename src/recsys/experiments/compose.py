@@ -1,0 +1,247 @@
+"""Compose and check configurations: unknown keys and wrong types are refused with the nearest valid key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from recsys.core.errors import UserError, nearest
+
+CONF = Path(__file__).parents[3] / "conf"
+
+
+def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
+    """The configuration that `train.py` would have with these overrides, and its variants; within another command.
+
+    Raises:
+        UserError: they do not compose, or a key is unknown.
+    """
+    check_overrides("train", overrides)
+    given = [*overrides, *search_path(HydraConfig.get().overrides.hydra)]
+    with _initialized():
+        config = hydra.compose("train", overrides=given)
+    return config, variants_of(config, given)
+
+
+def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str, DictConfig]:
+    """The variants that a configuration of `train.yaml` lists, each composed with what the command line gave.
+
+    A variant says on which `data.time` it makes sense, if not on all.
+
+    Args:
+        config: composed.
+        given: overrides that it was composed with; null for those of the command line.
+
+    Raises:
+        UserError: a variant does not compose, or none fits the data.
+    """
+    variants = {}
+    if given is None:
+        said = HydraConfig.get().overrides
+        given = [*said.task, *search_path(said.hydra)]
+    for name, variant in config.variants.items():
+        for key in variant:
+            if key not in ("overrides", "time"):
+                raise UserError(
+                    f"unknown configuration key 'variants.{name}.{key}'{nearest(key, ('overrides', 'time'))}"
+                )
+        if config.data.time not in variant.get("time", [config.data.time]):
+            continue
+        # What the command line says wins over the variant.
+        overrides = [*variant.overrides, *given]
+        if problem := composition_error("train", overrides):
+            raise UserError(f"variants.{name}: {problem}")
+        with _initialized():
+            variants[name] = hydra.compose("train", overrides=overrides)
+            variants[name].variants = {}
+            variants[name].blend = False
+    if config.variants and not variants:
+        raise UserError(f"variants: none is for data.time={config.data.time}")
+    return variants
+
+
+def check_overrides(config_name: str, arguments: list[str]) -> None:
+    """What a command does with its arguments before anything else.
+
+    Raises:
+        UserError: they do not compose, or a key is unknown.
+    """
+    if problem := composition_error(config_name, arguments):
+        raise UserError(problem)
+
+
+def check(config: DictConfig, reference: DictConfig) -> None:
+    """Compare a configuration, key by key, with one of the same groups and no overrides.
+
+    New keys are welcome below `data.features`, `history.action_weights`, `variants`, `grids` and
+    `gates.absolute.floors`, where a constructor takes them, and as new objects (with a `_target_`).
+
+    Raises:
+        UserError: a key is unknown, or a value is of another type.
+    """
+    _check(config, reference, "")
+
+
+# Hydra's option for a folder of options outside `conf/`.
+CONFIG_DIR = ("--config-dir", "-cd")
+# Values that may be null although they are not by default.
+NULLABLE = (
+    "evaluation.val_users",
+    "history.half_life_days",
+    "history.window_days",
+    "logger.project",
+    "max_users",
+    "choosing_users",
+)
+# Stands for `**kwargs` among the parameters of a constructor.
+ANY = "**"
+
+
+def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
+    target = node.get("_target_") or known.get("_target_")
+    # A value that is still to be given is not `in` its node.
+    names = {*map(str, known)}
+    for name in map(str, node):
+        key = f"{prefix}{name}"
+        if name not in names:
+            taken = _parameters(target) if target else set()
+            given = None if OmegaConf.is_missing(node, name) else node[name]
+            is_object = isinstance(given, DictConfig) and "_target_" in given
+            if name not in taken and ANY not in taken and not is_object:
+                hint = nearest(key, {f"{prefix}{other}" for other in {*names, *taken} if not other.startswith("_")})
+                raise UserError(f"unknown configuration key '{key}'{hint}")
+            continue
+        if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
+            continue
+        value, usual = node[name], known[name]
+        if key in ("data.features", "history.action_weights", "variants", "grids", "gates.absolute.floors"):
+            continue
+        if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
+            _check(value, usual, f"{key}.")
+        elif target is None or not (isinstance(usual, str) or key.startswith("trainer.")):
+            # Lightning's trainer takes numbers, lists and words such as `auto` in one place.
+            _check_type(key, value, usual, nullable=target is not None or key in NULLABLE)
+
+
+def _check_type(key: str, value: Any, usual: Any, nullable: bool) -> None:
+    if usual is None or (value is None and nullable):
+        return
+    expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}
+        raise UserError(f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}")
+
+
+def _parameters(target: str) -> set[str]:
+    try:
+        parameters = inspect.signature(hydra.utils.get_object(target)).parameters.values()
+        return {ANY if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}
+    except (ImportError, ValueError, TypeError):
+        return set()
+
+
+def reference(config_name: str, choices: Mapping[str, str | None], search_path: list[str]) -> DictConfig:
+    """The configuration of the same groups, without experiment and overrides."""
+    with _initialized():
+        usual = hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices
+        chosen = [f"{group}={choice}" for group, choice in choices.items() if group in _groups() and group in usual]
+        return hydra.compose(config_name, overrides=[*search_path, *chosen])
+
+
+def search_path(arguments: Iterable[str]) -> list[str]:
+    """The override, if any, that lets options be found in folders outside `conf/`, as the arguments ask for it."""
+    folders: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, equals, given = word.partition("=")
+        if option in CONFIG_DIR:
+            path = Path(given if equals else next(words, ""))
+            if not path.is_dir():
+                raise UserError(f"--config-dir: {path} is not a folder")
+            folders.append(f"file://{path.absolute()}")
+        elif option.lstrip("+") == "hydra.searchpath":
+            value = OverridesParser.create().parse_override(word).value()
+            folders += [str(folder) for folder in value] if isinstance(value, list) else [str(value)]
+    return [f"hydra.searchpath={folders}"] if folders else []
+
+
+@contextmanager
+def _initialized() -> Iterator[None]:
+    """Hydra's compose API, within a command of Hydra too."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+
+
+def readable(error: Exception) -> str:
+    """One line of a message of ours, Hydra's or OmegaConf's."""
+    message = " ".join(str(error).split())
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
+    if missing is not None:
+        return f"{missing[1]}: missing, expected {missing[1]}=..."
+    option = re.search(
+        r"Could not find '([^'/]+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", message
+    )
+    if option is not None:
+        return f"{option[1]}={option[2]}: no such option{nearest(option[2], option[3].split())}"
+    return message.split(" full_key:")[0]
+
+
+def composition_error(config_name: str, arguments: list[str]) -> str | None:
+    """What is wrong with the overrides, with the nearest valid key; None when they compose."""
+    given = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
+    overrides = [
+        word
+        for before, word in zip(["", *given], given, strict=False)
+        if word.partition("=")[0] not in CONFIG_DIR and before not in CONFIG_DIR
+    ]
+    # Other options, such as -m, change what composes: the command itself checks there.
+    if any(argument.startswith("-") for argument in overrides):
+        return None
+    with _initialized():
+        try:
+            path = search_path(arguments)
+            config = hydra.compose(config_name, overrides=[*path, *overrides], return_hydra_config=True)
+            choices = config.hydra.runtime.choices
+            with open_dict(config):
+                del config["hydra"]
+            check(config, reference(config_name, choices, path))
+        except (HydraException, OmegaConfBaseException, UserError) as error:
+            message = " ".join(str(error).split())
+            key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)
+            if key is None or isinstance(error, UserError):
+                return readable(error)
+            name = key.group(1) or key.group(2)
+            valid = set(_keys(hydra.compose(config_name))) | set(_groups())
+            return f"unknown configuration key '{name}'{nearest(name, valid)}"
+    return None
+
+
+def _keys(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
+    if not isinstance(node, DictConfig):
+        return
+    for name in map(str, node):
+        yield f"{prefix}{name}"
+        if OmegaConf.is_missing(node, name) or OmegaConf.is_interpolation(node, name):
+            continue
+        child = node[name]
+        if isinstance(child, DictConfig):
+            yield from _keys(child, f"{prefix}{name}.")
+
+
+def _groups() -> list[str]:
+    return [path.name for path in CONF.iterdir() if path.is_dir()]

@@ -1,0 +1,53 @@
+"""Looks at the test part beside the one list for each user: event by event, and by eye."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from omegaconf import DictConfig
+
+from recsys.core import distributed
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.loaders import RequestLoader
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.evaluation.relevance import rolling_requests, seen_items
+from recsys.experiments.assembly import corpus_of
+from recsys.models.blend import Model
+
+
+def rolling_metrics(
+    config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder
+) -> dict[str, float]:
+    """`test_rolling/*`: every test event is a request of its own, with all events before it as history."""
+    corpus = corpus_of(model, dataset)
+    process = distributed.rank(), distributed.world_size()
+    requests = RequestLoader(builder, rolling_requests(dataset, "test"), 1024, *process)
+    metrics = RetrievalMetrics(dataset, len(corpus))
+    ranker = ModelRanker(model.eval(), corpus)
+    values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)
+    return {f"test_rolling/{name}": value for name, value in values.items()}
+
+
+def examples(config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder) -> dict[str, list[Any]]:
+    """What some test users did, what they do next, and what they are shown, as outside ids."""
+    requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
+    ranker = ModelRanker(model.eval(), corpus_of(model, dataset))
+    exclude = seen_items(dataset, requests) if config.exclude_seen else None
+    _, ranked = ranker.rank(builder.requests(requests), requests, 10, exclude)
+
+    def ids(item_idx: npt.NDArray[np.integer]) -> str:
+        return " ".join(map(str, dataset.item_ids.take(pa.array(item_idx[item_idx > 0] - 1)).to_pylist()))
+
+    begin, end = dataset.offsets[requests.user_idx], dataset.offsets[requests.user_idx + 1]
+    bounds = list(zip(begin, requests.end, end, strict=True))
+    return {
+        "user_id": [str(user) for user in dataset.user_ids.take(pa.array(requests.user_idx)).to_pylist()],
+        "history": [ids(dataset.item_idx[max(first, now - 10) : now]) for first, now, _ in bounds],
+        "test": [ids(dataset.item_idx[now : min(now + 10, last)]) for _, now, last in bounds],
+        "recommended": [ids(row) for row in ranked.numpy()],
+    }

@@ -1,0 +1,102 @@
+"""Neighbours of items in the space of an earlier run: where hard negatives are mined."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
+import xxhash
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recsys.core.columns import load_array
+from recsys.core.errors import UserError
+from recsys.data.dataset import PreparedDataset
+from recsys.data.sources.files import build_folder, digest, fingerprint
+from recsys.experiments.assembly import Miner
+from recsys.experiments.trained_run import TrainedRun, load_run
+from recsys.index import Auto, IVFFlat
+from recsys.models.blend import item_vectors
+
+log = logging.getLogger("recsys")
+
+# Items are encoded, and searched for, so many at a time.
+_ROWS = 65_536
+
+
+def miner(config: DictConfig) -> Miner:
+    """Finds neighbours and keeps them in the cache of a configuration: once for all processes and starts of a run."""
+    return partial(_cached_neighbors, Path(config.data.cache) / "mined")
+
+
+def nearest_items(run: TrainedRun, dataset: PreparedDataset, corpus: Tensor, num_neighbors: int) -> Tensor:
+    """The items of the corpus whose embeddings in an earlier run are nearest to each item's, by cosine.
+
+    Ids join the two: data may have changed since. The prior that retrieval shifts by is no part of an embedding. The
+    search is exact up to some ten thousands of items.
+
+    Args:
+        run: the earlier run.
+        dataset: of the model that trains now.
+        corpus: int64, items of it that are wanted as neighbours.
+        num_neighbors: k.
+
+    Returns:
+        int64 [N + 1, k] by item_idx of `dataset`, nearest first, 0 where there are fewer; an item is no neighbour of
+        itself. Items that the run cannot recommend have none and are none.
+    """
+    wanted = np.zeros(dataset.num_items + 1, bool)
+    wanted[corpus.numpy()] = True
+    now = _translate(run.dataset.item_ids.take(pa.array(run.corpus - 1)), dataset.item_ids)
+    shared = (now > 0) & wanted[now]
+    item_idx, embeddings = now[shared], _embeddings(run, run.corpus[shared])
+    neighbors = np.zeros((dataset.num_items + 1, num_neighbors), np.int64)
+    if not len(item_idx):
+        return torch.from_numpy(neighbors)
+    index = Auto(IVFFlat())
+    index.build(embeddings)
+    for begin in range(0, len(item_idx), _ROWS):
+        rows = np.arange(begin, min(begin + _ROWS, len(item_idx)))
+        _, found = index.search(embeddings[rows], num_neighbors + 1)
+        # The item itself goes last, then what is missing; stable, so that the others keep their order.
+        useless = (found == rows[:, None]) | (found < 0)
+        order = np.argsort(useless, axis=1, kind="stable")[:, :num_neighbors]
+        kept = np.where(useless, 0, item_idx[found])
+        neighbors[item_idx[rows]] = np.take_along_axis(kept, order, axis=1)
+    return torch.from_numpy(neighbors)
+
+
+def _cached_neighbors(cache: Path, dataset: PreparedDataset, corpus: Tensor, path: str, num_neighbors: int) -> Tensor:
+    weights = Path(path) / "checkpoints/best.ckpt"
+    if not weights.is_file():
+        raise UserError(f"negatives.run={path}: no {weights}; expected the folder of a finished run")
+    content = xxhash.xxh3_128(corpus.numpy().tobytes()).hexdigest()
+    folder = cache / fingerprint([digest(str(weights)), dataset.meta.fingerprint, content, num_neighbors])
+
+    def build(aside: Path) -> None:
+        log.info("mining %d neighbours of each item in %s", num_neighbors, path)
+        np.save(aside / "neighbors.npy", nearest_items(load_run(path), dataset, corpus, num_neighbors).numpy())
+
+    build_folder(folder, build)
+    return torch.from_numpy(np.array(load_array(folder / "neighbors.npy")))
+
+
+def _translate(item_ids: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
+    """item_idx of outside ids among the `known` ones, 0 where there is none."""
+    if item_ids.type != known.type:
+        raise UserError(f"negatives.run: its item ids are {item_ids.type}, expected {known.type} as in the data")
+    rows = pc.index_in(item_ids, value_set=known)
+    return np.asarray(pc.add(pc.fill_null(rows, -1), 1)).astype(np.int64)
+
+
+@torch.no_grad()
+def _embeddings(run: TrainedRun, item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    parts = [item_vectors(run.model, rows) for rows in torch.from_numpy(item_idx).split(_ROWS)]
+    return F.normalize(torch.cat(parts), dim=1).numpy() if parts else np.zeros((0, 1), np.float32)

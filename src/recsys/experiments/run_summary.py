@@ -1,0 +1,41 @@
+"""A run as a table that people read."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from recsys.evaluation.metrics import CUTOFFS, NAMES
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.experiments.tracking import RunFolder
+
+PARTS = ("val", "test", "test_rolling")
+
+
+def print_run(run: RunFolder, console: Console | None = None) -> None:
+    """Metrics by part and cut-off, slices, and what the run cost."""
+    console = console or Console()
+    metrics, state = run.metrics, run.state
+    table = Table(title="full corpus, exact", title_justify="left", title_style="bold")
+    table.add_column("part")
+    table.add_column("metric")
+    for cutoff in CUTOFFS:
+        table.add_column(f"@{cutoff}", justify="right")
+    for part in PARTS:
+        rows = [
+            *NAMES,
+            "coverage",
+            "popularity",
+            *(f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES, "best_reachable")),
+        ]
+        for name in rows:
+            values = [metrics.get(f"{part}/{name}@{cutoff}") for cutoff in CUTOFFS]
+            if any(value is not None for value in values):
+                table.add_row(part, name, *("" if value is None else f"{value:.4f}" for value in values))
+        table.add_section()
+    console.print(table)
+    console.print(
+        f"{state['steps']} steps ({state['selected']} selected), {state['targets_per_second']:,.0f} targets/s, "
+        f"{state['seconds']:.0f} s, {state['peak_memory_bytes'] / 2**30:.2f} GiB peak, "
+        f"data {state['dataset_fingerprint']}"
+    )

@@ -1,0 +1,186 @@
+"""A sweep file in W&B's format, read."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recsys.core.errors import UserError, nearest
+from recsys.experiments.sweep.hyperband import Hyperband
+from recsys.experiments.sweep.parameters import Parameter, read_parameter
+
+METHODS = ("grid", "random", "bayes")
+# `name`, `description`, `project` and `entity` are for W&B's own pages.
+KEYS = ("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap")
+TEXTS = ("name", "description", "project", "entity")
+ARGUMENTS = "${args_no_hyphens}"
+# What stands for something in `command`, as W&B's agent fills it in.
+MACROS = ("${env}", "${interpreter}", "${program}", ARGUMENTS)
+_ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file asks for.
+
+    Attributes:
+        content: of the file, for `sweep.yaml` in the sweep's folder.
+        program: what a run starts.
+        command: how, with W&B's macros.
+        method: grid, random or bayes.
+        metric: of validation, by which runs are compared.
+        maximize: whether more is better.
+        target: no new runs once a run is as good; None for no such value.
+        parameters: in order of their names, which is the order of W&B's grid.
+        hyperband: which runs to stop early; None for none.
+        run_cap: number of runs; None for all of a grid, and for no end of the others.
+    """
+
+    content: Mapping[str, Any]
+    program: str
+    command: tuple[str, ...]
+    method: str
+    metric: str
+    maximize: bool
+    target: float | None
+    parameters: tuple[Parameter, ...]
+    hyperband: Hyperband | None
+    run_cap: int | None
+
+    def arguments(self, values: Mapping[str, Any]) -> list[str]:
+        """`KEY=value` for each parameter, written as W&B's agent does it."""
+        return [f"{parameter.name}={values[parameter.name]}" for parameter in self.parameters]
+
+    def with_more(self, overrides: Sequence[str], options: Sequence[str]) -> Sweep:
+        """The same sweep with more overrides, which win over those of the file, and with options of Hydra.
+
+        Args:
+            overrides: KEY=value.
+            options: such as `--config-dir`, DIR; behind all overrides, since Hydra reads those in one piece.
+        """
+        place = self.command.index(ARGUMENTS) + 1
+        command = [*self.command[:place], *overrides, *self.command[place:], *options]
+        return parse_sweep({**self.content, "command": command})
+
+    def command_line(self, arguments: Sequence[str]) -> list[str]:
+        """The command of one run. What it says of the run's folder is left out: the sweep says that."""
+        meaning: dict[str, Sequence[str]] = {
+            "${env}": ["/usr/bin/env"],
+            "${interpreter}": [sys.executable],
+            "${program}": [self.program],
+            ARGUMENTS: arguments,
+        }
+        words: list[str] = []
+        for chunk in self.command:
+            if not chunk.startswith("hydra.run.dir="):
+                filled = _ENVIRONMENT.sub(lambda found: os.environ.get(found[1], found[1]), chunk)
+                words += meaning.get(filled, [filled])
+        return words
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """A sweep file.
+
+    Raises:
+        UserError: it is none, or what it asks for is unknown, missing or impossible.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from error
+    try:
+        return parse_sweep(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def parse_sweep(content: Any) -> Sweep:
+    """The content of a sweep file.
+
+    Raises:
+        UserError: what it asks for is unknown, missing or impossible.
+    """
+    _check_keys(content, (*KEYS, *TEXTS), "", required=("program", "command", "method", "metric", "parameters"))
+    command = content["command"]
+    if not isinstance(command, list) or ARGUMENTS not in command or "${program}" not in command:
+        raise UserError(
+            f"command: found {command!r}, expected a list with ${{program}} and {ARGUMENTS}: Hydra takes KEY=value"
+        )
+    for chunk in map(str, command):
+        if chunk.startswith("${") and chunk.endswith("}") and chunk not in MACROS and not _ENVIRONMENT.match(chunk):
+            raise UserError(f"command: {chunk} is not known{nearest(chunk, MACROS)}")
+    if content["method"] not in METHODS:
+        raise UserError(f"method: found '{content['method']}'{nearest(str(content['method']), METHODS)}")
+    metric = content["metric"]
+    _check_keys(metric, ("name", "goal", "target"), "metric.", required=("name", "goal"))
+    if not str(metric["name"]).startswith("val/"):
+        raise UserError(
+            f"metric.name: found '{metric['name']}', expected a metric of validation such as val/recall@100: the test "
+            f"part is for the winner alone"
+        )
+    if metric["goal"] not in ("maximize", "minimize"):
+        raise UserError(f"metric.goal: found '{metric['goal']}', expected maximize or minimize")
+    target = metric.get("target")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
+        raise UserError(f"metric.target: found {target!r}, expected a number")
+    parameters = content["parameters"]
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise UserError(f"parameters: found {parameters!r}, expected at least one")
+    return Sweep(
+        content=content,
+        program=str(content["program"]),
+        command=tuple(map(str, command)),
+        method=content["method"],
+        metric=metric["name"],
+        maximize=metric["goal"] == "maximize",
+        target=target,
+        parameters=tuple(read_parameter(name, parameters[name]) for name in sorted(parameters, key=str)),
+        hyperband=_hyperband(content["early_terminate"]) if "early_terminate" in content else None,
+        run_cap=_whole(content, "run_cap", "") if "run_cap" in content else None,
+    )
+
+
+def _hyperband(node: Any) -> Hyperband:
+    place = "early_terminate."
+    _check_keys(node, ("type", "min_iter", "max_iter", "s", "eta", "strict"), place, required=("type",))
+    if node["type"] != "hyperband":
+        raise UserError(f"{place}type: found '{node['type']}', expected hyperband")
+    settings: dict[str, Any] = {
+        name: _whole(node, name, place) for name in ("min_iter", "max_iter", "s") if name in node
+    }
+    if ("min_iter" in node) == ("max_iter" in node) or ("max_iter" in node) != ("s" in node):
+        raise UserError(f"early_terminate: found {', '.join(node)}, expected min_iter, or max_iter and s")
+    if "eta" in node:
+        settings["eta"] = node["eta"]
+        if isinstance(node["eta"], bool) or not isinstance(node["eta"], int | float) or not node["eta"] > 1:
+            raise UserError(f"{place}eta: found {node['eta']!r}, expected a number above 1")
+    if "strict" in node:
+        settings["strict"] = node["strict"]
+        if not isinstance(node["strict"], bool):
+            raise UserError(f"{place}strict: found {node['strict']!r}, expected true or false")
+    return Hyperband(**settings)
+
+
+def _whole(node: Mapping[str, Any], name: str, place: str) -> int:
+    value = node[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{place}{name}: found {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _check_keys(node: Any, valid: tuple[str, ...], place: str, required: tuple[str, ...]) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{place.rstrip('.') or 'sweep'}: found {node!r}, expected the keys {', '.join(valid)}")
+    for key in node:
+        if key not in valid:
+            raise UserError(f"unknown key '{place}{key}'{nearest(str(key), valid)}")
+    for key in required:
+        if key not in node:
+            raise UserError(f"{place}{key}: missing")

@@ -1,0 +1,121 @@
+"""A finished run folder, opened: configuration, data and trained towers, ready to embed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from recsys.core.errors import UserError
+from recsys.core.stored_config import load_config
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly import build_model, corpus_of, open_data
+from recsys.models.blend import Model
+
+# What runs meant before these keys existed; `stored_config` moves those that have another place now.
+EARLIER: dict[str, Any] = {
+    "warm_start": None,
+    "members": {},
+    "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0}},
+    "history": {
+        "gap_days": 0.0,
+        "window_days": None,
+        "half_life_days": None,
+        "targets_since": 0.0,
+        "action_weights": {},
+        "max_exposures": 20,
+        "order": "time",
+    },
+}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, ready to embed: the weights are those of `checkpoints/best.ckpt`.
+
+    Attributes:
+        dataset: as the model was trained on it (validation moved into training after `refit`).
+        corpus: item_idx of the items that can be recommended.
+        train_until: when the last event was that training was given, as it noted itself; None: it noted nothing.
+    """
+
+    path: Path
+    config: DictConfig
+    dataset: PreparedDataset
+    model: Model
+    corpus: npt.NDArray[np.int64]
+    builder: BatchBuilder
+    metrics: dict[str, float]
+    train_until: int | None = None
+
+
+def load_run(path: str | Path) -> TrainedRun:
+    """Open a finished run folder.
+
+    Raises:
+        UserError: there is none, it is not finished, or its data is another than it was trained on.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"run: {path} is not a folder")
+    state = _read_json(path / "run.json")
+    if state.get("status") != "finished":
+        raise UserError(
+            f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
+        )
+    config = stored_config(path)
+    dataset = open_data(config)
+    if dataset.meta.fingerprint != state["dataset_fingerprint"]:
+        raise UserError(
+            f"{path / 'run.json'}: trained on data {state['dataset_fingerprint']}, but the source now gives "
+            f"{dataset.meta.fingerprint}: the data has changed since"
+        )
+    if config.refit:
+        dataset = dataset.refit()
+    model = build_model(config, dataset)
+    load_weights(model, path / "checkpoints/best.ckpt")
+    builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
+    metrics = _read_json(path / "metrics.json")
+    corpus, until = corpus_of(model, dataset), state.get("train_until")
+    return TrainedRun(path, config, dataset, model.eval(), corpus, builder, metrics, until)
+
+
+def stored_config(path: Path) -> DictConfig:
+    """`config.yaml` of a run folder, with what runs meant before a key existed."""
+    stored = load_config(path / "config.yaml")
+    # Keys in the order of the file.
+    config = OmegaConf.merge(stored, EARLIER, stored)
+    assert isinstance(config, DictConfig)
+    for tower in (config.user_tower, config.item_tower):
+        if "crossing" not in tower:
+            mlp = {"_target_": "recsys.models.crossing.MLP", "_partial_": True}
+            tower.crossing = mlp | {"hidden": tower.pop("hidden"), "dropout": tower.pop("dropout", None)}
+    return config
+
+
+def load_weights(model: Model, checkpoint: Path) -> None:
+    """Weights of a checkpoint into a model of the same shapes."""
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = content["state_dict"].items()
+        # What negatives remember lies beside the model.
+        weights = {name.removeprefix("model."): value for name, value in state if name.startswith("model.")}
+        model.load_state_dict(weights)
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing or damaged, expected a finished run of train.py ({error})") from error
+    assert isinstance(content, dict)
+    return content

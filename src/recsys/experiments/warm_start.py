@@ -1,0 +1,183 @@
+"""Weights of an earlier run as the beginning of a training: rows of tables go by id, everything else by name.
+
+Items, users and values that are new since the earlier run were unknown to it; so their rows begin as its row of the
+unknown, and before its first step the model answers as the earlier run would.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from recsys.core.errors import UserError
+from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM, Feature, Schema
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.trained_run import stored_config
+from recsys.models.features import FeatureEmbedding
+from recsys.models.two_tower import TwoTower
+
+log = logging.getLogger("recsys")
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A run to begin from.
+
+    Attributes:
+        dataset: that it was trained on.
+        weights: of its best checkpoint, by name.
+        steps: after which that checkpoint was taken.
+    """
+
+    path: Path
+    dataset: PreparedDataset
+    weights: dict[str, Tensor]
+    steps: int
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows of a table of embeddings: where each is in the earlier run's.
+
+    Attributes:
+        earlier: name of the table there.
+        rows: row there of each row here.
+    """
+
+    earlier: str
+    rows: Rows
+
+
+def open_earlier(path: str | Path) -> Earlier:
+    """Open a run that is to be begun from. Its source may have changed since; its prepared data must be in the cache.
+
+    Raises:
+        UserError: it is not the folder of a trained run, or a blend, or its prepared data are gone.
+    """
+    path = Path(path)
+    try:
+        state = json.loads((path / "run.json").read_text())
+        config = stored_config(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"warm_start={path}: not the folder of a trained run ({error})") from error
+    if "selected" not in state and state.get("status") != "finished":
+        raise UserError(f"warm_start={path}: its run is '{state.get('status')}', expected one that is trained")
+    if config.members:
+        raise UserError(f"warm_start={path}: a blend; expected one of its members, {path}/variants/NAME")
+    folder = Path(config.data.cache) / "prepared" / state["dataset_fingerprint"]
+    try:
+        dataset = PreparedDataset.open(folder)
+        content = torch.load(path / "checkpoints/best.ckpt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, KeyError, EOFError) as error:
+        raise UserError(f"warm_start={path}: its checkpoint cannot be read ({error})") from error
+    except UserError as error:
+        raise UserError(f"warm_start={path}: its prepared data are gone ({error})") from error
+    if config.refit and state.get("refitted"):
+        dataset = dataset.refit()
+    weights = content["state_dict"].items()
+    of_model = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
+    return Earlier(path, dataset, of_model, int(content["global_step"]))
+
+
+@torch.no_grad()
+def start_from(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> list[str]:
+    """Copy what fits into a fresh model; names of the weights that stay fresh.
+
+    Args:
+        earlier: the run.
+        model: built for `dataset`.
+        dataset: that is trained on now.
+
+    Raises:
+        UserError: ids are of another type, or nothing fits.
+    """
+    tables = dict(_tables(earlier, model, dataset))
+    fresh, copied = [], 0
+    for name, parameter in model.named_parameters():
+        table = tables.get(name)
+        found = earlier.weights.get(name if table is None else table.earlier)
+        if found is not None and table is not None and found.ndim == parameter.ndim:
+            found = found[torch.from_numpy(table.rows)]
+        if found is None or found.shape != parameter.shape:
+            fresh.append(name)
+            continue
+        parameter.copy_(found)
+        copied += 1
+    if not copied:
+        raise UserError(
+            f"warm_start={earlier.path}: none of its weights fits this model; expected towers of its shapes"
+        )
+    log.info("begins from %s; fresh: %s", earlier.path, ", ".join(fresh) or "nothing")
+    return fresh
+
+
+def _tables(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:
+    """Tables whose rows belong to ids, users or values, by name."""
+    user, items = model.user_tower, _item_rows(earlier.dataset, dataset)
+    parts: list[tuple[str, FeatureEmbedding | None, Callable[[Schema], tuple[Feature, ...]]]] = [
+        ("user_tower.events", user.events, lambda schema: schema.with_role("event", "request")),
+        ("user_tower.profile", user.profile, lambda schema: schema.with_role("profile")),
+        ("user_tower.requests", user.requests, lambda schema: schema.with_role("request")),
+    ]
+    for tower, module in (("item_tower", model.item_tower), ("user_tower.own_items", user.own_items)):
+        if module is not None:
+            parts.append((f"{tower}.features", module.features, lambda schema: schema.owned_by("items")))
+            for part in ("table", "pretrained.table"):
+                yield f"{tower}.{part}.weight", _Table(f"{tower}.{part}.weight", items)
+    if user.users is not None and (before := earlier.weights.get("user_tower.users.rows")) is not None:
+        rows = _user_rows(earlier.dataset, before.numpy(), dataset, user.users.rows.numpy())
+        yield "user_tower.users.table.weight", _Table("user_tower.users.table.weight", rows)
+    for prefix, embedding, chosen in parts:
+        if embedding is not None:
+            before_by_name = {f.name: number for number, f in enumerate(chosen(earlier.dataset.schema))}
+            for number, feature in enumerate(chosen(dataset.schema)):
+                if feature.has_vocabulary and feature.name in before_by_name:
+                    name = f"{prefix}.inputs.{before_by_name[feature.name]}.table.weight"
+                    rows = _value_rows(earlier.dataset, dataset, feature)
+                    yield f"{prefix}.inputs.{number}.table.weight", _Table(name, rows)
+
+
+def _item_rows(before: PreparedDataset, now: PreparedDataset) -> Rows:
+    """By item_idx, 0..num_trained."""
+    known = before.item_ids.slice(0, before.num_trained)
+    found = _places(now.item_ids.slice(0, now.num_trained), known, "item_id")
+    return np.concatenate([[UNKNOWN_ITEM], np.where(found < 0, UNKNOWN_ITEM, found + 1)])
+
+
+def _user_rows(before: PreparedDataset, rows_before: Rows, now: PreparedDataset, rows_now: Rows) -> Rows:
+    """By row of the table of users, of which the first is everyone's who has no training events."""
+    trained = np.flatnonzero(rows_now > 0)
+    found = _places(now.user_ids.take(pa.array(trained)), before.user_ids, "user_id")
+    # The last entry is that of an unknown user, and found is -1 for one.
+    rows = np.zeros(len(trained) + 1, np.int64)
+    rows[rows_now[trained]] = rows_before[found]
+    return rows
+
+
+def _value_rows(before: PreparedDataset, now: PreparedDataset, feature: Feature) -> Rows:
+    """By code of a categorical feature."""
+    mine, theirs = now.vocabulary(feature), before.vocabulary(feature)
+    assert mine is not None, "the feature has a vocabulary"
+    if theirs is None or theirs.type != mine.type:
+        return np.concatenate([np.arange(FIRST_CODE), np.full(len(mine), UNKNOWN)])
+    found = np.asarray(pc.fill_null(pc.index_in(mine, value_set=theirs), -1)).astype(np.int64)
+    return np.concatenate([np.arange(FIRST_CODE), np.where(found < 0, UNKNOWN, found + FIRST_CODE)])
+
+
+def _places(ids: pa.Array, known: pa.Array, column: str) -> Rows:
+    """Place of each id among those that are known, -1 where it is new."""
+    if ids.type != known.type:
+        raise UserError(f"warm_start: its {column} is {known.type}, expected {ids.type} as in this data")
+    return np.asarray(pc.fill_null(pc.index_in(ids, value_set=known), -1)).astype(np.int64)

@@ -1,1 +1,0 @@
-"""Heuristic candidate generators: the baselines that a learned model has to beat."""

@@ -1,0 +1,1 @@
+"""The retraining loop: cycles, gates, rollouts and lineage."""

@@ -1,0 +1,1 @@
+"""One retraining cycle, from new events to a rolled-out release."""

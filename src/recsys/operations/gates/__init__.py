@@ -1,0 +1,1 @@
+"""Gates that a retrained model must pass before it replaces the served release."""

@@ -1,0 +1,1 @@
+"""From a finished run to a release or a file of recommendations."""

@@ -1,0 +1,221 @@
+"""From a run to a release: encode the corpus, build, tune and check the index, and publish the pair."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from recsys.core.errors import UserError
+from recsys.data.batches.loaders import RequestLoader
+from recsys.data.dataset import Requests
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import ModelRanker, encode_corpus, evaluate
+from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_runs
+from recsys.experiments.train import finish
+from recsys.experiments.trained_run import TrainedRun
+from recsys.index import Index, Tuning, exact_search, tune
+from recsys.index.merging import present
+from recsys.publishing.corpus_policies import All, CorpusPolicy, Items, choose
+from recsys.publishing.release_writer import pack, real_requests
+from recsys.release.runtime.user_tower import Floats
+from recsys.release.store import ReleaseStore
+
+log = logging.getLogger("recsys")
+
+# User embeddings that tune the index, and as many others that check it.
+NUM_QUERIES = 1000
+TOP_K = 100
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A published release.
+
+    Attributes:
+        num_items: in the index.
+        recall: of the index against exact search, on user embeddings that did not tune it.
+        corpus: as in the manifest.
+    """
+
+    version: str
+    num_items: int
+    recall: float
+    tuning: Tuning
+    corpus: Mapping[str, Any]
+
+
+def promote(
+    run: TrainedRun,
+    index: Index,
+    store: ReleaseStore,
+    model: str,
+    recall_target: float = 0.98,
+    policy: CorpusPolicy | None = None,
+) -> Promotion:
+    """Publish `run` with `index` as one release.
+
+    Args:
+        run: finished.
+        index: not built yet.
+        store: of releases.
+        model: name of the model that the release is a version of.
+        recall_target: share of the exact top 100 that the index must find.
+        policy: chooses the items of the index; null for all.
+
+    Raises:
+        UserError: the index does not reach the target.
+    """
+    run, embeddings, corpus = _choose(run, policy or All())
+    log.info("building the index")
+    index.build(embeddings)
+    queries = _validation_embeddings(run)
+    # Recall is told on other users than those that the effort was chosen with, where there are enough.
+    halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
+    # Asked for most of a small corpus, any index searches all of it, and nothing would be learned.
+    k = min(TOP_K, max(1, len(embeddings) // 10))
+    tuning = tune(index, embeddings, halves[0], recall_target, k)
+    if not tuning.reached:
+        raise UserError(
+            f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "
+            f"choose another index= or a lower recall_target="
+        )
+    recall = _recall(index, embeddings, halves[1], tuning.k)
+    log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
+
+    measured = {"recall": recall, "tuning": tuning.to_json()}
+    version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model, corpus))
+    return Promotion(version, len(run.corpus), recall, tuning, corpus)
+
+
+def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Floats, dict[str, Any]]:
+    """The run with the chosen items as its corpus, their embeddings, and what the manifest says of the choice."""
+    chosen = choose(policy, run.dataset, run.corpus)
+    said = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
+    log.info("encoding %d items", len(run.corpus))
+    embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus))
+    if len(chosen) < len(run.corpus):
+        rows = torch.from_numpy(np.searchsorted(run.corpus, chosen))
+        log.info("test recall of %d items, and of the %d chosen", len(run.corpus), len(chosen))
+        said |= _test_recall(run, {"all": (run.corpus, embeddings), "chosen": (chosen, embeddings[rows])})
+        embeddings = embeddings[rows].contiguous()
+    return dataclasses.replace(run, corpus=chosen), embeddings.numpy(), said
+
+
+def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tensor]]) -> dict[str, Any]:
+    """`test` -> name -> metrics with exact search; nothing where the data has no test part."""
+    requests = run.dataset.requests("test")
+    if not len(requests.user_idx):
+        return {}
+    found = {}
+    for name, (items, embeddings) in corpora.items():
+        metrics = RetrievalMetrics(run.dataset, len(items))
+        batches = RequestLoader(run.builder, requests)
+        values = evaluate(
+            ModelRanker(run.model, items, embeddings), run.dataset, "test", batches, metrics, run.config.exclude_seen
+        )
+        # What is no number here, such as of a slice without users, has no place in JSON.
+        found[name] = {metric: value for metric, value in values.items() if math.isfinite(value)}
+    return {"test": found}
+
+
+def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
+    """The folder `run`, or the best run of the folder `sweep`, finished if it was not tested yet.
+
+    Raises:
+        UserError: none or both are given, or the sweep has no such run.
+    """
+    if (run is None) == (sweep is None):
+        raise UserError("expected one of run=RUN (a run folder) and sweep=DIR (a folder of run folders)")
+    if run is not None:
+        return Path(run)
+    best = best_run(str(sweep), metric)
+    if best.status == "selected":
+        log.info("%s was selected on validation: finishing it, with the one look at the test part", best.path)
+        finish(best.path)
+    return best.path
+
+
+def best_run(sweep: str | Path, metric: str) -> RunRow:
+    """The best run by a metric of validation below the folder `sweep`, of equal ones the first by path; says which.
+
+    Runs that are finished, or selected and not tested yet, can win. The sweep's own file says whether more is better,
+    the name of the metric does where there is none.
+
+    Raises:
+        UserError: the metric is not one of validation, there is no such run, or none has the metric.
+    """
+    if not metric.startswith("val/"):
+        raise UserError(
+            f"metric: found '{metric}', expected one of validation such as val/recall@100: what is chosen by the test "
+            f"part is not tested by it"
+        )
+    # A folder of baselines may lie beside the runs that were measured against it.
+    rows = [r for r in read_runs(sweep) if r.status in ("finished", "selected") and "generator" not in r.state]
+    if not rows:
+        raise UserError(f"sweep: {sweep} holds no finished run")
+    ranked = best_first(rows, metric, _maximize(Path(sweep), metric))
+    value = ranked[0].value(metric)
+    tied = [row.name for row in ranked[1:] if row.value(metric) == value]
+    log.info(
+        "%s: best of %d runs, %s %.4f%s", ranked[0].path, len(rows), metric, value,
+        f"; as good: {', '.join(tied)}" if tied else "",
+    )  # fmt: skip
+    return ranked[0]
+
+
+def _maximize(sweep: Path, metric: str) -> bool:
+    file = sweep / "sweep.yaml"
+    said = (yaml.safe_load(file.read_text()) if file.exists() else {}).get("metric", {})
+    return is_maximized(metric) if said.get("name") != metric else bool(said.get("goal") == "maximize")
+
+
+def _validation_embeddings(run: TrainedRun) -> Floats:
+    embeddings = []
+    requests = real_requests(run)
+    if len(requests.user_idx) > 2 * NUM_QUERIES:
+        chosen = np.random.default_rng(0).choice(len(requests.user_idx), 2 * NUM_QUERIES, replace=False)
+        requests = Requests(*(column[chosen] for column in requests))
+    with torch.inference_mode():
+        for batch, _ in RequestLoader(run.builder, requests):
+            users = run.model.encode_users(batch).numpy()
+            # An index is asked with one embedding at a time.
+            embeddings.append(users if users.ndim == 2 else users[present(users)])
+    return np.concatenate(embeddings)
+
+
+def _recall(index: Index, embeddings: Floats, queries: Floats, k: int) -> float:
+    if index.is_exact:
+        return 1.0
+    exact, _ = exact_search(embeddings, np.ascontiguousarray(queries), k)
+    scores, _ = index.search(queries, k)
+    threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
+    return float((scores >= threshold[:, None]).mean())
+
+
+def report(promotion: Promotion, console: Console | None = None) -> None:
+    """Print what a reader of the terminal wants to know of a release."""
+    tuning = promotion.tuning
+    table = Table("release", promotion.version)
+    table.add_row("items", f"{promotion.num_items:,}")
+    table.add_row(f"index recall@{tuning.k}", f"{promotion.recall:.4f} (target {tuning.recall_target})")
+    table.add_row("index queries per second", f"{tuning.chosen.queries_per_second:,.0f}")
+    corpus = promotion.corpus
+    if corpus["num_items"] < corpus["of"]:
+        table.add_row(
+            "items left out", f"{corpus['of'] - corpus['num_items']:,} of {corpus['of']:,} ({corpus['policy']})"
+        )
+        for name in ("recall@10", "recall@100") if "test" in corpus else ():
+            kept, whole = (corpus["test"][which][name] for which in ("chosen", "all"))
+            table.add_row(f"test {name}", f"{kept:.4f} (all items: {whole:.4f})")
+    (console or Console()).print(table)

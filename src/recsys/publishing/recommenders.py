@@ -1,0 +1,136 @@
+"""What batch retrieval ranks with: a run (trained towers, exact search) or a release (exported tower, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from recsys.core.columns import Column, Ragged
+from recsys.core.errors import UserError
+from recsys.core.stored_config import load_config
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.encoding import FeatureEncoder
+from recsys.data.preparation.from_config import at_root
+from recsys.evaluation.ranking import ModelRanker
+from recsys.evaluation.relevance import seen_items
+from recsys.experiments.assembly import open_data
+from recsys.experiments.trained_run import TrainedRun, load_run
+from recsys.index import search_users
+from recsys.publishing.batch_recommend import Recommender, Rows
+from recsys.publishing.id_translation import Translation
+from recsys.publishing.release_writer import to_histories
+from recsys.release.manifest import CONFIG, describe_file
+from recsys.release.runtime.retriever import Retriever
+from recsys.release.runtime.user_tower import Histories
+
+Scores = npt.NDArray[np.float32]
+
+
+class RunRecommender:
+    """Exact search over the corpus with the towers of a run.
+
+    Args:
+        run: finished.
+    """
+
+    def __init__(self, run: TrainedRun) -> None:
+        weights = describe_file(run.path / "checkpoints/best.ckpt").sha256
+        self.identity = f"run {weights} {describe_file(run.path / 'config.yaml').sha256} {run.dataset.meta.fingerprint}"
+        self.dataset, self.item_ids = run.dataset, run.dataset.item_ids
+        self._builder, self._ranker = run.builder, ModelRanker(run.model, run.corpus)
+        self._encoders = {
+            f.name: FeatureEncoder(f, run.dataset.vocabulary(f)) for f in run.dataset.schema.with_role("request")
+        }
+
+    def rank(
+        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
+    ) -> tuple[Scores, Rows]:
+        """As in `Recommender`."""
+        columns = {name: self._encoders[name].encode(values) for name, values in given.items()}
+        batch = self._builder.requests(requests, columns)
+        exclude = seen_items(self.dataset, requests) if exclude_seen else None
+        scores, item_idx = self._ranker.rank(batch, requests, k, exclude)
+        return scores.numpy(), item_idx.numpy() - 1
+
+
+class ReleaseRecommender:
+    """Search of a release's index with its exported tower.
+
+    Args:
+        retriever: the release.
+        dataset: histories and profiles; its ids and codes are translated where it is not the release's own.
+    """
+
+    def __init__(self, retriever: Retriever, dataset: PreparedDataset) -> None:
+        self.identity = f"release {retriever.version} {dataset.meta.fingerprint}"
+        self.dataset, self.item_ids = dataset, retriever.items["item_id"].combine_chunks()
+        self._retriever = retriever
+        self._builder = BatchBuilder(dataset, retriever.manifest.max_history)
+        self._num_items = len(retriever.known_items)
+        self._translation = None
+        if dataset.meta.fingerprint != retriever.manifest.dataset_fingerprint:
+            self._translation = Translation(dataset, retriever)
+
+    def rank(
+        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
+    ) -> tuple[Scores, Rows]:
+        """As in `Recommender`."""
+        histories, seen = self._read(requests)
+        encoders = self._retriever.request_encoders
+        columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
+        exclude = self._retriever.index_rows(seen) if exclude_seen else None
+        users = self._retriever.tower(histories.with_requests(columns))
+        return search_users(self._retriever.index, users, k, exclude=exclude)
+
+    def histories(self, requests: Requests) -> Histories:
+        """What the exported tower reads of the requests."""
+        return self._read(requests)[0]
+
+    def _read(self, requests: Requests) -> tuple[Histories, Ragged]:
+        """Histories, and the items of the whole history, in the codes of the release."""
+        histories = to_histories(self._builder.requests(requests), self._num_items)
+        seen = seen_items(self.dataset, requests)
+        if self._translation is None:
+            return histories, seen
+        return self._translation.histories(histories), self._translation.items(seen)
+
+
+def open_recommender(run: str | None, release: str | None, store: str, root: str | None) -> Recommender:
+    """The run or the release that a command names.
+
+    Args:
+        run: folder of a run; histories are those that it was trained on.
+        release: version or alias; histories are those of its own data, or of the folder `root`.
+        store: folder of releases.
+        root: folder of Parquet files.
+
+    Raises:
+        UserError: it names none or both, or what it names cannot be used.
+    """
+    if (run is None) == (release is None):
+        raise UserError("expected one of run=RUN (a run folder) and release=VERSION|ALIAS")
+    if release is not None:
+        return _open_release(store, release, root)
+    if root is not None:
+        raise UserError("data.root: goes with release=; a run ranks from the data that it was trained on")
+    assert run is not None
+    return RunRecommender(load_run(run))
+
+
+def _open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:
+    retriever = Retriever.load(store, name)
+    config = load_config(retriever.folder / CONFIG)
+    if root is not None:
+        config = at_root(config, root)
+    dataset = open_data(config)
+    expected = retriever.manifest.dataset_fingerprint
+    if root is None and dataset.meta.fingerprint != expected:
+        raise UserError(
+            f"release {retriever.version}: was made from data {expected}, but its source now gives "
+            f"{dataset.meta.fingerprint}; data.root= names the data to use"
+        )
+    return ReleaseRecommender(retriever, dataset)

@@ -1,0 +1,257 @@
+"""Fills the folder of a release: weights, embeddings, index, exported tower, items, vocabularies and a self-check."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+from recsys.core.errors import UserError
+from recsys.data.batches.batch import Batch
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.encoding import plain
+from recsys.experiments.assembly import instantiate
+from recsys.experiments.trained_run import TrainedRun
+from recsys.index import Index, search_users
+from recsys.models.blend import Model
+from recsys.publishing.onnx_export import batch_columns, export_user_tower, input_specs
+from recsys.release.manifest import (
+    CONFIG,
+    EMBEDDINGS,
+    INDEX_PAIR,
+    ITEM_VOCABULARY,
+    ITEM_WEIGHTS,
+    ITEMS,
+    MAX_HISTORY_KEY,
+    PAIR_KEY,
+    SCHEMA,
+    SELF_CHECK,
+    SIMILARITY_KEY,
+    USER_VOCABULARY,
+    USER_WEIGHTS,
+    Manifest,
+    describe_file,
+    describe_files,
+    pair_of,
+    save_index_pair,
+)
+from recsys.release.runtime.user_tower import Floats, Histories, UserTowerSession, pad
+
+log = logging.getLogger("recsys")
+
+# The exported tower must equal the trained one this closely on real histories.
+TOLERANCE = 1e-4
+NUM_SELF_CHECKS = 8
+
+
+def pack(
+    folder: Path,
+    run: TrainedRun,
+    index: Index,
+    embeddings: Floats,
+    measured: Mapping[str, Any],
+    model: str,
+    corpus: Mapping[str, Any],
+) -> Manifest:
+    """Write every file of a release but the manifest; the manifest without version, time and files.
+
+    Args:
+        folder: empty.
+        run: finished.
+        index: built from `embeddings`, and tuned.
+        embeddings: of the run's corpus, in its order.
+        measured: what is known of the index's recall.
+        model: name of the model.
+        corpus: how its items were chosen.
+    """
+    dataset, similarity = run.dataset, run.model.metric
+    np.save(folder / EMBEDDINGS, embeddings)
+    save_file(_weights(run.model.user_tower), folder / USER_WEIGHTS)
+    save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)
+    shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
+    dataset.schema.save(folder / SCHEMA)
+    _write_vocabularies(folder, dataset, run.model.reads_users)
+    pq.write_table(_items(run), folder / ITEMS)
+
+    pair = pair_of(describe_files(folder))
+    names = [name for name in index.save(folder) if name != INDEX_PAIR]
+    save_index_pair(folder, pair, {name: describe_file(folder / name) for name in names})
+    specs = input_specs(run.model, dataset.schema)
+    metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
+    log.info("exporting the user tower")
+    output = export_user_tower(run.model, dataset.meta.num_known, specs, folder, metadata)
+    state = read_json(run.path / "run.json")
+    description = json.loads((folder / "item_index.json").read_text())
+    manifest = Manifest(
+        version="",
+        model=model,
+        created="",
+        run=str(run.path),
+        git_commit=state.get("git_commit"),
+        dataset_fingerprint=dataset.meta.fingerprint,
+        similarity=similarity,
+        temperature=run.model.temperature,
+        dim=embeddings.shape[1],
+        num_items=len(embeddings),
+        num_embeddings=run.model.num_embeddings,
+        max_history=run.builder.max_history,
+        pair=pair,
+        inputs=specs,
+        output=output,
+        metrics=run.metrics,
+        index={"class": description["class"], **measured},
+        files={},
+        data=_times(run),
+        corpus=corpus,
+    )
+    _write_self_check(folder, run, manifest, index)
+    return manifest
+
+
+def _times(run: TrainedRun) -> dict[str, int]:
+    """`Manifest.data`; nothing where times are worth nothing."""
+    dataset = run.dataset
+    if (until := dataset.train_until) is None:
+        return {}
+    time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
+    test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
+    # What training was given, where it noted more than the configuration says now.
+    until = max(until, run.train_until or until)
+    times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
+    return {name: int(value) for name, value in times.items()}
+
+
+def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().contiguous().clone() for name, value in tower.state_dict().items()}
+
+
+def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool) -> None:
+    (folder / "vocabularies").mkdir()
+    # Items of test events alone are unknown to the release, as they are to the towers.
+    known = dataset.item_ids.slice(0, dataset.meta.num_known)
+    pq.write_table(pa.table({"item_id": known}), folder / ITEM_VOCABULARY)
+    if with_users:
+        pq.write_table(pa.table({"user_id": dataset.user_ids}), folder / USER_VOCABULARY)
+    for feature in dataset.schema.features:
+        if (values := dataset.vocabulary(feature)) is not None:
+            pq.write_table(pa.table({"value": values}), folder / f"vocabularies/{feature.key}.parquet")
+
+
+def _items(run: TrainedRun) -> pa.Table:
+    """Ids of the corpus in the order of the index, and the source's columns that can be shown and filtered by."""
+    ids = run.dataset.item_ids.take(pa.array(run.corpus - 1))
+    columns: dict[str, pa.Array] = {"item_id": ids, "item_idx": pa.array(run.corpus)}
+    try:
+        source = _source_items(run.config, ids.type)
+    except (UserError, OSError, pa.ArrowException) as error:
+        log.warning("the source's items cannot be read, so the release shows ids alone (%s)", error)
+        source = None
+    if source is not None:
+        rows = pc.index_in(ids, value_set=plain(source["item_id"]))
+        for name in source.column_names:
+            if name not in columns:
+                columns[name] = plain(source[name]).take(rows)
+    return pa.table(columns)
+
+
+def _source_items(config: DictConfig, id_type: pa.DataType) -> pa.Table | None:
+    tables = instantiate(config.data.source).tables(Path(config.data.cache) / "sources")
+    shards = []
+    for file in tables.items:
+        with fsspec.open(file, "rb") as opened:
+            parquet = pq.ParquetFile(opened)
+            shards.append(parquet.read([field.name for field in parquet.schema_arrow if _is_shown(field.type)]))
+    if not shards:
+        return None
+    table = pa.concat_tables(shards, promote_options="default")
+    renamed = config.data.columns.get("item_id") or "item_id"
+    key = renamed if renamed in table.column_names else "item_id"
+    ids = plain(table[key]).cast(id_type)
+    table = table.drop_columns([name for name in {key, "item_id"} if name in table.column_names])
+    return table.append_column("item_id", ids)
+
+
+def _is_shown(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type) or bool(pa.types.is_integer(kind.value_type))
+    return _is_text(kind) or bool(pa.types.is_primitive(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def to_histories(batch: Batch, num_items: int) -> Histories:
+    """A batch of requests as the exported tower reads it; items beyond `num_items` are unknown to it."""
+    events, users, requests = batch_columns(batch)
+    item_idx = batch.item_idx.numpy()
+    return Histories(
+        item_idx=np.where(item_idx <= num_items, item_idx, 0),
+        lengths=batch.lengths,
+        user_idx=batch.user_idx.numpy(),
+        time=batch.time.numpy(),
+        events=events,
+        users=users,
+        requests=requests,
+    )
+
+
+def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: Index) -> None:
+    """Compare the exported tower with the trained one on real histories, and keep some questions with their answers."""
+    tower = UserTowerSession(folder, manifest)
+    requests = real_requests(run)
+    # Long, short and empty histories: the empty one is nobody's.
+    chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)
+    user_idx, end = (np.concatenate([column[chosen], [other]]) for column, other in zip(requests, (-1, 0), strict=True))
+    batch = run.builder.requests(Requests(user_idx, end))
+    _check_equal(tower, run.model, batch, run.dataset.meta.num_known)
+    few = np.linspace(0, len(user_idx) - 1, NUM_SELF_CHECKS).astype(np.int64)
+    batch = run.builder.requests(Requests(user_idx[few], end[few]))
+    inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
+    users = tower.run(inputs)
+    best, _ = search_users(index, users, 1)
+    stored: dict[str, npt.NDArray[Any]] = {f"input:{name}": value for name, value in inputs.items()}
+    stored |= {"embeddings": users, "best_scores": best[:, 0]}
+    np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)
+
+
+def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items: int) -> None:
+    with torch.inference_mode():
+        expected = model.encode_users(batch).numpy()
+    difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise RuntimeError(f"the exported user tower differs from the trained one by {difference}")
+
+
+def real_requests(run: TrainedRun) -> Requests:
+    """Validation requests; without a validation part everyone's history before the test."""
+    # A refitted data set has its validation part in training; the prepared one tells where it was.
+    prepared = PreparedDataset.open(run.dataset.path)
+    requests = prepared.requests("val")
+    if len(requests.user_idx):
+        return requests
+    return Requests(np.arange(prepared.num_users), prepared.val_end)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file of a run; empty where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,1 @@
+"""Answers requests from one release inside a process. Imports no torch."""

@@ -1,0 +1,180 @@
+"""The items of a release: outside ids, and filters over the columns that came with them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys.core.errors import UserError, nearest
+from recsys.data.encoding import plain
+from recsys.index import Allowed
+
+Mask = npt.NDArray[np.bool_]
+Value = str | int | float | bool
+Filter = Mapping[str, Value | Sequence[Value]]
+
+
+class IdMap:
+    """Outside ids -> rows, in little more memory than the ids themselves.
+
+    Args:
+        ids: int64 or string, distinct; row r holds the id of r.
+    """
+
+    def __init__(self, ids: pa.Array) -> None:
+        self.ids = plain(ids)
+        self._is_string = pa.types.is_string(self.ids.type)
+        if self._is_string:
+            keys = _hashes(self.ids.to_pylist())
+        else:
+            keys = self._values = np.asarray(self.ids.cast(pa.int64()))
+        self._order = np.argsort(keys)
+        self._sorted: npt.NDArray[np.int64] = keys[self._order]
+        if self._is_string:
+            # Found by their text: of several with one hash, the search would give the first.
+            same = self._sorted[1:] == self._sorted[:-1]
+            rows = self._order[np.r_[same, False] | np.r_[False, same]] if len(same) else self._order[:0]
+            self._clashing = dict(zip(self.ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def outside(self, rows: npt.NDArray[np.int64]) -> list[Any]:
+        """Ids of rows, as the outside knows them: int or str."""
+        if self._is_string:
+            found: list[Any] = self.ids.take(pa.array(rows)).to_pylist()
+            return found
+        return self._values[rows].tolist()  # type: ignore[no-any-return]
+
+    def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
+        """Row of each id, -1 where there is none; ids of another type are unknown."""
+        if self._is_string:
+            return self._rows_of_strings(ids)
+        if set(map(type, ids)) == {int}:
+            try:
+                return self._find(np.array(ids, np.int64))
+            except OverflowError:
+                pass
+        is_id = [isinstance(value, int | np.integer) and not isinstance(value, bool) and _fits(value) for value in ids]
+        values = [value if good else 0 for value, good in zip(ids, is_id, strict=True)]
+        return np.where(np.array(is_id, bool), self._find(np.array(values, np.int64)), -1)
+
+    def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int64]:
+        """As `rows`, for many ids of the type of this map."""
+        if self._is_string:
+            return np.asarray(pc.index_in(plain(ids), value_set=self.ids).cast(pa.int64()).fill_null(-1))
+        return self._find(np.asarray(ids.cast(pa.int64())))
+
+    def _rows_of_strings(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
+        texts = [value if isinstance(value, str) else "" for value in ids]
+        rows = self._find(_hashes(texts))
+        # What only has the hash of an item is none.
+        near = np.flatnonzero(rows >= 0)
+        for place, text in zip(near.tolist(), self.outside(rows[near]), strict=True):
+            if texts[place] != text:
+                rows[place] = -1
+        if self._clashing:
+            rows[:] = [self._clashing.get(text, row) for text, row in zip(texts, rows.tolist(), strict=True)]
+        rows[[not isinstance(value, str) for value in ids]] = -1
+        return rows
+
+    def _find(self, keys: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if not len(self._sorted):
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(np.searchsorted(self._sorted, keys), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == keys, self._order[at], -1)
+
+
+def _hashes(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(hash, texts), np.int64, len(texts))
+
+
+def _fits(value: object) -> bool:
+    return -(2**63) <= int(value) < 2**63  # type: ignore[call-overload, no-any-return]
+
+
+class ItemFilter:
+    """Which items a filter lets pass; answers to recent filters are kept.
+
+    Args:
+        table: `items.parquet` of the release, in the order of the index.
+        mine: bool [N], the rows that may pass at all; None: all.
+    """
+
+    def __init__(self, table: pa.Table, mine: Mask | None = None) -> None:
+        self.columns: list[str] = [name for name in table.column_names if name != "item_idx"]
+        self._table, self._mine = table, mine
+        self._cached = lru_cache(maxsize=64)(self._allowed)
+
+    def without(self, removed: npt.NDArray[np.int64]) -> ItemFilter:
+        """The same filters, none of which lets the rows `removed` pass."""
+        if not len(removed):
+            return self
+        mine = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
+        mine[removed] = False
+        return ItemFilter(self._table, mine)
+
+    def __call__(self, wanted: Filter) -> Allowed | None:
+        """The rows that may be returned; None: all.
+
+        Raises:
+            UserError: no such column, or a value that the column cannot hold.
+        """
+        if not wanted and self._mine is None:
+            return None
+        key: list[tuple[str, tuple[Value, ...]]] = []
+        for name in sorted(wanted):
+            if name not in self.columns:
+                raise UserError(f"filter.{name}: the release's items have no such column{nearest(name, self.columns)}")
+            given = wanted[name]
+            values = (given,) if isinstance(given, str | int | float | bool) else tuple(given)
+            key.append((name, values))
+        return self._cached(tuple(key), tuple(type(value) for _, values in key for value in values))
+
+    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> Allowed:  # noqa: ARG002
+        # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
+        mask = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
+        for name, values in wanted:
+            mask &= self._column(name, values)
+        return Allowed(mask)
+
+    def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
+        column = plain(self._table.column(name))
+        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+        kind = column.type.value_type if is_list else column.type
+        try:
+            allowed = _typed(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
+        if not is_list:
+            return np.asarray(pc.is_in(column, value_set=allowed, skip_nulls=True)).astype(bool)
+        mask = np.zeros(len(column), bool)
+        inside = np.asarray(pc.is_in(pc.list_flatten(column), value_set=allowed, skip_nulls=True)).astype(bool)
+        mask[np.asarray(pc.list_parent_indices(column))[inside]] = True
+        return mask
+
+
+def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return pa.array(values, pa.string()).cast(kind)
+    if pa.types.is_string(kind) != all(isinstance(value, str) for value in values):
+        raise TypeError("a string where a number is expected, or the other way round")
+    return pa.array(values, kind)
+
+
+def to_values(values: list[Any], place: str) -> pa.Array:
+    """Values from outside as an array.
+
+    Raises:
+        UserError: values of types that no one column can hold.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError) as error:
+        raise UserError(f"{place}: found values of no one type ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,60 @@
+"""When the events of a request's history happened. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.core.errors import UserError
+
+
+def event_seconds(histories: Sequence[Sequence[Mapping[str, Any]]]) -> npt.NDArray[np.int64]:
+    """Seconds int64 [T] of the events of all histories, each oldest first.
+
+    A `timestamp` is a whole number of seconds, a date or a time (also as ISO 8601; without a zone it is UTC). An event
+    without one is as old as the event before it, the first ones as the next that has one; in a history without any all
+    events are simultaneous.
+
+    Raises:
+        UserError: a timestamp is nothing of these.
+    """
+    times = [_of_history([event.get("timestamp") for event in events]) for events in histories]
+    return np.concatenate([np.zeros(0, np.int64), *times])
+
+
+def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
+    seconds = [None if value is None else to_seconds(value) for value in timestamps]
+    known = [at for at, value in enumerate(seconds) if value is not None]
+    if not known:
+        return np.zeros(len(seconds), np.int64)
+    has_time = np.zeros(len(seconds), bool)
+    has_time[known] = True
+    filled = np.maximum.accumulate(np.where(has_time, np.arange(len(seconds)), known[0]))
+    return np.array([seconds[at] for at in filled], np.int64)
+
+
+def to_seconds(value: Any, place: str = "history.timestamp") -> int:
+    """Seconds of one timestamp: a whole number of seconds, a date or a time, also as ISO 8601 (without a zone: UTC).
+
+    Args:
+        value: from outside.
+        place: how the message names it.
+
+    Raises:
+        UserError: it is nothing of these.
+    """
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, date):
+            moment = value if isinstance(value, datetime) else datetime.combine(value, time())
+            value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        if isinstance(value, bool) or not -(2**62) < value < 2**62:
+            raise ValueError
+        return int(value // 1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{place}: found {value!r}, expected integer seconds, a date or a time (ISO 8601)") from error

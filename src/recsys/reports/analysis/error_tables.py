@@ -1,0 +1,96 @@
+"""Tables of one run's failures and neighbours, with titles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from recsys.reports.analysis.catalogue import Catalogue
+from recsys.reports.analysis.failures import Group, Results
+from recsys.reports.analysis.space import ItemSpace
+from recsys.reports.presentation.sheet import Sheet
+
+_TITLES_SHOWN = 5
+
+
+def weakest(groups: Sequence[Group], num: int = 10) -> Sheet:
+    """The groups of users and items with the lowest recall."""
+    chosen = sorted(groups, key=lambda group: group.recall)[:num]
+    rows = tuple(
+        (g.kind, g.label, f"{g.recall:.4f}", f"{g.low:.4f} to {g.high:.4f}", f"{g.num_users:,}", f"{g.num_pairs:,}")
+        for g in chosen
+    )
+    columns = ("by", "group", "recall", "95% interval", "users", "items to find")
+    return Sheet("Where least is found", columns, rows, "Mean over the users that a group touches.")
+
+
+def missed_items(results: Results, catalogue: Catalogue, num: int = 10) -> Sheet:
+    """Items that most users missed."""
+    wanted = np.bincount(results.item_idx, minlength=results.dataset.num_items + 1)
+    found = np.bincount(results.item_idx, results.found, minlength=len(wanted)).astype(np.int64)
+    order = np.argsort(found - wanted, kind="stable")[:num]
+    rows = tuple(
+        (catalogue.title(item), f"{wanted[item]:,}", f"{found[item]:,}", f"{results.dataset.train_count[item]:,}")
+        for item in order.tolist()
+        if wanted[item] > found[item]
+    )
+    columns = ("item", "users who took it", "of these were shown it", "training events")
+    return Sheet(f"Most often missed among {results.k} shown", columns, rows)
+
+
+def failed_users(results: Results, catalogue: Catalogue, num: int = 5) -> Sheet:
+    """Users for whom least was found, of these the ones with most to find, with what they were shown."""
+    recall, num_wanted = results.recall, np.bincount(results.row)
+    order = np.lexsort((-results.history_length, -num_wanted, recall))[:num]
+    return _users(results, catalogue, order.tolist(), "Users for whom least is found")
+
+
+def served_users(results: Results, catalogue: Catalogue, num: int = 5) -> Sheet:
+    """Users for whom most was found, to see what success looks like."""
+    found = np.bincount(results.row, results.found)
+    order = np.lexsort((-found, -results.recall))[:num]
+    return _users(results, catalogue, order.tolist(), "Users for whom most is found")
+
+
+def neighbours(space: ItemSpace, catalogue: Catalogue, items: Iterable[int], k: int = 5) -> Sheet:
+    """Nearest items of some items, with cosines; items outside the corpus are left out."""
+    rows = []
+    for item in items:
+        if item not in space:
+            continue
+        cosines, nearest = space.neighbours(item, k)
+        named = [f"{catalogue.title(i)} ({c:.2f})" for c, i in zip(cosines.tolist(), nearest.tolist(), strict=True)]
+        rows.append((catalogue.title(item), *named, *[""] * (k - len(named))))
+    columns = ("item", *(f"nearest {number}" for number in range(1, k + 1)))
+    return Sheet("Nearest items", columns, tuple(rows), "In brackets: cosine of the two embeddings.")
+
+
+def _users(results: Results, catalogue: Catalogue, rows: Sequence[int], title: str) -> Sheet:
+    data, shown = results.dataset, []
+    user_ids = data.user_ids
+    for row in rows:
+        user = int(results.requests.user_idx[row])
+        begin, end = int(data.offsets[user]), int(results.requests.end[row])
+        history = data.item_idx[max(begin, end - _TITLES_SHOWN) : end][::-1].tolist()
+        wanted = results.item_idx[results.row == row]
+        found = {*results.item_idx[(results.row == row) & results.found].tolist()}
+        ranked = [item for item in results.shown[row].tolist() if item > 0]
+        shown.append(
+            (
+                str(user_ids[user].as_py()),
+                _joined(catalogue, history, end - begin),
+                _joined(catalogue, wanted[:_TITLES_SHOWN].tolist(), len(wanted)),
+                "; ".join(("✓ " if item in found else "") + catalogue.title(item) for item in ranked[:_TITLES_SHOWN]),
+                f"{results.recall[row]:.4f}",
+            )
+        )
+    columns = ("user", "did lately (last first)", "then took", "was shown (first 5)", f"recall@{results.k}")
+    return Sheet(title, columns, tuple(shown), "✓: the user took it.")
+
+
+def _joined(catalogue: Catalogue, items: Sequence[int], total: int) -> str:
+    if not items:
+        return "nothing"
+    more = f"; and {total - len(items):,} more" if total > len(items) else ""
+    return "; ".join(map(catalogue.title, items)) + more

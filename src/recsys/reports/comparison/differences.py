@@ -1,0 +1,104 @@
+"""Which run is better, in what, by how much, and whether the test users can tell."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from recsys.core.errors import UserError, nearest
+from recsys.evaluation.significance import Comparison, compare_runs, holm
+from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.reports.comparison.measured import Measured
+
+LEVEL = 0.05
+PART = "test/"
+Verdict = Literal["better", "worse", "unclear"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What `run` gains over `baseline` in one metric.
+
+    Attributes:
+        paired: the means, their difference with its interval, and the p-value of this comparison alone.
+        p_value: corrected for all comparisons that were made with it.
+    """
+
+    run: str
+    baseline: str
+    paired: Comparison
+    p_value: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """`better` or `worse` where the corrected p-value is below 0.05."""
+        if self.p_value >= LEVEL:
+            return "unclear"
+        return "better" if self.paired.difference > 0 else "worse"
+
+    @property
+    def relative(self) -> tuple[float, float, float] | None:
+        """Difference and its interval as shares of the baseline's mean; None where that is zero."""
+        pair = self.paired
+        if not pair.first:
+            return None
+        return pair.difference / pair.first, pair.low / pair.first, pair.high / pair.first
+
+
+def differences(
+    runs: Sequence[Measured], metrics: Sequence[str], baseline: Measured, all_pairs: bool = False
+) -> list[Difference]:
+    """Paired bootstrap of runs in metrics of `per_user.parquet`, with p-values corrected by Holm over all of them.
+
+    Args:
+        runs: of the same test.
+        metrics: columns such as `recall@10` or `tail/recall@10`.
+        baseline: what each other run is compared with.
+        all_pairs: compare every two runs instead, the later with the earlier one.
+
+    Returns:
+        Differences by metric, in the order given, and within it by run; slices without users are left out.
+    """
+    pairs = list(itertools.combinations(runs, 2)) if all_pairs else [(baseline, r) for r in runs if r is not baseline]
+    found = {
+        (one.name, other.name): {c.metric: c for c in compare_runs(one.per_user, other.per_user, metrics)}
+        for one, other in pairs
+    }
+    keys = [(metric, pair) for metric in metrics for pair in found if metric in found[pair]]
+    corrected = holm({repr(key): found[key[1]][key[0]].p_value for key in keys})
+    return [
+        Difference(other, one, found[one, other][metric], corrected[repr((metric, (one, other)))])
+        for metric, (one, other) in keys
+    ]
+
+
+def chosen_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
+    """Columns of the files of users that asked metrics stand for.
+
+    Args:
+        runs: of the same test.
+        asked: such as `test/recall@10`; empty for the usual ones, as far as all runs have them.
+
+    Raises:
+        UserError: a run does not have the metric for each user.
+    """
+    common = {name for name in runs[0].columns if all(name in r.columns and PART + name in r.metrics for r in runs)}
+    if not common:
+        raise UserError("the runs have no metric of each test user in common; expected columns such as recall@10")
+    if not asked:
+        asked = [name for name in ("recall@10", "ndcg@10", "recall@100") if name in common] or sorted(common)[:1]
+    for name in asked:
+        if name.removeprefix(PART) not in common:
+            raise UserError(
+                f"metric: not every run has '{name}' for each test user{nearest(name, (PART + c for c in common))}"
+            )
+    return [name.removeprefix(PART) for name in asked]
+
+
+def slice_metrics(runs: Sequence[Measured], metric: str) -> list[str]:
+    """Columns with the recall of slices at the cut-off of `metric`, as far as all runs have them."""
+    cutoff = metric.rpartition("@")[2]
+    names = [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES)]
+    return [name for name in names if all(name in run.columns for run in runs)]

@@ -1,0 +1,229 @@
+"""Runs that are compared: what they were asked for, what was measured, how they learned and what they cost."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from recsys.core.errors import UserError, nearest
+from recsys.experiments.run_table import RunRow
+from recsys.experiments.run_table import read_runs as read_rows
+
+log = logging.getLogger("recsys")
+
+PER_USER = "per_user.parquet"
+
+
+class Curve(NamedTuple):
+    """Values of a metric after so many training steps."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run that is finished, or a baseline that was measured alike.
+
+    Attributes:
+        row: name, overrides, metrics and state.
+        config: content of `config.yaml`; empty for what has none, such as a baseline.
+        per_user: the file with metrics of each test user.
+        columns: metrics that this file has.
+        curves: what was logged in training, by metric.
+    """
+
+    row: RunRow
+    config: Mapping[str, Any]
+    per_user: Path
+    columns: frozenset[str]
+    curves: Mapping[str, Curve]
+
+    @property
+    def name(self) -> str:
+        """How the run is called; no other run of the comparison is called so."""
+        return self.row.name
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Such as `test/recall@10`."""
+        return self.row.metrics
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Content of `run.json`."""
+        return self.row.state
+
+    @property
+    def test(self) -> dict[str, str]:
+        """What figures of users depend on beside the model; what a run does not say is left out."""
+        said = {
+            "dataset_fingerprint": self.state.get("dataset_fingerprint"),
+            "split": self.config.get("split"),
+            "exclude_seen": self.config.get("exclude_seen", self.state.get("exclude_seen")),
+        }
+        return {name: str(value) for name, value in said.items() if value is not None}
+
+
+def read_folder(path: Path) -> list[Measured]:
+    """The run of a folder, or all finished runs below it, such as those of a sweep.
+
+    Raises:
+        UserError: there is none, or a file is missing or damaged.
+    """
+    rows = read_rows(path)
+    if not rows and (path / "metrics.json").exists():
+        rows = [RunRow(path, path.name, {}, {}, json.loads((path / "metrics.json").read_text()))]
+    if not rows:
+        raise UserError(f"{path}: no run (run.json) in it or below it; expected a run folder, or a folder of runs")
+    unfinished = [row for row in rows if not (row.path / PER_USER).exists()]
+    if len(unfinished) == len(rows):
+        raise UserError(
+            f"{unfinished[0].path}: no {PER_USER}; expected a finished run, found status '{unfinished[0].status}'"
+        )
+    for row in unfinished:
+        log.warning("%s is left out: it has no %s (status '%s')", row.path, PER_USER, row.status)
+    return [_measured(row) for row in rows if row not in unfinished]
+
+
+def unique_names(runs: Sequence[Measured]) -> list[Measured]:
+    """The same runs; those of equal names are told apart by the folders above them.
+
+    Raises:
+        UserError: a run is there twice.
+    """
+    paths = [run.row.path.resolve() for run in runs]
+    if repeated := [path for number, path in enumerate(paths) if path in paths[:number]]:
+        raise UserError(f"{repeated[0]}: given twice; expected different runs")
+    names = [run.name for run in runs]
+    depth = {path: len(Path(name).parts) for path, name in zip(paths, names, strict=True)}
+    while doubled := {name for name in names if names.count(name) > 1}:
+        for number, (path, name) in enumerate(zip(paths, names, strict=True)):
+            if name in doubled:
+                depth[path] += 1
+                names[number] = Path(*path.parts[-depth[path] :]).as_posix()
+    return [
+        dataclasses.replace(run, row=dataclasses.replace(run.row, name=name))
+        for run, name in zip(runs, names, strict=True)
+    ]
+
+
+def choose(runs: Sequence[Measured], name: str) -> Measured:
+    """The run of that name or folder."""
+    for run in runs:
+        if name == run.name or Path(name).resolve() == run.row.path.resolve():
+            return run
+    raise UserError(f"baseline: no run '{name}'{nearest(name, (run.name for run in runs))}")
+
+
+def require_same_test(runs: Sequence[Measured]) -> None:
+    """Refuse runs whose users cannot be paired.
+
+    Raises:
+        UserError: two runs were tested on other data, another split, or with other rules; it says what differs.
+    """
+    for key in ("dataset_fingerprint", "split", "exclude_seen"):
+        values = {run.name: run.test[key] for run in runs if key in run.test}
+        for name, value in values.items():
+            first, expected = next(iter(values.items()))
+            if value != expected:
+                one, other = (run for run in runs if run.name in (first, name))
+                raise UserError(
+                    f"not the same test: {name} has {key} {value}, {first} has {expected}{_differing(one, other)}; "
+                    "expected runs of the same data, split and exclude_seen"
+                )
+
+
+def curves_of(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, Curve]:
+    """Curves of logged rows, in the order in which they were logged.
+
+    A run that was started again repeats steps, and what is logged behind training (the selected checkpoint on
+    validation, a second training on train + val) counts steps from zero: only rows that go on count.
+
+    Args:
+        rows: name to number; empty or missing where a row has none.
+        step: name of the column that counts steps from 0.
+    """
+    curves: dict[str, Curve] = {}
+    for row in rows:
+        if row.get(step) in (None, ""):
+            continue
+        number = int(float(row[step])) + 1
+        for name, value in row.items():
+            if not name.startswith(("val/", "train/")) or value in (None, ""):
+                continue
+            curve = curves.setdefault(name, Curve([], []))
+            if not curve.steps or number > curve.steps[-1]:
+                curve.steps.append(number)
+                curve.values.append(float(value))
+    return curves
+
+
+def measured(row: RunRow, config: Mapping[str, Any], per_user: Path, curves: Mapping[str, Curve]) -> Measured:
+    """A run with what its file of users holds.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        columns = frozenset(pq.read_schema(per_user).names) - {"user_id"}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{per_user}: not a readable Parquet file ({error})") from error
+    return Measured(row, config, per_user, columns, curves)
+
+
+def _measured(row: RunRow) -> Measured:
+    folders = [row.path]
+    if "variant" in row.state:
+        # The training of a run that was chosen from several lies where it was one of them.
+        folders.insert(0, row.path / "variants" / str(row.state["variant"]))
+    logs = [file for folder in folders for file in sorted(folder.glob("logs/*/metrics.csv"), key=_start)]
+    config = row.path / "config.yaml"
+    if "generator" in row.state:
+        # A baseline's settings were found, not asked for.
+        chosen = {f"generator.{name}": str(value) for name, value in row.state.get("settings", {}).items()}
+        row = dataclasses.replace(row, overrides={"generator": str(row.state["generator"])} | chosen)
+    return measured(
+        row,
+        yaml.safe_load(config.read_text()) if config.exists() else {},
+        row.path / PER_USER,
+        curves_of((line for file in logs for line in _lines(file)), "step"),
+    )
+
+
+def _start(file: Path) -> int:
+    return int(file.parent.name)
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def _differing(one: Measured, other: Measured) -> str:
+    """Settings of data and split that two runs do not share."""
+    if not one.config or not other.config:
+        return ""
+    mine, theirs = (dict(flat({key: run.config[key] for key in ("data", "split")})) for run in (one, other))
+    names = sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
+    shown = ", ".join(f"{name} {mine.get(name)} and {theirs.get(name)}" for name in names[:5])
+    return f" (settings that differ: {shown})" if shown else " (their settings are the same: the source has changed)"
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for name, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

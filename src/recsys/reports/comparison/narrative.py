@@ -1,0 +1,122 @@
+"""Figures and findings in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recsys.reports.comparison.differences import LEVEL, PART, Difference
+from recsys.reports.comparison.measured import Measured
+
+SLICES = {
+    "head": "popular items (head)",
+    "mid": "items in between (mid)",
+    "tail": "rare items (tail)",
+    "cold_items": "items without training",
+    "cold_users": "users without training",
+    "warm_users": "users with training",
+}
+_MOST_SENTENCES = 5
+JUDGED = {"better": "▲ better", "worse": "▼ worse", "unclear": "no difference shown"}
+
+
+def p_text(value: float) -> str:
+    """A p-value as papers write it."""
+    return "< 0.001" if value < 0.001 else "1" if value > 0.9995 else f"{value:.3f}"
+
+
+def gain(difference: Difference) -> str:
+    """Relative gain, absolute where the baseline has nothing."""
+    relative = difference.relative
+    return f"{difference.paired.difference:+.4f}" if relative is None else f"{relative[0]:+.1%}"
+
+
+def interval(difference: Difference) -> str:
+    """95% interval of the gain, in the same unit."""
+    relative = difference.relative
+    if relative is None:
+        return f"{difference.paired.low:+.4f} to {difference.paired.high:+.4f}"
+    return f"{relative[1]:+.1%} to {relative[2]:+.1%}"
+
+
+def title_of(metric: str) -> str:
+    """Name of a slice's metric for people: `tail/recall@10` is the recall of rare items."""
+    name, _, rest = metric.rpartition("/")
+    return f"{SLICES[name]}" if name in SLICES else rest
+
+
+def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]:
+    """A sentence on all runs, and one for each: the first metric in full, others and what the lists show in short.
+
+    Of many runs that are compared with one baseline the best have a sentence.
+    """
+    by_name = {run.name: run for run in runs}
+    decisive = [difference for difference in found if difference.paired.metric == found[0].paired.metric]
+    decisive.sort(key=lambda difference: -difference.paired.difference)
+    pairs = [(difference.run, difference.baseline) for difference in decisive]
+    corrected = f", corrected for {len(found)} comparisons" if len(found) > 1 else ""
+    sentences = []
+    if len({baseline for _, baseline in pairs}) == 1 < len(pairs):
+        # What is said of all need not be said of each.
+        sentences.append(_overall(decisive, corrected))
+        corrected, pairs = "", pairs[:_MOST_SENTENCES]
+    for run, baseline in pairs:
+        first, *others = [d for d in found if (d.run, d.baseline) == (run, baseline)]
+        parts = [_first(first, corrected)]
+        for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "no difference shown")):
+            if names := [d.paired.metric for d in others if d.verdict == verdict]:
+                also = "also " if verdict == first.verdict and verdict != "unclear" else ""
+                parts.append(f"{also}{words} in {_joined(names)}")
+        parts += _shown(by_name[run], by_name[baseline], first.paired.metric)
+        sentences.append("; ".join(parts) + ".")
+    return sentences
+
+
+def _overall(decisive: Sequence[Difference], corrected: str) -> str:
+    """All runs against one baseline in one sentence."""
+    parts = []
+    for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "not told apart")):
+        names = [difference.run for difference in decisive if difference.verdict == verdict]
+        parts.append(f"{words}: {_joined(names) if names else 'none'}")
+    against = f"Against {decisive[0].baseline} in {decisive[0].paired.metric}"
+    return f"{against}, {'; '.join(parts)} (at p < {LEVEL}{corrected})."
+
+
+def _first(difference: Difference, corrected: str) -> str:
+    pair, size = difference.paired, f"{difference.paired.second:.4f} against {difference.paired.first:.4f}"
+    evidence = f"95% interval {interval(difference)}, p {p_equals(difference.p_value)}{corrected}"
+    if difference.verdict == "unclear":
+        return (
+            f"{difference.run} and {difference.baseline} cannot be told apart in {pair.metric} "
+            f"({size}, {gain(difference)}, {evidence})"
+        )
+    by = gain(difference).lstrip("+-")
+    return (
+        f"{difference.run} is {difference.verdict} than {difference.baseline} in {pair.metric} by {by} "
+        f"({size}, {evidence})"
+    )
+
+
+def _shown(run: Measured, baseline: Measured, metric: str) -> list[str]:
+    """What no user alone can say: how much of the corpus is shown, and how popular it is."""
+    cutoff = metric.rpartition("@")[2]
+    parts = []
+    for name, more, less in (
+        (f"coverage@{cutoff}", "shows more of the corpus", "shows less of the corpus"),
+        (f"popularity@{cutoff}", "shows more popular items", "shows less popular items"),
+    ):
+        mine, its = run.metrics.get(PART + name), baseline.metrics.get(PART + name)
+        # A tenth more or less is what a reader would notice.
+        if mine is not None and its is not None and abs(mine - its) > 0.1 * abs(its):
+            sizes = [f"{value:.1%}" if name.startswith("coverage") else f"{value:.1f}" for value in (mine, its)]
+            parts.append(f"{more if mine > its else less} ({name} {' against '.join(sizes)})")
+    return parts
+
+
+def p_equals(p_value: float) -> str:
+    """A p-value as it follows the letter p."""
+    text = p_text(p_value)
+    return text if text.startswith("<") else f"= {text}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,151 @@
+"""Runs of a W&B project, through its public API; the metrics of users come from the artifact that a run leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from recsys.core.errors import UserError
+from recsys.experiments.run_table import RunRow
+from recsys.reports.comparison.measured import PER_USER, Measured, curves_of, flat, measured
+
+log = logging.getLogger("recsys")
+
+PREFIX = "wandb:"
+_PARTS = ("val/", "test/", "test_rolling/")
+
+
+class Api(Protocol):
+    """What is used of `wandb.Api`."""
+
+    def runs(self, path: str, *, filters: dict[str, Any]) -> Iterable[Any]:
+        """Runs of `ENTITY/PROJECT` or `PROJECT`."""
+        ...
+
+    def run(self, path: str) -> Any:
+        """The run `ENTITY/PROJECT/ID`."""
+        ...
+
+
+def read_wandb(address: str, cache: Path, api: Api | None = None) -> list[Measured]:
+    """Finished runs of a project, or one run.
+
+    Args:
+        address: `wandb:PROJECT`, `wandb:ENTITY/PROJECT` or `wandb:ENTITY/PROJECT/ID`.
+        cache: folder for what is downloaded: `per_user.parquet` of each run, once.
+        api: `wandb.Api()` by default.
+
+    Raises:
+        UserError: W&B is offline or does not know the address, or no run has what a comparison needs.
+    """
+    with _clear_errors(address):
+        found = _find(address, api)
+        runs = [run for one in found if (run := _measured(one, cache)) is not None]
+    if not runs:
+        raise UserError(
+            f"{address}: {len(found)} finished runs, none with test metrics and {PER_USER}; expected runs that were "
+            "online when they finished (for others name their folders)"
+        )
+    return runs
+
+
+def fetch_run(address: str, cache: Path, api: Api | None = None) -> Path:
+    """A run folder with what W&B keeps of a run: configuration, best checkpoint, metrics.
+
+    Args:
+        address: `wandb:ENTITY/PROJECT/ID`.
+        cache: folder for what is downloaded.
+        api: `wandb.Api()` by default.
+
+    Raises:
+        UserError: W&B is offline or does not know the run, or the run left no artifact of its model.
+    """
+    if address.count("/") != 2:
+        raise UserError(f"{address}: expected one run, {PREFIX}ENTITY/PROJECT/ID")
+    with _clear_errors(address):
+        (run,) = _find(address, api)
+        folder = _folder(run, cache)
+        names = {"best.ckpt": folder / "checkpoints", "config.yaml": folder, PER_USER: folder}
+        if not all([_download(run, name, root) for name, root in names.items()]):
+            raise UserError(f"{address}: it left no artifact with {', '.join(names)}; name its local folder")
+        metrics, state = _summary(run)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "run.json").write_text(json.dumps(state))
+    return folder
+
+
+@contextmanager
+def _clear_errors(address: str) -> Iterator[None]:
+    import wandb
+
+    try:
+        yield
+    except (wandb.errors.Error, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{address}: {error}") from error
+
+
+def _find(address: str, api: Api | None) -> list[Any]:
+    import wandb
+
+    from recsys.experiments.tracking import wandb_online
+
+    path = address.removeprefix(PREFIX)
+    if not all(path.split("/")) or path.count("/") > 2:
+        raise UserError(f"{address}: expected {PREFIX}ENTITY/PROJECT, or {PREFIX}ENTITY/PROJECT/ID for one run")
+    if api is None:
+        if not wandb_online():
+            raise UserError(
+                "W&B is offline: expected a key (wandb login), and WANDB_MODE not set; or name local folders"
+            )
+        api = wandb.Api()
+    if path.count("/") == 2:
+        return [api.run(path)]
+    return list(api.runs(path, filters={"state": "finished"}))
+
+
+def _measured(run: Any, cache: Path) -> Measured | None:
+    metrics, state = _summary(run)
+    if not any(name.startswith("test/") for name in metrics):
+        # Releases are runs of the project too.
+        return None
+    folder = _folder(run, cache)
+    if not _download(run, PER_USER, folder):
+        log.warning("%s (%s) is left out: it left no artifact with %s", run.name, run.id, PER_USER)
+        return None
+    config = dict(run.config)
+    # The command line is not kept there: where runs differ is told from their whole configuration.
+    settings = {name: str(value) for name, value in flat(config) if not name.startswith(("logger.", "variants."))}
+    row = RunRow(folder, run.name, settings, state, metrics)
+    return measured(row, config, folder / PER_USER, curves_of(run.scan_history(), "trainer/global_step"))
+
+
+def _summary(run: Any) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a run logged at its end, as the contents of `metrics.json` and `run.json`."""
+    summary = {name: value for name, value in dict(run.summary_metrics).items() if not name.startswith("_")}
+    metrics = {name: float(value) for name, value in summary.items() if name.startswith(_PARTS)}
+    return metrics, {name: value for name, value in summary.items() if name not in metrics}
+
+
+def _folder(run: Any, cache: Path) -> Path:
+    return cache / "wandb" / str(run.entity) / str(run.project) / str(run.id)
+
+
+def _download(run: Any, name: str, folder: Path) -> bool:
+    entry = None
+    # A run that was started again may have left several: the last one counts.
+    for artifact in run.logged_artifacts():
+        if artifact.type == "model":
+            try:
+                entry = artifact.get_entry(name)
+            except KeyError:
+                continue
+    if entry is None:
+        return False
+    entry.download(root=str(folder))
+    return True

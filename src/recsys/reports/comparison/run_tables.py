@@ -1,0 +1,111 @@
+"""Tables of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from recsys.experiments.run_table import differing
+from recsys.reports.comparison import narrative as words
+from recsys.reports.comparison.differences import PART, Difference
+from recsys.reports.comparison.measured import Measured
+from recsys.reports.presentation.sheet import Sheet
+
+_SETTINGS_SHOWN = 30
+# Data and split are the same, in whatever words; loggers change no figure.
+_ALIKE = ("data", "split", "logger")
+
+
+def metrics(runs: Sequence[Measured], names: Sequence[str], baseline: Measured) -> Sheet:
+    """Test metrics of all runs, best first in the first one."""
+    ordered = sorted(runs, key=lambda run: -run.metrics[PART + names[0]])
+    cutoff = names[0].rpartition("@")[2]
+    shown = [*names, *(f"{name}@{cutoff}" for name in ("coverage", "popularity"))]
+    shown = [name for name in shown if any(PART + name in run.metrics for run in runs)]
+    rows = [
+        (
+            run.name + (" (baseline)" if run is baseline else ""),
+            *(_number(run.metrics.get(PART + name)) for name in shown),
+        )
+        for run in ordered
+    ]
+    best = {number for number, run in enumerate(ordered) if run.metrics[PART + names[0]] == _best(ordered, names[0])}
+    note = f"Best first in {names[0]}; mean over test users."
+    if f"popularity@{cutoff}" in shown:
+        note += " Popularity: training events of the items shown, in multiples of the average trained item's."
+    return Sheet("Test metrics", ("run", *shown), tuple(rows), note, frozenset(best))
+
+
+def gains(found: Sequence[Difference], title: str) -> Sheet:
+    """Differences with intervals, corrected p-values, and who is better."""
+    baselines = {difference.baseline for difference in found}
+    is_one = len(baselines) == 1
+    rows = []
+    for difference in found:
+        pair = difference.paired
+        rows.append(
+            (
+                words.title_of(pair.metric),
+                difference.run if is_one else f"{difference.run} − {difference.baseline}",
+                words.gain(difference),
+                words.JUDGED[difference.verdict],
+                words.interval(difference),
+                words.p_text(difference.p_value),
+                f"{pair.second:.4f}",
+                f"{pair.first:.4f}",
+                f"{pair.num_users:,}",
+            )
+        )
+    other = baselines.pop() if is_one else "the other"
+    columns = ("", "run", "gain", "verdict", "95% interval", "p (Holm)", "mean", f"of {other}", "users")
+    note = (
+        f"Paired bootstrap over users, 10,000 samples; p corrected by Holm for these {len(rows)} comparisons; "
+        "better and worse: p < 0.05. Intervals are of one comparison alone."
+    )
+    return Sheet(f"{title} from {other}" if is_one else title, columns, tuple(rows), note)
+
+
+def cost(runs: Sequence[Measured]) -> Sheet:
+    """What each run took."""
+    rows = []
+    for run in runs:
+        state = run.state
+        rows.append(
+            (
+                run.name,
+                _count(state.get("seconds")),
+                _count(state.get("steps")),
+                _count(state.get("targets_per_second")),
+                _gigabytes(state.get("peak_memory_bytes")),
+            )
+        )
+    note = "Seconds over all starts, evaluation included. Times of different machines or loads say little."
+    return Sheet("Cost", ("run", "seconds", "steps", "targets per second", "peak memory, GB"), tuple(rows), note)
+
+
+def settings(runs: Sequence[Measured]) -> Sheet:
+    """What was asked for, as far as it differs."""
+    varied = differing([run.row for run in runs])
+    found = {key for one in varied for key in one if key.partition(".")[0] not in _ALIKE}
+    # Keys that follow others differ too: the shortest come first.
+    keys = sorted(found, key=lambda key: (key.count("."), key))
+    rows = [(key, *(one.get(key, "") for one in varied)) for key in keys[:_SETTINGS_SHOWN]]
+    note = "Empty: not said, so the default."
+    if len(keys) > _SETTINGS_SHOWN:
+        note += f" {len(keys) - _SETTINGS_SHOWN} more are not shown."
+    return Sheet("Settings that differ", ("setting", *(run.name for run in runs)), tuple(rows), note)
+
+
+def _best(runs: Sequence[Measured], name: str) -> float:
+    return max(run.metrics[PART + name] for run in runs)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if value < 10 else f"{value:.2f}"
+
+
+def _count(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _gigabytes(value: float | None) -> str:
+    return "" if value is None else f"{value / 1e9:.2f}"

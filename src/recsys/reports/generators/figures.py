@@ -1,0 +1,247 @@
+"""What each generator is worth: figures over users, all with intervals of one paired bootstrap.
+
+Shapes: U users, G generators, K candidates, B bootstrap samples, M columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.evaluation.significance import bootstrap_means
+from recsys.index.merging import Pool
+from recsys.reports.generators.blending import Funnel, Plan
+from recsys.reports.generators.lists import Lists
+
+Floats = npt.NDArray[np.float64]
+Columns = dict[str, Floats]
+
+NUM_SAMPLES = 2_000
+_BLOCK = 512
+
+
+class Estimate(NamedTuple):
+    """A figure over users with its 95% percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A generator by itself, and beside all others.
+
+    Attributes:
+        full: share of users that get all K candidates of it: user coverage.
+        some: share of users that get any.
+        rate: hits for each candidate shown: the save rate, by proxy.
+        recall: share of what a user could be shown that is found, mean over users.
+        unique: share of the hits of all generators that no other has.
+        lost: of the recall of the blend of all, when this one goes and the others' budgets are chosen anew.
+        last: what it adds to the recall of all others when lists take equal turns, under the same total budget.
+    """
+
+    full: Estimate
+    some: Estimate
+    rate: Estimate
+    recall: Estimate
+    unique: Estimate
+    lost: Estimate
+    last: Estimate
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A group of users: recall of each generator and of the blend, and what is lost when each goes.
+
+    Attributes:
+        num_users: in the group.
+        recall: of each generator.
+        blend: recall of the blend of all.
+        lost: as in `Alone`.
+    """
+
+    num_users: int
+    recall: tuple[Estimate, ...]
+    blend: Estimate
+    lost: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that the report shows.
+
+    Attributes:
+        names: of the generators.
+        k: candidates of each, and of blends.
+        num_users: that have something to find.
+        alone: of each generator.
+        shared_lists: mean Jaccard similarity of the lists of a user, of those who get any; {(g, h): ...} for g < h.
+        shared_hits: Jaccard similarity of all hits.
+        segments: name -> figures.
+        everyone, equal: recall of the blends.
+        stages: recall of the blends that are left when generators go one after the other.
+        stage_gains: that less the recall of `everyone`.
+        needed: at each stage, the first of which has all generators, what is lost when one of those left goes as well.
+        budget_gain: recall of `everyone` less that of `equal`.
+        union: recall of all lists together, without a budget: the most that a blend can find.
+    """
+
+    names: tuple[str, ...]
+    k: int
+    num_users: int
+    alone: tuple[Alone, ...]
+    shared_lists: Mapping[tuple[int, int], Estimate]
+    shared_hits: Mapping[tuple[int, int], Estimate]
+    segments: Mapping[str, Segment]
+    everyone: Estimate
+    equal: Estimate
+    stages: tuple[Estimate, ...]
+    stage_gains: tuple[Estimate, ...]
+    needed: tuple[Mapping[int, Estimate], ...]
+    budget_gain: Estimate
+    union: Estimate
+
+
+class Samples:
+    """Bootstrap samples of users, the same for all columns."""
+
+    def __init__(self, columns: Mapping[str, Floats], rows: npt.NDArray[np.bool_] | None = None) -> None:
+        self._at = {name: number for number, name in enumerate(columns)}
+        values = np.stack(list(columns.values()), axis=1)
+        values = values if rows is None else values[rows]
+        self.num_users = len(values)
+        self._means, self._samples = values.mean(0), bootstrap_means(values, NUM_SAMPLES)
+
+    def of(self, figure: Callable[..., Floats], *names: str) -> Estimate:
+        """A figure that follows from the means of columns: its value, and its interval over the samples."""
+        places = [self._at[name] for name in names]
+        value = float(figure(*(self._means[place] for place in places)))
+        low, high = np.quantile(figure(*(self._samples[:, place] for place in places)), [0.025, 0.975])
+        return Estimate(value, float(low), float(high))
+
+    def mean(self, name: str) -> Estimate:
+        """The mean of a column."""
+        return self.of(lambda mean: mean, name)
+
+    def difference(self, first: str, second: str) -> Estimate:
+        """The mean of the first less that of the second."""
+        return self.of(lambda one, other: one - other, first, second)
+
+    def ratio(self, first: str, second: str) -> Estimate:
+        """The sum of the first for each of the second; 0 where there is none."""
+        return self.of(lambda one, other: one / np.maximum(other, 1e-12), first, second)
+
+
+def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool_]]) -> Figures:
+    """Measure generators and blends.
+
+    Args:
+        lists: of the users whose future nothing was chosen by.
+        plan: the blends.
+        segments: groups of the users, by name.
+    """
+    columns = _of_lists(lists) | _of_blends(lists, plan)
+    samples, every = Samples(columns), range(len(lists.names))
+    alone = tuple(
+        Alone(
+            samples.mean(f"full {g}"),
+            samples.mean(f"some {g}"),
+            samples.ratio(f"hits {g}", f"shown {g}"),
+            samples.mean(f"recall {g}"),
+            samples.ratio(f"unique {g}", "found"),
+            samples.difference("everyone", f"0 without {g}"),
+            samples.difference("equal", f"equal without {g}"),
+        )
+        for g in every
+    )
+    pairs = [(g, h) for g in every for h in every if g < h]
+    return Figures(
+        lists.names,
+        lists.k,
+        len(lists),
+        alone,
+        {(g, h): samples.ratio(f"jaccard {g} {h}", f"listed {g} {h}") for g, h in pairs},
+        {(g, h): samples.ratio(f"both {g} {h}", f"either {g} {h}") for g, h in pairs},
+        {name: _segment(columns, rows, every) for name, rows in segments.items()},
+        samples.mean("everyone"),
+        samples.mean("equal"),
+        tuple(samples.mean(f"stage {number}") for number in range(len(plan.stages))),
+        tuple(samples.difference(f"stage {number}", "everyone") for number in range(len(plan.stages))),
+        tuple(
+            {
+                g: samples.difference(f"stage {number - 1}" if number else "everyone", f"{number} without {g}")
+                for g in blends
+            }
+            for number, blends in enumerate(plan.without)
+        ),
+        samples.difference("everyone", "equal"),
+        samples.mean("union"),
+    )
+
+
+def _segment(columns: Columns, rows: npt.NDArray[np.bool_], every: Sequence[int]) -> Segment:
+    names = ["everyone", *(f"{kind} {g}" for g in every for kind in ("recall", "0 without"))]
+    samples = Samples({name: columns[name] for name in names}, rows)
+    return Segment(
+        samples.num_users,
+        tuple(samples.mean(f"recall {g}") for g in every),
+        samples.mean("everyone"),
+        tuple(samples.difference("everyone", f"0 without {g}") for g in every),
+    )
+
+
+def _of_lists(lists: Lists) -> Columns:
+    """Counts of each user, of each generator and of each pair; [U] each."""
+    every = range(len(lists.names))
+    pairs = [(g, h) for g in every for h in every if g < h]
+    kinds = [f"{kind} {g}" for kind in ("full", "some", "hits", "shown", "recall", "unique") for g in every]
+    kinds += [f"{kind} {g} {h}" for kind in ("jaccard", "listed", "both", "either") for g, h in pairs]
+    columns = {name: np.zeros(len(lists)) for name in (*kinds, "found", "union")}
+    for begin in range(0, len(lists), _BLOCK):
+        rows = slice(begin, min(begin + _BLOCK, len(lists)))
+        items, relevant = lists.items[rows, :-1].astype(np.int64), lists.num_relevant[rows]
+        listed, hit = (_members(items, chosen) for chosen in (items > 0, lists.hits[rows, :-1]))
+        finders = hit.sum(1)
+        columns["found"][rows] = (finders > 0).sum(1)
+        columns["union"][rows] = (finders > 0).sum(1) / relevant
+        shown, hits = listed.sum(2), hit.sum(2)
+        common, common_hits = listed @ listed.transpose(0, 2, 1), hit @ hit.transpose(0, 2, 1)
+        for g in every:
+            columns[f"full {g}"][rows] = shown[:, g] == lists.k
+            columns[f"some {g}"][rows] = shown[:, g] > 0
+            columns[f"shown {g}"][rows], columns[f"hits {g}"][rows] = shown[:, g], hits[:, g]
+            columns[f"recall {g}"][rows] = hits[:, g] / relevant
+            columns[f"unique {g}"][rows] = (hit[:, g] * (finders == 1)).sum(1)
+        for g, h in pairs:
+            union = shown[:, g] + shown[:, h] - common[:, g, h]
+            columns[f"jaccard {g} {h}"][rows] = common[:, g, h] / np.maximum(union, 1)
+            columns[f"listed {g} {h}"][rows] = union > 0
+            columns[f"both {g} {h}"][rows] = common_hits[:, g, h]
+            columns[f"either {g} {h}"][rows] = hits[:, g] + hits[:, h] - common_hits[:, g, h]
+    return columns
+
+
+def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Which of the items of a user each list has among its chosen ones; float32 of 0 and 1 [U, G, G * K]."""
+    number = Pool(np.where(items > 0, items, -1)).number
+    num_users, num_lists, depth = items.shape
+    members = np.zeros((num_users, num_lists, num_lists * depth), np.float32)
+    user, of_list, place = np.nonzero(chosen)
+    members[user, of_list, number[user, of_list, place]] = 1
+    return members
+
+
+def _of_blends(lists: Lists, plan: Plan) -> Columns:
+    """Recall of each user, of each blend; [U] each."""
+    blends = {"everyone": plan.everyone, "equal": plan.equal}
+    blends |= {f"stage {number}": budgets for number, budgets in enumerate(plan.stages)}
+    blends |= {f"{n} without {g}": budgets for n, found in enumerate(plan.without) for g, budgets in found.items()}
+    blends |= {f"equal without {g}": budgets for g, budgets in enumerate(plan.equal_without)}
+    recall = Funnel(lists).recall(list(blends.values()))
+    return {name: recall[:, number] for number, name in enumerate(blends)}

@@ -1,0 +1,137 @@
+"""What the figures say, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from recsys.reports.generators.blending import Budgets, Plan
+from recsys.reports.generators.figures import Estimate, Figures
+
+Verdict = Literal["keep", "unclear", "retire"]
+SHOWN = {"keep": "keep", "unclear": "keep for now", "retire": "retire"}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do with a generator, and why."""
+
+    name: str
+    verdict: Verdict
+    why: str
+
+
+def percent(value: float, signed: bool = False) -> str:
+    """A share of one as percent, with as many digits as it needs; a loss has a minus sign that is one."""
+    if value == 0:
+        return "0%"
+    digits = 0 if abs(value) >= 0.1 else 1 if abs(value) >= 0.01 or signed else 2
+    return f"{100 * value:{'+' if signed else ''}.{digits}f}%".replace("-", "−")
+
+
+def interval(estimate: Estimate, signed: bool = False) -> str:
+    """Its 95% interval, in percent."""
+    return f"{percent(estimate.low, signed)} to {percent(estimate.high, signed)}"
+
+
+def relative(estimate: Estimate, base: Estimate) -> Estimate:
+    """An estimate in shares of another's value."""
+    return Estimate(*(part / max(base.value, 1e-12) for part in estimate))
+
+
+def num_confirmed(figures: Figures, tolerance: float) -> int:
+    """How many generators, in the order in which they could go, the users measured let go.
+
+    The blends that are left are tested one after the other, up to the first whose recall may be lower by more than the
+    tolerance. Since the order was fixed before and the first failure ends it, all tests together err as rarely as one
+    (fixed-sequence testing: Maurer, Hothorn and Lehmacher 1995).
+    """
+    bound = -tolerance * figures.everyone.value
+    return next((n for n, gain in enumerate(figures.stage_gains) if gain.low < bound), len(figures.stage_gains))
+
+
+def kept(figures: Figures, plan: Plan, tolerance: float) -> tuple[Budgets, Estimate, Estimate]:
+    """Budgets of the blend of those that stay, its recall, and its gain over that of all, in shares of that."""
+    number = num_confirmed(figures, tolerance) - 1
+    if number < 0:
+        return plan.everyone, figures.everyone, Estimate(0.0, 0.0, 0.0)
+    return plan.stages[number], figures.stages[number], relative(figures.stage_gains[number], figures.everyone)
+
+
+def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
+    """What to do with each generator, those that stay first, the most valuable first."""
+    confirmed, found = num_confirmed(figures, tolerance), []
+    for number, name in enumerate(figures.names):
+        is_gone = number in plan.retired[:confirmed]
+        needed = figures.alone[number].lost if is_gone else figures.needed[confirmed].get(number)
+        if needed is None:
+            found.append(Advice(name, "keep", "It is all that is left."))
+            continue
+        lost = relative(needed, figures.everyone)
+        cost = f"Without it the blend {'' if is_gone or not confirmed else 'of those that stay '}{_loss(lost)}"
+        verdict: Verdict = "unclear"
+        if is_gone:
+            verdict = "retire"
+            why = f"{cost}: the others find what it finds."
+            if not plan.everyone[number]:
+                why = "The best blend gives it no place: the others find what it finds, and more."
+        elif lost.low > 0:
+            verdict = "keep"
+            why = f"{cost}, beyond chance. {percent(figures.alone[number].unique.value)} of all hits are its alone."
+        elif number in plan.retired:
+            why = f"{cost}. It may be dispensable, but these users cannot rule out a loss above {percent(tolerance)}."
+        else:
+            why = f"{cost}: too close to zero to tell. It was chosen to stay."
+        found.append(Advice(name, verdict, why))
+    order = {"keep": 0, "unclear": 1, "retire": 2}
+    value = {g: figures.needed[confirmed].get(g, figures.alone[g].lost).value for g in range(len(found))}
+    ranked = sorted(range(len(found)), key=lambda g: (order[found[g].verdict], -value[g]))
+    return [found[g] for g in ranked]
+
+
+def verdicts(figures: Figures, plan: Plan, tolerance: float, chosen_on: str) -> list[str]:
+    """The recommendation in a few sentences, the most important one first."""
+    advice = advise(figures, plan, tolerance)
+    named = {verdict: [said.name for said in advice if said.verdict == verdict] for verdict in SHOWN}
+    go, unclear = named["retire"], named["unclear"]
+    stay = named["keep"] + unclear
+    sentences = [f"Keep {joined(stay)}." + (f" Retire {joined(go)}." if go else " Retire none.")]
+    if go:
+        _, recall, gain = kept(figures, plan, tolerance)
+        sentences.append(
+            f"The {len(stay)} that stay find {percent(recall.value)} of what users go on to engage with, all "
+            f"{len(figures.names)} together {percent(figures.everyone.value)}: {_change(gain, tolerance)}."
+        )
+    if could := [figures.names[g] for g in plan.retired[len(go) :]]:
+        gain = relative(figures.stage_gains[len(go)], figures.everyone)
+        also = "also " if go else ""
+        sentences.append(
+            f"{chosen_on[0].upper()}{chosen_on[1:]} {also}had {joined(could)} as dispensable, in this order; without "
+            f"{could[0]} the users measured do not confirm it: {_change(gain, tolerance)}."
+        )
+    best = max(range(len(figures.names)), key=lambda number: figures.alone[number].recall.value)
+    alone = figures.alone[best].recall
+    sentences.append(
+        f"With {figures.k} candidates, the best blend of all finds {percent(figures.everyone.value)} "
+        f"({interval(figures.everyone)}); {figures.names[best]}, the best alone, {percent(alone.value)} "
+        f"({interval(alone)}); all in equal turns {percent(figures.equal.value)} ({interval(figures.equal)})."
+    )
+    return sentences
+
+
+def _change(gain: Estimate, tolerance: float) -> str:
+    allowed = f"a loss of {percent(tolerance)} was allowed" if tolerance else "no loss was allowed"
+    return f"a change of {percent(gain.value, True)} (95% interval {interval(gain, True)}; {allowed})"
+
+
+def joined(names: Sequence[str]) -> str:
+    """Names as a sentence lists them."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def _loss(lost: Estimate) -> str:
+    if lost.low == lost.high == 0:
+        return "loses nothing"
+    found = f"finds {percent(abs(lost.value))} {'less' if lost.value >= 0 else 'more'}"
+    return f"{found} (95% interval of the loss {interval(lost, True)})"

@@ -1,0 +1,220 @@
+"""What the page shows besides answers: names and pictures of items, and what explains them. Imports no torch.
+
+N items of a release, D dim.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.core.columns import load_array
+from recsys.data.encoding import plain
+from recsys.release.manifest import EMBEDDINGS, ITEMS
+from recsys.release.runtime.item_ids import IdMap
+from recsys.serving.explorer.messages import ExplainedItem, Found, ItemCard, ItemId, PastItem, Reason
+
+# The first of these names that the items have is it; case does not matter.
+TITLES = ("title", "name", "item_name", "product_title")
+PICTURES = ("image_url", "image", "picture", "picture_url", "thumbnail", "thumbnail_url", "img", "url")
+# How much is told of an item besides its title.
+_NUM_DETAILS, _NUM_VALUES, _LONGEST = 3, 4, 60
+# Matches that are ranked; behind these, items are in the order of the release, the most frequent first.
+_NUM_RANKED = 500
+_ADDRESS = re.compile(r"https?://\S+")
+_PICTURE_FILE = re.compile(r"https?://\S+\.(?:jpe?g|png|webp|gif|avif)(?:\?\S*)?", re.IGNORECASE)
+
+
+class Catalogue:
+    """The items of one release as people look at them.
+
+    Args:
+        items: `items.parquet` of the release, in the order of the index.
+        embeddings: float32 [N, D], rows as in `items`.
+        rows: rows of `items` for outside ids, -1 where there is none.
+    """
+
+    def __init__(
+        self, items: pa.Table, embeddings: npt.NDArray[np.float32], rows: Callable[[Sequence[object]], npt.NDArray[Any]]
+    ) -> None:
+        self._items, self._embeddings, self._rows = items, embeddings, rows
+        self._ids = plain(items["item_id"])
+        self._has_string_ids = pa.types.is_string(self._ids.type)
+        texts = [field.name for field in items.schema if _is_text(field.type) and field.name != "item_id"]
+        self.title_column = _first(TITLES, texts)
+        self.picture_column = self._picture_column(texts)
+        shown = {"item_id", "item_idx", self.title_column, self.picture_column}
+        self._details = [f.name for f in items.schema if f.name not in shown and _is_told(f.type)][:_NUM_DETAILS]
+
+    @classmethod
+    def open(cls, folder: Path, known_items: IdMap) -> Catalogue:
+        """That of a verified release's folder, with the ids of its vocabulary of items."""
+        items = pq.read_table(folder / ITEMS)
+        # The first is of ids that the vocabulary lacks.
+        row_of_item = np.full(len(known_items) + 1, -1)
+        row_of_item[np.asarray(items["item_idx"])] = np.arange(len(items))
+        embeddings = load_array(folder / EMBEDDINGS).view(np.float32)
+        return cls(items, embeddings, lambda ids: row_of_item[known_items.rows(ids) + 1])
+
+    def card(self, item_id: ItemId) -> ItemCard:
+        """What is known of an item; its id alone where the release does not hold it."""
+        return self.cards([item_id])[0]
+
+    def cards(self, item_ids: Sequence[ItemId]) -> list[ItemCard]:
+        """As `card`, for many."""
+        rows = self._rows(item_ids)
+        known = self._items.take(pa.array(rows[rows >= 0])).to_pylist()
+        found = iter(known)
+        return [
+            self._card(next(found)) if row >= 0 else ItemCard(item_id)
+            for item_id, row in zip(item_ids, rows, strict=True)
+        ]
+
+    def search(self, text: str, limit: int = 10) -> list[ItemCard]:
+        """Items whose id or title begins with the text, then those whose title holds all its words."""
+        return self.cards(self._matches(text)[:limit])
+
+    def find(self, name: str) -> Found:
+        """The item that a person means by an id or a title, and how many others it could be.
+
+        An id is taken for itself; else the item of that very title, of a title that begins so, or of one that holds all
+        words; among several the most frequent one.
+        """
+        name = name.strip()
+        typed = self.typed(name)
+        if typed is not None and self._rows([typed])[0] >= 0:
+            return Found(name, self.card(typed), 1)
+        matches = self._matches(name, with_ids=False)
+        return Found(name, self.card(matches[0]) if matches else None, len(matches))
+
+    def typed(self, text: str) -> ItemId | None:
+        """An id as this release's ids are; None: the text cannot be one."""
+        if self._has_string_ids:
+            return text
+        return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
+
+    def explain(
+        self, history: Sequence[ItemId], item_ids: Sequence[ItemId], num_reasons: int = 3
+    ) -> list[ExplainedItem]:
+        """For each item the items of the history that are nearest to it, by cosine of their embeddings in the index.
+
+        Items that the index does not hold explain nothing and are explained by nothing; neither is an item by itself.
+        """
+        distinct = list(dict.fromkeys(history))
+        rows = self._rows(distinct)
+        known = [item for item, row in zip(distinct, rows, strict=True) if row >= 0]
+        past = self._directions(rows[rows >= 0])
+        targets = self._rows(item_ids)
+        similarities = self._directions(targets) @ past.T
+        explained = []
+        for card, target, similar in zip(self.cards(item_ids), targets, similarities, strict=True):
+            order = np.argsort(-similar, kind="stable").tolist() if target >= 0 else []
+            near = [Reason(known[at], round(float(similar[at]), 4)) for at in order if similar[at] > 0]
+            reasons = [reason for reason in near if reason.item_id != card.item_id][:num_reasons]
+            explained.append(ExplainedItem(card.item_id, card.title, card.picture, card.details, reasons))
+        return explained
+
+    def past(self, item_ids: Sequence[ItemId], times: Sequence[int | None]) -> list[PastItem]:
+        """A history as people look at it: its items, and when they happened."""
+        return [
+            PastItem(card.item_id, card.title, card.picture, card.details, time)
+            for card, time in zip(self.cards(item_ids), times, strict=True)
+        ]
+
+    def _directions(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        vectors = np.asarray(self._embeddings[rows], np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+        directions: npt.NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+        return directions
+
+    @cached_property
+    def _titles(self) -> pa.Array | None:
+        """In lower case."""
+        return None if self.title_column is None else pc.utf8_lower(plain(self._items[self.title_column]))
+
+    @cached_property
+    def _id_texts(self) -> pa.Array:
+        return pc.utf8_lower(self._ids.cast(pa.string()))
+
+    def _matches(self, text: str, with_ids: bool = True) -> list[ItemId]:
+        text = text.strip().lower()
+        if not text:
+            return []
+        mask = np.zeros(len(self._ids), bool)
+        if with_ids:
+            mask |= _true(pc.starts_with(self._id_texts, text))
+        if self._titles is not None:
+            holds = np.ones(len(self._ids), bool)
+            for word in text.split():
+                holds &= _true(pc.match_substring(self._titles, word))
+            mask |= holds
+        rows = np.flatnonzero(mask)
+        near, far = rows[:_NUM_RANKED], rows[_NUM_RANKED:]
+        ranks = [self._rank(text, row) for row in near.tolist()]
+        ordered = np.concatenate([near[np.argsort(ranks, kind="stable")], far]).astype(np.int64)
+        ids: list[ItemId] = self._ids.take(pa.array(ordered)).to_pylist()
+        return ids
+
+    def _rank(self, text: str, row: int) -> int:
+        title = self._titles[row].as_py() if self._titles is not None else None
+        names = [self._id_texts[row].as_py(), *([title] if title else [])]
+        if text in names:
+            return 0
+        if any(name.startswith(text) for name in names):
+            return 1
+        return 2 if title and re.search(rf"\b{re.escape(text)}", title) else 3
+
+    def _card(self, row: dict[str, Any]) -> ItemCard:
+        title = row[self.title_column] if self.title_column else None
+        picture = row[self.picture_column] if self.picture_column else None
+        details = {name: told for name in self._details if (told := _told(row[name])) is not None}
+        return ItemCard(row["item_id"], title, picture if picture and _ADDRESS.fullmatch(picture) else None, details)
+
+    def _picture_column(self, texts: list[str]) -> str | None:
+        name = _first(PICTURES, texts)
+        if name is None:
+            return None
+        # A column `url` may hold pages: it is one of pictures where what it holds looks like files of pictures.
+        pattern = _PICTURE_FILE if name.lower() == "url" else _ADDRESS
+        examples = self._items[name].drop_null().slice(0, 20).to_pylist()
+        return name if any(pattern.fullmatch(value) for value in examples) else None
+
+
+def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    folded = {column.lower(): column for column in columns}
+    return next((folded[name] for name in names if name in folded), None)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_told(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    return _is_text(kind) or bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _told(value: Any) -> str | None:
+    if value is None or value == []:
+        return None
+    if isinstance(value, list):
+        more = ", …" if len(value) > _NUM_VALUES else ""
+        value = ", ".join(str(part) for part in value[:_NUM_VALUES]) + more
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _true(found: pa.Array) -> npt.NDArray[np.bool_]:
+    return np.asarray(found.fill_null(False)).astype(bool)

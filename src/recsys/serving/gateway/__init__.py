@@ -1,0 +1,1 @@
+"""The gateway: user embeddings, routing to hosts, and merged answers."""

@@ -1,0 +1,246 @@
+"""Which hosts answer a request, in which version: all of one, and the one that made the embeddings. Imports no torch.
+
+The version comes from the host that will be searched, as the gateway knows it. That copy may be old, and then nothing
+wrong happens: a search names its version, a host that does not hold it refuses, and the request is resolved again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from recsys.serving.gateway.fleet import Fleet, HostState
+from recsys.serving.gateway.remote_host import HostFailed
+from recsys.serving.gateway.shard_merge import for_shards, merge
+from recsys.serving.http.messages import Hosts, ModelVersions, SearchRequest, SearchResponse
+from recsys.serving.http.problems import VersionNotHeld, unavailable
+
+UserId = int | str | None
+# Seconds without an answer, to anybody, until another host is asked as well.
+SILENCE = 0.3
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A version that a share of the users get, besides those whose host serves it.
+
+    Attributes:
+        version: of the release.
+        share: of the users, 0 to 1.
+    """
+
+    version: str
+    share: float
+
+    def __contains__(self, user_id: object) -> bool:
+        """Whether a user is among them: always or never, for one version; requests without a user by chance."""
+        if user_id is None:
+            return random.random() < self.share
+        # The version is in it, so that not always the same users are the first.
+        digest = hashlib.blake2b(f"{self.version}:{user_id!r}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest) < self.share * 2**64
+
+
+class Assignment(NamedTuple):
+    """Where a request goes, before its embeddings are made: the hosts, one of each shard, and the version."""
+
+    version: str
+    hosts: tuple[HostState, ...]
+
+
+class Routed(NamedTuple):
+    """An answer, and the hosts that gave it."""
+
+    response: SearchResponse
+    hosts: tuple[str, ...]
+
+
+class Router:
+    """Sends searches to hosts.
+
+    Args:
+        fleet: of hosts; started.
+        model: that is served; None where hosts have one.
+    """
+
+    def __init__(self, fleet: Fleet, model: str | None = None) -> None:
+        self.fleet, self.model = fleet, model
+        self.canary: Canary | None = None
+        # For metrics: retry, hedge, canary_not_held, mismatch_refused.
+        self.counts: Counter[str] = Counter()
+        self._under_way: set[asyncio.Task[tuple[SearchResponse, str]]] = set()
+        self._turn = 0
+
+    def assign(self, user_id: UserId = None, wanted: str | None = None) -> Assignment:
+        """The hosts that a request will use, and the version that they all hold; by what the hosts said last.
+
+        Args:
+            user_id: for the canary share.
+            wanted: the version, where the request names one.
+
+        Raises:
+            VersionNotHeld: some shard does not hold the version that is wanted.
+            Problem: no host of a shard is up, or the shards have no version in common (503).
+        """
+        shards = [[state for state in shard if state.failure is None] for shard in self.fleet.shards]
+        for number, shard in enumerate(shards):
+            if not shard:
+                self.fleet.look_again()
+                reasons = "; ".join(state.failure or "" for state in self.fleet.shards[number]) or "there are none"
+                raise unavailable(f"{self._place(number)}no host is up: {reasons}")
+        held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
+        common = set.intersection(*held)
+        version = wanted
+        if wanted is not None and wanted not in common:
+            serving = self._first(shards, common)
+            raise VersionNotHeld(wanted, self._of(serving).serving if serving else None, sorted(common))
+        if version is None and self.canary is not None and user_id in self.canary:
+            if self.canary.version in common:
+                version = self.canary.version
+            else:
+                self.counts["canary_not_held"] += 1
+        first = None
+        if version is None:
+            first = self._first(shards, common)
+            version = self._of(first).serving if first is not None else None
+        if version is None:
+            self.fleet.look_again()
+            raise unavailable(self._nothing_common(held, common))
+        hosts = []
+        for shard in shards:
+            holders = [state for state in shard if version in self._of(state).loaded]
+            hosts.append(first if first in holders else self._least_busy(holders))
+        return Assignment(version, tuple(hosts))
+
+    async def search(self, assignment: Assignment, request: SearchRequest) -> Routed:
+        """Results of all shards as one answer, all of the version that the request names.
+
+        A host that does not answer is replaced by another one that holds that version.
+
+        Raises:
+            VersionNotHeld: in some shard no host that is up does; assign again, and embed with what that says.
+            HostFailed: all that hold it failed.
+            Problem: the request is wrong (400).
+        """
+        if len(self.fleet.shards) == 1:
+            response, host = await self._ask(0, assignment.hosts[0], request)
+            return Routed(response, (host,))
+        part = for_shards(request)
+        asked = [self._ask(number, host, part) for number, host in enumerate(assignment.hosts)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        good = [answer for answer in answers if not isinstance(answer, BaseException)]
+        return Routed(merge(request, [response for response, _ in good]), tuple(host for _, host in good))
+
+    def hosts(self) -> Hosts:
+        """Host -> what it said that it serves and holds; None where it does not answer."""
+        return {state.name: state.versions if state.failure is None else None for state in self.fleet.states}
+
+    async def _ask(self, shard: int, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
+        """The first answer; a host that is silent is given time, while another one is asked (Dean and Barroso 2013)."""
+        tried: set[HostState] = set()
+        if state.failure is not None and (others := self._holders(shard, request.version, tried)):
+            # It went down while the request waited for its batch.
+            state = self._least_busy(others)
+        if len(self.fleet.shards[shard]) == 1:
+            return await self._attempt(state, request)
+        tried.add(state)
+        waiting = {self._begin(state, request)}
+        while True:
+            done, waiting = await asyncio.wait(waiting, timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
+            errors = [task.exception() for task in done]
+            if None in errors:
+                return next(task.result() for task, error in zip(done, errors, strict=True) if error is None)
+            for error in errors:
+                if not isinstance(error, VersionNotHeld | HostFailed):
+                    assert error is not None
+                    raise error
+            if not done:
+                if not state.is_silent(SILENCE):
+                    continue
+                state.suspect(SILENCE)
+            if holders := self._holders(shard, request.version, tried):
+                self.counts["retry" if done else "hedge"] += 1
+                state = self._least_busy(holders)
+                tried.add(state)
+                waiting.add(self._begin(state, request))
+            elif not waiting:
+                raise next(error for error in errors if error is not None)
+
+    def _begin(self, state: HostState, request: SearchRequest) -> asyncio.Task[tuple[SearchResponse, str]]:
+        task = asyncio.create_task(self._attempt(state, request))
+        # What is not waited for any more goes on to its end, and says what it says of its host.
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[tuple[SearchResponse, str]]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            # Taken, so that nobody says that it was not.
+            task.exception()
+
+    async def _attempt(self, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
+        state.in_flight += 1
+        try:
+            response = await state.client.search(request)
+            if response.version != request.version:
+                self.counts["mismatch_refused"] += 1
+                raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
+        except VersionNotHeld as refusal:
+            model = self.model or next(iter(state.versions), "")
+            state.versions = {**state.versions, model: ModelVersions(refusal.serving, refusal.loaded)}
+            raise
+        except HostFailed as failure:
+            state.fail(str(failure))
+            raise
+        finally:
+            state.in_flight -= 1
+        state.succeed()
+        return response, state.name
+
+    def _holders(self, shard: int, version: str, tried: Collection[HostState]) -> list[HostState]:
+        states = self.fleet.shards[shard]
+        return [s for s in states if s not in tried and s.failure is None and version in self._of(s).loaded]
+
+    def _first(self, shards: Sequence[Sequence[HostState]], common: Collection[str]) -> HostState | None:
+        """The host whose version the request gets: the least busy of those that serve one that all shards hold."""
+        for shard in shards:
+            able = [state for state in shard if self._of(state).serving in common]
+            if able:
+                return self._least_busy(able)
+        return None
+
+    def _least_busy(self, states: Sequence[HostState]) -> HostState:
+        self._turn += 1
+        turn = self._turn % len(states)
+        return min([*states[turn:], *states[:turn]], key=lambda state: (state.is_resting, state.in_flight))
+
+    def _of(self, state: HostState) -> ModelVersions:
+        if self.model is not None:
+            return state.versions.get(self.model, _NOTHING)
+        if len(state.versions) > 1:
+            names = ", ".join(sorted(state.versions))
+            raise unavailable(f"{state.name} holds several models ({names}): the gateway needs model=NAME")
+        return next(iter(state.versions.values()), _NOTHING)
+
+    def _place(self, shard: int) -> str:
+        return f"shard {shard}: " if len(self.fleet.shards) > 1 else ""
+
+    def _nothing_common(self, held: Sequence[Collection[str]], common: Collection[str]) -> str:
+        if common:
+            return f"no host serves a version; loaded are {', '.join(sorted(common))}"
+        if len(held) == 1:
+            return "no host holds a version"
+        parts = "; ".join(f"shard {n} holds {', '.join(sorted(v)) or 'none'}" for n, v in enumerate(held))
+        return f"no version is held by every shard: {parts}"
+
+
+_NOTHING = ModelVersions(None, [])

@@ -1,0 +1,82 @@
+"""A corpus that is split over hosts: one question for all shards, and one answer from those of all shards.
+
+Every shard holds the whole release and searches the rows that are its own, so that a sharded release is the same
+release, under the same version, as one that is not. Shapes: B users, M embeddings, D dim, K results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from recsys.index.merging import present, take_turns
+from recsys.serving.http.messages import SearchRequest, SearchResponse, SearchResult
+from recsys.serving.http.problems import bad_request
+
+
+def for_shards(request: SearchRequest) -> SearchRequest:
+    """The request that every shard is asked: one embedding a row, since only lists of one embedding merge by score.
+
+    Rows are in the order of users, and of each user's embeddings; absent embeddings have none.
+    """
+    if request.embeddings.ndim == 2:
+        return request
+    if request.embeddings.ndim != 3:
+        found = request.embeddings.ndim
+        raise bad_request(f"embeddings: found {found} dimensions, expected [B, D] or [B, M, D]", "embeddings")
+    there = present(request.embeddings)
+    owner = np.nonzero(there)[0]
+    exclude = None if request.exclude is None else [request.exclude[user] for user in owner]
+    return SearchRequest(request.version, request.embeddings[there], request.k, request.filter, exclude, request.model)
+
+
+def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchResponse:
+    """One answer to `request` from the answers of all shards to `for_shards(request)`.
+
+    Raises:
+        ValueError: the answers are of another version than the request, or of another number of users.
+    """
+    lists = len(for_shards(request).embeddings)
+    for answer in answers:
+        if answer.version != request.version or len(answer.results) != lists:
+            raise ValueError(
+                f"found {len(answer.results)} results of {answer.version}, expected {lists} of {request.version}"
+            )
+    merged = [_by_score([answer.results[row] for answer in answers], request.k) for row in range(lists)]
+    if request.embeddings.ndim == 3:
+        merged = _in_turns(merged, present(request.embeddings).sum(axis=1), request.k)
+    return SearchResponse(request.version, merged)
+
+
+def _by_score(parts: Sequence[SearchResult], k: int) -> SearchResult:
+    scores = np.concatenate([np.asarray(part.scores, np.float32) for part in parts])
+    ids = [item_id for part in parts for item_id in part.item_ids]
+    best = np.argsort(-scores, kind="stable")
+    # An item that was added to a running index may be in several shards.
+    place = {ids[at]: at for at in reversed(best.tolist())}
+    kept = list(reversed(place.values()))[:k]
+    return SearchResult([ids[at] for at in kept], scores[kept])
+
+
+def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], k: int) -> list[SearchResult]:
+    merged = []
+    begin = 0
+    for count in num_lists.tolist():
+        mine = lists[begin : begin + count]
+        begin += count
+        number_of = {
+            item_id: number for number, item_id in enumerate(dict.fromkeys(i for m in mine for i in m.item_ids))
+        }
+        ids = list(number_of)
+        depth = max(len(part.item_ids) for part in mine)
+        scores = np.full((1, count, depth), -np.inf, np.float32)
+        rows = np.full((1, count, depth), -1, np.int64)
+        for m, part in enumerate(mine):
+            rows[0, m, : len(part.item_ids)] = [number_of[item_id] for item_id in part.item_ids]
+            scores[0, m, : len(part.item_ids)] = part.scores
+        turn_scores, turn_rows = take_turns(scores, rows, k)
+        found = turn_rows[0] >= 0
+        merged.append(SearchResult([ids[row] for row in turn_rows[0, found].tolist()], turn_scores[0, found]))
+    return merged

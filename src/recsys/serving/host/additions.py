@@ -1,0 +1,98 @@
+"""New items of one release: their columns and embeddings, as files and messages carry them. Imports no torch.
+
+A file of new items is a Parquet file with the columns that items of the release have, and `embedding`. Its metadata
+names the version whose item tower made the embeddings; no other takes them. Shapes: A items, D dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.core.errors import UserError, nearest
+from recsys.release.runtime.user_tower import Floats
+
+VERSION_KEY = b"recsys.version"
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True)
+class Additions:
+    """Items for the index of one release.
+
+    Attributes:
+        version: whose item tower made the embeddings.
+        items: `item_id`, and values of the columns that items of the release have; [A].
+        embeddings: float32 [A, D], comparable with those of the index.
+    """
+
+    version: str
+    items: Sequence[Mapping[str, Any]]
+    embeddings: Floats
+
+
+def save_additions(table: pa.Table, embeddings: Floats, version: str, path: Path) -> None:
+    """Write a file of new items.
+
+    Args:
+        table: columns of the items, [A] rows.
+        embeddings: float32 [A, D].
+        version: whose item tower made them.
+        path: of the file.
+    """
+    flat = pa.array(embeddings.reshape(-1), pa.float32())
+    vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
+    table = table.append_column(EMBEDDING, vectors).replace_schema_metadata({VERSION_KEY: version.encode()})
+    pq.write_table(table, path)
+
+
+def load_additions(path: Path) -> Additions:
+    """Read a file of new items.
+
+    Raises:
+        UserError: it is unreadable, or not such a file.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: unreadable ({error})") from error
+    version = (table.schema.metadata or {}).get(VERSION_KEY)
+    if version is None or EMBEDDING not in table.column_names:
+        raise UserError(f"{path}: not a file of embedded items; recsys embed-items makes one")
+    vectors = table[EMBEDDING].combine_chunks()
+    embeddings = np.asarray(vectors.flatten(), np.float32).reshape(len(table), vectors.type.list_size)
+    return Additions(version.decode(), table.drop_columns([EMBEDDING]).to_pylist(), embeddings)
+
+
+def to_table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """The items as rows of a release's table, without `item_idx`.
+
+    Raises:
+        UserError: a column that the release's items do not have, or a value that a column cannot hold.
+    """
+    names = [name for name in schema.names if name != "item_idx"]
+    for number, item in enumerate(items):
+        for name in item:
+            if name not in names:
+                raise UserError(
+                    f"items[{number}].{name}: the release's items have no such column{nearest(name, names)}"
+                )
+    columns = {name: _column([item.get(name) for item in items], schema.field(name).type, name) for name in names}
+    return pa.table(columns)
+
+
+def _column(values: list[Any], kind: pa.DataType, name: str) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    try:
+        if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+            return pa.array([None if value is None else str(value) for value in values], pa.string()).cast(kind)
+        return pa.array(values, kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"items.{name}: found a value that is no {kind} ({str(error).splitlines()[0]})") from error

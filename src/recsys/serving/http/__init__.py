@@ -1,0 +1,1 @@
+"""The HTTP application: routes, messages, errors and the OpenAPI document."""

@@ -1,0 +1,1 @@
+"""Logs, metrics, the recall monitor and the request sampler."""

@@ -1,1 +1,0 @@
-"""Sweeps in the format of W&B, run on this machine: `python -m recsys.sweep sweeps/NAME.yaml`."""

@@ -1,0 +1,1 @@
+"""One training step: losses, negatives, frequencies, optimizers and checkpoints."""

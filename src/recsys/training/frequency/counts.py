@@ -1,0 +1,101 @@
+"""How often each item is a target: what logQ corrects for, and what is popular now."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recsys.core.columns import ragged_positions
+from recsys.core.errors import UserError
+from recsys.data.batches.targets import Objective, TargetWeights
+from recsys.data.dataset import PreparedDataset
+
+
+def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
+    """How often each item is a target in one epoch; float64 [N + 1], indexed by item_idx.
+
+    Every training event is a target once an epoch, save the first event of a user (and the events of equal time with
+    it) where the empty history predicts nothing.
+    """
+    counts = np.bincount(_training_items(dataset), minlength=dataset.num_items + 1).astype(np.float64)
+    if not predict_first:
+        users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
+        counts -= np.bincount(_first_baskets(dataset, users), minlength=len(counts))
+    return torch.from_numpy(counts)
+
+
+def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tensor:
+    """Probability that one target is the item; float64 [N + 1], sums to one."""
+    counts = target_counts(dataset, predict_first)
+    return counts / counts.sum()
+
+
+# Share of the trained popularity in the recent one: an item without recent events is not gone.
+SMOOTHING = 0.02
+
+
+def prior_shift(
+    dataset: PreparedDataset, half_life_days: float, objective: Objective | None = None, power: float = 1.0
+) -> Tensor:
+    """`log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
+
+    A softmax over the corpus learns the posterior under the popularity of its targets. Where only the prior moves
+    (label shift), the posterior of now is the learned one times the ratio of the priors (Saerens et al. 2002,
+    equation 4). A power above 1 leans to what is popular beyond that, for data where the model knows users less well
+    than it thinks. Items without training events count as shifted by nothing, and as popular as the rarest.
+
+    Args:
+        dataset: training events, with time in seconds or days.
+        half_life_days: age at which an event counts half in `p_recent`.
+        objective: what the targets that training saw counted; null for all alike.
+        power: of the recent popularity.
+
+    Raises:
+        UserError: time has no days.
+    """
+    if dataset.meta.time not in ("seconds", "day"):
+        raise UserError(
+            f"model.prior_shift with data.time={dataset.meta.time}: expected weight 0, or timestamps in seconds or days"
+        )
+    objective = objective or Objective()
+    positions = _training_positions(dataset)
+    items = np.asarray(dataset.item_idx[positions])
+
+    def share(objective: Objective) -> Tensor:
+        weight = TargetWeights(dataset, objective)(positions)
+        counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
+        return torch.from_numpy(counts / counts.sum())
+
+    recent, trained = share(dataclasses.replace(objective, half_life_days=half_life_days)), share(objective)
+    smoothed = (1 - SMOOTHING) * recent + SMOOTHING * trained
+    known = trained > 0
+    lean = (power - 1) * torch.where(known, smoothed, smoothed[known].min()).log()
+    return torch.where(known, (smoothed / trained).log(), 0.0) + lean
+
+
+def _training_items(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    return np.asarray(dataset.item_idx)[_training_positions(dataset)]
+
+
+def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
+
+
+def _first_baskets(
+    dataset: PreparedDataset, users: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    begin, end = dataset.offsets[users], dataset.train_end[users]
+    if dataset.meta.time == "none":
+        return np.asarray(dataset.item_idx[begin])
+    items, position, waiting = [], begin, np.arange(len(users))
+    first_time = np.asarray(dataset.time[begin])
+    while len(waiting):
+        items.append(np.asarray(dataset.item_idx[position[waiting]]))
+        position = position + 1
+        inside = position[waiting] < end[waiting]
+        waiting = waiting[inside]
+        waiting = waiting[np.asarray(dataset.time[position[waiting]]) == first_time[waiting]]
+    return np.concatenate(items) if items else np.zeros(0, np.int32)

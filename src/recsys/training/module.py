@@ -1,0 +1,200 @@
+"""`RetrievalModule`: one training step of two towers under Lightning; nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recsys.core import distributed
+from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.batches.batch import Batch
+from recsys.data.dataset import Requests
+from recsys.models.blend import Model
+from recsys.models.items import ItemTower
+from recsys.models.two_tower import TwoTower, towards
+from recsys.training.candidates import describe, with_exposures
+from recsys.training.losses import FullSoftmax, SampledLoss
+from recsys.training.negatives import NegativeSampler
+from recsys.training.optimizers import AdamW
+
+
+class RetrievalModule(L.LightningModule):
+    """Two towers, a loss and where its negatives come from.
+
+    Randomness of a step is a function of (seed, step, rank), so a resumed run continues with the dropout and the
+    negatives of an uninterrupted one.
+
+    Args:
+        model: the towers.
+        loss: a `SampledLoss` with a sampler, or `FullSoftmax` without one.
+        negatives: proposal of the candidates; null for a softmax over the corpus.
+        optimizer: builds the optimizer and its schedule.
+        corpus: int64 [N], items that a full softmax ranges over, ascending.
+        clip_norm: bound on the norm of dense gradients; 0 for none.
+        seed: of dropout and negatives.
+        schedule_steps: length of the schedule; null for the steps that the trainer will make.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        loss: SampledLoss | FullSoftmax,
+        negatives: NegativeSampler | None,
+        optimizer: AdamW,
+        corpus: Tensor,
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        schedule_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(loss, FullSoftmax) != (negatives is None):
+            raise ValueError("loss: full_softmax goes with negatives=none, every other loss with a sampler")
+        self.model, self.loss, self.negatives = model, loss, negatives
+        self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
+        self.schedule_steps = schedule_steps
+        # Row 0 embeds unknown items of histories; it is no candidate.
+        self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
+        num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
+        self._row_of = torch.zeros(num_rows, dtype=torch.int64)
+        self._row_of[self._rows] = torch.arange(len(self._rows))
+        self.num_targets = 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Mean loss over the targets of all processes."""
+        rank, world = self.global_rank, distributed.world_size()
+        self._seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
+        count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
+        # Rows are weighted within a process by the loss, and processes by what their rows weigh.
+        own = batch.weight.sum() if batch.weight is not None else torch.tensor(float(len(batch.target_idx)))
+        everyone = distributed.total(own.to(self.device))
+        loss = self._full(batch) if isinstance(self.loss, FullSoftmax) else self._sampled(batch)
+        self.num_targets += int(count)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
+        if self.model.log_inverse_temperature.requires_grad:
+            self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
+        # Processes average their gradients: the factor makes that the gradient of the mean over all targets.
+        return loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
+
+    def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
+        return self.model.encode_users(batch[0])
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer, with its schedule stepped every batch."""
+        optimizer = self.optimizer_factory.optimizer(self.model)
+        if self.schedule_steps is None:
+            self.schedule_steps = int(self.trainer.estimated_stepping_batches)
+        total_steps = self.schedule_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optimizer_factory.factor(step, total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **settings: Any) -> None:  # noqa: ARG002
+        """Clip dense gradients; rows of sparse tables are normalised by their own second moments."""
+        if self.clip_norm > 0.0:
+            dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+            nn.utils.clip_grad_norm_(dense, self.clip_norm)
+
+    def _seed(self, seed: int) -> None:
+        # `torch.manual_seed` visits every kind of device, and costs more than a small layer.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _full(self, batch: Batch) -> Tensor:
+        assert isinstance(self.loss, FullSoftmax)
+        item_tower, user_tower = self.model.item_tower, self.model.user_tower
+        row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
+        embeddings = item_tower(rows)
+        read = user_tower.hide_items(batch.item_idx)
+        if user_tower.own_items is None:
+            tokens = F.embedding(row_of[read], embeddings)
+        else:
+            (tokens,) = _embed(user_tower.own_items, read)
+        users = self.model.compare(user_tower(batch, tokens)) * self.model.inverse_temperature
+        labels = row_of[batch.target_idx] - 1
+        # Without ids, an item without features is a target that nothing can be learned from.
+        known = labels >= 0
+        weight = None if batch.weight is None else batch.weight[known]
+        users, labels, items = users[known], labels[known], self.model.compare(embeddings[1:])
+        if self.model.num_embeddings > 1:
+            users = towards(users, F.embedding(labels, items))
+        loss: Tensor = self.loss(users, items, labels, weight)
+        return loss
+
+    def _sampled(self, batch: Batch) -> Tensor:
+        assert self.negatives is not None
+        model, sampler = self.model, self.negatives
+        # Seeded alike on all processes, which then draw alike.
+        generator = torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
+        everyones = batch.target_idx[:0]
+        if sampler.frequency is not None:
+            everyones = distributed.gather(batch.target_idx)
+            sampler.frequency.update(everyones)
+        drawn = sampler.draw(generator, everyones)
+        shown = drawn[:0] if batch.exposures is None else batch.exposures.values
+        read = model.user_tower.hide_items(batch.item_idx)
+        candidates = batch.target_idx, drawn, shown
+        if model.user_tower.own_items is None:
+            tokens, *compared = _embed(model.item_tower, read, *candidates)
+        else:
+            (tokens,), compared = _embed(model.user_tower.own_items, read), _embed(model.item_tower, *candidates)
+        targets, extra, exposed = map(model.compare, compared)
+        users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
+        if model.num_embeddings > 1:
+            users = towards(users, targets)
+        num_targets = 0
+        if sampler.frequency is not None:
+            batch_idx, embeddings = self._targets(everyones, distributed.gather(targets), generator)
+            num_targets = len(batch_idx)
+            drawn, extra = torch.cat([batch_idx, drawn]), torch.cat([embeddings, extra])
+        sampled = describe(sampler, drawn, extra, num_targets, batch)
+        if batch.exposures is not None:
+            sampled = with_exposures(sampled, exposed, batch.exposures, batch.positives)
+        return self.loss(users, targets, sampled, batch.weight)
+
+    def _targets(self, item_idx: Tensor, embeddings: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Those targets of the step that serve as candidates, and those of earlier steps."""
+        assert self.negatives is not None
+        most, bank = self.negatives.max_targets, self.negatives.bank
+        if most is not None and len(item_idx) > most:
+            chosen = torch.randperm(len(item_idx), generator=generator, device=self.device)[:most]
+            item_idx, embeddings = item_idx[chosen], F.embedding(chosen, embeddings)
+        if bank is None:
+            return item_idx, embeddings
+        earlier_idx, earlier = bank.read(self.global_step)
+        joined = torch.cat([item_idx, earlier_idx]), torch.cat([embeddings, earlier])
+        bank.write(item_idx, embeddings)
+        return joined
+
+
+class EmbeddingModule(L.LightningModule):
+    """A trained model under a trainer that only evaluates it.
+
+    Args:
+        model: two towers, or a blend.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
+        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
+        return self.model.encode_users(batch[0])
+
+
+def _embed(tower: ItemTower, *groups: Tensor) -> list[Tensor]:
+    """Item embeddings of several groups of item_idx; each item is computed once."""
+    joined = torch.cat(groups)
+    if tower.is_lookup:
+        embeddings = tower(joined)
+    else:
+        distinct, inverse = torch.unique(joined, return_inverse=True)
+        embeddings = F.embedding(inverse, tower(distinct))
+    return list(embeddings.split([len(group) for group in groups]))

@@ -1,0 +1,127 @@
+"""Hard negatives: the best scored of the candidates, and neighbours of the targets in an earlier run's space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from recsys.training.frequency import Frequency
+from recsys.training.negatives.bank import Bank
+from recsys.training.negatives.samplers import Uniform
+from recsys.training.negatives.sampling import Catalogue, NegativeSampler, log
+
+
+class Hard(nn.Module):
+    """Of the candidates of another proposal, each row keeps those that the model would rank first.
+
+    Positives of the user are no candidates. Scores are compared as they are, without logQ; what is kept is corrected as
+    if all candidates had stayed. So the loss is that of the other proposal without the terms of the candidates that
+    score lower, and tends to it as `hardest` grows. Semi-hard mining within the batch is older than two-tower models
+    (FaceNet, Schroff et al. 2015, section 3.2).
+
+    Args:
+        catalogue: of the data.
+        of: makes the proposal that the candidates come from.
+        hardest: candidates that a row keeps.
+    """
+
+    def __init__(self, catalogue: Catalogue, of: Callable[..., NegativeSampler], hardest: int = 64) -> None:
+        super().__init__()
+        if hardest < 1:
+            raise ValueError(f"hardest: found {hardest}, expected at least 1")
+        self.of, self.hardest = of(catalogue=catalogue), hardest
+
+    @property
+    def frequency(self) -> Frequency | None:
+        """Of the other proposal."""
+        return self.of.frequency
+
+    @property
+    def max_targets(self) -> int | None:
+        """Of the other proposal."""
+        return self.of.max_targets
+
+    @property
+    def bank(self) -> Bank | None:
+        """Of the other proposal."""
+        return self.of.bank
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
+        """As the other proposal."""
+        return self.of.draw(generator, target_idx)
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
+        """As the other proposal."""
+        return self.of.log_q(item_idx, num_targets)
+
+
+class Mined(nn.Module):
+    """As `Mixed`, and neighbours of the targets in the item space of an earlier run.
+
+    A mined item is one of the `num_neighbors` nearest (by cosine, itself left out) of a random target of the batch: an
+    item that the earlier model takes for a target. Mining from the index of an earlier checkpoint is ANCE's (Xiong et
+    al. 2021, section 3); theirs asks with the query, this one with the positive, so that the neighbours are one table.
+
+    The probability of a mined item is known: `Q_mined(i) = sum_t Q_target(t) [i is a neighbour of t] / num_neighbors`.
+    With B targets, B' uniform and B'' mined draws, `Q = (B Q_target + B' / N + B'' Q_mined) / (B + B' + B'')`: under
+    logQ correction mined items are drawn where it matters and not counted for more; with `logq=off` they count in full.
+
+    Args:
+        catalogue: of the data.
+        run: folder of the earlier run.
+        num_neighbors: of each item.
+        num_mined: B'', mined items a step.
+        num_negatives: B', uniform draws a step.
+        max_targets: as for `InBatch`.
+    """
+
+    bank = None
+    hardest = None
+    neighbors: Tensor
+    probabilities: Tensor
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        run: str,
+        num_neighbors: int = 50,
+        num_mined: int = 256,
+        num_negatives: int = 256,
+        max_targets: int | None = 1024,
+    ) -> None:
+        super().__init__()
+        if num_neighbors < 1:
+            raise ValueError(f"num_neighbors: found {num_neighbors}, expected at least 1")
+        self.max_targets, self.frequency, self.num_mined = max_targets, catalogue.frequency, num_mined
+        self.uniform = Uniform(catalogue, num_negatives)
+        self.instead = Uniform(catalogue, num_mined)
+        neighbors = catalogue.nearest_items(run, num_neighbors)
+        share = catalogue.probabilities.unsqueeze(1).expand(neighbors.shape) / neighbors.shape[1]
+        probabilities = torch.zeros_like(catalogue.probabilities)
+        probabilities.index_add_(0, neighbors.flatten(), share.flatten())
+        # Where a neighbour is missing (item 0), any item of the corpus is drawn.
+        anything, probabilities[0] = probabilities[0].clone(), 0.0
+        probabilities[catalogue.corpus] += anything / len(catalogue.corpus)
+        self.register_buffer("neighbors", neighbors, persistent=False)
+        self.register_buffer("probabilities", probabilities, persistent=False)
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
+        """B' items of the corpus, then B'' mined ones, with replacement."""
+        uniform = self.uniform.draw(generator, target_idx)
+        if not len(target_idx):
+            return torch.cat([uniform, self.instead.draw(generator, target_idx)])
+        # In an order that does not depend on which process holds which target.
+        ordered, shape, device = target_idx.sort().values, (self.num_mined,), generator.device
+        targets = ordered[torch.randint(len(ordered), shape, generator=generator, device=device)]
+        columns = torch.randint(self.neighbors.shape[1], shape, generator=generator, device=device)
+        mined = self.neighbors[targets, columns]
+        return torch.cat([uniform, torch.where(mined == 0, self.instead.draw(generator, target_idx), mined)])
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
+        """Log probability of the item in the mixture."""
+        popular = num_targets * self.frequency.probability(item_idx)
+        uniform = self.uniform.num_negatives / len(self.uniform.corpus)
+        mined = self.num_mined * self.probabilities[item_idx]
+        return log((popular + uniform + mined) / (num_targets + self.uniform.num_negatives + self.num_mined))

@@ -1,0 +1,171 @@
+"""Proposals: targets of the batch, of earlier steps, draws from the corpus, and mixtures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from recsys.training.negatives.bank import Bank
+from recsys.training.negatives.sampling import LEAST, Catalogue, log
+
+
+class InBatch(nn.Module):
+    """The other targets of the batch (of all processes): negatives as popular as the training events.
+
+    Args:
+        catalogue: of the data.
+        max_targets: a random subset of the batch's targets serves as candidates when there are more.
+    """
+
+    bank = None
+    hardest = None
+
+    def __init__(self, catalogue: Catalogue, max_targets: int | None = 2048) -> None:
+        super().__init__()
+        self.max_targets, self.frequency = max_targets, catalogue.frequency
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
+        """None."""
+        return target_idx[:0]
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Log probability of the item as a target."""
+        return log(self.frequency.probability(item_idx))
+
+
+class Uniform(nn.Module):
+    """Items drawn uniformly from the corpus, the same for all rows.
+
+    Args:
+        catalogue: of the data.
+        num_negatives: items drawn a step.
+    """
+
+    frequency = None
+    max_targets = None
+    bank = None
+    hardest = None
+    corpus: Tensor
+
+    def __init__(self, catalogue: Catalogue, num_negatives: int = 256) -> None:
+        super().__init__()
+        self.num_negatives = num_negatives
+        self.register_buffer("corpus", catalogue.corpus, persistent=False)
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
+        """`num_negatives` items of the corpus, with replacement."""
+        rows = torch.randint(len(self.corpus), (self.num_negatives,), generator=generator, device=generator.device)
+        return self.corpus[rows]
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Minus log N for every item."""
+        return torch.full(item_idx.shape, 1.0 / len(self.corpus), device=item_idx.device).log()
+
+
+class Popularity(nn.Module):
+    """Items drawn by a power of their popularity, `Q(i) ~ Q_target(i)^exponent`, the same for all rows.
+
+    Between uniform (0) and as targets are (1); 0.75 is word2vec's (Mikolov et al. 2013, section 2.2). Items of the
+    corpus without training events are drawn as if they had had one tenth of the rarest one's.
+
+    Args:
+        catalogue: of the data.
+        num_negatives: items drawn a step.
+        exponent: of the popularity.
+    """
+
+    frequency = None
+    max_targets = None
+    bank = None
+    hardest = None
+    corpus: Tensor
+    cumulative: Tensor
+    log_probabilities: Tensor
+
+    def __init__(self, catalogue: Catalogue, num_negatives: int = 256, exponent: float = 0.75) -> None:
+        super().__init__()
+        self.num_negatives = num_negatives
+        popular = catalogue.probabilities[catalogue.corpus]
+        seen = popular > 0
+        floor = popular[seen].min() / 10 if bool(seen.any()) else 1.0
+        weights = torch.where(seen, popular, floor) ** exponent
+        log_probabilities = torch.full((len(catalogue.probabilities),), LEAST)
+        log_probabilities[catalogue.corpus] = log(weights / weights.sum())
+        self.register_buffer("corpus", catalogue.corpus, persistent=False)
+        self.register_buffer("cumulative", weights.cumsum(0) / weights.sum(), persistent=False)
+        self.register_buffer("log_probabilities", log_probabilities, persistent=False)
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
+        """`num_negatives` items of the corpus, with replacement."""
+        points = torch.rand(self.num_negatives, generator=generator, device=generator.device, dtype=torch.float64)
+        rows = torch.searchsorted(self.cumulative, points).clamp_(max=len(self.corpus) - 1)
+        return self.corpus[rows]
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Log probability of one draw."""
+        return self.log_probabilities[item_idx]
+
+
+class Mixed(nn.Module):
+    """Targets of the batch and uniform draws in one softmax (mixed negative sampling, Yang et al. 2020).
+
+    With B targets and B' draws the proposal is `Q(i) = (B Q_target(i) + B' / N) / (B + B')`.
+
+    Args:
+        catalogue: of the data.
+        num_negatives: B', items drawn a step.
+        max_targets: as for `InBatch`.
+    """
+
+    bank = None
+    hardest = None
+
+    def __init__(self, catalogue: Catalogue, num_negatives: int = 256, max_targets: int | None = 2048) -> None:
+        super().__init__()
+        self.max_targets, self.frequency = max_targets, catalogue.frequency
+        self.uniform = Uniform(catalogue, num_negatives)
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
+        """B' items of the corpus, with replacement."""
+        return self.uniform.draw(generator, target_idx)
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
+        """Log probability of the item in the mixture."""
+        drawn = self.uniform.num_negatives
+        popular = self.frequency.probability(item_idx)
+        return log((num_targets * popular + drawn / len(self.uniform.corpus)) / (num_targets + drawn))
+
+
+class CrossBatch(nn.Module):
+    """Targets of the batch and of the steps before it (cross-batch negative sampling, arXiv 2110.15154).
+
+    Embeddings of items change slowly once training is under way, so those of some steps ago serve as negatives without
+    being computed again, and without gradient. All candidates are drawn as targets are, so Q is that of `InBatch`.
+
+    Args:
+        catalogue: of the data.
+        bank_size: targets of earlier steps that are kept.
+        warmup_steps: steps before the bank is read.
+        max_targets: as for `InBatch`; the bank takes those that serve as candidates.
+    """
+
+    hardest = None
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        bank_size: int = 4096,
+        warmup_steps: int = 1000,
+        max_targets: int | None = 1024,
+    ) -> None:
+        super().__init__()
+        self.max_targets, self.frequency = max_targets, catalogue.frequency
+        self.bank = Bank(bank_size, catalogue.dim, warmup_steps)
+
+    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
+        """None."""
+        return target_idx[:0]
+
+    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
+        """Log probability of the item as a target."""
+        return log(self.frequency.probability(item_idx))

@@ -1,0 +1,72 @@
+"""New items get the embeddings that the release would have given them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from publishing import Published
+from worlds import write_blend, write_run
+
+from recsys.cli.embed_items import embed_items, main
+from recsys.experiments.trained_run import load_run
+from recsys.index import Exact
+from recsys.publishing.promote import promote
+from recsys.release.store import ReleaseStore
+from recsys.serving.host.additions import load_additions
+
+
+def untrained(store: Path, version: str, num_trained: int, root: Path) -> tuple[pa.Table, np.ndarray]:
+    """Rows of the source, and embeddings in the release, of items that it knows by their features alone."""
+    items = pq.read_table(store / version / "items.parquet")
+    rows = np.flatnonzero(np.asarray(items["item_idx"]) > num_trained)
+    assert len(rows)
+    source = pq.read_table(root / "items.parquet")
+    at = pc.index_in(items["item_id"].take(pa.array(rows)), value_set=source["item_id"].combine_chunks())
+    return source.take(at), np.load(store / version / "item_embeddings.npy")[rows]
+
+
+def test_embeddings_are_those_of_the_release(published: Published, tmp_path: Path) -> None:
+    run = load_run(published.runs[0])
+    table, expected = untrained(published.store, published.versions[0], run.dataset.num_trained, published.root)
+    pq.write_table(table, tmp_path / "new.parquet")
+    assert (
+        embed_items(published.store, "candidate", tmp_path / "new.parquet", tmp_path / "out") == published.versions[0]
+    )
+    found = load_additions(tmp_path / "out")
+    assert found.version == published.versions[0]
+    np.testing.assert_allclose(found.embeddings, expected, atol=1e-6)
+    assert [item["item_id"] for item in found.items] == table["item_id"].to_pylist()
+    assert [item["category"] for item in found.items] == table["category"].to_pylist()
+
+
+def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", published.root, "model.similarity=dot", "user_tower=mean")
+    path = write_blend(tmp_path / "blend", {"a": (published.runs[0], 1.0), "b": (other, 0.5)}, shift_weight=0.5)
+    run = load_run(path)
+    store = ReleaseStore(tmp_path / "store")
+    version = promote(run, Exact(), store, "test", recall_target=1.0).version
+    table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
+    pq.write_table(table, tmp_path / "new.parquet")
+    embed_items(store.root, version, tmp_path / "new.parquet", tmp_path / "out")
+    np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_embedded_is_told(
+    published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "nameless.parquet")
+    pq.write_table(pa.table({"item_id": [None, "b"]}), tmp_path / "null.parquet")
+    store = str(published.store)
+    for file, message in (
+        ("none.parquet", "none.parquet: unreadable"),
+        ("nameless.parquet", "has no column item_id; found id"),
+        ("null.parquet", "or nulls"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["candidate", str(tmp_path / file), str(tmp_path / "out"), "--store", store])
+        assert message in capsys.readouterr().err

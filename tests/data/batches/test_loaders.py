@@ -1,0 +1,160 @@
+"""Epochs: every event once, in an order that a checkpoint can go on with, shared out between processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from batch_checks import check_targets, users_strategy, visible, with_times
+from histories import training_only
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.core.errors import UserError
+from recsys.data.batches.batch import Batch
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.datamodule import RetrievalData
+from recsys.data.batches.loaders import RequestLoader, TrainingLoader
+from recsys.data.batches.targets import Objective
+from recsys.data.dataset import Requests
+
+# Lengths below, at and above a history of 4.
+LENGTHS = (1, 2, 4, 5, 6, 9, 23)
+USERS = [[(1 + (step * 7 + user) % 5, step) for step in range(length)] for user, length in enumerate(LENGTHS)]
+
+
+def builder(max_history: int = 4, predict_first: bool = True) -> BatchBuilder:
+    return BatchBuilder(training_only(USERS), max_history, predict_first)
+
+
+def positions(batch: Batch) -> list[int]:
+    return [position for position, _, _ in visible(batch)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    users_strategy,
+    st.integers(1, 6),
+    st.integers(1, 9),
+    st.booleans(),
+    st.sampled_from(["seconds", "none"]),
+    st.sampled_from([1, 1, 3]),
+    st.integers(0, 3),
+)
+def test_every_event_is_a_target_once_an_epoch(
+    users: list[list[tuple[int, int]]],
+    max_history: int,
+    batch_size: int,
+    predict_first: bool,
+    worth: str,
+    horizon: int,
+    seed: int,
+) -> None:
+    dataset = training_only(with_times(users), worth)
+    builder = BatchBuilder(dataset, max_history, predict_first, Objective(horizon=horizon))
+    if max(np.diff(dataset.offsets)) < (1 if predict_first else 2):
+        with pytest.raises(UserError, match="0 training histories"):
+            TrainingLoader(builder, batch_size, seed)
+        return
+    loader = TrainingLoader(builder, batch_size, seed)
+    for _ in range(3):
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(1 <= len(batch.lengths) <= 2 * batch_size for batch in batches)
+        check_targets(dataset, batches, max_history, predict_first, horizon)
+
+
+def test_epochs_differ_and_repeat_with_the_seed() -> None:
+    def epochs(seed: int) -> list[list[list[int]]]:
+        loader = TrainingLoader(builder(), 3, seed)
+        return [[positions(batch) for batch in loader] for _ in range(2)]
+
+    first, second = epochs(0)
+    assert first != second
+    assert epochs(0) == [first, second]
+    assert epochs(1)[0] != first
+
+
+def test_cuts_move_from_epoch_to_epoch() -> None:
+    loader = TrainingLoader(builder(), 100, seed=0)
+    contexts = [{position: len(seen) for batch in loader for position, _, seen in visible(batch)} for _ in range(8)]
+    last = training_only(USERS).meta.num_events - 1
+    assert len({context[last] for context in contexts}) > 1
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5, 7])
+def test_a_loader_goes_on_where_another_stopped(stop: int) -> None:
+    def forever(loader: TrainingLoader) -> Iterator[list[int]]:
+        while True:
+            for batch in loader:
+                yield positions(batch)
+
+    whole = forever(TrainingLoader(builder(), 3, seed=5))
+    loader = TrainingLoader(builder(), 3, seed=5)
+    stopped = forever(loader)
+    for _ in range(stop):
+        assert next(stopped) == next(whole)
+    other = TrainingLoader(builder(), 3, seed=5)
+    other.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    resumed = forever(other)
+    for _ in range(2 * len(loader)):
+        assert next(resumed) == next(whole)
+
+
+def test_the_last_batch_ends_the_epoch_even_if_nobody_asks_for_more() -> None:
+    loader = TrainingLoader(builder(), 3, seed=0)
+    stream = iter(loader)
+    for _ in range(len(loader)):
+        next(stream)
+    assert loader.state_dict() == {"epoch": 1, "next_batch": 0}
+    assert len(list(loader)) == len(loader)
+    assert loader.state_dict() == {"epoch": 2, "next_batch": 0}
+
+
+def test_datamodule_hands_its_place_to_the_next_loader() -> None:
+    data = RetrievalData(training_only(USERS), max_history=4, batch_size=3)
+    loader = data.train_dataloader()
+    next(iter(loader))
+    state = data.state_dict()
+    other = RetrievalData(training_only(USERS), max_history=4, batch_size=3)
+    other.load_state_dict(state)
+    assert [positions(b) for b in other.train_dataloader()] == [positions(b) for b in loader]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_each_batch(world_size: int) -> None:
+    single = TrainingLoader(builder(), 7, seed=0)
+    ranks = [TrainingLoader(builder(), 7, 0, rank, world_size) for rank in range(world_size)]
+    for batch, *parts in zip(single, *ranks, strict=True):
+        assert sorted(positions(batch)) == sorted(p for part in parts for p in positions(part))
+        assert all(len(part.lengths) for part in parts)
+
+
+def test_more_processes_than_histories_are_refused() -> None:
+    with pytest.raises(UserError, match="7 training histories .* expected at least 8"):
+        TrainingLoader(builder(50), 1, 0, 0, 8)
+
+
+def test_a_user_with_one_event_is_a_target_of_the_empty_history_only() -> None:
+    dataset = training_only([[(1, 0)], [(2, 0), (1, 1)]])
+    with_first = TrainingLoader(BatchBuilder(dataset, 4, True), 8, 0)
+    assert sorted(p for batch in with_first for p in positions(batch)) == [0, 1, 2]
+    without = TrainingLoader(BatchBuilder(dataset, 4, False), 8, 0)
+    assert [p for batch in without for p in positions(batch)] == [2]
+
+
+def test_request_loader_gives_every_request_to_one_process() -> None:
+    requests = Requests(np.arange(7), np.array([1, 2, 3, 4, 5, 6, 7]))
+    requests = Requests(requests.user_idx, builder().dataset.offsets[1:])
+    seen: list[int] = []
+    for rank in range(2):
+        loader = RequestLoader(builder(), requests, 2, rank, 2)
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        for batch, chosen in batches:
+            assert torch.equal(batch.user_idx, torch.from_numpy(chosen.user_idx))
+            seen.extend(chosen.user_idx.tolist())
+    assert sorted(seen) == list(range(7))

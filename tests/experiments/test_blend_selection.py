@@ -1,0 +1,132 @@
+"""Which runs add up to a better one, by what validation says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from worlds import write_run, write_world
+
+from recsys.data.batches.loaders import RequestLoader
+from recsys.evaluation.metrics import RetrievalMetrics
+from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.evaluation.relevance import relevant_items
+from recsys.experiments import blend_selection as blending
+from recsys.experiments.blend_selection import choose_blend
+from recsys.experiments.trained_run import load_run, stored_config
+from recsys.training.frequency import prior_shift
+
+METRIC = "val/recall@10"
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("blending")
+    root = write_world(base / "data")
+    return {name: write_run(base / name, root, "user_tower=mean", seed=n) for n, name in enumerate(NAMES)}
+
+
+def choose(folders: dict[str, Path], scores: dict[str, float]) -> blending.Chosen:
+    runs: dict[str, Any] = {
+        name: SimpleNamespace(checkpoints=folders[name] / "checkpoints", metrics={METRIC: score})
+        for name, score in scores.items()
+    }
+    return choose_blend({name: stored_config(folders[name]) for name in scores}, runs, METRIC)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> list[tuple[dict[str, float], bool]]:
+    """What was asked of validation, (weights, whether with a bias), where `measure` answers."""
+    asked = []
+
+    def measured(_: object, weights: dict[str, float], bias: object = None, everyone: bool = False) -> dict[str, float]:
+        asked.append((weights, bias is not None))
+        return {METRIC: measure(weights, bias, everyone)}
+
+    monkeypatch.setattr(blending._Validation, "measure", measured)
+    return asked
+
+
+def test_members_join_by_what_they_add(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
+        if everyone:
+            return 0.45
+        if bias is not None or "c" in weights:
+            # Half a percent more than the blend of two: not worth a third tower, nor a shift.
+            return 0.4 * 1.005
+        return {0.0: 0.32, 0.25: 0.35, 0.5: 0.4, 0.75: 0.2}[weights.get("a", 0.0)]
+
+    asked = fake(monkeypatch, measure)
+    chosen = choose(folders, {"a": 0.3, "c": 0.1, "b": 0.32})
+    assert chosen.weights == {"b": 0.5, "a": 0.5}
+    assert chosen.prior_shift["weight"] == 0
+    assert not chosen.is_one_run
+    assert chosen.metrics == {METRIC: 0.45}
+    # The best, then the next best with three shares, then the last.
+    assert [weights for weights, _ in asked[:7]] == [
+        {"b": 1.0},
+        {"b": 0.75, "a": 0.25},
+        {"b": 0.5, "a": 0.5},
+        {"b": 0.25, "a": 0.75},
+        {"b": 0.375, "a": 0.375, "c": 0.25},
+        {"b": 0.25, "a": 0.25, "c": 0.5},
+        {"b": 0.125, "a": 0.125, "c": 0.75},
+    ]
+    assert sum(biased for _, biased in asked) == 20
+
+
+def test_what_was_popular_last_must_earn_more(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    shifts = []
+
+    def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
+        if bias is None:
+            return 0.5 if len(weights) == 1 else 0.1
+        if not everyone:
+            shifts.append(bias)
+        return 0.53 if len(shifts) == 8 else 0.52
+
+    fake(monkeypatch, measure)
+    chosen = choose(folders, {"a": 0.5, "b": 0.4})
+    assert chosen.weights == {"a": 1.0}
+    # The eighth of the grid: weight 1, half-life of 10 days.
+    assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 10.0, "power": 1.0}
+    dataset = load_run(folders["a"]).dataset
+    torch.testing.assert_close(shifts[7], prior_shift(dataset, 10.0).float())
+    torch.testing.assert_close(shifts[2], prior_shift(dataset, 10.0).mul(0.5).float())
+
+
+def test_the_best_stays_alone_where_nothing_improves_it(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, lambda *_: 0.5)
+    chosen = choose(folders, {"a": 0.99, "b": 0.98})
+    assert chosen.is_one_run
+    assert chosen.weights == {"a": 1.0}
+    assert chosen.metrics == {METRIC: 0.99}
+
+
+def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
+    run = load_run(folders["a"])
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    loader = RequestLoader(run.builder, run.dataset.requests("val"), 7)
+    expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, "val", loader, metrics)
+    validation = blending._Validation(run.config)
+    validation.add("a", run.config, SimpleNamespace(checkpoints=run.path / "checkpoints"))
+    for everyone in (True, False):
+        found = validation.measure({"a": 2.0}, everyone=everyone)
+        assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
+    # A bias that outweighs everything shows one item first to everyone who has not seen it.
+    relevant = relevant_items(run.dataset, "val", validation.requests, True)
+    item = int(np.bincount(relevant.values).argmax())
+    bias = torch.zeros(run.dataset.num_items + 1)
+    bias[item] = 1e6
+    per_user = [set(relevant.values[a:b].tolist()) for a, b in itertools.pairwise(relevant.offsets)]
+    wants = [item in items for items in per_user if items]
+    assert any(wants)
+    assert validation.measure({"a": 1.0}, bias)["val/hit@5"] >= np.mean(wants)

@@ -1,0 +1,162 @@
+"""Wrong keys, options and values: one clear line, and nothing dropped in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import run_all
+from worlds import compose
+
+from recsys.core.errors import UserError
+from recsys.experiments import compose as composing
+
+
+def problem(*overrides: str, config_name: str = "train") -> str | None:
+    return composing.composition_error(config_name, list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # Misspelled keys, with and without a plus.
+        (["modle.dim=3"], "unknown configuration key 'modle.dim'; did you mean 'model.dim'?"),
+        (["+modl.dim=3"], "unknown configuration key 'modl'; did you mean 'model'?"),
+        (["+model.dmi=3"], "unknown configuration key 'model.dmi'; did you mean 'model.dim'?"),
+        (["bach_size=3"], "unknown configuration key 'bach_size'; did you mean 'batch_size'?"),
+        (["+refitt=true"], "unknown configuration key 'refitt'; did you mean 'refit'?"),
+        (["+history.max_event=3"], "did you mean 'history.max_events'?"),
+        (["+evaluation.vals_users=3"], "did you mean 'evaluation.val_users'?"),
+        (["user_tower.encoder.num_blockz=1"], "did you mean 'user_tower.encoder.num_blocks'?"),
+        (["+loss.log=off"], "did you mean 'loss.logq'?"),
+        (["+trainer.precisio=64"], "unknown configuration key 'trainer.precisio'; did you mean 'trainer.precision'?"),
+        (["+data.min_item_event=3"], "did you mean 'data.min_item_events'?"),
+        (["+data.feature.items.x.kind=text"], "did you mean 'data.features'?"),
+        # Options of groups.
+        (["loss=sampled_softmx"], "loss=sampled_softmx: no such option; did you mean 'sampled_softmax'?"),
+        (["+experiment=beuty"], "experiment=beuty: no such option; did you mean 'beauty'?"),
+        (["negatives=zzz"], "negatives=zzz: no such option; valid: "),
+        (["negatives=hard", "negatives.of.num_negativ=3"], "unknown configuration key 'negatives.of.num_negativ'"),
+        (["+history.window_dayz=3"], "did you mean 'history.window_days'?"),
+        # Types.
+        (["batch_size=abc"], "batch_size: found 'abc', expected an integer"),
+        (["batch_size=1.5"], "batch_size: found 1.5, expected an integer"),
+        (["seed=null"], "seed: found None, expected an integer"),
+        (["refit=1"], "refit: found 1, expected true or false"),
+        (["clip_norm=true"], "clip_norm: found True, expected a number"),
+        (["optimizer.lr=fast"], "optimizer.lr: found 'fast', expected a number"),
+        (["optimizer.betas=0.9"], "optimizer.betas: found 0.9, expected a list"),
+        (["model=3"], "model"),
+        (["evaluation.metric=10"], "evaluation.metric: found 10, expected a string"),
+        # What Hydra cannot read.
+        (["a==b"], "Error parsing override 'a==b'"),
+    ],
+)
+def test_wrong_overrides(overrides: list[str], message: str) -> None:
+    found = problem(*overrides)
+    assert found is not None
+    assert message in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.dim=32", "optimizer.lr=1", "clip_norm=0"],
+        ["evaluation.val_users=null", "optimizer.sparse_lr=null", "negatives.max_targets=null"],
+        ["item_tower.sparse=true", "loss.logq=off"],
+        ["+trainer.precision=bf16-mixed", "trainer.devices=auto"],
+        ["trainer=ddp", "+trainer.strategy.bucket_cap_mb=3"],
+        ["callbacks=ema", "callbacks.ema.decay=0.9", "~callbacks.early_stopping"],
+        ["+callbacks.rate={_target_: lightning.pytorch.callbacks.LearningRateMonitor}"],
+        ["data=parquet", "data.root=/somewhere", "+experiment=beauty"],
+        ["+experiment=search", "data.search_share=0.9"],
+        ["+data.features.items.text.kind=text", "+data.features.users.age.ignore=true"],
+        ["hydra.run.dir=elsewhere", "hydra.job.name=y"],
+        ["logger.project=null"],
+        ["+history.action_weights.action.save=2.0", "history.window_days=28"],
+        ["negatives=hard", "negatives@negatives.of=cross_batch", "negatives.of.bank_size=64"],
+        ["negatives=hard", "negatives.hardest=8", "negatives.of.num_negatives=32"],
+        ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
+        ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],
+    ],
+)
+def test_right_overrides(overrides: list[str]) -> None:
+    assert problem(*overrides) is None
+
+
+def test_options_of_hydra_are_left_to_it() -> None:
+    assert problem("-m", "no.such.key=1") is None
+
+
+def test_other_commands_are_checked_alike() -> None:
+    assert problem("rn=x", config_name="index") == "unknown configuration key 'rn'; did you mean 'run'?"
+    assert problem("+recall_targt=0.9", config_name="index") is not None
+    assert problem("run=RUN", "index=hnsw", config_name="index") is None
+
+
+def test_check_of_a_composed_configuration() -> None:
+    reference = compose("train", [])
+    composing.check(compose("train", ["model.dim=8"]), reference)
+    with pytest.raises(UserError, match="unknown configuration key 'bogus'"):
+        composing.check(compose("train", ["+bogus=1"]), reference)
+
+
+def run(*overrides: str, name: str = "train.py") -> dict[str, object]:
+    return {"args": [name, *overrides]}
+
+
+@pytest.mark.slow
+def test_commands_fail_with_one_line(tmp_path: Path) -> None:
+    small = ["data.num_users=30", "data.num_items=20", "data.num_events=300", "data.vector_width=4", "logger=csv"]
+    small += [
+        "data.num_categories=3",
+        "data.topics_per_category=2",
+        f"data.cache={tmp_path}/cache",
+        "trainer.max_epochs=1",
+    ]
+    cases = {
+        "optimizer.lr=-1": "lr: found -1",
+        "model.dim=7": "dim 7 is not a multiple of num_heads 2",
+        "model.similarity=foo": "similarity: found 'foo'",
+        "loss.logq=foo": "logq: found 'foo'",
+        "model.temperature=0": "temperature: found 0",
+        "history.max_events=0": "history.max_events: found 0",
+        "history.gap_days=-1": "history.gap_days: found -1, expected 0 or more",
+        "history.half_life_days=0": "history.half_life_days: found 0, expected a positive number, or null",
+        "model.prior_shift.weight=-1": "model.prior_shift.weight: found -1, expected a positive number",
+        "history.order=backwards": "history.order: found 'backwards', expected 'time' or 'random'",
+        "evaluation.metric=val/warm_user/recall@10": "did you mean 'val/warm_users/recall@10'?",
+        "batch_size=0": "batch_size: found 0",
+        "negatives=none": "negatives=none goes with loss=full_softmax only",
+        "loss=full_softmax": "add negatives=none",
+        "loss=gbce": "add negatives=uniform",
+        "negatives=uniform frequency=count_min": "expected frequency=exact",
+        "negatives=mined": "negatives.run: missing",
+        "negatives=mined negatives.run=/nowhere/at/all": "/nowhere/at/all",
+        "+history.action_weights.action.sav=2": "did you mean 'save'?",
+        "+history.action_weights.actoin.save=2": "did you mean 'action'?",
+        "history.window_days=7 history.horizon=2": "expected one of them",
+        "data.engaged=clicked": "data.engaged=clicked",
+        "evaluation.metric=val/recal@10": "did you mean 'val/recall@10'?",
+        "trainer.accelerator=abacus": "abacus",
+        "callbacks.early_stopping.patience=x": "patience",
+        "split.train=1.5": "split",
+        "data.root=x": "unknown configuration key 'data.root'",
+        "+modl.dim=3": "did you mean 'model'?",
+        "-m +modl.dim=3": "did you mean 'model'?",
+        "data=parquet": "data.root: missing",
+        "data=parquet data.root=/nowhere/at/all": "/nowhere/at/all",
+    }
+    jobs = []
+    for number, case in enumerate(cases):
+        own = [o for o in small if not (case.startswith("data=") and o.startswith("data.") and "cache" not in o)]
+        options = case.split()
+        place = f"hydra.sweep.dir={tmp_path}/{number}" if "-m" in options else f"hydra.run.dir={tmp_path}/{number}"
+        jobs.append(run(*options, *own, place))
+    for (case, message), (code, output) in zip(cases.items(), run_all(jobs, tmp_path), strict=True):
+        assert code == 1, (case, output)
+        assert "Traceback" not in output, (case, output)
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, (case, output)
+        assert message in errors[0], (case, output)

@@ -1,0 +1,86 @@
+"""The table of local runs."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from recsys.core.errors import UserError
+from recsys.experiments.run_table import best_first, differing, is_maximized, print_runs, read_runs
+
+
+def write(path: Path, overrides: list[str] | None = None, status: str = "finished", **metrics: float) -> Path:
+    path.mkdir(parents=True)
+    (path / "run.json").write_text(json.dumps({"status": status, "seconds": 12.5}))
+    if metrics:
+        (path / "metrics.json").write_text(json.dumps(metrics))
+    if overrides is not None:
+        (path / ".hydra").mkdir()
+        (path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(overrides))
+    return path
+
+
+def test_runs_are_found_and_what_is_within_them_is_not(tmp_path: Path) -> None:
+    write(tmp_path / "b", ["+experiment=x", "model.dim=8"], **{"val/recall@10": 0.5})
+    write(tmp_path / "b/variants/mean", **{"val/recall@10": 0.9})
+    write(tmp_path / "a/2", ["model.dim=16", "~callbacks.early_stopping"], "running")
+    (tmp_path / "c").mkdir()
+    first, second = read_runs(tmp_path)
+    assert (first.name, first.path, first.status, first.seconds) == ("a/2", tmp_path / "a/2", "running", 12.5)
+    assert (second.name, second.overrides) == ("b", {"experiment": "x", "model.dim": "8"})
+    assert (first.value("val/recall@10"), second.value("val/recall@10")) == (None, 0.5)
+    assert [row.name for row in read_runs(tmp_path / "b")] == ["b"]
+
+
+def test_numbers_come_by_value(tmp_path: Path) -> None:
+    for name in ("10", "2", "b/1", "a", "1"):
+        write(tmp_path / name)
+    assert [row.name for row in read_runs(tmp_path)] == ["a", "b/1", "1", "2", "10"]
+
+
+def test_what_differs(tmp_path: Path) -> None:
+    write(tmp_path / "0", ["model.dim=8", "loss.logq=off", "user_tower=mean"])
+    write(tmp_path / "1", ["model.dim=8", "loss.logq=classic"])
+    write(tmp_path / "2", ["model.dim=8", "loss.logq=off"])
+    assert differing(read_runs(tmp_path)) == [
+        {"loss.logq": "off", "user_tower": "mean"},
+        {"loss.logq": "classic"},
+        {"loss.logq": "off"},
+    ]
+
+
+def test_best_first_by_the_direction_of_the_metric(tmp_path: Path) -> None:
+    for number, (recall, loss) in enumerate([(0.1, 3.0), (0.3, 2.0), (0.3, 1.0)]):
+        write(tmp_path / str(number), **{"val/recall@10": recall, "train/loss": loss})
+    write(tmp_path / "3", **{"val/recall@10": float("nan")})
+    rows = read_runs(tmp_path)
+    assert [row.name for row in best_first(rows, "val/recall@10")] == ["1", "2", "0"]
+    assert [row.name for row in best_first(rows, "train/loss")] == ["2", "1", "0"]
+    assert [row.name for row in best_first(rows, "val/recall@10", maximize=False)] == ["0", "1", "2"]
+    assert is_maximized("val/warm_users/ndcg@10")
+    with pytest.raises(UserError, match="none of 4 runs has 'val/recal@10'; did you mean 'val/recall@10'"):
+        best_first(rows, "val/recal@10")
+
+
+def test_printed(tmp_path: Path) -> None:
+    write(tmp_path / "0", ["model.dim=8"], **{"val/recall@10": 0.25})
+    write(tmp_path / "1", ["model.dim=16"], "running")
+    output = io.StringIO()
+    print_runs(read_runs(tmp_path), ["val/recall@10"], Console(file=output, width=120))
+    lines = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
+    assert ["0", "finished", "model.dim=8", "0.2500", "12"] in lines
+    assert ["1", "running", "model.dim=16", "12"] in lines
+
+
+def test_what_is_no_folder_or_damaged_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        read_runs(tmp_path / "nowhere")
+    path = write(tmp_path / "0")
+    (path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: damaged"):
+        read_runs(tmp_path)

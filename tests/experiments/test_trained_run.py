@@ -1,0 +1,70 @@
+"""Run folders, opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from worlds import write_run, write_world
+
+from recsys.core.errors import UserError
+from recsys.data.batches.loaders import RequestLoader
+from recsys.experiments.trained_run import EARLIER, TrainedRun, load_run
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    return write_run(folder / "run", write_world(folder / "data"))
+
+
+def embeddings(run: TrainedRun) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(
+            [run.model.encode_users(b) for b, _ in RequestLoader(run.builder, run.dataset.requests("test"))]
+        )
+
+
+def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> None:
+    now = embeddings(load_run(path))
+    config = OmegaConf.load(path / "config.yaml")
+    for group, settings in EARLIER.items():
+        if not isinstance(settings, dict):
+            del config[group]
+            continue
+        for key in settings:
+            del config[group][key]
+    # The MLPs over features were settings of the towers.
+    for tower in (config.user_tower, config.item_tower):
+        tower.hidden, dropout = tower.crossing.hidden, tower.pop("crossing").dropout
+        if dropout is not None:
+            tower.dropout = dropout
+    assert (config.user_tower.hidden, config.item_tower.dropout) == (128, 0.1)
+    OmegaConf.save(config, path / "config.yaml")
+    assert torch.equal(embeddings(load_run(path)), now)
+
+
+def test_what_negatives_remember_is_no_part_of_the_model(path: Path) -> None:
+    now = embeddings(load_run(path))
+    content = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
+    content["state_dict"]["negatives.bank.embeddings"] = torch.ones(3, 16)
+    torch.save(content, path / "checkpoints/best.ckpt")
+    assert torch.equal(embeddings(load_run(path)), now)
+
+
+def test_what_is_no_finished_run_is_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"run.json: missing or damaged"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(UserError, match="status is 'running', expected 'finished'"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text(
+        (path / "run.json").read_text().replace('"dataset_fingerprint": "', '"dataset_fingerprint": "x')
+    )
+    (tmp_path / "config.yaml").write_text((path / "config.yaml").read_text())
+    with pytest.raises(UserError, match="the data has changed since"):
+        load_run(tmp_path)

@@ -1,0 +1,122 @@
+"""Several variants in one command: the best on validation becomes the run, killed or not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import run_all
+from omegaconf import OmegaConf
+from tiny_run import STEP, assert_same_run, command
+from worlds import CONF, compose
+
+from recsys.core.errors import UserError
+from recsys.experiments.compose import composition_error
+from recsys.experiments.trained_run import load_run
+from recsys.experiments.variants import train_best
+
+NAMES = ("mean", "attention")
+VARIANTS = [f"+variants.{name}={{overrides: ['user_tower={name}']}}" for name in NAMES]
+
+
+def several(run: Path, cache: Path, *overrides: str) -> list[str]:
+    return [word for word in command(run, cache, *overrides) if "num_blocks" not in word] + [*VARIANTS, "refit=true"]
+
+
+@pytest.mark.slow
+def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> None:
+    cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
+    jobs = [
+        {"args": several(whole, cache)},
+        # In the first variant, in the second, before the winner is adopted, and in its refit.
+        {"args": several(killed, cache), "kill": [STEP, 7]},
+        {"args": several(killed, cache), "kill": [STEP, 25]},
+        {"args": several(killed, cache), "kill": ["recsys.experiments.variants:_adopt", 1]},
+        {"args": several(killed, cache), "kill": [STEP, 4]},
+        {"args": several(killed, cache)},
+    ]
+    codes = run_all(jobs, tmp_path)
+    assert [code for code, _ in codes] == [0, -9, -9, -9, -9, 0], codes[-1][1]
+    assert_same_run(killed, whole)
+
+    state = json.loads((whole / "run.json").read_text())
+    assert state["status"] == "finished"
+    metric = OmegaConf.load(whole / "config.yaml").evaluation.metric
+    scores = {name: json.loads((whole / f"variants/{name}/metrics.json").read_text())[metric] for name in NAMES}
+    assert state["variants"] == scores
+    assert scores[state["variant"]] == max(scores.values())
+    # The folder is a run of the winner like any other; test is not looked at with the others.
+    run = load_run(whole)
+    chosen = OmegaConf.load(whole / f"variants/{state['variant']}/config.yaml")
+    assert run.config == chosen
+    assert all("test/recall@10" not in json.loads((whole / f"variants/{n}/metrics.json").read_text()) for n in NAMES)
+    assert any("test/recall@10" in line for line in (whole / "metrics.json").read_text().splitlines())
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+    configs = {name: compose("train", [f"evaluation.metric=val/{name}@10"]) for name in ("recall", "ndcg")}
+    with pytest.raises(UserError, match="found 2 metrics .*'val/ndcg@10'.*, expected one evaluation.metric"):
+        train_best(configs, tmp_path)
+
+
+@pytest.mark.slow
+def test_wrong_variants_are_named(tmp_path: Path) -> None:
+    cases = {
+        "+variants.a={overides: []}": "unknown configuration key 'variants.a.overides'; did you mean 'overrides'?",
+        "+variants.a={overrides: ['user_towr=mean']}": "variants.a: unknown configuration key 'user_towr'",
+        "+variants.a={overrides: [], time: [none]}": "variants: none is for data.time=seconds",
+    }
+    base = command(tmp_path / "run", tmp_path / "cache")
+    results = run_all([{"args": [*base, case]} for case in cases], tmp_path)
+    for (code, output), message in zip(results, cases.values(), strict=True):
+        assert code == 1, output
+        assert message in output
+
+
+@pytest.mark.parametrize("file", [f.stem for f in CONF.glob("experiment/*.yaml") if "\nvariants:" in f.read_text()])
+def test_variants_of_experiments_compose(file: str) -> None:
+    given = [f"+experiment={file}", "data=parquet", "data.root=DIR"]
+    config = compose("train", given)
+    assert len(config.variants) > 1
+    for name, variant in config.variants.items():
+        assert composition_error("train", [*variant.overrides, *given]) is None, name
+
+
+@pytest.mark.slow
+def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> None:
+    cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
+    blend = {"weights": {"mean": 0.75, "attention": 0.25}, "metrics": {"val/ndcg@10": 0.5, "val/recall@10": 0.25}}
+    blend["prior_shift"] = {"weight": 0.5, "half_life_days": 2.0, "power": 2.0}
+    for run in (whole, killed):
+        # As if validation had chosen it.
+        (run / "variants").mkdir(parents=True)
+        (run / "variants/blend.json").write_text(json.dumps(blend))
+    jobs = [
+        {"args": several(whole, cache, "blend=true")},
+        # In the refit of the second member, and before the weights are put together.
+        {"args": several(killed, cache, "blend=true", "test=false"), "kill": [STEP, 48]},
+        {
+            "args": several(killed, cache, "blend=true", "test=false"),
+            "kill": ["recsys.experiments.variants:write_checkpoint", 2],
+        },
+        {"args": several(killed, cache, "blend=true", "test=false")},
+        # What was only selected is tested by the same command without that.
+        {"args": several(killed, cache, "blend=true"), "kill": ["recsys.experiments.train:_test", 1]},
+        {"args": several(killed, cache, "blend=true")},
+    ]
+    codes = run_all(jobs, tmp_path)
+    assert [code for code, _ in codes] == [0, -9, -9, 0, -9, 0], codes[-1][1]
+    assert_same_run(killed, whole)
+
+    state = json.loads((whole / "run.json").read_text())
+    assert (state["status"], state["variant"]) == ("finished", "0.75 mean + 0.25 attention + 0.5 prior^2 of 2 days")
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["val/recall@10"] == 0.25
+    assert "test/recall@10" in metrics
+    run = load_run(whole)
+    assert [member.weight for member in run.model.members] == [0.75, 0.25]
+    assert run.model.dim == 8 + 8 + 1
+    assert run.train_until == run.dataset.train_until == state["train_until"]
+    # Of members that were trained on validation as well.
+    assert run.dataset.num_trained == run.model.members[0].model.item_tower.num_trained

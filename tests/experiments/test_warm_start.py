@@ -1,0 +1,179 @@
+"""A training begins from an earlier run: rows by id, the rest by name, and what is new as unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+from worlds import FEATURES, compose, write_run, write_world
+
+from recsys.core.errors import UserError
+from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly import build_towers, open_data
+from recsys.experiments.train import select
+from recsys.experiments.warm_start import Earlier, open_earlier, start_from
+from recsys.models.two_tower import TwoTower
+from recsys.training.ema import EMA
+
+OVERRIDES = ("user_tower.use_user_id=true", "user_tower.own_items=true")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a world without its last events, items i08x and the category z, and the whole world."""
+    base = tmp_path_factory.mktemp("warm")
+    whole = write_world(base / "whole/data")
+    early = write_world(base / "early/data")
+    events = pq.read_table(whole / "interactions.parquet")
+    kept = pc.and_(pc.less(events["timestamp"], 600_000), pc.less(events["item_id"], "i080"))
+    pq.write_table(events.filter(kept), early / "interactions.parquet")
+    items = pq.read_table(whole / "items.parquet")
+    category = pc.if_else(pc.equal(items["category"], "z"), pa.scalar("x"), items["category"])
+    changed = items.set_column(items.column_names.index("category"), "category", category)
+    pq.write_table(changed.filter(pc.less(items["item_id"], "i080")), early / "items.parquet")
+    write_run(base / "early/run", early, *OVERRIDES)
+    return base
+
+
+@pytest.fixture(scope="module")
+def earlier(base: Path) -> Earlier:
+    return open_earlier(base / "early/run")
+
+
+@pytest.fixture
+def now(base: Path) -> tuple[PreparedDataset, TwoTower]:
+    settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
+    config = compose(
+        "train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES]
+    )
+    dataset = open_data(config)
+    return dataset, build_towers(config, dataset)
+
+
+def test_rows_go_by_id(earlier: Earlier, now: tuple[PreparedDataset, TwoTower]) -> None:
+    dataset, model = now
+    assert start_from(earlier, model, dataset) == []
+    before = {item: idx for idx, item in enumerate(earlier.dataset.item_ids.to_pylist(), 1)}
+    assert list(before) != dataset.item_ids.to_pylist()[: len(before)]
+    for tower in ("item_tower", "user_tower.own_items"):
+        table, old = model.get_parameter(f"{tower}.table.weight"), earlier.weights[f"{tower}.table.weight"]
+        new = 0
+        for idx, item in enumerate(dataset.item_ids.to_pylist()[: dataset.num_trained], 1):
+            known = before.get(item, 0) if before.get(item, 0) <= earlier.dataset.num_trained else UNKNOWN_ITEM
+            assert torch.equal(table[idx], old[known]), item
+            new += known == UNKNOWN_ITEM
+        assert new > 0
+        assert torch.equal(table[0], old[0])
+
+
+def test_users_and_values_go_by_what_they_are(earlier: Earlier, now: tuple[PreparedDataset, TwoTower]) -> None:
+    dataset, model = now
+    start_from(earlier, model, dataset)
+    rows, rows_before = model.user_tower.users.rows, earlier.weights["user_tower.users.rows"]
+    table, old = model.user_tower.users.table.weight, earlier.weights["user_tower.users.table.weight"]
+    before = {user: idx for idx, user in enumerate(earlier.dataset.user_ids.to_pylist())}
+    new = 0
+    for idx, user in enumerate(dataset.user_ids.to_pylist()):
+        known = int(rows_before[before[user]]) if user in before else 0
+        if rows[idx] > 0:
+            assert torch.equal(table[rows[idx]], old[known]), user
+            new += known == 0
+    assert new > 0
+
+    ((number, feature),) = ((n, f) for n, f in enumerate(dataset.schema.owned_by("items")) if f.name == "category")
+    values, then = dataset.vocabulary(feature).to_pylist(), earlier.dataset.vocabulary(feature).to_pylist()
+    assert "z" in {*values} - {*then}
+    name = f"item_tower.features.inputs.{number}.table.weight"
+    table, old = model.get_parameter(name), earlier.weights[name]
+    for code, value in enumerate(values, FIRST_CODE):
+        assert torch.equal(table[code], old[then.index(value) + FIRST_CODE if value in then else UNKNOWN])
+    assert torch.equal(table[:FIRST_CODE], old[:FIRST_CODE])
+
+
+def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: Earlier) -> None:
+    settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
+    config = compose(
+        "train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES]
+    )
+    model = build_towers(config, earlier.dataset)
+    start_from(earlier, model, earlier.dataset)
+    state = model.state_dict()
+    assert state.keys() == earlier.weights.keys()
+    assert all(torch.equal(state[name], value) for name, value in earlier.weights.items())
+
+
+def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "early"
+    shutil.copytree(base / "early/run", run)
+    content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
+    torch.save(content | {"global_step": 40}, run / "checkpoints/best.ckpt")
+    begun: list[int] = []
+    setup = EMA.setup
+
+    def noted(self: EMA, *arguments: Any, **named: Any) -> None:
+        begun.append(self.steps_before)
+        setup(self, *arguments, **named)
+
+    monkeypatch.setattr(EMA, "setup", noted)
+    where = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", f"warm_start={run}"]
+    how = ["split=leave_last_out", "model.dim=16", "history.max_events=8", *FEATURES, *OVERRIDES, "callbacks=ema"]
+    little = ["trainer.max_epochs=1", "+trainer.enable_progress_bar=false", "logger=csv", "test=false"]
+    select(compose("train", ["data=parquet", *where, *how, *little]), tmp_path / "run")
+    assert begun == [40]
+
+
+def test_what_has_another_shape_stays_fresh(base: Path, earlier: Earlier) -> None:
+    settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
+    deeper = [
+        *settings,
+        "model.dim=16",
+        "history.max_events=8",
+        "user_tower.encoder.expansion=2",
+        *FEATURES,
+        *OVERRIDES,
+    ]
+    config = compose("train", ["data=parquet", *deeper])
+    fresh = start_from(earlier, build_towers(config, earlier.dataset), earlier.dataset)
+    assert fresh
+    assert all("user_tower.encoder" in name for name in fresh)
+    narrow = compose("train", ["data=parquet", *settings, "model.dim=12", "item_tower=ids", "user_tower=mean"])
+    with pytest.raises(UserError, match="none of its weights fits this model"):
+        start_from(_only(earlier, "item_tower"), build_towers(narrow, earlier.dataset), earlier.dataset)
+
+
+def _only(earlier: Earlier, begin: str) -> Earlier:
+    kept = {name: value for name, value in earlier.weights.items() if name.startswith(begin)}
+    return dataclasses.replace(earlier, weights=kept)
+
+
+def test_ids_of_another_type_are_refused(earlier: Earlier, tmp_path: Path) -> None:
+    root = write_world(tmp_path / "data", string_ids=False)
+    settings = [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "split=leave_last_out", "model.dim=16"]
+    config = compose("train", ["data=parquet", *settings, *FEATURES])
+    dataset = open_data(config)
+    with pytest.raises(UserError, match="its item_id is string, expected int64 as in this data"):
+        start_from(earlier, build_towers(config, dataset), dataset)
+
+
+def test_a_folder_that_is_no_trained_run_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not the folder of a trained run"):
+        open_earlier(tmp_path)
+    run = base / "early/run"
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text((run / name).read_text())
+    state = json.loads((run / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    with pytest.raises(UserError, match="its run is 'running', expected one that is trained"):
+        open_earlier(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(state | {"dataset_fingerprint": "gone"}))
+    with pytest.raises(UserError, match="its prepared data are gone"):
+        open_earlier(tmp_path)

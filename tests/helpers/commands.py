@@ -1,0 +1,133 @@
+"""Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
+
+That process lives as long as the tests. It reads a line for each list of jobs, `{"jobs": [{"args": [...],
+"kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...], "environment": {...}}`, and answers with the list of exit codes
+(minus the signal's number for a killed one).
+
+`kill` ends the command on a call of a function, such as
+["recsys.training.module:RetrievalModule.training_step", 7]: by SIGKILL, or by the signal that it names behind that.
+`snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds. `folder`: where the command runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str]]:
+    """Exit code and output of each job."""
+    logs = [folder / f"job{number}.log" for number in range(len(jobs))]
+    described = [
+        {"kill": None, "copy": None, "snapshot": None, "folder": None} | job | {"log": str(log)}
+        for job, log in zip(jobs, logs, strict=True)
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps({"jobs": described, "environment": environment}) + "\n")
+    server.stdin.flush()
+    codes = json.loads(server.stdout.readline())
+    return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    # It ends with this process, which closes its input.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    return subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
+    module, _, path = attribute.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    original, left = getattr(owner, name), [calls]
+
+    def counted(*arguments: Any, **settings: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.Signals[sent])
+        return original(*arguments, **settings)
+
+    setattr(owner, name, counted)
+
+
+def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
+    _copy(job["copy"])
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        _copy(job["snapshot"])
+        return os.waitstatus_to_exitcode(status)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    code = 1
+    try:
+        os.environ.clear()
+        os.environ.update(environment)
+        # As an interpreter that starts would.
+        sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+        if job["kill"]:
+            _kill_on_call(*job["kill"])
+        if job["folder"]:
+            os.chdir(job["folder"])
+        sys.argv = list(job["args"])
+        runpy.run_path(str(REPOSITORY / job["args"][0]), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _copy(places: list[str] | None) -> None:
+    if places is None:
+        return
+    source, target = map(Path, places)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def main() -> None:
+    os.chdir(REPOSITORY)
+    for name in ("experiments.train", "experiments.run_summary", "operations.cycle.cycle"):
+        importlib.import_module(f"recsys.{name}")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        # What importing said goes before: forks would say it again.
+        sys.stdout.flush()
+        print(json.dumps([_run(job, asked["environment"]) for job in asked["jobs"]]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

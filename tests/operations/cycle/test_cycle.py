@@ -1,0 +1,167 @@
+"""`retrain.py` from end to end: whatever happens, at most one release more, and what is served is always sound."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from commands import run_all
+from cycles import Scene, begin
+
+from recsys.release.store import ReleaseStore
+from recsys.release.verification import verify_release
+
+pytestmark = pytest.mark.slow
+
+UNREACHABLE = "gates.absolute.factor=100.0"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """Fifteen days have arrived, nothing is served; the first cycle, and another right after it."""
+    scene = begin(tmp_path_factory.mktemp("retraining"))
+    (begun, output), (again, log) = run_all([scene.job(), scene.job()], scene.base)
+    assert begun == 0, output
+    assert "skipped" in (scene.folder / "cycles/1/run/verdict.json").read_text()
+    assert again == 0, log
+    assert "no new events" in log
+    assert log.splitlines()[-1] == "nothing new"
+    return scene
+
+
+def test_the_first_cycle_needs_no_served_release(first: Scene) -> None:
+    (version,) = first.store.versions()
+    assert first.store.aliases() == {"candidate": version, "production": version}
+    verify_release(first.store.root / version)
+    (cycle,) = first.history()
+    assert (cycle["outcome"], cycle["served"], cycle["version"], cycle["number"]) == ("kept", None, version, 1)
+    verdict = json.loads((first.folder / "cycles/1/run/verdict.json").read_text())
+    skipped = {row["gate"] for row in verdict["outcomes"] if row["reason"].startswith("skipped")}
+    judged = {row["gate"] for row in verdict["outcomes"] if row["status"] == "pass"}
+    assert {"not_worse", "overlap", "size", "record"} <= skipped
+    assert {"absolute", "border", "index", "reproduces", "clock"} <= judged
+    assert verdict["against"] is None
+    assert first.state()["current"] is None
+    assert [Path(shard["path"]).name for shard in first.state()["read"]] == ["day-000.parquet"]
+
+
+def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tmp_path: Path) -> None:
+    scene, deny = first.copy("chosen"), tmp_path / "deny.txt"
+    served, before = scene.store.open("production")
+    denied = pq.read_table(served / "items.parquet")["item_id"].to_pylist()[:3]
+    deny.write_text("".join(f"{item}\n" for item in denied))
+    # A list of a hundred has all fifty items of this world, and a day of it is one user to a fifth.
+    corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}"]
+    corpus += ["~gates.not_worse", "~gates.duplicates", "gates.record.fewest_users=1"]
+    wrong = scene.job(*corpus[:1], **scene.arrives(15))
+    jobs = [wrong, scene.job(*corpus), scene.job(*corpus, **scene.arrives(16))]
+    (failed, error), *kept = run_all(jobs, tmp_path)
+    # What is wrong with the policy is said before anything is trained, and nothing counts as read.
+    assert failed == 1
+    assert "expected corpus.at_least=SUM, corpus.top=NUMBER or both" in error
+    assert not (scene.folder / "cycles/2/run").exists()
+    for code, output in kept:
+        assert code == 0, output
+    folder, manifest = scene.store.open("production")
+    items = pq.read_table(folder / "items.parquet")["item_id"].to_pylist()
+    assert manifest.version != before.version
+    assert manifest.corpus.items() >= {"policy": "engaged", "top": 40, "num_fresh": 4, "deny": str(deny)}.items()
+    assert 41 <= len(items) == manifest.num_items == manifest.corpus["num_items"] <= 44 < manifest.corpus["of"]
+    assert not {*denied} & {*items}
+    verdict = json.loads((scene.folder / "cycles/4/run/verdict.json").read_text())
+    assert verdict["candidate"] == manifest.version
+    checks = {(row["gate"], row["check"]): row for row in verdict["outcomes"]}
+    assert checks["index", "index recall@4"]["status"] == "pass"
+    assert checks["reproduces", "recall@100 of the chosen items"]["value"] == pytest.approx(0, abs=1e-6)
+    assert checks["reproduces", "recall@100"]["value"] == pytest.approx(0, abs=1e-6)
+    # The record of the release before is that of its own items.
+    record = scene.store.open("previous")[1].record("recall@100")
+    assert f"against {record:.4f}" in checks["record", "recall@100"]["reason"]
+
+
+WRITE = "recsys.operations.cycle.state:StateFile.write"
+MOVE = "recsys.release.store:ReleaseStore._move"
+# In the order of a cycle: each start goes on from the kill before, up to the next.
+KILLS: list[list[Any]] = [
+    ["recsys.operations.cycle.cycle:compare", 1],
+    [WRITE, 1],
+    ["recsys.operations.cycle.build_steps:open_data", 1],
+    [WRITE, 1],
+    ["recsys.training.module:RetrievalModule.training_step", 3],
+    ["recsys.experiments.tracking:RunFolder.write_per_user", 1],
+    [WRITE, 1],
+    ["recsys.publishing.promote:pack", 1],
+    ["recsys.operations.gates.verdict:Verdict.save", 1],
+    [WRITE, 1],
+    [MOVE, 1],
+    [f"{MOVE}_alias", 1],
+    [WRITE, 1],
+    # `previous` has moved, `production` has not.
+    [f"{MOVE}_alias", 2],
+    [WRITE, 1],
+    [WRITE, 2],
+    ["recsys.operations.cycle.state:StateFile.tell", 1],
+    # Told, and not forgotten.
+    [WRITE, 2],
+]
+
+
+def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tmp_path: Path) -> None:
+    """Both begin where the first cycle ended, when another day has arrived."""
+    before = first.store.versions()
+    whole, killed = first.copy("whole"), first.copy("killed", events_of="whole")
+    jobs = [whole.job(**whole.arrives(15))]
+    jobs += [
+        killed.job(kill=kill, snapshot=[str(killed.store.root), str(tmp_path / f"store{number}")])
+        for number, kill in enumerate(KILLS)
+    ]
+    (code, output), *kills, (last, log) = run_all([*jobs, killed.job()], tmp_path)
+    assert code == 0, output
+    assert "training begins from release" in output
+    for number, (code, output) in enumerate(kills):
+        assert code == -9, (KILLS[number], code, output)
+        store = ReleaseStore(tmp_path / f"store{number}")
+        # Whoever starts a server now gets a release that is whole, and one of the two.
+        served, _ = store.open("production")
+        assert served.name in {*before, *whole.store.versions()}, KILLS[number]
+        assert len(store.versions()) <= len(before) + 1
+    assert last == 0, log
+    assert killed.store.versions() == whole.store.versions()
+    assert len(killed.store.versions()) == len(before) + 1
+    assert killed.store.aliases() == whole.store.aliases()
+    assert killed.store.aliases()["previous"] == before[0]
+    for version in killed.store.versions():
+        verify_release(killed.store.root / version)
+    assert [cycle["number"] for cycle in killed.history()] == [1, 2]
+    assert killed.history()[1]["outcome"] == "kept"
+    assert killed.state() | {"current": None} == whole.state()
+    assert not [path for path in killed.store.root.glob(".tmp-*")]
+    moves = [(change["alias"], change["to"]) for change in killed.store.history()]
+    assert len(set(moves)) == 5
+
+
+def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene, tmp_path: Path) -> None:
+    scene = first.copy("stopped")
+    served, versions = scene.store.aliases()["production"], scene.store.versions()
+    jobs = [scene.job(UNREACHABLE, **scene.arrives(15)), scene.job(UNREACHABLE), scene.job(**scene.arrives(16))]
+    (stopped, output), (again, log), (kept, last) = run_all(jobs, tmp_path)
+    assert stopped == 3, output
+    assert "absolute, recall@100: " in output
+    assert output.splitlines()[-1].startswith("stopped ")
+    assert again == 0, log
+    assert "no new events" in log
+    assert kept == 0, last
+    history = scene.history()
+    assert [cycle["outcome"] for cycle in history] == ["kept", "stopped", "kept"]
+    assert history[1]["version"] not in scene.store.versions()
+    assert history[1]["served"] == history[2]["served"] == served
+    assert history[2]["new_events"] == pq.ParquetFile(scene.base / "later/day-016.parquet").metadata.num_rows
+    verdict = json.loads((scene.folder / "cycles/2/run/verdict.json").read_text())
+    assert verdict["stopped_by"] == ["absolute"]
+    assert scene.store.versions() == sorted([*versions, history[2]["version"]])
+    assert scene.store.aliases() == {
+        "candidate": history[2]["version"], "production": history[2]["version"], "previous": served,
+    }  # fmt: skip

@@ -1,0 +1,126 @@
+"""The exported tower equals the packed torch tower, whatever the length of a history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from worlds import CONF, MAX_HISTORY, write_blend, write_run, write_world
+
+from recsys.data.dataset import Requests
+from recsys.experiments.trained_run import TrainedRun, load_run
+from recsys.publishing.onnx_export import export_user_tower, input_specs
+from recsys.publishing.release_writer import to_histories
+from recsys.release.runtime.user_tower import pad
+from recsys.release.verification import read_tower
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world") / "data")
+
+
+def _worst_difference(run: TrainedRun, folder: Path) -> float:
+    """Over every length of history 0..MAX_HISTORY, batches of several, one and unknown users, and mixed lengths."""
+    specs = input_specs(run.model, run.dataset.schema)
+    num_items = run.dataset.meta.num_known
+    export_user_tower(run.model, num_items, specs, folder, {})
+    session = onnxruntime.InferenceSession(str(folder / "user_tower.onnx"))
+    offsets = run.dataset.offsets
+    long = np.flatnonzero(np.diff(offsets) >= MAX_HISTORY + 2)
+    requests = [Requests(np.arange(run.dataset.num_users), offsets[1:]), Requests(np.array([-1]), np.array([0]))]
+    for length in range(MAX_HISTORY + 1):
+        requests += [Requests(users, offsets[users] + length) for users in (long[:5], long[:1])]
+    worst = 0.0
+    for request in requests:
+        batch = run.builder.requests(request)
+        with torch.inference_mode():
+            expected = run.model.encode_users(batch).numpy()
+        (found,) = session.run(None, pad(to_histories(batch, num_items), specs))
+        assert found.shape == expected.shape
+        assert np.isfinite(found).all()
+        worst = max(worst, float(np.abs(found - expected).max()))
+    return worst
+
+
+ENCODERS = sorted(file.stem for file in (CONF / "user_tower").glob("*.yaml"))
+
+
+def _time(encoder: str) -> set[str]:
+    return {"timestamp"} if encoder == "hstu" else set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_equals_torch_with_every_kind_of_feature(encoder: str, root: Path, tmp_path: Path) -> None:
+    overrides = [f"user_tower={encoder}", "user_tower.use_user_id=true"]
+    if encoder == "long_and_recent":
+        overrides.append("user_tower.encoder.recent.window=3")
+    run = load_run(write_run(tmp_path / "run", root, *overrides))
+    names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
+    assert names == _time(encoder) | {
+        "item_idx", "lengths", "user_idx",
+        "event.action", "event.dwell", "event.labels", "event.seen_vector", "event.surface", "event.query",
+        "request.surface", "request.query", "user.country", "user.age", "user.likes", "user.taste",
+    }  # fmt: skip
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path: Path) -> None:
+    bare = ["~data.features.interactions.action", "~data.features.interactions.dwell",
+            "~data.features.interactions.labels", "~data.features.interactions.seen_vector",
+            "~data.features.interactions.surface", "~data.features.interactions.query"]  # fmt: skip
+    more = [f"user_tower={encoder}", "item_tower=ids", "model.similarity=dot", "user_tower.use_profile=false"]
+    more += ["model.prior_shift.weight=0.5"]
+    run = load_run(write_run(tmp_path / "run", root, *bare, *more))
+    assert {spec.name for spec in input_specs(run.model, run.dataset.schema)} == {"item_idx", "lengths"} | _time(
+        encoder
+    )
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [["data.time=day"], ["data.time=order", "user_tower.encoder.use_time=false"]])
+def test_equals_torch_whatever_time_is_worth(overrides: list[str], root: Path, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=hstu", *overrides))
+    names = {spec.name for spec in input_specs(run.model, run.dataset.schema)}
+    assert ("timestamp" in names) == (overrides == ["data.time=day"])
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("crossing", ["cross_network", "mask_net"])
+def test_equals_torch_with_other_networks_over_features(crossing: str, root: Path, tmp_path: Path) -> None:
+    chosen = [f"crossing@{tower}.crossing={crossing}" for tower in ("user_tower", "item_tower")]
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=interests", *chosen))
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+def test_equals_torch_with_two_item_tables_and_pretrained_embeddings(root: Path, tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "item_tower=pretrained", "user_tower.own_items=true"))
+    assert _worst_difference(run, tmp_path) < 1e-4
+
+
+@pytest.mark.slow
+def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=mean"))
+    monkeypatch.setattr("recsys.publishing.onnx_export.INLINE_BYTES", 0)
+    assert _worst_difference(run, tmp_path) < 1e-4
+    assert (tmp_path / "user_tower.onnx.data").exists()
+    read_tower(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_blend_equals_torch(root: Path, tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first", root, "user_tower=hstu", "history.max_events=3", "model.temperature=0.1")
+    second = write_run(tmp_path / "second", root, "user_tower=mean", "user_tower.use_user_id=true", "model.dim=8")
+    blend = load_run(write_blend(tmp_path / "blend", {"first": (first, 0.5), "second": (second, 0.5)}, 0.5))
+    names = {spec.name for spec in input_specs(blend.model, blend.dataset.schema)}
+    assert {"timestamp", "user_idx", "event.query", "request.query", "user.likes"} <= names
+    assert _worst_difference(blend, tmp_path) < 1e-4

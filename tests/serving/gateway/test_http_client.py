@@ -1,0 +1,151 @@
+"""A small HTTP client: connections are kept, deadlines hold, and no answer meets another request."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fake_hosts import FakeHost, running
+
+from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError, TooLateError
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def ask_server(talk: Talk, times: int = 1, seconds: float = 5.0) -> list[tuple[int, bytes] | Exception]:
+    """Answers to requests, one after the other, to a server that does `talk` with each connection."""
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    pool = ConnectionPool(server.sockets[0].getsockname()[:2])
+    answers: list[tuple[int, bytes] | Exception] = []
+    for number in range(times):
+        try:
+            answers.append(await pool.request("POST", f"/{number}", b"x", seconds))
+        except NoAnswerError as error:
+            answers.append(error)
+    pool.close()
+    server.close()
+    return answers
+
+
+def test_a_connection_serves_one_request_after_the_other() -> None:
+    connections = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(1)
+            path = head.split()[1]
+            # In pieces, and once in chunks: as it may come over a network.
+            if path == b"/1":
+                writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
+                await asyncio.sleep(0.01)
+                writer.write(b"1\r\nc\r\n0\r\n\r\n")
+            else:
+                writer.write(b"HTTP/1.1 404 No\r\nContent-Length: 4\r\n\r\n")
+                await asyncio.sleep(0.01)
+                writer.write(b"%b--" % path)
+
+    answers = asyncio.run(ask_server(talk, times=3))
+    assert answers == [(404, b"/0--"), (200, b"abc"), (404, b"/2--")]
+    assert len(connections) == 1
+
+
+def test_a_server_that_wants_to_close_gets_a_new_connection() -> None:
+    connections = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        await reader.readuntil(b"\r\n\r\nx")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\ny")
+        writer.close()
+
+    assert asyncio.run(ask_server(talk, times=2)) == [(200, b"y"), (200, b"y")]
+    assert len(connections) == 2
+
+
+@pytest.mark.parametrize(
+    ("says", "message"),
+    [
+        (b"", "closed the connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", "in the middle"),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP"),
+    ],
+)
+def test_half_an_answer_is_none(says: bytes, message: str) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\nx")
+        writer.write(says)
+        await writer.drain()
+        writer.close()
+
+    (error,) = asyncio.run(ask_server(talk))
+    assert isinstance(error, NoAnswerError)
+    assert message in str(error)
+
+
+def test_a_late_answer_meets_no_other_request() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(1)
+            path = head.split()[1]
+            if path == b"/0":
+                await asyncio.sleep(0.3)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + path)
+
+    async def scenario() -> list[tuple[int, bytes] | Exception]:
+        answers = await ask_server(talk, times=3, seconds=0.2)
+        await asyncio.sleep(0.2)
+        return answers
+
+    late, *others = asyncio.run(scenario())
+    assert isinstance(late, TooLateError)
+    assert others == [(200, b"/1"), (200, b"/2")]
+
+
+def test_a_kept_connection_that_was_closed_is_replaced() -> None:
+    async def scenario() -> None:
+        host = FakeHost()
+        async with running(host):
+            pool = ConnectionPool(("127.0.0.1", host.port))
+            await pool.request("GET", "/v1/version", b"", 5)
+            host.cut_idle()
+            # At once, before the client has read that the connection is closed.
+            assert (await pool.request("GET", "/v1/version", b"", 5))[0] == 200
+            host.cut_idle()
+            await asyncio.sleep(0.05)
+            assert (await pool.request("GET", "/v1/version", b"", 5))[0] == 200
+            pool.close()
+
+    asyncio.run(scenario())
+
+
+def test_waiting_can_be_given_up() -> None:
+    async def scenario() -> float:
+        host = FakeHost()
+        async with running(host):
+            host.running.clear()
+            pool = ConnectionPool(("127.0.0.1", host.port))
+            waiting = [asyncio.create_task(pool.request("GET", "/v1/version", b"", 30)) for _ in range(3)]
+            while len(host.requests) < 3:
+                await asyncio.sleep(0.01)
+            begin = time.monotonic()
+            pool.give_up("is paused")
+            for task in waiting:
+                with pytest.raises(NoAnswerError, match="is paused"):
+                    await task
+            host.running.set()
+            assert (await pool.request("GET", "/v1/version", b"", 30))[0] == 200
+            return time.monotonic() - begin
+
+    assert asyncio.run(scenario()) < 10
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = free.getsockname()
+        with pytest.raises(NoAnswerError, match="took no connection"):
+            asyncio.run(ConnectionPool(address).request("GET", "/", b"", 5))

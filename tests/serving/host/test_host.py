@@ -1,0 +1,147 @@
+"""Several versions side by side; a search is answered by the one that it names, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from publishing import Published
+
+from recsys.core.errors import UserError
+from recsys.release.runtime.item_search import ItemSearch
+from recsys.release.runtime.retriever import Retriever
+from recsys.serving.host.host import Host
+from recsys.serving.host.releases import Releases
+from recsys.serving.http.messages import SearchRequest
+from recsys.serving.http.problems import Problem, VersionNotHeld
+
+
+@pytest.fixture
+def host(published: Published) -> Host:
+    return Host(Releases(published.store), "one")
+
+
+def ask(published: Published, version: str, **more: object) -> SearchRequest:
+    dim = Retriever.load(published.store, version).manifest.dim
+    rng = np.random.default_rng(0)
+    return SearchRequest(version, rng.normal(size=(3, dim)).astype(np.float32), 5, **more)  # type: ignore[arg-type]
+
+
+def test_each_version_answers_for_itself(host: Host, published: Published) -> None:
+    old, new = published.versions
+    assert not host.is_ready
+    assert host.version() == {}
+    assert [host.load("candidate"), host.load(new)] == [old, new]
+    host.serve(old)
+    assert host.is_ready
+    ((model, held),) = host.version().items()
+    assert (model, held.serving, held.loaded) == ("test", old, [old, new])
+    found = {}
+    for version in (old, new):
+        request = ask(published, version, exclude=[["i001"], [], ["nothing"]])
+        response = host.search(request)
+        assert response.version == version
+        items = np.load(published.store / version / "item_embeddings.npy")
+        retriever = Retriever.load(published.store, version)
+        ids = retriever.items["item_id"].to_pylist()
+        for user, result in enumerate(response.results):
+            scores = items @ request.embeddings[user]
+            allowed = [row for row in np.argsort(-scores, kind="stable") if user or ids[row] != "i001"][:5]
+            assert result.item_ids == [ids[row] for row in allowed]
+            np.testing.assert_allclose(result.scores, scores[allowed], atol=1e-5)
+        found[version] = [result.item_ids for result in response.results]
+    # So a mix would show.
+    assert found[old] != found[new]
+
+
+def test_a_version_that_is_not_held_is_refused(host: Host, published: Published) -> None:
+    old, new = published.versions
+    with pytest.raises(VersionNotHeld) as refused:
+        host.search(ask(published, old))
+    assert (refused.value.serving, refused.value.loaded) == (None, [])
+    host.load(old)
+    with pytest.raises(Problem, match=f"version: found {new}, held are {old}"):
+        host.serve(new)
+    host.serve(old)
+    with pytest.raises(VersionNotHeld) as refused:
+        host.search(ask(published, new))
+    assert (refused.value.status, refused.value.serving, refused.value.loaded) == (409, old, [old])
+    with pytest.raises(Problem, match="version: .* is served; serve another one first"):
+        host.unload(old)
+    host.load(new)
+    host.serve(new)
+    host.unload(old)
+    with pytest.raises(VersionNotHeld):
+        host.search(ask(published, old))
+    with pytest.raises(VersionNotHeld):
+        host.unload(old)
+    with pytest.raises(Problem, match="model: found tset; did you mean 'test'"):
+        host.search(ask(published, new, model="tset"))
+
+
+def test_the_oldest_go_but_not_what_is_served(host: Host, published: Published) -> None:
+    old, new = published.versions
+    host.load(old)
+    host.load(new)
+    host.serve(old)
+    host.trim(1)
+    assert host.version()["test"].loaded == [old]
+    host.load(new)
+    host.serve(new)
+    host.trim(2)
+    assert host.version()["test"].loaded == [old, new]
+    host.trim(1)
+    assert host.version()["test"].loaded == [new]
+
+
+@pytest.mark.parametrize(
+    ("shape", "exclude", "message"),
+    [
+        ((3, 5), None, r"embeddings: found \[3, 5\], expected \[B, 16\]"),
+        ((16,), None, r"embeddings: found \[16\]"),
+        ((), None, r"embeddings: found \[\]"),
+        ((3, 2, 16), None, r"embeddings: found \[3, 2, 16\]"),
+        ((3, 16), [["i001"]], "exclude: found 1 lists, expected one for each of 3 users"),
+    ],
+)
+def test_what_does_not_fit(
+    host: Host, published: Published, shape: tuple[int, ...], exclude: object, message: str
+) -> None:
+    host.serve(host.load("candidate"))
+    request = SearchRequest(published.versions[0], np.zeros(shape, np.float32), 5, exclude=exclude)  # type: ignore[arg-type]
+    with pytest.raises(Problem, match=message) as refused:
+        asyncio.run(host.answer(request))
+    assert refused.value.status == 400
+
+
+def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Published, tmp_path: Path) -> None:
+    old, new = published.versions
+    releases = Releases(published.store)
+
+    def other_index(folder: Path, *_: object) -> ItemSearch:
+        # The index of one release with the questions of the other, as after a mix-up below the manifest.
+        mixed = tmp_path / "mixed"
+        shutil.copytree(published.store / new, mixed)
+        (mixed / "self_check.npz").unlink()
+        shutil.copy(folder / "self_check.npz", mixed)
+        return ItemSearch(mixed, releases.open(new)[1])
+
+    host = Host(releases, "one", other_index)
+    with pytest.raises(UserError, match="does not find the items of self_check.npz"):
+        host.load(old)
+    assert host.version() == {}
+
+
+def test_a_release_is_verified_once_and_ids_are_shared(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases = Releases(published.store)
+    opened = []
+    real = releases.store.open
+    monkeypatch.setattr(releases.store, "open", lambda name: opened.append(name) or real(name))
+    version = published.versions[0]
+    assert releases.open("candidate") == releases.open(version)
+    assert opened == [version]
+    items = releases.known_items(version)
+    assert releases.known_items(version) is items

@@ -1,0 +1,102 @@
+"""The fuzzing of `benchmarks/serving_fuzz.py`, for a short while, and whether it would find what it looks for."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from publishing import Published
+
+from recsys.core.errors import UserError
+from recsys.serving.events import parse_events
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("fuzz_parts")
+
+
+@pytest.fixture
+def fuzzing(parts: Any) -> Any:  # noqa: ARG001
+    return importlib.import_module("serving_fuzz")
+
+
+def test_what_must_not_happen_is_seen(fuzzing: Any, parts: Any) -> None:
+    told = json.dumps({"error": {"code": "bad_request", "message": "k: found 0"}}).encode()
+
+    def judged(must: str, status: int, body: bytes = b"") -> str | None:
+        found = fuzzing.judge(parts.Sent("", b"POST", must), fuzzing.Answer(status, body, True))
+        assert found is None or isinstance(found, str)
+        return found
+
+    assert judged(parts.REFUSED, 400, told) is None
+    assert judged(parts.REFUSED, 400, b"Invalid HTTP request received.") is None
+    assert judged(parts.REFUSED, 400, b'{"detail": "no"}') == "4xx without a reason"
+    assert judged(parts.REFUSED, 200, b'{"stored":1}') == "taken"
+    assert judged(parts.ANSWERED, 200) is None
+    for must in (parts.REFUSED, parts.ANSWERED):
+        assert judged(must, 0) == "closed"
+        assert judged(must, -1) == "no answer"
+    for must in (parts.REFUSED, parts.ANSWERED, parts.ANY):
+        assert judged(must, 500, told) == "5xx"
+    assert judged(parts.ANY, 0) is judged(parts.ANY, -1) is None
+    assert judged(parts.ANY, 200, b'{"stored":3}') == "taken"
+
+
+def test_every_kind_is_drawn_and_a_seed_draws_the_same(fuzzing: Any, parts: Any) -> None:
+    world = parts.World("a" * 16, 4, [1, "2"], "category", "secret", 10, 5, 5, 1000)
+    drawn = [
+        [messages.draw() for _ in range(400)] for messages in (fuzzing.Messages(world, 7), fuzzing.Messages(world, 7))
+    ]
+    assert drawn[0] == drawn[1] != [fuzzing.Messages(world, 8).draw() for _ in range(400)]
+    kinds = Counter(sent.kind for sent in drawn[0])
+    assert len(kinds) == 16
+    # None of the events is one that a store might rightly take.
+    for sent in drawn[0]:
+        if sent.kind == "events: changed bytes and values":
+            assert not parts.may_be_events(sent.data.partition(b"\r\n\r\n")[2])
+
+
+@pytest.mark.parametrize(
+    ("body", "may_be"),
+    [
+        (b'{"user_id": 1, "item_id": "a"}', True),
+        (b'[{"user_id": 1, "item_id": 2}, {"user_id": "", "item_id": 2}]', True),
+        (b"[]", True),
+        (b'{"user_id": true, "item_id": 2}', False),
+        (b'{"user_id": 1, "item_id": 2.5}', False),
+        (b'{"user_id": 1}', False),
+        (b'[{"user_id": 1, "item_id": 2}, 5]', False),
+        (b'{"user_id": 1, "item_id": 2', False),
+        (b'{"user_id": "\xff", "item_id": 2}', False),
+    ],
+)
+def test_what_may_be_events(parts: Any, body: bytes, may_be: bool) -> None:
+    assert parts.may_be_events(body) == may_be
+    # It never calls malformed what the server takes.
+    try:
+        parse_events(json.loads(body.decode()), set(), 0)
+    except (UserError, ValueError):
+        return
+    assert may_be
+
+
+@pytest.mark.slow
+def test_nothing_breaks_a_server_or_is_stored(published: Published, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks/serving_fuzz.py"), "--requests", "1000", "--seed", "1"]
+    command += ["--store", str(published.store), "--release", published.versions[0]]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1,008 malformed messages" in done.stdout
+    assert "NO " not in done.stdout

@@ -1,0 +1,98 @@
+"""The monitor tells the recall of exact search, drops rather than waits, and outlives what fails."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.core.errors import UserError
+from recsys.index import Allowed, Exact
+from recsys.serving.observability.recall_monitor import RecallMonitor, Sample, recall_of
+
+# Row r scores r against [1].
+EMBEDDINGS = np.arange(10, dtype=np.float32)[:, None]
+NONE = np.zeros(0, np.int32)
+
+
+class Answering(Exact):
+    """Gives the scores that it is told to."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = np.array([scores], np.float32)
+
+    def search(self, *_: Any) -> Any:
+        return self.scores, np.zeros(self.scores.shape, np.int64)
+
+
+def sample(scores: list[float], version: str = "v", allow: Allowed | None = None, exclude: np.ndarray = NONE) -> Sample:
+    query = np.ones(1, np.float32)
+    return Sample(version, Answering(scores), EMBEDDINGS, query, len(scores), allow, exclude)
+
+
+def test_recall_by_hand() -> None:
+    assert recall_of(sample([9, 8, 7, 6])) == 1
+    assert recall_of(sample([9, 8, 5, 4])) == 0.5
+    # 9 and 8 may not be given: the best four are 7, 6, 5, 4.
+    assert recall_of(sample([7, 6, 5, 3], exclude=np.array([9, 8], np.int32))) == 0.75
+    even = Allowed(np.arange(10) % 2 == 0)
+    assert recall_of(sample([8, 6, 4, 0], allow=even)) == 0.75
+    # Two are left, and one of them was found.
+    two = Allowed(np.arange(10) < 2)
+    assert recall_of(sample([1, -np.inf, -np.inf], allow=two)) == 0.5
+    nothing = Allowed(np.zeros(10, bool))
+    assert recall_of(sample([-np.inf], allow=nothing)) == 1
+
+
+def test_means_of_each_version() -> None:
+    monitor = RecallMonitor(1.0)
+    for scores, version in (([9, 8], "a"), ([9, 0], "a"), ([9, 8], "b")):
+        monitor.put(sample(scores, version))
+    monitor.drain()
+    assert monitor.recalls() == {("a",): 0.75, ("b",): 1.0}
+    assert monitor.samples() == {("a",): 2.0, ("b",): 1.0}
+    monitor.forget("a")
+    assert monitor.recalls() == {("b",): 1.0}
+    monitor.close()
+
+
+def test_a_full_queue_drops_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(_: Sample) -> float:
+        begun.set()
+        assert goes_on.wait(10)
+        return 1.0
+
+    monkeypatch.setattr("recsys.serving.observability.recall_monitor.recall_of", slow)
+    monitor = RecallMonitor(1.0, depth=2)
+    monitor.put(sample([9]))
+    assert begun.wait(10)
+    for _ in range(5):
+        monitor.put(sample([9]))
+    assert monitor.dropped == 3
+    goes_on.set()
+    monitor.drain()
+    assert monitor.samples() == {("v",): 3.0}
+    monitor.close()
+
+
+def test_a_sample_that_fails_is_counted_and_the_next_measured() -> None:
+    monitor = RecallMonitor(1.0)
+    monitor.put(sample([9])._replace(query=np.ones(3, np.float32)))
+    monitor.put(sample([9]))
+    monitor.drain()
+    assert monitor.failed == 1
+    assert monitor.recalls() == {("v",): 1.0}
+    monitor.close()
+
+
+def test_the_share_of_searches() -> None:
+    monitor = RecallMonitor(0.25, seed=0)
+    assert 200 < sum(monitor.wants() for _ in range(1000)) < 300
+    assert not any(RecallMonitor(0.0).wants() for _ in range(10))
+    with pytest.raises(UserError, match="monitor: found 2, expected a share"):
+        RecallMonitor(2)

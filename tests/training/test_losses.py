@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recsys.training.losses import (
+    GBCE,
+    FullSoftmax,
+    Sampled,
+    SampledSoftmax,
+    blocks,
+)
+from recsys.training.losses.blocks import Buffer
+from recsys.training.losses.softmax import softmax_loss
+
+ROWS, COLUMNS, DIM, HISTORIES = 40, 7, 4, 3  # blocks have at least 16 rows
+
+
+def reference(
+    users: Tensor,
+    items: Tensor,
+    positive_logits: Tensor,
+    bias: Tensor | None = None,
+    row_bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    history: Tensor | None = None,
+    labels: Tensor | None = None,
+    weight: Tensor | None = None,
+    hardest: int | None = None,
+) -> Tensor:
+    """The formula of `softmax_loss`, left to autograd."""
+    logits = users @ items.t()
+    if hardest is not None:
+        # By the scores alone, of the columns that are allowed.
+        scores = logits.detach()
+        if mask is not None and history is not None:
+            scores = scores.masked_fill(mask[history], -torch.inf)
+        if labels is not None:
+            scores = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
+        place = scores.argsort(dim=1, descending=True).argsort(dim=1)
+        logits = logits.masked_fill(place >= hardest, -torch.inf)
+    if bias is not None:
+        logits = logits + bias
+    if row_bias is not None:
+        logits = logits + row_bias.unsqueeze(1)
+    if mask is not None and history is not None:
+        logits = logits.masked_fill(mask[history], -torch.inf)
+    if labels is not None:
+        logits = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    joined = torch.cat([positive_logits.unsqueeze(1), logits], dim=1)
+    losses = F.cross_entropy(joined, torch.zeros(len(users), dtype=torch.int64), reduction="none")
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = ((ROWS, DIM), (COLUMNS, DIM), (ROWS,))
+    users, items, positives = (torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes)
+    return users, items, positives
+
+
+def optional(
+    with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels: bool, with_weight: bool, with_hardest: bool
+) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    given: dict[str, Any] = {}
+    if with_bias:
+        given["bias"] = torch.randn(COLUMNS, generator=generator, dtype=torch.float64)
+    if with_row_bias:
+        given["row_bias"] = torch.randn(ROWS, generator=generator, dtype=torch.float64)
+    if with_mask:
+        given["mask"] = torch.rand(HISTORIES, COLUMNS, generator=generator) < 0.4
+        given["history"] = torch.randint(HISTORIES, (ROWS,), generator=generator)
+    if with_labels:
+        given["labels"] = torch.randint(COLUMNS, (ROWS,), generator=generator)
+    if with_weight:
+        given["weight"] = torch.rand(ROWS, generator=generator, dtype=torch.float64)
+    if with_hardest:
+        given["hardest"] = 2
+    return given
+
+
+@pytest.fixture(params=[1, 1 << 20], ids=["many blocks", "one block"])
+def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("present", list(product([False, True], repeat=6)))
+def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[bool, ...]) -> None:
+    given, leaves = optional(*present), inputs()
+    ours = softmax_loss(*leaves, Buffer(), **given)
+    expected = reference(*leaves, **given)
+    torch.testing.assert_close(ours, expected)
+    for found, wanted in zip(
+        torch.autograd.grad(3 * ours, leaves), torch.autograd.grad(3 * expected, leaves), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_softmax_loss_passes_gradcheck() -> None:
+    given = optional(True, True, True, True, True, True)
+    leaves = inputs()
+    assert torch.autograd.gradcheck(lambda *x: softmax_loss(*x, Buffer(), **given), leaves)
+
+
+@pytest.mark.usefixtures("block_bytes")
+def test_full_softmax_is_cross_entropy() -> None:
+    users, items, _ = inputs()
+    labels = torch.randint(COLUMNS, (ROWS,), generator=torch.Generator().manual_seed(1))
+    ours, expected = FullSoftmax()(users, items, labels), F.cross_entropy(users @ items.t(), labels)
+    torch.testing.assert_close(ours, expected)
+    leaves = (users, items)
+    for found, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradcheck(lambda *x: FullSoftmax()(*x, labels), leaves)
+
+
+def test_weights_of_a_full_softmax() -> None:
+    users, items, _ = inputs()
+    labels, weight = torch.arange(ROWS) % COLUMNS, torch.arange(ROWS, dtype=torch.float64)
+    by_row = F.cross_entropy(users @ items.t(), labels, reduction="none")
+    torch.testing.assert_close(FullSoftmax()(users, items, labels, weight), by_row @ weight / weight.sum())
+
+
+def test_full_softmax_stays_finite_with_large_logits() -> None:
+    users, items = torch.full((2, 1), 1000.0, requires_grad=True), torch.tensor([[1.0], [-1.0], [0.5]])
+    loss = FullSoftmax()(users, items, torch.tensor([0, 1]))
+    # Row 0 is certain and right: loss 0. Row 1 is certain and wrong by 2000.
+    assert loss.item() == pytest.approx(1000.0)
+    assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
+
+
+def one_row(mask: Tensor, hardest: int | None = None) -> tuple[Tensor, Tensor, Sampled]:
+    """Scores: positive 2 * 0.5 = 1; candidates 2, 0, -2."""
+    users, items, positives = torch.tensor([[2.0]]), torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[0.5]])
+    log_q = torch.tensor([0.5, 0.25, 0.25]).log()
+    num_drawn = (~mask).sum(1)
+    given = Sampled(
+        items, log_q, torch.tensor([0.1]).log(), mask, torch.tensor([0.2]), num_drawn, torch.tensor([0]), hardest
+    )
+    return users, positives, given
+
+
+def sampled(logq: str, mask: Tensor, hardest: int | None = None) -> Tensor:
+    return SampledSoftmax(logq)(*one_row(mask, hardest))  # type: ignore[arg-type]
+
+
+def test_corrections_by_hand() -> None:
+    nothing, first = torch.tensor([[False, False, False]]), torch.tensor([[True, False, False]])
+    plain = math.log(1 + (math.exp(2) + math.exp(0) + math.exp(-2)) / math.exp(1))
+    assert sampled("off", nothing).item() == pytest.approx(plain, rel=1e-5)
+    # Every column is divided by its probability, the positive's (0.1) too.
+    classic = math.log(1 + (math.exp(2) / 0.5 + math.exp(0) / 0.25 + math.exp(-2) / 0.25) / (math.exp(1) / 0.1))
+    assert sampled("classic", nothing).item() == pytest.approx(classic, rel=1e-5)
+    # Two candidates remain, of a proposal that is masked with probability 0.2: n Q'(d) = 2 * 0.25 / 0.8.
+    corrected = math.log(1 + (math.exp(0) + math.exp(-2)) / (2 * 0.25 / 0.8) / math.exp(1))
+    assert sampled("corrected", first).item() == pytest.approx(corrected, rel=1e-5)
+
+
+def test_a_row_without_candidates_costs_nothing() -> None:
+    everything = torch.tensor([[True, True, True]])
+    assert sampled("corrected", everything).item() == pytest.approx(0.0, abs=1e-6)
+    assert sampled("corrected", everything, hardest=1).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_hardest_by_hand() -> None:
+    nothing, first = torch.tensor([[False, False, False]]), torch.tensor([[True, False, False]])
+    # The best scored of three: 2. The others' terms are left out, and all three still count in n.
+    plain = math.log(1 + math.exp(2) / math.exp(1))
+    assert sampled("off", nothing, hardest=1).item() == pytest.approx(plain, rel=1e-5)
+    corrected = math.log(1 + math.exp(2) / (3 * 0.5 / 0.8) / math.exp(1))
+    assert sampled("corrected", nothing, hardest=1).item() == pytest.approx(corrected, rel=1e-5)
+    # What is masked is no negative, however well it scores: 0 is the best of the two that remain.
+    corrected = math.log(1 + math.exp(0) / (2 * 0.25 / 0.8) / math.exp(1))
+    assert sampled("corrected", first, hardest=1).item() == pytest.approx(corrected, rel=1e-5)
+    # Scores decide, not what logQ makes of them: by 2 - log .5 and 0 - log .01 it would be the second.
+    users, positives, given = one_row(nothing, hardest=1)
+    rare = given._replace(log_q=torch.tensor([0.5, 0.01, 0.25]).log())
+    classic = math.log(1 + math.exp(2) / 0.5 / (math.exp(1) / 0.1))
+    assert SampledSoftmax("classic")(users, positives, rare).item() == pytest.approx(classic, rel=1e-5)
+    assert sampled("off", nothing, hardest=3).item() == pytest.approx(sampled("off", nothing).item())
+
+
+def test_what_a_history_brings_itself_is_no_draw() -> None:
+    users, positives, given = one_row(torch.tensor([[False, False, False]]))
+    # The last candidate is there for certain: two are drawn, and its term has the weight 1.
+    given = given._replace(num_drawn=torch.tensor([2]), log_q=given.log_q.clone())
+    given.log_q[2] = math.log(0.8 / 2)
+    drawn = (math.exp(2) / 0.5 + math.exp(0) / 0.25) * 0.8 / 2
+    expected = math.log(1 + (drawn + math.exp(-2)) / math.exp(1))
+    assert SampledSoftmax("corrected")(users, positives, given).item() == pytest.approx(expected, rel=1e-5)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
+def test_gbce_by_hand(calibration: float) -> None:
+    # Of 11 items the first candidate is masked: k = 2 of 10 possible negatives, with scores 0 and -2.
+    alpha = 2 / 10
+    beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
+    terms = beta * math.log(sigmoid(1)) + math.log(1 - sigmoid(0)) + math.log(1 - sigmoid(-2))
+    loss = GBCE(11, calibration)(*one_row(torch.tensor([[True, False, False]])))
+    assert loss.item() == pytest.approx(-terms / 3, rel=1e-5)
+    assert beta == pytest.approx({0.0: 1.0, 0.75: 0.4, 1.0: 0.2}[calibration])
+
+
+def gbce_reference(users: Tensor, items: Tensor, positives: Tensor, given: Sampled, weight: Tensor | None) -> Tensor:
+    """The formula with t = .5 of 30 items, left to autograd."""
+    allowed = ~given.mask[given.history]
+    k = allowed.sum(1)
+    alpha = k / 29
+    positive = alpha.mul(0.5).add(0.5) * torch.sigmoid((users * positives).sum(1)).log()
+    negative = torch.where(allowed, (1 - torch.sigmoid(users @ items.t())).log(), 0.0).sum(1)
+    losses = -(positive + negative) / (k + 1)
+    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+
+
+@pytest.mark.usefixtures("block_bytes")
+@pytest.mark.parametrize("weighted", [False, True])
+def test_gbce_has_the_value_and_gradients_of_the_formula(weighted: bool) -> None:
+    users, items, _ = inputs()
+    positives = torch.randn(ROWS, DIM, dtype=torch.float64, requires_grad=True)
+    given = optional(False, False, True, False, True, False)
+    nothing = torch.zeros(0)
+    candidates = Sampled(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
+    weight = given["weight"] if weighted else None
+    ours = GBCE(30, 0.5)(users, positives, candidates, weight)
+    expected = gbce_reference(users, items, positives, candidates, weight)
+    torch.testing.assert_close(ours, expected)
+    leaves = (users, items, positives)
+    for found, wanted in zip(
+        torch.autograd.grad(3 * ours, leaves), torch.autograd.grad(3 * expected, leaves), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_gbce_stays_finite() -> None:
+    users = torch.tensor([[1000.0], [1000.0]], requires_grad=True)
+    items = torch.tensor([[1.0], [-1.0]])
+    mask = torch.tensor([[False, False], [True, True]])
+    given = Sampled(items, items[:, 0], items[:, 0], mask, items[:, 0], items[:, 0], torch.tensor([0, 1]))
+    loss = GBCE(3, 1.0)(users, torch.tensor([[1.0], [-1.0]]), given)
+    # Row 0: one negative with logit 1000 of three terms. Row 1 has no negative, so that beta is 0.
+    assert loss.item() == pytest.approx(1000 / 3 / 2)
+    assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
+
+
+def test_a_calibration_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="calibration: found 2"):
+        GBCE(10, 2)
+
+
+def test_rows_that_weigh_nothing_add_nothing() -> None:
+    users, positives, given = one_row(torch.tensor([[False, False, False]]))
+    users.requires_grad_()
+    for loss in (SampledSoftmax(), GBCE(10)):
+        value = loss(users, positives, given, torch.zeros(1))
+        assert value.item() == 0.0
+        assert torch.autograd.grad(value, users)[0].tolist() == [[0.0]]
+
+
+def test_unknown_correction_is_refused() -> None:
+    with pytest.raises(ValueError, match="logq: found 'log', expected 'off'"):
+        SampledSoftmax("log")  # type: ignore[arg-type]
