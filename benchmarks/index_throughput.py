@@ -15,11 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.core.types import Float32Array
 from recsys.index import HNSW, IVFSQ8, Auto, Exact, FaissFlat, Index, IVFFlat, IVFPQFastScan, exact_search, tune
-
-Floats = npt.NDArray[np.float32]
 
 BACKENDS: dict[str, Callable[[], Index]] = {
     "flat": FaissFlat,
@@ -32,7 +30,7 @@ BACKENDS: dict[str, Callable[[], Index]] = {
 }
 
 
-def synthetic(num_items: int, dim: int, num_queries: int, seed: int = 0) -> tuple[Floats, Floats]:
+def synthetic(num_items: int, dim: int, num_queries: int, seed: int = 0) -> tuple[Float32Array, Float32Array]:
     """Normalised items around Zipf-sized clusters of intrinsic dimension below `dim`, and queries that mix items."""
     rng = np.random.default_rng(seed)
     num_clusters = max(8, int(num_items**0.5) // 2)
@@ -49,7 +47,7 @@ def synthetic(num_items: int, dim: int, num_queries: int, seed: int = 0) -> tupl
     return items, queries / np.linalg.norm(queries, axis=1, keepdims=True)
 
 
-def seconds(index: Index, queries: Floats, k: int) -> float:
+def seconds(index: Index, queries: Float32Array, k: int) -> float:
     start = time.perf_counter()
     index.search(queries, k)
     return time.perf_counter() - start

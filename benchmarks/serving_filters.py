@@ -19,15 +19,16 @@ from pathlib import Path
 import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from index_throughput import Floats, synthetic
+from index_throughput import synthetic
 
+from recsys.core.types import Float32Array
 from recsys.index import Allowed, Index, exact_search, load_index, tune
 
 SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)
 KINDS = ("random", "category", "avoided")
 
 
-def build(items: Floats, sample: Floats, folder: Path | None, k: int) -> Index:
+def build(items: Float32Array, sample: Float32Array, folder: Path | None, k: int) -> Index:
     """The tuned default index of `items`; kept in `folder`, where one is given, and read from there the next time."""
     if folder is not None and (folder / "item_index.json").exists():
         return load_index(folder, items)
@@ -42,7 +43,7 @@ def build(items: Floats, sample: Floats, folder: Path | None, k: int) -> Index:
     return index
 
 
-def passing(kind: str, share: float, items: Floats, users: Floats) -> Allowed:
+def passing(kind: str, share: float, items: Float32Array, users: Float32Array) -> Allowed:
     """A filter."""
     if kind == "random":
         order = np.random.default_rng(1).random(len(items))

@@ -10,17 +10,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from arriving import Incident
 from beginning import Beginning
 from policies import Retrained
 from rich.console import Console
 from rich.table import Table
 
+from recsys.core.types import Float64Array
+
 matplotlib.use("svg")
 from matplotlib import pyplot
 
-Floats = npt.NDArray[np.float64]
 NEVER = "never"
 # Days next to each other are alike, so they are drawn together.
 _BLOCK = 7
@@ -73,7 +73,7 @@ class Months:
     incidents: Sequence[Incident]
     beginnings: Sequence[Beginning] = ()
 
-    def recall(self, policy: str, metric: str = "recall@10") -> Floats:
+    def recall(self, policy: str, metric: str = "recall@10") -> Float64Array:
         """Of each day that something was served on."""
         return np.array([told.recall[policy][metric] for told in self.days if told.recall])
 
@@ -173,7 +173,7 @@ class Months:
         pyplot.close(figure)
 
 
-def _smooth(values: Floats) -> Floats:
+def _smooth(values: Float64Array) -> Float64Array:
     """Mean of each value and of the six before it, or of as many as there are."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)

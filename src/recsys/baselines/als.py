@@ -9,9 +9,10 @@ from implicit.cpu.als import AlternatingLeastSquares
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from recsys.baselines.interactions import Floats, Interactions
+from recsys.baselines.interactions import Interactions
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 
@@ -54,7 +55,7 @@ class ALS:
             self._model.fit(events.users, show_progress=False)
 
     @property
-    def item_factors(self) -> Floats:
+    def item_factors(self) -> Float32Array:
         """Factors of the items [N, factors], once fitted."""
         return np.asarray(self._model.item_factors, np.float32)
 
@@ -62,7 +63,7 @@ class ALS:
         """As in `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
-    def _score(self, histories: Any, out: Floats) -> None:
+    def _score(self, histories: Any, out: Float32Array) -> None:
         with threadpool_limits(1, "blas"):
             users = self._model.recalculate_user(np.arange(len(out)), histories)
         np.matmul(users, self._model.item_factors.T, out=out)

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from scipy.linalg import lapack
 from torch import Tensor
 
-from recsys.baselines.interactions import Floats, Interactions
+from recsys.baselines.interactions import Interactions
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 
@@ -64,14 +65,14 @@ class EASE:
         """As in `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
-    def _score(self, histories: Any, out: Floats) -> None:
+    def _score(self, histories: Any, out: Float32Array) -> None:
         items = torch.from_numpy(histories.indices.astype(np.int64))
         offsets = torch.from_numpy(histories.indptr[:-1].astype(np.int64))
         out[:] = F.embedding_bag(items, self._weights, offsets, mode="sum").numpy()
         out[np.diff(histories.indptr) == 0] = self._fallback
 
 
-def _invert(matrix: Floats) -> None:
+def _invert(matrix: Float32Array) -> None:
     """The inverse of a positive definite matrix, in its place.
 
     In float32: the condition number is at most about (most frequent pair) / l2, far from its limits.

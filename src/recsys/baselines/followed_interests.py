@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from scipy.sparse import csr_matrix, diags
 from torch import Tensor
 
-from recsys.baselines.interactions import Floats, Interactions
+from recsys.baselines.interactions import Interactions
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FIRST_CODE, Feature
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
 
@@ -65,7 +66,7 @@ class FollowedInterests:
         interests = self._strongest(self._events.histories(requests) @ self._of_items + followed)
         return self._events.rank_by(interests, k, exclude, self._score)
 
-    def _score(self, interests: Any, out: Floats) -> None:
+    def _score(self, interests: Any, out: Float32Array) -> None:
         found = np.asarray((interests @ self._items_of).todense())
         out[:] = np.where(found > 0, found, self._fallback)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recsys.core.columns import Ragged, ragged_positions
 from recsys.core.errors import UserError, nearest
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import RaggedTensor
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.ranking import Ranker
@@ -25,8 +26,6 @@ from recsys.evaluation.relevance import seen_items
 from recsys.evaluation.topk import BlockedTopK
 
 Until = Literal["train", "val"]
-Floats = npt.NDArray[np.float32]
-
 # Entries of sparse matrices that are in memory at once: some 40 bytes each while they are sorted.
 NUM_ENTRIES = 4 << 20
 # Of an array in the place of a sparse matrix.
@@ -73,7 +72,7 @@ class Interactions:
         return self.histories(Requests(np.arange(self.dataset.num_users), self.end))
 
     @cached_property
-    def pairs(self) -> Floats:
+    def pairs(self) -> Float32Array:
         """Users that have both of two items; float32 [N, N], dense, on the diagonal those that have one."""
         pairs = np.zeros((self.num_items, self.num_items), np.float32)
         items = self.users.T.tocsr()
@@ -110,7 +109,7 @@ class Interactions:
         matrix.data[:] = 1
         return matrix
 
-    def fallback(self) -> Floats:
+    def fallback(self) -> Float32Array:
         """Scores in [-1, 0) for where nothing is known of a user or item: the most popular item is nearest to 0.
 
         Without `fill` all are -inf, which is no result.
@@ -127,7 +126,7 @@ class Interactions:
         requests: Requests,
         k: int,
         exclude: Ragged | None,
-        score: Callable[[Any, Floats], None],
+        score: Callable[[Any, Float32Array], None],
         num_recent: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Ranked lists, as in `recsys.evaluation.ranking.Ranker`.
@@ -142,7 +141,7 @@ class Interactions:
         return self.rank_by(self.histories(requests, num_recent), k, exclude, score)
 
     def rank_by(
-        self, rows: Any, k: int, exclude: Ragged | None, score: Callable[[Any, Floats], None]
+        self, rows: Any, k: int, exclude: Ragged | None, score: Callable[[Any, Float32Array], None]
     ) -> tuple[Tensor, Tensor]:
         """As `rank`, where the scores of a request follow from a row of another matrix than the histories.
 
@@ -204,7 +203,7 @@ def dense_if_full(matrix: Any) -> Any:
     return matrix.toarray() if is_full and 4 * np.prod(matrix.shape) <= _DENSE_BYTES else matrix
 
 
-def sum_rows(weights: Any, matrix: Any, fallback: Floats, out: Floats) -> None:
+def sum_rows(weights: Any, matrix: Any, fallback: Float32Array, out: Float32Array) -> None:
     """Write `weights @ matrix`, both without negative entries, to `out`, and `fallback` where that is zero.
 
     Args:

@@ -8,9 +8,10 @@ import numpy as np
 from scipy.sparse import vstack as stack_rows
 from torch import Tensor
 
-from recsys.baselines.interactions import Floats, Interactions, best_of_rows, dense_if_full, sum_rows
+from recsys.baselines.interactions import Interactions, best_of_rows, dense_if_full, sum_rows
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 
@@ -53,5 +54,5 @@ class ItemKNN:
         """As in `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
-    def _score(self, histories: Any, out: Floats) -> None:
+    def _score(self, histories: Any, out: Float32Array) -> None:
         sum_rows(histories, self._similarity, self._fallback, out)

@@ -13,16 +13,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse import vstack as stack_rows
 from torch import Tensor
 
-from recsys.baselines.interactions import (
-    NUM_ENTRIES,
-    Floats,
-    Interactions,
-    best_of_rows,
-    dense_if_full,
-    sum_rows,
-)
+from recsys.baselines.interactions import NUM_ENTRIES, Interactions, best_of_rows, dense_if_full, sum_rows
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 
@@ -93,7 +87,7 @@ class RandomWalk:
         """As in `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score, self.num_recent)
 
-    def _score(self, histories: Any, out: Floats) -> None:
+    def _score(self, histories: Any, out: Float32Array) -> None:
         shares = histories.copy()
         shares.data = self._steps[shares.indices]
         rows = np.repeat(np.arange(len(out)), np.diff(shares.indptr))

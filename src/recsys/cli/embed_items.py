@@ -29,6 +29,7 @@ from torch import Tensor
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.core.schema import Schema
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
 from recsys.data.dataset import Meta, PreparedDataset
 from recsys.data.encoding import FeatureEncoder, as_type, plain
@@ -37,7 +38,6 @@ from recsys.experiments.trained_run import stored_config
 from recsys.models.items import ItemTower
 from recsys.operations.rollout.admin import Admin
 from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, SCHEMA, Manifest
-from recsys.release.runtime.user_tower import Floats
 from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
 from recsys.serving.host.additions import load_additions, save_additions
@@ -71,7 +71,7 @@ class NewItems:
         self._has_bias = bool(config.model.prior_shift.weight)
         self._num_trained = max(tower.num_trained for tower, _, _ in self._members)
 
-    def embed(self, table: pa.Table) -> Floats:
+    def embed(self, table: pa.Table) -> Float32Array:
         """Embeddings float32 [A, D] of the rows, comparable with those of the index."""
         features = self._features(table)
         parts = []
@@ -81,7 +81,7 @@ class NewItems:
                 parts.append((F.normalize(embeddings, dim=-1) if is_cosine else embeddings) * scale)
             if self._has_bias:
                 parts.append(torch.full((len(table), 1), self._bias()))
-            joined: Floats = torch.cat(parts, dim=1).numpy()
+            joined: Float32Array = torch.cat(parts, dim=1).numpy()
         return joined
 
     def _tower(self, config: DictConfig, weights: dict[str, Tensor]) -> ItemTower:

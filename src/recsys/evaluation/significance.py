@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError, nearest
-
-Floats = npt.NDArray[np.float64]
+from recsys.core.types import Float64Array
 
 # Weights of users that are in memory at once.
 _BLOCK_BYTES = 64 << 20
@@ -127,7 +126,7 @@ def compare_runs(
     ]
 
 
-def bootstrap_means(values: Floats, num_samples: int, seed: int = 0) -> Floats:
+def bootstrap_means(values: Float64Array, num_samples: int, seed: int = 0) -> Float64Array:
     """Means over B bootstrap samples of users; [B, M]. A sample is the same for all columns.
 
     Args:
@@ -158,7 +157,7 @@ def bootstrap_means(values: Floats, num_samples: int, seed: int = 0) -> Floats:
 
 
 def paired_bootstrap(
-    differences: Floats, num_samples: int = 10_000, seed: int = 0
+    differences: Float64Array, num_samples: int = 10_000, seed: int = 0
 ) -> list[tuple[float, float, float, float]]:
     """Mean, lower and upper end of the 95% percentile interval, and two-sided p-value for each column.
 
@@ -190,7 +189,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: corrected[name] for name in p_values}
 
 
-def _same_users(values: Floats) -> list[tuple[list[int], npt.NDArray[np.bool_]]]:
+def _same_users(values: Float64Array) -> list[tuple[list[int], npt.NDArray[np.bool_]]]:
     """Neighbouring columns of [U, M] that hold values for the same rows, and these; columns of nan alone fall out."""
     present = ~np.isnan(values)
     groups: list[tuple[list[int], npt.NDArray[np.bool_]]] = []
@@ -203,7 +202,7 @@ def _same_users(values: Floats) -> list[tuple[list[int], npt.NDArray[np.bool_]]]
     return groups
 
 
-def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Floats]:
+def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Float64Array]:
     """user_id [U] and the metrics [U, M] of a file; nan for users that are not of a slice."""
     try:
         names = pq.read_schema(path).names

@@ -20,13 +20,12 @@ from recsys.baselines import als
 from recsys.baselines.interactions import Interactions
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.ranking import encode_corpus
 from recsys.experiments.trained_run import load_run
 
 log = logging.getLogger("recsys")
-
-Floats = npt.NDArray[np.float32]
 
 
 class SVD:
@@ -44,7 +43,7 @@ class SVD:
     def __init__(self, until: float = 1.0, seed: int = 0) -> None:
         self.until, self.seed = _share(until), seed
 
-    def __call__(self, dataset: PreparedDataset, width: int) -> Floats:
+    def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
         """As in `recsys.models.pretrained.Source`."""
         events = Interactions(oldest(dataset, self.until), "train")
         matrix = events.users.astype(np.float64)
@@ -73,7 +72,7 @@ class ALS:
         self.alpha, self.l2, self.iterations, self.seed = alpha, l2, iterations, seed
         self.until = _share(until)
 
-    def __call__(self, dataset: PreparedDataset, width: int) -> Floats:
+    def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
         """As in `recsys.models.pretrained.Source`."""
         model = als.ALS(width, self.alpha, self.l2, self.iterations, self.seed)
         events = Interactions(oldest(dataset, self.until), "train")
@@ -91,7 +90,7 @@ class EarlierRun:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def __call__(self, dataset: PreparedDataset, width: int) -> Floats:
+    def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
         """As in `recsys.models.pretrained.Source`."""
         run = load_run(self.path)
         dim = run.model.item_tower.dim
@@ -131,7 +130,7 @@ def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
     return dataclasses.replace(dataset, train_end=begin + old)
 
 
-def _table(factors: npt.NDArray[np.floating], events: Interactions) -> Floats:
+def _table(factors: npt.NDArray[np.floating], events: Interactions) -> Float32Array:
     """Factors [N, W] of items 1..N as a table; zeros for item 0 and items without events."""
     table = np.zeros((len(factors) + 1, factors.shape[1]), np.float32)
     known = np.flatnonzero(events.counts())

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
-from recsys.index.topk import Floats, Mask, Rows
+from recsys.index.topk import Mask, Rows
 
 
 class Effort(NamedTuple):
@@ -67,7 +68,7 @@ class Index(Protocol):
         """The least effort that means anything for `k` results; 0 for an exact index."""
         ...
 
-    def build(self, embeddings: Floats) -> None:
+    def build(self, embeddings: Float32Array) -> None:
         """Index `embeddings` [N, D]. The array is kept (not copied) for exact search and exact scores.
 
         Raises:
@@ -76,8 +77,8 @@ class Index(Protocol):
         ...
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
         """Items of highest inner product.
 
         Args:
@@ -120,8 +121,8 @@ def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
 
 
 def check_search(
-    num_items: int, dim: int, queries: Floats, k: int, allow: Mask | Allowed | None, exclude: Ragged | None
-) -> Floats:
+    num_items: int, dim: int, queries: Float32Array, k: int, allow: Mask | Allowed | None, exclude: Ragged | None
+) -> Float32Array:
     """Refuse a search that does not fit the index; the queries as contiguous float32."""
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise UserError(f"queries: found shape {list(queries.shape)}, expected [num_queries, {dim}]")

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from recsys.core.columns import Ragged
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed, as_allowed
 from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.engine import faiss
 from recsys.index.files import save_index
-from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
+from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 
 # So few inner products cost less than any widened search.
 ALWAYS_EXACT = 4096
@@ -38,7 +39,7 @@ class FaissIndex(ABC):
 
     def __init__(self) -> None:
         self.effort = Effort(0)
-        self._embeddings: Floats = np.empty((0, 0), np.float32)
+        self._embeddings: Float32Array = np.empty((0, 0), np.float32)
         self._ann: Any = None
 
     @abstractmethod
@@ -55,7 +56,7 @@ class FaissIndex(ABC):
         """The least effort that means anything for `k` results."""
 
     @abstractmethod
-    def _make(self, embeddings: Floats) -> Any:
+    def _make(self, embeddings: Float32Array) -> Any:
         """Train and fill the faiss structure; None where there are too few items for it, after a notice."""
 
     @abstractmethod
@@ -81,14 +82,14 @@ class FaissIndex(ABC):
         """D."""
         return int(self._embeddings.shape[1])
 
-    def build(self, embeddings: Floats) -> None:
+    def build(self, embeddings: Float32Array) -> None:
         """Index `embeddings` [N, D] at a modest effort; `tune` finds the right one."""
         check_embeddings(embeddings)
         self._embeddings = embeddings
         self._ann = self._make(np.ascontiguousarray(embeddings))
         self.effort = Effort(min(self.max_breadth, 64), self.refine_factors[-1] if self.refine_factors else 1)
 
-    def restore(self, embeddings: Floats, ann: Any) -> None:
+    def restore(self, embeddings: Float32Array, ann: Any) -> None:
         """Take the parts that `load_index` read."""
         self._embeddings = embeddings
         self._ann = ann
@@ -98,8 +99,8 @@ class FaissIndex(ABC):
         return save_index(self, folder, self._ann)
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
         allowed = as_allowed(allow)
@@ -121,8 +122,8 @@ class FaissIndex(ABC):
         return scores, found
 
     def _search(
-        self, queries: Floats, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
+    ) -> tuple[Float32Array, Rows]:
         """Search each query as broadly as it needs."""
         num_allowed = self.num_items if allowed is None else allowed.num_allowed
         least = self._widened(wanted, self.num_items)
@@ -144,8 +145,8 @@ class FaissIndex(ABC):
         return scores, found
 
     def _search_at(
-        self, breadth: int, queries: Floats, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
-    ) -> tuple[Floats, Rows]:
+        self, breadth: int, queries: Float32Array, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
+    ) -> tuple[Float32Array, Rows]:
         """Take `wanted` candidates each, drop the excluded, and answer exactly where that is cheaper or came short."""
         num_allowed = self.num_items if allowed is None else allowed.num_allowed
         if breadth > self.effort.breadth and self._cost(breadth) >= num_allowed:
@@ -178,7 +179,7 @@ class FaissIndex(ABC):
             scores[short], found[short] = exact_search(self._embeddings, queries[short], k, rows, rest)
         return scores, found
 
-    def _breadths(self, queries: Floats, wanted: int, allowed: Allowed) -> Rows:
+    def _breadths(self, queries: Float32Array, wanted: int, allowed: Allowed) -> Rows:
         """Breadth for `wanted` results of each query; int64 [Q]."""
         return np.full(len(queries), self._widened(wanted, allowed.num_allowed))
 
@@ -188,7 +189,7 @@ class FaissIndex(ABC):
         wider = self.num_items / max(num_allowed, 1)
         return int(min(math.ceil(self.effort.breadth * deeper * wider**2), self.max_breadth))
 
-    def _exact_scores(self, queries: Floats, rows: Rows) -> Floats:
+    def _exact_scores(self, queries: Float32Array, rows: Rows) -> Float32Array:
         """Inner products with the candidates [Q, C], read where they lie; -inf for row -1."""
         scores = np.empty(rows.shape, np.float32)
         embeddings = np.ascontiguousarray(self._embeddings)

@@ -7,10 +7,11 @@ from typing import Any
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
 from recsys.index.ann_index import Effort, Index
 from recsys.index.exact import Exact
-from recsys.index.topk import Floats, Mask, Rows
+from recsys.index.topk import Mask, Rows
 
 
 class Auto:
@@ -71,14 +72,14 @@ class Auto:
         """Of the chosen index."""
         return self.chosen.least_breadth(k)
 
-    def build(self, embeddings: Floats) -> None:
+    def build(self, embeddings: Float32Array) -> None:
         """Choose, and build the chosen index."""
         self._chosen = Exact() if len(embeddings) < self.exact_below else self.approximate
         self._chosen.build(embeddings)
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         return self.chosen.search(queries, k, allow, exclude)
 

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
 from recsys.index.approximate import FaissIndex
 from recsys.index.engine import faiss
 from recsys.index.lists import Lists
-from recsys.index.topk import Floats, Rows
+from recsys.index.topk import Rows
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class FaissFlat(FaissIndex):
         """0: there is no effort to choose."""
         return 0
 
-    def _make(self, embeddings: Floats) -> Any:
+    def _make(self, embeddings: Float32Array) -> Any:
         index = faiss.IndexFlatIP(embeddings.shape[1])
         index.add(embeddings)
         return index
@@ -83,7 +84,7 @@ class HNSW(FaissIndex):
         """Arguments of the constructor."""
         return {"m": self.m, "ef_construction": self.ef_construction, "build_threads": self.build_threads}
 
-    def _make(self, embeddings: Floats) -> Any:
+    def _make(self, embeddings: Float32Array) -> Any:
         index = faiss.IndexHNSWFlat(embeddings.shape[1], self.m, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = self.ef_construction
         threads = faiss.omp_get_max_threads()
@@ -135,7 +136,7 @@ class IVFFlat(FaissIndex):
         """Arguments of the constructor."""
         return {"num_lists": self.num_lists, "seed": self.seed}
 
-    def _make(self, embeddings: Floats) -> Any:
+    def _make(self, embeddings: Float32Array) -> Any:
         self.__dict__.pop("_lists", None)  # of an earlier build
         num_items, dim = embeddings.shape
         quantizer = faiss.IndexFlatL2(dim)
@@ -172,7 +173,7 @@ class IVFFlat(FaissIndex):
     def _search_parameters(self, breadth: int, selector: Any) -> Any:
         return faiss.SearchParametersIVF(nprobe=breadth, sel=selector)
 
-    def _breadths(self, queries: Floats, wanted: int, allowed: Allowed) -> Rows:
+    def _breadths(self, queries: Float32Array, wanted: int, allowed: Allowed) -> Rows:
         # The lists that it takes, by the model, over those that usual searches read: squared, because where the items
         # near a query do not pass, the model is too hopeful of what is left (recall .85 without).
         needed = self._lists.needed(queries, allowed, wanted)
@@ -225,7 +226,7 @@ class IVFPQFastScan(IVFFlat):
         """Arguments of the constructor."""
         return {"num_lists": self.num_lists, "num_codes": self.num_codes, "seed": self.seed}
 
-    def _make(self, embeddings: Floats) -> Any:
+    def _make(self, embeddings: Float32Array) -> Any:
         if len(embeddings) < MIN_PQ_ITEMS:
             log.warning("index: %d items are too few for product codes; searching exactly", len(embeddings))
             return None

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from recsys.core.columns import Ragged
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed, as_allowed
 from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.files import save_index
-from recsys.index.topk import Floats, Mask, Rows, exact_search
+from recsys.index.topk import Mask, Rows, exact_search
 
 
 class Exact:
@@ -23,7 +24,7 @@ class Exact:
 
     def __init__(self) -> None:
         self.effort = Effort(0)
-        self._embeddings: Floats = np.empty((0, 0), np.float32)
+        self._embeddings: Float32Array = np.empty((0, 0), np.float32)
 
     @property
     def num_items(self) -> int:
@@ -39,14 +40,14 @@ class Exact:
         """0: there is no effort to choose."""
         return 0
 
-    def build(self, embeddings: Floats) -> None:
+    def build(self, embeddings: Float32Array) -> None:
         """Keep `embeddings` [N, D]."""
         check_embeddings(embeddings)
         self._embeddings = embeddings
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
         allowed = as_allowed(allow)
@@ -56,7 +57,7 @@ class Exact:
         """Write `item_index.json`; there is nothing else to keep."""
         return save_index(self, folder, None)
 
-    def restore(self, embeddings: Floats, ann: Any) -> None:
+    def restore(self, embeddings: Float32Array, ann: Any) -> None:
         """Take the parts that `load_index` read."""
         assert ann is None
         self._embeddings = embeddings

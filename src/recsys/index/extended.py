@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.core.columns import Ragged
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
 from recsys.index.ann_index import Index
-from recsys.index.topk import Floats, Mask, Rows, exact_search, pack, to_results
+from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 
 
 class Extended:
@@ -19,12 +20,12 @@ class Extended:
         allowed: the rows of `added` that may be returned, ascending; None: all.
     """
 
-    def __init__(self, index: Index, added: Floats, allowed: Rows | None = None) -> None:
+    def __init__(self, index: Index, added: Float32Array, allowed: Rows | None = None) -> None:
         self._index, self._added, self._allowed = index, added, allowed
 
     def search(
-        self, queries: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-    ) -> tuple[Floats, Rows]:
+        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best of both.
 
         Args:

@@ -15,8 +15,9 @@ import weakref
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
-from recsys.index.topk import Floats, Rows
+from recsys.index.topk import Rows
 
 # Of the wanted items, the lists that are read should hold so many, by the model.
 COVERED = 0.98
@@ -35,15 +36,15 @@ class Lists:
         embeddings: float32 [N, D]; few of them are read.
     """
 
-    def __init__(self, centroids: Floats, list_of_row: npt.NDArray[np.int32], embeddings: Floats) -> None:
+    def __init__(self, centroids: Float32Array, list_of_row: npt.NDArray[np.int32], embeddings: Float32Array) -> None:
         self._centroids, self._list_of_row = centroids, list_of_row
         starts = np.linspace(0, max(0, len(embeddings) - BLOCK), BLOCKS).astype(np.int64)
         rows = np.unique(starts[:, None] + np.arange(min(BLOCK, len(embeddings))))
         residuals = embeddings[rows] - centroids[list_of_row[rows]]
         self._covariance = residuals.T @ residuals / len(rows)
-        self._counts: weakref.WeakKeyDictionary[Allowed, Floats] = weakref.WeakKeyDictionary()
+        self._counts: weakref.WeakKeyDictionary[Allowed, Float32Array] = weakref.WeakKeyDictionary()
 
-    def needed(self, queries: Floats, allowed: Allowed, wanted: int) -> Rows:
+    def needed(self, queries: Float32Array, allowed: Allowed, wanted: int) -> Rows:
         """Lists, of those whose centroids score best, that hold most of the `wanted` best allowed items; int64 [Q]."""
         counts = self._count(allowed)
         scores = queries @ self._centroids.T
@@ -58,7 +59,7 @@ class Lists:
         needed: Rows = (held < COVERED * held[:, -1:]).sum(axis=1, dtype=np.int64) + 1
         return needed
 
-    def _count(self, allowed: Allowed) -> Floats:
+    def _count(self, allowed: Allowed) -> Float32Array:
         """Allowed items of each list, [L]; counted once for an `Allowed`."""
         counts = self._counts.get(allowed)
         if counts is None:
@@ -67,9 +68,9 @@ class Lists:
         return counts
 
 
-def _above(z: Floats) -> Floats:
+def _above(z: Float32Array) -> Float32Array:
     """The share of a standard normal distribution above z, to 2e-4 (Page 1977): an exponential is cheaper than erf."""
     cubic = np.clip(z, -8, 8)
     grown = np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)).astype(np.float32)
-    above: Floats = np.reciprocal(np.float32(1) + grown)
+    above: Float32Array = np.reciprocal(np.float32(1) + grown)
     return above

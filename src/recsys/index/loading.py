@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.types import Float32Array
 from recsys.index.ann_index import Effort, Index
 from recsys.index.backends import HNSW, IVFSQ8, MIN_PQ_ITEMS, FaissFlat, IVFFlat, IVFPQFastScan
 from recsys.index.engine import faiss
 from recsys.index.exact import Exact
 from recsys.index.files import DESCRIPTION, STRUCTURE, read_description, read_structure
-from recsys.index.topk import Floats
 
 CLASSES: dict[str, type[Exact] | type[FaissFlat] | type[HNSW] | type[IVFFlat] | type[IVFPQFastScan]] = {
     kind.__name__: kind for kind in (Exact, FaissFlat, HNSW, IVFFlat, IVFSQ8, IVFPQFastScan)
@@ -25,7 +25,7 @@ STRUCTURES = {
 }
 
 
-def load_index(folder: Path, embeddings: Floats, verify: bool = True) -> Index:
+def load_index(folder: Path, embeddings: Float32Array, verify: bool = True) -> Index:
     """The index that `save` wrote into `folder`, memory-mapped.
 
     Args:

@@ -12,18 +12,19 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from recsys.core.types import Float32Array
+
 Rows = npt.NDArray[np.int64]
 
 
-def present(users: Floats) -> npt.NDArray[np.bool_]:
+def present(users: Float32Array) -> npt.NDArray[np.bool_]:
     """Which of the embeddings [B, M, D] of a user there are: bool [B, M]; one of zeros is none, except the first."""
     there: npt.NDArray[np.bool_] = np.any(users, axis=2)
     there[:, 0] = True
     return there
 
 
-def take_turns(scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
+def take_turns(scores: Float32Array, rows: Rows, k: int) -> tuple[Float32Array, Rows]:
     """Merge ranked lists: in turns, each gives its best item that was not given before.
 
     So every list has the same budget, k over the number of a user's lists. What a list cannot spend, because it has run

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.columns import Ragged
+from recsys.core.types import Float32Array
 
-Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -25,7 +25,7 @@ _LOW = np.int64(0xFFFFFFFF)
 _NO_KEY = np.iinfo(np.int64).min
 
 
-def pack(scores: Floats, rows: Rows) -> Keys:
+def pack(scores: Float32Array, rows: Rows) -> Keys:
     """Keys that sort as (score, then lower row); a score of -inf or a row of -1 becomes the lowest key."""
     bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, or equal scores would differ
     ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
@@ -34,7 +34,7 @@ def pack(scores: Floats, rows: Rows) -> Keys:
     return keys
 
 
-def unpack(keys: Keys) -> tuple[Floats, Rows]:
+def unpack(keys: Keys) -> tuple[Float32Array, Rows]:
     """Scores and rows of keys; the lowest key is score -inf, row -1."""
     ordered = (keys >> 32).astype(np.int32)
     scores = (ordered ^ ((ordered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
@@ -52,7 +52,7 @@ def best_keys(keys: Keys, k: int) -> Keys:
     return np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
 
 
-def to_results(keys: Keys, k: int) -> tuple[Floats, Rows]:
+def to_results(keys: Keys, k: int) -> tuple[Float32Array, Rows]:
     """Sorted (scores, rows), both [Q, k]; what is missing is (-inf, -1)."""
     best = best_keys(keys, k)
     padded = np.full((len(keys), k), _NO_KEY)
@@ -61,8 +61,8 @@ def to_results(keys: Keys, k: int) -> tuple[Floats, Rows]:
 
 
 def exact_search(
-    embeddings: Floats, queries: Floats, k: int, rows: Rows | None = None, exclude: Ragged | None = None
-) -> tuple[Floats, Rows]:
+    embeddings: Float32Array, queries: Float32Array, k: int, rows: Rows | None = None, exclude: Ragged | None = None
+) -> tuple[Float32Array, Rows]:
     """The k rows of highest inner product with each query, computed in full.
 
     Args:
@@ -109,7 +109,7 @@ def exact_search(
     return out_scores, out_rows
 
 
-def _merge(best: Keys, scores: Floats, lo: int) -> Keys:
+def _merge(best: Keys, scores: Float32Array, lo: int) -> Keys:
     """The best keys after the columns `lo..` with `scores` [B, C] were seen. Exact, ties included.
 
     Later columns lose ties, so only scores above a query's worst key matter. Columns are taken as groups (column c is
@@ -143,7 +143,7 @@ def _merge(best: Keys, scores: Floats, lo: int) -> Keys:
     return merged
 
 
-def _merge_columns(best: Keys, scores: Floats, columns: npt.NDArray[np.int64], lo: int) -> Keys:
+def _merge_columns(best: Keys, scores: Float32Array, columns: npt.NDArray[np.int64], lo: int) -> Keys:
     keys = np.empty((len(best), best.shape[1] + scores.shape[1]), np.int64)
     keys[:, : best.shape[1]] = best
     keys[:, best.shape[1] :] = pack(scores, np.broadcast_to(columns + lo, scores.shape))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index.ann_index import Effort, Index
-from recsys.index.topk import Floats, exact_search
+from recsys.index.topk import exact_search
 
 # The sweep of a refine factor ends when twice the breadth adds less: the codes, not the breadth, limit the recall.
 SATURATED = 0.001
@@ -50,7 +51,9 @@ class Tuning:
         return {**asdict(self), "curve": [asdict(measure) for measure in self.curve]}
 
 
-def tune(index: Index, embeddings: Floats, queries: Floats, recall_target: float = 0.98, k: int = 100) -> Tuning:
+def tune(
+    index: Index, embeddings: Float32Array, queries: Float32Array, recall_target: float = 0.98, k: int = 100
+) -> Tuning:
     """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target`.
 
     Breadth doubles until the target is reached, then is bisected, for each refine factor. The target counts as reached
@@ -92,7 +95,9 @@ def tune(index: Index, embeddings: Floats, queries: Floats, recall_target: float
 class _Sweep:
     """Measurements of one index, each effort once."""
 
-    def __init__(self, index: Index, embeddings: Floats, queries: Floats, recall_target: float, k: int) -> None:
+    def __init__(
+        self, index: Index, embeddings: Float32Array, queries: Float32Array, recall_target: float, k: int
+    ) -> None:
         self.index, self.queries, self.recall_target, self.k = index, queries, recall_target, k
         exact, _ = exact_search(embeddings, np.ascontiguousarray(queries, np.float32), k)
         # An item with the score of the k-th counts as found: which of several equal ones is shown does not matter.
@@ -143,7 +148,7 @@ class _Sweep:
         return measure.recall == 1 or measure.recall - margin >= self.recall_target
 
 
-def _speed(index: Index, queries: Floats, k: int) -> float:
+def _speed(index: Index, queries: Float32Array, k: int) -> float:
     start = time.perf_counter()
     index.search(queries, k)
     return len(queries) / max(time.perf_counter() - start, 1e-9)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.core.columns import Ragged
+from recsys.core.types import Float32Array
 from recsys.index.allowed import Allowed
 from recsys.index.ann_index import Index
 from recsys.index.extended import Extended
 from recsys.index.merging import present, take_turns
-from recsys.index.topk import Floats, Mask, Rows
+from recsys.index.topk import Mask, Rows
 
 
 def search_users(
-    index: Index | Extended, users: Floats, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
-) -> tuple[Floats, Rows]:
+    index: Index | Extended,
+    users: Float32Array,
+    k: int,
+    allow: Mask | Allowed | None = None,
+    exclude: Ragged | None = None,
+) -> tuple[Float32Array, Rows]:
     """The k items of each user.
 
     Args:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.dataset import Requests
 from recsys.evaluation.metrics import RetrievalMetrics
@@ -28,7 +29,6 @@ from recsys.index import Index, Tuning, exact_search, tune
 from recsys.index.merging import present
 from recsys.publishing.corpus_policies import All, CorpusPolicy, Items, choose
 from recsys.publishing.release_writer import pack, real_requests
-from recsys.release.runtime.user_tower import Floats
 from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
@@ -98,7 +98,7 @@ def promote(
     return Promotion(version, len(run.corpus), recall, tuning, corpus)
 
 
-def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Floats, dict[str, Any]]:
+def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:
     """The run with the chosen items as its corpus, their embeddings, and what the manifest says of the choice."""
     chosen = choose(policy, run.dataset, run.corpus)
     said = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
@@ -180,7 +180,7 @@ def _maximize(sweep: Path, metric: str) -> bool:
     return is_maximized(metric) if said.get("name") != metric else bool(said.get("goal") == "maximize")
 
 
-def _validation_embeddings(run: TrainedRun) -> Floats:
+def _validation_embeddings(run: TrainedRun) -> Float32Array:
     embeddings = []
     requests = real_requests(run)
     if len(requests.user_idx) > 2 * NUM_QUERIES:
@@ -194,7 +194,7 @@ def _validation_embeddings(run: TrainedRun) -> Floats:
     return np.concatenate(embeddings)
 
 
-def _recall(index: Index, embeddings: Floats, queries: Floats, k: int) -> float:
+def _recall(index: Index, embeddings: Float32Array, queries: Float32Array, k: int) -> float:
     if index.is_exact:
         return 1.0
     exact, _ = exact_search(embeddings, np.ascontiguousarray(queries), k)

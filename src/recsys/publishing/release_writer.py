@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
@@ -48,7 +49,7 @@ from recsys.release.manifest import (
     pair_of,
     save_index_pair,
 )
-from recsys.release.runtime.user_tower import Floats, Histories, UserTowerSession, pad
+from recsys.release.runtime.user_tower import Histories, UserTowerSession, pad
 
 log = logging.getLogger("recsys")
 
@@ -61,7 +62,7 @@ def pack(
     folder: Path,
     run: TrainedRun,
     index: Index,
-    embeddings: Floats,
+    embeddings: Float32Array,
     measured: Mapping[str, Any],
     model: str,
     corpus: Mapping[str, Any],

@@ -10,9 +10,9 @@ import pytest
 from publishing import Published
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.runtime.shard import Shard
-from recsys.release.runtime.user_tower import Floats
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import Additions, load_additions, save_additions, to_table
 from recsys.serving.host.host import Host
@@ -29,16 +29,16 @@ def opened(published: Published, path: Path, number: int = 0) -> tuple[Changes, 
 
 
 @pytest.fixture
-def users() -> Floats:
+def users() -> Float32Array:
     users = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
     return users / np.linalg.norm(users, axis=1, keepdims=True)
 
 
-def ids_of(items: ChangedItems, users: Floats, k: int = 1000, **options: Any) -> list[list[Any]]:
+def ids_of(items: ChangedItems, users: Float32Array, k: int = 1000, **options: Any) -> list[list[Any]]:
     return [hits.item_ids for hits in items.search(users, k, **options)]
 
 
-def additions(items: ChangedItems, users: Floats) -> Additions:
+def additions(items: ChangedItems, users: Float32Array) -> Additions:
     """`near` is what user 0 likes best, `far` what it likes least."""
     described = [
         {"item_id": "near", "title": "Near", "category": "x", "tags": ["a"], "price": 3.5},
@@ -47,14 +47,14 @@ def additions(items: ChangedItems, users: Floats) -> Additions:
     return Additions(items.version, described, np.stack([users[0], -users[0]]))
 
 
-def test_without_changes_nothing_changes(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_without_changes_nothing_changes(published: Published, tmp_path: Path, users: Float32Array) -> None:
     _, items = opened(published, tmp_path / "journal")
     for options in ({}, {"filter": {"category": "x"}}, {"exclude": [["i001", "none"]] * 5}):
         assert ids_of(items, users, 7, **options) == [h.item_ids for h in items.base.search(users, 7, **options)]
 
 
 def test_a_takedown_holds_at_once_for_all_versions_and_after_a_restart(
-    published: Published, tmp_path: Path, users: Floats
+    published: Published, tmp_path: Path, users: Float32Array
 ) -> None:
     changes, items = opened(published, tmp_path / "journal")
     before = ids_of(items, users)
@@ -78,7 +78,7 @@ def _release(published: Published, number: int) -> tuple[Any, ...]:
     return folder, manifest, load_known_items(folder)
 
 
-def test_new_items_are_ranked_among_the_others(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_new_items_are_ranked_among_the_others(published: Published, tmp_path: Path, users: Float32Array) -> None:
     changes, items = opened(published, tmp_path / "journal")
     before = items.search(users, 1000)
     assert changes.add(additions(items, users), items) == 2
@@ -92,7 +92,9 @@ def test_new_items_are_ranked_among_the_others(published: Published, tmp_path: P
     assert ids_of(again, users) == ids_of(items, users)
 
 
-def test_new_items_are_filtered_excluded_and_taken_down(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_new_items_are_filtered_excluded_and_taken_down(
+    published: Published, tmp_path: Path, users: Float32Array
+) -> None:
     changes, items = opened(published, tmp_path / "journal")
     with_x = ids_of(items, users, filter={"category": "x"})
     changes.add(additions(items, users), items)
@@ -110,7 +112,7 @@ def test_new_items_are_filtered_excluded_and_taken_down(published: Published, tm
         changes.add(additions(items, users), items)
 
 
-def test_an_item_that_is_added_again_is_replaced(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_an_item_that_is_added_again_is_replaced(published: Published, tmp_path: Path, users: Float32Array) -> None:
     changes, items = opened(published, tmp_path / "journal")
     changes.add(additions(items, users), items)
     turned = Additions(items.version, [{"item_id": "near"}], -users[:1])
@@ -120,7 +122,7 @@ def test_an_item_that_is_added_again_is_replaced(published: Published, tmp_path:
     assert found.scores[found.item_ids.index("near")] == pytest.approx(-1)
 
 
-def test_another_version_never_gets_them(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_another_version_never_gets_them(published: Published, tmp_path: Path, users: Float32Array) -> None:
     changes, items = opened(published, tmp_path / "journal")
     other = changes.open(*_release(published, 1))
     before = ids_of(other, users)
@@ -132,7 +134,7 @@ def test_another_version_never_gets_them(published: Published, tmp_path: Path, u
 
 
 def test_other_processes_of_the_host_see_changes_with_their_next_search(
-    published: Published, tmp_path: Path, users: Floats
+    published: Published, tmp_path: Path, users: Float32Array
 ) -> None:
     changes, items = opened(published, tmp_path / "journal")
     _, elsewhere = opened(published, tmp_path / "journal")
@@ -163,13 +165,13 @@ def test_what_does_not_fit_is_refused_and_nothing_kept(
 
 
 @pytest.mark.parametrize("embeddings", [np.ones((1, 15), np.float32), np.full((1, 16), np.nan, np.float32)])
-def test_embeddings_that_do_not_fit_are_refused(published: Published, tmp_path: Path, embeddings: Floats) -> None:
+def test_embeddings_that_do_not_fit_are_refused(published: Published, tmp_path: Path, embeddings: Float32Array) -> None:
     changes, items = opened(published, tmp_path / "journal")
     with pytest.raises(UserError, match="embeddings: found"):
         changes.add(Additions(items.version, [{"item_id": "new"}], embeddings), items)
 
 
-def test_files_of_new_items(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_files_of_new_items(published: Published, tmp_path: Path, users: Float32Array) -> None:
     _, items = opened(published, tmp_path / "journal")
     given = additions(items, users)
     save_additions(to_table(given.items, items.base.items.schema), given.embeddings, given.version, tmp_path / "f")
@@ -181,7 +183,7 @@ def test_files_of_new_items(published: Published, tmp_path: Path, users: Floats)
         load_additions(published.root / "items.parquet")
 
 
-def test_each_new_item_has_one_shard(published: Published, tmp_path: Path, users: Floats) -> None:
+def test_each_new_item_has_one_shard(published: Published, tmp_path: Path, users: Float32Array) -> None:
     changes, whole = opened(published, tmp_path / "journal")
     named = [{"item_id": f"new{number}"} for number in range(20)]
     vectors = np.random.default_rng(1).standard_normal((20, 16)).astype(np.float32)
@@ -195,7 +197,7 @@ def test_each_new_item_has_one_shard(published: Published, tmp_path: Path, users
 
 
 def test_nothing_is_told_of_the_recall_of_a_version_that_was_unloaded(
-    published: Published, tmp_path: Path, users: Floats
+    published: Published, tmp_path: Path, users: Float32Array
 ) -> None:
     monitor = RecallMonitor(1.0)
     host = Host(Releases(published.store), "here", Changes(tmp_path / "journal", None, monitor).open)

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
@@ -131,19 +131,19 @@ class World:
     """
 
     settings: WorldSettings
-    topic_share: Floats
-    heat: Floats
-    category_share: Floats
+    topic_share: Float32Array
+    heat: Float32Array
+    category_share: Float32Array
     topic_start: Integers
     item_id: Integers
     style: Integers
-    born: Floats
-    zipf: Floats
-    half_life: Floats
+    born: Float32Array
+    zipf: Float32Array
+    half_life: Float32Array
     trending: Integers
-    peak: Floats
-    width: Floats
-    boost: Floats
+    peak: Float32Array
+    width: Float32Array
+    boost: Float32Array
 
     @classmethod
     def build(cls, settings: WorldSettings) -> World:
@@ -200,9 +200,9 @@ class World:
         weight = self.topic_share.astype(np.float64) * self.heat[:, day]
         return np.asarray(weight / weight.sum())
 
-    def item_weights(self, day: int) -> Floats:
+    def item_weights(self, day: int) -> Float32Array:
         """Zipf weight x age curve x trend, not normalised; 0 before birth; float32 [N]."""
-        weight: Floats = np.exp2(np.minimum(self.born - np.float32(day), 0) / self.half_life)
+        weight: Float32Array = np.exp2(np.minimum(self.born - np.float32(day), 0) / self.half_life)
         weight *= 1 - _OLD_ITEM_INTEREST
         weight += _OLD_ITEM_INTEREST
         weight *= self.zipf
@@ -210,7 +210,7 @@ class World:
         weight *= self.born <= day
         return weight
 
-    def item_probability(self, day: int) -> Floats:
+    def item_probability(self, day: int) -> Float32Array:
         """p_t(i | topic of i): sums to 1 within each topic; float32 [N]."""
         weight = self.item_weights(day).astype(np.float64)
         totals = np.add.reduceat(weight, self.topic_start[:-1])
@@ -232,9 +232,9 @@ class Boards:
     """The boards of some users: topic (-1: none), size, and phase and length of the interest's cycle; all [U, B]."""
 
     topic: npt.NDArray[np.int32]
-    size: Floats
-    phase: Floats
-    cycle: Floats
+    size: Float32Array
+    phase: Float32Array
+    cycle: Float32Array
 
     @classmethod
     def draw(cls, world: World, age_group: Integers, rng: np.random.Generator) -> Boards:

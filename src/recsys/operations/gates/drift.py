@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.core.columns import load_array
-from recsys.operations.gates.evidence import Evidence, Floats, Side
+from recsys.core.types import Float64Array
+from recsys.operations.gates.evidence import Evidence, Side
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 from recsys.release.manifest import EMBEDDINGS
 
@@ -129,16 +130,16 @@ class Embeddings:
         yield at_least("score spread", now, self.spread * then, told) if then > 0 else untested("score spread", told)
 
 
-def _items(side: Side) -> Floats:
+def _items(side: Side) -> Float64Array:
     return np.asarray(load_array(side.retriever.folder / EMBEDDINGS)).astype(np.float64)
 
 
-def _users(side: Side) -> Floats:
+def _users(side: Side) -> Float64Array:
     users = side.embeddings.astype(np.float64)
     return users.reshape(len(users), -1)
 
 
-def _distance(rows: Floats) -> float:
+def _distance(rows: Float64Array) -> float:
     """Mean 1 - cosine of two different rows, drawn; 0 where all are alike."""
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, len(rows), (2, _PAIRS))
@@ -149,7 +150,7 @@ def _distance(rows: Floats) -> float:
     return 1 - float(((rows[one] * rows[other]).sum(1) / size[one] / size[other]).mean())
 
 
-def _norm_spread(rows: Floats) -> float:
+def _norm_spread(rows: Float64Array) -> float:
     size = np.linalg.norm(rows, axis=1)
     return float(np.quantile(size, 0.99) / max(float(np.median(size)), 1e-30))
 

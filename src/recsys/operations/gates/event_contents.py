@@ -10,7 +10,8 @@ import numpy as np
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.schema import MISSING
-from recsys.operations.gates.event_window import EventWindow, Floats, Ints, Mask, share
+from recsys.core.types import Float64Array
+from recsys.operations.gates.event_window import EventWindow, Ints, Mask, share
 from recsys.operations.gates.evidence import Evidence, action_columns
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 
@@ -142,7 +143,7 @@ class LabelShift:
             yield at_most(feature.key, distance, self.most, "total variation distance to the reference")
 
 
-def _shares(codes: Ints, size: int) -> Floats:
+def _shares(codes: Ints, size: int) -> Float64Array:
     return np.asarray(np.bincount(codes, minlength=size) / max(1, len(codes)))
 
 
@@ -203,16 +204,16 @@ class ItemShift:
         told = f"share of what {must} items with events had before, {usual:.3f} before"
         yield at_most(names[2], found, usual + self.vanished, told)
 
-    def _distance(self, new: Floats, before: Floats) -> float:
+    def _distance(self, new: Float64Array, before: Float64Array) -> float:
         top = np.argsort(-before, kind="stable")[: self.items]
         rest = abs(float(new[top].sum() - before[top].sum()))
         return 0.5 * (float(np.abs(new[top] - before[top]).sum()) + rest)
 
-    def _vanished(self, counts: Ints, before: Floats) -> tuple[float, int]:
+    def _vanished(self, counts: Ints, before: Float64Array) -> tuple[float, int]:
         must = before * counts.sum() >= _CERTAIN
         return float(before[must & (counts == 0)].sum() / max(before[must].sum(), 1e-9)), int(must.sum())
 
-    def _risen(self, new: Floats, before: Floats) -> float:
+    def _risen(self, new: Float64Array, before: Float64Array) -> float:
         return float(np.sort(np.maximum(new - before, 0))[-self.risen_items :].sum())
 
 

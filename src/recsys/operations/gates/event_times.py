@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.operations.gates.event_window import DAY, EventWindow, Floats, Ints, Mask, as_days, share
+from recsys.core.types import Float64Array
+from recsys.operations.gates.event_window import DAY, EventWindow, Ints, Mask, as_days, share
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.verdict import Outcome, at_most, untested
 
@@ -67,12 +68,12 @@ class TimeGaps:
         told = f"events that the times of the longest silence usually have; {usual:.1f} before it"
         yield at_most(names[1], found, self.longer * usual + CHANCE, told)
 
-    def _gaps(self, times: Ints, measured: Floats | None = None) -> Floats:
+    def _gaps(self, times: Ints, measured: Float64Array | None = None) -> Float64Array:
         """What lies between successive times that is not known already, in seconds or as they are `measured`."""
         known = as_days("gates.gaps.known_days", self.known_days) * DAY
         begins, ends = times[:-1, None], times[1:, None]
         is_known = ((begins < known + DAY) & (ends > known)).any(axis=1)
-        gaps: Floats = np.diff(times if measured is None else measured)[~is_known]
+        gaps: Float64Array = np.diff(times if measured is None else measured)[~is_known]
         return gaps
 
 
@@ -126,7 +127,7 @@ class Duplicates:
         yield at_most("busiest user", found, usual + self.busiest, f"share of the events, {usual:.4f} before")
 
 
-def _expected(before: Ints, end: int, times: Ints) -> Floats:
+def _expected(before: Ints, end: int, times: Ints) -> Float64Array:
     """Events that the reference would have had until each time, if all its days were alike.
 
     Args:
@@ -137,7 +138,7 @@ def _expected(before: Ints, end: int, times: Ints) -> Floats:
     borders = np.arange(0, DAY + 1, BIN)
     counts = np.histogram(before % DAY, borders)[0]
     a_day = np.concatenate([[0.0], np.cumsum(counts)]) * DAY / (end - int(before[0]))
-    until: Floats = times // DAY * a_day[-1] + np.interp(times % DAY, borders, a_day)
+    until: Float64Array = times // DAY * a_day[-1] + np.interp(times % DAY, borders, a_day)
     return until
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.operations.gates.event_window import DAY, EventWindow, Floats, Ints, as_days
+from recsys.core.types import Float64Array
+from recsys.operations.gates.event_window import DAY, EventWindow, Ints, as_days
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 
@@ -97,7 +98,7 @@ def _beside_usual(
     names: tuple[str, str],
     window: EventWindow,
     days: Ints,
-    values: Ints | Floats,
+    values: Ints | Float64Array,
     known: Ints,
     unit: str,
     least: float,
@@ -142,7 +143,7 @@ def _beside_usual(
         yield compare(name, float(ratios[place]), float(bounds[place]), told)
 
 
-def _beside(values: Ints | Floats, days: Ints, place: int, deviations: float) -> tuple[float, float, float]:
+def _beside(values: Ints | Float64Array, days: Ints, place: int, deviations: float) -> tuple[float, float, float]:
     """What is usual on a day, its value relative to that, and the factor by which days differ.
 
     Usual is the median of the days before it, or that times what its day of the week is beside its week, whichever is

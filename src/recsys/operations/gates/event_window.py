@@ -16,7 +16,6 @@ DAY = 86_400
 _MOST_DAYS = 100_000
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 class EventWindow:

@@ -20,6 +20,7 @@ from recsys.baselines.interactions import Interactions
 from recsys.baselines.popularity import Popularity
 from recsys.core.columns import Ragged, ragged_positions
 from recsys.core.schema import FIRST_CODE, Feature
+from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import Ranker
@@ -31,7 +32,6 @@ from recsys.publishing.recommenders import ReleaseRecommender
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.observability.samples import Sample
 
-Floats = npt.NDArray[np.float64]
 K = 100
 _BLOCK = 1024
 _EMBEDDED = 2048
@@ -137,12 +137,12 @@ class Side:
         requests = Requests(*(column[:_EMBEDDED] for column in self.asked.requests))
         return self.retriever.tower(self.recommender.histories(requests))
 
-    def measure(self, relevant: Ragged) -> tuple[dict[str, float], dict[str, Floats]]:
+    def measure(self, relevant: Ragged) -> tuple[dict[str, float], dict[str, Float64Array]]:
         """Metrics of what is shown, and those of each request that wants anything."""
         return measure(self.asked, self.shown, relevant)
 
     @cached_property
-    def measured(self) -> tuple[dict[str, float], dict[str, Floats]]:
+    def measured(self) -> tuple[dict[str, float], dict[str, Float64Array]]:
         """As `measure`, of everything that is wanted."""
         return self.measure(self.asked.relevant)
 
@@ -152,7 +152,7 @@ class Side:
         return self.measured[0]
 
     @cached_property
-    def per_user(self) -> dict[str, Floats]:
+    def per_user(self) -> dict[str, Float64Array]:
         """Each metric of each request, nan where the request is not of the slice; recall by action included."""
         columns = dict(self.measured[1])
         for action, relevant in self.asked.relevant_of_actions.items():
@@ -210,7 +210,7 @@ class Evidence:
         return replay(self.samples, self.candidate.retriever, self.served.retriever)
 
     @cached_property
-    def popular(self) -> dict[str, Floats]:
+    def popular(self) -> dict[str, Float64Array]:
         """Metrics of each request for a list of the items with the most events."""
         dataset = self.asked.dataset
         ranker = Popularity()
@@ -221,7 +221,7 @@ class Evidence:
 
 def measure(
     asked: Requested, shown: npt.NDArray[np.int64], relevant: Ragged
-) -> tuple[dict[str, float], dict[str, Floats]]:
+) -> tuple[dict[str, float], dict[str, Float64Array]]:
     """Metrics as training's evaluation computes them, and those of each request that wants anything."""
     metrics = RetrievalMetrics(asked.dataset, max(1, asked.dataset.meta.num_known), keep_users=True)
     user_idx = torch.from_numpy(asked.requests.user_idx)

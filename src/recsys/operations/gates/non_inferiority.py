@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.core.types import Float64Array
 from recsys.evaluation.significance import holm, paired_bootstrap
 from recsys.operations.gates.verdict import Outcome, untested
 
-Floats = npt.NDArray[np.float64]
 _POWER = 0.8
 
 
@@ -26,12 +25,12 @@ class Paired:
         margin: share of the reference's mean that may be lost.
     """
 
-    candidate: Floats
-    reference: Floats
+    candidate: Float64Array
+    reference: Float64Array
     margin: float
 
     @property
-    def excess(self) -> Floats:
+    def excess(self) -> Float64Array:
         """Candidate less what is left of the reference after the margin: a mean below zero is too little."""
         return self.candidate - (1 - self.margin) * self.reference
 

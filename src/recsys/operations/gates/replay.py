@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.retriever import Answer, Retriever, seen_items
 from recsys.serving.observability.samples import Sample
 
-Floats = npt.NDArray[np.float64]
 # Asked first and not counted: what is read for the first time takes longer.
 _WARM_UP = 10
 
@@ -59,7 +59,7 @@ class Replay:
         """Items that each request asked for."""
         return np.array([sample.asked["k"] for sample in self.samples])
 
-    def hits(self, dataset: PreparedDataset) -> tuple[Floats, Floats]:
+    def hits(self, dataset: PreparedDataset) -> tuple[Float64Array, Float64Array]:
         """Hit rates of the users who did something afterwards, of candidate and served release; float64 [users].
 
         A request is a hit where the list holds an item of the user's events in the test part after the request. Events

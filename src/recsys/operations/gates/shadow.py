@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset
-from recsys.operations.gates.evidence import Evidence, Floats
+from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.non_inferiority import Paired, non_inferiority
 from recsys.operations.gates.replay import Given, Replay
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
@@ -74,7 +75,7 @@ class Shadow:
         served_ms = 1000 * float(np.median([given.seconds for given in other]))
         yield at_most("times as long", ratio, self.slower, f"median over the requests; served {served_ms:.3f} ms")
 
-    def _share(self, check: str, found: Floats, served: Floats, more: str = "") -> Outcome:
+    def _share(self, check: str, found: Float64Array, served: Float64Array, more: str = "") -> Outcome:
         told = f"{len(found)} requests, served {served.mean():.4f} and {self.worse:g}{': such as ' if more else ''}"
         return at_most(check, float(found.mean()), float(served.mean()) + self.worse, f"{told}{more}")
 
@@ -147,7 +148,7 @@ def _as_answered(replayed: Replay, version: str) -> Iterable[Outcome]:
         yield untested("as answered", f"{told}: servers have other items by now, or other settings", found, _FAITHFUL)
 
 
-def _missing(side: Sequence[Given], wanted: npt.NDArray[np.int64]) -> Floats:
+def _missing(side: Sequence[Given], wanted: npt.NDArray[np.int64]) -> Float64Array:
     """Share of the items asked for that are not there, of each request."""
     return 1 - np.array([len(given.item_ids) for given in side]) / wanted
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from recsys.core.columns import Ragged, load_array
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index import Index, load_index, search_users
 from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.query_encoder import ItemId, load_known_items
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.shard import Shard
-from recsys.release.runtime.user_tower import Floats
 
 
 class Hits(NamedTuple):
@@ -31,7 +31,7 @@ class Hits(NamedTuple):
     """
 
     item_ids: list[ItemId]
-    scores: Floats
+    scores: Float32Array
 
 
 class ItemSearch:
@@ -48,7 +48,7 @@ class ItemSearch:
         self, folder: Path, manifest: Manifest, known_items: IdMap | None = None, shard: Shard | None = None
     ) -> None:
         self.folder, self.manifest = folder, manifest
-        self.embeddings: Floats = load_array(folder / EMBEDDINGS).view(np.float32)
+        self.embeddings: Float32Array = load_array(folder / EMBEDDINGS).view(np.float32)
         self.index: Index = load_index(folder, self.embeddings, verify=False)
         self.items = pq.read_table(folder / ITEMS)
         self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
@@ -64,7 +64,7 @@ class ItemSearch:
 
     def search(
         self,
-        embeddings: Floats,
+        embeddings: Float32Array,
         k: int,
         filter: Filter | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,
@@ -84,7 +84,7 @@ class ItemSearch:
         excluded = None if exclude is None else self.rows_of_items(exclude)
         return self.hits(*search_users(self.index, embeddings, k, allow, excluded))
 
-    def hits(self, scores: Floats, rows: npt.NDArray[np.int64], more: Sequence[ItemId] = ()) -> list[Hits]:
+    def hits(self, scores: Float32Array, rows: npt.NDArray[np.int64], more: Sequence[ItemId] = ()) -> list[Hits]:
         """Ids instead of rows.
 
         Args:

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from recsys.core.columns import Column
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import Feature, Schema
+from recsys.core.types import Float32Array
 from recsys.data.encoding import FeatureEncoder
 from recsys.release.manifest import ITEM_VOCABULARY, SCHEMA, SELF_CHECK, USER_VOCABULARY, Manifest
 from recsys.release.runtime.item_ids import IdMap, to_values
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.timestamps import event_seconds
-from recsys.release.runtime.user_tower import Floats, Histories, UserTowerSession
+from recsys.release.runtime.user_tower import Histories, UserTowerSession
 
 ItemId = int | str
 EVENT_KEYS = ("item_id", "timestamp")
@@ -83,7 +84,7 @@ class QueryEncoder:
         """Whether the tower reads any profile feature."""
         return bool(self._profile)
 
-    def embed(self, queries: Sequence[Query]) -> Floats:
+    def embed(self, queries: Sequence[Query]) -> Float32Array:
         """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
         histories, _ = self.encode(queries)
         return self.tower(histories)

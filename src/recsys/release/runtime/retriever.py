@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from recsys.core.columns import Ragged
 from recsys.core.schema import Feature
+from recsys.core.types import Float32Array
 from recsys.data.encoding import FeatureEncoder
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.query_encoder import ItemId, Query, QueryEncoder, load_known_items
-from recsys.release.runtime.user_tower import Floats, Histories
+from recsys.release.runtime.user_tower import Histories
 from recsys.release.store import ReleaseStore
 
 __all__ = ["Answer", "ItemId", "Query", "Retriever", "seen_items"]
@@ -36,7 +37,7 @@ class Answer:
     """
 
     item_ids: list[ItemId]
-    scores: Floats
+    scores: Float32Array
     history_length: int
     unknown_items: list[ItemId]
 
@@ -102,7 +103,7 @@ class Retriever:
             Answer(found.item_ids, found.scores, lengths[number], unknown[number]) for number, found in enumerate(hits)
         ]
 
-    def embed(self, queries: Sequence[Query]) -> Floats:
+    def embed(self, queries: Sequence[Query]) -> Float32Array:
         """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
         return self.query_encoder.embed(queries)
 

@@ -12,9 +12,8 @@ import numpy.typing as npt
 import onnxruntime
 
 from recsys.core.columns import Column, Dense, ragged_positions
+from recsys.core.types import Float32Array
 from recsys.release.manifest import TIMESTAMP, USER_TOWER, Manifest, TensorSpec
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class UserTowerSession:
         self.shape = tuple(int(size) for size in manifest.output.shape[1:])
         self.reads_time = any(spec.name == TIMESTAMP for spec in manifest.inputs)
 
-    def __call__(self, histories: Histories) -> Floats:
+    def __call__(self, histories: Histories) -> Float32Array:
         """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
         return self.run(pad(histories, self.inputs))
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Floats:
+    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Float32Array:
         """As calling it, of padded inputs."""
         if not len(inputs["lengths"]):
             return np.zeros((0, *self.shape), np.float32)

@@ -12,10 +12,9 @@ import numpy.typing as npt
 import torch
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.experiments.trained_run import TrainedRun
 from recsys.models.blend import item_vectors
-
-Floats = npt.NDArray[np.float32]
 
 
 class ItemSpace:
@@ -34,14 +33,14 @@ class ItemSpace:
     def __init__(self, run: TrainedRun) -> None:
         self.item_idx = run.corpus
         embeddings = item_vectors(run.model, torch.from_numpy(run.corpus)).cpu().numpy()
-        self.vectors: Floats = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        self.vectors: Float32Array = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
     def __contains__(self, item_idx: int) -> bool:
         """Whether the item is of the corpus."""
         place = int(np.searchsorted(self.item_idx, item_idx))
         return place < len(self.item_idx) and int(self.item_idx[place]) == item_idx
 
-    def neighbours(self, item_idx: int, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    def neighbours(self, item_idx: int, k: int) -> tuple[Float32Array, npt.NDArray[np.int64]]:
         """Cosines [k] and item_idx [k] of the items nearest to one, itself left out.
 
         Raises:
@@ -68,7 +67,7 @@ class ItemSpace:
         signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(len(middle))])
         return middle, values[::-1].clip(0), directions * signs
 
-    def plane(self) -> tuple[Floats, tuple[float, float]]:
+    def plane(self) -> tuple[Float32Array, tuple[float, float]]:
         """Coordinates [N, 2] on the two principal axes, and the shares of variance that these hold."""
         middle, values, directions = self._axes
         total = max(float(values.sum()), 1e-12)

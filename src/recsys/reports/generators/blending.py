@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.core.types import Float64Array
 from recsys.index.merging import Pool
 from recsys.reports.generators.lists import Lists
 
 Budgets = tuple[int, ...]
-Floats = npt.NDArray[np.float64]
-
 # Users of whom lists are merged at once.
 _BLOCK = 1024
 # Budgets are chosen in so many steps.
@@ -40,7 +38,7 @@ class Funnel:
         self._pools = list(self._blocks()) if keep else None
         self._recalls: dict[Budgets, float] = {}
 
-    def recall(self, blends: Sequence[Budgets]) -> Floats:
+    def recall(self, blends: Sequence[Budgets]) -> Float64Array:
         """Share of what each user could be shown that each blend finds, [U, number of blends].
 
         Args:

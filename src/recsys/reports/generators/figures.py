@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.types import Float64Array
 from recsys.evaluation.significance import bootstrap_means
 from recsys.index.merging import Pool
 from recsys.reports.generators.blending import Funnel, Plan
 from recsys.reports.generators.lists import Lists
 
-Floats = npt.NDArray[np.float64]
-Columns = dict[str, Floats]
+Columns = dict[str, Float64Array]
 
 NUM_SAMPLES = 2_000
 _BLOCK = 512
@@ -111,14 +111,14 @@ class Figures:
 class Samples:
     """Bootstrap samples of users, the same for all columns."""
 
-    def __init__(self, columns: Mapping[str, Floats], rows: npt.NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, columns: Mapping[str, Float64Array], rows: npt.NDArray[np.bool_] | None = None) -> None:
         self._at = {name: number for number, name in enumerate(columns)}
         values = np.stack(list(columns.values()), axis=1)
         values = values if rows is None else values[rows]
         self.num_users = len(values)
         self._means, self._samples = values.mean(0), bootstrap_means(values, NUM_SAMPLES)
 
-    def of(self, figure: Callable[..., Floats], *names: str) -> Estimate:
+    def of(self, figure: Callable[..., Float64Array], *names: str) -> Estimate:
         """A figure that follows from the means of columns: its value, and its interval over the samples."""
         places = [self._at[name] for name in names]
         value = float(figure(*(self._means[place] for place in places)))

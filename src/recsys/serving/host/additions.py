@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError, nearest
-from recsys.release.runtime.user_tower import Floats
+from recsys.core.types import Float32Array
 
 VERSION_KEY = b"recsys.version"
 EMBEDDING = "embedding"
@@ -34,10 +34,10 @@ class Additions:
 
     version: str
     items: Sequence[Mapping[str, Any]]
-    embeddings: Floats
+    embeddings: Float32Array
 
 
-def save_additions(table: pa.Table, embeddings: Floats, version: str, path: Path) -> None:
+def save_additions(table: pa.Table, embeddings: Float32Array, version: str, path: Path) -> None:
     """Write a file of new items.
 
     Args:

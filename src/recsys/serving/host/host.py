@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.core.errors import nearest
+from recsys.core.types import Float32Array
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap
 from recsys.release.runtime.item_search import Hits, ItemSearch
 from recsys.release.runtime.query_encoder import ItemId
 from recsys.release.runtime.shard import Shard
-from recsys.release.runtime.user_tower import Floats
 from recsys.serving.host.releases import Releases
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
@@ -39,7 +39,7 @@ class Searcher(Protocol):
 
     def search(
         self,
-        embeddings: Floats,
+        embeddings: Float32Array,
         k: int,
         filter: Filter | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,

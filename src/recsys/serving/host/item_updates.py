@@ -21,13 +21,13 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index import Extended, search_users
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.item_search import Hits, ItemSearch
 from recsys.release.runtime.query_encoder import ItemId
 from recsys.release.runtime.shard import Shard
-from recsys.release.runtime.user_tower import Floats
 from recsys.serving.host.additions import Additions, to_table
 from recsys.serving.host.journal import Journal
 from recsys.serving.observability.recall_monitor import RecallMonitor, Sample
@@ -37,7 +37,7 @@ class _New(NamedTuple):
     """A new item: its columns, and its embedding float32 [D]."""
 
     item: Mapping[str, Any]
-    embedding: Floats
+    embedding: Float32Array
 
 
 class Changes:
@@ -141,7 +141,7 @@ class _View(NamedTuple):
     number: int
     filter: ItemFilter
     ids: list[ItemId]
-    embeddings: Floats
+    embeddings: Float32Array
     row_of: dict[ItemId, int]
     beside: ItemFilter
 
@@ -167,7 +167,7 @@ class ChangedItems:
 
     def search(
         self,
-        embeddings: Floats,
+        embeddings: Float32Array,
         k: int,
         filter: Filter | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,

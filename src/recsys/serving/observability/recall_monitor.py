@@ -18,8 +18,8 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.index import Allowed, Index, exact_search
-from recsys.index.topk import Floats
 from recsys.serving.observability.exposition import Labels
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class Sample(NamedTuple):
 
     version: str
     searched: Index
-    embeddings: Floats
-    query: Floats
+    embeddings: Float32Array
+    query: Float32Array
     k: int
     allow: Allowed | None
     exclude: np.ndarray[tuple[int], np.dtype[np.int32]]

@@ -1,0 +1,7 @@
+"""Names for the arrays that functions take and return."""
+
+import numpy as np
+import numpy.typing as npt
+
+Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
