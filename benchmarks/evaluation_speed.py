@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recsys.core.schema import Schema
+from recsys.core.schema import Schema, TimeResolution
 from recsys.data.dataset import Meta, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker
@@ -47,7 +47,7 @@ def synthetic(num_users: int, num_items: int, rng: np.random.Generator) -> Prepa
     counts = np.bincount(events, minlength=num_items + 1)
     meta = Meta(
         fingerprint="",
-        time="order",
+        time_resolution=TimeResolution.ORDER,
         num_users=num_users,
         num_events=len(events),
         num_trained=num_items,

@@ -22,6 +22,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from recsys.core.schema import TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.preparation.prepare import DataSettings, prepare
@@ -60,8 +61,8 @@ def zipf(num_items: int, num_steps: int, num_targets: int) -> Stream:
     return Stream(steps(), scattered)
 
 
-def epochs(root: Path, split: str, time: str, cache: Path, num_epochs: int, batch_size: int) -> Stream:
-    dataset = prepare(ParquetFolder(str(root)), SPLITS[split](), DataSettings(time=time), cache)
+def epochs(root: Path, split: str, time: TimeResolution, cache: Path, num_epochs: int, batch_size: int) -> Stream:
+    dataset = prepare(ParquetFolder(str(root)), SPLITS[split](), DataSettings(time_resolution=time), cache)
     loader = TrainingLoader(BatchBuilder(dataset, 50), batch_size, seed=0)
     steps = (batch.target_idx for _ in range(num_epochs) for batch in loader)
     return Stream(steps, target_probabilities(dataset, predict_first=True))
@@ -137,7 +138,10 @@ def main() -> None:
     if args.train:
         compare(args.root, args.split, args.time, args.cache, args.train, args.overrides)
     elif args.root is not None:
-        measure(epochs(args.root, args.split, args.time, args.cache, args.num_epochs, args.batch_size), args.powers)
+        measure(
+            epochs(args.root, args.split, TimeResolution(args.time), args.cache, args.num_epochs, args.batch_size),
+            args.powers,
+        )
     else:
         measure(zipf(args.num_items, args.num_steps, args.num_targets), args.powers)
 

@@ -47,7 +47,7 @@ def main() -> None:
             "users": {},
         }
         columns = {name: name for name in ("user_id", "item_id", "timestamp", "split")}
-        settings = DataSettings(time="seconds", columns=columns, features=features)
+        settings = DataSettings(columns=columns, features=features)
         begin = time.perf_counter()
         prepare(ParquetFolder(str(world)), Temporal(0.8, 0.1), settings, cache, DuckDB(memory="3GB", threads=None))
         seconds = time.perf_counter() - begin

@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from timing import StepTimer, arguments, endless, report, timed_steps
 
-from recsys.core.schema import Schema
+from recsys.core.schema import Schema, TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import Meta, PreparedDataset
@@ -41,7 +41,17 @@ def dataset(path: str) -> PreparedDataset:
     num = int(num_items)
     return PreparedDataset(
         path=Path(path),
-        meta=Meta("benchmark", "seconds", len(offsets) - 1, len(items), num, num, num, num, {}),
+        meta=Meta(
+            fingerprint="benchmark",
+            time_resolution=TimeResolution.SECONDS,
+            num_users=len(offsets) - 1,
+            num_events=len(items),
+            num_trained=num,
+            num_seen=num,
+            num_known=num,
+            num_items=num,
+            settings={},
+        ),
         schema=Schema(()),
         item_idx=items.astype(np.int32),
         time=times,

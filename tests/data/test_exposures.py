@@ -87,7 +87,7 @@ def test_cuts_are_those_of_the_events(tmp_path: Path) -> None:
 def test_times_are_worth_what_those_of_events_are(tmp_path: Path) -> None:
     table = columns(ROWS)
     table["timestamp"] = [time * 40_000 for time in table["timestamp"]]
-    dataset = prepared(write_folder(tmp_path / "data", table), time="day", engaged="engaged")
+    dataset = prepared(write_folder(tmp_path / "data", table), time_resolution="day", engaged="engaged")
     assert dataset.exposures is not None
     assert {int(time) % 86_400 for time in dataset.exposures.time} == {0}
     stamps = pa.array([time * 1_000_000 for time in columns(ROWS)["timestamp"]], pa.timestamp("us"))

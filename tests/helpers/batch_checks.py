@@ -46,7 +46,7 @@ def check_targets(
     for position, item, seen in targets:
         assert item == dataset.item_idx[position]
         assert len(seen) <= max_history
-        if dataset.meta.time == "none":
+        if not dataset.meta.time_resolution.has_order:
             # Any others of the same user, in any order.
             assert position not in seen
             assert len({*seen}) == len(seen)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.core.columns import Ragged
-from recsys.core.schema import Schema
+from recsys.core.schema import Schema, TimeResolution
 from recsys.data.dataset import Meta, PreparedDataset
 
 DAY = 86_400
@@ -41,7 +41,17 @@ def handmade(
         np.save(path / "items/val_count.npy", np.bincount(val, minlength=num_items + 1))
     return PreparedDataset(
         path=path,
-        meta=Meta("", worth, len(users), len(flat), num_trained, num_seen, num_known, num_items, {}),
+        meta=Meta(
+            fingerprint="",
+            time_resolution=TimeResolution(worth),
+            num_users=len(users),
+            num_events=len(flat),
+            num_trained=num_trained,
+            num_seen=num_seen,
+            num_known=num_known,
+            num_items=num_items,
+            settings={},
+        ),
         schema=Schema(()),
         item_idx=flat,
         time=(np.arange(len(flat)) - np.repeat(offsets[:-1], np.diff(offsets))) * DAY,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys.core.columns import Dense
-from recsys.core.schema import FIRST_CODE, Feature, Schema
+from recsys.core.schema import FIRST_CODE, Feature, Schema, TimeResolution
 from recsys.data.dataset import Meta, PreparedDataset
 
 History = Sequence[tuple[int, int]]
@@ -30,7 +30,17 @@ def training_only(users: Sequence[History], worth: str = "seconds", num_items: i
     )
     return PreparedDataset(
         path=Path(),
-        meta=Meta("", worth, len(users), len(flat), num_items, num_items, num_items, num_items, {}),
+        meta=Meta(
+            fingerprint="",
+            time_resolution=TimeResolution(worth),
+            num_users=len(users),
+            num_events=len(flat),
+            num_trained=num_items,
+            num_seen=num_items,
+            num_known=num_items,
+            num_items=num_items,
+            settings={},
+        ),
         schema=Schema(features),
         item_idx=items,
         time=np.array([time for _, time in flat], np.int64),
@@ -51,6 +61,6 @@ def basket_begins(dataset: PreparedDataset) -> np.ndarray:
     begins = np.arange(dataset.meta.num_events)
     for begin, end in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
         for position in range(begin + 1, end):
-            if dataset.meta.time != "none" and dataset.time[position] == dataset.time[position - 1]:
+            if dataset.meta.time_resolution.has_order and dataset.time[position] == dataset.time[position - 1]:
                 begins[position] = begins[position - 1]
     return begins

@@ -16,7 +16,7 @@ from publishing import Published
 
 from recsys.core.columns import Dense
 from recsys.core.errors import UserError
-from recsys.core.schema import Feature, Schema
+from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
@@ -98,7 +98,7 @@ def test_mistakes(data: PreparedDataset, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             chosen(policy, data)
-    timeless = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time="order"))
+    timeless = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.ORDER))
     with pytest.raises(UserError, match="data.time=order knows no days"):
         chosen(Engaged(1, top=1), timeless)
     with pytest.raises(UserError, match="corpus.half_life_days=0"):

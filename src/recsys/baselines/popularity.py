@@ -34,9 +34,10 @@ class Popularity:
         dataset, positions = events.dataset, events.positions()
         weights = None
         if self.window_days is not None or self.half_life_days is not None:
-            if dataset.meta.time not in ("seconds", "day"):
+            if not dataset.meta.time_resolution.has_clock:
                 raise UserError(
-                    f"generator.window_days, generator.half_life_days: data.time={dataset.meta.time} knows no days; "
+                    "generator.window_days, generator.half_life_days: "
+                    f"data.time={dataset.meta.time_resolution} knows no days; "
                     "leave both at null, or use data.time=seconds|day"
                 )
             time = np.asarray(dataset.time[positions])

@@ -61,7 +61,7 @@ class RandomWalk:
 
     def fit(self, events: Interactions) -> None:
         """Walk from every item, in blocks of items."""
-        if self.num_recent is not None and events.dataset.meta.time == "none":
+        if self.num_recent is not None and not events.dataset.meta.time_resolution.has_order:
             raise UserError(
                 f"generator.num_recent={self.num_recent}: data.time=none knows no recent events; leave it at null"
             )

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
-from recsys.core.schema import Schema
+from recsys.core.schema import Schema, TimeResolution
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
 from recsys.data.dataset import Meta, PreparedDataset
@@ -97,7 +97,15 @@ class NewItems:
         """What an item tower is built from: sizes and schema; it is given features later."""
         nothing: Any = np.zeros(0, np.int64)
         meta = Meta(
-            self.manifest.dataset_fingerprint, "none", 0, 0, num_trained, num_trained, num_trained, num_trained, {}
+            fingerprint=self.manifest.dataset_fingerprint,
+            time_resolution=TimeResolution.NONE,
+            num_users=0,
+            num_events=0,
+            num_trained=num_trained,
+            num_seen=num_trained,
+            num_known=num_trained,
+            num_items=num_trained,
+            settings={},
         )
         columns = {f.key: self._encoder(f.name).encode(pa.nulls(0)) for f in self.schema.owned_by("items")}
         return PreparedDataset(

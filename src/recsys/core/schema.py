@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 
 Owner = Literal["interactions", "items", "users"]
 Kind = Literal["categorical", "multi_categorical", "numeric", "vector", "text"]
@@ -26,6 +27,40 @@ MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2
 
 # Item 0 stands for any item that the vocabulary does not hold; row 0 of every item array belongs to it.
 UNKNOWN_ITEM = 0
+
+
+class TimeResolution(StrEnum):
+    """Precision of the timestamps of events: the values of the configuration key `data.time`.
+
+    `ORDER` means that only the order of events counts, `NONE` that the data has no times.
+    """
+
+    SECONDS = "seconds"
+    DAY = "day"
+    ORDER = "order"
+    NONE = "none"
+
+    @classmethod
+    def parse(cls, value: object) -> TimeResolution:
+        """Return the resolution that a configuration names.
+
+        Raises:
+            UserError: If no resolution has that name.
+        """
+        try:
+            return cls(str(value))
+        except ValueError as error:
+            raise UserError(f"data.time={value}: no such time resolution{nearest(str(value), cls)}") from error
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether timestamps count seconds since 1970, so that days between events are known."""
+        return self in (TimeResolution.SECONDS, TimeResolution.DAY)
+
+    @property
+    def has_order(self) -> bool:
+        """Whether the order of a user's events is known."""
+        return self is not TimeResolution.NONE
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from recsys.core.columns import Column, load_array, load_column, ragged_positions
 from recsys.core.errors import UserError
-from recsys.core.schema import Feature, Schema
+from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.data.exposures import Exposures, load_exposures
 
 FORMAT = 1
@@ -40,20 +40,23 @@ KEPT = "kept"
 Part = Literal["val", "test"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Meta:
     """Sizes and settings of a prepared data set.
 
     Attributes:
-        time: what `timestamp` is worth: seconds, day, order or none.
+        fingerprint: name of the data set, derived from the content of its files and its settings.
+        time_resolution: precision of the timestamps. `meta.json` calls it `time`.
         num_trained: items 1..num_trained have training events.
         num_seen: items 1..num_seen have training or validation events.
         num_known: items 1..num_known have events before the test part, or a row in the items table.
-        num_items: all items, those of test events included; item_idx runs from 1 to num_items.
+        num_items: number of all items, including those of test events only; item_idx runs from 1 to num_items.
+        settings: everything that the data set depends on.
+        format: version of the layout of the folder.
     """
 
     fingerprint: str
-    time: str
+    time_resolution: TimeResolution
     num_users: int
     num_events: int
     num_trained: int
@@ -62,6 +65,46 @@ class Meta:
     num_items: int
     settings: dict[str, Any]
     format: int = FORMAT
+
+    def save(self, path: Path) -> None:
+        """Write `meta.json`."""
+        content = dataclasses.asdict(self)
+        path.write_text(json.dumps({"time": content.pop("time_resolution"), **content}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Meta:
+        """Read `meta.json`.
+
+        Raises:
+            UserError: If the file is missing, is no such file, or is one of another format.
+        """
+        try:
+            content = json.loads(path.read_text())
+            meta = cls(time_resolution=TimeResolution(content.pop("time")), **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path.parent}: not a prepared data set ({error})") from error
+        if meta.format != FORMAT:
+            raise UserError(f"{path}: format {meta.format}, expected {FORMAT}; prepare the data again")
+        return meta
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """Everything about a data set that towers are built from.
+
+    Attributes:
+        schema: features of events, items and users.
+        time_resolution: precision of the timestamps.
+        num_trained: items 1..num_trained have training events.
+        trained_users: bool [U], users with training events.
+        item_columns: encoded features of items by `Feature.key`; row r belongs to item_idx r.
+    """
+
+    schema: Schema
+    time_resolution: TimeResolution
+    num_trained: int
+    trained_users: npt.NDArray[np.bool_]
+    item_columns: dict[str, Column]
 
 
 class Requests(NamedTuple):
@@ -95,12 +138,7 @@ class PreparedDataset:
         Raises:
             UserError: `path` is not a prepared data set, or one of another format.
         """
-        try:
-            meta = Meta(**json.loads((path / "meta.json").read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: not a prepared data set ({error})") from error
-        if meta.format != FORMAT:
-            raise UserError(f"{path / 'meta.json'}: format {meta.format}, expected {FORMAT}; prepare the data again")
+        meta = Meta.load(path / "meta.json")
         schema = Schema.load(path / "schema.json")
         return cls(
             path=path,
@@ -133,9 +171,20 @@ class PreparedDataset:
         return self.meta.num_trained
 
     @property
+    def sizes(self) -> DataSizes:
+        """What towers are built from."""
+        return DataSizes(
+            schema=self.schema,
+            time_resolution=self.meta.time_resolution,
+            num_trained=self.num_trained,
+            trained_users=self.train_end > self.offsets[:-1],
+            item_columns={f.key: self.columns[f.key] for f in self.schema.owned_by("items")},
+        )
+
+    @property
     def train_until(self) -> int | None:
         """When the last event of the training part was, in seconds; None where times are worth nothing."""
-        if self.meta.time not in ("seconds", "day"):
+        if not self.meta.time_resolution.has_clock:
             return None
         last = self.train_end[self.train_end > self.offsets[:-1]] - 1
         return int(np.asarray(self.time)[last].max())

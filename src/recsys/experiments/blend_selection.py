@@ -96,7 +96,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
             weights, score = tried[scores.index(max(scores))], max(scores)
     shift = none.prior_shift
     objective = objective_of(configs[max(weights, key=lambda name: weights[name])])
-    if validation.dataset.meta.time in ("seconds", "day"):
+    if validation.dataset.meta.time_resolution.has_clock:
         grid = [
             {"weight": weight, "half_life_days": days, "power": power}
             for weight, power in SHIFTS

@@ -122,7 +122,7 @@ def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
     """
     if share == 1.0:
         return dataset
-    if dataset.meta.time == "none":
+    if not dataset.meta.time_resolution.has_order:
         raise UserError(f"until={share:g} with data.time=none: expected 1, or timestamps")
     begin, lengths = dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1]
     is_old = np.asarray(dataset.time[ragged_positions(begin, lengths)]) < dataset.training_time(share)

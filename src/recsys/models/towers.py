@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.core.errors import UserError
-from recsys.core.schema import UNKNOWN_ITEM
+from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.models.crossing import MLP, Crossing
@@ -161,13 +161,13 @@ class UserTower(nn.Module):
 
 def _time_unit(encoder: HistoryEncoder, dataset: PreparedDataset) -> int:
     """Seconds that the times of events are rounded down to."""
-    worth = dataset.meta.time
-    if encoder.reads_time and worth not in ("seconds", "day"):
+    resolution = dataset.meta.time_resolution
+    if encoder.reads_time and not resolution.has_clock:
         raise UserError(
-            f"user_tower: the encoder reads time (use_time=true), found data.time={worth}; "
+            f"user_tower: the encoder reads time (use_time=true), found data.time={resolution}; "
             "expected use_time=false with it, or timestamps in seconds or days"
         )
-    return 86_400 if worth == "day" else 1
+    return 86_400 if resolution is TimeResolution.DAY else 1
 
 
 class _UserIds(nn.Module):

@@ -156,10 +156,10 @@ def engagement(
     Raises:
         UserError: the times of events are no days.
     """
-    if dataset.meta.time not in ("seconds", "day"):
+    if not dataset.meta.time_resolution.has_clock:
         raise UserError(
-            f"corpus=engaged: data.time={dataset.meta.time} knows no days, which a decay needs; use corpus=all or "
-            "corpus=listed, or data.time=seconds|day"
+            f"corpus=engaged: data.time={dataset.meta.time_resolution} knows no days, which a decay needs; "
+            "use corpus=all or corpus=listed, or data.time=seconds|day"
         )
     begin = dataset.offsets[:-1]
     positions = ragged_positions(begin, dataset.val_end - begin)

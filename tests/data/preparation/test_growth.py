@@ -166,7 +166,7 @@ def test_grown_is_prepared_anew(
     rng = np.random.default_rng(seed)
     root = tmp_path_factory.mktemp("folder")
     features = FEATURES if tables != "none" else {"interactions": FEATURES["interactions"]}
-    options: dict[str, Any] = {"features": features, "time": worth}
+    options: dict[str, Any] = {"features": features, "time_resolution": worth}
     calls = Calls(monkeypatch)
     try:
         for state, size in enumerate([30, *sizes]):

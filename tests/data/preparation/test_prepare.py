@@ -106,14 +106,16 @@ def test_what_times_are_worth(tmp_path: Path, worth: str, expected: list[int]) -
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     moments = [start + datetime.timedelta(seconds=s) for s in (-0.5, 86_399.75, 86_400)]
     rows = {"user_id": [1] * 3, "item_id": [1, 2, 3], "timestamp": pa.array(moments, pa.timestamp("us", "UTC"))}
-    dataset = prepared(write_folder(tmp_path / "data", rows), time=worth)
+    dataset = prepared(write_folder(tmp_path / "data", rows), time_resolution=worth)
     assert dataset.time.tolist() == expected
-    assert dataset.meta.time == worth
+    assert dataset.meta.time_resolution == worth
     assert histories(dataset) == {1: ([1], [2], [3])}
 
 
 def test_order_keeps_the_raw_integers(tmp_path: Path) -> None:
-    dataset = prepared(write_folder(tmp_path / "data", events([(1, 1, 0), (1, 2, 100_001), (1, 3, 7)])), time="order")
+    dataset = prepared(
+        write_folder(tmp_path / "data", events([(1, 1, 0), (1, 2, 100_001), (1, 3, 7)])), time_resolution="order"
+    )
     assert dataset.time.tolist() == [0, 7, 100_001]
 
 
@@ -300,7 +302,7 @@ def test_the_fingerprint_follows_content_and_settings_not_place(tmp_path: Path) 
     assert again.path == one.path
     assert (again.path / "meta.json").stat().st_mtime_ns == stamp
     others = [
-        prepared(tmp_path / "a/data", cache=tmp_path / "cache", time="day"),
+        prepared(tmp_path / "a/data", cache=tmp_path / "cache", time_resolution="day"),
         prepared(tmp_path / "a/data", Temporal(0.5, 0.2), cache=tmp_path / "cache"),
         prepared(write_folder(tmp_path / "c", [EVENTS, EVENTS]), cache=tmp_path / "cache"),
     ]

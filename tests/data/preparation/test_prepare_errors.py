@@ -239,7 +239,7 @@ def test_settings_that_do_not_exist(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", EVENTS)
     fails(root, r"data\.columns\.userid: no such column; did you mean 'user_id'", columns={"userid": "x"})
     with pytest.raises(UserError, match=r"data\.time=second: .*did you mean 'seconds'"):
-        DataSettings(time="second")  # type: ignore[arg-type]
+        DataSettings(time_resolution="second")  # type: ignore[arg-type]
 
 
 def test_settings_of_the_engine(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
 from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal, ranked_pair
 
 REAL = Path(os.environ.get("RECSYS_DATA", "/nowhere"))
@@ -153,7 +154,7 @@ def test_given_holds_out_the_last_training_event_where_no_row_says_val(tmp_path:
     root = write_folder(tmp_path / "data", rows)
     dataset = prepared(root, Given())
     assert histories(dataset) == {1: ([3], [4], [5]), 2: ([3], [], [4])}
-    assert dataset.meta.time == "none"
+    assert dataset.meta.time_resolution is TimeResolution.NONE
     assert dataset.time.tolist() == [0] * 5
 
 

@@ -19,7 +19,7 @@ import recsys.data.simulation.oracle
 import recsys.data.simulation.synthetic
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UserError
-from recsys.core.schema import Schema
+from recsys.core.schema import Schema, TimeResolution
 from recsys.data.dataset import Meta, PreparedDataset
 from recsys.data.simulation.oracle import Moments, Truth
 from recsys.data.simulation.synthetic import Synthetic, WorldSettings, best_reachable, generate
@@ -49,7 +49,7 @@ def read(root: Path) -> tuple[pa.Table, pa.Table, pa.Table]:
     return tuple(pq.read_table(root / f"{name}.parquet") for name in ("interactions", "items", "users"))
 
 
-def prepared(root: Path, folder: Path, time: str = "seconds") -> PreparedDataset:
+def prepared(root: Path, folder: Path, time_resolution: str = "seconds") -> PreparedDataset:
     """Temporal split 80/10/10 of the events, by hand: item_idx is the item_id, every item is known."""
     events = pq.read_table(root / "interactions.parquet")
     seconds, items = events["timestamp"].to_numpy(), events["item_id"].to_numpy()
@@ -62,7 +62,17 @@ def prepared(root: Path, folder: Path, time: str = "seconds") -> PreparedDataset
     pq.write_table(pa.table({"user_id": user_ids}), folder / "vocabularies/users.parquet")
     return PreparedDataset(
         path=folder,
-        meta=Meta("by hand", time, len(user_ids), len(items), *[num_items] * 4, {}),
+        meta=Meta(
+            fingerprint="by hand",
+            time_resolution=TimeResolution(time_resolution),
+            num_users=len(user_ids),
+            num_events=len(items),
+            num_trained=num_items,
+            num_seen=num_items,
+            num_known=num_items,
+            num_items=num_items,
+            settings={},
+        ),
         schema=Schema(()),
         item_idx=items.astype(np.int32),
         time=seconds,
@@ -347,7 +357,7 @@ def test_oracle_samples_users_and_refuses_other_data(small: Path, tiny: Path, tm
     with pytest.raises(UserError, match="not those of .*tiny, expected whole numbers from 1 to 30"):
         best_reachable(tiny, dataset, "test")
     with pytest.raises(UserError, match=r"data\.time=day, expected seconds"):
-        best_reachable(small, prepared(small, tmp_path, time="day"), "test")
+        best_reachable(small, prepared(small, tmp_path, time_resolution="day"), "test")
     with pytest.raises(UserError, match="not the truth of a simulated world"):
         best_reachable(tmp_path, dataset, "test")
 

@@ -12,7 +12,7 @@ import pytest
 from days import NUM_ITEMS, days_of_events, evidence, of_columns, status
 
 from recsys.core.columns import Dense
-from recsys.core.schema import Feature, Schema
+from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.data.dataset import PreparedDataset
 from recsys.operations.gates.event_contents import ItemShift, LabelShift, Nulls, Unseen
 from recsys.operations.gates.event_times import Clock, Duplicates, TimeGaps
@@ -176,7 +176,7 @@ def test_days_on_which_nobody_is_new() -> None:
 
 def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None:
     data = days_of_events([95] + [100] * 10)
-    data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time="none"))
+    data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.NONE))
     given = evidence(data)
     assert given.window.new.sum() == 100
     assert given.window.before.sum() == 100

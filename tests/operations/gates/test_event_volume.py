@@ -9,6 +9,7 @@ import pytest
 from days import NUM_ITEMS, days_of_events, evidence, of_columns, status
 
 from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
 from recsys.data.dataset import PreparedDataset
 from recsys.operations.gates.event_times import TimeGaps
 from recsys.operations.gates.event_volume import Activity, Volume
@@ -102,7 +103,7 @@ def test_activity_that_scatters_by_itself_has_wide_bounds() -> None:
 @pytest.mark.parametrize("gate", [VOLUME, ACTIVITY])
 def test_without_times_nothing_is_said(gate: Volume | Activity) -> None:
     data = days_of_events([95] + [100] * 10)
-    data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time="none"))
+    data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.NONE))
     assert status(gate.judge(evidence(data))) == ["untested", "untested"]
 
 

@@ -38,7 +38,7 @@ class BatchBuilder:
         max_exposures: int = 0,
     ) -> None:
         objective = objective or Objective()
-        objective.check(dataset.meta.time, predict_first)
+        objective.check(dataset.meta.time_resolution, predict_first)
         self.dataset, self.objective = dataset, objective
         self.max_history, self.max_exposures = max_history, max_exposures
         self.predict_first = predict_first
@@ -46,7 +46,7 @@ class BatchBuilder:
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
         # In random order nothing comes before anything else: an event is predicted from those drawn before it.
-        self._has_baskets = dataset.meta.time != "none" and objective.order == "time"
+        self._has_baskets = dataset.meta.time_resolution.has_order and objective.order == "time"
         self._gap = round(objective.gap_days * DAY)
         self._weights = TargetWeights(dataset, objective)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recsys.core.columns import Dense
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import FIRST_CODE
+from recsys.core.schema import FIRST_CODE, TimeResolution
 from recsys.data.batches.batch import Indices
 from recsys.data.dataset import PreparedDataset
 
@@ -70,11 +70,11 @@ class Objective:
                 "in days or in events"
             )
 
-    def check(self, worth: str, predict_first: bool) -> None:
+    def check(self, time_resolution: TimeResolution, predict_first: bool) -> None:
         """Refuse what does not go with the time of the data or with `history.predict_first`.
 
         Args:
-            worth: what time is worth, as `data.time` says.
+            time_resolution: precision of the timestamps.
             predict_first: whether the empty history predicts.
 
         Raises:
@@ -84,9 +84,11 @@ class Objective:
         days = {"gap_days": self.gap_days, "window_days": self.window_days, "half_life_days": self.half_life_days}
         given = {key: value for key, value in days.items() if value}
         named = ", ".join(f"history.{key}={value:g}" for key, value in given.items())
-        if given and worth not in ("seconds", "day"):
-            raise UserError(f"{named} with data.time={worth}: expected none of it, or timestamps in seconds or days")
-        if self.targets_since and worth == "none":
+        if given and not time_resolution.has_clock:
+            raise UserError(
+                f"{named} with data.time={time_resolution}: expected none of it, or timestamps in seconds or days"
+            )
+        if self.targets_since and not time_resolution.has_order:
             raise UserError(f"history.targets_since={self.targets_since:g} with data.time=none: expected 0")
         if self.gap_days and not predict_first:
             raise UserError(f"{named}: expected history.predict_first=true with a gap, found false")

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from recsys.core.schema import MISSING, Feature
+from recsys.core.schema import MISSING, Feature, TimeResolution
 from recsys.data.dataset import KEPT
 from recsys.data.exposures import FOLDER as EXPOSURES
 from recsys.data.preparation.column_writers import ColumnWriter, open_array, open_writer
@@ -124,13 +124,13 @@ def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: 
 
 def times_of(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """What the engine's integers (microseconds, or whatever whole numbers the files hold) are worth."""
-    if job.worth == "none":
+    if job.time_resolution is TimeResolution.NONE:
         return np.zeros_like(raw)
-    if job.worth == "order":
+    if job.time_resolution is TimeResolution.ORDER:
         return raw
     table = job.tables["interactions"]
     seconds = raw if pa.types.is_integer(table.types[table.names["timestamp"]]) else raw // 1_000_000
-    return seconds // _DAY * _DAY if job.worth == "day" else seconds
+    return seconds // _DAY * _DAY if job.time_resolution is TimeResolution.DAY else seconds
 
 
 def trained_events(users: Entities) -> npt.NDArray[np.bool_]:

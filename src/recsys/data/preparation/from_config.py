@@ -30,7 +30,7 @@ def configured_data(config: DictConfig) -> ConfiguredData:
     """
     data = config.data
     settings = DataSettings(
-        time=data.time,
+        time_resolution=data.time,
         columns=plain(data.columns),
         features=plain(data.features),
         engaged=data.get("engaged"),

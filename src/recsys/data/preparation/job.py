@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from recsys.core.schema import TimeResolution
 from recsys.data.preparation.feature_plans import Plan
 from recsys.data.preparation.splits import Continuing, Split
 from recsys.data.sources.tables import Table
@@ -23,7 +24,7 @@ class Build:
     tables: Mapping[str, Table]
     plans: Sequence[Plan]
     split: Split
-    time: str
+    declared_time_resolution: TimeResolution
     min_user_events: int
     min_item_events: int
     engaged: str | None = None
@@ -37,15 +38,16 @@ class Build:
     @property
     def keeps_times(self) -> bool:
         """Whether the times that are written are those that were read."""
-        table = self.tables["interactions"]
-        if "timestamp" not in table.names or self.worth == "order":
+        table, resolution = self.tables["interactions"], self.time_resolution
+        if "timestamp" not in table.names or resolution is TimeResolution.ORDER:
             return True
-        return self.worth == "seconds" and pa.types.is_integer(table.types[table.names["timestamp"]])
+        return resolution is TimeResolution.SECONDS and pa.types.is_integer(table.types[table.names["timestamp"]])
 
     @property
-    def worth(self) -> str:
-        """What times are worth; nothing where there are none."""
-        return self.time if "timestamp" in self.tables["interactions"].names else "none"
+    def time_resolution(self) -> TimeResolution:
+        """The declared time resolution, or `NONE` if the interactions have no timestamps."""
+        has_times = "timestamp" in self.tables["interactions"].names
+        return self.declared_time_resolution if has_times else TimeResolution.NONE
 
     def plans_of(self, owner: str) -> dict[str, Plan]:
         """Features of one table by the names that they have within the engine, which clash with nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -51,8 +50,7 @@ def build(
     shutil.rmtree(scratch)
     events = job.tables["interactions"]
     Schema(tuple(features), id_type(events, "user_id"), id_type(events, "item_id")).save(folder / "schema.json")
-    whole = Meta(fingerprint=name, settings=settings, **meta)
-    (folder / "meta.json").write_text(json.dumps(dataclasses.asdict(whole), indent=2) + "\n")
+    Meta(fingerprint=name, settings=settings, **meta).save(folder / "meta.json")
 
 
 def _run(job: Build, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
@@ -114,9 +112,9 @@ def _write_sides(
 
 
 def sizes(job: Build, users: Entities, items: Entities) -> dict[str, Any]:
-    """The sizes of `Meta`, and what time is worth."""
+    """The sizes of `Meta`, and the time resolution."""
     return {
-        "time": job.worth,
+        "time_resolution": job.time_resolution,
         "num_users": len(users),
         "num_events": int((users.train + users.val + users.test).sum()),
         "num_trained": int((items.train > 0).sum()),

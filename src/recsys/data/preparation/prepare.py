@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import OWNERS
+from recsys.core.schema import OWNERS, TimeResolution
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
@@ -33,8 +33,6 @@ from recsys.data.sources.tables import NAMES, Table, inspect
 
 log = logging.getLogger("recsys")
 
-Time = Literal["seconds", "day", "order", "none"]
-
 
 def _same_names() -> dict[str, str]:
     return {name: name for name in NAMES}
@@ -45,7 +43,7 @@ class DataSettings:
     """How to read the source.
 
     Attributes:
-        time: what a timestamp is worth: seconds, day (rounded down), order (only the order counts) or none.
+        time_resolution: precision of the timestamps, the configuration key `data.time`; `DAY` rounds them down.
         columns: our names (user_id, item_id, timestamp, split) -> names in the files.
         features: owner -> column -> {kind, role, ignore, buckets}.
         engaged: column of interactions that is true (or not 0) where the user engaged with what was shown; rows where
@@ -54,7 +52,7 @@ class DataSettings:
         min_item_events: items with fewer events lose them.
     """
 
-    time: Time = "seconds"
+    time_resolution: TimeResolution = TimeResolution.SECONDS
     columns: Mapping[str, str] = field(default_factory=_same_names)
     features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     engaged: str | None = None
@@ -62,8 +60,7 @@ class DataSettings:
     min_item_events: int = 0
 
     def __post_init__(self) -> None:
-        if self.time not in get_args(Time):
-            raise UserError(f"data.time={self.time}: no such worth{nearest(str(self.time), get_args(Time))}")
+        object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))
         for owner, columns in self.features.items():
             if columns is not None and not isinstance(columns, Mapping):
                 raise UserError(
@@ -126,7 +123,7 @@ def plan(source: Source, split: Split, settings: DataSettings, cache: Path) -> t
     plans = plan_features(tables, settings.features)
     described = _describe(split, settings, tables)
     least = settings.min_user_events, settings.min_item_events
-    job = Build(tables, plans, split, settings.time, *least, settings.engaged)
+    job = Build(tables, plans, split, settings.time_resolution, *least, settings.engaged)
     return job, fingerprint([json.dumps(described, sort_keys=True, default=repr)]), described
 
 
@@ -139,7 +136,7 @@ def _check_engaged(settings: DataSettings, table: Table) -> None:
     kind = table.types[column]
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):
         raise UserError(f"data.engaged={column}: {table.place} holds {kind} there, expected booleans or integers")
-    if settings.time == "none" or "timestamp" not in table.names:
+    if not settings.time_resolution.has_order or "timestamp" not in table.names:
         raise UserError(f"data.engaged={column}: exposures need times, to come with the events of their time")
 
 
@@ -148,6 +145,8 @@ def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table])
     columns = {name: settings.columns.get(name) or name for name in NAMES}
     features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
     described = asdict(replace(settings, columns=columns, features=features))
+    # Fingerprints of existing data sets hold this name.
+    described["time"] = described.pop("time_resolution")
     if settings.engaged is None:
         # Names data sets as before there were exposures.
         del described["engaged"]

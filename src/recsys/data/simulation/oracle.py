@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from recsys.core.columns import load_array, ragged_positions
 from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.simulation.world import Boards, Integers, World, WorldSettings, stay
 
@@ -108,7 +109,7 @@ def best_reachable(
 
     Args:
         root: the generated folder that `dataset` was prepared from.
-        dataset: prepared with `time=seconds`.
+        dataset: prepared with `data.time=seconds`.
         part: `val` or `test`.
         cutoffs: values of K.
         max_users: so many users, drawn by `seed`, where the part has more.
@@ -183,8 +184,8 @@ def _recalls(
 def _check(
     root: Path, dataset: PreparedDataset, settings: WorldSettings, user_ids: Integers, item_ids: Integers
 ) -> None:
-    if dataset.meta.time != "seconds":
-        raise UserError(f"{dataset.path}: prepared with data.time={dataset.meta.time}, expected seconds")
+    if dataset.meta.time_resolution is not TimeResolution.SECONDS:
+        raise UserError(f"{dataset.path}: prepared with data.time={dataset.meta.time_resolution}, expected seconds")
     for name, ids, num in (("user_id", user_ids, settings.num_users), ("item_id", item_ids, settings.num_items)):
         if ids.dtype.kind != "i" or (len(ids) and (ids.min() < 1 or ids.max() > num)):
             raise UserError(f"{dataset.path}: {name}s are not those of {root}, expected whole numbers from 1 to {num}")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, plain
+from recsys.core.schema import TimeResolution
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.targets import Objective
 from recsys.data.dataset import Part, PreparedDataset
@@ -46,7 +47,7 @@ def source_of(config: DictConfig) -> Tables:
 def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[str, float]:
     """`recall@K` of ranking by the truth where the data is simulated, else nothing."""
     source = instantiate(config.data.source)
-    if not isinstance(source, Synthetic) or dataset.meta.time != "seconds":
+    if not isinstance(source, Synthetic) or dataset.meta.time_resolution is not TimeResolution.SECONDS:
         return {}
     return best_reachable(source.folder(_sources(config)), dataset, part)
 

@@ -29,7 +29,7 @@ def prepare(plan: Plan, cycle: Cycle) -> str:
     """Prepare the files of the cycle, or reuse what is prepared, and choose what training begins from."""
     dataset = open_data(next(iter(plan.configurations(cycle).values())))
     cycle.fingerprint = dataset.meta.fingerprint
-    cycle.newest = int(dataset.time.max()) if dataset.meta.time in ("seconds", "day") else None
+    cycle.newest = int(dataset.time.max()) if dataset.meta.time_resolution.has_clock else None
     # What is wrong with these settings is said before anything is trained.
     choose(instantiate(plan.config.corpus), dataset, dataset.corpus(reads_features=True))
     cycle.served = plan.served()

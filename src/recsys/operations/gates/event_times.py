@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recsys.core.schema import TimeResolution
 from recsys.core.types import Float64Array
 from recsys.operations.gates.event_window import DAY, EventWindow, Ints, Mask, as_days, share
 from recsys.operations.gates.evidence import Evidence
@@ -49,7 +50,7 @@ class TimeGaps:
         times = np.sort(window.time)
         everywhere = float(np.diff(times).max(initial=0)) / DAY
         yield at_most("longest gap in days", everywhere, self.longest_days, "between two successive events of the data")
-        if window.dataset.meta.time == "day":
+        if window.dataset.meta.time_resolution is TimeResolution.DAY:
             yield from (untested(name, "data.time=day: no hours are known") for name in names)
             return
         new, before = np.sort(window.time[window.new]), np.sort(window.time[window.before])

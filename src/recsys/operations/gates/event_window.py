@@ -35,7 +35,7 @@ class EventWindow:
         self, dataset: PreparedDataset, begin: int | None = None, end: int | None = None, reference_days: int = 28
     ) -> None:
         self.dataset = dataset
-        self.has_times = dataset.meta.time in ("seconds", "day")
+        self.has_times = dataset.meta.time_resolution.has_clock
         self.time: Ints = np.asarray(dataset.time)
         place = np.arange(len(self.time))
         self.is_test: Mask = place >= np.repeat(dataset.val_end, np.diff(dataset.offsets))

@@ -126,7 +126,7 @@ def seconds(when: str | int | None, key: str) -> int | None:
 def new_events(dataset: PreparedDataset, served: Retriever | None, begin: int | None, end: int | None) -> EventWindow:
     """What is new since the served release; the test part where it is of the same data, or does not say."""
     until = None if served is None else served.manifest.data.get("until")
-    if begin is None and until is not None and dataset.meta.time in ("seconds", "day") and until < dataset.time.max():
+    if begin is None and until is not None and dataset.meta.time_resolution.has_clock and until < dataset.time.max():
         begin = until + 1
     return EventWindow(dataset, begin, end)
 

@@ -28,7 +28,9 @@ class TrainedBefore:
         """One outcome for each of the two."""
         window = evidence.window
         if not window.has_times:
-            yield untested("border in time", f"data.time={window.dataset.meta.time}: there are no times to compare")
+            yield untested(
+                "border in time", f"data.time={window.dataset.meta.time_resolution}: there are no times to compare"
+            )
             return
         border = int(window.time[window.is_test].min())
         # A split by user, such as leave-last-out, has no moment that all of the training lies before.

@@ -162,7 +162,7 @@ def _ranges(edges: Sequence[int], unit: str) -> list[str]:
 
 
 def _ages(dataset: PreparedDataset, requests: Requests, row: Ints, item_idx: Ints) -> npt.NDArray[np.float64] | None:
-    if dataset.meta.time not in ("seconds", "day"):
+    if not dataset.meta.time_resolution.has_clock:
         return None
     first = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, dataset.item_idx, dataset.time)

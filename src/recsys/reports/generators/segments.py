@@ -26,7 +26,7 @@ def segments(dataset: PreparedDataset, requests: Requests) -> dict[str, npt.NDAr
         f"light: 1 to {median} events": there & (lengths <= median),
         f"heavy: over {median} events": lengths > median,
     }
-    if dataset.meta.time in ("seconds", "day"):
+    if dataset.meta.time_resolution.has_clock:
         last = np.asarray(dataset.time[np.maximum(requests.end - 1, 0)])
         gap = np.asarray(dataset.time[requests.end]) - last
         found |= {

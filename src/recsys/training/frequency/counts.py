@@ -56,9 +56,10 @@ def prior_shift(
     Raises:
         UserError: time has no days.
     """
-    if dataset.meta.time not in ("seconds", "day"):
+    if not dataset.meta.time_resolution.has_clock:
         raise UserError(
-            f"model.prior_shift with data.time={dataset.meta.time}: expected weight 0, or timestamps in seconds or days"
+            f"model.prior_shift with data.time={dataset.meta.time_resolution}: "
+            "expected weight 0, or timestamps in seconds or days"
         )
     objective = objective or Objective()
     positions = _training_positions(dataset)
@@ -88,7 +89,7 @@ def _first_baskets(
     dataset: PreparedDataset, users: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     begin, end = dataset.offsets[users], dataset.train_end[users]
-    if dataset.meta.time == "none":
+    if not dataset.meta.time_resolution.has_order:
         return np.asarray(dataset.item_idx[begin])
     items, position, waiting = [], begin, np.arange(len(users))
     first_time = np.asarray(dataset.time[begin])
