@@ -30,7 +30,13 @@ from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal
 from recsys.data.sources import ParquetFolder
 from recsys.experiments.compose import CONF
 from recsys.experiments.train import train
-from recsys.training.frequency import CountMin, Exact, Frequency, Streaming, target_probabilities
+from recsys.training.frequency import (
+    CountMinFrequency,
+    ExactFrequency,
+    Frequency,
+    StreamingFrequency,
+    target_probabilities,
+)
 
 SPLITS: dict[str, Callable[[], Split]] = {"temporal": Temporal, "leave_last_out": LeaveLastOut, "given": Given}
 SHOWN = ("test/recall@10", "test/recall@100", "test/tail/recall@100", "test/coverage@10")
@@ -70,14 +76,14 @@ def epochs(root: Path, split: str, time: TimeResolution, cache: Path, num_epochs
 
 def estimators(probabilities: Tensor, powers: Iterable[int]) -> Iterator[tuple[str, Frequency]]:
     """Each kind at each memory: 2^power bytes."""
-    yield "exact", Exact(probabilities)
+    yield "exact", ExactFrequency(probabilities)
     for power in powers:
         for num_hashes, rate in itertools.product((1, 2), (0.01, 0.05)):
             size = 2**power // 8 // num_hashes
-            yield f"streaming, {num_hashes} x {size}, rate {rate}", Streaming(size, num_hashes, rate)
+            yield f"streaming, {num_hashes} x {size}, rate {rate}", StreamingFrequency(size, num_hashes, rate)
         for depth in (1, 2, 4):
             size = 2**power // 4 // depth
-            yield f"count-min, {depth} x {size}", CountMin(size, depth)
+            yield f"count-min, {depth} x {size}", CountMinFrequency(size, depth)
 
 
 def num_bytes(frequency: Frequency) -> int:

@@ -22,10 +22,10 @@ from recsys.models.encoders import Transformer
 from recsys.models.items import ItemTower
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import Exact, target_probabilities
+from recsys.training.frequency import ExactFrequency, target_probabilities
 from recsys.training.losses import FullSoftmax, SampledSoftmax
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import Catalogue, Uniform
+from recsys.training.negatives import SamplerInputs, UniformNegatives
 from recsys.training.optimizers import AdamW
 
 DIM, BATCH = 64, 128
@@ -76,7 +76,9 @@ def build(
     module = RetrievalModule(
         model,
         SampledSoftmax() if sampled else FullSoftmax(),
-        Uniform(Catalogue(probabilities, corpus, Exact(probabilities), DIM), 256) if sampled else None,
+        UniformNegatives(SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), DIM), 256)
+        if sampled
+        else None,
         AdamW(),
         corpus,
     )

@@ -15,7 +15,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_module, build_towers, corpus_of, open_data
 from recsys.experiments.hard_negative_mining import miner, nearest_items
 from recsys.experiments.trained_run import load_run
-from recsys.training.negatives import Mined
+from recsys.training.negatives import MinedNegatives
 
 
 def config_of(root: Path, *overrides: str) -> DictConfig:
@@ -83,7 +83,7 @@ def test_negatives_are_mined_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     dataset = open_data(config)
     model = build_towers(config, dataset)
     first = build_module(config, dataset, model, mine=miner(config)).negatives
-    assert isinstance(first, Mined)
+    assert isinstance(first, MinedNegatives)
     corpus = torch.from_numpy(corpus_of(model, dataset))
     assert torch.equal(first.neighbors, nearest_items(load_run(folder / "run"), dataset, corpus, 4))
     assert float(first.probabilities.sum()) == pytest.approx(1.0)
@@ -93,7 +93,7 @@ def test_negatives_are_mined_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("recsys.experiments.hard_negative_mining.load_run", opened)
     second = build_module(config, dataset, model, mine=miner(config)).negatives
-    assert isinstance(second, Mined)
+    assert isinstance(second, MinedNegatives)
     assert torch.equal(first.neighbors, second.neighbors)
     # Another number of neighbours is another table.
     config.negatives.num_neighbors = 3

@@ -114,7 +114,7 @@ def test_an_earlier_run_by_item_id(folder: Path) -> None:
     run, dataset = load_run(folder / "run"), data_of(folder / "new")
     table = EarlierRun(str(folder / "run"))(dataset, 16)
     with torch.inference_mode():
-        theirs = run.model.compare(run.model.item_tower(torch.from_numpy(run.corpus))).numpy()
+        theirs = run.model.normalize(run.model.item_tower(torch.from_numpy(run.corpus))).numpy()
     theirs_of = dict(zip(run.dataset.item_ids.take(pa.array(run.corpus - 1)).to_pylist(), theirs, strict=True))
     assert table.shape == (dataset.num_trained + 1, 16)
     assert not table[0].any()

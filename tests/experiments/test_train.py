@@ -81,7 +81,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
         (killed, output), (resumed, log) = results[1 + 2 * number : 3 + 2 * number]
         assert killed == -9, (kills[number], output)
         assert resumed == 0, log
-        assert not list(run.glob("**/*.part"))
+        assert not list(run.glob("**/*.part*"))
         assert_same_run(run, whole)
     assert read(whole, "run.json")["steps"] > 8
 

@@ -5,14 +5,14 @@ import pytest
 from user_queries import make_queries
 
 from recsys.core.errors import UserError
-from recsys.index import Allowed, Exact, IVFFlat, exact_search
+from recsys.index import AllowedRows, Exact, IVFFlat, exact_search
 from recsys.index.lists import _above
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000])
 def test_bits_hold_the_mask(size):
     mask = np.random.default_rng(size).random(size) < 0.4
-    allowed = Allowed(mask)
+    allowed = AllowedRows(mask)
     assert allowed.num_items == size
     assert allowed.num_allowed == mask.sum()
     assert (allowed.mask == mask).all()
@@ -23,7 +23,7 @@ def test_bits_hold_the_mask(size):
 
 def test_many_rows_are_not_kept(monkeypatch):
     monkeypatch.setattr("recsys.index.allowed.KEPT_ROWS", 3)
-    few, many = Allowed(np.arange(10) < 3), Allowed(np.arange(10) < 4)
+    few, many = AllowedRows(np.arange(10) < 3), AllowedRows(np.arange(10) < 4)
     assert few.rows is few.rows
     assert many.rows is not many.rows
     assert many.rows.tolist() == [0, 1, 2, 3]
@@ -34,10 +34,12 @@ def test_mask_and_allowed_give_the_same(items):
     queries = make_queries(items, 20)
     for index in (Exact(), IVFFlat()):
         index.build(items)
-        for one, other in zip(index.search(queries, 10, mask), index.search(queries, 10, Allowed(mask)), strict=True):
+        for one, other in zip(
+            index.search(queries, 10, mask), index.search(queries, 10, AllowedRows(mask)), strict=True
+        ):
             np.testing.assert_array_equal(one, other)
         with pytest.raises(UserError, match="allow: found rows of 3 items, expected 12000"):
-            index.search(queries, 10, Allowed(mask[:3]))
+            index.search(queries, 10, AllowedRows(mask[:3]))
 
 
 def test_normal_tail():
@@ -51,7 +53,7 @@ def test_normal_tail():
 def test_predicted_lists_hold_the_best_allowed_items(items, share):
     index = IVFFlat()
     index.build(items)
-    allowed = Allowed(np.random.default_rng(3).random(len(items)) < share)
+    allowed = AllowedRows(np.random.default_rng(3).random(len(items)) < share)
     queries = make_queries(items, 50)
     lists = index._lists
     needed = lists.needed(queries, allowed, 50)

@@ -5,14 +5,14 @@ import pytest
 from user_queries import make_queries
 
 from recsys.core.columns import Ragged
-from recsys.index import Allowed, Exact, Extended, exact_search, search_users
+from recsys.index import AllowedRows, Exact, ExtendedIndex, exact_search, search_users
 
 
 @pytest.mark.parametrize("num_added", [1, 700])
 def test_equals_exact_search_of_all(items, num_added):
     index = Exact()
     index.build(items[:1000])
-    extended = Extended(index, items[1000 : 1000 + num_added])
+    extended = ExtendedIndex(index, items[1000 : 1000 + num_added])
     both, queries = items[: 1000 + num_added], make_queries(items, 30)
     rng = np.random.default_rng(1)
     excluded = rng.integers(0, len(both), 30 * 40).astype(np.int32)
@@ -29,9 +29,9 @@ def test_filters_apply_to_both_sides(items):
     index = Exact()
     index.build(items[:1000])
     mask = np.random.default_rng(2).random(1200) < 0.3
-    extended = Extended(index, items[1000:1200], np.flatnonzero(mask[1000:]))
+    extended = ExtendedIndex(index, items[1000:1200], np.flatnonzero(mask[1000:]))
     queries = make_queries(items, 30)
-    _, rows = extended.search(queries, 20, Allowed(mask[:1000]))
+    _, rows = extended.search(queries, 20, AllowedRows(mask[:1000]))
     np.testing.assert_array_equal(rows, exact_search(items[:1200], queries, 20, np.flatnonzero(mask))[1])
 
 
@@ -41,5 +41,5 @@ def test_several_embeddings_of_a_user_take_turns_over_both(items):
     whole.build(items[:1500])
     users = make_queries(items, 40).reshape(20, 2, -1)
     users[3, 1] = 0
-    _, rows = search_users(Extended(index, items[1000:1500]), users, 30)
+    _, rows = search_users(ExtendedIndex(index, items[1000:1500]), users, 30)
     np.testing.assert_array_equal(rows, search_users(whole, users, 30)[1])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.index.merging import Pool, present, take_turns
+from recsys.index.merging import RankedLists, present_embeddings, take_turns
 
 NONE = -np.inf
 
@@ -54,7 +54,7 @@ def test_users_with_fewer_embeddings_and_none_at_all() -> None:
 
 def test_an_embedding_of_zeros_is_none_but_for_the_first() -> None:
     users = np.array([[[0, 1], [1, 0], [0, 0]], [[0, 0], [0, 0], [0, -1]]], np.float32)
-    assert present(users).tolist() == [[True, True, False], [True, False, True]]
+    assert present_embeddings(users).tolist() == [[True, True, False], [True, False, True]]
 
 
 def by_loop(lists: list[list[int]], k: int) -> list[int]:
@@ -102,7 +102,7 @@ def test_no_list_has_more_than_its_share(k: int) -> None:
 
 
 def test_rounds_of_budgets() -> None:
-    pool = Pool(np.array([[[1, 2, 3, 4], [2, 5, -1, -1], [9, 8, 7, 6]]]))
+    pool = RankedLists(np.array([[[1, 2, 3, 4], [2, 5, -1, -1], [9, 8, 7, 6]]]))
     # One of the first and two of the second list: 1, 2, 5. Then the first as long as it can: 3, 4. Then the third.
     places = pool.merge(7, [[1, 2, 0], [4, 0, 0], [0, 0, 4]])
     # Place p of list m is 4 m + p.

@@ -11,7 +11,7 @@ from worlds import write_blend, write_run, write_world
 
 from recsys.data.batches.builder import BatchBuilder
 from recsys.experiments.trained_run import TrainedRun, load_run
-from recsys.models.blend import Blend, Member, item_vectors, latest
+from recsys.models.blend import Blend, Member, item_vectors, keep_latest_events
 from recsys.training.frequency import prior_shift
 
 SHORT = 3
@@ -54,7 +54,7 @@ def test_scores_are_the_weighted_sum_of_the_members_logits(members: tuple[Path, 
 def test_the_latest_events_are_those_of_a_builder_that_keeps_no_more(blend: TrainedRun) -> None:
     requests = blend.dataset.requests("test")
     short = BatchBuilder(blend.dataset, SHORT).requests(requests)
-    cut = latest(blend.builder.requests(requests), SHORT)
+    cut = keep_latest_events(blend.builder.requests(requests), SHORT)
     for name in ("item_idx", "time", "query", "history"):
         assert torch.equal(getattr(cut, name), getattr(short, name)), name
     assert np.array_equal(cut.lengths, short.lengths)

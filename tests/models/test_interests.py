@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys.models.interests import Capsules, of_prefixes
-from recsys.models.two_tower import towards
+from recsys.models.interests import Capsules, interests_of_prefixes
+from recsys.models.two_tower import select_best_interest
 
 
 def plain(dim: int, num_embeddings: int, num_iterations: int) -> Capsules:
@@ -131,7 +131,7 @@ def test_packed_prefixes_equal_each_alone() -> None:
     pairs = [pairs[at] for at in torch.randperm(len(pairs)).tolist()]
     owner, last = (torch.tensor(column) for column in zip(*pairs, strict=True))
     query = torch.from_numpy(starts)[owner] + last
-    found, there = of_prefixes(capsules, states, lengths, query, owner)
+    found, there = interests_of_prefixes(capsules, states, lengths, query, owner)
     assert found.shape == (len(pairs), 4, 8)
     for row, (h, p) in enumerate(pairs):
         alone, alone_there = answer(capsules, states[starts[h] : starts[h] + p + 1])
@@ -141,7 +141,7 @@ def test_packed_prefixes_equal_each_alone() -> None:
 
 def test_no_queries() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    found, there = of_prefixes(Capsules(8, 4), torch.randn(5, 8), np.array([2, 3]), none, none)
+    found, there = interests_of_prefixes(Capsules(8, 4), torch.randn(5, 8), np.array([2, 3]), none, none)
     assert (found.shape, there.shape[0]) == ((0, 4, 8), 0)
 
 
@@ -177,7 +177,7 @@ def test_a_target_chooses_the_embedding_that_scores_it_best() -> None:
     users = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], [[-1.0, 0.0], [0.0, -2.0], [0.0, 0.0]]])
     users.requires_grad_()
     # Scores .2, .9 and none: the second. Then -.5, -.2 and none: an embedding that is absent is not chosen for its 0.
-    chosen = towards(users, torch.tensor([[0.2, 0.9], [0.5, 0.1]]))
+    chosen = select_best_interest(users, torch.tensor([[0.2, 0.9], [0.5, 0.1]]))
     assert chosen.tolist() == [[0.0, 1.0], [0.0, -2.0]]
     chosen.sum().backward()
     assert users.grad is not None

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from recsys.models.attention import Pieces, Rows
-from recsys.models.dropout import Dropout, keep_mask
+from recsys.models.attention import AttentionRows, WindowPieces
+from recsys.models.dropout import Dropout, dropout_mask
 from recsys.models.layout import Packed, Padded
 
 HEADS, WIDTH = 2, 3
@@ -83,12 +83,12 @@ def test_gradient_with_dropout_is_of_the_weights_that_were_kept() -> None:
 def test_the_form_for_other_devices_is_equal(lengths: list[int]) -> None:
     heads = qkv(lengths).detach()
     for window in (None, 5):
-        plan = Rows(np.array(lengths, np.int64), HEADS, torch.device("cpu"), window)
+        plan = AttentionRows(np.array(lengths, np.int64), HEADS, torch.device("cpu"), window)
         torch.testing.assert_close(plan.attend_by_sdpa(heads, 0.0), plan.attend(heads, 0.0))
 
 
 def test_short_sequences_share_rows() -> None:
-    plan = Rows(np.array([20, 12, 16, 16, 40, 100]), HEADS, torch.device("cpu"))
+    plan = AttentionRows(np.array([20, 12, 16, 16, 40, 100]), HEADS, torch.device("cpu"))
     assert [tuple(group.bias.shape) for group in plan.groups] == [(1, 100, 100), (1, 40, 40), (2, 32, 32)]
 
 
@@ -137,7 +137,7 @@ def test_windowed_attention_passes_gradcheck_with_dropout(window: int) -> None:
 
 def test_long_sequences_in_a_window_take_rows_of_twice_its_length() -> None:
     # 500 tokens are 9 pieces of 100 tokens, each 50 after the one before; 120 are a piece of 100 and one of 70.
-    pieces = Pieces(np.array([500, 120, 7]), HEADS, torch.device("cpu"), 50)
+    pieces = WindowPieces(np.array([500, 120, 7]), HEADS, torch.device("cpu"), 50)
     assert [tuple(group.bias.shape) for group in pieces._rows.groups] == [(11, 100, 100), (1, 32, 32)]
 
 
@@ -172,7 +172,7 @@ def test_split_and_join_are_inverse(lengths: list[int]) -> None:
 
 def test_keep_mask_keeps_its_share_and_the_mean() -> None:
     torch.manual_seed(0)
-    mask = keep_mask((1000, 201), 0.2, torch.empty(0))
+    mask = dropout_mask((1000, 201), 0.2, torch.empty(0))
     assert mask.shape == (1000, 201)
     assert mask.unique().tolist() == pytest.approx([0.0, 1.25], rel=1e-4)
     # 201,000 draws: the standard error of the share is 0.0009.

@@ -51,7 +51,7 @@ def time_of(sequences: Sequences) -> list[int]:
 
 
 def test_a_sequence_for_each_history() -> None:
-    sequences = Sequences.of(batch([1, 3, 7, 7]), is_causal=True, reads_time=True)
+    sequences = Sequences.from_batch(batch([1, 3, 7, 7]), is_causal=True, reads_time=True)
     # Start, events 1 and 2; start; start, events 3 to 5.
     assert sequences.source.tolist() == [0, 1, 2, 0, 0, 3, 4, 5]
     assert sequences.layout.position.tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
@@ -59,12 +59,12 @@ def test_a_sequence_for_each_history() -> None:
     assert sequences.answer.tolist() == [1, 3, 7, 7]
     # A start token has the time of the event after it; the empty history's sees nothing but itself.
     assert time_of(sequences) == [10, 10, 20, 50, 50, 50, 60, 90]
-    assert Sequences.of(batch([0]), is_causal=True, reads_time=False).layout.time is None
+    assert Sequences.from_batch(batch([0]), is_causal=True, reads_time=False).layout.time is None
 
 
 def test_a_sequence_for_each_query_once() -> None:
     # After one event of the first history, none of the second, two and three and none of the third.
-    sequences = Sequences.of(batch([6, 1, 3, 7, 6, 4]), is_causal=False, reads_time=True)
+    sequences = Sequences.from_batch(batch([6, 1, 3, 7, 6, 4]), is_causal=False, reads_time=True)
     assert sequences.source.tolist() == [0, 1, 0, 0, 0, 3, 4, 0, 3, 4, 5]
     assert sequences.layout.from_end.tolist() == [1, 0, 0, 0, 2, 1, 0, 3, 2, 1, 0]
     assert time_of(sequences) == [10, 10, 50, 50, 50, 50, 60, 50, 50, 60, 90]
@@ -75,7 +75,7 @@ def test_an_empty_history_at_the_end() -> None:
     empty = batch([0])
     last = dataclasses.replace(empty, lengths=np.array([5, 0]), query=torch.tensor([6]))
     for is_causal in (True, False):
-        sequences = Sequences.of(last, is_causal, reads_time=True)
+        sequences = Sequences.from_batch(last, is_causal, reads_time=True)
         assert sequences.source[-1] == 0
         assert sequences.layout.position[sequences.answer].tolist() == [0]
 

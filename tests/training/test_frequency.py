@@ -22,10 +22,10 @@ from recsys.data.preparation.splits import Given
 from recsys.experiments.assembly import open_data
 from recsys.training.frequency import (
     SMOOTHING,
-    CountMin,
-    Exact,
+    CountMinFrequency,
+    ExactFrequency,
     Frequency,
-    Streaming,
+    StreamingFrequency,
     prior_shift,
     target_counts,
     target_probabilities,
@@ -124,7 +124,7 @@ def test_the_prior_needs_days(worth: str) -> None:
 
 def test_exact_probabilities_are_those_of_the_data() -> None:
     probabilities = torch.tensor([0.0, 0.75, 0.25], dtype=torch.float64)
-    frequency = Exact(probabilities)
+    frequency = ExactFrequency(probabilities)
     frequency.update(torch.tensor([2, 2]))
     assert frequency.probability(torch.tensor([[2, 1], [0, 2]])).tolist() == [[0.25, 0.75], [0.0, 0.25]]
     assert not frequency.state_dict()
@@ -136,7 +136,7 @@ def per_target(held: float, mean_targets: float) -> float:
 
 
 def test_streaming_by_hand() -> None:
-    frequency = Streaming(num_buckets=1 << 16, rate=0.5, initial_gap=8.0)
+    frequency = StreamingFrequency(num_buckets=1 << 16, rate=0.5, initial_gap=8.0)
     items = torch.tensor([1, 2, 3])
     # Nothing is known: a gap of 8, and as if a step had one target.
     assert frequency.probability(items).tolist() == pytest.approx([per_target(1 / 8, 1)] * 3)
@@ -151,7 +151,7 @@ def test_streaming_by_hand() -> None:
 
 
 def test_the_largest_gap_of_several_hashes_counts() -> None:
-    frequency = Streaming(num_buckets=1 << 16, num_hashes=2, rate=0.5, initial_gap=8.0)
+    frequency = StreamingFrequency(num_buckets=1 << 16, num_hashes=2, rate=0.5, initial_gap=8.0)
     frequency.update(torch.tensor([1]))
     frequency.gaps[0, frequency.gaps[0].argmin()] = 2.0
     # Gaps 2 and 4.5.
@@ -159,7 +159,7 @@ def test_the_largest_gap_of_several_hashes_counts() -> None:
 
 
 def test_count_min_by_hand() -> None:
-    frequency = CountMin(width=1 << 16, depth=3)
+    frequency = CountMinFrequency(width=1 << 16, depth=3)
     assert frequency.probability(torch.tensor([1])).tolist() == [0.0]
     frequency.update(torch.tensor([1, 2, 1]))
     frequency.update(torch.tensor([2, 1, 5, 5]))
@@ -168,13 +168,13 @@ def test_count_min_by_hand() -> None:
         pytest.approx([2 / 7, 0]),
     ]
     # In rows of one cell each everything is one item.
-    crowded = CountMin(width=1, depth=2)
+    crowded = CountMinFrequency(width=1, depth=2)
     crowded.update(torch.tensor([1, 2, 3, 4]))
     assert crowded.probability(torch.tensor([1, 9])).tolist() == [1.0, 1.0]
 
 
 def test_count_min_never_tells_less_than_the_count() -> None:
-    frequency = CountMin(width=40, depth=2)
+    frequency = CountMinFrequency(width=40, depth=2)
     stream = torch.randint(1, 200, (30, 50), generator=torch.Generator().manual_seed(0))
     for targets in stream:
         frequency.update(targets)
@@ -182,7 +182,7 @@ def test_count_min_never_tells_less_than_the_count() -> None:
     true = stream.flatten().bincount(minlength=200)
     assert bool((told >= true - 1e-3).all())
     # A second row helps.
-    single = CountMin(width=40, depth=1)
+    single = CountMinFrequency(width=40, depth=1)
     for targets in stream:
         single.update(targets)
     assert float(told.sum()) < float(single.probability(torch.arange(200)).sum()) * stream.numel()
@@ -198,7 +198,7 @@ def zipf_stream(num_items: int, num_steps: int, num_targets: int) -> tuple[Tenso
 @pytest.mark.parametrize("num_hashes", [1, 2])
 def test_streaming_converges_on_a_stationary_stream(num_hashes: int) -> None:
     q, stream = zipf_stream(200, 4000, 20)
-    frequency = Streaming(num_buckets=1 << 16, num_hashes=num_hashes, rate=0.02, initial_gap=30.0)
+    frequency = StreamingFrequency(num_buckets=1 << 16, num_hashes=num_hashes, rate=0.02, initial_gap=30.0)
     for targets in stream:
         frequency.update(targets)
     # Item 1 is in 19 of 20 steps, item 100 in one of 30. Gaps are geometric, so the mean of the last 1 / rate of them
@@ -214,7 +214,7 @@ def test_streaming_converges_on_a_stationary_stream(num_hashes: int) -> None:
 
 def test_count_min_converges_on_a_stationary_stream() -> None:
     q, stream = zipf_stream(200, 4000, 20)
-    frequency = CountMin(width=1 << 16)
+    frequency = CountMinFrequency(width=1 << 16)
     for targets in stream:
         frequency.update(targets)
     # 65 events of item 200, 650 of item 20: their number deviates by its root.
@@ -223,7 +223,7 @@ def test_count_min_converges_on_a_stationary_stream() -> None:
     assert float(error.max()) < 0.4
 
 
-@pytest.mark.parametrize("make", [lambda: Streaming(64, 2), lambda: CountMin(64)])
+@pytest.mark.parametrize("make", [lambda: StreamingFrequency(64, 2), lambda: CountMinFrequency(64)])
 def test_a_restored_estimator_goes_on(make: type[nn.Module]) -> None:
     _, stream = zipf_stream(30, 20, 5)
     whole, first, second = make(), make(), make()
@@ -241,12 +241,12 @@ def test_a_restored_estimator_goes_on(make: type[nn.Module]) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Streaming(num_buckets=0), "num_buckets: found 0"),
-        (lambda: Streaming(num_hashes=0), "num_hashes: found 0"),
-        (lambda: Streaming(rate=1.0), "rate: found 1.0"),
-        (lambda: Streaming(initial_gap=0.5), "initial_gap: found 0.5"),
-        (lambda: CountMin(width=0), "width: found 0"),
-        (lambda: CountMin(depth=0), "depth: found 0"),
+        (lambda: StreamingFrequency(num_buckets=0), "num_buckets: found 0"),
+        (lambda: StreamingFrequency(num_hashes=0), "num_hashes: found 0"),
+        (lambda: StreamingFrequency(rate=1.0), "rate: found 1.0"),
+        (lambda: StreamingFrequency(initial_gap=0.5), "initial_gap: found 0.5"),
+        (lambda: CountMinFrequency(width=0), "width: found 0"),
+        (lambda: CountMinFrequency(depth=0), "depth: found 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(build: type[Frequency], message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys.training.losses import Sampled, SampledSoftmax
+from recsys.training.losses import SampledCandidates, SampledSoftmax
 
 NUM_ITEMS, NUM_NEGATIVES, NUM_DRAWS = 1_000, 64, 3_000
 POSITIVE = 800  # the item of rank 801
@@ -39,7 +39,7 @@ def sampled_gradient(scores: Tensor, logq: str, correct_candidates: bool = False
         if correct_candidates:
             # `-log Q` on the negatives alone and without their number: the mistake between `classic` and `corrected`.
             embeddings, log_q = embeddings - log_q, torch.zeros(len(drawn))
-        sampled = Sampled(
+        sampled = SampledCandidates(
             embeddings=embeddings.unsqueeze(1),
             log_q=log_q,
             log_q_target=q.log()[POSITIVE].expand(ROWS),

@@ -12,7 +12,7 @@ from torch import Tensor
 from recsys.training.losses import (
     GBCE,
     FullSoftmax,
-    Sampled,
+    SampledCandidates,
     SampledSoftmax,
     blocks,
 )
@@ -137,12 +137,12 @@ def test_full_softmax_stays_finite_with_large_logits() -> None:
     assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
 
 
-def one_row(mask: Tensor, hardest: int | None = None) -> tuple[Tensor, Tensor, Sampled]:
+def one_row(mask: Tensor, hardest: int | None = None) -> tuple[Tensor, Tensor, SampledCandidates]:
     """Scores: positive 2 * 0.5 = 1; candidates 2, 0, -2."""
     users, items, positives = torch.tensor([[2.0]]), torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[0.5]])
     log_q = torch.tensor([0.5, 0.25, 0.25]).log()
     num_drawn = (~mask).sum(1)
-    given = Sampled(
+    given = SampledCandidates(
         items, log_q, torch.tensor([0.1]).log(), mask, torch.tensor([0.2]), num_drawn, torch.tensor([0]), hardest
     )
     return users, positives, given
@@ -213,7 +213,9 @@ def test_gbce_by_hand(calibration: float) -> None:
     assert beta == pytest.approx({0.0: 1.0, 0.75: 0.4, 1.0: 0.2}[calibration])
 
 
-def gbce_reference(users: Tensor, items: Tensor, positives: Tensor, given: Sampled, weight: Tensor | None) -> Tensor:
+def gbce_reference(
+    users: Tensor, items: Tensor, positives: Tensor, given: SampledCandidates, weight: Tensor | None
+) -> Tensor:
     """The formula with t = .5 of 30 items, left to autograd."""
     allowed = ~given.mask[given.history]
     k = allowed.sum(1)
@@ -231,7 +233,7 @@ def test_gbce_has_the_value_and_gradients_of_the_formula(weighted: bool) -> None
     positives = torch.randn(ROWS, DIM, dtype=torch.float64, requires_grad=True)
     given = optional(False, False, True, False, True, False)
     nothing = torch.zeros(0)
-    candidates = Sampled(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
+    candidates = SampledCandidates(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
     weight = given["weight"] if weighted else None
     ours = GBCE(30, 0.5)(users, positives, candidates, weight)
     expected = gbce_reference(users, items, positives, candidates, weight)
@@ -247,7 +249,7 @@ def test_gbce_stays_finite() -> None:
     users = torch.tensor([[1000.0], [1000.0]], requires_grad=True)
     items = torch.tensor([[1.0], [-1.0]])
     mask = torch.tensor([[False, False], [True, True]])
-    given = Sampled(items, items[:, 0], items[:, 0], mask, items[:, 0], items[:, 0], torch.tensor([0, 1]))
+    given = SampledCandidates(items, items[:, 0], items[:, 0], mask, items[:, 0], items[:, 0], torch.tensor([0, 1]))
     loss = GBCE(3, 1.0)(users, torch.tensor([[1.0], [-1.0]]), given)
     # Row 0: one negative with logit 1000 of three terms. Row 1 has no negative, so that beta is 0.
     assert loss.item() == pytest.approx(1000 / 3 / 2)

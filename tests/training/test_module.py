@@ -19,10 +19,10 @@ from recsys.core.errors import UserError
 from recsys.data.batches.batch import Batch, RaggedTensor, Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.experiments.assembly import build_data, build_module, build_towers, corpus_of, open_data
-from recsys.training.frequency import CountMin, Exact, target_probabilities
-from recsys.training.losses import FullSoftmax, Sampled, SampledSoftmax
+from recsys.training.frequency import CountMinFrequency, ExactFrequency, target_probabilities
+from recsys.training.losses import FullSoftmax, SampledCandidates, SampledSoftmax
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import Catalogue, CrossBatch, InBatch
+from recsys.training.negatives import CrossBatchNegatives, InBatchNegatives, SamplerInputs
 from recsys.training.optimizers import AdamW
 
 
@@ -180,7 +180,7 @@ def test_before_the_warm_up_is_over_the_bank_is_not_read(world: Path) -> None:
     module, plain = still(build(config)), still(build(settings(world, "negatives=in_batch")))
     for batch in next_batches(config, 2):
         assert torch.equal(module.training_step(batch, 0), plain.training_step(batch, 0))
-    assert isinstance(module.negatives, CrossBatch)
+    assert isinstance(module.negatives, CrossBatchNegatives)
     assert len(module.negatives.bank.read(1)[0]) > 0
 
 
@@ -243,7 +243,7 @@ def test_an_estimator_sees_the_targets_of_every_step(world: Path) -> None:
         module.training_step(batch, 0)
     assert module.negatives is not None
     frequency = module.negatives.frequency
-    assert isinstance(frequency, CountMin)
+    assert isinstance(frequency, CountMinFrequency)
     seen = torch.cat([batch.target_idx for batch in batches])
     counts = seen.bincount(minlength=90).float()
     torch.testing.assert_close(frequency.probability(torch.arange(90)), counts / len(seen))
@@ -256,9 +256,11 @@ def test_an_estimator_sees_the_targets_of_every_step(world: Path) -> None:
 def test_a_subset_of_the_targets_serves_as_candidates(world: Path) -> None:
     config = settings(world, "negatives=in_batch", "negatives.max_targets=5")
     module = build(config)
-    seen: list[Sampled] = []
+    seen: list[SampledCandidates] = []
 
-    def look(users: torch.Tensor, _: torch.Tensor, sampled: Sampled, _weight: torch.Tensor | None) -> torch.Tensor:
+    def look(
+        users: torch.Tensor, _: torch.Tensor, sampled: SampledCandidates, _weight: torch.Tensor | None
+    ) -> torch.Tensor:
         seen.append(sampled)
         return users.sum()
 
@@ -288,8 +290,8 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
     model = build_towers(config, dataset)
     probabilities = torch.full((4,), 0.25, dtype=torch.float64)
-    catalogue = Catalogue(probabilities, torch.tensor([1, 2, 3]), Exact(probabilities), 8)
-    for loss, sampler in ((SampledSoftmax(), InBatch(catalogue)), (FullSoftmax(), None)):
+    inputs = SamplerInputs(probabilities, torch.tensor([1, 2, 3]), ExactFrequency(probabilities), 8)
+    for loss, sampler in ((SampledSoftmax(), InBatchNegatives(inputs)), (FullSoftmax(), None)):
         module = RetrievalModule(model, loss, sampler, AdamW(), torch.tensor([1, 2, 3]))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         windows = Windows(np.array([0]), np.array([0]), np.array([2]), np.array([True]))
@@ -356,6 +358,6 @@ def test_what_does_not_go_together_is_refused(world: Path, overrides: list[str],
 
 def test_loss_and_negatives_go_together() -> None:
     with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
-        RetrievalModule(nn.Identity(), FullSoftmax(), InBatch, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
+        RetrievalModule(nn.Identity(), FullSoftmax(), InBatchNegatives, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
         RetrievalModule(nn.Identity(), SampledSoftmax(), None, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]

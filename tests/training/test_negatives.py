@@ -16,19 +16,19 @@ from torch import Tensor
 from recsys.data.batches.batch import RaggedTensor
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
-from recsys.training.frequency import Exact, target_probabilities
+from recsys.training.frequency import ExactFrequency, target_probabilities
 from recsys.training.negatives import (
     Bank,
-    Catalogue,
-    CrossBatch,
-    Hard,
-    InBatch,
-    Mined,
-    Mixed,
+    CrossBatchNegatives,
+    HardNegatives,
+    InBatchNegatives,
+    MinedNegatives,
+    MixedNegatives,
     NegativeSampler,
-    Popularity,
-    Uniform,
-    merged,
+    PopularityNegatives,
+    SamplerInputs,
+    UniformNegatives,
+    merge_rows,
     positives_among,
     probability_of_positives,
 )
@@ -41,11 +41,13 @@ FOUR = torch.tensor([0.0, 0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-def known(probabilities: Tensor, corpus: Tensor, nearest: Callable[[str, int], Tensor] = no_earlier_run) -> Catalogue:
-    return Catalogue(probabilities, corpus, Exact(probabilities), 2, nearest)
+def known(
+    probabilities: Tensor, corpus: Tensor, nearest: Callable[[str, int], Tensor] = no_earlier_run
+) -> SamplerInputs:
+    return SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), 2, nearest)
 
 
-def catalogue(predict_first: bool = True) -> Catalogue:
+def inputs(predict_first: bool = True) -> SamplerInputs:
     dataset = training_only(USERS, num_items=NUM_ITEMS)
     return known(target_probabilities(dataset, predict_first), torch.arange(1, NUM_ITEMS + 1))
 
@@ -68,18 +70,18 @@ def candidates_of_batches(sampler: NegativeSampler, predict_first: bool, epochs:
 
 @pytest.mark.parametrize("predict_first", [True, False])
 def test_in_batch_probability_is_the_frequency_in_batches(predict_first: bool) -> None:
-    found, expected = candidates_of_batches(InBatch(catalogue(predict_first)), predict_first, epochs=2)
+    found, expected = candidates_of_batches(InBatchNegatives(inputs(predict_first)), predict_first, epochs=2)
     # Each training event is a target once an epoch, so that they agree exactly.
     np.testing.assert_allclose(found[1:], expected[1:], atol=1e-3)
 
 
 @pytest.mark.parametrize("predict_first", [True, False])
-@pytest.mark.parametrize("sampler", [Uniform, Mixed, Popularity])
+@pytest.mark.parametrize("sampler", [UniformNegatives, MixedNegatives, PopularityNegatives])
 def test_drawn_probability_is_the_frequency_in_batches(
-    sampler: type[Uniform] | type[Mixed] | type[Popularity], predict_first: bool
+    sampler: type[UniformNegatives] | type[MixedNegatives] | type[PopularityNegatives], predict_first: bool
 ) -> None:
-    found, expected = candidates_of_batches(sampler(catalogue(predict_first), 40), predict_first, epochs=60)
-    if sampler is not Mixed:
+    found, expected = candidates_of_batches(sampler(inputs(predict_first), 40), predict_first, epochs=60)
+    if sampler is not MixedNegatives:
         # The unknown item, row 0, is never drawn.
         expected[0] = 0.0
     assert found[0] == 0
@@ -89,7 +91,7 @@ def test_drawn_probability_is_the_frequency_in_batches(
 
 def test_mixed_proposal_by_hand() -> None:
     # Q(i) = (B Q_target(i) + B' / N) / (B + B') with B = 30, B' = 10, N = 4.
-    sampler = Mixed(known(FOUR, torch.arange(1, 5)), num_negatives=10)
+    sampler = MixedNegatives(known(FOUR, torch.arange(1, 5)), num_negatives=10)
     log_q = sampler.log_q(torch.tensor([1, 2, 3, 4]), num_targets=30)
     expected = [(30 * 0.5 + 2.5) / 40, (30 * 0.3 + 2.5) / 40, (30 * 0.2 + 2.5) / 40, 2.5 / 40]
     torch.testing.assert_close(log_q.exp(), torch.tensor(expected))
@@ -97,13 +99,13 @@ def test_mixed_proposal_by_hand() -> None:
 
 
 def test_uniform_draws_from_the_corpus_alone() -> None:
-    sampler = Uniform(known(torch.full((9,), 1 / 8, dtype=torch.float64), torch.tensor([2, 5, 7])), 200)
+    sampler = UniformNegatives(known(torch.full((9,), 1 / 8, dtype=torch.float64), torch.tensor([2, 5, 7])), 200)
     assert set(sampler.draw(torch.Generator().manual_seed(0), NOTHING).tolist()) == {2, 5, 7}
     torch.testing.assert_close(sampler.log_q(torch.tensor([2, 8]), 0), torch.full((2,), 1 / 3).log())
 
 
 def test_equal_generators_draw_alike() -> None:
-    sampler = Mixed(catalogue(), 50)
+    sampler = MixedNegatives(inputs(), 50)
     first, second = (sampler.draw(torch.Generator().manual_seed(3), NOTHING) for _ in range(2))
     assert torch.equal(first, second)
 
@@ -144,7 +146,7 @@ def test_popularity_to_a_power_by_hand() -> None:
     given_items = known(torch.tensor([0.0, 0.64, 0.36, 0.0], dtype=torch.float64), torch.tensor([1, 2, 3]))
     # Item 3 has no events: a tenth of the rarest, .036.
     for exponent, weights in ((0.5, [0.8, 0.6, 0.036**0.5]), (0.0, [1, 1, 1]), (1.0, [0.64, 0.36, 0.036])):
-        found = Popularity(given_items, exponent=exponent).log_q(torch.tensor([1, 2, 3]), 0).exp().tolist()
+        found = PopularityNegatives(given_items, exponent=exponent).log_q(torch.tensor([1, 2, 3]), 0).exp().tolist()
         assert found == pytest.approx([weight / sum(weights) for weight in weights], rel=1e-5)
 
 
@@ -170,28 +172,28 @@ def test_the_bank_is_first_in_first_out() -> None:
 
 
 def test_cross_batch_candidates_are_as_probable_as_targets() -> None:
-    sampler = CrossBatch(known(FOUR, torch.arange(1, 5)), bank_size=8, warmup_steps=0)
+    sampler = CrossBatchNegatives(known(FOUR, torch.arange(1, 5)), bank_size=8, warmup_steps=0)
     assert sampler.draw(torch.Generator(), torch.tensor([1, 2])).tolist() == []
     torch.testing.assert_close(sampler.log_q(torch.tensor([1, 2, 3]), 17).exp(), torch.tensor([0.5, 0.3, 0.2]))
     with pytest.raises(ValueError, match="bank_size: found 0"):
-        CrossBatch(known(FOUR, torch.arange(1, 5)), bank_size=0)
+        CrossBatchNegatives(known(FOUR, torch.arange(1, 5)), bank_size=0)
 
 
 def test_hard_negatives_are_those_of_another_proposal() -> None:
-    inner = partial(Mixed, num_negatives=10, max_targets=7)
-    sampler, mixed = Hard(catalogue(), of=inner, hardest=3), inner(catalogue())
+    inner = partial(MixedNegatives, num_negatives=10, max_targets=7)
+    sampler, mixed = HardNegatives(inputs(), of=inner, hardest=3), inner(inputs())
     assert (sampler.hardest, sampler.max_targets, sampler.bank) == (3, 7, None)
     assert sampler.frequency is sampler.of.frequency
     items = torch.arange(1, 7)
     torch.testing.assert_close(sampler.log_q(items, 30), mixed.log_q(items, 30))
     first, second = (s.draw(torch.Generator().manual_seed(3), items) for s in (sampler, mixed))
     assert torch.equal(first, second)
-    banked = Hard(catalogue(), of=CrossBatch)
+    banked = HardNegatives(inputs(), of=CrossBatchNegatives)
     assert isinstance(banked.bank, Bank)
     # What is remembered is in the checkpoint once.
     assert {*banked.state_dict()} == {"of.bank.item_idx", "of.bank.embeddings"}
     with pytest.raises(ValueError, match="hardest: found 0"):
-        Hard(catalogue(), of=InBatch, hardest=0)
+        HardNegatives(inputs(), of=InBatchNegatives, hardest=0)
 
 
 # Neighbours of items 1 to 4; 4 has one, 3 has none.
@@ -204,7 +206,9 @@ def nearest(run: str, num_neighbors: int) -> Tensor:
 
 
 def test_mined_proposal_by_hand() -> None:
-    sampler = Mined(known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=20, num_negatives=10)
+    sampler = MinedNegatives(
+        known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=20, num_negatives=10
+    )
     # Targets are .5, .3, .2, 0. Item 1 is half of what 2 gives, 2 and 3 half of what 1 gives, 4 half of what 2 gives;
     # what 3 gives goes to everyone.
     mined = [0.15 + 0.05, 0.25 + 0.05, 0.25 + 0.05, 0.15 + 0.05]
@@ -216,7 +220,9 @@ def test_mined_proposal_by_hand() -> None:
 
 
 def test_mined_items_are_as_probable_as_claimed() -> None:
-    sampler = Mined(known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=50, num_negatives=6)
+    sampler = MinedNegatives(
+        known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=50, num_negatives=6
+    )
     generator, target_generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
     held = torch.zeros(5)
     for _ in range(2000):
@@ -230,12 +236,12 @@ def test_mined_items_are_as_probable_as_claimed() -> None:
 
 
 def test_mined_items_do_not_depend_on_the_order_of_the_targets() -> None:
-    sampler = Mined(known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2)
+    sampler = MinedNegatives(known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2)
     orders = torch.tensor([1, 2, 2, 4, 3]), torch.tensor([2, 3, 1, 4, 2])
     first, second = (sampler.draw(torch.Generator().manual_seed(3), order) for order in orders)
     assert torch.equal(first, second)
 
 
 def test_rows_of_both_by_hand() -> None:
-    both = merged(as_ragged([[3, 1], [], [2]]), as_ragged([[3], [5, 4], []]))
+    both = merge_rows(as_ragged([[3, 1], [], [2]]), as_ragged([[3], [5, 4], []]))
     assert (both.values.tolist(), both.offsets.tolist()) == ([3, 1, 3, 5, 4, 2], [0, 3, 5, 6])

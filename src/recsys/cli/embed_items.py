@@ -77,7 +77,7 @@ class NewItems:
         parts = []
         with torch.inference_mode():
             for tower, is_cosine, scale in self._members:
-                embeddings = tower.of_new(features)
+                embeddings = tower.embed_new(features)
                 parts.append((F.normalize(embeddings, dim=-1) if is_cosine else embeddings) * scale)
             if self._has_bias:
                 parts.append(torch.full((len(table), 1), self._bias()))

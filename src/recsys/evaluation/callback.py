@@ -25,7 +25,7 @@ class FullCorpusEvaluation(L.Callback):
         dataset: for histories, relevance and slices.
         corpus: item_idx of the items that can be shown.
         exclude_seen: leave out items of the history.
-        selects: the metric that validation has to give; slices are left out where no request touches them.
+        selection_metric: the metric that validation has to give; slices are left out where no request touches them.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class FullCorpusEvaluation(L.Callback):
         dataset: PreparedDataset,
         corpus: npt.NDArray[np.int64],
         exclude_seen: bool = True,
-        selects: str | None = None,
+        selection_metric: str | None = None,
     ) -> None:
         self.dataset, self.corpus, self.exclude_seen = dataset, corpus, exclude_seen
-        self.selects = selects
+        self.selection_metric = selection_metric
         self.metrics: RetrievalMetrics | None = None
         self._ranker: ModelRanker | None = None
 
@@ -55,8 +55,8 @@ class FullCorpusEvaluation(L.Callback):
     def _log(self, module: L.LightningModule, part: Part) -> None:
         assert self.metrics is not None
         result = {f"{part}/{name}": value for name, value in self.metrics.compute().items()}
-        if part == "val" and self.selects is not None and self.selects not in result:
-            raise UserError(f"evaluation.metric={self.selects}: no validation request falls into this slice")
+        if part == "val" and self.selection_metric is not None and self.selection_metric not in result:
+            raise UserError(f"evaluation.metric={self.selection_metric}: no validation request falls into this slice")
         for name, value in result.items():
             # Sums are reduced by the metric itself, so that logging must not reduce again.
             module.log(name, value, prog_bar=name.endswith(("/recall@10", "/ndcg@10")) and name.count("/") == 1)

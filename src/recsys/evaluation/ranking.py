@@ -17,7 +17,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.topk import ExactTopK
-from recsys.index.merging import present, take_turns
+from recsys.index.merging import present_embeddings, take_turns
 from recsys.models.blend import Model
 
 
@@ -61,7 +61,7 @@ class CorpusSearch:
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
 
     def _several(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        there = present(users.cpu().numpy())
+        there = present_embeddings(users.cpu().numpy())
         owner, _ = np.nonzero(there)
         excluded = None if exclude is None else exclude.take(owner)
         found = self(users[torch.from_numpy(there).to(users.device)], k, excluded)

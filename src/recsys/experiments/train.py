@@ -39,7 +39,7 @@ from recsys.experiments.trained_run import load_weights, stored_config
 from recsys.experiments.warm_start import open_earlier, start_from
 from recsys.models.blend import Model
 from recsys.models.two_tower import TwoTower
-from recsys.training.checkpoints import StayStopped, WholeFiles
+from recsys.training.checkpoints import AtomicCheckpointIO, KeepEarlyStopped
 from recsys.training.ema import EMA
 from recsys.training.module import EmbeddingModule
 
@@ -154,7 +154,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
     data = _given(config, run, dataset)
     # Evaluation comes last, after a callback that puts averaged weights in place.
     named = _named_callbacks(config, run, run.checkpoints)
-    callbacks = [*(c for _, c in named), StayStopped(), _evaluation(config, dataset, module.model)]
+    callbacks = [*(c for _, c in named), KeepEarlyStopped(), _evaluation(config, dataset, module.model)]
     trainer = _trainer(config, run, callbacks, loggers)
     begin = time.monotonic()
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -240,7 +240,7 @@ def _trainer(
     config: DictConfig, run: RunFolder, callbacks: list[L.Callback], loggers: list[Logger], **settings: Any
 ) -> L.Trainer:
     trainer = instantiate(config.trainer, default_root_dir=str(run.path), **settings)
-    return complete(trainer, callbacks=callbacks, logger=loggers, plugins=[WholeFiles()])  # type: ignore[no-any-return]
+    return complete(trainer, callbacks=callbacks, logger=loggers, plugins=[AtomicCheckpointIO()])  # type: ignore[no-any-return]
 
 
 def _named_callbacks(config: DictConfig, run: RunFolder, folder: Path) -> list[tuple[str, L.Callback]]:

@@ -13,7 +13,7 @@ from recsys.index.topk import Mask, Rows
 KEPT_ROWS = 65536
 
 
-class Allowed:
+class AllowedRows:
     """Rows of an index that may be returned, one bit each.
 
     Args:
@@ -41,6 +41,6 @@ class Allowed:
         return np.flatnonzero(self.mask)
 
 
-def as_allowed(allow: Mask | Allowed | None) -> Allowed | None:
-    """The same, as `Allowed`."""
-    return Allowed(allow) if isinstance(allow, np.ndarray) else allow
+def to_allowed_rows(allow: Mask | AllowedRows | None) -> AllowedRows | None:
+    """The same, as `AllowedRows`."""
+    return AllowedRows(allow) if isinstance(allow, np.ndarray) else allow

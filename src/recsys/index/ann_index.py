@@ -15,7 +15,7 @@ import numpy.typing as npt
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.topk import Mask, Rows
 
 
@@ -77,7 +77,7 @@ class Index(Protocol):
         ...
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """Items of highest inner product.
 
@@ -85,7 +85,7 @@ class Index(Protocol):
             queries: float32 [Q, D].
             k: results for each query; may exceed N.
             allow: the rows that may be returned to any query, as a mask bool [N] or, best where several searches share
-                them, as `Allowed`; None: all.
+                them, as `AllowedRows`; None: all.
             exclude: row q holds the rows that query q may not get, such as items it has seen.
 
         Returns:
@@ -121,7 +121,7 @@ def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
 
 
 def check_search(
-    num_items: int, dim: int, queries: Float32Array, k: int, allow: Mask | Allowed | None, exclude: Ragged | None
+    num_items: int, dim: int, queries: Float32Array, k: int, allow: Mask | AllowedRows | None, exclude: Ragged | None
 ) -> Float32Array:
     """Refuse a search that does not fit the index; the queries as contiguous float32."""
     if queries.ndim != 2 or queries.shape[1] != dim:
@@ -132,7 +132,7 @@ def check_search(
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
         raise UserError(f"queries: row {row} holds nan or inf, expected finite numbers")
-    if isinstance(allow, Allowed) and allow.num_items != num_items:
+    if isinstance(allow, AllowedRows) and allow.num_items != num_items:
         raise UserError(f"allow: found rows of {allow.num_items} items, expected {num_items}")
     if isinstance(allow, np.ndarray) and (allow.shape != (num_items,) or allow.dtype != np.bool_):
         raise UserError(f"allow: found {allow.dtype} {list(allow.shape)}, expected bool [{num_items}]")

@@ -18,7 +18,7 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed, as_allowed
+from recsys.index.allowed import AllowedRows, to_allowed_rows
 from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.engine import faiss
 from recsys.index.files import save_index
@@ -99,11 +99,11 @@ class FaissIndex(ABC):
         return save_index(self, folder, self._ann)
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
-        allowed = as_allowed(allow)
+        allowed = to_allowed_rows(allow)
         if self._ann is None:
             return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
         if exclude is None or not len(exclude.values):
@@ -122,7 +122,7 @@ class FaissIndex(ABC):
         return scores, found
 
     def _search(
-        self, queries: Float32Array, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
+        self, queries: Float32Array, k: int, wanted: int, allowed: AllowedRows | None, exclude: Ragged | None
     ) -> tuple[Float32Array, Rows]:
         """Search each query as broadly as it needs."""
         num_allowed = self.num_items if allowed is None else allowed.num_allowed
@@ -145,7 +145,13 @@ class FaissIndex(ABC):
         return scores, found
 
     def _search_at(
-        self, breadth: int, queries: Float32Array, k: int, wanted: int, allowed: Allowed | None, exclude: Ragged | None
+        self,
+        breadth: int,
+        queries: Float32Array,
+        k: int,
+        wanted: int,
+        allowed: AllowedRows | None,
+        exclude: Ragged | None,
     ) -> tuple[Float32Array, Rows]:
         """Take `wanted` candidates each, drop the excluded, and answer exactly where that is cheaper or came short."""
         num_allowed = self.num_items if allowed is None else allowed.num_allowed
@@ -179,7 +185,7 @@ class FaissIndex(ABC):
             scores[short], found[short] = exact_search(self._embeddings, queries[short], k, rows, rest)
         return scores, found
 
-    def _breadths(self, queries: Float32Array, wanted: int, allowed: Allowed) -> Rows:
+    def _breadths(self, queries: Float32Array, wanted: int, allowed: AllowedRows) -> Rows:
         """Breadth for `wanted` results of each query; int64 [Q]."""
         return np.full(len(queries), self._widened(wanted, allowed.num_allowed))
 

@@ -8,7 +8,7 @@ from typing import Any
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Effort, Index
 from recsys.index.exact import Exact
 from recsys.index.topk import Mask, Rows
@@ -78,7 +78,7 @@ class Auto:
         self._chosen.build(embeddings)
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         return self.chosen.search(queries, k, allow, exclude)

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.approximate import FaissIndex
 from recsys.index.engine import faiss
-from recsys.index.lists import Lists
+from recsys.index.lists import InvertedLists
 from recsys.index.topk import Rows
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class HNSW(FaissIndex):
 class IVFFlat(FaissIndex):
     """Items in lists around k-means centroids; a search reads the lists whose centroids score best.
 
-    Lists are made by Euclidean distance and probed by inner product: the mean of a list then predicts the inner
+    InvertedLists are made by Euclidean distance and probed by inner product: the mean of a list then predicts the inner
     products of its items, and long vectors do not draw everything into few lists.
 
     Args:
@@ -173,7 +173,7 @@ class IVFFlat(FaissIndex):
     def _search_parameters(self, breadth: int, selector: Any) -> Any:
         return faiss.SearchParametersIVF(nprobe=breadth, sel=selector)
 
-    def _breadths(self, queries: Float32Array, wanted: int, allowed: Allowed) -> Rows:
+    def _breadths(self, queries: Float32Array, wanted: int, allowed: AllowedRows) -> Rows:
         # The lists that it takes, by the model, over those that usual searches read: squared, because where the items
         # near a query do not pass, the model is too hopeful of what is left (recall .85 without).
         needed = self._lists.needed(queries, allowed, wanted)
@@ -182,14 +182,14 @@ class IVFFlat(FaissIndex):
         return widened
 
     @cached_property
-    def _lists(self) -> Lists:
+    def _lists(self) -> InvertedLists:
         num_lists = self.max_breadth
         list_of_row: npt.NDArray[np.int32] = np.empty(self.num_items, np.int32)
         for number in range(num_lists):
             if size := self._ann.invlists.list_size(number):
                 list_of_row[faiss.rev_swig_ptr(self._ann.invlists.get_ids(number), size)] = number
         centroids = faiss.downcast_index(self._ann.quantizer).reconstruct_n(0, num_lists)
-        return Lists(centroids, list_of_row, self._embeddings)
+        return InvertedLists(centroids, list_of_row, self._embeddings)
 
     def _cost(self, breadth: int) -> float:
         return self.max_breadth + self._cost_per_item * self.num_items * breadth / self.max_breadth

@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed, as_allowed
+from recsys.index.allowed import AllowedRows, to_allowed_rows
 from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.files import save_index
 from recsys.index.topk import Mask, Rows, exact_search
@@ -46,11 +46,11 @@ class Exact:
         self._embeddings = embeddings
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best allowed items; see `Index.search`."""
         queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
-        allowed = as_allowed(allow)
+        allowed = to_allowed_rows(allow)
         return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
 
     def save(self, folder: Path) -> list[str]:

@@ -6,12 +6,12 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Index
 from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 
 
-class Extended:
+class ExtendedIndex:
     """N items of an index and A beside it, rows N..N+A-1. Scores compare: both are inner products.
 
     Args:
@@ -24,7 +24,7 @@ class Extended:
         self._index, self._added, self._allowed = index, added, allowed
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | Allowed | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """(scores, rows) of the k best of both.
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recsys.core.errors import UserError
+from recsys.core.io import atomic_file, atomic_write
 from recsys.index.engine import faiss
 
 if TYPE_CHECKING:
@@ -26,10 +26,9 @@ def save_index(index: Index, folder: Path, ann: Any) -> list[str]:
     """Write `index` and its faiss structure `ann` (None: none), each aside and then renamed; the names of the files."""
     files: dict[str, dict[str, Any]] = {}
     if ann is not None:
-        aside = folder / f".{STRUCTURE}.{os.getpid()}"
-        faiss.write_index(ann, str(aside))
-        files[STRUCTURE] = {"bytes": aside.stat().st_size, "sha256": _digest(aside)}
-        os.replace(aside, folder / STRUCTURE)
+        with atomic_file(folder / STRUCTURE) as aside:
+            faiss.write_index(ann, str(aside))
+            files[STRUCTURE] = {"bytes": aside.stat().st_size, "sha256": _digest(aside)}
     content = {
         "format": FORMAT,
         "class": type(index).__name__,
@@ -39,9 +38,7 @@ def save_index(index: Index, folder: Path, ann: Any) -> list[str]:
         "effort": index.effort._asdict(),
         "files": files,
     }
-    aside = folder / f".{DESCRIPTION}.{os.getpid()}"
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, folder / DESCRIPTION)
+    atomic_write(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
     return [DESCRIPTION, *files]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.topk import Rows
 
 # Of the wanted items, the lists that are read should hold so many, by the model.
@@ -27,7 +27,7 @@ BLOCKS, BLOCK = 64, 256
 HALVINGS = 10
 
 
-class Lists:
+class InvertedLists:
     """The lists of an index.
 
     Args:
@@ -42,9 +42,9 @@ class Lists:
         rows = np.unique(starts[:, None] + np.arange(min(BLOCK, len(embeddings))))
         residuals = embeddings[rows] - centroids[list_of_row[rows]]
         self._covariance = residuals.T @ residuals / len(rows)
-        self._counts: weakref.WeakKeyDictionary[Allowed, Float32Array] = weakref.WeakKeyDictionary()
+        self._counts: weakref.WeakKeyDictionary[AllowedRows, Float32Array] = weakref.WeakKeyDictionary()
 
-    def needed(self, queries: Float32Array, allowed: Allowed, wanted: int) -> Rows:
+    def needed(self, queries: Float32Array, allowed: AllowedRows, wanted: int) -> Rows:
         """Lists, of those whose centroids score best, that hold most of the `wanted` best allowed items; int64 [Q]."""
         counts = self._count(allowed)
         scores = queries @ self._centroids.T
@@ -59,7 +59,7 @@ class Lists:
         needed: Rows = (held < COVERED * held[:, -1:]).sum(axis=1, dtype=np.int64) + 1
         return needed
 
-    def _count(self, allowed: Allowed) -> Float32Array:
+    def _count(self, allowed: AllowedRows) -> Float32Array:
         """Allowed items of each list, [L]; counted once for an `Allowed`."""
         counts = self._counts.get(allowed)
         if counts is None:

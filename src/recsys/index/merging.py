@@ -17,7 +17,7 @@ from recsys.core.types import Float32Array
 Rows = npt.NDArray[np.int64]
 
 
-def present(users: Float32Array) -> npt.NDArray[np.bool_]:
+def present_embeddings(users: Float32Array) -> npt.NDArray[np.bool_]:
     """Which of the embeddings [B, M, D] of a user there are: bool [B, M]; one of zeros is none, except the first."""
     there: npt.NDArray[np.bool_] = np.any(users, axis=2)
     there[:, 0] = True
@@ -40,7 +40,7 @@ def take_turns(scores: Float32Array, rows: Rows, k: int) -> tuple[Float32Array, 
         -inf and -1 where there is no further result.
     """
     num_users, num_lists, depth = rows.shape
-    places = Pool(rows).merge(k, [[k] * num_lists])
+    places = RankedLists(rows).merge(k, [[k] * num_lists])
     found = places >= 0
     of_user, _ = np.nonzero(found)
     flat = places[found]
@@ -51,7 +51,7 @@ def take_turns(scores: Float32Array, rows: Rows, k: int) -> tuple[Float32Array, 
     return out_scores, out_rows
 
 
-class Pool:
+class RankedLists:
     """Ranked lists of users, to be merged in any number of ways.
 
     Args:

@@ -20,7 +20,7 @@ PRECISION = 1.1
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """Recall and speed at one effort: batch queries a second, all threads, on the machine that built the index."""
 
     breadth: int
@@ -43,8 +43,8 @@ class Tuning:
     k: int
     num_queries: int
     reached: bool
-    chosen: Measure
-    curve: tuple[Measure, ...]
+    chosen: Measurement
+    curve: tuple[Measurement, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain containers."""
@@ -72,7 +72,7 @@ def tune(
         raise UserError("queries to tune the index: found none, expected at least one")
     k = min(k, index.num_items)
     if index.is_exact:
-        measure = Measure(0, 1, 1.0, _speed(index, queries, k))
+        measure = Measurement(0, 1, 1.0, _speed(index, queries, k))
         return Tuning(recall_target, k, len(queries), True, measure, (measure,))
     sweep = _Sweep(index, embeddings, queries, recall_target, k)
     fastest = 0.0
@@ -103,13 +103,13 @@ class _Sweep:
         # An item with the score of the k-th counts as found: which of several equal ones is shown does not matter.
         # Scores computed in another order of additions differ in their last bits.
         self.threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
-        self.measured: dict[tuple[int, int], Measure] = {}
+        self.measured: dict[tuple[int, int], Measurement] = {}
         self.errors: dict[tuple[int, int], float] = {}
 
     def find(self, refine: int) -> float:
         """Sweep the breadth at one refine factor; queries a second at the target, 0 if it is out of reach."""
         failed, breadth = 0, self.index.least_breadth(self.k)
-        previous: Measure | None = None
+        previous: Measurement | None = None
         while True:
             measure = self.measure(breadth, refine)
             if self.reaches(measure):
@@ -128,7 +128,7 @@ class _Sweep:
                 failed = middle
         return self.measured[breadth, refine].queries_per_second
 
-    def measure(self, breadth: int, refine: int) -> Measure:
+    def measure(self, breadth: int, refine: int) -> Measurement:
         """Recall and speed at one effort."""
         if (breadth, refine) not in self.measured:
             self.index.effort = Effort(breadth, refine, self.k)
@@ -137,12 +137,12 @@ class _Sweep:
             seconds = time.perf_counter() - start
             recalls = (scores >= self.threshold[:, None]).mean(axis=1)
             self.errors[breadth, refine] = float(recalls.std()) / len(recalls) ** 0.5
-            self.measured[breadth, refine] = Measure(
+            self.measured[breadth, refine] = Measurement(
                 breadth, refine, float(recalls.mean()), len(self.queries) / max(seconds, 1e-9)
             )
         return self.measured[breadth, refine]
 
-    def reaches(self, measure: Measure) -> bool:
+    def reaches(self, measure: Measurement) -> bool:
         """Whether the recall is above the target by a standard error; a perfect recall always is."""
         margin = self.errors[measure.breadth, measure.refine]
         return measure.recall == 1 or measure.recall - margin >= self.recall_target

@@ -6,18 +6,18 @@ import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import Allowed
+from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Index
-from recsys.index.extended import Extended
-from recsys.index.merging import present, take_turns
+from recsys.index.extended import ExtendedIndex
+from recsys.index.merging import present_embeddings, take_turns
 from recsys.index.topk import Mask, Rows
 
 
 def search_users(
-    index: Index | Extended,
+    index: Index | ExtendedIndex,
     users: Float32Array,
     k: int,
-    allow: Mask | Allowed | None = None,
+    allow: Mask | AllowedRows | None = None,
     exclude: Ragged | None = None,
 ) -> tuple[Float32Array, Rows]:
     """The k items of each user.
@@ -35,7 +35,7 @@ def search_users(
     """
     if users.ndim == 2:
         return index.search(users, k, allow, exclude)
-    there = present(users)
+    there = present_embeddings(users)
     owner = np.nonzero(there)[0]
     scores = np.full((*there.shape, k), -np.inf, np.float32)
     rows = np.full((*there.shape, k), -1, np.int64)

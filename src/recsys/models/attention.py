@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.core.columns import ragged_positions
-from recsys.models.dropout import keep_mask
+from recsys.models.dropout import dropout_mask
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ SHORTEST_ROW = 32
 
 
 class Group(NamedTuple):
-    """Rows of one length, each of H heads: gathered rows `begin..end-1` of E are [H * B, L, E].
+    """AttentionRows of one length, each of H heads: gathered rows `begin..end-1` of E are [H * B, L, E].
 
     Attributes:
         bias: [B, L, L], 0 where a token sees another one of its sequence, else -inf.
@@ -51,12 +51,12 @@ class Pairs(NamedTuple):
     elapsed: Tensor | None
 
     @classmethod
-    def of(cls, visible: Tensor, time: Tensor | None) -> Pairs:
+    def from_times(cls, visible: Tensor, time: Tensor | None) -> Pairs:
         """Pairs of tokens at `time`, int64 [B, L]."""
         return cls(visible, None if time is None else (time.unsqueeze(2) - time.unsqueeze(1)).abs())
 
 
-class Rows:
+class AttentionRows:
     """Where each token of packed sequences lies in rows, for one number of heads.
 
     Args:
@@ -133,11 +133,11 @@ class Rows:
         for group in self.groups:
             shape = group.bias.shape[:2]
             tokens = self.source[group.begin : group.begin + shape.numel()] // self.num_heads
-            pairs.append(Pairs.of(group.bias == 0.0, None if time is None else time[tokens].view(shape)))
+            pairs.append(Pairs.from_times(group.bias == 0.0, None if time is None else time[tokens].view(shape)))
         return pairs
 
 
-class Pieces:
+class WindowPieces:
     """Attention of each token to the last W of a sequence, at a cost that grows with the length and not its square.
 
     A sequence is cut into pieces of 2W tokens, each W after the one before, and a piece answers for its second half
@@ -160,17 +160,17 @@ class Pieces:
         place = (np.cumsum(size) - size)[np.repeat(np.cumsum(count) - count, lengths) + piece] + step - piece * window
         token = ragged_positions((np.cumsum(lengths) - lengths)[owner] + begin, size)
         self._token, self._place = torch.from_numpy(token).to(device), torch.from_numpy(place).to(device)
-        self._rows = Rows(size, num_heads, device, window)
+        self._rows = AttentionRows(size, num_heads, device, window)
 
     def attend(self, heads: Tensor, dropout: float) -> Tensor:
-        """As in `Rows`."""
+        """As in `AttentionRows`."""
         pieces = F.embedding(self._token, heads.flatten(1)).view(-1, *heads.shape[1:])
         return self._rows.attend(pieces, dropout).index_select(0, self._place)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, plan: Rows, dropout: float) -> Tensor:
+    def forward(ctx: Any, heads: Tensor, plan: AttentionRows, dropout: float) -> Tensor:
         num_tokens, _, num_heads, width = heads.shape
         rows = heads.reshape(-1, width).index_select(0, plan.source_of_three).view(3, -1, width)
         outputs = torch.empty_like(rows[0])
@@ -182,7 +182,7 @@ class _Attention(torch.autograd.Function):
             weight = weight.softmax(2)
             weights.append(weight)
             if dropout > 0.0:
-                keeps.append(keep_mask(weight.shape, dropout, weight))
+                keeps.append(dropout_mask(weight.shape, dropout, weight))
                 weight = weight * keeps[-1]
             torch.bmm(weight, v, out=outputs[group.begin : group.end].view(q.shape))
         ctx.plan, ctx.num_groups = plan, len(weights)
@@ -192,7 +192,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, *saved = ctx.saved_tensors
-        plan: Rows = ctx.plan
+        plan: AttentionRows = ctx.plan
         weights, keeps = saved[: ctx.num_groups], saved[ctx.num_groups :]
         num_tokens, num_heads, width = gradients[0].shape
         arriving = gradients[0].reshape(-1, width).index_select(0, plan.source)

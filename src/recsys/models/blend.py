@@ -113,7 +113,9 @@ class Blend(nn.Module):
 
     def encode_users(self, batch: Batch) -> Tensor:
         """Comparable user embeddings [P, dim] of requests: each history is asked for once, at its end."""
-        return self.join([model.encode_users(latest(batch, max_history)) for model, _, max_history in self.members])
+        return self.join(
+            [model.encode_users(keep_latest_events(batch, max_history)) for model, _, max_history in self.members]
+        )
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """User embeddings of the members, each [P, D_m], as one [P, dim]."""
@@ -135,7 +137,7 @@ def item_vectors(model: Model, item_idx: Tensor) -> Tensor:
     return torch.cat([member.model.item_tower(item_idx) for member in members_of(model)], dim=1)
 
 
-def latest(batch: Batch, max_history: int | None) -> Batch:
+def keep_latest_events(batch: Batch, max_history: int | None) -> Batch:
     """A batch of requests with the latest `max_history` events of each history."""
     if max_history is None:
         return batch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """As `torch.nn.Dropout`, with masks of `keep_mask`.
+    """As `torch.nn.Dropout`, with masks of `dropout_mask`.
 
     Args:
         rate: probability of a zero.
@@ -29,10 +29,10 @@ class Dropout(nn.Module):
         """`x`, in training with a share `rate` of its values zero and the others scaled up."""
         if not self.training or self.rate == 0.0:
             return x
-        return x * keep_mask(x.shape, self.rate, x)
+        return x * dropout_mask(x.shape, self.rate, x)
 
 
-def keep_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
+def dropout_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
     """Factors 0, with probability `rate`, or `1 / (1 - rate)`; of the type and on the device of `like`."""
     if like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - rate).div_(1.0 - rate)

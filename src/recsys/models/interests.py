@@ -129,7 +129,7 @@ def _squash(x: Tensor) -> Tensor:
     return x * (norm / (1.0 + norm * norm))  # type: ignore[no-any-return]
 
 
-def of_prefixes(
+def interests_of_prefixes(
     interests: Interests, states: Tensor, lengths: npt.NDArray[np.int64], query: Tensor, history: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Embeddings [P, M, D] of queries over packed histories, and which there are: bool [P, M].

@@ -10,7 +10,7 @@ from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import PreparedDataset
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, hide
-from recsys.models.pretrained import Pretrained
+from recsys.models.pretrained import PretrainedBuilder
 
 
 class ItemTower(nn.Module):
@@ -40,7 +40,7 @@ class ItemTower(nn.Module):
         crossing: Crossing = MLP,
         unknown_rate: float = 0.05,
         sparse: bool = False,
-        pretrained: Pretrained | None = None,
+        pretrained: PretrainedBuilder | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.num_trained = dim, dataset.num_trained
@@ -82,7 +82,7 @@ class ItemTower(nn.Module):
         by_features = self.mlp(self.features(self.rows(item_idx)))
         return by_features + self._ids(item_idx) if self.reads_ids else by_features  # type: ignore[no-any-return]
 
-    def of_new(self, features: FeatureTensors) -> Tensor:
+    def embed_new(self, features: FeatureTensors) -> Tensor:
         """Embeddings [R, D] of items that the data set does not hold, from R rows of features by name."""
         assert self.mlp is not None, "without features, new items have no embedding"
         assert self.features is not None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.core.columns import ragged_positions
-from recsys.models.attention import Pairs, Pieces, Rows
+from recsys.models.attention import AttentionRows, Pairs, WindowPieces
 
 
 class Layout(Protocol):
@@ -80,8 +80,8 @@ class Packed:
         self.time = time
         self._starts = torch.from_numpy(starts).to(device)
         self.lengths, self._device = lengths, device
-        self._rows: dict[int, Rows] = {}
-        self._windows: dict[tuple[int, int], Rows | Pieces] = {}
+        self._rows: dict[int, AttentionRows] = {}
+        self._windows: dict[tuple[int, int], AttentionRows | WindowPieces] = {}
 
     def attend(self, heads: Tensor, dropout: float, window: int | None = None) -> Tensor:
         """As in `Layout`."""
@@ -89,15 +89,15 @@ class Packed:
         plan = self._plan(num_heads) if window is None else self._window_plan(num_heads, window)
         return plan.attend(heads, dropout)
 
-    def _plan(self, num_heads: int) -> Rows:
+    def _plan(self, num_heads: int) -> AttentionRows:
         if num_heads not in self._rows:
-            self._rows[num_heads] = Rows(self.lengths, num_heads, self._device)
+            self._rows[num_heads] = AttentionRows(self.lengths, num_heads, self._device)
         return self._rows[num_heads]
 
-    def _window_plan(self, num_heads: int, window: int) -> Rows | Pieces:
+    def _window_plan(self, num_heads: int, window: int) -> AttentionRows | WindowPieces:
         key = num_heads, window
         if key not in self._windows:
-            form = Pieces if int(self.lengths.max(initial=0)) > 2 * window else Rows
+            form = WindowPieces if int(self.lengths.max(initial=0)) > 2 * window else AttentionRows
             self._windows[key] = form(self.lengths, num_heads, self._device, window)
         return self._windows[key]
 
@@ -154,7 +154,7 @@ class Padded:
 
     def pairs(self, num_heads: int) -> Sequence[Pairs]:  # noqa: ARG002
         """As in `Layout`."""
-        return [Pairs.of(self._visible(), self.time)]
+        return [Pairs.from_times(self._visible(), self.time)]
 
     def split(self, heads: Tensor) -> Sequence[Tensor]:
         """As in `Layout`."""

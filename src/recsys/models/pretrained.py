@@ -17,7 +17,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.models.dropout import Dropout
 
 
-class Source(Protocol):
+class EmbeddingSource(Protocol):
     """Where the embeddings come from."""
 
     def __call__(self, dataset: PreparedDataset, width: int) -> npt.NDArray[np.floating]:
@@ -29,7 +29,7 @@ class Source(Protocol):
         ...
 
 
-class Pretrained(Protocol):
+class PretrainedBuilder(Protocol):
     """Builds the pretrained part of an item tower."""
 
     def __call__(self, *, dim: int, num_items: int, sparse: bool) -> nn.Module:
@@ -57,7 +57,7 @@ class PretrainedItems(nn.Module):
 
     def __init__(
         self,
-        source: Source,
+        source: EmbeddingSource,
         dim: int,
         num_items: int,
         width: int = 64,

@@ -28,7 +28,7 @@ class Sequences(NamedTuple):
     answer: Tensor
 
     @classmethod
-    def of(cls, batch: Batch, is_causal: bool, reads_time: bool) -> Sequences:
+    def from_batch(cls, batch: Batch, is_causal: bool, reads_time: bool) -> Sequences:
         """A sequence for each history; for an encoder that is not causal, one for each query: the events before it."""
         begin, num_events, answer = np.cumsum(batch.lengths) - batch.lengths, batch.lengths, batch.query
         if not is_causal:

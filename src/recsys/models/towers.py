@@ -16,7 +16,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, hide, take
-from recsys.models.interests import Interests, of_prefixes
+from recsys.models.interests import Interests, interests_of_prefixes
 from recsys.models.items import ItemTower
 from recsys.models.layout import Padded
 from recsys.models.sequences import Sequences
@@ -76,7 +76,7 @@ class UserTower(nn.Module):
         """Embeddings of a user, M."""
         return 1 if self.interests is None else self.interests.num_embeddings
 
-    def hide_items(self, item_idx: Tensor) -> Tensor:
+    def mask_items(self, item_idx: Tensor) -> Tensor:
         """Items of the history of which, in training, a share is read as unknown."""
         return hide(item_idx, self.unknown_rate, self.training, UNKNOWN_ITEM)
 
@@ -86,13 +86,15 @@ class UserTower(nn.Module):
         `items` [T, D] are the embeddings of the batch's events.
         """
         tokens = self._tokens(items, batch.events)
-        source, layout, answer = Sequences.of(batch, self.encoder.is_causal, self.encoder.reads_time)
+        source, layout, answer = Sequences.from_batch(batch, self.encoder.is_causal, self.encoder.reads_time)
         states = self.encoder(F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens])), layout)
         there = None
         if self.interests is None:
             states = F.embedding(answer, states)
         else:
-            states, there = of_prefixes(self.interests, states, layout.lengths, answer, layout.sequence[answer])
+            states, there = interests_of_prefixes(
+                self.interests, states, layout.lengths, answer, layout.sequence[answer]
+            )
         users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
         return self._mix(states, users, batch.requests, batch.user_idx[batch.history], there)
 

@@ -62,7 +62,7 @@ class TwoTower(nn.Module):
             return self.log_inverse_temperature.exp()
         return self.log_inverse_temperature.exp().clamp(max=MAX_INVERSE_TEMPERATURE)
 
-    def compare(self, embeddings: Tensor) -> Tensor:
+    def normalize(self, embeddings: Tensor) -> Tensor:
         """Embeddings [..., D] as the inner product wants them."""
         return F.normalize(embeddings, dim=-1) if self.similarity == "cosine" else embeddings
 
@@ -114,7 +114,7 @@ class TwoTower(nn.Module):
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
         """Comparable item embeddings [R, dim] of `item_idx` int64 [R]."""
-        embeddings = self.compare(self.item_tower(item_idx))
+        embeddings = self.normalize(self.item_tower(item_idx))
         if self.item_bias is None:
             return embeddings
         rows = torch.where(item_idx < len(self.item_bias), item_idx, UNKNOWN_ITEM)
@@ -127,7 +127,7 @@ class TwoTower(nn.Module):
 
     def finish_users(self, states: Tensor) -> Tensor:
         """What the user tower gives, [P, D] or [P, M, D], as embeddings that retrieval compares."""
-        embeddings = self.compare(states)
+        embeddings = self.normalize(states)
         if self.item_bias is None:
             return embeddings
         if states.ndim == 2:
@@ -136,7 +136,7 @@ class TwoTower(nn.Module):
         return torch.cat([embeddings, states.any(2, keepdim=True).to(embeddings.dtype)], dim=2)
 
 
-def towards(users: Tensor, targets: Tensor) -> Tensor:
+def select_best_interest(users: Tensor, targets: Tensor) -> Tensor:
     """The embedding [P, D] of each user that scores its target best, for training.
 
     Label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in ComiRec (Cen et al.

@@ -26,7 +26,7 @@ from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_
 from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, Tuning, exact_search, tune
-from recsys.index.merging import present
+from recsys.index.merging import present_embeddings
 from recsys.publishing.corpus_policies import All, CorpusPolicy, Items, choose
 from recsys.publishing.release_writer import pack, real_requests
 from recsys.release.store import ReleaseStore
@@ -190,7 +190,7 @@ def _validation_embeddings(run: TrainedRun) -> Float32Array:
         for batch, _ in RequestLoader(run.builder, requests):
             users = run.model.encode_users(batch).numpy()
             # An index is asked with one embedding at a time.
-            embeddings.append(users if users.ndim == 2 else users[present(users)])
+            embeddings.append(users if users.ndim == 2 else users[present_embeddings(users)])
     return np.concatenate(embeddings)
 
 

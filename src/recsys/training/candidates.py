@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from recsys.data.batches.batch import Batch, RaggedTensor
-from recsys.training.losses import Sampled
+from recsys.training.losses import SampledCandidates
 from recsys.training.negatives import (
     NegativeSampler,
-    merged,
+    merge_rows,
     positives_among,
     probability_of_positives,
     renormalisation,
@@ -20,10 +20,12 @@ from recsys.training.negatives import (
 )
 
 
-def describe(sampler: NegativeSampler, item_idx: Tensor, embeddings: Tensor, num_targets: int, batch: Batch) -> Sampled:
+def describe_candidates(
+    sampler: NegativeSampler, item_idx: Tensor, embeddings: Tensor, num_targets: int, batch: Batch
+) -> SampledCandidates:
     """Candidates that all rows share, masked where they are the user's own.
 
-    Exposures are left out of what is drawn for their user: `with_exposures` has them.
+    Exposures are left out of what is drawn for their user: `add_exposures` has them.
 
     Args:
         sampler: the proposal.
@@ -32,9 +34,9 @@ def describe(sampler: NegativeSampler, item_idx: Tensor, embeddings: Tensor, num
         num_targets: how many of the candidates are targets, of the batch or of earlier steps.
         batch: of this process.
     """
-    known = batch.positives if batch.exposures is None else merged(batch.positives, batch.exposures)
+    known = batch.positives if batch.exposures is None else merge_rows(batch.positives, batch.exposures)
     mask = positives_among(item_idx, known)
-    return Sampled(
+    return SampledCandidates(
         embeddings=embeddings,
         log_q=sampler.log_q(item_idx, num_targets),
         log_q_target=sampler.log_q(batch.target_idx, num_targets),
@@ -46,7 +48,9 @@ def describe(sampler: NegativeSampler, item_idx: Tensor, embeddings: Tensor, num
     )
 
 
-def with_exposures(sampled: Sampled, embeddings: Tensor, exposures: RaggedTensor, positives: RaggedTensor) -> Sampled:
+def add_exposures(
+    sampled: SampledCandidates, embeddings: Tensor, exposures: RaggedTensor, positives: RaggedTensor
+) -> SampledCandidates:
     """The candidates, and for each history its exposures, which are there for certain.
 
     A draw stands for the `1 / (n Q'(d))` items that it is one of, an exposure for itself: its term has the weight 1, by

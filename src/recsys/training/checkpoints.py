@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +11,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+
+from recsys.core.io import atomic_file
 
 
 class LastCheckpoint(Checkpoint):
@@ -68,7 +69,7 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
 
-class StayStopped(L.Callback):
+class KeepEarlyStopped(L.Callback):
     """A run that had stopped early when its checkpoint was taken does not train another epoch."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
@@ -78,13 +79,12 @@ class StayStopped(L.Callback):
                 trainer.should_stop = True
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then renames it: there is never a part of one."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints with `recsys.core.io.atomic_file`, so that a killed run leaves no partial file."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
-        """Write `path`."""
+        """Write `path`, and its folder if it does not exist."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        torch.save(checkpoint, part)
-        os.replace(part, path)
+        with atomic_file(path) as aside:
+            torch.save(checkpoint, aside)

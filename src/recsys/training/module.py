@@ -15,8 +15,8 @@ from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 from recsys.models.blend import Model
 from recsys.models.items import ItemTower
-from recsys.models.two_tower import TwoTower, towards
-from recsys.training.candidates import describe, with_exposures
+from recsys.models.two_tower import TwoTower, select_best_interest
+from recsys.training.candidates import add_exposures, describe_candidates
 from recsys.training.losses import FullSoftmax, SampledLoss
 from recsys.training.negatives import NegativeSampler
 from recsys.training.optimizers import AdamW
@@ -111,19 +111,19 @@ class RetrievalModule(L.LightningModule):
         item_tower, user_tower = self.model.item_tower, self.model.user_tower
         row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
         embeddings = item_tower(rows)
-        read = user_tower.hide_items(batch.item_idx)
+        read = user_tower.mask_items(batch.item_idx)
         if user_tower.own_items is None:
             tokens = F.embedding(row_of[read], embeddings)
         else:
             (tokens,) = _embed(user_tower.own_items, read)
-        users = self.model.compare(user_tower(batch, tokens)) * self.model.inverse_temperature
+        users = self.model.normalize(user_tower(batch, tokens)) * self.model.inverse_temperature
         labels = row_of[batch.target_idx] - 1
         # Without ids, an item without features is a target that nothing can be learned from.
         known = labels >= 0
         weight = None if batch.weight is None else batch.weight[known]
-        users, labels, items = users[known], labels[known], self.model.compare(embeddings[1:])
+        users, labels, items = users[known], labels[known], self.model.normalize(embeddings[1:])
         if self.model.num_embeddings > 1:
-            users = towards(users, F.embedding(labels, items))
+            users = select_best_interest(users, F.embedding(labels, items))
         loss: Tensor = self.loss(users, items, labels, weight)
         return loss
 
@@ -138,24 +138,24 @@ class RetrievalModule(L.LightningModule):
             sampler.frequency.update(everyones)
         drawn = sampler.draw(generator, everyones)
         shown = drawn[:0] if batch.exposures is None else batch.exposures.values
-        read = model.user_tower.hide_items(batch.item_idx)
+        read = model.user_tower.mask_items(batch.item_idx)
         candidates = batch.target_idx, drawn, shown
         if model.user_tower.own_items is None:
             tokens, *compared = _embed(model.item_tower, read, *candidates)
         else:
             (tokens,), compared = _embed(model.user_tower.own_items, read), _embed(model.item_tower, *candidates)
-        targets, extra, exposed = map(model.compare, compared)
-        users = model.compare(model.user_tower(batch, tokens)) * model.inverse_temperature
+        targets, extra, exposed = map(model.normalize, compared)
+        users = model.normalize(model.user_tower(batch, tokens)) * model.inverse_temperature
         if model.num_embeddings > 1:
-            users = towards(users, targets)
+            users = select_best_interest(users, targets)
         num_targets = 0
         if sampler.frequency is not None:
             batch_idx, embeddings = self._targets(everyones, distributed.gather(targets), generator)
             num_targets = len(batch_idx)
             drawn, extra = torch.cat([batch_idx, drawn]), torch.cat([embeddings, extra])
-        sampled = describe(sampler, drawn, extra, num_targets, batch)
+        sampled = describe_candidates(sampler, drawn, extra, num_targets, batch)
         if batch.exposures is not None:
-            sampled = with_exposures(sampled, exposed, batch.exposures, batch.positives)
+            sampled = add_exposures(sampled, exposed, batch.exposures, batch.positives)
         return self.loss(users, targets, sampled, batch.weight)
 
     def _targets(self, item_idx: Tensor, embeddings: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

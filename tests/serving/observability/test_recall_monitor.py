@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recsys.core.errors import UserError
-from recsys.index import Allowed, Exact
+from recsys.index import AllowedRows, Exact
 from recsys.serving.observability.recall_monitor import RecallMonitor, Sample, recall_of
 
 # Row r scores r against [1].
@@ -28,7 +28,9 @@ class Answering(Exact):
         return self.scores, np.zeros(self.scores.shape, np.int64)
 
 
-def sample(scores: list[float], version: str = "v", allow: Allowed | None = None, exclude: np.ndarray = NONE) -> Sample:
+def sample(
+    scores: list[float], version: str = "v", allow: AllowedRows | None = None, exclude: np.ndarray = NONE
+) -> Sample:
     query = np.ones(1, np.float32)
     return Sample(version, Answering(scores), EMBEDDINGS, query, len(scores), allow, exclude)
 
@@ -38,12 +40,12 @@ def test_recall_by_hand() -> None:
     assert recall_of(sample([9, 8, 5, 4])) == 0.5
     # 9 and 8 may not be given: the best four are 7, 6, 5, 4.
     assert recall_of(sample([7, 6, 5, 3], exclude=np.array([9, 8], np.int32))) == 0.75
-    even = Allowed(np.arange(10) % 2 == 0)
+    even = AllowedRows(np.arange(10) % 2 == 0)
     assert recall_of(sample([8, 6, 4, 0], allow=even)) == 0.75
     # Two are left, and one of them was found.
-    two = Allowed(np.arange(10) < 2)
+    two = AllowedRows(np.arange(10) < 2)
     assert recall_of(sample([1, -np.inf, -np.inf], allow=two)) == 0.5
-    nothing = Allowed(np.zeros(10, bool))
+    nothing = AllowedRows(np.zeros(10, bool))
     assert recall_of(sample([-np.inf], allow=nothing)) == 1
 
 

@@ -19,10 +19,10 @@ from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.experiments.assembly.model import corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import Exact, Frequency, target_probabilities
+from recsys.training.frequency import ExactFrequency, Frequency, target_probabilities
 from recsys.training.losses import GBCE, FullSoftmax
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import Catalogue, NegativeSampler, Uniform
+from recsys.training.negatives import NegativeSampler, SamplerInputs, UniformNegatives
 
 # `recsys.training.negatives.NearestItems` of a data set and its corpus: both, then a run folder and k.
 Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
@@ -53,7 +53,7 @@ def build_module(
         raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
     if not isinstance(loss, FullSoftmax) and negatives is None:
         raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
-    if isinstance(loss, GBCE) and not isinstance(negatives, Uniform):
+    if isinstance(loss, GBCE) and not isinstance(negatives, UniformNegatives):
         raise UserError("loss=gbce is calibrated for uniform draws: add negatives=uniform")
     return RetrievalModule(
         model,
@@ -94,11 +94,11 @@ def _build_negatives(
         frequency = complete(frequency, probabilities=probabilities)
     negatives: NegativeSampler | None = None
     if config.negatives["_target_"] is not None:
-        catalogue = Catalogue(probabilities, corpus, frequency, model.item_tower.dim)
+        inputs = SamplerInputs(probabilities, corpus, frequency, model.item_tower.dim)
         if mine is not None:
-            catalogue = catalogue._replace(nearest_items=partial(mine, dataset, corpus))
-        negatives = complete(instantiate(config.negatives), catalogue=catalogue)
-    if not isinstance(frequency, Exact) and (negatives is None or negatives.frequency is None):
+            inputs = inputs._replace(nearest_items=partial(mine, dataset, corpus))
+        negatives = complete(instantiate(config.negatives), inputs=inputs)
+    if not isinstance(frequency, ExactFrequency) and (negatives is None or negatives.frequency is None):
         raise UserError(
             "frequency: these negatives are no targets of batches, so their probabilities are known; "
             "expected frequency=exact with them"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from recsys.core.errors import UserError, nearest
 from recsys.data.encoding import plain
-from recsys.index import Allowed
+from recsys.index import AllowedRows
 
 Mask = npt.NDArray[np.bool_]
 Value = str | int | float | bool
@@ -120,7 +120,7 @@ class ItemFilter:
         mine[removed] = False
         return ItemFilter(self._table, mine)
 
-    def __call__(self, wanted: Filter) -> Allowed | None:
+    def __call__(self, wanted: Filter) -> AllowedRows | None:
         """The rows that may be returned; None: all.
 
         Raises:
@@ -137,12 +137,12 @@ class ItemFilter:
             key.append((name, values))
         return self._cached(tuple(key), tuple(type(value) for _, values in key for value in values))
 
-    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> Allowed:  # noqa: ARG002
+    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> AllowedRows:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
         mask = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
         for name, values in wanted:
             mask &= self._column(name, values)
-        return Allowed(mask)
+        return AllowedRows(mask)
 
     def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
         column = plain(self._table.column(name))

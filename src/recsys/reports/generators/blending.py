@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.core.types import Float64Array
-from recsys.index.merging import Pool
+from recsys.index.merging import RankedLists
 from recsys.reports.generators.lists import Lists
 
 Budgets = tuple[int, ...]
@@ -79,11 +79,11 @@ class Funnel:
         beyond = [total if budget else 0 for budget in budgets]
         return [[*budgets, 0], [*beyond, 0], [0] * num_others + [total]]
 
-    def _blocks(self) -> Iterator[tuple[slice, Pool]]:
+    def _blocks(self) -> Iterator[tuple[slice, RankedLists]]:
         items = self.lists.items
         for begin in range(0, len(items), _BLOCK):
             block = items[begin : begin + _BLOCK].astype(np.int64)
-            yield slice(begin, begin + len(block)), Pool(np.where(block > 0, block, -1))
+            yield slice(begin, begin + len(block)), RankedLists(np.where(block > 0, block, -1))
 
 
 @dataclass(frozen=True)

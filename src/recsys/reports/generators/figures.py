@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from recsys.core.types import Float64Array
 from recsys.evaluation.significance import bootstrap_means
-from recsys.index.merging import Pool
+from recsys.index.merging import RankedLists
 from recsys.reports.generators.blending import Funnel, Plan
 from recsys.reports.generators.lists import Lists
 
@@ -229,7 +229,7 @@ def _of_lists(lists: Lists) -> Columns:
 
 def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """Which of the items of a user each list has among its chosen ones; float32 of 0 and 1 [U, G, G * K]."""
-    number = Pool(np.where(items > 0, items, -1)).number
+    number = RankedLists(np.where(items > 0, items, -1)).number
     num_users, num_lists, depth = items.shape
     members = np.zeros((num_users, num_lists, num_lists * depth), np.float32)
     user, of_list, place = np.nonzero(chosen)

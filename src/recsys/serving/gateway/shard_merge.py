@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from recsys.index.merging import present, take_turns
+from recsys.index.merging import present_embeddings, take_turns
 from recsys.serving.http.messages import SearchRequest, SearchResponse, SearchResult
 from recsys.serving.http.problems import bad_request
 
@@ -26,7 +26,7 @@ def for_shards(request: SearchRequest) -> SearchRequest:
     if request.embeddings.ndim != 3:
         found = request.embeddings.ndim
         raise bad_request(f"embeddings: found {found} dimensions, expected [B, D] or [B, M, D]", "embeddings")
-    there = present(request.embeddings)
+    there = present_embeddings(request.embeddings)
     owner = np.nonzero(there)[0]
     exclude = None if request.exclude is None else [request.exclude[user] for user in owner]
     return SearchRequest(request.version, request.embeddings[there], request.k, request.filter, exclude, request.model)
@@ -46,7 +46,7 @@ def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchRe
             )
     merged = [_by_score([answer.results[row] for answer in answers], request.k) for row in range(lists)]
     if request.embeddings.ndim == 3:
-        merged = _in_turns(merged, present(request.embeddings).sum(axis=1), request.k)
+        merged = _in_turns(merged, present_embeddings(request.embeddings).sum(axis=1), request.k)
     return SearchResponse(request.version, merged)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index import Extended, search_users
+from recsys.index import ExtendedIndex, search_users
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.item_search import Hits, ItemSearch
@@ -183,7 +183,7 @@ class ChangedItems:
         if not view.ids:
             return self.base.hits(*search_users(self.base.index, embeddings, k, allow, excluded))
         beside = view.beside(filter or {})
-        index = Extended(self.base.index, view.embeddings, None if beside is None else beside.rows)
+        index = ExtendedIndex(self.base.index, view.embeddings, None if beside is None else beside.rows)
         if exclude is not None and excluded is not None:
             num_items = self.base.index.num_items
             more = [[num_items + view.row_of[item] for item in row if item in view.row_of] for row in exclude]

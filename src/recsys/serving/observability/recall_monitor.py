@@ -19,7 +19,7 @@ import numpy as np
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index import Allowed, Index, exact_search
+from recsys.index import AllowedRows, Index, exact_search
 from recsys.serving.observability.exposition import Labels
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
     embeddings: Float32Array
     query: Float32Array
     k: int
-    allow: Allowed | None
+    allow: AllowedRows | None
     exclude: np.ndarray[tuple[int], np.dtype[np.int32]]
 
 

@@ -1,14 +1,14 @@
 """How probable is an item as a target of a training batch: counted in the data, or estimated as training goes."""
 
 from recsys.training.frequency.counts import SMOOTHING, prior_shift, target_counts, target_probabilities
-from recsys.training.frequency.estimators import CountMin, Exact, Frequency, Streaming
+from recsys.training.frequency.estimators import CountMinFrequency, ExactFrequency, Frequency, StreamingFrequency
 
 __all__ = [
     "SMOOTHING",
-    "CountMin",
-    "Exact",
+    "CountMinFrequency",
+    "ExactFrequency",
     "Frequency",
-    "Streaming",
+    "StreamingFrequency",
     "prior_shift",
     "target_counts",
     "target_probabilities",

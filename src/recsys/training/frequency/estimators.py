@@ -27,7 +27,7 @@ class Frequency(Protocol):
         ...
 
 
-class Exact(nn.Module):
+class ExactFrequency(nn.Module):
     """Counted in the training data: every event is a target once an epoch.
 
     Args:
@@ -49,7 +49,7 @@ class Exact(nn.Module):
         return self.probabilities[item_idx]
 
 
-class Streaming(nn.Module):
+class StreamingFrequency(nn.Module):
     """Estimated from the mean number of steps between two that hold the item (Yi et al. 2019, algorithm 2).
 
     A hashed item finds its bucket's last step A and mean gap E. Where step t holds it, `E <- (1 - rate) E +
@@ -109,7 +109,7 @@ class Streaming(nn.Module):
         return -torch.expm1(torch.log1p(-held) / mean_targets.clamp(min=1.0)).view(item_idx.shape)
 
 
-class CountMin(nn.Module):
+class CountMinFrequency(nn.Module):
     """Counted in hashed rows over all steps so far; the least of the rows counts (Cormode and Muthukrishnan 2005).
 
     It never tells less than the true count. Pinterest corrects by such a sketch over the ids of all devices.

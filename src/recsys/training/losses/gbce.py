@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.training.losses.blocks import Buffer, blocks, lowest
-from recsys.training.losses.sampled import Sampled, shares
+from recsys.training.losses.sampled import SampledCandidates, shares
 
 
 class GBCE(nn.Module):
@@ -35,7 +35,9 @@ class GBCE(nn.Module):
         self.num_items, self.calibration = num_items, calibration
         self._blocks = Buffer(), Buffer()
 
-    def forward(self, users: Tensor, positives: Tensor, sampled: Sampled, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, users: Tensor, positives: Tensor, sampled: SampledCandidates, weight: Tensor | None = None
+    ) -> Tensor:
         """Mean loss of P rows; see `SampledLoss`."""
         num_negatives = (~sampled.mask).sum(1)[sampled.history]
         alpha = num_negatives / max(self.num_items - 1, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Sampled(NamedTuple):
+class SampledCandidates(NamedTuple):
     """Candidates of a step and what a correction needs to know of them.
 
     Attributes:
@@ -38,7 +38,9 @@ class Sampled(NamedTuple):
 class SampledLoss(Protocol):
     """A loss of one positive a row against the candidates of the step. A `torch.nn.Module`."""
 
-    def __call__(self, users: Tensor, positives: Tensor, sampled: Sampled, weight: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, users: Tensor, positives: Tensor, sampled: SampledCandidates, weight: Tensor | None = None
+    ) -> Tensor:
         """Mean loss of P rows.
 
         Args:

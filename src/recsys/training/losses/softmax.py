@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.training.losses.blocks import Buffer, blocks, lowest
-from recsys.training.losses.sampled import Sampled, shares
+from recsys.training.losses.sampled import SampledCandidates, shares
 from recsys.training.negatives import renormalisation
 
 LogQ = Literal["off", "classic", "corrected"]
@@ -38,7 +38,9 @@ class SampledSoftmax(nn.Module):
         self.logq = logq
         self._buffer = Buffer()
 
-    def forward(self, users: Tensor, positives: Tensor, sampled: Sampled, weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self, users: Tensor, positives: Tensor, sampled: SampledCandidates, weight: Tensor | None = None
+    ) -> Tensor:
         """Mean loss of P rows.
 
         Args:

@@ -1,23 +1,35 @@
 """Which items a positive is compared with, and how probable each was as a negative."""
 
 from recsys.training.negatives.bank import Bank
-from recsys.training.negatives.hard import Hard, Mined
-from recsys.training.negatives.masks import merged, positives_among, probability_of_positives, renormalisation, rows_of
-from recsys.training.negatives.samplers import CrossBatch, InBatch, Mixed, Popularity, Uniform
-from recsys.training.negatives.sampling import Catalogue, NegativeSampler
+from recsys.training.negatives.hard import HardNegatives, MinedNegatives
+from recsys.training.negatives.masks import (
+    merge_rows,
+    positives_among,
+    probability_of_positives,
+    renormalisation,
+    rows_of,
+)
+from recsys.training.negatives.samplers import (
+    CrossBatchNegatives,
+    InBatchNegatives,
+    MixedNegatives,
+    PopularityNegatives,
+    UniformNegatives,
+)
+from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs
 
 __all__ = [
     "Bank",
-    "Catalogue",
-    "CrossBatch",
-    "Hard",
-    "InBatch",
-    "Mined",
-    "Mixed",
+    "SamplerInputs",
+    "CrossBatchNegatives",
+    "HardNegatives",
+    "InBatchNegatives",
+    "MinedNegatives",
+    "MixedNegatives",
     "NegativeSampler",
-    "Popularity",
-    "Uniform",
-    "merged",
+    "PopularityNegatives",
+    "UniformNegatives",
+    "merge_rows",
     "positives_among",
     "probability_of_positives",
     "renormalisation",

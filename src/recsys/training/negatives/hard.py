@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from recsys.training.frequency import Frequency
 from recsys.training.negatives.bank import Bank
-from recsys.training.negatives.samplers import Uniform
-from recsys.training.negatives.sampling import Catalogue, NegativeSampler, log
+from recsys.training.negatives.samplers import UniformNegatives
+from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, log
 
 
-class Hard(nn.Module):
+class HardNegatives(nn.Module):
     """Of the candidates of another proposal, each row keeps those that the model would rank first.
 
     Positives of the user are no candidates. Scores are compared as they are, without logQ; what is kept is corrected as
@@ -22,16 +22,16 @@ class Hard(nn.Module):
     (FaceNet, Schroff et al. 2015, section 3.2).
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         of: makes the proposal that the candidates come from.
         hardest: candidates that a row keeps.
     """
 
-    def __init__(self, catalogue: Catalogue, of: Callable[..., NegativeSampler], hardest: int = 64) -> None:
+    def __init__(self, inputs: SamplerInputs, of: Callable[..., NegativeSampler], hardest: int = 64) -> None:
         super().__init__()
         if hardest < 1:
             raise ValueError(f"hardest: found {hardest}, expected at least 1")
-        self.of, self.hardest = of(catalogue=catalogue), hardest
+        self.of, self.hardest = of(inputs=inputs), hardest
 
     @property
     def frequency(self) -> Frequency | None:
@@ -57,7 +57,7 @@ class Hard(nn.Module):
         return self.of.log_q(item_idx, num_targets)
 
 
-class Mined(nn.Module):
+class MinedNegatives(nn.Module):
     """As `Mixed`, and neighbours of the targets in the item space of an earlier run.
 
     A mined item is one of the `num_neighbors` nearest (by cosine, itself left out) of a random target of the batch: an
@@ -69,12 +69,12 @@ class Mined(nn.Module):
     logQ correction mined items are drawn where it matters and not counted for more; with `logq=off` they count in full.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         run: folder of the earlier run.
         num_neighbors: of each item.
         num_mined: B'', mined items a step.
         num_negatives: B', uniform draws a step.
-        max_targets: as for `InBatch`.
+        max_targets: as for `InBatchNegatives`.
     """
 
     bank = None
@@ -84,7 +84,7 @@ class Mined(nn.Module):
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        inputs: SamplerInputs,
         run: str,
         num_neighbors: int = 50,
         num_mined: int = 256,
@@ -94,16 +94,16 @@ class Mined(nn.Module):
         super().__init__()
         if num_neighbors < 1:
             raise ValueError(f"num_neighbors: found {num_neighbors}, expected at least 1")
-        self.max_targets, self.frequency, self.num_mined = max_targets, catalogue.frequency, num_mined
-        self.uniform = Uniform(catalogue, num_negatives)
-        self.instead = Uniform(catalogue, num_mined)
-        neighbors = catalogue.nearest_items(run, num_neighbors)
-        share = catalogue.probabilities.unsqueeze(1).expand(neighbors.shape) / neighbors.shape[1]
-        probabilities = torch.zeros_like(catalogue.probabilities)
+        self.max_targets, self.frequency, self.num_mined = max_targets, inputs.frequency, num_mined
+        self.uniform = UniformNegatives(inputs, num_negatives)
+        self.instead = UniformNegatives(inputs, num_mined)
+        neighbors = inputs.nearest_items(run, num_neighbors)
+        share = inputs.probabilities.unsqueeze(1).expand(neighbors.shape) / neighbors.shape[1]
+        probabilities = torch.zeros_like(inputs.probabilities)
         probabilities.index_add_(0, neighbors.flatten(), share.flatten())
         # Where a neighbour is missing (item 0), any item of the corpus is drawn.
         anything, probabilities[0] = probabilities[0].clone(), 0.0
-        probabilities[catalogue.corpus] += anything / len(catalogue.corpus)
+        probabilities[inputs.corpus] += anything / len(inputs.corpus)
         self.register_buffer("neighbors", neighbors, persistent=False)
         self.register_buffer("probabilities", probabilities, persistent=False)
 

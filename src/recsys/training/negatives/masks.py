@@ -58,7 +58,7 @@ def renormalisation(q_masked: Tensor, num_drawn: Tensor) -> Tensor:
     return torch.log1p(-q_masked.clamp(max=1 - 1e-6)) - num_drawn.clamp(min=1).log()
 
 
-def merged(one: RaggedTensor, other: RaggedTensor) -> RaggedTensor:
+def merge_rows(one: RaggedTensor, other: RaggedTensor) -> RaggedTensor:
     """The rows of both, each row of `one` before that of `other`."""
     rows = torch.cat([rows_of(one), rows_of(other)])
     order = rows.argsort(stable=True)

@@ -6,23 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from recsys.training.negatives.bank import Bank
-from recsys.training.negatives.sampling import LEAST, Catalogue, log
+from recsys.training.negatives.sampling import LEAST, SamplerInputs, log
 
 
-class InBatch(nn.Module):
+class InBatchNegatives(nn.Module):
     """The other targets of the batch (of all processes): negatives as popular as the training events.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         max_targets: a random subset of the batch's targets serves as candidates when there are more.
     """
 
     bank = None
     hardest = None
 
-    def __init__(self, catalogue: Catalogue, max_targets: int | None = 2048) -> None:
+    def __init__(self, inputs: SamplerInputs, max_targets: int | None = 2048) -> None:
         super().__init__()
-        self.max_targets, self.frequency = max_targets, catalogue.frequency
+        self.max_targets, self.frequency = max_targets, inputs.frequency
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
         """None."""
@@ -33,11 +33,11 @@ class InBatch(nn.Module):
         return log(self.frequency.probability(item_idx))
 
 
-class Uniform(nn.Module):
+class UniformNegatives(nn.Module):
     """Items drawn uniformly from the corpus, the same for all rows.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         num_negatives: items drawn a step.
     """
 
@@ -47,10 +47,10 @@ class Uniform(nn.Module):
     hardest = None
     corpus: Tensor
 
-    def __init__(self, catalogue: Catalogue, num_negatives: int = 256) -> None:
+    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256) -> None:
         super().__init__()
         self.num_negatives = num_negatives
-        self.register_buffer("corpus", catalogue.corpus, persistent=False)
+        self.register_buffer("corpus", inputs.corpus, persistent=False)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
         """`num_negatives` items of the corpus, with replacement."""
@@ -62,14 +62,14 @@ class Uniform(nn.Module):
         return torch.full(item_idx.shape, 1.0 / len(self.corpus), device=item_idx.device).log()
 
 
-class Popularity(nn.Module):
+class PopularityNegatives(nn.Module):
     """Items drawn by a power of their popularity, `Q(i) ~ Q_target(i)^exponent`, the same for all rows.
 
     Between uniform (0) and as targets are (1); 0.75 is word2vec's (Mikolov et al. 2013, section 2.2). Items of the
     corpus without training events are drawn as if they had had one tenth of the rarest one's.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         num_negatives: items drawn a step.
         exponent: of the popularity.
     """
@@ -82,16 +82,16 @@ class Popularity(nn.Module):
     cumulative: Tensor
     log_probabilities: Tensor
 
-    def __init__(self, catalogue: Catalogue, num_negatives: int = 256, exponent: float = 0.75) -> None:
+    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, exponent: float = 0.75) -> None:
         super().__init__()
         self.num_negatives = num_negatives
-        popular = catalogue.probabilities[catalogue.corpus]
+        popular = inputs.probabilities[inputs.corpus]
         seen = popular > 0
         floor = popular[seen].min() / 10 if bool(seen.any()) else 1.0
         weights = torch.where(seen, popular, floor) ** exponent
-        log_probabilities = torch.full((len(catalogue.probabilities),), LEAST)
-        log_probabilities[catalogue.corpus] = log(weights / weights.sum())
-        self.register_buffer("corpus", catalogue.corpus, persistent=False)
+        log_probabilities = torch.full((len(inputs.probabilities),), LEAST)
+        log_probabilities[inputs.corpus] = log(weights / weights.sum())
+        self.register_buffer("corpus", inputs.corpus, persistent=False)
         self.register_buffer("cumulative", weights.cumsum(0) / weights.sum(), persistent=False)
         self.register_buffer("log_probabilities", log_probabilities, persistent=False)
 
@@ -106,24 +106,24 @@ class Popularity(nn.Module):
         return self.log_probabilities[item_idx]
 
 
-class Mixed(nn.Module):
+class MixedNegatives(nn.Module):
     """Targets of the batch and uniform draws in one softmax (mixed negative sampling, Yang et al. 2020).
 
     With B targets and B' draws the proposal is `Q(i) = (B Q_target(i) + B' / N) / (B + B')`.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         num_negatives: B', items drawn a step.
-        max_targets: as for `InBatch`.
+        max_targets: as for `InBatchNegatives`.
     """
 
     bank = None
     hardest = None
 
-    def __init__(self, catalogue: Catalogue, num_negatives: int = 256, max_targets: int | None = 2048) -> None:
+    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, max_targets: int | None = 2048) -> None:
         super().__init__()
-        self.max_targets, self.frequency = max_targets, catalogue.frequency
-        self.uniform = Uniform(catalogue, num_negatives)
+        self.max_targets, self.frequency = max_targets, inputs.frequency
+        self.uniform = UniformNegatives(inputs, num_negatives)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
         """B' items of the corpus, with replacement."""
@@ -136,31 +136,32 @@ class Mixed(nn.Module):
         return log((num_targets * popular + drawn / len(self.uniform.corpus)) / (num_targets + drawn))
 
 
-class CrossBatch(nn.Module):
+class CrossBatchNegatives(nn.Module):
     """Targets of the batch and of the steps before it (cross-batch negative sampling, arXiv 2110.15154).
 
     Embeddings of items change slowly once training is under way, so those of some steps ago serve as negatives without
-    being computed again, and without gradient. All candidates are drawn as targets are, so Q is that of `InBatch`.
+    being computed again, and without gradient. All candidates are drawn like targets, so Q is that of
+    `InBatchNegatives`.
 
     Args:
-        catalogue: of the data.
+        inputs: of the data.
         bank_size: targets of earlier steps that are kept.
         warmup_steps: steps before the bank is read.
-        max_targets: as for `InBatch`; the bank takes those that serve as candidates.
+        max_targets: as for `InBatchNegatives`; the bank takes those that serve as candidates.
     """
 
     hardest = None
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        inputs: SamplerInputs,
         bank_size: int = 4096,
         warmup_steps: int = 1000,
         max_targets: int | None = 1024,
     ) -> None:
         super().__init__()
-        self.max_targets, self.frequency = max_targets, catalogue.frequency
-        self.bank = Bank(bank_size, catalogue.dim, warmup_steps)
+        self.max_targets, self.frequency = max_targets, inputs.frequency
+        self.bank = Bank(bank_size, inputs.dim, warmup_steps)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
         """None."""

@@ -29,7 +29,7 @@ def no_earlier_run(run: str, num_neighbors: int) -> Tensor:
     raise UserError(f"negatives.run={run}: nothing here opens earlier runs, to find {num_neighbors} neighbours")
 
 
-class Catalogue(NamedTuple):
+class SamplerInputs(NamedTuple):
     """What samplers know of the data and the model.
 
     Attributes:
