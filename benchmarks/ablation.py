@@ -79,7 +79,7 @@ def print_table(out: Path, variants: dict[str, list[str]]) -> None:
             print(f"| {name} | failed, see {rows[name]}.log |" + " |" * len(METRICS))
             continue
         cells = [cell(finished[name].metrics, metric, found.get((name, metric))) for metric in METRICS]
-        print(f"| {name} | {' | '.join(cells)} | {finished[name].state['seconds']:.0f} |")
+        print(f"| {name} | {' | '.join(cells)} | {finished[name].state.seconds:.0f} |")
 
 
 def cell(metrics: Any, metric: str, difference: Difference | None) -> str:

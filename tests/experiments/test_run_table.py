@@ -31,7 +31,12 @@ def test_runs_are_found_and_what_is_within_them_is_not(tmp_path: Path) -> None:
     write(tmp_path / "a/2", ["model.dim=16", "~callbacks.early_stopping"], "running")
     (tmp_path / "c").mkdir()
     first, second = read_runs(tmp_path)
-    assert (first.name, first.path, first.status, first.seconds) == ("a/2", tmp_path / "a/2", "running", 12.5)
+    assert (first.name, first.path, first.state.status, first.state.seconds) == (
+        "a/2",
+        tmp_path / "a/2",
+        "running",
+        12.5,
+    )
     assert (second.name, second.overrides) == ("b", {"experiment": "x", "model.dim": "8"})
     assert (first.value("val/recall@10"), second.value("val/recall@10")) == (None, 0.5)
     assert [row.name for row in read_runs(tmp_path / "b")] == ["b"]
@@ -82,5 +87,5 @@ def test_what_is_no_folder_or_damaged_is_refused(tmp_path: Path) -> None:
         read_runs(tmp_path / "nowhere")
     path = write(tmp_path / "0")
     (path / "metrics.json").write_text("{")
-    with pytest.raises(UserError, match=r"metrics.json: damaged"):
+    with pytest.raises(UserError, match=r"metrics.json: missing or damaged"):
         read_runs(tmp_path)

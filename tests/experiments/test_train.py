@@ -57,7 +57,7 @@ COUNTING = (
                 *([STEP, call] for call in (6, 9)),
                 ["recsys.training.module:RetrievalModule.validation_step", 2],
                 ["recsys.experiments.train:load_weights", 1],
-                ["recsys.experiments.tracking:RunFolder.write_per_user", 1],
+                ["recsys.experiments.run_folder:RunFolder.write_per_user", 1],
             ],
         ),
         (AVERAGED, [[STEP, 9], [STEP, 14]]),

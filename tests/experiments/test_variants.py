@@ -117,6 +117,6 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
     run = load_run(whole)
     assert [member.weight for member in run.model.members] == [0.75, 0.25]
     assert run.model.dim == 8 + 8 + 1
-    assert run.train_until == run.dataset.train_until == state["train_until"]
+    assert run.state.train_until == run.dataset.train_until == state["train_until"]
     # Of members that were trained on validation as well.
     assert run.dataset.num_trained == run.model.members[0].model.item_tower.num_trained

@@ -333,7 +333,7 @@ def test_the_best_run_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     _finished(tmp_path / "0", **{"val/recall@100": 0.2, "val/loss": 0.7})
     _finished(tmp_path / "deep/1", **{"val/recall@100": 0.3})
     _finished(tmp_path / "deep/2", "selected", **{"val/recall@100": 0.3, "val/loss": 0.9})
-    _finished(tmp_path / "3", "training", **{"val/recall@100": 0.9})
+    _finished(tmp_path / "3", "running", **{"val/recall@100": 0.9})
     _finished(tmp_path / "3a", "stopped", **{"val/recall@100": 0.9})
     _finished(tmp_path / "4", **{"val/recall@100": float("nan"), "val/recall@10": 0.1})
     # What a run chose from is no run of its own.

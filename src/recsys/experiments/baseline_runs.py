@@ -21,7 +21,7 @@ from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments import tracking
 from recsys.experiments.assembly import check_metric, instantiate, open_data, reachable
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import RunFolder, RunStatus
 
 
 def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFolder], dict[str, UserError]]:
@@ -79,21 +79,21 @@ class _Baseline:
         asked = {key: config[key] for key in ("data", "split", "seed", "exclude_seen", "evaluation")}
         grid = config.grids.get(name) or {}
         self.run = RunFolder(path / name, OmegaConf.create(asked | {"generator": config.generator[name], "grid": grid}))
-        fingerprint = self.run.state.get("dataset_fingerprint", dataset.meta.fingerprint)
+        fingerprint = self.run.state.dataset_fingerprint or dataset.meta.fingerprint
         if fingerprint != dataset.meta.fingerprint:
             raise UserError(
                 f"{self.run.path / 'run.json'}: measured on data {fingerprint}, but the source now gives "
                 f"{dataset.meta.fingerprint}: the data has changed since; choose another hydra.run.dir"
             )
-        self._begin, self._before = time.monotonic(), self.run.state.get("seconds", 0.0)
+        self._begin, self._before = time.monotonic(), self.run.state.seconds
 
     def measure(self, axes: Sequence[Axis]) -> RunFolder:
         """Tune and test, unless that is done."""
         run, metric = self.run, self.config.evaluation.metric
-        if run.state.get("status") == "finished":
+        if run.state.status == RunStatus.FINISHED:
             return run
         run.update(
-            status="running",
+            status=RunStatus.RUNNING,
             generator=self.name,
             metric=metric,
             dataset_fingerprint=self.dataset.meta.fingerprint,
@@ -102,7 +102,7 @@ class _Baseline:
         settings = self._tune(axes)
         self._test(settings)
         run.update(
-            status="finished",
+            status=RunStatus.FINISHED,
             settings=settings,
             seconds=self._seconds(),
             peak_memory_bytes=tracking.peak_memory_bytes(),
@@ -112,7 +112,7 @@ class _Baseline:
     def _tune(self, axes: Sequence[Axis]) -> Settings:
         """The best settings on validation, whose metrics stay in `metrics.json`."""
         metric, events = self.config.evaluation.metric, Interactions(self.dataset, "train")
-        tried: list[dict[str, Any]] = self.run.state.get("tried", [])
+        tried = self.run.state.tried
 
         def score(settings: Settings) -> float:
             for earlier in tried:
@@ -169,4 +169,4 @@ class _Baseline:
         return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users)
 
     def _seconds(self) -> float:
-        return round(float(self._before) + time.monotonic() - self._begin, 3)
+        return round(self._before + time.monotonic() - self._begin, 3)

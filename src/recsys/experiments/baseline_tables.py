@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.table import Table
 from recsys.baselines.tuning import describe
 from recsys.core.errors import UserError
 from recsys.evaluation.significance import compare_runs, holm
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import STATE, RunFolder, read_state
 
 log = logging.getLogger("recsys")
 
@@ -33,7 +32,7 @@ def print_baselines(runs: Mapping[str, RunFolder], metric: str) -> None:
         table.add_column(name.replace("/", "\n"), justify="right")
     for run, folder in runs.items():
         cells = [_cell(values[name][run], values[name].values()) for name in names]
-        table.add_row(run, describe(folder.state["settings"]), *cells, f"{folder.state['seconds']:.0f}")
+        table.add_row(run, describe(folder.state.settings), *cells, f"{folder.state.seconds:.0f}")
     _print(table)
 
 
@@ -43,11 +42,10 @@ def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
     Raises:
         UserError: the run has no `per_user.parquet`, or one of other users.
     """
-    state = against / "run.json"
-    if not state.exists():
-        raise UserError(f"against: {state} is missing; expected the folder of a finished run of train.py")
-    theirs = json.loads(state.read_text()).get("dataset_fingerprint")
-    ours = {run.state["dataset_fingerprint"] for run in runs.values()}
+    if not (against / STATE).exists():
+        raise UserError(f"against: {against / STATE} is missing; expected the folder of a finished run of train.py")
+    theirs = read_state(against).dataset_fingerprint
+    ours = {str(run.state.dataset_fingerprint) for run in runs.values()}
     if ours != {theirs}:
         log.warning(
             "%s: prepared as data %s, the baselines as %s: users are paired by user_id", against, theirs, *sorted(ours)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from recsys.core.io import atomic_file
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.batches.targets import Objective
@@ -22,7 +22,7 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, encode_corpus
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.experiments.assembly import build_model, corpus_of, objective_of, open_data
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
 from recsys.training.frequency import prior_shift
 
@@ -198,6 +198,5 @@ def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFo
             for key, value in content["state_dict"].items()
             if key.startswith("model.")
         }
-    part = path.with_name(path.name + ".part")
-    torch.save({"state_dict": state, "global_step": steps}, part)
-    os.replace(part, path)
+    with atomic_file(path) as aside:
+        torch.save({"state_dict": state, "global_step": steps}, aside)

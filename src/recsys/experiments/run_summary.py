@@ -7,7 +7,7 @@ from rich.table import Table
 
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import RunFolder
 
 PARTS = ("val", "test", "test_rolling")
 
@@ -35,7 +35,7 @@ def print_run(run: RunFolder, console: Console | None = None) -> None:
         table.add_section()
     console.print(table)
     console.print(
-        f"{state['steps']} steps ({state['selected']} selected), {state['targets_per_second']:,.0f} targets/s, "
-        f"{state['seconds']:.0f} s, {state['peak_memory_bytes'] / 2**30:.2f} GiB peak, "
-        f"data {state['dataset_fingerprint']}"
+        f"{state.steps} steps ({state.selected} selected), {state.targets_per_second or 0.0:,.0f} targets/s, "
+        f"{state.seconds:.0f} s, {(state.peak_memory_bytes or 0) / 2**30:.2f} GiB peak, "
+        f"data {state.dataset_fingerprint}"
     )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError, nearest
+from recsys.experiments.run_folder import METRICS, STATE, RunState, read_json, read_state
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,8 @@ class RunRow:
     path: Path
     name: str
     overrides: Mapping[str, str]
-    state: Mapping[str, Any]
+    state: RunState
     metrics: Mapping[str, float]
-
-    @property
-    def status(self) -> str:
-        """`running` (or killed), `selected` (test not looked at), `finished`; `stopped` by the sweep that it is of."""
-        return str(self.state.get("status"))
-
-    @property
-    def seconds(self) -> float:
-        """What it took, over all its starts."""
-        return float(self.state.get("seconds", 0.0))
 
     def value(self, metric: str) -> float | None:
         """The metric, None where the run has no such number."""
@@ -107,17 +96,17 @@ def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], console: Console 
         values = [row.value(metric) for metric in metrics]
         table.add_row(
             row.name,
-            row.status,
+            row.state.status or "unknown",
             " ".join(f"{key}={value}" for key, value in differs.items()),
             *("" if value is None else f"{value:.4f}" for value in values),
-            f"{row.seconds:.0f}",
+            f"{row.state.seconds:.0f}",
         )
     (console or Console()).print(table)
 
 
 def _run_folders(root: Path) -> Iterator[Path]:
     for folder, below, files in os.walk(root):
-        if "run.json" in files:
+        if STATE in files:
             below.clear()
             yield Path(folder)
 
@@ -128,19 +117,8 @@ def _order(path: Path) -> list[tuple[int, str]]:
 
 def _read(path: Path, root: Path) -> RunRow:
     name = path.relative_to(root).as_posix() if path != root else path.name
-    return RunRow(path, name, _overrides(path), _json(path / "run.json"), _json(path / "metrics.json"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: damaged, expected JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file}: found {type(content).__name__}, expected keys and values")
-    return content
+    metrics = read_json(path / METRICS) if (path / METRICS).exists() else {}
+    return RunRow(path, name, _overrides(path), read_state(path), metrics)
 
 
 def _overrides(path: Path) -> dict[str, str]:

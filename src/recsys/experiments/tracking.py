@@ -6,79 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core import distributed
-from recsys.core.errors import UserError
-from recsys.core.stored_config import load_config
-
-
-class RunFolder:
-    """`config.yaml`, `run.json`, `metrics.json` and `per_user.parquet` of one run; each is written aside and renamed.
-
-    Of several processes the first writes.
-
-    Args:
-        path: of the run.
-        config: what the run is asked for. Whether to look at the test part (`test`) may change: a run that was selected
-            without it can be finished.
-
-    Raises:
-        UserError: the folder holds a run of another configuration.
-    """
-
-    def __init__(self, path: Path, config: DictConfig) -> None:
-        self.path = path
-        self.checkpoints = path / "checkpoints"
-        path.mkdir(parents=True, exist_ok=True)
-        existing = path / "config.yaml"
-        if existing.exists():
-            found, wanted = (OmegaConf.to_container(c, resolve=True) for c in (load_config(existing), config))
-            assert isinstance(wanted, dict)
-            _check_same(found, wanted, existing)
-            if found == wanted or not wanted.get("test", True):
-                return
-        write_config(path, config)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """Content of `run.json`; empty for a new run."""
-        file = self.path / "run.json"
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    def update(self, **state: Any) -> None:
-        """Add to `run.json`."""
-        _write(self.path / "run.json", json.dumps(self.state | state, indent=2) + "\n")
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Content of `metrics.json`."""
-        file = self.path / "metrics.json"
-        return json.loads(file.read_text()) if file.exists() else {}
-
-    def write_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Write `metrics.json`."""
-        _write(self.path / "metrics.json", json.dumps(dict(metrics), indent=2) + "\n")
-
-    def write_per_user(self, table: pa.Table) -> None:
-        """Write `per_user.parquet`."""
-        if not distributed.is_first():
-            return
-        part = self.path / "per_user.parquet.part"
-        pq.write_table(table, part)
-        os.replace(part, self.path / "per_user.parquet")
-
-
-def write_config(path: Path, config: DictConfig) -> None:
-    """`config.yaml` of the run folder `path`, resolved."""
-    _write(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))))
 
 
 def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
@@ -223,31 +158,3 @@ def peak_memory_bytes() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _check_same(found: Any, wanted: Any, file: Path) -> None:
-    differences = [difference for difference in _differences(found, wanted) if difference[0] != "test"]
-    if differences:
-        # Keys that follow others by interpolation differ too: the shortest names come first.
-        differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
-        held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
-        asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
-        raise UserError(
-            f"{file}: this folder holds a run with {held}, but {asked} is asked for; choose another hydra.run.dir"
-        )
-
-
-def _differences(found: Any, wanted: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in {*found, *wanted}:
-            yield from _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-    elif found != wanted:
-        yield key, found, wanted
-
-
-def _write(path: Path, content: str) -> None:
-    if not distributed.is_first():
-        return
-    part = path.with_name(path.name + ".part")
-    part.write_text(content)
-    os.replace(part, path)

@@ -34,7 +34,7 @@ from recsys.experiments.assembly import (
 )
 from recsys.experiments.final_test import examples, rolling_metrics
 from recsys.experiments.hard_negative_mining import miner
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
 from recsys.experiments.trained_run import load_weights, stored_config
 from recsys.experiments.warm_start import open_earlier, start_from
 from recsys.models.blend import Model
@@ -57,25 +57,25 @@ def train(config: DictConfig, path: Path) -> RunFolder:
     if not config.test:
         return select(config, path)
     run = RunFolder(path, config)
-    if run.state.get("status") == "finished":
+    if run.state.status == RunStatus.FINISHED:
         return run
     begin = time.monotonic()
-    before = run.state.get("seconds", 0.0)
+    before = run.state.seconds
     dataset, loggers = _start(config, run)
-    if "selected" not in run.state:
+    if not run.state.is_selected:
         _select(config, run, dataset, loggers)
         run.update(seconds=before + time.monotonic() - begin)
     if config.refit:
         dataset = dataset.refit()
-        if "refitted" not in run.state:
+        if not run.state.refitted:
             _refit(config, run, dataset, loggers)
     _test(config, run, dataset, loggers)
     run.update(
-        status="finished",
+        status=RunStatus.FINISHED,
         seconds=round(before + time.monotonic() - begin, 1),
         peak_memory_bytes=tracking.peak_memory_bytes(),
     )
-    tracking.log_summary(loggers, {**run.state, **run.metrics})
+    tracking.log_summary(loggers, {**run.state.to_json(), **run.metrics})
     tracking.log_checkpoint(loggers, path, dataset.meta.fingerprint)
     tracking.close(loggers)
     return run
@@ -89,20 +89,20 @@ def select(config: DictConfig, path: Path) -> RunFolder:
         path: of the run folder.
     """
     run = RunFolder(path, config)
-    if "selected" in run.state:
-        if run.state["status"] != "finished":
-            run.update(status="selected")
+    if run.state.is_selected:
+        if run.state.status != RunStatus.FINISHED:
+            run.update(status=RunStatus.SELECTED)
         return run
     begin = time.monotonic()
-    before = run.state.get("seconds", 0.0)
+    before = run.state.seconds
     dataset, loggers = _start(config, run)
     _select(config, run, dataset, loggers)
     run.update(
-        status="selected",
+        status=RunStatus.SELECTED,
         seconds=round(before + time.monotonic() - begin, 1),
         peak_memory_bytes=tracking.peak_memory_bytes(),
     )
-    tracking.log_summary(loggers, {**run.state, **run.metrics})
+    tracking.log_summary(loggers, {**run.state.to_json(), **run.metrics})
     tracking.close(loggers)
     return run
 
@@ -115,12 +115,12 @@ def refit(config: DictConfig, path: Path) -> RunFolder:
         path: of the run folder.
     """
     run = RunFolder(path, config)
-    if not config.refit or "refitted" in run.state:
+    if not config.refit or run.state.refitted:
         return run
     begin = time.monotonic()
     dataset, loggers = _start(config, run)
     _refit(config, run, dataset.refit(), loggers)
-    run.update(status="selected", seconds=round(run.state["seconds"] + time.monotonic() - begin, 1))
+    run.update(status=RunStatus.SELECTED, seconds=round(run.state.seconds + time.monotonic() - begin, 1))
     tracking.close(loggers)
     return run
 
@@ -133,15 +133,14 @@ def finish(path: Path) -> RunFolder:
     """
     config = stored_config(path)
     config.test = True
-    tracking.write_config(path, config)
+    write_config(path, config)
     return train(config, path)
 
 
 def _start(config: DictConfig, run: RunFolder) -> tuple[PreparedDataset, list[Logger]]:
     _quiet()
     dataset = open_data(config)
-    state = {"status": "running", "dataset_fingerprint": dataset.meta.fingerprint, "git_commit": tracking.git_commit()}
-    run.update(**{"seconds": 0.0} | run.state | state)
+    run.update(status=RunStatus.RUNNING, dataset_fingerprint=dataset.meta.fingerprint, git_commit=tracking.git_commit())
     loggers = tracking.build_loggers(config, run.path)
     tracking.log_summary(loggers, {"dataset_fingerprint": dataset.meta.fingerprint})
     return dataset, loggers
@@ -170,7 +169,7 @@ def _select(config: DictConfig, run: RunFolder, dataset: PreparedDataset, logger
     validator.validate(module, data, verbose=False)
     run.write_metrics(_logged(validator, "val/"))
     steps = int(torch.load(best, map_location="cpu", weights_only=True)["global_step"])
-    speed = run.state.get("targets_per_second", 0.0)
+    speed = run.state.targets_per_second
     run.update(
         selected=steps,
         steps=trainer.global_step,
@@ -186,9 +185,9 @@ def _refit(config: DictConfig, run: RunFolder, dataset: PreparedDataset, loggers
     folder = run.checkpoints / "refit"
     last = _last(folder / "last.ckpt")
     model = _towers(config, run, dataset, fresh=last is None)
-    module = build_module(config, dataset, model, run.state["schedule_steps"], miner(config))
+    module = build_module(config, dataset, model, run.state.schedule_steps, miner(config))
     callbacks = [c for name, c in _named_callbacks(config, run, folder) if name not in ("early_stopping", "best")]
-    settings = {"max_steps": run.state["selected"], "max_epochs": -1, "limit_val_batches": 0}
+    settings = {"max_steps": run.state.selected, "max_epochs": -1, "limit_val_batches": 0}
     trainer = _trainer(config, run, callbacks, loggers, **settings)
     trainer.fit(module, _given(config, run, dataset), ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(run.checkpoints / "best.ckpt")
@@ -247,7 +246,7 @@ def _named_callbacks(config: DictConfig, run: RunFolder, folder: Path) -> list[t
     named = list(zip(config.callbacks, build_callbacks(config, folder), strict=True))
     for _, callback in named:
         if isinstance(callback, EMA):
-            callback.steps_before = run.state.get("steps_before", 0)
+            callback.steps_before = run.state.steps_before
     return named
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from recsys.core.stored_config import load_config
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_model, corpus_of, open_data
+from recsys.experiments.run_folder import METRICS, STATE, RunState, RunStatus, read_json, read_state
 from recsys.models.blend import Model
 
 # What runs meant before these keys existed; `stored_config` moves those that have another place now.
@@ -43,7 +43,7 @@ class TrainedRun:
     Attributes:
         dataset: as the model was trained on it (validation moved into training after `refit`).
         corpus: item_idx of the items that can be recommended.
-        train_until: when the last event was that training was given, as it noted itself; None: it noted nothing.
+        state: content of `run.json`.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class TrainedRun:
     corpus: npt.NDArray[np.int64]
     builder: BatchBuilder
     metrics: dict[str, float]
-    train_until: int | None = None
+    state: RunState
 
 
 def load_run(path: str | Path) -> TrainedRun:
@@ -65,16 +65,14 @@ def load_run(path: str | Path) -> TrainedRun:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"run: {path} is not a folder")
-    state = _read_json(path / "run.json")
-    if state.get("status") != "finished":
-        raise UserError(
-            f"{path / 'run.json'}: status is '{state.get('status')}', expected 'finished'; run train.py again"
-        )
+    state = read_state(path)
+    if state.status != RunStatus.FINISHED:
+        raise UserError(f"{path / STATE}: status is '{state.status}', expected 'finished'; run train.py again")
     config = stored_config(path)
     dataset = open_data(config)
-    if dataset.meta.fingerprint != state["dataset_fingerprint"]:
+    if dataset.meta.fingerprint != state.dataset_fingerprint:
         raise UserError(
-            f"{path / 'run.json'}: trained on data {state['dataset_fingerprint']}, but the source now gives "
+            f"{path / STATE}: trained on data {state.dataset_fingerprint}, but the source now gives "
             f"{dataset.meta.fingerprint}: the data has changed since"
         )
     if config.refit:
@@ -82,9 +80,8 @@ def load_run(path: str | Path) -> TrainedRun:
     model = build_model(config, dataset)
     load_weights(model, path / "checkpoints/best.ckpt")
     builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
-    metrics = _read_json(path / "metrics.json")
-    corpus, until = corpus_of(model, dataset), state.get("train_until")
-    return TrainedRun(path, config, dataset, model.eval(), corpus, builder, metrics, until)
+    metrics = read_json(path / METRICS)
+    return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics, state)
 
 
 def stored_config(path: Path) -> DictConfig:
@@ -110,12 +107,3 @@ def load_weights(model: Model, checkpoint: Path) -> None:
         model.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing or damaged, expected a finished run of train.py ({error})") from error
-    assert isinstance(content, dict)
-    return content

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,9 @@ from rich.table import Table
 
 from recsys.core import distributed
 from recsys.core.errors import UserError
+from recsys.core.io import atomic_file, atomic_write
 from recsys.experiments.blend_selection import Chosen, blend_config, choose_blend, write_checkpoint
-from recsys.experiments.tracking import RunFolder
+from recsys.experiments.run_folder import METRICS, STATE, RunFolder, RunStatus
 from recsys.experiments.train import refit, select, train
 
 log = logging.getLogger("recsys")
@@ -54,7 +55,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = Fal
             return _finish_blend(variants, runs, chosen, scores, metric, path)
     if distributed.is_first():
         _print(scores, metric, best)
-        _adopt(runs[best], path, {"variant": best, "variants": scores, "seconds": _seconds(runs)})
+        _adopt(runs[best], path, variant=best, variants=scores, seconds=_seconds(runs))
     distributed.barrier()
     return train(variants[best], path)
 
@@ -62,9 +63,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = Fal
 def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str, file: Path) -> Chosen:
     """The blend, kept in `file`: once its members are trained on validation too, it cannot be chosen again."""
     if not file.exists() and distributed.is_first():
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(choose_blend(variants, runs, metric)._asdict(), indent=2) + "\n")
-        os.replace(part, file)
+        atomic_write(file, json.dumps(choose_blend(variants, runs, metric)._asdict(), indent=2) + "\n")
     distributed.barrier()
     return Chosen(**json.loads(file.read_text()))
 
@@ -89,43 +88,44 @@ def _finish_blend(
         refit(members[member], path / "variants" / member)
     config = blend_config(members, chosen.weights, chosen.prior_shift)
     run = RunFolder(path, config)
-    if "selected" not in run.state and distributed.is_first():
+    if not run.state.is_selected and distributed.is_first():
         run.checkpoints.mkdir(exist_ok=True)
         for file in ("best.ckpt", "last.ckpt"):
             write_checkpoint(members, runs, run.checkpoints / file)
         run.write_metrics(chosen.metrics)
-        state = {key: sum(runs[member].state[key] for member in members) for key in ("selected", "steps")}
-        state["targets_per_second"] = min(runs[member].state["targets_per_second"] for member in members)
-        state["peak_memory_bytes"] = max(runs[member].state["peak_memory_bytes"] for member in members)
-        times = [until for member in members if (until := runs[member].state.get("train_until")) is not None]
-        state["train_until"] = max(times, default=None)
-        first = runs[next(iter(members))].state
-        state |= {key: first[key] for key in ("dataset_fingerprint", "git_commit")}
-        all_scores = {**scores, name: chosen.metrics[metric]}
-        # What comes last makes the rest valid.
+        states = [runs[member].state for member in members]
+        # Written last, because it makes the rest of the folder valid.
         run.update(
-            status="running", variant=name, variants=all_scores, seconds=_seconds(runs), refitted=config.refit, **state
+            status=RunStatus.RUNNING,
+            dataset_fingerprint=states[0].dataset_fingerprint,
+            git_commit=states[0].git_commit,
+            seconds=_seconds(runs),
+            steps=sum(state.steps or 0 for state in states),
+            selected=sum(state.selected or 0 for state in states),
+            targets_per_second=min(state.targets_per_second or 0.0 for state in states),
+            peak_memory_bytes=max(state.peak_memory_bytes or 0 for state in states),
+            train_until=max((s.train_until for s in states if s.train_until is not None), default=None),
+            refitted=config.refit,
+            variant=name,
+            variants={**scores, name: chosen.metrics[metric]},
         )
     distributed.barrier()
     return train(config, path)
 
 
 def _seconds(runs: Mapping[str, RunFolder]) -> float:
-    return sum(float(run.state["seconds"]) for run in runs.values())
+    return sum(run.state.seconds for run in runs.values())
 
 
-def _adopt(run: RunFolder, path: Path, state: dict[str, Any]) -> None:
-    """What `run` selected, as the beginning of the run `path`; `run.json` comes last and makes it valid."""
-    if (path / "run.json").exists():
+def _adopt(run: RunFolder, path: Path, **changes: Any) -> None:
+    """Begin the run `path` with what `run` selected; `run.json` is written last, because it makes the rest valid."""
+    if (path / STATE).exists():
         return
     (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.json"):
-        part = path / f"{name}.part"
-        shutil.copyfile(run.path / name, part)
-        os.replace(part, path / name)
-    part = path / "run.json.part"
-    part.write_text(json.dumps(run.state | {"status": "running"} | state, indent=2) + "\n")
-    os.replace(part, path / "run.json")
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", METRICS):
+        with atomic_file(path / name) as aside:
+            shutil.copyfile(run.path / name, aside)
+    dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(path)
 
 
 def _print(scores: Mapping[str, float], metric: str, best: str) -> None:

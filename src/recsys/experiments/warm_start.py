@@ -6,7 +6,6 @@ unknown, and before its first step the model answers as the earlier run would.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 from recsys.core.errors import UserError
 from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM, Feature, Schema
 from recsys.data.dataset import PreparedDataset
+from recsys.experiments.run_folder import RunStatus, read_state
 from recsys.experiments.trained_run import stored_config
 from recsys.models.features import FeatureEmbedding
 from recsys.models.two_tower import TwoTower
@@ -68,15 +68,15 @@ def open_earlier(path: str | Path) -> Earlier:
     """
     path = Path(path)
     try:
-        state = json.loads((path / "run.json").read_text())
+        state = read_state(path)
         config = stored_config(path)
     except (OSError, ValueError) as error:
         raise UserError(f"warm_start={path}: not the folder of a trained run ({error})") from error
-    if "selected" not in state and state.get("status") != "finished":
-        raise UserError(f"warm_start={path}: its run is '{state.get('status')}', expected one that is trained")
+    if not state.is_selected and state.status != RunStatus.FINISHED:
+        raise UserError(f"warm_start={path}: its run is '{state.status}', expected one that is trained")
     if config.members:
         raise UserError(f"warm_start={path}: a blend; expected one of its members, {path}/variants/NAME")
-    folder = Path(config.data.cache) / "prepared" / state["dataset_fingerprint"]
+    folder = Path(config.data.cache) / "prepared" / str(state.dataset_fingerprint)
     try:
         dataset = PreparedDataset.open(folder)
         content = torch.load(path / "checkpoints/best.ckpt", map_location="cpu", weights_only=True)
@@ -84,7 +84,7 @@ def open_earlier(path: str | Path) -> Earlier:
         raise UserError(f"warm_start={path}: its checkpoint cannot be read ({error})") from error
     except UserError as error:
         raise UserError(f"warm_start={path}: its prepared data are gone ({error})") from error
-    if config.refit and state.get("refitted"):
+    if config.refit and state.refitted:
         dataset = dataset.refit()
     weights = content["state_dict"].items()
     of_model = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}

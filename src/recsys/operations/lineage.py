@@ -5,7 +5,6 @@ version -> index, user tower, item tower (digests) -> run folder, configuration 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError
+from recsys.experiments.run_folder import read_state
 from recsys.operations.gates.verdict import VERDICT, Verdict
 from recsys.release.manifest import CONFIG, Manifest, describe_file
 from recsys.release.store import ReleaseStore
@@ -158,11 +158,11 @@ def _run(path: Path, manifest: Manifest, config: str) -> dict[str, Any]:
         known["checkpoint_sha256"] = describe_file(checkpoint).sha256
     known["same_config"] = stored.exists() and describe_file(stored).sha256 == config
     try:
-        state = json.loads((path / "run.json").read_text())
-    except (OSError, ValueError):
+        state = read_state(path)
+    except UserError:
         return known | {"note": "run.json is missing or damaged"}
-    known |= {name: state[name] for name in ("status", "steps", "seconds") if name in state}
-    known["same_data"] = state.get("dataset_fingerprint") == manifest.dataset_fingerprint
+    known |= {name: value for name, value in state.to_json().items() if name in ("status", "steps", "seconds")}
+    known["same_data"] = state.dataset_fingerprint == manifest.dataset_fingerprint
     if logged := sorted(folder.name for folder in path.glob("wandb/*run-*") if folder.is_dir()):
         known["wandb"] = logged[-1].rsplit("-", 1)[-1]
     return known

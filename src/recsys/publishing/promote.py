@@ -22,6 +22,7 @@ from recsys.data.batches.loaders import RequestLoader
 from recsys.data.dataset import Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, encode_corpus, evaluate
+from recsys.experiments.run_folder import DONE, RunStatus
 from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_runs
 from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
@@ -140,7 +141,7 @@ def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
     if run is not None:
         return Path(run)
     best = best_run(str(sweep), metric)
-    if best.status == "selected":
+    if best.state.status == RunStatus.SELECTED:
         log.info("%s was selected on validation: finishing it, with the one look at the test part", best.path)
         finish(best.path)
     return best.path
@@ -161,7 +162,7 @@ def best_run(sweep: str | Path, metric: str) -> RunRow:
             f"part is not tested by it"
         )
     # A folder of baselines may lie beside the runs that were measured against it.
-    rows = [r for r in read_runs(sweep) if r.status in ("finished", "selected") and "generator" not in r.state]
+    rows = [r for r in read_runs(sweep) if r.state.status in DONE and r.state.generator is None]
     if not rows:
         raise UserError(f"sweep: {sweep} holds no finished run")
     ranked = best_first(rows, metric, _maximize(Path(sweep), metric))

@@ -94,14 +94,13 @@ def pack(
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
     log.info("exporting the user tower")
     output = export_user_tower(run.model, dataset.meta.num_known, specs, folder, metadata)
-    state = read_json(run.path / "run.json")
     description = json.loads((folder / "item_index.json").read_text())
     manifest = Manifest(
         version="",
         model=model,
         created="",
         run=str(run.path),
-        git_commit=state.get("git_commit"),
+        git_commit=run.state.git_commit,
         dataset_fingerprint=dataset.meta.fingerprint,
         similarity=similarity,
         temperature=run.model.temperature,
@@ -130,7 +129,7 @@ def _times(run: TrainedRun) -> dict[str, int]:
     time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
     test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
     # What training was given, where it noted more than the configuration says now.
-    until = max(until, run.train_until or until)
+    until = max(until, run.state.train_until or until)
     times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
     return {name: int(value) for name, value in times.items()}
 
@@ -247,12 +246,3 @@ def real_requests(run: TrainedRun) -> Requests:
     if len(requests.user_idx):
         return requests
     return Requests(np.arange(prepared.num_users), prepared.val_end)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Content of a JSON file of a run; empty where there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

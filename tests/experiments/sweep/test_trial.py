@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from recsys.core.errors import UserError
+from recsys.experiments.run_folder import RunState, RunStatus
 from recsys.experiments.sweep.trial import TrialProcess, end_orphan, history, last_error, mark_stopped, result, state
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]
@@ -101,7 +102,7 @@ def test_an_id_that_no_process_of_ours_has_is_left_alone(tmp_path: Path) -> None
 
 
 def test_results(tmp_path: Path) -> None:
-    assert state(tmp_path) == {}
+    assert state(tmp_path) == RunState()
     with pytest.raises(UserError, match="status is 'None', expected selected or finished"):
         result(tmp_path, "val/x")
     (tmp_path / "run.json").write_text('{"status": "selected", "seconds": 2.0}')
@@ -112,7 +113,7 @@ def test_results(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="val/y: found nan, expected a finite number"):
         result(tmp_path, "val/y")
     mark_stopped(tmp_path)
-    assert state(tmp_path) == {"status": "stopped", "seconds": 2.0}
+    assert state(tmp_path) == RunState(RunStatus.STOPPED, seconds=2.0)
 
 
 def group(folder: Path) -> int:

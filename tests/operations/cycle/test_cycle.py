@@ -91,7 +91,7 @@ KILLS: list[list[Any]] = [
     ["recsys.operations.cycle.build_steps:open_data", 1],
     [WRITE, 1],
     ["recsys.training.module:RetrievalModule.training_step", 3],
-    ["recsys.experiments.tracking:RunFolder.write_per_user", 1],
+    ["recsys.experiments.run_folder:RunFolder.write_per_user", 1],
     [WRITE, 1],
     ["recsys.publishing.promote:pack", 1],
     ["recsys.operations.gates.verdict:Verdict.save", 1],

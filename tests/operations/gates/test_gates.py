@@ -89,8 +89,8 @@ def test_a_training_that_was_given_the_test_part(scene: Scene, honest: TrainedRu
         scene.run("leaked", None, SERVED + 1, 1, "refit=true", "trainer.max_epochs=1")
     # Whoever judges knows nothing of the leak, but for what the training noted.
     leaked = scene.run("leaked")
-    assert honest.train_until == honest.dataset.train_until
-    assert leaked.dataset.train_until < leaked.train_until == int(leaked.dataset.time.max())
+    assert honest.state.train_until == honest.dataset.train_until
+    assert leaked.dataset.train_until < leaked.state.train_until == int(leaked.dataset.time.max())
     assert "border" in scene.judge(leaked).stopped_by
 
 

@@ -14,6 +14,7 @@ from written import CONFIG, write
 
 from recsys.core.errors import UserError
 from recsys.experiments import tracking
+from recsys.experiments.run_folder import RunState, RunStatus
 from recsys.reports.comparison import online, reading
 from recsys.reports.comparison.differences import differences
 from recsys.reports.comparison.measured import Curve
@@ -103,7 +104,7 @@ def test_runs_of_a_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "offline (id-offline) is left out: it left no artifact with per_user.parquet" in caplog.text
     run = runs[0]
     assert run.metrics == {"test/recall@10": pytest.approx(0.15), "val/ndcg@10": 0.5}
-    assert run.state == {"epoch": 3, "dataset_fingerprint": "f00", "status": "finished", "seconds": 9.0}
+    assert run.state == RunState(RunStatus.FINISHED, "f00", seconds=9.0, other={"epoch": 3})
     assert run.curves == {"train/loss": Curve([10], [2.0]), "val/ndcg@10": Curve([20], [0.25])}
     assert run.per_user == tmp_path / "cache/wandb/team/pins/id-a/per_user.parquet"
     assert run.test == {"dataset_fingerprint": "f00", "split": "{'name': 'temporal'}", "exclude_seen": "True"}
@@ -137,7 +138,7 @@ def test_a_run_folder_is_fetched(tmp_path: Path) -> None:
     assert (folder / "config.yaml").read_text() == (tmp_path / "local/a/config.yaml").read_text()
     (read,) = reading.read_folder(folder)
     assert read.metrics["test/recall@10"] == pytest.approx(0.15)
-    assert read.state["status"] == "finished"
+    assert read.state.status == "finished"
     with pytest.raises(UserError, match="expected one run, wandb:ENTITY/PROJECT/ID"):
         fetch_run("wandb:team/pins", tmp_path / "cache", Api([run]))
     run.artifacts = run.artifacts[1:]

@@ -10,6 +10,7 @@ import pytest
 from written import CONFIG, write, write_log
 
 from recsys.core.errors import UserError
+from recsys.experiments.run_folder import RunState
 from recsys.reports.comparison.measured import Curve, choose, curves_of, read_folder
 from recsys.reports.comparison.reading import read_runs, run_folder
 
@@ -24,7 +25,7 @@ def test_a_run_and_a_baseline(tmp_path: Path) -> None:
     assert run.metrics == {"test/recall@10": 0.5, "test/coverage@10": 0.5}
     assert run.columns == {"recall@10"}
     assert run.row.overrides == {"model.dim": "8"}
-    assert run.state["seconds"] == 3
+    assert run.state.seconds == 3
     assert run.config == CONFIG
     assert baseline.config == {}
     assert baseline.curves == {}
@@ -40,7 +41,7 @@ def test_a_folder_with_nothing_but_what_was_measured(tmp_path: Path) -> None:
     path = write(tmp_path / "knn", RECALL, config=None)
     (path / "run.json").unlink()
     (run,) = read_folder(path)
-    assert (run.name, run.state, run.test) == ("knn", {}, {})
+    assert (run.name, run.state, run.test) == ("knn", RunState(), {})
     assert run.metrics == {"test/recall@10": 0.5}
 
 

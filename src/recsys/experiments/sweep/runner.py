@@ -16,6 +16,7 @@ from rich.table import Table
 
 from recsys.core.errors import UserError
 from recsys.experiments.compose import CONF, check_overrides
+from recsys.experiments.run_folder import DONE
 from recsys.experiments.sweep import trial
 from recsys.experiments.sweep.file import Sweep, read_sweep
 from recsys.experiments.sweep.study import Record, SweepStudy
@@ -71,7 +72,7 @@ def report(study: SweepStudy, folder: Path, console: Console) -> None:
             record.status,
             escape(f"{arguments}\n{record.error}" if record.error else arguments),
             "" if record.value is None else f"{record.value:.4f}",
-            f"{trial.state(folder / str(record.number)).get('seconds', 0.0):.0f}",
+            f"{trial.state(folder / str(record.number)).seconds:.0f}",
         )
     console.print(table)
     if ranked and ranked[0].value is not None:
@@ -126,7 +127,7 @@ class _Runner:
         place = self.folder / str(record.number)
         trial.end_orphan(place)
         # It may have come to its result before the sweep was killed.
-        if trial.state(place).get("status") in trial.DONE:
+        if trial.state(place).status in DONE:
             self._end(record.number, exit_code=0)
             return
         quoted = str(place).replace("'", "\\'")
@@ -141,7 +142,7 @@ class _Runner:
         if exit_code is not None:
             self._end(number, exit_code)
         # A run that has selected its checkpoint is about to end by itself.
-        elif should_stop and "selected" not in trial.state(place):
+        elif should_stop and not trial.state(place).is_selected:
             process.stop()
             trial.mark_stopped(place)
             self._end(number, None)

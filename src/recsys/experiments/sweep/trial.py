@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
-import json
 import math
 import os
 import signal
@@ -13,13 +13,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from recsys.core.errors import UserError, nearest
+from recsys.experiments.run_folder import DONE, METRICS, STATE, RunState, RunStatus, read_json, read_state
 
 LOG = "train.log"
-# Ends of `train.py` with a measured checkpoint.
-DONE = ("selected", "finished")
 # Held by the process of a run for as long as it lives, with its id as content.
 _LOCK = "process.lock"
 _GRACE_SECONDS = 30.0
@@ -105,17 +104,14 @@ def history(folder: Path, metric: str) -> list[float]:
     return values
 
 
-def state(folder: Path) -> dict[str, Any]:
-    """`run.json`; empty before the run has begun."""
-    file = folder / "run.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+def state(folder: Path) -> RunState:
+    """Return the content of `run.json`; empty before the run has begun."""
+    return read_state(folder) if (folder / STATE).exists() else RunState()
 
 
 def mark_stopped(folder: Path) -> None:
-    """Say in `run.json` that the run will not go on."""
-    part = folder / "run.json.part"
-    part.write_text(json.dumps(state(folder) | {"status": "stopped"}, indent=2) + "\n")
-    os.replace(part, folder / "run.json")
+    """Record in `run.json` that the run will not continue."""
+    dataclasses.replace(state(folder), status=RunStatus.STOPPED).write(folder)
 
 
 def result(folder: Path, metric: str) -> float:
@@ -124,10 +120,10 @@ def result(folder: Path, metric: str) -> float:
     Raises:
         UserError: the run has not got to a result, or not to this one.
     """
-    status = state(folder).get("status")
+    status = state(folder).status
     if status not in DONE:
         raise UserError(f"run.json: status is '{status}', expected {' or '.join(DONE)}")
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_json(folder / METRICS)
     if metric not in metrics:
         raise UserError(f"metric: the run has no '{metric}'{nearest(metric, metrics)}")
     if not math.isfinite(metrics[metric]):

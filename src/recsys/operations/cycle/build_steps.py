@@ -50,7 +50,7 @@ def train(plan: Plan, cycle: Cycle) -> str:
         run = train_one(configurations[""], path)
     cycle.step = "judge"
     metrics = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in _told(run.metrics))
-    return f"{run.state['selected']} steps selected of {run.state['steps']}, {metrics}"
+    return f"{run.state.selected} steps selected of {run.state.steps}, {metrics}"
 
 
 def judge(plan: Plan, cycle: Cycle) -> str:

@@ -132,7 +132,7 @@ class Report:
 
     def cost_picture(self) -> Picture | None:
         """Accuracy over seconds; None where no run says what it took."""
-        if not any(run.state.get("seconds") for run in self.runs):
+        if not any(run.state.seconds for run in self.runs):
             return None
         return scatter.cost(self.runs, self.looks, self.means)
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from recsys.core.errors import UserError, nearest
+from recsys.experiments.run_folder import RunState
 from recsys.experiments.run_table import RunRow
 from recsys.experiments.run_table import read_runs as read_rows
 
@@ -60,7 +61,7 @@ class Measured:
         return self.row.metrics
 
     @property
-    def state(self) -> Mapping[str, Any]:
+    def state(self) -> RunState:
         """Content of `run.json`."""
         return self.row.state
 
@@ -68,9 +69,9 @@ class Measured:
     def test(self) -> dict[str, str]:
         """What figures of users depend on beside the model; what a run does not say is left out."""
         said = {
-            "dataset_fingerprint": self.state.get("dataset_fingerprint"),
+            "dataset_fingerprint": self.state.dataset_fingerprint,
             "split": self.config.get("split"),
-            "exclude_seen": self.config.get("exclude_seen", self.state.get("exclude_seen")),
+            "exclude_seen": self.config.get("exclude_seen", self.state.exclude_seen),
         }
         return {name: str(value) for name, value in said.items() if value is not None}
 
@@ -83,16 +84,16 @@ def read_folder(path: Path) -> list[Measured]:
     """
     rows = read_rows(path)
     if not rows and (path / "metrics.json").exists():
-        rows = [RunRow(path, path.name, {}, {}, json.loads((path / "metrics.json").read_text()))]
+        rows = [RunRow(path, path.name, {}, RunState(), json.loads((path / "metrics.json").read_text()))]
     if not rows:
         raise UserError(f"{path}: no run (run.json) in it or below it; expected a run folder, or a folder of runs")
     unfinished = [row for row in rows if not (row.path / PER_USER).exists()]
     if len(unfinished) == len(rows):
         raise UserError(
-            f"{unfinished[0].path}: no {PER_USER}; expected a finished run, found status '{unfinished[0].status}'"
+            f"{unfinished[0].path}: no {PER_USER}; expected a finished run, found status '{unfinished[0].state.status}'"
         )
     for row in unfinished:
-        log.warning("%s is left out: it has no %s (status '%s')", row.path, PER_USER, row.status)
+        log.warning("%s is left out: it has no %s (status '%s')", row.path, PER_USER, row.state.status)
     return [_measured(row) for row in rows if row not in unfinished]
 
 
@@ -184,15 +185,15 @@ def measured(row: RunRow, config: Mapping[str, Any], per_user: Path, curves: Map
 
 def _measured(row: RunRow) -> Measured:
     folders = [row.path]
-    if "variant" in row.state:
+    if row.state.variant is not None:
         # The training of a run that was chosen from several lies where it was one of them.
-        folders.insert(0, row.path / "variants" / str(row.state["variant"]))
+        folders.insert(0, row.path / "variants" / row.state.variant)
     logs = [file for folder in folders for file in sorted(folder.glob("logs/*/metrics.csv"), key=_start)]
     config = row.path / "config.yaml"
-    if "generator" in row.state:
+    if row.state.generator is not None:
         # A baseline's settings were found, not asked for.
-        chosen = {f"generator.{name}": str(value) for name, value in row.state.get("settings", {}).items()}
-        row = dataclasses.replace(row, overrides={"generator": str(row.state["generator"])} | chosen)
+        chosen = {f"generator.{name}": str(value) for name, value in row.state.settings.items()}
+        row = dataclasses.replace(row, overrides={"generator": row.state.generator} | chosen)
     return measured(
         row,
         yaml.safe_load(config.read_text()) if config.exists() else {},

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recsys.core.errors import UserError
+from recsys.experiments.run_folder import RunState
 from recsys.experiments.run_table import RunRow
 from recsys.reports.comparison.measured import PER_USER, Measured, curves_of, flat, measured
 
@@ -74,7 +75,7 @@ def fetch_run(address: str, cache: Path, api: Api | None = None) -> Path:
             raise UserError(f"{address}: it left no artifact with {', '.join(names)}; name its local folder")
         metrics, state = _summary(run)
     (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "run.json").write_text(json.dumps(state))
+    state.write(folder)
     return folder
 
 
@@ -125,11 +126,12 @@ def _measured(run: Any, cache: Path) -> Measured | None:
     return measured(row, config, folder / PER_USER, curves_of(run.scan_history(), "trainer/global_step"))
 
 
-def _summary(run: Any) -> tuple[dict[str, float], dict[str, Any]]:
+def _summary(run: Any) -> tuple[dict[str, float], RunState]:
     """What a run logged at its end, as the contents of `metrics.json` and `run.json`."""
     summary = {name: value for name, value in dict(run.summary_metrics).items() if not name.startswith("_")}
     metrics = {name: float(value) for name, value in summary.items() if name.startswith(_PARTS)}
-    return metrics, {name: value for name, value in summary.items() if name not in metrics}
+    state = {name: value for name, value in summary.items() if name not in metrics}
+    return metrics, RunState.from_json(state, f"{PREFIX}{run.id}")
 
 
 def _folder(run: Any, cache: Path) -> Path:

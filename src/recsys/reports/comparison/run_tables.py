@@ -72,10 +72,10 @@ def cost(runs: Sequence[Measured]) -> Sheet:
         rows.append(
             (
                 run.name,
-                _count(state.get("seconds")),
-                _count(state.get("steps")),
-                _count(state.get("targets_per_second")),
-                _gigabytes(state.get("peak_memory_bytes")),
+                _count(state.seconds or None),
+                _count(state.steps),
+                _count(state.targets_per_second),
+                _gigabytes(state.peak_memory_bytes),
             )
         )
     note = "Seconds over all starts, evaluation included. Times of different machines or loads say little."

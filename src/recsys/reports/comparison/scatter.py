@@ -60,8 +60,8 @@ def cost(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[str
         found: the metric of each run with its interval, for the vertical axis.
     """
     metric = next(iter(found.values())).metric
-    drawn = [run for run in runs if run.state.get("seconds")]
-    seconds = [float(run.state["seconds"]) for run in drawn]
+    drawn = [run for run in runs if run.state.seconds]
+    seconds = [run.state.seconds for run in drawn]
     most = max(drawn, key=lambda run: found[run.name].mean).name
     fastest = drawn[seconds.index(min(seconds))].name
     wins = f"{most} has the highest {metric}{' and' if most == fastest else f', {fastest}'} took the least time"

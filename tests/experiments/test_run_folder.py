@@ -1,0 +1,134 @@
+"""The folder of a run and its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from omegaconf import OmegaConf
+
+from recsys.core.errors import UserError
+from recsys.experiments.run_folder import RunFolder, RunState, RunStatus, read_state
+
+FULL = RunState(
+    status=RunStatus.FINISHED,
+    dataset_fingerprint="f00",
+    git_commit="0" * 40,
+    seconds=1.5,
+    steps=20,
+    selected=10,
+    schedule_steps=20,
+    targets_per_second=3.5,
+    peak_memory_bytes=7,
+    train_until=1_700_000_000,
+    steps_before=3,
+    refitted=True,
+    variant="tastes",
+    variants={"tastes": 0.5},
+    generator="ease",
+    metric="val/ndcg@10",
+    tried=[{"settings": {"l2": 2.0}, "val/ndcg@10": 0.5}],
+    settings={"l2": 2.0},
+    exclude_seen=True,
+    other={"key of another version": [1]},
+)
+
+
+def test_every_field_is_written_and_read(tmp_path: Path) -> None:
+    unset = RunState()
+    assert all(getattr(FULL, field.name) != getattr(unset, field.name) for field in dataclasses.fields(RunState))
+    FULL.write(tmp_path)
+    assert read_state(tmp_path) == FULL
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["key of another version"] == [1]
+    assert content["status"] == "finished"
+
+
+def test_what_is_not_known_yet_is_left_out_but_for_what_readers_rely_on() -> None:
+    assert RunState(RunStatus.RUNNING).to_json() == {"status": "running", "git_commit": None, "seconds": 0.0}
+
+
+def test_a_state_of_an_earlier_version_opens() -> None:
+    fixture = Path(__file__).parents[1] / "fixtures/earlier_layout/run"
+    state = read_state(fixture)
+    assert (state.status, state.selected, state.steps, state.other) == (RunStatus.FINISHED, 1, 2, {})
+    assert state.to_json() == json.loads((fixture / "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"status": "done"}', "status is 'done', expected one of running, selected, finished, stopped"),
+        ('{"steps": "many"}', "steps is 'many', expected an integer"),
+        ('{"seconds": null}', "seconds is None, expected a number"),
+        ('{"variants": 3}', "variants is 3, expected keys and values"),
+        ("[]", "found list, expected keys and values"),
+        ("{", "missing or damaged"),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=f"{tmp_path}/run.json: {message}"):
+        read_state(tmp_path)
+
+
+def test_state_and_metrics_are_added_to(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run", OmegaConf.create({"a": 1}))
+    assert run.state == RunState()
+    assert run.metrics == {}
+    run.update(status=RunStatus.RUNNING, seconds=1.0)
+    run.update(status=RunStatus.FINISHED)
+    assert run.state == RunState(RunStatus.FINISHED, seconds=1.0)
+    run.write_metrics({"val/recall@10": 0.5})
+    assert run.metrics == {"val/recall@10": 0.5}
+    run.write_per_user(pa.table({"user_id": [1]}))
+    names = sorted(file.name for file in (tmp_path / "run").iterdir())
+    assert names == ["config.yaml", "metrics.json", "per_user.parquet", "run.json"]
+
+
+def test_the_configuration_is_resolved(tmp_path: Path) -> None:
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "b": "${a}"}))
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"a": {"b": 2, "c": [1]}}, "a.b=1, but a.b=2 is asked for"),
+        ({"a": {"b": 1, "c": [2]}}, r"a.c=\[1\], but a.c=\[2\]"),
+        ({"a": {"b": 1, "c": [1], "d": 3}}, "a.d=None, but a.d=3"),
+        ({"a": {"b": 1}}, "a.c="),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path: Path, other: dict[str, object], message: str) -> None:
+    config = OmegaConf.create({"a": {"b": 1, "c": [1]}})
+    RunFolder(tmp_path, config)
+    RunFolder(tmp_path, config)
+    with pytest.raises(UserError, match=message):
+        RunFolder(tmp_path, OmegaConf.create(other))
+
+
+def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
+    def stored() -> object:
+        return OmegaConf.load(tmp_path / "config.yaml").test
+
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": True}))
+    assert stored() is True
+    # A run that was tested stays one.
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    assert stored() is True
+    with pytest.raises(UserError, match="a=1, but a=2 is asked"):
+        RunFolder(tmp_path, OmegaConf.create({"a": 2, "test": True}))
+
+
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.core.distributed.is_first", lambda: False)
+    run = RunFolder(tmp_path, OmegaConf.create({"a": 1}))
+    run.update(status=RunStatus.RUNNING)
+    run.write_metrics({"a": 1.0})
+    run.write_per_user(pa.table({"user_id": [1]}))
+    assert list(tmp_path.iterdir()) == []
