@@ -69,7 +69,7 @@ class _Parts:
         # Of all addresses of a machine none is its name.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else Shard.parse(settings.shard)
-        monitor = RecallMonitor(settings.monitor)
+        monitor = RecallMonitor(settings.monitor, metrics=self._metrics)
         changes = Changes(Path(settings.changes), shard, monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", changes.open, shard)
         version = host.load(settings.release)
@@ -80,7 +80,6 @@ class _Parts:
         self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
         self._routes.update(ItemRoutes(host, changes, settings.admin_token).routes())
         self._stop.append(functools.partial(asyncio.to_thread, monitor.close))
-        self._add_gauges(monitor)
         if settings.release != version:
             keep, seconds = settings.towers, settings.follow_seconds
             following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
@@ -107,17 +106,11 @@ class _Parts:
             shards = [Listed(places) for places in settings.shards or [settings.hosts or []]]
         fleet = Fleet(shards)
         limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
-        router = Router(fleet, settings.model)
-        sampling = Sampling(settings.samples_share, settings.samples, settings.samples_bytes)
-        gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
-        self._metrics.gauge(
-            "recsys_routing_total",
-            "Searches by what happened on their way: retry, hedge (a silent host), canary_not_held, mismatch_refused.",
-            lambda: {(what,): float(number) for what, number in router.counts.items()},
-            ("what",),
+        router = Router(fleet, settings.model, metrics=self._metrics)
+        sampling = Sampling(
+            settings.samples_share, settings.samples, max_bytes=settings.samples_bytes, metrics=self._metrics
         )
-        kept = "Sampled requests by what became of them: written, dropped (the writer fell behind), failed."
-        self._metrics.gauge("recsys_request_samples", kept, sampling.counts, ("what",))
+        gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
         looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
         self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
         self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
@@ -128,15 +121,6 @@ class _Parts:
             functools.partial(asyncio.to_thread, sampling.close),
         ]
         self._ready = gateway.ready
-
-    def _add_gauges(self, monitor: RecallMonitor) -> None:
-        recall = "Of exact search, that the index finds: mean over sampled searches."
-        self._metrics.gauge("recsys_index_recall", recall, monitor.recalls, ("version",))
-        self._metrics.gauge("recsys_index_recall_samples", "That the mean is over.", monitor.samples, ("version",))
-        dropped = "Samples that the monitor of recall could not keep up with, or failed at."
-        self._metrics.gauge(
-            "recsys_index_recall_missed", dropped, lambda: {(): float(monitor.dropped + monitor.failed)}
-        )
 
     def app(self) -> tuple[App, Health]:
         """All of it."""

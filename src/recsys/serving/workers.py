@@ -6,15 +6,21 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from recsys.core.errors import UserError
+from recsys.serving.observability.metrics import SHARED_FOLDER, WORKER_NUMBER
 
 log = logging.getLogger("recsys")
 
@@ -47,17 +53,24 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
 
 
 @contextlib.contextmanager
-def sharing_cores(count: int) -> Iterator[None]:
-    """Processes that start meanwhile are one of `count`, and use their share of the cores, unless told otherwise.
+def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[None]:
+    """Environment of a worker that starts in the block: its share of the cores, and where metrics are shared.
 
-    Matrix products of several processes, each with a thread for every core, wait for one another.
+    Without a limit, matrix products of several processes, each with a thread for every core, wait for one another.
+
+    Args:
+        number: number of the worker, from 0.
+        count: number of workers.
+        metrics: folder of the metrics of all workers.
     """
-    missing = [name for name in THREAD_LIMITS if name not in os.environ]
-    os.environ.update(dict.fromkeys(missing, str(max(1, (os.cpu_count() or 1) // count))))
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    added = {name: threads for name in THREAD_LIMITS if name not in os.environ}
+    added |= {SHARED_FOLDER: str(metrics), WORKER_NUMBER: str(number)}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for name in missing:
+        for name in added:
             del os.environ[name]
 
 
@@ -79,16 +92,19 @@ def supervise(work: Callable[[], None], count: int) -> None:
         ending = number
         _terminate(processes)
 
-    def start() -> SpawnProcess:
+    def start(number: int) -> SpawnProcess:
         process = context.Process(target=work)
-        with sharing_cores(count):
+        # Gauges of a process that ended are not those of its successor.
+        mark_process_dead(number, str(metrics))
+        with worker_environment(number, count=count, metrics=metrics):
             process.start()
         return process
 
+    metrics = Path(tempfile.mkdtemp(prefix="recsys-metrics-"))
     processes: list[SpawnProcess] = []
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        processes.extend(start() for _ in range(count))
+        processes.extend(map(start, range(count)))
         while ending is None:
             wait([process.sentinel for process in processes], LOOK_EVERY)
             for place, process in enumerate(processes):
@@ -98,11 +114,12 @@ def supervise(work: Callable[[], None], count: int) -> None:
                     raise UserError("serve: a process cannot start; its message is above")
                 log.error("process %s ended with %s; starting another", process.pid, process.exitcode)
                 time.sleep(RESTART_AFTER)
-                processes[place] = start()
+                processes[place] = start(place)
     finally:
         _terminate(processes)
         for process in processes:
             process.join()
+        shutil.rmtree(metrics, ignore_errors=True)
         for number, handler in before.items():
             signal.signal(number, handler)
     if ending is not None:

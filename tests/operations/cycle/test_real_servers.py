@@ -199,4 +199,4 @@ def test_a_host_that_dies_while_it_is_watched_brings_the_old_release_back(
             assert [made.serves(port) for port in made.ports] == [old, old]
     cycle = scene.history()[-1]
     assert (cycle["outcome"], cycle["served"]) == ("rolled_back", old)
-    assert "at 3 looks in a row" in cycle["why"]
+    assert "at 3 checks in a row" in cycle["why"]

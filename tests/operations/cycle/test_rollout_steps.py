@@ -17,7 +17,7 @@ from recsys.operations.cycle.arrivals import Listing
 from recsys.operations.cycle.plan import Plan
 from recsys.operations.cycle.rollout_steps import roll_back, roll_out, watch
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.cycle.watch import Server, Watch, watch_servers
+from recsys.operations.cycle.watch import Watch, WatchedServer, watch_servers
 from recsys.operations.rollout.state import StateFile
 from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
@@ -102,7 +102,7 @@ def test_a_host_that_is_not_ready_brings_the_old_release_back(store: ReleaseStor
     cycle = cycle_of(plan)
     roll_out(plan, cycle)
     hosts[0].is_ready = False
-    assert watch(plan, cycle) == f"{hosts[0].name}: /readyz answers 503, at 3 looks in a row"
+    assert watch(plan, cycle) == f"{hosts[0].name}: /readyz answers 503, at 3 checks in a row"
     assert cycle.step == "roll_back"
 
 
@@ -187,7 +187,7 @@ def test_what_somebody_else_decided_is_left_alone(store: ReleaseStore) -> None:
 
 
 def test_a_host_that_was_started_again_counts_from_zero(hosts: list[FakeHost]) -> None:
-    server = Server(parse_address(hosts[0].name), OLD)
+    server = WatchedServer(parse_address(hosts[0].name), OLD)
     hosts[0].answers = {("/v1/search", 200): 1000}
 
     def answer(number: int) -> None:
@@ -198,10 +198,34 @@ def test_a_host_that_was_started_again_counts_from_zero(hosts: list[FakeHost]) -
     assert watch_servers([server], [], QUICK) == "15 of 25 answers failed, expected at most 5.00%"
 
 
+def test_a_restart_that_was_outgrown_since_is_seen_by_the_counter_that_fell(hosts: list[FakeHost]) -> None:
+    hosts[0].answers = {("/v1/search", 200): 10, ("/v1/search", 500): 40}
+
+    def answer(number: int) -> None:
+        if number > 1:
+            # More answers than before the restart, and fewer errors.
+            hosts[0].answers = {("/v1/search", 200): 65, ("/v1/search", 500): 35}
+
+    hosts[0].at_look = answer
+    server = WatchedServer(parse_address(hosts[0].name), OLD)
+    assert watch_servers([server], [], QUICK) == "35 of 100 answers failed, expected at most 5.00%"
+
+
+def test_answers_before_the_first_reading_are_not_counted(hosts: list[FakeHost]) -> None:
+    hosts[0].answers = {("/v1/search", 500): 1000}
+
+    def answer(number: int) -> None:
+        if number == 1:
+            raise OSError("no answer at the first look")
+
+    hosts[0].at_look = answer
+    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], QUICK) is None
+
+
 def test_few_answers_say_nothing(hosts: list[FakeHost]) -> None:
     hosts[0].at_look = lambda number: hosts[0].answers.update({("/v1/search", 500): min(number, 19)})
     began = time.monotonic()
-    assert watch_servers([Server(parse_address(hosts[0].name), OLD)], [], QUICK) is None
+    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], QUICK) is None
     assert time.monotonic() - began >= QUICK.seconds
 
 

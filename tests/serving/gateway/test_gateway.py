@@ -223,8 +223,8 @@ def test_the_gateway_trusts_no_router(
         try:
             await gateway.retrieve(RetrieveRequest())
         finally:
-            assert gateway.metrics.mismatches.value() > 0
-            assert gateway.metrics.met.value(old, new) == 0
+            assert gateway.metrics.value("recsys_version_mismatches_total") > 0
+            assert gateway.metrics.value("recsys_versions_met_total", user_tower=old, index=new) == 0
 
     with pytest.raises(Problem, match=f"found {old}, held are {new}") as refused:
         with_gateway(published, events, LocalHost(host_of(published, old)), use, Limits(seconds=0.2))

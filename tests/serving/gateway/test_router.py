@@ -121,7 +121,7 @@ def test_another_host_of_the_version_answers_where_the_first_has_moved_on() -> N
         routed = await router.search(assignment, request("v1", 3))
         assert (routed.response.version, routed.hosts) == ("v1", (hosts[1].name,))
         check(routed, 3)
-        assert router.counts["retry"] == 1
+        assert router.metrics.value("recsys_routing_total", what="retry") == 1
 
     route(hosts, run=run)
 
@@ -134,7 +134,7 @@ def test_a_host_that_answers_from_another_version_is_not_believed() -> None:
         for user in range(4):
             routed = await ask(router, user)
             assert routed.hosts == (hosts[1].name,)
-        assert router.counts["mismatch_refused"] > 0
+        assert router.metrics.value("recsys_routing_total", what="mismatch_refused") > 0
 
     route(hosts, run=run)
 
@@ -191,7 +191,7 @@ def test_a_silent_host_costs_a_third_of_a_second_each_before_anything_says_that_
         for user, routed in enumerate(answers):
             check(routed, user)
             assert routed.hosts == (hosts[2].name,)
-        assert router.counts["hedge"] >= 2
+        assert router.metrics.value("recsys_routing_total", what="hedge") >= 2
         # Whoever comes now goes where there is an answer, although no question for versions has failed yet.
         begin = time.monotonic()
         for user in range(20):
@@ -221,7 +221,7 @@ def test_a_host_that_answers_others_is_waited_for() -> None:
             assert (await router.search(first, request("v1", 1))).hosts == (hosts[0].name,)
             await asyncio.sleep(0.02)
         assert not slow.done()
-        assert router.counts["hedge"] == 0
+        assert router.metrics.value("recsys_routing_total", what="hedge") == 0
         hosts[0].released.set()
         routed = await slow
         check(routed, 7)
@@ -367,7 +367,7 @@ def test_a_canary_that_no_host_holds_is_no_outage() -> None:
     async def run(router: Router) -> None:
         router.canary = Canary("v2", 1.0)
         assert router.assign(1).version == "v1"
-        assert router.counts["canary_not_held"] == 1
+        assert router.metrics.value("recsys_routing_total", what="canary_not_held") == 1
 
     route([FakeHost("v1", ["v1"])], run=run)
 

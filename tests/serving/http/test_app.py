@@ -42,10 +42,10 @@ def test_answers_of_the_contract(published: Published, stored: Path, queries: di
         told = await call(app, "GET", "/metrics", as_json=False)
         assert told.headers[b"content-type"].startswith(b"text/plain")
         for line in (
-            f'recsys_versions_met_total{{user_tower="{version}",index="{version}"}} 3',
-            'recsys_requests_total{route="/v1/retrieve",status="200"} 2',
-            "recsys_version_mismatches_total 0",
-            'recsys_stage_seconds_count{stage="tower"} 3',
+            f'recsys_versions_met_total{{index="{version}",user_tower="{version}"}} 3.0',
+            'recsys_requests_total{route="/v1/retrieve",status="200"} 2.0',
+            "recsys_version_mismatches_total 0.0",
+            'recsys_stage_seconds_count{stage="tower"} 3.0',
         ):
             assert line in told.body, told.body
         for path in ("/healthz", "/readyz"):

@@ -89,12 +89,12 @@ def test_the_monitor_tells_recall_in_the_metrics(published: Published, tmp_path:
         text = ""
         for _ in range(200):
             text = (await call(app, "GET", "/metrics", as_json=False)).body
-            if f'recsys_index_recall_samples{{version="{published.versions[0]}"}} 3' in text:
+            if f'recsys_index_recall_samples{{version="{published.versions[0]}"}} 3.0' in text:
                 break
             await asyncio.sleep(0.02)
         return str(text)
 
     text = living(settings(published, tmp_path / "events.sqlite"), use)
     # This release's index is exact.
-    assert f'recsys_index_recall{{version="{published.versions[0]}"}} 1\n' in text
-    assert "recsys_index_recall_missed 0\n" in text
+    assert f'recsys_index_recall{{version="{published.versions[0]}"}} 1.0\n' in text
+    assert "recsys_index_recall_missed 0.0\n" in text

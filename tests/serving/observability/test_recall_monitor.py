@@ -10,11 +10,17 @@ import pytest
 
 from recsys.core.errors import UserError
 from recsys.index import AllowedRows, Exact
+from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor, Sample, recall_of
 
 # Row r scores r against [1].
 EMBEDDINGS = np.arange(10, dtype=np.float32)[:, None]
 NONE = np.zeros(0, np.int32)
+
+
+def recalls(metrics: Metrics, version: str) -> tuple[float, ...]:
+    """Sum and number of the latest recalls."""
+    return tuple(metrics.value(f"recsys_index_recall_{name}", version=version) for name in ("sum", "samples"))
 
 
 class Answering(Exact):
@@ -50,14 +56,14 @@ def test_recall_by_hand() -> None:
 
 
 def test_means_of_each_version() -> None:
-    monitor = RecallMonitor(1.0)
+    metrics = Metrics()
+    monitor = RecallMonitor(1.0, metrics=metrics)
     for scores, version in (([9, 8], "a"), ([9, 0], "a"), ([9, 8], "b")):
         monitor.put(sample(scores, version))
     monitor.drain()
-    assert monitor.recalls() == {("a",): 0.75, ("b",): 1.0}
-    assert monitor.samples() == {("a",): 2.0, ("b",): 1.0}
+    assert (recalls(metrics, "a"), recalls(metrics, "b")) == ((1.5, 2), (1, 1))
     monitor.forget("a")
-    assert monitor.recalls() == {("b",): 1.0}
+    assert (recalls(metrics, "a"), recalls(metrics, "b")) == ((0, 0), (1, 1))
     monitor.close()
 
 
@@ -70,25 +76,27 @@ def test_a_full_queue_drops_and_nobody_waits(monkeypatch: pytest.MonkeyPatch) ->
         return 1.0
 
     monkeypatch.setattr("recsys.serving.observability.recall_monitor.recall_of", slow)
-    monitor = RecallMonitor(1.0, depth=2)
+    metrics = Metrics()
+    monitor = RecallMonitor(1.0, depth=2, metrics=metrics)
     monitor.put(sample([9]))
     assert begun.wait(10)
     for _ in range(5):
         monitor.put(sample([9]))
-    assert monitor.dropped == 3
+    assert metrics.value("recsys_index_recall_missed") == 3
     goes_on.set()
     monitor.drain()
-    assert monitor.samples() == {("v",): 3.0}
+    assert recalls(metrics, "v") == (3, 3)
     monitor.close()
 
 
 def test_a_sample_that_fails_is_counted_and_the_next_measured() -> None:
-    monitor = RecallMonitor(1.0)
+    metrics = Metrics()
+    monitor = RecallMonitor(1.0, metrics=metrics)
     monitor.put(sample([9])._replace(query=np.ones(3, np.float32)))
     monitor.put(sample([9]))
     monitor.drain()
-    assert monitor.failed == 1
-    assert monitor.recalls() == {("v",): 1.0}
+    assert metrics.value("recsys_index_recall_missed") == 1
+    assert recalls(metrics, "v") == (1, 1)
     monitor.close()
 
 

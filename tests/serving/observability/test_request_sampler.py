@@ -33,12 +33,16 @@ def keep(sampling: Sampling, *users: int) -> None:
         sampling.put(RetrieveRequest(user_id=user, k=2), [{"item_id": user}], {}, ANSWER)
 
 
+def count(sampling: Sampling, what: str) -> float:
+    return sampling.metrics.value("recsys_request_samples", what=what)
+
+
 def users_of(folder: Path, newest: int = 10_000) -> list[Any]:
     return [sample.asked["user_id"] for sample in read_samples(folder, newest)]
 
 
 def test_what_is_kept_is_what_was_asked_and_answered(tmp_path: Path) -> None:
-    sampling = Sampling(1.0, tmp_path / "samples", 1 << 20)
+    sampling = Sampling(1.0, tmp_path / "samples", max_bytes=1 << 20)
     before = time.time()
     asked = RetrieveRequest(5, 2, None, {"age": 7}, {"query": "çay"}, ["a"], False, {"category": ["x", "y"]}, "v")
     sampling.put(asked, [{"item_id": 3, "timestamp": 9, "action": None}], {"country": "de"}, ANSWER)
@@ -58,7 +62,7 @@ def test_what_is_kept_is_what_was_asked_and_answered(tmp_path: Path) -> None:
         [7, "7"],
     )  # fmt: skip
     assert (other.asked["history"], other.history, other.profile) == ([{"item_id": "3"}], None, None)
-    assert sampling.counts() == {("written",): 2.0, ("dropped",): 0.0, ("failed",): 0.0}
+    assert [count(sampling, what) for what in ("written", "dropped", "failed")] == [2, 0, 0]
     # Histories of users: nobody else's to read.
     (file,) = (tmp_path / "samples").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -66,22 +70,22 @@ def test_what_is_kept_is_what_was_asked_and_answered(tmp_path: Path) -> None:
 
 
 def test_a_share_is_wanted_and_nothing_by_default(tmp_path: Path) -> None:
-    sampling = Sampling(0.25, tmp_path, 1 << 20, seed=0)
+    sampling = Sampling(0.25, tmp_path, max_bytes=1 << 20, seed=0)
     assert sum(sampling.wants() for _ in range(4000)) == pytest.approx(1000, abs=100)
-    assert not any(Sampling(0.0, tmp_path, 1).wants() for _ in range(100))
-    assert all(Sampling(1.0, tmp_path, 1).wants() for _ in range(100))
+    assert not any(Sampling(0.0, tmp_path, max_bytes=1).wants() for _ in range(100))
+    assert all(Sampling(1.0, tmp_path, max_bytes=1).wants() for _ in range(100))
     with pytest.raises(UserError, match=r"samples\.share: found 1\.5, expected a share"):
-        Sampling(1.5, tmp_path, 1)
+        Sampling(1.5, tmp_path, max_bytes=1)
     with pytest.raises(UserError, match=r"samples\.bytes: found 0"):
-        Sampling(0.5, tmp_path, 0)
+        Sampling(0.5, tmp_path, max_bytes=0)
 
 
 def test_the_oldest_files_give_way(tmp_path: Path) -> None:
-    sampling = Sampling(1.0, tmp_path, 8_000, depth=10_000)
+    sampling = Sampling(1.0, tmp_path, max_bytes=8_000, depth=10_000)
     sizes = []
     for begin in range(0, 1000, 10):
         keep(sampling, *range(begin, begin + 10))
-        while sampling.written < begin + 10:
+        while count(sampling, "written") < begin + 10:
             time.sleep(0.001)
         sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
     sampling.close()
@@ -96,24 +100,24 @@ def test_the_oldest_files_give_way(tmp_path: Path) -> None:
 
 def test_many_starts_leave_no_more_files_than_there_may_be(tmp_path: Path) -> None:
     for start in range(70):
-        sampling = Sampling(1.0, tmp_path, 1 << 20)
+        sampling = Sampling(1.0, tmp_path, max_bytes=1 << 20)
         keep(sampling, start)
         sampling.close()
     assert users_of(tmp_path) == list(range(6, 70))
 
 
 def test_a_sample_that_is_larger_than_a_file_is_dropped(tmp_path: Path) -> None:
-    sampling = Sampling(1.0, tmp_path, 8_000)
+    sampling = Sampling(1.0, tmp_path, max_bytes=8_000)
     sampling.put(RetrieveRequest(user_id="x" * 2000), None, None, ANSWER)
     keep(sampling, 1)
     sampling.close()
     assert users_of(tmp_path) == [1]
-    assert (sampling.written, sampling.dropped) == (1, 1)
+    assert (count(sampling, "written"), count(sampling, "dropped")) == (1, 1)
 
 
 def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
     for user in (1, 2):
-        sampling = Sampling(1.0, tmp_path / f"server{user}", 1 << 20)
+        sampling = Sampling(1.0, tmp_path / f"server{user}", max_bytes=1 << 20)
         keep(sampling, user)
         sampling.close()
     (file,) = (tmp_path / "server1").iterdir()
@@ -132,7 +136,7 @@ WRITER = """
 import sys, itertools
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
 from recsys.serving.observability.request_sampler import Sampling
-sampling = Sampling(1.0, sys.argv[1], 1 << 30)
+sampling = Sampling(1.0, sys.argv[1], max_bytes=1 << 30)
 answer = RetrieveResponse([], "v", "v", "v", "host", 1, [])
 for number in itertools.count():
     sampling.put(RetrieveRequest(user_id=number), [{"item_id": n} for n in range(2000)], {}, answer)
@@ -162,7 +166,7 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
 
 
 def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling, stuck = Sampling(1.0, tmp_path, 1 << 20, depth=4), threading.Event()
+    sampling, stuck = Sampling(1.0, tmp_path, max_bytes=1 << 20, depth=4), threading.Event()
     write = os.write
 
     def slow(descriptor: int, content: Any) -> int:
@@ -174,7 +178,7 @@ def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pyte
     while sampling._waiting.qsize():
         time.sleep(0.001)
     keep(sampling, *range(1, 10))
-    assert sampling.dropped == 5
+    assert count(sampling, "dropped") == 5
     stuck.set()
     sampling.close()
     assert users_of(tmp_path) == [0, 1, 2, 3, 4]
@@ -183,7 +187,7 @@ def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pyte
 def test_a_full_disk_tears_one_line_and_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sampling, write, calls = Sampling(1.0, tmp_path, 1 << 20), os.write, iter(range(100))
+    sampling, write, calls = Sampling(1.0, tmp_path, max_bytes=1 << 20), os.write, iter(range(100))
 
     def full(descriptor: int, content: Any) -> int:
         match next(calls):
@@ -197,11 +201,11 @@ def test_a_full_disk_tears_one_line_and_is_told_once(
     monkeypatch.setattr(os, "write", full)
     for user in range(4):
         keep(sampling, user)
-        while sum(sampling.counts().values()) <= user:
+        while count(sampling, "written") + count(sampling, "failed") <= user:
             time.sleep(0.001)
     sampling.close()
     assert users_of(tmp_path) == [0, 3]
-    assert (sampling.written, sampling.failed) == (2, 2)
+    assert (count(sampling, "written"), count(sampling, "failed")) == (2, 2)
     assert caplog.text.count("could not be written") == 1
 
 
@@ -220,7 +224,7 @@ def test_served_requests_are_kept_and_asked_again_alike(
         # What is refused is no request that another release could be asked.
         assert (await call(app, "POST", "/v1/retrieve", {"request": {"nothing": 1}})).status == 400
         give_up = time.monotonic() + 30
-        wanted = f'recsys_request_samples{{what="written"}} {len(posted)}'
+        wanted = f'recsys_request_samples{{what="written"}} {len(posted)}.0'
         while wanted not in (text := (await call(app, "GET", "/metrics", as_json=False)).body):
             assert time.monotonic() < give_up, text
             await asyncio.sleep(0.01)

@@ -8,7 +8,7 @@ from rich.console import Console
 from recsys.core.errors import UserError
 from recsys.operations.cycle.plan import PRODUCTION, Plan
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.cycle.watch import Server, Watch, watch_servers
+from recsys.operations.cycle.watch import Watch, WatchedServer, watch_servers
 from recsys.operations.rollout.admin import Admin, RefusedError
 from recsys.operations.rollout.runner import Paused, Runner, begin
 from recsys.operations.rollout.state import Goal, StateFile
@@ -42,9 +42,9 @@ def watch(plan: Plan, cycle: Cycle) -> str:
     config = plan.config
     if _is_moved(plan, cycle, cycle.version):
         return cycle.why
-    hosts = [Server(parse_address(place), cycle.version) for place in config.hosts]
-    gateways = [Server(parse_address(place), None) for place in config.gateways]
-    followers = [Server(parse_address(place), cycle.version) for place in config.followers]
+    hosts = [WatchedServer(parse_address(place), cycle.version) for place in config.hosts]
+    gateways = [WatchedServer(parse_address(place), None) for place in config.gateways]
+    followers = [WatchedServer(parse_address(place), cycle.version) for place in config.followers]
     if cycle.served is None or not (hosts or gateways or followers):
         first = "it is the first release"
         told = f"nobody is watched: {first if cycle.served is None else 'hosts=, gateways= and followers= are empty'}"

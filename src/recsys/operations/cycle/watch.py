@@ -1,36 +1,39 @@
-"""Looks at servers over HTTP after a release went out: readiness, the version they serve, and failed requests."""
+"""Checks servers over HTTP after a rollout: readiness, the version that they serve, and failed requests."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.core.errors import UserError
 from recsys.serving.gateway.remote_host import Address
 
-_ASK_SECONDS = 5.0
-_ANSWERS = re.compile(r"^recsys_requests_total\{([^}]*)\} (\S+)$", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-# What a server is asked by those who look after it is no request of a user.
-_OWN = ("/healthz", "/readyz", "/metrics")
+_TIMEOUT_SECONDS = 5.0
+_REQUESTS = "recsys_requests_total"
+# Routes for operators: their answers are not answers to users.
+_OPERATOR_ROUTES = ("/healthz", "/readyz", "/metrics")
+
+# (route, status) -> answers.
+_Counters = Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How long, and what is too much.
+    """Duration of a watch, and limits that bring the old release back.
 
     Attributes:
-        seconds: to watch for.
-        every: seconds between two looks.
-        most_errors: share of the answers since the watch began that may have a status of 500 or above.
-        fewest_answers: below so many the share is not judged.
-        unready: looks in a row at which a server may not be ready, or not serve the release.
-        switch_seconds: that servers which follow the alias have to serve the release.
+        seconds: duration.
+        every: seconds between two checks.
+        most_errors: largest share of the answers since the watch began that may have a status of 500 or above.
+        fewest_answers: number of answers below which the share is not judged.
+        unready: number of checks in a row at which a server is not ready, or does not serve the release, that fails.
+        switch_seconds: time that servers which follow the alias have to serve the release.
     """
 
     seconds: float
@@ -52,20 +55,21 @@ class Watch:
                 raise UserError(f"watch.{name}: found {getattr(self, name)}, expected {least} or more")
 
 
-class Counts(NamedTuple):
-    """Answers that a server has given since it was started."""
+class _Answers(NamedTuple):
+    """Answers to users, and those among them with a status of 500 or above."""
 
-    answers: float
-    errors: float
+    all: float = 0.0
+    errors: float = 0.0
 
 
 @dataclass(frozen=True)
-class Server:
-    """One that is watched.
+class WatchedServer:
+    """A server that is watched.
 
     Attributes:
-        address: host and port.
-        version: that it should serve; None for a gateway, which has none of its own.
+        address: host and port of one server. The processes of a server with `workers>1` share the port and answer
+            `/metrics` with their sum; several servers behind a load balancer would answer with counters of their own.
+        version: version that it should serve; None for a gateway, which serves the versions of its hosts.
     """
 
     address: Address
@@ -73,11 +77,11 @@ class Server:
 
     @property
     def name(self) -> str:
-        """As it is named in messages."""
+        """Name in messages, `HOST:PORT`."""
         return f"{self.address[0]}:{self.address[1]}"
 
     def problem(self) -> str | None:
-        """Why it is not ready for users; None: it is."""
+        """Return why the server cannot serve users with the release; None if it can."""
         try:
             status, _ = self._get("/readyz")
             if status != 200:
@@ -91,24 +95,23 @@ class Server:
             return f"{self.name}: serves {', '.join(map(str, serving)) or 'nothing'}, expected {self.version}"
         return None
 
-    def counts(self) -> Counts | None:
-        """What it has answered; None: it does not say."""
+    def counters(self) -> _Counters | None:
+        """Return the server's counters of answers to users since it started; None if they cannot be read."""
         try:
             status, body = self._get("/metrics")
-        except (OSError, http.client.HTTPException):
+            if status != 200:
+                return None
+            return {
+                (sample.labels["route"], sample.labels["status"]): sample.value
+                for family in text_string_to_metric_families(body.decode())
+                for sample in family.samples
+                if sample.name == _REQUESTS and sample.labels["route"] not in _OPERATOR_ROUTES
+            }
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
-        if status != 200:
-            return None
-        answers = errors = 0.0
-        for labels, value in _ANSWERS.findall(body.decode(errors="replace")):
-            said = dict(_LABEL.findall(labels))
-            if said.get("route") not in _OWN:
-                answers += float(value)
-                errors += float(value) if said.get("status", "").startswith("5") else 0.0
-        return Counts(answers, errors)
 
     def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(*self.address, timeout=_ASK_SECONDS)
+        connection = http.client.HTTPConnection(*self.address, timeout=_TIMEOUT_SECONDS)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -117,13 +120,13 @@ class Server:
             connection.close()
 
 
-def watch_servers(servers: Sequence[Server], followers: Sequence[Server], watch: Watch) -> str | None:
-    """Why the release should not stay; None: nothing was found.
+def watch_servers(servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], watch: Watch) -> str | None:
+    """Watch servers and return why the release should not stay; None if nothing was found.
 
     Args:
-        servers: hosts that serve it already, and gateways.
-        followers: servers that look at the alias, and switch by themselves.
-        watch: how long, and what is too much.
+        servers: hosts that serve the release already, and gateways.
+        followers: servers that follow the alias and switch by themselves.
+        watch: duration and limits.
     """
     give_up = time.monotonic() + watch.switch_seconds
     while problems := [problem for server in followers if (problem := server.problem())]:
@@ -131,8 +134,8 @@ def watch_servers(servers: Sequence[Server], followers: Sequence[Server], watch:
             return f"{problems[0]} after {watch.switch_seconds:g} s"
         time.sleep(min(watch.every, 1.0))
     everyone = [*servers, *followers]
-    seen = {server: server.counts() or Counts(0.0, 0.0) for server in everyone}
-    total = Counts(0.0, 0.0)
+    seen = {server: server.counters() for server in everyone}
+    total = _Answers()
     in_a_row = dict.fromkeys(everyone, 0)
     end = time.monotonic() + watch.seconds
     while True:
@@ -140,19 +143,30 @@ def watch_servers(servers: Sequence[Server], followers: Sequence[Server], watch:
             problem = server.problem()
             in_a_row[server] = 0 if problem is None else in_a_row[server] + 1
             if in_a_row[server] >= watch.unready:
-                return f"{problem}, at {watch.unready} looks in a row"
-            total, seen[server] = _add(total, seen[server], server.counts())
-        if total.answers >= watch.fewest_answers and total.errors > watch.most_errors * total.answers:
-            return f"{total.errors:.0f} of {total.answers:.0f} answers failed, expected at most {watch.most_errors:.2%}"
+                return f"{problem}, at {watch.unready} checks in a row"
+            now, before = server.counters(), seen[server]
+            if now is not None:
+                # Answers before the first reading are not the release's.
+                total = total if before is None else _add(total, _increase(before, now))
+                seen[server] = now
+        if total.all >= watch.fewest_answers and total.errors > watch.most_errors * total.all:
+            return f"{total.errors:.0f} of {total.all:.0f} answers failed, expected at most {watch.most_errors:.2%}"
         if time.monotonic() >= end:
             return None
         time.sleep(min(watch.every, max(0.0, end - time.monotonic())))
 
 
-def _add(total: Counts, before: Counts, now: Counts | None) -> tuple[Counts, Counts]:
-    """The total with what was answered since; a server that was started again counts from zero."""
-    if now is None:
-        return total, before
-    if now.answers < before.answers:
-        before = Counts(0.0, 0.0)
-    return Counts(total.answers + now.answers - before.answers, total.errors + now.errors - before.errors), now
+def _add(total: _Answers, more: _Answers) -> _Answers:
+    return _Answers(total.all + more.all, total.errors + more.errors)
+
+
+def _increase(before: _Counters, now: _Counters) -> _Answers:
+    """Return the answers between two readings of one server.
+
+    A counter that fell or vanished means that the server, with all its processes, started again from zero. Then all
+    counters count from zero, those that have outgrown their former value too.
+    """
+    if any(now.get(series, 0.0) < value for series, value in before.items()):
+        before = {}
+    growth = {series: value - before.get(series, 0.0) for series, value in now.items()}
+    return _Answers(sum(growth.values()), sum(value for (_, status), value in growth.items() if status.startswith("5")))

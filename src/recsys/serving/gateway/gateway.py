@@ -116,7 +116,7 @@ class Gateway:
                 if time.monotonic() > give_up:
                     raise unavailable(error.message) from error
                 if moved:
-                    self.metrics.fallbacks.add("version")
+                    self.metrics.fallbacks["version"].inc()
             await asyncio.sleep(0 if moved else LOOK_EVERY)
 
     async def event_names(self) -> set[str]:
@@ -166,7 +166,7 @@ class Gateway:
         version = group.assignment.version
         tower = self.towers.held(version) or await self.towers.get(version)
         metrics = self.metrics
-        metrics.batch.observe(len(asked), "tower")
+        metrics.batch["tower"].observe(len(asked))
         queries = await self._queries(tower, asked)
         with metrics.timed("encode"):
             histories, unknown = tower.encode(queries)
@@ -181,7 +181,7 @@ class Gateway:
             # Whatever a host may do: an answer of two versions is none.
             raise VersionNotHeld(tower.version, None, [response.version])
         if hosts != tuple(state.name for state in group.assignment.hosts):
-            metrics.fallbacks.add("host", by=len(asked))
+            metrics.fallbacks["host"].inc(len(asked))
         host, lengths = "+".join(hosts), histories.lengths.tolist()
         answers = [
             RetrieveResponse(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from recsys.serving.gateway.remote_host import HostFailed
 from recsys.serving.gateway.shard_merge import for_shards, merge
 from recsys.serving.http.messages import Hosts, ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.http.problems import VersionNotHeld, unavailable
+from recsys.serving.observability.metrics import Metrics
 
 UserId = int | str | None
 # Seconds without an answer, to anybody, until another host is asked as well.
@@ -65,14 +65,14 @@ class Router:
 
     Args:
         fleet: of hosts; started.
-        model: that is served; None where hosts have one.
+        model: name of the model that is served; None if every host has one model.
+        metrics: counts retries and hedges; None: nobody reads them.
     """
 
-    def __init__(self, fleet: Fleet, model: str | None = None) -> None:
+    def __init__(self, fleet: Fleet, model: str | None = None, *, metrics: Metrics | None = None) -> None:
         self.fleet, self.model = fleet, model
         self.canary: Canary | None = None
-        # For metrics: retry, hedge, canary_not_held, mismatch_refused.
-        self.counts: Counter[str] = Counter()
+        self.metrics = metrics or Metrics()
         self._under_way: set[asyncio.Task[tuple[SearchResponse, str]]] = set()
         self._turn = 0
 
@@ -103,7 +103,7 @@ class Router:
             if self.canary.version in common:
                 version = self.canary.version
             else:
-                self.counts["canary_not_held"] += 1
+                self.metrics.routing["canary_not_held"].inc()
         first = None
         if version is None:
             first = self._first(shards, common)
@@ -167,7 +167,7 @@ class Router:
                     continue
                 state.suspect(SILENCE)
             if holders := self._holders(shard, request.version, tried):
-                self.counts["retry" if done else "hedge"] += 1
+                self.metrics.routing["retry" if done else "hedge"].inc()
                 state = self._least_busy(holders)
                 tried.add(state)
                 waiting.add(self._begin(state, request))
@@ -192,7 +192,7 @@ class Router:
         try:
             response = await state.client.search(request)
             if response.version != request.version:
-                self.counts["mismatch_refused"] += 1
+                self.metrics.routing["mismatch_refused"].inc()
                 raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
         except VersionNotHeld as refusal:
             model = self.model or next(iter(state.versions), "")

@@ -31,8 +31,7 @@ from recsys.serving.http.problems import (
     unauthorized,
     unavailable,
 )
-from recsys.serving.observability.exposition import CONTENT_TYPE
-from recsys.serving.observability.metrics import Metrics
+from recsys.serving.observability.metrics import CONTENT_TYPE, Metrics
 
 _retrieve = Decoder(RetrieveRequest | list[RetrieveRequest])
 _search = Decoder(SearchRequest)
@@ -120,7 +119,7 @@ class GatewayRoutes:
             await asyncio.to_thread(self._gateway.events.append, events)
         except StoreError as error:
             raise unavailable(str(error)) from error
-        self._gateway.metrics.stored_events.add(by=len(events))
+        self._gateway.metrics.stored_events.inc(len(events))
         return json_reply(EventsResponse(len(events)))
 
     async def _hosts(self, request: Request) -> Reply:  # noqa: ARG002

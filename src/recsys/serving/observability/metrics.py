@@ -1,80 +1,185 @@
-"""What a server tells of itself at `/metrics`. Imports no torch."""
+"""Metrics of a server for Prometheus, summed over the processes of the server. Imports no torch.
+
+With `workers>1` the supervisor of the processes sets `PROMETHEUS_MULTIPROC_DIR`. Every process then keeps its values in
+files of that folder, and the process that answers `/metrics` sums the files of all of them. A process that is started
+again continues the counters of the one that it replaces, so a counter falls only if the whole server is started again.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from recsys.serving.observability.exposition import Counter, Gauge, Histogram, Labels
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+    values,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
-# Of latencies, from the bare work of a small request to a client's timeout.
+__all__ = ["CONTENT_TYPE", "SHARED_FOLDER", "WORKER_NUMBER", "Metrics"]
+
+# Environment of a process that shares its metrics: the folder, and a number that no other running process has.
+SHARED_FOLDER, WORKER_NUMBER = "PROMETHEUS_MULTIPROC_DIR", "RECSYS_WORKER_NUMBER"
+# Upper bounds of latencies in seconds, from the work of one small request to a client's timeout; and of batch sizes.
 SECONDS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.06, 0.1, 0.2, 0.5, 1, 2, 5)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_RECALL, _RECALL_SUM, _RECALL_SAMPLES = (f"recsys_index_recall{suffix}" for suffix in ("", "_sum", "_samples"))
+
+disable_created_metrics()
+if WORKER_NUMBER in os.environ:
+    # Files named by this number instead of the process id, so that restarts do not add files.
+    _number = int(os.environ[WORKER_NUMBER])
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: _number)
+
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class _Series(dict[str | tuple[str, ...], M], Generic[M]):
+    """Series of a metric by label value, or by a tuple of values; a look-up in a `dict` costs less than `labels()`."""
+
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: str | tuple[str, ...]) -> M:
+        series = self[labels] = self._metric.labels(*((labels,) if isinstance(labels, str) else labels))
+        return series
+
 
 class Metrics:
-    """All metrics of one process.
+    """All metrics of a server. Labels in brackets are given as a key, as in `metrics.routing["retry"].inc()`.
 
     Attributes:
-        requests: answers by route and status.
-        latency: whole requests, by route.
-        stage: parts of a retrieve: events (histories and profiles), encode (features to codes), tower, host (the
-            search, with the way to another process where it is one), answer (to JSON).
-        met: pairs of versions, user tower and index, that met in answers.
-        mismatches: answers whose two versions differ. None is ever given to a caller: they are refused, and counted.
-        fallbacks: requests that were answered, but not in the first way, by reason: `version` (the host no longer held
-            it), `host` (another host was asked).
-        batch: requests that one run of tower or index answered together, by stage.
-        stored_events: acknowledged.
+        registry: collector of the metrics of this process.
+        batch: sizes of microbatches, by [stage].
+        fallbacks: requests that another attempt answered, by [reason]: `version` if the host no longer held the
+            version, `host` if another host answered.
+        routing: searches by [what] happened to them on their way to a host.
+        stored_events: acknowledged events.
+        request_samples: sampled requests by [what] became of them: written, dropped or failed.
+        recall_missed: sampled searches whose recall was not measured.
+        task_errors: programming errors in background tasks that go on, by [task].
     """
 
     def __init__(self) -> None:
-        self.requests = Counter("recsys_requests_total", "Answers, by route and HTTP status.", ("route", "status"))
-        self.latency = Histogram("recsys_request_seconds", "Time from request to answer.", SECONDS, ("route",))
-        self.stage = Histogram("recsys_stage_seconds", "Time of a stage of retrieval.", SECONDS, ("stage",))
-        self.met = Counter(
-            "recsys_versions_met_total", "Answers, by the versions that met in them.", ("user_tower", "index")
-        )
-        self.mismatches = Counter(
-            "recsys_version_mismatches_total", "Answers refused because user tower and index were of two versions."
-        )
-        self.fallbacks = Counter("recsys_fallbacks_total", "Requests not answered in the first way.", ("reason",))
-        self.batch = Histogram("recsys_batch_size", "Requests that were answered together.", SIZES, ("stage",))
-        self.stored_events = Counter("recsys_events_total", "Events acknowledged.")
-        self._metrics: list[Counter | Gauge | Histogram] = [
-            self.requests, self.latency, self.stage, self.met, self.mismatches, self.fallbacks, self.batch,
-            self.stored_events,
-        ]  # fmt: skip
+        registry = self.registry = CollectorRegistry()
 
-    def gauge(
-        self, name: str, help: str, read: Callable[[], dict[Labels, float]], labels: tuple[str, ...] = ()
-    ) -> None:
-        """Add a gauge that is read when the metrics are asked for."""
-        self._metrics.append(Gauge(name, help, labels, read))
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(name, help, labels, registry=registry)
+
+        def histogram(name: str, help: str, label: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(name, help, (label,), registry=registry, buckets=buckets)
+
+        requests = counter("recsys_requests_total", "Answers by route and HTTP status.", "route", "status")
+        latency = histogram("recsys_request_seconds", "Time from request to answer.", "route")
+        stages = histogram("recsys_stage_seconds", "Time of one stage of a retrieval.", "stage")
+        pairs = "Answers by version of the user tower and of the index."
+        met = counter("recsys_versions_met_total", pairs, "user_tower", "index")
+        refused = "Answers that were refused because user tower and index were of two versions."
+        self._mismatches = counter("recsys_version_mismatches_total", refused)
+        fallbacks = counter("recsys_fallbacks_total", "Requests that another attempt answered, by reason.", "reason")
+        routing = counter(
+            "recsys_routing_total",
+            "Searches by event on their way: retry, hedge (a silent host), canary_not_held, mismatch_refused.",
+            "what",
+        )
+        batch = histogram("recsys_batch_size", "Requests in one microbatch.", "stage", SIZES)
+        self.stored_events = counter("recsys_events_total", "Acknowledged events.")
+        tasks = counter("recsys_task_errors_total", "Programming errors in background tasks, by task.", "task")
+        kept = "Sampled requests by outcome: written, dropped (the queue was full), failed (the disk)."
+        samples = Gauge("recsys_request_samples", kept, ("what",), registry=registry, multiprocess_mode="sum")
+        self._requests, self._latency, self._stages = _Series(requests), _Series(latency), _Series(stages)
+        self._met, self.fallbacks, self.routing = _Series(met), _Series(fallbacks), _Series(routing)
+        self.batch, self.request_samples, self.task_errors = _Series(batch), _Series(samples), _Series(tasks)
+        for what in ("written", "dropped", "failed"):
+            self.request_samples[what].inc(0)
+
+        def recall(name: str, help: str) -> Gauge:
+            return Gauge(name, help, ("version",), registry=registry, multiprocess_mode="livesum")
+
+        self._recall_sum = recall(_RECALL_SUM, "Sum of the recall of the latest sampled searches, by version.")
+        self._recall_samples = recall(_RECALL_SAMPLES, "Number of searches in that sum, by version.")
+        missed = "Sampled searches that were not measured: the queue was full, or the measurement failed."
+        self.recall_missed = Gauge("recsys_index_recall_missed", missed, registry=registry, multiprocess_mode="sum")
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer. `route` is one of the server's own, never what a caller made up: each is a series."""
-        self.requests.add(route, str(status))
-        self.latency.observe(seconds, route)
+        """Count an answer.
+
+        Args:
+            route: a route of the server, never a path that a caller chose: each value is a time series.
+            status: HTTP status.
+            seconds: time from request to answer.
+        """
+        self._requests[route, str(status)].inc()
+        self._latency[route].observe(seconds)
 
     def versions_met(self, user_tower: str, index: str, answers: int = 1) -> bool:
-        """Count answers of a pair of versions; whether they are one, so that the answers may be given."""
+        """Count answers by the versions in them; return True if the versions are equal, so that they may be given."""
         if user_tower != index:
-            self.mismatches.add(by=answers)
+            self._mismatches.inc(answers)
             return False
-        self.met.add(user_tower, index, by=answers)
+        self._met[user_tower, index].inc(answers)
         return True
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Measure a stage."""
+        """Measure a stage of a retrieval: events, encode, tower, host or answer."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.stage.observe(time.perf_counter() - start, stage)
+            self._stages[stage].observe(time.perf_counter() - start)
+
+    def set_recall(self, version: str, total: float, *, samples: int) -> None:
+        """Replace sum and number of the latest recalls of a version; a version without samples is not shown."""
+        self._recall_sum.labels(version).set(total)
+        self._recall_samples.labels(version).set(samples)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return the value of one series of this process, 0 if there is none yet."""
+        return self.registry.get_sample_value(name, labels) or 0.0
 
     def expose(self) -> bytes:
-        """The body of `/metrics`."""
-        return "".join(f"{line}\n" for metric in self._metrics for line in metric.expose()).encode()
+        """Return the body of `/metrics`, summed over all processes of the server."""
+        source = MultiProcessCollector(None) if SHARED_FOLDER in os.environ else self.registry
+        return generate_latest(_WithMeanRecall(source))
+
+
+class _WithMeanRecall(Collector):
+    """Adds the mean recall of each version, which no process of several can know alone.
+
+    Args:
+        source: all other metrics.
+    """
+
+    def __init__(self, source: Collector) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        families = {family.name: family for family in self._source.collect()}
+        mean = GaugeMetricFamily(_RECALL, "Mean recall of the index against exact search.", labels=["version"])
+        totals, counts = (
+            {sample.labels["version"]: sample.value for sample in families[name].samples} if name in families else {}
+            for name in (_RECALL_SUM, _RECALL_SAMPLES)
+        )
+        for name in (_RECALL_SUM, _RECALL_SAMPLES):
+            if name in families:
+                kept = [sample for sample in families[name].samples if counts.get(sample.labels["version"])]
+                families[name].samples = kept
+        for version, count in counts.items():
+            if count:
+                mean.add_metric([version], totals.get(version, 0.0) / count)
+        return [*families.values(), mean]

@@ -20,7 +20,7 @@ from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index import AllowedRows, Index, exact_search
-from recsys.serving.observability.exposition import Labels
+from recsys.serving.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,12 @@ class RecallMonitor:
         seed: of the choice of searches.
     """
 
-    def __init__(self, share: float, depth: int = 16, seed: int | None = None) -> None:
+    def __init__(
+        self, share: float, *, depth: int = 16, seed: int | None = None, metrics: Metrics | None = None
+    ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"monitor: found {share}, expected a share of the searches from 0 to 1")
-        self.share, self.dropped, self.failed = share, 0, 0
+        self.share, self._metrics = share, metrics or Metrics()
         self._random = random.Random(seed)
         self._waiting: queue.Queue[Sample | None] = queue.Queue(depth)
         self._recalls: dict[str, deque[float]] = {}
@@ -82,22 +84,13 @@ class RecallMonitor:
         try:
             self._waiting.put_nowait(sample)
         except queue.Full:
-            self.dropped += 1
-
-    def recalls(self) -> dict[Labels, float]:
-        """(version,) -> mean recall of its latest samples; for a gauge."""
-        with self._lock:
-            return {(version,): sum(latest) / len(latest) for version, latest in self._recalls.items()}
-
-    def samples(self) -> dict[Labels, float]:
-        """(version,) -> samples that the mean is taken over; for a gauge."""
-        with self._lock:
-            return {(version,): float(len(latest)) for version, latest in self._recalls.items()}
+            self._metrics.recall_missed.inc()
 
     def forget(self, version: str) -> None:
         """Tell no more of a version that was unloaded."""
         with self._lock:
-            self._recalls.pop(version, None)
+            if self._recalls.pop(version, None) is not None:
+                self._metrics.set_recall(version, 0.0, samples=0)
 
     def drain(self) -> None:
         """Wait until every sample that was put is done."""
@@ -116,10 +109,12 @@ class RecallMonitor:
             try:
                 recall = recall_of(sample)
                 with self._lock:
-                    self._recalls.setdefault(sample.version, deque(maxlen=WINDOW)).append(recall)
+                    latest = self._recalls.setdefault(sample.version, deque(maxlen=WINDOW))
+                    latest.append(recall)
+                    self._metrics.set_recall(sample.version, sum(latest), samples=len(latest))
             except Exception:
                 # A monitor that dies in silence would show its last value for ever.
-                self.failed += 1
+                self._metrics.recall_missed.inc()
                 log.exception("the recall of a search could not be measured")
             finally:
                 self._waiting.task_done()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from recsys.core.errors import UserError
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, encode
-from recsys.serving.observability.exposition import Labels
+from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.samples import PATTERN
 
 log = logging.getLogger("recsys")
@@ -61,14 +61,23 @@ class Sampling:
     """
 
     def __init__(
-        self, share: float, folder: str | Path, max_bytes: int, depth: int = 256, seed: int | None = None
+        self,
+        share: float,
+        folder: str | Path,
+        *,
+        max_bytes: int,
+        depth: int = 256,
+        seed: int | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"samples.share: found {share}, expected a share of the requests from 0 to 1")
         if max_bytes < 1:
             raise UserError(f"samples.bytes: found {max_bytes}, expected at least 1")
         self.share, self.folder, self.max_bytes = share, Path(folder), max_bytes
-        self.written = self.dropped = self.failed = 0
+        self.metrics = metrics or Metrics()
+        self._counts = self.metrics.request_samples
+        self._has_failed = False
         self._random = random.Random(seed)
         self._waiting: queue.Queue[_Kept | None] = queue.Queue(depth)
         self._thread: threading.Thread | None = None
@@ -93,11 +102,7 @@ class Sampling:
         try:
             self._waiting.put_nowait(_Kept(time.time(), asked, history, profile, answer))
         except queue.Full:
-            self.dropped += 1
-
-    def counts(self) -> dict[Labels, float]:
-        """What became of the samples; for a gauge."""
-        return {(name,): float(getattr(self, name)) for name in ("written", "dropped", "failed")}
+            self._counts["dropped"].inc()
 
     def close(self) -> None:
         """End the thread, after what waits."""
@@ -118,9 +123,10 @@ class Sampling:
                 self._write([sample.line() for sample in samples])
             except Exception:
                 # Such as a full disk. The file may end in the middle of a line, so another one follows.
-                if not self.failed:
+                if not self._has_failed:
                     log.exception("samples of requests could not be written to %s", self.folder)
-                self.failed += len(samples)
+                self._has_failed = True
+                self._counts["failed"].inc(len(samples))
                 self._path = None
 
     def _write(self, lines: Sequence[bytes]) -> None:
@@ -130,10 +136,10 @@ class Sampling:
             size = sum(map(len, block))
             if block and (not line or size + len(line) > largest):
                 self._append(b"".join(block), largest)
-                self.written += len(block)
+                self._counts["written"].inc(len(block))
                 block = []
             if len(line) > largest:
-                self.dropped += 1
+                self._counts["dropped"].inc()
             elif line:
                 block.append(line)
 
