@@ -93,9 +93,8 @@ def test_cron_job_of_kubernetes() -> None:
 
 
 def test_commands_of_the_document_compose() -> None:
-    lines = re.findall(r"^    python retrain\.py (.*)$", DOCUMENT, re.MULTILINE)
+    lines = re.findall(r"^    recsys retrain (.*)$", DOCUMENT, re.MULTILINE)
     assert len(lines) >= 4
     for line in lines:
-        words = shlex.split(line)
-        given = [word for word in words if "=" in word]
-        check_command([word.replace("+experiment=NAME", "+experiment=in_batch") for word in given])
+        given = shlex.split(line, comments=True)
+        check_command([word.replace("+experiment=NAME", "+experiment=recommended") for word in given])
