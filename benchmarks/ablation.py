@@ -70,7 +70,7 @@ def print_table(out: Path, variants: dict[str, list[str]]) -> None:
     for name, measured in finished.items():
         if name != BASE:
             # One question for each variant and metric, so p-values are not corrected over the table.
-            for difference in differences([finished[BASE], measured], METRICS, finished[BASE]):
+            for difference in differences([finished[BASE], measured], METRICS, baseline=finished[BASE]):
                 found[name, difference.paired.metric] = difference
     print("| variant | " + " | ".join(f"{metric}, difference" for metric in METRICS) + " | seconds |")
     print("|---|" + "---|" * (len(METRICS) + 1))

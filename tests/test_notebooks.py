@@ -77,9 +77,9 @@ def test_compare_variants(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert shown[f"report.{name}"].startswith('<img src="data:image/svg+xml;base64,'), name
         assert 'alt="' in shown[f"report.{name}"]
     metrics = json.loads((runs / "ids/metrics.json").read_text())
-    assert f">{metrics['test/recall@10']:.4f}<" in shown["report.metrics_sheet()"]
-    assert ">item_tower<" in shown["report.settings_sheet()"]
-    assert "popular items (head)" in shown["report.slices_sheet()"]
+    assert f">{metrics['test/recall@10']:.4f}<" in shown["report.metrics_table()"]
+    assert ">item_tower<" in shown["report.settings_table()"]
+    assert "popular items (head)" in shown["report.slices_table()"]
 
 
 @pytest.mark.slow
@@ -92,7 +92,12 @@ def test_error_analysis(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(images) >= 3
     assert any("share its category" in image for image in images)
     tables = "".join(text for text in shown.values() if "<table>" in text)
-    for title in ("Where least is found", "Most often missed among 5 shown", "Users for whom", "Nearest items"):
+    for title in (
+        "Groups with the lowest recall",
+        "Most often missed among 5 shown",
+        "Users with the",
+        "Nearest items",
+    ):
         assert title in tables
 
 

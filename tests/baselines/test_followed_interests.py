@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> PreparedDataset:
 
 def fitted(data: PreparedDataset, fill: bool = True, **settings: Any) -> FollowedInterests:
     generator = FollowedInterests(**settings)
-    generator.fit(Interactions(data, "train", fill))
+    generator.fit(Interactions(data, "train", fill=fill))
     return generator
 
 

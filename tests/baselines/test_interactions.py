@@ -109,7 +109,7 @@ def test_sums_of_rows_are_the_same_of_arrays() -> None:
     weights, fallback = csr_matrix((rng.random((4, 9), np.float32) > 0.7).astype(np.float32)), -np.arange(1, 10) / 9
     for matrix in (full, full.toarray()):
         out = np.full((4, 9), 7, np.float32)
-        sum_rows(weights, matrix, fallback.astype(np.float32), out)
+        sum_rows(weights, matrix, fallback=fallback.astype(np.float32), out=out)
         expected = weights.toarray() @ full.toarray()
         np.testing.assert_allclose(out, np.where(expected > 0, expected, fallback), rtol=1e-6)
 

@@ -48,7 +48,9 @@ def test_second_steps_by_hand() -> None:
     # S of the test above for the first step of all walks, S^2 for the second step of half of them.
     events = Interactions(DATA, "train")
     items, rng = events.users.T.tocsr(), np.random.default_rng(0)
-    visits = random_walk._walk(np.arange(3, dtype=np.int32), np.array([200_000, 100_000]), items, events.users, rng)
+    visits = random_walk._walk(
+        np.arange(3, dtype=np.int32), np.array([200_000, 100_000]), items=items, users=events.users, rng=rng
+    )
     assert visits.shape == (3, 300_000)
     for row, (first, second) in enumerate(zip(visits[:, :200_000], visits[:, 200_000:], strict=True)):
         once, twice = (np.bincount(visited, minlength=3) / len(visited) for visited in (first, second))

@@ -1,4 +1,4 @@
-"""Matrix factorisation by alternating least squares (Hu, Koren, Volinsky 2008), as the package `implicit` does it."""
+"""Matrix factorisation by alternating least squares (Hu, Koren and Volinsky 2008), through the package `implicit`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from recsys.data.dataset import Requests
 
 
 class ALS:
-    """Scores are inner products of factors; a user's factors are solved from the history when a request comes.
+    """Scores items by inner products of factors. A user's factors are solved from the history at request time.
 
-    Users of whom no item is known get the most popular ones.
+    Users without a known item get the most popular items.
 
     Args:
         factors: width of the factors.
-        alpha: confidence in an event, beside 1 for its absence.
+        alpha: confidence in an observed event, on top of the confidence of 1 in an absent one.
         l2: regularisation.
-        iterations: alternations.
-        seed: of the first factors.
+        iterations: number of alternations.
+        seed: seed of the initial factors.
     """
 
     def __init__(
-        self, factors: int = 128, alpha: float = 20.0, l2: float = 0.01, iterations: int = 15, seed: int = 0
+        self, factors: int = 128, alpha: float = 20.0, *, l2: float = 0.01, iterations: int = 15, seed: int = 0
     ) -> None:
         for name, value in (("factors", factors), ("alpha", alpha), ("iterations", iterations)):
             if value <= 0:
@@ -41,9 +41,9 @@ class ALS:
         self.factors, self.alpha, self.l2, self.iterations, self.seed = factors, alpha, l2, iterations, seed
 
     def fit(self, events: Interactions) -> None:
-        """Alternate between users and items."""
+        """Alternate between solving for users and for items."""
         self._events, self._fallback = events, events.fallback()
-        # The solver runs one thread a core, each of which calls BLAS: with threads of its own that would crawl.
+        # The solver runs one thread per core, and each calls BLAS. BLAS threads on top of those would slow it down.
         with threadpool_limits(1, "blas"):
             self._model = AlternatingLeastSquares(
                 factors=self.factors,
@@ -56,11 +56,11 @@ class ALS:
 
     @property
     def item_factors(self) -> Float32Array:
-        """Factors of the items [N, factors], once fitted."""
+        """Factors of the items, float32 [N, factors]; available after `fit`."""
         return np.asarray(self._model.item_factors, np.float32)
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
     def _score(self, histories: Any, out: Float32Array) -> None:

@@ -1,4 +1,4 @@
-"""EASE: a linear model of every item from all others, in closed form (Steck 2019, arXiv 1905.03375)."""
+"""EASE: a linear model that predicts every item from all others, in closed form (Steck 2019, arXiv 1905.03375)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 
-# Rows of a matrix that are mirrored at once.
+# Number of matrix rows that are mirrored at once.
 _ROWS = 512
 
 
 class EASE:
-    """Scores of a history are the sum of its items' rows of the weights B.
+    """Scores items by the sum of the weight rows of the history's items.
 
-    With the item-item counts G and P = (G + l2 I)^-1: B_ij = -P_ij / P_jj off the diagonal, 0 on it. Users of whom no
-    item is known get the most popular ones.
+    With the item-item counts G and P = (G + l2 I)^-1, the weights are B_ij = -P_ij / P_jj off the diagonal and 0 on it.
+    Users without a known item get the most popular items.
 
     Args:
-        l2: regularisation; hundreds for dense data, tens for sparse.
-        max_gigabytes: refuse items whose two dense matrices, counts and weights, need more (9.6 for 35 thousand). Time
-            grows with the cube of items.
+        l2: regularisation; hundreds for dense data, tens for sparse data.
+        max_gigabytes: upper bound on the memory of the two dense matrices, counts and weights (9.6 GB for 35 thousand
+            items). Time grows with the cube of the number of items.
     """
 
     def __init__(self, l2: float = 200.0, max_gigabytes: float = 8.0) -> None:
@@ -43,7 +43,7 @@ class EASE:
         """Solve for the weights.
 
         Raises:
-            UserError: too many items for a dense inverse.
+            UserError: If there are too many items for a dense inverse.
         """
         num_items = events.num_items
         needed = 2 * 4 * num_items**2 / 1e9
@@ -62,7 +62,7 @@ class EASE:
         self._events, self._fallback = events, events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
     def _score(self, histories: Any, out: Float32Array) -> None:
@@ -73,16 +73,16 @@ class EASE:
 
 
 def _invert(matrix: Float32Array) -> None:
-    """The inverse of a positive definite matrix, in its place.
+    """Replace a positive definite matrix by its inverse.
 
-    In float32: the condition number is at most about (most frequent pair) / l2, far from its limits.
+    float32 is enough: the condition number is at most about (count of the most frequent pair) / l2.
     """
-    # The transpose is the column-major view that LAPACK wants, so that nothing is copied.
+    # The transpose is the column-major view that LAPACK expects, so nothing is copied.
     _, failed = lapack.spotrf(matrix.T, lower=1, overwrite_a=1, clean=0)
     assert not failed
     _, failed = lapack.spotri(matrix.T, lower=1, overwrite_c=1)
     assert not failed
-    # Only the lower triangle of the transpose is computed, which is the upper one of the matrix.
+    # LAPACK fills only the lower triangle of the transpose, which is the upper triangle of the matrix.
     for begin in range(0, len(matrix), _ROWS):
         block = slice(begin, begin + _ROWS)
         rows = matrix[block]

@@ -1,4 +1,4 @@
-"""Items of the interests that a user follows: the heuristic of every feed of topics."""
+"""Items of the interests that a user follows: the usual heuristic of topic feeds."""
 
 from __future__ import annotations
 
@@ -20,38 +20,37 @@ from recsys.data.dataset import PreparedDataset, Requests
 
 
 class FollowedInterests:
-    """Scores an item by how probable it is, if users choose an interest first, and then an item of it by popularity.
+    """Scores an item by its probability if the user first picks an interest, and then an item of it by popularity.
 
-    `P(i | u) = sum of P(c | u) P(i | c) over interests c`: the aspect model of Hofmann and Puzicha ("Latent class
-    models for collaborative filtering", 1999) whose classes are known. P(c | u) is the share of c in what the user
-    engaged with (an item of several interests counts in equal parts) and in the interests of the profile, each of which
-    counts as one event. P(i | c) is the share of i in the events of c. Items of no interest of the user, and
-    users without any, follow as in other generators.
+    `P(i | u) = sum over interests c of P(c | u) P(i | c)`: the aspect model of Hofmann and Puzicha ("Latent class
+    models for collaborative filtering", 1999) with known classes. P(c | u) is the share of c among the user's events
+    (an event on an item of several interests counts in equal parts) and the interests of the profile, each of which
+    counts as one event. P(i | c) is the share of item i among the events of c. Items outside the user's interests
+    follow, most popular first; users without interests get the most popular items.
 
     Args:
-        interest: column of items that holds their interests, a category or a bag; null for the first one.
-        profile: column of users that holds interests by the same names; null for the first one that shares names, if
-            there is one.
-        num_interests: strongest interests of a user that are looked at.
+        interest: item column with the interests, a category or a bag of categories; null for the first such column.
+        profile: user column with interests of the same names; null for the first column that shares a name, if any.
+        num_interests: number of a user's strongest interests that count.
     """
 
-    def __init__(self, interest: str | None = None, profile: str | None = None, num_interests: int = 10) -> None:
+    def __init__(self, interest: str | None = None, profile: str | None = None, *, num_interests: int = 10) -> None:
         if num_interests < 1:
             raise UserError(f"generator.num_interests={num_interests}: expected at least 1")
         self.interest, self.profile, self.num_interests = interest, profile, num_interests
 
     def fit(self, events: Interactions) -> None:
-        """Count events of interests.
+        """Count the events of each interest.
 
         Raises:
-            UserError: the data has no such column, or none at all.
+            UserError: If the data has no such column, or no column with categories.
         """
         dataset = events.dataset
-        feature = _column(dataset, "items", self.interest)
+        feature = _column(dataset, "items", name=self.interest)
         if feature is None:
             raise UserError("generator=followed_interests: no column of items is a category or a bag of categories")
         width = feature.size
-        of_items = _shares(dataset.columns[feature.key], np.arange(1, events.num_items + 1), width)
+        of_items = _shares(dataset.columns[feature.key], np.arange(1, events.num_items + 1), width=width)
         weights = diags(events.counts().astype(np.float32)) @ of_items
         totals = np.asarray(weights.sum(axis=0)).ravel()
         self._items_of = (weights @ diags(1 / np.maximum(totals, 1))).T.tocsr().astype(np.float32)
@@ -59,7 +58,7 @@ class FollowedInterests:
         self._profiles = self._read_profiles(dataset, feature)
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         known = requests.user_idx >= 0
         followed = self._profiles[np.where(known, requests.user_idx, 0)]
         followed = diags(known.astype(np.float32)) @ followed
@@ -71,7 +70,7 @@ class FollowedInterests:
         out[:] = np.where(found > 0, found, self._fallback)
 
     def _strongest(self, interests: Any) -> Any:
-        """The strongest interests of each row, lower codes first among equals, as shares; csr float32 [R, C]."""
+        """Return the strongest interests of each row as shares, csr float32 [R, C]; among equals the lower codes."""
         interests = interests.tocsr()
         rows = np.repeat(np.arange(interests.shape[0]), np.diff(interests.indptr))
         order = np.lexsort((interests.indices, -interests.data, rows))
@@ -81,10 +80,10 @@ class FollowedInterests:
         return (diags(1 / np.where(totals > 0, totals, 1)) @ chosen).tocsr().astype(np.float32)
 
     def _read_profiles(self, dataset: PreparedDataset, feature: Feature) -> Any:
-        """Interests of the profiles in the codes of the items' column; csr float32 [U, C], empty where none are."""
+        """Return the interests of user profiles in the codes of the item column, csr float32 [U, C]."""
         empty = csr_matrix((dataset.num_users, feature.size), dtype=np.float32)
         names: Any = dataset.vocabulary(feature)
-        found = _column(dataset, "users", self.profile)
+        found = _column(dataset, "users", name=self.profile)
         others = dataset.schema.owned_by("users") if self.profile is None else (found,)
         for other in others:
             if other is None or not other.has_vocabulary:
@@ -106,8 +105,8 @@ class FollowedInterests:
         return empty
 
 
-def _column(dataset: PreparedDataset, owner: Any, name: str | None) -> Feature | None:
-    """The column of that name, or the first one, that has categories."""
+def _column(dataset: PreparedDataset, owner: Any, *, name: str | None) -> Feature | None:
+    """Return the named column with categories, or the first one if no name is given."""
     able = {feature.name: feature for feature in dataset.schema.owned_by(owner) if feature.has_vocabulary}
     if name is None:
         return next(iter(able.values()), None)
@@ -120,7 +119,7 @@ def _column(dataset: PreparedDataset, owner: Any, name: str | None) -> Feature |
 
 
 def _cells(column: Column, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row (0 for the first) and code of every value that is neither missing nor unknown."""
+    """Return the row (from 0) and the code of every value that is neither missing nor unknown."""
     taken = column.take(rows)
     if isinstance(taken, Ragged):
         owner, codes = np.repeat(np.arange(len(rows)), np.diff(taken.offsets)), taken.values
@@ -130,8 +129,8 @@ def _cells(column: Column, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.
     return owner[known], codes[known].astype(np.int64)
 
 
-def _shares(column: Column, rows: npt.NDArray[np.int64], width: int) -> Any:
-    """Interests of items, those of each adding up to 1; csr float32 [N, C]."""
+def _shares(column: Column, rows: npt.NDArray[np.int64], *, width: int) -> Any:
+    """Return the interests of each item as shares that add up to 1, csr float32 [N, C]."""
     owner, codes = _cells(column, rows)
     parts = (1 / np.bincount(owner, minlength=len(rows))[owner]).astype(np.float32)
     return csr_matrix((parts, (owner, codes)), shape=(len(rows), width))

@@ -1,7 +1,7 @@
-"""What the generators share: who did what as a sparse matrix, and ranked lists from blocks of scores.
+"""User-item matrices, and ranked lists from blocks of scores: the common part of all baselines.
 
-Items with events come first in the order of item_idx, so column c of every matrix here is item_idx c + 1.
-Shapes: U users, R requests, H requests of a block, N items that a generator knows.
+Items with events come first in the order of item_idx, so column c of every matrix is item_idx c + 1.
+Shapes: U users, R requests, H requests of a block, N items that a baseline has learned.
 """
 
 from __future__ import annotations
@@ -26,27 +26,26 @@ from recsys.evaluation.relevance import seen_items
 from recsys.evaluation.topk import BlockedTopK
 
 Until = Literal["train", "val"]
-# Entries of sparse matrices that are in memory at once: some 40 bytes each while they are sorted.
+# Maximum number of sparse matrix entries in memory at once; sorting takes some 40 bytes per entry.
 NUM_ENTRIES = 4 << 20
-# Of an array in the place of a sparse matrix.
+# Maximum size of an array that replaces a sparse matrix.
 _DENSE_BYTES = 256 << 20
 
 
 class Interactions:
-    """Events of the training part (`until="train"`), or of training and validation (`until="val"`).
+    """Events of the training part (`until="train"`), or of the training and validation parts (`until="val"`).
 
     Args:
-        dataset: the prepared data.
-        until: the last part that is learned from.
-        fill: let generators that know nothing of a user or item go on with the most popular items; else lists end
-            where what a generator knows does.
+        dataset: prepared data set.
+        until: last part to learn from.
+        fill: fill lists up with the most popular items; otherwise a list ends after the items that the baseline scores.
 
     Attributes:
-        num_items: items with such events, N: the corpus is item_idx 1..N.
-        end: position after each user's last such event; int64 [U].
+        num_items: number of items with such events, N; the corpus is item_idx 1..N.
+        end: position after each user's last such event, int64 [U].
     """
 
-    def __init__(self, dataset: PreparedDataset, until: Until, fill: bool = True) -> None:
+    def __init__(self, dataset: PreparedDataset, until: Until, *, fill: bool = True) -> None:
         if until not in get_args(Until):
             raise UserError(f"until={until}: no such part{nearest(until, get_args(Until))}")
         self.dataset, self.fill = dataset, fill
@@ -57,23 +56,26 @@ class Interactions:
         self._search = BlockedTopK(self.num_items)
 
     def positions(self) -> npt.NDArray[np.int64]:
-        """Positions of the events."""
+        """Return the positions of the events in the data set's columns."""
         begin = self.dataset.offsets[:-1]
         return ragged_positions(begin, self.end - begin)
 
     def counts(self) -> npt.NDArray[np.int64]:
-        """Events of each item; int64 [N]."""
+        """Return the number of events of each item, int64 [N]."""
         items = np.asarray(self.dataset.item_idx[self.positions()])
         return np.bincount(items, minlength=self.num_items + 1)[1 : self.num_items + 1]
 
     @cached_property
     def users(self) -> Any:
-        """Who did what: binary csr float32 [U, N]."""
+        """Binary user-item matrix, csr float32 [U, N]."""
         return self.histories(Requests(np.arange(self.dataset.num_users), self.end))
 
     @cached_property
     def pairs(self) -> Float32Array:
-        """Users that have both of two items; float32 [N, N], dense, on the diagonal those that have one."""
+        """Number of users with events on both of two items, dense float32 [N, N].
+
+        The diagonal counts the users of each item.
+        """
         pairs = np.zeros((self.num_items, self.num_items), np.float32)
         items = self.users.T.tocsr()
         for rows in self.blocks(items):
@@ -81,21 +83,21 @@ class Interactions:
         return pairs
 
     def blocks(self, items: Any) -> list[slice]:
-        """Slices of items whose products `items[rows] @ users` have at most about `NUM_ENTRIES` entries.
+        """Return slices of items whose products `items[rows] @ users` have at most about `NUM_ENTRIES` entries.
 
         Args:
-            items: the transpose of `users`; csr [N, U].
+            items: transpose of `users`, csr [N, U].
         """
-        # Summed over an item's users, what they have: pairs that are met on the way, and no fewer than are found.
+        # The number of events of an item's users bounds the number of distinct items in the product from above.
         met = items @ np.diff(self.users.indptr)
         return slices_of(np.minimum(met, self.num_items).astype(np.int64), NUM_ENTRIES)
 
     def histories(self, requests: Requests, num_recent: int | None = None) -> Any:
-        """The distinct known items before each request: binary csr float32 [R, N].
+        """Return the distinct known items before each request: binary csr float32 [R, N].
 
         Args:
-            requests: users, and where their history ends.
-            num_recent: look at the last so many events; null for all.
+            requests: users, and the ends of their histories.
+            num_recent: number of most recent events to read; None for all.
         """
         seen = seen_items(self.dataset, requests)
         if num_recent is not None:
@@ -110,9 +112,9 @@ class Interactions:
         return matrix
 
     def fallback(self) -> Float32Array:
-        """Scores in [-1, 0) for where nothing is known of a user or item: the most popular item is nearest to 0.
+        """Return scores in [-1, 0) for items without a score of their own; the most popular item is nearest to 0.
 
-        Without `fill` all are -inf, which is no result.
+        Without `fill` all scores are -inf, which means no result.
         """
         if not self.fill:
             return np.full(self.num_items, -np.inf, np.float32)
@@ -129,27 +131,27 @@ class Interactions:
         score: Callable[[Any, Float32Array], None],
         num_recent: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Ranked lists, as in `recsys.evaluation.ranking.Ranker`.
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`.
 
         Args:
-            requests: what is asked.
-            k: results a request.
-            exclude: item_idx that each request must not get.
-            score: `score(histories, out)` fills float32 out [H, N] for histories csr [H, N].
-            num_recent: histories are the last so many events; null for all.
+            requests: users, and the ends of their histories.
+            k: number of results per request.
+            exclude: item_idx to leave out of each request's results.
+            score: `score(histories, out)` fills `out`, float32 [H, N], from histories, csr [H, N].
+            num_recent: number of most recent events to read; None for all.
         """
         return self.rank_by(self.histories(requests, num_recent), k, exclude, score)
 
     def rank_by(
         self, rows: Any, k: int, exclude: Ragged | None, score: Callable[[Any, Float32Array], None]
     ) -> tuple[Tensor, Tensor]:
-        """As `rank`, where the scores of a request follow from a row of another matrix than the histories.
+        """Rank items as `rank` does, from rows of another matrix than the histories.
 
         Args:
-            rows: csr, a row for each request.
-            k: results a request.
-            exclude: item_idx that each request must not get.
-            score: `score(rows, out)` fills float32 out [H, N] for H of the rows.
+            rows: csr matrix with one row per request.
+            k: number of results per request.
+            exclude: item_idx to leave out of each request's results.
+            score: `score(rows, out)` fills `out`, float32 [H, N], from H of the rows.
         """
 
         def write(begin: int, out: Tensor) -> None:
@@ -160,7 +162,7 @@ class Interactions:
         return scores, found + 1
 
     def _cells(self, items: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Row and column of every entry that the generator knows."""
+        """Return the row and the column of every item that the baseline has learned."""
         rows = np.repeat(np.arange(len(items)), np.diff(items.offsets))
         known = (items.values > 0) & (items.values <= self.num_items)
         return rows[known], items.values[known].astype(np.int64) - 1
@@ -172,19 +174,19 @@ class Interactions:
 
 
 class Generator(Ranker, Protocol):
-    """A ranker that learns from events in one pass."""
+    """Ranker that learns from events in one pass."""
 
     def fit(self, events: Interactions) -> None:
         """Learn from the events.
 
         Raises:
-            UserError: the generator is not for such data.
+            UserError: If the generator cannot use such data.
         """
         ...
 
 
 def slices_of(costs: npt.NDArray[np.int64], budget: int) -> list[slice]:
-    """Consecutive rows whose costs add up to at most `budget`; a row that costs more is a slice of its own."""
+    """Return slices of consecutive rows whose costs add up to at most `budget`; a costlier row is a slice by itself."""
     return list(_slices_of(np.cumsum(costs), budget))
 
 
@@ -198,17 +200,17 @@ def _slices_of(total: npt.NDArray[np.int64], budget: int) -> Iterator[slice]:
 
 
 def dense_if_full(matrix: Any) -> Any:
-    """A csr matrix as an array, where that is small and sums of its rows are faster than by walking its entries."""
+    """Return a csr matrix as an array if it is small and full enough for array products to be faster."""
     is_full = 8 * matrix.nnz >= np.prod(matrix.shape)
     return matrix.toarray() if is_full and 4 * np.prod(matrix.shape) <= _DENSE_BYTES else matrix
 
 
-def sum_rows(weights: Any, matrix: Any, fallback: Float32Array, out: Float32Array) -> None:
-    """Write `weights @ matrix`, both without negative entries, to `out`, and `fallback` where that is zero.
+def sum_rows(weights: Any, matrix: Any, *, fallback: Float32Array, out: Float32Array) -> None:
+    """Write `weights @ matrix`, both non-negative, to `out`, and `fallback` where the product is zero.
 
     Args:
         weights: csr float32 [H, N].
-        matrix: what `dense_if_full` gave for float32 [N, N].
+        matrix: result of `dense_if_full` for float32 [N, N].
         fallback: float32 [N].
         out: float32 [H, N].
     """
@@ -221,13 +223,13 @@ def sum_rows(weights: Any, matrix: Any, fallback: Float32Array, out: Float32Arra
 
 
 def best_of_rows(matrix: Any, k: int) -> Any:
-    """The k largest positive entries, all below 2, of each row of a csr matrix; lower columns first among equals."""
+    """Keep the k largest positive entries, all below 2, of each row of a csr matrix; among equals the lower columns."""
     num_rows, num_columns = matrix.shape
     rows = np.repeat(np.arange(num_rows), np.diff(matrix.indptr))
     positive = matrix.data > 0
     rows, columns, values = rows[positive], matrix.indices[positive], matrix.data[positive]
-    # One sort of plain integers: row, then value downwards, then column. The bits of positive floats are in the order
-    # of their values, and 30 bits hold those below 2. With very many columns the last bits of a value do not count.
+    # One sort of integers that combine row, descending value and column. The bits of positive floats sort like their
+    # values, and 30 bits hold values below 2. With very many columns the last bits of a value are dropped.
     column_bits = int(num_columns).bit_length()
     value_bits = min(30, 63 - column_bits - int(num_rows).bit_length())
     descending = ((1 << 30) - 1 - values.view(np.int32).astype(np.int64)) >> (30 - value_bits)

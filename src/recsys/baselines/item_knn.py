@@ -1,4 +1,4 @@
-"""Neighbours of items: what people who had the items of a history had as well."""
+"""Item-kNN: items that users of the history's items engaged with as well."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from recsys.data.dataset import Requests
 class ItemKNN:
     """Scores an item by the sum of its similarities to the items of the history.
 
-    Similarity of two items is the shrunk cosine `common users / (sqrt(users * users) + shrink)`. Every item keeps its
-    nearest neighbours. Items with no neighbour in the history follow after all others, most popular first.
+    The similarity of two items is the shrunk cosine `common users / (sqrt(users * users) + shrink)`. Every item keeps
+    its nearest neighbours. Items without a neighbour in the history follow after all others, most popular first.
 
     Args:
-        num_neighbours: neighbours that an item keeps.
-        shrink: users by which similarities of rare items are damped.
+        num_neighbours: number of neighbours that an item keeps.
+        shrink: damping of the similarities of rare items, in users.
     """
 
     def __init__(self, num_neighbours: int = 100, shrink: float = 0.0) -> None:
@@ -46,13 +46,13 @@ class ItemKNN:
             similar.data /= norms[rows] * norms[similar.indices] + np.float32(self.shrink)
             similar.data[similar.indices == rows] = 0
             pieces.append(best_of_rows(similar, self.num_neighbours))
-        # Row i holds the items that have i among their neighbours: a history selects rows.
+        # Row i holds the items that have i among their neighbours, so a history selects rows.
         self._similarity = dense_if_full(stack_rows(pieces).T.tocsr())
         self._fallback = events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 
     def _score(self, histories: Any, out: Float32Array) -> None:
-        sum_rows(histories, self._similarity, self._fallback, out)
+        sum_rows(histories, self._similarity, fallback=self._fallback, out=out)

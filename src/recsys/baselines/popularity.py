@@ -16,11 +16,11 @@ _DAY = 86_400
 
 
 class Popularity:
-    """Ranks items by the number of their events, of late or with a decay where that is wanted.
+    """Ranks items by the number of their events, optionally of a recent window or with a decay.
 
     Args:
-        window_days: count only events of so many days before the last one; null for all.
-        half_life_days: an event so many days before the last one counts half; null for no decay.
+        window_days: length of the window before the last event in days; null for all events.
+        half_life_days: age at which an event counts half, in days before the last event; null for no decay.
     """
 
     def __init__(self, window_days: float | None = None, half_life_days: float | None = None) -> None:
@@ -47,7 +47,7 @@ class Popularity:
                 weights[age > self.window_days] = 0
         items = np.asarray(dataset.item_idx[positions])
         scores = np.bincount(items, weights, minlength=events.num_items + 1)[1:]
-        # Items outside the window still have an order, by all of their events, so that no list ends early.
+        # Items without events in the window are ordered by all of their events, so that no list ends early.
         order = np.lexsort((-events.counts(), -scores))
         self._best = torch.from_numpy(order + 1)
         self._scores = torch.from_numpy(scores[order].astype(np.float32))
@@ -55,7 +55,7 @@ class Popularity:
         self._rank[order + 1] = np.arange(len(order))
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         num_requests = len(requests.user_idx)
         ranks = np.broadcast_to(np.arange(k), (num_requests, k))
         if exclude is not None:
@@ -65,16 +65,16 @@ class Popularity:
         return self._scores[chosen].masked_fill(beyond, -torch.inf), self._best[chosen].masked_fill(beyond, 0)
 
     def _skipped(self, exclude: Ragged, k: int) -> np.ndarray:
-        """How many excluded items stand before each result; int64 [R, k].
+        """Return the number of excluded items that stand before each result, int64 [R, k].
 
-        The excluded ranks of a request e_0 < e_1 < ... push result j down by the number of i with e_i - i <= j: no
+        The excluded ranks of a request e_0 < e_1 < ... push result j down by the number of i with e_i - i <= j. So no
         scores are compared, and the cost does not depend on the size of the corpus.
         """
         width = len(self._best) + 1
         row = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
         keys = np.unique(row * width + self._rank[exclude.values])
         row, rank = keys // width, keys % width
-        # Entries are in order of row and rank: place within the row is the distance from the row's first entry.
+        # Entries are sorted by row and rank, so an entry's place in its row is its distance from the row's first entry.
         first = np.searchsorted(row, np.arange(len(exclude)))
         from_result = rank - (np.arange(len(keys)) - first[row])
         inside = (from_result < k) & (rank < width - 1)

@@ -24,29 +24,30 @@ Items = npt.NDArray[np.int32]
 
 
 class RandomWalk:
-    """Scores an item by how often walks from the items of the history visit it.
+    """Scores an item by how often random walks from the items of the history visit it.
 
-    A step goes from an item to one of its users and on to one of that user's items, each with equal probability; a
-    walk ends after each step with probability `restart`, and another begins. With |E(q)| users of item q and C the most
-    of any item, the share of steps from q is s_q / (sum of s_r over the history), `s_q = |E(q)| (C - log |E(q)|)`
-    (section 3.1, equations 1 and 2). Items that walks from several items meet are boosted: with V_q visits from q the
-    score is `(sum of sqrt(V_q) over the history)^2` (equation 3), here in visits for each step of the request.
+    A step goes from an item to one of its users, and on to one of that user's items, each with equal probability. After
+    each step a walk ends with probability `restart`, and another begins. With |E(q)| users of item q, and C the largest
+    such number, the share of steps from q is s_q / (sum of s_r over the history), where `s_q = |E(q)| (C - log |E(q)|)`
+    (section 3.1, equations 1 and 2). Items that walks from several items reach are boosted: with V_q visits from q the
+    score is `(sum of sqrt(V_q) over the history)^2` (equation 3), here in visits per step of the request.
 
-    Pixie walks when a request comes. Here every item is walked from once, which gives the same frequencies, and any
-    number of requests combine them. Items that no walk visits follow after all others, most popular first.
+    Pixie walks at request time. This class walks from every item once, which gives the same frequencies, and combines
+    them for any number of requests. Items that no walk visits follow after all others, most popular first.
 
     Args:
-        restart: probability that a walk ends after a step; small values wander to what is popular.
-        num_steps: steps from each item, T; more is more exact.
-        num_recent: walk from the items of the last so many events; null for the whole history.
-        num_neighbours: most visited items that are kept for each item; bounds the memory.
-        seed: of the walks.
+        restart: probability that a walk ends after a step; small values wander towards popular items.
+        num_steps: number of steps from each item, T; more steps are more exact.
+        num_recent: number of most recent events to walk from; null for the whole history.
+        num_neighbours: number of most visited items that each item keeps; bounds the memory.
+        seed: seed of the walks.
     """
 
     def __init__(
         self,
         restart: float = 0.5,
         num_steps: int = 5000,
+        *,
         num_recent: int | None = None,
         num_neighbours: int = 500,
         seed: int = 0,
@@ -74,7 +75,7 @@ class RandomWalk:
         height = max(1, NUM_ENTRIES // num_steps)
         for begin in range(0, events.num_items, height):
             starts = np.arange(begin, min(begin + height, events.num_items), dtype=np.int32)
-            visits = _walk(starts, alive, items, users, rng)
+            visits = _walk(starts, alive, items=items, users=users, rng=rng)
             ends = np.arange(len(starts) + 1) * num_steps
             ones = np.full(visits.size, 1 / num_steps, np.float32)
             shares = csr_matrix((ones, visits.ravel(), ends), shape=(len(starts), events.num_items))
@@ -84,7 +85,7 @@ class RandomWalk:
         self._events, self._fallback = events, events.fallback()
 
     def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `recsys.evaluation.ranking.Ranker`."""
+        """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score, self.num_recent)
 
     def _score(self, histories: Any, out: Float32Array) -> None:
@@ -93,35 +94,35 @@ class RandomWalk:
         rows = np.repeat(np.arange(len(out)), np.diff(shares.indptr))
         shares.data /= np.bincount(rows, shares.data, len(out))[rows]
         # A sum of square roots of products is a matrix product of square roots.
-        sum_rows(shares.sqrt(), self._roots, self._fallback, out)
+        sum_rows(shares.sqrt(), self._roots, fallback=self._fallback, out=out)
         np.square(out, out=out, where=out > 0)
 
 
 def walks_at_step(num_steps: int, restart: float) -> npt.NDArray[np.int64]:
-    """Walks from an item that take a first, second, ... step, if they make about `num_steps` together.
+    """Return the number of walks from an item that take a first, second, ... step, about `num_steps` steps together.
 
-    As many as are expected, so that no chance is added to that of the way.
+    These are the expected numbers, so that the lengths of walks add no variance.
     """
     num_walks = max(1, round(num_steps * restart))
     alive: npt.NDArray[np.int64] = np.rint(num_walks * (1 - restart) ** np.arange(num_steps)).astype(np.int64)
     return alive[alive > 0]
 
 
-def _walk(starts: Items, alive: npt.NDArray[np.int64], items: Any, users: Any, rng: np.random.Generator) -> Items:
-    """Items that walks from each of `starts` visit, the first steps first; int32 [I, T]."""
+def _walk(starts: Items, alive: npt.NDArray[np.int64], *, items: Any, users: Any, rng: np.random.Generator) -> Items:
+    """Return the items that walks from each of `starts` visit, first steps first; int32 [I, T]."""
     at = np.repeat(starts[:, None], alive[0], axis=1)
     visits = []
     for num_walks in alive:
-        at = _neighbour(users, _neighbour(items, at[:, :num_walks], rng), rng)
+        at = _neighbour(users, _neighbour(items, at[:, :num_walks], rng=rng), rng=rng)
         visits.append(at)
     return np.concatenate(visits, axis=1)
 
 
-def _neighbour(edges: Any, nodes: Items, rng: np.random.Generator) -> Items:
-    """A random neighbour of each node, by the rows of a csr matrix."""
+def _neighbour(edges: Any, nodes: Items, *, rng: np.random.Generator) -> Items:
+    """Return a random neighbour of each node, by the rows of a csr matrix."""
     begin = edges.indptr[nodes]
     num_neighbours = (edges.indptr[nodes + 1] - begin).astype(np.uint64)
-    # A random integer of 32 bits as a fraction of the number of neighbours.
+    # Scale a random 32-bit integer to the number of neighbours.
     draws = rng.integers(0, 1 << 32, nodes.shape, np.uint32)
     chosen: Items = edges.indices[begin + ((draws * num_neighbours) >> np.uint64(32)).astype(begin.dtype)]
     return chosen

@@ -11,14 +11,14 @@ from recsys.data.batches.batch import Batch
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 
-# Requests of a batch, where histories are short.
+# Maximum number of requests in a batch; long histories make batches smaller.
 _BATCH = 4096
 
 
 def request_batches(dataset: PreparedDataset, requests: Requests) -> Iterator[tuple[Batch, Requests]]:
-    """Batches of at most `_BATCH` requests, fewer where histories are long.
+    """Yield batches of at most `_BATCH` requests, fewer if their histories are long.
 
-    Generators read histories from the data set: a batch holds one event of each.
+    Generators read histories from the data set, so a batch holds only one event of each history.
     """
     builder = BatchBuilder(dataset, max_history=1)
     lengths = requests.end - dataset.offsets[requests.user_idx]

@@ -1,4 +1,4 @@
-"""Search of a grid, one setting at a time, that leaves out what lies beyond where the metric falls."""
+"""Coordinate search over a grid. Values beyond the point where the metric falls are skipped."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Axis:
     """A setting and its values.
 
     Attributes:
-        name: keyword of the generator.
-        values: in order, so that the metric rises to one of them and falls behind it.
-        every: try all values, where the metric may rise again.
+        name: keyword argument of the generator.
+        values: values in order, such that the metric rises up to one of them and falls after it.
+        every: try all values, because the metric may rise again.
     """
 
     name: str
@@ -27,17 +27,18 @@ class Axis:
     every: bool = False
 
 
-def axes_of(name: str, grid: Mapping[str, Any], start: Mapping[str, Any], time: str) -> list[Axis]:
-    """The axes of a grid that make sense for the data.
+def axes_of(name: str, grid: Mapping[str, Any], *, start: Mapping[str, Any], time: str) -> list[Axis]:
+    """Return the axes of a grid that apply to the data.
 
     Args:
-        name: of the generator.
-        grid: setting -> {values, every, time}; `time` lists the values of `data.time` that it is for, if not for all.
-        start: the generator's own settings, where the search begins.
-        time: the value of `data.time`.
+        name: name of the generator.
+        grid: setting -> {values, every, time}; `time` lists the values of `data.time` that the axis applies to, all by
+            default.
+        start: settings of the generator, where the search begins.
+        time: value of `data.time`.
 
     Raises:
-        UserError: a key, a setting or its values cannot be.
+        UserError: If a key, a setting or its values are invalid.
     """
     axes, settings = [], [setting for setting in start if not setting.startswith("_")]
     for setting, axis in grid.items():
@@ -61,16 +62,16 @@ def axes_of(name: str, grid: Mapping[str, Any], start: Mapping[str, Any], time: 
     return axes
 
 
-def search(start: Mapping[str, Any], axes: Sequence[Axis], score: Callable[[Settings], float]) -> Settings:
-    """The settings with the best score that can be reached by changing one setting at a time.
+def search(start: Mapping[str, Any], axes: Sequence[Axis], *, score: Callable[[Settings], float]) -> Settings:
+    """Return the settings with the best score that one-setting-at-a-time changes can reach.
 
-    Axis after axis is followed from the best settings so far in the direction in which the score rises, until a round
-    over all axes changes nothing. No settings are scored twice; of equals the first stays.
+    Each axis in turn is followed from the best settings so far in the direction in which the score rises, until a round
+    over all axes changes nothing. No settings are scored twice; the first of equals wins.
 
     Args:
-        start: a value for each axis.
-        axes: what may change.
-        score: higher is better.
+        start: value for each axis.
+        axes: settings that may change.
+        score: function to maximise.
     """
     best, scores = dict(start), {}
 
@@ -100,6 +101,6 @@ def search(start: Mapping[str, Any], axes: Sequence[Axis], score: Callable[[Sett
 
 
 def describe(settings: Settings) -> str:
-    """Settings as one reads them."""
+    """Return settings as text for people, such as `l2=200, seed=0`."""
     shown = {name: "null" if value is None else value for name, value in settings.items()}
     return ", ".join(f"{n}={f'{v:g}' if isinstance(v, float) else v}" for n, v in shown.items()) or "as it is"

@@ -47,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _compare(asked: argparse.Namespace) -> None:
-    from recsys.reports.comparison.comparison_report import Report
+    from recsys.reports.comparison.comparison_report import ComparisonReport
     from recsys.reports.comparison.reading import read_runs
 
     if asked.html is not None and not asked.html.parent.is_dir():
         raise UserError(f"--html: {asked.html.parent} is not a folder")
-    report = Report(read_runs(asked.runs), asked.metric, asked.baseline, asked.all_pairs)
+    report = ComparisonReport(read_runs(asked.runs), asked.metric, baseline=asked.baseline, all_pairs=asked.all_pairs)
     if asked.html is not None:
         report.write(asked.html)
     console = Console()

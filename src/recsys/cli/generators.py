@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     from pathlib import Path
 
     from recsys.core.errors import UserError
-    from recsys.reports.generators.generator_report import Report, progress, screen
+    from recsys.reports.generators.generator_report import GeneratorReport, progress, screen
     from recsys.reports.generators.study import study
     from recsys.reports.generators.wandb_tables import mirror
 
@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
         raise UserError(f"out: {out.parent} is not a folder")
     with progress() as say:
         found = study(config, say)
-    report = Report(found)
+    report = GeneratorReport(found)
     report.write(out)
     mirror(found, config.logger)
     report.print(screen())

@@ -42,7 +42,10 @@ def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFold
     for name in (*config.generators, *grids):
         if name not in known:
             raise UserError(f"generators: no generator '{name}'{nearest(str(name), known)}")
-    axes = {name: axes_of(name, grids.get(name) or {}, known[name], config.data.time) for name in config.generators}
+    axes = {
+        name: axes_of(name, grids.get(name) or {}, start=known[name], time=config.data.time)
+        for name in config.generators
+    }
     check_metric(config.evaluation.metric)
     dataset = open_data(config)
     for part in ("val", "test"):
@@ -130,7 +133,7 @@ class _Baseline:
             return values[metric]
 
         node = self.config.generator[self.name]
-        return search({axis.name: node[axis.name] for axis in axes}, axes, score)
+        return search({axis.name: node[axis.name] for axis in axes}, axes, score=score)
 
     def _test(self, settings: Settings) -> None:
         """Look at the test part once, fitted on everything before it."""

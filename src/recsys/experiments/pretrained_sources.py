@@ -74,7 +74,7 @@ class ALS:
 
     def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
         """As in `recsys.models.pretrained.Source`."""
-        model = als.ALS(width, self.alpha, self.l2, self.iterations, self.seed)
+        model = als.ALS(width, self.alpha, l2=self.l2, iterations=self.iterations, seed=self.seed)
         events = Interactions(oldest(dataset, self.until), "train")
         model.fit(events)
         return _table(model.item_factors, events)

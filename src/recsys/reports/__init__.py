@@ -1,1 +1,1 @@
-"""What people look at: tables, plots and HTML pages about runs, releases and generators."""
+"""Tables, plots and HTML pages about runs, releases and generators."""

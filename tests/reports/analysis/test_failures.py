@@ -15,8 +15,8 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.reports.analysis import failures
-from recsys.reports.analysis.catalogue import Catalogue
 from recsys.reports.analysis.failures import Results, by_age, by_category, by_history, by_popularity, examine
+from recsys.reports.analysis.item_descriptions import ItemDescriptions
 
 # Trained: 1 (four times), 2, 3; item 4 is known from validation, 5 from the test part alone. One day between events.
 DATA = handmade([([1, 1, 1], [4], [2, 3]), ([2, 1], [], [3, 5]), ([3], [], [1])])
@@ -71,15 +71,20 @@ def test_ages_by_hand() -> None:
     # the second; 5 is new when the second user takes it on his day 3.
     requests = Requests(np.arange(3), DATA.val_end)
     row, item_idx = np.array([0, 0, 1, 1, 2]), np.array([2, 3, 3, 5, 1])
-    ages = failures._ages(DATA, requests, row, item_idx)
+    ages = failures._ages(DATA, requests, row=row, item_idx=item_idx)
     assert ages is not None
     assert ages.tolist() == [4, 5, 2, 0, 1]
-    assert failures._ages(handmade([([1], [], [2])], "order"), Requests(np.array([0]), np.array([1])), row, row) is None
+    assert (
+        failures._ages(
+            handmade([([1], [], [2])], "order"), Requests(np.array([0]), np.array([1])), row=row, item_idx=row
+        )
+        is None
+    )
 
 
 def test_the_first_of_repeated_test_events_counts() -> None:
     data = handmade([([1], [], [2, 1, 2]), ([1], [2], [1])])
-    ages = failures._ages(data, Requests(np.array([0]), data.val_end[:1]), np.array([0]), np.array([2]))
+    ages = failures._ages(data, Requests(np.array([0]), data.val_end[:1]), row=np.array([0]), item_idx=np.array([2]))
     assert ages is not None
     # Taken on day 1 and 3; first by the other user on day 1.
     assert ages.tolist() == [0]
@@ -133,9 +138,9 @@ def test_a_part_of_many_users(run: TrainedRun) -> None:
 
 
 def test_by_category(run: TrainedRun) -> None:
-    found, catalogue = examine(run, 5), Catalogue(run)
-    _, values = catalogue.categories("category")
-    groups = by_category(found, catalogue, "category")
+    found, descriptions = examine(run, 5), ItemDescriptions(run)
+    _, values = descriptions.categories("category")
+    groups = by_category(found, descriptions, name="category")
     wanted = Counter(value for value in values[found.item_idx] if value is not None)
     assert [(group.label, group.num_pairs) for group in groups] == sorted(wanted.items(), key=lambda p: (-p[1], p[0]))
     for group in groups:

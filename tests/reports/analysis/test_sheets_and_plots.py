@@ -10,9 +10,9 @@ from worlds import write_run, write_world
 
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.reports.analysis import error_plots as plots
-from recsys.reports.analysis import error_tables as sheets
-from recsys.reports.analysis.catalogue import Catalogue
+from recsys.reports.analysis import error_tables as tables
 from recsys.reports.analysis.failures import Group, Results, examine
+from recsys.reports.analysis.item_descriptions import ItemDescriptions
 from recsys.reports.analysis.space import ItemSpace
 
 
@@ -28,27 +28,27 @@ def results(run: TrainedRun) -> Results:
 
 
 @pytest.fixture(scope="module")
-def catalogue(run: TrainedRun) -> Catalogue:
-    return Catalogue(run)
+def descriptions(run: TrainedRun) -> ItemDescriptions:
+    return ItemDescriptions(run)
 
 
 def test_weakest_groups() -> None:
     groups = [Group("by", f"g{number}", 0.1 * number, 0.05, 0.9, 1000 + number, 5000) for number in (3, 1, 2)]
-    sheet = sheets.weakest(groups, 2)
-    assert sheet.rows == (
+    table = tables.weakest(groups, 2)
+    assert table.rows == (
         ("by", "g1", "0.1000", "0.0500 to 0.9000", "1,001", "5,000"),
         ("by", "g2", "0.2000", "0.0500 to 0.9000", "1,002", "5,000"),
     )
 
 
-def test_missed_items(results: Results, catalogue: Catalogue) -> None:
-    rows = sheets.missed_items(results, catalogue, 5).rows
+def test_missed_items(results: Results, descriptions: ItemDescriptions) -> None:
+    rows = tables.missed_items(results, descriptions, num=5).rows
     missed = {
         item: int((~results.found[results.item_idx == item]).sum()) for item in np.unique(results.item_idx).tolist()
     }
     worst = sorted(missed.values(), reverse=True)[:5]
     assert [int(wanted) - int(found) for _, wanted, found, _ in rows] == worst
-    by_title = {catalogue.title(item): item for item in missed}
+    by_title = {descriptions.title(item): item for item in missed}
     for title, wanted, found, trained in rows:
         item = by_title[title]
         assert int(wanted) == (results.item_idx == item).sum()
@@ -56,8 +56,11 @@ def test_missed_items(results: Results, catalogue: Catalogue) -> None:
         assert int(trained) == results.dataset.train_count[item]
 
 
-def test_users(run: TrainedRun, results: Results, catalogue: Catalogue) -> None:
-    failed, served = sheets.failed_users(results, catalogue, 3), sheets.served_users(results, catalogue, 3)
+def test_users(run: TrainedRun, results: Results, descriptions: ItemDescriptions) -> None:
+    failed, served = (
+        tables.failed_users(results, descriptions, num=3),
+        tables.served_users(results, descriptions, num=3),
+    )
     assert [float(row[4]) for row in failed.rows] == sorted(results.recall)[:3]
     assert [float(row[4]) for row in served.rows] == pytest.approx(sorted(results.recall)[-3:][::-1], abs=5e-5)
     user_ids, data = run.dataset.user_ids.to_pylist(), run.dataset
@@ -68,25 +71,25 @@ def test_users(run: TrainedRun, results: Results, catalogue: Catalogue) -> None:
         if not events:
             assert history == "nothing"
         else:
-            assert history.split("; ")[0] == catalogue.title(events[-1])
+            assert history.split("; ")[0] == descriptions.title(events[-1])
             assert ("more" in history) == (len(events) > 5)
         wanted = results.item_idx[results.row == row].tolist()
-        assert then.split("; ")[:5] == [catalogue.title(item) for item in wanted[:5]]
+        assert then.split("; ")[:5] == [descriptions.title(item) for item in wanted[:5]]
         for place, title in enumerate(shown.split("; ")):
             item = int(results.shown[row, place])
-            assert title == ("✓ " if item in wanted else "") + catalogue.title(item)
+            assert title == ("✓ " if item in wanted else "") + descriptions.title(item)
     assert "✓" in served.rows[0][3]
     assert "✓" not in failed.rows[0][3]
 
 
-def test_neighbours(run: TrainedRun, catalogue: Catalogue) -> None:
+def test_neighbours(run: TrainedRun, descriptions: ItemDescriptions) -> None:
     space = ItemSpace(run)
-    sheet = sheets.neighbours(space, catalogue, [2, 0, 1], 3)
-    assert sheet.columns == ("item", "nearest 1", "nearest 2", "nearest 3")
+    table = tables.neighbours(space, descriptions, items=[2, 0, 1], k=3)
+    assert table.columns == ("item", "nearest 1", "nearest 2", "nearest 3")
     # Item 0, unknown items, is not of the corpus.
-    assert [row[0] for row in sheet.rows] == [catalogue.title(2), catalogue.title(1)]
+    assert [row[0] for row in table.rows] == [descriptions.title(2), descriptions.title(1)]
     cosines, nearest = space.neighbours(2, 3)
-    assert sheet.rows[0][1] == f"{catalogue.title(int(nearest[0]))} ({cosines[0]:.2f})"
+    assert table.rows[0][1] == f"{descriptions.title(int(nearest[0]))} ({cosines[0]:.2f})"
 
 
 def test_groups_are_bars() -> None:
@@ -102,14 +105,14 @@ def test_groups_are_bars() -> None:
     assert plots.groups([], 10) is None
 
 
-def test_the_space_is_drawn(run: TrainedRun, catalogue: Catalogue, tmp_path: Path) -> None:
+def test_the_space_is_drawn(run: TrainedRun, descriptions: ItemDescriptions, tmp_path: Path) -> None:
     space = ItemSpace(run)
-    picture = plots.embedding_space(space, catalogue, "category")
+    picture = plots.embedding_space(space, descriptions, category="category")
     (axis,) = picture.figure.axes
     drawn = np.concatenate([np.asarray(points.get_offsets()) for points in axis.collections])
     points = space.plane()[0]
     assert np.sort(drawn[:, 0] * 1000 + drawn[:, 1]) == pytest.approx(np.sort(points[:, 0] * 1000.0 + points[:, 1]))
-    _, values = catalogue.categories("category")
+    _, values = descriptions.categories("category")
     labels = values[space.item_idx]
     middles = {
         text.get_text(): text.xy

@@ -98,7 +98,7 @@ def test_runs_of_a_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     offline = Run("offline", {"test/recall@10": 0.5}, [Artifact("model", [])])
     api = Api([first, release, offline, second])
     with caplog.at_level(logging.WARNING):
-        runs = read_wandb("wandb:team/pins", tmp_path / "cache", api)
+        runs = read_wandb("wandb:team/pins", tmp_path / "cache", api=api)
     assert api.asked == [("team/pins", {"state": "finished"})]
     assert [run.name for run in runs] == ["a", "bb"]
     assert "offline (id-offline) is left out: it left no artifact with per_user.parquet" in caplog.text
@@ -110,7 +110,7 @@ def test_runs_of_a_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert run.test == {"dataset_fingerprint": "f00", "split": "{'name': 'temporal'}", "exclude_seen": "True"}
     assert run.row.overrides["model.dim"] == "1"
     assert "logger.project" not in run.row.overrides
-    (difference,) = differences(runs, ["recall@10"], run)
+    (difference,) = differences(runs, ["recall@10"], baseline=run)
     assert difference.paired.difference == pytest.approx(0.2)
 
 
@@ -127,34 +127,34 @@ def test_with_local_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_last_artifact_counts(tmp_path: Path) -> None:
     run, again = finished(tmp_path, "a", [0.1, 0.2]), finished(tmp_path, "b", [0.3, 0.4])
     run.artifacts += again.artifacts
-    (found,) = read_wandb("wandb:team/pins/id-a", tmp_path / "cache", Api([run]))
+    (found,) = read_wandb("wandb:team/pins/id-a", tmp_path / "cache", api=Api([run]))
     assert found.per_user.read_bytes() == (tmp_path / "local/b/per_user.parquet").read_bytes()
 
 
 def test_a_run_folder_is_fetched(tmp_path: Path) -> None:
     run = finished(tmp_path, "a", [0.1, 0.2])
-    folder = fetch_run("wandb:team/pins/id-a", tmp_path / "cache", Api([run]))
+    folder = fetch_run("wandb:team/pins/id-a", tmp_path / "cache", api=Api([run]))
     assert (folder / "checkpoints/best.ckpt").read_text() == "weights"
     assert (folder / "config.yaml").read_text() == (tmp_path / "local/a/config.yaml").read_text()
     (read,) = reading.read_folder(folder)
     assert read.metrics["test/recall@10"] == pytest.approx(0.15)
     assert read.state.status == "finished"
     with pytest.raises(UserError, match="expected one run, wandb:ENTITY/PROJECT/ID"):
-        fetch_run("wandb:team/pins", tmp_path / "cache", Api([run]))
+        fetch_run("wandb:team/pins", tmp_path / "cache", api=Api([run]))
     run.artifacts = run.artifacts[1:]
     with pytest.raises(UserError, match="left no artifact with best.ckpt, config.yaml, per_user.parquet"):
-        fetch_run("wandb:team/pins/id-a", tmp_path / "cache", Api([run]))
+        fetch_run("wandb:team/pins/id-a", tmp_path / "cache", api=Api([run]))
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api([])
     with pytest.raises(UserError, match="wandb:team/pins: 0 finished runs, none with test metrics"):
-        read_wandb("wandb:team/pins", tmp_path, api)
+        read_wandb("wandb:team/pins", tmp_path, api=api)
     with pytest.raises(UserError, match="wandb:team/pins/x: Could not find run"):
-        read_wandb("wandb:team/pins/x", tmp_path, api)
+        read_wandb("wandb:team/pins/x", tmp_path, api=api)
     for address in ("wandb:", "wandb:team//x", "wandb:a/b/c/d"):
         with pytest.raises(UserError, match=f"{address}: expected wandb:ENTITY/PROJECT"):
-            read_wandb(address, tmp_path, api)
+            read_wandb(address, tmp_path, api=api)
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(UserError, match="W&B is offline"):
         read_wandb("wandb:team/pins", tmp_path)

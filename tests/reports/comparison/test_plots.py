@@ -15,9 +15,9 @@ from recsys.evaluation.significance import Comparison, Mean, means
 from recsys.reports.comparison import learning, scatter
 from recsys.reports.comparison import run_plots as plots
 from recsys.reports.comparison.differences import Difference
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 from recsys.reports.comparison.reading import read_runs
-from recsys.reports.comparison.styles import Look, looks_of
+from recsys.reports.comparison.styles import RunStyle, styles_of
 from recsys.reports.presentation.colours import BASELINE, BETTER, OTHERS, UNCLEAR, WORSE
 from recsys.reports.presentation.picture import Picture
 
@@ -27,11 +27,11 @@ def axes(picture: Picture) -> Axes:
     return axis
 
 
-def style(runs: list[Measured]) -> Mapping[str, Look]:
-    return looks_of(runs, runs[0], "recall@10")
+def style(runs: list[MeasuredRun]) -> Mapping[str, RunStyle]:
+    return styles_of(runs, runs[0], metric="recall@10")
 
 
-def found(runs: list[Measured]) -> dict[str, Mean]:
+def found(runs: list[MeasuredRun]) -> dict[str, Mean]:
     return {run.name: means(run.per_user, ["recall@10"])[0] for run in runs}
 
 
@@ -40,7 +40,7 @@ def names(axis: Axes) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[MeasuredRun]:
     folder = tmp_path_factory.mktemp("runs")
     config = CONFIG | {"evaluation": {"metric": "val/ndcg@10"}}
     for number, name in enumerate("abc"):
@@ -61,15 +61,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
 def test_looks(tmp_path: Path) -> None:
     paths = [write(tmp_path / f"r{number}", {"recall@10": [0.1 * number]}) for number in range(9)]
     runs = read_runs(paths)
-    looks = looks_of(runs, runs[0], "recall@10")
+    looks = styles_of(runs, runs[0], metric="recall@10")
     assert [name for name, look in looks.items() if look.is_named] == ["r0", "r4", "r5", "r6", "r7", "r8"]
     assert looks["r0"].colour == BASELINE
     assert {looks[f"r{number}"].colour for number in (1, 2, 3)} == {OTHERS}
     assert len({look.colour for look in looks.values()}) == len({look.mark for look in looks.values()}) == 7
 
 
-def test_recall_curves(runs: list[Measured]) -> None:
-    picture = plots.recall_curves(runs, style(runs), "a")
+def test_recall_curves(runs: list[MeasuredRun]) -> None:
+    picture = plots.recall_curves(runs, style(runs), baseline="a")
     axis = axes(picture)
     assert [line.get_xdata().tolist() for line in axis.lines] == [[5, 10, 100]] * 3
     assert [line.get_ydata().tolist() for line in axis.lines] == [
@@ -81,21 +81,21 @@ def test_recall_curves(runs: list[Measured]) -> None:
     assert "b: 0.2000 at 5, 0.4000 at 10, 0.4000 at 100" in picture.alt
 
 
-def test_against_what_is_shown(runs: list[Measured]) -> None:
-    picture = scatter.against(runs, style(runs), found(runs), "coverage@10")
+def test_against_what_is_shown(runs: list[MeasuredRun]) -> None:
+    picture = scatter.against(runs, style(runs), found=found(runs), other="coverage@10")
     marks = [line for line in axes(picture).lines if line.get_marker() != "None"]
     assert [(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks] == [
         pytest.approx(point) for point in ((0.5, 0.2), (0.4, 0.4), (0.3, 0.6))
     ]
     assert "c has the highest recall@10, a shows most of the corpus" in picture.alt
     assert "b: recall@10 0.4000, coverage@10 0.4000" in picture.alt
-    less_popular = scatter.against(runs, style(runs), found(runs), "popularity@10")
+    less_popular = scatter.against(runs, style(runs), found=found(runs), other="popularity@10")
     assert "a shows the least popular items" in less_popular.alt
     assert axes(less_popular).get_xscale() == "log"
 
 
-def test_cost(runs: list[Measured]) -> None:
-    picture = scatter.cost(runs, style(runs), found(runs))
+def test_cost(runs: list[MeasuredRun]) -> None:
+    picture = scatter.cost(runs, style(runs), found=found(runs))
     assert "c has the highest recall@10, a took the least time" in picture.alt
     assert "c: recall@10 0.6000 in 30 seconds" in picture.alt
     intervals = [line for line in axes(picture).lines if line.get_marker() == "None"]
@@ -105,9 +105,9 @@ def test_cost(runs: list[Measured]) -> None:
         assert line.get_ydata().tolist() == pytest.approx([mean - reach, mean + reach], abs=0.03)
 
 
-def test_learning(runs: list[Measured]) -> None:
+def test_learning(runs: list[MeasuredRun]) -> None:
     assert learning.selecting_metric(runs, "recall@10") == "val/ndcg@10"
-    picture = learning.learning_curves(runs, style(runs), "val/ndcg@10")
+    picture = learning.learning_curves(runs, style(runs), curve="val/ndcg@10")
     lines = axes(picture).lines
     assert [line.get_ydata().tolist() for line in lines[::2]] == [[0.1, 0], [0.1, 0.1], [0.1, 0.2]]
     # The ring is around the first best value, where early stopping counts from.
@@ -117,7 +117,7 @@ def test_learning(runs: list[Measured]) -> None:
     assert "a: best 0.1000 at step 10 of 20" in picture.alt
 
 
-def test_learning_without_a_common_metric(runs: list[Measured], tmp_path: Path) -> None:
+def test_learning_without_a_common_metric(runs: list[MeasuredRun], tmp_path: Path) -> None:
     path = write(tmp_path / "d", {"recall@10": [0.1]})
     write_log(path, 0, [{"step": 9, "val/recall@10": 0.1}])
     (other,) = read_runs([path])
@@ -150,8 +150,8 @@ def test_forest() -> None:
     assert [float(line.get_xdata()[0]) for line in spots] == pytest.approx([0.1, -0.1, 0.01, 0.1])
 
 
-def test_slices(runs: list[Measured]) -> None:
-    picture = plots.slices(runs, style(runs), ["tail/recall@10"])
+def test_slices(runs: list[MeasuredRun]) -> None:
+    picture = plots.slices(runs, style(runs), names=["tail/recall@10"])
     axis = axes(picture)
     widths = [float(patch.get_width()) for patch in axis.patches]  # type: ignore[attr-defined]
     assert widths == pytest.approx([0.2, 0.4, 0.6])

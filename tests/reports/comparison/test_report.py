@@ -11,7 +11,7 @@ from written import CONFIG, write, write_log
 
 from recsys.cli.compare import main
 from recsys.core.errors import UserError
-from recsys.reports.comparison.comparison_report import Report
+from recsys.reports.comparison.comparison_report import ComparisonReport
 from recsys.reports.comparison.reading import read_runs
 
 
@@ -71,7 +71,7 @@ def test_as_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert html.index("<b>Against good in recall@10, better: none; worse: plain and knn") < html.index("<h2>")
     # The baseline has no slices, so that none are compared; nor are its settings known.
     assert "Slices" not in html
-    for heading in ("Which run is better", "Accuracy and variety", "Learning and cost", "What the runs were asked for"):
+    for heading in ("Which run is better", "Accuracy and variety", "Learning and cost", "Settings"):
         assert f"<h2>{heading}</h2>" in html
     assert "200 test users, data f00" in html
     assert f"knn: {folder / 'knn'}" in html
@@ -80,26 +80,26 @@ def test_as_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_the_same_every_time(folder: Path, tmp_path: Path) -> None:
     pages = [tmp_path / f"{number}.html" for number in range(2)]
     for page in pages:
-        Report(read_runs([folder / "plain", folder / "good"])).write(page)
+        ComparisonReport(read_runs([folder / "plain", folder / "good"])).write(page)
     assert pages[0].read_text() == pages[1].read_text()
 
 
 def test_all_pairs(folder: Path) -> None:
-    report = Report(read_runs([folder]), ["recall@100"], all_pairs=True)
+    report = ComparisonReport(read_runs([folder]), ["recall@100"], all_pairs=True)
     assert [(d.run, d.baseline) for d in report.differences] == [("knn", "good"), ("plain", "good"), ("plain", "knn")]
     assert len(report.verdicts) == 3
-    assert {row[1] for row in report.gains_sheet().rows} == {"knn − good", "plain − good", "plain − knn"}
+    assert {row[1] for row in report.gains_table().rows} == {"knn − good", "plain − good", "plain − knn"}
 
 
 def test_what_runs_do_not_say_is_left_out(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, {"recall@10": [0.0, 1.0]}, config=None)
-    report = Report(read_runs([tmp_path]))
+    report = ComparisonReport(read_runs([tmp_path]))
     assert report.accuracy_against("coverage") is None
     assert report.slices_picture() is None
     assert report.learning_curves() is None
     assert report.cost_picture() is None
-    assert report.metrics_sheet().columns == ("run", "recall@10")
+    assert report.metrics_table().columns == ("run", "recall@10")
     assert report.verdicts == [
         "b and a cannot be told apart in recall@10 (0.5000 against 0.5000, +0.0%, 95% interval +0.0% to +0.0%, p = 1)."
     ]
@@ -107,14 +107,14 @@ def test_what_runs_do_not_say_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_slice_decides(folder: Path, tmp_path: Path) -> None:
-    report = Report(read_runs([folder / "plain", folder / "good"]), ["test/tail/recall@10"])
+    report = ComparisonReport(read_runs([folder / "plain", folder / "good"]), ["test/tail/recall@10"])
     assert report.verdicts[0].startswith("good is better than plain in tail/recall@10 by ")
     report.write(tmp_path / "report.html")
     nobody: list[float | None] = [None, 1.0]
     for name, users in (("a", nobody), ("b", nobody[::-1])):
         write(tmp_path / name, {"tail/recall@10": users})
     with pytest.raises(UserError, match="no test user has a value of tail/recall@10 in two runs"):
-        Report(read_runs([tmp_path / "a", tmp_path / "b"])).write(tmp_path / "none.html")
+        ComparisonReport(read_runs([tmp_path / "a", tmp_path / "b"])).write(tmp_path / "none.html")
 
 
 @pytest.mark.parametrize(

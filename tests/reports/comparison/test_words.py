@@ -9,7 +9,7 @@ from written import write
 
 from recsys.evaluation.significance import Comparison
 from recsys.reports.comparison.differences import Difference
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 from recsys.reports.comparison.narrative import p_text, title_of, verdicts
 from recsys.reports.comparison.reading import read_runs
 
@@ -23,7 +23,7 @@ def difference(
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> list[Measured]:
+def runs(tmp_path: Path) -> list[MeasuredRun]:
     shown = {"a": (0.45, 2.0), "b": (0.31, 2.1), "c": (0.46, 1.0)}
     return read_runs(
         [
@@ -33,7 +33,7 @@ def runs(tmp_path: Path) -> list[Measured]:
     )
 
 
-def test_one_run_against_another(runs: list[Measured]) -> None:
+def test_one_run_against_another(runs: list[MeasuredRun]) -> None:
     found = [
         difference("b", "recall@10", 0.2, 0.21, 0.004, 0.003),
         difference("b", "ndcg@10", 0.1, 0.12, 0.01, 0.0002),
@@ -48,7 +48,7 @@ def test_one_run_against_another(runs: list[Measured]) -> None:
     assert "p = 0.003);" in verdicts(runs, found[:1])[0]
 
 
-def test_several_runs_against_one(runs: list[Measured]) -> None:
+def test_several_runs_against_one(runs: list[MeasuredRun]) -> None:
     found = [
         difference("b", "recall@10", 0.2, 0.19, 0.02, 0.5),
         difference("c", "recall@10", 0.2, 0.1, 0.01, 0.0001),
@@ -67,16 +67,19 @@ def test_several_runs_against_one(runs: list[Measured]) -> None:
     )
 
 
-def test_the_best_of_many_come_first_and_alone(runs: list[Measured]) -> None:
+def test_the_best_of_many_come_first_and_alone(runs: list[MeasuredRun]) -> None:
     named = {f"r{number}": number for number in range(8)}
-    more = [*runs, *(Measured(type(runs[0].row)(Path(n), n, {}, {}, {}), {}, Path(n), frozenset(), {}) for n in named)]
+    more = [
+        *runs,
+        *(MeasuredRun(type(runs[0].row)(Path(n), n, {}, {}, {}), {}, Path(n), frozenset(), {}) for n in named),
+    ]
     found = [difference(name, "recall@10", 0.2, 0.2 + 0.01 * value, 0.001, 0.5) for name, value in named.items()]
     overall, *others = verdicts(more, found)
     assert "not told apart: r7, r6, r5, r4, r3, r2, r1 and r0" in overall
     assert [sentence.split()[0] for sentence in others] == ["r7", "r6", "r5", "r4", "r3"]
 
 
-def test_pairs_have_no_common_baseline(runs: list[Measured]) -> None:
+def test_pairs_have_no_common_baseline(runs: list[MeasuredRun]) -> None:
     found = [
         difference("b", "recall@10", 0.2, 0.3, 0.02, 0.01),
         difference("c", "recall@10", 0.3, 0.3, 0.01, 1.0, "b"),
@@ -87,7 +90,7 @@ def test_pairs_have_no_common_baseline(runs: list[Measured]) -> None:
     assert "p = 1, corrected for 2 comparisons" in second
 
 
-def test_a_baseline_that_finds_nothing(runs: list[Measured]) -> None:
+def test_a_baseline_that_finds_nothing(runs: list[MeasuredRun]) -> None:
     (sentence,) = verdicts(runs, [difference("b", "recall@10", 0.0, 0.02, 0.01, 0.01)])
     assert sentence.startswith("b is better than a in recall@10 by 0.0200 (0.0200 against 0.0000, ")
     assert "95% interval +0.0100 to +0.0300, p = 0.010)" in sentence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from made import made
 
-from recsys.reports.generators.blending import Funnel, equal_turns, plan
+from recsys.reports.generators.blending import Funnel, equal_turns, plan_blends
 
 A, B = [1, 2, 3, 4], [2, 5, 6, 7]
 POPULAR = [8, 9, 10, 11]
@@ -54,7 +54,7 @@ def test_budgets_are_chosen_step_by_step_for_who_adds_most() -> None:
 
 def test_of_twins_one_goes_and_what_is_needed_stays() -> None:
     users = [[[1, 2, 3], [1, 2, 3], [5, 6, 7], []]] * 2
-    chosen = plan(Funnel(made(["one", "twin", "other"], users, [[1, 2], [5]], 3), keep=True), 3, 0.01)
+    chosen = plan_blends(Funnel(made(["one", "twin", "other"], users, [[1, 2], [5]], 3), keep=True), 3, tolerance=0.01)
     assert chosen.everyone == (2, 0, 1)
     # Of all three, and of the two that are left without the twin.
     assert chosen.without == ({0: (0, 2, 1), 1: (2, 0, 1), 2: (3, 0, 0)}, {0: (0, 0, 3), 2: (3, 0, 0)})
@@ -68,9 +68,9 @@ def test_tolerance_says_how_much_may_be_lost() -> None:
     # The second finds a third of what is found in all: without it 2/3 are left.
     users = [[[1, 2, 3], [4, 5, 6], []]]
     lists = made("ab", users, [[1, 2, 4]], 3)
-    assert plan(Funnel(lists, keep=True), 3, 0.3).retired == ()
-    assert plan(Funnel(lists, keep=True), 3, 0.34).retired == (1,)
+    assert plan_blends(Funnel(lists, keep=True), 3, tolerance=0.3).retired == ()
+    assert plan_blends(Funnel(lists, keep=True), 3, tolerance=0.34).retired == (1,)
 
 
 def test_equal_turns() -> None:
-    assert equal_turns([0, 2, 3], 4, 8) == (3, 0, 3, 2)
+    assert equal_turns([0, 2, 3], 4, k=8) == (3, 0, 3, 2)

@@ -8,12 +8,12 @@ from made import made
 
 from recsys.evaluation.significance import paired_bootstrap
 from recsys.reports.generators import figures as module
-from recsys.reports.generators.blending import Plan
-from recsys.reports.generators.figures import Figures, Samples, measure
+from recsys.reports.generators.blending import BlendPlan
+from recsys.reports.generators.figures import BootstrapSamples, Figures, measure
 
 # The first user goes on to 2, 3 and 9, the second to 5.
 LISTS = made("ab", [[[1, 2], [2, 3], [9, 8]], [[4], [], [5, 6]]], [[2, 3, 9], [5]], 2)
-PLAN = Plan(
+PLAN = BlendPlan(
     everyone=(1, 1),
     equal=(1, 1),
     equal_without=((0, 2), (2, 0)),
@@ -26,7 +26,7 @@ PLAN = Plan(
 @pytest.fixture(params=[1, 512], ids=["one user at a time", "all at once"])
 def found(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Figures:
     monkeypatch.setattr(module, "_BLOCK", request.param)
-    return measure(LISTS, PLAN, {"first": np.array([True, False])})
+    return measure(LISTS, PLAN, segments={"first": np.array([True, False])})
 
 
 def test_each_alone(found: Figures) -> None:
@@ -73,20 +73,20 @@ def test_segments(found: Figures) -> None:
 def test_intervals_are_those_of_the_paired_bootstrap() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.random((2, 300))
-    samples = Samples({"gain": one - other})
+    samples = BootstrapSamples({"gain": one - other})
     value, low, high, _ = paired_bootstrap((one - other)[:, None], module.NUM_SAMPLES)[0]
     assert samples.mean("gain") == pytest.approx((value, low, high))
     # A difference of columns is paired: the users drawn are the same ones.
-    same = Samples({"one": one, "more": one + 0.25})
+    same = BootstrapSamples({"one": one, "more": one + 0.25})
     assert same.difference("more", "one") == pytest.approx((0.25, 0.25, 0.25))
     assert same.ratio("one", "one") == pytest.approx((1.0, 1.0, 1.0))
-    assert Samples({"none": np.zeros(3), "nothing": np.zeros(3)}).ratio("none", "nothing") == (0.0, 0.0, 0.0)
+    assert BootstrapSamples({"none": np.zeros(3), "nothing": np.zeros(3)}).ratio("none", "nothing") == (0.0, 0.0, 0.0)
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     rng, inside = np.random.default_rng(1), 0
     for _ in range(60):
-        estimate = Samples({"hits": rng.binomial(20, 0.1, 200).astype(float), "shown": np.full(200, 20.0)})
+        estimate = BootstrapSamples({"hits": rng.binomial(20, 0.1, 200).astype(float), "shown": np.full(200, 20.0)})
         ratio = estimate.ratio("hits", "shown")
         inside += ratio.low <= 0.1 <= ratio.high
     assert 51 <= inside <= 60

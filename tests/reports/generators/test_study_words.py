@@ -9,31 +9,31 @@ import numpy as np
 import pytest
 from made import made
 
-from recsys.reports.generators.blending import Funnel, Plan, plan
+from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
 from recsys.reports.generators.figures import Estimate, Figures, measure
 from recsys.reports.generators.narrative import advise, interval, kept, num_confirmed, percent, verdicts
 
 NAMES = ["one", "twin", "other"]
 
 
-def situation() -> tuple[Figures, Plan]:
+def situation() -> tuple[Figures, BlendPlan]:
     """A generator, its twin, and one that finds what neither does; 40 users of whom half need each."""
     users = [[[1, 2, 3], [1, 2, 3], [5, 6, 7], []]] * 40
     lists = made(NAMES, users, [[1, 2], [5]] * 20, 3)
-    chosen = plan(Funnel(lists, keep=True), 3, 0.01)
-    return measure(lists, chosen, {"all": np.ones(40, bool)}), chosen
+    chosen = plan_blends(Funnel(lists, keep=True), 3, tolerance=0.01)
+    return measure(lists, chosen, segments={"all": np.ones(40, bool)}), chosen
 
 
 def test_the_twin_goes_and_the_others_are_needed() -> None:
     figures, chosen = situation()
-    said = {advice.name: advice for advice in advise(figures, chosen, 0.01)}
+    said = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
     assert {name: advice.verdict for name, advice in said.items()} == {"one": "keep", "other": "keep", "twin": "retire"}
     assert said["twin"].why.startswith("The best blend gives it no place")
     # While the twin is there nothing is lost without "one"; without both, what half of the users want.
     assert figures.alone[0].lost.value == 0
     assert figures.needed[1][0].value == pytest.approx(0.5)
     assert said["one"].why.startswith("Without it the blend of those that stay finds 50% less")
-    first, *others = verdicts(figures, chosen, 0.01, "the validation part")
+    first, *others = verdicts(figures, chosen, tolerance=0.01, chosen_on="the validation part")
     assert first.endswith("Retire twin.")
     assert "The 2 that stay find 100%" in others[0]
     assert "a change of 0% (95% interval 0% to 0%; a loss of 1.0% was allowed)" in others[0]
@@ -58,11 +58,11 @@ def test_the_first_that_is_not_confirmed_ends_the_sequence(gains: Any, expected:
 def test_what_is_not_confirmed_stays_for_now() -> None:
     figures, chosen = situation()
     figures = dataclasses.replace(figures, stages=(UNSURE,), stage_gains=(UNSURE,))
-    said = {advice.name: advice for advice in advise(figures, chosen, 0.01)}
+    said = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
     assert said["twin"].verdict == "unclear"
     assert "cannot rule out a loss above 1.0%" in said["twin"].why
-    assert kept(figures, chosen, 0.01)[:2] == (chosen.everyone, figures.everyone)
-    first, second, _ = verdicts(figures, chosen, 0.01, "the validation part")
+    assert kept(figures, chosen, tolerance=0.01)[:2] == (chosen.everyone, figures.everyone)
+    first, second, _ = verdicts(figures, chosen, tolerance=0.01, chosen_on="the validation part")
     assert first.endswith("Retire none.")
     assert second.startswith("The validation part had twin as dispensable")
     assert "a change of −2.0% (95% interval −5.0% to +1.0%" in second

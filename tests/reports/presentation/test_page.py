@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from recsys.reports.presentation.page import Section, page
 from recsys.reports.presentation.picture import Picture, canvas
-from recsys.reports.presentation.sheet import Sheet
+from recsys.reports.presentation.report_table import ReportTable
 
 
 class Tags(HTMLParser):
@@ -31,12 +31,12 @@ def test_a_page() -> None:
     with canvas(1.0) as axis:
         axis.plot([1, 2])
     drawn = Picture.of(axis, "A line.")
-    sheet = Sheet("Numbers", ("a",), (("1",),))
+    table = ReportTable("Numbers", ("a",), (("1",),))
     html = page(
         "a < b",
         ["b is <better>.", "And more."],
-        [Section("One", (drawn,), (sheet,)), Section("Two", (), (sheet,))],
-        "x & y",
+        sections=[Section("One", (drawn,), (table,)), Section("Two", (), (table,))],
+        foot="x & y",
     )
     tags = Tags()
     tags.feed(html)
@@ -46,7 +46,7 @@ def test_a_page() -> None:
     assert (names.count("h2"), names.count("img"), names.count("table")) == (2, 1, 2)
     assert ("html", {"lang": "en"}) in tags.found
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in tags.found
-    for text in ("<title>a &lt; b</title>", "<p><b>b is &lt;better&gt;.</b></p><p>And more.</p>", "x &amp; y"):
+    for text in ("<title>a &lt; b</title>", "<p><b>b is &lt;better&gt;.</b></p>\n<p>And more.</p>", "x &amp; y"):
         assert text in html
     # The verdict comes before the evidence.
     assert html.index('class="verdict"') < html.index("<section>")

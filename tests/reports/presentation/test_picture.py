@@ -15,7 +15,9 @@ from recsys.reports.presentation.picture import WIDTH, Picture, canvas, headline
 def picture() -> Picture:
     with canvas(2.0) as axis:
         axis.plot([1, 2], [3, 4])
-        headline(axis, "A finding that is so long that one line of bold letters cannot hold all of it", "what is drawn")
+        headline(
+            axis, "A finding that is so long that one line of bold letters cannot hold all of it", what="what is drawn"
+        )
     return Picture.of(axis, 'Lines "from" 3 to <4>')
 
 

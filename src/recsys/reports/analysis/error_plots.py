@@ -7,24 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from recsys.reports.analysis.catalogue import Catalogue
 from recsys.reports.analysis.failures import Group
+from recsys.reports.analysis.item_descriptions import ItemDescriptions
 from recsys.reports.analysis.space import ItemSpace
 from recsys.reports.presentation.colours import COLOURS, MARKS, OTHERS
 from recsys.reports.presentation.labels import Label, label_points
 from recsys.reports.presentation.picture import INK, Picture, canvas, headline
 
 _CATEGORIES = len(COLOURS)
-# More points are a cloud, and a large file.
+# More points would only make the file larger.
 _MOST_POINTS = 5_000
 
 
 def groups(found: Sequence[Group], k: int) -> Picture | None:
-    """Recall of groups of one kind as bars with intervals; None where there is none.
+    """Draw the recall of groups of one kind as bars with intervals; None if there is no group.
 
     Args:
-        found: of one kind.
-        k: items shown to each user.
+        found: groups of one kind.
+        k: number of items shown to each user.
     """
     if not found:
         return None
@@ -44,20 +44,20 @@ def groups(found: Sequence[Group], k: int) -> Picture | None:
         axis.set(xlim=(0, max(0.001, 1.15 * max(group.high for group in found))), xlabel=f"recall@{k}")
         axis.locator_params(axis="x", nbins=6)
         wins = f"Recall is highest for {strong.label}, lowest for {weak.label}"
-        headline(axis, wins, f"test recall@{k} by {found[0].kind}, with 95% interval")
+        headline(axis, wins, what=f"test recall@{k} by {found[0].kind}, with 95% interval")
     said = "; ".join(f"{g.label}: {g.recall:.4f} ({g.low:.4f} to {g.high:.4f}, {g.num_users:,} users)" for g in found)
     return Picture.of(axis, f"Bars of test recall@{k} by {found[0].kind}. {wins}. {said}.")
 
 
-def embedding_space(space: ItemSpace, catalogue: Catalogue, category: str | None = None) -> Picture:
-    """Items on the two principal axes of their embeddings, coloured by category.
+def embedding_space(space: ItemSpace, descriptions: ItemDescriptions, *, category: str | None = None) -> Picture:
+    """Draw items on the two principal axes of their embeddings, coloured by category.
 
     Args:
-        space: of the run.
-        catalogue: of the run.
-        category: as in `Catalogue.categories`.
+        space: item embeddings of the run.
+        descriptions: titles and categories of the run's items.
+        category: feature to colour by; see `ItemDescriptions.categories`.
     """
-    name, values = catalogue.categories(category)
+    name, values = descriptions.categories(category)
     labels = values[space.item_idx]
     points, shares = space.plane()
     drawn = np.arange(len(points))
@@ -67,7 +67,7 @@ def embedding_space(space: ItemSpace, catalogue: Catalogue, category: str | None
     same, chance = space.agreement(labels)
     with canvas(height=5.0) as axis:
         rest = drawn[~np.isin(labels[drawn].astype(str), common)]
-        # Dots as pixels: thousands of shapes would make a heavy file.
+        # Points are rasterised, because thousands of shapes would make a large file.
         axis.scatter(points[rest, 0], points[rest, 1], s=6, color=OTHERS, alpha=0.5, linewidths=0, rasterized=True)
         centres = []
         for value, colour, mark in zip(common, COLOURS, MARKS, strict=False):
@@ -93,7 +93,7 @@ def embedding_space(space: ItemSpace, catalogue: Catalogue, category: str | None
             ylabel=f"second principal axis, {shares[1]:.0%}",
         )
         wins = f"{same:.0%} of an item's ten nearest items share its {name}; by chance {chance:.0%} would"
-        headline(axis, wins, f"items by {name}; large marks: the median of each; grey: others, or none")
+        headline(axis, wins, what=f"items by {name}; large marks: the median of each; grey: others, or none")
         label_points(axis, centres)
         for text in axis.texts:
             text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})

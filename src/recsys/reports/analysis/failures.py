@@ -1,4 +1,4 @@
-"""What a run finds and misses for its test users, by what is known of users and items.
+"""Items that a run finds and misses for its test users, by groups of users and items.
 
 Shapes: R users with something to find, K items shown, P pairs of a user and an item to find.
 """
@@ -18,29 +18,29 @@ from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.significance import paired_bootstrap
 from recsys.experiments.trained_run import TrainedRun
-from recsys.reports.analysis.catalogue import Catalogue
+from recsys.reports.analysis.item_descriptions import ItemDescriptions
 
 Ints = npt.NDArray[np.int64]
 _DAY = 86_400
 _HISTORY = (0, 1, 5, 10, 20, 50, 100)
 _EVENTS = (0, 1, 5, 20, 100, 500)
 _DAYS = (0, 1, 7, 30, 90, 365)
-# Smaller groups say little.
+# Smaller groups are left out.
 _FEWEST_USERS = 5
 _CATEGORIES = 12
 
 
 @dataclass(frozen=True)
 class Results:
-    """What users were shown and what they wanted.
+    """Items shown to users, and items that they engaged with.
 
     Attributes:
         requests: users and ends of their histories, [R].
-        shown: item_idx int64 [R, K], 0 where there is no further item.
+        shown: item_idx int64 [R, K], 0 after the end of a list.
         row: position of each pair's user in `requests`, [P].
-        item_idx: the item to find, [P].
-        found: whether it is among the shown, bool [P].
-        age_days: of the item when the user took it, since anybody's first event with it; None without times. [P]
+        item_idx: item to find, [P].
+        found: whether the item is among those shown, bool [P].
+        age_days: days between the first event of anybody with the item and the user's event; None without times. [P]
     """
 
     dataset: PreparedDataset
@@ -53,23 +53,23 @@ class Results:
 
     @property
     def k(self) -> int:
-        """Items shown to each user."""
+        """Number of items shown to each user."""
         return int(self.shown.shape[1])
 
     @property
     def recall(self) -> npt.NDArray[np.float64]:
-        """Of each user, [R]."""
+        """Recall of each user, [R]."""
         return np.bincount(self.row, self.found) / np.bincount(self.row)
 
     @property
     def history_length(self) -> Ints:
-        """Events before the test part, [R]."""
+        """Number of each user's events before the test part, [R]."""
         return self.requests.end - self.dataset.offsets[self.requests.user_idx]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Recall in a group of users or of items, mean over the users that it touches, with its 95% interval."""
+    """Recall in a group of users or items: the mean over its users with something to find, with its 95% interval."""
 
     kind: str
     label: str
@@ -80,13 +80,13 @@ class Group:
     num_pairs: int
 
 
-def examine(run: TrainedRun, k: int = 10, num_users: int = 20_000) -> Results:
+def examine(run: TrainedRun, k: int = 10, *, num_users: int = 20_000) -> Results:
     """Rank for test users as the run's evaluation does.
 
     Args:
-        run: opened.
-        k: items shown.
-        num_users: of more test users so many are drawn, the same every time.
+        run: finished run.
+        k: number of items to show.
+        num_users: maximum number of test users; more are sampled with a fixed seed.
     """
     data, exclude_seen = run.dataset, bool(run.config.exclude_seen)
     requests = data.requests("test")
@@ -106,41 +106,41 @@ def examine(run: TrainedRun, k: int = 10, num_users: int = 20_000) -> Results:
     row = np.repeat(np.arange(len(wanted)), np.diff(wanted.offsets))
     item_idx = wanted.values.astype(np.int64)
     found = (ranked[row] == item_idx[:, None]).any(axis=1)
-    return Results(data, requests, ranked, row, item_idx, found, _ages(data, requests, row, item_idx))
+    return Results(data, requests, ranked, row, item_idx, found, _ages(data, requests, row=row, item_idx=item_idx))
 
 
 def by_history(results: Results) -> list[Group]:
-    """By the number of events before the test part."""
+    """Group by the user's number of events before the test part."""
     bins = np.digitize(results.history_length, _HISTORY) - 1
-    return _grouped(results, "events before the test", bins[results.row], _ranges(_HISTORY, "events"))
+    return _grouped(results, "events before the test", bins=bins[results.row], labels=_ranges(_HISTORY, "events"))
 
 
 def by_popularity(results: Results) -> list[Group]:
-    """By the training events of the item to find."""
+    """Group by the number of training events of the item to find."""
     bins = np.digitize(results.dataset.train_count[results.item_idx], _EVENTS) - 1
-    return _grouped(results, "item's training events", bins, _ranges(_EVENTS, "events"))
+    return _grouped(results, "item's training events", bins=bins, labels=_ranges(_EVENTS, "events"))
 
 
 def by_age(results: Results) -> list[Group]:
-    """By the item's age when the user took it; nothing where the data has no times."""
+    """Group by the item's age at the user's event; no groups if the data has no times."""
     if results.age_days is None:
         return []
     bins = np.digitize(results.age_days, _DAYS) - 1
-    return _grouped(results, "item's age", bins, ["under a day", *_ranges(_DAYS, "days")[1:]])
+    return _grouped(results, "item's age", bins=bins, labels=["under a day", *_ranges(_DAYS, "days")[1:]])
 
 
-def by_category(results: Results, catalogue: Catalogue, name: str | None = None) -> list[Group]:
-    """By the category of the item to find, the most wanted ones."""
-    kind, values = catalogue.categories(name)
+def by_category(results: Results, descriptions: ItemDescriptions, *, name: str | None = None) -> list[Group]:
+    """Group by the category of the item to find, for the most frequent categories."""
+    kind, values = descriptions.categories(name)
     wanted = values[results.item_idx]
     labels, counts = np.unique([value for value in wanted if value is not None], return_counts=True)
     chosen = labels[np.argsort(-counts, kind="stable")][:_CATEGORIES].tolist()
     number = {label: place for place, label in enumerate(chosen)}
     bins = np.array([number.get(value, -1) for value in wanted], np.int64)
-    return _grouped(results, kind, bins, chosen)
+    return _grouped(results, kind, bins=bins, labels=chosen)
 
 
-def _grouped(results: Results, kind: str, bins: Ints, labels: Sequence[str]) -> list[Group]:
+def _grouped(results: Results, kind: str, *, bins: Ints, labels: Sequence[str]) -> list[Group]:
     groups = []
     for place, label in enumerate(labels):
         pairs = bins == place
@@ -161,7 +161,7 @@ def _ranges(edges: Sequence[int], unit: str) -> list[str]:
     return [*closed, f"{edges[-1]} {unit} or more"]
 
 
-def _ages(dataset: PreparedDataset, requests: Requests, row: Ints, item_idx: Ints) -> npt.NDArray[np.float64] | None:
+def _ages(dataset: PreparedDataset, requests: Requests, *, row: Ints, item_idx: Ints) -> npt.NDArray[np.float64] | None:
     if not dataset.meta.time_resolution.has_clock:
         return None
     first = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
@@ -169,7 +169,7 @@ def _ages(dataset: PreparedDataset, requests: Requests, row: Ints, item_idx: Int
     lengths = dataset.part_bounds("test")[1][requests.user_idx] - requests.end
     positions = ragged_positions(requests.end, lengths)
     width = dataset.num_items + 1
-    # Events of a user are in order of time: the first of equal keys is the first time that the user took the item.
+    # A user's events are sorted by time, so the first of equal keys is the user's first event with the item.
     keys, places = np.unique(
         np.repeat(np.arange(len(lengths)), lengths) * width + dataset.item_idx[positions], return_index=True
     )

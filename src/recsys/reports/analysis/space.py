@@ -1,4 +1,4 @@
-"""The space of item embeddings: what is near what, and how it looks from far away.
+"""The space of item embeddings: nearest neighbours, principal axes, and agreement with categories.
 
 Shapes: N items of the corpus, D dim.
 """
@@ -20,14 +20,14 @@ from recsys.models.blend import item_vectors
 class ItemSpace:
     """Directions of the item embeddings of a run.
 
-    What retrieval adds to an item whoever asks (`model.prior_shift`) is no direction and is left out.
+    The popularity term that retrieval adds to each item (`model.prior_shift`) is not a direction and is left out.
 
     Args:
-        run: opened.
+        run: finished run.
 
     Attributes:
-        item_idx: the corpus, int64 [N].
-        vectors: of unit length, float32 [N, D].
+        item_idx: items of the corpus, int64 [N].
+        vectors: embeddings of unit length, float32 [N, D].
     """
 
     def __init__(self, run: TrainedRun) -> None:
@@ -36,15 +36,15 @@ class ItemSpace:
         self.vectors: Float32Array = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
     def __contains__(self, item_idx: int) -> bool:
-        """Whether the item is of the corpus."""
+        """Return whether the item is in the corpus."""
         place = int(np.searchsorted(self.item_idx, item_idx))
         return place < len(self.item_idx) and int(self.item_idx[place]) == item_idx
 
     def neighbours(self, item_idx: int, k: int) -> tuple[Float32Array, npt.NDArray[np.int64]]:
-        """Cosines [k] and item_idx [k] of the items nearest to one, itself left out.
+        """Return the cosines [k] and item_idx [k] of the items nearest to an item, the item itself left out.
 
         Raises:
-            UserError: the item is not in the corpus.
+            UserError: If the item is not in the corpus.
         """
         place = int(np.searchsorted(self.item_idx, item_idx))
         if item_idx not in self:
@@ -63,27 +63,27 @@ class ItemSpace:
             spread += block.T @ block
         values, directions = np.linalg.eigh(spread)
         directions = directions[:, ::-1]
-        # A direction and its opposite are the same: the larger entry shall be positive, so that pictures agree.
+        # The sign of an axis is arbitrary. The largest entry is made positive, so that pictures are reproducible.
         signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(len(middle))])
         return middle, values[::-1].clip(0), directions * signs
 
     def plane(self) -> tuple[Float32Array, tuple[float, float]]:
-        """Coordinates [N, 2] on the two principal axes, and the shares of variance that these hold."""
+        """Return coordinates on the two principal axes [N, 2], and the shares of variance that these explain."""
         middle, values, directions = self._axes
         total = max(float(values.sum()), 1e-12)
         points = ((self.vectors - middle) @ directions[:, :2]).astype(np.float32)
         return points, (float(values[0]) / total, float(values[1]) / total)
 
-    def agreement(self, labels: npt.NDArray[np.object_], k: int = 10, num_items: int = 2000) -> tuple[float, float]:
-        """How often one of the k nearest items has an item's label, and how often a random item has.
+    def agreement(self, labels: npt.NDArray[np.object_], k: int = 10, *, num_items: int = 2000) -> tuple[float, float]:
+        """Return how often one of the k nearest items shares an item's label, and how often a random item does.
 
         Args:
-            labels: of each item, None where it has none; object [N].
-            k: neighbours looked at.
-            num_items: of more labelled items so many are drawn, the same every time.
+            labels: label of each item, None if it has none; object [N].
+            k: number of neighbours.
+            num_items: maximum number of labelled items to look at; more are sampled with a fixed seed.
 
         Raises:
-            UserError: fewer than two items have a label.
+            UserError: If fewer than two items have a label.
         """
         labelled = np.flatnonzero(labels != None)  # noqa: E711 - elementwise
         if len(labelled) < 2:

@@ -1,4 +1,4 @@
-"""Which run is better, in what, by how much, and whether the test users can tell."""
+"""Paired differences between runs, and whether the test users suffice to tell the runs apart."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal
 from recsys.core.errors import UserError, nearest
 from recsys.evaluation.significance import Comparison, compare_runs, holm
 from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 
 LEVEL = 0.05
 PART = "test/"
-Verdict = Literal["better", "worse", "unclear"]
+Judgement = Literal["better", "worse", "unclear"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What `run` gains over `baseline` in one metric.
+    """Gain of `run` over `baseline` in one metric.
 
     Attributes:
-        paired: the means, their difference with its interval, and the p-value of this comparison alone.
-        p_value: corrected for all comparisons that were made with it.
+        paired: both means, their difference with its interval, and the p-value of this comparison alone.
+        p_value: p-value corrected for all comparisons of the same call.
     """
 
     run: str
@@ -32,15 +32,15 @@ class Difference:
     p_value: float
 
     @property
-    def verdict(self) -> Verdict:
-        """`better` or `worse` where the corrected p-value is below 0.05."""
+    def verdict(self) -> Judgement:
+        """`better` or `worse` if the corrected p-value is below 0.05, else `unclear`."""
         if self.p_value >= LEVEL:
             return "unclear"
         return "better" if self.paired.difference > 0 else "worse"
 
     @property
     def relative(self) -> tuple[float, float, float] | None:
-        """Difference and its interval as shares of the baseline's mean; None where that is zero."""
+        """Difference and its interval as shares of the baseline's mean; None if that mean is zero."""
         pair = self.paired
         if not pair.first:
             return None
@@ -48,18 +48,18 @@ class Difference:
 
 
 def differences(
-    runs: Sequence[Measured], metrics: Sequence[str], baseline: Measured, all_pairs: bool = False
+    runs: Sequence[MeasuredRun], metrics: Sequence[str], *, baseline: MeasuredRun, all_pairs: bool = False
 ) -> list[Difference]:
-    """Paired bootstrap of runs in metrics of `per_user.parquet`, with p-values corrected by Holm over all of them.
+    """Compare runs by a paired bootstrap over users, with p-values corrected by Holm over all comparisons.
 
     Args:
-        runs: of the same test.
-        metrics: columns such as `recall@10` or `tail/recall@10`.
-        baseline: what each other run is compared with.
+        runs: runs of the same test.
+        metrics: columns of `per_user.parquet`, such as `recall@10` or `tail/recall@10`.
+        baseline: run that each other run is compared with.
         all_pairs: compare every two runs instead, the later with the earlier one.
 
     Returns:
-        Differences by metric, in the order given, and within it by run; slices without users are left out.
+        Differences by metric, in the order given, and within a metric by run; slices without users are left out.
     """
     pairs = list(itertools.combinations(runs, 2)) if all_pairs else [(baseline, r) for r in runs if r is not baseline]
     found = {
@@ -74,15 +74,15 @@ def differences(
     ]
 
 
-def chosen_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
-    """Columns of the files of users that asked metrics stand for.
+def chosen_metrics(runs: Sequence[MeasuredRun], asked: Sequence[str]) -> list[str]:
+    """Return the columns of `per_user.parquet` for the metrics that a user names.
 
     Args:
-        runs: of the same test.
-        asked: such as `test/recall@10`; empty for the usual ones, as far as all runs have them.
+        runs: runs of the same test.
+        asked: metrics such as `test/recall@10`; empty for the usual ones that all runs have.
 
     Raises:
-        UserError: a run does not have the metric for each user.
+        UserError: If a run does not have the metric for each user.
     """
     common = {name for name in runs[0].columns if all(name in r.columns and PART + name in r.metrics for r in runs)}
     if not common:
@@ -97,8 +97,8 @@ def chosen_metrics(runs: Sequence[Measured], asked: Sequence[str]) -> list[str]:
     return [name.removeprefix(PART) for name in asked]
 
 
-def slice_metrics(runs: Sequence[Measured], metric: str) -> list[str]:
-    """Columns with the recall of slices at the cut-off of `metric`, as far as all runs have them."""
+def slice_metrics(runs: Sequence[MeasuredRun], metric: str) -> list[str]:
+    """Return the columns with the recall of slices at the cut-off of `metric` that all runs have."""
     cutoff = metric.rpartition("@")[2]
     names = [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES)]
     return [name for name in names if all(name in run.columns for run in runs)]

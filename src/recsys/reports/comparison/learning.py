@@ -1,19 +1,19 @@
-"""Pictures of how runs learned."""
+"""Learning curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from recsys.reports.comparison.measured import Measured
-from recsys.reports.comparison.styles import Look
+from recsys.reports.comparison.measured import MeasuredRun
+from recsys.reports.comparison.styles import RunStyle
 from recsys.reports.presentation.labels import Label, label_ends
 from recsys.reports.presentation.picture import Picture, canvas, headline
 
 
-def selecting_metric(runs: Sequence[Measured], metric: str) -> str | None:
-    """What checkpoints were selected by, where all runs that have curves agree on it, else `metric` on validation.
+def selecting_metric(runs: Sequence[MeasuredRun], metric: str) -> str | None:
+    """Return the metric that selected checkpoints if all runs with curves agree on it, else `metric` on validation.
 
-    None where no run has such a curve.
+    Returns None if no run has such a curve.
     """
     learned = [run for run in runs if run.curves]
     asked = {run.config.get("evaluation", {}).get("metric") for run in learned}
@@ -21,13 +21,13 @@ def selecting_metric(runs: Sequence[Measured], metric: str) -> str | None:
     return name if any(name in run.curves for run in learned) else None
 
 
-def learning_curves(runs: Sequence[Measured], style: Mapping[str, Look], curve: str) -> Picture:
-    """Validation over steps, with a ring at the checkpoint that was selected.
+def learning_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, curve: str) -> Picture:
+    """Draw a validation metric over training steps, with a ring at the selected checkpoint.
 
     Args:
-        runs: those without the curve are left out.
-        style: of each run.
-        curve: such as `val/ndcg@10`.
+        runs: runs to draw; runs without the curve are left out.
+        style: style of each run, by name.
+        curve: metric, such as `val/ndcg@10`.
     """
     drawn = [run for run in runs if curve in run.curves]
     said, rising = [], []
@@ -50,6 +50,6 @@ def learning_curves(runs: Sequence[Measured], style: Mapping[str, Look], curve: 
             wins = f"Still rising at the end: {', '.join(rising)}"
         else:
             wins = "All runs had reached their best before the end"
-        headline(axis, wins, f"{curve.removeprefix('val/')} on validation; the ring is the best checkpoint")
+        headline(axis, wins, what=f"{curve.removeprefix('val/')} on validation; the ring is the best checkpoint")
         label_ends(axis, labels)
     return Picture.of(axis, f"Line chart of {curve} over training steps. {wins}. {'; '.join(said)}.")

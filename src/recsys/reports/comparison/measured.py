@@ -1,4 +1,4 @@
-"""Runs that are compared: what they were asked for, what was measured, how they learned and what they cost."""
+"""Runs for a comparison: settings, metrics, learning curves and cost."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ PER_USER = "per_user.parquet"
 
 
 class Curve(NamedTuple):
-    """Values of a metric after so many training steps."""
+    """Values of a metric after given numbers of training steps."""
 
     steps: list[int]
     values: list[float]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run that is finished, or a baseline that was measured alike.
+class MeasuredRun:
+    """A finished run, or a baseline that was evaluated in the same way.
 
     Attributes:
         row: name, overrides, metrics and state.
-        config: content of `config.yaml`; empty for what has none, such as a baseline.
-        per_user: the file with metrics of each test user.
-        columns: metrics that this file has.
-        curves: what was logged in training, by metric.
+        config: content of `config.yaml`; empty if there is none, as for a baseline.
+        per_user: path of the file with the metrics of each test user.
+        columns: metrics in that file.
+        curves: values logged during training, by metric.
     """
 
     row: RunRow
@@ -52,12 +52,12 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """How the run is called; no other run of the comparison is called so."""
+        """Name of the run, unique within the comparison."""
         return self.row.name
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Such as `test/recall@10`."""
+        """Metrics such as `test/recall@10`."""
         return self.row.metrics
 
     @property
@@ -67,7 +67,7 @@ class Measured:
 
     @property
     def test(self) -> dict[str, str]:
-        """What figures of users depend on beside the model; what a run does not say is left out."""
+        """Settings besides the model that metrics per user depend on, as far as the run records them."""
         said = {
             "dataset_fingerprint": self.state.dataset_fingerprint,
             "split": self.config.get("split"),
@@ -76,11 +76,11 @@ class Measured:
         return {name: str(value) for name, value in said.items() if value is not None}
 
 
-def read_folder(path: Path) -> list[Measured]:
-    """The run of a folder, or all finished runs below it, such as those of a sweep.
+def read_folder(path: Path) -> list[MeasuredRun]:
+    """Read the run in a folder, or all finished runs below it, such as those of a sweep.
 
     Raises:
-        UserError: there is none, or a file is missing or damaged.
+        UserError: If there is no run, or a file is missing or damaged.
     """
     rows = read_rows(path)
     if not rows and (path / "metrics.json").exists():
@@ -97,11 +97,11 @@ def read_folder(path: Path) -> list[Measured]:
     return [_measured(row) for row in rows if row not in unfinished]
 
 
-def unique_names(runs: Sequence[Measured]) -> list[Measured]:
-    """The same runs; those of equal names are told apart by the folders above them.
+def unique_names(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Return the runs with distinct names; runs of equal names are prefixed by the folders above them.
 
     Raises:
-        UserError: a run is there twice.
+        UserError: If a run is given twice.
     """
     paths = [run.row.path.resolve() for run in runs]
     if repeated := [path for number, path in enumerate(paths) if path in paths[:number]]:
@@ -119,19 +119,19 @@ def unique_names(runs: Sequence[Measured]) -> list[Measured]:
     ]
 
 
-def choose(runs: Sequence[Measured], name: str) -> Measured:
-    """The run of that name or folder."""
+def choose(runs: Sequence[MeasuredRun], name: str) -> MeasuredRun:
+    """Return the run with the given name or folder."""
     for run in runs:
         if name == run.name or Path(name).resolve() == run.row.path.resolve():
             return run
     raise UserError(f"baseline: no run '{name}'{nearest(name, (run.name for run in runs))}")
 
 
-def require_same_test(runs: Sequence[Measured]) -> None:
+def require_same_test(runs: Sequence[MeasuredRun]) -> None:
     """Refuse runs whose users cannot be paired.
 
     Raises:
-        UserError: two runs were tested on other data, another split, or with other rules; it says what differs.
+        UserError: If two runs were tested on different data, with another split or other rules; the message names them.
     """
     for key in ("dataset_fingerprint", "split", "exclude_seen"):
         values = {run.name: run.test[key] for run in runs if key in run.test}
@@ -146,13 +146,13 @@ def require_same_test(runs: Sequence[Measured]) -> None:
 
 
 def curves_of(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, Curve]:
-    """Curves of logged rows, in the order in which they were logged.
+    """Return the curves of logged rows, in the order of logging.
 
-    A run that was started again repeats steps, and what is logged behind training (the selected checkpoint on
-    validation, a second training on train + val) counts steps from zero: only rows that go on count.
+    A restarted run repeats steps. Rows logged after training (validation of the selected checkpoint, a second training
+    on train + val) count steps from zero again. Only rows with a step beyond all earlier ones count.
 
     Args:
-        rows: name to number; empty or missing where a row has none.
+        rows: logged values by name; empty or absent if a row does not have one.
         step: name of the column that counts steps from 0.
     """
     curves: dict[str, Curve] = {}
@@ -170,35 +170,35 @@ def curves_of(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, Curve]:
     return curves
 
 
-def measured(row: RunRow, config: Mapping[str, Any], per_user: Path, curves: Mapping[str, Curve]) -> Measured:
-    """A run with what its file of users holds.
+def measured(row: RunRow, config: Mapping[str, Any], *, per_user: Path, curves: Mapping[str, Curve]) -> MeasuredRun:
+    """Return a run together with the columns of its file per user.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: If the file cannot be read.
     """
     try:
         columns = frozenset(pq.read_schema(per_user).names) - {"user_id"}
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{per_user}: not a readable Parquet file ({error})") from error
-    return Measured(row, config, per_user, columns, curves)
+    return MeasuredRun(row, config, per_user, columns, curves)
 
 
-def _measured(row: RunRow) -> Measured:
+def _measured(row: RunRow) -> MeasuredRun:
     folders = [row.path]
     if row.state.variant is not None:
-        # The training of a run that was chosen from several lies where it was one of them.
+        # A run that was selected from variants has its training logs in the variant's folder.
         folders.insert(0, row.path / "variants" / row.state.variant)
     logs = [file for folder in folders for file in sorted(folder.glob("logs/*/metrics.csv"), key=_start)]
     config = row.path / "config.yaml"
     if row.state.generator is not None:
-        # A baseline's settings were found, not asked for.
+        # The settings of a baseline are the result of tuning, not overrides.
         chosen = {f"generator.{name}": str(value) for name, value in row.state.settings.items()}
         row = dataclasses.replace(row, overrides={"generator": row.state.generator} | chosen)
     return measured(
         row,
         yaml.safe_load(config.read_text()) if config.exists() else {},
-        row.path / PER_USER,
-        curves_of((line for file in logs for line in _lines(file)), "step"),
+        per_user=row.path / PER_USER,
+        curves=curves_of((line for file in logs for line in _lines(file)), "step"),
     )
 
 
@@ -211,8 +211,8 @@ def _lines(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def _differing(one: Measured, other: Measured) -> str:
-    """Settings of data and split that two runs do not share."""
+def _differing(one: MeasuredRun, other: MeasuredRun) -> str:
+    """Return the settings of data and split in which two runs differ, as text."""
     if not one.config or not other.config:
         return ""
     mine, theirs = (dict(flat({key: run.config[key] for key in ("data", "split")})) for run in (one, other))
@@ -222,7 +222,7 @@ def _differing(one: Measured, other: Measured) -> str:
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
+    """Yield dotted names and values of nested settings."""
     for name, value in node.items():
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")

@@ -1,11 +1,11 @@
-"""Figures and findings in words."""
+"""Findings of a comparison in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from recsys.reports.comparison.differences import LEVEL, PART, Difference
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 
 SLICES = {
     "head": "popular items (head)",
@@ -20,18 +20,18 @@ JUDGED = {"better": "▲ better", "worse": "▼ worse", "unclear": "no differenc
 
 
 def p_text(value: float) -> str:
-    """A p-value as papers write it."""
+    """Return a p-value in the form that papers use."""
     return "< 0.001" if value < 0.001 else "1" if value > 0.9995 else f"{value:.3f}"
 
 
 def gain(difference: Difference) -> str:
-    """Relative gain, absolute where the baseline has nothing."""
+    """Return the relative gain, or the absolute gain if the baseline's mean is zero."""
     relative = difference.relative
     return f"{difference.paired.difference:+.4f}" if relative is None else f"{relative[0]:+.1%}"
 
 
 def interval(difference: Difference) -> str:
-    """95% interval of the gain, in the same unit."""
+    """Return the 95% interval of the gain, in the unit of the gain."""
     relative = difference.relative
     if relative is None:
         return f"{difference.paired.low:+.4f} to {difference.paired.high:+.4f}"
@@ -39,15 +39,15 @@ def interval(difference: Difference) -> str:
 
 
 def title_of(metric: str) -> str:
-    """Name of a slice's metric for people: `tail/recall@10` is the recall of rare items."""
+    """Return a readable name of a slice's metric, such as `rare items (tail)` for `tail/recall@10`."""
     name, _, rest = metric.rpartition("/")
     return f"{SLICES[name]}" if name in SLICES else rest
 
 
-def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]:
-    """A sentence on all runs, and one for each: the first metric in full, others and what the lists show in short.
+def verdicts(runs: Sequence[MeasuredRun], found: Sequence[Difference]) -> list[str]:
+    """Return one sentence about all runs, and one per run: the first metric in full, then the other metrics in short.
 
-    Of many runs that are compared with one baseline the best have a sentence.
+    If many runs are compared with one baseline, only the best have a sentence of their own.
     """
     by_name = {run.name: run for run in runs}
     decisive = [difference for difference in found if difference.paired.metric == found[0].paired.metric]
@@ -56,7 +56,7 @@ def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]
     corrected = f", corrected for {len(found)} comparisons" if len(found) > 1 else ""
     sentences = []
     if len({baseline for _, baseline in pairs}) == 1 < len(pairs):
-        # What is said of all need not be said of each.
+        # The correction is mentioned once, in the overall sentence.
         sentences.append(_overall(decisive, corrected))
         corrected, pairs = "", pairs[:_MOST_SENTENCES]
     for run, baseline in pairs:
@@ -66,13 +66,13 @@ def verdicts(runs: Sequence[Measured], found: Sequence[Difference]) -> list[str]
             if names := [d.paired.metric for d in others if d.verdict == verdict]:
                 also = "also " if verdict == first.verdict and verdict != "unclear" else ""
                 parts.append(f"{also}{words} in {_joined(names)}")
-        parts += _shown(by_name[run], by_name[baseline], first.paired.metric)
+        parts += _shown(by_name[run], by_name[baseline], metric=first.paired.metric)
         sentences.append("; ".join(parts) + ".")
     return sentences
 
 
 def _overall(decisive: Sequence[Difference], corrected: str) -> str:
-    """All runs against one baseline in one sentence."""
+    """Return a sentence that compares all runs with one baseline."""
     parts = []
     for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "not told apart")):
         names = [difference.run for difference in decisive if difference.verdict == verdict]
@@ -96,8 +96,8 @@ def _first(difference: Difference, corrected: str) -> str:
     )
 
 
-def _shown(run: Measured, baseline: Measured, metric: str) -> list[str]:
-    """What no user alone can say: how much of the corpus is shown, and how popular it is."""
+def _shown(run: MeasuredRun, baseline: MeasuredRun, *, metric: str) -> list[str]:
+    """Return what the lists of a run show: how much of the corpus, and how popular items."""
     cutoff = metric.rpartition("@")[2]
     parts = []
     for name, more, less in (
@@ -105,7 +105,7 @@ def _shown(run: Measured, baseline: Measured, metric: str) -> list[str]:
         (f"popularity@{cutoff}", "shows more popular items", "shows less popular items"),
     ):
         mine, its = run.metrics.get(PART + name), baseline.metrics.get(PART + name)
-        # A tenth more or less is what a reader would notice.
+        # Smaller differences than a tenth are not worth a sentence.
         if mine is not None and its is not None and abs(mine - its) > 0.1 * abs(its):
             sizes = [f"{value:.1%}" if name.startswith("coverage") else f"{value:.1f}" for value in (mine, its)]
             parts.append(f"{more if mine > its else less} ({name} {' against '.join(sizes)})")
@@ -113,7 +113,7 @@ def _shown(run: Measured, baseline: Measured, metric: str) -> list[str]:
 
 
 def p_equals(p_value: float) -> str:
-    """A p-value as it follows the letter p."""
+    """Return a p-value with its relation sign, to follow the letter p."""
     text = p_text(p_value)
     return text if text.startswith("<") else f"= {text}"
 

@@ -1,4 +1,4 @@
-"""Runs of a W&B project, through its public API; the metrics of users come from the artifact that a run leaves."""
+"""Runs of a W&B project, read through its public API. Metrics per user come from the artifact of each run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recsys.core.errors import UserError
+from recsys.core.io import atomic_write
 from recsys.experiments.run_folder import RunState
 from recsys.experiments.run_table import RunRow
-from recsys.reports.comparison.measured import PER_USER, Measured, curves_of, flat, measured
+from recsys.reports.comparison.measured import PER_USER, MeasuredRun, curves_of, flat, measured
 
 log = logging.getLogger("recsys")
 
@@ -21,27 +22,27 @@ _PARTS = ("val/", "test/", "test_rolling/")
 
 
 class Api(Protocol):
-    """What is used of `wandb.Api`."""
+    """The part of `wandb.Api` that is used."""
 
     def runs(self, path: str, *, filters: dict[str, Any]) -> Iterable[Any]:
-        """Runs of `ENTITY/PROJECT` or `PROJECT`."""
+        """Return the runs of `ENTITY/PROJECT` or `PROJECT`."""
         ...
 
     def run(self, path: str) -> Any:
-        """The run `ENTITY/PROJECT/ID`."""
+        """Return the run `ENTITY/PROJECT/ID`."""
         ...
 
 
-def read_wandb(address: str, cache: Path, api: Api | None = None) -> list[Measured]:
-    """Finished runs of a project, or one run.
+def read_wandb(address: str, cache: Path, *, api: Api | None = None) -> list[MeasuredRun]:
+    """Read the finished runs of a project, or one run.
 
     Args:
         address: `wandb:PROJECT`, `wandb:ENTITY/PROJECT` or `wandb:ENTITY/PROJECT/ID`.
-        cache: folder for what is downloaded: `per_user.parquet` of each run, once.
-        api: `wandb.Api()` by default.
+        cache: folder for downloads: `per_user.parquet` of each run, once.
+        api: API client; `wandb.Api()` by default.
 
     Raises:
-        UserError: W&B is offline or does not know the address, or no run has what a comparison needs.
+        UserError: If W&B is offline, does not have the address, or no run has the files that a comparison needs.
     """
     with _clear_errors(address):
         found = _find(address, api)
@@ -54,16 +55,16 @@ def read_wandb(address: str, cache: Path, api: Api | None = None) -> list[Measur
     return runs
 
 
-def fetch_run(address: str, cache: Path, api: Api | None = None) -> Path:
-    """A run folder with what W&B keeps of a run: configuration, best checkpoint, metrics.
+def fetch_run(address: str, cache: Path, *, api: Api | None = None) -> Path:
+    """Download the configuration, best checkpoint and metrics of a W&B run into a run folder.
 
     Args:
         address: `wandb:ENTITY/PROJECT/ID`.
-        cache: folder for what is downloaded.
-        api: `wandb.Api()` by default.
+        cache: folder for downloads.
+        api: API client; `wandb.Api()` by default.
 
     Raises:
-        UserError: W&B is offline or does not know the run, or the run left no artifact of its model.
+        UserError: If W&B is offline, does not have the run, or the run has no model artifact.
     """
     if address.count("/") != 2:
         raise UserError(f"{address}: expected one run, {PREFIX}ENTITY/PROJECT/ID")
@@ -71,10 +72,10 @@ def fetch_run(address: str, cache: Path, api: Api | None = None) -> Path:
         (run,) = _find(address, api)
         folder = _folder(run, cache)
         names = {"best.ckpt": folder / "checkpoints", "config.yaml": folder, PER_USER: folder}
-        if not all([_download(run, name, root) for name, root in names.items()]):
+        if not all([_download(run, name, folder=root) for name, root in names.items()]):
             raise UserError(f"{address}: it left no artifact with {', '.join(names)}; name its local folder")
         metrics, state = _summary(run)
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    atomic_write(folder / "metrics.json", json.dumps(metrics))
     state.write(folder)
     return folder
 
@@ -110,24 +111,26 @@ def _find(address: str, api: Api | None) -> list[Any]:
     return list(api.runs(path, filters={"state": "finished"}))
 
 
-def _measured(run: Any, cache: Path) -> Measured | None:
+def _measured(run: Any, cache: Path) -> MeasuredRun | None:
     metrics, state = _summary(run)
     if not any(name.startswith("test/") for name in metrics):
-        # Releases are runs of the project too.
+        # Releases are W&B runs of the project too, without test metrics.
         return None
     folder = _folder(run, cache)
-    if not _download(run, PER_USER, folder):
+    if not _download(run, PER_USER, folder=folder):
         log.warning("%s (%s) is left out: it left no artifact with %s", run.name, run.id, PER_USER)
         return None
     config = dict(run.config)
-    # The command line is not kept there: where runs differ is told from their whole configuration.
+    # W&B does not store the command line, so differing settings are found in the whole configuration.
     settings = {name: str(value) for name, value in flat(config) if not name.startswith(("logger.", "variants."))}
     row = RunRow(folder, run.name, settings, state, metrics)
-    return measured(row, config, folder / PER_USER, curves_of(run.scan_history(), "trainer/global_step"))
+    return measured(
+        row, config, per_user=folder / PER_USER, curves=curves_of(run.scan_history(), "trainer/global_step")
+    )
 
 
 def _summary(run: Any) -> tuple[dict[str, float], RunState]:
-    """What a run logged at its end, as the contents of `metrics.json` and `run.json`."""
+    """Return the last values that a run logged, as the contents of `metrics.json` and `run.json`."""
     summary = {name: value for name, value in dict(run.summary_metrics).items() if not name.startswith("_")}
     metrics = {name: float(value) for name, value in summary.items() if name.startswith(_PARTS)}
     state = {name: value for name, value in summary.items() if name not in metrics}
@@ -138,9 +141,9 @@ def _folder(run: Any, cache: Path) -> Path:
     return cache / "wandb" / str(run.entity) / str(run.project) / str(run.id)
 
 
-def _download(run: Any, name: str, folder: Path) -> bool:
+def _download(run: Any, name: str, *, folder: Path) -> bool:
     entry = None
-    # A run that was started again may have left several: the last one counts.
+    # A restarted run may have several artifacts; the last one counts.
     for artifact in run.logged_artifacts():
         if artifact.type == "model":
             try:

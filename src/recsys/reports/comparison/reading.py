@@ -1,4 +1,4 @@
-"""What a reader names, local folders and W&B addresses, as runs that can be compared."""
+"""Reads the runs that a command names: local folders and W&B addresses."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recsys.core.errors import UserError
-from recsys.reports.comparison.measured import Measured, read_folder, require_same_test, unique_names
+from recsys.reports.comparison.measured import MeasuredRun, read_folder, require_same_test, unique_names
 from recsys.reports.comparison.online import PREFIX, fetch_run, read_wandb
 
 
 def run_folder(name: str | Path) -> Path:
-    """The folder of one run; that of `wandb:ENTITY/PROJECT/ID` is fetched.
+    """Return the folder of one run; a run named `wandb:ENTITY/PROJECT/ID` is downloaded.
 
     Raises:
-        UserError: W&B is offline, or does not have the run.
+        UserError: If W&B is offline, or does not have the run.
     """
     return fetch_run(str(name), _cache()) if str(name).startswith(PREFIX) else Path(name)
 
 
-def read_runs(names: Sequence[str | Path]) -> list[Measured]:
-    """Runs of the same test, in the order given, with names that differ.
+def read_runs(names: Sequence[str | Path]) -> list[MeasuredRun]:
+    """Read runs of the same test, in the order given, with distinct names.
 
     Args:
         names: run folders, folders of runs (a sweep), `wandb:ENTITY/PROJECT`, `wandb:ENTITY/PROJECT/ID`.
 
     Raises:
-        UserError: what is named is no finished run, or the runs were tested on different things.
+        UserError: If a name is not a finished run, or the runs were not tested on the same data in the same way.
     """
     runs = [
         run

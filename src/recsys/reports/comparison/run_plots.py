@@ -1,4 +1,4 @@
-"""Pictures of a comparison: how good, for whom, and with which variety."""
+"""Pictures of a comparison: accuracy, slices and differences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from matplotlib.ticker import NullLocator
 from recsys.evaluation.significance import Mean, means
 from recsys.reports.comparison import narrative as words
 from recsys.reports.comparison.differences import PART, Difference
-from recsys.reports.comparison.measured import Measured
-from recsys.reports.comparison.styles import Look
+from recsys.reports.comparison.measured import MeasuredRun
+from recsys.reports.comparison.styles import RunStyle
 from recsys.reports.presentation.colours import BETTER, UNCLEAR, WORSE
 from recsys.reports.presentation.labels import Label, label_ends
 from recsys.reports.presentation.picture import GRID, INK, QUIET, Picture, canvas, headline
 
 
-def recall_curves(runs: Sequence[Measured], style: Mapping[str, Look], baseline: str) -> Picture:
-    """Recall over the number of items shown; `style` says how each run is drawn."""
+def recall_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, baseline: str) -> Picture:
+    """Draw recall over the number of items shown. `style` is the style of each run, by name."""
     found = {run.name: _recall(run) for run in runs}
     cutoffs = sorted(set.intersection(*({*recall} for recall in found.values())))
     with canvas() as axis:
@@ -35,7 +35,7 @@ def recall_curves(runs: Sequence[Measured], style: Mapping[str, Look], baseline:
         axis.xaxis.set_minor_locator(NullLocator())
         best = {max(found, key=lambda name: found[name][cutoff]) for cutoff in cutoffs}
         wins = f"{best.pop()} finds most, whatever is shown" if len(best) == 1 else "Which run finds most depends on K"
-        headline(axis, wins, f"share of a user's test items among the K shown; dashed: the baseline {baseline}")
+        headline(axis, wins, what=f"share of a user's test items among the K shown; dashed: the baseline {baseline}")
         label_ends(axis, labels)
     said = "; ".join(
         f"{name}: " + ", ".join(f"{recall[c]:.4f} at {c}" for c in cutoffs) for name, recall in found.items()
@@ -44,7 +44,7 @@ def recall_curves(runs: Sequence[Measured], style: Mapping[str, Look], baseline:
 
 
 def forest(found: Sequence[Difference]) -> Picture:
-    """Differences with their intervals; to the right of zero the run is better."""
+    """Draw differences with their intervals; a run is better to the right of zero."""
     is_relative = all(difference.relative is not None for difference in found)
     rows = []
     for difference in found:
@@ -91,7 +91,9 @@ def forest(found: Sequence[Difference]) -> Picture:
         axis.set_xlabel(f"gain over {only}, 95% interval" + (", relative" if is_relative else ""))
         sure = [difference for difference, _ in rows if difference.verdict != "unclear"]
         wins = f"{len(sure)} of {len(rows)} differences shown are more than chance"
-        headline(axis, wins, "blue: better, orange: worse (p < 0.05, corrected by Holm), grey: no difference shown")
+        headline(
+            axis, wins, what="blue: better, orange: worse (p < 0.05, corrected by Holm), grey: no difference shown"
+        )
     said = "; ".join(
         f"{d.run} against {d.baseline} in {d.paired.metric}: {words.gain(d)}, interval {words.interval(d)}, "
         f"p {words.p_equals(d.p_value)}"
@@ -100,12 +102,12 @@ def forest(found: Sequence[Difference]) -> Picture:
     return Picture.of(axis, f"Differences with 95% intervals. {wins}. {said}.")
 
 
-def slices(runs: Sequence[Measured], style: Mapping[str, Look], names: Sequence[str]) -> Picture:
-    """Recall in slices of items and users as bars with intervals, for runs that pictures name.
+def slices(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, names: Sequence[str]) -> Picture:
+    """Draw recall in slices of items and users as bars with intervals, for the runs with names.
 
     Args:
-        runs: of the same test.
-        style: of each run.
+        runs: runs of the same test.
+        style: style of each run, by name.
         names: columns such as `tail/recall@10`.
     """
     drawn = [run for run in runs if style[run.name].is_named]
@@ -116,8 +118,8 @@ def slices(runs: Sequence[Measured], style: Mapping[str, Look], names: Sequence[
         for number, run in enumerate(drawn):
             values = [found[run.name][name] for name in kept]
             places = np.arange(len(kept)) + (number - (len(drawn) - 1) / 2) * height
-            _bars(axis, values, places, height, style[run.name])
-            # Names once, in the first slice.
+            _bars(axis, values, places=places, height=height, look=style[run.name])
+            # Each run is named once, in the first slice.
             axis.annotate(
                 run.name, (values[0].high, places[0]), (36, 0), "data", "offset points", va="center",
                 color=style[run.name].colour, annotation_clip=False,
@@ -135,7 +137,7 @@ def slices(runs: Sequence[Measured], style: Mapping[str, Look], names: Sequence[
         ranges = {name: [found[run.name][name].mean for run in drawn] for name in kept}
         weak = min(kept, key=lambda name: max(ranges[name]))
         wins = f"Weakest for {words.title_of(weak)}"
-        headline(axis, wins, f"test recall@{cutoff} among these items or users, with 95% interval")
+        headline(axis, wins, what=f"test recall@{cutoff} among these items or users, with 95% interval")
     said = "; ".join(
         f"{words.title_of(name)}: " + ", ".join(f"{r.name} {found[r.name][name].mean:.4f}" for r in drawn)
         for name in kept
@@ -143,7 +145,7 @@ def slices(runs: Sequence[Measured], style: Mapping[str, Look], names: Sequence[
     return Picture.of(axis, f"Bars of test recall in slices with 95% intervals. {wins}. {said}.")
 
 
-def _bars(axis: Axes, values: Sequence[Mean], places: np.ndarray, height: float, look: Look) -> None:
+def _bars(axis: Axes, values: Sequence[Mean], *, places: np.ndarray, height: float, look: RunStyle) -> None:
     middles = np.array([value.mean for value in values])
     ends = np.array([[value.mean - value.low, value.high - value.mean] for value in values]).T.clip(0)
     axis.barh(places, middles, height * 0.86, color=look.colour, alpha=0.85)
@@ -154,16 +156,16 @@ def _bars(axis: Axes, values: Sequence[Mean], places: np.ndarray, height: float,
         )
 
 
-def _recall(run: Measured) -> dict[int, float]:
+def _recall(run: MeasuredRun) -> dict[int, float]:
     found = {re.fullmatch(rf"{PART}recall@(\d+)", name): value for name, value in run.metrics.items()}
     return {int(match[1]): value for match, value in found.items() if match}
 
 
-def _in_front_last(runs: Sequence[Measured], style: Mapping[str, Look]) -> list[Measured]:
-    """Those with names last, so that they lie on the others."""
+def _in_front_last(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle]) -> list[MeasuredRun]:
+    """Return the runs with names last, so that they are drawn on top of the others."""
     return sorted(runs, key=lambda run: style[run.name].is_named)
 
 
 def percent(value: float, _: float) -> str:
-    """A share as a tick label."""
+    """Format a share as a tick label."""
     return f"{round(100 * value, 6):g}%"

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from recsys.experiments.run_table import differing
 from recsys.reports.comparison import narrative as words
 from recsys.reports.comparison.differences import PART, Difference
-from recsys.reports.comparison.measured import Measured
-from recsys.reports.presentation.sheet import Sheet
+from recsys.reports.comparison.measured import MeasuredRun
+from recsys.reports.presentation.report_table import ReportTable
 
 _SETTINGS_SHOWN = 30
-# Data and split are the same, in whatever words; loggers change no figure.
+# Data and split are equal by their fingerprints, however they are spelled; loggers change no figure.
 _ALIKE = ("data", "split", "logger")
 
 
-def metrics(runs: Sequence[Measured], names: Sequence[str], baseline: Measured) -> Sheet:
-    """Test metrics of all runs, best first in the first one."""
+def metrics(runs: Sequence[MeasuredRun], names: Sequence[str], *, baseline: MeasuredRun) -> ReportTable:
+    """Tabulate the test metrics of all runs, best first by the first metric."""
     ordered = sorted(runs, key=lambda run: -run.metrics[PART + names[0]])
     cutoff = names[0].rpartition("@")[2]
     shown = [*names, *(f"{name}@{cutoff}" for name in ("coverage", "popularity"))]
@@ -32,11 +32,11 @@ def metrics(runs: Sequence[Measured], names: Sequence[str], baseline: Measured) 
     note = f"Best first in {names[0]}; mean over test users."
     if f"popularity@{cutoff}" in shown:
         note += " Popularity: training events of the items shown, in multiples of the average trained item's."
-    return Sheet("Test metrics", ("run", *shown), tuple(rows), note, frozenset(best))
+    return ReportTable("Test metrics", ("run", *shown), tuple(rows), note, frozenset(best))
 
 
-def gains(found: Sequence[Difference], title: str) -> Sheet:
-    """Differences with intervals, corrected p-values, and who is better."""
+def gains(found: Sequence[Difference], title: str) -> ReportTable:
+    """Tabulate differences with their intervals, corrected p-values and verdicts."""
     baselines = {difference.baseline for difference in found}
     is_one = len(baselines) == 1
     rows = []
@@ -59,13 +59,13 @@ def gains(found: Sequence[Difference], title: str) -> Sheet:
     columns = ("", "run", "gain", "verdict", "95% interval", "p (Holm)", "mean", f"of {other}", "users")
     note = (
         f"Paired bootstrap over users, 10,000 samples; p corrected by Holm for these {len(rows)} comparisons; "
-        "better and worse: p < 0.05. Intervals are of one comparison alone."
+        "better and worse: p < 0.05. Each interval is of its comparison alone."
     )
-    return Sheet(f"{title} from {other}" if is_one else title, columns, tuple(rows), note)
+    return ReportTable(f"{title} from {other}" if is_one else title, columns, tuple(rows), note)
 
 
-def cost(runs: Sequence[Measured]) -> Sheet:
-    """What each run took."""
+def cost(runs: Sequence[MeasuredRun]) -> ReportTable:
+    """Tabulate the time, steps, speed and memory of each run."""
     rows = []
     for run in runs:
         state = run.state
@@ -78,24 +78,24 @@ def cost(runs: Sequence[Measured]) -> Sheet:
                 _gigabytes(state.peak_memory_bytes),
             )
         )
-    note = "Seconds over all starts, evaluation included. Times of different machines or loads say little."
-    return Sheet("Cost", ("run", "seconds", "steps", "targets per second", "peak memory, GB"), tuple(rows), note)
+    note = "Seconds over all starts, evaluation included. Times of different machines or loads are not comparable."
+    return ReportTable("Cost", ("run", "seconds", "steps", "targets per second", "peak memory, GB"), tuple(rows), note)
 
 
-def settings(runs: Sequence[Measured]) -> Sheet:
-    """What was asked for, as far as it differs."""
+def settings(runs: Sequence[MeasuredRun]) -> ReportTable:
+    """Tabulate the settings in which the runs differ."""
     varied = differing([run.row for run in runs])
     found = {key for one in varied for key in one if key.partition(".")[0] not in _ALIKE}
-    # Keys that follow others differ too: the shortest come first.
+    # Keys that are interpolated from others differ too, so the shortest keys come first.
     keys = sorted(found, key=lambda key: (key.count("."), key))
     rows = [(key, *(one.get(key, "") for one in varied)) for key in keys[:_SETTINGS_SHOWN]]
-    note = "Empty: not said, so the default."
+    note = "Empty: the default."
     if len(keys) > _SETTINGS_SHOWN:
         note += f" {len(keys) - _SETTINGS_SHOWN} more are not shown."
-    return Sheet("Settings that differ", ("setting", *(run.name for run in runs)), tuple(rows), note)
+    return ReportTable("Settings that differ", ("setting", *(run.name for run in runs)), tuple(rows), note)
 
 
-def _best(runs: Sequence[Measured], name: str) -> float:
+def _best(runs: Sequence[MeasuredRun], name: str) -> float:
     return max(run.metrics[PART + name] for run in runs)
 
 

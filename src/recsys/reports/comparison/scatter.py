@@ -1,4 +1,4 @@
-"""Pictures of accuracy over something else: what is shown, or what a run took."""
+"""Scatter plots of accuracy over variety and over cost."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from matplotlib.ticker import NullLocator
 
 from recsys.evaluation.significance import Mean
 from recsys.reports.comparison.differences import PART
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 from recsys.reports.comparison.run_plots import percent
-from recsys.reports.comparison.styles import Look
+from recsys.reports.comparison.styles import RunStyle
 from recsys.reports.presentation.labels import Label, label_points
 from recsys.reports.presentation.picture import Picture, canvas, headline
 
 
-def against(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[str, Mean], other: str) -> Picture:
-    """Accuracy over what is shown: `coverage@10` or `popularity@10`.
+def against(
+    runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, found: Mapping[str, Mean], other: str
+) -> Picture:
+    """Draw accuracy over `coverage@10` or `popularity@10`.
 
     Args:
-        runs: those without `other` are left out.
-        style: of each run.
-        found: the metric of each run with its interval, for the vertical axis.
-        other: on the horizontal axis.
+        runs: runs to draw; runs without `other` are left out.
+        style: style of each run, by name.
+        found: metric of each run with its interval, for the vertical axis.
+        other: metric for the horizontal axis.
     """
     metric = next(iter(found.values())).metric
     drawn = [run for run in runs if PART + other in run.metrics]
@@ -42,8 +44,8 @@ def against(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[
         else:
             axis.set_xlabel(f"{other} (1: that of the average trained item; log scale)")
             _logarithmic(axis, values)
-        headline(axis, wins, f"test {metric} with 95% interval; {corner}")
-        _points(axis, drawn, values, style, found)
+        headline(axis, wins, what=f"test {metric} with 95% interval; {corner}")
+        _points(axis, drawn, places=values, style=style, found=found)
     said = "; ".join(
         f"{run.name}: {metric} {found[run.name].mean:.4f}, {other} {value:.4f}"
         for run, value in zip(drawn, values, strict=True)
@@ -51,13 +53,13 @@ def against(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[
     return Picture.of(axis, f"Scatter of test {metric} over {other}. {wins}. {said}.")
 
 
-def cost(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[str, Mean]) -> Picture:
-    """Accuracy over seconds.
+def cost(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, found: Mapping[str, Mean]) -> Picture:
+    """Draw accuracy over seconds.
 
     Args:
-        runs: those that do not say what they took are left out.
-        style: of each run.
-        found: the metric of each run with its interval, for the vertical axis.
+        runs: runs to draw; runs without a recorded duration are left out.
+        style: style of each run, by name.
+        found: metric of each run with its interval, for the vertical axis.
     """
     metric = next(iter(found.values())).metric
     drawn = [run for run in runs if run.state.seconds]
@@ -68,8 +70,8 @@ def cost(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[str
     with canvas(3.6) as axis:
         axis.set_xlabel("seconds, evaluation included (log scale)")
         _logarithmic(axis, seconds)
-        headline(axis, wins, f"test {metric} with 95% interval; up and to the left is better")
-        _points(axis, drawn, seconds, style, found)
+        headline(axis, wins, what=f"test {metric} with 95% interval; up and to the left is better")
+        _points(axis, drawn, places=seconds, style=style, found=found)
     said = "; ".join(
         f"{run.name}: {metric} {found[run.name].mean:.4f} in {value:,.0f} seconds"
         for run, value in zip(drawn, seconds, strict=True)
@@ -79,13 +81,14 @@ def cost(runs: Sequence[Measured], style: Mapping[str, Look], found: Mapping[str
 
 def _points(
     axis: Axes,
-    runs: Sequence[Measured],
+    runs: Sequence[MeasuredRun],
+    *,
     places: Sequence[float],
-    style: Mapping[str, Look],
+    style: Mapping[str, RunStyle],
     found: Mapping[str, Mean],
 ) -> None:
     labels = []
-    # Those with names last, so that they lie on the others.
+    # Runs with names are drawn last, on top of the others.
     for run, x in sorted(zip(runs, places, strict=True), key=lambda pair: style[pair[0].name].is_named):
         look, mean = style[run.name], found[run.name]
         axis.plot(x, mean.mean, look.mark, color=look.colour, markersize=9)
@@ -98,7 +101,7 @@ def _points(
 
 
 def _logarithmic(axis: Axes, values: Sequence[float]) -> None:
-    """A short log axis with plain numbers at its ticks."""
+    """Give the horizontal axis a log scale with plain numbers at its ticks."""
     low, high = min(values) / 1.3, max(values) * 1.3
     steps = [base * 10.0**power for power in range(-3, 7) for base in (1, 2, 5)]
     inside = [step for step in steps if low <= step <= high]

@@ -1,4 +1,4 @@
-"""One colour and one mark for a run in all pictures."""
+"""One colour and one mark per run, the same in all pictures of a comparison."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recsys.reports.comparison.differences import PART
-from recsys.reports.comparison.measured import Measured
+from recsys.reports.comparison.measured import MeasuredRun
 from recsys.reports.presentation.colours import BASELINE, COLOURS, MARKS, OTHERS
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a run is drawn; runs without a name are those that would crowd a picture."""
+class RunStyle:
+    """Style of a run in pictures. Runs that would crowd a picture are drawn without their names."""
 
     colour: str
     mark: str
@@ -20,18 +20,20 @@ class Look:
     is_named: bool
 
 
-def looks_of(runs: Sequence[Measured], baseline: Measured, metric: str) -> Mapping[str, Look]:
-    """The baseline in dark grey, the best five others in colours, the rest in light grey; by name.
+def styles_of(runs: Sequence[MeasuredRun], baseline: MeasuredRun, *, metric: str) -> Mapping[str, RunStyle]:
+    """Return the style of each run by name: the baseline dark grey, the best five others coloured, the rest light grey.
 
     Args:
-        runs: of the same test.
-        baseline: one of them.
-        metric: what best is measured by, such as `recall@10`.
+        runs: runs of the same test.
+        baseline: one of the runs.
+        metric: metric that ranks the runs, such as `recall@10`.
     """
     others = sorted((run for run in runs if run is not baseline), key=lambda run: -run.metrics[PART + metric])
     chosen = {run.name for run in others[: len(COLOURS)]}
     named = [run.name for run in runs if run.name in chosen]
-    looks = {run.name: Look(OTHERS, ".", "-", False) for run in runs}
-    looks |= {name: Look(colour, mark, "-", True) for name, colour, mark in zip(named, COLOURS, MARKS, strict=False)}
-    looks[baseline.name] = Look(BASELINE, "X", "--", True)
+    looks = {run.name: RunStyle(OTHERS, ".", "-", False) for run in runs}
+    looks |= {
+        name: RunStyle(colour, mark, "-", True) for name, colour, mark in zip(named, COLOURS, MARKS, strict=False)
+    }
+    looks[baseline.name] = RunStyle(BASELINE, "X", "--", True)
     return looks

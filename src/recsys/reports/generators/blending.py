@@ -1,4 +1,4 @@
-"""One list from those of several generators, each with a budget, and which budgets are best.
+"""Blends of the lists of several generators under budgets, and the choice of budgets.
 
 Shapes: U users, G generators, K candidates in all.
 """
@@ -15,22 +15,21 @@ from recsys.index.merging import RankedLists
 from recsys.reports.generators.lists import Lists
 
 Budgets = tuple[int, ...]
-# Users of whom lists are merged at once.
+# Number of users whose lists are merged at once.
 _BLOCK = 1024
-# Budgets are chosen in so many steps.
+# Number of steps in which a budget is chosen.
 _STEPS = 10
 
 
 class Funnel:
     """Blends of the lists of the same users.
 
-    The generators take turns, each gives its best candidate that was not given yet, until its budget is spent. What a
-    generator cannot spend is left to the others that have a budget, in turns again; and where all have run out, to what
-    is popular.
+    The generators take turns. Each gives its best candidate that was not given yet, until its budget is spent. The
+    unused rest of a budget goes to the other generators with a budget, in turns again, and finally to popular items.
 
     Args:
-        lists: of every generator.
-        keep: hold what merging needs for all users at once, since many blends are tried: some 10 bytes for a candidate.
+        lists: lists of every generator.
+        keep: keep the merged form of all users in memory, some 10 bytes per candidate; pays if many blends are tried.
     """
 
     def __init__(self, lists: Lists, keep: bool = False) -> None:
@@ -39,10 +38,10 @@ class Funnel:
         self._recalls: dict[Budgets, float] = {}
 
     def recall(self, blends: Sequence[Budgets]) -> Float64Array:
-        """Share of what each user could be shown that each blend finds, [U, number of blends].
+        """Return each user's recall with each blend, [U, number of blends].
 
         Args:
-            blends: budgets of each generator; a blend has as many candidates as they add up to.
+            blends: budgets of each generator; a blend has as many candidates as its budgets add up to.
         """
         lists = self.lists
         recall = np.zeros((len(lists), len(blends)))
@@ -55,17 +54,17 @@ class Funnel:
         return recall
 
     def mean_recall(self, budgets: Budgets) -> float:
-        """Mean of `recall` over users, remembered."""
+        """Return the mean of `recall` over users; results are cached."""
         if budgets not in self._recalls:
             self._recalls[budgets] = float(self.recall([budgets]).mean())
         return self._recalls[budgets]
 
     def choose(self, among: Sequence[int], k: int) -> Budgets:
-        """Budgets that add up to `k`, tenth by tenth to the generator with which most is found; the first among equals.
+        """Return budgets that add up to `k`, chosen greedily in steps of a tenth by mean recall.
 
         Args:
             among: numbers of the generators that may have a budget.
-            k: candidates in all.
+            k: number of candidates in all.
         """
         budgets = (0,) * len(self.lists.names)
         while left := k - sum(budgets):
@@ -87,17 +86,17 @@ class Funnel:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Blends that were chosen without a look at what they are measured on.
+class BlendPlan:
+    """Blends, chosen without the users that they are measured on.
 
     Attributes:
         everyone: budgets of the best blend of all generators.
-        equal: all generators take turns, without budgets.
-        equal_without: the same without each generator.
-        retired: numbers of those that could go, the first to go first.
-        stages: budgets of the best blend of those that are left after the first of them has gone, the second, ...
-        without: of those that are left after none of them has gone, the first, ...: number -> budgets of the best blend
-            without that one as well.
+        equal: budgets for equal turns of all generators.
+        equal_without: budgets for equal turns without each generator.
+        retired: numbers of dispensable generators, in the order of their retirement.
+        stages: budgets of the best blend after the first retirement, the second, ...
+        without: for each stage, the first of which has all generators: number of a generator -> budgets of the best
+            blend without that one as well.
     """
 
     everyone: Budgets
@@ -108,23 +107,23 @@ class Plan:
     without: tuple[Mapping[int, Budgets], ...]
 
 
-def plan(funnel: Funnel, k: int, tolerance: float) -> Plan:
-    """Choose budgets, and who could go.
+def plan_blends(funnel: Funnel, k: int, *, tolerance: float) -> BlendPlan:
+    """Choose budgets, and the generators that could be retired.
 
-    First those go that the best blend gives nothing; then, of those that are left, the one without which most is found,
-    as long as the blend of the others, its budgets chosen anew, finds at most the share `tolerance` less than that of
-    all.
+    Generators without a budget in the best blend are retired first; then, repeatedly, the one whose retirement costs
+    least, as long as the re-optimised blend of the others loses at most the share `tolerance` of the full blend's
+    recall.
 
     Args:
-        funnel: over users whose future may be looked at; two generators or more.
-        k: candidates in all.
-        tolerance: share of the recall of all that may be lost by all that go together.
+        funnel: blends over users whose future may be used; two generators or more.
+        k: number of candidates in all.
+        tolerance: share of the full blend's recall that all retirements together may lose.
     """
     every = range(len(funnel.lists.names))
     blends, left, retired, without = [funnel.choose(every, k)], list(every), list[int](), list[Mapping[int, Budgets]]()
     target = (1 - tolerance) * funnel.mean_recall(blends[0])
     while True:
-        # The last one cannot go.
+        # The last generator cannot be retired.
         others = {g: [other for other in left if other != g] for g in left} if len(left) > 1 else {}
         without.append({g: funnel.choose(among, k) for g, among in others.items()})
         blend, options = blends[-1], without[-1]
@@ -134,18 +133,18 @@ def plan(funnel: Funnel, k: int, tolerance: float) -> Plan:
         left.remove(worst)
         retired.append(worst)
         blends.append(options[worst])
-    return Plan(
+    return BlendPlan(
         blends[0],
-        equal_turns(every, len(every), k),
-        tuple(equal_turns([other for other in every if other != g], len(every), k) for g in every),
+        equal_turns(every, len(every), k=k),
+        tuple(equal_turns([other for other in every if other != g], len(every), k=k) for g in every),
         tuple(retired),
         tuple(blends[1:]),
         tuple(without),
     )
 
 
-def equal_turns(among: Sequence[int], num_generators: int, k: int) -> Budgets:
-    """Budgets of `k` in all that differ by one at most; the first have more."""
+def equal_turns(among: Sequence[int], num_generators: int, *, k: int) -> Budgets:
+    """Return budgets that add up to `k` and differ by one at most; the first generators get the larger ones."""
     each, more = divmod(k, max(len(among), 1))
     budgets = [0] * num_generators
     for place, number in enumerate(among):

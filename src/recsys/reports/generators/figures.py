@@ -1,4 +1,4 @@
-"""What each generator is worth: figures over users, all with intervals of one paired bootstrap.
+"""Figures of generators and blends: means over users, with intervals from one paired bootstrap.
 
 Shapes: U users, G generators, K candidates, B bootstrap samples, M columns.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from recsys.core.types import Float64Array
 from recsys.evaluation.significance import bootstrap_means
 from recsys.index.merging import RankedLists
-from recsys.reports.generators.blending import Funnel, Plan
+from recsys.reports.generators.blending import BlendPlan, Funnel
 from recsys.reports.generators.lists import Lists
 
 Columns = dict[str, Float64Array]
@@ -25,7 +25,7 @@ _BLOCK = 512
 
 
 class Estimate(NamedTuple):
-    """A figure over users with its 95% percentile interval."""
+    """A mean over users with its 95% percentile interval."""
 
     value: float
     low: float
@@ -33,17 +33,17 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Alone:
-    """A generator by itself, and beside all others.
+class GeneratorFigures:
+    """Figures of a generator by itself, and beside all others.
 
     Attributes:
-        full: share of users that get all K candidates of it: user coverage.
-        some: share of users that get any.
-        rate: hits for each candidate shown: the save rate, by proxy.
-        recall: share of what a user could be shown that is found, mean over users.
-        unique: share of the hits of all generators that no other has.
-        lost: of the recall of the blend of all, when this one goes and the others' budgets are chosen anew.
-        last: what it adds to the recall of all others when lists take equal turns, under the same total budget.
+        full: share of users with K candidates of this generator: user coverage.
+        some: share of users with any candidate of it.
+        rate: hits per candidate shown, a proxy of the save rate.
+        recall: share of relevant items that it finds, mean over users.
+        unique: share of the hits of all generators that no other generator has.
+        lost: recall that the full blend loses if this generator is retired and the budgets are chosen anew.
+        last: recall that it adds to all others if lists take equal turns, under the same total budget.
     """
 
     full: Estimate
@@ -57,13 +57,13 @@ class Alone:
 
 @dataclass(frozen=True)
 class Segment:
-    """A group of users: recall of each generator and of the blend, and what is lost when each goes.
+    """Figures in a group of users.
 
     Attributes:
-        num_users: in the group.
-        recall: of each generator.
-        blend: recall of the blend of all.
-        lost: as in `Alone`.
+        num_users: number of users in the group.
+        recall: recall of each generator.
+        blend: recall of the blend of all generators.
+        lost: loss if each generator is retired; see `GeneratorFigures`.
     """
 
     num_users: int
@@ -74,28 +74,29 @@ class Segment:
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything that the report shows.
+    """All figures of the report.
 
     Attributes:
-        names: of the generators.
-        k: candidates of each, and of blends.
-        num_users: that have something to find.
-        alone: of each generator.
-        shared_lists: mean Jaccard similarity of the lists of a user, of those who get any; {(g, h): ...} for g < h.
+        names: names of the generators.
+        k: number of candidates of each generator, and of each blend.
+        num_users: number of users with something to find.
+        alone: figures of each generator.
+        shared_lists: mean Jaccard similarity of a user's two lists, over users with any; {(g, h): ...} for g < h.
         shared_hits: Jaccard similarity of all hits.
-        segments: name -> figures.
+        segments: figures by group of users.
         everyone, equal: recall of the blends.
-        stages: recall of the blends that are left when generators go one after the other.
-        stage_gains: that less the recall of `everyone`.
-        needed: at each stage, the first of which has all generators, what is lost when one of those left goes as well.
-        budget_gain: recall of `everyone` less that of `equal`.
-        union: recall of all lists together, without a budget: the most that a blend can find.
+        stages: recall of the blends after successive retirements.
+        stage_gains: that recall minus the recall of `everyone`.
+        needed: for each stage, the first of which has all generators, the loss if one of the remaining is retired as
+            well.
+        budget_gain: recall of `everyone` minus that of `equal`.
+        union: recall of all lists together, without a budget: the upper bound of any blend.
     """
 
     names: tuple[str, ...]
     k: int
     num_users: int
-    alone: tuple[Alone, ...]
+    alone: tuple[GeneratorFigures, ...]
     shared_lists: Mapping[tuple[int, int], Estimate]
     shared_hits: Mapping[tuple[int, int], Estimate]
     segments: Mapping[str, Segment]
@@ -108,7 +109,7 @@ class Figures:
     union: Estimate
 
 
-class Samples:
+class BootstrapSamples:
     """Bootstrap samples of users, the same for all columns."""
 
     def __init__(self, columns: Mapping[str, Float64Array], rows: npt.NDArray[np.bool_] | None = None) -> None:
@@ -119,37 +120,37 @@ class Samples:
         self._means, self._samples = values.mean(0), bootstrap_means(values, NUM_SAMPLES)
 
     def of(self, figure: Callable[..., Float64Array], *names: str) -> Estimate:
-        """A figure that follows from the means of columns: its value, and its interval over the samples."""
+        """Return a function of column means: its value, and its interval over the samples."""
         places = [self._at[name] for name in names]
         value = float(figure(*(self._means[place] for place in places)))
         low, high = np.quantile(figure(*(self._samples[:, place] for place in places)), [0.025, 0.975])
         return Estimate(value, float(low), float(high))
 
     def mean(self, name: str) -> Estimate:
-        """The mean of a column."""
+        """Return the mean of a column."""
         return self.of(lambda mean: mean, name)
 
     def difference(self, first: str, second: str) -> Estimate:
-        """The mean of the first less that of the second."""
+        """Return the mean of the first column minus that of the second."""
         return self.of(lambda one, other: one - other, first, second)
 
     def ratio(self, first: str, second: str) -> Estimate:
-        """The sum of the first for each of the second; 0 where there is none."""
+        """Return the sum of the first column over the sum of the second; 0 if the second is zero."""
         return self.of(lambda one, other: one / np.maximum(other, 1e-12), first, second)
 
 
-def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool_]]) -> Figures:
+def measure(lists: Lists, plan: BlendPlan, *, segments: Mapping[str, npt.NDArray[np.bool_]]) -> Figures:
     """Measure generators and blends.
 
     Args:
-        lists: of the users whose future nothing was chosen by.
-        plan: the blends.
-        segments: groups of the users, by name.
+        lists: lists of users that chose nothing.
+        plan: blends.
+        segments: rows of each group of users, by name.
     """
     columns = _of_lists(lists) | _of_blends(lists, plan)
-    samples, every = Samples(columns), range(len(lists.names))
+    samples, every = BootstrapSamples(columns), range(len(lists.names))
     alone = tuple(
-        Alone(
+        GeneratorFigures(
             samples.mean(f"full {g}"),
             samples.mean(f"some {g}"),
             samples.ratio(f"hits {g}", f"shown {g}"),
@@ -168,7 +169,7 @@ def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool
         alone,
         {(g, h): samples.ratio(f"jaccard {g} {h}", f"listed {g} {h}") for g, h in pairs},
         {(g, h): samples.ratio(f"both {g} {h}", f"either {g} {h}") for g, h in pairs},
-        {name: _segment(columns, rows, every) for name, rows in segments.items()},
+        {name: _segment(columns, rows, every=every) for name, rows in segments.items()},
         samples.mean("everyone"),
         samples.mean("equal"),
         tuple(samples.mean(f"stage {number}") for number in range(len(plan.stages))),
@@ -185,9 +186,9 @@ def measure(lists: Lists, plan: Plan, segments: Mapping[str, npt.NDArray[np.bool
     )
 
 
-def _segment(columns: Columns, rows: npt.NDArray[np.bool_], every: Sequence[int]) -> Segment:
+def _segment(columns: Columns, rows: npt.NDArray[np.bool_], *, every: Sequence[int]) -> Segment:
     names = ["everyone", *(f"{kind} {g}" for g in every for kind in ("recall", "0 without"))]
-    samples = Samples({name: columns[name] for name in names}, rows)
+    samples = BootstrapSamples({name: columns[name] for name in names}, rows)
     return Segment(
         samples.num_users,
         tuple(samples.mean(f"recall {g}") for g in every),
@@ -197,7 +198,7 @@ def _segment(columns: Columns, rows: npt.NDArray[np.bool_], every: Sequence[int]
 
 
 def _of_lists(lists: Lists) -> Columns:
-    """Counts of each user, of each generator and of each pair; [U] each."""
+    """Return the counts per user of each generator and each pair, [U] by name."""
     every = range(len(lists.names))
     pairs = [(g, h) for g in every for h in every if g < h]
     kinds = [f"{kind} {g}" for kind in ("full", "some", "hits", "shown", "recall", "unique") for g in every]
@@ -228,7 +229,7 @@ def _of_lists(lists: Lists) -> Columns:
 
 
 def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Which of the items of a user each list has among its chosen ones; float32 of 0 and 1 [U, G, G * K]."""
+    """Return which of a user's items each list has among its chosen ones; float32 of 0 and 1, [U, G, G * K]."""
     number = RankedLists(np.where(items > 0, items, -1)).number
     num_users, num_lists, depth = items.shape
     members = np.zeros((num_users, num_lists, num_lists * depth), np.float32)
@@ -237,8 +238,8 @@ def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt
     return members
 
 
-def _of_blends(lists: Lists, plan: Plan) -> Columns:
-    """Recall of each user, of each blend; [U] each."""
+def _of_blends(lists: Lists, plan: BlendPlan) -> Columns:
+    """Return the recall per user of each blend, [U] by name."""
     blends = {"everyone": plan.everyone, "equal": plan.equal}
     blends |= {f"stage {number}": budgets for number, budgets in enumerate(plan.stages)}
     blends |= {f"{n} without {g}": budgets for n, found in enumerate(plan.without) for g, budgets in found.items()}

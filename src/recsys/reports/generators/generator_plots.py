@@ -1,4 +1,4 @@
-"""Pictures of the report. Models are blue and heuristics grey in all of them."""
+"""Pictures of the generator report. Models are blue and heuristics grey in all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
-from recsys.reports.generators.blending import Budgets, Plan
+from recsys.reports.generators.blending import BlendPlan, Budgets
 from recsys.reports.generators.figures import Estimate, Figures
 from recsys.reports.generators.narrative import interval, percent, relative
 from recsys.reports.presentation.colours import BETTER, UNCLEAR, WORSE
@@ -17,42 +17,42 @@ from recsys.reports.presentation.picture import GRID, INK, QUIET, Picture, canva
 
 LEARNED, HEURISTIC = "#0072B2", "#8A8A8A"
 _SHADES = LinearSegmentedColormap.from_list("shades", ["#FFFFFF", "#0072B2"])
-# Above this part of the scale letters are white.
+# Cells above this share of the scale get white letters.
 _DARK = 0.55
 
 
 def bars(
-    names: Sequence[str], values: Sequence[Estimate], learned: Sequence[bool], finding: str, what: str, label: str
+    names: Sequence[str], values: Sequence[Estimate], *, learned: Sequence[bool], finding: str, what: str, label: str
 ) -> Picture:
-    """A figure of each generator as a bar with its interval, the largest first."""
+    """Draw a figure of each generator as a bar with its interval, the largest first."""
     order = sorted(range(len(names)), key=lambda number: -values[number].value)
     with canvas(height=1.25 + 0.33 * len(names)) as axis:
         for place, number in enumerate(order):
             value, colour = values[number], LEARNED if learned[number] else HEURISTIC
             axis.barh(place, value.value, 0.68, color=colour)
             axis.plot([value.low, value.high], [place, place], color=INK, linewidth=1.3)
-            _say(axis, percent(value.value), max(value.high, value.value), place)
+            _say(axis, percent(value.value), x=max(value.high, value.value), place=place)
         _rows(axis, [names[number] for number in order])
         axis.set_xlim(0, 1.14 * max(max(value.high for value in values), 1e-6))
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel(label)
-        headline(axis, finding, what)
+        headline(axis, finding, what=what)
     said = "; ".join(f"{names[n]} {percent(values[n].value)} ({interval(values[n])})" for n in order)
     return Picture.of(axis, f"Bars with 95% intervals: {label}. {finding}. {said}.")
 
 
 def changes(
-    names: Sequence[str], values: Sequence[Estimate], base: Estimate, finding: str, what: str, label: str
+    names: Sequence[str], values: Sequence[Estimate], *, base: Estimate, finding: str, what: str, label: str
 ) -> Picture:
-    """What each generator adds, or what goes with it, in shares of the best blend's recall.
+    """Draw the recall that each generator adds or that its retirement costs, in shares of the best blend's recall.
 
     Args:
-        names: of generators.
+        names: names of the generators.
         values: changes of recall.
         base: recall of the best blend.
-        finding: what a reader is to take home.
-        what: how to read it.
-        label: of the axis.
+        finding: conclusion for the reader.
+        what: explanation of the picture.
+        label: label of the axis.
     """
     with canvas(height=1.35 + 0.33 * len(names)) as axis:
         spoken = []
@@ -71,34 +71,37 @@ def changes(
         axis.margins(x=0.08)
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel(label)
-        headline(axis, finding, what)
+        headline(axis, finding, what=what)
     return Picture.of(axis, f"Changes with 95% intervals: {label}. {finding}. {'; '.join(spoken)}.")
 
 
-def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], finding: str, what: str) -> Picture:
-    """How much two generators share, as a matrix of shades."""
+def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], *, finding: str, what: str) -> Picture:
+    """Draw the overlap of every two generators as a matrix of shades."""
     size = len(names)
     values = np.full((size, size), np.nan)
     for (g, h), estimate in shared.items():
         values[g, h] = values[h, g] = estimate.value
     with canvas(height=1.9 + 0.36 * size) as axis:
-        _matrix(axis, values, names, names)
-        headline(axis, finding, what)
+        _matrix(axis, values, rows=names, columns=names)
+        headline(axis, finding, what=what)
     said = "; ".join(f"{names[g]} and {names[h]} {percent(e.value)}" for (g, h), e in shared.items())
     return Picture.of(axis, f"Matrix of shared items. {finding}. {said}.")
 
 
-def segments(figures: Figures, finding: str, what: str) -> Picture:
-    """Recall of generators (rows) in groups of users (columns)."""
+def segments(figures: Figures, finding: str, *, what: str) -> Picture:
+    """Draw the recall of generators (rows) in groups of users (columns)."""
     groups = list(figures.segments)
     values = np.array(
         [[figures.segments[group].recall[g].value for group in groups] for g in range(len(figures.names))]
     )
     with canvas(height=2.1 + 0.36 * len(figures.names)) as axis:
         _matrix(
-            axis, values, figures.names, [group.replace(": ", ":\n").replace("back ", "back\n") for group in groups]
+            axis,
+            values,
+            rows=figures.names,
+            columns=[group.replace(": ", ":\n").replace("back ", "back\n") for group in groups],
         )
-        headline(axis, finding, what)
+        headline(axis, finding, what=what)
     said = "; ".join(
         f"{group}: "
         + ", ".join(
@@ -109,8 +112,10 @@ def segments(figures: Figures, finding: str, what: str) -> Picture:
     return Picture.of(axis, f"Matrix of recall by generator and group of users. {finding}. {said}.")
 
 
-def budgets(figures: Figures, plan: Plan, kept: Budgets, learned: Sequence[bool], finding: str, what: str) -> Picture:
-    """Budgets of the best blend of all, and of those that stay."""
+def budgets(
+    figures: Figures, plan: BlendPlan, *, kept: Budgets, learned: Sequence[bool], finding: str, what: str
+) -> Picture:
+    """Draw the budgets of the best blend of all generators, and of the kept ones."""
     shown = [("all", plan.everyone), ("those that stay", kept)]
     used = [g for g in range(len(figures.names)) if any(blend[g] for _, blend in shown)]
     used.sort(key=lambda g: -plan.everyone[g])
@@ -119,17 +124,17 @@ def budgets(figures: Figures, plan: Plan, kept: Budgets, learned: Sequence[bool]
             colour = LEARNED if learned[g] else HEURISTIC
             for offset, (_, blend), alpha in ((-0.19, shown[0], 0.45), (0.19, shown[1], 1.0)):
                 axis.barh(place + offset, blend[g], 0.34, color=colour, alpha=alpha)
-                _say(axis, str(blend[g]), blend[g], place + offset)
+                _say(axis, str(blend[g]), x=blend[g], place=place + offset)
         _rows(axis, [figures.names[g] for g in used])
         axis.set_xlim(0, 1.12 * max(max(blend) for _, blend in shown))
         axis.set_xlabel(f"candidates of {figures.k}; pale: all generators, strong: those that stay")
-        headline(axis, finding, what)
+        headline(axis, finding, what=what)
     said = "; ".join(f"{name}: " + ", ".join(f"{figures.names[g]} {blend[g]}" for g in used) for name, blend in shown)
     return Picture.of(axis, f"Bars of budgets. {finding}. {said}.")
 
 
-def blends(figures: Figures, kept: Estimate, finding: str, what: str) -> Picture:
-    """Recall of blends beside the best generator alone."""
+def blends(figures: Figures, kept: Estimate, *, finding: str, what: str) -> Picture:
+    """Draw the recall of blends beside that of the best single generator."""
     best = max(range(len(figures.names)), key=lambda number: figures.alone[number].recall.value)
     shown = {
         f"{figures.names[best]} alone": figures.alone[best].recall,
@@ -143,17 +148,17 @@ def blends(figures: Figures, kept: Estimate, finding: str, what: str) -> Picture
             is_limit = value is figures.union
             axis.barh(place, value.value, 0.68, color="#D8D8D8" if is_limit else "#00805E")
             axis.plot([value.low, value.high], [place, place], color=INK, linewidth=1.3)
-            _say(axis, percent(value.value), value.high, place)
+            _say(axis, percent(value.value), x=value.high, place=place)
         _rows(axis, list(shown))
         axis.set_xlim(0, 1.14 * figures.union.high)
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel("recall")
-        headline(axis, finding, what)
+        headline(axis, finding, what=what)
     said = "; ".join(f"{name} {percent(value.value)} ({interval(value)})" for name, value in shown.items())
     return Picture.of(axis, f"Bars of recall with 95% intervals. {finding}. {said}.")
 
 
-def _matrix(axis: Axes, values: npt.NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> None:
+def _matrix(axis: Axes, values: npt.NDArray[np.float64], *, rows: Sequence[str], columns: Sequence[str]) -> None:
     top = float(np.nanmax(values)) if np.isfinite(values).any() else 1.0
     axis.imshow(np.nan_to_num(values) / max(top, 1e-9), cmap=_SHADES, vmin=0, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
@@ -180,7 +185,7 @@ def _rows(axis: Axes, names: Sequence[str]) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _say(axis: Axes, text: str, x: float, place: float) -> None:
+def _say(axis: Axes, text: str, *, x: float, place: float) -> None:
     axis.annotate(text, (x, place), (4, 0), "data", "offset points", va="center", size=9, color=QUIET)
 
 

@@ -1,8 +1,7 @@
-"""The whole report: for the terminal, and as one HTML page."""
+"""The generator report, for the terminal and as one HTML page."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,63 +10,66 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from recsys.core.io import atomic_write
 from recsys.reports.generators import generator_plots as plots
-from recsys.reports.generators import generator_tables as sheets
+from recsys.reports.generators import generator_tables as tables
 from recsys.reports.generators import narrative as words
 from recsys.reports.generators.figures import Estimate
 from recsys.reports.generators.study import Study
 from recsys.reports.presentation.page import Section, page
 from recsys.reports.presentation.picture import Picture
 
-# Of tables in files.
+# Width of tables in files.
 _WIDTH = 160
 _HOW = "blue: learned, grey: heuristics; line: 95% interval"
 
 
-class Report:
-    """A study as people read it.
+class GeneratorReport:
+    """A study of generators for people to read.
 
     Args:
-        study: what was found out.
+        study: results of the study.
     """
 
     def __init__(self, study: Study) -> None:
         self.study, self.figures = study, study.figures
-        self.advice = words.advise(study.figures, study.plan, study.tolerance)
-        self.verdicts = words.verdicts(study.figures, study.plan, study.tolerance, study.chosen_on)
-        self._kept, self._kept_recall, _ = words.kept(study.figures, study.plan, study.tolerance)
+        self.advice = words.advise(study.figures, study.plan, tolerance=study.tolerance)
+        self.verdicts = words.verdicts(study.figures, study.plan, tolerance=study.tolerance, chosen_on=study.chosen_on)
+        self._kept, self._kept_recall, _ = words.kept(study.figures, study.plan, tolerance=study.tolerance)
         self._num_gone = words.num_confirmed(study.figures, study.tolerance)
         self._learned = [source.is_learned for source in study.sources]
 
     def print(self, console: Console) -> None:
-        """Verdicts, and the main tables, to a terminal."""
-        sheets.terminal(self.figures, self.advice).print(console)
+        """Print the verdicts and the main tables to a terminal."""
+        tables.terminal(self.figures, self.advice).print(console)
         console.print()
-        sheets.blends(self.figures, self.study.plan, self.study.tolerance).print(console)
+        tables.blends(self.figures, self.study.plan, tolerance=self.study.tolerance).print(console)
         console.print()
         for verdict in self.verdicts:
             console.print(verdict, style="bold", markup=False, highlight=False)
 
     def write(self, file: Path) -> None:
-        """Everything as one HTML file that needs no other."""
+        """Write the report as one self-contained HTML file."""
         figures, study = self.figures, self.study
-        by_group = (sheets.segments(figures), sheets.losses(figures)) if figures.segments else ()
+        by_group = (tables.segments(figures), tables.losses(figures)) if figures.segments else ()
         sections = [
-            Section("What is compared", (), (sheets.sources(figures, study.sources, study.missing),)),
+            Section("What is compared", (), (tables.sources(figures, study.sources, missing=study.missing),)),
             Section("What is each worth beside the others?", self._worth()),
-            Section("How good is each on its own?", self._alone(), (sheets.main(figures, self.advice),)),
-            Section("Who finds what the others find as well?", self._shared(), (sheets.overlaps(figures),)),
+            Section("How good is each on its own?", self._alone(), (tables.main(figures, self.advice),)),
+            Section("Who finds what the others find as well?", self._shared(), (tables.overlaps(figures),)),
             Section("For whom?", self._for_whom(), by_group),
             Section(
-                "The blend: one list from all", self._blends(), (sheets.blends(figures, study.plan, study.tolerance),)
+                "The blend: one list from all",
+                self._blends(),
+                (tables.blends(figures, study.plan, tolerance=study.tolerance),),
             ),
-            Section("Recommendation", (), (sheets.recommendation(self.advice),)),
+            Section("Recommendation", (), (tables.recommendation(self.advice),)),
         ]
         title = f"{len(figures.names)} candidate generators: which earn their place?"
-        content = page(title, self.verdicts, [s for s in sections if s.pictures or s.sheets], self._foot())
-        part = file.with_name(file.name + ".part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, file)
+        content = page(
+            title, self.verdicts, sections=[s for s in sections if s.pictures or s.tables], foot=self._foot()
+        )
+        atomic_write(file, content)
 
     def _worth(self) -> tuple[Picture, ...]:
         figures, how = self.figures, "blue: above zero beyond chance, orange: below, grey: cannot be told"
@@ -77,7 +79,12 @@ class Report:
         def changes(values: Mapping[str, Estimate], finding: str, what: str, label: str) -> Picture:
             label = f"{label}, of the best blend's recall, 95% interval"
             return plots.changes(
-                list(values), list(values.values()), figures.everyone, finding, f"{what}; {how}", label
+                list(values),
+                list(values.values()),
+                base=figures.everyone,
+                finding=finding,
+                what=f"{what}; {how}",
+                label=label,
             )
 
         lost = {name: figure.lost for name, figure in zip(names, alone, strict=True)}
@@ -110,7 +117,9 @@ class Report:
         figures, names, k = self.figures, self.figures.names, self.figures.k
 
         def bars(values: Sequence[Estimate], finding: str, what: str, label: str) -> Picture:
-            return plots.bars(names, values, self._learned, finding, f"{what}; {_HOW}", label)
+            return plots.bars(
+                names, values, learned=self._learned, finding=finding, what=f"{what}; {_HOW}", label=label
+            )
 
         recall, rate, full, unique = (
             [getattr(alone, what) for alone in figures.alone] for what in ("recall", "rate", "full", "unique")
@@ -132,7 +141,7 @@ class Report:
             g, h = max(shared, key=lambda pair: shared[pair].value)
             finding = f"{names[g]} and {names[h]}: most alike in {what}"
             how = f"of the {what} of either of two generators, what both have (Jaccard similarity)"
-            found.append(plots.overlap(names, shared, finding, how))
+            found.append(plots.overlap(names, shared, finding=finding, what=how))
         return tuple(found)
 
     def _for_whom(self) -> tuple[Picture, ...]:
@@ -143,7 +152,7 @@ class Report:
         finding = (
             "Who finds most depends on the user" if new is None else f"New users: {self._best(new.recall)} finds most"
         )
-        return (plots.segments(self.figures, finding, "recall of each generator in each group of users"),)
+        return (plots.segments(self.figures, finding, what="recall of each generator in each group of users"),)
 
     def _blends(self) -> tuple[Picture, ...]:
         figures, plan = self.figures, self.study.plan
@@ -152,12 +161,12 @@ class Report:
         return (
             plots.blends(
                 figures, self._kept_recall,
-                f"Budgets change recall by {words.percent(gain.value, True)} against equal turns",
-                f"{figures.k} candidates in all; the last, without a limit, is what no blend can exceed",
+                finding=f"Budgets change recall by {words.percent(gain.value, True)} against equal turns",
+                what=f"{figures.k} candidates in all; the last, without a limit, is what no blend can exceed",
             ),
             plots.budgets(
-                figures, plan, self._kept, self._learned, f"{largest} gets most of the list",
-                f"chosen on {self.study.chosen_on}, tenth by tenth for whoever adds most",
+                figures, plan, kept=self._kept, learned=self._learned, finding=f"{largest} gets most of the list",
+                what=f"chosen on {self.study.chosen_on}, tenth by tenth for whoever adds most",
             ),
         )  # fmt: skip
 
@@ -175,18 +184,18 @@ class Report:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Says lines with the time since the beginning, so that one sees what takes long."""
+    """Yield a function that prints a line with the seconds since the beginning, to show which step takes long."""
     begin, console = time.monotonic(), Console(stderr=True, soft_wrap=True)
     yield lambda line: console.print(f"{time.monotonic() - begin:6.0f} s  {line}", markup=False, highlight=False)
 
 
 def screen() -> Console:
-    """Where tables go: as wide as they need to be in files."""
+    """Return a console for tables: as wide as the terminal, or as wide as needed in a file."""
     console = Console()
     return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def _above(values: Mapping[str, Estimate]) -> str:
-    """Who is above zero beyond chance."""
+    """Return the names of those whose interval lies above zero."""
     names = [name for name, value in values.items() if value.low > 0]
     return words.joined(names) if names else "none"

@@ -1,4 +1,4 @@
-"""Ranked lists of all generators for the same requests, and what of them was hit.
+"""Ranked lists of all generators for the same requests, and the hits among them.
 
 Shapes: U users, G generators, K candidates.
 """
@@ -14,26 +14,25 @@ import numpy.typing as npt
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.relevance import relevant_items
 
-# The list that serves whoever is left with nothing: what is popular. It is the last of all, and no generator.
+# Name of the list that fills up after all generators. It is not a generator.
 FALLBACK = "popularity for the rest"
 _BLOCK = 1024
 
 
-# item_idx [R, k] for R requests, best first, 0 where there is no further one; none twice, and none that is to be left
-# out.
+# Returns item_idx [R, k] for R requests, best first, without repeated or excluded items, and 0 after the end of a list.
 Lister = Callable[[Requests, int], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class Lists:
-    """What every generator gives each user.
+    """Candidates that every generator gives each user.
 
     Attributes:
-        names: of the generators; the fallback has none.
-        requests: of the users that have something to find, U.
-        items: item_idx, 0 where a list has ended, and the fallback last; int32 [U, G + 1, K].
-        hits: which of them the user went on to engage with; bool [U, G + 1, K].
-        num_relevant: items that could be found, those outside the corpus included; int64 [U].
+        names: names of the generators; the fallback has none.
+        requests: users with something to find, U.
+        items: item_idx, 0 after the end of a list; the fallback comes last. int32 [U, G + 1, K].
+        hits: whether the user engaged with the candidate later; bool [U, G + 1, K].
+        num_relevant: number of items to find, those outside the corpus included; int64 [U].
     """
 
     names: tuple[str, ...]
@@ -47,17 +46,19 @@ class Lists:
 
     @property
     def k(self) -> int:
-        """Candidates that each generator may give, K."""
+        """Maximum number of candidates of a generator, K."""
         return int(self.items.shape[2])
 
     def take(self, rows: npt.NDArray[np.int64]) -> Lists:
-        """Some of the users."""
+        """Return the lists of some of the users."""
         requests = Requests(*(column[rows] for column in self.requests))
         return Lists(self.names, requests, self.items[rows], self.hits[rows], self.num_relevant[rows])
 
 
-def answerable(dataset: PreparedDataset, part: Part, exclude_seen: bool, max_users: int | None, seed: int) -> Requests:
-    """Requests of the users that have something to find in `part`; at most `max_users` of them, drawn at random."""
+def answerable(
+    dataset: PreparedDataset, part: Part, *, exclude_seen: bool, max_users: int | None, seed: int
+) -> Requests:
+    """Return the requests of users with something to find in `part`, at most `max_users` of them, sampled at random."""
     requests = dataset.requests(part)
     relevant = relevant_items(dataset, part, requests, exclude_seen)
     rows = np.flatnonzero(np.diff(relevant.offsets))
@@ -69,13 +70,14 @@ def answerable(dataset: PreparedDataset, part: Part, exclude_seen: bool, max_use
 def collect(
     listers: Mapping[str, Lister],
     fallback: Lister,
+    *,
     dataset: PreparedDataset,
     part: Part,
     requests: Requests,
     k: int,
     exclude_seen: bool,
 ) -> Lists:
-    """Ask every generator for `k` candidates for each request, and compare them with what came in `part`."""
+    """Collect `k` candidates per generator and request, and mark those that the user engaged with in `part`."""
     relevant = relevant_items(dataset, part, requests, exclude_seen)
     num_users, width = len(requests.user_idx), dataset.num_items + 1
     items = np.zeros((num_users, len(listers) + 1, k), np.int32)
@@ -87,6 +89,6 @@ def collect(
         wanted = relevant.take(np.arange(begin, begin + len(block)))
         owner = np.repeat(np.arange(len(block)), np.diff(wanted.offsets))
         found = np.isin(np.arange(len(block))[:, None, None] * width + block, owner * width + wanted.values)
-        # A model can know items that the data does not have; their numbers are beyond its own.
+        # A model may return items that the data set does not have; their numbers lie beyond `width`.
         hits[begin : begin + _BLOCK] = found & (block > 0) & (block < width)
     return Lists(tuple(listers), requests, items, hits, np.diff(relevant.offsets))

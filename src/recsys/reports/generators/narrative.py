@@ -1,4 +1,4 @@
-"""What the figures say, in sentences."""
+"""Findings of a generator study in sentences."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from recsys.reports.generators.blending import Budgets, Plan
+from recsys.reports.generators.blending import BlendPlan, Budgets
 from recsys.reports.generators.figures import Estimate, Figures
 
-Verdict = Literal["keep", "unclear", "retire"]
+AdviceKind = Literal["keep", "unclear", "retire"]
 SHOWN = {"keep": "keep", "unclear": "keep for now", "retire": "retire"}
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do with a generator, and why."""
+    """Recommendation for a generator, with the reason."""
 
     name: str
-    verdict: Verdict
+    verdict: AdviceKind
     why: str
 
 
 def percent(value: float, signed: bool = False) -> str:
-    """A share of one as percent, with as many digits as it needs; a loss has a minus sign that is one."""
+    """Format a share as percent, with as many digits as it needs and a typographic minus sign."""
     if value == 0:
         return "0%"
     digits = 0 if abs(value) >= 0.1 else 1 if abs(value) >= 0.01 or signed else 2
@@ -31,36 +31,36 @@ def percent(value: float, signed: bool = False) -> str:
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
-    """Its 95% interval, in percent."""
+    """Format the 95% interval of an estimate, in percent."""
     return f"{percent(estimate.low, signed)} to {percent(estimate.high, signed)}"
 
 
 def relative(estimate: Estimate, base: Estimate) -> Estimate:
-    """An estimate in shares of another's value."""
+    """Return an estimate in shares of another estimate's value."""
     return Estimate(*(part / max(base.value, 1e-12) for part in estimate))
 
 
 def num_confirmed(figures: Figures, tolerance: float) -> int:
-    """How many generators, in the order in which they could go, the users measured let go.
+    """Return how many generators, in the order of the plan, the measured users confirm as dispensable.
 
-    The blends that are left are tested one after the other, up to the first whose recall may be lower by more than the
-    tolerance. Since the order was fixed before and the first failure ends it, all tests together err as rarely as one
-    (fixed-sequence testing: Maurer, Hothorn and Lehmacher 1995).
+    The remaining blends are tested one after the other, up to the first whose recall may be lower by more than the
+    tolerance. The order was fixed before and the first failure ends the sequence, so all tests together have the error
+    rate of one (fixed-sequence testing: Maurer, Hothorn and Lehmacher 1995).
     """
     bound = -tolerance * figures.everyone.value
     return next((n for n, gain in enumerate(figures.stage_gains) if gain.low < bound), len(figures.stage_gains))
 
 
-def kept(figures: Figures, plan: Plan, tolerance: float) -> tuple[Budgets, Estimate, Estimate]:
-    """Budgets of the blend of those that stay, its recall, and its gain over that of all, in shares of that."""
+def kept(figures: Figures, plan: BlendPlan, *, tolerance: float) -> tuple[Budgets, Estimate, Estimate]:
+    """Return the budgets of the kept generators' blend, its recall, and its gain relative to the full blend."""
     number = num_confirmed(figures, tolerance) - 1
     if number < 0:
         return plan.everyone, figures.everyone, Estimate(0.0, 0.0, 0.0)
     return plan.stages[number], figures.stages[number], relative(figures.stage_gains[number], figures.everyone)
 
 
-def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
-    """What to do with each generator, those that stay first, the most valuable first."""
+def advise(figures: Figures, plan: BlendPlan, *, tolerance: float) -> list[Advice]:
+    """Return the advice for each generator: kept ones first, the most valuable first."""
     confirmed, found = num_confirmed(figures, tolerance), []
     for number, name in enumerate(figures.names):
         is_gone = number in plan.retired[:confirmed]
@@ -70,7 +70,7 @@ def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
             continue
         lost = relative(needed, figures.everyone)
         cost = f"Without it the blend {'' if is_gone or not confirmed else 'of those that stay '}{_loss(lost)}"
-        verdict: Verdict = "unclear"
+        verdict: AdviceKind = "unclear"
         if is_gone:
             verdict = "retire"
             why = f"{cost}: the others find what it finds."
@@ -90,15 +90,15 @@ def advise(figures: Figures, plan: Plan, tolerance: float) -> list[Advice]:
     return [found[g] for g in ranked]
 
 
-def verdicts(figures: Figures, plan: Plan, tolerance: float, chosen_on: str) -> list[str]:
-    """The recommendation in a few sentences, the most important one first."""
-    advice = advise(figures, plan, tolerance)
+def verdicts(figures: Figures, plan: BlendPlan, *, tolerance: float, chosen_on: str) -> list[str]:
+    """Return the recommendation in a few sentences, the most important one first."""
+    advice = advise(figures, plan, tolerance=tolerance)
     named = {verdict: [said.name for said in advice if said.verdict == verdict] for verdict in SHOWN}
     go, unclear = named["retire"], named["unclear"]
     stay = named["keep"] + unclear
     sentences = [f"Keep {joined(stay)}." + (f" Retire {joined(go)}." if go else " Retire none.")]
     if go:
-        _, recall, gain = kept(figures, plan, tolerance)
+        _, recall, gain = kept(figures, plan, tolerance=tolerance)
         sentences.append(
             f"The {len(stay)} that stay find {percent(recall.value)} of what users go on to engage with, all "
             f"{len(figures.names)} together {percent(figures.everyone.value)}: {_change(gain, tolerance)}."
@@ -126,7 +126,7 @@ def _change(gain: Estimate, tolerance: float) -> str:
 
 
 def joined(names: Sequence[str]) -> str:
-    """Names as a sentence lists them."""
+    """Return names as a list in a sentence."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 

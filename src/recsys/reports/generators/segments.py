@@ -1,4 +1,4 @@
-"""Groups of users by how much is known of them, and how old it is."""
+"""Groups of users by the length and the age of their histories."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy.typing as npt
 from recsys.data.dataset import PreparedDataset, Requests
 
 _DAY = 86_400
-# Groups of fewer users say nothing.
+# Smaller groups are left out.
 MIN_USERS = 20
 
 
 def segments(dataset: PreparedDataset, requests: Requests) -> dict[str, npt.NDArray[np.bool_]]:
-    """Name -> which of the requests; bool [R] each.
+    """Return the rows of requests in each group, bool [R] by name.
 
-    By history: none, up to the median of those who have one, more. By the time between the last event of the history
-    and the first event after it, where time is known: up to a day, up to a week, more.
+    Groups by length of the history: none, up to the median of the non-empty ones, more. Groups by the time between the
+    last event of the history and the next event, if the data has times: up to a day, up to a week, more.
     """
     lengths = requests.end - dataset.offsets[requests.user_idx]
     there = lengths > 0

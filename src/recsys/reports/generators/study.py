@@ -1,4 +1,4 @@
-"""Candidate generators of one data set, asked, chosen from and measured."""
+"""Study of the candidate generators of one data set: collect candidates, choose blends, measure."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from recsys.baselines.interactions import Until
 from recsys.core.errors import UserError
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.experiments.assembly import open_data
-from recsys.reports.generators.blending import Funnel, Plan, plan
+from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
 from recsys.reports.generators.figures import Figures, measure
 from recsys.reports.generators.lists import Lister, Lists, answerable, collect
 from recsys.reports.generators.segments import segments
-from recsys.reports.generators.sources import Source, open_sources, popular
+from recsys.reports.generators.studied_generators import StudiedGenerator, open_generators, popular
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was found out about generators.
+    """Results of a study of generators.
 
     Attributes:
-        sources: the generators, in the order of the figures.
-        missing: those that the data is not for, and why.
-        plan: the blends.
-        figures: of generators and blends.
-        tolerance: share of recall that may be lost by all that are retired.
-        chosen_on: whose future the blends were chosen by, in words.
-        fingerprint: names the data.
+        sources: generators, in the order of the figures.
+        missing: generators that cannot use the data, with the reason.
+        plan: blends.
+        figures: figures of generators and blends.
+        tolerance: share of recall that all retired generators together may lose.
+        chosen_on: users whose future chose the blends, in words.
+        fingerprint: fingerprint of the data.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[StudiedGenerator]
     missing: Mapping[str, str]
-    plan: Plan
+    plan: BlendPlan
     figures: Figures
     tolerance: float
     chosen_on: str
@@ -45,17 +45,17 @@ class Study:
 
 
 def study(config: DictConfig, say: Say) -> Study:
-    """Ask generators for candidates, choose blends, and measure all of them.
+    """Collect the candidates of all generators, choose blends, and measure both.
 
-    What is chosen (settings, budgets, who goes) is chosen on validation and measured on test. Where a model has learned
-    from validation too, one half of the test users takes its place, and the others are measured.
+    Settings, budgets and retired generators are chosen on validation and measured on test. If a model has learned from
+    validation too, one half of the test users takes the place of validation, and the other half is measured.
 
     Args:
-        config: composed from `conf/generators.yaml`.
-        say: gets lines about what is being done.
+        config: configuration composed from `conf/generators.yaml`.
+        say: function that shows a line of progress.
 
     Raises:
-        UserError: there is nobody to ask for, or a generator cannot be used.
+        UserError: If there are no users to measure on, or a generator cannot be used.
     """
     if config.k < 1:
         raise UserError(f"k: found {config.k}, expected at least 1")
@@ -63,55 +63,74 @@ def study(config: DictConfig, say: Say) -> Study:
         raise UserError(f"tolerance: found {config.tolerance}, expected a share, 0 or more and below 1")
     dataset = open_data(config)
     for part in ("val", "test"):
-        if not len(answerable(dataset, part, config.exclude_seen, None, 0).user_idx):
+        if not len(answerable(dataset, part, exclude_seen=config.exclude_seen, max_users=None, seed=0).user_idx):
             raise UserError(
                 f"{dataset.path}: nobody has anything to find in the {part} part; generators are chosen on val and "
                 "measured on test"
             )
-    sources, missing = open_sources(config, dataset, say)
+    sources, missing = open_generators(config, dataset, say=say)
     in_halves = any(source.knows_validation for source in sources)
-    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources, say)
+    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources=sources, say=say)
     say(f"choosing budgets for {len(choosing):,} users")
-    chosen = plan(Funnel(choosing, keep=True), config.k, config.tolerance)
+    chosen = plan_blends(Funnel(choosing, keep=True), config.k, tolerance=config.tolerance)
     say(f"measuring {len(measuring):,} users")
-    figures = measure(measuring, chosen, segments(dataset, measuring.requests))
+    figures = measure(measuring, chosen, segments=segments(dataset, measuring.requests))
     chosen_on = "one half of the test users" if in_halves else "the validation part"
     return Study(sources, missing, chosen, figures, config.tolerance, chosen_on, dataset.meta.fingerprint)
 
 
-def _parts(config: DictConfig, dataset: PreparedDataset, sources: Sequence[Source], say: Say) -> tuple[Lists, Lists]:
-    """Validation to choose by, test to measure."""
+def _parts(
+    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], say: Say
+) -> tuple[Lists, Lists]:
+    """Return the lists of validation, to choose by, and those of test, to measure."""
     limits: Mapping[Part, int | None] = {"val": config.choosing_users, "test": config.max_users}
     val, test = (
         _collect(
-            config, dataset, sources, part, answerable(dataset, part, config.exclude_seen, limit, config.seed), say
+            config,
+            dataset,
+            sources=sources,
+            part=part,
+            requests=answerable(dataset, part, exclude_seen=config.exclude_seen, max_users=limit, seed=config.seed),
+            say=say,
         )
         for part, limit in limits.items()
     )
     return val, test
 
 
-def _halves(config: DictConfig, dataset: PreparedDataset, sources: Sequence[Source], say: Say) -> tuple[Lists, Lists]:
-    """One half of the test users to choose by, the other to measure."""
-    requests = answerable(dataset, "test", config.exclude_seen, config.max_users, config.seed)
+def _halves(
+    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], say: Say
+) -> tuple[Lists, Lists]:
+    """Return the lists of one half of the test users, to choose by, and those of the other half, to measure."""
+    requests = answerable(
+        dataset, "test", exclude_seen=config.exclude_seen, max_users=config.max_users, seed=config.seed
+    )
     order = np.random.default_rng(config.seed).permutation(len(requests.user_idx))
     half = len(order) // 2
     if not half:
         raise UserError("one test user alone cannot be split into those to choose by and those to measure")
-    lists = _collect(config, dataset, sources, "test", requests, say)
+    lists = _collect(config, dataset, sources=sources, part="test", requests=requests, say=say)
     return lists.take(np.sort(order[:half][: config.choosing_users])), lists.take(np.sort(order[half:]))
 
 
 def _collect(
-    config: DictConfig, dataset: PreparedDataset, sources: Sequence[Source], part: Part, requests: Requests, say: Say
+    config: DictConfig,
+    dataset: PreparedDataset,
+    *,
+    sources: Sequence[StudiedGenerator],
+    part: Part,
+    requests: Requests,
+    say: Say,
 ) -> Lists:
     until: Until = "train" if part == "val" else "val"
     say(f"{part}: {len(requests.user_idx):,} users x {len(sources)} generators x {config.k} candidates")
     listers = {source.name: _opened(source, until) for source in sources}
-    fallback = popular(dataset, until, config.exclude_seen)
-    return collect(listers, fallback, dataset, part, requests, config.k, config.exclude_seen)
+    fallback = popular(dataset, until, exclude_seen=config.exclude_seen)
+    return collect(
+        listers, fallback, dataset=dataset, part=part, requests=requests, k=config.k, exclude_seen=config.exclude_seen
+    )
 
 
-def _opened(source: Source, until: Until) -> Lister:
-    """What opens its source once it is asked, so that one model is in memory at a time."""
+def _opened(source: StudiedGenerator, until: Until) -> Lister:
+    """Return a lister that opens its generator on first use, so that only one model is in memory at a time."""
     return lambda requests, k: source.open(until)(requests, k)

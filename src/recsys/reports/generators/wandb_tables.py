@@ -1,4 +1,4 @@
-"""The figures as W&B tables."""
+"""Figures of a generator study as W&B tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cells = list[str | int | float]
 
 
 def mirror(study: Study, logger: DictConfig) -> None:
-    """Log the tables and each generator's figures, if a project is named; offline where there is no key."""
+    """Log the tables and the figures of each generator if a project is named; offline if there is no key."""
     if logger.project is None:
         return
     import wandb
@@ -37,9 +37,9 @@ def mirror(study: Study, logger: DictConfig) -> None:
 
 
 def tables(study: Study) -> dict[str, tuple[list[str], list[Cells]]]:
-    """Name -> heads and rows, all figures as numbers with the ends of their intervals."""
+    """Return heads and rows of each table by name; every figure is a number, followed by the ends of its interval."""
     figures, names = study.figures, study.figures.names
-    verdict = {said.name: SHOWN[said.verdict] for said in advise(figures, study.plan, study.tolerance)}
+    verdict = {said.name: SHOWN[said.verdict] for said in advise(figures, study.plan, tolerance=study.tolerance)}
     generators: list[Cells] = [
         [
             name,

@@ -1,1 +1,1 @@
-"""What people look at: tables and pictures that are the same in a terminal, a notebook and an HTML page."""
+"""Tables and pictures that look the same in a terminal, a notebook and an HTML page."""

@@ -1,4 +1,4 @@
-"""Names beside what they name, instead of a legend; none lies on another."""
+"""Places names beside the points and lines that they name, in the place of a legend, without overlaps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy.optimize import isotonic_regression
 
 from recsys.reports.presentation.picture import figure_of
 
-# Of a line of text, in points.
+# Height of a line of text in points.
 LINE = 12.0
 
 
 @dataclass(frozen=True)
 class Label:
-    """A name at a point of the data, and the ends of the point's interval, if it is drawn with one."""
+    """A name at a point of the data, and the ends of the point's interval if the picture shows one."""
 
     text: str
     x: float
@@ -30,7 +30,7 @@ class Label:
 
 
 def spread(wanted: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float64]:
-    """Positions nearest to `wanted`, in the same order, at least `gap` apart.
+    """Return the positions nearest to `wanted` that are at least `gap` apart, in the same order.
 
     With y_i = p_i - i gap this is isotonic regression: neighbours that collide share a block around their mean.
     """
@@ -42,7 +42,7 @@ def spread(wanted: npt.NDArray[np.float64], gap: float) -> npt.NDArray[np.float6
 
 
 def label_ends(axis: Axes, labels: Sequence[Label]) -> None:
-    """Names to the right of the ends of lines, moved up or down where they would collide."""
+    """Write names to the right of the ends of lines, moved up or down where they would collide."""
     if not labels:
         return
     figure = figure_of(axis)
@@ -63,7 +63,7 @@ def label_ends(axis: Axes, labels: Sequence[Label]) -> None:
 
 
 def label_points(axis: Axes, labels: Sequence[Label]) -> None:
-    """Names beside points: at the first of several places where they cover no other name, no point and no interval."""
+    """Write names beside points, each at the first place where it covers no other name, point or interval."""
     figure = figure_of(axis)
     figure.draw_without_rendering()
     points = axis.transData.transform([(label.x, label.y) for label in labels]).reshape(-1, 2)
@@ -79,7 +79,7 @@ def label_points(axis: Axes, labels: Sequence[Label]) -> None:
     for label, own, (_, middle) in zip(labels, list(taken), points, strict=True):
         up, down = (own.y1 - middle) / unit, (own.y0 - middle) / unit
         places = [(8.0, 0.0, "left"), (-8.0, 0.0, "right")]
-        # Above the interval and below it, then further away.
+        # Try above and below the interval first, then further away.
         for step in range(4):
             for height in (up + 9 + LINE * step, down - 9 - LINE * step):
                 places += [(0.0, height, "center"), (-4.0, height, "left"), (4.0, height, "right")]

@@ -1,4 +1,4 @@
-"""A figure with the text that says what it shows: for notebooks, for HTML pages, and for who cannot see it."""
+"""A figure with a text alternative, for notebooks and HTML pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, QUIET, GRID = "#222222", "#5F5F5F", "#E4E4E4"
-# Wide enough for a page, and its letters large enough for a phone.
+# Inches: wide enough for a page, with letters that a phone still shows well.
 WIDTH = 5.6
 
 _STYLE: Any = {
@@ -37,9 +37,9 @@ _STYLE: Any = {
     "xtick.color": QUIET,
     "ytick.color": QUIET,
     "lines.linewidth": 2.0,
-    # Names of runs are no formulas.
+    # Names of runs may contain a dollar sign.
     "text.parse_math": False,
-    # Letters are drawn as shapes: a reader needs no font. Ids are the same every time.
+    # Letters are drawn as shapes, so no font is needed. The salt makes ids reproducible.
     "svg.fonttype": "path",
     "svg.hashsalt": "recsys",
 }
@@ -50,8 +50,8 @@ class Picture:
     """A drawn figure.
 
     Attributes:
-        figure: of matplotlib, for whoever wants to change it.
-        alt: what it shows, in words and figures.
+        figure: matplotlib figure, which callers may change.
+        alt: description of the figure in words and numbers.
     """
 
     figure: Figure
@@ -59,7 +59,7 @@ class Picture:
 
     @classmethod
     def of(cls, axis: Axes, alt: str) -> Picture:
-        """The figure of an axis, its layout settled: drawn again, nothing moves."""
+        """Return the picture of an axis's figure, with its layout fixed, so that drawing it again moves nothing."""
         figure = figure_of(axis)
         with matplotlib.rc_context(_STYLE):
             for _ in range(3):
@@ -68,7 +68,7 @@ class Picture:
         return cls(figure, alt)
 
     def svg(self) -> str:
-        """The drawing, without anything from outside."""
+        """Return the drawing as SVG without external references."""
         content = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         with matplotlib.rc_context(_STYLE):
@@ -77,7 +77,7 @@ class Picture:
         return text[text.index("<svg") :]
 
     def html(self) -> str:
-        """An `<img>` that holds the drawing itself."""
+        """Return an `<img>` element that contains the drawing."""
         drawing = base64.b64encode(self.svg().encode()).decode()
         return (
             f'<img src="data:image/svg+xml;base64,{drawing}" alt="{escape(self.alt, quote=True)}" '
@@ -85,7 +85,7 @@ class Picture:
         )
 
     def save(self, path: Path) -> None:
-        """Write a file of the kind that its name says (.png, .svg, .pdf)."""
+        """Write a file in the format of its suffix (.png, .svg, .pdf)."""
         with matplotlib.rc_context(_STYLE):
             self.figure.savefig(path, dpi=200)
 
@@ -95,20 +95,20 @@ class Picture:
 
 @contextmanager
 def canvas(height: float = 3.6) -> Iterator[Axes]:
-    """Axes of a new figure so many inches high, in the style of all pictures."""
+    """Yield the axes of a new figure in the style of all pictures; `height` is in inches."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         yield figure.add_subplot()
 
 
-def headline(axis: Axes, finding: str, what: str) -> None:
-    """What a picture shows, in bold, and what is drawn, beneath it; from the figure's left edge, in lines that fit.
+def headline(axis: Axes, finding: str, *, what: str) -> None:
+    """Write the finding in bold and its explanation beneath it, from the figure's left edge, in lines that fit.
 
     Args:
-        axis: of the figure.
-        finding: what a reader is to take home.
-        what: what the axes show, and how to read them.
+        axis: axes of the figure.
+        finding: conclusion for the reader.
+        what: explanation of the axes and marks.
     """
     figure = figure_of(axis)
     width, height = (float(size) * 72 for size in figure.get_size_inches())
@@ -129,7 +129,7 @@ def headline(axis: Axes, finding: str, what: str) -> None:
 
 
 def figure_of(axis: Axes) -> Figure:
-    """The figure that an axis belongs to."""
+    """Return the figure that an axis belongs to."""
     figure = axis.get_figure(root=True)
     assert isinstance(figure, Figure)
     return figure

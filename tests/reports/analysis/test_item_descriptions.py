@@ -13,7 +13,7 @@ from worlds import write_run, write_world
 from recsys.core.errors import UserError
 from recsys.evaluation.slices import ITEM_SLICES, item_slices
 from recsys.experiments.trained_run import TrainedRun, load_run
-from recsys.reports.analysis.catalogue import Catalogue
+from recsys.reports.analysis.item_descriptions import ItemDescriptions
 
 
 @pytest.fixture(scope="module")
@@ -30,41 +30,41 @@ def raw(run: TrainedRun, column: str) -> dict[object, object]:
 def test_titles(run: TrainedRun) -> None:
     # Different for every item: a title is no feature of the prepared data.
     assert "title" not in {feature.name for feature in run.dataset.schema.features}
-    catalogue, titles = Catalogue(run), raw(run, "title")
+    descriptions, titles = ItemDescriptions(run), raw(run, "title")
     without = 0
     for item, item_id in enumerate(run.dataset.item_ids.to_pylist(), 1):
-        assert catalogue.title(item) == titles.get(item_id, str(item_id))
+        assert descriptions.title(item) == titles.get(item_id, str(item_id))
         without += item_id not in titles
     assert without > 0
-    assert catalogue.title(0) == "unknown item"
+    assert descriptions.title(0) == "unknown item"
 
 
 def test_another_column(run: TrainedRun) -> None:
-    catalogue, prices = Catalogue(run, "price"), raw(run, "price")
+    descriptions, prices = ItemDescriptions(run, "price"), raw(run, "price")
     item = next(i for i, n in enumerate(run.dataset.item_ids.to_pylist(), 1) if prices.get(n) is not None)
-    assert float(catalogue.title(item)) == prices[run.dataset.item_ids[item - 1].as_py()]
+    assert float(descriptions.title(item)) == prices[run.dataset.item_ids[item - 1].as_py()]
     with pytest.raises(UserError, match="title: the items table has no column 'titel'; did you mean 'title'"):
-        Catalogue(run, "titel")
+        ItemDescriptions(run, "titel")
     with pytest.raises(UserError, match=r"title: column 'tags' is list<.*>, expected strings or numbers"):
-        Catalogue(run, "tags")
+        ItemDescriptions(run, "tags")
 
 
 def test_search_and_examples(run: TrainedRun) -> None:
-    catalogue = Catalogue(run)
-    found = catalogue.search("tItLe 1")
-    assert [catalogue.title(item) for item in found]
-    everyone = [catalogue.title(item) for item in range(1, run.dataset.num_items + 1)]
-    assert [catalogue.title(item) for item in found] == [title for title in everyone if title.startswith("Title 1")]
-    assert catalogue.search("no such").tolist() == []
-    examples = catalogue.examples(4)
+    descriptions = ItemDescriptions(run)
+    found = descriptions.search("tItLe 1")
+    assert [descriptions.title(item) for item in found]
+    everyone = [descriptions.title(item) for item in range(1, run.dataset.num_items + 1)]
+    assert [descriptions.title(item) for item in found] == [title for title in everyone if title.startswith("Title 1")]
+    assert descriptions.search("no such").tolist() == []
+    examples = descriptions.examples(4)
     assert (examples[0], examples[-1]) == (1, run.dataset.num_trained)
     assert len(examples) == 4
 
 
 def test_categories(run: TrainedRun) -> None:
-    catalogue = Catalogue(run)
+    descriptions = ItemDescriptions(run)
     for name, of in (("category", raw(run, "category")), ("tags", raw(run, "tags"))):
-        found_name, values = catalogue.categories(name)
+        found_name, values = descriptions.categories(name)
         assert found_name == name
         assert len(values) == run.dataset.num_items + 1
         assert values[0] is None
@@ -75,18 +75,18 @@ def test_categories(run: TrainedRun) -> None:
                 assert (values[item] in value) if value else values[item] is None
             else:
                 assert values[item] == value
-    assert catalogue.categories()[0] == "category"
+    assert descriptions.categories()[0] == "category"
     with pytest.raises(UserError, match="category: no feature .* is 'categry'; did you mean 'category'"):
-        catalogue.categories("categry")
+        descriptions.categories("categry")
 
 
 def test_without_a_table_of_items(tmp_path: Path) -> None:
     root = write_world(tmp_path / "data")
     (root / "items.parquet").unlink()
     run = load_run(write_run(tmp_path / "run", root, "item_tower=ids"))
-    catalogue = Catalogue(run)
-    assert catalogue.title(1) == run.dataset.item_ids[0].as_py()
-    name, values = catalogue.categories()
+    descriptions = ItemDescriptions(run)
+    assert descriptions.title(1) == run.dataset.item_ids[0].as_py()
+    name, values = descriptions.categories()
     assert name == "popularity"
     assert values.tolist() == np.array(ITEM_SLICES)[item_slices(run.dataset)].tolist()
 
@@ -101,6 +101,6 @@ def test_shards_with_ids_of_another_width(tmp_path: Path) -> None:
     pq.write_table(narrow.slice(50), root / "items.parquet/1.parquet")
     run = load_run(write_run(tmp_path / "run", root))
     titles = dict(zip(table["item_id"].to_pylist(), table["title"].to_pylist(), strict=True))
-    catalogue = Catalogue(run)
+    descriptions = ItemDescriptions(run)
     for item, item_id in enumerate(run.dataset.item_ids.to_pylist(), 1):
-        assert catalogue.title(item) == titles.get(item_id, str(item_id))
+        assert descriptions.title(item) == titles.get(item_id, str(item_id))

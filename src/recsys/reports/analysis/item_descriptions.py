@@ -1,4 +1,4 @@
-"""Items as people know them: by title and by category."""
+"""Titles and categories of items."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from recsys.experiments.assembly import source_of
 from recsys.experiments.trained_run import TrainedRun
 
 _TITLES = ("title", "name")
-# Of categories that a reader can tell apart.
+# Maximum number of categories that a reader can tell apart.
 _MOST_VALUES = 60
 
 
-class Catalogue:
+class ItemDescriptions:
     """Titles and categories of the items of a run.
 
-    Titles come from the source, since a column that is different for every item is no feature and is not prepared.
+    Titles come from the source: a column whose values are all distinct is no feature, so it is not prepared.
 
     Args:
-        run: opened.
-        title: column of the items table that names an item; `title` or `name` by default, where there is one, else
-            items go by their ids.
+        run: finished run.
+        title: column of the items table that names an item; by default `title` or `name`, and else the item's id.
 
     Raises:
-        UserError: the items table has no such column, or it holds no names.
+        UserError: If the items table has no such column, or the column holds neither strings nor numbers.
     """
 
     def __init__(self, run: TrainedRun, title: str | None = None) -> None:
@@ -63,27 +62,27 @@ class Catalogue:
         return pc.coalesce(found, self._titles)
 
     def title(self, item_idx: int) -> str:
-        """Title of an item, its id where it has none."""
+        """Return the title of an item, or its id if it has no title."""
         return "unknown item" if item_idx <= 0 else str(self._titles[item_idx - 1].as_py())
 
     def search(self, text: str) -> npt.NDArray[np.int64]:
-        """item_idx of items with `text` in the title, in any case, most trained first."""
+        """Return the item_idx of items with `text` in the title, ignoring case, most trained first."""
         found = pc.match_substring(self._titles, text, ignore_case=True).to_numpy(zero_copy_only=False)
         return np.flatnonzero(found) + 1
 
     def examples(self, num: int = 8) -> npt.NDArray[np.int64]:
-        """item_idx of some trained items, from the most to the least trained."""
+        """Return the item_idx of some trained items, from the most to the least trained."""
         return np.unique(np.geomspace(1, self.dataset.num_trained, num).astype(np.int64))
 
     def categories(self, name: str | None = None) -> tuple[str, npt.NDArray[np.object_]]:
-        """Name of a category and its value for each item, None where it has none; object [N + 1].
+        """Return a feature's name and its value for each item, None if the item has none; object [N + 1].
 
         Args:
-            name: a feature of items with a vocabulary; of a bag the first value counts. By default the one with the
-                fewest values from three on, or popularity where there is none.
+            name: item feature with a vocabulary; the first value of a bag counts. By default the feature with the
+                fewest values (three at least), or popularity if there is none.
 
         Raises:
-            UserError: there is no such feature.
+            UserError: If there is no such feature.
         """
         features = {f.name: f for f in self.dataset.schema.owned_by("items") if f.has_vocabulary}
         if name is not None and name not in features:

@@ -1,4 +1,4 @@
-"""The generators of a report: runs and releases as they are, heuristics with settings that validation likes best."""
+"""Generators of a study: runs and releases as they are, heuristics with the settings that are best on validation."""
 
 from __future__ import annotations
 
@@ -34,23 +34,22 @@ from recsys.reports.generators.lists import Lister, answerable, collect
 log = logging.getLogger("recsys")
 Say = Callable[[str], None]
 
-# Requests that a recommender ranks for at once.
+# Number of requests that a recommender ranks at once.
 _BATCH = 1024
 _TWO_TOWER = "A learned two-tower model: items whose embeddings are nearest to the user's."
 
 
 @dataclass(frozen=True)
-class Source:
-    """A generator of the report.
+class StudiedGenerator:
+    """A generator of a study.
 
     Attributes:
-        name: as the report calls it.
+        name: name in the report.
         is_learned: whether it is a model.
-        what: what it does, in a sentence.
-        detail: its settings, or where the model is from.
+        what: its method, in a sentence.
+        detail: its settings, or the origin of the model.
         knows_validation: whether it has learned from the validation part, so that nothing can be chosen there.
-        open: what gives its candidates after it has learned from the parts up to the one named; a model has learned
-            already.
+        open: function that returns its lister, fitted up to the named part (models are fitted already).
     """
 
     name: str
@@ -62,13 +61,13 @@ class Source:
 
 
 class Heuristic:
-    """Candidates of a fitted generator, without those that it fills lists up with."""
+    """Lister of a fitted heuristic, without the items that it fills lists up with."""
 
-    def __init__(self, generator: Generator, dataset: PreparedDataset, exclude_seen: bool) -> None:
+    def __init__(self, generator: Generator, dataset: PreparedDataset, *, exclude_seen: bool) -> None:
         self._generator, self._dataset, self._exclude_seen = generator, dataset, exclude_seen
 
     def __call__(self, requests: Requests, k: int) -> npt.NDArray[np.int64]:
-        """As `Lister`."""
+        """Return candidates; see `Lister`."""
         found = [np.zeros((0, k), np.int64)]
         for batch, chosen in request_batches(self._dataset, requests):
             exclude = seen_items(self._dataset, chosen) if self._exclude_seen else None
@@ -77,18 +76,18 @@ class Heuristic:
 
 
 class Learned:
-    """Candidates of a run or a release."""
+    """Lister of a run or a release."""
 
-    def __init__(self, recommender: Recommender, dataset: PreparedDataset, exclude_seen: bool) -> None:
+    def __init__(self, recommender: Recommender, dataset: PreparedDataset, *, exclude_seen: bool) -> None:
         self._recommender, self._exclude_seen = recommender, exclude_seen
         places = pc.index_in(recommender.item_ids, value_set=dataset.item_ids).fill_null(-1)
-        # Items that the data does not have cannot be found; they take a place all the same.
+        # Items that the data set does not have cannot be hits, but they take a place in the list.
         self._item_idx = np.append(np.array(places, np.int64) + 1, 0)
         unknown = np.flatnonzero(self._item_idx[:-1] == 0)
         self._item_idx[unknown] = dataset.num_items + 1 + np.arange(len(unknown))
 
     def __call__(self, requests: Requests, k: int) -> npt.NDArray[np.int64]:
-        """As `Lister`."""
+        """Return candidates; see `Lister`."""
         found = [np.zeros((0, k), np.int64)]
         for begin in range(0, len(requests.user_idx), _BATCH):
             some = Requests(*(column[begin : begin + _BATCH] for column in requests))
@@ -96,21 +95,23 @@ class Learned:
         return np.concatenate(found)
 
 
-def popular(dataset: PreparedDataset, until: Until, exclude_seen: bool) -> Lister:
-    """What serves users that no generator has anything for."""
+def popular(dataset: PreparedDataset, until: Until, *, exclude_seen: bool) -> Lister:
+    """Return the lister of popular items, for users without any other candidates."""
     generator = Popularity()
     generator.fit(Interactions(dataset, until))
-    return Heuristic(generator, dataset, exclude_seen)
+    return Heuristic(generator, dataset, exclude_seen=exclude_seen)
 
 
-def open_sources(config: DictConfig, dataset: PreparedDataset, say: Say) -> tuple[list[Source], dict[str, str]]:
-    """All generators that a configuration of `conf/generators.yaml` names, and why others are left out.
+def open_generators(
+    config: DictConfig, dataset: PreparedDataset, *, say: Say
+) -> tuple[list[StudiedGenerator], dict[str, str]]:
+    """Open all generators that a configuration names, and return the reasons for those that are left out.
 
     Raises:
-        UserError: a run, release or generator cannot be used, or two have one name.
+        UserError: If a run, release or generator cannot be used, or two have the same name.
     """
-    sources = [_run(str(path), config, dataset) for path in config.runs]
-    sources += [_release(str(name), config, dataset) for name in config.releases]
+    sources = [_run(str(path), config, dataset=dataset) for path in config.runs]
+    sources += [_release(str(name), config, dataset=dataset) for name in config.releases]
     known: Any = OmegaConf.to_container(config.generator, resolve=True)
     for name in config.generators:
         if name not in known:
@@ -118,7 +119,7 @@ def open_sources(config: DictConfig, dataset: PreparedDataset, say: Say) -> tupl
     missing = {}
     for name in config.generators:
         try:
-            sources.append(_heuristic(name, config, dataset, say))
+            sources.append(_heuristic(name, config, dataset=dataset, say=say))
         except UserError as error:
             missing[name] = str(error)
             say(f"{name}: left out: {error}")
@@ -130,70 +131,80 @@ def open_sources(config: DictConfig, dataset: PreparedDataset, say: Say) -> tupl
     return sources, missing
 
 
-def _heuristic(name: str, config: DictConfig, dataset: PreparedDataset, say: Say) -> Source:
+def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, say: Say) -> StudiedGenerator:
     grids: Any = OmegaConf.to_container(config.grids)
     node = config.generator[name]
-    axes = axes_of(name, grids.get(name) or {}, OmegaConf.to_container(node, resolve=True), config.data.time)  # type: ignore[arg-type]
-    requests = answerable(dataset, "val", config.exclude_seen, config.choosing_users, config.seed)
+    axes = axes_of(name, grids.get(name) or {}, start=OmegaConf.to_container(node, resolve=True), time=config.data.time)  # type: ignore[arg-type]
+    requests = answerable(
+        dataset, "val", exclude_seen=config.exclude_seen, max_users=config.choosing_users, seed=config.seed
+    )
     tried: dict[str, npt.NDArray[np.int32]] = {}
 
     def fitted(settings: Settings, until: Until) -> Lister:
         generator: Generator = instantiate(node, **settings)
         generator.fit(Interactions(dataset, until, fill=False))
-        return Heuristic(generator, dataset, config.exclude_seen)
+        return Heuristic(generator, dataset, exclude_seen=config.exclude_seen)
 
     def score(settings: Settings) -> float:
         lister = fitted(settings, "train")
-        lists = collect({name: lister}, lister, dataset, "val", requests, config.k, config.exclude_seen)
+        lists = collect(
+            {name: lister},
+            lister,
+            dataset=dataset,
+            part="val",
+            requests=requests,
+            k=config.k,
+            exclude_seen=config.exclude_seen,
+        )
         recall = float((lists.hits[:, 0].sum(1) / lists.num_relevant).mean())
         say(f"{name} {describe(settings)}: val/recall@{config.k} {recall:.4f}")
         tried[describe(settings)] = lists.items[:, 0]
         return recall
 
-    settings = search({axis.name: node[axis.name] for axis in axes}, axes, score)
+    settings = search({axis.name: node[axis.name] for axis in axes}, axes, score=score)
 
     def opened(until: Until) -> Lister:
-        # Lists, not models, are remembered: of models there is one in memory at a time.
+        # Lists are cached instead of models, so that only one model is in memory at a time.
         return (lambda *_: tried[describe(settings)].astype(np.int64)) if until == "train" else fitted(settings, until)
 
     module = inspect.getmodule(hydra.utils.get_object(node["_target_"]))
     what = (inspect.getdoc(module) or "").split("\n")[0].replace("`", "")
-    return Source(name.replace("_", " "), False, what, describe(settings), False, opened)
+    return StudiedGenerator(name.replace("_", " "), False, what, describe(settings), False, opened)
 
 
-def _run(path: str, config: DictConfig, dataset: PreparedDataset) -> Source:
+def _run(path: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:
     run = load_run(path)
-    _check_same(f"run {path}", run.dataset, dataset)
-    lister = Learned(RunRecommender(run), dataset, config.exclude_seen)
-    return Source(Path(path).name, True, _TWO_TOWER, f"run {path}", bool(run.config.refit), lambda _: lister)
+    _check_same(f"run {path}", run.dataset, expected=dataset)
+    lister = Learned(RunRecommender(run), dataset, exclude_seen=config.exclude_seen)
+    return StudiedGenerator(Path(path).name, True, _TWO_TOWER, f"run {path}", bool(run.config.refit), lambda _: lister)
 
 
-def _release(name: str, config: DictConfig, dataset: PreparedDataset) -> Source:
+def _release(name: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:
     retriever = Retriever.load(config.store, name)
     stored = load_config(retriever.folder / CONFIG)
     own = open_data(_with_features_of(stored, config))
-    _check_same(f"release {name}", own, dataset)
+    _check_same(f"release {name}", own, expected=dataset)
     is_other = retriever.manifest.dataset_fingerprint != own.meta.fingerprint
     if is_other:
         log.warning(
             "release %s was made from other data (%s): if that holds events of this test part, its figures are too "
             "good", name, retriever.manifest.dataset_fingerprint,
         )  # fmt: skip
-    lister = Learned(ReleaseRecommender(retriever, own), dataset, config.exclude_seen)
+    lister = Learned(ReleaseRecommender(retriever, own), dataset, exclude_seen=config.exclude_seen)
     detail = f"release {retriever.version}" + (", made from other data" if is_other else "")
-    return Source(name, True, _TWO_TOWER, detail, is_other or bool(stored.refit), lambda _: lister)
+    return StudiedGenerator(name, True, _TWO_TOWER, detail, is_other or bool(stored.refit), lambda _: lister)
 
 
 def _with_features_of(stored: DictConfig, config: DictConfig) -> DictConfig:
-    """The data and split of the report with the features of a release."""
+    """Return the data and split of the report, with the features of a release."""
     changed = config.copy()
     with open_dict(changed):
         changed.data.features = stored.data.features
     return changed
 
 
-def _check_same(who: str, found: PreparedDataset, expected: PreparedDataset) -> None:
-    """The same events of the same users, cut at the same places."""
+def _check_same(who: str, found: PreparedDataset, *, expected: PreparedDataset) -> None:
+    """Refuse data with other events, users, items or cuts."""
     same: Mapping[str, bool] = {
         "events": np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.item_idx, expected.item_idx),
         "split": np.array_equal(found.val_end, expected.val_end),

@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from recsys.reports.presentation.sheet import Sheet
+from recsys.reports.presentation.report_table import ReportTable
 
-SHEET = Sheet(
+SHEET = ReportTable(
     "Runs & more",
     ("run", "recall@10", "95% interval", "verdict"),
     (("a [b]", "0.1000", "-1.0% to +2.0%", "better"), ("<i>c</i>", "", "+1.0% to +2.0%", "")),
@@ -38,6 +38,6 @@ def test_in_html() -> None:
 
 
 def test_without_rows() -> None:
-    empty = Sheet("Nothing", ("a", "b"), ())
+    empty = ReportTable("Nothing", ("a", "b"), ())
     assert empty.html().count("<th ") == 2
     empty.print(Console(file=io.StringIO()))
