@@ -56,7 +56,7 @@ TRAINING = (
 )
 # Of days as small as these nothing can be said of shares and ranks; what is left may still stop a candidate.
 TOO_SMALL = "latency volume unseen nulls repeats items labels popularity predictable record"
-GATES = ("gates.absolute.factor=0.5", *(f"~gates.{name}" for name in TOO_SMALL.split()))
+GATES = ("gates.absolute.min_ratio=0.5", *(f"~gates.{name}" for name in TOO_SMALL.split()))
 
 
 @dataclass

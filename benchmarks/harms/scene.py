@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from recsys.data.preparation.from_config import at_root
 from recsys.data.simulation.synthetic import WorldSettings, generate
-from recsys.experiments.assembly import instantiate
+from recsys.experiments.assembly import instantiate, open_data
 from recsys.experiments.compose import CONF
 from recsys.experiments.train import train
 from recsys.experiments.trained_run import TrainedRun, load_run
-from recsys.operations.gates.judge import candidate_of, judge, new_events, refused
+from recsys.operations.gates.judge import JudgeSettings, judge_run
 from recsys.operations.gates.staging import open_release
 from recsys.operations.gates.verdict import Verdict
 from recsys.publishing.promote import promote
@@ -122,21 +123,11 @@ class Scene:
             self.store.set_alias("production", version, "first")
         return open_release(self.store.root, "production")
 
-    def judge(self, run: TrainedRun, candidate: Retriever | None = None, root: Path | None = None) -> Verdict:
-        """The verdict of the default gates on a run, or on a release that stands in for what it would be packed to."""
-        from recsys.experiments.assembly import open_data
-        from recsys.publishing.recommenders import at_root
-
-        config, served = _gates(), self.served
+    def judge(self, run: TrainedRun, candidate: Retriever | None = None, *, root: Path | None = None) -> Verdict:
+        """Return the verdict of the default gates on a run, or on a release that takes the place of its own."""
         dataset = run.dataset if root is None else open_data(at_root(run.config, str(root)))
-        window = new_events(dataset, served, None, None)
-        try:
-            if candidate is None:
-                candidate = candidate_of(run, None, "", config.index, "two_tower", config.recall_target, config.corpus)
-        except (ValueError, RuntimeError) as error:
-            return refused(run, served, dataset, error)
-        gates = {name: instantiate(node) for name, node in config.gates.items()}
-        return judge(gates, run, candidate, served, dataset, window)
+        settings = JudgeSettings.from_config(_gates())
+        return judge_run(run, self.served, settings=settings, dataset=dataset, candidate=candidate)
 
 
 def _gates() -> DictConfig:

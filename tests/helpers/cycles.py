@@ -20,7 +20,7 @@ WORLD = WorldSettings(
 )
 DAY = 86_400
 # Of a world as small as this nothing can be said of ranks and times; the gates have tests of their own.
-SETTINGS = ["gates.absolute.factor=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
+SETTINGS = ["gates.absolute.min_ratio=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
 TRAINING = [
     "logger=csv",
     "model.dim=8",

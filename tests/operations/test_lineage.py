@@ -99,9 +99,16 @@ def test_times_end_with_the_next_change_of_the_same_alias() -> None:
 
 
 def test_the_verdict_of_the_gates_on_this_version(store: ReleaseStore, published: Published, tmp_path: Path) -> None:
-    outcome = at_least("x", 1.0, 0.5, "").of("gate")
+    outcome = at_least("x", 1.0, threshold=0.5, reason="").of("gate")
     for candidate, expected in (("f" * 16, None), (published.versions[0], True)):
-        Verdict("run", candidate, "against", "data", "now", (outcome,)).save(tmp_path / "run0")
+        Verdict(
+            run="run",
+            candidate=candidate,
+            against="against",
+            dataset_fingerprint="data",
+            created="now",
+            outcomes=(outcome,),
+        ).save(tmp_path / "run0")
         found = lineage(store, published.versions[0]).verdict
         assert (found and found["passed"]) == expected
 

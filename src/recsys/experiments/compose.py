@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.renamed_keys import renamed, renamed_override
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -115,6 +116,8 @@ def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
     names = {*map(str, known)}
     for name in map(str, node):
         key = f"{prefix}{name}"
+        if message := renamed(key):
+            raise UserError(message)
         if name not in names:
             taken = _parameters(target) if target else set()
             given = None if OmegaConf.is_missing(node, name) else node[name]
@@ -212,6 +215,8 @@ def composition_error(config_name: str, arguments: list[str]) -> str | None:
     # Other options, such as -m, change what composes: the command itself checks there.
     if any(argument.startswith("-") for argument in overrides):
         return None
+    if message := renamed_override(overrides):
+        return message
     with _initialized():
         try:
             path = search_path(arguments)

@@ -235,7 +235,7 @@ def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items:
         expected = model.encode_users(batch).numpy()
     difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise RuntimeError(f"the exported user tower differs from the trained one by {difference}")
+        raise UserError(f"the exported user tower differs from the trained one by {difference}")
 
 
 def real_requests(run: TrainedRun) -> Requests:

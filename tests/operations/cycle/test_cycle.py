@@ -16,7 +16,7 @@ from recsys.release.verification import verify_release
 
 pytestmark = pytest.mark.slow
 
-UNREACHABLE = "gates.absolute.factor=100.0"
+UNREACHABLE = "gates.absolute.min_ratio=100.0"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tm
     deny.write_text("".join(f"{item}\n" for item in denied))
     # A list of a hundred has all fifty items of this world, and a day of it is one user to a fifth.
     corpus = ["corpus=engaged", "corpus.top=40", "corpus.num_fresh=4", f"corpus.deny={deny}"]
-    corpus += ["~gates.not_worse", "~gates.duplicates", "gates.record.fewest_users=1"]
+    corpus += ["~gates.not_worse", "~gates.duplicates", "gates.record.min_users=1"]
     wrong = scene.job(*corpus[:1], **scene.arrives(15))
     jobs = [wrong, scene.job(*corpus), scene.job(*corpus, **scene.arrives(16))]
     (failed, error), *kept = run_all(jobs, tmp_path)

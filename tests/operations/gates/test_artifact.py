@@ -40,7 +40,7 @@ def release(begin: int, until: int, data: str = "new", weights: str = "new") -> 
 def test_of_which_time_and_whose_weights(candidate: Any, failed: list[str]) -> None:
     window = EventWindow(days_of_events([95] + [100] * 9))
     evidence: Any = SimpleNamespace(candidate=candidate, served=release(0, 9, "old", "old"), window=window)
-    outcomes = list(Fresh(behind_days=3, past=0.7).judge(evidence))
+    outcomes = list(Fresh(max_days_behind=3, min_span_ratio=0.7).judge(evidence))
     assert [outcome.check for outcome in outcomes if outcome.status == "fail"] == failed
     assert len(outcomes) >= 3
 
@@ -50,4 +50,4 @@ def test_a_release_that_does_not_say_is_not_told() -> None:
     silent.retriever.manifest.data = {}
     window = EventWindow(days_of_events([95] + [100] * 9))
     evidence: Any = SimpleNamespace(candidate=silent, served=release(0, 9, "old", "old"), window=window)
-    assert [o.status for o in Fresh(behind_days=3, past=0.7).judge(evidence)][0] == "untested"
+    assert [o.status for o in Fresh(max_days_behind=3, min_span_ratio=0.7).judge(evidence)][0] == "untested"

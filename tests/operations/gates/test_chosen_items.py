@@ -18,8 +18,8 @@ from recsys.operations.gates.accuracy import KeepsRecord, Predictable
 from recsys.operations.gates.artifact import Reproduces, SameAsTrained
 from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.evidence import Evidence, Side, choose_requests
-from recsys.operations.gates.non_inferiority import Paired, non_inferiority
-from recsys.operations.gates.staging import stage
+from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
+from recsys.operations.gates.staging import PackingSettings, stage
 from recsys.operations.gates.verdict import Outcome
 from recsys.release.runtime.retriever import Retriever
 
@@ -34,7 +34,7 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     config = compose("gates", ["run=RUN", "against=OLD", "index=exact", "corpus=listed", f"corpus.deny={deny}"])
 
     def staged() -> Retriever:
-        return stage(run, config.index, "test", 1.0, config.corpus)
+        return stage(run, PackingSettings(config.index, config.corpus, "test", 1.0))
 
     retriever = staged()
     manifest = retriever.manifest
@@ -45,30 +45,46 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     assert everything["recall@100"] > chosen["recall@100"]
 
     finished = dataclasses.replace(run, metrics={f"test/{name}": everything[name] for name in METRICS})
-    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), None)
+    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
     side = Side(retriever, asked)
-    evidence = Evidence(finished, asked, side, side, EventWindow(run.dataset), 0)
-    (index,) = SameAsTrained(0.95, 1000).judge(evidence)
+    evidence = Evidence(
+        run=finished, asked=asked, candidate=side, served_now=side, window=EventWindow(run.dataset), now=0
+    )
+    (index,) = SameAsTrained(min_recall=0.95, max_requests=1000).judge(evidence)
     assert (index.value, index.status) == (1.0, "pass")
-    found = {row.check: row for row in Reproduces(METRICS, 0.05).judge(evidence)}
+    found = {row.check: row for row in Reproduces(metrics=METRICS, max_relative_difference=0.05).judge(evidence)}
     assert {*found} == {*METRICS, *(f"{name} of the chosen items" for name in METRICS)}
     assert [row.value for row in found.values()] == pytest.approx([0] * len(found), abs=1e-6)
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 0.8, 1).judge(evidence)
+    (record,) = KeepsRecord(
+        metrics=["recall@100"], min_ratio=0.6, significance_level=0.05, detectable_loss=0.8, min_users=1
+    ).judge(evidence)
     assert record.threshold == pytest.approx(0.6 * chosen["recall@100"])
     num_users = int((~np.isnan(side.per_user["recall@100"])).sum())
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 1.0, num_users).judge(evidence)
+    (record,) = KeepsRecord(
+        metrics=["recall@100"], min_ratio=0.6, significance_level=0.05, detectable_loss=1.0, min_users=num_users
+    ).judge(evidence)
     assert record.status == "pass"
-    (record,) = KeepsRecord(["recall@100"], 0.6, 0.05, 1.0, num_users + 1).judge(evidence)
+    (record,) = KeepsRecord(
+        metrics=["recall@100"], min_ratio=0.6, significance_level=0.05, detectable_loss=1.0, min_users=num_users + 1
+    ).judge(evidence)
     assert (record.status, record.reason) == ("untested", f"{num_users} users, fewer than {num_users + 1}")
 
     # Another checkpoint than the one that was measured; and an index that lost more than the policy left out.
     measured = {name: 1.5 * value for name, value in finished.metrics.items()}
     replaced = dataclasses.replace(evidence, run=dataclasses.replace(run, metrics=measured))
-    failed = {row.check for row in Reproduces(METRICS, 0.05).judge(replaced) if row.status == "fail"}
+    failed = {
+        row.check
+        for row in Reproduces(metrics=METRICS, max_relative_difference=0.05).judge(replaced)
+        if row.status == "fail"
+    }
     assert failed == {*METRICS}
     claimed = {**manifest.corpus, "test": {"all": everything, "chosen": everything}}
     retriever.manifest = dataclasses.replace(manifest, corpus=claimed)
-    failed = {row.check for row in Reproduces(["recall@100"], 0.05).judge(evidence) if row.status == "fail"}
+    failed = {
+        row.check
+        for row in Reproduces(metrics=["recall@100"], max_relative_difference=0.05).judge(evidence)
+        if row.status == "fail"
+    }
     assert failed == {"recall@100 of the chosen items"}
 
     # The same list is packed once; another list under the same name is another release.
@@ -82,12 +98,12 @@ def test_a_record_is_left_to_chance_too() -> None:
     values[:102] = 1.0
     known = SimpleNamespace(retriever=SimpleNamespace(manifest=SimpleNamespace(record=lambda name: 0.2)))  # noqa: ARG005
     given = SimpleNamespace(served=known, candidate=SimpleNamespace(per_user={"recall@10": values}))
-    gate = KeepsRecord(["recall@10"], 0.6, 0.05, 0.8, 25)
+    gate = KeepsRecord(metrics=["recall@10"], min_ratio=0.6, significance_level=0.05, detectable_loss=0.8, min_users=25)
     (outcome,) = gate.judge(given)  # type: ignore[arg-type]
     # .102 of the .12 that must be kept, with an error of .0096: too little if .2 were exact, not for a mean of users.
     assert (outcome.value, outcome.status) == (pytest.approx(0.102), "pass")
-    exact = {"exact": Paired(values, np.full(1000, 0.2), 0.4)}
-    assert next(iter(non_inferiority(exact, 0.05, 0.8))).status == "fail"
+    exact = {"exact": PairedMetric(values, np.full(1000, 0.2), margin=0.4)}
+    assert next(iter(non_inferiority(exact, 0.05, detectable_loss=0.8))).status == "fail"
     given.candidate.per_user = {"recall@10": values * 0.4}
     assert next(iter(gate.judge(given))).status == "fail"  # type: ignore[arg-type]
     given.candidate.per_user = {"recall@10": np.zeros(1000)}
@@ -108,12 +124,21 @@ def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) 
 
 def test_a_release_that_is_older_than_the_test_part_foretells_nothing(published: Published) -> None:
     run = load_run(published.runs[0])
-    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), None)
+    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
     side = Side(Retriever.load(published.store, published.versions[0]), asked)
 
     def judged(begin: int) -> Outcome:
-        evidence = Evidence(run, asked, side, side, cast(EventWindow, SimpleNamespace(has_times=True, begin=begin)), 0)
-        (outcome,) = Predictable("recall@100", 0.7, 0.01, 0.99).judge(evidence)
+        evidence = Evidence(
+            run=run,
+            asked=asked,
+            candidate=side,
+            served_now=side,
+            window=cast(EventWindow, SimpleNamespace(has_times=True, begin=begin)),
+            now=0,
+        )
+        (outcome,) = Predictable(
+            metric="recall@100", min_ratio=0.7, significance_level=0.01, detectable_loss=0.99
+        ).judge(evidence)
         return outcome
 
     old = judged(0)

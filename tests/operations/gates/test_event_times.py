@@ -21,7 +21,7 @@ from recsys.operations.gates.verdict import Outcome
 
 
 def test_gap_to_the_end_of_the_window_and_between_events() -> None:
-    gate = TimeGaps(longer=2.0, longest_days=60)
+    gate = TimeGaps(max_ratio=2.0, max_gap_days=60)
     data = days_of_events([95] + [100] * 10)
     assert status(gate.judge(evidence(data))) == ["pass"] * 3
     cut = data.time < 10 * DAY + DAY // 2
@@ -44,7 +44,7 @@ def test_an_evening_that_is_missing_is_no_night(until: int, expected: str) -> No
     time = time[(time < 10 * DAY) | (time < 10 * DAY + until * 3600)]
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 40, len(time)), rng.integers(1, NUM_ITEMS + 1, len(time))
-    outcomes = list(TimeGaps(longer=2.0, longest_days=60).judge(evidence(of_columns(user, item, time, 11))))
+    outcomes = list(TimeGaps(max_ratio=2.0, max_gap_days=60).judge(evidence(of_columns(user, item, time, 11))))
     assert status(outcomes) == ["pass", "pass", expected]
     if until == 18:
         assert outcomes[2].value == pytest.approx(60, abs=2)
@@ -55,20 +55,22 @@ def test_a_gap_that_is_known_passes() -> None:
     data = days_of_events([95] + [100] * 10)
     noon = 10 * DAY + DAY // 2
     cut = dataclasses.replace(data, time=np.where(data.time < noon, data.time, noon))
-    known, another = (TimeGaps(longer=2.0, longest_days=60, known_days=[day]) for day in ("1970-01-11", "1970-01-10"))
+    known, another = (
+        TimeGaps(max_ratio=2.0, max_gap_days=60, known_days=[day]) for day in ("1970-01-11", "1970-01-10")
+    )
     assert status(known.judge(evidence(cut))) == ["pass"] * 3
     assert status(another.judge(evidence(cut))) == ["pass", "fail", "fail"]
 
 
 def test_nothing_is_later_than_now() -> None:
     data = days_of_events([95] + [100] * 10)
-    gate = Clock(ahead_hours=1)
+    gate = Clock(max_ahead_hours=1)
     assert status(gate.judge(evidence(data, now=11 * DAY))) == ["pass"]
     assert status(gate.judge(evidence(data, now=10 * DAY + DAY // 2))) == ["fail"]
 
 
 def test_copies_and_one_busy_user() -> None:
-    gate = Duplicates(more=0.02, busiest=0.1)
+    gate = Duplicates(max_increase=0.02, max_busiest_user_increase=0.1)
     data = days_of_events([95] + [100] * 10)
     assert status(gate.judge(evidence(data))) == ["pass", "pass"]
     rng = np.random.default_rng(0)
@@ -97,7 +99,7 @@ def test_actions_shift_and_vanish() -> None:
     data = days_of_events([95] + [400] * 10)
     same, shifted = _with_action(data, [0, 0.5, 0.5]), _with_action(data, [0, 0.1, 0.9])
     gone = _with_action(data, [0.5, 0.25, 0.25])
-    labels = LabelShift(most=0.1)
+    labels = LabelShift(max_distance=0.1)
     assert status(labels.judge(evidence(same))) == ["pass"]
     (outcome,) = labels.judge(evidence(shifted))
     assert outcome.status == "fail"
@@ -112,7 +114,7 @@ def _nulls(data: PreparedDataset) -> Outcome:
         retriever=SimpleNamespace(items=pa.table({"item_id": [1], "item_idx": [1]}), schema=data.schema)
     )
     given = SimpleNamespace(window=EventWindow(data), now=0, candidate=side, served=side)
-    return next(iter(Nulls(more=0.1).judge(given)))  # type: ignore[arg-type]
+    return next(iter(Nulls(max_increase=0.1).judge(given)))  # type: ignore[arg-type]
 
 
 def test_columns_and_features_that_the_catalogue_lost() -> None:
@@ -124,7 +126,7 @@ def test_columns_and_features_that_the_catalogue_lost() -> None:
     def judged(ours: Any, theirs: Any) -> dict[str, str]:
         window = EventWindow(days_of_events([95] + [100] * 10))
         given = SimpleNamespace(window=window, candidate=ours, served=theirs)
-        return {row.check: row.status for row in Nulls(more=0.1).judge(given)}  # type: ignore[arg-type]
+        return {row.check: row.status for row in Nulls(max_increase=0.1).judge(given)}  # type: ignore[arg-type]
 
     whole, holes = side([1.0, 2.0, 3.0, 4.0], "price"), side([1.0, None, None, 4.0], "price")
     assert judged(whole, whole) == {"catalogue price": "pass", "features lost": "pass"}
@@ -138,8 +140,15 @@ def test_users_of_another_system_and_items_that_changed_places() -> None:
     time = np.arange(2200) * DAY // 200
     user, item = rng.integers(0, 40, 2200), np.minimum(rng.geometric(0.5, 2200), NUM_ITEMS)
     last = time >= 10 * DAY
-    unseen = Unseen(more=0.1, times=2.0, least=0.25, fewest=12)
-    shift = ItemShift(more=0.15, items=3, risen=0.12, risen_items=1, vanished=0.12, fewest=4)
+    unseen = Unseen(max_increase=0.1, max_ratio=2.0, min_new_users_ratio=0.25, min_usual_new_users=12)
+    shift = ItemShift(
+        max_distance_increase=0.15,
+        num_popular_items=3,
+        max_risen_increase=0.12,
+        num_risen_items=1,
+        max_vanished_increase=0.12,
+        min_expected_items=4,
+    )
     same = evidence(of_columns(user, item, time, 11))
     assert status(unseen.judge(same)) == ["pass", "pass", "untested"]
     assert status(shift.judge(same)) == ["pass", "pass", "pass"]
@@ -158,12 +167,12 @@ def test_users_of_another_system_and_items_that_changed_places() -> None:
     assert outcomes[2].status == "fail"
     assert outcomes[2].value == pytest.approx(0.25, abs=0.05)
     # Of five items none is among ten that must have events.
-    assert list(dataclasses.replace(shift, fewest=10).judge(evidence(gone)))[2].status == "untested"
+    assert list(dataclasses.replace(shift, min_expected_items=10).judge(evidence(gone)))[2].status == "untested"
 
 
 def test_days_on_which_nobody_is_new() -> None:
     # Each day brings 20 users with five events each; on the last day they come as those of the first.
-    unseen = Unseen(more=0.1, times=2.0, least=0.25, fewest=12)
+    unseen = Unseen(max_increase=0.1, max_ratio=2.0, min_new_users_ratio=0.25, min_usual_new_users=12)
     time = np.arange(1100) * DAY // 100
     user, item = np.arange(1100) // 5, np.arange(1100) % NUM_ITEMS + 1
     outcomes = list(unseen.judge(evidence(of_columns(user, item, time, 11))))
@@ -180,6 +189,9 @@ def test_without_times_the_parts_are_compared_and_the_rest_is_untested() -> None
     given = evidence(data)
     assert given.window.new.sum() == 100
     assert given.window.before.sum() == 100
-    assert status(Clock(1).judge(given)) == ["untested"]
-    assert status(Unseen(0.1, 2, 0.25, 12).judge(given)) == ["untested"] * 3
-    assert status(Duplicates(0.02, 0.1).judge(given)) == ["untested", "pass"]
+    assert status(Clock(max_ahead_hours=1).judge(given)) == ["untested"]
+    assert (
+        status(Unseen(max_increase=0.1, max_ratio=2, min_new_users_ratio=0.25, min_usual_new_users=12).judge(given))
+        == ["untested"] * 3
+    )
+    assert status(Duplicates(max_increase=0.02, max_busiest_user_increase=0.1).judge(given)) == ["untested", "pass"]

@@ -15,7 +15,7 @@ from recsys.operations.gates.event_times import TimeGaps
 from recsys.operations.gates.event_volume import Activity, Volume
 from recsys.operations.gates.event_window import DAY, EventWindow
 
-VOLUME = Volume(least=0.6, most=1.67, deviations=3, fewest_days=3)
+VOLUME = Volume(min_ratio=0.6, max_ratio=1.67, max_deviations=3, min_reference_days=3)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_known_day_is_neither_judged_nor_reference() -> None:
 
 @pytest.mark.parametrize("gate", ["volume", "activity", "gaps"])
 def test_known_days_are_days(gate: str) -> None:
-    sound = {"volume": VOLUME, "activity": ACTIVITY, "gaps": TimeGaps(longer=2.0, longest_days=60)}[gate]
+    sound = {"volume": VOLUME, "activity": ACTIVITY, "gaps": TimeGaps(max_ratio=2.0, max_gap_days=60)}[gate]
     with pytest.raises(UserError, match=f"gates.{gate}.known_days: found .'yesterday'., expected days such as"):
         dataclasses.replace(sound, known_days=["yesterday"])
 
@@ -73,7 +73,7 @@ def visits(per_user: list[int], users: list[int]) -> PreparedDataset:
     return of_columns(np.array(user), items, np.array(time), len(users))
 
 
-ACTIVITY = Activity(times=1.3, deviations=5, fewest_days=3, fewest_users=20)
+ACTIVITY = Activity(max_ratio=1.3, max_deviations=5, min_reference_days=3, min_users=20)
 
 
 @pytest.mark.parametrize(("last", "expected"), [(4, "pass pass"), (2, "fail pass"), (3, "fail pass"), (6, "pass fail")])

@@ -29,7 +29,7 @@ def run(published: Published) -> TrainedRun:
 
 @pytest.fixture(scope="module")
 def side(published: Published, run: TrainedRun) -> Side:
-    return Side(open_release(published.store, published.versions[0]), choose_requests(run.dataset, True, None))
+    return Side(open_release(published.store, published.versions[0]), choose_requests(run.dataset, True, most=None))
 
 
 def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: Side) -> None:
@@ -81,7 +81,7 @@ def test_items_that_the_other_data_do_not_have_are_shown_as_nothing(
 ) -> None:
     root = write_world(tmp_path / "data", seed=5)
     dataset = open_data(at_root(run.config, str(root)))
-    other = Side(side.retriever, choose_requests(dataset, True, 20))
+    other = Side(side.retriever, choose_requests(dataset, True, most=20))
     assert len(other.asked.requests.user_idx) == 20
     ids = side.retriever.items["item_id"].combine_chunks()
     known = np.array([item in set(dataset.item_ids.to_pylist()) for item in ids.to_pylist()])
@@ -96,7 +96,9 @@ def test_items_that_the_other_data_do_not_have_are_shown_as_nothing(
 
 
 def test_popularity_is_that_of_training(run: TrainedRun, side: Side) -> None:
-    evidence = Evidence(run, side.asked, side, side, EventWindow(run.dataset), 0)
+    evidence = Evidence(
+        run=run, asked=side.asked, candidate=side, served_now=side, window=EventWindow(run.dataset), now=0
+    )
     counts = run.dataset.train_count
     found = []
     for row, (user, end) in enumerate(zip(*side.asked.requests, strict=True)):

@@ -13,10 +13,9 @@ import pytest
 from commands import run_all
 
 from recsys.data.simulation.synthetic import WorldSettings
-from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
-from recsys.operations.gates.judge import judge, new_events
-from recsys.operations.gates.staging import stage
+from recsys.operations.gates.judge import JudgeSettings, judge_run
+from recsys.operations.gates.staging import PackingSettings, stage
 from recsys.operations.gates.verdict import Verdict
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.events import Event, Restored, SQLiteEvents
@@ -102,7 +101,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     jobs = [
         {"args": command},
         {"args": [*command, "++gates.absolute.floors={recall@10: 0.99}"]},
-        {"args": [*command, "gates.latency.slowr=1"]},
+        {"args": [*command, "gates.latency.max_rato=1"]},
     ]
     (passed, text), (stopped, why), (wrong, error) = run_all(jobs, tmp_path)
     assert (passed, stopped, wrong) == (0, 3, 1), (text, why, error)
@@ -110,7 +109,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     verdict = Verdict.load(honest.path / "verdict.json")
     assert verdict.stopped_by == ["absolute"]
     assert json.loads((honest.path / "verdict.json").read_text())["passed"] is False
-    assert "slowr" in error
+    assert "max_rato" in error
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +143,15 @@ def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Samp
 
 def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[Sample]) -> Verdict:
     """What the gates on sampled requests alone say."""
-    config = compose("gates", ["run=RUN", "against=RELEASE"])
-    gates = {name: instantiate(config.gates[name]) for name in ("shadow", "shadow_hits")}
-    window = new_events(run.dataset, scene.served, None, None)
-    return judge(gates, run, candidate, scene.served, run.dataset, window, samples=samples)
+    settings = JudgeSettings.from_config(compose("gates", ["run=RUN", "against=RELEASE"]))
+    gates = {name: settings.gates[name] for name in ("shadow", "shadow_hits")}
+    settings = dataclasses.replace(settings, gates=gates, samples=samples, max_users=None)
+    return judge_run(run, scene.served, settings=settings, candidate=candidate)
 
 
 def packed(run: TrainedRun) -> Retriever:
     config = compose("gates", ["run=RUN", "against=RELEASE"])
-    return stage(run, config.index, config.model, config.recall_target, config.corpus)
+    return stage(run, PackingSettings.from_config(config))
 
 
 def test_sampled_requests_pass_an_honest_candidate(scene: Scene, honest: TrainedRun, samples: list[Sample]) -> None:

@@ -36,35 +36,35 @@ TIMES = [0, 2, 4, 5, 1, 3, 4, 6, 7]
 @pytest.mark.parametrize(("until", "expected"), [(3, "pass"), (5, "pass"), (6, "fail")])
 def test_training_ends_where_the_window_begins(until: int, expected: str) -> None:
     data = with_times(USERS, TIMES)
-    outcomes = judged(TrainedBefore(0), data, {"train_until": until * DAY}, {"train_until": 2 * DAY})
+    outcomes = judged(TrainedBefore(max_overlap_days=0), data, {"train_until": until * DAY}, {"train_until": 2 * DAY})
     assert [row.status for row in outcomes] == [expected, "pass"]
     assert outcomes[0].value == until - 5
-    later = judged(TrainedBefore(0), data, {"train_until": 3 * DAY}, {"train_until": until * DAY})
+    later = judged(TrainedBefore(max_overlap_days=0), data, {"train_until": 3 * DAY}, {"train_until": until * DAY})
     assert later[1].status == expected
 
 
 def test_a_split_by_user_has_a_border_for_each_user() -> None:
     # The second user's training is later than the first one's test.
     data = with_times(USERS, [0, 1, 2, 3, 4, 5, 6, 7, 8])
-    outcomes = judged(TrainedBefore(0), data, {"train_until": 5 * DAY}, {"train_until": 5 * DAY})
+    outcomes = judged(TrainedBefore(max_overlap_days=0), data, {"train_until": 5 * DAY}, {"train_until": 5 * DAY})
     assert [row.status for row in outcomes] == ["pass", "untested"]
     # Now one of three test events lies before a training event of its user.
     data = with_times(USERS, [0, 9, 2, 3, 4, 5, 6, 7, 8])
-    outcome = judged(TrainedBefore(0), data, {"train_until": 9 * DAY}, {})[0]
+    outcome = judged(TrainedBefore(max_overlap_days=0), data, {"train_until": 9 * DAY}, {})[0]
     assert outcome.status == "fail"
     assert outcome.value == pytest.approx(1 / 3)
 
 
 def test_releases_that_do_not_say_are_untested() -> None:
-    outcomes = judged(TrainedBefore(0), with_times(USERS, TIMES), {}, {})
+    outcomes = judged(TrainedBefore(max_overlap_days=0), with_times(USERS, TIMES), {}, {})
     assert [row.status for row in outcomes] == ["untested", "untested"]
 
 
 def test_repeats_are_counted_beside_those_of_the_part_before() -> None:
     # Test: item 1 of the first user and 1 of the second are repeats, item 3 is none. Validation: 3 is none, 2 is one.
-    (outcome,) = judged(NotRepeated(more=0.1), with_times(USERS, TIMES), {}, {})
+    (outcome,) = judged(NotRepeated(max_increase=0.1), with_times(USERS, TIMES), {}, {})
     assert outcome.value == pytest.approx(2 / 3)
     assert outcome.threshold == pytest.approx(1 / 2 + 0.1)
     assert outcome.status == "fail"
-    (outcome,) = judged(NotRepeated(more=0.2), with_times(USERS, TIMES), {}, {})
+    (outcome,) = judged(NotRepeated(max_increase=0.2), with_times(USERS, TIMES), {}, {})
     assert outcome.status == "pass"

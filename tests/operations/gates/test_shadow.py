@@ -18,7 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments.trained_run import load_run
 from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.evidence import Evidence, NothingServedError, Side, choose_requests
-from recsys.operations.gates.replay import Given, Replay, replay
+from recsys.operations.gates.replay import Replay, ReplayedAnswer, replay
 from recsys.operations.gates.shadow import Shadow, ShadowHits
 from recsys.operations.gates.staging import open_release
 from recsys.operations.gates.verdict import Outcome
@@ -26,7 +26,8 @@ from recsys.release.runtime.retriever import Answer
 from recsys.serving.observability.samples import Sample
 
 SETTINGS: dict[str, Any] = {
-    "fewest": 2, "worse": 0.1, "overlap": 0.5, "moved": 1.5, "spread": 0.5, "slower": 1.5, "cutoff": 2,
+    "min_requests": 2, "max_increase": 0.1, "min_overlap": 0.5, "max_popularity_ratio": 1.5,
+    "min_score_spread_ratio": 0.5, "max_latency_ratio": 1.5, "cutoff": 2,
 }  # fmt: skip
 
 
@@ -48,12 +49,14 @@ def sample(
     return Sample(at, fields, None if user is None else [], {}, version, ids)
 
 
-def given(ids: Sequence[int], scores: Sequence[float] = (), unknown: float = np.nan, seconds: float = 0.001) -> Given:
+def given(
+    ids: Sequence[int], scores: Sequence[float] = (), unknown: float = np.nan, seconds: float = 0.001
+) -> ReplayedAnswer:
     values = np.array(scores if len(scores) else np.linspace(1, 0.5, len(ids)), np.float32)
-    return Given(Answer(list(ids), values, 1, []), "", unknown, seconds)
+    return ReplayedAnswer(Answer(list(ids), values, 1, []), "", unknown, seconds)
 
 
-REFUSED = Given(None, "refused: request.query: no such feature", np.nan, np.nan)
+REFUSED = ReplayedAnswer(None, "refused: request.query: no such feature", np.nan, np.nan)
 
 
 def judged(replayed: Replay, data: PreparedDataset, **settings: Any) -> dict[str, Outcome]:
@@ -147,7 +150,7 @@ def test_fewer_hits_stop(data: PreparedDataset) -> None:
         stub = SimpleNamespace(samples=[sample()], hits=lambda _: (ours, theirs))
         window, asked = SimpleNamespace(has_times=has_times), SimpleNamespace(dataset=data)
         evidence: Any = SimpleNamespace(replay=stub, asked=asked, window=window)
-        (found,) = ShadowHits(0.08, 0.05, 0.5).judge(evidence)
+        (found,) = ShadowHits(non_inferiority_margin=0.08, significance_level=0.05, detectable_loss=0.5).judge(evidence)
         return found
 
     rng = np.random.default_rng(0)
@@ -167,7 +170,7 @@ def test_real_releases_are_asked_the_same(published: Published) -> None:
     samples = [sample(0.0, user, k=5 + n) for n, user in enumerate(users)]
     samples.append(sample(0.0, None, history=[{"item_id": "i001"}, {"item_id": "nobody"}], filter={"category": "x"}))
     samples.append(sample(0.0, None, filter={"colour": "x"}))
-    replayed = replay(samples, one, other)
+    replayed = replay(samples, one, served=other)
     for retriever, side in ((one, replayed.candidate), (other, replayed.served)):
         for made, found in zip(samples[:-1], side, strict=False):
             (answer,) = retriever.retrieve(
@@ -179,7 +182,15 @@ def test_real_releases_are_asked_the_same(published: Published) -> None:
         assert np.isnan(side[0].unknown)
         assert side[9].answer is None
         assert "filter" in side[9].problem
-    asked = choose_requests(run.dataset, True, 5)
-    evidence = Evidence(run, asked, Side(one, asked), None, EventWindow(run.dataset), 0, samples)
+    asked = choose_requests(run.dataset, True, most=5)
+    evidence = Evidence(
+        run=run,
+        asked=asked,
+        candidate=Side(one, asked),
+        served_now=None,
+        window=EventWindow(run.dataset),
+        now=0,
+        samples=samples,
+    )
     with pytest.raises(NothingServedError):
         [*Shadow(**SETTINGS).judge(evidence)]

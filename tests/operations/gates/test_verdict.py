@@ -13,33 +13,47 @@ from recsys.operations.gates.verdict import Outcome, Verdict, at_least, at_most,
 
 
 def _verdict(*outcomes: Outcome) -> Verdict:
-    return Verdict("runs/a", "0" * 16, "1" * 16, "data", "2026-01-01T00:00:00+00:00", outcomes)
+    return Verdict(
+        run="runs/a",
+        candidate="0" * 16,
+        against="1" * 16,
+        dataset_fingerprint="data",
+        created="2026-01-01T00:00:00+00:00",
+        outcomes=outcomes,
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "low", "high"), [(1.0, "pass", "fail"), (0.5, "pass", "pass"), (0.4, "fail", "pass")]
 )
 def test_bounds_include_the_threshold(value: float, low: str, high: str) -> None:
-    assert at_least("x", value, 0.5, "").status == low
-    assert at_most("x", value, 0.5, "").status == high
+    assert at_least("x", value, threshold=0.5, reason="").status == low
+    assert at_most("x", value, threshold=0.5, reason="").status == high
 
 
 def test_what_is_no_number_never_passes() -> None:
-    assert at_least("x", np.nan, 0.0, "").status == "fail"
-    assert at_most("x", np.nan, 0.0, "").status == "fail"
+    assert at_least("x", np.nan, threshold=0.0, reason="").status == "fail"
+    assert at_most("x", np.nan, threshold=0.0, reason="").status == "fail"
 
 
 def test_untested_stops_nobody_and_is_told() -> None:
-    verdict = _verdict(at_least("x", 1.0, 0.0, "").of("a"), untested("y", "too few").of("b"))
+    verdict = _verdict(at_least("x", 1.0, threshold=0.0, reason="").of("a"), untested("y", "too few").of("b"))
     assert verdict.passed
     assert verdict.summary() == "passed: 1 passed, 0 failed, 1 untested"
-    stopped = _verdict(*verdict.outcomes, at_most("z", 2.0, 1.0, "").of("c"), at_most("w", 2.0, 1.0, "").of("c"))
+    stopped = _verdict(
+        *verdict.outcomes,
+        at_most("z", 2.0, threshold=1.0, reason="").of("c"),
+        at_most("w", 2.0, threshold=1.0, reason="").of("c"),
+    )
     assert not stopped.passed
     assert stopped.stopped_by == ["c"]
 
 
 def test_file_is_plain_json_and_comes_back(tmp_path: Path) -> None:
-    verdict = _verdict(at_least("x", np.inf, 0.0, "why").of("a"), at_most("y", np.nan, 0.5, "").of("b"))
+    verdict = _verdict(
+        at_least("x", np.inf, threshold=0.0, reason="why").of("a"),
+        at_most("y", np.nan, threshold=0.5, reason="").of("b"),
+    )
     path = verdict.save(tmp_path)
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["passed"] is False
@@ -51,7 +65,7 @@ def test_file_is_plain_json_and_comes_back(tmp_path: Path) -> None:
 
 def test_table_names_every_gate_and_reason() -> None:
     console = Console(width=120, record=True)
-    _verdict(at_least("recall@10", 0.1, 0.2, "because").of("not_worse")).print(console)
+    _verdict(at_least("recall@10", 0.1, threshold=0.2, reason="because").of("not_worse")).print(console)
     text = console.export_text()
     for word in ("not_worse", "recall@10", "0.1", "0.2", "fail", "because", "stopped by not_worse"):
         assert word in text

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-
 import numpy as np
 
 from recsys.experiments.assembly import instantiate, open_data
-from recsys.experiments.tracking import log_verdict, mirror_release
+from recsys.experiments.tracking import mirror_release
 from recsys.experiments.train import train as train_one
-from recsys.experiments.trained_run import TrainedRun, load_run
+from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
 from recsys.operations.cycle.plan import Plan
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.gates.judge import judge as ask_gates
-from recsys.operations.gates.judge import new_events, refused, seconds
-from recsys.operations.gates.staging import STAGED, open_release, stage
-from recsys.operations.gates.verdict import VERDICT, Verdict, columns
+from recsys.operations.gates.judge import JudgeSettings, judge_run, record_verdict
+from recsys.operations.gates.staging import STAGED, open_release
+from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose
-from recsys.release.runtime.retriever import Retriever
-from recsys.serving.observability.samples import read_samples
-
-log = logging.getLogger("recsys")
 
 
 def prepare(plan: Plan, cycle: Cycle) -> str:
@@ -54,20 +46,12 @@ def train(plan: Plan, cycle: Cycle) -> str:
 
 
 def judge(plan: Plan, cycle: Cycle) -> str:
-    """Let candidate and served release answer the same requests of the newest window, and ask the gates."""
-    config, run = plan.config, load_run(plan.run_folder(cycle))
+    """Let the gates compare the candidate with the served release, on the events that are new since that one."""
+    run = load_run(plan.run_folder(cycle))
     cycle.served = plan.served()
-    served = None if cycle.served is None else open_release(config.store, cycle.served)
-    try:
-        candidate = stage(run, config.index, config.model, config.recall_target, config.corpus)
-    except (ValueError, RuntimeError) as error:
-        verdict = refused(run, served, run.dataset, error)
-    else:
-        verdict = _ask(plan, run, candidate, served)
-    verdict.save(run.path)
-    content = verdict.to_json()
-    del content["outcomes"]
-    _mirror(lambda: log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes)))
+    served = None if cycle.served is None else open_release(plan.config.store, cycle.served)
+    verdict = judge_run(run, served, settings=JudgeSettings.from_config(plan.config))
+    path = record_verdict(run, verdict)
     cycle.version, cycle.measured = verdict.candidate, {name: dict(m) for name, m in verdict.measured.items()}
     if verdict.passed:
         cycle.step = "publish"
@@ -76,7 +60,7 @@ def judge(plan: Plan, cycle: Cycle) -> str:
     failed = [
         f"\n  {row.gate}, {row.check}: {row.value} against {row.threshold} ({row.reason})" for row in verdict.failed
     ]
-    return f"{verdict.summary()}; {run.path / VERDICT}{''.join(failed)}"
+    return f"{verdict.summary()}; {path}{''.join(failed)}"
 
 
 def publish(plan: Plan, cycle: Cycle) -> str:
@@ -92,26 +76,9 @@ def publish(plan: Plan, cycle: Cycle) -> str:
     store.set_alias("candidate", version, f"retraining cycle {cycle.number}")
     project = next(iter(plan.trainings.values())).logger.project
     folder, config = store.root / version, plan.config
-    _mirror(lambda: mirror_release(project, folder, config.model, "candidate", config.registry))
+    mirror(lambda: mirror_release(project, folder, config.model, "candidate", config.registry))
     cycle.step = "roll_out"
     return f"release {version}"
-
-
-def _ask(plan: Plan, run: TrainedRun, candidate: Retriever, served: Retriever | None) -> Verdict:
-    config = plan.config
-    gates = {name: instantiate(node) for name, node in config.gates.items() if node is not None}
-    window = new_events(run.dataset, served, None, None)
-    samples = read_samples(config.samples.folder, config.samples.newest)
-    now = seconds(config.now, "now")
-    return ask_gates(gates, run, candidate, served, run.dataset, window, config.max_users, now, samples)
-
-
-def _mirror(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except Exception as error:
-        # The local files are the truth; W&B being away is no reason to serve an old model.
-        log.warning("not mirrored to W&B: %s", error)
 
 
 def _told(metrics: dict[str, float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Gates on what is found for test users: against the release that is served, its own record, and popularity."""
+"""Gates on accuracy for test users: losses against several references, and implausible gains."""
 
 from __future__ import annotations
 
@@ -6,100 +6,101 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from recsys.core.types import Float64Array
 from recsys.evaluation.significance import paired_bootstrap
-from recsys.operations.gates.event_window import DAY
+from recsys.operations.gates.event_window import DAY, NO_TIMES
 from recsys.operations.gates.evidence import Evidence
-from recsys.operations.gates.non_inferiority import Paired, non_inferiority
+from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
 from recsys.operations.gates.verdict import Outcome, at_least, untested
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NotWorse:
-    """Not worse than what is served, on the same users, in any slice.
+    """Stop a candidate that is worse than the served release on the same users, in total or in any slice.
 
-    A better mean can hide a slice that is lost (TFX validates per slice for this reason). Differences are paired by
-    user, and corrected over all metrics and slices together, so that an honest candidate is not stopped by the number
-    of looks. The reference is measured now, on the same window: its old figures are of other users and other days.
+    A better mean can hide a slice that got much worse (TFX validates each slice for this reason). Differences are
+    paired by user and corrected for the number of metrics and slices, so that honest candidates are not stopped by the
+    number of tests. Both releases are measured now, on the same window, because older figures are about other users and
+    days.
 
     Attributes:
-        metrics: of all users.
-        slices: of items or users; the metric of each is `slice_metric`.
+        metrics: metrics over all users.
+        slices: slices of items or users, each measured by `slice_metric`.
         slice_metric: recall at a cut-off, for slices and for types of action.
-        margin: share of the served metric that may be lost.
-        slice_margin: the same in a slice, and of each type of action.
-        level: probability that any of the checks fails by chance.
-        noticed: a slice is untested where a loss of this share would be overlooked.
+        non_inferiority_margin: share of the served release's metric that the candidate may lose.
+        slice_non_inferiority_margin: the same for a slice or a type of action.
+        significance_level: probability that at least one check fails by chance.
+        detectable_loss: a check whose power is below 0.8 for a loss of this share is untested.
     """
 
     metrics: Sequence[str]
     slices: Sequence[str]
     slice_metric: str
-    margin: float
-    slice_margin: float
-    level: float
-    noticed: float
+    non_inferiority_margin: float
+    slice_non_inferiority_margin: float
+    significance_level: float
+    detectable_loss: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each metric and slice."""
+        """Return one outcome for each metric and slice."""
         candidate, served = evidence.candidate.per_user, evidence.served.per_user
-        margins = dict.fromkeys(self.metrics, self.margin)
+        margins = dict.fromkeys(self.metrics, self.non_inferiority_margin)
         names = [f"{name}/{self.slice_metric}" for name in self.slices]
         names += [name for name in candidate if "=" in name and name.endswith(f"/{self.slice_metric}")]
-        margins |= dict.fromkeys(names, self.slice_margin)
+        margins |= dict.fromkeys(names, self.slice_non_inferiority_margin)
         pairs = {}
         for name, margin in margins.items():
             rows = ~np.isnan(candidate[name])
-            pairs[name] = Paired(candidate[name][rows], served[name][rows], margin)
-        return non_inferiority(pairs, self.level, self.noticed)
+            pairs[name] = PairedMetric(candidate[name][rows], served[name][rows], margin=margin)
+        return non_inferiority(pairs, self.significance_level, detectable_loss=self.detectable_loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KeepsRecord:
-    """Not far below what the served release reached when it was made.
+    """Stop a candidate that stays far below the metrics that the served release reached when it was made.
 
-    Where the newest events are corrupted, candidate and served release fail on them together, and no comparison of the
-    two tells. Slices that the served release cannot serve at all by now, such as items that are new since, have no
-    other reference either.
+    If the newest events are corrupted, the candidate and the served release both fail on them, and a comparison of the
+    two shows nothing. Slices that the served release cannot serve now, such as items newer than it, have no other
+    reference either.
 
     Attributes:
-        metrics: of the release, over the items of its index; slices included.
-        share: of the record that must be kept; below one, since every window is another.
-        level: probability that any of the checks fails by chance.
-        noticed: a check is untested where a loss of this share would be overlooked.
-        fewest_users: a check of fewer is untested: the record is of a few others, and a dozen who all miss would look
-            as if nothing were left to chance.
+        metrics: metrics of the served release over the items of its index, slices included.
+        min_ratio: candidate's metric over the record; below 1, because every window differs.
+        significance_level: probability that at least one check fails by chance.
+        detectable_loss: a check whose power is below 0.8 for a loss of this share is untested.
+        min_users: users without whom a metric is untested. The record is about other users, and if a dozen users all
+            miss, their spread is zero and chance would seem to be excluded.
     """
 
     metrics: Sequence[str]
-    share: float
-    level: float
-    noticed: float
-    fewest_users: int
+    min_ratio: float
+    significance_level: float
+    detectable_loss: float
+    min_users: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each metric."""
+        """Return one outcome for each metric."""
         manifest, pairs, missing = evidence.served.retriever.manifest, {}, []
         for name in self.metrics:
             known = manifest.record(name)
             if known is None:
-                missing.append(untested(name, "the served release has no such figure"))
+                missing.append(untested(name, "the served release has no such metric"))
                 continue
             values = evidence.candidate.per_user[name]
             values = values[~np.isnan(values)]
-            if len(values) < self.fewest_users:
-                missing.append(untested(name, f"{len(values)} users, fewer than {self.fewest_users}"))
+            if len(values) < self.min_users:
+                missing.append(untested(name, f"{len(values)} users, fewer than {self.min_users}"))
                 continue
-            pairs[name] = Paired(values, _as_users(known, values), 1 - self.share)
-        return [*non_inferiority(pairs, self.level, self.noticed), *missing]
+            pairs[name] = PairedMetric(values, _simulated_users(known, values), margin=1 - self.min_ratio)
+        return [*non_inferiority(pairs, self.significance_level, detectable_loss=self.detectable_loss), *missing]
 
 
-def _as_users(mean: float, found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Users who could have this mean of a metric up to 1: it is left to chance as what it is compared with is.
+def _simulated_users(mean: float, found: Float64Array) -> Float64Array:
+    """Return values of users with this mean of a metric that is at most 1, so that the record has a variance too.
 
-    Their variance relative to their mean is that of what was `found` now; where that is nothing they are as far apart
-    as they can be, some with all and the others with nothing.
+    Their variance relative to their mean is that of `found`. If `found` has none, users differ as much as they can:
+    some have 1 and the others 0.
     """
     number = len(found)
     users = np.random.default_rng(0).permutation(np.clip(mean * number - np.arange(number), 0.0, 1.0))
@@ -108,107 +109,110 @@ def _as_users(mean: float, found: npt.NDArray[np.float64]) -> npt.NDArray[np.flo
     return np.asarray(mean + share * (users - users.mean()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictable:
-    """The served release foresees the newest events about as well as those before them.
+    """Stop a candidate if the served release predicts the newest events much worse than the events before them.
 
-    Events whose items, users or labels were mixed up cannot be foreseen by a model that never saw them, however they
-    are counted; a day of them hides in the mean of a longer test part. Where all of the test part is new, there is
-    nothing to compare with: what a release reached when it was made is no measure of how it ages, and `KeepsRecord`
-    asks that of the candidate.
+    If items, users or labels of the newest events were mixed up, a model that never saw them cannot predict them. In
+    the mean of a longer test part, one such day would not be visible. If the whole test part is newer than the served
+    release, there is nothing to compare with, because the metrics of a release at its creation do not show how it ages.
+    The gate `record` compares the candidate with those.
 
     Attributes:
         metric: recall at a cut-off.
-        share: of the reference that must be kept.
-        level: probability of failing by chance.
-        noticed: untested where a loss of this share would be overlooked.
+        min_ratio: metric on the newest events over the metric on the events before them.
+        significance_level: probability of failing by chance.
+        detectable_loss: the check is untested if its power is below 0.8 for a loss of this share.
     """
 
     metric: str
-    share: float
-    level: float
-    noticed: float
+    min_ratio: float
+    significance_level: float
+    detectable_loss: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         check, side = f"served {self.metric} on the newest", evidence.served
         if not evidence.window.has_times:
-            return [untested(check, "there are no times")]
+            return [untested(check, NO_TIMES)]
         new, before = evidence.asked.relevant_since(evidence.window.begin)
         if not np.diff(before.offsets).any():
             return [untested(check, "the served release is older than all of the test part")]
         found = side.measure(new)[1][self.metric]
         usual = float(side.measure(before)[1][self.metric].mean())
-        pair = Paired(found, np.full(len(found), usual), 1 - self.share)
-        return non_inferiority({check: pair}, self.level, self.noticed)
+        pair = PairedMetric(found, np.full(len(found), usual), margin=1 - self.min_ratio)
+        return non_inferiority({check: pair}, self.significance_level, detectable_loss=self.detectable_loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BeatsPopularity:
-    """Better than one list of popular items for everyone, and not below fixed floors.
+    """Stop a candidate that is no better than one list of popular items for everyone, or below a fixed floor.
 
-    An absolute bar that needs no figures of this data: a model that learned nothing does not pass it, whatever is
-    served. Floors are for those who know their data.
+    This bar needs no earlier figures of the data. A model that learned nothing does not pass it, whatever is served.
+    Floors are for teams that know the figures of their data.
 
     Attributes:
-        metric: of all users.
-        factor: times what the popular list reaches.
+        metric: metric over all users.
+        min_ratio: metric of the candidate over that of the popular list.
         floors: metric -> least value.
     """
 
     metric: str
-    factor: float
+    min_ratio: float
     floors: Mapping[str, float]
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for popularity, and one for each floor."""
+        """Return one outcome for popularity, and one for each floor."""
         found = float(evidence.candidate.per_user[self.metric].mean())
         popular = float(evidence.popular[self.metric].mean())
-        yield at_least(self.metric, found, self.factor * popular, f"{self.factor:g} times popularity's {popular:.4f}")
-        for name, least in self.floors.items():
+        reason = f"{self.min_ratio:g} times popularity's {popular:.4f}"
+        yield at_least(self.metric, found, threshold=self.min_ratio * popular, reason=reason)
+        for name, floor in self.floors.items():
             value = evidence.candidate.metrics.get(name)
             if value is None:
-                yield untested(name, "the candidate has no such figure")
+                yield untested(name, "the candidate has no such metric")
             else:
-                yield at_least(name, value, least, "fixed floor")
+                yield at_least(name, value, threshold=floor, reason="fixed floor")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NotTooGood:
-    """Not better than one retraining can explain.
+    """Stop a candidate whose gain over the served release is larger than one retraining can explain.
 
-    A model that has seen the answers is far better than any honest one. The gain is measured over items that the served
-    release knows, since what it cannot know is a gain that is honest and large; so is what it lost by its age.
+    A model that was trained on the answers is far better than any honest one. The gain is measured on items that the
+    served release knows, because items that it cannot know bring a gain that is large and honest. An old served release
+    has lost accuracy, which explains a larger gain.
 
     Attributes:
         metric: recall at a cut-off.
-        max_gain: largest share gained over the served release that is believed.
-        per_day: what is added to that for each day between the newest event of the served release and that of the data.
-        least: gain in the metric itself below which nothing is suspected.
+        max_gain: largest plausible gain, as a share of the served release's metric.
+        max_gain_per_day: addition to `max_gain` for each day between the newest event of the served release's data and
+            the newest event of the data now.
+        min_absolute_gain: gain in the metric itself below which nothing is suspicious.
     """
 
     metric: str
     max_gain: float
-    per_day: float
-    least: float
+    max_gain_per_day: float
+    min_absolute_gain: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         known = np.zeros(evidence.asked.dataset.num_items + 1, bool)
         known[evidence.served.item_idx] = True
         known[0] = False
         relevant = evidence.asked.relevant_among(known)
-        (found, served), check = (
-            (side.measure(relevant)[1][self.metric] for side in (evidence.candidate, evidence.served)),
-            f"gain in {self.metric}",
-        )
+        found, served = (
+            side.measure(relevant)[1][self.metric] for side in (evidence.candidate, evidence.served)
+        )  # fmt: skip
+        check = f"gain in {self.metric}"
         if not len(found):
-            return [untested(check, "no test user wants an item that the served release knows")]
+            return [untested(check, "no test user has a relevant item that the served release knows")]
         until, window = evidence.served.retriever.manifest.data.get("until"), evidence.window
         days = 0.0 if until is None or not window.has_times else (int(window.time.max()) - until) / DAY
-        most = self.max_gain + self.per_day * max(0.0, days)
+        most = self.max_gain + self.max_gain_per_day * max(0.0, days)
         ((_, low, _, _),) = paired_bootstrap((found - (1 + most) * served)[:, None])
         gain = float(found.mean() / served.mean() - 1) if served.mean() else np.inf
-        told = f"{found.mean():.4f} against {served.mean():.4f} on items that both can know"
-        suspicious = low > 0 and found.mean() - served.mean() > self.least
-        return [Outcome(check, gain, most, "fail" if suspicious else "pass", told)]
+        reason = f"{found.mean():.4f} against {served.mean():.4f} on items that both releases can know"
+        is_suspicious = low > 0 and found.mean() - served.mean() > self.min_absolute_gain
+        return [Outcome(check, gain, threshold=most, status="fail" if is_suspicious else "pass", reason=reason)]

@@ -1,4 +1,4 @@
-"""Gates on the release itself: its index, its speed, its size."""
+"""Gates on the release itself: its index, its metrics, its latency, its size and its age."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ import numpy as np
 import pyarrow.compute as pc
 
 from recsys.data.dataset import Requests
+from recsys.operations.gates.event_window import DAY
 from recsys.operations.gates.evidence import Evidence, K, Side
-from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
+from recsys.operations.gates.verdict import Outcome, at_least, at_most, failed, untested
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender
 from recsys.release.runtime.user_tower import pad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SameAsTrained:
-    """The release finds what the trained towers find by exact search.
+    """Stop a candidate whose release does not find what the trained towers find by exact search.
 
-    One look from end to end: export, index, order of the items and vocabularies are each verified when a release is
-    made, and any of them can still be wrong together. The manifest's own figure is not believed.
+    Export, index, order of the items and vocabularies are each verified when a release is made. This gate checks them
+    together from end to end, and does not rely on the recall that the manifest gives.
 
     Attributes:
-        least: share of the exact first k that the release must show.
-        most_requests: that are asked.
+        min_recall: share of the exact top k that the release must return.
+        max_requests: number of test requests to use.
     """
 
-    least: float
-    most_requests: int
+    min_recall: float
+    max_requests: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         run, retriever = evidence.run, evidence.candidate.retriever
         if retriever.manifest.chosen_metrics is not None:
             run = dataclasses.replace(run, corpus=np.sort(np.asarray(retriever.items["item_idx"])))
-        requests = Requests(*(column[: self.most_requests] for column in run.dataset.requests("test")))
-        # Of a small corpus most of it would be found by anybody.
+        requests = Requests(*(column[: self.max_requests] for column in run.dataset.requests("test")))
+        # With a larger k, any index would find most of a small corpus.
         k = min(K, max(1, len(run.corpus) // 10))
         _, exact = RunRecommender(run).rank(requests, k, run.config.exclude_seen, {})
         _, rows = ReleaseRecommender(retriever, run.dataset).rank(requests, k, run.config.exclude_seen, {})
@@ -46,80 +47,81 @@ class SameAsTrained:
         found = item_idx[rows + 1]
         wanted = exact + 1
         hits = ((wanted[:, :, None] == found[:, None, :]) & (wanted[:, :, None] > 0)).any(2).sum()
-        share = float(hits / max(1, (wanted > 0).sum()))
-        told = f"of the exact first {k} of the trained towers, {len(requests.user_idx)} users"
-        yield at_least(f"index recall@{k}", share, self.least, told)
+        recall = float(hits / max(1, (wanted > 0).sum()))
+        reason = f"of the exact top {k} of the trained towers, {len(requests.user_idx)} users"
+        yield at_least(f"index recall@{k}", recall, threshold=self.min_recall, reason=reason)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reproduces:
-    """The release reaches what training measured at its end.
+    """Stop a candidate whose release does not reach the metrics that training measured at its end.
 
-    What is packed and what was measured can be two models: a checkpoint that was replaced, a configuration that was
-    edited, a vocabulary that moved. Where a policy chose the items of the index, what was packed must reach the run's
-    figures over all items, and the release those over the chosen ones.
+    The model that was packed may not be the model that was measured, if a checkpoint was replaced, a configuration was
+    edited or a vocabulary changed. If a corpus policy chose the items of the index, the model must reach the run's
+    metrics over all items, and the release must reach those over the chosen items.
 
     Attributes:
-        metrics: of all users.
-        tolerance: share by which they may differ: an approximate index finds a little less.
+        metrics: metrics over all users.
+        max_relative_difference: difference over the measured value; an approximate index finds a little less.
     """
 
     metrics: Sequence[str]
-    tolerance: float
+    max_relative_difference: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each metric."""
+        """Return one outcome for each metric."""
         same = evidence.run.dataset.meta.fingerprint == evidence.asked.dataset.meta.fingerprint
         if not same or len(evidence.asked.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
-            yield untested("as measured", "other users are asked for than those of the run's own test part")
+            yield untested("as measured", "the requests are not those of the run's own test part")
             return
         manifest = evidence.candidate.retriever.manifest
         chosen = manifest.chosen_metrics
         for name in self.metrics:
             found, measured = evidence.candidate.metrics[name], evidence.run.metrics.get(f"test/{name}")
             if chosen is not None:
-                yield self._apart(f"{name} of the chosen items", found, chosen.get(name))
+                yield self._compare(f"{name} of the chosen items", found, measured=chosen.get(name))
                 found = manifest.corpus.get("test", {}).get("all", {}).get(name, np.nan)
-            yield self._apart(name, found, measured)
+            yield self._compare(name, found, measured=measured)
 
-    def _apart(self, check: str, found: float, measured: float | None) -> Outcome:
+    def _compare(self, check: str, found: float, *, measured: float | None) -> Outcome:
         if measured is None:
-            return untested(check, "there is no such figure")
-        return at_most(check, abs(found - measured), self.tolerance * measured, f"difference to {measured:.4f}")
+            return untested(check, "the run has no such metric")
+        bound = self.max_relative_difference * measured
+        return at_most(check, abs(found - measured), threshold=bound, reason=f"difference to {measured:.4f}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TowerLatency:
-    """The exported user tower is not much slower than the served one.
+    """Stop a candidate whose exported user tower is much slower than that of the served release.
 
-    It runs once for each request, in front of everything else. Both are timed in turns on the same users, one at a
-    time on one thread, and compared by their medians, so that a busy machine slows both.
+    The user tower runs once for each request, before anything else. Both towers are timed alternately on the same
+    users, one user at a time on one thread, and compared by their medians, so that a busy machine slows both alike.
 
     Attributes:
-        slower: times the served median, at most.
-        slack_ms: what may be added in any case: below it nobody notices.
-        rounds: requests that are timed.
+        max_ratio: median time over that of the served tower.
+        slack_ms: increase in milliseconds that is accepted in any case.
+        num_requests: number of timed requests for each tower.
     """
 
-    slower: float
+    max_ratio: float
     slack_ms: float
-    rounds: int
+    num_requests: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         sides = evidence.candidate, evidence.served
-        inputs = [_single_requests(side, self.rounds) for side in sides]
+        inputs = [_single_requests(side, self.num_requests) for side in sides]
         spent: list[list[float]] = [[], []]
-        for number in range(-min(10, self.rounds), self.rounds):
+        for number in range(-min(10, self.num_requests), self.num_requests):
             for which, side in enumerate(sides):
-                given = inputs[which][number % len(inputs[which])]
+                request = inputs[which][number % len(inputs[which])]
                 begin = time.perf_counter()
-                side.retriever.tower.run(given)
+                side.retriever.tower.run(request)
                 if number >= 0:
                     spent[which].append(1000 * (time.perf_counter() - begin))
         found, served = (float(np.median(times)) for times in spent)
-        threshold = max(self.slower * served, served + self.slack_ms)
-        yield at_most("median ms", found, threshold, f"one user on one thread; served {served:.3f} ms")
+        bound = max(self.max_ratio * served, served + self.slack_ms)
+        yield at_most("median ms", found, threshold=bound, reason=f"one user on one thread; served {served:.3f} ms")
 
 
 def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
@@ -132,82 +134,91 @@ def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Size:
-    """The release is about as large as the served one, and holds about as many items.
+    """Stop a candidate whose release is much larger than the served one, or has a much smaller or larger corpus.
 
-    Hosts hold several releases at once; and a corpus that shrinks or grows at a stroke is an accident of preparation
-    more often than a decision.
+    Hosts hold several releases at once. A corpus that shrinks or grows suddenly is a fault of preparation more often
+    than a decision.
 
     Attributes:
-        growth: times the served bytes, at most.
-        fewest_items: share of the served number of items, at least.
-        most_items: times the served number of items, at most.
-        kept_items: share of the served items that are still there.
+        max_bytes_ratio: bytes over those of the served release.
+        min_items_ratio: number of items over that of the served release, at least.
+        max_items_ratio: number of items over that of the served release, at most.
+        min_kept_items: share of the served release's items that the candidate must have.
     """
 
-    growth: float
-    fewest_items: float
-    most_items: float
-    kept_items: float
+    max_bytes_ratio: float
+    min_items_ratio: float
+    max_items_ratio: float
+    min_kept_items: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """Outcomes for bytes and items."""
+        """Return one outcome for bytes and three for items."""
         ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
         found, served = (sum(entry.bytes for entry in m.files.values()) / 2**20 for m in (ours, theirs))
-        yield at_most("MiB", found, self.growth * served, f"{self.growth:g} times the served {served:.1f}")
-        num_items, told = ours.num_items, f"served {theirs.num_items:,}"
-        yield at_least("fewest items", num_items, self.fewest_items * theirs.num_items, told)
-        yield at_most("most items", num_items, self.most_items * theirs.num_items, told)
+        reason = f"{self.max_bytes_ratio:g} times the served {served:.1f}"
+        yield at_most("MiB", found, threshold=self.max_bytes_ratio * served, reason=reason)
+        num_items, reason = ours.num_items, f"served {theirs.num_items:,}"
+        yield at_least("fewest items", num_items, threshold=self.min_items_ratio * theirs.num_items, reason=reason)
+        yield at_most("most items", num_items, threshold=self.max_items_ratio * theirs.num_items, reason=reason)
         served_ids = evidence.served.retriever.items["item_id"].combine_chunks()
         held = evidence.candidate.retriever.items["item_id"].combine_chunks()
         if served_ids.type != held.type:
-            yield Outcome("kept items", 0.0, self.kept_items, "fail", f"ids are {held.type}, served {served_ids.type}")
+            reason = f"ids are {held.type}, served {served_ids.type}"
+            yield failed("kept items", 0.0, threshold=self.min_kept_items, reason=reason)
             return
         kept = 1 - pc.index_in(served_ids, value_set=held).null_count / len(served_ids)
-        yield at_least("kept items", kept, self.kept_items, "share of the served items that are still there")
+        yield at_least(
+            "kept items", kept, threshold=self.min_kept_items, reason="share of the served items that the candidate has"
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fresh:
-    """Learned from data that are newer than those of the served release, or the same.
+    """Stop a candidate whose data is older than that of the served release, or reaches back less far.
 
-    A run that was left over, or trained on a folder that nobody appends to any more, passes every comparison with the
-    model that it is a copy of.
+    A run that was left over, or that was trained on a folder to which nobody appends any more, passes every comparison
+    with the served model, because it is a copy of it.
 
     Attributes:
-        behind_days: by which the newest events that both are measured on may be newer than the candidate's data.
-        past: share of the time that the served release's data span, at least.
+        max_days_behind: days by which the newest event of the candidate's data may be older than the newest event that
+            both releases are measured on.
+        min_span_ratio: days that the candidate's data span over those of the served release.
     """
 
-    behind_days: float
-    past: float
+    max_days_behind: float
+    min_span_ratio: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """Outcomes for the age of the data, beside the served release and what there is, and for the weights."""
+        """Return outcomes for the newest event, the span of the data, and the weights."""
         ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
         until, served = ours.data.get("until"), theirs.data.get("until")
         if until is None or served is None:
-            yield untested("newest event", "a release does not say of which time its data are")
+            yield untested("newest event", "a release has no times of its data")
         else:
-            told = "days after the newest event of the served release's data"
-            yield at_least("newest event", (until - served) / 86_400, 0.0, told)
+            reason = "days after the newest event of the served release's data"
+            yield at_least("newest event", (until - served) / DAY, threshold=0.0, reason=reason)
             span, usual = (
-                (data["until"] - data.get("begin", data["until"])) / 86_400 for data in (ours.data, theirs.data)
+                (data["until"] - data.get("begin", data["until"])) / DAY for data in (ours.data, theirs.data)
             )
-            told = f"days from the oldest event to the newest; {usual:.1f} of the served release's data"
-            yield at_least("past", span, self.past * usual, told)
+            reason = f"days from the oldest event to the newest; {usual:.1f} of the served release's data"
+            yield at_least("past", span, threshold=self.min_span_ratio * usual, reason=reason)
         if until is not None and evidence.window.has_times:
-            behind = (int(evidence.window.time.max()) - until) / 86_400
-            yield at_most("days behind", behind, self.behind_days, "from its newest event to the newest there is")
-        same = all(
-            ours.files[name].sha256 == theirs.files[name].sha256
-            for name in ("user_tower.safetensors", "item_tower.safetensors")
-        )
-        if ours.dataset_fingerprint != theirs.dataset_fingerprint:
-            told = "the weights are those of the served release, though the data are others"
-            yield (
-                Outcome("new weights", float(not same), 1.0, "fail", told)
-                if same
-                else at_least("new weights", 1.0, 1.0, "other weights than the served release's")
+            behind = (int(evidence.window.time.max()) - until) / DAY
+            yield at_most(
+                "days behind",
+                behind,
+                threshold=self.max_days_behind,
+                reason="from its newest event to the newest of all",
+            )
+        if ours.dataset_fingerprint == theirs.dataset_fingerprint:
+            return
+        towers = ("user_tower.safetensors", "item_tower.safetensors")
+        if all(ours.files[name].sha256 == theirs.files[name].sha256 for name in towers):
+            reason = "the weights are those of the served release, although the data is not"
+            yield failed("new weights", 0.0, threshold=1.0, reason=reason)
+        else:
+            yield at_least(
+                "new weights", 1.0, threshold=1.0, reason="the weights differ from those of the served release"
             )

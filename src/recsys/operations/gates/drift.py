@@ -1,4 +1,4 @@
-"""Gates on what is shown, and on the embeddings behind it, beside what the served release does."""
+"""Gates on the lists that users are shown and on the embeddings behind them, compared with the served release."""
 
 from __future__ import annotations
 
@@ -13,57 +13,63 @@ from recsys.operations.gates.evidence import Evidence, Side
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 from recsys.release.manifest import EMBEDDINGS
 
-_PAIRS = 20_000
+_NUM_PAIRS = 20_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """Shows about as much of the corpus as what is served.
+    """Stop a candidate that shows a much smaller part of the corpus than the served release.
 
-    A model that shows the same few items to everyone can keep its recall for a while; what is not shown is not learned.
+    A model that shows the same few items to everyone can keep its recall for a while. Items that are not shown get no
+    events, so the next model does not learn them.
 
     Attributes:
-        share: of the served release's coverage that must be kept.
-        cutoff: of the lists.
+        min_ratio: coverage over that of the served release.
+        cutoff: length of the lists.
     """
 
-    share: float
+    min_ratio: float
     cutoff: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         name = f"coverage@{self.cutoff}"
         found, served = evidence.candidate.metrics[name], evidence.served.metrics[name]
-        yield at_least(name, found, self.share * served, f"{self.share:g} of the served {served:.4f}")
+        yield at_least(
+            name, found, threshold=self.min_ratio * served, reason=f"{self.min_ratio:g} of the served {served:.4f}"
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PopularityDrift:
-    """Does not lean to popular items more than what is served.
+    """Stop a candidate that shows more popular items than the served release.
 
-    Each retraining learns from what the one before showed, so that a lean to the head feeds itself.
+    Each retraining learns from what the model before it showed, so a bias towards the head reinforces itself.
 
     Attributes:
-        growth: times the served popularity of what is shown, at most (mean training events of an item shown, relative).
-        head: share of head items among those shown that may be added.
-        cutoff: of the lists.
+        max_ratio: popularity of the shown items (mean number of training events) over that of the served release.
+        max_head_increase: increase in the share of head items among the shown items.
+        cutoff: length of the lists.
     """
 
-    growth: float
-    head: float
+    max_ratio: float
+    max_head_increase: float
     cutoff: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for popularity and one for the head."""
+        """Return one outcome for popularity and one for the head."""
         name = f"popularity@{self.cutoff}"
         found, served = evidence.candidate.metrics[name], evidence.served.metrics[name]
-        yield at_most(name, found, self.growth * served, f"{self.growth:g} times the served {served:.3g}")
+        yield at_most(
+            name, found, threshold=self.max_ratio * served, reason=f"{self.max_ratio:g} times the served {served:.3g}"
+        )
         found, served = (_head_share(side, self.cutoff) for side in (evidence.candidate, evidence.served))
-        yield at_most(f"head@{self.cutoff}", found, served + self.head, f"the served {served:.4f} and {self.head:g}")
+        reason = f"the served {served:.4f} plus {self.max_head_increase:g}"
+        yield at_most(f"head@{self.cutoff}", found, threshold=served + self.max_head_increase, reason=reason)
 
 
 def _head_share(side: Side, cutoff: int) -> float:
-    """Share of items of the head (first half of the training events) among what is shown."""
+    """Return the share of head items (first half of the training events) among the shown items."""
     counts = side.asked.dataset.train_count
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -73,61 +79,74 @@ def _head_share(side: Side, cutoff: int) -> float:
     return float(is_head[shown[shown > 0]].mean()) if (shown > 0).any() else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Shows users some of what they are shown now.
+    """Stop a candidate whose lists have almost nothing in common with those of the served release.
 
-    Lists that have nothing in common with those of a release of about the same quality are a sign of mixed ids or of
-    another model; users see everything change at once.
+    If two releases of about the same quality share no items, ids were mixed up or it is another model. Users would see
+    everything change at once.
 
     Attributes:
-        least: mean share of the served list that the candidate's list holds.
-        cutoff: of the lists.
+        min_overlap: mean share of the served list that the candidate's list must hold.
+        cutoff: length of the lists.
     """
 
-    least: float
+    min_overlap: float
     cutoff: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         ours, theirs = (side.shown[:, : self.cutoff] for side in (evidence.candidate, evidence.served))
         both = ((ours[:, :, None] == theirs[:, None, :]) & (ours[:, :, None] > 0)).any(2).sum(1)
         share = both / np.maximum((theirs > 0).sum(1), 1)
-        yield at_least(f"overlap@{self.cutoff}", float(share.mean()), self.least, "mean share of the served list")
+        yield at_least(
+            f"overlap@{self.cutoff}",
+            float(share.mean()),
+            threshold=self.min_overlap,
+            reason="mean share of the served list",
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """Finite embeddings that differ from each other as much as the served ones do.
+    """Stop a candidate whose embeddings are not finite, or differ from each other much less than the served ones.
 
-    Collapsed embeddings answer everyone alike, and exploded norms let a few items win everywhere; both can begin long
-    before the metrics fall.
+    Collapsed embeddings give everyone the same answer, and exploded norms let a few items win everywhere. Both can
+    begin long before the metrics fall.
 
     Attributes:
-        apart: share of the served mean distance (1 - cosine) of two items, or of two users, that must be kept.
-        norms: times the served spread of item norms (0.99 quantile over median), at most.
-        spread: share of the served spread of scores within a list, relative to their size, that must be kept.
+        min_distance_ratio: mean distance (1 - cosine) of two items, or of two users, over that of the served release.
+        max_norm_spread_ratio: spread of item norms (0.99 quantile over median) over that of the served release.
+        min_score_spread_ratio: relative spread of scores within a list over that of the served release.
     """
 
-    apart: float
-    norms: float
-    spread: float
+    min_distance_ratio: float
+    max_norm_spread_ratio: float
+    min_score_spread_ratio: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """Outcomes for items, users and scores."""
-        items, served = (_items(side) for side in (evidence.candidate, evidence.served))
+        """Return outcomes for items, users and scores."""
+        items, served_items = (_items(side) for side in (evidence.candidate, evidence.served))
         users, served_users = (_users(side) for side in (evidence.candidate, evidence.served))
-        for name, ours, theirs in (("item", items, served), ("user", users, served_users)):
+        for name, ours, theirs in (("item", items, served_items), ("user", users, served_users)):
             finite = float(np.isfinite(ours).all(1).mean())
-            yield at_least(f"finite {name} embeddings", finite, 1.0, "share without nan and inf")
-            now, then = _distance(ours), _distance(theirs)
-            told = f"mean 1 - cosine of two; {self.apart:g} of the served {then:.3f}"
-            yield at_least(f"{name} distance", now, self.apart * then, told)
-        now, then = _norm_spread(items), _norm_spread(served)
-        yield at_most("norm spread", now, self.norms * then, f"0.99 quantile over median; served {then:.3g}")
-        now, then = _score_spread(evidence.candidate), _score_spread(evidence.served)
-        told = f"first score less the last, over the mean size; {self.spread:g} of the served {then:.3g}"
-        yield at_least("score spread", now, self.spread * then, told) if then > 0 else untested("score spread", told)
+            yield at_least(f"finite {name} embeddings", finite, threshold=1.0, reason="share without nan and inf")
+            found, served = _distance(ours), _distance(theirs)
+            reason = f"mean 1 - cosine of two; {self.min_distance_ratio:g} of the served {served:.3f}"
+            yield at_least(f"{name} distance", found, threshold=self.min_distance_ratio * served, reason=reason)
+        found, served = _norm_spread(items), _norm_spread(served_items)
+        reason = f"0.99 quantile over median; served {served:.3g}"
+        yield at_most("norm spread", found, threshold=self.max_norm_spread_ratio * served, reason=reason)
+        found, served = _score_spread(evidence.candidate), _score_spread(evidence.served)
+        yield judge_score_spread(found, served, min_ratio=self.min_score_spread_ratio)
+
+
+def judge_score_spread(found: float, served: float, *, min_ratio: float) -> Outcome:
+    """Compare the relative spread of scores within a list with that of the served release."""
+    reason = f"first score minus the last, over the mean size; {min_ratio:g} of the served {served:.3g}"
+    if not served > 0:
+        return untested("score spread", reason)
+    return at_least("score spread", found, threshold=min_ratio * served, reason=reason)
 
 
 def _items(side: Side) -> Float64Array:
@@ -140,9 +159,9 @@ def _users(side: Side) -> Float64Array:
 
 
 def _distance(rows: Float64Array) -> float:
-    """Mean 1 - cosine of two different rows, drawn; 0 where all are alike."""
+    """Return the mean 1 - cosine of two different rows, drawn at random; 0 if all rows are alike."""
     rng = np.random.default_rng(0)
-    one, other = rng.integers(0, len(rows), (2, _PAIRS))
+    one, other = rng.integers(0, len(rows), (2, _NUM_PAIRS))
     one, other = one[one != other], other[one != other]
     if not len(one):
         return 0.0
@@ -156,7 +175,7 @@ def _norm_spread(rows: Float64Array) -> float:
 
 
 def _score_spread(side: Side) -> float:
-    """How far the scores of a list lie apart, relative to their size; mean over the lists."""
+    """Return the mean over all full lists of: first score minus the last, over the mean size of the scores."""
     scores = np.where(np.isfinite(side.scores), side.scores, np.nan).astype(np.float64)
     full = ~np.isnan(scores).any(1)
     if not full.any():

@@ -1,4 +1,4 @@
-"""Gates on what the new events are of: features, items, users and types of action, beside those before them."""
+"""Gates on the contents of the new events: features, items, users and types of action, compared with those before."""
 
 from __future__ import annotations
 
@@ -11,105 +11,118 @@ import numpy as np
 from recsys.core.columns import Column, Ragged
 from recsys.core.schema import MISSING
 from recsys.core.types import Float64Array
-from recsys.operations.gates.event_window import EventWindow, Ints, Mask, share
+from recsys.operations.gates.event_window import NO_TIMES, EventWindow, Ints, Mask, share
 from recsys.operations.gates.evidence import Evidence, action_columns
-from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
+from recsys.operations.gates.verdict import Outcome, at_least, at_most, failed, untested
 
-# Events that are expected of an item, for none to be no chance: one in 150, if they come independently.
-_CERTAIN = 5
+# An item with this many expected events has none by chance in one of 150 cases, if events come independently.
+_EXPECTED_EVENTS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Nulls:
-    """Features of the new events, of their items and of their users are filled as before.
+    """Stop a candidate if features of the new events, of their items or of their users are null more often than before.
 
-    A column that a producer stopped writing is null from one day on; a tower reads it as missing, and works worse
-    without a word.
+    If a producer stops writing a column, it is null from that day on. The tower treats it as missing and gets worse
+    without an error.
 
     Attributes:
-        more: share of nulls that may be added.
+        max_increase: increase in the share of nulls.
     """
 
-    more: float
+    max_increase: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each feature of the events, and for each column of the catalogue beside the served one."""
+        """Return one outcome for each feature of the events and for each column of the served release's items."""
         window = evidence.window
         for feature in window.dataset.schema.features:
             missing = _missing(window.dataset.columns[feature.key])
             rows = {"items": window.item, "users": window.user}.get(feature.owner)
             values = missing if rows is None else missing[rows]
             found, usual = share(values, window.new), share(values, window.before)
-            yield at_most(feature.key, found, usual + self.more, f"share of nulls, {usual:.3f} before")
+            yield at_most(
+                feature.key, found, threshold=usual + self.max_increase, reason=f"share of nulls, {usual:.3f} before"
+            )
         ours, theirs = (side.retriever for side in (evidence.candidate, evidence.served))
         for name in theirs.items.column_names[2:]:
+            check = f"catalogue {name}"
             if name not in ours.items.column_names:
-                yield Outcome(f"catalogue {name}", 1.0, 0.0, "fail", "the items have no such column any more")
+                yield failed(check, 1.0, threshold=0.0, reason="the candidate's items do not have this column")
                 continue
             found, usual = (side.items[name].null_count / max(1, len(side.items)) for side in (ours, theirs))
-            yield at_most(f"catalogue {name}", found, usual + self.more, f"share of nulls, {usual:.3f} in the served")
+            yield at_most(
+                check,
+                found,
+                threshold=usual + self.max_increase,
+                reason=f"share of nulls, {usual:.3f} in the served release",
+            )
         lost = {f.key for f in theirs.schema.features} - {f.key for f in ours.schema.features}
-        told = f"gone: {', '.join(sorted(lost))}" if lost else "all that the served release has"
-        yield at_most("features lost", float(len(lost)), 0.0, told)
+        reason = f"missing: {', '.join(sorted(lost))}" if lost else "the candidate has all features of the served one"
+        yield at_most("features lost", float(len(lost)), threshold=0.0, reason=reason)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unseen:
-    """The new events have about as many new items and new users as the days before had.
+    """Stop a candidate if the new events have many more new items or new users than before, or hardly any new users.
 
-    Ids that are written another way, or of another system, look like news; and where whoever joins is lost, nobody is
-    new. New items may come in batches, so that none is no news.
+    Ids that are written differently, or that come from another system, look new. If the events of users who join are
+    lost, there are no new users. A lack of new items stops nothing, because items may come in batches.
 
     Attributes:
-        more: share of new ones that may be added.
-        times: the usual share, at most, where this is more.
-        least: of the usual number of new users, at least.
-        fewest: usual new users, for too few of them to be told from chance.
+        max_increase: increase in the share of events with a new item or user.
+        max_ratio: share of events with a new item or user over the usual share, if that allows more.
+        min_new_users_ratio: number of new users over the usual number, at least.
+        min_usual_new_users: usual number of new users without which their number is not judged.
     """
 
-    more: float
-    times: float
-    least: float
-    fewest: int
+    max_increase: float
+    max_ratio: float
+    min_new_users_ratio: float
+    min_usual_new_users: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for items and two for users."""
+        """Return one outcome for items and two for users."""
         window = evidence.window
         names = "new items", "new users", "users who are new"
         if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
+            yield from (untested(name, NO_TIMES) for name in names)
             return
-        news = {names[0]: _news(window, window.item), names[1]: _news(window, window.user)}
+        news = {names[0]: _count_new(window, window.item), names[1]: _count_new(window, window.user)}
         for name, (found, usual) in news.items():
             if usual is None:
-                yield untested(name, "no events before the reference", found.share)
+                yield untested(name, "no events before the reference", value=found.share)
                 continue
-            told = f"share of events, {usual.share:.3f} in as long a time before"
-            yield at_most(name, found.share, max(usual.share + self.more, self.times * usual.share), told)
+            bound = max(usual.share + self.max_increase, self.max_ratio * usual.share)
+            yield at_most(
+                name, found.share, threshold=bound, reason=f"share of events, {usual.share:.3f} in an equal time before"
+            )
         found, usual = news[names[1]]
-        if usual is None or usual.number < self.fewest:
-            yield untested(names[2], f"{usual.number if usual else 0} in as long a time before, expected {self.fewest}")
+        if usual is None or usual.number < self.min_usual_new_users:
+            number = usual.number if usual else 0
+            yield untested(names[2], f"{number} in an equal time before, expected {self.min_usual_new_users}")
             return
-        told = f"{usual.number} in as long a time before"
-        yield at_least(names[2], float(found.number), self.least * usual.number, told)
+        bound = self.min_new_users_ratio * usual.number
+        yield at_least(names[2], float(found.number), threshold=bound, reason=f"{usual.number} in an equal time before")
 
 
-class _New(NamedTuple):
+class _NewValues(NamedTuple):
+    """Values without an earlier event: their share of the events, and their number."""
+
     share: float
     number: int
 
 
-def _news(window: EventWindow, values: Ints) -> tuple[_New, _New | None]:
-    """Share of the new events with a value that no earlier event has, and how many such values; and of the time before.
+def _count_new(window: EventWindow, values: Ints) -> tuple[_NewValues, _NewValues | None]:
+    """Count the values that no earlier event has, in the window and in an equal time before it.
 
-    The time before is as long as that of the new events.
+    The second result is None if the data does not reach back far enough.
     """
     first = np.full(int(values.max(initial=0)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, values, window.time)
 
-    def count(events: Mask, since: int, until: int) -> _New:
+    def count(events: Mask, since: int, until: int) -> _NewValues:
         number = int(np.count_nonzero((first >= since) & (first < until)))
-        return _New(float((first[values[events]] >= since).mean()) if events.any() else 0.0, number)
+        return _NewValues(float((first[values[events]] >= since).mean()) if events.any() else 0.0, number)
 
     found = count(window.new, window.begin, np.iinfo(np.int64).max)
     start = window.begin - (window.end - window.begin)
@@ -119,65 +132,68 @@ def _news(window: EventWindow, values: Ints) -> tuple[_New, _New | None]:
     return found, count(earlier, start, window.begin)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelShift:
-    """Types of action, and other categories of few values, are as frequent as before.
+    """Stop a candidate if the shares of the types of action, or of other categories with few values, have changed.
 
-    Saves that turn into clicks overnight are a change of the logging, not of people; targets that count by type of
-    action count something else from then on.
+    If saves turn into clicks overnight, the logging changed, not the users. Targets that depend on the type of action
+    then count something else.
 
     Attributes:
-        most: total variation distance between the shares, at most.
+        max_distance: total variation distance between the shares before and after, at most.
     """
 
-    most: float
+    max_distance: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each column."""
+        """Return one outcome for each column."""
         window = evidence.window
         for feature in action_columns(window.dataset):
             codes = np.asarray(window.dataset.columns[feature.key].values)
-            # What is missing is the business of another gate.
+            # The gate `nulls` judges missing values.
             shares = [_shares(codes[rows & (codes != MISSING)], feature.size) for rows in (window.new, window.before)]
             distance = 0.5 * float(np.abs(shares[0] - shares[1]).sum())
-            yield at_most(feature.key, distance, self.most, "total variation distance to the reference")
+            yield at_most(
+                feature.key, distance, threshold=self.max_distance, reason="total variation distance to the reference"
+            )
 
 
 def _shares(codes: Ints, size: int) -> Float64Array:
     return np.asarray(np.bincount(codes, minlength=size) / max(1, len(codes)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ItemShift:
-    """The new events are spread over items about as the days before are over the days before them.
+    """Stop a candidate if the distribution of the new events over items changed much more than it changed before.
 
-    Ids that are mixed up keep the number of items, of users and of events; what is popular changes at a stroke. A few
-    items that a campaign, a bot or a default value puts everywhere are less than all that changes by chance, and much
-    more than what others rise by.
+    The change from the time before the window to the window is compared with the change before that, over times of
+    equal length. Ids that were mixed up leave the number of items, users and events as it is, but they change which
+    items are popular. A campaign, a bot or a default value raises a few items by more than items usually rise. A part
+    of the export that is missing leaves popular items without events.
 
     Attributes:
-        more: distance (total variation of the shares of the most popular items) that may be added.
-        items: the most popular ones that are looked at; the others are one.
-        risen: share of the events that the items that rose most may have won, beyond what such items won before.
-        risen_items: how many of them.
-        vanished: share of the events of items that must have some, that those without any may have had, beyond what
-            such items had before.
-        fewest: items that must have some (five are expected of each), for this to be told.
+        max_distance_increase: increase in the total variation distance of the shares of the most popular items.
+        num_popular_items: number of these items; the others count as one.
+        max_risen_increase: increase in the share of the events that the items with the largest gains won.
+        num_risen_items: number of items with the largest gains.
+        max_vanished_increase: increase in the share of earlier events whose items have none now, among items with at
+            least five expected events.
+        min_expected_items: number of such items without which `vanished items` is not judged.
     """
 
-    more: float
-    items: int
-    risen: float
-    risen_items: int
-    vanished: float
-    fewest: int
+    max_distance_increase: float
+    num_popular_items: int
+    max_risen_increase: float
+    num_risen_items: int
+    max_vanished_increase: float
+    min_expected_items: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome each for what was popular, what has risen, and what is gone."""
+        """Return one outcome each for the most popular items, for risen items, and for vanished items."""
         window = evidence.window
         names = "popular items", "risen items", "vanished items"
         if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
+            yield from (untested(name, NO_TIMES) for name in names)
             return
         length = window.end - window.begin
         stretches = [
@@ -185,36 +201,39 @@ class ItemShift:
             for back in (1, 2)
         ]
         if not window.new.any() or min(map(np.count_nonzero, stretches)) < 100:
-            yield from (untested(name, "fewer than 100 events in as long a time before") for name in names)
+            yield from (untested(name, "fewer than 100 events in an equal time before") for name in names)
             return
         counts = [
             np.bincount(window.item[rows], minlength=window.dataset.num_items + 1) for rows in (window.new, *stretches)
         ]
         new, before, earlier = (count / count.sum() for count in counts)
         found, usual = self._distance(new, before), self._distance(before, earlier)
-        yield at_most(names[0], found, usual + self.more, f"total variation distance, {usual:.3f} before")
+        reason = f"total variation distance, {usual:.3f} before"
+        yield at_most(names[0], found, threshold=usual + self.max_distance_increase, reason=reason)
         found, usual = self._risen(new, before), self._risen(before, earlier)
-        told = f"share of the events that {self.risen_items} items won, {usual:.3f} before"
-        yield at_most(names[1], found, usual + self.risen, told)
-        found, must = self._vanished(counts[0], before)
-        usual, must_before = self._vanished(counts[1], earlier)
-        if min(must, must_before) < self.fewest:
-            yield untested(names[2], f"{must} items that must have events, expected {self.fewest}", found)
+        reason = f"share of the events that {self.num_risen_items} items won, {usual:.3f} before"
+        yield at_most(names[1], found, threshold=usual + self.max_risen_increase, reason=reason)
+        found, expected = self._vanished(counts[0], before)
+        usual, expected_before = self._vanished(counts[1], earlier)
+        if min(expected, expected_before) < self.min_expected_items:
+            reason = f"{expected} items that should have events, expected {self.min_expected_items}"
+            yield untested(names[2], reason, value=found)
             return
-        told = f"share of what {must} items with events had before, {usual:.3f} before"
-        yield at_most(names[2], found, usual + self.vanished, told)
+        reason = f"share of the earlier events of {expected} items that should have some, {usual:.3f} before"
+        yield at_most(names[2], found, threshold=usual + self.max_vanished_increase, reason=reason)
 
     def _distance(self, new: Float64Array, before: Float64Array) -> float:
-        top = np.argsort(-before, kind="stable")[: self.items]
+        top = np.argsort(-before, kind="stable")[: self.num_popular_items]
         rest = abs(float(new[top].sum() - before[top].sum()))
         return 0.5 * (float(np.abs(new[top] - before[top]).sum()) + rest)
 
     def _vanished(self, counts: Ints, before: Float64Array) -> tuple[float, int]:
-        must = before * counts.sum() >= _CERTAIN
-        return float(before[must & (counts == 0)].sum() / max(before[must].sum(), 1e-9)), int(must.sum())
+        expected = before * counts.sum() >= _EXPECTED_EVENTS
+        vanished = float(before[expected & (counts == 0)].sum() / max(before[expected].sum(), 1e-9))
+        return vanished, int(expected.sum())
 
     def _risen(self, new: Float64Array, before: Float64Array) -> float:
-        return float(np.sort(np.maximum(new - before, 0))[-self.risen_items :].sum())
+        return float(np.sort(np.maximum(new - before, 0))[-self.num_risen_items :].sum())
 
 
 def _missing(column: Column) -> Mask:

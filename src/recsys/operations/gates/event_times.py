@@ -1,4 +1,4 @@
-"""Gates on when new events are, and on whether they are there once, beside those before them: data before models."""
+"""Gates on the times of the new events, on copies of events, and on single users with very many events."""
 
 from __future__ import annotations
 
@@ -9,68 +9,75 @@ import numpy as np
 
 from recsys.core.schema import TimeResolution
 from recsys.core.types import Float64Array
-from recsys.operations.gates.event_window import DAY, EventWindow, Ints, Mask, as_days, share
+from recsys.operations.gates.event_window import DAY, NO_TIMES, EventWindow, Ints, Mask, as_days, share
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.verdict import Outcome, at_most, untested
 
-# Seconds of a stretch of the day whose events are counted together, and how many events may be lacking by chance.
-BIN = 900
-CHANCE = 5.0
+# Events of a day are counted in bins of this many seconds.
+_BIN = 900
+# This many expected events may be missing by chance.
+_CHANCE = 5.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TimeGaps:
-    """No hole in the new events, up to the end of the window, that is much longer than those before.
+    """Stop a candidate whose new events have a much longer gap than the events before them.
 
-    An hour that is lost in a long window changes no day's volume much. How long a silence is, is told in hours and in
-    the events that the reference has at those times of the day: six hours of the night are usual, an evening is not,
-    and a day that is cut off at six lacks its evening. A gap of months says that times are of another unit or another
-    clock.
+    An hour that was lost from a long window hardly changes the volume of any day. A gap is measured in hours, and in
+    the events that the reference has at those times of the day: six hours at night are normal, six hours in the evening
+    are not. The end of the window counts as the end of a gap, so that a day that was cut off is found. A gap of months
+    in the data shows that some times have another unit or come from another clock.
 
     Attributes:
-        longer: times the longest gap of the reference, at most, in hours and in events.
-        longest_days: between any two successive events of the data.
-        known_days: such as 2026-11-24 (UTC); a gap that touches one of them is known, and passes.
+        max_ratio: longest gap in the window over the longest gap of the reference, in hours and in events.
+        max_gap_days: longest gap between two successive events of the whole data set.
+        known_days: dates (UTC) such as 2026-11-24; a gap that touches one of them passes.
     """
 
-    longer: float
-    longest_days: float
+    max_ratio: float
+    max_gap_days: float
     known_days: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         as_days("gates.gaps.known_days", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for all data, and two for the window: hours, and the events that should have been."""
+        """Return one outcome for the whole data set, and two for the window: hours and expected events."""
         window = evidence.window
         names = "gap in the window", "silence in the window"
         if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
+            yield from (untested(name, NO_TIMES) for name in names)
             return
         times = np.sort(window.time)
         everywhere = float(np.diff(times).max(initial=0)) / DAY
-        yield at_most("longest gap in days", everywhere, self.longest_days, "between two successive events of the data")
+        yield at_most(
+            "longest gap in days",
+            everywhere,
+            threshold=self.max_gap_days,
+            reason="between two successive events of the data",
+        )
         if window.dataset.meta.time_resolution is TimeResolution.DAY:
-            yield from (untested(name, "data.time=day: no hours are known") for name in names)
+            yield from (untested(name, "data.time=day: times have no hours") for name in names)
             return
         new, before = np.sort(window.time[window.new]), np.sort(window.time[window.before])
         if len(before) < 100:
-            told = f"{len(before)} events of reference, expected 100"
-            yield from (untested(name, told) for name in names)
+            reason = f"{len(before)} events in the reference, expected 100"
+            yield from (untested(name, reason) for name in names)
             return
         bounded = np.sort(np.concatenate([[window.begin], new[new < window.end], [window.end]]))
         usual, found = (float(self._gaps(times).max(initial=0)) / 3600 for times in (before, bounded))
-        told = f"hours without an event; {usual:.1f} before it"
-        yield at_most(names[0], found, self.longer * usual + 1, told)
+        yield at_most(
+            names[0], found, threshold=self.max_ratio * usual + 1, reason=f"hours without an event; {usual:.1f} before"
+        )
         usual, found = (
-            float(self._gaps(times, _expected(before, window.begin, times)).max(initial=0))
+            float(self._gaps(times, _expected(times, before, window.begin)).max(initial=0))
             for times in (before, bounded)
         )
-        told = f"events that the times of the longest silence usually have; {usual:.1f} before it"
-        yield at_most(names[1], found, self.longer * usual + CHANCE, told)
+        reason = f"events that usually fall into the longest gap; {usual:.1f} before"
+        yield at_most(names[1], found, threshold=self.max_ratio * usual + _CHANCE, reason=reason)
 
     def _gaps(self, times: Ints, measured: Float64Array | None = None) -> Float64Array:
-        """What lies between successive times that is not known already, in seconds or as they are `measured`."""
+        """Return the gaps between successive times that touch no known day, in seconds or in units of `measured`."""
         known = as_days("gates.gaps.known_days", self.known_days) * DAY
         begins, ends = times[:-1, None], times[1:, None]
         is_known = ((begins < known + DAY) & (ends > known)).any(axis=1)
@@ -78,68 +85,72 @@ class TimeGaps:
         return gaps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Clock:
-    """No event lies in the future.
+    """Stop a candidate whose data has events in the future.
 
-    Seconds that are milliseconds, a wrong zone, a clock that is off: such events are the newest forever, and every
-    window that is cut by time is wrong with them.
+    Milliseconds read as seconds, a wrong time zone or a wrong clock produce such events. They stay the newest events
+    for years, and every window that is cut by time is wrong because of them.
 
     Attributes:
-        ahead_hours: by which clocks may differ.
+        max_ahead_hours: tolerated difference between clocks.
     """
 
-    ahead_hours: float
+    max_ahead_hours: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         window = evidence.window
         if not window.has_times:
-            yield untested("future events", "there are no times")
+            yield untested("future events", NO_TIMES)
             return
-        share = float((window.time > evidence.now + 3600 * self.ahead_hours).mean())
-        yield at_most("future events", share, 0.0, "share of all events")
+        found = float((window.time > evidence.now + 3600 * self.max_ahead_hours).mean())
+        yield at_most("future events", found, threshold=0.0, reason="share of all events")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """The new events are no copies of each other, more than before.
+    """Stop a candidate whose new events are copies of each other, or come from one user, more often than before.
 
-    An export that ran twice counts every event twice: what was popular on that day becomes twice as popular.
+    An export that ran twice counts every event twice, which doubles the popularity of the items of that day. One user
+    with very many events is a bot or a default user id.
 
     Attributes:
-        more: share of copies (same user, item and time) that may be added.
-        busiest: share of the new events that one user may add to what the busiest user had before.
+        max_increase: increase in the share of copies (same user, item and time).
+        max_busiest_user_increase: increase in the busiest user's share of the events.
     """
 
-    more: float
-    busiest: float
+    max_increase: float
+    max_busiest_user_increase: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for copies and one for the busiest user."""
+        """Return one outcome for copies and one for the busiest user."""
         window = evidence.window
         if window.has_times:
             copies = _copies(window)
             found, usual = share(copies, window.new), share(copies, window.before)
-            yield at_most("copies", found, usual + self.more, f"share of events, {usual:.4f} before")
+            yield at_most(
+                "copies", found, threshold=usual + self.max_increase, reason=f"share of events, {usual:.4f} before"
+            )
         else:
-            yield untested("copies", "there are no times")
+            yield untested("copies", NO_TIMES)
         found, usual = (_largest_share(window.user[rows]) for rows in (window.new, window.before))
-        yield at_most("busiest user", found, usual + self.busiest, f"share of the events, {usual:.4f} before")
+        bound = usual + self.max_busiest_user_increase
+        yield at_most("busiest user", found, threshold=bound, reason=f"share of the events, {usual:.4f} before")
 
 
-def _expected(before: Ints, end: int, times: Ints) -> Float64Array:
-    """Events that the reference would have had until each time, if all its days were alike.
+def _expected(times: Ints, before: Ints, end: int) -> Float64Array:
+    """Return the events that the reference would have had until each time, if all its days were alike.
 
     Args:
-        before: times of the reference, sorted; it ends at `end`.
-        end: in seconds.
-        times: to ask for.
+        times: seconds to return a value for.
+        before: times of the reference in seconds, sorted.
+        end: second at which the reference ends.
     """
-    borders = np.arange(0, DAY + 1, BIN)
+    borders = np.arange(0, DAY + 1, _BIN)
     counts = np.histogram(before % DAY, borders)[0]
-    a_day = np.concatenate([[0.0], np.cumsum(counts)]) * DAY / (end - int(before[0]))
-    until: Float64Array = times // DAY * a_day[-1] + np.interp(times % DAY, borders, a_day)
+    per_day = np.concatenate([[0.0], np.cumsum(counts)]) * DAY / (end - int(before[0]))
+    until: Float64Array = times // DAY * per_day[-1] + np.interp(times % DAY, borders, per_day)
     return until
 
 

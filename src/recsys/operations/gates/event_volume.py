@@ -1,4 +1,4 @@
-"""Gates on how many new events there are, altogether and of each user, beside the days before: data before models."""
+"""Gates on the number of new events, in total and for each user, compared with the days before them."""
 
 from __future__ import annotations
 
@@ -8,154 +8,155 @@ from dataclasses import dataclass
 import numpy as np
 
 from recsys.core.types import Float64Array
-from recsys.operations.gates.event_window import DAY, EventWindow, Ints, as_days
+from recsys.operations.gates.event_window import DAY, NO_TIMES, EventWindow, Ints, as_days
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 
-# Days before a day that it is compared with, at most; and those of them that are of its day of the week.
-_REFERENCE, _WEEKS = 14, 28
+# A day is compared with the days of the two weeks before it, and with its day of the week in the four weeks before it.
+_REFERENCE_DAYS, _WEEKDAY_DAYS = 14, 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Volume:
-    """Every new day has about as many events as the days before it.
+    """Stop a candidate if a new day has far fewer or far more events than the days before it.
 
-    A day that is cut off, lost, doubled or invented. What is usual is what the two weeks before it show, and
-    its day of the week in the four before it: medians, and wider bounds where days scatter by themselves.
+    Such a day was cut off, lost, counted twice or invented. The expected volume of a day is the median of the two weeks
+    before it, adjusted to its day of the week by the four weeks before it. The bounds are wider if days vary much.
 
     Attributes:
-        least: share of the median day, at least.
-        most: times the median day, at most.
-        deviations: a day is usual, too, within so many typical deviations (1.48 times the median one) of the logarithm.
-        fewest_days: of reference; with fewer nothing is said.
-        known_days: such as 2026-11-24 (UTC), unusual for a reason that is known: they are neither judged nor reference.
+        min_ratio: events of a day over the expected number, at least.
+        max_ratio: events of a day over the expected number, at most.
+        max_deviations: a day within this many typical deviations (1.48 times the median deviation) of the logarithm
+            passes too.
+        min_reference_days: days before a new day without which it is not judged.
+        known_days: dates (UTC) such as 2026-11-24 that are unusual for a known reason; they are neither judged nor part
+            of the reference.
     """
 
-    least: float
-    most: float
-    deviations: float
-    fewest_days: int
+    min_ratio: float
+    max_ratio: float
+    max_deviations: float
+    min_reference_days: int
     known_days: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         as_days("gates.volume.known_days", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for the smallest day and one for the largest."""
+        """Return one outcome for the smallest day and one for the largest."""
         window = evidence.window
         names = "smallest day", "largest day"
         if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
+            yield from (untested(name, NO_TIMES) for name in names)
             return
+        bounds = _Bounds(self.min_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
         days, counts = window.days
-        bounds = self.least, self.most, self.deviations, self.fewest_days
-        yield from _beside_usual(
-            names, window, days, counts, as_days("gates.volume.known_days", self.known_days), "events", *bounds
-        )
+        known = as_days("gates.volume.known_days", self.known_days)
+        yield from _judge_days(names, window, series=_Series(days, counts, "events").without(known), bounds=bounds)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Activity:
-    """Users who come on a new day do about as much there as on the days before it.
+    """Stop a candidate if the users of a new day have far fewer or far more events each than before.
 
-    Where every other event is lost, whoever comes has half of them: days that differ in how many come hide that from
-    their volume, and not from this.
+    If every other event is lost, each user who comes has half of the usual events. The `volume` gate does not see this
+    if the number of users varies from day to day.
 
     Attributes:
-        times: the median day's events per user, at most, and one part in so many of them, at least.
-        deviations: usual, too, is what lies within so many typical deviations; as of `Volume`.
-        fewest_days: of reference; with fewer nothing is said.
-        fewest_users: of a day, for it to be judged or be reference.
-        known_days: neither judged nor reference; as of `Volume`.
+        max_ratio: events per user over the median of the days before, at most; its inverse is the lower bound.
+        max_deviations: as in `Volume`.
+        min_reference_days: as in `Volume`.
+        min_users: users without whom a day is neither judged nor part of the reference.
+        known_days: as in `Volume`.
     """
 
-    times: float
-    deviations: float
-    fewest_days: int
-    fewest_users: int
+    max_ratio: float
+    max_deviations: float
+    min_reference_days: int
+    min_users: int
     known_days: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         as_days("gates.activity.known_days", self.known_days)
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for the day with the fewest events per user, and one for that with the most."""
+        """Return one outcome for the day with the fewest events per user, and one for the day with the most."""
         window = evidence.window
         names = "least active day", "most active day"
         if not window.has_times:
-            yield from (untested(name, "there are no times") for name in names)
+            yield from (untested(name, NO_TIMES) for name in names)
             return
+        bounds = _Bounds(1 / self.max_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
         days, counts = window.days
         users = window.users_by_day
-        enough = users >= self.fewest_users
-        days, means = days[enough], counts[enough] / users[enough]
-        bounds = 1 / self.times, self.times, self.deviations, self.fewest_days
+        enough = users >= self.min_users
+        series = _Series(days[enough], counts[enough] / users[enough], "events per user")
         known = as_days("gates.activity.known_days", self.known_days)
-        yield from _beside_usual(names, window, days, means, known, "events per user", *bounds)
+        yield from _judge_days(names, window, series=series.without(known), bounds=bounds)
 
 
-def _beside_usual(
-    names: tuple[str, str],
-    window: EventWindow,
-    days: Ints,
-    values: Ints | Float64Array,
-    known: Ints,
-    unit: str,
-    least: float,
-    most: float,
-    deviations: float,
-    fewest_days: int,
-) -> Iterable[Outcome]:
-    """Two outcomes: the smallest and the largest new day, each beside what is usual on it.
+@dataclass(frozen=True)
+class _Bounds:
+    min_ratio: float
+    max_ratio: float
+    max_deviations: float
+    min_reference_days: int
 
-    Days before a new day are new ones, too, where the served release is old: what grows or falls slowly is usual.
 
-    Args:
-        names: of the two.
-        window: that says which days are new.
-        days: of the values.
-        values: of the days.
-        known: days that are left out.
-        unit: of the values, for people.
-        least: times the median, at least.
-        most: times the median, at most.
-        deviations: typical ones of the logarithm (1.48 times the median one) that are usual, too.
-        fewest_days: before a day; one with fewer is not judged.
+@dataclass(frozen=True)
+class _Series:
+    """One value for each day, with its unit for messages."""
+
+    days: Ints
+    values: Ints | Float64Array
+    unit: str
+
+    def without(self, known: Ints) -> _Series:
+        kept = ~np.isin(self.days, known)
+        return _Series(self.days[kept], self.values[kept], self.unit)
+
+
+def _judge_days(names: tuple[str, str], window: EventWindow, *, series: _Series, bounds: _Bounds) -> Iterable[Outcome]:
+    """Yield two outcomes: the smallest and the largest new day, each compared with its expected value.
+
+    The reference of a new day may contain other new days, so that slow growth or decline passes although the served
+    release is old.
     """
-    is_known = np.isin(days, known)
-    days, values = days[~is_known], values[~is_known]
-    # The day on which the window begins is half of the reference and half new: it is judged whole, as a new one.
+    days = series.days
+    # The day on which the window begins is partly reference and partly new. It is judged whole, as a new day.
     new = np.flatnonzero(days >= window.begin // DAY)
-    judged = new[new >= fewest_days]
+    judged = new[new >= bounds.min_reference_days]
     if not len(judged):
-        told = f"{len(days) - len(new)} days of reference, expected {fewest_days}; {len(new)} new ones"
-        yield from (untested(name, told) for name in names)
+        reason = f"{len(days) - len(new)} days of reference, expected {bounds.min_reference_days}; {len(new)} new ones"
+        yield from (untested(name, reason) for name in names)
         return
-    found = [_beside(values, days, day, deviations) for day in judged]
+    found = [_compare_with_reference(series, day, bounds.max_deviations) for day in judged]
     usual, ratios, wide = (np.array(column) for column in zip(*found, strict=True))
-    lower, upper = np.minimum(least, 1 / wide), np.maximum(most, wide)
-    for name, compare, bounds, place in (
+    lower, upper = np.minimum(bounds.min_ratio, 1 / wide), np.maximum(bounds.max_ratio, wide)
+    for name, compare, limits, place in (
         (names[0], at_least, lower, np.argmin(ratios / lower)),
         (names[1], at_most, upper, np.argmax(ratios / upper)),
     ):
         day = np.datetime64(int(days[judged[place]]), "D")
-        told = f"{day}, relative to what is usual, {usual[place]:,.4g} {unit}"
-        yield compare(name, float(ratios[place]), float(bounds[place]), told)
+        reason = f"{day}, relative to the usual {usual[place]:,.4g} {series.unit}"
+        yield compare(name, float(ratios[place]), threshold=float(limits[place]), reason=reason)
 
 
-def _beside(values: Ints | Float64Array, days: Ints, place: int, deviations: float) -> tuple[float, float, float]:
-    """What is usual on a day, its value relative to that, and the factor by which days differ.
+def _compare_with_reference(series: _Series, place: int, max_deviations: float) -> tuple[float, float, float]:
+    """Return the expected value of a day, its value over that, and the ratio by which days usually differ.
 
-    Usual is the median of the days before it, or that times what its day of the week is beside its week, whichever is
-    nearer: little is known of one day of the week, so that it excuses, and accuses nobody.
+    The expected value is the median of the days before, or that median times the usual ratio of the day of the week to
+    its week, whichever is nearer to the value. There are at most four such days of the week, so they may only excuse a
+    day.
     """
-    before = values[max(0, place - _REFERENCE) : place]
+    days, values = series.days, series.values
+    before = values[max(0, place - _REFERENCE_DAYS) : place]
     usual = max(float(np.median(before)), 1.0)
     logs = np.log(np.maximum(before, 0.5) / usual)
-    wide = float(np.exp(deviations * 1.48 * np.median(np.abs(logs))))
+    wide = float(np.exp(max_deviations * 1.48 * np.median(np.abs(logs))))
     age = days[place] - days[:place]
-    same = np.flatnonzero((age % 7 == 0) & (age <= _WEEKS))
-    beside_week = [values[day] / max(float(np.median(values[day - 6 : day + 1])), 1.0) for day in same if day >= 6]
-    choices = [usual] if len(beside_week) < 2 else [usual, max(usual * float(np.median(beside_week)), 1.0)]
+    same = np.flatnonzero((age % 7 == 0) & (age <= _WEEKDAY_DAYS))
+    to_week = [values[day] / max(float(np.median(values[day - 6 : day + 1])), 1.0) for day in same if day >= 6]
+    choices = [usual] if len(to_week) < 2 else [usual, max(usual * float(np.median(to_week)), 1.0)]
     usual = min(choices, key=lambda choice: abs(np.log(max(float(values[place]), 0.5) / choice)))
     return usual, float(values[place]) / usual, wide

@@ -1,4 +1,4 @@
-"""The new events and those before them: what the data gates compare. E events, in the order of the data set."""
+"""The new events and the events before them, which the data gates compare. E events, in the order of the data set."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
 
 DAY = 86_400
-# Times of another unit: days without events are too many to be listed.
-_MOST_DAYS = 100_000
+NO_TIMES = "the data set has no times"
+# Above this many days, times are of another unit: days without events are not listed, since they would fill memory.
+_MAX_DAYS = 100_000
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
 
 class EventWindow:
-    """New events of a data set, and the reference before them.
+    """New events of a data set, and the reference events before them.
 
-    Where times are worth something the window is a stretch of time; where they are not, it is the test part, and the
-    reference is the validation part.
+    If the data set has times, the window is a stretch of time. Otherwise it is the test part, and the reference is the
+    validation part.
 
     Args:
-        dataset: to look at.
-        begin: of the new events, in seconds; None for where the test part begins.
-        end: when they should end, in seconds; None for the end of the last day.
-        reference_days: how far the reference reaches back, at most.
+        dataset: data set to look at.
+        begin: second at which the new events begin; None for the start of the test part.
+        end: second at which the new events should end; None for the end of the last day.
+        reference_days: length of the reference in days, at most, unless the window is longer.
     """
 
     def __init__(
-        self, dataset: PreparedDataset, begin: int | None = None, end: int | None = None, reference_days: int = 28
+        self, dataset: PreparedDataset, begin: int | None = None, *, end: int | None = None, reference_days: int = 28
     ) -> None:
         self.dataset = dataset
         self.has_times = dataset.meta.time_resolution.has_clock
@@ -48,28 +49,28 @@ class EventWindow:
         self.begin = int(self.time[self.is_test].min()) if begin is None else begin
         self.end = (int(self.time.max()) // DAY + 1) * DAY if end is None else end
         self.new = self.time >= self.begin
-        # Whole days, so that each can be compared with others.
+        # The reference begins at midnight, so that its days can be compared with each other.
         first = (self.begin - max(reference_days * DAY, self.end - self.begin)) // DAY * DAY
         self.before = (self.time < self.begin) & (self.time >= first)
 
     @cached_property
     def user(self) -> Ints:
-        """user_idx of each event."""
+        """user_idx of each event, [E]."""
         return np.repeat(np.arange(self.dataset.num_users), np.diff(self.dataset.offsets))
 
     @cached_property
     def item(self) -> Ints:
-        """item_idx of each event."""
+        """item_idx of each event, [E]."""
         return np.asarray(self.dataset.item_idx).astype(np.int64)
 
     @cached_property
     def days(self) -> tuple[Ints, Ints]:
-        """Days since 1970 from the first of the reference to the last of the window, and how many events each has."""
+        """Days since 1970, from the first of the reference to the last of the window, and the events on each."""
         times = self.time[(self.before | self.new) & (self.time < self.end)]
         if not len(times):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         first, last = int(times.min()) // DAY, (self.end - 1) // DAY
-        if last - first > _MOST_DAYS:
+        if last - first > _MAX_DAYS:
             days, counts = np.unique(times // DAY, return_counts=True)
             return days, counts
         days = np.arange(first, last + 1)
@@ -77,19 +78,23 @@ class EventWindow:
 
     @cached_property
     def users_by_day(self) -> Ints:
-        """How many users have events on each of the `days`."""
+        """Number of users with events on each of the `days`."""
         rows = (self.before | self.new) & (self.time < self.end)
         days, num_users = self.days[0], max(1, self.dataset.num_users)
-        who_and_when = np.unique(self.time[rows] // DAY * num_users + self.user[rows])
-        places = np.searchsorted(days, who_and_when // num_users)
+        user_days = np.unique(self.time[rows] // DAY * num_users + self.user[rows])
+        places = np.searchsorted(days, user_days // num_users)
         return np.bincount(places, minlength=len(days))
 
 
 def as_days(key: str, days: Sequence[str]) -> Ints:
-    """Days since 1970 of days such as 2026-11-24.
+    """Return days such as 2026-11-24 as days since 1970.
+
+    Args:
+        key: configuration key that holds them, for the error message.
+        days: dates.
 
     Raises:
-        UserError: there is something else; names the `key`.
+        UserError: If one is not a date.
     """
     try:
         return np.array([*days], "datetime64[D]").astype(np.int64)
@@ -97,6 +102,6 @@ def as_days(key: str, days: Sequence[str]) -> Ints:
         raise UserError(f"{key}: found {[*days]}, expected days such as [2026-11-24]") from error
 
 
-def share(which: Mask, of: Mask) -> float:
-    """Share of the events `of` that are `which`; 0 where there are none."""
-    return float(which[of].mean()) if of.any() else 0.0
+def share(which: Mask, among: Mask) -> float:
+    """Return the share of the events `among` that are also `which`; 0 if there are none."""
+    return float(which[among].mean()) if among.any() else 0.0

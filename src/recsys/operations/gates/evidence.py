@@ -1,4 +1,4 @@
-"""Candidate and served release on the same requests: what the gates look at, measured once.
+"""Answers of candidate and served release to the same test requests, measured once for all gates.
 
 Shapes: R requests, K items shown.
 """
@@ -6,7 +6,7 @@ Shapes: R requests, K items shown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -35,36 +35,39 @@ from recsys.serving.observability.samples import Sample
 K = 100
 _BLOCK = 1024
 _EMBEDDED = 2048
-# Columns with more values than this are no types of action.
-_MOST_ACTIONS = 12
+# A column with more values than this does not hold types of action.
+_MAX_ACTIONS = 12
 
 
 @dataclass(frozen=True)
-class Requested:
-    """The requests that both sides answer, and what they should have found.
+class TestRequests:
+    """The test requests that both releases answer, and the items that they should find.
 
     Attributes:
-        dataset: where histories and answers are from.
-        requests: R, one for each test user.
-        exclude_seen: items of the history are neither shown nor wanted.
+        dataset: data set of the histories and of the relevant items.
+        requests: R requests, one for each test user.
+        exclude_seen: if true, items of the history are neither shown nor relevant.
     """
+
+    __test__ = False  # Not a class of tests, although pytest would collect it by its name.
 
     dataset: PreparedDataset
     requests: Requests
+    _: KW_ONLY
     exclude_seen: bool
 
     @cached_property
     def relevant(self) -> Ragged:
-        """item_idx that each request wants."""
+        """item_idx of the relevant items of each request."""
         return relevant_items(self.dataset, "test", self.requests, self.exclude_seen)
 
     def relevant_among(self, items: npt.NDArray[np.bool_]) -> Ragged:
-        """Those of them that `items` bool [N + 1] holds."""
+        """Return the relevant items for which `items`, bool [N + 1], is true."""
         return _keep(self.relevant, items[self.relevant.values])
 
     @cached_property
     def relevant_of_actions(self) -> dict[str, Ragged]:
-        """`<column>=<value>` -> the wanted items that the user gives this value to, for columns of few values."""
+        """`<column>=<value>` -> relevant items with an event of this value, for columns with few values."""
         return {
             f"{feature.name}={value}": self._with_code(feature, code)
             for feature in action_columns(self.dataset)
@@ -72,12 +75,12 @@ class Requested:
         }
 
     def _with_code(self, feature: Feature, code: int) -> Ragged:
-        return self._wanted_at(np.asarray(self.dataset.columns[feature.key].values[self._places]) == code)
+        return self._relevant_at(np.asarray(self.dataset.columns[feature.key].values[self._places]) == code)
 
     def relevant_since(self, moment: int) -> tuple[Ragged, Ragged]:
-        """What is wanted from a moment on, and what is wanted before it."""
+        """Return the relevant items with an event at or after a moment, in seconds, and those with one before it."""
         late = np.asarray(self.dataset.time[self._places]) >= moment
-        return self._wanted_at(late), self._wanted_at(~late)
+        return self._relevant_at(late), self._relevant_at(~late)
 
     @cached_property
     def _places(self) -> npt.NDArray[np.int64]:
@@ -85,8 +88,8 @@ class Requested:
         end = self.dataset.offsets[1:][self.requests.user_idx]
         return ragged_positions(self.requests.end, end - self.requests.end)
 
-    def _wanted_at(self, chosen: npt.NDArray[np.bool_]) -> Ragged:
-        """The wanted items of the chosen of these events."""
+    def _relevant_at(self, chosen: npt.NDArray[np.bool_]) -> Ragged:
+        """Return the relevant items of the chosen events among `_places`."""
         data, width = self.dataset, self.dataset.num_items + 1
         lengths = data.offsets[1:][self.requests.user_idx] - self.requests.end
         row = np.repeat(np.arange(len(lengths)), lengths)[chosen]
@@ -96,18 +99,18 @@ class Requested:
 
 
 class Side:
-    """What one release shows for the requests.
+    """One of the two compared releases, with its answers to the test requests.
 
     Args:
-        retriever: the release.
-        asked: the requests.
+        retriever: opened release.
+        asked: test requests.
     """
 
-    def __init__(self, retriever: Retriever, asked: Requested) -> None:
+    def __init__(self, retriever: Retriever, asked: TestRequests) -> None:
         self.retriever, self.asked = retriever, asked
         self.recommender = ReleaseRecommender(retriever, asked.dataset)
         found = pc.index_in(retriever.items["item_id"].combine_chunks(), value_set=asked.dataset.item_ids)
-        # item_idx in the data set of each row of the index; 0 for items that it does not have.
+        # item_idx in the data set of each row of the index; 0 for items that the data set does not have.
         self.item_idx = np.asarray(found.cast(pa.int64()).fill_null(-1)) + 1
 
     @cached_property
@@ -123,37 +126,37 @@ class Side:
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """Of what is shown, [R, K]; -inf where there is nothing."""
+        """Scores of the shown items, [R, K]; -inf after the end of a list."""
         return self._ranked[0]
 
     @property
     def shown(self) -> npt.NDArray[np.int64]:
-        """item_idx in the data set, [R, K]; 0 where there is nothing, or nothing that the data set knows."""
+        """item_idx of the shown items, [R, K]; 0 after the end of a list and for items unknown to the data set."""
         return self._ranked[1]
 
     @cached_property
     def embeddings(self) -> npt.NDArray[np.float32]:
-        """User embeddings of the requests, [R, D] or [R, M, D]; of the first so many."""
+        """User embeddings of the first 2048 requests, [R, D] or [R, M, D]."""
         requests = Requests(*(column[:_EMBEDDED] for column in self.asked.requests))
         return self.retriever.tower(self.recommender.histories(requests))
 
     def measure(self, relevant: Ragged) -> tuple[dict[str, float], dict[str, Float64Array]]:
-        """Metrics of what is shown, and those of each request that wants anything."""
-        return measure(self.asked, self.shown, relevant)
+        """Return metrics of the shown items: means, and values of each request that has relevant items."""
+        return measure(self.asked, self.shown, relevant=relevant)
 
     @cached_property
     def measured(self) -> tuple[dict[str, float], dict[str, Float64Array]]:
-        """As `measure`, of everything that is wanted."""
+        """Result of `measure` for all relevant items."""
         return self.measure(self.asked.relevant)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Means."""
+        """Mean of each metric over all requests with relevant items."""
         return self.measured[0]
 
     @cached_property
     def per_user(self) -> dict[str, Float64Array]:
-        """Each metric of each request, nan where the request is not of the slice; recall by action included."""
+        """Metrics of each request, recall by type of action included; nan if the request is not in the slice."""
         columns = dict(self.measured[1])
         for action, relevant in self.asked.relevant_of_actions.items():
             wants = np.diff(relevant.offsets) > 0
@@ -164,25 +167,25 @@ class Side:
 
 
 class NothingServedError(Exception):
-    """A gate compares with what is served, and nothing is."""
+    """A gate needs the served release, and nothing is served."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the gates may look at.
+    """Everything that the gates may look at.
 
     Attributes:
-        run: the candidate's.
-        asked: the requests of the newest window.
-        candidate: what it shows for them.
-        served_now: what the served release shows for them; None: nothing is served yet.
+        run: run of the candidate.
+        asked: test requests.
+        candidate: answers of the candidate.
+        served_now: answers of the served release; None if nothing is served.
         window: the new events and those before them.
-        now: seconds; nothing that happened can be later.
-        samples: requests that users made, oldest first.
+        now: seconds; no real event is later.
+        samples: sampled requests of users, oldest first.
     """
 
     run: TrainedRun
-    asked: Requested
+    asked: TestRequests
     candidate: Side
     served_now: Side | None
     window: EventWindow
@@ -191,10 +194,10 @@ class Evidence:
 
     @property
     def served(self) -> Side:
-        """What the served release shows.
+        """Answers of the served release.
 
         Raises:
-            NothingServedError: there is none.
+            NothingServedError: If nothing is served.
         """
         if self.served_now is None:
             raise NothingServedError
@@ -202,27 +205,27 @@ class Evidence:
 
     @cached_property
     def replay(self) -> Replay:
-        """What both releases give for the sampled requests.
+        """Answers of both releases to the sampled requests.
 
         Raises:
-            NothingServedError: there is no other.
+            NothingServedError: If nothing is served.
         """
-        return replay(self.samples, self.candidate.retriever, self.served.retriever)
+        return replay(self.samples, self.candidate.retriever, served=self.served.retriever)
 
     @cached_property
     def popular(self) -> dict[str, Float64Array]:
-        """Metrics of each request for a list of the items with the most events."""
+        """Metrics of each request for one list of the items with the most training events."""
         dataset = self.asked.dataset
         ranker = Popularity()
         ranker.fit(Interactions(dataset, "train"))
         shown = _rank_all(ranker, self.asked)
-        return measure(self.asked, shown, self.asked.relevant)[1]
+        return measure(self.asked, shown, relevant=self.asked.relevant)[1]
 
 
 def measure(
-    asked: Requested, shown: npt.NDArray[np.int64], relevant: Ragged
+    asked: TestRequests, shown: npt.NDArray[np.int64], *, relevant: Ragged
 ) -> tuple[dict[str, float], dict[str, Float64Array]]:
-    """Metrics as training's evaluation computes them, and those of each request that wants anything."""
+    """Return the metrics of training's evaluation: means, and values of each request that has relevant items."""
     metrics = RetrievalMetrics(asked.dataset, max(1, asked.dataset.meta.num_known), keep_users=True)
     user_idx = torch.from_numpy(asked.requests.user_idx)
     for at in range(0, len(shown), _BLOCK):
@@ -233,24 +236,24 @@ def measure(
 
 
 def action_columns(dataset: PreparedDataset) -> list[Feature]:
-    """Event features that say what kind of action an event was: categories of few values."""
+    """Return the event features that hold types of action: categories with few values."""
     return [
         feature
         for feature in dataset.schema.with_role("event")
-        if feature.kind == "categorical" and feature.size - FIRST_CODE <= _MOST_ACTIONS
+        if feature.kind == "categorical" and feature.size - FIRST_CODE <= _MAX_ACTIONS
     ]
 
 
-def choose_requests(dataset: PreparedDataset, exclude_seen: bool, most: int | None) -> Requested:
-    """The test requests of a data set, or so many of them, always the same."""
+def choose_requests(dataset: PreparedDataset, exclude_seen: bool, *, most: int | None) -> TestRequests:
+    """Return the test requests of a data set, or a fixed sample of `most` of them."""
     requests = dataset.requests("test")
     if most is not None and len(requests.user_idx) > most:
         chosen = np.sort(np.random.default_rng(0).choice(len(requests.user_idx), most, replace=False))
         requests = Requests(*(column[chosen] for column in requests))
-    return Requested(dataset, requests, exclude_seen)
+    return TestRequests(dataset, requests, exclude_seen=exclude_seen)
 
 
-def _rank_all(ranker: Ranker, asked: Requested) -> npt.NDArray[np.int64]:
+def _rank_all(ranker: Ranker, asked: TestRequests) -> npt.NDArray[np.int64]:
     blocks = []
     for at in range(0, len(asked.requests.user_idx), _BLOCK):
         requests = Requests(*(column[at : at + _BLOCK] for column in asked.requests))

@@ -1,4 +1,4 @@
-"""Asks every gate about a candidate, and writes what they say."""
+"""Lets every gate judge a candidate. `recsys gates` and a retraining cycle both use `judge_run`."""
 
 from __future__ import annotations
 
@@ -6,113 +6,179 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly import instantiate
+from recsys.experiments.tracking import log_verdict
 from recsys.experiments.trained_run import TrainedRun
 from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.evidence import Evidence, NothingServedError, Side, choose_requests
-from recsys.operations.gates.staging import open_release, stage
-from recsys.operations.gates.verdict import Outcome, Verdict, untested
+from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
+from recsys.operations.gates.verdict import Outcome, Verdict, columns, failed, untested
+from recsys.operations.mirroring import mirror
 from recsys.release.runtime.retriever import Retriever
-from recsys.serving.observability.samples import Sample
+from recsys.serving.observability.samples import Sample, read_samples
 
 log = logging.getLogger("recsys")
 
 
 class Gate(Protocol):
-    """One reason to stop a candidate."""
+    """One reason to stop a candidate. An outside package adds a gate by `+gates.NAME._target_=package.Class`."""
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """What was looked at, and whether it may go out."""
+        """Return one outcome for each check.
+
+        Raises:
+            UserError: If the candidate cannot be measured. The gate then fails with that message. Any other exception
+                is a fault of the gate: it ends the command, and nothing is published.
+        """
         ...
 
 
-def judge(
-    gates: Mapping[str, Gate],
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """Settings of judging a candidate.
+
+    Attributes:
+        gates: gates by name, in order.
+        packing: settings of the candidate's release.
+        begin, end: seconds between which events count as new; None for the defaults of `new_events`.
+        max_users: number of test users; None for all.
+        now: seconds; None for the time of the clock.
+        samples: requests of users, oldest first, which both releases answer again.
+    """
+
+    gates: Mapping[str, Gate]
+    packing: PackingSettings
+    begin: int | None = None
+    end: int | None = None
+    max_users: int | None = None
+    now: int | None = None
+    samples: Sequence[Sample] = ()
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> JudgeSettings:
+        """Return the settings in a configuration of `gates.yaml` or `retrain.yaml`.
+
+        Raises:
+            UserError: If a setting is wrong.
+        """
+        begin, end = (OmegaConf.select(config, f"window.{name}") for name in ("begin", "end"))
+        return cls(
+            gates={name: instantiate(node) for name, node in config.gates.items() if node is not None},
+            packing=PackingSettings.from_config(config),
+            begin=seconds(begin, "window.begin"),
+            end=seconds(end, "window.end"),
+            max_users=config.max_users,
+            now=seconds(config.now, "now"),
+            samples=read_samples(config.samples.folder, config.samples.newest),
+        )
+
+
+def judge_run(
     run: TrainedRun,
-    candidate: Retriever,
     served: Retriever | None,
-    dataset: PreparedDataset,
-    window: EventWindow,
-    max_users: int | None = None,
-    now: int | None = None,
-    samples: Sequence[Sample] = (),
+    *,
+    settings: JudgeSettings,
+    dataset: PreparedDataset | None = None,
+    candidate: Retriever | None = None,
 ) -> Verdict:
-    """The verdict of all gates; a gate that cannot look because of what the candidate is fails.
+    """Return the verdict of all gates on a run.
 
     Args:
-        gates: by name, in order.
-        run: of the candidate.
-        candidate: its release.
-        served: what it would replace; None: nothing is served yet, and gates that compare with it say so.
-        dataset: whose test part both are measured on.
-        window: new events of it.
-        max_users: that are asked for; None for all.
-        now: in seconds; None for the clock's.
-        samples: requests that users made, for gates that ask both releases the same.
+        run: finished run.
+        served: release that the candidate would replace; None if nothing is served. Checks that compare the candidate
+            with the served release are then untested.
+        settings: gates, and what they measure.
+        dataset: data set whose test part both are measured on; None for the run's own.
+        candidate: release of the run; None to pack one beside the run. If that fails, the verdict is a failure of the
+            gate `packed`.
+
+    Raises:
+        UserError: If no user has events in the test part.
     """
-    asked = choose_requests(dataset, bool(run.config.exclude_seen), max_users)
+    dataset = run.dataset if dataset is None else dataset
+    window = new_events(dataset, served, begin=settings.begin, end=settings.end)
+    try:
+        candidate = stage(run, settings.packing) if candidate is None else candidate
+    except PackingError as error:
+        outcome = failed("a release can be made", 0.0, threshold=1.0, reason=str(error)).of("packed")
+        return _verdict(run, served, dataset=dataset, candidate=None, outcomes=[outcome], measured={})
+    asked = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
     if not len(asked.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
     sides = {"candidate": Side(candidate, asked)} | ({} if served is None else {"served": Side(served, asked)})
-    now = int(time.time()) if now is None else now
-    evidence = Evidence(run, asked, sides["candidate"], sides.get("served"), window, now, samples)
-    outcomes = [outcome.of(name) for name, gate in gates.items() for outcome in _ask(gate, evidence)]
-    verdict = verdict_of(run.path, candidate.version, served, dataset, outcomes)
-    return replace(verdict, measured={name: _measured(side) for name, side in sides.items()})
+    evidence = Evidence(
+        run=run,
+        asked=asked,
+        candidate=sides["candidate"],
+        served_now=sides.get("served"),
+        window=window,
+        now=int(time.time()) if settings.now is None else settings.now,
+        samples=settings.samples,
+    )
+    outcomes = [outcome.of(name) for name, gate in settings.gates.items() for outcome in _outcomes(gate, evidence)]
+    measured = {name: _measured(side) for name, side in sides.items()}
+    return _verdict(
+        run, served, dataset=dataset, candidate=candidate.version, outcomes=outcomes, measured=measured
+    )  # fmt: skip
 
 
-def _measured(side: Side) -> dict[str, float]:
-    try:
-        return {name: value for name, value in side.metrics.items() if math.isfinite(value)}
-    except UserError:
-        # Told by the gate that met it.
-        return {}
+def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
+    """Write `verdict.json` into the run folder, mirror it to W&B, and return its path."""
+    path = verdict.save(run.path)
+    content = verdict.to_json()
+    del content["outcomes"]
+    mirror(lambda: log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes)))
+    return path
 
 
-def _ask(gate: Gate, evidence: Evidence) -> list[Outcome]:
-    begin = time.monotonic()
-    outcomes: list[Outcome] = []
-    try:
-        for outcome in gate.judge(evidence):
-            outcomes.append(outcome)
-    except NothingServedError:
-        outcomes.append(untested("beside the served release", "skipped: nothing is served yet"))
-    except UserError as error:
-        # Such as embeddings that an index refuses: told by the gate that met it first, and by all that depend on it.
-        outcomes = [Outcome("can be looked at", None, None, "fail", " ".join(str(error).split()))]
-    log.info("%s: %d outcomes in %.1f s", type(gate).__name__, len(outcomes), time.monotonic() - begin)
-    return outcomes
+def published_release(run: TrainedRun, release: str, *, store: str) -> Retriever:
+    """Return a release that was published from the run.
+
+    Args:
+        run: run that is judged.
+        release: version or alias.
+        store: folder of releases.
+
+    Raises:
+        UserError: If there is no such release, or it was made from another run.
+    """
+    retriever = open_release(store, release)
+    if Path(retriever.manifest.run).resolve() != run.path.resolve():
+        raise UserError(f"release={release}: made of run {retriever.manifest.run}, but run={run.path} is to be judged")
+    return retriever
 
 
-def refused(run: TrainedRun, served: Retriever | None, dataset: PreparedDataset, error: Exception) -> Verdict:
-    """The verdict on a run that no release can be made of."""
-    reason = " ".join(str(error).split())
-    outcome = Outcome("a release can be made", 0.0, 1.0, "fail", reason, gate="packed")
-    return verdict_of(run.path, None, served, dataset, [outcome])
+def new_events(
+    dataset: PreparedDataset, served: Retriever | None, *, begin: int | None = None, end: int | None = None
+) -> EventWindow:
+    """Return the events since the newest one that the served release knows.
 
-
-def verdict_of(
-    run: Path, candidate: str | None, served: Retriever | None, dataset: PreparedDataset, outcomes: list[Outcome]
-) -> Verdict:
-    """The verdict of outcomes, dated now."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    against = None if served is None else served.version
-    return Verdict(str(run), candidate, against, dataset.meta.fingerprint, created, tuple(outcomes))
+    The window is the test part if nothing is served, or if the served release has the same data or no times.
+    """
+    until = None if served is None else served.manifest.data.get("until")
+    if begin is None and until is not None and dataset.meta.time_resolution.has_clock and until < dataset.time.max():
+        begin = until + 1
+    return EventWindow(dataset, begin, end=end)
 
 
 def seconds(when: str | int | None, key: str) -> int | None:
-    """Seconds since 1970 of a date, a time (UTC where it has no zone) or a number of seconds.
+    """Return seconds since 1970 of a date, of a time (UTC unless it has a zone) or of a number of seconds.
+
+    Args:
+        when: value of a configuration key.
+        key: the key, for the error message.
 
     Raises:
-        UserError: it is none of these.
+        UserError: If it is none of these.
     """
     if when is None or isinstance(when, int):
         return when
@@ -123,31 +189,45 @@ def seconds(when: str | int | None, key: str) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
-def new_events(dataset: PreparedDataset, served: Retriever | None, begin: int | None, end: int | None) -> EventWindow:
-    """What is new since the served release; the test part where it is of the same data, or does not say."""
-    until = None if served is None else served.manifest.data.get("until")
-    if begin is None and until is not None and dataset.meta.time_resolution.has_clock and until < dataset.time.max():
-        begin = until + 1
-    return EventWindow(dataset, begin, end)
+def _outcomes(gate: Gate, evidence: Evidence) -> list[Outcome]:
+    begin = time.monotonic()
+    outcomes: list[Outcome] = []
+    try:
+        for outcome in gate.judge(evidence):
+            outcomes.append(outcome)
+    except NothingServedError:
+        outcomes.append(untested("beside the served release", "skipped: nothing is served yet"))
+    except UserError as error:
+        # For example embeddings that an index refuses. Every gate that needs them fails with the same message.
+        reason = " ".join(str(error).split())
+        outcomes = [failed("can be looked at", None, threshold=None, reason=reason)]
+    log.info("%s: %d outcomes in %.1f s", type(gate).__name__, len(outcomes), time.monotonic() - begin)
+    return outcomes
 
 
-def candidate_of(
+def _measured(side: Side) -> dict[str, float]:
+    try:
+        return {name: value for name, value in side.metrics.items() if math.isfinite(value)}
+    except UserError:
+        # The gates that measure this side have failed with this message already.
+        return {}
+
+
+def _verdict(
     run: TrainedRun,
-    release: str | None,
-    store: str,
-    index: DictConfig,
-    model: str,
-    recall_target: float,
-    corpus: DictConfig,
-) -> Retriever:
-    """The release of the run: the published one that is named, or one that is packed beside the run.
-
-    Raises:
-        UserError, RuntimeError: it cannot be made, or is of another run.
-    """
-    if release is None:
-        return stage(run, index, model, recall_target, corpus)
-    retriever = open_release(store, release)
-    if Path(retriever.manifest.run).resolve() != run.path.resolve():
-        raise UserError(f"release={release}: made of run {retriever.manifest.run}, but run={run.path} is to be judged")
-    return retriever
+    served: Retriever | None,
+    *,
+    dataset: PreparedDataset,
+    candidate: str | None,
+    outcomes: Sequence[Outcome],
+    measured: Mapping[str, Mapping[str, float]],
+) -> Verdict:
+    return Verdict(
+        run=str(run.path),
+        candidate=candidate,
+        against=None if served is None else served.version,
+        dataset_fingerprint=dataset.meta.fingerprint,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        outcomes=tuple(outcomes),
+        measured=measured,
+    )

@@ -1,4 +1,4 @@
-"""Gates on the border between what was learned from and what is measured on."""
+"""Gates on the border between training data and the data that candidates are measured on."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.verdict import Outcome, at_most, untested
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainedBefore:
-    """Neither candidate nor served release learned from events of the window that they are measured on.
+    """Stop a candidate if it, or the served release, was trained on events that both are measured on.
 
-    A candidate that did is measured on its own training data. A served release that did is newer than the candidate.
+    A candidate that was is measured on its own training data. A served release that was is newer than the candidate.
 
     Attributes:
-        tolerance_days: by which the training data may reach into the window (a split by user has no single border).
+        max_overlap_days: days by which the training data may reach into the test part.
     """
 
-    tolerance_days: float
+    max_overlap_days: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each of the two."""
+        """Return one outcome for the candidate and one for the served release."""
         window = evidence.window
         if not window.has_times:
             yield untested(
@@ -33,7 +33,7 @@ class TrainedBefore:
             )
             return
         border = int(window.time[window.is_test].min())
-        # A split by user, such as leave-last-out, has no moment that all of the training lies before.
+        # A split by user, such as leave-last-out, has no moment before which all training events lie.
         has_border = int(window.time[window.is_train].max()) <= border
         for name in ("candidate", "served"):
             side = evidence.candidate if name == "candidate" else evidence.served
@@ -41,55 +41,58 @@ class TrainedBefore:
             until = manifest.data.get("train_until")
             check = f"{name}'s training in the window"
             if until is None:
-                yield untested(check, "the release does not say until when it learned")
+                yield untested(check, "the release has no time of its last training event")
             elif has_border:
                 days = (until - border) / DAY
-                yield at_most(check, days, self.tolerance_days, "days that its training reaches beyond the border")
+                yield at_most(
+                    check,
+                    days,
+                    threshold=self.max_overlap_days,
+                    reason="days that its training reaches beyond the border",
+                )
             elif manifest.dataset_fingerprint == window.dataset.meta.fingerprint:
                 yield self._by_user(check, evidence)
             else:
-                yield untested(
-                    check, "the split has no border in time, and these are not the data that it learned from"
-                )
+                yield untested(check, "the split has no border in time, and the release was trained on other data")
 
     def _by_user(self, check: str, evidence: Evidence) -> Outcome:
-        """A split without one border: of each user, nothing that is learned is later than what is measured."""
+        """Compare each user's test events with the same user's last training event."""
         window = evidence.window
         data = window.dataset
-        late = np.full(data.num_users, np.iinfo(np.int64).min)
-        np.maximum.at(late, window.user[window.is_train], window.time[window.is_train])
-        early = np.full(data.num_users, np.iinfo(np.int64).max)
-        np.minimum.at(early, window.user[window.is_test], window.time[window.is_test])
-        share = float((late > early)[window.user[window.is_test]].mean())
-        return at_most(check, share, 0.0, "share of test events before a training event of their user")
+        last_train = np.full(data.num_users, np.iinfo(np.int64).min)
+        np.maximum.at(last_train, window.user[window.is_train], window.time[window.is_train])
+        first_test = np.full(data.num_users, np.iinfo(np.int64).max)
+        np.minimum.at(first_test, window.user[window.is_test], window.time[window.is_test])
+        found = float((last_train > first_test)[window.user[window.is_test]].mean())
+        return at_most(check, found, threshold=0.0, reason="share of test events before a training event of their user")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NotRepeated:
-    """The new events do not repeat what the same users did before, more than the events before them did.
+    """Stop a candidate if the test events repeat items of the same users' past more often than earlier events did.
 
-    Copies of the new events among the old ones, under whatever time, are answers in the training data; so is an export
-    that was appended twice.
+    Copies of the new events among the old ones, even with other times, put the answers into the training data. An
+    export that was appended twice does the same.
 
     Attributes:
-        more: share of the new events that may repeat in addition.
+        max_increase: increase in the share of events that repeat an item.
     """
 
-    more: float
+    max_increase: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome."""
+        """Return one outcome."""
         window = evidence.window
         repeats = _repeats(window.user, window.item)
         measured = share(repeats, window.is_test)
         held_out = ~window.is_test & ~window.is_train
         usual = share(repeats, held_out if held_out.any() else window.is_train)
-        told = f"share of test events with an item of the user's history; {usual:.3f} in the part before"
-        yield at_most("repeated items", measured, usual + self.more, told)
+        reason = f"share of test events with an item of the user's history; {usual:.3f} in the part before"
+        yield at_most("repeated items", measured, threshold=usual + self.max_increase, reason=reason)
 
 
 def _repeats(user: Ints, item: Ints) -> Mask:
-    """Whether the user has an earlier event with the item; events of a user are in order."""
+    """Return for each event if the user has an earlier event with the item; events of a user must be in order."""
     keys = user * (int(item.max(initial=0)) + 1) + item
     repeats = np.ones(len(keys), bool)
     repeats[np.unique(keys, return_index=True)[1]] = False

@@ -1,9 +1,9 @@
-"""Is a mean over users significantly below a bound, and would it have been noticed? R users, M checks."""
+"""Test if a mean over users is significantly below a bound, with the power of that test. R users, M checks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -16,77 +16,81 @@ _POWER = 0.8
 
 
 @dataclass(frozen=True)
-class Paired:
-    """One metric of the same users, of the candidate and of what it is compared with; both float64 [R], without nan.
+class PairedMetric:
+    """One metric of the same users, for the candidate and for its reference.
 
     Attributes:
-        candidate: of each user.
-        reference: of each user; all alike where the reference is one number.
-        margin: share of the reference's mean that may be lost.
+        candidate: value of each user, float64 [R], without nan.
+        reference: value of each user, float64 [R], without nan; constant if the reference is one number.
+        margin: non-inferiority margin, as a share of the reference's mean.
     """
 
     candidate: Float64Array
     reference: Float64Array
+    _: KW_ONLY
     margin: float
 
     @property
     def excess(self) -> Float64Array:
-        """Candidate less what is left of the reference after the margin: a mean below zero is too little."""
+        """Candidate minus the reference less its margin, [R]; a mean below zero is inferior."""
         return self.candidate - (1 - self.margin) * self.reference
 
 
 def non_inferiority(
-    pairs: Mapping[str, Paired], level: float, noticed: float, num_samples: int = 4_000
+    pairs: Mapping[str, PairedMetric], level: float, *, detectable_loss: float, num_samples: int = 4_000
 ) -> list[Outcome]:
-    """Fails the pairs whose mean is below the reference's by more than the margin, beyond chance.
+    """Return an outcome for each pair; it fails if its mean is significantly below the reference's by the margin.
 
-    A one-sided paired bootstrap of each, corrected for all of them together (Holm).
-
-    Where so few users are of a slice that even the loss of `noticed` would go unnoticed more often than one time in
-    five, nothing is said of it.
+    The test is a one-sided paired bootstrap of each pair, with Holm's correction for the number of pairs. If a pair has
+    so few users that a loss of `detectable_loss` would be missed in more than one of five cases, it is untested.
 
     Args:
         pairs: name -> values.
-        level: probability that any of them fails by chance, at the edge of its margin.
-        noticed: share of the reference's mean whose loss must be noticeable.
-        num_samples: of the bootstrap.
+        level: probability that at least one pair fails by chance if each is exactly at its margin.
+        detectable_loss: share of the reference's mean.
+        num_samples: bootstrap samples.
     """
-    tellable = {name: pair for name, pair in pairs.items() if len(pair.candidate) and pair.reference.mean() > 0}
-    p_values = holm({name: _p_value(pair, num_samples) for name, pair in tellable.items()})
-    return [
-        _outcome(name, pair, p_values[name], level, noticed, len(tellable))
-        if name in tellable
-        else untested(name, _nothing(pair))
-        for name, pair in pairs.items()
-    ]
+    testable = {name: pair for name, pair in pairs.items() if len(pair.candidate) and pair.reference.mean() > 0}
+    p_values = holm({name: _p_value(pair, num_samples) for name, pair in testable.items()})
+    outcomes = []
+    for name, pair in pairs.items():
+        if name in testable:
+            smallest = smallest_detectable_loss(pair, level / len(testable))
+            is_inferior, has_power = p_values[name] < level, smallest <= detectable_loss
+            outcome = _outcome(name, pair, p_value=p_values[name])
+            if is_inferior:
+                outcomes.append(replace(outcome, status="fail"))
+            elif has_power:
+                reason = f"{outcome.reason}; a loss of {smallest:.0%} would be detected"
+                outcomes.append(replace(outcome, reason=reason))
+            else:
+                reason = f"{outcome.reason}: too few users to detect a loss of {detectable_loss:.0%}"
+                outcomes.append(replace(outcome, status="untested", reason=reason))
+        else:
+            outcomes.append(untested(name, _why_untestable(pair)))
+    return outcomes
 
 
-def noticeable(pair: Paired, level: float) -> float:
-    """The share of the reference's mean whose loss would be found with probability .8, by a normal approximation."""
+def smallest_detectable_loss(pair: PairedMetric, level: float) -> float:
+    """Return the share of the reference's mean whose loss is found with probability .8, by a normal approximation."""
     quantiles = NormalDist().inv_cdf(1 - level) + NormalDist().inv_cdf(_POWER)
-    # One user says nothing of the spread.
+    # One user shows nothing about the spread.
     error = float(pair.excess.std(ddof=1)) / len(pair.excess) ** 0.5 if len(pair.excess) > 1 else np.inf
     return pair.margin + quantiles * error / float(pair.reference.mean())
 
 
-def _p_value(pair: Paired, num_samples: int) -> float:
+def _p_value(pair: PairedMetric, num_samples: int) -> float:
     ((mean, _, _, two_sided),) = paired_bootstrap(pair.excess[:, None], num_samples)
     return two_sided / 2 if mean < 0 else 1 - two_sided / 2
 
 
-def _outcome(name: str, pair: Paired, p_value: float, level: float, noticed: float, num_tests: int) -> Outcome:
+def _outcome(name: str, pair: PairedMetric, *, p_value: float) -> Outcome:
     found, expected = float(pair.candidate.mean()), float(pair.reference.mean())
-    threshold = (1 - pair.margin) * expected
-    told = f"{found / expected - 1:+.1%} against {expected:.4f}, {len(pair.candidate)} users, p {p_value:.2g}"
-    if p_value < level:
-        return Outcome(name, found, threshold, "fail", told)
-    least = noticeable(pair, level / num_tests)
-    if least > noticed:
-        return untested(name, f"{told}: too few to notice a loss of {noticed:.0%}", found, threshold)
-    return Outcome(name, found, threshold, "pass", f"{told}; a loss of {least:.0%} would be noticed")
+    reason = f"{found / expected - 1:+.1%} against {expected:.4f}, {len(pair.candidate)} users, p {p_value:.2g}"
+    return Outcome(name, found, threshold=(1 - pair.margin) * expected, status="pass", reason=reason)
 
 
-def _nothing(pair: Paired) -> str:
+def _why_untestable(pair: PairedMetric) -> str:
     if not len(pair.candidate):
-        return "no test user is of this slice"
+        return "no test user is in this slice"
     return f"the reference finds nothing for {len(pair.candidate)} users, so nothing can be lost"

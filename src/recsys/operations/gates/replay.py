@@ -1,4 +1,4 @@
-"""Sampled requests of users, asked again of two releases in turns. R requests."""
+"""Repeats sampled requests of users on two releases alternately. R requests."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.retriever import Answer, Retriever, seen_items
 from recsys.serving.observability.samples import Sample
 
-# Asked first and not counted: what is read for the first time takes longer.
+# The first requests are not timed, because reading something for the first time takes longer.
 _WARM_UP = 10
 
 
-class Given(NamedTuple):
-    """What one release gave for one request.
+class ReplayedAnswer(NamedTuple):
+    """Answer of one release to one sampled request.
 
     Attributes:
-        answer: None where there is none.
-        problem: why not; empty where there is one.
+        answer: None if the request failed.
+        problem: error message; empty if there is an answer.
         unknown: share of the history's distinct items that the release does not know; nan without a history.
-        seconds: from request to answer.
+        seconds: time from request to answer.
     """
 
     answer: Answer | None
@@ -38,32 +38,32 @@ class Given(NamedTuple):
 
     @property
     def item_ids(self) -> list[int | str]:
-        """Best first."""
+        """Ids of the shown items, best first."""
         return [] if self.answer is None else self.answer.item_ids
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Both releases on the same requests.
+    """Answers of both releases to the same requests.
 
     Attributes:
-        samples: R.
-        candidate, served: R each.
+        samples: the requests, R.
+        candidate, served: the answers, R each.
     """
 
     samples: Sequence[Sample]
-    candidate: Sequence[Given]
-    served: Sequence[Given]
+    candidate: Sequence[ReplayedAnswer]
+    served: Sequence[ReplayedAnswer]
 
     def num_wanted(self) -> npt.NDArray[np.int64]:
-        """Items that each request asked for."""
+        """Return the number of items that each request asked for, [R]."""
         return np.array([sample.asked["k"] for sample in self.samples])
 
     def hits(self, dataset: PreparedDataset) -> tuple[Float64Array, Float64Array]:
-        """Hit rates of the users who did something afterwards, of candidate and served release; float64 [users].
+        """Return hit rates of candidate and served release for each user with later events; float64 [users].
 
-        A request is a hit where the list holds an item of the user's events in the test part after the request. Events
-        before the test part are none: the candidate learned from them.
+        A request is a hit if the list holds an item of the user's events in the test part after the request. Events
+        before the test part do not count, because the candidate was trained on them.
         """
         users, items = IdMap(dataset.user_ids), IdMap(dataset.item_ids)
         rows = users.rows([sample.asked["user_id"] for sample in self.samples])
@@ -74,47 +74,47 @@ class Replay:
             events = slice(int(dataset.val_end[row]), int(dataset.offsets[row + 1]))
             after = np.asarray(dataset.time[events]) > sample.at
             wanted = {*np.asarray(dataset.item_idx[events])[after].tolist()}
-            wanted -= {*(items.rows(_hidden(sample)) + 1).tolist()}
+            wanted -= {*(items.rows(_excluded(sample)) + 1).tolist()}
             if wanted:
                 hit = [not wanted.isdisjoint((items.rows(side.item_ids) + 1).tolist()) for side in (ours, theirs)]
                 found.setdefault(row, []).append((hit[0], hit[1]))
-        # Requests of one user are no independent ones.
+        # Requests of one user are not independent, so each user counts once.
         means = np.array([np.mean(pairs, axis=0) for pairs in found.values()], np.float64).reshape(-1, 2)
         return means[:, 0], means[:, 1]
 
 
-def replay(samples: Sequence[Sample], candidate: Retriever, served: Retriever) -> Replay:
-    """Ask both the same, one request at a time, in turns, so that a busy machine slows both."""
-    given: tuple[list[Given], list[Given]] = ([], [])
+def replay(samples: Sequence[Sample], candidate: Retriever, *, served: Retriever) -> Replay:
+    """Send each request to both releases, one request at a time and alternately, so that load slows both alike."""
+    answers: tuple[list[ReplayedAnswer], list[ReplayedAnswer]] = ([], [])
     sides = candidate, served
     for sample in samples[:_WARM_UP]:
         for retriever in sides:
-            _ask(retriever, sample)
+            _retrieve(retriever, sample)
     for number, sample in enumerate(samples):
         for which in (0, 1) if number % 2 else (1, 0):
-            given[which].append(_ask(sides[which], sample))
-    return Replay(samples, *given)
+            answers[which].append(_retrieve(sides[which], sample))
+    return Replay(samples, *answers)
 
 
-def _ask(retriever: Retriever, sample: Sample) -> Given:
+def _retrieve(retriever: Retriever, sample: Sample) -> ReplayedAnswer:
     asked = sample.asked
     begin = time.perf_counter()
     try:
         query = sample.query(retriever.query_encoder)
         (answer,) = retriever.retrieve([query], asked["k"], asked["exclude_seen"], asked["filter"])
     except UserError as error:
-        return Given(None, f"refused: {error}", np.nan, np.nan)
+        return ReplayedAnswer(None, f"refused: {error}", np.nan, np.nan)
     except Exception as error:
-        # Whatever it is: its users would get a 500 for it.
-        return Given(None, f"{type(error).__name__}: {error}", np.nan, np.nan)
+        # A server would answer this request with status 500, whatever the error is.
+        return ReplayedAnswer(None, f"{type(error).__name__}: {error}", np.nan, np.nan)
     seconds = time.perf_counter() - begin
     distinct = {*seen_items(query)}
     unknown = len(answer.unknown_items) / len(distinct) if distinct else np.nan
-    return Given(answer, "", unknown, seconds)
+    return ReplayedAnswer(answer, "", unknown, seconds)
 
 
-def _hidden(sample: Sample) -> list[int | str]:
-    """Items that the request did not want."""
+def _excluded(sample: Sample) -> list[int | str]:
+    """Return the items that the request excluded from its list."""
     history = sample.history if sample.history is not None else sample.asked["history"] or ()
     seen = [event["item_id"] for event in history] if sample.asked["exclude_seen"] else []
     return [*seen, *(sample.asked["exclude"] or ())]

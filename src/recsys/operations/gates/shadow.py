@@ -1,4 +1,4 @@
-"""Gates on requests that users really made: both releases are asked again what a server has kept of them."""
+"""Gates on sampled requests of users: both releases answer again what a server recorded."""
 
 from __future__ import annotations
 
@@ -10,76 +10,81 @@ import numpy.typing as npt
 
 from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset
+from recsys.operations.gates.drift import judge_score_spread
+from recsys.operations.gates.event_window import NO_TIMES
 from recsys.operations.gates.evidence import Evidence
-from recsys.operations.gates.non_inferiority import Paired, non_inferiority
-from recsys.operations.gates.replay import Given, Replay
+from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
+from recsys.operations.gates.replay import Replay, ReplayedAnswer
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 from recsys.release.runtime.item_ids import IdMap
 
-# Share of a list as it was answered that the same release must give again, for the replay to stand for serving.
-_FAITHFUL = 0.9
-_NONE = "skipped: no requests were sampled (serve.py samples.share=, and samples.folder= here)"
+# The replay stands for serving if the same release returns this share of a recorded list again.
+_MIN_FIDELITY = 0.9
+_NO_SAMPLES = "skipped: no requests were sampled (serve.py samples.share=, and samples.folder= here)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shadow:
-    """Answers what users ask about as the served release does.
+    """Stop a candidate that answers sampled requests of users worse, slower or very differently.
 
-    Test users are asked with the defaults; users ask with filters, features, histories that they bring, and any k. A
-    release can refuse these, come back with less, or show everyone the same, and reach its metrics.
+    Test users send requests with the default settings. Real users send filters, features, histories of their own and
+    any k. A release may refuse these, return fewer items, or show everyone the same, and still reach its metrics.
 
     Attributes:
-        fewest: requests below which nothing is said.
-        worse: what may be added to the served share of errors, of items that are missing from the lists, and of history
-            items that are unknown.
-        overlap: mean share of the served list that the candidate's list must hold.
-        moved: times by which fewer different items may be shown, and more popular ones.
-        spread: share of the served spread of scores within a list, relative to their size, that must be kept.
-        slower: median of the times over those of the served release, request by request, at most.
-        cutoff: of the lists, where it is about items shown.
+        min_requests: number of sampled requests without which the gate is untested.
+        max_increase: increase in the share of errors, of missing items and of unknown history items.
+        min_overlap: mean share of the served list that the candidate's list must hold.
+        max_popularity_ratio: mean popularity of the shown items over that of the served release; its inverse bounds the
+            number of distinct shown items.
+        min_score_spread_ratio: relative spread of scores within a list over that of the served release.
+        max_latency_ratio: median over the requests of the time over that of the served release.
+        cutoff: length of the lists for distinct items and popularity.
     """
 
-    fewest: int
-    worse: float
-    overlap: float
-    moved: float
-    spread: float
-    slower: float
+    min_requests: int
+    max_increase: float
+    min_overlap: float
+    max_popularity_ratio: float
+    min_score_spread_ratio: float
+    max_latency_ratio: float
     cutoff: int
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome for each figure."""
+        """Return one outcome for each figure."""
         dataset, replayed = evidence.asked.dataset, evidence.replay
-        if len(replayed.samples) < self.fewest:
-            told = f"{len(replayed.samples)} sampled requests, expected {self.fewest}" if replayed.samples else _NONE
-            yield untested("sampled requests", told)
+        if len(replayed.samples) < self.min_requests:
+            found = f"{len(replayed.samples)} sampled requests, expected {self.min_requests}"
+            yield untested("sampled requests", found if replayed.samples else _NO_SAMPLES)
             return
-        yield from _as_answered(replayed, evidence.served.retriever.version)
+        yield from _fidelity(replayed, evidence.served.retriever.version)
         ours, theirs = replayed.candidate, replayed.served
-        problems = [given.problem for given in ours if given.problem]
-        for check, values, of in (
-            ("errors", [[bool(given.problem) for given in side] for side in (ours, theirs)], problems[:1]),
-            ("missing items", [_missing(side, replayed.num_wanted()) for side in (ours, theirs)], []),
-        ):
-            yield self._share(check, np.array(values[0], np.float64), np.array(values[1], np.float64), *of)
+        problems = [answer.problem for answer in ours if answer.problem]
+        failed = [np.array([bool(answer.problem) for answer in side], np.float64) for side in (ours, theirs)]
+        yield self._share("errors", failed[0], served=failed[1], example="".join(problems[:1]))
+        missing = [_missing(side, replayed.num_wanted()) for side in (ours, theirs)]
+        yield self._share("missing items", missing[0], served=missing[1])
         both = [pair for pair in zip(ours, theirs, strict=True) if pair[0].answer and pair[1].answer]
         if not both:
-            yield untested("lists", "no request is answered by both")
+            yield untested("lists", "both releases answer no request together")
             return
         one, other = ([pair[which] for pair in both] for which in (0, 1))
-        read = [(a.unknown, b.unknown) for a, b in both if not np.isnan(a.unknown)]
-        if read:
-            yield self._share("unknown history items", *np.array(read).T)
-        yield from self._lists(one, other, dataset)
+        unknown = np.array([(a.unknown, b.unknown) for a, b in both if not np.isnan(a.unknown)]).reshape(-1, 2)
+        if len(unknown):
+            yield self._share("unknown history items", unknown[:, 0], served=unknown[:, 1])
+        yield from self._lists(one, other, dataset=dataset)
         ratio = float(np.median([a.seconds / b.seconds for a, b in both]))
-        served_ms = 1000 * float(np.median([given.seconds for given in other]))
-        yield at_most("times as long", ratio, self.slower, f"median over the requests; served {served_ms:.3f} ms")
+        served_ms = 1000 * float(np.median([answer.seconds for answer in other]))
+        reason = f"median over the requests; served {served_ms:.3f} ms"
+        yield at_most("times as long", ratio, threshold=self.max_latency_ratio, reason=reason)
 
-    def _share(self, check: str, found: Float64Array, served: Float64Array, more: str = "") -> Outcome:
-        told = f"{len(found)} requests, served {served.mean():.4f} and {self.worse:g}{': such as ' if more else ''}"
-        return at_most(check, float(found.mean()), float(served.mean()) + self.worse, f"{told}{more}")
+    def _share(self, check: str, found: Float64Array, *, served: Float64Array, example: str = "") -> Outcome:
+        reason = f"{len(found)} requests, served {served.mean():.4f} plus {self.max_increase:g}"
+        reason += f": such as {example}" if example else ""
+        return at_most(check, float(found.mean()), threshold=float(served.mean()) + self.max_increase, reason=reason)
 
-    def _lists(self, ours: Sequence[Given], theirs: Sequence[Given], dataset: PreparedDataset) -> Iterable[Outcome]:
+    def _lists(
+        self, ours: Sequence[ReplayedAnswer], theirs: Sequence[ReplayedAnswer], *, dataset: PreparedDataset
+    ) -> Iterable[Outcome]:
         held = [
             len({*b.item_ids}.intersection(a.item_ids)) / len(b.item_ids)
             for a, b in zip(ours, theirs, strict=True)
@@ -88,80 +93,82 @@ class Shadow:
         if not held:
             yield untested("lists", "the served release shows nothing")
             return
-        yield at_least("overlap", float(np.mean(held)), self.overlap, "mean share of the served list")
-        shown, served = (_shown(side, self.cutoff, dataset) for side in (ours, theirs))
-        different, before = (len(np.unique(items)) for items in (shown, served))
-        told = f"in {len(ours)} lists of {self.cutoff}; served {before} over {self.moved:g}"
-        yield at_least("different items", different, before / self.moved, told)
+        yield at_least(
+            "overlap", float(np.mean(held)), threshold=self.min_overlap, reason="mean share of the served list"
+        )
+        shown, served = (_shown(side, self.cutoff, dataset=dataset) for side in (ours, theirs))
+        distinct, usual = (len(np.unique(items)) for items in (shown, served))
+        reason = f"in {len(ours)} lists of {self.cutoff}; served {usual} over {self.max_popularity_ratio:g}"
+        yield at_least("different items", distinct, threshold=usual / self.max_popularity_ratio, reason=reason)
         counts = dataset.train_count
-        now, then = (float(counts[items].mean()) if len(items) else 0.0 for items in (shown, served))
-        told = f"mean events of what is shown; {self.moved:g} times the served {then:.3g}"
-        yield at_most("popularity", now, self.moved * then, told)
-        now, then = _spread(ours), _spread(theirs)
-        told = f"first score less the last, over the mean size; {self.spread:g} of the served {then:.3g}"
-        yield at_least("score spread", now, self.spread * then, told) if then > 0 else untested("score spread", told)
+        found, expected = (float(counts[items].mean()) if len(items) else 0.0 for items in (shown, served))
+        reason = f"mean events of the shown items; {self.max_popularity_ratio:g} times the served {expected:.3g}"
+        yield at_most("popularity", found, threshold=self.max_popularity_ratio * expected, reason=reason)
+        yield judge_score_spread(_spread(ours), _spread(theirs), min_ratio=self.min_score_spread_ratio)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShadowHits:
-    """Finds what users did after they had asked, as often as the served release would have.
+    """Stop a candidate whose lists for sampled requests hold fewer of the items that users chose afterwards.
 
-    Test users are asked once, at the border; these requests are spread over the time, with histories as they were, and
-    as often as people ask.
+    Each test user sends one request, at the border of the test part. Sampled requests are spread over time, with the
+    histories of that moment, and active users send more of them.
 
     Attributes:
-        margin: share of the served hit rate that may be lost.
-        level: probability of failing by chance.
-        noticed: untested where a loss of this share would be overlooked.
+        non_inferiority_margin: share of the served release's hit rate that the candidate may lose.
+        significance_level: probability of failing by chance.
+        detectable_loss: the check is untested if its power is below 0.8 for a loss of this share.
     """
 
-    margin: float
-    level: float
-    noticed: float
+    non_inferiority_margin: float
+    significance_level: float
+    detectable_loss: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        """One outcome; the mean is over users."""
+        """Return one outcome; the mean is over users."""
         check, replayed = "hit rate", evidence.replay
         if not replayed.samples:
-            return [untested(check, _NONE)]
+            return [untested(check, _NO_SAMPLES)]
         if not evidence.window.has_times:
-            return [untested(check, "there are no times")]
-        pair = Paired(*replayed.hits(evidence.asked.dataset), self.margin)
-        if not len(pair.candidate):
+            return [untested(check, NO_TIMES)]
+        candidate, served = replayed.hits(evidence.asked.dataset)
+        if not len(candidate):
             return [untested(check, "no user of a sampled request has events of the test part after it")]
-        return non_inferiority({check: pair}, self.level, self.noticed)
+        pair = PairedMetric(candidate, served, margin=self.non_inferiority_margin)
+        return non_inferiority({check: pair}, self.significance_level, detectable_loss=self.detectable_loss)
 
 
-def _as_answered(replayed: Replay, version: str) -> Iterable[Outcome]:
-    """Whether asking again gives what users got, where the served release had answered them."""
+def _fidelity(replayed: Replay, version: str) -> Iterable[Outcome]:
+    """Check that the served release repeats its recorded answers. If it does not, that is no fault of the candidate."""
     same = [
-        len({*sample.item_ids}.intersection(given.item_ids)) / len(sample.item_ids)
-        for sample, given in zip(replayed.samples, replayed.served, strict=True)
+        len({*sample.item_ids}.intersection(answer.item_ids)) / len(sample.item_ids)
+        for sample, answer in zip(replayed.samples, replayed.served, strict=True)
         if sample.version == version and sample.item_ids
     ]
     if not same:
         return
-    found, told = float(np.mean(same)), f"share of what {len(same)} answers held that the served release gives again"
-    if found >= _FAITHFUL:
-        yield at_least("as answered", found, _FAITHFUL, told)
+    found, reason = float(np.mean(same)), f"share of the items of {len(same)} answers that the served release repeats"
+    if found >= _MIN_FIDELITY:
+        yield at_least("as answered", found, threshold=_MIN_FIDELITY, reason=reason)
     else:
-        yield untested("as answered", f"{told}: servers have other items by now, or other settings", found, _FAITHFUL)
+        reason = f"{reason}: servers have other items or other settings now"
+        yield untested("as answered", reason, value=found, threshold=_MIN_FIDELITY)
 
 
-def _missing(side: Sequence[Given], wanted: npt.NDArray[np.int64]) -> Float64Array:
-    """Share of the items asked for that are not there, of each request."""
-    return 1 - np.array([len(given.item_ids) for given in side]) / wanted
+def _missing(side: Sequence[ReplayedAnswer], wanted: npt.NDArray[np.int64]) -> Float64Array:
+    """Return the share of the requested items that each list lacks, [R]."""
+    return 1 - np.array([len(answer.item_ids) for answer in side]) / wanted
 
 
-def _shown(side: Sequence[Given], cutoff: int, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
-    """item_idx of all that is shown; items that the data does not know are left out."""
-    rows = IdMap(dataset.item_ids).rows([item for given in side for item in given.item_ids[:cutoff]])
+def _shown(side: Sequence[ReplayedAnswer], cutoff: int, *, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
+    """Return item_idx of all shown items that the data set knows."""
+    rows = IdMap(dataset.item_ids).rows([item for answer in side for item in answer.item_ids[:cutoff]])
     return rows[rows >= 0] + 1
 
 
-def _spread(side: Sequence[Given]) -> float:
-    """How far the scores of a list lie apart, relative to their size; mean over the lists of two and more."""
-    lists = [given.answer.scores.astype(np.float64) for given in side if given.answer and len(given.item_ids) > 1]
+def _spread(side: Sequence[ReplayedAnswer]) -> float:
+    """Return the mean over lists of two and more of: first score minus the last, over the mean size of the scores."""
+    lists = [answer.answer.scores.astype(np.float64) for answer in side if answer.answer and len(answer.item_ids) > 1]
     if not lists:
         return 0.0
     return float(np.mean([(row[0] - row[-1]) / max(float(np.abs(row).mean()), 1e-30) for row in lists]))

@@ -1,15 +1,17 @@
-"""The candidate as it would be served: its run, packed beside it, so that gates judge what goes out."""
+"""The candidate as it would be served: its run is packed into a release beside the run, and the gates judge that."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from recsys.core.errors import UserError
+from recsys.core.io import atomic_write
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.publishing.corpus_policies import choose
@@ -18,51 +20,82 @@ from recsys.release.manifest import describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
-# A store of its own below the run folder: nothing serves from there.
+# A release store below the run folder. No server loads releases from there.
 STAGED = "staged"
 
 
-def stage(run: TrainedRun, index: DictConfig, model: str, recall_target: float, corpus: DictConfig) -> Retriever:
-    """The release that promotion would make of the run; made once for the same weights, configuration and index.
+class PackingError(UserError):
+    """No release can be made of a run: export, index or self-check fail. The candidate is stopped because of that."""
 
-    Args:
-        run: finished.
-        index: an option of the group `index`.
+
+@dataclass(frozen=True)
+class PackingSettings:
+    """Settings of the release that is made of a run.
+
+    Attributes:
+        index: option of the group `index`.
+        corpus: option of the group `corpus`.
         model: name of the model.
         recall_target: share of the exact top 100 that the index must find.
-        corpus: an option of the group `corpus`.
+    """
+
+    index: DictConfig
+    corpus: DictConfig
+    model: str
+    recall_target: float
+
+    @classmethod
+    def from_config(cls, config: DictConfig) -> PackingSettings:
+        """Return the settings in a configuration of `gates.yaml` or `retrain.yaml`."""
+        return cls(config.index, config.corpus, config.model, config.recall_target)
+
+
+def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
+    """Return the release that promotion would make of the run.
+
+    The release is made once for the same weights, configuration, data and settings.
+
+    Args:
+        run: finished run.
+        settings: settings of the release.
 
     Raises:
-        UserError, RuntimeError: promotion refuses the run.
+        UserError: If the settings are wrong.
+        PackingError: If promotion refuses the run.
     """
     folder = run.path / STAGED
-    store = ReleaseStore(folder)
-    weights, config = (describe_file(run.path / name).sha256 for name in ("checkpoints/best.ckpt", "config.yaml"))
-    settings: list[Any] = [
-        weights,
-        config,
-        run.dataset.meta.fingerprint,
-        OmegaConf.to_container(index),
-        model,
-        recall_target,
-    ]
-    policy = instantiate(corpus)
-    # The files that a policy reads may change under the same names.
+    index, policy = instantiate(settings.index), instantiate(settings.corpus)
+    # A policy may read files, and their content may change under the same name.
     items = choose(policy, run.dataset, run.corpus)
-    settings += [OmegaConf.to_container(corpus), hashlib.sha256(items.tobytes()).hexdigest()]
-    made_from, mark = json.dumps(settings), folder / "made_from.json"
-    if not mark.exists() or json.loads(mark.read_text())["from"] != made_from:
-        version = promote(run, instantiate(index), store, model, recall_target, policy).version
-        aside = mark.with_suffix(".part")
-        aside.write_text(json.dumps({"from": made_from, "version": version}))
-        os.replace(aside, mark)
-    return Retriever.load(folder, json.loads(mark.read_text())["version"], threads=1)
+    made_from = json.dumps(
+        [
+            *(describe_file(run.path / name).sha256 for name in ("checkpoints/best.ckpt", "config.yaml")),
+            run.dataset.meta.fingerprint,
+            OmegaConf.to_container(settings.index),
+            settings.model,
+            settings.recall_target,
+            OmegaConf.to_container(settings.corpus),
+            hashlib.sha256(items.tobytes()).hexdigest(),
+        ]
+    )
+    mark = folder / "made_from.json"
+    try:
+        if not mark.exists() or json.loads(mark.read_text())["from"] != made_from:
+            version = promote(run, index, ReleaseStore(folder), settings.model, settings.recall_target, policy).version
+            atomic_write(mark, json.dumps({"from": made_from, "version": version}))
+        return open_release(folder, json.loads(mark.read_text())["version"])
+    except (UserError, torch.onnx.OnnxExporterError) as error:
+        raise PackingError(" ".join(str(error).split())) from error
 
 
 def open_release(store: str | Path, name: str) -> Retriever:
-    """A release, by version or alias, on one thread: what is timed is the work, not the machine.
+    """Open a release on one thread, so that timings do not depend on the number of cores.
+
+    Args:
+        store: folder of releases.
+        name: version or alias.
 
     Raises:
-        UserError: there is no such release, or it is not what it says.
+        UserError: If there is no such release, or it fails verification.
     """
     return Retriever.load(store, name, threads=1)

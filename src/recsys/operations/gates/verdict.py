@@ -1,18 +1,19 @@
-"""What the gates found, for people and for programs."""
+"""Outcomes of the gates and the verdict that they add up to, as a table for people and as a file for programs."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from recsys.core.io import atomic_write
 
 Status = Literal["pass", "fail", "untested"]
 VERDICT = "verdict.json"
@@ -21,56 +22,64 @@ _STYLES = {"pass": "green", "fail": "bold red", "untested": "yellow"}
 
 @dataclass(frozen=True)
 class Outcome:
-    """One thing that a gate looked at.
+    """Result of one check of a gate.
 
     Attributes:
-        check: such as `tail/recall@100`.
-        value: what was found; None where nothing could be.
-        threshold: what it is compared with.
-        status: `untested` where there is too little to tell by: neither pass nor fail.
-        reason: in words, with the figures behind it.
-        gate: name in the configuration; whoever asks the gate fills it in.
+        check: name of the check, such as `tail/recall@100`.
+        value: measured value; None if it could not be measured.
+        threshold: value that it is compared with; None if there is none.
+        status: `untested` means that there is too little data to decide; it is neither pass nor fail.
+        reason: explanation with the figures behind it.
+        gate: name of the gate in the configuration; a gate leaves it empty, and it is filled in afterwards.
     """
 
     check: str
     value: float | None
+    _: KW_ONLY
     threshold: float | None
     status: Status
     reason: str
     gate: str = ""
 
     def of(self, gate: str) -> Outcome:
-        """The same under the name of its gate."""
+        """Return the same outcome with the name of its gate."""
         return replace(self, gate=gate)
 
 
-def at_least(check: str, value: float, threshold: float, reason: str) -> Outcome:
-    """Passes from the threshold on; what is no number fails."""
-    return Outcome(check, value, threshold, "pass" if value >= threshold else "fail", reason)
+def at_least(check: str, value: float, *, threshold: float, reason: str) -> Outcome:
+    """Return an outcome that passes if the value is at or above the threshold; nan fails."""
+    status: Status = "pass" if value >= threshold else "fail"
+    return Outcome(check, value, threshold=threshold, status=status, reason=reason)
 
 
-def at_most(check: str, value: float, threshold: float, reason: str) -> Outcome:
-    """Passes up to the threshold; what is no number fails."""
-    return Outcome(check, value, threshold, "pass" if value <= threshold else "fail", reason)
+def at_most(check: str, value: float, *, threshold: float, reason: str) -> Outcome:
+    """Return an outcome that passes if the value is at or below the threshold; nan fails."""
+    status: Status = "pass" if value <= threshold else "fail"
+    return Outcome(check, value, threshold=threshold, status=status, reason=reason)
 
 
-def untested(check: str, reason: str, value: float | None = None, threshold: float | None = None) -> Outcome:
-    """Nothing can be said."""
-    return Outcome(check, value, threshold, "untested", reason)
+def failed(check: str, value: float | None, *, threshold: float | None, reason: str) -> Outcome:
+    """Return an outcome that fails."""
+    return Outcome(check, value, threshold=threshold, status="fail", reason=reason)
 
 
-@dataclass(frozen=True)
+def untested(check: str, reason: str, *, value: float | None = None, threshold: float | None = None) -> Outcome:
+    """Return an outcome for a check that has too little data to decide."""
+    return Outcome(check, value, threshold=threshold, status="untested", reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was judged, and every outcome.
+    """All outcomes of one candidate. Content of `verdict.json`.
 
     Attributes:
-        run: folder of the candidate.
-        candidate: version of its release; None where it could not be packed.
-        against: version of the release that is served; None: nothing is.
-        dataset_fingerprint: of the data that both were measured on.
-        created: UTC, ISO 8601.
+        run: run folder of the candidate.
+        candidate: version of its release; None if no release could be made.
+        against: version of the served release; None if nothing is served.
+        dataset_fingerprint: data set that both were measured on.
+        created: time in UTC, ISO 8601.
         outcomes: in the order of the gates.
-        measured: `candidate` and `served` -> metric -> mean over the users that both were asked for.
+        measured: `candidate` and `served` -> metric -> mean over the test users of both.
     """
 
     run: str
@@ -83,12 +92,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed. What is untested stops nobody, and is told."""
+        """True if nothing failed. An untested check stops nothing, but the summary counts it."""
         return not self.failed
 
     @property
     def failed(self) -> list[Outcome]:
-        """What stops the candidate."""
+        """Outcomes that stop the candidate."""
         return [outcome for outcome in self.outcomes if outcome.status == "fail"]
 
     @property
@@ -97,12 +106,9 @@ class Verdict:
         return list(dict.fromkeys(outcome.gate for outcome in self.failed))
 
     def to_json(self) -> dict[str, Any]:
-        """Content of `verdict.json`; what is no finite number is null."""
+        """Return the content of `verdict.json`; numbers that are not finite become null."""
         content = {name: value for name, value in asdict(self).items() if name != "outcomes"}
-        rows = [
-            {name: _finite(value) for name, value in asdict(outcome).items()}
-            for outcome in self.outcomes
-        ]  # fmt: skip
+        rows = [{name: _finite(value) for name, value in asdict(outcome).items()} for outcome in self.outcomes]
         return {**content, "passed": self.passed, "stopped_by": self.stopped_by, "outcomes": rows}
 
     @classmethod
@@ -113,19 +119,17 @@ class Verdict:
         return cls(**{k: v for k, v in content.items() if k not in ("passed", "stopped_by")}, outcomes=outcomes)
 
     def save(self, folder: Path) -> Path:
-        """Write `verdict.json` into the folder, whole or not at all."""
+        """Write `verdict.json` into the folder and return its path."""
         path = folder / VERDICT
-        aside = folder / f".{VERDICT}.part"
-        aside.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
-        os.replace(aside, path)
+        atomic_write(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
         return path
 
     def print(self, console: Console | None = None) -> None:
-        """Every outcome as a row, and how it ended."""
+        """Print every outcome as a row of a table, and the summary below it."""
         console = console or Console()
-        against = "nothing: none is served yet" if self.against is None else f"release {self.against}"
+        against = "nothing: no release is served yet" if self.against is None else f"release {self.against}"
         table = Table(title=f"{self.run} against {against}", title_justify="left", title_style="bold")
-        for title in ("gate", "check", "value", "threshold", "verdict", "why"):
+        for title in ("gate", "check", "value", "threshold", "verdict", "reason"):
             table.add_column(title, justify="right" if title in ("value", "threshold") else "left", overflow="fold")
         before = ""
         for row in self.outcomes:
@@ -144,16 +148,16 @@ class Verdict:
         console.print(Text(self.summary(), style=_STYLES["pass" if self.passed else "fail"]))
 
     def summary(self) -> str:
-        """One line: how it ended, and why."""
+        """Return one line with the result and the number of outcomes of each status."""
         count = {status: sum(row.status == status for row in self.outcomes) for status in _STYLES}
-        told = f"{count['pass']} passed, {count['fail']} failed, {count['untested']} untested"
+        counts = f"{count['pass']} passed, {count['fail']} failed, {count['untested']} untested"
         if self.passed:
-            return f"passed: {told}"
-        return f"stopped by {', '.join(self.stopped_by)}: {told}"
+            return f"passed: {counts}"
+        return f"stopped by {', '.join(self.stopped_by)}: {counts}"
 
 
 def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
-    """Heads and rows of a table of the outcomes."""
+    """Return heads and rows of a table of the outcomes."""
     heads = ["gate", "check", "value", "threshold", "status", "reason"]
     return heads, [[getattr(outcome, head) for head in heads] for outcome in outcomes]
 
