@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
-from recsys.operations.gates.evidence import TestRequests, Side
+from recsys.operations.gates.evidence import Side, TestRequests
 from recsys.release.runtime.retriever import Retriever
 
 METRICS = ("recall@10", "recall@100")

@@ -160,7 +160,7 @@ def test_fewer_hits_stop(data: PreparedDataset) -> None:
     # Three users who differ say nothing.
     assert outcome(np.array([1.0, 0, 1]), np.array([0.0, 1, 1])).status == "untested"
     assert outcome(served[:0], served[:0]).reason.startswith("no user of a sampled request has events")
-    assert outcome(served, served, has_times=False).reason == "there are no times"
+    assert outcome(served, served, has_times=False).reason == "the data set has no times"
 
 
 def test_real_releases_are_asked_the_same(published: Published) -> None:
