@@ -117,6 +117,9 @@ class RunState:
                     raise UserError(f"{place}: status is '{value}', expected one of {', '.join(RunStatus)}")
                 known[name] = RunStatus(value)
             elif name in hints and name != "other":
+                if int in _classes(hints[name]) and isinstance(value, float) and value.is_integer():
+                    # W&B returns every number of a summary as a float.
+                    value = int(value)
                 if not isinstance(value, _classes(hints[name])):
                     raise UserError(f"{place}: {name} is {value!r}, expected {_describe(hints[name])}")
                 known[name] = value
