@@ -17,7 +17,12 @@ def main(config: DictConfig) -> None:
     store.check_alias(config.alias)
     run = load_run(choose_run(config.run, config.sweep, config.metric))
     promotion = promote(
-        run, instantiate(config.index), store, config.model, config.recall_target, instantiate(config.corpus)
+        run,
+        instantiate(config.index),
+        store=store,
+        model=config.model,
+        recall_target=config.recall_target,
+        policy=instantiate(config.corpus),
     )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")

@@ -119,7 +119,7 @@ class Scene:
         """The release that is served, made where it is not there yet."""
         if "production" not in self.store.aliases():
             run = self.run(f"day{self.served_day}", day=self.served_day)
-            version = promote(run, instantiate(_gates().index), self.store, "two_tower").version
+            version = promote(run, instantiate(_gates().index), store=self.store, model="two_tower").version
             self.store.set_alias("production", version, "first")
         return open_release(self.store.root, "production")
 

@@ -49,7 +49,7 @@ def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
     path = write_blend(tmp_path / "blend", {"a": (published.runs[0], 1.0), "b": (other, 0.5)}, shift_weight=0.5)
     run = load_run(path)
     store = ReleaseStore(tmp_path / "store")
-    version = promote(run, Exact(), store, "test", recall_target=1.0).version
+    version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
     table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
     pq.write_table(table, tmp_path / "new.parquet")
     embed_items(store.root, version, tmp_path / "new.parquet", tmp_path / "out")

@@ -309,7 +309,7 @@ def test_index_below_its_target_is_not_published(published: Published, tmp_path:
             return np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1)
 
     with pytest.raises(UserError, match="index: finds 0.0000 of the exact top 9"):
-        promote(load_run(published.runs[0]), Poor(), ReleaseStore(tmp_path / "store"), "test")
+        promote(load_run(published.runs[0]), Poor(), store=ReleaseStore(tmp_path / "store"), model="test")
     assert not (tmp_path / "store").exists()
 
 
@@ -385,7 +385,7 @@ def test_commands(published: Published, tmp_path: Path) -> None:
 def test_a_blend_is_promoted_and_recommends_like_its_run(published: Published, tmp_path: Path) -> None:
     short = write_run(tmp_path / "short", published.root, "history.max_events=3", seed=2)
     blend = write_blend(tmp_path / "blend", {"long": (published.runs[0], 0.7), "short": (short, 0.3)})
-    version = promote(load_run(blend), Exact(), ReleaseStore(tmp_path / "store"), "test").version
+    version = promote(load_run(blend), Exact(), store=ReleaseStore(tmp_path / "store"), model="test").version
     by_run = _recommend(RunRecommender(load_run(blend)), "all", tmp_path / "run.parquet")
     by_release = _recommend(
         open_recommender(None, version, str(tmp_path / "store"), None), "all", tmp_path / "r.parquet"

@@ -111,7 +111,7 @@ def test_a_release_of_chosen_items(published: Published, tmp_path: Path, capsys:
     run = load_run(published.runs[0])
     store, policy = ReleaseStore(tmp_path), Engaged(half_life_days=1, top=20)
     items = choose(policy, run.dataset, run.corpus)
-    promotion = promote(run, Exact(), store, "test", policy=policy)
+    promotion = promote(run, Exact(), store=store, model="test", policy=policy)
     manifest = store.open(promotion.version)[1]
     assert manifest.num_items == len(items) == 20
     assert {"policy": "engaged", "top": 20, "num_items": 20, "of": len(run.corpus)}.items() <= manifest.corpus.items()

@@ -51,7 +51,9 @@ def test_the_same_content_has_the_same_version(published: Published, tmp_path: P
 
 @pytest.mark.slow
 def test_promoting_a_run_again_gives_the_same_version(published: Published) -> None:
-    again = promote(load_run(published.runs[0]), Exact(), ReleaseStore(published.store), "test", recall_target=1.0)
+    again = promote(
+        load_run(published.runs[0]), Exact(), store=ReleaseStore(published.store), model="test", recall_target=1.0
+    )
     assert again.version == published.versions[0]
 
 

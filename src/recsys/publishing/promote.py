@@ -26,9 +26,10 @@ from recsys.experiments.run_folder import DONE, RunStatus
 from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_runs
 from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
-from recsys.index import Index, Tuning, exact_search, tune
+from recsys.index import Index, Tuning, tune
 from recsys.index.merging import present_embeddings
 from recsys.publishing.corpus_policies import All, CorpusPolicy, Items, choose
+from recsys.publishing.release_check import check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
 from recsys.release.store import ReleaseStore
 
@@ -59,31 +60,35 @@ class Promotion:
 def promote(
     run: TrainedRun,
     index: Index,
+    *,
     store: ReleaseStore,
     model: str,
     recall_target: float = 0.98,
     policy: CorpusPolicy | None = None,
 ) -> Promotion:
-    """Publish `run` with `index` as one release.
+    """Publish a run with an index as one release, and open the release to check it.
+
+    An alias may point at the release once this returns.
 
     Args:
-        run: finished.
-        index: not built yet.
-        store: of releases.
+        run: finished run.
+        index: index that is not built yet.
+        store: store of releases.
         model: name of the model that the release is a version of.
         recall_target: share of the exact top 100 that the index must find.
-        policy: chooses the items of the index; null for all.
+        policy: choice of the items of the index; all if None.
 
     Raises:
-        UserError: the index does not reach the target.
+        UserError: If the index misses the recall target, or the written release cannot be opened or answers otherwise
+            than its index did.
     """
     run, embeddings, corpus = _choose(run, policy or All())
     log.info("building the index")
     index.build(embeddings)
     queries = _validation_embeddings(run)
-    # Recall is told on other users than those that the effort was chosen with, where there are enough.
+    # Recall is measured on other users than those that tune the index, if there are enough.
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
-    # Asked for most of a small corpus, any index searches all of it, and nothing would be learned.
+    # A search for most of a small corpus would find everything with any index.
     k = min(TOP_K, max(1, len(embeddings) // 10))
     tuning = tune(index, embeddings, halves[0], recall_target, k)
     if not tuning.reached:
@@ -91,11 +96,12 @@ def promote(
             f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "
             f"choose another index= or a lower recall_target="
         )
-    recall = _recall(index, embeddings, halves[1], tuning.k)
+    recall = 1.0 if index.is_exact else index_recall(index, embeddings, queries=halves[1], k=tuning.k)
     log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
     version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model, corpus))
+    check_release(run, store, version=version, queries=halves[1], k=tuning.k, recall=recall)
     return Promotion(version, len(run.corpus), recall, tuning, corpus)
 
 
@@ -193,15 +199,6 @@ def _validation_embeddings(run: TrainedRun) -> Float32Array:
             # An index is asked with one embedding at a time.
             embeddings.append(users if users.ndim == 2 else users[present_embeddings(users)])
     return np.concatenate(embeddings)
-
-
-def _recall(index: Index, embeddings: Float32Array, queries: Float32Array, k: int) -> float:
-    if index.is_exact:
-        return 1.0
-    exact, _ = exact_search(embeddings, np.ascontiguousarray(queries), k)
-    scores, _ = index.search(queries, k)
-    threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
-    return float((scores >= threshold[:, None]).mean())
 
 
 def report(promotion: Promotion, console: Console | None = None) -> None:

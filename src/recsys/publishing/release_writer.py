@@ -235,7 +235,10 @@ def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items:
         expected = model.encode_users(batch).numpy()
     difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise UserError(f"the exported user tower differs from the trained one by {difference}")
+        raise UserError(
+            f"user_tower: the exported tower differs from the trained one by {difference:.2g}, expected equal "
+            "embeddings; forward and forward_padded of its encoder must agree"
+        )
 
 
 def real_requests(run: TrainedRun) -> Requests:

@@ -55,7 +55,7 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     path = write_run(base / "run", root, "user_tower=interests", "history.max_events=20", *more)
     run = load_run(path)
     store = ReleaseStore(base / "store")
-    return Several(path, run, store.root, promote(run, Exact(), store, "test", recall_target=1.0).version)
+    return Several(path, run, store.root, promote(run, Exact(), store=store, model="test", recall_target=1.0).version)
 
 
 def rows_of(recommender_of: tuple[str | None, str | None], store: Path, users: str, out: Path) -> list[dict]:
@@ -156,7 +156,7 @@ def test_the_release_says_how_many(several: Several, tmp_path: Path) -> None:
 
 
 def test_an_approximate_index_is_tuned_with_single_embeddings(several: Several, tmp_path: Path) -> None:
-    promotion = promote(several.run, IVFFlat(), ReleaseStore(tmp_path), "test", recall_target=1.0)
+    promotion = promote(several.run, IVFFlat(), store=ReleaseStore(tmp_path), model="test", recall_target=1.0)
     tuning = promotion.tuning
     requests = several.run.dataset.requests("val")
     with torch.inference_mode():

@@ -81,7 +81,14 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
     mark = folder / "made_from.json"
     try:
         if not mark.exists() or json.loads(mark.read_text())["from"] != made_from:
-            version = promote(run, index, ReleaseStore(folder), settings.model, settings.recall_target, policy).version
+            version = promote(
+                run,
+                index,
+                store=ReleaseStore(folder),
+                model=settings.model,
+                recall_target=settings.recall_target,
+                policy=policy,
+            ).version
             atomic_write(mark, json.dumps({"from": made_from, "version": version}))
         return open_release(folder, json.loads(mark.read_text())["version"])
     except (UserError, torch.onnx.OnnxExporterError) as error:

@@ -1,0 +1,128 @@
+"""Opens a release that was just written and compares its answers with exact search.
+
+An index backend may come from an outside package. A release whose index cannot be opened again, or finds less than it
+did when it was built, must not get an alias.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pyarrow as pa
+
+from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
+from recsys.data.dataset import Requests
+from recsys.experiments.trained_run import TrainedRun
+from recsys.index import Index, exact_search
+from recsys.publishing.release_writer import real_requests
+from recsys.release.manifest import EMBEDDINGS
+from recsys.release.runtime.retriever import Answer, Query, Retriever, seen_items
+from recsys.release.store import ReleaseStore
+
+log = logging.getLogger("recsys")
+
+# Histories that the release answers from end to end.
+NUM_REQUESTS = 8
+# The recall of the opened index may be lower than the recorded one by so much.
+TOLERANCE = 0.005
+_QUERIES_AT_A_TIME = 256
+
+
+def check_release(
+    run: TrainedRun, store: ReleaseStore, *, version: str, queries: Float32Array, k: int, recall: float
+) -> None:
+    """Open a published release, answer real requests and compare its index with exact search.
+
+    Args:
+        run: run of the release, with the items of the release as its corpus.
+        store: store of the release.
+        version: version of the release.
+        queries: user embeddings [Q, D] on which the recall of the index was measured.
+        k: number of results of each search.
+        recall: recorded recall of the index.
+
+    Raises:
+        UserError: If the release cannot be opened or queried, or its index finds less than is recorded.
+    """
+    folder = store.root / version
+    requests = _some_requests(run)
+    try:
+        retriever = Retriever.load(store.root, version)
+        embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
+        found = index_recall(retriever.index, embeddings, queries=queries, k=k)
+        answers = retriever.retrieve(requests, k)
+    except Exception as error:
+        # The code of an outside backend can fail in any way.
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise _refusal(store, version, f"it cannot be opened and queried ({reason})") from error
+    if found < recall - TOLERANCE:
+        problem = f"its index finds {found:.4f} of the exact top {k}, expected the recorded {recall:.4f}"
+        raise _refusal(store, version, problem)
+    items = {*retriever.items["item_id"].to_pylist()}
+    for request, answer in zip(requests, answers, strict=True):
+        _check_answer(store, request, answer, version=version, items=items, k=k)
+    log.info("release %s opened: index recall@%d %.4f, %d requests answered", version, k, found, len(requests))
+
+
+def index_recall(index: Index, embeddings: Float32Array, *, queries: Float32Array, k: int) -> float:
+    """Return the share of the exact top k that an index finds.
+
+    A result counts if the inner product of its embedding reaches that of the k-th exact result, so items of equal
+    scores may stand for each other. The scores that the index returns are not used.
+
+    Args:
+        index: built or opened index.
+        embeddings: float32 [N, D], rows as in the index.
+        queries: float32 [Q, D].
+        k: number of results of each search.
+    """
+    hits = 0
+    for begin in range(0, len(queries), _QUERIES_AT_A_TIME):
+        some = np.ascontiguousarray(queries[begin : begin + _QUERIES_AT_A_TIME])
+        last = embeddings[exact_search(embeddings, some, k)[1][:, -1]]
+        _, rows = index.search(some, k)
+        scores = np.einsum("qd,qkd->qk", some, embeddings[np.maximum(rows, 0)])
+        # Sums of products in another order differ by rounding.
+        rounding = 1e-6 * np.linalg.norm(some, axis=1) * np.linalg.norm(last, axis=1)
+        threshold = np.einsum("qd,qd->q", some, last) - rounding
+        hits += int(((scores >= threshold[:, None]) & (rows >= 0)).sum())
+    return hits / (len(queries) * k)
+
+
+def _some_requests(run: TrainedRun) -> list[Query]:
+    """Histories of validation users as raw values, and an empty one."""
+    requests = real_requests(run)
+    chosen = np.unique(np.linspace(0, len(requests.user_idx) - 1, NUM_REQUESTS).astype(np.int64))
+    dataset = run.dataset
+    queries = [Query()]
+    for user, end in zip(*Requests(requests.user_idx[chosen], requests.end[chosen]), strict=True):
+        begin = max(int(dataset.offsets[user]), int(end) - run.builder.max_history)
+        items = np.asarray(dataset.item_idx[begin:end])
+        ids = dataset.item_ids.take(pa.array(items[items > 0] - 1)).to_pylist()
+        queries.append(Query(history=[{"item_id": item} for item in ids]))
+    return queries
+
+
+def _check_answer(
+    store: ReleaseStore, request: Query, answer: Answer, *, version: str, items: set[object], k: int
+) -> None:
+    """Refuse an answer with seen, repeated or missing items, or with scores that are not finite."""
+    seen = {*seen_items(request)}
+    expected = min(k, len(items - seen))
+    distinct = {*answer.item_ids}
+    if len(answer.item_ids) != expected or len(distinct) != expected or distinct & seen:
+        problem = (
+            f"to a history of {len(request.history)} events it answers {len(answer.item_ids)} items, "
+            f"{len(distinct)} distinct and {len(distinct & seen)} of the history; expected {expected} other items"
+        )
+        raise _refusal(store, version, problem)
+    if not np.isfinite(answer.scores).all():
+        raise _refusal(store, version, f"a history of {len(request.history)} events gets scores that are not finite")
+
+
+def _refusal(store: ReleaseStore, version: str, problem: str) -> UserError:
+    return UserError(
+        f"release {version}: {problem}; no alias was moved, and the release lies in {store.root / version}"
+    )

@@ -1,0 +1,121 @@
+"""A written release is opened and queried before an alias moves, whatever its index backend."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import REPOSITORY, run_all
+from publishing import Published
+
+from recsys.core.errors import UserError
+from recsys.experiments.trained_run import load_run
+from recsys.index import Exact, IVFFlat
+from recsys.publishing.promote import promote
+from recsys.publishing.release_check import index_recall
+from recsys.release.runtime.retriever import Answer, Retriever
+from recsys.release.store import ReleaseStore
+
+ITEMS = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.0, -1.0]], np.float32)
+
+
+class Fixed(Exact):
+    """Returns the same rows for every query."""
+
+    def __init__(self, *rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def search(self, queries, k, **_):
+        return np.full((len(queries), k), 99.0, np.float32), np.array([self.rows[:k]] * len(queries))
+
+
+def test_recall_counts_true_inner_products_and_not_the_scores_of_the_index() -> None:
+    queries = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    # The best two are rows 0 and 1 for the first query, and rows 2 and 1 for the second.
+    for rows, recall in (((0, 1), 0.75), ((2, 0), 0.5), ((3, -1), 0.0)):
+        assert index_recall(Fixed(*rows), ITEMS, queries=queries, k=2) == recall
+    exact = Exact()
+    exact.build(ITEMS)
+    assert index_recall(exact, ITEMS, queries=queries, k=2) == 1.0
+
+
+def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(published: Published, tmp_path: Path) -> None:
+    class Local(Exact):
+        """Nobody can import a class of a function."""
+
+    store = ReleaseStore(tmp_path)
+    with pytest.raises(UserError, match="it cannot be opened and queried") as caught:
+        promote(load_run(published.runs[0]), Local(), store=store, model="test")
+    (version,) = store.versions()
+    assert f"no alias was moved, and the release lies in {tmp_path / version}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("recall", r"its index finds 0\.\d+ of the exact top 9, expected the recorded 1.0000"),
+        (
+            "seen",
+            "to a history of 0 events it answers 8 items, 8 distinct and 0 of the history; expected 9 other items",
+        ),
+        ("scores", "a history of 0 events gets scores that are not finite"),
+        ("crash", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_release_that_answers_otherwise_is_refused(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, message: str
+) -> None:
+    load, retrieve = Retriever.load, Retriever.retrieve
+
+    def opened(store: Path, version: str) -> Retriever:
+        retriever = load(store, version)
+        if spoil == "recall":
+            retriever.index = Fixed(*range(9))
+        return retriever
+
+    def answers(self: Retriever, queries, k):
+        found = retrieve(self, queries, k=k)
+        if spoil == "crash":
+            raise ZeroDivisionError("division by zero")
+        if spoil == "seen":
+            return [Answer(a.item_ids[1:], a.scores[1:], a.history_length, a.unknown_items) for a in found]
+        return [Answer(a.item_ids, a.scores * np.float32("nan"), a.history_length, a.unknown_items) for a in found]
+
+    monkeypatch.setattr(Retriever, "load", staticmethod(opened))
+    if spoil != "recall":
+        monkeypatch.setattr(Retriever, "retrieve", answers)
+    with pytest.raises(UserError, match=message):
+        promote(load_run(published.runs[0]), IVFFlat(), store=ReleaseStore(tmp_path), model="test", recall_target=1.0)
+
+
+OUTSIDE = """
+from recsys.index.exact import Exact
+
+class Broken(Exact):
+    def load(self, folder, embeddings, *, names):
+        raise RuntimeError("the library of this backend is of another version")
+"""
+
+
+def test_index_py_leaves_the_alias_where_it_was(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_index.py").write_text(OUTSIDE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY / "src")]))
+    words = ["index.py", f"run={published.runs[0]}", f"store={tmp_path / 'store'}"]
+    (good, log), (bad, error) = run_all(
+        [{"args": [*words, "index=exact"]}, {"args": [*words, "index=exact", "index._target_=outside_index.Broken"]}],
+        tmp_path,
+    )
+    assert good == 0, log
+    assert bad == 1
+    assert "Traceback" not in error
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    store = ReleaseStore(tmp_path / "store")
+    version = log.splitlines()[-1]
+    (other,) = {*store.versions()} - {version}
+    assert f"no alias was moved, and the release lies in {store.root / other}" in line
+    assert store.aliases() == {"candidate": version}
