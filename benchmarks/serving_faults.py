@@ -301,9 +301,9 @@ async def measure(given: argparse.Namespace, folder: Path) -> Record:
         await asyncio.gather(*(host.ready() for host in hosts))
         gateway.start()
         await gateway.ready()
-        names = ["--hosts", *(host.name for host in hosts), "--gateways", gateway.name, "--store", store]
-        options = ["--token", TOKEN, "--state", f"{folder}/rollout.json", "--wait", "0.2", "--patience", "5"]
-        command = [sys.executable, "-m", "recsys.operations.rollout", *names, *options]
+        names = [f"hosts=[{','.join(host.name for host in hosts)}]", f"gateways=[{gateway.name}]", f"store={store}"]
+        options = [f"admin_token={TOKEN}", f"state={folder}/rollout.json", "wait=0.2", "patience=5"]
+        command = [sys.executable, "-m", "recsys.cli", "rollout", *names, *options]
         rolling = asyncio.create_task(roll(command, versions[1], record, end))
         breaking = asyncio.create_task(break_things(hosts, proxies, record, given.seed, end))
         clients = [

@@ -14,7 +14,7 @@ from commands import REPOSITORY, run_all
 from nbclient import NotebookClient
 from tiny_run import command
 
-from recsys.cli.compare import main
+from recsys.cli.main import main
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -103,7 +103,7 @@ def test_error_analysis(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_the_same_in_the_terminal(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(runs), "--baseline", "both", "--html", str(tmp_path / "report.html")])
+    main(["compare", str(runs), "baseline=both", f"html={tmp_path / 'report.html'}"])
     output = capsys.readouterr().out
     assert output.splitlines()[-1] == str(tmp_path / "report.html")
     for text in ("Test metrics", "Differences from both", "popular items (head)", "peak memory, GB", "item_tower"):

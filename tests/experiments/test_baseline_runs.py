@@ -196,7 +196,8 @@ def test_described() -> None:
 @pytest.mark.slow
 def test_a_killed_command_goes_on(world: Path, measured: Path, tmp_path: Path) -> None:
     command = [
-        "src/recsys/cli/baselines.py",
+        "recsys",
+        "baselines",
         *options(world, "split=leave_last_out", f"hydra.run.dir={tmp_path}/b"),
     ]
     counted = ["recsys.evaluation.metrics:RetrievalMetrics.compute", 9]

@@ -1,5 +1,6 @@
 """Runs commands of this repository, each in a fresh fork of one process that has imported what they need.
 
+A command is `recsys SUBCOMMAND ...`, or a file at the root of the repository with its arguments.
 That process lives as long as the tests. It reads a line for each list of jobs, `{"jobs": [{"args": [...],
 "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...], "environment": {...}}`, and answers with the list of exit codes
 (minus the signal's number for a killed one).
@@ -93,7 +94,10 @@ def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
         if job["folder"]:
             os.chdir(job["folder"])
         sys.argv = list(job["args"])
-        runpy.run_path(str(REPOSITORY / job["args"][0]), run_name="__main__")
+        if job["args"][0] == "recsys":
+            importlib.import_module("recsys.cli.main").main()
+        else:
+            runpy.run_path(str(REPOSITORY / job["args"][0]), run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

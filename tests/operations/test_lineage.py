@@ -10,7 +10,7 @@ import pytest
 from publishing import Published
 from rich.console import Console
 
-from recsys.cli import lineage as command
+from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.operations.gates.verdict import Verdict, at_least
 from recsys.operations.lineage import Served, lineage, served_times
@@ -114,13 +114,13 @@ def test_the_verdict_of_the_gates_on_this_version(store: ReleaseStore, published
 
 
 def test_command(store: ReleaseStore, published: Published, capsys: pytest.CaptureFixture[str]) -> None:
-    command.main(["candidate", f"store={store.root}", "--json"])
+    main(["lineage", "candidate", f"store={store.root}", "json=true"])
     assert json.loads(capsys.readouterr().out)["version"] == published.versions[0]
-    command.main([published.versions[1], f"store={store.root}"])
+    main(["lineage", published.versions[1], f"store={store.root}"])
     assert "never: no alias has pointed at it" in capsys.readouterr().out
     for arguments in (["production", f"store={store.root}"], ["candidate", str(store.root)]):
         with pytest.raises(SystemExit) as end:
-            command.main(arguments)
+            main(["lineage", *arguments])
         assert end.value.code == 1
         assert capsys.readouterr().err.startswith("error: ")
 

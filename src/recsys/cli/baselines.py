@@ -2,21 +2,25 @@
 
     recsys baselines data=parquet data.root=DIR split=leave_last_out hydra.run.dir=OUT
     recsys baselines ... generators=[popularity,ease] evaluation.metric=val/recall@100
-    recsys baselines ... against=RUN            # and what a run of train.py gains over each of them
+    recsys baselines ... against=RUN            compare a run of `recsys train` with each of them
 
-`OUT/<generator>/` holds what a run folder holds: config.yaml, metrics.json, per_user.parquet, run.json. A killed
-command that is started again goes on where it was. `conf/baselines.yaml` says what is tried.
+`OUT/<generator>/` holds what a run folder holds: config.yaml, metrics.json, per_user.parquet, run.json. The same
+command goes on where a killed one stopped.
 """
 
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from recsys.cli.entry import entry, output_dir
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(config: DictConfig) -> None:
-    """Measure the baselines, and compare a run with them."""
+    """Measure the baselines, and compare a run with them if `against` names one."""
     from pathlib import Path
 
+    from recsys.cli.entry import output_dir
     from recsys.core.errors import UserError
     from recsys.experiments.baseline_runs import measure_baselines
     from recsys.experiments.baseline_tables import print_baselines, print_gains
@@ -30,7 +34,3 @@ def main(config: DictConfig) -> None:
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed.items()))
     print(path)
-
-
-if __name__ == "__main__":
-    entry("baselines", main)

@@ -1,58 +1,172 @@
-"""What every command does around its work: it composes, checks, and reports a user's error in one line."""
+"""Run a subcommand: compose its configuration, check it, and report a user's error in one line."""
 
 from __future__ import annotations
 
+import importlib
 import logging
-import os
+import re
 import signal
 import sys
-from collections.abc import Callable
-
-# Fresh large tensors cost page faults; transparent huge pages halve a training step with stock PyTorch on CPUs. It
-# must be set before torch is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recsys.cli.commands import Command
+from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
-from recsys.experiments.compose import CONF, check, composition_error, readable, reference, search_path
+from recsys.experiments.compose import (
+    CONFIG_DIR,
+    check,
+    compose_command,
+    composition_error,
+    keys_of,
+    quoted,
+    readable,
+    reference,
+    search_path,
+)
+
+# Exit code of a command that Ctrl-C or SIGTERM ended.
+INTERRUPTED = 130
+# The version of a release may consist of digits alone, and remains a text.
+_VERSION = re.compile(r"^(version|release|against)=([0-9a-f]{16})$")
 
 
-def entry(config_name: str, main: Callable[[DictConfig], None]) -> None:
-    """Run `main` with the composed configuration; exit with 1 and one clear message on a user's error.
+def run_command(command: Command, arguments: list[str]) -> None:
+    """Run a subcommand with its arguments.
 
     Args:
-        config_name: of a file in `conf/`.
-        main: the command.
+        command: the subcommand.
+        arguments: `key=value`, options of Hydra, and values of `command.words`.
+
+    Raises:
+        SystemExit: If the command ends with another exit code than 0.
     """
     logging.getLogger("recsys").setLevel(logging.INFO)
-    problem = composition_error(config_name, sys.argv[1:])
-    if problem is not None:
-        _fail(problem)
+    try:
+        words = [_VERSION.sub(r"\1='\2'", word) for word in with_keys(command, arguments)]
+        if not command.is_job:
+            _interrupt_on_sigterm()
+        # The command itself separates its own keys from those that it passes on to training.
+        if command.name == "sweep":
+            importlib.import_module("recsys.cli.sweep").main(words)
+        elif command.is_job:
+            _run_job(command, words)
+        else:
+            _refuse_options(command, words)
+            _main_of(command)(compose_command(command.config_name, words))
+    except (UserError, OmegaConfBaseException) as error:
+        fail(readable(error))
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    def command(config: DictConfig) -> None:
+
+def with_keys(command: Command, arguments: list[str]) -> list[str]:
+    """Return the arguments with `key=value` in the place of values without a key.
+
+    Args:
+        command: the subcommand, which names the key.
+        arguments: as given.
+
+    Raises:
+        UserError: If a word is no override, and the command takes no such word.
+    """
+    if command.is_job:
+        # Words behind the first one may be values of Hydra's options.
+        first = arguments[0] if arguments and _is_plain("", arguments[0]) and command.words else None
+        return arguments if first is None else [f"{command.words}={quoted(first)}", *arguments[1:]]
+    plain = [word for before, word in _pairs(arguments) if _is_plain(before, word)]
+    others = [word for before, word in _pairs(arguments) if not _is_plain(before, word)]
+    if not plain:
+        return others
+    if command.takes_several:
+        return [f"{command.words}=[{','.join(map(quoted, plain))}]", *others]
+    if not command.words or len(plain) > 1:
+        raise UserError(f"{plain[-1]}: expected KEY=VALUE; recsys {command.name} --help lists the keys")
+    return [f"{command.words}={quoted(plain[0])}", *others]
+
+
+def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:
+    return zip(["", *words], words, strict=False)
+
+
+def _is_plain(before: str, word: str) -> bool:
+    return "=" not in word and not word.startswith(("-", "~", "+")) and before not in CONFIG_DIR
+
+
+def _refuse_options(command: Command, words: list[str]) -> None:
+    for before, word in _pairs(words):
+        if not word.startswith("-") or word.partition("=")[0] in CONFIG_DIR or before in CONFIG_DIR:
+            continue
+        name = re.sub(r"^-+", "", word.partition("=")[0]).replace("-", "_")
+        keys = keys_of(command.config_name)
+        key = name if name in keys else f"{name}s"
+        raise UserError(f"{word}: expected {key}=VALUE" if key in keys else f"{word}: no such option")
+
+
+def _run_job(command: Command, words: list[str]) -> None:
+    problem = composition_error(command.config_name, words)
+    if problem is not None:
+        raise UserError(problem)
+    given, main = sys.argv, _main_of(command)
+
+    @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.config_name)
+    def job(config: DictConfig) -> None:
+        # Lightning starts further processes with the arguments of this one.
+        sys.argv = given
         try:
-            given = HydraConfig.get()
-            check(config, reference(config_name, given.runtime.choices, search_path(given.overrides.hydra)))
+            task = HydraConfig.get()
+            check(config, reference(command.config_name, task.runtime.choices, search_path(task.overrides.hydra)))
             main(config)
         except (UserError, OmegaConfBaseException) as error:
-            _fail(readable(error))
+            fail(readable(error))
         except SystemExit as stop:
-            # Lightning answers a SIGTERM in the middle of training with an exit that says nothing.
+            # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
 
-    command()
+    # Hydra reads the arguments of the process.
+    sys.argv = [given[0], *words]
+    try:
+        job()
+    finally:
+        sys.argv = given
+
+
+def _main_of(command: Command) -> Callable[[DictConfig], None]:
+    module = importlib.import_module(f"recsys.cli.{command.config_name}")
+
+    def main(config: DictConfig) -> None:
+        try:
+            module.main(config)
+        except ModuleNotFoundError as error:
+            package = str(error.name).partition(".")[0]
+            if package == "recsys":
+                raise
+            fail(
+                f"recsys {command.name} needs the package '{package}', which is not installed: "
+                f"pip install 'recsys[{command.extra}]'"
+            )
+
+    return main
 
 
 def output_dir() -> str:
-    """Folder of this run, by `hydra.run.dir`."""
+    """Return the folder of this run, `hydra.run.dir`."""
     return str(HydraConfig.get().runtime.output_dir)
 
 
-def _fail(message: str) -> None:
+def _interrupt_on_sigterm() -> None:
+    """Make SIGTERM end the command as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def fail(message: str) -> NoReturn:
+    """Print the message as an error and exit with 1."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(1)

@@ -9,9 +9,12 @@ gate stopped it, 1: the command failed. `conf/gates/default.yaml` holds the thre
 its reason.
 """
 
-from omegaconf import DictConfig
+from __future__ import annotations
 
-from recsys.cli.entry import entry
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 STOPPED = 3
 
@@ -34,7 +37,3 @@ def main(config: DictConfig) -> None:
     print(path)
     if not verdict.passed:
         raise SystemExit(STOPPED)
-
-
-if __name__ == "__main__":
-    entry("gates", main)

@@ -17,10 +17,43 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError, nearest
 from recsys.core.renamed_keys import renamed, renamed_override
 
-CONF = Path(__file__).parents[3] / "conf"
+CONF = conf_folder()
+
+
+def compose_command(config_name: str, overrides: list[str]) -> DictConfig:
+    """Return the checked configuration of a command, outside Hydra's own start.
+
+    Args:
+        config_name: name of a file in `conf/`.
+        overrides: `key=value`, and perhaps Hydra's option `--config-dir`.
+
+    Raises:
+        UserError: If the overrides do not compose, or a key is unknown.
+    """
+    check_overrides(config_name, overrides)
+    given = [word for before, word in zip(["", *overrides], overrides, strict=False) if not _is_option(before, word)]
+    with _initialized():
+        return hydra.compose(config_name, overrides=[*search_path(overrides), *given])
+
+
+def _is_option(before: str, word: str) -> bool:
+    return word.partition("=")[0] in CONFIG_DIR or before in CONFIG_DIR
+
+
+def quoted(text: str) -> str:
+    """Return `text` as Hydra's override grammar takes it literally."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def keys_of(config_name: str) -> list[str]:
+    """Return the keys of a command's configuration, nested ones with dots."""
+    with _initialized():
+        return list(_keys(hydra.compose(config_name)))
 
 
 def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
@@ -207,11 +240,7 @@ def readable(error: Exception) -> str:
 def composition_error(config_name: str, arguments: list[str]) -> str | None:
     """What is wrong with the overrides, with the nearest valid key; None when they compose."""
     given = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
-    overrides = [
-        word
-        for before, word in zip(["", *given], given, strict=False)
-        if word.partition("=")[0] not in CONFIG_DIR and before not in CONFIG_DIR
-    ]
+    overrides = [word for before, word in zip(["", *given], given, strict=False) if not _is_option(before, word)]
     # Other options, such as -m, change what composes: the command itself checks there.
     if any(argument.startswith("-") for argument in overrides):
         return None

@@ -173,6 +173,27 @@ class ReleaseStore:
                 self._move_alias("previous", current.get("previous"), current[alias], f"production moved to {version}")
             self._move_alias(alias, current.get(alias), version, why)
 
+    def delete(self, version: str) -> None:
+        """Remove a release.
+
+        Args:
+            version: version, not an alias.
+
+        Raises:
+            UserError: If there is no such release, or an alias points at it.
+        """
+        if not _VERSION.fullmatch(version):
+            raise UserError(f"version: found '{version}', expected a version of {self.root}, not an alias")
+        self.resolve(version)
+        with FileLock(self.root / ".aliases.lock"):
+            holders = [alias for alias, target in self.aliases().items() if target == version]
+            if holders:
+                raise UserError(f"release: the alias '{holders[0]}' points at {version}; move it before deleting")
+            # Nobody sees a half-deleted release.
+            aside = self.root / f".tmp-{uuid.uuid4().hex}"
+            os.rename(self.root / version, aside)
+        shutil.rmtree(aside)
+
     def history(self) -> list[dict[str, Any]]:
         """Every change of an alias, oldest first."""
         path = self.root / "history.jsonl"

@@ -20,7 +20,7 @@ from commands import REPOSITORY, run_all
 from rich.console import Console
 from tiny_run import command as tiny
 
-from recsys.cli.sweep import main
+from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.experiments.run_table import read_runs
 from recsys.experiments.sweep.file import parse_sweep
@@ -78,7 +78,7 @@ def test_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert f"best:    {tmp_path}/sweep/1" in output
     assert f"train:   python {FAKE} seconds=0.01 value=0.5\n" in output
-    assert f"promote: python index.py sweep={tmp_path}/sweep metric=val/x" in output
+    assert f"promote: recsys index sweep={tmp_path}/sweep metric=val/x" in output
     assert [(row.name, row.status, row.value("val/x")) for row in read_runs(tmp_path / "sweep")] == [
         ("0", "selected", 0.2), ("1", "selected", 0.5), ("2", "selected", 0.3),
     ]  # fmt: skip
@@ -168,7 +168,8 @@ def test_failures_are_told_and_stop_nothing(tmp_path: Path) -> None:
 def test_all_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(content(parameters={"fail": {"values": ["a", "b"]}})))
-    assert main([str(file), f"dir={tmp_path}/out"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        main(["sweep", str(file), f"dir={tmp_path}/out"])
     assert f"error: {tmp_path}/out: none of 2 runs came to a result" in capsys.readouterr().err
 
 
@@ -196,7 +197,7 @@ def test_hyperband_stops_what_falls_behind(tmp_path: Path) -> None:
 
 def start(file: Path, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "recsys.experiments.sweep", str(file), f"dir={folder}", *arguments],
+        [sys.executable, "-m", "recsys.cli", "sweep", str(file), f"dir={folder}", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -293,9 +294,9 @@ def test_a_result_that_a_killed_sweep_did_not_see(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["workers=0"], "workers: found '0', expected a whole number of at least 1"),
+        (["workers=0"], "workers: found 0, expected a whole number of at least 1"),
         (["max_runs=x"], "max_runs: found 'x'"),
-        (["-m"], "-m: not an option of a sweep; expected dir, workers, max_runs"),
+        (["-m"], "-m: no option of a sweep; expected file, dir, workers, max_runs, metric"),
         (["loss.lgq=off"], "unknown configuration key 'loss.lgq'; did you mean 'loss.logq'?"),
         (["user_tower=transfrmer"], "user_tower=transfrmer: no such option"),
         (["--config-dir", "/no/where"], "--config-dir: /no/where is not a folder"),
@@ -305,7 +306,8 @@ def test_wrong_arguments(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)
-    assert main(["sweeps/in_batch.yaml", "dir=/dev/null/sweep", *arguments]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        main(["sweep", "sweeps/in_batch.yaml", "dir=/dev/null/sweep", *arguments])
     assert message in capsys.readouterr().err
 
 
@@ -327,19 +329,19 @@ def test_what_would_fail_in_every_run_fails_before_the_first(
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"program: train.py is not a file; start the sweep where it is"):
-        run(tmp_path / "out", program="train.py")
+    with pytest.raises(UserError, match=r"program: fit.py is not a file; start the sweep where it is"):
+        run(tmp_path / "out", program="fit.py")
 
 
 def test_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
-    assert main([str(tmp_path), "metric=val/x"]) == 0
+    main(["sweep", str(tmp_path), "metric=val/x"])
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if "selected" in line] == ["1", "2", "0"]
-    assert main([str(tmp_path), "metric=val/y"]) == 1
-    assert main([str(tmp_path), "workers=2"]) == 1
     (tmp_path / "empty").mkdir()
-    assert main([str(tmp_path / "empty")]) == 1
+    for arguments in ([str(tmp_path), "metric=val/y"], [str(tmp_path), "model.dim=2"], [str(tmp_path / "empty")]):
+        with pytest.raises(SystemExit, match="1"):
+            main(["sweep", *arguments])
 
 
 @pytest.mark.slow

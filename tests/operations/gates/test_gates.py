@@ -97,7 +97,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
     scene: Scene, honest: TrainedRun, tmp_path: Path
 ) -> None:
     assert scene.served.version
-    command = ["src/recsys/cli/gates.py", f"run={honest.path}", f"store={scene.store.root}", "against=production"]
+    command = ["recsys", "gates", f"run={honest.path}", f"store={scene.store.root}", "against=production"]
     jobs = [
         {"args": command},
         {"args": [*command, "++gates.absolute.floors={recall@10: 0.99}"]},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,11 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from recsys.cli.rollout import main
+from recsys.cli.commands import COMMANDS
+from recsys.cli.entry import with_keys
+from recsys.core.errors import UserError
+from recsys.experiments.compose import compose_command
+from recsys.operations.rollout.actions import run_action
 from recsys.operations.rollout.state import Rollout, StateFile
 from recsys.release.store import ReleaseStore
 
@@ -108,13 +113,20 @@ class World:
         self.at_call(len(self.log))
 
     def run(self, *words: str, token: str = TOKEN) -> int:
-        console = Console(file=self.screen, width=200)
-        more = ["--state", str(self.state.path), "--token", token, "--wait", "0", "--patience", "0.2"]
+        more = [f"state={self.state.path}", f"admin_token={token}", "wait=0", "patience=0.2"]
         if words[0] in ("start", "canary", "status"):
-            more += ["--hosts", *(host.name for host in self.hosts)]
+            more.append(f"hosts=[{','.join(host.name for host in self.hosts)}]")
         if words[0] in ("start", "canary"):
-            more += ["--gateways", *(gateway.name for gateway in self.gateways), "--store", str(self.store.root)]
-        return main([*words, *more], console)
+            more += [f"gateways=[{','.join(gateway.name for gateway in self.gateways)}]", f"store={self.store.root}"]
+        config = compose_command("rollout", with_keys(COMMANDS["rollout"], [*words, *more]))
+        try:
+            run_action(config, Console(file=self.screen, width=200))
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+        return 0
 
     def serving(self) -> list[str]:
         return [host.serving for host in self.hosts]
@@ -133,7 +145,7 @@ def names(servers: list[Server]) -> list[str]:
 
 
 def test_an_upgrade_in_order(world: World) -> None:
-    assert world.run("start", "--version", "candidate") == 0
+    assert world.run("start", "version=candidate") == 0
     hosts, gateways = names(world.hosts), names(world.gateways)
     assert world.log == [
         *((host, "load", NEW) for host in hosts),
@@ -153,7 +165,7 @@ def test_an_upgrade_in_order(world: World) -> None:
 
 
 def test_a_rollback_in_reverse_order(world: World) -> None:
-    world.run("start", "--version", NEW)
+    world.run("start", f"version='{NEW}'")
     world.log.clear()
     assert world.run("rollback") == 0
     hosts, gateways = names(world.hosts), names(world.gateways)
@@ -169,7 +181,7 @@ def test_a_rollback_in_reverse_order(world: World) -> None:
 
 
 def test_a_canary_goes_to_some_and_then_to_all(world: World) -> None:
-    assert world.run("canary", "--version", NEW, "--share", "0.1") == 0
+    assert world.run("canary", f"version='{NEW}'", "share=0.1") == 0
     assert world.serving() == [OLD] * 3
     assert [gateway.canary for gateway in world.gateways] == [(NEW, 0.1)] * 2
     assert world.store.aliases()["production"] == OLD
@@ -179,7 +191,7 @@ def test_a_canary_goes_to_some_and_then_to_all(world: World) -> None:
 
 
 def test_a_canary_is_rolled_back(world: World) -> None:
-    world.run("canary", "--version", NEW)
+    world.run("canary", f"version='{NEW}'")
     assert world.run("rollback") == 0
     assert [gateway.canary for gateway in world.gateways] == [(OLD, 0.0)] * 2
     assert world.serving() == [OLD] * 3
@@ -187,7 +199,7 @@ def test_a_canary_is_rolled_back(world: World) -> None:
 
 def test_killed_at_any_step_it_goes_on(world: World) -> None:
     reached = set()
-    for command, more in (("start", ["--version", NEW]), ("rollback", [])):
+    for command, more in (("start", [f"version='{NEW}'"]), ("rollback", [])):
         for number in range(1, 15):
             for host in world.hosts:
                 host.serving, host.loaded = (OLD, [OLDEST, OLD]) if command == "start" else (NEW, [OLD, NEW])
@@ -236,9 +248,9 @@ def test_it_pauses_before_the_next_step(world: World) -> None:
             assert world.run("pause") == 0
 
     world.at_call = at_call
-    assert world.run("start", "--version", NEW) == 0
+    assert world.run("start", f"version='{NEW}'") == 0
     assert world.serving() == [NEW, NEW, OLD]
-    assert "paused; `resume` goes on" in world.screen.getvalue()
+    assert "paused; `resume` continues the rollout" in world.screen.getvalue()
     assert world.run("status") == 0
     assert "goal: all, paused" in world.screen.getvalue()
     assert world.run("resume") == 0
@@ -247,12 +259,12 @@ def test_it_pauses_before_the_next_step(world: World) -> None:
 
 def test_a_host_that_fails_its_self_check_stops_it(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.hosts[1].refuses = "load"
-    assert world.run("start", "--version", NEW) == 1
+    assert world.run("start", f"version='{NEW}'") == 1
     said = capsys.readouterr().err
     assert f"{world.hosts[1].name}: /v1/admin/load was refused with status 400: the index does not find" in said
     assert "No host was told to serve" in said
     assert world.serving() == [OLD] * 3
-    assert world.run("start", "--version", OLDEST) == 1
+    assert world.run("start", f"version='{OLDEST}'") == 1
     assert "is under way; expected resume, finish or rollback" in capsys.readouterr().err
     world.hosts[1].refuses = None
     assert world.run("resume") == 0
@@ -262,7 +274,7 @@ def test_a_host_that_fails_its_self_check_stops_it(world: World, capsys: pytest.
 def test_a_host_that_is_down_stops_an_upgrade_and_not_a_rollback(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.run("start", "--version", NEW)
+    world.run("start", f"version='{NEW}'")
     down = world.hosts[1]
     down.stop()
     assert world.run("rollback") == 1
@@ -275,7 +287,7 @@ def test_a_host_that_is_down_stops_an_upgrade_and_not_a_rollback(
     assert world.run("resume") == 0
     assert world.serving() == [OLD] * 3
     world.hosts[1].stop()
-    assert world.run("start", "--version", NEW) == 1
+    assert world.run("start", f"version='{NEW}'") == 1
     assert "does not answer" in capsys.readouterr().err
 
 
@@ -286,7 +298,7 @@ def test_a_host_that_was_started_again_meanwhile_is_loaded_again(world: World) -
             world.hosts[2].loaded = [OLD]
 
     world.at_call, world.is_watched = at_call, False
-    assert world.run("start", "--version", NEW) == 0
+    assert world.run("start", f"version='{NEW}'") == 0
     assert world.serving() == [NEW] * 3
     assert world.log.count((world.hosts[2].name, "load", NEW)) == 2
 
@@ -296,8 +308,8 @@ def test_a_host_that_was_started_again_meanwhile_is_loaded_again(world: World) -
     [
         (["resume"], "there is no rollout yet"),
         (["pause"], "there is no rollout yet"),
-        (["start"], "--version: missing"),
-        (["start", "--version", "candidat"], "did you mean 'candidate'"),
+        (["start"], "version: missing"),
+        (["start", "version=candidat"], "did you mean 'candidate'"),
     ],
 )
 def test_what_cannot_be_done_is_refused(
@@ -309,13 +321,13 @@ def test_what_cannot_be_done_is_refused(
 
 
 def test_a_wrong_token_changes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert world.run("start", "--version", NEW, token="guess") == 1
+    assert world.run("start", f"version='{NEW}'", token="guess") == 1
     assert "status 401: expected the token" in capsys.readouterr().err
     assert world.log == []
 
 
 def test_one_process_at_a_time(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.run("start", "--version", NEW)
+    world.run("start", f"version='{NEW}'")
     with FileLock(world.state.lock):
         assert world.run("rollback") == 1
     assert "run by another process" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from written import CONFIG, write, write_log
 
-from recsys.cli.compare import main
+from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.reports.comparison.comparison_report import ComparisonReport
 from recsys.reports.comparison.reading import read_runs
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_in_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(folder / "plain"), str(folder / "good"), "--metric", "test/recall@10"])
+    main(["compare", str(folder / "plain"), str(folder / "good"), "metrics=[test/recall@10]"])
     output = capsys.readouterr().out
     assert "good is better than plain in recall@10 by " in output
     for line in (
@@ -60,7 +60,7 @@ def test_in_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_as_a_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "report.html"
     runs = [str(folder / name) for name in ("plain", "good", "knn")]
-    main([*runs, "--baseline", "good", "--html", str(page)])
+    main(["compare", *runs, "baseline=good", f"html={page}"])
     assert capsys.readouterr().out.splitlines()[-1] == str(page)
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     html = page.read_text()
@@ -122,9 +122,9 @@ def test_a_slice_decides(folder: Path, tmp_path: Path) -> None:
     [
         (["plain"], "found 1 run (plain), expected at least two to compare"),
         (["plain", "nowhere"], "nowhere is not a folder"),
-        (["plain", "good", "--metric", "test/coverage@10"], "not every run has 'test/coverage@10' for each test user"),
-        (["plain", "good", "--baseline", "godo"], "baseline: no run 'godo'; did you mean 'good'"),
-        (["plain", "good", "--html", "no/where.html"], "--html: no is not a folder"),
+        (["plain", "good", "metrics=[test/coverage@10]"], "not every run has 'test/coverage@10' for each test user"),
+        (["plain", "good", "baseline=godo"], "baseline: no run 'godo'; did you mean 'good'"),
+        (["plain", "good", "html=no/where.html"], "html: no is not a folder"),
     ],
 )
 def test_mistakes(
@@ -136,7 +136,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as exit_:
-        main(arguments)
+        main(["compare", *arguments])
     assert exit_.value.code == 1
     captured = capsys.readouterr()
     assert captured.out == ""

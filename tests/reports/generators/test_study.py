@@ -144,8 +144,8 @@ def test_a_run_of_another_split(published: Published) -> None:
 def test_the_command(published: Published, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     out = tmp_path / "report.html"
-    command = ["src/recsys/cli/generators.py", "report", *options(published, "releases=[candidate]", f"out={out}")]
-    missing = ["src/recsys/cli/generators.py", *options(published)]
+    command = ["recsys", "generators", "report", *options(published, "releases=[candidate]", f"out={out}")]
+    missing = ["recsys", "generators", "reprot", *options(published)]
     (code, log), (wrong, said) = run_all([{"args": [*command, "logger=wandb"]}, {"args": missing}], tmp_path)
     assert code == 0, log
     assert log.splitlines()[-1] == str(out)
@@ -156,7 +156,7 @@ def test_the_command(published: Published, tmp_path: Path, monkeypatch: Any) -> 
     assert "candidate generators: which earn their place?" in page
     assert "://" not in re.sub(r'"data:[^"]*"', "", page)
     assert page.index("What is compared") < page.index("What to keep, and what to retire")
-    assert (wrong, "expected recsys generators report" in said) == (2, True)
+    assert (wrong, "recsys generators reprot: no such action; did you mean 'report'?" in said) == (1, True)
 
 
 def test_users_are_measured_up_to_a_limit(published: Published) -> None:

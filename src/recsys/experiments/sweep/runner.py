@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from recsys.experiments.sweep.study import Record, SweepStudy
 from recsys.experiments.sweep.trial import TrialProcess
 
 FILE = "sweep.yaml"
-TRAIN = CONF.parent / "train.py"
+# The program of a sweep file that trains with this package, in a checkout a file.
+TRAIN = "train.py"
 _POLL_SECONDS = 0.2
 
 
@@ -77,11 +79,12 @@ def report(study: SweepStudy, folder: Path, console: Console) -> None:
     console.print(table)
     if ranked and ranked[0].value is not None:
         words = sweep.command_line(ranked[0].arguments)
-        words = [word for word in words[words.index(sweep.program) :] if not word.startswith("test=")]
+        words = [word for word in words[words.index(sweep.program) + 1 :] if not word.startswith("test=")]
+        program = ["recsys", "train"] if _is_train(sweep) else ["python", sweep.program]
         for line in (
             f"best:    {folder / str(ranked[0].number)}",
-            f"train:   {shlex.join(['python', *words])}",
-            f"promote: {shlex.join(['python', 'index.py', f'sweep={folder}', f'metric={sweep.metric}'])}",
+            f"train:   {shlex.join([*program, *words])}",
+            f"promote: {shlex.join(['recsys', 'index', f'sweep={folder}', f'metric={sweep.metric}'])}",
         ):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -131,7 +134,7 @@ class _Runner:
             self._end(record.number, exit_code=0)
             return
         quoted = str(place).replace("'", "\\'")
-        command = self.sweep.command_line(["test=false", *record.arguments, f"hydra.run.dir='{quoted}'"])
+        command = _command(self.sweep, ["test=false", *record.arguments, f"hydra.run.dir='{quoted}'"])
         self.running[record.number] = TrialProcess(place, command, self.environment)
 
     def _follow(self, number: int) -> None:
@@ -165,12 +168,26 @@ class _Runner:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _command(sweep: Sweep, arguments: list[str]) -> list[str]:
+    """Return the command line of one run; `train.py` is the installed command, which needs no file."""
+    words = sweep.command_line(arguments)
+    if not _is_train(sweep):
+        return words
+    at = words.index(sweep.program)
+    before = words[:at] if words[at - 1] == sys.executable else [*words[:at], sys.executable]
+    return [*before, "-m", "recsys.cli", "train", *words[at + 1 :]]
+
+
+def _is_train(sweep: Sweep) -> bool:
+    program = Path(sweep.program)
+    return program.resolve() == CONF.parent / TRAIN or (sweep.program == TRAIN and not program.exists())
+
+
 def check_composition(sweep: Sweep) -> None:
     """Refuse what would fail in every run, before the first: of choices, each is composed once."""
-    program = Path(sweep.program)
-    if not program.is_file():
-        raise UserError(f"program: {program} is not a file; start the sweep where it is")
-    if program.resolve() != TRAIN:
+    if not _is_train(sweep):
+        if not Path(sweep.program).is_file():
+            raise UserError(f"program: {sweep.program} is not a file; start the sweep where it is")
         return
     usual = {p.name: p.choices[0] if p.choices else p.quantile(0.5) for p in sweep.parameters}
     cases = [usual] + [usual | {p.name: choice} for p in sweep.parameters for choice in p.choices[1:]]

@@ -107,6 +107,6 @@ def _run(plan: Plan, cycle: Cycle, goal: Goal) -> None:
         raise UserError(f"{state.path}: its rollout is being run by another process") from error
     except Paused as error:
         raise UserError(
-            f"{state.path}: the rollout is paused; `recsys rollout resume --state {state.path}` goes on, and "
+            f"{state.path}: the rollout is paused; `recsys rollout resume state={state.path}` goes on, and "
             "then this command"
         ) from error

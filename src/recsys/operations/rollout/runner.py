@@ -43,7 +43,7 @@ def begin(
         UserError: a host does not answer, or none serves anything, or the store has no such release.
     """
     if not hosts:
-        raise UserError("--hosts: found none, expected HOST:PORT of every host")
+        raise UserError("hosts: found none, expected HOST:PORT of every host")
     alias_before = None
     if store is not None:
         releases = ReleaseStore(store)

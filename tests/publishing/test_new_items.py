@@ -12,9 +12,10 @@ import pytest
 from publishing import Published
 from worlds import write_blend, write_run
 
-from recsys.cli.embed_items import embed_items, main
+from recsys.cli.main import main
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
+from recsys.publishing.new_items import embed_items
 from recsys.publishing.promote import promote
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import load_additions
@@ -34,9 +35,8 @@ def test_embeddings_are_those_of_the_release(published: Published, tmp_path: Pat
     run = load_run(published.runs[0])
     table, expected = untrained(published.store, published.versions[0], run.dataset.num_trained, published.root)
     pq.write_table(table, tmp_path / "new.parquet")
-    assert (
-        embed_items(published.store, "candidate", tmp_path / "new.parquet", tmp_path / "out") == published.versions[0]
-    )
+    new, out = tmp_path / "new.parquet", tmp_path / "out"
+    assert embed_items(published.store, "candidate", items=new, out=out) == published.versions[0]
     found = load_additions(tmp_path / "out")
     assert found.version == published.versions[0]
     np.testing.assert_allclose(found.embeddings, expected, atol=1e-6)
@@ -52,7 +52,7 @@ def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
     version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
     table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
     pq.write_table(table, tmp_path / "new.parquet")
-    embed_items(store.root, version, tmp_path / "new.parquet", tmp_path / "out")
+    embed_items(store.root, version, items=tmp_path / "new.parquet", out=tmp_path / "out")
     np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -61,12 +61,12 @@ def test_what_cannot_be_embedded_is_told(
 ) -> None:
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "nameless.parquet")
     pq.write_table(pa.table({"item_id": [None, "b"]}), tmp_path / "null.parquet")
-    store = str(published.store)
+    command = ["embed-items", "release=candidate", f"out={tmp_path / 'out'}", f"store={published.store}"]
     for file, message in (
         ("none.parquet", "none.parquet: unreadable"),
         ("nameless.parquet", "has no column item_id; found id"),
         ("null.parquet", "or nulls"),
     ):
         with pytest.raises(SystemExit):
-            main(["candidate", str(tmp_path / file), str(tmp_path / "out"), "--store", store])
+            main([*command, f"items={tmp_path / file}"])
         assert message in capsys.readouterr().err

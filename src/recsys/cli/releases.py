@@ -1,0 +1,122 @@
+"""List, show and delete releases, and move the aliases that point at them.
+
+    recsys releases list [store=releases]                       versions, newest first, with their aliases
+    recsys releases show version=VERSION|ALIAS                  manifest of one release
+    recsys releases alias alias=production version=VERSION      point an alias at a release
+    recsys releases rollback [alias=production]                 point it at the release that it left last
+    recsys releases delete version=VERSION                      remove a release that no alias points at
+
+`json=true` prints JSON for programs. Every change of an alias is added to the history of the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from recsys.release.store import ReleaseStore
+
+ACTIONS = ("list", "show", "alias", "rollback", "delete")
+
+
+def main(config: DictConfig) -> None:
+    """Run one action.
+
+    Raises:
+        UserError: If the action is unknown, a key that it needs is missing, or the store refuses it.
+    """
+    import json
+
+    from recsys.core.errors import UserError, nearest
+    from recsys.release.store import ReleaseStore
+
+    action, store = config.action, ReleaseStore(config.store)
+    if action not in ACTIONS:
+        raise UserError(f"action: found '{action}'{nearest(action, ACTIONS)}")
+    if action in ("show", "alias", "delete") and config.version is None:
+        raise UserError(f"version: missing, expected recsys releases {action} version=VERSION")
+    version = None if config.version is None else str(config.version)
+    if action == "list":
+        rows = _rows(store)
+        print(json.dumps(rows, indent=2)) if config.json else _print(rows, config.store)
+    elif action == "show":
+        _show(store, str(version), config.json)
+    elif action == "delete":
+        store.delete(str(version))
+        print(f"deleted {version}")
+    else:
+        wanted = version if action == "alias" else _before(store, config.alias)
+        store.set_alias(config.alias, str(wanted), config.why or f"recsys releases {action}")
+        print(f"{config.alias} -> {store.aliases()[config.alias]}")
+
+
+def _before(store: ReleaseStore, alias: str) -> str:
+    """Return the release that the alias left with its last move."""
+    from recsys.core.errors import UserError
+
+    aliases = store.aliases()
+    if alias not in aliases:
+        raise UserError(f"alias: {store.root} has no alias '{alias}'")
+    left = [change["from"] for change in store.history() if change["alias"] == alias]
+    if not left or left[-1] is None:
+        raise UserError(f"alias: '{alias}' has pointed at {aliases[alias]} only; there is nothing to go back to")
+    return str(left[-1])
+
+
+def _rows(store: ReleaseStore) -> list[dict[str, Any]]:
+    from recsys.release.manifest import Manifest
+
+    aliases = store.aliases()
+    rows = []
+    for version in store.versions():
+        manifest = Manifest.load(store.root / version)
+        rows.append(
+            {
+                "version": version,
+                "aliases": [alias for alias, target in aliases.items() if target == version],
+                "model": manifest.model,
+                "created": manifest.created,
+                "items": manifest.num_items,
+                "bytes": sum(entry.bytes for entry in manifest.files.values()),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["created"], row["version"]), reverse=True)
+
+
+def _print(rows: list[dict[str, Any]], store: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return print(f"{store}: no releases")
+    table = Table("version", "aliases", "model", "created")
+    for title in ("items", "MB"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        numbers = f"{row['items']:,}", f"{row['bytes'] / 1e6:,.1f}"
+        table.add_row(row["version"], " ".join(row["aliases"]), row["model"], row["created"], *numbers)
+    console = Console()
+    return (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def _show(store: ReleaseStore, version: str, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    folder, manifest = store.open(version)
+    content = dataclasses.asdict(manifest)
+    if as_json:
+        return print(json.dumps(content, indent=2, default=str))
+    aliases = [alias for alias, target in store.aliases().items() if target == manifest.version]
+    shown = {"folder": folder, "aliases": " ".join(aliases) or "none"}
+    shown |= {name: value for name, value in content.items() if not isinstance(value, dict | list | tuple)}
+    for name, value in shown.items():
+        print(f"{name}: {value}")
+    for name, value in sorted(manifest.metrics.items()):
+        if name.count("/") == 1 and name.endswith(("recall@10", "recall@100", "ndcg@10")):
+            print(f"{name}: {value:.4f}")
+    for name, entry in manifest.files.items():
+        print(f"{name}: {entry.bytes:,} bytes, sha256 {entry.sha256}")
+    return None

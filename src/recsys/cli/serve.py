@@ -1,0 +1,64 @@
+"""Answer requests over HTTP from one release at a time, until SIGTERM or SIGINT.
+
+    recsys serve release=production                          one process: gateway, index and page
+    recsys serve role=host release=production port=8081      an ANN host
+    recsys serve role=gateway hosts=[http://A:8081,http://B:8081]
+    recsys serve release=production data.root=own            with the histories that the release was trained on
+
+Requests that were accepted before the signal are answered.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omegaconf import DictConfig
+
+
+def main(config: DictConfig) -> None:
+    """Serve until the process is told to stop."""
+    from recsys.serving.server import run
+    from recsys.serving.settings import Settings
+
+    limits = config.limits
+    settings = Settings(
+        role=config.role,
+        release=config.release,
+        store=config.store,
+        model=config.model,
+        host=config.host,
+        port=config.port,
+        workers=config.workers,
+        drain_seconds=config.drain_seconds,
+        towers=config.towers,
+        follow_seconds=config.follow_seconds,
+        hosts=_list(config.hosts),
+        shards=None if config.shards is None else [_list(places) or [] for places in config.shards],
+        shard=config.shard,
+        changes=config.changes,
+        monitor=config.monitor,
+        events=config.events,
+        max_events=config.max_events,
+        samples=config.samples.folder,
+        samples_share=config.samples.share,
+        samples_bytes=config.samples.bytes,
+        admin_token=config.admin_token,
+        k=limits.k,
+        history=limits.history,
+        batch=limits.batch,
+        body_bytes=limits.body_bytes,
+        log_level=config.log_level,
+    )
+    if config.data.root is not None and config.role != "host":
+        # The import loads a database engine, which serving itself does not need.
+        from recsys.serving.events.filling import fill
+
+        fill(settings.store, settings.release, settings.events, settings.max_events, config.data.root)
+    run(settings)
+
+
+def _list(places: str | Sequence[str] | None) -> list[str] | None:
+    return [places] if isinstance(places, str) else None if places is None else list(places)

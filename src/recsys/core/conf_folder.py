@@ -1,0 +1,21 @@
+"""Find the folder of configuration files, in a checkout and in an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def conf_folder() -> Path:
+    """Return the folder that holds `train.yaml` and the configuration groups.
+
+    A wheel carries it as `recsys/conf`. In a checkout it lies at the root of the repository.
+
+    Raises:
+        RuntimeError: If the installation is incomplete.
+    """
+    for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise RuntimeError(f"{_PACKAGE}: found no conf/ beside it; install the package again")

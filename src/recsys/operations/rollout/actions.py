@@ -1,0 +1,127 @@
+"""Actions on the rollout that a configuration describes: start, canary, status, pause, resume, finish, rollback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+from rich.console import Console
+
+from recsys.core.errors import UserError, nearest
+from recsys.operations.rollout.admin import Admin
+from recsys.operations.rollout.runner import Paused, Runner, begin, show_status
+from recsys.operations.rollout.state import Goal, Rollout, StateFile
+from recsys.serving.gateway.remote_host import Address, parse_address
+
+ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback")
+
+
+def run_action(config: DictConfig, console: Console | None = None) -> None:
+    """Run one action.
+
+    Args:
+        config: composed from `conf/rollout.yaml`.
+        console: shows the steps.
+
+    Raises:
+        UserError: If an argument is wrong or missing, or a server refuses a step.
+    """
+    if config.action not in ACTIONS:
+        raise UserError(f"action: found '{config.action}'{nearest(config.action, ACTIONS)}")
+    if not 0 < config.share <= 1:
+        raise UserError(f"share: found {config.share}, expected a share above 0 and up to 1")
+    console, state = console or Console(), StateFile(Path(config.state))
+    if config.action == "status":
+        _status(config, state, console)
+    elif config.action == "pause":
+        _existing(state)
+        state.pause()
+        console.print("the rollout stops before its next step; `resume` continues it")
+    else:
+        _change(config, state, console)
+
+
+def _change(config: DictConfig, state: StateFile, console: Console) -> None:
+    try:
+        with FileLock(state.lock, timeout=0):
+            rollout = _wanted(config, state)
+            state.unpause()
+            try:
+                Runner(state, config.admin_token, console, config.wait, config.patience).run(rollout)
+            except Paused:
+                console.print("paused; `resume` continues the rollout")
+                return
+    except Timeout as error:
+        raise UserError(f"{state.path}: its rollout is being run by another process; `pause` stops it") from error
+    console.print(_done(rollout), soft_wrap=True)
+
+
+def _wanted(config: DictConfig, state: StateFile) -> Rollout:
+    """Return the rollout that an action is about, with its goal."""
+    if config.action in ("start", "canary"):
+        current = state.read()
+        if current is not None and not current.is_finished:
+            raise UserError(
+                f"{state.path}: the rollout of {current.version} is under way; expected resume, finish or rollback"
+            )
+        if config.version is None:
+            raise UserError("version: missing, expected version=VERSION, the version to serve")
+        version = str(config.version)
+        hosts, gateways = _admins(config.hosts, config), _admins(config.gateways, config)
+        if config.action == "canary" and not gateways:
+            raise UserError("gateways: found none; they give the canary to its share of the users")
+        goal: Goal = "all" if config.action == "start" else "canary"
+        return begin(version, goal, config.share, hosts, gateways, config.model, config.store)
+    rollout = _existing(state)
+    if config.action == "finish":
+        if rollout.goal == "back":
+            raise UserError(f"{state.path}: {rollout.version} was rolled back; expected start or canary")
+        rollout.goal = "all"
+    elif config.action == "rollback":
+        if rollout.previous == rollout.version:
+            raise UserError(f"{state.path}: nothing was served before {rollout.version}")
+        rollout.goal = "back"
+    return rollout
+
+
+def _existing(state: StateFile) -> Rollout:
+    rollout = state.read()
+    if rollout is None:
+        raise UserError(f"{state.path}: there is no rollout yet; expected start or canary")
+    return rollout
+
+
+def _status(config: DictConfig, state: StateFile, console: Console) -> None:
+    rollout = state.read()
+    names = list(config.hosts) or (rollout.hosts if rollout is not None else [])
+    if not names:
+        raise UserError(f"hosts: found none, and {state.path} does not exist")
+    model = config.model or (rollout.model if rollout is not None else None)
+    show_status(rollout, state.is_paused, _admins(names, config, patience=0.0), model, console)
+
+
+def _done(rollout: Rollout) -> str:
+    if rollout.goal == "canary":
+        return f"{rollout.share:.3g} of the users get {rollout.version}; `finish` gives it to all, `rollback` to none"
+    served = rollout.version if rollout.goal == "all" else rollout.previous
+    alias = "" if rollout.store else " (without store= the alias `production` was left alone)"
+    return f"every host serves {served}{alias}"
+
+
+def _admins(places: Sequence[str], config: DictConfig, patience: float | None = None) -> list[Admin]:
+    wait = config.patience if patience is None else patience
+    addresses: list[Address] = []
+    for place in places:
+        host, port = parse_address(place.removeprefix("dns:"))
+        if not place.startswith("dns:"):
+            addresses.append((host, port))
+            continue
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise UserError(f"hosts: {place} does not resolve ({error})") from error
+        addresses += sorted({(str(entry[4][0]), port) for entry in found})
+    return [Admin(address, config.admin_token, wait) for address in dict.fromkeys(addresses)]

@@ -1,0 +1,163 @@
+"""Embed items that a release does not know, so that its index can take them while it serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recsys.core.columns import load_array
+from recsys.core.errors import UserError
+from recsys.core.schema import Schema, TimeResolution
+from recsys.core.types import Float32Array
+from recsys.data.batches.batch import FeatureTensors, to_tensor
+from recsys.data.dataset import Meta, PreparedDataset
+from recsys.data.encoding import FeatureEncoder, as_type, plain
+from recsys.experiments.assembly import complete, instantiate
+from recsys.experiments.trained_run import stored_config
+from recsys.models.items import ItemTower
+from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, SCHEMA, Manifest
+from recsys.release.store import ReleaseStore
+from recsys.serving.host.additions import save_additions
+
+
+class NewItems:
+    """The item towers of a release, applied to items outside its vocabulary, which their features alone describe.
+
+    Args:
+        folder: folder of the release, verified.
+        manifest: manifest of the release.
+
+    Raises:
+        UserError: If its item tower reads no features, or the release lacks a value that belongs to its embeddings.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest, self.schema = folder, manifest, Schema.load(folder / SCHEMA)
+        config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
+        if config.members:
+            # Weights and temperatures of the members are in the embeddings.
+            self._members = []
+            for number, member in enumerate(config.members.values()):
+                if member.config.model.learn_temperature:
+                    raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
+                own = {n.removeprefix(f"{number}."): w for n, w in weights.items() if n.startswith(f"{number}.")}
+                scale = float(member.weight) / float(member.config.model.temperature)
+                self._members.append((self._tower(member.config, own), self._is_cosine(member.config), scale))
+        else:
+            self._members = [(self._tower(config, weights), self._is_cosine(config), 1.0)]
+        self._has_bias = bool(config.model.prior_shift.weight)
+        self._num_trained = max(tower.num_trained for tower, _, _ in self._members)
+
+    def embed(self, table: pa.Table) -> Float32Array:
+        """Return the embeddings float32 [A, D] of the rows, comparable with those of the index."""
+        features = self._features(table)
+        parts = []
+        with torch.inference_mode():
+            for tower, is_cosine, scale in self._members:
+                embeddings = tower.embed_new(features)
+                parts.append((F.normalize(embeddings, dim=-1) if is_cosine else embeddings) * scale)
+            if self._has_bias:
+                parts.append(torch.full((len(table), 1), self._bias()))
+            joined: Float32Array = torch.cat(parts, dim=1).numpy()
+        return joined
+
+    def _tower(self, config: DictConfig, weights: dict[str, Tensor]) -> ItemTower:
+        tables = [weights[name] for name in ("table.weight", "pretrained.table.weight") if name in weights]
+        num_trained = len(tables[0]) - 1 if tables else 0
+        tower: ItemTower = complete(instantiate(config.item_tower), dataset=self._sizes(num_trained), sparse=False)
+        tower.load_state_dict(weights)
+        if not tower.reads_features:
+            raise UserError(f"{self.folder}: its item tower reads no features, so it cannot place new items")
+        return tower.eval()
+
+    def _sizes(self, num_trained: int) -> PreparedDataset:
+        """Return the sizes and the schema that an item tower is built from."""
+        nothing: Any = np.zeros(0, np.int64)
+        meta = Meta(
+            fingerprint=self.manifest.dataset_fingerprint,
+            time_resolution=TimeResolution.NONE,
+            num_users=0,
+            num_events=0,
+            num_trained=num_trained,
+            num_seen=num_trained,
+            num_known=num_trained,
+            num_items=num_trained,
+            settings={},
+        )
+        columns = {f.key: self._encoder(f.name).encode(pa.nulls(0)) for f in self.schema.owned_by("items")}
+        return PreparedDataset(
+            self.folder, meta, self.schema, nothing, nothing, nothing, nothing, nothing, nothing, nothing, columns
+        )
+
+    def _encoder(self, name: str) -> FeatureEncoder:
+        feature = next(f for f in self.schema.owned_by("items") if f.name == name)
+        path = self.folder / f"vocabularies/{feature.key}.parquet"
+        return FeatureEncoder(
+            feature, pq.read_table(path)["value"].combine_chunks() if feature.has_vocabulary else None
+        )
+
+    def _features(self, table: pa.Table) -> FeatureTensors:
+        columns = {}
+        for feature in self.schema.owned_by("items"):
+            given = table[feature.name] if feature.name in table.column_names else pa.nulls(len(table))
+            columns[feature.name] = to_tensor(self._encoder(feature.name).encode(given))
+        return columns
+
+    def _bias(self) -> float:
+        """Return the popularity term of new items, the one that items without training events share."""
+        rows = np.flatnonzero(np.asarray(pq.read_table(self.folder / ITEMS)["item_idx"]) > self._num_trained)
+        if not len(rows):
+            raise UserError(
+                f"{self.folder}: embeddings hold how popular items are now (model.prior_shift), and the release has no "
+                f"item without training events whose value a new one could take"
+            )
+        return float(load_array(self.folder / EMBEDDINGS)[rows[0], -1])
+
+    @staticmethod
+    def _is_cosine(config: DictConfig) -> bool:
+        return bool(config.model.similarity == "cosine")
+
+
+def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> str:
+    """Embed the rows of a Parquet file.
+
+    Args:
+        store: folder of releases.
+        release: version or alias.
+        items: Parquet file with `item_id`, and any columns that the item tower reads or the release shows.
+        out: file to write.
+
+    Returns:
+        The version of the release. Only an index of this version takes the file.
+
+    Raises:
+        UserError: If there is no such release, it cannot embed new items, or `items` is not such a file.
+    """
+    folder, manifest = ReleaseStore(store).open(release)
+    try:
+        table = pq.read_table(items)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{items}: unreadable ({error})") from error
+    if "item_id" not in table.column_names:
+        raise UserError(f"{items}: has no column item_id; found {', '.join(table.column_names)}")
+    shown = pq.read_schema(folder / ITEMS)
+    kind = shown.field("item_id").type
+    ids = as_type(plain(table["item_id"]), kind)
+    if ids.null_count:
+        raise UserError(f"{items}: item_id: found {table['item_id'].type} with values that are no {kind}, or nulls")
+    columns = {"item_id": ids}
+    for name in shown.names:
+        if name not in ("item_id", "item_idx"):
+            given = plain(table[name]) if name in table.column_names else pa.nulls(len(table))
+            columns[name] = given.cast(shown.field(name).type) if pa.types.is_null(given.type) else given
+    save_additions(pa.table(columns), NewItems(folder, manifest).embed(table), manifest.version, out)
+    return manifest.version
