@@ -76,7 +76,7 @@ def main() -> None:
         items, queries = synthetic(args.num_items, args.dim, args.queries)
     half = len(queries) // 2
     sample, measured = queries[:half], queries[half:]
-    _, truth = exact_search(items, measured, args.k)
+    _, truth = exact_search(items, measured, k=args.k)
     flat = FaissFlat()
     flat.build(items)
     print(f"{len(items)} items x {items.shape[1]}, {len(measured)} queries")
@@ -88,7 +88,7 @@ def main() -> None:
         start = time.perf_counter()
         index.build(items)
         built = time.perf_counter() - start
-        tuning = tune(index, items, sample, args.recall_target, args.k)
+        tuning = tune(index, items, queries=sample, recall_target=args.recall_target, k=args.k)
         _, found = index.search(measured, args.k)
         recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, truth, strict=True)]) / args.k
         # In turns, and the median of ratios: both sides meet the same load of the machine.

@@ -22,7 +22,7 @@ from hydra.utils import instantiate
 from index_throughput import synthetic
 
 from recsys.core.types import Float32Array
-from recsys.index import Allowed, Index, exact_search, load_index, tune
+from recsys.index import AllowedRows, Index, exact_search, load_index, save_index, tune
 
 SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)
 KINDS = ("random", "category", "avoided")
@@ -35,15 +35,15 @@ def build(items: Float32Array, sample: Float32Array, folder: Path | None, k: int
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         index: Index = instantiate(compose("index").index)
     index.build(items)
-    tuning = tune(index, items, sample, k=k)
+    tuning = tune(index, items, queries=sample, k=k)
     print(f"tuned to recall {tuning.chosen.recall:.3f} of {tuning.recall_target}, {index.effort}")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        index.save(folder)
+        save_index(index, folder)
     return index
 
 
-def passing(kind: str, share: float, items: Float32Array, users: Float32Array) -> Allowed:
+def passing(kind: str, share: float, items: Float32Array, users: Float32Array) -> AllowedRows:
     """A filter."""
     if kind == "random":
         order = np.random.default_rng(1).random(len(items))
@@ -52,7 +52,7 @@ def passing(kind: str, share: float, items: Float32Array, users: Float32Array) -
     count = round(share * len(items))
     mask = np.zeros(len(items), bool)
     mask[np.argpartition(order, count)[:count]] = True
-    return Allowed(mask)
+    return AllowedRows(mask)
 
 
 def main() -> None:
@@ -74,9 +74,9 @@ def main() -> None:
         for share in SHARES:
             allowed = passing(kind, share, items, queries)
             start = time.perf_counter()
-            exact, _ = exact_search(items, queries, args.k, allowed.rows)
+            exact, _ = exact_search(items, queries, k=args.k, rows=allowed.rows)
             middle = time.perf_counter()
-            found, _ = index.search(queries, args.k, allowed)
+            found, _ = index.search(queries, args.k, allow=allowed)
             end = time.perf_counter()
             threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
             recalls = (found >= threshold[:, None]).mean(axis=1)

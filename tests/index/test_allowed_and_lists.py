@@ -35,11 +35,11 @@ def test_mask_and_allowed_give_the_same(items):
     for index in (Exact(), IVFFlat()):
         index.build(items)
         for one, other in zip(
-            index.search(queries, 10, mask), index.search(queries, 10, AllowedRows(mask)), strict=True
+            index.search(queries, 10, allow=mask), index.search(queries, 10, allow=AllowedRows(mask)), strict=True
         ):
             np.testing.assert_array_equal(one, other)
         with pytest.raises(UserError, match="allow: found rows of 3 items, expected 12000"):
-            index.search(queries, 10, AllowedRows(mask[:3]))
+            index.search(queries, 10, allow=AllowedRows(mask[:3]))
 
 
 def test_normal_tail():
@@ -56,8 +56,8 @@ def test_predicted_lists_hold_the_best_allowed_items(items, share):
     allowed = AllowedRows(np.random.default_rng(3).random(len(items)) < share)
     queries = make_queries(items, 50)
     lists = index._lists
-    needed = lists.needed(queries, allowed, 50)
-    _, best = exact_search(items, queries, 50, allowed.rows)
+    needed = lists.needed(queries, allowed, wanted=50)
+    _, best = exact_search(items, queries, k=50, rows=allowed.rows)
     rank = np.argsort(np.argsort(-(queries @ lists._centroids.T), axis=1), axis=1)
     rank_of_best = np.take_along_axis(rank, lists._list_of_row[best].astype(np.int64), axis=1)
     assert (rank_of_best < needed[:, None]).mean() > 0.93

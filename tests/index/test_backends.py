@@ -25,7 +25,7 @@ def built(items, queries):
     indexes = {name: make() for name, make in BACKENDS.items()}
     for index in indexes.values():
         index.build(items)
-        tune(index, items, queries)
+        tune(index, items, queries=queries)
     return indexes
 
 
@@ -60,7 +60,7 @@ def test_recall_of_queries_unlike_items(index, items):
     assert scores.dtype == np.float32
     assert rows.dtype == np.int64
     check_answer(scores, rows, items, queries)
-    assert recall(rows, exact_search(items, queries, 100)[1]) >= 0.97
+    assert recall(rows, exact_search(items, queries, k=100)[1]) >= 0.97
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
@@ -68,7 +68,7 @@ def test_other_numbers_of_results(index, items, k):
     queries = make_queries(items, 50, seed=6)
     _, rows = index.search(queries, k)
     assert rows.shape == (50, k)
-    assert recall(rows, exact_search(items, queries, k)[1]) >= 0.95
+    assert recall(rows, exact_search(items, queries, k=k)[1]) >= 0.95
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9])
@@ -89,16 +89,16 @@ def test_filters_of_any_selectivity(index, items, share, kind, monkeypatch):
     }[kind]
     allow = np.zeros(len(items), bool)
     allow[np.argsort(order)[: round(share * len(items))]] = True
-    scores, rows = index.search(queries, 50, allow)
+    scores, rows = index.search(queries, 50, allow=allow)
     check_answer(scores, rows, items, queries)
     assert allow[rows[rows >= 0]].all()
     assert ((rows >= 0).sum(axis=1) == min(50, allow.sum())).all()
-    assert recall(rows, exact_search(items, queries, 50, np.flatnonzero(allow))[1]) >= 0.95
+    assert recall(rows, exact_search(items, queries, k=50, rows=np.flatnonzero(allow))[1]) >= 0.95
 
 
 def test_exclusions_are_exact_and_leave_full_answers(index, items):
     queries = make_queries(items, 40, seed=9)
-    best = exact_search(items, queries, 700)[1]
+    best = exact_search(items, queries, k=700)[1]
     # Nothing, the very best, many of the best, everything.
     seen = [[[], best[q, :30], best[q], np.arange(len(items))][q % 4] for q in range(40)]
     scores, rows = index.search(queries, 50, exclude=ragged(seen))
@@ -107,22 +107,22 @@ def test_exclusions_are_exact_and_leave_full_answers(index, items):
         assert not np.isin(rows[q], seen[q]).any()
         assert (rows[q] >= 0).all() == (q % 4 != 3)
     assert (rows[3::4] == -1).all()
-    assert recall(rows, exact_search(items, queries, 50, exclude=ragged(seen))[1]) >= 0.95
+    assert recall(rows, exact_search(items, queries, k=50, exclude=ragged(seen))[1]) >= 0.95
 
 
 def test_filter_and_exclusions_together(index, items):
     queries = make_queries(items, 30, seed=10)
     allow = np.random.default_rng(0).random(len(items)) < 0.6
     allowed = np.flatnonzero(allow)
-    best = exact_search(items, queries, 60, allowed)[1]
-    _, rows = index.search(queries, 20, allow, ragged(list(best)))
+    best = exact_search(items, queries, k=60, rows=allowed)[1]
+    _, rows = index.search(queries, 20, allow=allow, exclude=ragged(list(best)))
     assert allow[rows].all()
     assert not any(np.isin(r, b).any() for r, b in zip(rows, best, strict=True))
-    assert recall(rows, exact_search(items, queries, 20, allowed, ragged(list(best)))[1]) >= 0.95
+    assert recall(rows, exact_search(items, queries, k=20, rows=allowed, exclude=ragged(list(best)))[1]) >= 0.95
 
 
 def test_nothing_allowed(index, items, queries):
-    scores, rows = index.search(queries[:3], 5, np.zeros(len(items), bool))
+    scores, rows = index.search(queries[:3], 5, allow=np.zeros(len(items), bool))
     assert (rows == -1).all()
     assert (scores == -np.inf).all()
 
@@ -147,7 +147,7 @@ def test_small_corpora_and_odd_dimensions(name, num_items, dim):
     index = BACKENDS[name]()
     index.build(items)
     assert (index.num_items, index.dim) == (num_items, dim)
-    tuning = tune(index, items, queries, k=20)
+    tuning = tune(index, items, queries=queries, k=20)
     assert tuning.reached
     scores, rows = index.search(queries, 3000)
     check_answer(scores, rows, items, queries)
@@ -160,7 +160,7 @@ def test_equal_embeddings(name):
     items = np.repeat(np.eye(4, dtype=np.float32), 600, axis=0)
     index = BACKENDS[name]()
     index.build(items)
-    tuning = tune(index, items, items[::100])
+    tuning = tune(index, items, queries=items[::100])
     assert tuning.reached
     scores, rows = index.search(items[::100], 700)
     assert (scores[:, :600] == 1).all()
@@ -175,9 +175,9 @@ def test_lengths_of_all_sizes_with_inner_product():
     queries = make_queries(items, 200)
     for index in (IVFFlat(), IVFSQ8(), IVFPQFastScan()):
         index.build(items)
-        tuning = tune(index, items, queries[:100], k=50)
+        tuning = tune(index, items, queries=queries[:100], k=50)
         assert tuning.reached
-        assert recall(index.search(queries[100:], 50)[1], exact_search(items, queries[100:], 50)[1]) >= 0.97
+        assert recall(index.search(queries[100:], 50)[1], exact_search(items, queries[100:], k=50)[1]) >= 0.97
 
 
 @pytest.mark.parametrize("name", APPROXIMATE)
@@ -239,18 +239,18 @@ def test_bad_embeddings(name, embeddings, message):
 
 def test_bad_searches(index, items, queries):
     bad = np.full((1, items.shape[1]), np.nan, np.float32)
-    for arguments, message in [
-        ((queries[:, :5], 10), r"found shape \[200, 5\], expected \[num_queries, 32\]"),
-        ((queries, 0), "k: found 0"),
-        ((bad, 10), "row 0 holds nan or inf"),
-        ((queries, 10, np.ones(5, bool)), r"allow: found bool \[5\]"),
-        ((queries, 10, np.ones(len(items), int)), "allow: found int64"),
-        ((queries, 10, None, ragged([[1]])), "exclude: found 1 rows"),
-        ((queries[:1], 10, None, ragged([[len(items)]])), "exclude: found rows outside"),
-        ((queries[:1], 10, None, ragged([[-1]])), "exclude: found rows outside"),
+    for asked, k, limits, message in [
+        (queries[:, :5], 10, {}, r"found shape \[200, 5\], expected \[num_queries, 32\]"),
+        (queries, 0, {}, "k: found 0"),
+        (bad, 10, {}, "row 0 holds nan or inf"),
+        (queries, 10, {"allow": np.ones(5, bool)}, r"allow: found bool \[5\]"),
+        (queries, 10, {"allow": np.ones(len(items), int)}, "allow: found int64"),
+        (queries, 10, {"exclude": ragged([[1]])}, "exclude: found 1 rows"),
+        (queries[:1], 10, {"exclude": ragged([[len(items)]])}, "exclude: found rows outside"),
+        (queries[:1], 10, {"exclude": ragged([[-1]])}, "exclude: found rows outside"),
     ]:
         with pytest.raises(UserError, match=message):
-            index.search(*arguments)
+            index.search(asked, k, **limits)
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,10 @@ def test_by_hand():
     embeddings = np.array([[1, 0], [0, 1], [2, 0], [1, 0]], np.float32)
     queries = np.array([[1, 0], [-1, 1]], np.float32)
     # Inner products: [1, 0, 2, 1] and [-1, 1, -2, -1]; rows 0 and 3 are equal, the lower comes first.
-    scores, rows = exact_search(embeddings, queries, 3)
+    scores, rows = exact_search(embeddings, queries, k=3)
     assert rows.tolist() == [[2, 0, 3], [1, 0, 3]]
     assert scores.tolist() == [[2, 1, 1], [1, -1, -1]]
-    scores, rows = exact_search(embeddings, queries, 3, rows=np.array([0, 3]), exclude=ragged([[2, 3], []]))
+    scores, rows = exact_search(embeddings, queries, k=3, rows=np.array([0, 3]), exclude=ragged([[2, 3], []]))
     assert rows.tolist() == [[0, -1, -1], [0, 3, -1]]
     assert scores[0].tolist() == [1, -np.inf, -np.inf]
 
@@ -69,7 +69,7 @@ def test_equals_sorting_everything_with_many_ties():
         allow = rng.random(num_items) < rng.random()
         for mask in (None, allow):
             rows = None if mask is None else np.flatnonzero(mask)
-            found = exact_search(embeddings, queries, k, rows, ragged(exclude))
+            found = exact_search(embeddings, queries, k=k, rows=rows, exclude=ragged(exclude))
             expected = reference(embeddings, queries, k, mask, exclude)
             assert np.array_equal(found[1], expected[1])
             assert np.array_equal(found[0], expected[0])
@@ -82,7 +82,7 @@ def test_full_blocks_equal_sorting_everything():
     embeddings = rng.integers(-9, 10, (40_000, 8)).astype(np.float32)
     queries = rng.integers(-9, 10, (150, 8)).astype(np.float32)
     queries[0] = 0  # every item ties
-    scores, rows = exact_search(embeddings, queries, 100)
+    scores, rows = exact_search(embeddings, queries, k=100)
     expected_scores, expected_rows = reference(embeddings, queries, 100)
     assert np.array_equal(rows, expected_rows)
     assert np.array_equal(scores, expected_scores)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from recsys.core.errors import UserError
-from recsys.index import HNSW, IVFSQ8, Auto, Effort, Exact, FaissFlat, IVFFlat, IVFPQFastScan, load_index
+from recsys.index import HNSW, IVFSQ8, Auto, Effort, Exact, FaissFlat, IVFFlat, IVFPQFastScan, load_index, save_index
 
 CONF = Path(__file__).parents[2] / "conf" / "index"
 MAKE = {
@@ -27,7 +27,7 @@ def saved(request, items, tmp_path):
     index = MAKE[request.param]()
     index.build(items[:2000])
     index.effort = Effort(5, 1, 20)
-    names = index.save(tmp_path)
+    names = save_index(index, tmp_path)
     np.save(tmp_path / "item_embeddings.npy", items[:2000])
     return request.param, index, names, tmp_path
 
@@ -46,8 +46,8 @@ def test_loaded_index_answers_alike(saved, queries):
     assert loaded.parameters() == index.parameters()
     assert loaded.is_exact == index.is_exact
     allow = np.arange(2000) % 3 > 0
-    for arguments in ((queries, 20), (queries, 20, allow), (queries[:1], 3)):
-        for a, b in zip(index.search(*arguments), loaded.search(*arguments), strict=True):
+    for asked, k, mask in ((queries, 20, None), (queries, 20, allow), (queries[:1], 3, None)):
+        for a, b in zip(index.search(asked, k, allow=mask), loaded.search(asked, k, allow=mask), strict=True):
             assert np.array_equal(a, b)
 
 
@@ -55,14 +55,14 @@ def test_auto_saves_its_choice(items, tmp_path):
     for exact_below, name in ((5000, Exact), (1000, IVFFlat)):
         auto = Auto(IVFFlat(), exact_below)
         auto.build(items[:2000])
-        auto.save(tmp_path)
+        save_index(auto, tmp_path)
         assert type(load_index(tmp_path, items[:2000])) is name
 
 
 def test_structure_that_fell_back_to_exact(items, queries, tmp_path):
     index = IVFPQFastScan()
     index.build(items[:50])
-    assert index.save(tmp_path) == ["item_index.json"]
+    assert save_index(index, tmp_path) == ["item_index.json"]
     loaded = load_index(tmp_path, items[:50])
     assert loaded.is_exact
     assert np.array_equal(loaded.search(queries, 60)[1], index.search(queries, 60)[1])
@@ -107,7 +107,7 @@ def test_structure_of_another_index(items, tmp_path):
     for index, name in ((IVFFlat(num_lists=4), "a"), (HNSW(m=8), "b")):
         index.build(items[:500])
         (tmp_path / name).mkdir()
-        index.save(tmp_path / name)
+        save_index(index, tmp_path / name)
     edit(tmp_path / "b", **{"class": "IVFFlat", "parameters": {}})
     with pytest.raises(UserError, match=r"item_index\.faiss: found \('IndexHNSWFlat', 500, 32, 0\)"):
         load_index(tmp_path / "b", items[:500])
@@ -116,7 +116,12 @@ def test_structure_of_another_index(items, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class": "os.system"}, "unknown class 'os.system'"),
+        ({"class": "os.system"}, "unknown class 'os.system' of index; 'os' has no such class"),
+        ({"class": "pathlib.Path"}, "class pathlib.Path does not implement recsys.index.Index; it lacks build, search"),
+        (
+            {"class": "no_such_package.Tree"},
+            "is a no_such_package.Tree, but package 'no_such_package' is not installed",
+        ),
         ({"class": "IVFFlatt"}, "did you mean 'IVFFlat'"),
         ({"class": None}, "unknown class None"),
         ({"class": ["x"]}, "unknown class"),
@@ -127,13 +132,14 @@ def test_structure_of_another_index(items, tmp_path):
         ({"effort": {"breadth": 4, "refine": 0, "k": 1}}, "damaged, found effort"),
         ({"files": []}, "damaged description"),
         ({"files": {}}, "item_index.faiss"),
+        ({"files": {"../x": {"bytes": 1, "sha256": "0"}}}, "a file '../x' outside its folder"),
         ({"num_items": 3}, r"item embeddings are float32 \[500, 32\]"),
     ],
 )
 def test_damaged_description(changes, message, items, tmp_path):
     index = HNSW(m=8)
     index.build(items[:500])
-    index.save(tmp_path)
+    save_index(index, tmp_path)
     edit(tmp_path, **changes)
     with pytest.raises(UserError, match=message):
         load_index(tmp_path, items[:500])

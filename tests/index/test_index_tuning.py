@@ -10,14 +10,14 @@ from recsys.index import Effort, Exact, IVFFlat, IVFPQFastScan, exact_search, tu
 def test_reaches_the_target_and_no_further(items, queries):
     index = IVFFlat(num_lists=64)
     index.build(items)
-    tuning = tune(index, items, queries, recall_target=0.9, k=50)
+    tuning = tune(index, items, queries=queries, recall_target=0.9, k=50)
     assert tuning.reached
     assert 0.9 <= tuning.chosen.recall < 0.97
     assert index.effort == Effort(tuning.chosen.breadth, 1, 50)
     below = [m for m in tuning.curve if m.breadth < tuning.chosen.breadth / 1.2]
     assert all(m.recall < 0.92 for m in below)
     # What was measured is what the caller gets.
-    found, expected = index.search(queries, 50)[1], exact_search(items, queries, 50)[1]
+    found, expected = index.search(queries, 50)[1], exact_search(items, queries, k=50)[1]
     ids = np.mean([np.isin(e, f).mean() for f, e in zip(found, expected, strict=True)])
     assert ids == pytest.approx(tuning.chosen.recall, abs=1e-3)
 
@@ -25,7 +25,7 @@ def test_reaches_the_target_and_no_further(items, queries):
 def test_curve_rises_and_is_plain_json(items, queries):
     index = IVFFlat(num_lists=64)
     index.build(items)
-    tuning = tune(index, items, queries, 0.98)
+    tuning = tune(index, items, queries=queries, recall_target=0.98)
     recalls = [m.recall for m in tuning.curve]
     assert recalls == sorted(recalls)
     content = json.loads(json.dumps(tuning.to_json()))
@@ -37,7 +37,7 @@ def test_curve_rises_and_is_plain_json(items, queries):
 def test_refines_where_codes_alone_are_too_coarse(items, queries):
     index = IVFPQFastScan(num_codes=8)
     index.build(items)
-    tuning = tune(index, items, queries)
+    tuning = tune(index, items, queries=queries)
     assert tuning.reached
     assert tuning.chosen.refine > 1
 
@@ -48,7 +48,7 @@ def test_says_when_the_target_is_out_of_reach():
     items, queries = (rng.standard_normal((num, 32), np.float32) for num in (12_000, 50))
     index = IVFPQFastScan(num_lists=1, num_codes=1)
     index.build(items)
-    tuning = tune(index, items, queries)
+    tuning = tune(index, items, queries=queries)
     assert not tuning.reached
     assert tuning.chosen.recall == max(m.recall for m in tuning.curve) < 1
     assert index.effort.breadth == tuning.chosen.breadth
@@ -57,7 +57,7 @@ def test_says_when_the_target_is_out_of_reach():
 def test_exact_index_needs_no_sweep(items, queries):
     index = Exact()
     index.build(items)
-    tuning = tune(index, items, queries)
+    tuning = tune(index, items, queries=queries)
     assert tuning.reached
     assert len(tuning.curve) == 1
     assert tuning.chosen.recall == 1
@@ -68,7 +68,7 @@ def test_more_results_than_items():
     items = np.random.default_rng(0).standard_normal((30, 4), np.float32)
     index = IVFFlat()
     index.build(items)
-    tuning = tune(index, items, items, k=100)
+    tuning = tune(index, items, queries=items, k=100)
     assert (tuning.k, tuning.reached) == (30, True)
 
 
@@ -77,11 +77,11 @@ def test_bad_target(target, items, queries):
     index = Exact()
     index.build(items)
     with pytest.raises(UserError, match="recall_target: found"):
-        tune(index, items, queries, target)
+        tune(index, items, queries=queries, recall_target=target)
 
 
 def test_no_queries(items):
     index = Exact()
     index.build(items)
     with pytest.raises(UserError, match="expected at least one"):
-        tune(index, items, items[:0])
+        tune(index, items, queries=items[:0])

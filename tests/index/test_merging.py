@@ -20,7 +20,7 @@ def one_user(lists: list[list[tuple[float, int]]], k: int) -> list[tuple[float, 
     for m, results in enumerate(lists):
         for at, (score, row) in enumerate(results):
             scores[0, m, at], rows[0, m, at] = score, row
-    found = take_turns(scores, rows, k)
+    found = take_turns(scores, rows, k=k)
     assert (found[0].shape, found[0].dtype, found[1].dtype) == ((1, k), np.float32, np.int64)
     return [(float(score), int(row)) for score, row in zip(found[0][0], found[1][0], strict=True)]
 
@@ -46,10 +46,10 @@ def test_what_a_list_cannot_spend_is_left_to_the_others() -> None:
 def test_users_with_fewer_embeddings_and_none_at_all() -> None:
     rows = np.array([[[3, 4], [-1, -1]], [[-1, -1], [7, 8]], [[-1, -1], [-1, -1]]])
     scores = np.where(rows < 0, NONE, rows / 2).astype(np.float32)
-    found_scores, found = take_turns(scores, rows, 2)
+    found_scores, found = take_turns(scores, rows, k=2)
     assert found.tolist() == [[3, 4], [7, 8], [-1, -1]]
     assert found_scores.tolist() == [[1.5, 2.0], [3.5, 4.0], [NONE, NONE]]
-    assert take_turns(scores[:0], rows[:0], 3)[1].shape == (0, 3)
+    assert take_turns(scores[:0], rows[:0], k=3)[1].shape == (0, 3)
 
 
 def test_an_embedding_of_zeros_is_none_but_for_the_first() -> None:
@@ -78,7 +78,7 @@ def test_equals_a_plain_loop(num_lists: int, k: int, num_items: int, seed: int) 
             length = rng.integers(0, min(k, num_items) + 1)
             results[:length] = rng.permutation(num_items)[:length]
     scores = np.where(rows < 0, NONE, rng.random(rows.shape)).astype(np.float32)
-    found_scores, found = take_turns(scores, rows, k)
+    found_scores, found = take_turns(scores, rows, k=k)
     for user in range(6):
         lists = [results[results >= 0].tolist() for results in rows[user]]
         assert found[user].tolist() == by_loop(lists, k)
@@ -91,13 +91,13 @@ def test_deep_lists_give_what_endless_ones_would() -> None:
     rows = np.stack([np.stack([rng.permutation(40) for _ in range(4)]) for _ in range(50)])
     scores = np.zeros(rows.shape, np.float32)
     for k in (1, 7, 40):
-        assert np.array_equal(take_turns(scores[..., :k], rows[..., :k], k)[1], take_turns(scores, rows, k)[1])
+        assert np.array_equal(take_turns(scores[..., :k], rows[..., :k], k=k)[1], take_turns(scores, rows, k=k)[1])
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
 def test_no_list_has_more_than_its_share(k: int) -> None:
     rows = np.arange(30).reshape(1, 3, 10)
-    _, found = take_turns(np.zeros(rows.shape, np.float32), rows, k)
+    _, found = take_turns(np.zeros(rows.shape, np.float32), rows, k=k)
     assert np.bincount(found[0] // 10, minlength=3).max() == -(-k // 3)
 
 

@@ -26,14 +26,14 @@ def test_each_embedding_is_asked_alone_and_absent_ones_are_not(items, users):
     # What a user would be shown first is excluded.
     gone[0] = np.append(gone[0], np.argmax(np.where(allow, items @ users[0, 0], -np.inf)))
     exclude = Ragged(np.concatenate(gone).astype(np.int32), np.cumsum([0, *(len(row) for row in gone)], dtype=np.int64))
-    scores, rows = search_users(index, users, 12, allow, exclude)
+    scores, rows = search_users(index, users, k=12, allow=allow, exclude=exclude)
     asked = []
     for number, user in enumerate(users):
         logits = np.where(allow, user @ items.T, -np.inf)
         logits[:, gone[number]] = -np.inf
         order = np.argsort(-logits, axis=1, kind="stable")[:, :12]
         lists = np.where(user.any(axis=1)[:, None], order, -1)
-        expected_scores, expected = take_turns(np.take_along_axis(logits, order, 1)[None], lists[None], 12)
+        expected_scores, expected = take_turns(np.take_along_axis(logits, order, 1)[None], lists[None], k=12)
         assert rows[number].tolist() == expected[0].tolist()
         np.testing.assert_allclose(scores[number], expected_scores[0], atol=1e-5)
         asked.append(int(user.any(axis=1).sum()))
@@ -46,15 +46,15 @@ def test_each_embedding_is_asked_alone_and_absent_ones_are_not(items, users):
 def test_an_approximate_index_is_asked_alike(items, users):
     index = IVFFlat()
     index.build(items)
-    tune(index, items, make_queries(items, 100), recall_target=1.0, k=20)
+    tune(index, items, queries=make_queries(items, 100), recall_target=1.0, k=20)
     exact = Exact()
     exact.build(items)
-    found, expected = (search_users(kind, users, 20)[1] for kind in (index, exact))
+    found, expected = (search_users(kind, users, k=20)[1] for kind in (index, exact))
     assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, expected, strict=True)]) > 0.97
 
 
 def test_one_embedding_is_searched_as_ever(items, queries):
     index = Exact()
     index.build(items)
-    for found, expected in zip(search_users(index, queries, 9), index.search(queries, 9), strict=True):
+    for found, expected in zip(search_users(index, queries, k=9), index.search(queries, 9), strict=True):
         assert np.array_equal(found, expected)

@@ -68,7 +68,7 @@ class CorpusSearch:
         scores, items = np.full((*there.shape, k), -np.inf, np.float32), np.full((*there.shape, k), -1)
         scores[there], items[there] = (each.cpu().numpy() for each in found)
         # Item 0 says that there is no further result.
-        merged_scores, merged = take_turns(scores, np.where(items > 0, items, -1), k)
+        merged_scores, merged = take_turns(scores, np.where(items > 0, items, -1), k=k)
         return torch.from_numpy(merged_scores), torch.from_numpy(np.maximum(merged, 0))
 
     def _corpus_rows(self, items: Ragged) -> RaggedTensor:

@@ -3,10 +3,11 @@
 from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Effort, Index
 from recsys.index.auto import Auto
-from recsys.index.backends import HNSW, IVFSQ8, FaissFlat, IVFFlat, IVFPQFastScan
+from recsys.index.backends import HNSW, FaissFlat
 from recsys.index.exact import Exact
 from recsys.index.extended import ExtendedIndex
-from recsys.index.loading import load_index
+from recsys.index.inverted_file import IVFSQ8, IVFFlat, IVFPQFastScan
+from recsys.index.storage import load_index, save_index
 from recsys.index.topk import exact_search
 from recsys.index.tuning import Measurement, Tuning, tune
 from recsys.index.users import search_users
@@ -27,6 +28,7 @@ __all__ = [
     "Tuning",
     "exact_search",
     "load_index",
+    "save_index",
     "search_users",
     "tune",
 ]

@@ -1,4 +1,4 @@
-"""Which rows a search may return, and what searches derive from that: made once, used by every search of a filter."""
+"""Rows that a search may return. One object is made for a filter and shared by all searches with that filter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from recsys.index.topk import Mask, Rows
 
-# Rows are kept for so few; for more, a search costs far more than finding them again, and the memory adds up.
+# Up to this number the row numbers are cached. With more rows a search costs far more than finding them again, and the
+# memory of many filters adds up.
 KEPT_ROWS = 65536
 
 
@@ -17,23 +18,23 @@ class AllowedRows:
     """Rows of an index that may be returned, one bit each.
 
     Args:
-        mask: bool [N].
+        mask: bool [N], true for the allowed rows.
     """
 
     def __init__(self, mask: Mask) -> None:
         self.num_items = len(mask)
-        # What faiss reads, while it searches: keep this object for as long.
+        # faiss reads this memory during a search, so the object must live as long as the search.
         self.bitmap: npt.NDArray[np.uint8] = np.packbits(mask, bitorder="little")
         self.num_allowed = int(np.count_nonzero(mask))
 
     @property
     def mask(self) -> Mask:
-        """Bool [N]."""
+        """Mask bool [N], true for the allowed rows."""
         return np.unpackbits(self.bitmap, count=self.num_items, bitorder="little").view(np.bool_)
 
     @property
     def rows(self) -> Rows:
-        """The allowed rows, ascending."""
+        """Allowed rows, ascending."""
         return self._few if self.num_allowed <= KEPT_ROWS else np.flatnonzero(self.mask)
 
     @cached_property
@@ -42,5 +43,5 @@ class AllowedRows:
 
 
 def to_allowed_rows(allow: Mask | AllowedRows | None) -> AllowedRows | None:
-    """The same, as `AllowedRows`."""
+    """Return a mask or `AllowedRows` as `AllowedRows`, and None as None."""
     return AllowedRows(allow) if isinstance(allow, np.ndarray) else allow

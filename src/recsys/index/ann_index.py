@@ -1,11 +1,12 @@
-"""What every index offers, and the checks that all of them share.
+"""The protocol of an index, and the checks that all indexes share.
 
-Q queries, N items, D dim, K results. Rows are positions 0..N-1 in the embeddings that the index was built from; the
-release maps them to item ids.
+Shapes: Q queries, N items, D dim, K results. Rows are positions 0..N-1 in the embeddings that the index was built from;
+the release maps them to item ids.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,12 +21,12 @@ from recsys.index.topk import Mask, Rows
 
 
 class Effort(NamedTuple):
-    """How hard an approximate search tries.
+    """Settings of an approximate search that trade speed for recall.
 
     Attributes:
         breadth: lists probed (nprobe) or candidates kept (efSearch).
         refine: candidates per result that are scored again with the exact embeddings.
-        k: number of results that the effort was measured for; longer answers widen it.
+        k: number of results that the effort was measured for. A search for more results uses more effort.
     """
 
     breadth: int
@@ -34,11 +35,14 @@ class Effort(NamedTuple):
 
 
 class Index(Protocol):
-    """An index of maximum inner product. Cosine similarity is inner product of vectors that the caller normalised.
+    """An index for maximum inner product search.
+
+    Cosine similarity is the inner product of vectors that the caller has scaled to unit length. A class of another
+    package can implement this protocol: `save_index` stores its import path, and `load_index` opens it by that path.
 
     Attributes:
-        effort: of an approximate search; `tune` sets it. An exact index ignores it.
-        refine_factors: values of `effort.refine` that are worth measuring; empty for an exact index.
+        effort: effort of an approximate search, set by `tune`. An exact index ignores it.
+        refine_factors: values of `effort.refine` that `tune` measures; empty for an exact index.
     """
 
     effort: Effort
@@ -46,68 +50,84 @@ class Index(Protocol):
 
     @property
     def is_exact(self) -> bool:
-        """Whether a search returns the true top-k."""
+        """True if a search returns the true top-k."""
         ...
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items, N."""
         ...
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Width of the embeddings, D."""
         ...
 
     @property
     def max_breadth(self) -> int:
-        """Full effort; 0 for an exact index."""
+        """Highest useful `effort.breadth`; 0 for an exact index."""
         ...
 
     def least_breadth(self, k: int) -> int:
-        """The least effort that means anything for `k` results; 0 for an exact index."""
+        """Return the lowest useful `effort.breadth` for `k` results; 0 for an exact index."""
         ...
 
     def build(self, embeddings: Float32Array) -> None:
-        """Index `embeddings` [N, D]. The array is kept (not copied) for exact search and exact scores.
+        """Index `embeddings` [N, D]. The array is kept, not copied, for exact search and exact scores.
 
         Raises:
-            UserError: no items, not a matrix of float32, or values that are not finite.
+            UserError: If there are no items, the array is not a matrix of float32, or a value is not finite.
         """
         ...
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
-        """Items of highest inner product.
+        """Return the items of highest inner product.
 
         Args:
             queries: float32 [Q, D].
             k: results for each query; may exceed N.
-            allow: the rows that may be returned to any query, as a mask bool [N] or, best where several searches share
-                them, as `AllowedRows`; None: all.
-            exclude: row q holds the rows that query q may not get, such as items it has seen.
+            allow: rows that may be returned to any query, as a mask bool [N] or as `AllowedRows`, which several
+                searches can share; None for all rows.
+            exclude: Q lists of rows; query q gets none of list q, such as items it has seen.
 
         Returns:
-            scores float32 [Q, k], exact inner products, and rows int64 [Q, k], best first. What is missing, only where
-            fewer than k items are left to return, is score -inf and row -1.
+            Scores float32 [Q, k], exact inner products, and rows int64 [Q, k], best first. If fewer than k items may be
+            returned, the rest has score -inf and row -1.
 
         Raises:
-            UserError: the shapes do not fit the index, or a query is not finite.
+            UserError: If the shapes do not fit the index, or a query is not finite.
         """
         ...
 
     def save(self, folder: Path) -> list[str]:
-        """Write `item_index.*` into `folder`; the names of the files. Embeddings are saved by the caller."""
+        """Write the files `item_index.*` that the index needs beside the embeddings, and return their names.
+
+        Call `save_index`, which writes the description of the index too.
+        """
+        ...
+
+    def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:
+        """Read what `save` wrote, into an object made from `parameters`.
+
+        Args:
+            folder: folder that `save` wrote to.
+            embeddings: float32 [N, D], the array that the index was built from.
+            names: names of the files that `save` wrote; their sizes and digests have been checked.
+
+        Raises:
+            UserError: If a file is missing or cannot be read.
+        """
         ...
 
     def parameters(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor, as values that JSON can hold."""
         ...
 
 
 def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
-    """Refuse what no index can hold."""
+    """Raise a `UserError` unless the embeddings are a finite float32 matrix of at least one item."""
     if embeddings.ndim != 2 or embeddings.dtype != np.float32:
         found = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise UserError(f"item embeddings: found {found}, expected float32 [num_items, dim]")
@@ -121,9 +141,10 @@ def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
 
 
 def check_search(
-    num_items: int, dim: int, queries: Float32Array, k: int, allow: Mask | AllowedRows | None, exclude: Ragged | None
+    index: Index, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None, exclude: Ragged | None
 ) -> Float32Array:
-    """Refuse a search that does not fit the index; the queries as contiguous float32."""
+    """Return the queries as contiguous float32, or raise a `UserError` if the search does not fit the index."""
+    num_items, dim = index.num_items, index.dim
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise UserError(f"queries: found shape {list(queries.shape)}, expected [num_queries, {dim}]")
     if k < 1:

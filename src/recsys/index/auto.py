@@ -1,7 +1,8 @@
-"""The default: exact search for small corpora, an approximate index for large ones."""
+"""The default index: exact search for small corpora, an approximate index for large ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from recsys.index.topk import Mask, Rows
 
 
 class Auto:
-    """Chooses at `build`, by the number of items. What is saved, and loaded again, is the chosen index.
+    """An index that `build` chooses by the number of items. `save_index` stores the chosen index in its place.
 
     Args:
-        approximate: used from `exact_below` items on.
-        exact_below: up to so many items a matrix product answers faster than a search of any structure.
+        approximate: index for corpora of `exact_below` items or more.
+        exact_below: number of items below which a matrix product is faster than a search of any structure.
     """
 
     def __init__(self, approximate: Index, exact_below: int = 20_000) -> None:
@@ -29,14 +30,14 @@ class Auto:
 
     @property
     def chosen(self) -> Index:
-        """The index that `build` chose."""
+        """Index that `build` chose."""
         if self._chosen is None:
             raise UserError("index: search or save before build")
         return self._chosen
 
     @property
     def effort(self) -> Effort:
-        """Of the chosen index."""
+        """Effort of the chosen index."""
         return self.chosen.effort
 
     @effort.setter
@@ -45,48 +46,52 @@ class Auto:
 
     @property
     def refine_factors(self) -> tuple[int, ...]:
-        """Of the chosen index."""
+        """Refine factors of the chosen index."""
         return self.chosen.refine_factors
 
     @property
     def is_exact(self) -> bool:
-        """Whether the chosen index is exact."""
+        """True if the chosen index is exact."""
         return self.chosen.is_exact
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items, N."""
         return self.chosen.num_items
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Width of the embeddings, D."""
         return self.chosen.dim
 
     @property
     def max_breadth(self) -> int:
-        """Of the chosen index."""
+        """Highest useful breadth of the chosen index."""
         return self.chosen.max_breadth
 
     def least_breadth(self, k: int) -> int:
-        """Of the chosen index."""
+        """Return the lowest useful breadth of the chosen index."""
         return self.chosen.least_breadth(k)
 
     def build(self, embeddings: Float32Array) -> None:
-        """Choose, and build the chosen index."""
+        """Choose an index and build it."""
         self._chosen = Exact() if len(embeddings) < self.exact_below else self.approximate
         self._chosen.build(embeddings)
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
-        """(scores, rows) of the k best allowed items; see `Index.search`."""
-        return self.chosen.search(queries, k, allow, exclude)
+        """Search the chosen index; see `Index.search`."""
+        return self.chosen.search(queries, k, allow=allow, exclude=exclude)
 
     def save(self, folder: Path) -> list[str]:
-        """Write the chosen index."""
+        """Write the files of the chosen index."""
         return self.chosen.save(folder)
 
+    def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:
+        """Read the files of the chosen index."""
+        self.chosen.load(folder, embeddings, names=names)
+
     def parameters(self) -> dict[str, Any]:
-        """Arguments of the chosen index's constructor."""
+        """Return the constructor arguments of the chosen index."""
         return self.chosen.parameters()

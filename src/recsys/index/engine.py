@@ -1,4 +1,4 @@
-"""faiss, untyped: the annotations that it ships lack most of the names and arguments that exist."""
+"""faiss as an untyped module, because its own annotations lack most names and arguments."""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
-"""Exact search by blocked matrix products: the reference for every other index, and the best one for small corpora."""
+"""Exact search by blocked matrix products: the reference for every other index, and the fastest for small corpora."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,11 @@ from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows, to_allowed_rows
 from recsys.index.ann_index import Effort, check_embeddings, check_search
-from recsys.index.files import save_index
 from recsys.index.topk import Mask, Rows, exact_search
 
 
 class Exact:
-    """Inner products with every allowed item; keeps nothing but the embeddings."""
+    """Inner products with every allowed item. The embeddings are all that it holds."""
 
     is_exact = True
     max_breadth = 0
@@ -28,16 +28,16 @@ class Exact:
 
     @property
     def num_items(self) -> int:
-        """N."""
+        """Number of items, N."""
         return len(self._embeddings)
 
     @property
     def dim(self) -> int:
-        """D."""
+        """Width of the embeddings, D."""
         return int(self._embeddings.shape[1])
 
     def least_breadth(self, k: int) -> int:  # noqa: ARG002
-        """0: there is no effort to choose."""
+        """Return 0: exact search has no effort to choose."""
         return 0
 
     def build(self, embeddings: Float32Array) -> None:
@@ -46,22 +46,22 @@ class Exact:
         self._embeddings = embeddings
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
-        """(scores, rows) of the k best allowed items; see `Index.search`."""
-        queries = check_search(self.num_items, self.dim, queries, k, allow, exclude)
+        """Return scores and rows of the k best allowed items; see `Index.search`."""
+        queries = check_search(self, queries, k, allow=allow, exclude=exclude)
         allowed = to_allowed_rows(allow)
-        return exact_search(self._embeddings, queries, k, None if allowed is None else allowed.rows, exclude)
+        rows = None if allowed is None else allowed.rows
+        return exact_search(self._embeddings, queries, k=k, rows=rows, exclude=exclude)
 
-    def save(self, folder: Path) -> list[str]:
-        """Write `item_index.json`; there is nothing else to keep."""
-        return save_index(self, folder, None)
+    def save(self, folder: Path) -> list[str]:  # noqa: ARG002
+        """Write no files."""
+        return []
 
-    def restore(self, embeddings: Float32Array, ann: Any) -> None:
-        """Take the parts that `load_index` read."""
-        assert ann is None
+    def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:  # noqa: ARG002
+        """Keep the embeddings; there are no files to read."""
         self._embeddings = embeddings
 
     def parameters(self) -> dict[str, Any]:
-        """Arguments of the constructor."""
+        """Return the arguments of the constructor, of which there are none."""
         return {}

@@ -1,4 +1,4 @@
-"""An index, and items that came after it was built: those are searched exactly, and both answers merged."""
+"""An index together with items that were added after it was built. Those are searched exactly, and results merged."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 
 
 class ExtendedIndex:
-    """N items of an index and A beside it, rows N..N+A-1. Scores compare: both are inner products.
+    """N items of an index, rows 0..N-1, and A added items, rows N..N+A-1.
+
+    Scores of both are inner products, so they can be compared.
 
     Args:
-        index: of the N items.
-        added: float32 [A, D].
-        allowed: the rows of `added` that may be returned, ascending; None: all.
+        index: index of the N items.
+        added: float32 [A, D], embeddings of the added items.
+        allowed: rows of `added` that may be returned, ascending; None for all.
     """
 
-    def __init__(self, index: Index, added: Float32Array, allowed: Rows | None = None) -> None:
+    def __init__(self, index: Index, added: Float32Array, *, allowed: Rows | None = None) -> None:
         self._index, self._added, self._allowed = index, added, allowed
 
     def search(
-        self, queries: Float32Array, k: int, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
-        """(scores, rows) of the k best of both.
+        """Return scores and rows of the k best items of both.
 
         Args:
             queries: float32 [Q, D].
             k: results for each query.
-            allow: rows of the index that may be returned; None: all.
-            exclude: rows of both that each query may not get.
+            allow: rows of the index that may be returned; None for all.
+            exclude: Q lists of rows of both; query q gets none of list q.
 
         Returns:
-            As `Index.search`; of equal scores those of the index come first.
+            Scores and rows as in `Index.search`. If scores are equal, items of the index come first.
         """
         num_items = self._index.num_items
         inside, beside = (exclude, None) if exclude is None else _split(exclude, num_items)
-        scores, rows = self._index.search(queries, k, allow, inside)
+        scores, rows = self._index.search(queries, k, allow=allow, exclude=inside)
         # The index has checked the queries.
         queries = np.ascontiguousarray(queries, np.float32)
-        more, more_rows = exact_search(self._added, queries, k, self._allowed, beside)
+        more, more_rows = exact_search(self._added, queries, k=k, rows=self._allowed, exclude=beside)
         more_rows = np.where(more_rows < 0, -1, more_rows + num_items)
         return to_results(pack(np.concatenate([scores, more], 1), np.concatenate([rows, more_rows], 1)), k)
 
 
 def _split(exclude: Ragged, num_items: int) -> tuple[Ragged, Ragged]:
-    """Rows of the index, and rows of the items beside it, counted from their own first."""
+    """Return the rows of the index, and the rows of the added items counted from the first of them."""
     owner = np.repeat(np.arange(len(exclude)), np.diff(exclude.offsets))
     is_inside = exclude.values < num_items
     parts = []

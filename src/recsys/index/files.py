@@ -1,81 +1,78 @@
-"""An index on disk: `item_index.json` says what it is, `item_index.faiss` holds the structure, if there is one.
-
-The JSON names a class of the fixed list in `recsys.index.loading`; nothing in the files can choose other code. The
-digest is checked because faiss notices some truncated files but not all, and no changed bytes.
-"""
+"""The faiss structure of an index on disk, and checks of stored files."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_file, atomic_write
+from recsys.core.io import atomic_file
+from recsys.core.types import Float32Array
 from recsys.index.engine import faiss
 
-if TYPE_CHECKING:
-    from recsys.index.ann_index import Index
-
-FORMAT = 1
-DESCRIPTION, STRUCTURE = "item_index.json", "item_index.faiss"
+STRUCTURE = "item_index.faiss"
 
 
-def save_index(index: Index, folder: Path, ann: Any) -> list[str]:
-    """Write `index` and its faiss structure `ann` (None: none), each aside and then renamed; the names of the files."""
-    files: dict[str, dict[str, Any]] = {}
-    if ann is not None:
-        with atomic_file(folder / STRUCTURE) as aside:
-            faiss.write_index(ann, str(aside))
-            files[STRUCTURE] = {"bytes": aside.stat().st_size, "sha256": _digest(aside)}
-    content = {
-        "format": FORMAT,
-        "class": type(index).__name__,
-        "parameters": index.parameters(),
-        "num_items": index.num_items,
-        "dim": index.dim,
-        "effort": index.effort._asdict(),
-        "files": files,
-    }
-    atomic_write(folder / DESCRIPTION, json.dumps(content, indent=2) + "\n")
-    return [DESCRIPTION, *files]
+class StoredFile(NamedTuple):
+    """Size and digest of a file."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def describe(cls, path: Path) -> StoredFile:
+        """Measure the file at `path`."""
+        return cls(path.stat().st_size, _digest(path))
+
+    def check(self, path: Path, *, digest: bool) -> None:
+        """Compare the file at `path` with this description.
+
+        faiss notices some truncated files but not all, and no changed bytes.
+
+        Args:
+            path: file that the description was made of.
+            digest: compare the digest too, which reads the whole file.
+
+        Raises:
+            UserError: If the file is missing or differs.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: missing; the description of the index expects it")
+        if path.stat().st_size != self.bytes:
+            raise UserError(f"{path}: damaged, found {path.stat().st_size} bytes, expected {self.bytes}")
+        if digest and _digest(path) != self.sha256:
+            raise UserError(f"{path}: damaged, its sha256 is not the one in the description of the index")
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """Content of `item_index.json`.
-
-    Raises:
-        UserError: it is missing, not JSON, or of another format.
-    """
-    path = folder / DESCRIPTION
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a description of an index ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise UserError(f"{path}: format {found}, expected {FORMAT}; build the index again")
-    return content
+def write_structure(structure: Any, folder: Path) -> list[str]:
+    """Write a faiss structure to `item_index.faiss`, and return the names of the files written."""
+    with atomic_file(folder / STRUCTURE) as aside:
+        faiss.write_index(structure, str(aside))
+    return [STRUCTURE]
 
 
-def read_structure(folder: Path, expected: dict[str, Any], verify: bool) -> Any:
+def read_structure(folder: Path, kind: str, *, embeddings: Float32Array) -> Any:
     """Memory-map `item_index.faiss`.
 
+    Args:
+        folder: folder that `write_structure` wrote to.
+        kind: name of the faiss class that is expected.
+        embeddings: embeddings [N, D] that the structure was built from.
+
     Raises:
-        UserError: it is missing, of another size or digest than `expected`, or faiss cannot read it.
+        UserError: If faiss cannot read the file, or it holds another kind of structure or another number of items.
     """
     path = folder / STRUCTURE
-    if not path.is_file():
-        raise UserError(f"{path}: missing; {folder / DESCRIPTION} expects it")
-    if path.stat().st_size != expected["bytes"]:
-        raise UserError(f"{path}: damaged, found {path.stat().st_size} bytes, expected {expected['bytes']}")
-    if verify and _digest(path) != expected["sha256"]:
-        raise UserError(f"{path}: damaged, its sha256 is not the one that {folder / DESCRIPTION} records")
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise UserError(f"{path}: faiss cannot read it ({str(error).splitlines()[0]})") from error
+    found = (type(structure).__name__, structure.ntotal, structure.d, structure.metric_type)
+    expected = (kind, *embeddings.shape, faiss.METRIC_INNER_PRODUCT)
+    if found != expected:
+        raise UserError(f"{path}: found {found} (class, items, dim, metric), expected {expected}")
+    return structure
 
 
 def _digest(path: Path) -> str:

@@ -1,9 +1,10 @@
-"""How many lists of an inverted file must a filtered search read? Predicted for each query.
+"""Prediction of the number of lists of an inverted file that a filtered search must read, for each query.
 
-What passes a filter may lie anywhere: evenly, around the query, or everywhere but there. So the share that passes does
-not tell how far to look. The model: the items of a list score as a normal distribution around the score of its
-centroid, of one variance for all lists (that of the residuals along the query). With the number of items of each list
-that pass, this gives the score that as many items as are wanted exceed, and how many of them each list holds.
+The items that pass a filter may lie anywhere: evenly, around the query, or everywhere but there. So their share does
+not determine how far to look. The model assumes that the scores of a list's items follow a normal distribution around
+the score of its centroid, with one variance for all lists (that of the residuals along the query). From the number of
+allowed items in each list it derives the score that the wanted number of items exceeds, and how many of them each list
+holds.
 
 Shapes: Q queries, L lists, N items, D dim.
 """
@@ -19,24 +20,27 @@ from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.topk import Rows
 
-# Of the wanted items, the lists that are read should hold so many, by the model.
+# Share of the wanted items that the lists to read should hold, by the model.
 COVERED = 0.98
-# Rows that the variance is estimated from: contiguous ones, since each page of mapped embeddings that is read stays.
+# The variance is estimated from blocks of contiguous rows, because each page of mapped embeddings that is read stays in
+# memory.
 BLOCKS, BLOCK = 64, 256
-# The score is known to a thousandth of the range of scores.
+# Bisection steps: the score is then known to a thousandth of the range of scores.
 HALVINGS = 10
 
 
 class InvertedLists:
-    """The lists of an index.
+    """Lists of an inverted file index.
 
     Args:
         centroids: float32 [L, D].
-        list_of_row: the list that holds each item, [N].
-        embeddings: float32 [N, D]; few of them are read.
+        list_of_row: number of the list that holds each item, int32 [N].
+        embeddings: float32 [N, D], of which few rows are read.
     """
 
-    def __init__(self, centroids: Float32Array, list_of_row: npt.NDArray[np.int32], embeddings: Float32Array) -> None:
+    def __init__(
+        self, centroids: Float32Array, list_of_row: npt.NDArray[np.int32], *, embeddings: Float32Array
+    ) -> None:
         self._centroids, self._list_of_row = centroids, list_of_row
         starts = np.linspace(0, max(0, len(embeddings) - BLOCK), BLOCKS).astype(np.int64)
         rows = np.unique(starts[:, None] + np.arange(min(BLOCK, len(embeddings))))
@@ -44,8 +48,8 @@ class InvertedLists:
         self._covariance = residuals.T @ residuals / len(rows)
         self._counts: weakref.WeakKeyDictionary[AllowedRows, Float32Array] = weakref.WeakKeyDictionary()
 
-    def needed(self, queries: Float32Array, allowed: AllowedRows, wanted: int) -> Rows:
-        """Lists, of those whose centroids score best, that hold most of the `wanted` best allowed items; int64 [Q]."""
+    def needed(self, queries: Float32Array, allowed: AllowedRows, *, wanted: int) -> Rows:
+        """Return the number of lists, best centroids first, that hold most of the `wanted` allowed items; int64 [Q]."""
         counts = self._count(allowed)
         scores = queries @ self._centroids.T
         spread = np.sqrt(np.einsum("qd,qd->q", queries @ self._covariance, queries).clip(1e-20))[:, None]
@@ -60,7 +64,7 @@ class InvertedLists:
         return needed
 
     def _count(self, allowed: AllowedRows) -> Float32Array:
-        """Allowed items of each list, [L]; counted once for an `Allowed`."""
+        """Return the number of allowed items in each list, float32 [L]. It is cached for each `AllowedRows`."""
         counts = self._counts.get(allowed)
         if counts is None:
             counts = np.bincount(self._list_of_row[allowed.mask], minlength=len(self._centroids)).astype(np.float32)
@@ -69,7 +73,10 @@ class InvertedLists:
 
 
 def _above(z: Float32Array) -> Float32Array:
-    """The share of a standard normal distribution above z, to 2e-4 (Page 1977): an exponential is cheaper than erf."""
+    """Return the share of a standard normal distribution above z, to 2e-4 (Page 1977).
+
+    One exponential is cheaper than erf.
+    """
     cubic = np.clip(z, -8, 8)
     grown = np.exp(cubic * (np.float32(1.5976) + np.float32(0.07056) * cubic * cubic)).astype(np.float32)
     above: Float32Array = np.reciprocal(np.float32(1) + grown)

@@ -1,8 +1,8 @@
-"""One ranked list for a user from the lists of several embeddings. Imports no torch.
+"""Merging of the ranked lists of a user's several embeddings into one list. Imports no torch.
 
-Scores of different embeddings do not compare: by score, the lists of strong interests push out those of weak ones. So
-lists take turns (Pinterest, "Advancements in Embedding-Based Retrieval", 2025, where merging by score was worse).
-Shapes: B users, M embeddings, D dim, K results.
+Scores of different embeddings cannot be compared: if lists were merged by score, the lists of strong interests would
+push out those of weak ones. So lists take turns (Pinterest, "Advancements in Embedding-Based Retrieval", 2025, where
+merging by score was worse). Shapes: B users, M embeddings, D dim, K results.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ Rows = npt.NDArray[np.int64]
 
 
 def present_embeddings(users: Float32Array) -> npt.NDArray[np.bool_]:
-    """Which of the embeddings [B, M, D] of a user there are: bool [B, M]; one of zeros is none, except the first."""
+    """Return a mask [B, M] of the embeddings [B, M, D] that exist. Zeros are absent, but the first always exists."""
     there: npt.NDArray[np.bool_] = np.any(users, axis=2)
     there[:, 0] = True
     return there
 
 
-def take_turns(scores: Float32Array, rows: Rows, k: int) -> tuple[Float32Array, Rows]:
-    """Merge ranked lists: in turns, each gives its best item that was not given before.
+def take_turns(scores: Float32Array, rows: Rows, *, k: int) -> tuple[Float32Array, Rows]:
+    """Merge ranked lists: in turns, each list gives its best item that no list has given before.
 
-    So every list has the same budget, k over the number of a user's lists. What a list cannot spend, because it has run
-    out, is left to the others.
+    Every list has the same budget, k over the number of a user's lists. If a list runs out, the others use its rest.
 
     Args:
         scores: float32 [B, M, K], best first.
-        rows: int64 [B, M, K], -1 where a list has no further result; once in a list.
-        k: results of a user. With K = k the answer is what it would be with lists of any length.
+        rows: int64 [B, M, K], each row at most once in a list; -1 after the last result.
+        k: results of a user. Lists of K = k results give the same answer as longer ones.
 
     Returns:
-        scores float32 [B, k], each from the list that gave the item, and rows int64 [B, k] in the order of the turns;
-        -inf and -1 where there is no further result.
+        Scores float32 [B, k], each from the list that gave the item, and rows int64 [B, k] in the order of the turns;
+        -inf and -1 after the last result.
     """
     num_users, num_lists, depth = rows.shape
     places = RankedLists(rows).merge(k, [[k] * num_lists])
@@ -52,14 +51,14 @@ def take_turns(scores: Float32Array, rows: Rows, k: int) -> tuple[Float32Array, 
 
 
 class RankedLists:
-    """Ranked lists of users, to be merged in any number of ways.
+    """Ranked lists of users, which `merge` can merge in several ways.
 
     Args:
-        rows: int64 [B, M, K], -1 where a list has no further result; once in a list.
+        rows: int64 [B, M, K], each row at most once in a list; -1 after the last result.
 
     Attributes:
-        number: numbers below M * K instead of the rows, equal within a user where the rows are; int64 [B, M, K].
-        length: results of each list; int64 [B, M].
+        number: numbers below M * K in the place of rows, equal for equal rows of a user; int64 [B, M, K].
+        length: number of results of each list; int64 [B, M].
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -67,18 +66,17 @@ class RankedLists:
         self.length = (rows >= 0).sum(axis=2)
 
     def merge(self, k: int, rounds: Sequence[Sequence[int]]) -> Rows:
-        """Where the results of a merged list lie: m * K + place in list m; int64 [B, k], -1 where there is no further.
+        """Return the origin of each result of a merged list: m * K + place in list m; int64 [B, k], -1 after the last.
 
         Args:
             k: results of a user.
-            rounds: in a round, lists take turns until each has given as many items as the round allows it, or has run
-                out; M budgets a round.
+            rounds: M budgets for each round. In a round lists take turns until each has spent its budget or run out.
         """
         num_users, num_lists, depth = self.number.shape
         out = np.full((num_users, k), -1, np.int64)
         given = np.zeros((num_users, num_lists * depth), bool)
         count = np.zeros(num_users, np.int64)
-        # The first place of each list that was not looked at yet.
+        # Next unread place of each list.
         at = np.zeros((num_lists, num_users), np.int64)
         for budgets in rounds:
             left = list(budgets)
@@ -88,19 +86,19 @@ class RankedLists:
                     if not len(users):
                         continue
                     users = users[count[users] < k]
-                    users = self._skip(m, users, at[m], given)
+                    users = self._skip(m, users, at=at[m], given=given)
                     place = at[m, users]
                     given[users, self.number[users, m, place]] = True
                     out[users, count[users]] = m * depth + place
                     at[m, users] += 1
                     count[users] += 1
                     left[m] -= 1
-                    # A list that had nothing to give has run out.
+                    # Users whose list m has run out left `users` in `_skip`.
                     turns[m] = users if left[m] > 0 else users[:0]
         return out
 
-    def _skip(self, m: int, users: Rows, at: Rows, given: npt.NDArray[np.bool_]) -> Rows:
-        """Move `at` to each user's next item of list m that was not given; the users whose list has one."""
+    def _skip(self, m: int, users: Rows, *, at: Rows, given: npt.NDArray[np.bool_]) -> Rows:
+        """Move `at` to each user's next item of list m that was not given; return the users whose list has one."""
         length = self.length[:, m]
         moving = users[at[users] < length[users]]
         while len(moving):
@@ -112,7 +110,7 @@ class RankedLists:
 
 
 def _numbered(rows: Rows) -> Rows:
-    """Numbers below M * K instead of the rows [B, M, K], equal within a user where the rows are."""
+    """Return numbers below M * K in the place of rows [B, M, K], equal for equal rows of a user."""
     flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
     order = np.argsort(flat, axis=1, kind="stable")
     ordered = np.take_along_axis(flat, order, axis=1)

@@ -1,7 +1,8 @@
-"""Exact top-k of inner products: blocks that stay in cache, buffers that are reused, ties broken by the lower row.
+"""Exact top-k of inner products. Blocks stay in cache, buffers are reused, and the lower row wins a tie.
 
-A score and its row are packed into one int64 key whose order is "higher score first, then lower row". One partition of
-keys then selects scores and rows together, and equal scores are decided alike by every backend and in every block size.
+A score and its row are packed into one int64 key, so that keys order by score and then by lower row. One partition of
+the keys then selects scores and rows together, and ties end alike in every backend and with every block size.
+Shapes: Q queries, N items, D dim, C candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Rows = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-# [QUERY_BLOCK, ITEM_BLOCK] float32 scores are 8 MB, about a last cache (measured best there); 16 columns make a group.
+# [QUERY_BLOCK, ITEM_BLOCK] float32 scores are 8 MB, about the size of a last-level cache, which measured best.
 QUERY_BLOCK = 128
 ITEM_BLOCK = 16384
 GROUP = 16
@@ -26,8 +27,9 @@ _NO_KEY = np.iinfo(np.int64).min
 
 
 def pack(scores: Float32Array, rows: Rows) -> Keys:
-    """Keys that sort as (score, then lower row); a score of -inf or a row of -1 becomes the lowest key."""
-    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 becomes 0.0, or equal scores would differ
+    """Return keys that sort by score, then by lower row. A score of -inf or a row of -1 gives the lowest key."""
+    # Adding zero turns -0.0 into 0.0; otherwise equal scores would get different keys.
+    bits = (scores + np.float32(0)).view(np.int32)
     ordered = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
     keys = (ordered.astype(np.int64) << 32) | (_LOW - rows)
     keys[(scores == -np.inf) | (rows < 0)] = _NO_KEY
@@ -35,7 +37,7 @@ def pack(scores: Float32Array, rows: Rows) -> Keys:
 
 
 def unpack(keys: Keys) -> tuple[Float32Array, Rows]:
-    """Scores and rows of keys; the lowest key is score -inf, row -1."""
+    """Return the scores and rows of keys. The lowest key gives score -inf and row -1."""
     ordered = (keys >> 32).astype(np.int32)
     scores = (ordered ^ ((ordered >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
     rows = _LOW - (keys & _LOW)
@@ -46,14 +48,14 @@ def unpack(keys: Keys) -> tuple[Float32Array, Rows]:
 
 
 def best_keys(keys: Keys, k: int) -> Keys:
-    """The k highest keys of each row, in no order; shape [Q, min(k, C)]."""
+    """Return the k highest keys of each row, in no order; [Q, min(k, C)]."""
     if keys.shape[1] <= k:
         return keys
     return np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
 
 
 def to_results(keys: Keys, k: int) -> tuple[Float32Array, Rows]:
-    """Sorted (scores, rows), both [Q, k]; what is missing is (-inf, -1)."""
+    """Return scores and rows of the k highest keys, sorted, both [Q, k]; missing results are -inf and -1."""
     best = best_keys(keys, k)
     padded = np.full((len(keys), k), _NO_KEY)
     padded[:, : best.shape[1]] = np.sort(best, axis=1)[:, ::-1]
@@ -61,19 +63,20 @@ def to_results(keys: Keys, k: int) -> tuple[Float32Array, Rows]:
 
 
 def exact_search(
-    embeddings: Float32Array, queries: Float32Array, k: int, rows: Rows | None = None, exclude: Ragged | None = None
+    embeddings: Float32Array, queries: Float32Array, *, k: int, rows: Rows | None = None, exclude: Ragged | None = None
 ) -> tuple[Float32Array, Rows]:
-    """The k rows of highest inner product with each query, computed in full.
+    """Return the k rows of highest inner product with each query, from all inner products.
 
     Args:
-        embeddings: [N, D], may be memory-mapped.
-        queries: [Q, D].
-        k: results for each query; what is missing is (-inf, -1).
-        rows: the only rows to look at, ascending; None: all.
-        exclude: rows that each query may not have.
+        embeddings: float32 [N, D], may be memory-mapped.
+        queries: float32 [Q, D].
+        k: results for each query.
+        rows: rows that may be returned, ascending; None for all.
+        exclude: Q lists of rows; query q gets none of list q.
 
     Returns:
-        scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by the lower row.
+        Scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by the lower row. Missing results are
+        -inf and -1.
     """
     num_columns = len(embeddings) if rows is None else len(rows)
     out_scores = np.full((len(queries), k), -np.inf, np.float32)
@@ -85,7 +88,7 @@ def exact_search(
     gathered = None if rows is None else np.empty((item_block, embeddings.shape[1]), np.float32)
     for begin in range(0, len(queries), QUERY_BLOCK):
         block = np.ascontiguousarray(queries[begin : begin + QUERY_BLOCK])
-        excluded = _excluded_columns(exclude, begin, len(block), rows)
+        excluded = _excluded_columns(exclude, slice(begin, begin + len(block)), rows=rows)
         best = np.full((len(block), min(k, num_columns)), _NO_KEY)
         for lo in range(0, num_columns, item_block):
             hi = min(lo + item_block, num_columns)
@@ -100,7 +103,7 @@ def exact_search(
                 columns, query = excluded
                 inside = slice(*np.searchsorted(columns, (lo, hi)))
                 scores[query[inside], columns[inside] - lo] = -np.inf
-            best = _merge(best, scores, lo)
+            best = _merge(best, scores, first=lo)
         found_scores, found = to_results(best, k)
         if rows is not None:
             found = np.where(found < 0, -1, rows[found])
@@ -109,19 +112,19 @@ def exact_search(
     return out_scores, out_rows
 
 
-def _merge(best: Keys, scores: Float32Array, lo: int) -> Keys:
-    """The best keys after the columns `lo..` with `scores` [B, C] were seen. Exact, ties included.
+def _merge(best: Keys, scores: Float32Array, *, first: int) -> Keys:
+    """Merge the columns `first..` with `scores` [B, C] into the best keys. Exact, ties included.
 
-    Later columns lose ties, so only scores above a query's worst key matter. Columns are taken as groups (column c is
-    in group c mod G, so that the maximum runs along contiguous memory): a group whose maximum is not above the worst
-    key holds nothing, and among k scores above it at most k groups do.
+    Later columns lose ties, so only scores above a query's worst key matter. Columns form groups: column c is in group
+    c mod G, so that the maximum of a group runs along contiguous memory. A group whose maximum is not above the worst
+    key cannot contribute, and the k best scores lie in at most k groups.
     """
     num_queries, width = scores.shape
     k = best.shape[1]
     num_groups = width // GROUP
     worst, _ = unpack(best.min(axis=1))
     if num_groups < 2 * k:
-        return _merge_columns(best, scores, np.arange(width), lo)
+        return _merge_columns(best, scores, columns=first + np.arange(width))
     grouped = scores[:, : num_groups * GROUP].reshape(num_queries, GROUP, num_groups)
     maxima = grouped.max(axis=1)
     promising = int((maxima > worst[:, None]).sum(axis=1).max())
@@ -130,35 +133,33 @@ def _merge(best: Keys, scores: Float32Array, lo: int) -> Keys:
     if taken:
         chosen = np.argpartition(maxima, num_groups - taken, axis=1)[:, -taken:]
         columns = (chosen[:, :, None] + np.arange(GROUP) * num_groups).reshape(num_queries, -1)
-        merged = _merge_columns(best, np.take_along_axis(scores, columns, axis=1), columns, lo)
+        merged = _merge_columns(best, np.take_along_axis(scores, columns, axis=1), columns=first + columns)
     if num_groups * GROUP < width:
         tail = np.arange(num_groups * GROUP, width)
-        merged = _merge_columns(merged, scores[:, tail], tail, lo)
+        merged = _merge_columns(merged, scores[:, tail], columns=first + tail)
     if promising > k:
-        # More than k groups reach the worst score that was kept: equal scores, of which the lower rows count.
+        # If more than k groups reach the worst score that was kept, some scores are equal and the lower rows must win.
         kept, _ = unpack(merged.min(axis=1))
         for query in np.flatnonzero(((maxima >= kept[:, None]) & (maxima > -np.inf)).sum(axis=1) > k):
-            columns = np.arange(width)[None]
-            merged[query] = _merge_columns(best[query : query + 1], scores[query : query + 1], columns, lo)[0]
+            one, columns = slice(query, query + 1), first + np.arange(width)
+            merged[query] = _merge_columns(best[one], scores[one], columns=columns)[0]
     return merged
 
 
-def _merge_columns(best: Keys, scores: Float32Array, columns: npt.NDArray[np.int64], lo: int) -> Keys:
+def _merge_columns(best: Keys, scores: Float32Array, *, columns: Rows) -> Keys:
     keys = np.empty((len(best), best.shape[1] + scores.shape[1]), np.int64)
     keys[:, : best.shape[1]] = best
-    keys[:, best.shape[1] :] = pack(scores, np.broadcast_to(columns + lo, scores.shape))
+    keys[:, best.shape[1] :] = pack(scores, np.broadcast_to(columns, scores.shape))
     return best_keys(keys, best.shape[1])
 
 
-def _excluded_columns(
-    exclude: Ragged | None, begin: int, num_queries: int, rows: Rows | None
-) -> tuple[Rows, npt.NDArray[np.int64]] | None:
-    """(columns, query within the block) of the excluded pairs of a block of queries, sorted by column."""
+def _excluded_columns(exclude: Ragged | None, block: slice, *, rows: Rows | None) -> tuple[Rows, Rows] | None:
+    """Return (column, query within the block) of the excluded pairs of a block of queries, sorted by column."""
     if exclude is None:
         return None
-    offsets = exclude.offsets[begin : begin + num_queries + 1]
+    offsets = exclude.offsets[block.start : block.stop + 1]
     columns = np.asarray(exclude.values[offsets[0] : offsets[-1]], np.int64)
-    query = np.repeat(np.arange(num_queries), np.diff(offsets))
+    query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     if rows is not None:
         position = np.minimum(np.searchsorted(rows, columns), len(rows) - 1)
         present = rows[position] == columns

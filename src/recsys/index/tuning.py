@@ -1,4 +1,4 @@
-"""How hard must an approximate index search? Measured against the exact top-k, not guessed."""
+"""Choice of the search effort of an approximate index, by its measured recall of the exact top-k."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from recsys.core.types import Float32Array
 from recsys.index.ann_index import Effort, Index
 from recsys.index.topk import exact_search
 
-# The sweep of a refine factor ends when twice the breadth adds less: the codes, not the breadth, limit the recall.
+# A sweep ends if doubling the breadth adds less recall than this, because then the codes limit the recall.
 SATURATED = 0.001
-# Bisection ends when the breadth is known to a tenth.
+# Bisection ends when the ratio of its bounds is below this.
 PRECISION = 1.1
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Recall and speed at one effort: batch queries a second, all threads, on the machine that built the index."""
+    """Recall and speed at one effort.
+
+    Attributes:
+        recall: share of the exact top-k that was found, the mean over queries.
+        queries_per_second: speed of one batch with all threads, on the machine that built the index.
+    """
 
     breadth: int
     refine: int
@@ -31,12 +36,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Result of `tune`; the manifest of a release records `to_json()`.
+    """Result of `tune`. The manifest of a release records `to_json()`.
 
     Attributes:
-        reached: whether the chosen effort reaches the target; if not, it is the one of highest recall.
-        chosen: the fastest effort that reaches the target.
-        curve: everything measured, in order of (refine, breadth).
+        reached: true if the chosen effort reaches the recall target.
+        chosen: fastest effort that reaches the target; if none does, the one of highest recall.
+        curve: all measurements, in order of (refine, breadth).
     """
 
     recall_target: float
@@ -47,24 +52,27 @@ class Tuning:
     curve: tuple[Measurement, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain containers."""
+        """Return the result as plain containers."""
         return {**asdict(self), "curve": [asdict(measure) for measure in self.curve]}
 
 
 def tune(
-    index: Index, embeddings: Float32Array, queries: Float32Array, recall_target: float = 0.98, k: int = 100
+    index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float = 0.98, k: int = 100
 ) -> Tuning:
     """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target`.
 
-    Breadth doubles until the target is reached, then is bisected, for each refine factor. The target counts as reached
-    when the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
+    For each refine factor the breadth doubles until the target is reached, and is then bisected. The target counts as
+    reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
 
     Args:
-        index: built from `embeddings`.
-        embeddings: [N, D].
-        queries: [Q, D], of the kind that will be asked: user embeddings, not item embeddings.
+        index: index built from `embeddings`.
+        embeddings: float32 [N, D].
+        queries: float32 [Q, D], like those of serving: user embeddings, not item embeddings.
         recall_target: share of the exact top-k that a search should find; above 0, at most 1.
         k: results for each query.
+
+    Raises:
+        UserError: If the recall target is out of range, or there are no queries.
     """
     if not 0 < recall_target <= 1:
         raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")
@@ -72,14 +80,15 @@ def tune(
         raise UserError("queries to tune the index: found none, expected at least one")
     k = min(k, index.num_items)
     if index.is_exact:
-        measure = Measurement(0, 1, 1.0, _speed(index, queries, k))
-        return Tuning(recall_target, k, len(queries), True, measure, (measure,))
-    sweep = _Sweep(index, embeddings, queries, recall_target, k)
+        exact = Measurement(breadth=0, refine=1, recall=1.0, queries_per_second=_speed(index, queries, k))
+        return Tuning(recall_target, k, num_queries=len(queries), reached=True, chosen=exact, curve=(exact,))
+    sweep = _Sweep(index, embeddings, queries=queries, recall_target=recall_target, k=k)
     fastest = 0.0
     for refine in index.refine_factors:
         speed = sweep.find(refine)
         if speed < fastest:
-            break  # more candidates no longer save breadth
+            # More candidates no longer save breadth.
+            break
         fastest = speed
     reaching = [m for m in sweep.measured.values() if sweep.reaches(m)]
     chosen = (
@@ -88,26 +97,26 @@ def tune(
         else max(sweep.measured.values(), key=lambda m: (m.recall, m.queries_per_second))
     )
     index.effort = Effort(chosen.breadth, chosen.refine, k)
-    curve = sorted(sweep.measured.values(), key=lambda m: (m.refine, m.breadth))
-    return Tuning(recall_target, k, len(queries), bool(reaching), chosen, tuple(curve))
+    curve = tuple(sorted(sweep.measured.values(), key=lambda m: (m.refine, m.breadth)))
+    return Tuning(recall_target, k, num_queries=len(queries), reached=bool(reaching), chosen=chosen, curve=curve)
 
 
 class _Sweep:
     """Measurements of one index, each effort once."""
 
     def __init__(
-        self, index: Index, embeddings: Float32Array, queries: Float32Array, recall_target: float, k: int
+        self, index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float, k: int
     ) -> None:
         self.index, self.queries, self.recall_target, self.k = index, queries, recall_target, k
-        exact, _ = exact_search(embeddings, np.ascontiguousarray(queries, np.float32), k)
-        # An item with the score of the k-th counts as found: which of several equal ones is shown does not matter.
-        # Scores computed in another order of additions differ in their last bits.
+        exact, _ = exact_search(embeddings, np.ascontiguousarray(queries, np.float32), k=k)
+        # An item with the score of the k-th counts as found, because any of several equal items is as good. The margin
+        # is there because scores differ in their last bits if additions are made in another order.
         self.threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
         self.measured: dict[tuple[int, int], Measurement] = {}
         self.errors: dict[tuple[int, int], float] = {}
 
     def find(self, refine: int) -> float:
-        """Sweep the breadth at one refine factor; queries a second at the target, 0 if it is out of reach."""
+        """Sweep the breadth at one refine factor. Return the queries a second at the target, or 0 if out of reach."""
         failed, breadth = 0, self.index.least_breadth(self.k)
         previous: Measurement | None = None
         while True:
@@ -129,7 +138,7 @@ class _Sweep:
         return self.measured[breadth, refine].queries_per_second
 
     def measure(self, breadth: int, refine: int) -> Measurement:
-        """Recall and speed at one effort."""
+        """Return recall and speed at one effort."""
         if (breadth, refine) not in self.measured:
             self.index.effort = Effort(breadth, refine, self.k)
             start = time.perf_counter()
@@ -143,7 +152,7 @@ class _Sweep:
         return self.measured[breadth, refine]
 
     def reaches(self, measure: Measurement) -> bool:
-        """Whether the recall is above the target by a standard error; a perfect recall always is."""
+        """Return true if the recall exceeds the target by a standard error, or is 1."""
         margin = self.errors[measure.breadth, measure.refine]
         return measure.recall == 1 or measure.recall - margin >= self.recall_target
 

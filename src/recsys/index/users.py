@@ -16,29 +16,30 @@ from recsys.index.topk import Mask, Rows
 def search_users(
     index: Index | ExtendedIndex,
     users: Float32Array,
+    *,
     k: int,
     allow: Mask | AllowedRows | None = None,
     exclude: Ragged | None = None,
 ) -> tuple[Float32Array, Rows]:
-    """The k items of each user.
+    """Return the k best items of each user.
 
     Args:
-        index: of the items.
-        users: float32 [B, D], or [B, M, D] where a user has up to M embeddings (absent ones are zeros).
+        index: index of the items.
+        users: float32 [B, D], or [B, M, D] if a user has up to M embeddings; absent embeddings are zeros.
         k: results for each user.
-        allow: the rows that may be returned; None: all.
-        exclude: row b holds the rows that user b may not get.
+        allow: rows that may be returned; None for all.
+        exclude: B lists of rows; user b gets none of list b.
 
     Returns:
-        scores float32 [B, k] and rows int64 [B, k]. Of one embedding best first, as `Index.search`; of several in the
-        order of `take_turns`, each score from the embedding that brought the item.
+        Scores float32 [B, k] and rows int64 [B, k]. With one embedding a user, best first, as in `Index.search`. With
+        several, in the order of `take_turns`; each score comes from the embedding that found the item.
     """
     if users.ndim == 2:
-        return index.search(users, k, allow, exclude)
+        return index.search(users, k, allow=allow, exclude=exclude)
     there = present_embeddings(users)
     owner = np.nonzero(there)[0]
     scores = np.full((*there.shape, k), -np.inf, np.float32)
     rows = np.full((*there.shape, k), -1, np.int64)
     excluded = None if exclude is None else exclude.take(owner)
-    scores[there], rows[there] = index.search(users[there], k, allow, excluded)
-    return take_turns(scores, rows, k)
+    scores[there], rows[there] = index.search(users[there], k, allow=allow, exclude=excluded)
+    return take_turns(scores, rows, k=k)

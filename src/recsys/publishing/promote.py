@@ -90,7 +90,7 @@ def promote(
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
     # A search for most of a small corpus would find everything with any index.
     k = min(TOP_K, max(1, len(embeddings) // 10))
-    tuning = tune(index, embeddings, halves[0], recall_target, k)
+    tuning = tune(index, embeddings, queries=halves[0], recall_target=recall_target, k=k)
     if not tuning.reached:
         raise UserError(
             f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "

@@ -84,7 +84,7 @@ class ReleaseRecommender:
         columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
         exclude = self._retriever.index_rows(seen) if exclude_seen else None
         users = self._retriever.tower(histories.with_requests(columns))
-        return search_users(self._retriever.index, users, k, exclude=exclude)
+        return search_users(self._retriever.index, users, k=k, exclude=exclude)
 
     def histories(self, requests: Requests) -> Histories:
         """What the exported tower reads of the requests."""

@@ -81,7 +81,7 @@ def index_recall(index: Index, embeddings: Float32Array, *, queries: Float32Arra
     hits = 0
     for begin in range(0, len(queries), _QUERIES_AT_A_TIME):
         some = np.ascontiguousarray(queries[begin : begin + _QUERIES_AT_A_TIME])
-        last = embeddings[exact_search(embeddings, some, k)[1][:, -1]]
+        last = embeddings[exact_search(embeddings, some, k=k)[1][:, -1]]
         _, rows = index.search(some, k)
         scores = np.einsum("qd,qkd->qk", some, embeddings[np.maximum(rows, 0)])
         # Sums of products in another order differ by rounding.

@@ -26,7 +26,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
-from recsys.index import Index, search_users
+from recsys.index import Index, save_index, search_users
 from recsys.models.blend import Model
 from recsys.publishing.onnx_export import batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
@@ -88,7 +88,7 @@ def pack(
     pq.write_table(_items(run), folder / ITEMS)
 
     pair = pair_of(describe_files(folder))
-    names = [name for name in index.save(folder) if name != INDEX_PAIR]
+    names = [name for name in save_index(index, folder) if name != INDEX_PAIR]
     save_index_pair(folder, pair, {name: describe_file(folder / name) for name in names})
     specs = input_specs(run.model, dataset.schema)
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
@@ -224,7 +224,7 @@ def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: 
     batch = run.builder.requests(Requests(user_idx[few], end[few]))
     inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
     users = tower.run(inputs)
-    best, _ = search_users(index, users, 1)
+    best, _ = search_users(index, users, k=1)
     stored: dict[str, npt.NDArray[Any]] = {f"input:{name}": value for name, value in inputs.items()}
     stored |= {"embeddings": users, "best_scores": best[:, 0]}
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)

@@ -113,7 +113,7 @@ def test_what_serving_answers_is_every_embeddings_best_in_turns(several: Several
         scores = user[user.any(axis=1)] @ items.T
         scores[:, [ids.index(event["item_id"]) for event in query.history]] = -np.inf
         order = np.argsort(-scores, axis=1, kind="stable")[None, :, :9]
-        expected_scores, rows = take_turns(np.take_along_axis(scores[None], order, 2), order, 9)
+        expected_scores, rows = take_turns(np.take_along_axis(scores[None], order, 2), order, k=9)
         assert answer.item_ids == [ids[row] for row in rows[0]]
         np.testing.assert_allclose(answer.scores, expected_scores[0], atol=1e-5)
     excluding = Query(queries[3].history, exclude=retriever.retrieve([queries[3]], k=9)[0].item_ids[:2])

@@ -33,9 +33,9 @@ def test_merged_shards_equal_the_whole(shape: tuple[int, ...], k: int) -> None:
     answers = []
     for number in range(3):
         mask = Shard(number, 3).rows(31)
-        answers.append(SearchResponse("v", found(*search_users(index, part.embeddings, k, mask))))
+        answers.append(SearchResponse("v", found(*search_users(index, part.embeddings, k=k, allow=mask))))
     merged = merge(request, answers)
-    expected = found(*search_users(index, users, k))
+    expected = found(*search_users(index, users, k=k))
     assert [result.item_ids for result in merged.results] == [result.item_ids for result in expected]
     for result, wanted in zip(merged.results, expected, strict=True):
         np.testing.assert_array_equal(result.scores, wanted.scores)

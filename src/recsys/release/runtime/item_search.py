@@ -82,7 +82,7 @@ class ItemSearch:
         """
         allow = self.item_filter(filter or {})
         excluded = None if exclude is None else self.rows_of_items(exclude)
-        return self.hits(*search_users(self.index, embeddings, k, allow, excluded))
+        return self.hits(*search_users(self.index, embeddings, k=k, allow=allow, exclude=excluded))
 
     def hits(self, scores: Float32Array, rows: npt.NDArray[np.int64], more: Sequence[ItemId] = ()) -> list[Hits]:
         """Ids instead of rows.
@@ -127,7 +127,7 @@ class ItemSearch:
             UserError: it does not.
         """
         check = stored_check(self.folder)
-        scores, _ = search_users(self.index, check["embeddings"], 1)
+        scores, _ = search_users(self.index, check["embeddings"], k=1)
         # An approximate search may go another way on another processor, but not for most questions.
         if np.isclose(scores[:, 0], check["best_scores"], atol=TOLERANCE, rtol=TOLERANCE).mean() < 0.75:
             raise UserError(

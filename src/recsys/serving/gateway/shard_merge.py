@@ -76,7 +76,7 @@ def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], k
         for m, part in enumerate(mine):
             rows[0, m, : len(part.item_ids)] = [number_of[item_id] for item_id in part.item_ids]
             scores[0, m, : len(part.item_ids)] = part.scores
-        turn_scores, turn_rows = take_turns(scores, rows, k)
+        turn_scores, turn_rows = take_turns(scores, rows, k=k)
         found = turn_rows[0] >= 0
         merged.append(SearchResult([ids[row] for row in turn_rows[0, found].tolist()], turn_scores[0, found]))
     return merged

@@ -181,14 +181,14 @@ class ChangedItems:
             query = embeddings[0] if embeddings.ndim == 2 else embeddings[0, 0]
             self._monitor.put(Sample(self.version, self.base.index, self.base.embeddings, query, k, allow, of_first))
         if not view.ids:
-            return self.base.hits(*search_users(self.base.index, embeddings, k, allow, excluded))
+            return self.base.hits(*search_users(self.base.index, embeddings, k=k, allow=allow, exclude=excluded))
         beside = view.beside(filter or {})
-        index = ExtendedIndex(self.base.index, view.embeddings, None if beside is None else beside.rows)
+        index = ExtendedIndex(self.base.index, view.embeddings, allowed=None if beside is None else beside.rows)
         if exclude is not None and excluded is not None:
             num_items = self.base.index.num_items
             more = [[num_items + view.row_of[item] for item in row if item in view.row_of] for row in exclude]
             excluded = _joined(excluded, more)
-        return self.base.hits(*search_users(index, embeddings, k, allow, excluded), view.ids)
+        return self.base.hits(*search_users(index, embeddings, k=k, allow=allow, exclude=excluded), view.ids)
 
     def check(self) -> None:
         """As `ItemSearch.check`: of the index as it was built."""

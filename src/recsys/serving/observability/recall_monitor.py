@@ -129,10 +129,10 @@ def recall_of(sample: Sample) -> float:
     exclude = Ragged(sample.exclude, np.array([0, len(sample.exclude)]))
     rows = None if sample.allow is None else sample.allow.rows
     query = np.ascontiguousarray(sample.query[None], np.float32)
-    (exact,), _ = exact_search(sample.embeddings, query, sample.k, rows, exclude)
+    (exact,), _ = exact_search(sample.embeddings, query, k=sample.k, rows=rows, exclude=exclude)
     exact = exact[exact > -np.inf]
     if not len(exact):
         return 1.0
     threshold = exact[-1] - 1e-6 * max(abs(exact[0]), abs(exact[-1]))
-    (scores,), _ = sample.searched.search(query, sample.k, sample.allow, exclude)
+    (scores,), _ = sample.searched.search(query, sample.k, allow=sample.allow, exclude=exclude)
     return min(1.0, float((scores >= threshold).sum()) / len(exact))

@@ -1,0 +1,164 @@
+"""Saves an index of any class and opens it again.
+
+`item_index.json` describes the index: its class, the arguments of the constructor, the search effort, and the size and
+digest of each file that the index itself wrote (`item_index.*`, such as `item_index.faiss`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from recsys.core.errors import UserError, nearest
+from recsys.core.io import atomic_write
+from recsys.core.types import Float32Array
+from recsys.index.ann_index import Effort, Index
+from recsys.index.auto import Auto
+from recsys.index.backends import HNSW, FaissFlat
+from recsys.index.exact import Exact
+from recsys.index.files import StoredFile
+from recsys.index.inverted_file import IVFSQ8, IVFFlat, IVFPQFastScan
+
+FORMAT = 1
+DESCRIPTION = "item_index.json"
+# A description names these classes without a module, and all others by their import path.
+CLASSES: dict[str, Callable[..., Index]] = {
+    "Exact": Exact,
+    "FaissFlat": FaissFlat,
+    "HNSW": HNSW,
+    "IVFFlat": IVFFlat,
+    "IVFSQ8": IVFSQ8,
+    "IVFPQFastScan": IVFPQFastScan,
+}
+METHODS = ("build", "search", "save", "load", "parameters", "least_breadth")
+
+
+def save_index(index: Index, folder: Path) -> list[str]:
+    """Write an index and its description, and return the names of the files.
+
+    Args:
+        index: index that has been built. If it is an `Auto`, the index that it chose is saved.
+        folder: folder that exists. The embeddings are saved by the caller.
+
+    Raises:
+        UserError: If `load_index` could not open the result: the class cannot be imported by its name, a constructor
+            argument does not fit into JSON, or a file is not called `item_index.*`.
+    """
+    if isinstance(index, Auto):
+        index = index.chosen
+    name, path = _class_name(type(index)), folder / DESCRIPTION
+    if "." in type(index).__qualname__ or backend_class(name, path) is not type(index):
+        raise UserError(f"index: class {name} cannot be imported by this name; define it at the top level of a module")
+    names = index.save(folder)
+    for file in names:
+        if not file.startswith("item_index.") or file == DESCRIPTION:
+            raise UserError(f"index: {name}.save wrote '{file}', expected names that begin with 'item_index.'")
+    content = {
+        "format": FORMAT,
+        "class": name,
+        "parameters": index.parameters(),
+        "num_items": index.num_items,
+        "dim": index.dim,
+        "effort": index.effort._asdict(),
+        "files": {file: StoredFile.describe(folder / file)._asdict() for file in names},
+    }
+    try:
+        text = json.dumps(content, indent=2)
+    except TypeError as error:
+        raise UserError(f"index: {name}.parameters() does not fit into JSON ({error})") from error
+    atomic_write(path, text + "\n")
+    return [DESCRIPTION, *names]
+
+
+def load_index(folder: Path, embeddings: Float32Array, *, verify: bool = True) -> Index:
+    """Open the index that `save_index` wrote.
+
+    Args:
+        folder: folder with `item_index.json` and the files that it lists.
+        embeddings: float32 [N, D], the array that the index was built from, best memory-mapped
+            (`np.load(path, mmap_mode="r")`).
+        verify: compare digests. A caller that has just verified the release need not read its files twice.
+
+    Raises:
+        UserError: If a file is missing or damaged, the class cannot be used (see `backend_class`), or the embeddings
+            do not belong to this index.
+    """
+    path = folder / DESCRIPTION
+    content = _read_description(path)
+    name = content.get("class")
+    make = backend_class(name, path)
+    try:
+        index = make(**content["parameters"])
+        shape = (int(content["num_items"]), int(content["dim"]))
+        effort = Effort(**{key: int(value) for key, value in content["effort"].items()})
+        files = {
+            str(file): StoredFile(int(entry["bytes"]), str(entry["sha256"])) for file, entry in content["files"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged description of a {name} index ({error})") from error
+    if effort.k < 1 or effort.breadth < 0 or effort.refine < 1:
+        raise UserError(f"{path}: damaged, found effort {effort._asdict()}")
+    if embeddings.shape != shape or embeddings.dtype != "float32":
+        found = f"{embeddings.dtype} {list(embeddings.shape)}"
+        raise UserError(f"{path}: the item embeddings are {found}, but the index holds float32 {list(shape)}")
+    for file, stored in files.items():
+        if Path(file).name != file:
+            raise UserError(f"{path}: damaged, found a file '{file}' outside its folder")
+        stored.check(folder / file, digest=verify)
+    index.load(folder, embeddings, names=tuple(files))
+    index.effort = effort
+    return index
+
+
+def backend_class(name: object, path: Path) -> Callable[..., Index]:
+    """Return the class that a description names.
+
+    This function alone decides which code a stored index may run. Classes of this package are always accepted. A class
+    of another package is accepted if it can be imported and has the methods of `recsys.index.Index`.
+
+    Args:
+        name: class name (`HNSW`) or import path (`my_package.backends.Tree`), as found in the description.
+        path: file of the description, for error messages.
+
+    Raises:
+        UserError: If the name is unknown, its package is not installed, or the class does not implement the protocol.
+    """
+    if isinstance(name, str) and name in CLASSES:
+        return CLASSES[name]
+    if not isinstance(name, str) or "." not in name:
+        raise UserError(f"{path}: unknown class {name!r} of index{nearest(str(name), CLASSES)}")
+    module, _, attribute = name.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path}: the index is a {name}, but package '{error.name}' is not installed; "
+            "expected it to be importable wherever this index is opened"
+        ) from error
+    except ImportError as error:
+        raise UserError(f"{path}: the index is a {name}, but '{module}' cannot be imported ({error})") from error
+    if not isinstance(kind, type):
+        raise UserError(f"{path}: unknown class '{name}' of index; '{module}' has no such class")
+    if lacking := [method for method in METHODS if not callable(getattr(kind, method, None))]:
+        raise UserError(f"{path}: class {name} does not implement recsys.index.Index; it lacks {', '.join(lacking)}")
+    return kind
+
+
+def _class_name(kind: type) -> str:
+    if kind in CLASSES.values():
+        return kind.__name__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a description of an index ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise UserError(f"{path}: format {found}, expected {FORMAT}; build the index again")
+    return content
