@@ -25,8 +25,9 @@ from torch import Tensor
 from recsys.core.schema import TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 from recsys.data.sources import ParquetFolder
 from recsys.experiments.compose import CONF
 from recsys.experiments.train import train
@@ -38,7 +39,11 @@ from recsys.training.frequency import (
     target_probabilities,
 )
 
-SPLITS: dict[str, Callable[[], Split]] = {"temporal": Temporal, "leave_last_out": LeaveLastOut, "given": Given}
+SPLITS: dict[str, Callable[[], Split]] = {
+    "temporal": TemporalSplit,
+    "leave_last_out": LeaveLastOutSplit,
+    "given": GivenSplit,
+}
 SHOWN = ("test/recall@10", "test/recall@100", "test/tail/recall@100", "test/coverage@10")
 
 
@@ -68,7 +73,8 @@ def zipf(num_items: int, num_steps: int, num_targets: int) -> Stream:
 
 
 def epochs(root: Path, split: str, time: TimeResolution, cache: Path, num_epochs: int, batch_size: int) -> Stream:
-    dataset = prepare(ParquetFolder(str(root)), SPLITS[split](), DataSettings(time_resolution=time), cache)
+    settings = DataSettings(time_resolution=time)
+    dataset = prepare(ParquetFolder(str(root)), SPLITS[split](), settings=settings, cache=cache)
     loader = TrainingLoader(BatchBuilder(dataset, 50), batch_size, seed=0)
     steps = (batch.target_idx for _ in range(num_epochs) for batch in loader)
     return Stream(steps, target_probabilities(dataset, predict_first=True))

@@ -14,8 +14,9 @@ from pathlib import Path
 import duckdb
 
 from recsys.data.preparation.engines import DuckDB
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import Temporal
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import TemporalSplit
 from recsys.data.simulation.synthetic import Synthetic
 from recsys.data.sources import ParquetFolder
 
@@ -49,7 +50,9 @@ def main() -> None:
         columns = {name: name for name in ("user_id", "item_id", "timestamp", "split")}
         settings = DataSettings(columns=columns, features=features)
         begin = time.perf_counter()
-        prepare(ParquetFolder(str(world)), Temporal(0.8, 0.1), settings, cache, DuckDB(memory="3GB", threads=None))
+        prepare(
+            ParquetFolder(str(world)), TemporalSplit(0.8, 0.1), settings=settings, cache=cache, engine=DuckDB("3GB")
+        )
         seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -19,8 +19,9 @@ from recsys.baselines.popularity import Popularity
 from recsys.baselines.random_walk import RandomWalk
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import Temporal
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import TemporalSplit
 from recsys.data.sources import ParquetFolder
 from recsys.evaluation.metrics import CUTOFFS, NAMES, RetrievalMetrics
 from recsys.evaluation.ranking import evaluate
@@ -39,7 +40,7 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     protocol: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(protocol)
     protocol.split("temporal", ROOT / "interactions.parquet", tmp_path)
-    dataset = prepare(ParquetFolder(str(ROOT)), Temporal(), DataSettings(), tmp_path / "cache")
+    dataset = prepare(ParquetFolder(str(ROOT)), TemporalSplit(), settings=DataSettings(), cache=tmp_path / "cache")
     item_ids, user_ids = dataset.item_ids.to_numpy(zero_copy_only=False), dataset.user_ids
     batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), 64))
     for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500)):

@@ -18,7 +18,7 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import PreparedDataset
 from recsys.data.exposures import Exposures
-from recsys.data.preparation.splits import Given, LeaveLastOut, Temporal
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, TemporalSplit
 
 # (user, item, time, engaged); users 3 and 4 never engage, items x and y are never engaged with.
 ROWS = [
@@ -79,9 +79,9 @@ def test_exposures_are_no_events(tmp_path: Path, kind: type) -> None:
 def test_cuts_are_those_of_the_events(tmp_path: Path) -> None:
     # Shown early and often: with these the cuts would be early too.
     rows = ROWS + [("2", "a", 1, False)] * 50
-    with_them = prepared(write_folder(tmp_path / "data", columns(rows)), Temporal(0.5, 0.25), engaged="engaged")
+    with_them = prepared(write_folder(tmp_path / "data", columns(rows)), TemporalSplit(0.5, 0.25), engaged="engaged")
     events = write_folder(tmp_path / "events", columns([row for row in rows if row[3]]))
-    assert histories(with_them) == histories(prepared(events, Temporal(0.5, 0.25)))
+    assert histories(with_them) == histories(prepared(events, TemporalSplit(0.5, 0.25)))
 
 
 def test_times_are_worth_what_those_of_events_are(tmp_path: Path) -> None:
@@ -106,17 +106,27 @@ def test_data_without_exposures_keeps_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "split", "settings", "message"),
     [
-        ({}, LeaveLastOut(), {"engaged": "engagd"}, r"data.engaged=engagd: .*no such column.*did you mean 'engaged'"),
-        ({}, LeaveLastOut(), {"engaged": "item_id"}, r"data.engaged=item_id: .*no such column"),
+        (
+            {},
+            LeaveLastOutSplit(),
+            {"engaged": "engagd"},
+            r"data.engaged=engagd: .*no such column.*did you mean 'engaged'",
+        ),
+        ({}, LeaveLastOutSplit(), {"engaged": "item_id"}, r"data.engaged=item_id: .*no such column"),
         (
             {"engaged": ["yes"] * 16},
-            LeaveLastOut(),
+            LeaveLastOutSplit(),
             {},
             r"data.engaged=engaged: .*holds string there",
         ),
-        ({"engaged": [None] + [True] * 15}, LeaveLastOut(), {}, r"column 'engaged' has 1 nulls, expected none"),
-        ({"split": ["train", "test"] * 8}, Given(), {"time": "none"}, r"data.engaged=engaged: exposures need times"),
-        ({"engaged": [False] * 16}, LeaveLastOut(), {}, "no events"),
+        ({"engaged": [None] + [True] * 15}, LeaveLastOutSplit(), {}, r"column 'engaged' has 1 nulls, expected none"),
+        (
+            {"split": ["train", "test"] * 8},
+            GivenSplit(),
+            {"time_resolution": "none"},
+            r"data.engaged=engaged: exposures need times",
+        ),
+        ({"engaged": [False] * 16}, LeaveLastOutSplit(), {}, "no events"),
     ],
 )
 def test_what_cannot_tell_exposures_is_refused(

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import LeaveLastOut, Split
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import LeaveLastOutSplit, Split
 from recsys.data.sources import ParquetFolder
 
 Columns = Mapping[str, Any]
@@ -44,7 +45,8 @@ def prepared(
 ) -> PreparedDataset:
     """The folder, prepared in a cache beside it."""
     cache = cache or root.parent / "cache"
-    return prepare(ParquetFolder(str(root)), split or LeaveLastOut(), DataSettings(**settings), cache, engine)
+    source, split = ParquetFolder(str(root)), split or LeaveLastOutSplit()
+    return prepare(source, split, settings=DataSettings(**settings), cache=cache, engine=engine)
 
 
 def histories(dataset: PreparedDataset) -> dict[Any, tuple[list[Any], list[Any], list[Any]]]:

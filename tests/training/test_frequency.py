@@ -18,7 +18,7 @@ from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.batches.targets import Objective
-from recsys.data.preparation.splits import Given
+from recsys.data.preparation.splits import GivenSplit
 from recsys.experiments.assembly import open_data
 from recsys.training.frequency import (
     SMOOTHING,
@@ -105,7 +105,7 @@ def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFac
     table = {name: [*values, *values[-1:], *values[-1:]] for name, values in table.items()}
     table["split"][-2:] = ["val", "test"]
     root = write_folder(tmp_path_factory.mktemp("prior") / "data", table)
-    dataset = prepared(root, Given(), features={"interactions": {"action": {"role": "event"}}})
+    dataset = prepared(root, GivenSplit(), features={"interactions": {"action": {"role": "event"}}})
     objective = Objective(action_weights={"action": {"save": 2.0, "hide": 0.0}})
     # Item 10 counts 2 and 1 of 4; a half-life of a day makes that 1 and 1 of 3.
     expected = [

@@ -1,1 +1,1 @@
-"""Raw tables -> prepared data set -> batches."""
+"""Data: raw tables, prepared data sets and batches."""

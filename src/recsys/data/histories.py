@@ -1,4 +1,4 @@
-"""Every user's events and profile as outside values, in the order of the prepared data set. Imports no torch."""
+"""Events and profiles of users with outside values, in the order of the prepared data set. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import pyarrow.compute as pc
 from recsys.core.columns import ragged_positions
 from recsys.data.preparation.array_writers import times_of
 from recsys.data.preparation.engines import Session
-from recsys.data.preparation.feature_plans import Plan
-from recsys.data.preparation.job import Build
-from recsys.data.preparation.pipeline import open_events, read_listed
+from recsys.data.preparation.feature_plans import FeaturePlan
+from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.pipeline import open_events, read_entities
 
 
 class UserEvents(NamedTuple):
-    """The last events of a user, oldest first.
+    """Last events of a user, oldest first.
 
     Attributes:
         user_id: outside id.
-        item_ids: outside ids, one for each event.
-        times: as the prepared data set has them.
-        features: values by name, those that are missing left out, of each event.
+        item_ids: outside id of the item of each event.
+        times: time of each event, as in the prepared data set.
+        features: values of each event by name, without missing ones.
     """
 
     user_id: int | str
@@ -34,13 +34,13 @@ class UserEvents(NamedTuple):
     features: list[dict[str, Any]]
 
 
-def stream_events(job: Build, session: Session, max_events: int) -> Iterator[UserEvents]:
-    """The last `max_events` events of every user that has any, of all parts, ordered by user.
+def stream_events(job: PreparationJob, session: Session, *, max_events: int) -> Iterator[UserEvents]:
+    """Yield the last `max_events` events, of all parts, of every user with events, ordered by user.
 
     Raises:
-        UserError: nulls where an event needs a value.
+        UserError: If an id or a timestamp is null.
     """
-    plans = job.plans_of("interactions")
+    plans = job.features_of("interactions")
     events, _ = open_events(job, session)
     ordered = events.order_by("user_id", "part", "time", "shard", "row").select("user_id", "item_id", "time", *plans)
     for table in _whole_users(session, ordered):
@@ -56,16 +56,16 @@ def stream_events(job: Build, session: Session, max_events: int) -> Iterator[Use
             yield UserEvents(user_id, items[begin:end], times[begin:end], features[begin:end])
 
 
-def stream_profiles(job: Build, session: Session) -> Iterator[tuple[int | str, dict[str, Any]]]:
-    """Profile features of every user in the users table that has any, ordered by user.
+def stream_profiles(job: PreparationJob, session: Session) -> Iterator[tuple[int | str, dict[str, Any]]]:
+    """Yield the id and profile features of every user with any, ordered by user.
 
     Raises:
-        UserError: a null or repeated id.
+        UserError: If an id is null or has several rows.
     """
-    plans = job.plans_of("users")
+    plans = job.features_of("users")
     if not plans:
         return
-    ordered = read_listed(job, session, "users").order_by("user_id").select("user_id", *plans)
+    ordered = read_entities(job, session, "users").order_by("user_id").select("user_id", *plans)
     for batch in session.stream(ordered):
         table = pa.Table.from_batches([batch])
         for user_id, profile in zip(table["user_id"].to_pylist(), _named(table, plans), strict=True):
@@ -74,7 +74,7 @@ def stream_profiles(job: Build, session: Session) -> Iterator[tuple[int | str, d
 
 
 def _whole_users(session: Session, ordered: ir.Table) -> Iterator[pa.Table]:
-    """The rows in tables that end where a user's rows end."""
+    """Yield the rows in tables that never end between two rows of a user."""
     left: pa.Table | None = None
     for batch in session.stream(ordered):
         table = pa.Table.from_batches([batch])
@@ -89,8 +89,8 @@ def _whole_users(session: Session, ordered: ir.Table) -> Iterator[pa.Table]:
         yield left
 
 
-def _named(table: pa.Table, plans: Mapping[str, Plan]) -> list[dict[str, Any]]:
-    """The features of each row by their outside names."""
+def _named(table: pa.Table, plans: Mapping[str, FeaturePlan]) -> list[dict[str, Any]]:
+    """Return the features of each row by their outside names."""
     if not plans:
         return [{}] * len(table)
     columns = [_values(table[name], plan) for name, plan in plans.items()]
@@ -101,11 +101,11 @@ def _named(table: pa.Table, plans: Mapping[str, Plan]) -> list[dict[str, Any]]:
     ]
 
 
-def _values(column: pa.ChunkedArray, plan: Plan) -> list[Any]:
+def _values(column: pa.ChunkedArray, plan: FeaturePlan) -> list[Any]:
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     if plan.divisor == 1:
         values: list[Any] = column.to_pylist()
         return values
-    # Times count in seconds, as they do in training.
+    # Times become seconds, as in training.
     return [None if value is None else value / plan.divisor for value in column.to_pylist()]

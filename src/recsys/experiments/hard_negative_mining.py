@@ -19,7 +19,7 @@ from torch import Tensor
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
-from recsys.data.sources.files import build_folder, digest, fingerprint
+from recsys.data.sources.files import build_once, digest, fingerprint
 from recsys.experiments.assembly import Miner
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.index import Auto, IVFFlat
@@ -84,7 +84,7 @@ def _cached_neighbors(cache: Path, dataset: PreparedDataset, corpus: Tensor, pat
         log.info("mining %d neighbours of each item in %s", num_neighbors, path)
         np.save(aside / "neighbors.npy", nearest_items(load_run(path), dataset, corpus, num_neighbors).numpy())
 
-    build_folder(folder, build)
+    build_once(folder, build)
     return torch.from_numpy(np.array(load_array(folder / "neighbors.npy")))
 
 

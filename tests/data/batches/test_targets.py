@@ -16,7 +16,7 @@ from recsys.data.batches.batch import Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.targets import DAY, Objective
 from recsys.data.dataset import PreparedDataset
-from recsys.data.preparation.splits import Given
+from recsys.data.preparation.splits import GivenSplit
 
 
 def whole(dataset: PreparedDataset) -> Windows:
@@ -82,7 +82,7 @@ DECLARED = {"interactions": {name: {"role": "event"} for name in ("action", "bou
 @pytest.fixture(scope="module")
 def actions(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     root = write_folder(tmp_path_factory.mktemp("actions") / "data", ACTIONS)
-    return prepared(root, Given(), features=DECLARED)
+    return prepared(root, GivenSplit(), features=DECLARED)
 
 
 @pytest.mark.parametrize(

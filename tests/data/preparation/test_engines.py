@@ -13,7 +13,7 @@ import pytest
 from folders import SMALL, prepared, write_folder
 
 from recsys.data.preparation.engines import Spark
-from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 
 pytestmark = [
     pytest.mark.spark,
@@ -88,11 +88,11 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
         (
             str,
             pa.date32(),
-            LeaveLastOut(),
-            {"min_user_events": 4, "min_item_events": 5, "time": "day", "engaged": "engaged"},
+            LeaveLastOutSplit(),
+            {"min_user_events": 4, "min_item_events": 5, "time_resolution": "day", "engaged": "engaged"},
         ),
-        (int, pa.timestamp("ns"), Given(), {"time": "order"}),
-        (str, pa.timestamp("ms", "Asia/Tokyo"), Temporal(0.6, 0.2), {}),
+        (int, pa.timestamp("ns"), GivenSplit(), {"time_resolution": "order"}),
+        (str, pa.timestamp("ms", "Asia/Tokyo"), TemporalSplit(0.6, 0.2), {}),
     ],
 )
 def test_spark_writes_the_bytes_of_duckdb(

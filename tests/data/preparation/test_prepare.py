@@ -20,8 +20,9 @@ from folders import EVENTS, SMALL, events, histories, prepared, write_folder
 
 from recsys.core.columns import Dense, Ragged
 from recsys.data.dataset import PreparedDataset
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import Given, LeaveLastOut, Temporal
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, TemporalSplit
 from recsys.data.sources import ParquetFolder
 
 
@@ -56,7 +57,7 @@ def test_items_lie_in_four_runs(tmp_path: Path) -> None:
     rows = [(1, item, "train") for item in (7, 5, 5, 6)] + [(2, item, "val") for item in (5, 3, 4, 4)]
     rows += [(2, 1, "test"), (2, 9, "test"), (2, 0, "test")]
     root = write_folder(tmp_path / "data", given(rows), items={"item_id": [9, 8, 5, 2]})
-    dataset = prepared(root, Given())
+    dataset = prepared(root, GivenSplit())
     #                                 trained  val-seen  table only  test only
     assert dataset.item_ids.to_pylist() == [5, 6, 7, 4, 3, 2, 8, 9, 0, 1]
     meta = dataset.meta
@@ -209,7 +210,7 @@ def test_declared_kinds_and_times_as_numbers(tmp_path: Path) -> None:
     made = pa.array([0, 86_400], pa.int64()).cast(pa.timestamp("s"))
     items = {"item_id": [10, 13], "made": made, "year": [1, 3], "code": [[1, 2], [3, 4]]}
     features = {"items": {"made": {"kind": "numeric"}, "year": {"kind": "numeric"}, "code": {"kind": "vector"}}}
-    dataset = prepared(write_folder(tmp_path / "data", EVENTS, items=items), LeaveLastOut(), features=features)
+    dataset = prepared(write_folder(tmp_path / "data", EVENTS, items=items), LeaveLastOutSplit(), features=features)
     made_feature = dataset.schema.features[0]
     assert made_feature.kind == "numeric"
     assert (made_feature.mean, made_feature.std) == (0.0, 1.0)
@@ -261,7 +262,7 @@ def test_the_core_is_a_fixed_point(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_cuts_are_those_of_all_events_even_if_some_are_removed(tmp_path: Path) -> None:
     rows = [(1, 1, t) for t in range(5)] + [(2, 2, t) for t in (50, 60, 70, 80, 90, 100)] + [(1, 1, 75), (1, 1, 95)]
     rows += [(i, 3, 0) for i in range(10, 20)]
-    dataset = prepared(write_folder(tmp_path / "data", events(rows)), Temporal(0.8, 0.1), min_user_events=2)
+    dataset = prepared(write_folder(tmp_path / "data", events(rows)), TemporalSplit(0.8, 0.1), min_user_events=2)
     # 23 times: ten zeros, 0..4, 50, 60, 70, 75, 80, 90, 95, 100. Places 17.6 and 19.8: 70 + .6 * 5 and 80 + .8 * 10.
     assert histories(dataset) == {1: ([1] * 5, [1], [1]), 2: ([2] * 3, [2], [2] * 2)}
 
@@ -289,7 +290,13 @@ def test_a_remote_folder_gives_the_same_arrays(tmp_path: Path) -> None:
     local = prepared(write_folder(tmp_path / "data", [EVENTS, EVENTS], items=items))
     memory = fsspec.filesystem("memory")
     memory.put(str(tmp_path / "data"), "/bucket/data", recursive=True)
-    remote = prepare(ParquetFolder("memory://bucket/data"), LeaveLastOut(), DataSettings(), tmp_path / "cache", SMALL)
+    remote = prepare(
+        ParquetFolder("memory://bucket/data"),
+        LeaveLastOutSplit(),
+        settings=DataSettings(),
+        cache=tmp_path / "cache",
+        engine=SMALL,
+    )
     memory.rm("/bucket", recursive=True)
     assert histories(remote) == histories(local)
     assert ragged(remote, "items.tags") == ragged(local, "items.tags")
@@ -303,7 +310,7 @@ def test_the_fingerprint_follows_content_and_settings_not_place(tmp_path: Path) 
     assert (again.path / "meta.json").stat().st_mtime_ns == stamp
     others = [
         prepared(tmp_path / "a/data", cache=tmp_path / "cache", time_resolution="day"),
-        prepared(tmp_path / "a/data", Temporal(0.5, 0.2), cache=tmp_path / "cache"),
+        prepared(tmp_path / "a/data", TemporalSplit(0.5, 0.2), cache=tmp_path / "cache"),
         prepared(write_folder(tmp_path / "c", [EVENTS, EVENTS]), cache=tmp_path / "cache"),
     ]
     assert len({dataset.path for dataset in [one, *others]}) == 4
@@ -314,15 +321,16 @@ KILLED = """
 import os, signal, sys
 import recsys.data.preparation.pipeline as steps
 from pathlib import Path
-from recsys.data.preparation.prepare import DataSettings, prepare
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
 from recsys.data.sources import ParquetFolder
-from recsys.data.preparation.splits import LeaveLastOut
+from recsys.data.preparation.splits import LeaveLastOutSplit
 step = getattr(steps, sys.argv[3])
-def killed(*arguments):
-    step(*arguments)
+def killed(*arguments, **named):
+    step(*arguments, **named)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(steps, sys.argv[3], killed)
-prepare(ParquetFolder(sys.argv[1]), LeaveLastOut(), DataSettings(), Path(sys.argv[2]))
+prepare(ParquetFolder(sys.argv[1]), LeaveLastOutSplit(), settings=DataSettings(), cache=Path(sys.argv[2]))
 """
 
 
@@ -333,7 +341,7 @@ def test_what_a_killed_run_left_is_never_used(tmp_path: Path, step: str) -> None
     assert found.returncode == -signal.SIGKILL
     left = [path for path in os.listdir(tmp_path / "cache/prepared") if not path.endswith(".lock")]
     assert len(left) == 1
-    assert ".tmp-" in left[0]
+    assert left[0].endswith(".part")
     dataset = prepared(root)
     assert histories(dataset) == {1: ([10], [11], [12]), 2: ([10], [13], [14])}
     kept = [path for path in os.listdir(tmp_path / "cache/prepared") if not path.endswith(".lock")]
@@ -343,7 +351,9 @@ def test_what_a_killed_run_left_is_never_used(tmp_path: Path, step: str) -> None
 
 def _prepare(root: str, cache: str, barrier: Any, results: Any) -> None:
     barrier.wait()
-    dataset = prepare(ParquetFolder(root), LeaveLastOut(), DataSettings(), Path(cache), SMALL)
+    dataset = prepare(
+        ParquetFolder(root), LeaveLastOutSplit(), settings=DataSettings(), cache=Path(cache), engine=SMALL
+    )
     results.put((str(dataset.path), (dataset.path / "meta.json").stat().st_mtime_ns))
 
 

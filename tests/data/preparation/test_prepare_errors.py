@@ -11,8 +11,8 @@ from folders import EVENTS, events, prepared, write_folder
 
 from recsys.core.errors import UserError
 from recsys.data.preparation.engines import DuckDB
-from recsys.data.preparation.prepare import DataSettings
-from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 
 
 def fails(root: Path, message: str, split: Split | None = None, **settings: Any) -> None:
@@ -91,7 +91,11 @@ def test_a_missing_column(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_split(tmp_path: Path) -> None:
-    fails(write_folder(tmp_path / "data", EVENTS), "column 'split' is missing; valid: .*split=given needs it", Given())
+    fails(
+        write_folder(tmp_path / "data", EVENTS),
+        "column 'split' is missing; valid: .*split=given needs it",
+        GivenSplit(),
+    )
 
 
 def test_missing_ids_of_other_tables(tmp_path: Path) -> None:
@@ -181,17 +185,21 @@ def test_vectors_of_different_lengths(tmp_path: Path) -> None:
 def test_values_of_the_given_split(tmp_path: Path) -> None:
     parts = ["train", "training", None, "val", "test", "holdout"]
     root = write_folder(tmp_path / "data", EVENTS | {"split": parts})
-    fails(root, "column 'split' .*found .*'holdout', 'training'.*expected train, val or test", Given())
-    fails(root, "found .*null", Given())
-    fails(write_folder(tmp_path / "b", EVENTS | {"split": [1] * 6}), "column 'split' holds int64", Given())
+    fails(root, "column 'split' .*found .*'holdout', 'training'.*expected train, val or test", GivenSplit())
+    fails(root, "found .*null", GivenSplit())
+    fails(write_folder(tmp_path / "b", EVENTS | {"split": [1] * 6}), "column 'split' holds int64", GivenSplit())
 
 
 def test_parts_without_events(tmp_path: Path) -> None:
     short = events([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
     fails(write_folder(tmp_path / "a", short), r"LeaveLastOut\(\) leaves no validation events \(3 training, 0 val")
     same = events([(1, i, 7) for i in range(9)])
-    fails(write_folder(tmp_path / "b", same), r"Temporal\(.*\) leaves no training events", Temporal())
-    fails(write_folder(tmp_path / "c", EVENTS | {"split": ["train"] * 6}), r"Given\(\) leaves no test events", Given())
+    fails(write_folder(tmp_path / "b", same), r"TemporalSplit\(.*\) leaves no training events", TemporalSplit())
+    fails(
+        write_folder(tmp_path / "c", EVENTS | {"split": ["train"] * 6}),
+        r"GivenSplit\(\) leaves no test events",
+        GivenSplit(),
+    )
 
 
 def test_a_core_without_events(tmp_path: Path) -> None:
@@ -245,4 +253,4 @@ def test_settings_that_do_not_exist(tmp_path: Path) -> None:
 def test_settings_of_the_engine(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", EVENTS)
     with pytest.raises(UserError, match=r"data\.engine: "):
-        prepared(root, LeaveLastOut(), DuckDB(memory="plenty"))
+        prepared(root, LeaveLastOutSplit(), DuckDB(memory="plenty"))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 
 from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
-from recsys.data.preparation.splits import Given, LeaveLastOut, Split, Temporal, ranked_pair
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 
 REAL = Path(os.environ.get("RECSYS_DATA", "/nowhere"))
 Parts = dict[Any, tuple[list[Any], list[Any], list[Any]]]
@@ -34,7 +33,7 @@ def reference(rows: list[tuple[Any, Any, int, str | None]], split: Split) -> Par
     for row in rows:
         by_user[row[0]].append(row)
     cuts = [math.inf, math.inf]
-    if isinstance(split, Temporal):
+    if isinstance(split, TemporalSplit):
         shares = [split.train, split.train + split.val]
         cuts = list(pd.Series([row[2] for row in rows]).quantile(shares))
     has_val = any(row[3] == "val" for row in rows)
@@ -42,10 +41,10 @@ def reference(rows: list[tuple[Any, Any, int, str | None]], split: Split) -> Par
     for user, mine in by_user.items():
         mine.sort(key=lambda row: row[2])
         train, val, test = [], [], []
-        if isinstance(split, Temporal):
+        if isinstance(split, TemporalSplit):
             for row in mine:
                 (train if row[2] < cuts[0] else val if row[2] < cuts[1] else test).append(row[1])
-        elif isinstance(split, LeaveLastOut):
+        elif isinstance(split, LeaveLastOutSplit):
             items = [row[1] for row in mine]
             train, val, test = (items[:-2], items[-2:-1], items[-1:]) if len(items) >= 3 else (items, [], [])
         else:
@@ -63,9 +62,11 @@ def sizes(parts: Parts) -> list[int]:
 
 row_of = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(-3, 12), st.sampled_from(["train", "val", "test"]))
 split_of = st.one_of(
-    st.just(LeaveLastOut()),
-    st.just(Given()),
-    st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.7, 0.8]), st.sampled_from([0.1, 0.15])).map(lambda s: Temporal(*s)),
+    st.just(LeaveLastOutSplit()),
+    st.just(GivenSplit()),
+    st.tuples(st.sampled_from([0.1, 0.25, 0.5, 0.7, 0.8]), st.sampled_from([0.1, 0.15])).map(
+        lambda s: TemporalSplit(*s)
+    ),
 )
 
 
@@ -99,44 +100,16 @@ def test_cuts_of_times_and_dates(tmp_path: Path, kind: pa.DataType) -> None:
     micros = pa.array([day * 86_400_000_000 for day in days]).cast(pa.timestamp("us"))
     times = micros.cast(kind) if pa.types.is_date(kind) else micros.cast(pa.timestamp(kind.unit)).cast(kind)
     root = write_folder(tmp_path / "data", {"user_id": [1] * 10, "item_id": list(range(10)), "timestamp": times})
-    dataset = prepared(root, Temporal(0.5, 0.3))
+    dataset = prepared(root, TemporalSplit(0.5, 0.3))
     # Quantiles .5 and .8 of ten values lie at places 4.5 and 7.2: days 5.5 and 9.
     assert histories(dataset) == {1: ([0, 1, 2, 3, 4], [5, 6], [7, 8, 9])}
     assert dataset.time.tolist() == [day * 86_400 for day in days]
 
 
-def values_of(size: int, kind: str, seed: int) -> npt.NDArray[np.int64]:
-    """Values as times are (nearly in order), all alike, with extremes at one end, and at random."""
-    random = np.random.default_rng(seed)
-    return {
-        "times": np.arange(size) * 7 + random.integers(0, 100, size),
-        "one": np.full(size, 5),
-        "few": random.integers(0, 3, size),
-        "extreme": np.sort(random.choice(np.array([-(2**62), 0, 2**62]), size)),
-        "random": random.integers(-(2**62), 2**62, size),
-        # Every value that a sample of one in k reads is far from all others.
-        "striped": np.where(np.arange(size) % max(size // 10_000, 1) == 0, 2**62, random.integers(0, 1000, size)),
-    }[kind]
-
-
-@given(
-    st.sampled_from([1, 2, 3, 50, 9_999, 10_001, 150_000]),
-    st.sampled_from(["times", "one", "few", "extreme", "random", "striped"]),
-    st.floats(0, 1),
-    st.integers(0, 100),
-)
-@settings(max_examples=150, deadline=None)
-def test_ranked_pair_is_what_sorting_finds(size: int, kind: str, share: float, seed: int) -> None:
-    values = values_of(size, kind, seed)
-    ordered = np.sort(values)
-    for rank in {0, min(int(share * size), size - 1), size - 1}:
-        assert [*ranked_pair(values, rank)] == [ordered[rank], ordered[min(rank + 1, size - 1)]]
-
-
 def test_an_event_at_a_cut_is_later(tmp_path: Path) -> None:
     # Eleven events at 0..10: the cuts are 8 and 9 themselves.
     root = write_folder(tmp_path / "data", events([(1, i, i) for i in range(11)]))
-    assert histories(prepared(root, Temporal(0.8, 0.1))) == {1: (list(range(8)), [8], [9, 10])}
+    assert histories(prepared(root, TemporalSplit(0.8, 0.1))) == {1: (list(range(8)), [8], [9, 10])}
 
 
 def test_events_of_equal_time_keep_the_order_of_shards_and_rows(tmp_path: Path) -> None:
@@ -152,7 +125,7 @@ def test_given_holds_out_the_last_training_event_where_no_row_says_val(tmp_path:
         "split": ["train", "train", "test", "train", "test"],
     }
     root = write_folder(tmp_path / "data", rows)
-    dataset = prepared(root, Given())
+    dataset = prepared(root, GivenSplit())
     assert histories(dataset) == {1: ([3], [4], [5]), 2: ([3], [], [4])}
     assert dataset.meta.time_resolution is TimeResolution.NONE
     assert dataset.time.tolist() == [0] * 5
@@ -161,15 +134,15 @@ def test_given_holds_out_the_last_training_event_where_no_row_says_val(tmp_path:
 @pytest.mark.parametrize("shares", [(0.0, 0.1), (0.9, 0.1), (1.2, 0.1), (0.5, -0.1)])
 def test_shares_that_leave_a_part_empty_are_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"split.train=.*split.val="):
-        Temporal(*shares)
+        TemporalSplit(*shares)
 
 
 REAL_CASES = [
-    ("movielens-100k", "temporal", Temporal()),
-    ("movielens-100k", "loo", LeaveLastOut()),
-    ("pinterest", "given", Given()),
-    ("amazon-beauty", "loo", LeaveLastOut()),
-    ("movielens-1m-positives", "temporal", Temporal()),
+    ("movielens-100k", "temporal", TemporalSplit()),
+    ("movielens-100k", "loo", LeaveLastOutSplit()),
+    ("pinterest", "given", GivenSplit()),
+    ("amazon-beauty", "loo", LeaveLastOutSplit()),
+    ("movielens-1m-positives", "temporal", TemporalSplit()),
 ]
 
 

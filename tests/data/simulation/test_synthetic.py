@@ -194,9 +194,9 @@ def test_interests_drift_unless_drift_is_zero() -> None:
     for drift, low, high in ((0.0, 0.0, 0.25), (1.5, 0.4, 1.0)):
         settings = dataclasses.replace(SMALL, drift=drift)
         world = World.build(settings)
-        boards = Boards.draw(world, np.zeros(200, np.int64), np.random.default_rng(0))
+        boards = Boards.draw(world, np.zeros(200, np.int64), rng=np.random.default_rng(0))
         calm = dataclasses.replace(world, heat=np.ones_like(world.heat))
-        interest = boards.interest(calm, np.repeat(np.arange(200), len(week)), np.tile(week, 200))
+        interest = boards.interest(calm, np.repeat(np.arange(200), len(week)), seconds=np.tile(week, 200))
         interest = interest.reshape(200, len(week), -1)
         np.testing.assert_allclose(interest.sum(2), 1)
         swing = (interest.max(1) - interest.min(1)).max(1).mean()
@@ -242,7 +242,7 @@ def test_expected_events_are_the_chain_by_hand(tiny: Path) -> None:
     probability, want = np.eye(boards.topic.shape[1])[state], np.zeros((TINY.num_topics, len(days)))
     for before, now in zip(seconds[4:6], seconds[5:7], strict=True):
         keep = stay(TINY, np.array([now - before]))[0]
-        interest = boards.interest(truth.world, np.array([0]), np.array([now]))[0]
+        interest = boards.interest(truth.world, np.array([0]), seconds=np.array([now]))[0]
         probability = keep * probability + (1 - keep) * interest
         day = int(truth.world.day_of(np.array([now]))[0])
         column = np.searchsorted(days, day)
@@ -283,7 +283,7 @@ def test_drawn_frequencies_match_the_probabilities(tiny: Path) -> None:
 
 def test_oracle_beats_popularity_and_item_knn(small: Path, tmp_path: Path) -> None:
     dataset = prepared(small, tmp_path)
-    oracle = best_reachable(small, dataset, "test")
+    oracle = best_reachable(small, dataset, part="test")
     assert list(oracle) == [f"recall@{k}" for k in (5, 10, 20, 50, 100)]
     assert sorted(oracle.values()) == list(oracle.values())
 
@@ -323,7 +323,7 @@ def test_oracle_equals_plain_arithmetic(small: Path, tmp_path: Path) -> None:
         relevant = set(dataset.item_idx[begin[user] : end[user]]) - seen
         if relevant:
             recalls.append(len(relevant & set(ranked[:20])) / len(relevant))
-    assert best_reachable(small, dataset, "val", cutoffs=(20,))["recall@20"] == pytest.approx(
+    assert best_reachable(small, dataset, part="val", cutoffs=(20,))["recall@20"] == pytest.approx(
         np.mean(recalls), abs=2e-3
     )
 
@@ -337,13 +337,13 @@ def test_oracle_does_not_see_what_was_drawn(small: Path, tmp_path: Path, monkeyp
         return np.zeros(len(cutoffs))
 
     monkeypatch.setattr(recsys.data.simulation.oracle, "_recalls", keep)
-    best_reachable(small, dataset, "test", max_users=200)
+    best_reachable(small, dataset, part="test", max_users=200)
     before = set(ranked)
     ranked.clear()
     begin, end = dataset.part_bounds("test")
     drawn, items = ragged_positions(begin, end - begin), dataset.item_idx.copy()
     items[drawn] = np.random.default_rng(0).permutation(items[drawn])
-    best_reachable(small, dataclasses.replace(dataset, item_idx=items), "test", max_users=200)
+    best_reachable(small, dataclasses.replace(dataset, item_idx=items), part="test", max_users=200)
     # A user whose items are all seen is left out; the others' scores are what they were, to the last bit.
     assert len(ranked) > 150
     assert sum(scores in before for scores in ranked) > 0.8 * len(ranked)
@@ -351,15 +351,15 @@ def test_oracle_does_not_see_what_was_drawn(small: Path, tmp_path: Path, monkeyp
 
 def test_oracle_samples_users_and_refuses_other_data(small: Path, tiny: Path, tmp_path: Path) -> None:
     dataset = prepared(small, tmp_path)
-    sample = best_reachable(small, dataset, "test", cutoffs=(10,), max_users=100)
-    assert sample == best_reachable(small, dataset, "test", cutoffs=(10,), max_users=100)
-    assert sample != best_reachable(small, dataset, "test", cutoffs=(10,), max_users=100, seed=1)
+    sample = best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100)
+    assert sample == best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100)
+    assert sample != best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100, seed=1)
     with pytest.raises(UserError, match="not those of .*tiny, expected whole numbers from 1 to 30"):
-        best_reachable(tiny, dataset, "test")
+        best_reachable(tiny, dataset, part="test")
     with pytest.raises(UserError, match=r"data\.time=day, expected seconds"):
-        best_reachable(small, prepared(small, tmp_path, time_resolution="day"), "test")
+        best_reachable(small, prepared(small, tmp_path, time_resolution="day"), part="test")
     with pytest.raises(UserError, match="not the truth of a simulated world"):
-        best_reachable(tmp_path, dataset, "test")
+        best_reachable(tmp_path, dataset, part="test")
 
 
 # The source
@@ -380,7 +380,7 @@ def test_source_reuses_what_is_there(tmp_path: Path) -> None:
 def test_killed_generator_leaves_nothing_that_is_reused(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import recsys.data.simulation.synthetic as s\n"
-        "s._write_shard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "s._write_shard = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         "s.Synthetic(num_users=50, num_items=100, num_events=500).tables(Path(sys.argv[1]))"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True)

@@ -19,15 +19,16 @@ from omegaconf import OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
-from recsys.data.preparation.prepare import DataSettings, prepare
-from recsys.data.preparation.splits import Given, LeaveLastOut, Split
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split
 from recsys.data.sources import HubDataset, MovieLens, Source, TextFolder
 
 CONF = Path(__file__).parents[3] / "conf"
 
 
 def prepared(source: Source, cache: Path, split: Split | None = None, **settings: Any) -> PreparedDataset:
-    return prepare(source, split or LeaveLastOut(), DataSettings(**settings), cache, SMALL)
+    return prepare(source, split or LeaveLastOutSplit(), settings=DataSettings(**settings), cache=cache, engine=SMALL)
 
 
 def write_text(root: Path, files: dict[str, str]) -> str:
@@ -100,9 +101,9 @@ def test_a_local_copy_of_a_hub_data_set(tmp_path: Path) -> None:
     write_table(tmp_path / "pins/data/train-00000-of-00001.parquet", rows)
     write_table(tmp_path / "pins/data/test-00000-of-00001.parquet", {**rows, "timestamp": [7, 8, 9, 9]})
     source = HubDataset(str(tmp_path / "pins"), interactions="train+test")
-    dataset = prepared(source, tmp_path / "cache", Given())
+    dataset = prepared(source, tmp_path / "cache", GivenSplit())
     assert histories(dataset) == {1: ([1], [2], [1, 2]), 2: ([1], [2], [1, 2])}
-    again = prepared(HubDataset(str(tmp_path / "pins"), interactions="train+test"), tmp_path / "cache", Given())
+    again = prepared(HubDataset(str(tmp_path / "pins"), interactions="train+test"), tmp_path / "cache", GivenSplit())
     assert again.path == dataset.path
 
 

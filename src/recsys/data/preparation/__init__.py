@@ -1,1 +1,1 @@
-"""From raw tables to a prepared data set: flat, memory-mapped columns."""
+"""Turn the raw tables of a source into a prepared data set."""

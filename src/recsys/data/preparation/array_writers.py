@@ -1,4 +1,4 @@
-"""The arrays of the prepared data set, from results that stream by in their final order."""
+"""Writers of the arrays of a prepared data set, from results that stream by in their final order."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys.core.schema import MISSING, Feature, TimeResolution
-from recsys.data.dataset import KEPT
+from recsys.core.types import Int64Array
 from recsys.data.exposures import FOLDER as EXPOSURES
 from recsys.data.preparation.column_writers import ColumnWriter, open_array, open_writer
 from recsys.data.preparation.engines import Session, first_row
 from recsys.data.preparation.feature_drafts import Draft
-from recsys.data.preparation.job import Build
+from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.vocabulary import Entities
 
 _DAY = 86_400
 
 
 def write_counts(users: Entities, items: Entities, folder: Path) -> None:
-    """Where each user's parts begin and end, and how often each item was seen."""
+    """Write the bounds of each user's parts, and the number of training and validation events of each item."""
     offsets = np.zeros(len(users) + 1, np.int64)
     np.cumsum(users.train + users.val + users.test, out=offsets[1:])
     np.save(folder / "users/offsets.npy", offsets)
@@ -34,10 +34,10 @@ def write_counts(users: Entities, items: Entities, folder: Path) -> None:
 
 
 def write_entities(
-    session: Session, ordered: ir.Table, drafts: Mapping[str, Draft], entities: Entities, folder: Path
+    session: Session, ordered: ir.Table, *, drafts: Mapping[str, Draft], entities: Entities, folder: Path
 ) -> list[Feature]:
-    """Columns of users or items, one row for each dense index; those before the first are missing."""
-    writers = _open(drafts, folder, entities.first + len(entities))
+    """Write the columns of users or items, one row for each dense index. Rows before the first index are missing."""
+    writers = _open(drafts, folder, num_rows=entities.first + len(entities))
     for name, field in zip(ordered.columns, ordered.schema().to_pyarrow(), strict=True):
         writers[name].add(pa.nulls(entities.first, field.type))
     for batch in session.stream(ordered):
@@ -47,19 +47,15 @@ def write_entities(
     return [writer.close(trained) for writer in writers.values()]
 
 
-def _open(
-    drafts: Mapping[str, Draft], folder: Path, num_rows: int, kept: Path | None = None
-) -> dict[str, ColumnWriter]:
-    writers = {}
-    for name, (feature, vocabulary, divisor) in drafts.items():
-        stem = f"feature.{feature.name}"
-        kept_stem = None if kept is None else kept / stem
-        writers[name] = open_writer(feature, vocabulary, folder / stem, num_rows, divisor, kept_stem)
-    return writers
+def _open(drafts: Mapping[str, Draft], folder: Path, *, num_rows: int) -> dict[str, ColumnWriter]:
+    return {
+        name: open_writer(draft, folder / f"feature.{draft.feature.name}", num_rows=num_rows)
+        for name, draft in drafts.items()
+    }
 
 
 def write_has_features(features: Sequence[Feature], num_items: int, folder: Path) -> None:
-    """Which items have a value in any of their features."""
+    """Write which items have a value in at least one of their features."""
     has = np.zeros(num_items + 1, bool)
     for feature in features:
         if feature.owner != "items":
@@ -72,44 +68,45 @@ def write_has_features(features: Sequence[Feature], num_items: int, folder: Path
         if values.dtype.kind == "i":
             has |= values != MISSING
         else:
-            # A vector is missing as a whole.
+            # All entries of a missing vector are nan, so its first one decides.
             has |= ~np.isnan(values if values.ndim == 1 else values[:, 0])
     np.save(folder / "items/has_features.npy", has)
 
 
 def write_events(
-    job: Build, session: Session, ordered: ir.Table, drafts: Mapping[str, Draft], users: Entities, folder: Path
+    job: PreparationJob,
+    session: Session,
+    *,
+    ordered: ir.Table,
+    drafts: Mapping[str, Draft],
+    users: Entities,
+    folder: Path,
 ) -> list[Feature]:
-    """Items, times and features of events, in their final order, and what a grown data set needs of them."""
+    """Write items, times and features of the events, which `ordered` gives in their final order."""
     num_events = int((users.train + users.val + users.test).sum())
-    item_idx = open_array(folder / "events/item_idx.npy", (num_events,), np.int32)
-    times = open_array(folder / "events/time.npy", (num_events,), np.int64)
-    kept = folder / KEPT if job.can_grow else None
-    writers = _open(drafts, folder / "events", num_events, kept)
-    read_times = None
-    if kept is not None and not job.keeps_times:
-        read_times = open_array(kept / "time.npy", (num_events,), np.int64)
+    item_idx = open_array(folder / "events/item_idx.npy", (num_events,), dtype=np.int32)
+    times = open_array(folder / "events/time.npy", (num_events,), dtype=np.int64)
+    writers = _open(drafts, folder / "events", num_rows=num_events)
     at = 0
     for batch in session.stream(ordered):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job, np.asarray(batch["time"]))
-        if read_times is not None:
-            read_times[at:end] = np.asarray(batch["time"])
         for name, writer in writers.items():
             writer.add(batch[name])
         at = end
     assert at == num_events, (at, num_events)
-    return [writer.close(trained_events(users)) for writer in writers.values()]
+    trained = _trained_events(users)
+    return [writer.close(trained) for writer in writers.values()]
 
 
-def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: int, folder: Path) -> None:
-    """Items and times of exposures, in their final order, and where each user's begin."""
+def write_exposures(job: PreparationJob, session: Session, *, ordered: ir.Table, num_users: int, folder: Path) -> None:
+    """Write items and times of the exposures, which `ordered` gives in their final order, and each user's bounds."""
     inner = folder / EXPOSURES
     inner.mkdir()
     num_rows = int(first_row(session, ordered.aggregate(n=ordered.count()))["n"])
-    item_idx = open_array(inner / "item_idx.npy", (num_rows,), np.int32)
-    times = open_array(inner / "time.npy", (num_rows,), np.int64)
+    item_idx = open_array(inner / "item_idx.npy", (num_rows,), dtype=np.int32)
+    times = open_array(inner / "time.npy", (num_rows,), dtype=np.int64)
     lengths = np.zeros(num_users, np.int64)
     at = 0
     for batch in session.stream(ordered):
@@ -122,18 +119,18 @@ def write_exposures(job: Build, session: Session, ordered: ir.Table, num_users: 
     np.save(inner / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def times_of(job: Build, raw: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """What the engine's integers (microseconds, or whatever whole numbers the files hold) are worth."""
+def times_of(job: PreparationJob, raw: Int64Array) -> Int64Array:
+    """Convert the engine's integers (microseconds, or the integers of the files) to the time resolution of the job."""
     if job.time_resolution is TimeResolution.NONE:
         return np.zeros_like(raw)
     if job.time_resolution is TimeResolution.ORDER:
         return raw
-    table = job.tables["interactions"]
+    table = job.interactions
     seconds = raw if pa.types.is_integer(table.types[table.names["timestamp"]]) else raw // 1_000_000
     return seconds // _DAY * _DAY if job.time_resolution is TimeResolution.DAY else seconds
 
 
-def trained_events(users: Entities) -> npt.NDArray[np.bool_]:
-    """Which events, in their final order, are training events."""
+def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:
+    """Mark the training events in the final order of the events."""
     lengths = np.stack([users.train, users.val + users.test], axis=1).ravel()
     return np.repeat(np.tile([True, False], len(users)), lengths)

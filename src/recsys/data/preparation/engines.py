@@ -1,7 +1,7 @@
-"""The engines that run the relational steps of preparation. The expressions (Ibis) are the same for all of them.
+"""Engines that run the relational steps of a preparation. The Ibis expressions are the same for all of them.
 
-An engine does what Ibis has no common word for: reading files with the place of each row, times as exact integers, and
-a result too large for memory as a stream in order.
+An engine provides what Ibis has no common expression for: reading files with the place of each row, times as exact
+integers, and results too large for memory as an ordered stream.
 """
 
 from __future__ import annotations
@@ -24,55 +24,55 @@ from recsys.core.errors import UserError
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-# Rows of a record batch: large enough for vectorised work, small enough for memory.
+# Rows of a record batch.
 BATCH_ROWS = 262_144
 Reading = Literal["as_is", "int64", "string", "date", "time", "nanoseconds"]
 
 
 class Read(NamedTuple):
-    """A column to read: its name in the files, and as what (`date`, `time`, `nanoseconds` become microseconds)."""
+    """Column to read: its name in the files and its conversion (`date`, `time`, `nanoseconds` give microseconds)."""
 
     column: str
     reading: Reading = "as_is"
 
 
 class Session(Protocol):
-    """An open engine."""
+    """Open engine."""
 
     def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
-        """The `columns` of Parquet files under new names, and the place of each row: `shard` int64, `row` int64."""
+        """Return columns of Parquet files by new names, and the place of each row: `shard` int64, `row` int64."""
 
     def keep(self, table: ir.Table) -> ir.Table:
-        """The table, computed once. It lives as long as the session."""
+        """Compute a table once and return the result, which lives as long as the session."""
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
-        """The rows in the table's order. Read the stream to its end before the next query."""
+        """Yield the rows in the order of the table. Read the stream to its end before the next query."""
 
 
 class Engine(Protocol):
-    """What prepares the data."""
+    """Runs the relational steps of a preparation."""
 
     def open(self, scratch: Path) -> AbstractContextManager[Session]:
-        """Start the engine; what it spills goes into the folder `scratch`."""
+        """Start the engine. It spills into the folder `scratch`."""
 
 
 def first_row(session: Session, table: ir.Table) -> dict[str, Any]:
-    """The only row of an aggregate."""
+    """Return the only row of an aggregate."""
     return rows(session, table)[0]
 
 
 def rows(session: Session, table: ir.Table) -> list[dict[str, Any]]:
-    """All rows of a small result."""
+    """Return all rows of a small result."""
     return [row for batch in session.stream(table) for row in batch.to_pylist()]
 
 
 @dataclass(frozen=True)
 class DuckDB:
-    """DuckDB within the process, out of core.
+    """Engine that runs DuckDB in this process and spills to disk.
 
     Attributes:
-        memory: limit of its memory; beyond it, it spills to disk.
-        threads: null uses all cores.
+        memory: limit of its memory, such as `3GB`. Beyond it, DuckDB spills to disk.
+        threads: number of threads; null for all cores.
     """
 
     memory: str = "3GB"
@@ -83,7 +83,7 @@ class DuckDB:
         """Start an in-memory database that spills into `scratch`.
 
         Raises:
-            UserError: the data does not fit into memory and disk, or a file cannot be read.
+            UserError: If the data does not fit into memory and disk, or a file cannot be read.
         """
         import duckdb
 
@@ -112,10 +112,10 @@ class _DuckDBSession:
         self._connection = connection
         self._num_names = 0
 
-    def _create(self, what: str, sql: str) -> ir.Table:
+    def _create(self, kind: str, sql: str) -> ir.Table:
         self._num_names += 1
-        name = f"{what}_{self._num_names}"
-        self._connection.raw_sql(f"CREATE {what} {name} AS {sql}")
+        name = f"{kind}_{self._num_names}"
+        self._connection.raw_sql(f"CREATE {kind} {name} AS {sql}")
         return self._connection.table(name)
 
     def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
@@ -124,16 +124,14 @@ class _DuckDBSession:
                 self._connection.register_filesystem(fsspec.filesystem(protocol))
         wanted = [f"{_duckdb(read)} AS {_quoted(name)}" for name, read in columns.items()]
         wanted += ["file_index::BIGINT AS shard", "file_row_number AS row"]
-        listed = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
-        return self._create(
-            "VIEW", f"SELECT {', '.join(wanted)} FROM read_parquet([{listed}], hive_partitioning=false)"
-        )
+        names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        return self._create("VIEW", f"SELECT {', '.join(wanted)} FROM read_parquet([{names}], hive_partitioning=false)")
 
     def keep(self, table: ir.Table) -> ir.Table:
         return self._create("TABLE", self._connection.compile(table))
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
-        # Not `to_pyarrow_batches` of Ibis 12: it calls a method that DuckDB 2 has under another name.
+        # `to_pyarrow_batches` of Ibis 12 calls a method that DuckDB 2 has renamed.
         expected = table.schema().to_pyarrow()
         for batch in self._connection.con.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
             yield _typed(batch, expected)
@@ -156,7 +154,7 @@ def _duckdb(read: Read) -> str:
         "string": f"{column}::VARCHAR",
         "date": f"epoch_us({column}::DATE)",
         "time": f"epoch_us({column})",
-        # `epoch_us` would round; times are rounded down.
+        # `epoch_us` rounds to the nearest microsecond; times are rounded down.
         "nanoseconds": f"(epoch_ns({column}) - (epoch_ns({column}) % 1000 + 1000) % 1000) // 1000",
     }
     return forms[read.reading]
@@ -164,12 +162,12 @@ def _duckdb(read: Read) -> str:
 
 @dataclass(frozen=True)
 class Spark:
-    """PySpark (extra `spark`), for data that one machine does not hold.
+    """Engine that runs PySpark (extra `spark`), for data beyond one machine.
 
     Attributes:
-        master: where it runs, such as `local[2]` or `yarn`.
-        memory: of the driver, which is the worker too where `master` is local.
-        shuffle_partitions: into how many pieces joins and sorts cut the data; more for more data.
+        master: address of the cluster, such as `local[2]` or `yarn`.
+        memory: memory of the driver, which is the worker too if `master` is local.
+        shuffle_partitions: number of pieces into which joins and sorts cut the data; more for more data.
     """
 
     master: str = "local[2]"
@@ -178,10 +176,10 @@ class Spark:
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Session]:
-        """Start a session of Spark.
+        """Start a Spark session.
 
         Raises:
-            UserError: PySpark is not installed.
+            UserError: If PySpark is not installed.
         """
         try:
             from pyspark.sql import SparkSession
@@ -233,18 +231,18 @@ class _SparkSession:
         return self._connection.table(name)
 
     def _with_shards(self, frame: DataFrame, files: Sequence[str]) -> DataFrame:
-        """Spark knows the address of a row's file: the shard is its place among `files`."""
+        """Add the shard of each row: the place of its file, whose address Spark provides, among `files`."""
         from pyspark.sql import functions as f
 
         places = {_address(file): shard for shard, file in enumerate(files)}
         found = [row.file_path for row in frame.select("file_path").distinct().collect()]
-        # Some versions of Spark quote addresses as URLs do, others do not.
+        # Some versions of Spark quote addresses like URLs, others do not.
         pairs = [(one, places.get(_address(one), places.get(_address(unquote(one))))) for one in found]
         shards = self._session.createDataFrame(pairs, "file_path string, shard long")
         return frame.join(f.broadcast(shards), "file_path").drop("file_path")
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
-        # A sorted frame is written in parts whose names follow the order: the driver never holds it as a whole.
+        # Spark writes a sorted frame in parts whose names follow the order, so the driver never holds all rows.
         folder = self._scratch / self._name("result")
         self._session.sql(self._connection.compile(table)).write.parquet(str(folder))
         expected = table.schema().to_pyarrow()
@@ -254,7 +252,7 @@ class _SparkSession:
 
 
 def _address(file: str) -> str:
-    """The same for a path and for the URL that Spark makes of it."""
+    """Return a path and the URL that Spark makes of it as the same text."""
     return "/" + file.removeprefix("file:").lstrip("/") if file.startswith(("file:", "/")) else file
 
 

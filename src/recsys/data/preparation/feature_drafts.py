@@ -1,4 +1,4 @@
-"""Features before their values are written: sizes and vocabularies, from rows that training events touch."""
+"""Sizes and vocabularies of features, which are known before values are written."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from recsys.core.errors import UserError
-from recsys.core.schema import Feature
+from recsys.core.schema import FIRST_CODE, Feature
 from recsys.data.preparation.engines import Session, first_row, rows
-from recsys.data.preparation.feature_plans import Plan, leave_out_distinct
+from recsys.data.preparation.feature_plans import FeaturePlan, leave_out_distinct
 from recsys.data.preparation.vocabulary import collect_values, write_values
 from recsys.data.sources.tables import Table
 
 
 class Draft(NamedTuple):
-    """A feature that waits for its values: numeric ones for their mean and deviation, too.
+    """A feature before its values are written. Mean and deviation of a numeric one are still unknown.
 
     Attributes:
-        divisor: what the engine's numbers are divided by.
+        feature: the feature.
+        vocabulary: values of a categorical feature in the order of their codes, else None.
+        divisor: divides the numbers of the engine.
     """
 
     feature: Feature
@@ -30,8 +32,10 @@ class Draft(NamedTuple):
     divisor: float
 
 
-def drop_names(table: Table, session: Session, listed: ir.Table, plans: dict[str, Plan]) -> dict[str, Plan]:
-    """Without the columns of strings that hold names rather than categories."""
+def drop_names(
+    table: Table, session: Session, *, entities: ir.Table, plans: dict[str, FeaturePlan]
+) -> dict[str, FeaturePlan]:
+    """Return the plans without columns of strings that hold names (such as titles) rather than categories."""
     doubtful = {
         name: plan
         for name, plan in plans.items()
@@ -42,11 +46,13 @@ def drop_names(table: Table, session: Session, listed: ir.Table, plans: dict[str
     measures = {
         f"{name}_{what}": value
         for name in doubtful
-        for what, value in (("distinct", listed[name].nunique()), ("n", listed[name].count()))
+        for what, value in (("distinct", entities[name].nunique()), ("n", entities[name].count()))
     }
-    found = first_row(session, listed.aggregate(**measures))
+    found = first_row(session, entities.aggregate(**measures))
     left_out = {
-        n for n, p in doubtful.items() if leave_out_distinct(table, p.name, found[f"{n}_distinct"], found[f"{n}_n"])
+        name
+        for name, plan in doubtful.items()
+        if leave_out_distinct(table, plan.name, num_distinct=found[f"{name}_distinct"], num_values=found[f"{name}_n"])
     }
     return {name: plan for name, plan in plans.items() if name not in left_out}
 
@@ -54,43 +60,44 @@ def drop_names(table: Table, session: Session, listed: ir.Table, plans: dict[str
 def draft(
     tables: Mapping[str, Table],
     session: Session,
+    *,
+    plans: dict[str, FeaturePlan],
     trained: ir.Table,
     everything: ir.Table,
-    plans: dict[str, Plan],
     folder: Path,
 ) -> dict[str, Draft]:
-    """Sizes and vocabularies of features, by their names within the engine; vocabularies are written to `folder`.
+    """Return the drafts of features by their names within the engine, and write their vocabularies.
 
     Args:
-        tables: what the source holds, for messages.
-        session: the engine.
-        trained: the rows that training events touch.
+        tables: tables of the source, for error messages.
+        session: open engine.
+        plans: columns that become features, all of one table.
+        trained: rows that training events touch. Only their values enter vocabularies.
         everything: all rows of the table.
-        plans: the columns.
-        folder: of the prepared data set.
+        folder: folder of the prepared data set.
 
     Raises:
-        UserError: vectors of more than one length.
+        UserError: If the vectors of a column have several lengths.
     """
     drafts: dict[str, Draft] = {}
     for name, plan in plans.items():
         vocabulary, size = None, 1
         if plan.kind in ("categorical", "multi_categorical"):
-            vocabulary = collect_values(session, trained, name, plan.kind == "multi_categorical")
-            size = len(vocabulary) + 2
+            vocabulary = collect_values(session, trained, column=name, is_bag=plan.kind == "multi_categorical")
+            size = len(vocabulary) + FIRST_CODE
             write_values(vocabulary, "value", folder / f"vocabularies/{plan.owner}.{plan.name}.parquet")
         elif plan.kind == "text":
             size = plan.text_size
         elif plan.kind == "vector":
-            size = _width(tables[plan.owner], session, everything, name, plan)
+            size = _width(tables[plan.owner], session, everything=everything, name=name, plan=plan)
         feature = Feature(plan.name, plan.owner, plan.kind, plan.role, size)
         drafts[name] = Draft(feature, vocabulary, plan.divisor)
     return drafts
 
 
-def _width(table: Table, session: Session, listed: ir.Table, name: str, plan: Plan) -> int:
-    """The one length of a column's vectors; a column of nulls alone counts as of length 1."""
-    lengths = listed.mutate(length=listed[name].length()).filter(ibis._.length.notnull())
+def _width(table: Table, session: Session, *, everything: ir.Table, name: str, plan: FeaturePlan) -> int:
+    """Return the length that all vectors of a column share, or 1 if the column holds only nulls."""
+    lengths = everything.mutate(length=everything[name].length()).filter(ibis._.length.notnull())
     by_shard = lengths.group_by("length").aggregate(shard=lengths.shard.min(), n=ibis._.count())
     found = rows(session, by_shard.order_by([by_shard.n.desc(), by_shard.length]).limit(3))
     if len(found) > 1:

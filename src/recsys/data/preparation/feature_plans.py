@@ -1,4 +1,4 @@
-"""Which columns become features, and of what kind: by declaration, or by type where nothing is declared."""
+"""Choice of the columns that become features, and of their kinds: as declared, else by the type of the column."""
 
 from __future__ import annotations
 
@@ -21,12 +21,17 @@ _KEYS = ("kind", "role", "ignore", "buckets")
 _OWN_ROLE: dict[Owner, Role] = {"items": "item", "users": "profile"}
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class FeaturePlan:
     """A column that becomes a feature.
 
     Attributes:
-        declared: the configuration names its kind, so that it stays however many values it has.
+        name: name of the column.
+        owner: table that holds it.
+        kind: how it is encoded.
+        role: when its values are known.
+        type: type of the column in the files.
+        declared: whether the configuration names its kind. Such a column stays whatever its number of values.
         buckets: number of codes for hashed words.
     """
 
@@ -40,30 +45,34 @@ class Plan:
 
     @property
     def read(self) -> Read:
-        """How the engine reads it."""
+        """How the engine reads the column."""
         if _is_time(self.type):
             return read_time(self.name, self.type)
         return Read(self.name)
 
     @property
     def divisor(self) -> float:
-        """What the engine's numbers are divided by: times count in seconds."""
+        """Divisor of the engine's numbers. It turns microseconds into seconds."""
         return 1e6 if _is_time(self.type) else 1.0
 
     @property
     def text_size(self) -> int:
-        """Number of codes of hashed words."""
+        """Number of codes of hashed words, with those of missing and unknown."""
         return FIRST_CODE + self.buckets
 
 
-def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> list[Plan]:
-    """Features of all tables, in the order of tables and columns.
+def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> list[FeaturePlan]:
+    """Return the features of all tables, in the order of tables and columns.
+
+    Args:
+        tables: tables of the source by owner.
+        declared: owner -> column -> {kind, role, ignore, buckets}.
 
     Raises:
-        UserError: a declaration of a table or column that is not there, or that does not fit the column.
+        UserError: If a declaration names a missing table or column, or does not fit the column.
     """
-    settings_keys(declared, OWNERS, "data.features")
-    plans: list[Plan] = []
+    settings_keys(declared, OWNERS, place="data.features")
+    plans: list[FeaturePlan] = []
     owners: tuple[Owner, ...] = ("interactions", "items", "users")
     for owner in owners:
         columns: Mapping[str, Any] = declared.get(owner) or {}
@@ -81,23 +90,23 @@ def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> l
                 )
         names = list(columns) if owner == "interactions" else table.others()
         for name in names:
-            plan = _plan(table, name, columns.get(name) or {})
+            plan = _plan(table, name, settings=columns.get(name) or {})
             if plan is not None:
                 plans.append(plan)
     return plans
 
 
-def _plan(table: Table, name: str, settings: Mapping[str, Any]) -> Plan | None:
+def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePlan | None:
     place = f"data.features.{table.owner}.{name}"
-    settings_keys(settings, _KEYS, place)
+    settings_keys(settings, _KEYS, place=place)
     if settings.get("ignore"):
         return None
-    kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place)
+    kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place=place)
     column = table.types[name]
     if kind is None:
         kind = _kind_by_type(column)
         if kind is None or "/" in name:
-            _leave_out(table, name, f"holds {column}, which is no feature unless its kind is declared")
+            _leave_out(table, name, why=f"holds {column}, which is no feature unless its kind is declared")
             return None
     elif kind not in KINDS:
         raise UserError(f"{place}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
@@ -108,10 +117,18 @@ def _plan(table: Table, name: str, settings: Mapping[str, Any]) -> Plan | None:
     buckets = settings.get("buckets", DEFAULT_BUCKETS)
     if not isinstance(buckets, int) or buckets < 1:
         raise UserError(f"{place}.buckets={buckets}: expected a positive integer")
-    return Plan(name, table.owner, kind, role, column, settings.get("kind") is not None, buckets)
+    return FeaturePlan(
+        name=name,
+        owner=table.owner,
+        kind=kind,
+        role=role,
+        type=column,
+        declared=settings.get("kind") is not None,
+        buckets=buckets,
+    )
 
 
-def _role(owner: Owner, role: Any, place: str) -> Role:
+def _role(owner: Owner, role: Any, *, place: str) -> Role:
     if owner != "interactions":
         own = _OWN_ROLE[owner]
         if role not in (None, own):
@@ -124,22 +141,22 @@ def _role(owner: Owner, role: Any, place: str) -> Role:
     raise UserError(f"{place}.role={role}: expected event (known after the event) or request (known before the answer)")
 
 
-def _leave_out(table: Table, name: str, why: str) -> None:
+def _leave_out(table: Table, name: str, *, why: str) -> None:
     log.info("%s: column '%s' %s; it is left out", table.place, name, why)
 
 
-def leave_out_distinct(table: Table, name: str, num_distinct: int, num_values: int) -> bool:
-    """Whether a column of strings holds names rather than categories (titles, codes); says so if it does.
+def leave_out_distinct(table: Table, name: str, *, num_distinct: int, num_values: int) -> bool:
+    """Decide whether a column of strings holds names (titles, codes) rather than categories, and log it if so.
 
-    More than half of the values are distinct, or, in tables of up to 100 rows, more than nine tenths. Below 10 rows
-    nothing can be told. Integers are categories whatever their number.
+    It does if more than half of its values are distinct, or more than nine tenths if there are at most 100 values.
+    Fewer than 10 values are too few to decide. Integers are categories whatever their number.
     """
     if num_values < 10 or num_distinct <= (0.5 if num_values > 100 else 0.9) * num_values:
         return False
     _leave_out(
         table,
         name,
-        f"has {num_distinct} distinct values in {num_values} rows, so it is no category "
+        why=f"has {num_distinct} distinct values in {num_values} rows, so it is no category "
         f"(data.features.{table.owner}.{name}.kind=categorical or text keeps it)",
     )
     return True

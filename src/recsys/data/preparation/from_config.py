@@ -1,32 +1,45 @@
-"""The data that a configuration names: its source, its split, and how to read it. Imports no torch."""
+"""Source, split and settings of the data that a configuration names. Imports no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from recsys.core.instantiate import instantiate, plain
-from recsys.data.preparation.prepare import DataSettings
+from recsys.data.dataset import PreparedDataset
+from recsys.data.preparation.engines import Engine
+from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.prepare import plan_preparation, prepare
+from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split
 from recsys.data.sources import ParquetFolder, Source
 
 
-class ConfiguredData(NamedTuple):
-    """What `recsys.data.preparation.prepare` takes."""
+@dataclass(frozen=True)
+class ConfiguredData:
+    """Data of a configuration: arguments of `prepare` and `plan_preparation`."""
 
     source: Source
     split: Split
     settings: DataSettings
     cache: Path
 
+    def plan(self) -> PreparationJob:
+        """Return the preparation, as `plan_preparation` does."""
+        return plan_preparation(self.source, self.split, settings=self.settings, cache=self.cache)
+
+    def prepare(self, engine: Engine) -> PreparedDataset:
+        """Return the prepared data set, as `prepare` does."""
+        return prepare(self.source, self.split, settings=self.settings, cache=self.cache, engine=engine)
+
 
 def configured_data(config: DictConfig) -> ConfiguredData:
-    """The data of a configuration.
+    """Return the data of a configuration.
 
     Raises:
-        UserError: a key or value that cannot be.
+        UserError: If a key or value is not valid.
     """
     data = config.data
     settings = DataSettings(
@@ -41,7 +54,7 @@ def configured_data(config: DictConfig) -> ConfiguredData:
 
 
 def at_root(config: DictConfig, root: str) -> DictConfig:
-    """The configuration with another folder as its source; tables that are not there have no features."""
+    """Return the configuration with another folder as its source. Tables that are missing there have no features."""
     tables = ParquetFolder(root).tables(Path(config.data.cache) / "sources")
     changed = config.copy()
     changed.data.source = {"_target_": "recsys.data.sources.ParquetFolder", "root": root}

@@ -1,54 +1,58 @@
-"""What one preparation has to do."""
+"""Description of one preparation."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
+from typing import Any
 
 from recsys.core.schema import TimeResolution
-from recsys.data.preparation.feature_plans import Plan
-from recsys.data.preparation.splits import Continuing, Split
+from recsys.data.preparation.feature_plans import FeaturePlan
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import Split
+from recsys.data.sources.files import fingerprint
 from recsys.data.sources.tables import Table
 
 
 @dataclass(frozen=True)
-class Build:
-    """What to build, checked as far as footers tell.
+class PreparationJob:
+    """Inputs of one preparation, checked as far as the footers of the files allow.
 
     Attributes:
-        engaged: column of interactions that tells events from exposures; None where all are events.
+        tables: tables of the source by owner.
+        features: columns that become features.
+        split: assigns events to training, validation and test.
+        settings: how the tables are read.
+        description: everything that the prepared data set depends on, as plain containers.
     """
 
     tables: Mapping[str, Table]
-    plans: Sequence[Plan]
+    features: Sequence[FeaturePlan]
     split: Split
-    declared_time_resolution: TimeResolution
-    min_user_events: int
-    min_item_events: int
-    engaged: str | None = None
+    settings: DataSettings
+    description: dict[str, Any]
 
     @property
-    def can_grow(self) -> bool:
-        """Whether what was prepared earlier can be of use: events do not change by others that come later."""
-        is_whole = self.engaged is None and max(self.min_user_events, self.min_item_events) <= 1
-        return is_whole and isinstance(self.split, Continuing)
+    def fingerprint(self) -> str:
+        """Name of the prepared data set. Equal descriptions give equal names."""
+        return fingerprint([json.dumps(self.description, sort_keys=True, default=repr)])
 
     @property
-    def keeps_times(self) -> bool:
-        """Whether the times that are written are those that were read."""
-        table, resolution = self.tables["interactions"], self.time_resolution
-        if "timestamp" not in table.names or resolution is TimeResolution.ORDER:
-            return True
-        return resolution is TimeResolution.SECONDS and pa.types.is_integer(table.types[table.names["timestamp"]])
+    def interactions(self) -> Table:
+        """The table of interactions."""
+        return self.tables["interactions"]
 
     @property
     def time_resolution(self) -> TimeResolution:
-        """The declared time resolution, or `NONE` if the interactions have no timestamps."""
-        has_times = "timestamp" in self.tables["interactions"].names
-        return self.declared_time_resolution if has_times else TimeResolution.NONE
+        """The resolution of the settings, or `NONE` if the interactions have no timestamps."""
+        return self.settings.time_resolution if "timestamp" in self.interactions.names else TimeResolution.NONE
 
-    def plans_of(self, owner: str) -> dict[str, Plan]:
-        """Features of one table by the names that they have within the engine, which clash with nothing."""
-        return {f"feature_{i}": plan for i, plan in enumerate(self.plans) if plan.owner == owner}
+    @property
+    def drops_rare(self) -> bool:
+        """Whether users or items with few events are left out."""
+        return max(self.settings.min_user_events, self.settings.min_item_events) > 1
+
+    def features_of(self, owner: str) -> dict[str, FeaturePlan]:
+        """Return the features of one table by their names within the engine, which cannot clash with other columns."""
+        return {f"feature_{i}": plan for i, plan in enumerate(self.features) if plan.owner == owner}

@@ -1,11 +1,10 @@
-"""The steps of one preparation, in order. Expressions are Ibis; results stream into the files of the data set."""
+"""Steps of a preparation, in order. Expressions are Ibis; results stream into the files of the data set."""
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import ibis.expr.types as ir
 
 from recsys.core.errors import UserError
 from recsys.core.schema import Feature, Schema
-from recsys.data.dataset import KEPT, Meta
+from recsys.data.dataset import Meta
 from recsys.data.preparation.array_writers import (
     write_counts,
     write_entities,
@@ -24,153 +23,164 @@ from recsys.data.preparation.array_writers import (
 )
 from recsys.data.preparation.engines import Engine, Read, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
-from recsys.data.preparation.job import Build
+from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, keep_core, write_values
 from recsys.data.sources.tables import id_type, reads
 
 log = logging.getLogger("recsys")
 
-PARTS = "parts.json"
 KEYS = {"users": "user_id", "items": "item_id"}
 
 
-Steps = Callable[[Build, Session, Path], tuple[list[Feature], dict[str, Any]]]
+def build(job: PreparationJob, engine: Engine, folder: Path) -> None:
+    """Fill the empty folder `folder` with the prepared data set.
 
-
-def build(
-    job: Build, name: str, settings: dict[str, Any], engine: Engine, folder: Path, steps: Steps | None = None
-) -> None:
-    """Fill `folder` with the data set `name`, by preparing everything anew or by other `steps`."""
-    for inner in ("vocabularies", "events", "users", "items", "scratch", *([KEPT] if job.can_grow else [])):
+    Raises:
+        UserError: If the data is wrong. The message names file and column.
+    """
+    for inner in ("vocabularies", "events", "users", "items", "scratch"):
         (folder / inner).mkdir()
     scratch = folder / "scratch"
     with engine.open(scratch) as session:
-        features, meta = (steps or _run)(job, session, folder)
+        features, sizes = _run(job, session, folder)
     shutil.rmtree(scratch)
-    events = job.tables["interactions"]
-    Schema(tuple(features), id_type(events, "user_id"), id_type(events, "item_id")).save(folder / "schema.json")
-    Meta(fingerprint=name, settings=settings, **meta).save(folder / "meta.json")
+    ids = {f"{key}_type": id_type(job.interactions, key) for key in ("user_id", "item_id")}
+    Schema(tuple(features), **ids).save(folder / "schema.json")
+    meta = Meta(fingerprint=job.fingerprint, time_resolution=job.time_resolution, settings=job.description, **sizes)
+    meta.save(folder / "meta.json")
 
 
-def _run(job: Build, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
-    log.info("preparing %s", job.tables["interactions"].place)
+def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
+    log.info("preparing %s", job.interactions.place)
     events, exposed = open_events(job, session)
-    listed = {owner: read_listed(job, session, owner) for owner in ("items", "users") if owner in job.tables}
+    tables = {owner: read_entities(job, session, owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
-    users = collect_users(session, events, listed.get("users"))
-    items = collect_items(session, events, listed.get("items"))
-    check_parts(job, users)
-    if max(job.min_user_events, job.min_item_events) > 1:
+    users = collect_users(session, events, tables.get("users"))
+    items = collect_items(session, events, tables.get("items"))
+    _check_parts(job, users)
+    if job.drops_rare:
         kept = int((users.train + users.val + users.test).sum())
-        log.info(
-            "%d of %d events are left by min_user_events and min_item_events", kept, job.tables["interactions"].num_rows
-        )
-    write_ids(users, items, folder)
-    joins, features = _write_sides(job, session, listed, users, items, folder)
-    log.info("events")
-    plans = job.plans_of("interactions")
-    drafts = draft(job.tables, session, events.filter(events.part == TRAIN), events, plans, folder)
-    features = write_events(job, session, _ordered(events, joins, plans), drafts, users, folder) + features
-    if exposed is not None:
-        write_exposures(job, session, _ordered_exposures(exposed, joins), len(users), folder)
-    if job.can_grow:
-        write_parts_read(job, session, events, folder)
-    return features, sizes(job, users, items)
-
-
-def write_ids(users: Entities, items: Entities, folder: Path) -> None:
-    """The outside ids and the counts of users and items."""
+        log.info("%d of %d events are left by min_user_events and min_item_events", kept, job.interactions.num_rows)
     write_values(users.ids, "user_id", folder / "vocabularies/users.parquet")
     write_values(items.ids, "item_id", folder / "vocabularies/items.parquet")
     write_counts(users, items, folder)
-
-
-def _write_sides(
-    job: Build, session: Session, listed: Mapping[str, ir.Table], users: Entities, items: Entities, folder: Path
-) -> tuple[dict[str, ir.Table], list[Feature]]:
-    """Features of items and users; and what joins outside ids with dense ones."""
     scratch = folder / "scratch"
     joins = {
         "users": users.join_table(session, "user_id", scratch),
         "items": items.join_table(session, "item_id", scratch),
     }
     features: list[Feature] = []
-    for owner, key, entities in (("items", "item_id", items), ("users", "user_id", users)):
-        plans = job.plans_of(owner)
-        if plans:
-            log.info("features of %s", owner)
-            plans = drop_names(job.tables[owner], session, listed[owner], plans)
-            known = joins[owner].inner_join(listed[owner], key)
-            drafts = draft(job.tables, session, known.filter(known[f"{key}_trained"]), listed[owner], plans, folder)
-            if plans:
-                everyone = joins[owner].left_join(listed[owner], key).order_by(f"{key}_idx").select(*plans)
-                features += write_entities(session, everyone, drafts, entities, folder / owner)
+    for owner, entities in (("items", items), ("users", users)):
+        if owner in tables:
+            features += _write_features(
+                job, session, owner=owner, table=tables[owner], join=joins[owner], entities=entities, folder=folder
+            )
     write_has_features(features, len(items), folder)
-    return joins, features
+
+    log.info("events")
+    plans = job.features_of("interactions")
+    trained = events.filter(events.part == TRAIN)
+    drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
+    ordered = _ordered(events, joins, plans)
+    features = write_events(job, session, ordered=ordered, drafts=drafts, users=users, folder=folder) + features
+    if exposed is not None:
+        ordered = _ordered_exposures(exposed, joins)
+        write_exposures(job, session, ordered=ordered, num_users=len(users), folder=folder)
+    return features, _sizes(users, items)
 
 
-def sizes(job: Build, users: Entities, items: Entities) -> dict[str, Any]:
-    """The sizes of `Meta`, and the time resolution."""
+def _write_features(
+    job: PreparationJob,
+    session: Session,
+    *,
+    owner: str,
+    table: ir.Table,
+    join: ir.Table,
+    entities: Entities,
+    folder: Path,
+) -> list[Feature]:
+    """Write the features of items or users. `join` maps outside ids to dense ones."""
+    plans = job.features_of(owner)
+    if not plans:
+        return []
+    log.info("features of %s", owner)
+    key = KEYS[owner]
+    plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
+    known = join.inner_join(table, key)
+    trained = known.filter(known[f"{key}_trained"])
+    drafts = draft(job.tables, session, plans=plans, trained=trained, everything=table, folder=folder)
+    if not plans:
+        return []
+    ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans)
+    return write_entities(session, ordered, drafts=drafts, entities=entities, folder=folder / owner)
+
+
+def _sizes(users: Entities, items: Entities) -> dict[str, int]:
+    """Return the sizes in `Meta`."""
     return {
-        "time_resolution": job.time_resolution,
         "num_users": len(users),
         "num_events": int((users.train + users.val + users.test).sum()),
         "num_trained": int((items.train > 0).sum()),
         "num_seen": int((items.train + items.val > 0).sum()),
-        "num_known": int(((items.train + items.val > 0) | items.listed).sum()),
+        "num_known": int(((items.train + items.val > 0) | items.in_table).sum()),
         "num_items": len(items),
     }
 
 
-def open_events(job: Build, session: Session) -> tuple[ir.Table, ir.Table | None]:
-    """The events, each with its `part`, and the exposures where the data has them; both as read, in no order.
+def open_events(job: PreparationJob, session: Session) -> tuple[ir.Table, ir.Table | None]:
+    """Return the events with their `part`, and the exposures or None if the data has none. Both are unordered.
 
     Raises:
-        UserError: nulls where an event needs a value.
+        UserError: If an id, a timestamp or the column of engagement is null.
     """
-    source = read_events(job, session, job.tables["interactions"].files)
+    settings, source = job.settings, _read_events(job, session)
     _check_events(job, session, source)
     exposed = None
-    if job.engaged is not None:
+    if settings.engaged is not None:
         source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
     events = source
-    if max(job.min_user_events, job.min_item_events) > 1:
-        events = keep_core(session, source, job.min_user_events, job.min_item_events)
+    if job.drops_rare:
+        events = keep_core(
+            session,
+            source,
+            min_user_events=settings.min_user_events,
+            min_item_events=settings.min_item_events,
+        )
     return session.keep(job.split.assign(session, events, source)), exposed
 
 
 def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
-    """Events with dense items, in the order of the prepared data set."""
+    """Return the events with dense items, in the order of the prepared data set."""
     coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
     ordered = coded.order_by("user_id_idx", "part", "time", "shard", "row")
     return ordered.select("item_id_idx", "time", *names)
 
 
 def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.Table:
-    """Exposures of known users to known items, with both dense, by user and time."""
+    """Return the exposures of known users to known items, both dense, ordered by user and time."""
     coded = exposed.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
     return coded.order_by("user_id_idx", "time", "shard", "row").select("user_id_idx", "item_id_idx", "time")
 
 
-def read_events(job: Build, session: Session, files: Sequence[str]) -> ir.Table:
-    """The events of some shards, as they are, in no order."""
-    table = job.tables["interactions"]
+def _read_events(job: PreparationJob, session: Session) -> ir.Table:
+    """Return all rows of the interactions, unordered."""
+    table, engaged = job.interactions, job.settings.engaged
     wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
-    wanted |= {name: plan.read for name, plan in job.plans_of("interactions").items()}
-    if job.engaged is not None:
-        wanted["engaged"] = Read(job.engaged)
-    events = session.read(files, wanted)
-    if job.engaged is not None:
+    wanted |= {name: plan.read for name, plan in job.features_of("interactions").items()}
+    if engaged is not None:
+        wanted["engaged"] = Read(engaged)
+    events = session.read(table.files, wanted)
+    if engaged is not None:
         events = events.mutate(engaged=events.engaged.cast("boolean"))
     return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
 
 
-def _check_events(job: Build, session: Session, events: ir.Table) -> None:
-    """No nulls where an event needs a value. Names the shard."""
-    table = job.tables["interactions"]
-    names = dict(table.names) | ({"engaged": job.engaged} if job.engaged is not None else {})
+def _check_events(job: PreparationJob, session: Session, events: ir.Table) -> None:
+    """Refuse nulls in columns that every event needs. The message names the shard."""
+    table, engaged = job.interactions, job.settings.engaged
+    names = dict(table.names) | ({"engaged": engaged} if engaged is not None else {})
     keys = {"user_id": "user_id", "item_id": "item_id", "timestamp": "time", "engaged": "engaged"}
     keys = {key: name for key, name in keys.items() if key in names}
     nulls = {key: events[name].isnull().sum() for key, name in keys.items()}
@@ -182,54 +192,37 @@ def _check_events(job: Build, session: Session, events: ir.Table) -> None:
                 )
 
 
-def open_listed(job: Build, session: Session, owner: str) -> ir.Table:
-    """The items or users table, unchecked."""
-    table = job.tables[owner]
-    wanted = reads(table, (KEYS[owner],)) | {name: plan.read for name, plan in job.plans_of(owner).items()}
-    return session.read(table.files, wanted)
-
-
-def read_listed(job: Build, session: Session, owner: str) -> ir.Table:
-    """The items or users table; every id once.
+def read_entities(job: PreparationJob, session: Session, owner: str) -> ir.Table:
+    """Return the items or users table.
 
     Raises:
-        UserError: a null or repeated id.
+        UserError: If an id is null or has several rows.
     """
-    table, key, listed = job.tables[owner], KEYS[owner], open_listed(job, session, owner)
-    missing = listed.filter(listed[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
+    table, key = job.tables[owner], KEYS[owner]
+    wanted = reads(table, (key,)) | {name: plan.read for name, plan in job.features_of(owner).items()}
+    entities = session.read(table.files, wanted)
+    missing = entities.filter(entities[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
     nulls = rows(session, missing.order_by("shard").limit(1))
     if nulls:
         raise UserError(
             f"{table.files[nulls[0]['shard']]}: column '{table.names[key]}' has {nulls[0]['n']} nulls, expected none"
         )
-    counted = listed.group_by(key).aggregate(n=ibis._.count())
+    counted = entities.group_by(key).aggregate(n=ibis._.count())
     if twice := rows(session, counted.filter(counted.n > 1).order_by(key).limit(1)):
         raise UserError(
             f"{table.place}: column '{table.names[key]}' has {twice[0][key]!r} in {twice[0]['n']} rows, expected one"
         )
-    return listed
+    return entities
 
 
-def write_parts_read(job: Build, session: Session, events: ir.Table, folder: Path) -> None:
-    """Whether the files themselves say which events are validation; where they do not, the split holds some out."""
-    told = True
-    if job.split.needs == "split":
-        told = bool(rows(session, events.filter(events.split == "val").select("split").limit(1)))
-    (folder / KEPT / PARTS).write_text(json.dumps({"val_is_given": told}) + "\n")
-
-
-def check_parts(job: Build, users: Entities) -> None:
-    """Some events in every part.
-
-    Raises:
-        UserError: a part without any.
-    """
-    place = job.tables["interactions"].place
+def _check_parts(job: PreparationJob, users: Entities) -> None:
+    """Refuse data without events in one of the parts."""
+    place, settings = job.interactions.place, job.settings
     sizes = {"training": users.train.sum(), "validation": users.val.sum(), "test": users.test.sum()}
     if not any(sizes.values()):
         raise UserError(
-            f"{place}: no events are left with data.min_user_events={job.min_user_events}, "
-            f"data.min_item_events={job.min_item_events}"
+            f"{place}: no events are left with data.min_user_events={settings.min_user_events}, "
+            f"data.min_item_events={settings.min_item_events}"
         )
     for part, size in sizes.items():
         if not size:

@@ -1,18 +1,17 @@
-"""From the source's tables to the prepared data set: relational steps on an engine, then encoded columns.
+"""Prepare a data set, or open it if it has been prepared before.
 
-    files -> checked tables -> events with parts -> users, items -> vocabularies -> events in order -> arrays
+    files -> checked tables -> events with parts -> users, items -> vocabularies -> ordered events -> arrays
 
-The result is named by a fingerprint of the files' contents and the settings, wherever the files lie and whichever
-engine does the work.
+The name of the result is a fingerprint of the content of the files and of the settings. The place of the files and the
+engine that does the work do not change it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,79 +19,40 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import OWNERS, TimeResolution
+from recsys.core.schema import OWNERS
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
-from recsys.data.preparation.growth import build_or_grow
-from recsys.data.preparation.job import Build
-from recsys.data.preparation.splits import Split
+from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.pipeline import build
+from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
-from recsys.data.sources.files import build_folder, digest, fingerprint
+from recsys.data.sources.files import build_once, digest
 from recsys.data.sources.tables import NAMES, Table, inspect
 
 log = logging.getLogger("recsys")
 
 
-def _same_names() -> dict[str, str]:
-    return {name: name for name in NAMES}
-
-
-@dataclass(frozen=True)
-class DataSettings:
-    """How to read the source.
-
-    Attributes:
-        time_resolution: precision of the timestamps, the configuration key `data.time`; `DAY` rounds them down.
-        columns: our names (user_id, item_id, timestamp, split) -> names in the files.
-        features: owner -> column -> {kind, role, ignore, buckets}.
-        engaged: column of interactions that is true (or not 0) where the user engaged with what was shown; rows where
-            it is false are exposures, which are no events. Null where every row is an event.
-        min_user_events: users with fewer events are left out; together with `min_item_events`, until none is left.
-        min_item_events: items with fewer events lose them.
-    """
-
-    time_resolution: TimeResolution = TimeResolution.SECONDS
-    columns: Mapping[str, str] = field(default_factory=_same_names)
-    features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    engaged: str | None = None
-    min_user_events: int = 0
-    min_item_events: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))
-        for owner, columns in self.features.items():
-            if columns is not None and not isinstance(columns, Mapping):
-                raise UserError(
-                    f"data.features.{owner}={columns}: expected {{column: {{kind, role, ignore, buckets}}}}"
-                )
-            for column, options in (columns or {}).items():
-                if options is not None and not isinstance(options, Mapping):
-                    raise UserError(
-                        f"data.features.{owner}.{column}={options}: expected {{kind, role, ignore, buckets}}, such as "
-                        f"data.features.{owner}.{column}.kind={options}"
-                    )
-
-
 def prepare(
-    source: Source, split: Split, settings: DataSettings, cache: Path, engine: Engine | None = None
+    source: Source, split: Split, *, settings: DataSettings, cache: Path, engine: Engine | None = None
 ) -> PreparedDataset:
-    """The prepared data set, built where the cache does not have it yet.
+    """Return the prepared data set. Build it first if the cache does not hold it.
 
     Args:
-        source: where the tables come from.
-        split: what is training, validation and test.
-        settings: how to read the tables.
-        cache: folder of everything that can be made again.
-        engine: what runs the relational steps; the result does not depend on it. Default: DuckDB.
+        source: origin of the tables.
+        split: assigns events to training, validation and test.
+        settings: how the tables are read.
+        cache: folder of files that can be made again.
+        engine: runs the relational steps; DuckDB by default. The result does not depend on it.
 
     Raises:
-        UserError: whatever is wrong with the source or the settings, by file, column and key.
+        UserError: If the source or the settings are wrong. The message names file, column or key.
     """
-    job, name, described = plan(source, split, settings, cache)
-    folder = Path(cache) / "prepared" / name
+    job = plan_preparation(source, split, settings=settings, cache=cache)
+    folder = Path(cache) / "prepared" / job.fingerprint
     started = time.monotonic()
-    built = build_folder(folder, partial(build_or_grow, job, name, described, engine or DuckDB(), folder.parent))
+    built = build_once(folder, partial(build, job, engine or DuckDB()))
     dataset = PreparedDataset.open(folder)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
     log.info(
@@ -107,24 +67,21 @@ def prepare(
     return dataset
 
 
-def plan(source: Source, split: Split, settings: DataSettings, cache: Path) -> tuple[Build, str, dict[str, Any]]:
-    """What there is to do, the name of its result, and what that name is made of. Reads footers and digests only.
+def plan_preparation(source: Source, split: Split, *, settings: DataSettings, cache: Path) -> PreparationJob:
+    """Return the preparation of a source. Only footers and digests of the files are read.
 
     Raises:
-        UserError: as `prepare`.
+        UserError: If the source or the settings are wrong. The message names file, column or key.
     """
     files = source.tables(Path(cache) / "sources")
     declared = settings.features.get("interactions") or {}
     used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
     used += [settings.engaged] if settings.engaged is not None else []
-    tables = inspect(files, settings.columns, split.needs, used)
+    tables = inspect(files, settings.columns, split_needs=split.needs, event_columns=used)
     if settings.engaged is not None:
         _check_engaged(settings, tables["interactions"])
-    plans = plan_features(tables, settings.features)
-    described = _describe(split, settings, tables)
-    least = settings.min_user_events, settings.min_item_events
-    job = Build(tables, plans, split, settings.time_resolution, *least, settings.engaged)
-    return job, fingerprint([json.dumps(described, sort_keys=True, default=repr)]), described
+    features = plan_features(tables, settings.features)
+    return PreparationJob(tables, features, split, settings, _describe(split, settings, tables))
 
 
 def _check_engaged(settings: DataSettings, table: Table) -> None:
@@ -137,27 +94,25 @@ def _check_engaged(settings: DataSettings, table: Table) -> None:
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):
         raise UserError(f"data.engaged={column}: {table.place} holds {kind} there, expected booleans or integers")
     if not settings.time_resolution.has_order or "timestamp" not in table.names:
-        raise UserError(f"data.engaged={column}: exposures need times, to come with the events of their time")
+        raise UserError(f"data.engaged={column}: exposures need times, which place them between the events of a user")
 
 
 def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """Everything that the prepared data set depends on."""
     columns = {name: settings.columns.get(name) or name for name in NAMES}
     features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
     described = asdict(replace(settings, columns=columns, features=features))
-    # Fingerprints of existing data sets hold this name.
+    # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.
     described["time"] = described.pop("time_resolution")
     if settings.engaged is None:
-        # Names data sets as before there were exposures.
         del described["engaged"]
     return {
         "format": FORMAT,
-        "split": repr(split),
+        "split": fingerprint_text(split),
         "settings": described,
         "files": {owner: [digest(f) for f in tables[owner].files] for owner in OWNERS if owner in tables},
     }
 
 
 def _plain(node: Any) -> Any:
-    """Mappings of any kind, nested ones too, as dictionaries."""
+    """Return mappings of any kind, nested ones too, as dictionaries."""
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, Mapping) else node

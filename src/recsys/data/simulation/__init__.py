@@ -1,1 +1,1 @@
-"""Simulated pins: users, items and events with a known truth."""
+"""Simulated pins: a generator of data with a known model, and an oracle that ranks by it."""

@@ -1,7 +1,7 @@
-"""The best reachable recall of a simulated world: users ranked by the probabilities that drew their events.
+"""Best reachable recall of a simulated world: items ranked by the probabilities that drew the events.
 
-The oracle knows the world, the boards, and the board of the last event before the part. It does not know what was drawn
-in the part, only when: it ranks by the expected number of events on each item at those times.
+The oracle has the world, the boards, and the board of the last event before the part. Of the part itself it has only
+the times of the events. It ranks by the expected number of events on each item at those times.
 """
 
 from __future__ import annotations
@@ -17,49 +17,52 @@ import numpy.typing as npt
 from recsys.core.columns import load_array, ragged_positions
 from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
+from recsys.core.types import Float32Array, Float64Array, Int64Array
 from recsys.data.dataset import Part, PreparedDataset
-from recsys.data.simulation.world import Boards, Integers, World, WorldSettings, stay
+from recsys.data.simulation.world import Boards, World, WorldSettings, stay
 
 _SCORES_PER_BLOCK = 32_000_000
 
 
 class Moments(NamedTuple):
-    """Events to predict: request r, of user `user[r]`, has those at `seconds[begin[r]:begin[r + 1]]`, in order."""
+    """Events to predict: request r, of user `user[r]`, has those at `seconds[begin[r]:begin[r + 1]]`, by time."""
 
-    user: Integers
-    begin: Integers
-    seconds: Integers
+    user: Int64Array
+    begin: Int64Array
+    seconds: Int64Array
 
 
 class Truth:
-    """What the generator knew, as written under `<root>/truth`."""
+    """Hidden state of a generated folder, read from `<root>/truth`."""
 
     def __init__(self, root: Path) -> None:
         folder = root / "truth"
         try:
             self.settings = WorldSettings(**json.loads((folder / "settings.json").read_text()))
             self.world = World.load(folder / "world.npz", self.settings)
-            self.offsets: Integers = np.load(folder / "offsets.npy")
+            self.offsets: Int64Array = np.load(folder / "offsets.npy")
             self._boards = [load_array(folder / f"boards.{name}.npy") for name in ("topic", "size", "phase", "cycle")]
             self._seconds = load_array(folder / "events.seconds.npy")
             self._board = load_array(folder / "events.board.npy")
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{folder}: not the truth of a simulated world ({error})") from error
 
-    def boards(self, users: Integers) -> Boards:
-        """Boards of `users`, counted from 0."""
+    def boards(self, users: Int64Array) -> Boards:
+        """Return the boards of `users`, which count from 0."""
         return Boards(*(np.asarray(column[users]) for column in self._boards))
 
-    def expected(self, moments: Moments, days: Integers) -> npt.NDArray[np.float64]:
-        """Expected number of the moments' events by topic and day, float64 [R, T, len(days)].
+    def expected(self, moments: Moments, days: Int64Array) -> Float64Array:
+        """Return the expected number of events by topic and day, float64 [R, T, len(days)].
 
-        `days` holds every day of the moments, ascending.
+        Args:
+            moments: events to predict.
+            days: every day of the moments, ascending.
         """
         settings, num_requests = self.settings, len(moments.user)
         counts = np.diff(moments.begin)
         boards = self.boards(moments.user)
         row = np.repeat(np.arange(num_requests), counts)
-        interest = boards.interest(self.world, row, moments.seconds)
+        interest = boards.interest(self.world, row, seconds=moments.seconds)
         state, last = self._state(moments)
         probability = np.empty_like(interest)
         # The board is a Markov chain: one step for the first event of every request, then for the second, ...
@@ -84,8 +87,8 @@ class Truth:
         np.add.at(outside, (row, day), settings.explore)
         return mass + outside[:, None, :] * np.stack([self.world.topic_probability(int(d)) for d in days], axis=1)
 
-    def _state(self, moments: Moments) -> tuple[npt.NDArray[np.float64], Integers]:
-        """Board of the last event before the moments, one-hot [R, B], and its time, -1 where there is none."""
+    def _state(self, moments: Moments) -> tuple[Float64Array, Int64Array]:
+        """Return the board of the last event before the moments, one-hot [R, B], and its time, -1 if there is none."""
         state = np.zeros((len(moments.user), self._boards[0].shape[1]))
         last = np.full(len(moments.user), -1, np.int64)
         for request, user in enumerate(moments.user):
@@ -100,26 +103,27 @@ class Truth:
 def best_reachable(
     root: Path,
     dataset: PreparedDataset,
+    *,
     part: Part,
     cutoffs: Sequence[int] = (5, 10, 20, 50, 100),
     max_users: int = 5_000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Recall@K in `part` of ranking by the true probabilities, with the items of the history left out.
+    """Return recall@K in `part` of a ranking by the true probabilities, without the items of the history.
 
     Args:
-        root: the generated folder that `dataset` was prepared from.
-        dataset: prepared with `data.time=seconds`.
+        root: generated folder that `dataset` was prepared from.
+        dataset: data set prepared with `data.time=seconds`.
         part: `val` or `test`.
         cutoffs: values of K.
-        max_users: so many users, drawn by `seed`, where the part has more.
-        seed: of that draw.
+        max_users: maximal number of users. If the part has more, a sample is drawn.
+        seed: seed of the sample.
 
     Returns:
         `{"recall@5": ...}`, the mean over users with relevant items; empty if there are none.
 
     Raises:
-        UserError: `root` has no truth, or `dataset` was not prepared from it.
+        UserError: If `root` has no truth, or `dataset` was not prepared from it.
     """
     truth = Truth(root)
     world, num_items = truth.world, truth.settings.num_items
@@ -129,9 +133,9 @@ def best_reachable(
     user_ids, item_ids = (
         np.asarray(ids.to_numpy(zero_copy_only=False)) for ids in (dataset.user_ids, dataset.item_ids)
     )
-    _check(root, dataset, truth.settings, user_ids, item_ids)
+    _check(root, dataset, settings=truth.settings, user_ids=user_ids, item_ids=item_ids)
 
-    # Position in the world's order of items by item_idx; the unknown item 0 has none.
+    # Position of each item_idx in the world's order of items. The unknown item 0 has none.
     by_id = np.argsort(world.item_id)
     position = np.concatenate([[-1], by_id[item_ids - 1]])
     outside = np.ones(num_items, bool)
@@ -143,7 +147,7 @@ def best_reachable(
     likely = np.empty((len(days), num_items), np.float32)
     for row, day in enumerate(days):
         likely[row] = world.item_probability(int(day))
-    hits: list[npt.NDArray[np.float64]] = []
+    hits: list[Float64Array] = []
     per_block = max(1, _SCORES_PER_BLOCK // max(num_items, truth.settings.num_topics * len(days)))
     for first in range(0, len(users), per_block):
         chunk = slice(first, first + per_block)
@@ -164,16 +168,14 @@ def best_reachable(
             relevant = np.setdiff1d(position[dataset.item_idx[begin[row] : end[row]]], seen)
             if len(relevant):
                 scores[row, seen[seen >= 0]] = -np.inf
-                hits.append(_recalls(scores[row], relevant, cutoffs))
+                hits.append(_recalls(scores[row], relevant, cutoffs=cutoffs))
     if not hits:
         return {}
     return {f"recall@{k}": float(value) for k, value in zip(cutoffs, np.mean(hits, axis=0), strict=True)}
 
 
-def _recalls(
-    scores: npt.NDArray[np.float32], relevant: npt.NDArray[np.integer], cutoffs: Sequence[int]
-) -> npt.NDArray[np.float64]:
-    """Share of `relevant` among the best K, for each K; items of score -inf are never shown."""
+def _recalls(scores: Float32Array, relevant: npt.NDArray[np.integer], *, cutoffs: Sequence[int]) -> Float64Array:
+    """Return the share of `relevant` among the best K, for each K. Items of score -inf are never shown."""
     k = min(max(cutoffs), len(scores))
     best = np.argpartition(scores, -k)[-k:]
     best = best[np.argsort(-scores[best], kind="stable")]
@@ -182,7 +184,7 @@ def _recalls(
 
 
 def _check(
-    root: Path, dataset: PreparedDataset, settings: WorldSettings, user_ids: Integers, item_ids: Integers
+    root: Path, dataset: PreparedDataset, *, settings: WorldSettings, user_ids: Int64Array, item_ids: Int64Array
 ) -> None:
     if dataset.meta.time_resolution is not TimeResolution.SECONDS:
         raise UserError(f"{dataset.path}: prepared with data.time={dataset.meta.time_resolution}, expected seconds")

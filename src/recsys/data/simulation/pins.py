@@ -1,4 +1,4 @@
-"""What simulated pins and people look like: names, tags, vectors, profiles and the words of searches."""
+"""Attributes of simulated pins and people: names, tags, vectors, profiles and query texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.core.types import Int64Array
 from recsys.data.simulation.world import (
     AGE_GROUPS,
     AGE_SHARES,
@@ -18,10 +19,11 @@ from recsys.data.simulation.world import (
     MAX_BOARDS,
     USER_STREAM,
     Boards,
-    Integers,
     World,
     WorldSettings,
 )
+
+Mask = npt.NDArray[np.bool_]
 
 _ITEMS_PER_BLOCK = 65_536
 _COUNTRIES = ("US", "BR", "MX", "DE", "FR", "GB", "CA", "IT", "JP", "IN", "ES", "PL")
@@ -45,7 +47,7 @@ _CATEGORIES = {
     "pets": "puppies kittens aquariums parrots rabbits hamsters horses terrariums",
     "kids": "nursery toys birthdays costumes books puzzles playgrounds lunchboxes",
 }
-# What people type, from the words of the item that they then choose.
+# Query texts, made of the words of the item that is then chosen.
 _QUERIES = ("{topic}", "{style} {topic}", "{topic} ideas", "{category} {topic}", "{style} {category}")
 
 USERS_SCHEMA = pa.schema(
@@ -70,13 +72,13 @@ ITEMS_SCHEMA = pa.schema(
 
 
 def category_names(settings: WorldSettings) -> list[str]:
-    """Name of each category; beyond the known ones they are numbered."""
+    """Return the name of each category. Categories beyond the known ones are numbered."""
     known = list(_CATEGORIES)[: settings.num_categories]
     return known + [f"theme{c + 1}" for c in range(len(known), settings.num_categories)]
 
 
 def topic_names(settings: WorldSettings) -> list[str]:
-    """Name of each topic, in the order of topics."""
+    """Return the names of the topics, in order."""
     names = []
     for category in category_names(settings):
         known = _CATEGORIES.get(category, "").split()[: settings.topics_per_category]
@@ -85,7 +87,7 @@ def topic_names(settings: WorldSettings) -> list[str]:
 
 
 def query_pool(settings: WorldSettings) -> pa.Array:
-    """All texts that are searched for: row `(topic * NUM_STYLES + style) * per_pair + variant`."""
+    """Return all query texts, in rows `(topic * NUM_STYLES + style) * per_pair + variant`."""
     categories = category_names(settings)
     return pa.array(
         [
@@ -97,27 +99,29 @@ def query_pool(settings: WorldSettings) -> pa.Array:
     )
 
 
-def draw_users(world: World, block: int, first: int, last: int) -> tuple[pa.Table, Boards]:
-    """Profiles and boards of the users first..last-1, which are one block."""
+def draw_users(world: World, block: int, *, first: int, last: int) -> tuple[pa.Table, Boards]:
+    """Draw profiles and boards of the users first..last-1, which are one block."""
     rng, num_users = world.settings.rng(USER_STREAM, block), last - first
     age_group = rng.choice(len(AGE_GROUPS), num_users, p=AGE_SHARES)
-    boards = Boards.draw(world, age_group, rng)
+    boards = Boards.draw(world, age_group, rng=rng)
     country = np.minimum(rng.geometric(0.3, num_users) - 1, len(_COUNTRIES) - 1)
-    # What users say about themselves: most of their boards, and now and then something that they never look at.
-    told = np.concatenate([boards.topic, rng.integers(0, world.settings.num_topics, (num_users, 1))], axis=1)
-    said = (told >= 0) & (rng.random(told.shape) < np.array([0.6] * MAX_BOARDS + [0.2]))
+    # Declared interests: most boards of a user, and sometimes a topic that the user never looks at.
+    topics = np.concatenate([boards.topic, rng.integers(0, world.settings.num_topics, (num_users, 1))], axis=1)
+    declared = (topics >= 0) & (rng.random(topics.shape) < np.array([0.6] * MAX_BOARDS + [0.2]))
     columns = [
         pa.array(np.arange(first, last) + 1),
-        words(_COUNTRIES, country, rng.random(num_users) < 0.05),
-        words(AGE_GROUPS, age_group, rng.random(num_users) < 0.1),
-        words(_DEVICES, rng.choice(len(_DEVICES), num_users, p=(0.45, 0.35, 0.2)), rng.random(num_users) < 0.02),
-        _word_lists(topic_names(world.settings), told, said, rng.random(num_users) < 0.1),
+        words(_COUNTRIES, country, missing=rng.random(num_users) < 0.05),
+        words(AGE_GROUPS, age_group, missing=rng.random(num_users) < 0.1),
+        words(
+            _DEVICES, rng.choice(len(_DEVICES), num_users, p=(0.45, 0.35, 0.2)), missing=rng.random(num_users) < 0.02
+        ),
+        _word_lists(topic_names(world.settings), topics, given=declared, missing=rng.random(num_users) < 0.1),
     ]
     return pa.Table.from_arrays(columns, schema=USERS_SCHEMA), boards
 
 
 def item_tables(world: World) -> Iterator[pa.Table]:
-    """The table of items, in order of ids, block by block."""
+    """Yield the items table, ordered by id, block by block."""
     settings, topics = world.settings, world.item_topic
     names, categories = topic_names(settings), category_names(settings)
     centroids = settings.rng(ITEM_STREAM).normal(0.0, 1.0, (settings.num_topics, settings.vector_width))
@@ -128,7 +132,7 @@ def item_tables(world: World) -> Iterator[pa.Table]:
         rng, num_items = settings.rng(ITEM_STREAM, 1 + begin // _ITEMS_PER_BLOCK), len(items)
         topic, style = topics[items], world.style[items]
         category = topic // settings.topics_per_category
-        # Tags: topic, category, style and two words of chance; each is left out on some items.
+        # Tags: topic, category, style and two random words. Each is left out on some items.
         tags = np.stack(
             [topic, len(names) + category, len(names) + len(categories) + style]
             + [rng.integers(0, len(vocabulary), num_items) for _ in range(2)],
@@ -147,33 +151,31 @@ def item_tables(world: World) -> Iterator[pa.Table]:
         columns = [
             pa.array(world.item_id[items]),
             title,
-            words(categories, category, rng.random(num_items) < 0.03),
-            _word_lists(vocabulary, tags, given, rng.random(num_items) < 0.03),
-            _lists(pa.array(visual[has_visual], pa.float32()), has_visual, ~has_visual[:, 0]),
+            words(categories, category, missing=rng.random(num_items) < 0.03),
+            _word_lists(vocabulary, tags, given=given, missing=rng.random(num_items) < 0.03),
+            _lists(pa.array(visual[has_visual], pa.float32()), has_visual, missing=~has_visual[:, 0]),
             pa.array(world.born[items].astype(np.int64) * DAY + settings.start_seconds),
         ]
         yield pa.Table.from_arrays(columns, schema=ITEMS_SCHEMA)
 
 
-def coded(values: Sequence[str] | pa.Array, code: Integers, missing: npt.NDArray[np.bool_] | None = None) -> pa.Array:
-    """Words by code, as a dictionary array; null where `missing`."""
+def coded(values: Sequence[str] | pa.Array, code: Int64Array, *, missing: Mask | None = None) -> pa.Array:
+    """Return the words with the codes `code` as a dictionary array, null where `missing`."""
     dictionary = values if isinstance(values, pa.Array) else pa.array(values)
     return pa.DictionaryArray.from_arrays(pa.array(code.astype(np.int32), mask=missing), dictionary)
 
 
-def words(values: Sequence[str], code: Integers, missing: npt.NDArray[np.bool_] | None = None) -> pa.Array:
-    """Words by code, as plain strings; null where `missing`."""
-    return coded(values, code, missing).cast(pa.string())
+def words(values: Sequence[str], code: Int64Array, *, missing: Mask | None = None) -> pa.Array:
+    """Return the words with the codes `code` as plain strings, null where `missing`."""
+    return coded(values, code, missing=missing).cast(pa.string())
 
 
-def _word_lists(
-    values: Sequence[str], code: npt.NDArray[Any], given: npt.NDArray[np.bool_], missing: npt.NDArray[np.bool_]
-) -> pa.Array:
-    """One list of words a row, those of `code` [R, W] that are `given`; null where `missing` [R]."""
+def _word_lists(values: Sequence[str], code: npt.NDArray[Any], *, given: Mask, missing: Mask) -> pa.Array:
+    """Return one list of words a row: those of `code` [R, W] that are `given`; null where `missing` [R]."""
     given = given & ~missing[:, None]
-    return _lists(words(values, code[given]), given, missing)
+    return _lists(words(values, code[given]), given, missing=missing)
 
 
-def _lists(values: pa.Array, given: npt.NDArray[np.bool_], missing: npt.NDArray[np.bool_]) -> pa.Array:
+def _lists(values: pa.Array, given: Mask, *, missing: Mask) -> pa.Array:
     offsets = np.concatenate([[0], np.cumsum(given.sum(1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(missing))

@@ -1,7 +1,7 @@
-"""Simulated pins: writes a world as the tables of the data contract, at any size, and knows the best reachable recall.
+"""Generator of simulated pins: writes a world as the tables of the data contract, at any size.
 
     <root>/interactions.parquet/part-00000.parquet ...   items.parquet   users.parquet
-    <root>/truth/   what no reader of the tables sees: settings, world, boards, and the board of every event
+    <root>/truth/   hidden from readers of the tables: settings, world, boards, and the board of every event
 
 Users come in blocks with random streams of their own, and shards hold whole blocks. So memory depends on the size of a
 shard and not of the data, and the size of a shard changes no value.
@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from recsys.core.errors import UserError
+from recsys.core.types import Int64Array
 from recsys.data.simulation import pins
 from recsys.data.simulation.oracle import best_reachable
 from recsys.data.simulation.world import (
@@ -35,17 +36,16 @@ from recsys.data.simulation.world import (
     MAX_BOARDS,
     NUM_STYLES,
     Boards,
-    Integers,
     World,
     WorldSettings,
     pick,
     stay,
 )
-from recsys.data.sources.files import Tables, build_folder
+from recsys.data.sources.files import Tables, build_once
 
 __all__ = ["Synthetic", "WorldSettings", "best_reachable", "generate"]
 
-# Part of the name of cached data: raise it when the same settings would give other values.
+# Increase this number if the same settings would give other values: it is part of the names in the cache.
 _VERSION = 1
 _USERS_PER_BLOCK = 1024
 _EVENTS_PER_SHARD = 2_000_000
@@ -55,17 +55,17 @@ _ACTIONS = ("save", "click", "closeup", "hide")
 
 @dataclass(frozen=True)
 class Synthetic(WorldSettings):
-    """Source of simulated pins: makes them once for each combination of settings, and reuses them."""
+    """Source of simulated pins. They are generated once for each combination of settings."""
 
     def folder(self, cache: Path) -> Path:
-        """Where `tables` puts the data and `best_reachable` finds the truth."""
+        """Return the folder in which `tables` writes the data and `best_reachable` finds the truth."""
         content = json.dumps([_VERSION, dataclasses.asdict(self)], sort_keys=True)
         return cache / "synthetic" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def tables(self, cache: Path) -> Tables:
-        """Paths of the tables, generated where they are not there yet."""
+        """Return the paths of the tables, generated if they do not exist."""
         root = self.folder(cache)
-        build_folder(root, functools.partial(_write, settings=self))
+        build_once(root, functools.partial(_write, settings=self))
         shards = sorted(str(path) for path in (root / "interactions.parquet").iterdir())
         return Tables(tuple(shards), (str(root / "items.parquet"),), (str(root / "users.parquet"),))
 
@@ -74,9 +74,9 @@ def generate(root: Path, settings: WorldSettings) -> None:
     """Write the world of `settings` into the folder `root`, which appears only when it is complete.
 
     Raises:
-        UserError: `root` exists, or the settings ask for more events than the period has room for.
+        UserError: If `root` exists, or the period has no room for the number of events.
     """
-    if not build_folder(root, functools.partial(_write, settings=settings)):
+    if not build_once(root, functools.partial(_write, settings=settings)):
         raise UserError(f"{root}: exists already; expected a folder that is still to be made")
 
 
@@ -115,18 +115,19 @@ def _write(root: Path, settings: WorldSettings) -> None:
             for begin in range(first, last, _USERS_PER_BLOCK):
                 block, end = begin // _USERS_PER_BLOCK, min(begin + _USERS_PER_BLOCK, last)
                 rows, events = slice(begin, end), slice(offsets[begin], offsets[end])
-                users, block_boards = pins.draw_users(world, block, begin, end)
+                users, block_boards = pins.draw_users(world, block, first=begin, last=end)
                 profiles.append(users)
                 for field in dataclasses.fields(Boards):
                     getattr(boards, field.name)[rows] = getattr(block_boards, field.name)
-                drawn = _draw_events(world, block, block_boards, lengths[rows])
+                drawn = _draw_events(world, block, boards=block_boards, lengths=lengths[rows])
                 event_seconds[events], event_board[events] = drawn["seconds"], drawn["board"]
                 blocks.append(drawn)
             columns = {name: np.concatenate([block.pop(name) for block in blocks]) for name in list(blocks[0])}
             user_id = np.repeat(np.arange(first, last) + 1, lengths[first:last])
             users_file.write_table(pa.concat_tables(profiles))
             if len(user_id):
-                _write_shard(shards / f"part-{number:05d}.parquet", world, queries, user_id, columns)
+                file = shards / f"part-{number:05d}.parquet"
+                _write_shard(file, world, queries=queries, user_id=user_id, columns=columns)
             progress.update(task, completed=offsets[last])
 
 
@@ -134,8 +135,8 @@ def _create(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDA
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _history_lengths(settings: WorldSettings) -> Integers:
-    """Events of each user: heavy-tailed, with exact sum; 2% of the users have none, 3% have one."""
+def _history_lengths(settings: WorldSettings) -> Int64Array:
+    """Return the number of events of each user: heavy-tailed, with exact sum; 2% of users have none, 3% have one."""
     rng = settings.rng(LENGTH_STREAM)
     activity = rng.lognormal(0.0, 0.75, settings.num_users)
     special = rng.random(settings.num_users)
@@ -148,7 +149,7 @@ def _history_lengths(settings: WorldSettings) -> Integers:
     rest = settings.num_events - int(once.sum())
     if rest < 0:
         once[:], rest = False, settings.num_events
-    lengths: Integers = np.diff(np.rint(share * rest).astype(np.int64), prepend=0) + once
+    lengths: Int64Array = np.diff(np.rint(share * rest).astype(np.int64), prepend=0) + once
     room = settings.days * DAY // 20
     if lengths.max() > room:
         raise UserError(
@@ -158,8 +159,8 @@ def _history_lengths(settings: WorldSettings) -> Integers:
     return lengths
 
 
-def _shard_bounds(lengths: Integers) -> Iterator[tuple[int, int]]:
-    """Runs of users that make a shard: whole blocks, up to the first that fills it."""
+def _shard_bounds(lengths: Int64Array) -> Iterator[tuple[int, int]]:
+    """Yield the first and last user (exclusive) of each shard, which holds whole blocks."""
     first = events = 0
     for begin in range(0, len(lengths), _USERS_PER_BLOCK):
         events += int(lengths[begin : begin + _USERS_PER_BLOCK].sum())
@@ -169,8 +170,8 @@ def _shard_bounds(lengths: Integers) -> Iterator[tuple[int, int]]:
             first, events = last, 0
 
 
-def _draw_events(world: World, block: int, boards: Boards, lengths: Integers) -> dict[str, npt.NDArray[Any]]:
-    """Times and boards of the block's events, and the random numbers that decide the rest."""
+def _draw_events(world: World, block: int, *, boards: Boards, lengths: Int64Array) -> dict[str, npt.NDArray[Any]]:
+    """Draw times and boards of the events of a block, and the random numbers that decide the rest."""
     settings, rng = world.settings, world.settings.rng(EVENT_STREAM, block)
     num_users, num_events = len(lengths), int(lengths.sum())
     user = np.repeat(np.arange(num_users), lengths)
@@ -188,7 +189,7 @@ def _draw_events(world: World, block: int, boards: Boards, lengths: Integers) ->
         rng.exponential(600, num_events), 3600
     ).astype(np.int64)
 
-    # Order by user and time; a user does one thing a second.
+    # Order by user and time, with at most one event of a user in a second.
     base = user * (4 * settings.days * DAY)
     place = np.arange(num_events)
     seconds = np.maximum.accumulate(np.sort(base + seconds) - place) + place - base
@@ -198,7 +199,7 @@ def _draw_events(world: World, block: int, boards: Boards, lengths: Integers) ->
     gap = np.diff(seconds, prepend=0)
     anew = first | (rng.random(num_events) >= stay(settings, np.maximum(gap, 0)))
     turns = np.flatnonzero(anew)
-    chosen = pick(boards.interest(world, user[turns], seconds[turns]), rng.random(num_events)[turns])
+    chosen = pick(boards.interest(world, user[turns], seconds=seconds[turns]), rng.random(num_events)[turns])
     board = chosen[np.cumsum(anew) - 1]
     return {
         "seconds": seconds,
@@ -215,8 +216,8 @@ def _draw_events(world: World, block: int, boards: Boards, lengths: Integers) ->
     }
 
 
-def _draw_items(world: World, columns: dict[str, npt.NDArray[Any]]) -> Integers:
-    """Item of each event, by day, from the cumulated weights of its topic."""
+def _draw_items(world: World, columns: dict[str, npt.NDArray[Any]]) -> Int64Array:
+    """Draw the item of each event, day by day, from the cumulated weights of its topic."""
     topic, explores = columns["topic"].astype(np.int64), columns["explores"]
     day = world.day_of(columns["seconds"]).astype(np.uint16)
     order = np.argsort(day, kind="stable")
@@ -242,17 +243,17 @@ def _draw_items(world: World, columns: dict[str, npt.NDArray[Any]]) -> Integers:
 
 
 def _write_shard(
-    path: Path, world: World, queries: pa.Array, user_id: Integers, columns: dict[str, npt.NDArray[Any]]
+    path: Path, world: World, *, queries: pa.Array, user_id: Int64Array, columns: dict[str, npt.NDArray[Any]]
 ) -> None:
     settings = world.settings
     item = _draw_items(world, columns)
-    # Nothing about the surface depends on the item or the board: knowing it does not help to beat the oracle.
+    # The surface depends on neither item nor board, so it does not help a model to beat the oracle.
     is_search = columns["u_surface"] < settings.search_share
     is_related = columns["u_surface"] > 1 - 0.2 * (1 - settings.search_share)
     per_pair = len(queries) // (settings.num_topics * NUM_STYLES)
     pair = world.item_topic[item] * NUM_STYLES + world.style[item]
     query = pair * per_pair + (columns["u_query"] * per_pair).astype(np.int64)
-    # save, click, closeup, hide: what lies outside a user's boards is rarely saved and often hidden.
+    # save, click, closeup, hide: items outside a user's boards are rarely saved and often hidden.
     limits = np.where(columns["explores"][:, None], [0.1, 0.3, 0.8], [0.45, 0.7, 0.99]).astype(np.float32)
     action = (columns["u_action"][:, None] >= limits).sum(1)
     dwell = columns["dwell"] * np.array([2.0, 1.5, 1.0, 0.3], np.float32)[action]
@@ -261,14 +262,14 @@ def _write_shard(
         "item_id": world.item_id[item],
         "timestamp": columns["seconds"] + settings.start_seconds,
         "surface": pins.coded(_SURFACES, is_search + 2 * is_related),
-        "query": pins.coded(queries, np.minimum(query, len(queries) - 1), ~is_search),
+        "query": pins.coded(queries, np.minimum(query, len(queries) - 1), missing=~is_search),
         "action": pins.coded(_ACTIONS, action),
         "dwell": pa.array(dwell, mask=columns["no_dwell"]),
     }
     if settings.interest_share:
-        # Events without a query have no other use for its random number.
+        # The random number of the query is free on events without one.
         opened = ~is_search & (columns["u_query"] < settings.interest_share)
         category = world.item_topic[item] // settings.topics_per_category
-        table["interest"] = pins.coded(pins.category_names(settings), category, ~opened)
+        table["interest"] = pins.coded(pins.category_names(settings), category, missing=~opened)
     words = [name for name in ("surface", "query", "action", "interest") if name in table]
     pq.write_table(pa.table(table), path, use_dictionary=words, store_schema=False)

@@ -1,12 +1,12 @@
-"""The model behind the simulated pins: what exists, what is likely when, and whose boards are about what.
+"""Probabilistic model of the simulated pins: items, their probabilities over time, and the boards of users.
 
-Everything that decides which item comes next is a closed formula of this module. The generator draws from it and the
-oracle ranks by it, so the best reachable recall is a fact about the data and not another model's opinion:
+Every probability that decides the next item is a closed formula of this module. The generator draws from it and the
+oracle ranks by it, so the best reachable recall is exact and not the estimate of another model:
 
     P(i | u, t) = (1 - explore) * sum_b board_b(u, t) * p_t(i | topic of b) + explore * sum_c p_t(c) * p_t(i | c)
 
-`p_t(i | topic)` is a Zipf weight x an age curve (0 before birth) x a trend. The board of an event is that of the event
-before with probability `stay(gap)`, else drawn from the user's drifting interests.
+`p_t(i | topic)` is a Zipf weight x an age curve (0 before birth) x a trend. An event keeps the board of the event
+before it with probability `stay(gap)`; otherwise its board is drawn from the user's drifting interests.
 
 Shapes: U users, B boards a user, N items in the order of their topics, T topics, D days.
 """
@@ -22,10 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
-from recsys.core.types import Float32Array
-
-Doubles = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
+from recsys.core.types import Float32Array, Float64Array, Int64Array
 
 DAY = 86_400
 MAX_BOARDS = 6
@@ -44,13 +41,13 @@ _INTEREST_CYCLE = 60.0 * DAY
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """Size and character of a world; equal settings give equal data.
+    """Size and character of a world. Equal settings give equal data.
 
     Attributes:
-        num_users, num_items, num_events: sizes, all exact; a few users have no event.
-        num_categories, topics_per_category: categories are coarse and shown, topics are fine and hidden.
-        days, start: the period, from the ISO date `start` on.
-        seed: another seed, another world.
+        num_users, num_items, num_events: exact sizes; a few users have no event.
+        num_categories, topics_per_category: categories are coarse and visible, topics are fine and hidden.
+        days, start: length of the period, and its first day as an ISO date.
+        seed: seed of all draws.
         explore: share of events outside the user's boards.
         drift: how strongly interests in boards rise and fall; 0 keeps them constant.
         stickiness: probability that an event continues the board of the event just before it.
@@ -76,13 +73,13 @@ class WorldSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_users", "num_events", "num_categories", "topics_per_category", "vector_width"):
-            _require(name, getattr(self, name), 1, None)
-        _require("days", self.days, 1, 36_500)
-        _require("num_items", self.num_items, self.num_topics, None)
-        _require("seed", self.seed, 0, None)
-        _require("drift", self.drift, 0, None)
+            _require(name, getattr(self, name), low=1)
+        _require("days", self.days, low=1, high=36_500)
+        _require("num_items", self.num_items, low=self.num_topics)
+        _require("seed", self.seed, low=0)
+        _require("drift", self.drift, low=0)
         for name in ("explore", "stickiness", "search_share", "interest_share"):
-            _require(name, getattr(self, name), 0, 1)
+            _require(name, getattr(self, name), low=0, high=1)
         try:
             datetime.date.fromisoformat(self.start)
         except (TypeError, ValueError) as error:
@@ -90,7 +87,7 @@ class WorldSettings:
 
     @property
     def num_topics(self) -> int:
-        """Topics of all categories."""
+        """Number of topics of all categories."""
         return self.num_categories * self.topics_per_category
 
     @property
@@ -99,11 +96,11 @@ class WorldSettings:
         return (datetime.date.fromisoformat(self.start) - datetime.date(1970, 1, 1)).days * DAY
 
     def rng(self, stream: int, block: int = 0) -> np.random.Generator:
-        """Generator for one block of one kind of draw, the same however blocks are grouped into shards."""
+        """Return the generator of one block of one kind of draw. It does not depend on the size of shards."""
         return np.random.default_rng([self.seed, stream, block])
 
 
-def _require(name: str, value: float, low: float, high: float | None) -> None:
+def _require(name: str, value: float, *, low: float, high: float | None = None) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, int | float)
@@ -116,44 +113,46 @@ def _require(name: str, value: float, low: float, high: float | None) -> None:
 
 @dataclass(frozen=True)
 class World:
-    """Topics and items, and their probabilities by day.
+    """Topics and items, and their probabilities on each day.
 
     Attributes:
+        settings: settings of the world.
         topic_share: float32 [T], popularity of topics; topic t belongs to category t // topics_per_category.
-        heat: float32 [T, D], how much a topic is in fashion.
-        category_share: float32 [A, C], which categories an age group likes.
+        heat: float32 [T, D], factor of the popularity of a topic on a day.
+        category_share: float32 [A, C], share of each category in the interests of an age group.
         topic_start: int64 [T+1], items of topic t are `topic_start[t]:topic_start[t+1]`, most popular first.
         item_id: int64 [N], outside ids.
-        style: int64 [N], a word that titles, tags and queries share.
+        style: int64 [N], code of a word that titles, tags and queries share.
         born: float32 [N], day of birth, a whole number, negative before the period.
-        zipf, half_life: float32 [N].
-        trending: int64 [M], items that have a trend; peak, width (days) and boost float32 [M] belong to them.
+        zipf, half_life: float32 [N], Zipf weight, and half-life of the age curve in days.
+        trending: int64 [M], items with a trend.
+        peak, width, boost: float32 [M], day of the peak, width in days and height of each trend.
     """
 
     settings: WorldSettings
     topic_share: Float32Array
     heat: Float32Array
     category_share: Float32Array
-    topic_start: Integers
-    item_id: Integers
-    style: Integers
+    topic_start: Int64Array
+    item_id: Int64Array
+    style: Int64Array
     born: Float32Array
     zipf: Float32Array
     half_life: Float32Array
-    trending: Integers
+    trending: Int64Array
     peak: Float32Array
     width: Float32Array
     boost: Float32Array
 
     @classmethod
     def build(cls, settings: WorldSettings) -> World:
-        """Draw the world that the settings name."""
+        """Draw the world of the settings."""
         rng = settings.rng(WORLD_STREAM)
         num_topics, num_items, days = settings.num_topics, settings.num_items, settings.days
         share = rng.permutation(1.0 / (np.arange(num_topics) + 5.0) ** 0.7)
         share /= share.sum()
         fashion = (
-            _bumps(np.arange(days), rng.uniform(0, days, num_topics), rng.uniform(4, 12, num_topics))
+            _bumps(np.arange(days), peak=rng.uniform(0, days, num_topics), width=rng.uniform(4, 12, num_topics))
             * rng.choice([0.0, 2.0], num_topics, p=[0.6, 0.4])[:, None]
         )
         liking = np.exp(rng.normal(0.0, 0.8, (len(AGE_GROUPS), settings.num_categories)))
@@ -163,7 +162,7 @@ class World:
         topic_start = np.concatenate([[0], np.cumsum(sizes)])
         rank = np.arange(num_items) - np.repeat(topic_start[:-1], sizes)
         born = rng.integers(-days, days, num_items)
-        # No topic is ever empty: one of its items was there from the beginning.
+        # One item of each topic exists from the beginning, so no topic is ever empty.
         born[topic_start[1:] - 1] = -days
         evergreen = rng.random(num_items) < 0.25
         half_life = rng.lognormal(np.log(30.0), 0.5, num_items) * np.where(evergreen, 10.0, 1.0)
@@ -187,21 +186,21 @@ class World:
         )
 
     @property
-    def item_topic(self) -> Integers:
+    def item_topic(self) -> Int64Array:
         """Topic of each item, int64 [N]."""
         return np.repeat(np.arange(self.settings.num_topics), np.diff(self.topic_start))
 
-    def day_of(self, seconds: Integers) -> Integers:
-        """Day of seconds since the start."""
+    def day_of(self, seconds: Int64Array) -> Int64Array:
+        """Return the day of seconds since the start."""
         return np.minimum(seconds // DAY, self.settings.days - 1)
 
-    def topic_probability(self, day: int) -> Doubles:
-        """Topics of events outside the user's boards; sums to 1; float64 [T]."""
+    def topic_probability(self, day: int) -> Float64Array:
+        """Return the probabilities of topics of events outside the user's boards, float64 [T], with sum 1."""
         weight = self.topic_share.astype(np.float64) * self.heat[:, day]
         return np.asarray(weight / weight.sum())
 
     def item_weights(self, day: int) -> Float32Array:
-        """Zipf weight x age curve x trend, not normalised; 0 before birth; float32 [N]."""
+        """Return Zipf weight x age curve x trend, not normalised, 0 before birth; float32 [N]."""
         weight: Float32Array = np.exp2(np.minimum(self.born - np.float32(day), 0) / self.half_life)
         weight *= 1 - _OLD_ITEM_INTEREST
         weight += _OLD_ITEM_INTEREST
@@ -211,7 +210,7 @@ class World:
         return weight
 
     def item_probability(self, day: int) -> Float32Array:
-        """p_t(i | topic of i): sums to 1 within each topic; float32 [N]."""
+        """Return p_t(i | topic of i), float32 [N], with sum 1 within each topic."""
         weight = self.item_weights(day).astype(np.float64)
         totals = np.add.reduceat(weight, self.topic_start[:-1])
         return np.asarray(weight / np.repeat(totals, np.diff(self.topic_start)), np.float32)
@@ -222,14 +221,14 @@ class World:
 
     @classmethod
     def load(cls, path: Path, settings: WorldSettings) -> World:
-        """The inverse of `save`."""
+        """Read the arrays that `save` wrote."""
         with np.load(path) as arrays:
             return cls(settings=settings, **{name: arrays[name] for name in arrays.files})
 
 
 @dataclass(frozen=True)
 class Boards:
-    """The boards of some users: topic (-1: none), size, and phase and length of the interest's cycle; all [U, B]."""
+    """Boards of some users: topic (-1: none), size, and phase and length of the cycle of the interest; all [U, B]."""
 
     topic: npt.NDArray[np.int32]
     size: Float32Array
@@ -237,8 +236,8 @@ class Boards:
     cycle: Float32Array
 
     @classmethod
-    def draw(cls, world: World, age_group: Integers, rng: np.random.Generator) -> Boards:
-        """Boards of users of the given age groups: half of them in one category, on distinct topics."""
+    def draw(cls, world: World, age_group: Int64Array, *, rng: np.random.Generator) -> Boards:
+        """Draw boards for users of the given age groups: half of them in one category, on distinct topics."""
         settings, num_users = world.settings, len(age_group)
         shape = (num_users, MAX_BOARDS)
         category = pick(world.category_share[age_group][:, None, :], rng.random(shape))
@@ -256,8 +255,8 @@ class Boards:
             cycle=(_INTEREST_CYCLE * rng.uniform(0.6, 1.4, shape)).astype(np.float32),
         )
 
-    def interest(self, world: World, users: Integers, seconds: Integers) -> Doubles:
-        """w_b(u, t): which board a user turns to at a time, if not staying; rows sum to 1; float64 [E, B]."""
+    def interest(self, world: World, users: Int64Array, *, seconds: Int64Array) -> Float64Array:
+        """Return w_b(u, t), the probability of each board if the user does not stay; float64 [E, B], rows sum to 1."""
         topic = self.topic[users]
         wave = np.sin(2 * np.pi * (seconds[:, None] / self.cycle[users] + self.phase[users]))
         weight = self.size[users] * np.exp(world.settings.drift * wave)
@@ -265,22 +264,22 @@ class Boards:
         return np.asarray(weight / weight.sum(1, keepdims=True))
 
 
-def stay(settings: WorldSettings, gap: Integers) -> Doubles:
-    """Probability that an event `gap` seconds after another continues its board: halves each day."""
+def stay(settings: WorldSettings, gap: Int64Array) -> Float64Array:
+    """Return the probability that an event `gap` seconds after another keeps its board. It halves each day."""
     return np.asarray(settings.stickiness * np.exp2(-gap / _BOARD_MEMORY))
 
 
-def _bumps(day: Integers, peak: Doubles, width: Doubles) -> Doubles:
+def _bumps(day: Int64Array, *, peak: Float64Array, width: Float64Array) -> Float64Array:
     return np.asarray(np.exp(-0.5 * ((day - peak[:, None]) / width[:, None]) ** 2))
 
 
-def pick(weight: npt.NDArray[np.floating], u: Doubles) -> Integers:
-    """Index drawn from `weight` along its last axis by the uniform numbers `u`, which broadcast over the others.
+def pick(weight: npt.NDArray[np.floating], u: Float64Array) -> Int64Array:
+    """Return indices drawn from `weight` along its last axis by uniform numbers `u`, which broadcast over the others.
 
     An index of weight 0 is never drawn.
     """
     upper = np.cumsum(weight, axis=-1, dtype=np.float64)
     total = upper[..., -1:]
-    # Below the total even after rounding.
+    # The target stays below the total even after rounding.
     target = np.minimum(u[..., None] * total, np.nextafter(total, 0))
     return np.asarray((upper <= target).sum(-1), np.int64)

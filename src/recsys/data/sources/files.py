@@ -1,11 +1,10 @@
-"""Files of sources, local or remote (fsspec): listing, content digests, and names for what is made from them."""
+"""Files of sources, local or remote (fsspec): listing, digests of their content, and folders built from them."""
 
 from __future__ import annotations
 
+import glob
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import xxhash
 from filelock import FileLock
 
 from recsys.core.errors import UserError
+from recsys.core.io import build_folder
 
 log = logging.getLogger("recsys")
 
@@ -23,54 +23,54 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Tables:
-    """Parquet files (paths or URLs) of each table, shards in name order. A table without files does not exist."""
+    """Parquet files (paths or URLs) of each table, with shards in name order. A missing table has no files."""
 
     interactions: tuple[str, ...]
     items: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
 
     def of(self, owner: str) -> tuple[str, ...]:
-        """Files of the table `owner`."""
+        """Return the files of the table `owner`."""
         return {"interactions": self.interactions, "items": self.items, "users": self.users}[owner]
 
 
 @dataclass(frozen=True)
 class ParquetFolder:
-    """Source: a folder with `interactions.parquet`, a file or a folder of shards, and perhaps items and users likewise.
+    """Source: a folder with `interactions.parquet`, a file or a folder of shards, and optionally items and users.
 
     Attributes:
-        root: a path, or an address that fsspec knows (s3://, gs://, hf://, memory://).
+        root: path, or address that fsspec reads (s3://, gs://, hf://, memory://).
     """
 
     root: str
 
-    def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read where they lie
-        """The files of the folder."""
+    def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read in place
+        """Return the files of the folder."""
         return find_tables(self.root, ".parquet")
 
 
 @dataclass(frozen=True)
-class ListedFiles:
-    """Source: Parquet files by name, whatever else is added beside them.
+class ParquetFiles:
+    """Source: Parquet files that are named one by one, so files that are added beside them are not read.
 
     Attributes:
-        interactions, items, users: paths, or addresses that fsspec knows, shards in order.
+        interactions, items, users: paths, or addresses that fsspec reads, with shards in order.
     """
 
     interactions: Sequence[str]
     items: Sequence[str] = ()
     users: Sequence[str] = ()
 
-    def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read where they lie
-        """The files."""
+    def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read in place
+        """Return the files."""
         return Tables(tuple(self.interactions), tuple(self.items), tuple(self.users))
 
 
 def find_tables(root: str, ending: str) -> Tables:
-    """`interactions<ending>`, `items<ending>` and `users<ending>` in the folder `root`: a file or a folder of shards.
+    """Return `interactions<ending>`, `items<ending>` and `users<ending>` of a folder: files, or folders of shards.
 
     Raises:
-        UserError: the folder or its interactions are missing, or a folder of shards is empty.
+        UserError: If the folder or its interactions are missing, or a folder of shards is empty.
     """
     filesystem, path = _filesystem(root)
     if not filesystem.exists(path):
@@ -95,7 +95,7 @@ def _shards(root: str, name: str, ending: str) -> tuple[str, ...]:
         return (_address(filesystem, path),)
     if not filesystem.isdir(path):
         return ()
-    # Writers such as Spark leave marks and unfinished parts under names that begin with _ or a dot.
+    # Writers such as Spark leave markers and unfinished parts under names that begin with _ or a dot.
     inner = [file for file in filesystem.find(path) if file.endswith(ending)]
     kept = [f for f in inner if not any(part[:1] in "_." for part in f[len(path) :].strip("/").split("/"))]
     if not kept:
@@ -118,7 +118,7 @@ def _address(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
 
 
 def local_copy(file: str, folder: Path) -> Path:
-    """The file itself where it is local, else a copy of it in `folder`."""
+    """Return the path of a local file, or of a copy of a remote one in `folder`."""
     filesystem, path = _filesystem(file)
     if is_local(filesystem):
         return Path(path)
@@ -129,15 +129,17 @@ def local_copy(file: str, folder: Path) -> Path:
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether its files are those of this machine."""
+    """Whether the files are on this machine."""
     return bool(filesystem.protocol == "file" or "file" in filesystem.protocol)
 
 
 def digest(file: str) -> str:
-    """What names the file's content: a hash of a local file, the store's own mark (size, etag, time) of a remote one.
+    """Return a text that identifies the content of a file.
+
+    It is a hash of a local file, and what the store reports of a remote one (size, etag or time).
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: If the file cannot be read.
     """
     filesystem, path = _filesystem(file)
     try:
@@ -153,30 +155,29 @@ def digest(file: str) -> str:
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A short name for `parts`, each by its `repr`."""
+    """Return a short name for `parts`, each represented by its `repr`."""
     running = xxhash.xxh3_128()
     for part in parts:
         running.update(repr(part).encode() + b"\0")
     return running.hexdigest()
 
 
-def build_folder(folder: Path, build: Callable[[Path], None]) -> bool:
-    """Have `build` fill `folder` unless it is there already; whether it was built.
+def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
+    """Build a folder unless it exists. Return whether it was built.
 
-    It is filled aside and renamed, under a lock: nobody ever sees a half-written one, and of two processes that want
-    it the second waits for the first. What a killed process left is removed.
+    It is built aside under a lock and renamed, so it exists as a whole or not at all. A second process that needs the
+    folder waits for the first. Leftovers of killed processes are removed.
+
+    Args:
+        folder: folder to make.
+        build: fills the empty folder that it is given.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
-        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
         if folder.is_dir():
             return False
-        aside = folder.parent / f".{folder.name}.tmp-{uuid.uuid4().hex}"
-        aside.mkdir()
-        try:
+        with build_folder(folder) as aside:
             build(aside)
-            os.rename(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     return True

@@ -1,14 +1,12 @@
-"""MovieLens by its public address, or from a local copy."""
+"""MovieLens, from its public address or a local copy."""
 
 from __future__ import annotations
 
 import io
 import logging
-import os
 import shutil
 import urllib.error
 import urllib.request
-import uuid
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError, nearest
-from recsys.data.sources.files import Tables, build_folder, find_tables, fingerprint
+from recsys.core.io import atomic_file
+from recsys.data.sources.files import Tables, build_once, find_tables, fingerprint
 
 log = logging.getLogger("recsys")
 
@@ -42,8 +41,8 @@ class MovieLens:
 
     Attributes:
         variant: ml-100k or ml-1m.
-        root: a copy: the zip file, or the unpacked folder, or the folder that holds either. Null downloads it.
-        min_rating: ratings below it are left out; 4 keeps what users liked.
+        root: local copy: the zip file, the unpacked folder, or a folder that holds either. Null downloads the data.
+        min_rating: lowest rating that counts as an event; 4 keeps the items that users liked.
     """
 
     variant: Variant
@@ -55,10 +54,10 @@ class MovieLens:
             raise UserError(f"data.variant={self.variant}: no such variant{nearest(self.variant, get_args(Variant))}")
 
     def tables(self, cache: Path) -> Tables:
-        """The three tables as Parquet.
+        """Return the three tables as Parquet.
 
         Raises:
-            UserError: there is no copy, or no way to the public address.
+            UserError: If there is no copy, or the public address cannot be reached.
         """
         contents = self._contents(cache)
         name = fingerprint([_VERSION, self.variant, self.min_rating, contents])
@@ -70,11 +69,11 @@ class MovieLens:
                 pq.write_table(table, aside / f"{owner}.parquet")
 
         folder = cache / f"{self.variant}-{name}"
-        build_folder(folder, build)
+        build_once(folder, build)
         return find_tables(str(folder), ".parquet")
 
     def _contents(self, cache: Path) -> list[bytes]:
-        """The three files' bytes: ratings, items, users."""
+        """Return the content of the three files: ratings, items, users."""
         names = _FILES[self.variant]
         root = Path(self.root) if self.root is not None else self._download(cache)
         for place in (root, root / self.variant):
@@ -96,23 +95,23 @@ class MovieLens:
             return file
         address = f"{ADDRESS}/{self.variant}.zip"
         cache.mkdir(parents=True, exist_ok=True)
-        aside = cache / f".{self.variant}.{uuid.uuid4().hex}"
         log.info("downloading %s", address)
         try:
-            with urllib.request.urlopen(address, timeout=30) as answer, aside.open("wb") as opened:
+            with (
+                urllib.request.urlopen(address, timeout=30) as answer,
+                atomic_file(file) as aside,
+                aside.open("wb") as opened,
+            ):
                 shutil.copyfileobj(answer, opened)
-            os.replace(aside, file)
         except OSError as error:
             raise UserError(
                 f"{address}: cannot be downloaded ({error}); data.root=PATH reads a local copy of {self.variant}.zip"
             ) from error
-        finally:
-            aside.unlink(missing_ok=True)
         return file
 
 
-def _read(content: bytes, separator: str, columns: dict[str, pa.DataType]) -> pa.Table:
-    # These files quote nothing, and are written in Latin-1.
+def _read(content: bytes, separator: str, *, columns: dict[str, pa.DataType]) -> pa.Table:
+    # The files are Latin-1 without quotes.
     text = content.decode("latin-1").encode()
     if len(separator) > 1:
         text = text.replace(separator.encode(), b"\x1f")
@@ -127,7 +126,7 @@ def _read(content: bytes, separator: str, columns: dict[str, pa.DataType]) -> pa
 
 def _ratings(content: bytes, separator: str) -> pa.Table:
     whole = pa.int64()
-    return _read(content, separator, {"user_id": whole, "item_id": whole, "rating": whole, "timestamp": whole})
+    return _read(content, separator, columns={"user_id": whole, "item_id": whole, "rating": whole, "timestamp": whole})
 
 
 def _year(titles: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -138,21 +137,20 @@ def _year(titles: pa.ChunkedArray) -> pa.ChunkedArray:
 def _read_100k(contents: list[bytes]) -> tuple[pa.Table, pa.Table, pa.Table]:
     text, whole = pa.string(), pa.int64()
     columns = {"item_id": whole, "title": text, "released": text, "video": text, "url": text}
-    films = _read(contents[1], "|", columns | dict.fromkeys(_GENRES, whole))
+    films = _read(contents[1], "|", columns=columns | dict.fromkeys(_GENRES, whole))
     flags = list(zip(*(films[genre].to_pylist() for genre in _GENRES), strict=True))
     genres = [[genre for genre, flag in zip(_GENRES, row, strict=True) if flag] for row in flags]
     items = pa.table(
         {"item_id": films["item_id"], "title": films["title"], "year": _year(films["title"]), "genres": genres}
     )
-    users = _read(
-        contents[2], "|", {"user_id": whole, "age": whole, "gender": text, "occupation": text, "zip_code": text}
-    )
+    columns = {"user_id": whole, "age": whole, "gender": text, "occupation": text, "zip_code": text}
+    users = _read(contents[2], "|", columns=columns)
     return _ratings(contents[0], "\t"), items, users
 
 
 def _read_1m(contents: list[bytes]) -> tuple[pa.Table, pa.Table, pa.Table]:
     text, whole = pa.string(), pa.int64()
-    films = _read(contents[1], "::", {"item_id": whole, "title": text, "genres": text})
+    films = _read(contents[1], "::", columns={"item_id": whole, "title": text, "genres": text})
     items = pa.table(
         {
             "item_id": films["item_id"],
@@ -161,9 +159,8 @@ def _read_1m(contents: list[bytes]) -> tuple[pa.Table, pa.Table, pa.Table]:
             "genres": pc.split_pattern(films["genres"], "|"),
         }
     )
-    users = _read(
-        contents[2], "::", {"user_id": whole, "gender": text, "age": whole, "occupation": text, "zip_code": text}
-    )
+    columns = {"user_id": whole, "gender": text, "age": whole, "occupation": text, "zip_code": text}
+    users = _read(contents[2], "::", columns=columns)
     return _ratings(contents[0], "::"), items, users
 
 

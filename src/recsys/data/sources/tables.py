@@ -1,4 +1,4 @@
-"""What the source's files hold, from their footers alone: every later step reads columns that are known to be there."""
+"""Content of the files of a source, from their footers alone, so that later steps read only columns that exist."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from recsys.core.schema import Owner
 from recsys.data.preparation.engines import Read
 from recsys.data.sources.files import Tables
 
-# Our names of columns, and the tables that have them.
+# Names of columns that are not features.
 NAMES = ("user_id", "item_id", "timestamp", "split")
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the source.
+    """One table of a source.
 
     Attributes:
         owner: interactions, items or users.
-        files: its shards in name order.
+        files: shards in name order.
         types: type of each column by its name in the files, without dictionaries and large or view types.
-        num_rows: of all shards.
-        names: our names -> names in the files, of the columns that have one of ours.
+        num_rows: number of rows of all shards.
+        names: our names (`NAMES`) -> names in the files, of the columns that exist.
     """
 
     owner: Owner
@@ -39,25 +39,27 @@ class Table:
 
     @property
     def place(self) -> str:
-        """How messages name it."""
+        """Name in messages: the file, or the folder of several shards."""
         return self.files[0] if len(self.files) == 1 else self.files[0].rsplit("/", 1)[0]
 
     def others(self) -> list[str]:
-        """Columns that are none of ours."""
+        """Return the columns that have none of our names: the possible features."""
         return [name for name in self.types if name not in self.names.values()]
 
 
-def inspect(tables: Tables, columns: Mapping[str, str], needs: str, events_use: Iterable[str] = ()) -> dict[str, Table]:
-    """The tables of the source, each checked as far as footers tell.
+def inspect(
+    tables: Tables, columns: Mapping[str, str], *, split_needs: str, event_columns: Iterable[str] = ()
+) -> dict[str, Table]:
+    """Return the tables of a source by owner, checked as far as the footers of the files allow.
 
     Args:
         tables: files of the source.
         columns: our names -> names in the files.
-        needs: the column that the split cannot do without, `timestamp` or `split`.
-        events_use: other columns of interactions that are used.
+        split_needs: column that the split requires, `timestamp` or `split`.
+        event_columns: other columns of interactions that are used.
 
     Raises:
-        UserError: an unreadable or empty file, a missing column, a type that cannot be, shards that differ.
+        UserError: If a file is unreadable or empty, a column is missing or of a wrong type, or shards differ.
     """
     if unknown := [name for name in columns if name not in NAMES]:
         raise UserError(f"data.columns.{unknown[0]}: no such column{nearest(unknown[0], NAMES)}")
@@ -66,7 +68,7 @@ def inspect(tables: Tables, columns: Mapping[str, str], needs: str, events_use: 
     owners: tuple[Owner, ...] = ("interactions", "items", "users")
     for owner in owners:
         if files := tables.of(owner):
-            found[owner] = _table(owner, files, wanted, needs, events_use)
+            found[owner] = _table(owner, files, wanted=wanted, split_needs=split_needs, event_columns=event_columns)
     events = found["interactions"]
     for owner, key in (("items", "item_id"), ("users", "user_id")):
         if owner in found:
@@ -80,10 +82,10 @@ def inspect(tables: Tables, columns: Mapping[str, str], needs: str, events_use: 
 
 
 def id_type(table: Table, key: str) -> str:
-    """`int64` or `string`.
+    """Return the type of an id column: `int64` or `string`.
 
     Raises:
-        UserError: ids of any other type.
+        UserError: If the column has another type.
     """
     column = table.names[key]
     kind = table.types[column]
@@ -95,7 +97,7 @@ def id_type(table: Table, key: str) -> str:
 
 
 def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
-    """How to read those of our columns that the table has."""
+    """Return how to read those of our columns that the table has, by their names within the engine."""
     wanted: dict[str, Read] = {}
     for key in key_names:
         if key in ("user_id", "item_id"):
@@ -108,7 +110,7 @@ def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
 
 
 def read_time(column: str, kind: pa.DataType) -> Read:
-    """How to read a column of dates, times or integers as integers."""
+    """Return how to read a column of dates, times or integers as integers."""
     if pa.types.is_integer(kind):
         return Read(column, "int64")
     if pa.types.is_date(kind):
@@ -117,14 +119,19 @@ def read_time(column: str, kind: pa.DataType) -> Read:
 
 
 def _table(
-    owner: Owner, files: tuple[str, ...], wanted: Mapping[str, str], needs: str, events_use: Iterable[str]
+    owner: Owner,
+    files: tuple[str, ...],
+    *,
+    wanted: Mapping[str, str],
+    split_needs: str,
+    event_columns: Iterable[str],
 ) -> Table:
     types, num_rows = _footer(files[0])
-    required = {"interactions": ["user_id", "item_id", needs], "items": ["item_id"], "users": ["user_id"]}[owner]
+    required = {"interactions": ["user_id", "item_id", split_needs], "items": ["item_id"], "users": ["user_id"]}[owner]
     optional = ["timestamp", "split"] if owner == "interactions" else []
     names: dict[str, str] = {}
     for key in dict.fromkeys(required + optional):
-        # A renamed id may keep its plain name in the smaller tables.
+        # An id that is renamed in the interactions may have its plain name in the other tables.
         candidates = [wanted[key]] if owner == "interactions" else [wanted[key], key]
         column = next((name for name in candidates if name in types), None)
         if column is not None:
@@ -132,12 +139,12 @@ def _table(
         elif key in required:
             raise UserError(
                 f"{files[0]}: column '{wanted[key]}' is missing{nearest(wanted[key], types)}"
-                + _REMEDY.get(key if key == needs else "", "")
+                + _REMEDY.get(key if key == split_needs else "", "")
             )
     for file in files[1:]:
         others, rows = _footer(file)
         num_rows += rows
-        used = {*names.values(), *events_use} if owner == "interactions" else types.keys() | others.keys()
+        used = {*names.values(), *event_columns} if owner == "interactions" else types.keys() | others.keys()
         for name in sorted(used):
             if types.get(name) != others.get(name):
                 one, other = (kinds.get(name, "no such column") for kinds in (types, others))
@@ -155,7 +162,7 @@ def _table(
                 f"{files[0]}: column '{names['timestamp']}' holds {kind}, "
                 f"expected integer seconds, a date or a timestamp"
             )
-    if needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
+    if split_needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
         raise UserError(
             f"{files[0]}: column '{names['split']}' holds {types[names['split']]}, expected strings: train, val or test"
         )
@@ -169,7 +176,7 @@ _REMEDY = {
 
 
 def _footer(file: str) -> tuple[dict[str, pa.DataType], int]:
-    """Types of the columns and number of rows."""
+    """Return the types of the columns and the number of rows."""
     try:
         with fsspec.open(file, "rb") as opened:
             parquet = pq.ParquetFile(opened)
@@ -190,8 +197,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def settings_keys(node: Mapping[str, Any], valid: Iterable[str], place: str) -> None:
-    """Refuse keys of `node` that are not `valid`, by name."""
+def settings_keys(node: Mapping[str, Any], valid: Iterable[str], *, place: str) -> None:
+    """Refuse keys of `node` that are not `valid`. `place` is the key of `node` in the configuration."""
     for key in node:
         if key not in valid:
             raise UserError(f"{place}.{key}: no such key{nearest(str(key), valid)}")

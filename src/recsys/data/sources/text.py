@@ -1,4 +1,4 @@
-"""Sources that Hugging Face `datasets` reads: CSV, JSON Lines and the Hub. They become Parquet in the cache, once."""
+"""Sources that Hugging Face `datasets` reads: CSV, JSON Lines and the Hub. They are converted to Parquet once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
 from recsys.core.schema import OWNERS
-from recsys.data.sources.files import Tables, build_folder, digest, find_tables, fingerprint, local_copy
+from recsys.data.sources.files import Tables, build_once, digest, find_tables, fingerprint, local_copy
 
 Format = Literal["csv", "jsonl"]
 
-# A change of what conversion does is a change of this number.
+# Increase this number if the conversion gives other values: it is part of the names in the cache.
 _VERSION = 1
-# Codes such as 007 stay strings: ids are kept as they are.
+# Codes such as 007 stay strings, because ids must not change.
 _PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _PART_OF_SPLIT = {"validation": "val", "valid": "val", "dev": "val"}
@@ -30,12 +30,12 @@ _PART_OF_SPLIT = {"validation": "val", "valid": "val", "dev": "val"}
 
 @dataclass(frozen=True)
 class TextFolder:
-    """Source: a folder with `interactions.csv` (or `.jsonl`), a file or a folder of shards; items and users likewise.
+    """Source: a folder with `interactions.csv` or `.jsonl`, a file or a folder of shards; optionally items and users.
 
     Attributes:
-        root: a path, or an address that fsspec knows.
+        root: path, or address that fsspec reads.
         format: csv (with a header) or jsonl.
-        timestamp: the column of times; one that is written as dates is read as such.
+        timestamp: column of times. Strings in it are read as dates.
     """
 
     root: str
@@ -47,10 +47,10 @@ class TextFolder:
             raise UserError(f"format={self.format}: expected {' or '.join(get_args(Format))}")
 
     def tables(self, cache: Path) -> Tables:
-        """The files as Parquet.
+        """Return the files as Parquet.
 
         Raises:
-            UserError: a file that cannot be read.
+            UserError: If a file cannot be read.
         """
         found = find_tables(self.root, f".{self.format}")
         digests = [[digest(file) for file in found.of(owner)] for owner in OWNERS]
@@ -60,10 +60,10 @@ class TextFolder:
             for owner in OWNERS:
                 if files := found.of(owner):
                     table = self._read(files, aside / "scratch")
-                    _write(table, self.timestamp, aside / f"{owner}.parquet", files[0])
+                    _write(table, aside / f"{owner}.parquet", timestamp=self.timestamp, origin=files[0])
             shutil.rmtree(aside / "scratch")
 
-        build_folder(folder, build)
+        build_once(folder, build)
         return find_tables(str(folder), ".parquet")
 
     def _read(self, files: Sequence[str], scratch: Path) -> pa.Table:
@@ -76,7 +76,7 @@ class TextFolder:
         try:
             return self._load(copies, scratch)
         except datasets.exceptions.DatasetGenerationError as error:
-            # `datasets` does not say which file it was: each alone tells.
+            # `datasets` does not name the file that failed, so each is read alone.
             for file, copy in zip(files, copies, strict=True):
                 try:
                     self._load([copy], scratch)
@@ -94,7 +94,7 @@ class TextFolder:
         if self.format == "jsonl":
             loaded = datasets.load_dataset("json", data_files=names, split="train", cache_dir=cache)
             return loaded.data.table
-        # Everything is read as strings, and typed by whole columns: a type guessed from the first rows fails later.
+        # All columns are read as strings and typed as a whole: a type guessed from the first rows can fail later.
         with files[0].open(encoding="utf-8-sig", newline="", errors="replace") as opened:
             header = next(csv.reader(opened), [])
         features = datasets.Features({name: datasets.Value("string") for name in header})
@@ -109,11 +109,11 @@ class HubDataset:
 
     Attributes:
         name: `owner/name` on the Hub, or a local folder.
-        interactions: SPLIT or CONFIG/SPLIT. Several splits joined with + are told apart by a column `split`.
-        items: SPLIT or CONFIG/SPLIT of the items table, if there is one.
+        interactions: SPLIT or CONFIG/SPLIT. Several splits joined with + are kept apart by a new column `split`.
+        items: SPLIT or CONFIG/SPLIT of the items table, or null for none.
         users: the same for users.
         revision: branch, tag or commit on the Hub.
-        timestamp: the column of times; one that is written as dates is read as such.
+        timestamp: column of times. Strings in it are read as dates.
     """
 
     name: str
@@ -124,10 +124,10 @@ class HubDataset:
     timestamp: str = "timestamp"
 
     def tables(self, cache: Path) -> Tables:
-        """The data set as Parquet; downloaded once.
+        """Return the data set as Parquet. It is downloaded once.
 
         Raises:
-            UserError: it cannot be found or reached.
+            UserError: If the data set cannot be found or reached.
         """
         addresses = {"interactions": self.interactions, "items": self.items, "users": self.users}
         loaded = {owner: self._load(address, cache / "hub") for owner, address in addresses.items() if address}
@@ -146,13 +146,14 @@ class HubDataset:
                         table.append_column("split", pa.array([part], pa.string()).take(pa.array([0] * len(table))))
                         for part, table in zip(parts, tables, strict=True)
                     ]
-                _write(pa.concat_tables(tables), self.timestamp, aside / f"{owner}.parquet", self.name)
+                file = aside / f"{owner}.parquet"
+                _write(pa.concat_tables(tables), file, timestamp=self.timestamp, origin=self.name)
 
-        build_folder(folder, build)
+        build_once(folder, build)
         return find_tables(str(folder), ".parquet")
 
     def _load(self, address: str, cache: Path) -> dict[str, Any]:
-        """Data sets by part: train, val, test, or the one split's own name."""
+        """Return the data sets by part (train, val, test) or, of other splits, by the name of the split."""
         import datasets
 
         config, _, splits = address.rpartition("/")
@@ -171,12 +172,12 @@ class HubDataset:
 
 
 def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of strings as integers or floats where every value is one."""
+    """Return a column of strings as integers or floats if every value is one."""
     if column.null_count == len(column):
         return column
     if pc.all(pc.match_substring_regex(column, _PLAIN_INTEGER)).as_py():
         return column.cast(pa.int64())
-    # Whole numbers alone, of many digits, are codes; with a point or an exponent somewhere they are measurements.
+    # Integers of many digits are codes unless some value has a point or an exponent, which makes them measurements.
     if (
         pc.all(pc.match_substring_regex(column, _NUMBER)).as_py()
         and pc.any(pc.match_substring_regex(column, r"[.eE]")).as_py()
@@ -185,7 +186,7 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _write(table: pa.Table, timestamp: str, file: Path, origin: str) -> None:
+def _write(table: pa.Table, file: Path, *, timestamp: str, origin: str) -> None:
     if timestamp in table.column_names:
         column = table[timestamp]
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
@@ -204,5 +205,5 @@ def _has_zone(column: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring_regex(column, r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py())
 
 
-# Hugging Face prints a bar for each step of a conversion; one line of ours says enough.
+# One line of our log replaces a progress bar for each step of a conversion.
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

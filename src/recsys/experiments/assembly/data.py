@@ -14,7 +14,6 @@ from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.targets import Objective
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.preparation.from_config import configured_data
-from recsys.data.preparation.prepare import prepare
 from recsys.data.simulation.synthetic import Synthetic, best_reachable
 from recsys.data.sources import Tables
 from recsys.experiments.assembly.objects import check_keys
@@ -35,7 +34,7 @@ HISTORY_KEYS = (
 
 def open_data(config: DictConfig) -> PreparedDataset:
     """Prepare the data of a configuration, or reuse what is prepared."""
-    return prepare(*configured_data(config), instantiate(config.data.engine))
+    return configured_data(config).prepare(instantiate(config.data.engine))
 
 
 def source_of(config: DictConfig) -> Tables:
@@ -49,7 +48,7 @@ def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[
     source = instantiate(config.data.source)
     if not isinstance(source, Synthetic) or dataset.meta.time_resolution is not TimeResolution.SECONDS:
         return {}
-    return best_reachable(source.folder(_sources(config)), dataset, part)
+    return best_reachable(source.folder(_sources(config)), dataset, part=part)
 
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:

@@ -143,6 +143,6 @@ class Plan:
 def _on(config: DictConfig, listing: Listing, begin: str | None) -> DictConfig:
     copy: DictConfig = config.copy()
     with open_dict(copy):
-        copy.data.source = {"_target_": "recsys.data.sources.ListedFiles", **listing.paths}
+        copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **listing.paths}
         copy.warm_start = begin
     return copy

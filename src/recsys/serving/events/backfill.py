@@ -20,8 +20,7 @@ from recsys.core.stored_config import load_config
 from recsys.data.histories import stream_events, stream_profiles
 from recsys.data.preparation.engines import DuckDB, Session
 from recsys.data.preparation.from_config import at_root, configured_data
-from recsys.data.preparation.job import Build
-from recsys.data.preparation.prepare import plan
+from recsys.data.preparation.job import PreparationJob
 from recsys.data.sources.files import fingerprint
 from recsys.release.manifest import CONFIG, SCHEMA
 from recsys.serving.events.event_store import Event, EventStore, Restored
@@ -52,31 +51,32 @@ def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
     """
     config = load_config(release / CONFIG)
     data = configured_data(config if root is None else at_root(config, root))
-    job, name, _ = plan(*data)
+    job = data.plan()
+    name = job.fingerprint
     schema = Schema.load(release / SCHEMA)
     kept = {(feature.owner, feature.name) for feature in schema.features}
-    job = dataclasses.replace(job, plans=[found for found in job.plans if (found.owner, found.name) in kept])
+    job = dataclasses.replace(job, features=[found for found in job.features if (found.owner, found.name) in kept])
     # What was restored under a smaller limit, or without a feature, is not all of it.
-    source = fingerprint([name, store.max_events, *sorted((found.owner, found.name) for found in job.plans)])
+    source = fingerprint([name, store.max_events, *sorted((found.owner, found.name) for found in job.features)])
     done = store.restored(source)
     if done == _WHOLE:
-        log.info("%s: the store of events has it already", job.tables["interactions"].place)
+        log.info("%s: the store of events has it already", job.interactions.place)
         return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, DuckDB().open(Path(scratch)) as session:
         written = _restore(store, _known(job, session, store.max_events), source, done)
     log.info(
         "%s: %d histories and profiles to the store of events in %.1f s",
-        job.tables["interactions"].place,
+        job.interactions.place,
         written,
         time.monotonic() - started,
     )
     return written
 
 
-def _known(job: Build, session: Session, max_events: int) -> Iterator[Restored]:
+def _known(job: PreparationJob, session: Session, max_events: int) -> Iterator[Restored]:
     """First the events of all users, then the profiles, each in the order of ids: the same at every start."""
-    for user_id, *columns in stream_events(job, session, max_events):
+    for user_id, *columns in stream_events(job, session, max_events=max_events):
         yield Restored(user_id, [Event(*event) for event in zip(*columns, strict=True)], {})
     for user_id, profile in stream_profiles(job, session):
         yield Restored(user_id, (), profile)

@@ -1,0 +1,52 @@
+"""Settings of a preparation: how the tables of a source are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
+from recsys.data.sources.tables import NAMES
+
+
+def _same_names() -> dict[str, str]:
+    return {name: name for name in NAMES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Settings under the configuration key `data` that decide how the tables are read.
+
+    Attributes:
+        time_resolution: precision of the timestamps, the configuration key `data.time`; `DAY` rounds them down.
+        columns: our names (user_id, item_id, timestamp, split) -> names in the files.
+        features: owner -> column -> {kind, role, ignore, buckets}.
+        engaged: column of interactions that is true (or not 0) if the user engaged with what was shown. Rows with a
+            false value are exposures and no events. If it is null, every row is an event.
+        min_user_events: users with fewer events are left out, together with items that have fewer than
+            `min_item_events`, until every user and item that is left has enough.
+        min_item_events: see `min_user_events`; the events of such items are left out.
+    """
+
+    time_resolution: TimeResolution = TimeResolution.SECONDS
+    columns: Mapping[str, str] = field(default_factory=_same_names)
+    features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    engaged: str | None = None
+    min_user_events: int = 0
+    min_item_events: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))
+        for owner, columns in self.features.items():
+            if columns is not None and not isinstance(columns, Mapping):
+                raise UserError(
+                    f"data.features.{owner}={columns}: expected {{column: {{kind, role, ignore, buckets}}}}"
+                )
+            for column, options in (columns or {}).items():
+                if options is not None and not isinstance(options, Mapping):
+                    raise UserError(
+                        f"data.features.{owner}.{column}={options}: expected {{kind, role, ignore, buckets}}, such as "
+                        f"data.features.{owner}.{column}.kind={options}"
+                    )
