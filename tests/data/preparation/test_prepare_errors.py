@@ -192,7 +192,7 @@ def test_values_of_the_given_split(tmp_path: Path) -> None:
 
 def test_parts_without_events(tmp_path: Path) -> None:
     short = events([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
-    fails(write_folder(tmp_path / "a", short), r"LeaveLastOut\(\) leaves no validation events \(3 training, 0 val")
+    fails(write_folder(tmp_path / "a", short), r"LeaveLastOutSplit\(\) leaves no validation events \(3 training, 0 val")
     same = events([(1, i, 7) for i in range(9)])
     fails(write_folder(tmp_path / "b", same), r"TemporalSplit\(.*\) leaves no training events", TemporalSplit())
     fails(
