@@ -214,8 +214,8 @@ def test_configurations_build(name: str) -> None:
     resolved = OmegaConf.to_container(root, resolve=True)["data"]  # type: ignore[index, call-overload]
     assert instantiate(resolved["source"]).tables
     assert instantiate(resolved["engine"]).open
-    settings = {key: config[key] for key in ("time", "columns", "features", "min_user_events", "min_item_events")}
-    DataSettings(**settings)
+    settings = {key: config[key] for key in ("columns", "features", "min_user_events", "min_item_events")}
+    DataSettings(time_resolution=config.time, **settings)
 
 
 @pytest.mark.parametrize("name", ["temporal", "leave_last_out", "given"])
