@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError
+from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "faults"
@@ -48,11 +48,11 @@ class Server:
 
     async def ready(self) -> None:
         """Wait until it says that it is."""
-        pool = ConnectionPool(("127.0.0.1", self.port))
+        pool = HTTPClient(("127.0.0.1", self.port))
         for _ in range(int(PATIENCE / 0.05)):
             try:
-                if (await pool.request("GET", "/readyz", b"", 1.0))[0] == 200:
-                    pool.close()
+                if (await pool.request("GET", "/readyz", seconds=1.0))[0] == 200:
+                    await pool.close()
                     return
             except NoAnswerError:
                 pass

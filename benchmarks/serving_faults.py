@@ -36,7 +36,7 @@ from rich.table import Table
 
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
-from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError
+from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError
 
 K = 10
 NUM_USERS = 200
@@ -112,20 +112,20 @@ def find_truth(store: str, versions: list[str], seed: int) -> Truth:
 
 async def ask(port: int, truth: Truth, record: Record, num_requests: int, seed: int, deadline: asyncio.Event) -> None:
     """One client: a request as soon as the last is answered."""
-    pool, choose = ConnectionPool(("127.0.0.1", port)), random.Random(seed)
+    pool, choose = HTTPClient(("127.0.0.1", port)), random.Random(seed)
     while len(record.sent) < num_requests or not deadline.is_set():
         user = choose.randrange(NUM_USERS)
         body = json.dumps({"user_id": user, "history": truth.histories[user], "k": K}).encode()
         began = time.monotonic()
         try:
-            status, answer = await pool.request("POST", "/v1/retrieve", body, 10.0)
+            status, answer = await pool.request("POST", "/v1/retrieve", body=body, seconds=10.0)
         except NoAnswerError as error:
             status, answer = 0, str(error).encode()
         now = time.monotonic()
         record.sent.append(began)
         record.done.append(now)
         judge(record, truth, user, status, answer, now)
-    pool.close()
+    await pool.close()
 
 
 def judge(record: Record, truth: Truth, user: int, status: int, answer: bytes, now: float) -> None:

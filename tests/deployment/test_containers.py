@@ -105,17 +105,20 @@ def test_base_images_are_of_one_version_and_copied_files_exist() -> None:
 
 HIDING = """
 import sys
+from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 
 given = set(sys.argv[1:])
 
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
+class Image(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         if path is None and name in distributions and not distributions[name] & given:
-            raise ModuleNotFoundError(f"{name} is not in the image", name=name)
+            return None
+        return super().find_spec(name, path, target)
 
 distributions = {name: {d.lower().replace("_", "-") for d in found} for name, found in packages_distributions().items()}
-sys.meta_path.insert(0, Hidden())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Image
 import uvloop, httptools, redis
 import recsys.cli.entry, recsys.serving.server, recsys.serving.assembly, recsys.serving.events.valkey
 """
@@ -123,7 +126,7 @@ import recsys.cli.entry, recsys.serving.server, recsys.serving.assembly, recsys.
 
 def test_the_image_holds_what_serving_imports() -> None:
     """With every package hidden that the image does not have, serving is imported all the same."""
-    installed = shlex.split(re.search(r"constraints\.txt\s+(faiss.*)", DOCKERFILE)[1])  # type: ignore[index]
+    installed = shlex.split(re.search(r"constraints\.txt\s+(aiohttp.*)", DOCKERFILE)[1])  # type: ignore[index]
     given = {_normal(name) for name in installed}
     while more := {_normal(r) for d in given for r in _required(d)} - given:
         given |= more
@@ -132,7 +135,7 @@ def test_the_image_holds_what_serving_imports() -> None:
     without = subprocess.run(
         [sys.executable, "-c", HIDING, "recsys", *given - {"xxhash"}], capture_output=True, text=True
     )
-    assert "xxhash is not in the image" in without.stderr
+    assert "No module named 'xxhash'" in without.stderr
 
 
 def _required(distribution: str) -> set[str]:

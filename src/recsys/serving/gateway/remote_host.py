@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from recsys.core.errors import UserError
-from recsys.serving.gateway.http_client import ConnectionPool, NoAnswerError, TooLateError
+from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError, TooLateError
 from recsys.serving.http.messages import Decoder, ErrorResponse, SearchRequest, SearchResponse, Versions, encode
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
@@ -34,7 +34,7 @@ class RemoteHost:
     def __init__(self, address: Address, search_seconds: float = 5.0, probe_seconds: float = 1.0) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
-        self._pool = ConnectionPool(address, connect_seconds=probe_seconds)
+        self._client = HTTPClient(address, connect_seconds=probe_seconds)
 
     async def version(self) -> Versions:
         """Model -> what the host serves and has loaded, now.
@@ -72,7 +72,7 @@ class RemoteHost:
 
     async def _ask(self, method: str, path: str, body: bytes, seconds: float, version: str = "") -> bytes:
         try:
-            status, answer = await self._pool.request(method, path, body, seconds)
+            status, answer = await self._client.request(method, path, body=body, seconds=seconds)
         except NoAnswerError as error:
             raise HostFailed(f"{self.name}: {error}") from error
         if status == 200:
@@ -90,11 +90,11 @@ class RemoteHost:
 
     def give_up(self, reason: str) -> None:
         """End searches under way: they raise `HostFailed`."""
-        self._pool.give_up(reason)
+        self._client.give_up(reason)
 
     async def close(self) -> None:
         """Close the connections that are not in use; the others when they have answered."""
-        self._pool.close()
+        await self._client.close()
 
 
 def parse_address(text: str) -> Address:
