@@ -4,7 +4,7 @@ COPY constraints.txt /tmp/
 # Of what the package depends on, this is what serving imports (a test keeps it so).
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir -c /tmp/constraints.txt \
-        aiohttp faiss-cpu filelock httptools hydra-core msgspec numpy omegaconf onnx onnxruntime prometheus-client pyarrow redis uvicorn uvloop xxhash
+        aiohttp faiss-cpu filelock httptools hydra-core msgspec numpy omegaconf onnx onnxruntime prometheus-client pyarrow redis starlette uvicorn uvloop xxhash
 
 FROM python:3.12-slim-bookworm
 # /store holds releases, read only; /data what a server writes: events, and changes of items.

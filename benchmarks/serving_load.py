@@ -47,7 +47,8 @@ from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import Event, SQLiteEvents, UserId
 from recsys.serving.events.filling import OWN, fill
-from recsys.serving.http.messages import Decoder, RetrieveRequest, RetrieveResponse, ScoredItem, encode
+from recsys.serving.http.codec import Decoder, encode
+from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem
 from recsys.serving.workers import sharing_cores
 
 NUM_EVENTS, NUM_USERS = 50, 5000

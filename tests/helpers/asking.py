@@ -53,6 +53,7 @@ def settings(published: HasStore, events: Path, **changes: Any) -> Settings:
         "samples": str(events.with_name("samples")),
         "samples_share": 0.0,
         "samples_bytes": 1 << 20,
+        "page": None,
         "admin_token": "secret",
         "k": 1000,
         "history": 100,
@@ -102,8 +103,11 @@ async def call(
     named = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     sent: list[dict[str, Any]] = []
 
+    received = iter([{"type": "http.request", "body": content, "more_body": False}])
+
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": content, "more_body": False}
+        # A client that stays connected sends nothing more.
+        return next(received, None) or await asyncio.Future()
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -111,9 +115,11 @@ async def call(
     path, _, query = path.partition("?")
     scope = {"type": "http", "method": method, "path": path, "query_string": query.encode(), "headers": named}
     await app(scope, receive, send)
-    begin, end = sent
+    begin, *parts = sent
+    answered = b"".join(part["body"] for part in parts)
+    assert len(dict(begin["headers"])) == len(begin["headers"])
     return Answer(
-        begin["status"], json.loads(end["body"] or b"null") if as_json else end["body"].decode(), dict(begin["headers"])
+        begin["status"], json.loads(answered or b"null") if as_json else answered.decode(), dict(begin["headers"])
     )
 
 

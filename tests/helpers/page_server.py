@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from recsys.release.runtime.item_ids import IdMap
-from recsys.serving.explorer.catalogue import Catalogue
+from recsys.serving.explorer.item_explorer import ItemExplorer
 from recsys.serving.explorer.messages import ExplainRequest, ExplainResponse, FindRequest, FindResponse, ItemsResponse
-from recsys.serving.explorer.page import static_files
+from recsys.serving.explorer.page_files import HEADERS, PAGE
 
 
 @dataclass
@@ -44,8 +45,9 @@ class HandMade:
     def __post_init__(self) -> None:
         ids = IdMap(self.items["item_id"].combine_chunks())
         self.rows = ids.rows
-        self.catalogues = {
-            name: Catalogue(self.items, values.astype(np.float32), ids.rows) for name, values in self.embeddings.items()
+        self.explorers = {
+            name: ItemExplorer(self.items, values.astype(np.float32), rows=ids.rows)
+            for name, values in self.embeddings.items()
         }
 
     @property
@@ -85,17 +87,17 @@ class HandMade:
                 found = [user for user in self.histories if str(user).startswith(query.get("prefix", ""))]
                 return {"user_ids": found[: int(query.get("limit", 10))]}
             case "/v1/items":
-                return ItemsResponse(version, self.catalogues[version].search(query["q"], int(query["limit"])))
+                return ItemsResponse(version, self.explorers[version].search(query["q"], int(query["limit"])))
             case "/v1/items/find":
                 names = msgspec.convert(body, FindRequest).names
-                return FindResponse(version, [self.catalogues[version].find(name) for name in names])
+                return FindResponse(version, [self.explorers[version].find(name) for name in names])
             case "/v1/explain":
                 asked = msgspec.convert(body, ExplainRequest)
-                catalogue, events = self.catalogues[asked.version], self.history(body)
+                explorer, events = self.explorers[asked.version], self.history(body)
                 history = [event["item_id"] for event in events]
-                past = catalogue.past(history, [event.get("timestamp") for event in events])
+                past = explorer.past(history, [event.get("timestamp") for event in events])
                 return ExplainResponse(
-                    asked.version, past, catalogue.explain(history, asked.item_ids, asked.num_reasons)
+                    asked.version, past, explorer.explain(history, asked.item_ids, num_reasons=asked.num_reasons)
                 )
             case "/v1/retrieve":
                 return self.retrieve(body)
@@ -105,7 +107,7 @@ class HandMade:
 @contextmanager
 def serve(made: HandMade) -> Iterator[str]:
     """The server's address."""
-    files = static_files()
+    files = {f"/page/{file.name}": file for file in PAGE.iterdir()} | {"/": PAGE / "index.html"}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -121,7 +123,9 @@ def serve(made: HandMade) -> Iterator[str]:
         def _answer(self, body: Any) -> None:
             address = urlsplit(self.path)
             if address.path in files:
-                return self._send(200, files[address.path].content, files[address.path].headers)
+                content = files[address.path].read_bytes()
+                kind = mimetypes.guess_type(files[address.path])[0] or ""
+                return self._send(200, content, HEADERS | {"content-type": kind, "content-length": str(len(content))})
             query = {name: values[-1] for name, values in parse_qs(address.query).items()}
             status = 200
             try:

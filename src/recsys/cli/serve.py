@@ -45,6 +45,7 @@ def main(config: DictConfig) -> None:
         samples=config.samples.folder,
         samples_share=config.samples.share,
         samples_bytes=config.samples.bytes,
+        page=config.page,
         admin_token=config.admin_token,
         k=limits.k,
         history=limits.history,

@@ -1,1 +1,1 @@
-"""What a server runs: numpy, ONNX and the index. Imports no torch."""
+"""Online serving with numpy, ONNX and the index. Imports no torch."""

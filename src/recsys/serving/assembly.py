@@ -1,17 +1,19 @@
-"""From settings to an application: what each role is put together from. Imports no torch."""
+"""Builds the application of each role from its settings. Imports no torch."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import socket
-from collections.abc import Mapping
 from pathlib import Path
+
+from starlette.routing import BaseRoute
 
 from recsys.core.errors import UserError
 from recsys.release.runtime.shard import Shard
 from recsys.serving.events import StoreError, open_store
-from recsys.serving.explorer.routes import Catalogues, LookingRoutes, page_routes, schema_routes
+from recsys.serving.explorer.page_files import page_routes
+from recsys.serving.explorer.routes import ExplorerCache, ExplorerRoutes
 from recsys.serving.gateway.admin import GatewayAdmin
 from recsys.serving.gateway.discovery import Discovery, Fixed, Listed
 from recsys.serving.gateway.fleet import Fleet
@@ -23,10 +25,12 @@ from recsys.serving.host.alias_follower import Following
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import Changes
 from recsys.serving.host.releases import Releases
-from recsys.serving.http.app import App, Handler, Hook, Reply, Request
+from recsys.serving.http.app import App, Hook
+from recsys.serving.http.endpoint import Endpoint
 from recsys.serving.http.item_routes import ItemRoutes
+from recsys.serving.http.openapi import Schema, openapi
 from recsys.serving.http.problems import unavailable
-from recsys.serving.http.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_routes
+from recsys.serving.http.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_endpoint
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
 from recsys.serving.observability.request_sampler import Sampling
@@ -34,39 +38,44 @@ from recsys.serving.settings import Settings
 
 
 def build_app(settings: Settings) -> tuple[App, Health]:
-    """Everything that the role needs, loaded and checked.
+    """Return the application with everything that the role needs, loaded and checked.
 
     Raises:
-        UserError: the release or the store of events cannot be used.
+        UserError: If the release or the store of events cannot be used.
     """
-    parts = _Parts(settings)
-    if settings.role != "gateway":
-        parts.add_host()
+    builder = _Builder(settings)
     if settings.role != "host":
-        parts.add_gateway()
-    return parts.app()
+        builder.create_towers()
+    if settings.role != "gateway":
+        builder.add_host()
+    if settings.role != "host":
+        builder.add_gateway()
+    return builder.app()
 
 
-class _Parts:
-    """What a role is put together from, in order."""
+class _Builder:
+    """Collects the route table, and what runs at start and stop. The order of the calls is the one in `build_app`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._releases = settings, Releases(settings.store)
-        self._routes: dict[str, Mapping[str, Handler]] = {}
+        self._endpoints: list[Endpoint] = []
+        self._pages: list[BaseRoute] = []
         self._start: list[Hook] = []
         self._stop: list[Hook] = []
         self._host: Host | None = None
         self._towers: TowerCache | None = None
         self._ready: Hook | None = None
         self._metrics = Metrics()
-        if settings.role != "host":
-            self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
+
+    def create_towers(self) -> None:
+        settings = self._settings
+        self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
 
     def add_host(self) -> None:
-        """The index of the release, and what follows its alias."""
+        """Load the index of the release, and follow its alias."""
         settings = self._settings
         assert settings.release is not None
-        # Of all addresses of a machine none is its name.
+        # A wildcard bind address cannot identify the host.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else Shard.parse(settings.shard)
         monitor = RecallMonitor(settings.monitor, metrics=self._metrics)
@@ -76,9 +85,9 @@ class _Parts:
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(self._towers.open(version))
-        self._routes.update(HostRoutes(host, settings.k).routes())
-        self._routes.update(AdminRoutes(host, settings.admin_token, self._towers).routes())
-        self._routes.update(ItemRoutes(host, changes, settings.admin_token).routes())
+        self._endpoints += HostRoutes(host, settings.k).endpoints()
+        self._endpoints += AdminRoutes(host, self._towers).endpoints()
+        self._endpoints += ItemRoutes(host, changes).endpoints()
         self._stop.append(functools.partial(asyncio.to_thread, monitor.close))
         if settings.release != version:
             keep, seconds = settings.towers, settings.follow_seconds
@@ -93,7 +102,7 @@ class _Parts:
         self._ready = ready
 
     def add_gateway(self) -> None:
-        """Towers, events, and the way to hosts."""
+        """Open the store of events, and route requests to hosts."""
         settings = self._settings
         assert self._towers is not None
         try:
@@ -111,9 +120,14 @@ class _Parts:
             settings.samples_share, settings.samples, max_bytes=settings.samples_bytes, metrics=self._metrics
         )
         gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
-        looking = LookingRoutes(router, Catalogues(self._releases, settings.towers), events, settings.history)
-        self._routes.update({**GatewayRoutes(gateway).routes(), **looking.routes(), **page_routes()})
-        self._routes.update(GatewayAdmin(router, self._towers, settings.admin_token).routes())
+        # The router tries rows in order: the most frequent request comes first.
+        self._endpoints = GatewayRoutes(gateway).endpoints() + self._endpoints
+        self._endpoints += GatewayAdmin(router, self._towers).endpoints()
+        if settings.has_page:
+            explorers = ExplorerCache(self._releases, settings.towers)
+            explorer = ExplorerRoutes(router, explorers, events=events, max_history=settings.history)
+            self._endpoints += explorer.endpoints()
+            self._pages += page_routes()
         self._start.append(fleet.start)
         self._stop += [
             fleet.close,
@@ -123,14 +137,22 @@ class _Parts:
         self._ready = gateway.ready
 
     def app(self) -> tuple[App, Health]:
-        """All of it."""
+        """Return the application and its health."""
         assert self._ready is not None
         health = Health(self._ready)
-        self._routes.update({**health.routes(), **metrics_routes(self._metrics)})
-        self._routes.update(schema_routes(self._routes))
-        return App(self._routes, self._settings.body_bytes, [self._observe], self._start, self._stop), health
+        schema = Endpoint(method="GET", path="/schema", handler=self._schema, summary="This document")
+        self._endpoints += [*health.endpoints(), metrics_endpoint(self._metrics), schema]
+        self._document = openapi(self._endpoints)
+        app = App(
+            self._endpoints,
+            body_bytes=self._settings.body_bytes,
+            token=self._settings.admin_token,
+            pages=self._pages,
+            observe=self._metrics.answered,
+            start=self._start,
+            stop=self._stop,
+        )
+        return app, health
 
-    def _observe(self, request: Request, reply: Reply, seconds: float) -> None:
-        # What callers make up is no series of its own.
-        route = request.path if request.path in self._routes else "other"
-        self._metrics.answered(route, reply.status, seconds)
+    async def _schema(self) -> Schema:
+        return self._document

@@ -1,4 +1,4 @@
-"""Runs an application until it is told to end. Imports no torch."""
+"""Runs an application until the process is told to end. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from recsys.serving.workers import CANNOT_START, bind, supervise
 
 log = logging.getLogger("recsys")
 
-# After SIGTERM, requests under way have so many seconds.
-PATIENCE_SECONDS = 30
+# Seconds after SIGTERM within which accepted requests must end.
+SHUTDOWN_SECONDS = 30
 
 
-class Server(uvicorn.Server):
-    """Says that it is about to end before it accepts no more; then answers what it accepted.
+class DrainingServer(uvicorn.Server):
+    """Server that reports itself as not ready for a while before it stops accepting requests.
 
     Args:
-        config: of uvicorn.
-        health: what says so.
-        drain_seconds: between the two.
+        config: uvicorn's configuration.
+        health: state that /readyz reports.
+        drain_seconds: seconds between the signal and the end of accepting requests.
     """
 
-    def __init__(self, config: uvicorn.Config, health: Health, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, health: Health, *, drain_seconds: float) -> None:
         super().__init__(config)
         self._health, self._drain_seconds = health, drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM and SIGINT; a second one does not wait."""
+        """Handle SIGTERM and SIGINT; a second signal does not wait."""
         if self._health.is_draining or not self._drain_seconds:
             self._health.is_draining = True
             super().handle_exit(sig, frame)
@@ -50,15 +50,15 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until told to end.
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
-        UserError: the release, the store of events or the address cannot be used.
+        UserError: If the release, the store of events or the address cannot be used.
     """
     if settings.workers == 1:
         _serve(settings)
         return
-    # What is wrong is said once, before there are processes.
+    # A release that cannot be opened is reported once, instead of by each process.
     if settings.release is not None and settings.role != "gateway":
         Releases(settings.store).open(settings.release)
     with bind(settings.host, settings.port, shared=True):
@@ -87,12 +87,12 @@ def _serve(settings: Settings) -> None:
         server_header=False,
         proxy_headers=False,
         log_config=None,
-        timeout_graceful_shutdown=PATIENCE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    # What is loaded stays; what requests make dies with them. Collections that look through all of it find nothing.
+    # Loaded objects stay for the life of the process, and requests create no cycles. Collections would only cost time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
-    Server(config, health, settings.drain_seconds).run([listening])
+    DrainingServer(config, health, drain_seconds=settings.drain_seconds).run([listening])

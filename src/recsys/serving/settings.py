@@ -1,4 +1,4 @@
-"""What a server is told. Imports no torch."""
+"""Settings of a server. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from recsys.core.errors import UserError
 ROLES = ("all", "host", "gateway")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Of one server; see `conf/serve.yaml`."""
+    """Settings of one server; `conf/serve.yaml` describes each."""
 
     role: str
     release: str | None
@@ -34,6 +34,7 @@ class Settings:
     samples: str
     samples_share: float
     samples_bytes: int
+    page: bool | None
     admin_token: str | None
     k: int
     history: int
@@ -48,9 +49,9 @@ class Settings:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
         if self.workers > 1 and self.admin_token is not None:
-            # A call reaches one of them, and the others would serve something else.
-            instead = "start gateways on ports of their own" if self.role == "gateway" else "they follow release=ALIAS"
-            raise UserError(f"workers: with several, admin calls are not possible; {instead}")
+            # A call reaches one process, and the others would go on to serve something else.
+            instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"
+            raise UserError(f"workers: found {self.workers}; with several, admin calls are not possible: {instead}")
         if self.role == "gateway":
             if (self.hosts is None) == (self.shards is None):
                 raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
@@ -60,3 +61,10 @@ class Settings:
             raise UserError(f"role={self.role}: expected release=VERSION|ALIAS")
         if self.shard is not None and self.role != "host":
             raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
+        if self.page and self.role == "host":
+            raise UserError("page: found true, expected false or null: role=host has no users to show")
+
+    @property
+    def has_page(self) -> bool:
+        """Whether the page is served: by default only if one process does everything, because it lists user ids."""
+        return self.role == "all" if self.page is None else self.page

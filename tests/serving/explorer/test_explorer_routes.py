@@ -12,7 +12,6 @@ import pytest
 from asking import Answer, call, living, queries_of, settings, store_users
 from publishing import Published
 
-from recsys.serving.explorer.page import static_files
 from recsys.serving.http.app import App
 
 
@@ -157,24 +156,3 @@ def test_a_history_beyond_the_limit(published: Published, events: Path) -> None:
     body = {"version": published.versions[0], "item_ids": [], "history": [{"item_id": "a"}] * 101}
     (answer,) = ask(published, events, ("POST", "/v1/explain", body))
     assert (answer.status, answer.body["error"]["field"]) == (413, "history")
-
-
-def test_the_page_is_served_and_kept_while_it_is_the_same(published: Published, events: Path) -> None:
-    async def use(app: App) -> None:
-        for path, file in static_files().items():
-            for etag, status, content in ((None, 200, file.content), (file.headers["etag"], 304, b"")):
-                sent: list[dict[str, Any]] = []
-
-                async def send(message: dict[str, Any], sent: list[dict[str, Any]] = sent) -> None:
-                    sent.append(message)
-
-                headers = [(b"if-none-match", etag.encode())] if etag else []
-                scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
-                await app(scope, None, send)
-                named = dict(sent[0]["headers"])
-                assert (sent[0]["status"], sent[1]["body"]) == (status, content)
-                assert named[b"content-type"].decode() == file.headers["content-type"]
-                assert b"default-src 'none'" in named[b"content-security-policy"]
-                assert len(named) == len(sent[0]["headers"])
-
-    living(settings(published, events), use)

@@ -17,7 +17,6 @@ from publishing import Published
 from running import running
 
 from recsys.release.runtime.retriever import Retriever
-from recsys.serving.explorer.page import static_files
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the extra `dev`: playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -387,14 +386,3 @@ def test_the_page_of_a_real_server(page: sync_api.Page, published: Published, tm
     assert page.locator(".list").first.locator(".reasons").count() > 0
     past = [titles.get(event["item_id"], event["item_id"]) for event in reversed(query.history)]
     assert page.locator("#events b").all_text_contents() == past
-
-
-def test_files_say_what_they_are() -> None:
-    files = static_files()
-    assert {"/", "/page/page.js", "/page/page.css", "/page/icon.svg"} <= files.keys()
-    for file in files.values():
-        assert int(file.headers["content-length"]) == len(file.content)
-        assert "unsafe" not in file.headers["content-security-policy"]
-        assert file.headers["x-content-type-options"] == "nosniff"
-    assert files["/page/page.js"].headers["content-type"].startswith("text/javascript")
-    assert b"innerHTML" not in b"".join(file.content for file in files.values())

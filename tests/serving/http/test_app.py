@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
 ]
 
 
-def test_what_is_wrong_is_said_and_stores_nothing(published: Published, tmp_path: Path) -> None:
+def test_invalid_requests_are_refused_with_the_field_and_store_nothing(published: Published, tmp_path: Path) -> None:
     version = published.versions[0]
 
     async def use(app: App) -> None:
@@ -133,24 +132,6 @@ def test_what_is_wrong_is_said_and_stores_nothing(published: Published, tmp_path
         assert (good.status, good.body["history_length"]) == (200, 0)
         wrong_method = await call(app, "GET", "/v1/retrieve")
         assert (wrong_method.status, wrong_method.headers[b"allow"]) == (405, b"POST")
-
-    living(settings(published, tmp_path / "events.sqlite"), use)
-
-
-def test_our_own_mistakes_are_logged_and_not_told(
-    published: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def use(app: App) -> None:
-        async def broken(_: Any) -> Any:
-            raise RuntimeError("secret")
-
-        app.routes["/v1/hosts"] = {"GET": broken}  # type: ignore[index]
-        answer = await call(app, "GET", "/v1/hosts", headers={"x-request-id": "abc2"})
-        assert (answer.status, answer.body["error"]["code"]) == (500, "internal")
-        assert "secret" not in str(answer.body)
-        assert answer.headers[b"x-request-id"] == b"abc2"
-        assert "abc2" in answer.body["error"]["message"]
-        assert "secret" in caplog.text
 
     living(settings(published, tmp_path / "events.sqlite"), use)
 
@@ -173,7 +154,6 @@ def test_the_next_retrieve_sees_an_acknowledged_event(published: Published, tmp_
         assert (await call(app, "POST", "/v1/events", late)).body == {"stored": 2}
 
     living(settings(published, tmp_path / "events.sqlite"), use)
-    before = time.time()
 
     async def again(app: App) -> None:
         assert (await call(app, "POST", "/v1/retrieve", {"user_id": 5})).body["history_length"] == 1
@@ -182,4 +162,3 @@ def test_the_next_retrieve_sees_an_acknowledged_event(published: Published, tmp_
         assert "i050" not in [item["item_id"] for item in found.body["items"]]
 
     living(settings(published, tmp_path / "events.sqlite"), again)
-    assert time.time() > before

@@ -9,16 +9,15 @@ from typing import Any
 from recsys.core.errors import UserError
 from recsys.serving.gateway.remote_host import Address
 from recsys.serving.host.additions import Additions
+from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import (
     CanaryRequest,
     ChangesResponse,
-    Decoder,
     ErrorResponse,
     ItemsRequest,
     ModelVersions,
     VersionRequest,
     Versions,
-    encode,
 )
 from recsys.serving.http.problems import Problem
 

@@ -1,1 +1,1 @@
-"""The web page and the routes that it calls."""
+"""The page, and the part of the API that only the page needs."""

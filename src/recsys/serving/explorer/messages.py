@@ -1,4 +1,4 @@
-"""Messages of the endpoints that serve people who look: items by name, what explains an answer, known users."""
+"""Requests and responses of the explorer: items by name, explanations, and users by prefix."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Limit = Annotated[int, Meta(ge=1, le=MAX_FOUND)]
 
 
 class ItemCard(Struct):
-    """An item as people know it.
+    """Description of an item for people.
 
     Attributes:
         item_id: outside id.
-        title: from a column of the items that holds titles.
-        picture: address of one, from a column that holds such.
-        details: some of the other columns, as text.
+        title: value of the column that holds titles.
+        picture: address of a picture.
+        details: column -> value as text, for some of the other columns.
     """
 
     item_id: ItemId
@@ -32,26 +32,26 @@ class ItemCard(Struct):
 
 
 class PastItem(ItemCard):
-    """An item of a history, and when it happened (UTC seconds)."""
+    """Item of a history with its time (UTC seconds)."""
 
     timestamp: int | None = None
 
 
 class Reason(Struct):
-    """An item of the history that is near to a recommended one, and the cosine between the two."""
+    """Item of the history, and its cosine similarity to the recommended item."""
 
     item_id: ItemId
     similarity: float
 
 
 class ExplainedItem(ItemCard):
-    """A recommended item, and the items of the history that are nearest to it, the nearest first."""
+    """Recommended item with the most similar items of the history, most similar first."""
 
     reasons: list[Reason] = field(default_factory=list)
 
 
-class Found(Struct):
-    """What a name stands for; None where nothing has it. `matches` counts the items that it could mean."""
+class NameMatch(Struct):
+    """Item that a name most likely means, None if there is none; `matches` counts the items that it could mean."""
 
     name: str
     item: ItemCard | None
@@ -59,7 +59,7 @@ class Found(Struct):
 
 
 class ItemsQuery(Struct, forbid_unknown_fields=True):
-    """Parameters of GET /v1/items: a text, how many items at most; `version` None: of the release that is served."""
+    """Parameters of GET /v1/items: text, maximum number of items, and release (default: the served one)."""
 
     q: Text
     limit: Limit = 10
@@ -67,53 +67,53 @@ class ItemsQuery(Struct, forbid_unknown_fields=True):
 
 
 class ItemsResponse(Struct):
-    """Items of one release that a text matches, best first."""
+    """Items of one release that match a text, best first."""
 
     version: str
     items: list[ItemCard]
 
 
 class FindRequest(Struct, forbid_unknown_fields=True):
-    """Ids or titles, as a person pastes them; `version` None: of the release that is served."""
+    """Ids or titles as people paste them, and release (default: the served one)."""
 
     names: Annotated[list[Text], Meta(max_length=MAX_NAMES)]
     version: str | None = None
 
 
 class FindResponse(Struct):
-    """One entry for each name, in order."""
+    """One match for each name, in the order of the request."""
 
     version: str
-    found: list[Found]
+    found: list[NameMatch]
 
 
-class LookedAtEvent(Struct):
-    """An event as far as it is looked at; UTC seconds. Its features play no part."""
+class PastEvent(Struct):
+    """Item and time (UTC seconds) of an event; features are ignored."""
 
     item_id: Id
     timestamp: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
 
 
 class ExplainRequest(Struct, forbid_unknown_fields=True):
-    """Why these items?
+    """Request to explain recommended items by a history.
 
     Attributes:
-        version: of the release whose embeddings say what is near.
-        item_ids: recommended ones.
-        user_id: whose stored history explains them.
-        history: events, oldest first, instead of the stored ones.
-        num_reasons: items of the history for each.
+        version: release whose embeddings are compared.
+        item_ids: recommended items.
+        user_id: user whose stored history is read.
+        history: events, oldest first, used instead of the stored history.
+        num_reasons: maximum number of items of the history for each recommended item.
     """
 
     version: str
     item_ids: Annotated[list[Id], Meta(max_length=MAX_ITEMS)]
     user_id: Id | None = None
-    history: list[LookedAtEvent] | None = None
+    history: list[PastEvent] | None = None
     num_reasons: Annotated[int, Meta(ge=1, le=MAX_REASONS)] = 3
 
 
 class ExplainResponse(Struct):
-    """The history, oldest first, and each item with what is near to it there."""
+    """The history, oldest first, and each recommended item with its reasons."""
 
     version: str
     history: list[PastItem]
@@ -121,13 +121,13 @@ class ExplainResponse(Struct):
 
 
 class UsersQuery(Struct, forbid_unknown_fields=True):
-    """Parameters of GET /v1/users: the beginning of an id, and how many users at most."""
+    """Parameters of GET /v1/users: beginning of the id, and maximum number of users."""
 
     prefix: Text = ""
     limit: Limit = 10
 
 
 class UsersResponse(Struct):
-    """Users with stored events whose id begins as asked, in order of id."""
+    """Users with stored events whose id begins with the prefix, in order of id."""
 
     user_ids: list[UserId]

@@ -20,12 +20,12 @@ from recsys.serving.events import Event, EventStore, StoreError
 from recsys.serving.gateway.microbatch import Batches
 from recsys.serving.gateway.router import Assignment, Router
 from recsys.serving.gateway.tower_cache import TowerCache
+from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import (
     RetrieveRequest,
     RetrieveResponse,
     ScoredItem,
     SearchRequest,
-    encode,
 )
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.observability.metrics import Metrics

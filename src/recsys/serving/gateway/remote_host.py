@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from recsys.core.errors import UserError
 from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError, TooLateError
-from recsys.serving.http.messages import Decoder, ErrorResponse, SearchRequest, SearchResponse, Versions, encode
+from recsys.serving.http.codec import Decoder, encode
+from recsys.serving.http.messages import ErrorResponse, SearchRequest, SearchResponse, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
 Address = tuple[str, int]

@@ -1,1 +1,1 @@
-"""The HTTP application: routes, messages, errors and the OpenAPI document."""
+"""The HTTP API: messages, the route table, the application, and the OpenAPI document."""

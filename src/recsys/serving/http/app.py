@@ -1,203 +1,211 @@
-"""A small ASGI application: exact paths, limits, request ids, and errors as the contract has them. Imports no torch."""
+"""The HTTP application: Starlette, with the limits, request ids and errors of the API. Imports no torch."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
-from recsys.serving.http.messages import encode, error_response
-from recsys.serving.http.problems import Problem, from_user_error, not_found, too_large
+from recsys.serving.http.codec import Decoder, QueryDecoder, encode
+from recsys.serving.http.endpoint import JSON, Endpoint
+from recsys.serving.http.messages import error_response
+from recsys.serving.http.problems import Problem, forbidden, from_user_error, not_found, too_large, unauthorized
 from recsys.serving.observability.logs import new_request_id, request_id
 
 log = logging.getLogger("recsys")
 
-Headers = Sequence[tuple[bytes, bytes]]
-JSON = b"application/json"
-
-
-class Request(NamedTuple):
-    """What a handler gets.
-
-    Attributes:
-        method: GET or POST.
-        path: without the query.
-        query: what follows the question mark.
-        headers: names in lower case.
-        body: whole.
-        request_id: of the caller, or made here; goes into logs and the answer.
-    """
-
-    method: str
-    path: str
-    query: bytes
-    headers: Headers
-    body: bytes
-    request_id: str
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first header of that name."""
-        return next((value for key, value in self.headers if key == name), None)
-
-
-class Reply(NamedTuple):
-    """What a handler gives."""
-
-    body: bytes
-    status: int = 200
-    content_type: bytes = JSON
-    headers: Headers = ()
-
-
-Handler = Callable[[Request], Awaitable[Reply]]
-# Path -> method -> handler.
-Routes = Mapping[str, Mapping[str, Handler]]
-# Called after every answer with the request, the answer and the seconds that it took.
-Observer = Callable[[Request, Reply, float], None]
 Hook = Callable[[], Awaitable[None]]
+# Called after every response with the path of its route, the HTTP status and the seconds from request to response.
+Observer = Callable[[str, int, float], None]
+# Label of requests that match no route, so that made-up paths do not become metric series.
+OTHER = "other"
 
 
-class Gone(Exception):  # noqa: N818 (no error: nobody is there to hear of it)
-    """The caller went away before the request was whole."""
-
-
-class App:
-    """Routes requests to handlers.
+class App(Starlette):
+    """The HTTP application of one server.
 
     Args:
-        routes: by path and method.
-        body_bytes: of a request, at most.
-        observers: of every answer.
-        start, stop: called in order when the server starts, and when it has answered what it accepted.
+        endpoints: rows of the route table, the most frequent first.
+        body_bytes: maximum size of a request body.
+        token: token of admin calls; None refuses all of them.
+        pages: routes besides the API.
+        observe: called after every response.
+        start: called in order when the server starts.
+        stop: called in order after the last accepted request was answered.
     """
 
     def __init__(
         self,
-        routes: Routes,
+        endpoints: Sequence[Endpoint],
+        *,
         body_bytes: int,
-        observers: Sequence[Observer] = (),
+        token: str | None = None,
+        pages: Sequence[BaseRoute] = (),
+        observe: Observer | None = None,
         start: Sequence[Hook] = (),
         stop: Sequence[Hook] = (),
     ) -> None:
-        self.routes, self.body_bytes, self.observers = routes, body_bytes, observers
-        self._start, self._stop = start, stop
+        self.endpoints = tuple(endpoints)
 
-    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        """As ASGI 3 has it."""
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-        elif scope["type"] == "http":
-            await self._respond(scope, receive, send)
-        else:
-            raise NotImplementedError(f"{scope['type']} is not served")
-
-    async def _respond(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        begin = time.perf_counter()
-        headers: Headers = scope["headers"]
-        method = scope["method"]
-        given = next((value for name, value in headers if name == b"x-request-id"), b"").decode("latin-1")
-        request = Request(method, scope["path"], scope["query_string"], headers, b"", new_request_id(given))
-        request_id.set(request.request_id)
-        try:
-            handler = self._handler(request)
-            if method == "POST":
-                request = request._replace(body=await self._body(headers, receive))
-            reply = await handler(request)
-        except Gone:
-            return
-        except UserError as error:
-            reply = reply_to(from_user_error(error))
-        except Exception:
-            log.exception("%s %s failed", method, request.path)
-            reply = reply_to(Problem(500, "internal", f"internal error; the log has it under {request.request_id}"))
-        body = reply.body
-        answered = [
-            (b"content-type", reply.content_type),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", request.request_id.encode()),
-            *reply.headers,
-        ]
-        await send({"type": "http.response.start", "status": reply.status, "headers": answered})
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else body})
-        seconds = time.perf_counter() - begin
-        log.debug("%s %s: %d in %.4f s", method, request.path, reply.status, seconds)
-        for observer in self.observers:
-            observer(request, reply, seconds)
-
-    def _handler(self, request: Request) -> Handler:
-        methods = self.routes.get(request.path)
-        if methods is None:
-            raise not_found(f"{request.path}: no such address")
-        handler = methods.get("GET" if request.method == "HEAD" else request.method)
-        if handler is None:
-            allowed = ", ".join(sorted(methods))
-            raise MethodNotAllowed(f"{request.path}: found {request.method}, expected {allowed}", allowed)
-        return handler
-
-    async def _body(self, headers: Headers, receive: Any) -> bytes:
-        for name, value in headers:
-            if name == b"content-length" and value.isdigit() and int(value) > self.body_bytes:
-                raise self._too_large()
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message["body"]
-            if len(body) > self.body_bytes:
-                raise self._too_large()
-            return body
-        parts, size = [], 0
-        while True:
-            if message["type"] == "http.disconnect":
-                raise Gone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.body_bytes:
-                raise self._too_large()
-            if not message.get("more_body"):
-                return b"".join(parts)
-            message = await receive()
-
-    def _too_large(self) -> Problem:
-        return too_large(f"body: expected at most {self.body_bytes} bytes")
-
-    async def _live(self, receive: Any, send: Any) -> None:
-        await receive()
-        try:
-            for hook in self._start:
+        @asynccontextmanager
+        async def lifespan(_: App) -> AsyncIterator[None]:
+            for hook in start:
                 await hook()
-        except Exception as error:
-            log.exception("cannot start")
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            yield
+            for hook in stop:
+                await hook()
+
+        routes = [Route(one.path, _Responder(one, body_bytes, token), methods=[one.method]) for one in endpoints]
+        super().__init__(
+            routes=[*routes, *pages],
+            middleware=[Middleware(RequestContext, observe=observe)],
+            exception_handlers={UserError: _answer_user_error, HTTPException: _answer_http_exception},
+            lifespan=lifespan,
+        )
+        # An address has one spelling.
+        self.router.redirect_slashes = False
+
+
+class RequestContext:
+    """ASGI middleware around everything else: request id, unexpected errors, log line and metrics of each request.
+
+    Args:
+        app: the wrapped application.
+        observe: called after every response.
+    """
+
+    def __init__(self, app: ASGIApp, observe: Observer | None) -> None:
+        self._app, self._observe = app, observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        for hook in self._stop:
-            await hook()
-        await send({"type": "lifespan.shutdown.complete"})
+        begin = time.perf_counter()
+        given = _header(scope, b"x-request-id")
+        identifier = new_request_id(given.decode("latin-1") if given else None)
+        request_id.set(identifier)
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            return
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise
+            problem = Problem(500, "internal", f"internal error; the server's log has it under {identifier}")
+            await _response(problem)(scope, receive, send_with_id)
+        seconds = time.perf_counter() - begin
+        log.debug("%s %s: %d in %.4f s", scope["method"], scope["path"], status, seconds)
+        if self._observe is not None:
+            route = scope.get("route")
+            self._observe(route.path if isinstance(route, Route | Mount) else OTHER, status, seconds)
 
 
-class MethodNotAllowed(Problem):
-    """405, with the methods that are allowed."""
+class _Responder:
+    """ASGI application of one row of the route table."""
 
-    def __init__(self, message: str, allowed: str) -> None:
-        super().__init__(405, "method_not_allowed", message)
-        self.allowed = allowed
+    def __init__(self, endpoint: Endpoint, body_bytes: int, token: str | None) -> None:
+        self._endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
+        reader = QueryDecoder if endpoint.method == "GET" else Decoder
+        self._decode = None if endpoint.request is None else reader(endpoint.request)
+        self._media_type = endpoint.media_type.encode()
+        self._encode = encode if endpoint.media_type == JSON else bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoint
+        content = scope["query_string"]
+        if endpoint.method == "POST":
+            content = await _read_body(scope, receive, self._body_bytes)
+        if endpoint.is_admin:
+            self._require_token(scope)
+        message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))
+        with endpoint.timed():
+            body = self._encode(message)
+        headers = [(b"content-type", self._media_type), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    def _require_token(self, scope: Scope) -> None:
+        if self._token is None:
+            raise forbidden("admin calls need admin_token= (or RECSYS_ADMIN_TOKEN), and this server has none")
+        given = _header(scope, b"authorization") or b""
+        if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
+            raise unauthorized("expected the header `Authorization: Bearer TOKEN` with the token of this server")
 
 
-def reply_to(problem: Problem) -> Reply:
-    """The answer that tells a problem."""
-    headers: Headers = ()
-    if isinstance(problem, MethodNotAllowed):
-        headers = ((b"allow", problem.allowed.encode()),)
-    elif problem.status == 401:
-        headers = ((b"www-authenticate", b"Bearer"),)
+async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return the whole body.
+
+    Raises:
+        Problem: If it has more than `limit` bytes (413).
+        ClientDisconnect: If the client closes the connection before the end of the body.
+    """
+    length = _header(scope, b"content-length")
+    if length is not None and length.isdigit() and int(length) > limit:
+        raise too_large(f"body: expected at most {limit} bytes")
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part: bytes = message.get("body", b"")
+        if len(body) + len(part) > limit:
+            raise too_large(f"body: expected at most {limit} bytes")
+        if not message.get("more_body"):
+            return bytes(body + part) if body else part
+        body += part
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of a name (lower case)."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
+async def _answer_user_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)
+    return _response(from_user_error(error))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """Answer Starlette's own errors: no such address, no such method."""
+    assert isinstance(error, HTTPException)
+    path = request.scope["path"]
+    if error.status_code == 404:
+        return _response(not_found(f"{path}: no such address"))
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        problem = Problem(405, "method_not_allowed", f"{path}: found {request.method}, expected {allowed}")
+        return _response(problem, allow=allowed)
+    return _response(Problem(error.status_code, "http_error", error.detail))
+
+
+def _response(problem: Problem, **headers: str) -> Response:
+    """Return the response that reports a problem."""
+    if problem.status == 401:
+        headers["www-authenticate"] = "Bearer"
     elif problem.status == 413:
         # The rest of the body is not read.
-        headers = ((b"connection", b"close"),)
-    return Reply(encode(error_response(problem)), problem.status, JSON, headers)
-
-
-def json_reply(message: Any) -> Reply:
-    """A message as the answer."""
-    return Reply(encode(message))
+        headers["connection"] = "close"
+    return Response(encode(error_response(problem)), problem.status, headers, JSON)

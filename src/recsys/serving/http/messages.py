@@ -1,39 +1,67 @@
-"""Every request and answer of the HTTP API. The OpenAPI schema is made from these, so they are exact.
+"""Requests and responses of the HTTP API. The OpenAPI document is made from these types. Imports no torch.
 
-Embeddings and scores are numpy arrays on both sides and lists of numbers in between: `decoder` and `encode` translate.
+Shapes: B users, M embeddings of one user, D dim, A new items.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
+from recsys.serving.http.problems import Problem, VersionNotHeld
 
 # Ids keep their type: 5 and "5" are different.
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[str, Meta(min_length=1)]
 Value = bool | int | float | str
-# Any number of features beside the keys that every event has: item_id, perhaps timestamp.
-HistoryEvent = dict[str, Any]
 K = Annotated[int, Meta(ge=1)]
+
+# Parts that Python's types leave open, because their names are the columns of a release.
+_ID = {"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}]}
+_PLAIN = {"type": ["number", "string", "boolean", "null"]}
+_SECONDS = {"description": "UTC seconds, or a date or time as ISO 8601", "type": ["number", "string", "null"]}
+_VECTOR = {"type": "array", "items": {"type": "number"}}
+_MATRIX = {"type": "array", "items": _VECTOR}
+_EVENT = {
+    "title": "Event",
+    "type": "object",
+    "description": "User, item, optional time (default: now), and values of the release's event features by name.",
+    "properties": {"user_id": _ID, "item_id": _ID, "timestamp": _SECONDS},
+    "required": ["user_id", "item_id"],
+    "additionalProperties": {"anyOf": [_PLAIN, {"type": "array", "items": _PLAIN}]},
+}
+_HISTORY_EVENT = {
+    "title": "HistoryEvent",
+    "description": "Item, optional time, and values of the release's event and request features by name.",
+    "properties": {"item_id": _ID, "timestamp": _SECONDS},
+    "required": ["item_id"],
+}
+
+Scores = Annotated[np.ndarray, Meta(extra_json_schema=_VECTOR)]
+ItemEmbeddings = Annotated[np.ndarray, Meta(extra_json_schema=_MATRIX)]
+UserEmbeddings = Annotated[
+    np.ndarray, Meta(extra_json_schema={"anyOf": [_MATRIX, {"type": "array", "items": _MATRIX}]})
+]
+# Keys: item_id, optionally timestamp, and any number of features.
+HistoryEvent = Annotated[dict[str, Any], Meta(extra_json_schema=_HISTORY_EVENT)]
+# One event or a list of events; `recsys.serving.events.parse_events` checks them.
+PostedEvents = Annotated[Any, Meta(extra_json_schema={"anyOf": [_EVENT, {"type": "array", "items": _EVENT}]})]
 
 
 class RetrieveRequest(Struct, forbid_unknown_fields=True):
-    """What is asked for, and for whom; see the contract in `docs/serving.md`.
+    """Request for the best items of one user; the contract is in `docs/serving.md`.
 
     Attributes:
-        user_id: whose stored history and profile are used; None: nobody's.
-        k: items wanted.
-        history: events, oldest first, used instead of the stored ones.
-        user: profile features, over the stored ones.
+        user_id: user whose stored history and profile are read; None for an anonymous request.
+        k: number of items.
+        history: events, oldest first, used instead of the stored history.
+        user: profile features; they replace stored ones of the same name.
         request: request features.
-        exclude: items that must not be shown.
+        exclude: items that must not be in the answer.
         exclude_seen: leave out the items of the whole history.
         filter: column of the release's items -> value or values.
-        version: of the release that must answer, if a host holds it (else 409); None: the one that is served.
+        version: release that must answer (409 if no host holds it); None for the release that is served.
     """
 
     user_id: Id | None = None
@@ -48,23 +76,23 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
 
 
 class ScoredItem(Struct, gc=False):
-    """One item of an answer."""
+    """One recommended item."""
 
     item_id: int | str
     score: float
 
 
 class RetrieveResponse(Struct, gc=False):
-    """Ranked items, and which versions of user tower and index met in them.
+    """Ranked items, and the versions of user tower and index that produced them.
 
     Attributes:
-        items: best first; where a user has several embeddings, these take turns.
-        version: of the release: user_tower_version and index_version, which are equal.
-        user_tower_version: what the user tower says of itself.
-        index_version: what the host said of the index that it searched.
-        host: that searched.
-        history_length: events that the tower read.
-        unknown_items: distinct items of the history that the release does not know.
+        items: best first. If a user has several embeddings, their best items take turns.
+        version: release; equal to user_tower_version and index_version.
+        user_tower_version: version that the user tower reports.
+        index_version: version of the searched index, as the host reports it.
+        host: host that searched.
+        history_length: number of events that the user tower read.
+        unknown_items: distinct items of the history that the release does not contain.
     """
 
     items: list[ScoredItem]
@@ -77,19 +105,19 @@ class RetrieveResponse(Struct, gc=False):
 
 
 class SearchRequest(Struct, forbid_unknown_fields=True):
-    """A search of one version of an index.
+    """Search in one version of an index.
 
     Attributes:
-        version: of the user tower that made the embeddings. A host that does not hold it refuses.
-        embeddings: float32 [B, D], or [B, M, D] where a user has several (absent ones are zeros).
-        k: items for each.
-        filter: as in `RetrieveRequest`.
-        exclude: B lists of items.
-        model: None where the host has one model.
+        version: version of the user tower that computed the embeddings. A host without it answers 409.
+        embeddings: float32 [B, D], or [B, M, D] if users have several (absent ones are zeros).
+        k: number of items for each user.
+        filter: column of the release's items -> value or values.
+        exclude: B lists of items that must not be in the answer.
+        model: name of the model; None if the host has one model.
     """
 
     version: str
-    embeddings: np.ndarray
+    embeddings: UserEmbeddings
     k: K = 100
     filter: dict[str, Value | list[Value]] | None = None
     exclude: list[list[Id]] | None = None
@@ -100,20 +128,20 @@ class SearchResult(Struct):
     """Ranked items of one user: ids, and float32 scores of the same length."""
 
     item_ids: list[int | str]
-    scores: np.ndarray
+    scores: Scores
 
 
 class SearchResponse(Struct):
-    """Results of B users, and the version of the index that gave them."""
+    """Results of B users, and the version of the searched index."""
 
     version: str
     results: list[SearchResult]
 
 
 class ModelVersions(Struct, omit_defaults=True):
-    """Versions of one model on one host: the one that it serves, and all that it would answer for.
+    """Versions of one model on one host: the served one, and all that the host can search.
 
-    `shard` is there only where the host searches a part of the corpus, as I/N.
+    `shard` is present only if the host searches a part of the corpus, as I/N.
     """
 
     serving: str | None
@@ -121,74 +149,74 @@ class ModelVersions(Struct, omit_defaults=True):
     shard: str | None = None
 
 
-# GET /v1/version: model -> versions; GET /v1/hosts: host -> model -> versions, None for a host that does not answer.
+# GET /v1/version: model -> versions. GET /v1/hosts: host -> model -> versions, None for a host that does not answer.
 Versions = dict[str, ModelVersions]
 Hosts = dict[str, Versions | None]
 
 
 class VersionRequest(Struct, forbid_unknown_fields=True):
-    """Admin calls load, serve, unload and tower: of which model (None where there is one), which version."""
+    """Version that an admin call (load, serve, unload, tower) is about; `model` is None if there is one model."""
 
     version: str
     model: str | None = None
 
 
 class CanaryRequest(Struct, forbid_unknown_fields=True):
-    """Admin call canary, of a gateway: a share of the users, 0 to 1, gets this version; 0: none does."""
+    """Share of the users, from 0 to 1, that a gateway gives this version to; 0 ends the canary."""
 
     version: str
     share: Annotated[float, Meta(ge=0, le=1)]
 
 
 class GatewayState(Struct):
-    """What a gateway says to admin calls: versions whose user towers it has loaded, and its canary."""
+    """State of a gateway after an admin call: versions of the loaded user towers, and the canary."""
 
     towers: list[str]
     canary: CanaryRequest | None
 
 
 class ItemsRequest(Struct, forbid_unknown_fields=True):
-    """New items for a running index.
+    """New items for the index of a running host.
 
     Attributes:
-        version: whose item tower made the embeddings; no other index takes them.
+        version: version of the item tower that computed the embeddings; other indexes refuse them.
         items: `item_id`, and values of the columns that the release's items have.
         embeddings: float32 [A, D], in the order of `items`.
-        model: None where the host has one model.
+        model: name of the model; None if the host has one model.
     """
 
     version: str
     items: list[dict[str, Any]]
-    embeddings: np.ndarray
+    embeddings: ItemEmbeddings
     model: str | None = None
 
 
 class TakedownRequest(Struct, forbid_unknown_fields=True):
-    """Items that must not be shown any more, whatever version is served."""
+    """Items that must never be shown again, in any version."""
 
     item_ids: list[Id]
 
 
 class ChangesResponse(Struct):
-    """Acknowledgement: so many items were added, or taken down; it is durable, and the next search shows it."""
+    """Number of items that were added or taken down. The change is durable, and the next search shows it."""
 
     changed: int
 
 
 class EventsResponse(Struct):
-    """Acknowledgement: so many events are durable, and the next retrieve uses them."""
+    """Number of stored events. They are durable, and the next retrieve uses them."""
 
     stored: int
 
 
 class Status(Struct):
-    """GET /healthz and /readyz."""
+    """State of the process: `ok` or `ready`."""
 
     status: str
 
 
 class ErrorDetail(Struct, omit_defaults=True):
-    """What is wrong, for programs (code) and people (message), and the field that it is about."""
+    """Code for programs, message for people, and the field of the request that is wrong, if it is one field."""
 
     code: str
     message: str
@@ -196,7 +224,7 @@ class ErrorDetail(Struct, omit_defaults=True):
 
 
 class ErrorResponse(Struct, omit_defaults=True):
-    """Body of every answer that is not 2xx; `serving` and `loaded` come with 409."""
+    """Body of every response that is not 2xx; `serving` and `loaded` are part of 409."""
 
     error: ErrorDetail
     serving: str | None | UnsetType = UNSET
@@ -204,67 +232,8 @@ class ErrorResponse(Struct, omit_defaults=True):
 
 
 def error_response(problem: Problem) -> ErrorResponse:
-    """The body for a problem."""
+    """Return the body that reports a problem."""
     detail = ErrorDetail(problem.code, problem.message, problem.field)
     if isinstance(problem, VersionNotHeld):
         return ErrorResponse(detail, problem.serving, problem.loaded)
     return ErrorResponse(detail)
-
-
-T = TypeVar("T")
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise NotImplementedError(f"{type(value).__name__} is not part of a message")
-
-
-def _from_plain(kind: type, value: Any) -> Any:
-    if kind is np.ndarray:
-        try:
-            array = np.array(value)
-        except ValueError:
-            array = np.array(None)
-        if array.size and array.dtype.kind not in "iuf":
-            raise ValueError("Expected lists of numbers, all of one length")
-        with np.errstate(over="ignore"):
-            return array.astype(np.float32)
-    raise NotImplementedError(f"{kind.__name__} is not part of a message")
-
-
-_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
-
-
-def encode(message: Any) -> bytes:
-    """As JSON."""
-    return _encoder.encode(message)
-
-
-class Decoder:
-    """Reads one type of message.
-
-    Args:
-        kind: a Struct above, or a type made of them.
-    """
-
-    def __init__(self, kind: Any) -> None:
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind, dec_hook=_from_plain)
-
-    def __call__(self, body: bytes) -> Any:
-        """The message.
-
-        Raises:
-            Problem: 400, with the field that is wrong.
-        """
-        try:
-            return self._decoder.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _refusal(error) from error
-
-
-def _refusal(error: Exception) -> Problem:
-    """From what msgspec says: `what - at `$.path``."""
-    message, _, place = str(error).partition(" - at `$")
-    field = place.rstrip("`").lstrip(".") or None
-    return bad_request(f"{field}: {message}" if field else message, field)

@@ -1,4 +1,4 @@
-"""What goes wrong with a request: an HTTP status, a code for programs, a message for people, the field it is about."""
+"""Errors of the API: an HTTP status, a code for programs, a message for people, and the field of the request."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 from recsys.core.errors import UserError
 
-# `place.name: what was found and expected`, as the messages of UserError begin.
+# Messages of UserError begin with `TABLE.NAME: `.
 _FIELD = re.compile(r"([^\s:]+): ")
-_OUTSIDE = {"users": "user", "interactions": "history"}
+_FIELD_OF_TABLE = {"users": "user", "interactions": "history"}
 
 
 class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
-    """One request cannot be answered.
+    """Refusal of one request.
 
     Args:
-        status: of HTTP.
-        code: stable, for programs.
+        status: HTTP status.
+        code: stable code for programs.
         message: what was found and what was expected.
-        field: of the request, such as `history[3].item_id`; None where it is about no one field.
+        field: path of the wrong field, such as `history[3].item_id`; None if the problem is not about one field.
     """
 
     def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
@@ -28,12 +28,12 @@ class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
 
 
 class VersionNotHeld(Problem):
-    """A search names a version that the host does not hold (409); what it does hold is part of the answer.
+    """Search for a version that the host does not hold (409); the answer lists the versions that it holds.
 
     Args:
-        version: that was asked for.
+        version: requested version.
         serving: version that the host serves; None before it serves any.
-        loaded: versions that it would answer for.
+        loaded: versions that the host can search.
     """
 
     def __init__(self, version: str, serving: str | None, loaded: Sequence[str]) -> None:
@@ -43,37 +43,37 @@ class VersionNotHeld(Problem):
 
 
 def bad_request(message: str, field: str | None = None) -> Problem:
-    """400: the request is not what it should be."""
+    """Return a 400: the request is invalid."""
     return Problem(400, "bad_request", message, field)
 
 
 def too_large(message: str, field: str | None = None) -> Problem:
-    """413: a limit of this server is exceeded."""
+    """Return a 413: the request exceeds a limit of this server."""
     return Problem(413, "too_large", message, field)
 
 
 def unauthorized(message: str) -> Problem:
-    """401: an admin call without the token."""
+    """Return a 401: an admin call without the right token."""
     return Problem(401, "unauthorized", message)
 
 
 def forbidden(message: str) -> Problem:
-    """403: this server takes no such call."""
+    """Return a 403: the server takes no admin calls."""
     return Problem(403, "forbidden", message)
 
 
 def not_found(message: str, field: str | None = None) -> Problem:
-    """404: no such address, release or item."""
+    """Return a 404: there is no such address, release or item."""
     return Problem(404, "not_found", message, field)
 
 
 def unavailable(message: str) -> Problem:
-    """503: nothing that could answer is up; the same request may be asked again."""
+    """Return a 503: nothing that could answer is available; the request can be repeated."""
     return Problem(503, "unavailable", message)
 
 
 def from_user_error(error: UserError) -> Problem:
-    """The 400 of a message that begins with its field."""
+    """Return the 400 of an error whose message begins with the field."""
     if isinstance(error, Problem):
         return error
     message = str(error)
@@ -81,4 +81,4 @@ def from_user_error(error: UserError) -> Problem:
     if found is None:
         return bad_request(message)
     head, dot, rest = found[1].partition(".")
-    return bad_request(message, _OUTSIDE.get(head, head) + dot + rest)
+    return bad_request(message, _FIELD_OF_TABLE.get(head, head) + dot + rest)

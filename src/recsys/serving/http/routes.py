@@ -1,209 +1,260 @@
-"""The addresses of the API: what each role answers. Imports no torch."""
+"""Rows of the route table for gateways, hosts and the process itself. Imports no torch."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
+import functools
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from recsys.core.errors import UserError
 from recsys.serving.events import StoreError, parse_events
 from recsys.serving.gateway.gateway import Gateway
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
-from recsys.serving.http.app import Handler, Reply, Request, Routes, json_reply
+from recsys.serving.http.endpoint import Endpoint
 from recsys.serving.http.messages import (
-    Decoder,
     EventsResponse,
+    Hosts,
+    PostedEvents,
     RetrieveRequest,
+    RetrieveResponse,
     SearchRequest,
+    SearchResponse,
     Status,
     VersionRequest,
+    Versions,
 )
-from recsys.serving.http.problems import (
-    Problem,
-    bad_request,
-    forbidden,
-    from_user_error,
-    too_large,
-    unauthorized,
-    unavailable,
-)
+from recsys.serving.http.problems import Problem, bad_request, from_user_error, too_large, unavailable
 from recsys.serving.observability.metrics import CONTENT_TYPE, Metrics
 
-_retrieve = Decoder(RetrieveRequest | list[RetrieveRequest])
-_search = Decoder(SearchRequest)
-_version = Decoder(VersionRequest)
-_anything = Decoder(Any)
+# Statuses of every admin call.
+ADMIN_ERRORS = (400, 401, 403, 409, 413)
 
 
 class Health:
-    """Is the process up, and would it answer?
+    """Liveness and readiness of the process.
 
     Args:
-        ready: raises Problem (503) where it would not.
+        ready: raises Problem (503) if the server could not answer.
     """
 
     def __init__(self, ready: Callable[[], Awaitable[None]]) -> None:
         self._ready = ready
-        # From when the server was told to end: it answers what comes, and asks for no more.
+        # Set when the server was told to end: it still answers, and /readyz asks for no more requests.
         self.is_draining = False
 
-    def routes(self) -> Routes:
-        """/healthz and /readyz."""
-        return {"/healthz": {"GET": self._healthz}, "/readyz": {"GET": self._readyz}}
+    def endpoints(self) -> list[Endpoint]:
+        """Return /healthz and /readyz."""
+        return [
+            Endpoint(method="GET", path="/healthz", handler=self.healthz, summary="Whether the process is up"),
+            Endpoint(
+                method="GET",
+                path="/readyz",
+                handler=self.readyz,
+                summary="Whether the server can answer requests",
+                errors=(503,),
+            ),
+        ]
 
-    async def _healthz(self, request: Request) -> Reply:  # noqa: ARG002
-        return json_reply(Status("ok"))
+    async def healthz(self) -> Status:
+        """Return ok."""
+        return Status("ok")
 
-    async def _readyz(self, request: Request) -> Reply:  # noqa: ARG002
+    async def readyz(self) -> Status:
+        """Return ready, or raise Problem (503)."""
         if self.is_draining:
             raise unavailable("the server is about to end")
         await self._ready()
-        return json_reply(Status("ready"))
+        return Status("ready")
 
 
-def metrics_routes(metrics: Metrics) -> Routes:
-    """/metrics, for Prometheus."""
+def metrics_endpoint(metrics: Metrics) -> Endpoint:
+    """Return /metrics."""
 
-    async def expose(request: Request) -> Reply:  # noqa: ARG001
-        return Reply(metrics.expose(), 200, CONTENT_TYPE.encode())
+    async def expose() -> bytes:
+        return metrics.expose()
 
-    return {"/metrics": {"GET": expose}}
+    return Endpoint(
+        method="GET", path="/metrics", handler=expose, summary="Metrics for Prometheus", media_type=CONTENT_TYPE
+    )
 
 
 class GatewayRoutes:
-    """What a gateway answers.
+    """Retrieval and events.
 
     Args:
-        gateway: retrieves.
+        gateway: the gateway of the process.
     """
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
-    def routes(self) -> Routes:
-        """/v1/retrieve, /v1/events and /v1/hosts."""
-        return {
-            "/v1/retrieve": {"POST": self._retrieve},
-            "/v1/events": {"POST": self._events},
-            "/v1/hosts": {"GET": self._hosts},
-        }
+    def endpoints(self) -> list[Endpoint]:
+        """Return /v1/retrieve, /v1/events and /v1/hosts."""
+        return [
+            Endpoint(
+                method="POST",
+                path="/v1/retrieve",
+                handler=self.retrieve,
+                summary="Ranked items for one user, or for each of several",
+                errors=(400, 409, 413, 503),
+                timed=functools.partial(self._gateway.metrics.timed, "answer"),
+            ),
+            Endpoint(
+                method="POST",
+                path="/v1/events",
+                handler=self.events,
+                summary="Store an event, or several; durable when acknowledged, and used by the next retrieve",
+                errors=(400, 413, 503),
+            ),
+            Endpoint(
+                method="GET",
+                path="/v1/hosts",
+                handler=self.hosts,
+                summary="Host -> model -> versions; null for a host that does not answer",
+            ),
+        ]
 
-    async def _retrieve(self, request: Request) -> Reply:
-        asked = _retrieve(request.body)
-        if isinstance(asked, RetrieveRequest):
-            found = await self._gateway.retrieve(asked)
-            with self._gateway.metrics.timed("answer"):
-                return json_reply(found)
-        if len(asked) > self._gateway.limits.batch:
-            raise too_large(f"found {len(asked)} requests, expected at most {self._gateway.limits.batch}")
-        answers = await asyncio.gather(*map(self._gateway.retrieve, asked), return_exceptions=True)
-        for number, answer in enumerate(answers):
-            if isinstance(answer, UserError):
-                raise _within(from_user_error(answer), number)
-            if isinstance(answer, BaseException):
-                raise answer
-        return json_reply(answers)
+    async def retrieve(
+        self, request: RetrieveRequest | list[RetrieveRequest]
+    ) -> RetrieveResponse | list[RetrieveResponse]:
+        """Answer one request, or a list of them; one wrong request of a list refuses the list."""
+        if isinstance(request, RetrieveRequest):
+            return await self._gateway.retrieve(request)
+        self._check_length(request, "requests")
+        answers: list[RetrieveResponse] = []
+        outcomes = await asyncio.gather(*map(self._gateway.retrieve, request), return_exceptions=True)
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, UserError):
+                raise _in_list(from_user_error(outcome), number)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            answers.append(outcome)
+        return answers
 
-    async def _events(self, request: Request) -> Reply:
-        posted = _anything(request.body)
-        if isinstance(posted, list) and len(posted) > self._gateway.limits.batch:
-            raise too_large(f"found {len(posted)} events, expected at most {self._gateway.limits.batch}")
+    async def events(self, posted: PostedEvents) -> EventsResponse:
+        """Store events; returns when they are durable."""
+        if isinstance(posted, list):
+            self._check_length(posted, "events")
         names = await self._gateway.event_names()
         events = parse_events(posted, names, int(time.time()))
         try:
-            # Returns only when they are durable.
             await asyncio.to_thread(self._gateway.events.append, events)
         except StoreError as error:
             raise unavailable(str(error)) from error
         self._gateway.metrics.stored_events.inc(len(events))
-        return json_reply(EventsResponse(len(events)))
+        return EventsResponse(len(events))
 
-    async def _hosts(self, request: Request) -> Reply:  # noqa: ARG002
-        return json_reply(self._gateway.router.hosts())
+    async def hosts(self) -> Hosts:
+        """Return the versions of every host."""
+        return self._gateway.router.hosts()
+
+    def _check_length(self, posted: Sequence[object], name: str) -> None:
+        limit = self._gateway.limits.batch
+        if len(posted) > limit:
+            raise too_large(f"found {len(posted)} {name}, expected at most {limit}")
 
 
 class HostRoutes:
-    """What an ANN host answers.
+    """Search in the indexes of an ANN host.
 
     Args:
-        host: searches.
-        k: items of an answer, at most.
+        host: the host of the process.
+        k: maximum number of items of a result.
     """
 
     def __init__(self, host: Host, k: int) -> None:
         self._host, self._k = host, k
 
-    def routes(self) -> Routes:
-        """/v1/version and /v1/search."""
-        return {"/v1/version": {"GET": self._version}, "/v1/search": {"POST": self._search}}
+    def endpoints(self) -> list[Endpoint]:
+        """Return /v1/search and /v1/version."""
+        return [
+            Endpoint(
+                method="POST",
+                path="/v1/search",
+                handler=self.search,
+                summary="Items nearest to user embeddings, from exactly one version of the index",
+                errors=(400, 409, 413, 503),
+            ),
+            Endpoint(method="GET", path="/v1/version", handler=self.version, summary="Model -> versions on this host"),
+        ]
 
-    async def _version(self, request: Request) -> Reply:  # noqa: ARG002
-        return json_reply(self._host.version())
+    async def search(self, request: SearchRequest) -> SearchResponse:
+        """Search the index of the requested version."""
+        if request.k > self._k:
+            raise bad_request(f"k: found {request.k}, expected at most {self._k}", "k")
+        return await self._host.answer(request)
 
-    async def _search(self, request: Request) -> Reply:
-        asked = _search(request.body)
-        if asked.k > self._k:
-            raise bad_request(f"k: found {asked.k}, expected at most {self._k}", "k")
-        return json_reply(await self._host.answer(asked))
+    async def version(self) -> Versions:
+        """Return the versions of this host."""
+        return self._host.version()
 
 
 class AdminRoutes:
-    """What changes a host; needs a token.
+    """Admin calls that change which versions a host loads and serves.
 
     Args:
-        host: is changed.
-        token: that calls must bear; None: there are no such calls.
-        towers: of the gateway in the same process, which must have a version's tower before it is served.
+        host: the host of the process.
+        towers: user towers of the gateway in the same process; it loads the tower of a version before the version is
+            served. None if there is no gateway.
     """
 
-    def __init__(self, host: Host, token: str | None, towers: TowerCache | None) -> None:
-        self._host, self._token, self._towers = host, token, towers
+    def __init__(self, host: Host, towers: TowerCache | None) -> None:
+        self._host, self._towers = host, towers
 
-    def routes(self) -> Routes:
-        """/v1/admin/load, serve and unload."""
-        handlers = {"load": self._load, "serve": self._serve, "unload": self._unload}
-        return {f"/v1/admin/{name}": {"POST": guarded(handler, self._token)} for name, handler in handlers.items()}
+    def endpoints(self) -> list[Endpoint]:
+        """Return /v1/admin/load, serve and unload."""
+        rows = {
+            "load": (self.load, "Load a version or alias"),
+            "serve": (self.serve, "Serve a loaded version"),
+            "unload": (self.unload, "Unload a version that is not served"),
+        }
+        return [admin_endpoint(name, handler, summary=summary) for name, (handler, summary) in rows.items()]
 
-    async def _load(self, request: Request) -> Reply:
-        asked: VersionRequest = _version(request.body)
-        version = await asyncio.to_thread(self._host.load, asked.version)
+    async def load(self, request: VersionRequest) -> Versions:
+        """Load a version or alias; index and tower are self-checked before this returns."""
+        version = await asyncio.to_thread(self._host.load, request.version)
         if self._towers is not None:
             await self._towers.get(version)
-        return json_reply(self._host.version())
+        return self._host.version()
 
-    async def _serve(self, request: Request) -> Reply:
-        asked: VersionRequest = _version(request.body)
-        self._host.require(asked.version, asked.model)
+    async def serve(self, request: VersionRequest) -> Versions:
+        """Serve a loaded version."""
+        self._host.require(request.version, request.model)
         if self._towers is not None:
-            await self._towers.get(asked.version)
-        self._host.serve(asked.version, asked.model)
-        return json_reply(self._host.version())
+            await self._towers.get(request.version)
+        self._host.serve(request.version, request.model)
+        return self._host.version()
 
-    async def _unload(self, request: Request) -> Reply:
-        asked: VersionRequest = _version(request.body)
-        self._host.unload(asked.version, asked.model)
-        return json_reply(self._host.version())
-
-
-def guarded(handler: Handler, token: str | None) -> Handler:
-    """A handler that answers only calls with `Authorization: Bearer TOKEN`."""
-
-    async def check(request: Request) -> Reply:
-        if token is None:
-            raise forbidden("admin calls need admin_token= (or RECSYS_ADMIN_TOKEN), and this server has none")
-        given = request.header(b"authorization") or b""
-        if not hmac.compare_digest(given, b"Bearer " + token.encode()):
-            raise unauthorized("expected the header `Authorization: Bearer TOKEN` with the token of this server")
-        return await handler(request)
-
-    return check
+    async def unload(self, request: VersionRequest) -> Versions:
+        """Unload a version that is not served."""
+        self._host.unload(request.version, request.model)
+        return self._host.version()
 
 
-def _within(problem: Problem, number: int) -> Problem:
-    """The problem of one request of a list."""
+def admin_endpoint(
+    name: str, handler: Callable[..., Awaitable[object]], *, summary: str, errors: Sequence[int] = ()
+) -> Endpoint:
+    """Return the row of an admin call.
+
+    Args:
+        name: last part of the path.
+        handler: coroutine function of the request.
+        summary: for the OpenAPI document.
+        errors: HTTP statuses besides those of every admin call.
+    """
+    return Endpoint(
+        method="POST",
+        path=f"/v1/admin/{name}",
+        handler=handler,
+        summary=summary,
+        errors=(*ADMIN_ERRORS, *errors),
+        is_admin=True,
+    )
+
+
+def _in_list(problem: Problem, number: int) -> Problem:
+    """Return the problem of request `number` of a list."""
     field = f"[{number}]" + (f".{problem.field}" if problem.field else "")
     return Problem(problem.status, problem.code, f"[{number}]: {problem.message}", field)

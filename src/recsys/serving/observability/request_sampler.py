@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recsys.core.errors import UserError
-from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, encode
+from recsys.serving.http.codec import encode
+from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.samples import PATTERN
 

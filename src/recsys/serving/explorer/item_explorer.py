@@ -1,6 +1,6 @@
-"""What the page shows besides answers: names and pictures of items, and what explains them. Imports no torch.
+"""Titles, pictures and details of a release's items, search by name, and explanations. Imports no torch.
 
-N items of a release, D dim.
+Shapes: N items of a release, D dim.
 """
 
 from __future__ import annotations
@@ -18,33 +18,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.core.columns import load_array
+from recsys.core.types import Float32Array
 from recsys.data.encoding import plain
 from recsys.release.manifest import EMBEDDINGS, ITEMS
 from recsys.release.runtime.item_ids import IdMap
-from recsys.serving.explorer.messages import ExplainedItem, Found, ItemCard, ItemId, PastItem, Reason
+from recsys.serving.explorer.messages import ExplainedItem, ItemCard, ItemId, NameMatch, PastItem, Reason
 
-# The first of these names that the items have is it; case does not matter.
+# Column names that hold titles and pictures; the first one that the items have is used. Case does not matter.
 TITLES = ("title", "name", "item_name", "product_title")
 PICTURES = ("image_url", "image", "picture", "picture_url", "thumbnail", "thumbnail_url", "img", "url")
-# How much is told of an item besides its title.
-_NUM_DETAILS, _NUM_VALUES, _LONGEST = 3, 4, 60
-# Matches that are ranked; behind these, items are in the order of the release, the most frequent first.
+# Limits of the details of an item: columns, values of a list, characters of a text.
+_NUM_DETAILS, _NUM_VALUES, _NUM_CHARACTERS = 3, 4, 60
+# Number of matches that are ranked. The others follow in the order of the release, the most frequent item first.
 _NUM_RANKED = 500
 _ADDRESS = re.compile(r"https?://\S+")
 _PICTURE_FILE = re.compile(r"https?://\S+\.(?:jpe?g|png|webp|gif|avif)(?:\?\S*)?", re.IGNORECASE)
 
 
-class Catalogue:
-    """The items of one release as people look at them.
+class ItemExplorer:
+    """The items of one release, for people: cards, search by name, and explanations of recommendations.
 
     Args:
         items: `items.parquet` of the release, in the order of the index.
         embeddings: float32 [N, D], rows as in `items`.
-        rows: rows of `items` for outside ids, -1 where there is none.
+        rows: function from outside ids to rows of `items`; -1 for an unknown id.
     """
 
     def __init__(
-        self, items: pa.Table, embeddings: npt.NDArray[np.float32], rows: Callable[[Sequence[object]], npt.NDArray[Any]]
+        self, items: pa.Table, embeddings: Float32Array, *, rows: Callable[[Sequence[object]], npt.NDArray[Any]]
     ) -> None:
         self._items, self._embeddings, self._rows = items, embeddings, rows
         self._ids = plain(items["item_id"])
@@ -53,24 +54,29 @@ class Catalogue:
         self.title_column = _first(TITLES, texts)
         self.picture_column = self._picture_column(texts)
         shown = {"item_id", "item_idx", self.title_column, self.picture_column}
-        self._details = [f.name for f in items.schema if f.name not in shown and _is_told(f.type)][:_NUM_DETAILS]
+        self._details = [f.name for f in items.schema if f.name not in shown and _is_detail(f.type)][:_NUM_DETAILS]
 
     @classmethod
-    def open(cls, folder: Path, known_items: IdMap) -> Catalogue:
-        """That of a verified release's folder, with the ids of its vocabulary of items."""
+    def open(cls, folder: Path, known_items: IdMap) -> ItemExplorer:
+        """Return the explorer of a verified release.
+
+        Args:
+            folder: folder of the release.
+            known_items: ids of its vocabulary of items.
+        """
         items = pq.read_table(folder / ITEMS)
-        # The first is of ids that the vocabulary lacks.
+        # Entry 0 belongs to ids that the vocabulary lacks.
         row_of_item = np.full(len(known_items) + 1, -1)
         row_of_item[np.asarray(items["item_idx"])] = np.arange(len(items))
         embeddings = load_array(folder / EMBEDDINGS).view(np.float32)
-        return cls(items, embeddings, lambda ids: row_of_item[known_items.rows(ids) + 1])
+        return cls(items, embeddings, rows=lambda ids: row_of_item[known_items.rows(ids) + 1])
 
     def card(self, item_id: ItemId) -> ItemCard:
-        """What is known of an item; its id alone where the release does not hold it."""
+        """Return the card of an item; an unknown item has its id only."""
         return self.cards([item_id])[0]
 
     def cards(self, item_ids: Sequence[ItemId]) -> list[ItemCard]:
-        """As `card`, for many."""
+        """Return the card of each item."""
         rows = self._rows(item_ids)
         known = self._items.take(pa.array(rows[rows >= 0])).to_pylist()
         found = iter(known)
@@ -80,34 +86,34 @@ class Catalogue:
         ]
 
     def search(self, text: str, limit: int = 10) -> list[ItemCard]:
-        """Items whose id or title begins with the text, then those whose title holds all its words."""
+        """Return items whose id or title begins with the text, then those whose title contains all its words."""
         return self.cards(self._matches(text)[:limit])
 
-    def find(self, name: str) -> Found:
-        """The item that a person means by an id or a title, and how many others it could be.
+    def find(self, name: str) -> NameMatch:
+        """Return the item that a pasted id or title most likely means, and the number of items that it could mean.
 
-        An id is taken for itself; else the item of that very title, of a title that begins so, or of one that holds all
-        words; among several the most frequent one.
+        A known id is that item. Otherwise the order is: equal title, title that begins with the name, title that
+        contains all words. The most frequent item comes first among equals.
         """
         name = name.strip()
-        typed = self.typed(name)
-        if typed is not None and self._rows([typed])[0] >= 0:
-            return Found(name, self.card(typed), 1)
+        item_id = self._parse_id(name)
+        if item_id is not None and self._rows([item_id])[0] >= 0:
+            return NameMatch(name, self.card(item_id), 1)
         matches = self._matches(name, with_ids=False)
-        return Found(name, self.card(matches[0]) if matches else None, len(matches))
+        return NameMatch(name, self.card(matches[0]) if matches else None, len(matches))
 
-    def typed(self, text: str) -> ItemId | None:
-        """An id as this release's ids are; None: the text cannot be one."""
+    def _parse_id(self, text: str) -> ItemId | None:
+        """Return a text as an id of this release's type, or None if it cannot be one."""
         if self._has_string_ids:
             return text
         return int(text) if re.fullmatch(r"-?[0-9]{1,19}", text) else None
 
     def explain(
-        self, history: Sequence[ItemId], item_ids: Sequence[ItemId], num_reasons: int = 3
+        self, history: Sequence[ItemId], item_ids: Sequence[ItemId], *, num_reasons: int = 3
     ) -> list[ExplainedItem]:
-        """For each item the items of the history that are nearest to it, by cosine of their embeddings in the index.
+        """Return each item with the items of the history that are nearest to it, by cosine of their embeddings.
 
-        Items that the index does not hold explain nothing and are explained by nothing; neither is an item by itself.
+        Items without an embedding are left out on both sides, and an item does not explain itself.
         """
         distinct = list(dict.fromkeys(history))
         rows = self._rows(distinct)
@@ -124,21 +130,21 @@ class Catalogue:
         return explained
 
     def past(self, item_ids: Sequence[ItemId], times: Sequence[int | None]) -> list[PastItem]:
-        """A history as people look at it: its items, and when they happened."""
+        """Return the cards of a history with their times (UTC seconds)."""
         return [
             PastItem(card.item_id, card.title, card.picture, card.details, time)
             for card, time in zip(self.cards(item_ids), times, strict=True)
         ]
 
-    def _directions(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def _directions(self, rows: npt.NDArray[Any]) -> Float32Array:
         vectors = np.asarray(self._embeddings[rows], np.float32)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
-        directions: npt.NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+        directions: Float32Array = vectors / np.maximum(lengths, np.float32(1e-12))
         return directions
 
     @cached_property
     def _titles(self) -> pa.Array | None:
-        """In lower case."""
+        """Titles in lower case."""
         return None if self.title_column is None else pc.utf8_lower(plain(self._items[self.title_column]))
 
     @cached_property
@@ -176,14 +182,14 @@ class Catalogue:
     def _card(self, row: dict[str, Any]) -> ItemCard:
         title = row[self.title_column] if self.title_column else None
         picture = row[self.picture_column] if self.picture_column else None
-        details = {name: told for name in self._details if (told := _told(row[name])) is not None}
+        details = {name: text for name in self._details if (text := _detail(row[name])) is not None}
         return ItemCard(row["item_id"], title, picture if picture and _ADDRESS.fullmatch(picture) else None, details)
 
     def _picture_column(self, texts: list[str]) -> str | None:
         name = _first(PICTURES, texts)
         if name is None:
             return None
-        # A column `url` may hold pages: it is one of pictures where what it holds looks like files of pictures.
+        # A column `url` may hold addresses of pages. It is used only if its values look like picture files.
         pattern = _PICTURE_FILE if name.lower() == "url" else _ADDRESS
         examples = self._items[name].drop_null().slice(0, 20).to_pylist()
         return name if any(pattern.fullmatch(value) for value in examples) else None
@@ -200,20 +206,20 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_told(kind: pa.DataType) -> bool:
+def _is_detail(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_text(kind.value_type)
     return _is_text(kind) or bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _told(value: Any) -> str | None:
+def _detail(value: Any) -> str | None:
     if value is None or value == []:
         return None
     if isinstance(value, list):
         more = ", …" if len(value) > _NUM_VALUES else ""
         value = ", ".join(str(part) for part in value[:_NUM_VALUES]) + more
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return text if len(text) <= _NUM_CHARACTERS else f"{text[: _NUM_CHARACTERS - 1]}…"
 
 
 def _true(found: pa.Array) -> npt.NDArray[np.bool_]:

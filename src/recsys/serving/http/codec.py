@@ -1,0 +1,103 @@
+"""JSON of the API: messages to bytes and back, with errors that name the field. Imports no torch.
+
+Embeddings and scores are numpy arrays in messages and lists of numbers in JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+import numpy as np
+
+from recsys.serving.http.problems import Problem, bad_request
+
+_MAX_PARAMETERS = 32
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise NotImplementedError(f"{type(value).__name__} is not part of a message")
+
+
+def _from_plain(kind: type, value: Any) -> Any:
+    if kind is np.ndarray:
+        try:
+            array = np.array(value)
+        except ValueError:
+            array = np.array(None)
+        if array.size and array.dtype.kind not in "iuf":
+            raise ValueError("Expected lists of numbers, all of one length")
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32)
+    raise NotImplementedError(f"{kind.__name__} is not part of a message")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_to_plain)
+
+
+def encode(message: Any) -> bytes:
+    """Return a message as JSON."""
+    return _encoder.encode(message)
+
+
+class Decoder:
+    """Reader of one type of message.
+
+    Args:
+        kind: a Struct of `messages`, or a type made of them.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind, dec_hook=_from_plain)
+
+    def __call__(self, body: bytes) -> Any:
+        """Return the message that a body holds.
+
+        Raises:
+            Problem: If the body is no such message (400); `field` names the wrong field.
+        """
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _invalid(error) from error
+
+
+class QueryDecoder:
+    """Reader of the parameters of a query string.
+
+    Args:
+        kind: a Struct; its fields are the parameters.
+    """
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+
+    def __call__(self, query: bytes) -> Any:
+        """Return the parameters that a query string holds.
+
+        Raises:
+            Problem: If a parameter is unknown, repeated or wrong (400); `field` names it.
+        """
+        try:
+            pairs = parse_qsl(
+                query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS
+            )
+        except ValueError as error:
+            raise bad_request(f"query: found {query[:80]!r}, expected parameters as UTF-8 ({error})") from error
+        given = dict(pairs)
+        if len(given) < len(pairs):
+            raise bad_request("query: found a parameter twice, expected each once")
+        try:
+            return msgspec.convert(given, self._kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from error
+
+
+def _invalid(error: Exception) -> Problem:
+    """Split msgspec's message, ``REASON - at `$.FIELD` ``, into reason and field."""
+    message, _, place = str(error).partition(" - at `$")
+    field = place.rstrip("`").lstrip(".") or None
+    return bad_request(f"{field}: {message}" if field else message, field)
