@@ -1,88 +1,102 @@
-"""Hooks of the documentation site: pages that are made from files outside `docs/` when the site is built."""
+"""Hooks of the documentation site: pages that are made from other files when the site is built."""
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CONF = next(path for path in (REPOSITORY / "src/recsys/conf", REPOSITORY / "conf") if path.is_dir())
-# Root configurations, in the order in which a reader meets them, with the command that reads each.
-COMMANDS = {
-    "train": "recsys train",
-    "index": "recsys index",
-    "recommend": "recsys recommend",
-    "serve": "recsys serve",
-    "retrain": "recsys retrain",
-    "gates": "recsys gates",
-    "baselines": "recsys baselines",
-    "generators": "recsys generators report",
-}
+sys.path.insert(0, str(REPOSITORY / "src"))
+
+from recsys.cli.commands import COMMANDS, Command  # noqa: E402
+from recsys.cli.help import overview  # noqa: E402
+from recsys.cli.reference import Key, keys  # noqa: E402
+from recsys.core.conf_folder import conf_folder  # noqa: E402
+
 # Pages of the site that are files at the root of the repository.
 ROOT_PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+COMPLETION = """## Shell completion
 
+For bash and zsh, add this line to `~/.bashrc` or `~/.zshrc`; it completes commands, keys, groups and their options:
 
-@dataclass(frozen=True)
-class Key:
-    """One key of a configuration file.
+    eval "$(register-python-argcomplete recsys)"
 
-    Attributes:
-        path: dotted path of the key.
-        default: text of its value; empty for a section.
-        comment: the comment above the key or behind it; empty if there is none.
-    """
+For fish:
 
-    path: str
-    default: str
-    comment: str
+    register-python-argcomplete --shell fish recsys > ~/.config/fish/completions/recsys.fish
+"""
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages to the files of the site."""
     from mkdocs.structure.files import File
 
-    pages = {name: root_page(source) for name, source in ROOT_PAGES.items() if (REPOSITORY / source).exists()}
-    pages["configuration.md"] = configuration_page()
-    for name, text in pages.items():
-        files.append(File.generated(config, name, content=text))
+    pages = {page: root_page(source) for page, source in ROOT_PAGES.items()}
+    pages |= {"configuration.md": configuration_page(), "commands.md": commands_page()}
+    for page, text in pages.items():
+        files.append(File.generated(config, page, content=text))
     return files
 
 
 def root_page(name: str) -> str:
     """Return the text of a file at the root, with its links rewritten for the site."""
-    text = (REPOSITORY / name).read_text()
-    text = re.sub(r"\]\(docs/", "](", text)
+    text = re.sub(r"\]\(docs/", "](", (REPOSITORY / name).read_text())
     for page, source in ROOT_PAGES.items():
         text = text.replace(f"]({source}", f"]({page}")
     # Folders of the repository are no pages.
     return re.sub(r"\[([^]]*)\]\([\w/]+/\)", r"`\1`", text)
 
 
+def commands_page() -> str:
+    """Return the command reference as Markdown, from the texts that `recsys --help` prints."""
+    parts = [
+        "# Command reference",
+        "This page is made from the help texts. `recsys COMMAND --help` prints the same with every key, and "
+        "`recsys COMMAND --help GROUP` the keys of a configuration group's options. Every command exits with 0 on "
+        "success, and on failure with a message and another code.",
+        f"```text\n{overview()}\n```",
+    ]
+    return "\n\n".join([*parts, *map(_command, COMMANDS.values()), COMPLETION])
+
+
+def _command(command: Command) -> str:
+    doc = importlib.import_module(f"recsys.cli.{command.config_name}").__doc__ or ""
+    parts = [f"## recsys {command.name}", f"    recsys {command.name} {command.usage}", doc.strip()]
+    extra = "" if command.extra == "all" else f" Needs the extra `{command.extra}`."
+    parts.append(f"[Keys and defaults](configuration.md#{command.config_name}-yaml).{extra}")
+    return "\n\n".join(parts)
+
+
 def configuration_page() -> str:
-    """Return the configuration reference as Markdown: root configurations first, then every group with its options."""
-    groups = sorted(path for path in CONF.iterdir() if path.is_dir())
+    """Return the configuration reference as Markdown: the keys of each command, then every group with its options."""
+    folder = conf_folder()
+    groups = sorted(path for path in folder.iterdir() if path.is_dir())
     parts = [
         "# Configuration reference",
         "This page is made from the files in `conf/`: every key, its default and its comment. `group=option` on a "
-        "command line chooses an option, `key=value` sets a key, and `+key=value` adds a key that has no default. "
+        "command line chooses an option, `key=value` sets a key, and `+key=value` adds a key without a default. "
         "`???` means that a value is required, `null` that nothing is set. A misspelled key is refused, and the "
         "message names the nearest valid one.",
         "Groups: " + ", ".join(f"[`{group.name}`](#{group.name})" for group in groups) + ".",
     ]
-    for name, command in COMMANDS.items():
-        file = CONF / f"{name}.yaml"
-        parts += [f"## `{command}` {{#{name}-yaml}}", header(file), defaults_line(file), table(keys(file))]
+    for command in COMMANDS.values():
+        file = folder / f"{command.config_name}.yaml"
+        parts += [f"## `recsys {command.name}` {{#{file.stem}-yaml}}", *_file(file)]
     for group in groups:
         parts.append(f"## {group.name} {{#{group.name}}}")
         for option in sorted(group.glob("*.yaml")):
-            parts += [f"### `{group.name}={option.stem}`".replace("`experiment=", "`+experiment=")]
-            parts += [header(option), defaults_line(option), table(keys(option))]
+            plus = "+" if group.name == "experiment" else ""
+            parts += [f"### `{plus}{group.name}={option.stem}`", *_file(option)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _file(file: Path) -> list[str]:
+    return [header(file), defaults_line(file), table(keys(file))]
 
 
 def header(file: Path) -> str:
@@ -92,14 +106,15 @@ def header(file: Path) -> str:
         if not line.startswith("#"):
             break
         if not line.startswith("# @package"):
-            lines.append(line[2:])
+            # Brackets would be links.
+            lines.append(line[2:] if line.startswith("#     ") else line[2:].replace("[", "\\["))
     return re.sub(r"(?m)^((?: {4,}).*(?:\n {4,}.*)*)", lambda block: f"\n{block[1]}\n", "\n".join(lines))
 
 
 def defaults_line(file: Path) -> str:
     """Return one line that lists the options a file composes by default."""
     chosen = []
-    for entry in yaml.safe_load(file.read_text()).get("defaults", ()):
+    for entry in (yaml.safe_load(file.read_text()) or {}).get("defaults", ()):
         if isinstance(entry, str):
             chosen += [] if entry == "_self_" else [entry]
         else:
@@ -109,54 +124,15 @@ def defaults_line(file: Path) -> str:
     return "Composes " + ", ".join(f"`{one}`" for one in chosen) + "." if chosen else ""
 
 
-def keys(file: Path) -> Iterator[Key]:
-    """Return every key of a YAML file, except Hydra's own."""
-    text = file.read_text()
-    lines = text.splitlines()
-    first = next((number for number, line in enumerate(lines) if line and not line.startswith("#")), len(lines))
-    top = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    # A comment that touches the first key is the header of the file.
-    begin = top if top < first else first
-
-    def comment(line: int, end: int) -> str:
-        above = line
-        while above > begin and lines[above - 1].strip().startswith("#"):
-            above -= 1
-        behind = re.search(r"(?:^|\s)#\s(.*)$", lines[end])
-        words = [one.strip().lstrip("#").strip() for one in lines[above:line]]
-        return " ".join([*words, *([behind[1]] if behind else [])])
-
-    def walk(node: yaml.MappingNode, prefix: str) -> Iterator[Key]:
-        for key, value in node.value:
-            if not prefix and key.value in ("defaults", "hydra"):
-                continue
-            path = prefix + key.value
-            nested = isinstance(value, yaml.MappingNode) and not value.flow_style and value.value
-            if nested:
-                yield Key(path, "", comment(key.start_mark.line, key.start_mark.line))
-                yield from walk(value, path + ".")
-                continue
-            shown = text[value.start_mark.index : value.end_mark.index].strip()
-            yield Key(path, " ".join(shown.split()), comment(key.start_mark.line, value.start_mark.line))
-
-    root = yaml.compose(text)
-    if isinstance(root, yaml.MappingNode):
-        yield from walk(root, "")
-
-
-def table(rows: Iterator[Key]) -> str:
+def table(rows: list[Key]) -> str:
     """Return a Markdown table of keys; empty if there are none."""
     lines = [
-        f"| `{row.path}` | {_code(row.default)} | {_cell(row.comment)} |"
+        f"| `{row.name}` | {f'`{_cell(row.default)}`' if row.default else ''} | {_cell(row.comment)} |"
         for row in rows
-        if row.path.rpartition(".")[2] not in ("_target_", "_partial_") and (row.default or row.comment)
+        if row.default or row.comment
     ]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *lines]) if lines else ""
 
 
-def _code(text: str) -> str:
-    return f"`{_cell(text)}`" if text else ""
-
-
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;") if "`" not in text else text.replace("|", "\\|")
+    return text.replace("|", "\\|")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from commands import REPOSITORY
 
+from recsys.core.renamed_keys import RENAMED
 from recsys.experiments.compose import CONF, composition_error
 
 PAGES = [
@@ -158,3 +159,15 @@ def test_tests_exist(page: Path) -> None:
             assert f"def {name}(" in text, name
         for name in re.findall(r"\b(?:test|serving)_\w+\.py\b", span):
             assert name in names, name
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_the_root_pages_exist(name: str) -> None:
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", (REPOSITORY / name).read_text()):
+        assert (REPOSITORY / link).exists(), link
+
+
+def test_the_changelog_has_every_renamed_key() -> None:
+    text = (REPOSITORY / "CHANGELOG.md").read_text()
+    for old, new in RENAMED.items():
+        assert f"| `{old}` | `{new}` |" in text, old
