@@ -67,7 +67,7 @@ def dataset(path: str) -> PreparedDataset:
 def build(
     data: PreparedDataset, loss: str, window: int, predict_first: bool = True
 ) -> tuple[RetrievalModule, TrainingLoader]:
-    loader = TrainingLoader(BatchBuilder(data, window, predict_first), BATCH, seed=0)
+    loader = TrainingLoader(BatchBuilder(data, window, predict_first=predict_first), BATCH, seed=0)
     encoder = Transformer(DIM, window, num_blocks=2, num_heads=2, expansion=1, dropout=0.2, activation="relu")
     model = TwoTower(UserTower(encoder, DIM, data), ItemTower(DIM, data, use_features=False), "dot", 1.0)
     corpus = torch.arange(1, data.num_items + 1)

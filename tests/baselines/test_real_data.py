@@ -42,7 +42,7 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     protocol.split("temporal", ROOT / "interactions.parquet", tmp_path)
     dataset = prepare(ParquetFolder(str(ROOT)), TemporalSplit(), settings=DataSettings(), cache=tmp_path / "cache")
     item_ids, user_ids = dataset.item_ids.to_numpy(zero_copy_only=False), dataset.user_ids
-    batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), 64))
+    batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), batch_size=64))
     for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500)):
         generator.fit(Interactions(dataset, "val"))
         metrics = RetrievalMetrics(dataset, dataset.num_items)

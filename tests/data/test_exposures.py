@@ -178,7 +178,9 @@ def test_between_equals_brute_force(users: list[tuple[list[int], int, int]], mos
     items = (np.arange(len(flat)) % 6 + 1).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(of_user) for of_user in times])]).astype(np.int64)
     after, until = (np.array([row[number] for row in users]) for number in (1, 2))
-    found = Exposures(items, flat, offsets).between(np.arange(len(users)), after, until, most, num_items=4)
+    found = Exposures(items, flat, offsets).between(
+        np.arange(len(users)), after=after, until=until, most=most, num_items=4
+    )
     for row, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
         inside = [int(items[at]) for at in range(begin, end) if after[row] < flat[at] <= until[row]]
         expected = sorted({item for item in inside[-most:] if item <= 4})

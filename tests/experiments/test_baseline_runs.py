@@ -103,7 +103,7 @@ def test_figures_are_those_of_the_evaluation(world: Path, measured: Path) -> Non
         requests = rolling_requests(seen, "test") if rolling else seen.requests(part)  # type: ignore[arg-type]
         assert len(requests.user_idx)
         counted = RetrievalMetrics(seen, len(seen.corpus(reads_features=True)))
-        batches = RequestLoader(BatchBuilder(seen, 5), requests, 7)
+        batches = RequestLoader(BatchBuilder(seen, 5), requests, batch_size=7)
         values = evaluate(generator, seen, part.removesuffix("_rolling"), batches, counted, True, rolling)  # type: ignore[arg-type]
         assert {name: value for name, value in metrics.items() if name.startswith(f"{part}/")} == pytest.approx(
             {f"{part}/{name}": value for name, value in values.items()}

@@ -114,7 +114,7 @@ def test_the_best_stays_alone_where_nothing_improves_it(
 def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
     run = load_run(folders["a"])
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
-    loader = RequestLoader(run.builder, run.dataset.requests("val"), 7)
+    loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, "val", loader, metrics)
     validation = blending._Validation(run.config)
     validation.add("a", run.config, SimpleNamespace(checkpoints=run.path / "checkpoints"))

@@ -69,7 +69,7 @@ def build(config: DictConfig) -> RetrievalModule:
 
 def loss_and_gradients(module: RetrievalModule, builder: BatchBuilder, rank: int, world: int) -> dict[str, Tensor]:
     """Of the second step, which knows what the first one left."""
-    first, second = itertools.islice(TrainingLoader(builder, 24, 0, rank, world), 2)
+    first, second = itertools.islice(TrainingLoader(builder, 24, seed=0, rank=rank, world_size=world), 2)
     module.training_step(first, 0)
     module.zero_grad()
     loss = module.training_step(second, 0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from recsys.core.schema import Schema
 from recsys.data.batches.batch import Batch, RaggedTensor, Windows
 from recsys.data.batches.builder import BatchBuilder
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.models.encoders import MeanPooling, Transformer
 from recsys.models.fourier import BSARec
 from recsys.models.hstu import HSTU
@@ -108,7 +108,7 @@ def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
     begin = dataset.offsets[:-1]
     lengths = np.array([data.draw(st.integers(0, min(MAX_HISTORY, len(user) - 1))) for user in users])
     windows = Windows(np.arange(len(users)), begin, begin + lengths, np.ones(len(users), bool))
-    packed = BatchBuilder(dataset, MAX_HISTORY, objective=Objective(horizon=3)).training(
+    packed = BatchBuilder(dataset, MAX_HISTORY, target_sampling=TargetSampling(horizon=3)).training(
         windows, np.random.default_rng(0)
     )
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from worlds import compose, write_world
 from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.preparation.splits import GivenSplit
 from recsys.experiments.assembly import open_data
 from recsys.training.frequency import (
@@ -59,7 +59,7 @@ def test_counts_are_those_of_an_epoch(
     dataset = training_only(timed, worth, num_items=5)
     if np.diff(dataset.offsets).max() < 2:
         return
-    loader = TrainingLoader(BatchBuilder(dataset, max_history, predict_first), 3, seed=0)
+    loader = TrainingLoader(BatchBuilder(dataset, max_history, predict_first=predict_first), 3, seed=0)
     held = np.zeros(6)
     for batch in loader:
         held += np.bincount(batch.target_idx.numpy(), minlength=6)
@@ -93,7 +93,7 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     least = 2 * log(min(smoothed))
     assert prior_shift(dataset, 1, power=3).tolist() == pytest.approx([least, *leaning, least])
     # Where training decayed alike, nothing moved.
-    assert prior_shift(dataset, 1, Objective(half_life_days=1)).abs().max() < 1e-12
+    assert prior_shift(dataset, 1, TargetSampling(half_life_days=1)).abs().max() < 1e-12
 
 
 def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -106,13 +106,13 @@ def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFac
     table["split"][-2:] = ["val", "test"]
     root = write_folder(tmp_path_factory.mktemp("prior") / "data", table)
     dataset = prepared(root, GivenSplit(), features={"interactions": {"action": {"role": "event"}}})
-    objective = Objective(action_weights={"action": {"save": 2.0, "hide": 0.0}})
+    target_sampling = TargetSampling(action_weights={"action": {"save": 2.0, "hide": 0.0}})
     # Item 10 counts 2 and 1 of 4; a half-life of a day makes that 1 and 1 of 3.
     expected = [
         log((1 - SMOOTHING) * (2 / 3) / (3 / 4) + SMOOTHING),
         log((1 - SMOOTHING) * (1 / 3) / (1 / 4) + SMOOTHING),
     ]
-    shift = prior_shift(dataset, 1, objective).tolist()
+    shift = prior_shift(dataset, 1, target_sampling).tolist()
     assert [shift[dataset.item_ids.to_pylist().index(item) + 1] for item in (10, 11)] == pytest.approx(expected)
 
 

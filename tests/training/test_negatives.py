@@ -55,7 +55,7 @@ def inputs(predict_first: bool = True) -> SamplerInputs:
 def candidates_of_batches(sampler: NegativeSampler, predict_first: bool, epochs: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each item stands among the candidates, and how often it should by `log_q`."""
     dataset = training_only(USERS, num_items=NUM_ITEMS)
-    loader = TrainingLoader(BatchBuilder(dataset, 3, predict_first), 4, seed=0)
+    loader = TrainingLoader(BatchBuilder(dataset, 3, predict_first=predict_first), 4, seed=0)
     generator = torch.Generator().manual_seed(0)
     found, expected = np.zeros(NUM_ITEMS + 1), np.zeros(NUM_ITEMS + 1)
     items = torch.arange(NUM_ITEMS + 1)

@@ -1,1 +1,1 @@
-"""Errors, schema, instantiation, atomic file writing and arrays on disk: what every other room uses."""
+"""Foundation of all other packages: errors, schema, instantiation, atomic file writing and arrays on disk."""

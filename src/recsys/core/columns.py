@@ -1,4 +1,7 @@
-"""Encoded columns: what the towers read, as flat numpy arrays. Imports no torch, since serving reads them too."""
+"""Encoded columns as flat numpy arrays. Imports no torch, because serving reads them too.
+
+Shapes: R rows, W width of vectors, H ranges.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +12,35 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.types import Int64Array
 
-def ragged_positions(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Flat positions `starts[0]..starts[0]+lengths[0]-1, starts[1].., ...` without a loop; shape [sum(lengths)]."""
+
+def ragged_positions(starts: Int64Array, lengths: Int64Array) -> Int64Array:
+    """Return the positions `starts[0]..starts[0]+lengths[0]-1, starts[1]..`, and so on; int64 [sum(lengths)]."""
     ends = np.cumsum(lengths)
     positions = np.arange(ends[-1] if len(ends) else 0, dtype=np.int64)
     positions += np.repeat(starts - (ends - lengths), lengths)
     return positions
 
 
-def distinct(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The distinct values in order. `np.unique` takes ten times as long for values that are almost all distinct."""
-    # The values of bags are in order but for those of one bag, of which a stable sort makes use: a tenth of the time.
+def distinct(values: Int64Array) -> Int64Array:
+    """Return the distinct values, ascending. `np.unique` takes ten times as long if almost all values are distinct."""
+    # The values are ordered except within each bag. A stable sort uses that and takes a tenth of the time.
     ordered = np.sort(values, kind="stable")
     is_first = np.ones(len(ordered), bool)
     np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
     return ordered[is_first]
 
 
-def bisect(
-    values: npt.NDArray[np.int64],
-    begin: npt.NDArray[np.int64],
-    end: npt.NDArray[np.int64],
-    moment: npt.NDArray[np.int64],
-) -> npt.NDArray[np.int64]:
-    """Where in `begin[h]..end[h]`, a range in ascending order, `values` become larger than `moment[h]`; int64 [H]."""
+def bisect(values: Int64Array, moment: Int64Array, *, begin: Int64Array, end: Int64Array) -> Int64Array:
+    """Return the first position in `begin[h]..end[h]` whose value is larger than `moment[h]`, `end[h]` if none is.
+
+    Args:
+        values: ascending within each range.
+        moment: int64 [H].
+        begin: int64 [H], first position of each range.
+        end: int64 [H], position behind each range.
+    """
     low, high = begin.copy(), end.copy()
     while len(open_rows := np.flatnonzero(low < high)):
         middle = (low[open_rows] + high[open_rows]) // 2
@@ -45,9 +52,9 @@ def bisect(
 
 @dataclass(frozen=True)
 class Dense:
-    """One value a row: codes int32 [R], standardised numbers float32 [R] (nan: missing) or vectors float32 [R, W].
+    """One value a row: codes int32 [R], standardised numbers float32 [R] or vectors float32 [R, W].
 
-    A missing vector is a row of nan.
+    A missing number is nan, a missing vector a row of nan.
     """
 
     values: npt.NDArray[np.generic]
@@ -56,7 +63,7 @@ class Dense:
         return len(self.values)
 
     def take(self, rows: npt.NDArray[np.integer]) -> Dense:
-        """The rows, in memory."""
+        """Return some rows, in memory."""
         return Dense(np.asarray(self.values[rows]))
 
     def save(self, stem: Path) -> None:
@@ -66,16 +73,16 @@ class Dense:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`; int32 [nnz] and int64 [R+1]."""
+    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`; int32 [sum of lengths], int64 [R+1]."""
 
     values: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
+    offsets: Int64Array
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def take(self, rows: npt.NDArray[np.integer]) -> Ragged:
-        """The rows, in memory."""
+        """Return some rows, in memory."""
         starts = np.asarray(self.offsets[rows])
         lengths = np.asarray(self.offsets[np.asarray(rows) + 1]) - starts
         offsets = np.zeros(len(rows) + 1, np.int64)
@@ -91,7 +98,7 @@ class Ragged:
 Column = Dense | Ragged
 
 
-def load_column(stem: Path, ragged: bool) -> Column:
+def load_column(stem: Path, *, ragged: bool) -> Column:
     """Memory-map a column that `save` wrote."""
     if ragged:
         values, offsets = (stem.with_name(stem.name + end) for end in (".values.npy", ".offsets.npy"))
@@ -100,7 +107,7 @@ def load_column(stem: Path, ragged: bool) -> Column:
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
-    """Memory-map one array, read only. Empty arrays, which cannot be mapped, are read."""
+    """Memory-map an array, read only. An empty array cannot be mapped and is read."""
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
     except ValueError:

@@ -1,4 +1,4 @@
-"""What processes exchange in a training step."""
+"""Communication between the processes of a training."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of training processes."""
+    """Return the number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process writes the run folder; known before processes have met."""
+    """Return whether this process writes the run folder. Works before the process group exists."""
     return rank_zero_only.rank == 0  # type: ignore[attr-defined,no-any-return]
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Return the number of this process."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def barrier() -> None:
-    """Wait for all processes: what the first has written is there for the others."""
+    """Wait for all processes, so that files of the first one are visible to the others."""
     if world_size() > 1:
         dist.barrier()
 
 
 def total(value: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, without gradient."""
+    """Return the sum of a tensor over all processes, without gradient."""
     if world_size() == 1:
         return value
     value = value.detach().clone()
@@ -41,10 +41,10 @@ def total(value: Tensor) -> Tensor:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows [R, ...] of all processes, in order of rank, with gradient; R may differ from process to process.
+    """Return the rows [R, ...] of all processes, in order of rank, with gradient. R may differ between processes.
 
-    The gradient of a row is the sum over all processes of what they derive for it, so that losses on gathered
-    candidates train each process's towers as one process would on the joint batch.
+    The gradient of a row is the sum of its gradients in all processes. So losses on gathered candidates train the
+    towers like a single process with the joint batch.
     """
     if world_size() == 1:
         return rows
@@ -58,7 +58,7 @@ class _Gather(torch.autograd.Function):
         dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
         sizes = [int(count) for count in counts]
         ctx.begin, ctx.length = sum(sizes[: dist.get_rank()]), len(rows)
-        # all_gather wants equal shapes, so every process sends the longest.
+        # `all_gather` requires equal shapes, so every process pads to the longest.
         padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
         padded[: len(rows)] = rows
         parts = [torch.empty_like(padded) for _ in sizes]

@@ -1,4 +1,4 @@
-"""The one exception for everything that a user of the system can get wrong."""
+"""Exception for mistakes of users, and hints in its messages."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input, configuration or file: the message names the place, what was found and what was expected."""
+    """Bad input, configuration or file. The message names the place, what was found and what was expected."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint such as `; did you mean 'timestamp'?` for a misspelled `name`, or the list of valid names."""
+    """Return a hint such as `; did you mean 'timestamp'?` for a misspelled `name`, or the list of valid names."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Objects from the nodes of a configuration, with errors that name the key. Imports no torch."""
+"""Instantiation of the nodes of a configuration, with errors that name the key. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from recsys.core.errors import UserError
 
 
 def instantiate(node: DictConfig, **settings: Any) -> Any:
-    """The object that a node names; a wrong key or value is a `UserError`."""
-    # Hydra leaves out of a partial what is still to be given.
+    """Return the object that a node describes.
+
+    Args:
+        node: mapping with the key `_target_`.
+        settings: further arguments, which take the place of those in the node.
+
+    Raises:
+        UserError: If a value is missing, or the node cannot be instantiated.
+    """
+    # Hydra drops missing values (???) from a partial without an error.
     for key in OmegaConf.missing_keys(node):
         place = node._get_full_key(key)
         raise UserError(f"{place}: missing, expected {place}=...")
@@ -27,5 +35,5 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
 
 
 def plain(node: DictConfig) -> Any:
-    """Lists and dictionaries in the place of OmegaConf's."""
+    """Return a node as plain lists and dictionaries, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True)

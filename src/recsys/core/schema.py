@@ -1,8 +1,8 @@
-"""The one description of the columns that reach the towers.
+"""Schema: the description of all columns that reach the towers.
 
-A `Feature` says who owns a column (interactions, items or users), of what kind it is and, for columns of interactions,
-when it is known. The `Schema` of a prepared data set is written beside it, travels in every release, and decides what
-training, batch retrieval and serving read: there is no second description anywhere.
+A `Feature` has an owner (interactions, items or users), a kind, and a role, which for columns of interactions is the
+moment from which the values are known. The `Schema` is written beside a prepared data set and into every release.
+Training, batch retrieval and serving read the same schema.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Role = Literal["event", "request", "profile", "item"]
 OWNERS: tuple[str, ...] = get_args(Owner)
 KINDS: tuple[str, ...] = get_args(Kind)
 
-# Codes of categorical values, bags and hashed words. A bag with no entry, like a null, is missing.
+# First codes of categorical values, bags and hashed words. An empty bag counts as missing, like a null.
 MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2
 
-# Item 0 stands for any item that the vocabulary does not hold; row 0 of every item array belongs to it.
+# item_idx of all items outside the vocabulary. Row 0 of every item array belongs to it.
 UNKNOWN_ITEM = 0
 
 
@@ -65,17 +65,19 @@ class TimeResolution(StrEnum):
 
 @dataclass(frozen=True)
 class Feature:
-    """One column that reaches a tower.
+    """Column that reaches a tower.
 
     Attributes:
-        name: the column's name, unique within its owner.
-        owner: the table that holds it.
+        name: name of the column, unique within its owner.
+        owner: table that holds it.
         kind: how it is encoded and embedded.
-        role: `event` (known after the event: seen at past positions only), `request` (known before the answer: part of
-            the query, and seen at past positions), `profile` (column of users) or `item` (column of items).
-        size: categorical, multi_categorical, text: number of codes, `MISSING` and `UNKNOWN` included;
-            vector: its width; numeric: 1.
-        mean, std: of numeric values in rows that training events touch; values are standardised with them.
+        role: `event` (known after the event, so visible at past positions only), `request` (known before the answer,
+            so part of the query and visible at past positions), `profile` (column of users) or `item` (column of
+            items).
+        size: number of codes, including `MISSING` and `UNKNOWN`, of categorical, multi_categorical and text features;
+            width of a vector; 1 for numeric.
+        mean, std: mean and standard deviation of numeric values in rows that training events touch. Values are
+            standardised with them.
     """
 
     name: str
@@ -88,12 +90,12 @@ class Feature:
 
     @property
     def key(self) -> str:
-        """Name that is unique in the schema, such as `items.genres`."""
+        """Name within the schema, such as `items.genres`."""
         return f"{self.owner}.{self.name}"
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether codes come from a vocabulary file (text is hashed and has none)."""
+        """Whether codes come from a vocabulary file. Text is hashed and has none."""
         return self.kind in ("categorical", "multi_categorical")
 
     @property
@@ -104,27 +106,27 @@ class Feature:
 
 @dataclass(frozen=True)
 class Schema:
-    """All features of a prepared data set, and the outside types of its ids (`int64` or `string`)."""
+    """Features of a prepared data set, and the outside types of its ids (`int64` or `string`)."""
 
     features: tuple[Feature, ...]
     user_id_type: str = "int64"
     item_id_type: str = "int64"
 
     def owned_by(self, owner: Owner) -> tuple[Feature, ...]:
-        """Features of one table."""
+        """Return the features of one table."""
         return tuple(f for f in self.features if f.owner == owner)
 
     def with_role(self, *roles: Role) -> tuple[Feature, ...]:
-        """Features with one of `roles`."""
+        """Return the features with one of `roles`."""
         return tuple(f for f in self.features if f.role in roles)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain containers, the inverse of `from_json`."""
+        """Return the schema as plain containers."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Schema:
-        """Schema from what `to_json` gave."""
+        """Return the schema of containers from `to_json`."""
         features = tuple(Feature(**feature) for feature in content["features"])
         return cls(features, content["user_id_type"], content["item_id_type"])
 
@@ -137,7 +139,7 @@ class Schema:
         """Read `schema.json`.
 
         Raises:
-            UserError: the file is missing or is not a schema.
+            UserError: If the file is missing or is not a schema.
         """
         try:
             return cls.from_json(json.loads(path.read_text()))

@@ -1,4 +1,4 @@
-"""The prepared data set: flat, memory-mapped columns in the order of users and time.
+"""Prepared data set: flat, memory-mapped columns, ordered by user and time.
 
     <fingerprint>/meta.json                     `Meta`
                   schema.json                   `recsys.core.schema.Schema`
@@ -8,12 +8,13 @@
                   events/item_idx.npy int32 [E], time.npy int64 [E], feature.<name>.npy ...
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
-                  exposures/...                 `recsys.data.exposures`, where the source declares any
-                  kept/...                      what encoding loses and growth needs
+                  exposures/...                 `recsys.data.exposures`, if the source declares any
 
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
-test after it (absolute positions). Items come in four runs, so that one comparison tells what a model may know: trained
-(most frequent first), seen in validation but not in training, only in the items table, only in test events.
+test after it (absolute positions). Items come in four runs: trained (most frequent first), seen in validation but not
+in training, only in the items table, only in test events. So one comparison decides whether a model may know an item.
+
+Shapes: U users, E events, N items.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ import pyarrow.parquet as pq
 from recsys.core.columns import Column, load_array, load_column, ragged_positions
 from recsys.core.errors import UserError
 from recsys.core.schema import Feature, Schema, TimeResolution
+from recsys.core.types import Int64Array
 from recsys.data.exposures import Exposures, load_exposures
 
 FORMAT = 1
-KEPT = "kept"
 Part = Literal["val", "test"]
 
 
@@ -108,25 +109,40 @@ class DataSizes:
 
 
 class Requests(NamedTuple):
-    """Queries to answer: user `user_idx[r]` with the events `offsets[user]:end[r]` as history. Both int64 [R]."""
+    """Requests to answer: user `user_idx[r]` with the events `offsets[user]:end[r]` as history. Both int64 [R]."""
 
-    user_idx: npt.NDArray[np.int64]
-    end: npt.NDArray[np.int64]
+    user_idx: Int64Array
+    end: Int64Array
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Memory-mapped view of a prepared data set; opening it reads no events."""
+    """Memory-mapped view of a prepared data set. Opening it reads no events.
+
+    Attributes:
+        path: folder of the data set.
+        meta: sizes and settings.
+        schema: features.
+        item_idx: int32 [E], item of each event.
+        time: int64 [E], time of each event.
+        offsets: int64 [U + 1], bounds of each user's events.
+        train_end: int64 [U], end of each user's training part.
+        val_end: int64 [U], end of each user's validation part.
+        train_count: int64 [N + 1], number of training events of each item.
+        has_features: bool [N + 1], whether an item has a value in any feature.
+        columns: encoded features by `Feature.key`.
+        exposures: items that users were shown and did not engage with; None if the source declares none.
+    """
 
     path: Path
     meta: Meta
     schema: Schema
     item_idx: npt.NDArray[np.int32]
-    time: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-    train_end: npt.NDArray[np.int64]
-    val_end: npt.NDArray[np.int64]
-    train_count: npt.NDArray[np.int64]
+    time: Int64Array
+    offsets: Int64Array
+    train_end: Int64Array
+    val_end: Int64Array
+    train_count: Int64Array
     has_features: npt.NDArray[np.bool_]
     columns: dict[str, Column]
     exposures: Exposures | None = None
@@ -136,7 +152,7 @@ class PreparedDataset:
         """Open the folder `path`.
 
         Raises:
-            UserError: `path` is not a prepared data set, or one of another format.
+            UserError: If `path` is not a prepared data set, or is one of another format.
         """
         meta = Meta.load(path / "meta.json")
         schema = Schema.load(path / "schema.json")
@@ -151,28 +167,28 @@ class PreparedDataset:
             val_end=np.asarray(load_array(path / "users/val_end.npy")),
             train_count=np.asarray(load_array(path / "items/train_count.npy")),
             has_features=np.asarray(load_array(path / "items/has_features.npy")),
-            columns={f.key: load_column(_stem(path, f), f.is_ragged) for f in schema.features},
+            columns={f.key: load_column(_stem(path, f), ragged=f.is_ragged) for f in schema.features},
             exposures=load_exposures(path),
         )
 
     @property
     def num_items(self) -> int:
-        """Items with a dense index, 1..num_items."""
+        """Number of items. Their dense index is 1..num_items."""
         return self.meta.num_items
 
     @property
     def num_users(self) -> int:
-        """Users with a dense index, 0..num_users-1."""
+        """Number of users. Their dense index is 0..num_users-1."""
         return self.meta.num_users
 
     @property
     def num_trained(self) -> int:
-        """Items 1..num_trained have training events."""
+        """Number of items with training events. Their dense index is 1..num_trained."""
         return self.meta.num_trained
 
     @property
     def sizes(self) -> DataSizes:
-        """What towers are built from."""
+        """Sizes and columns that towers are built from."""
         return DataSizes(
             schema=self.schema,
             time_resolution=self.meta.time_resolution,
@@ -183,23 +199,27 @@ class PreparedDataset:
 
     @property
     def train_until(self) -> int | None:
-        """When the last event of the training part was, in seconds; None where times are worth nothing."""
+        """Time of the last event of the training part, in seconds; None if the timestamps have no clock."""
         if not self.meta.time_resolution.has_clock:
             return None
         last = self.train_end[self.train_end > self.offsets[:-1]] - 1
         return int(np.asarray(self.time)[last].max())
 
     def refit(self) -> PreparedDataset:
-        """The same data with the validation part moved into training, for `refit=true`."""
+        """Return the data with the validation part moved into training, for `refit=true`."""
         val_count = np.asarray(load_array(self.path / "items/val_count.npy"))
         meta = dataclasses.replace(self.meta, num_trained=self.meta.num_seen)
         return dataclasses.replace(self, meta=meta, train_end=self.val_end, train_count=self.train_count + val_count)
 
-    def corpus(self, reads_features: bool, reads_ids: bool = True) -> npt.NDArray[np.int64]:
-        """item_idx of the items that can be recommended, ascending.
+    def corpus(self, *, reads_features: bool, reads_ids: bool = True) -> Int64Array:
+        """Return the item_idx of the items that can be recommended, ascending.
 
-        Every item of the items table and of train and val events, except those with neither a trained id nor a
-        feature that the item tower reads.
+        These are all items of the items table and of train and val events, except those with neither a trained id nor
+        a feature that the item tower reads.
+
+        Args:
+            reads_features: whether the item tower reads features.
+            reads_ids: whether the item tower has embeddings of trained ids.
         """
         known = np.arange(1, self.meta.num_known + 1)
         usable = np.zeros(len(known), bool)
@@ -210,23 +230,23 @@ class PreparedDataset:
         return known[usable]
 
     def training_time(self, share: float) -> float:
-        """The quantile `share` of the times of the training events."""
+        """Return the quantile `share` of the times of the training events."""
         positions = ragged_positions(self.offsets[:-1], self.train_end - self.offsets[:-1])
         return float(np.quantile(self.time[positions], share))
 
     def requests(self, part: Part) -> Requests:
-        """One request for each user with events in `part`, its history ending where the part begins."""
+        """Return one request for each user with events in `part`. Its history ends where the part begins."""
         begin, end = self.part_bounds(part)
         users = np.flatnonzero(end > begin)
         return Requests(users, begin[users])
 
-    def part_bounds(self, part: Part) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Absolute positions (begin, end) of each user's events in `part`; both [U]."""
+    def part_bounds(self, part: Part) -> tuple[Int64Array, Int64Array]:
+        """Return the absolute positions (begin, end) of each user's events in `part`; both int64 [U]."""
         return (self.train_end, self.val_end) if part == "val" else (self.val_end, self.offsets[1:])
 
     @cached_property
     def item_ids(self) -> pa.Array:
-        """Outside ids in the order of item_idx; row r is item_idx r + 1."""
+        """Outside ids in the order of item_idx. Row r is item_idx r + 1."""
         return _read_values(self.path / "vocabularies/items.parquet", "item_id")
 
     @cached_property
@@ -235,7 +255,7 @@ class PreparedDataset:
         return _read_values(self.path / "vocabularies/users.parquet", "user_id")
 
     def vocabulary(self, feature: Feature) -> pa.Array | None:
-        """Values of a categorical feature in the order of their codes (row r is code r + 2), else None."""
+        """Return the values of a categorical feature in the order of their codes (row r is code r + 2), else None."""
         if not feature.has_vocabulary:
             return None
         return _read_values(self.path / f"vocabularies/{feature.key}.parquet", "value")

@@ -1,7 +1,7 @@
-"""The one encoder of feature values: preparation, batch retrieval and serving all call it. Imports no torch.
+"""Encoder of feature values, used by preparation, batch retrieval and serving. Imports no torch.
 
-A value that cannot be read as the type that was trained (text where integers were, say) is unknown, not an error:
-at serving time it comes from outside. Only a vector of another width is refused, for it cannot mean anything.
+A value of another type than in training (text in the place of an integer, for example) is unknown and not an error,
+because requests come from outside. Only a vector of another width is an error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import xxhash
 from recsys.core.columns import Column, Dense, Ragged, distinct
 from recsys.core.errors import UserError
 from recsys.core.schema import FIRST_CODE, MISSING, UNKNOWN, Feature
+from recsys.core.types import Float32Array, Float64Array, Int64Array
 
-# Up to this many values a binary search is faster than the hash table that `index_in` builds at each call.
+# For at most this many values a binary search is faster than the hash table that `index_in` builds at each call.
 _FEW = 64
 _ASCII_WORD = re.compile(r"\w+")
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
@@ -31,11 +32,11 @@ _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
 
 
 class FeatureEncoder:
-    """Turns the values of one column into a `Column`.
+    """Encoder of the values of one column.
 
     Args:
-        feature: what the column is.
-        vocabulary: of categorical features, the values in the order of their codes (row r is code r + 2).
+        feature: description of the column.
+        vocabulary: values of a categorical feature in the order of their codes (row r is code r + 2), else None.
     """
 
     def __init__(self, feature: Feature, vocabulary: pa.Array | None) -> None:
@@ -45,10 +46,10 @@ class FeatureEncoder:
         self.vocabulary = None if vocabulary is None else plain(vocabulary)
 
     def encode(self, values: pa.Array | pa.ChunkedArray) -> Column:
-        """Encoded rows, one for each of `values`.
+        """Return encoded rows, one for each of `values`.
 
         Raises:
-            UserError: a vector of another width than the feature's, or values that are no vectors.
+            UserError: If a vector has another width than the feature, or values of a vector feature are no vectors.
         """
         values = plain(values)
         kind = self.feature.kind
@@ -60,7 +61,7 @@ class FeatureEncoder:
             standardised = (to_floats(values) - self.feature.mean) / self.feature.std
             return Dense(standardised.astype(np.float32))
         if kind == "vector":
-            return Dense(to_vectors(values, self.feature.size, self.feature.key))
+            return Dense(to_vectors(values, self.feature.size, name=self.feature.key))
         return self._words(values)
 
     def _codes(self, values: pa.Array) -> npt.NDArray[np.int32]:
@@ -71,8 +72,8 @@ class FeatureEncoder:
         codes[_is_null(values)] = MISSING
         return codes.astype(np.int32)
 
-    def _positions(self, values: pa.Array) -> npt.NDArray[np.int64]:
-        """Row of each value in the vocabulary, -1 where it is not there."""
+    def _positions(self, values: pa.Array) -> Int64Array:
+        """Return the row of each value in the vocabulary, -1 if it is missing."""
         assert self.vocabulary is not None
         if not len(self.vocabulary):
             return np.full(len(values), -1, np.int64)
@@ -88,7 +89,7 @@ class FeatureEncoder:
         return positions
 
     @cached_property
-    def _order(self) -> npt.NDArray[np.int64]:
+    def _order(self) -> Int64Array:
         return np.asarray(pc.sort_indices(self.vocabulary)).astype(np.int64)
 
     def _value(self, position: np.int64) -> int | str | bool:
@@ -107,10 +108,10 @@ class FeatureEncoder:
         codes = self._codes(values)[present]
         size = self.feature.size
         pairs = distinct(rows[present] * size + codes)
-        return _ragged(pairs // size, (pairs % size).astype(np.int32), num_rows)
+        return _ragged(pairs // size, (pairs % size).astype(np.int32), num_rows=num_rows)
 
     def _words(self, values: pa.Array) -> Ragged:
-        # A text is split once however often it occurs. Python's expressions are compiled once, Arrow's at every call.
+        # Each distinct text is split once. Python compiles an expression once, Arrow at every call.
         coded = as_type(values, pa.string()).dictionary_encode()
         size = self.feature.size
         words_of = [_split(text.lower()) for text in coded.dictionary.to_pylist()]
@@ -119,30 +120,30 @@ class FeatureEncoder:
         bags = Ragged(np.array([codes[word] for words in words_of for word in words], np.int32), bounds)
         rows = np.flatnonzero(~_is_null(values))
         found = bags.take(np.asarray(coded.indices.drop_null()).astype(np.int64))
-        return _ragged(np.repeat(rows, np.diff(found.offsets)), found.values, len(values))
+        return _ragged(np.repeat(rows, np.diff(found.offsets)), found.values, num_rows=len(values))
 
 
 def _split(text: str) -> list[str]:
-    """Runs of letters, marks, digits and underscores of any script."""
+    """Return the runs of letters, marks, digits and underscores of any script."""
     return (_ASCII_WORD if text.isascii() else _any_word()).findall(text)
 
 
 @functools.cache
 def _any_word() -> re.Pattern[str]:
-    # `\w` has no marks (the vowel signs of Indic scripts, say). The class is long and five times slower.
+    # `\w` lacks marks, such as the vowel signs of Indic scripts. This class has them and is five times slower.
     marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c).startswith("M"))
     return re.compile(f"[\\w{marks}]+")
 
 
 def word_code(word: str, size: int) -> int:
-    """Code of a word among `size` codes, the same in every process and on every machine; 0 for the empty word."""
+    """Return the code of a word among `size` codes, equal in every process and on every machine; 0 if it is empty."""
     if not word:
         return MISSING
     return FIRST_CODE + xxhash.xxh3_64_intdigest(word.encode()) % (size - FIRST_CODE)
 
 
 def plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """One contiguous array, without dictionaries and large or view types."""
+    """Return one contiguous array, without dictionaries and large or view types."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(values, pa.ChunkedArray):
@@ -156,7 +157,7 @@ def plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def as_type(values: pa.Array, target: pa.DataType) -> pa.Array:
-    """`values` as `target`, null where a value cannot be read as one."""
+    """Return `values` as the type `target`, null if a value cannot be converted."""
     values = plain(values)
     if values.type == target:
         return values
@@ -176,8 +177,8 @@ def as_type(values: pa.Array, target: pa.DataType) -> pa.Array:
         return pa.nulls(len(values), target)
 
 
-def to_floats(values: pa.Array) -> npt.NDArray[np.float64]:
-    """Numbers as float64, nan where there is none or an infinite one. Dates and times count in seconds."""
+def to_floats(values: pa.Array) -> Float64Array:
+    """Return numbers as float64, nan for missing and infinite ones. Dates and times become seconds."""
     values = plain(values)
     kind = values.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
@@ -195,11 +196,16 @@ def to_floats(values: pa.Array) -> npt.NDArray[np.float64]:
     return np.where(np.isfinite(floats), floats, np.nan)
 
 
-def to_vectors(values: pa.Array, width: int, name: str) -> npt.NDArray[np.float32]:
-    """Vectors float32 [R, width]; a row of nan where there is none, or one with an entry that is not a number.
+def to_vectors(values: pa.Array, width: int, *, name: str) -> Float32Array:
+    """Return vectors float32 [R, width]. A missing vector, or one with an entry that is no number, is a row of nan.
+
+    Args:
+        values: lists of numbers.
+        width: length of every vector.
+        name: name of the feature in messages.
 
     Raises:
-        UserError: a vector of another width, or values that are no lists of numbers.
+        UserError: If a vector has another width, or the values are not lists.
     """
     values = plain(values)
     vectors = np.full((len(values), width), np.nan, np.float32)
@@ -224,7 +230,7 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _ragged(rows: npt.NDArray[np.int64], codes: npt.NDArray[np.int32], num_rows: int) -> Ragged:
+def _ragged(rows: Int64Array, codes: npt.NDArray[np.int32], *, num_rows: int) -> Ragged:
     offsets = np.zeros(num_rows + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=num_rows), out=offsets[1:])
     return Ragged(codes, offsets)

@@ -1,8 +1,8 @@
-"""What users were shown and did not take: negatives that the data brings.
+"""Exposures: items that users were shown and did not engage with. They serve as negatives.
 
     <fingerprint>/exposures/item_idx.npy int32 [X], time.npy int64 [X], offsets.npy int64 [U+1]
 
-Exposures are no events: no history holds them, nothing predicts them, no count or split sees them.
+Exposures are not events: they are not part of histories, targets, counts or splits.
 """
 
 from __future__ import annotations
@@ -14,36 +14,38 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.columns import Ragged, bisect, load_array, ragged_positions
+from recsys.core.types import Int64Array
 
 FOLDER = "exposures"
-Indices = npt.NDArray[np.int64]
 
 
 class Exposures(NamedTuple):
-    """Exposures of user u are `offsets[u]:offsets[u+1]`, by time.
+    """Exposures of all users: those of user u are `offsets[u]:offsets[u+1]`, by time.
 
     Attributes:
-        item_idx: int32 [X].
-        time: int64 [X].
-        offsets: int64 [U + 1].
+        item_idx: int32 [X], item of each exposure.
+        time: int64 [X], time of each exposure.
+        offsets: int64 [U + 1], bounds of each user's exposures.
     """
 
     item_idx: npt.NDArray[np.int32]
-    time: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
+    time: Int64Array
+    offsets: Int64Array
 
-    def between(self, user_idx: Indices, after: Indices, until: Indices, most: int, num_items: int) -> Ragged:
-        """What each user was shown later than `after` and not later than `until`; H rows, each item once.
+    def between(
+        self, user_idx: Int64Array, *, after: Int64Array, until: Int64Array, most: int, num_items: int
+    ) -> Ragged:
+        """Return the items that each user was shown in `after < time <= until`, each once; H rows.
 
         Args:
             user_idx: int64 [H].
             after: int64 [H].
             until: int64 [H].
-            most: the last so many exposures are looked at.
-            num_items: items 1..num_items are given.
+            most: maximal number of exposures of a row: the latest ones.
+            num_items: only items 1..num_items are returned.
         """
         begin, end = self.offsets[user_idx], self.offsets[user_idx + 1]
-        first, last = bisect(self.time, begin, end, after), bisect(self.time, begin, end, until)
+        first, last = (bisect(self.time, moment, begin=begin, end=end) for moment in (after, until))
         first = np.maximum(first, last - most)
         lengths = np.maximum(last - first, 0)
         items = np.asarray(self.item_idx[ragged_positions(first, lengths)])
@@ -55,7 +57,7 @@ class Exposures(NamedTuple):
 
 
 def load_exposures(path: Path) -> Exposures | None:
-    """Exposures of a prepared data set; None where its source declares none."""
+    """Return the exposures of a prepared data set, or None if its source declares none."""
     folder = path / FOLDER
     if not folder.is_dir():
         return None

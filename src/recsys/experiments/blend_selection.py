@@ -16,12 +16,12 @@ from torch import Tensor
 from recsys.core.io import atomic_file
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, encode_corpus
 from recsys.evaluation.relevance import relevant_items, seen_items
-from recsys.experiments.assembly import build_model, corpus_of, objective_of, open_data
+from recsys.experiments.assembly import build_model, corpus_of, open_data, target_sampling_of
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
 from recsys.training.frequency import prior_shift
@@ -95,25 +95,27 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
         if max(scores) >= score * (1 + LEAST_GAIN):
             weights, score = tried[scores.index(max(scores))], max(scores)
     shift = none.prior_shift
-    objective = objective_of(configs[max(weights, key=lambda name: weights[name])])
+    target_sampling = target_sampling_of(configs[max(weights, key=lambda name: weights[name])])
     if validation.dataset.meta.time_resolution.has_clock:
         grid = [
             {"weight": weight, "half_life_days": days, "power": power}
             for weight, power in SHIFTS
             for days in SHIFT_HALF_LIVES
         ]
-        scores = [validation.measure(weights, _bias(validation.dataset, each, objective))[metric] for each in grid]
+        scores = [
+            validation.measure(weights, _bias(validation.dataset, each, target_sampling))[metric] for each in grid
+        ]
         if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
             shift = grid[scores.index(max(scores))]
     chosen = Chosen(weights, shift, none.metrics)
     if chosen.is_one_run:
         return none
-    bias = _bias(validation.dataset, shift, objective) if shift["weight"] else None
+    bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
     return chosen._replace(metrics=validation.measure(weights, bias, everyone=True))
 
 
-def _bias(dataset: PreparedDataset, shift: Mapping[str, float], objective: Objective) -> Tensor:
-    return prior_shift(dataset, shift["half_life_days"], objective, shift["power"]).mul(shift["weight"]).float()
+def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling: TargetSampling) -> Tensor:
+    return prior_shift(dataset, shift["half_life_days"], target_sampling, shift["power"]).mul(shift["weight"]).float()
 
 
 class _Validation:
@@ -135,7 +137,7 @@ class _Validation:
         if model.num_embeddings > 1:
             return
         corpus = corpus_of(model, self.dataset)
-        builder = BatchBuilder(self.dataset, config.history.max_events, config.history.predict_first)
+        builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
         users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
         self.corpora[name] = corpus
         self.embedded[name] = Embedded(users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature)

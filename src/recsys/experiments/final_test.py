@@ -25,8 +25,8 @@ def rolling_metrics(
 ) -> dict[str, float]:
     """`test_rolling/*`: every test event is a request of its own, with all events before it as history."""
     corpus = corpus_of(model, dataset)
-    process = distributed.rank(), distributed.world_size()
-    requests = RequestLoader(builder, rolling_requests(dataset, "test"), 1024, *process)
+    process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)
     metrics = RetrievalMetrics(dataset, len(corpus))
     ranker = ModelRanker(model.eval(), corpus)
     values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)

@@ -79,7 +79,7 @@ def load_run(path: str | Path) -> TrainedRun:
         dataset = dataset.refit()
     model = build_model(config, dataset)
     load_weights(model, path / "checkpoints/best.ckpt")
-    builder = BatchBuilder(dataset, config.history.max_events, config.history.predict_first)
+    builder = BatchBuilder(dataset, config.history.max_events, predict_first=config.history.predict_first)
     metrics = read_json(path / METRICS)
     return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics, state)
 

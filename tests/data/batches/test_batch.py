@@ -16,7 +16,7 @@ from recsys.core.columns import Column, Dense, Ragged
 from recsys.core.errors import UserError
 from recsys.data.batches.batch import RaggedTensor, Windows, take_or_missing
 from recsys.data.batches.builder import BatchBuilder
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import Requests
 
 
@@ -27,7 +27,7 @@ def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool
     chosen = np.flatnonzero(np.diff(dataset.offsets) > 0)
     if not len(chosen):
         return
-    builder = BatchBuilder(dataset, 20, predict_first)
+    builder = BatchBuilder(dataset, 20, predict_first=predict_first)
     begin, end = dataset.offsets[:-1][chosen], dataset.offsets[1:][chosen]
     batch = builder.training(Windows(chosen, begin, end - 1, np.ones(len(chosen), bool)))
     check_targets(dataset, [batch], 20, predict_first)
@@ -114,9 +114,11 @@ def test_to_moves_every_tensor() -> None:
 def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> None:
     dataset = training_only([[(1, time) for time in range(40)]])
     window = Windows(np.array([0]), np.array([0]), np.array([39]), np.array([True]))
-    near = visible(BatchBuilder(dataset, 40, predict_first).training(window))
+    near = visible(BatchBuilder(dataset, 40, predict_first=predict_first).training(window))
     far = visible(
-        BatchBuilder(dataset, 40, predict_first, Objective(horizon=5)).training(window, np.random.default_rng(0))
+        BatchBuilder(dataset, 40, predict_first=predict_first, target_sampling=TargetSampling(horizon=5)).training(
+            window, np.random.default_rng(0)
+        )
     )
     assert [(position, item) for position, item, _ in far] == [(position, item) for position, item, _ in near]
     steps = [len(just) - len(seen) for (_, _, just), (_, _, seen) in zip(near, far, strict=True)]
@@ -130,7 +132,12 @@ def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> N
 def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool, worth: str) -> None:
     dataset = training_only([[(1, 86_400 * time) for time in range(30)]], worth=worth)
     window = Windows(np.array([0]), np.array([0]), np.array([29]), np.array([True]))
-    builder = BatchBuilder(dataset, 40, predict_first, Objective(order="time" if worth == "none" else "random"))
+    builder = BatchBuilder(
+        dataset,
+        40,
+        predict_first=predict_first,
+        target_sampling=TargetSampling(order="time" if worth == "none" else "random"),
+    )
     orders = []
     for seed in range(3):
         rows = visible(builder.training(window, np.random.default_rng(seed)))
@@ -149,7 +156,9 @@ def test_a_gap_hides_what_is_too_recent(days: list[list[int]], gap: int) -> None
     dataset = training_only([[(1, day * 86_400) for day in sorted(of_user)] for of_user in days])
     begin = dataset.offsets[:-1]
     windows = Windows(np.arange(len(days)), begin, dataset.train_end - 1, np.ones(len(days), bool))
-    for position, _, seen in visible(BatchBuilder(dataset, 40, objective=Objective(gap_days=gap)).training(windows)):
+    for position, _, seen in visible(
+        BatchBuilder(dataset, 40, target_sampling=TargetSampling(gap_days=gap)).training(windows)
+    ):
         first = begin[np.searchsorted(begin, position, side="right") - 1]
         expected = [p for p in range(first, position) if dataset.time[p] <= dataset.time[position] - gap * 86_400]
         assert seen == expected
@@ -158,7 +167,7 @@ def test_a_gap_hides_what_is_too_recent(days: list[list[int]], gap: int) -> None
 def test_a_target_counts_half_when_it_is_older_by_the_half_life() -> None:
     dataset = training_only([[(1, 0), (1, 86_400)], [(1, 2 * 86_400), (1, 2 * 86_400)]])
     windows = Windows(np.array([0, 1]), np.array([0, 2]), np.array([1, 3]), np.array([True, True]))
-    weight = BatchBuilder(dataset, 40, objective=Objective(half_life_days=1)).training(windows).weight
+    weight = BatchBuilder(dataset, 40, target_sampling=TargetSampling(half_life_days=1)).training(windows).weight
     assert weight is not None
     assert weight.tolist() == [0.25, 0.5, 1, 1]
     assert BatchBuilder(dataset, 40).training(windows).weight is None
@@ -168,18 +177,20 @@ def test_a_target_counts_half_when_it_is_older_by_the_half_life() -> None:
 @pytest.mark.parametrize("worth", ["order", "none"])
 def test_days_need_a_clock(worth: str, given_settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"data.time={worth}"):
-        BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, objective=Objective(**given_settings))
+        BatchBuilder(
+            training_only([[(1, 0), (1, 1)]], worth=worth), 40, target_sampling=TargetSampling(**given_settings)
+        )
 
 
 def test_a_gap_needs_time_in_order() -> None:
     with pytest.raises(UserError, match=r"history.order=time with it, found random"):
-        BatchBuilder(training_only([[(1, 0), (1, 1)]]), 40, objective=Objective(gap_days=1, order="random"))
+        BatchBuilder(training_only([[(1, 0), (1, 1)]]), 40, target_sampling=TargetSampling(gap_days=1, order="random"))
 
 
 def test_a_target_read_in_random_order_keeps_its_own_weight() -> None:
     dataset = training_only([[(time, 86_400 * time) for time in range(1, 9)]])
     windows = Windows(np.array([0]), np.array([0]), np.array([7]), np.array([True]))
-    builder = BatchBuilder(dataset, 40, objective=Objective(half_life_days=1, order="random"))
+    builder = BatchBuilder(dataset, 40, target_sampling=TargetSampling(half_life_days=1, order="random"))
     batch = builder.training(windows, np.random.default_rng(0))
     assert batch.weight is not None
     assert batch.weight.tolist() == [2.0 ** (item - 8) for item in batch.target_idx.tolist()]
@@ -188,4 +199,6 @@ def test_a_target_read_in_random_order_keeps_its_own_weight() -> None:
 
 def test_a_gap_needs_the_empty_history() -> None:
     with pytest.raises(UserError, match="predict_first"):
-        BatchBuilder(training_only([[(1, 0), (1, 1)]]), 40, False, Objective(gap_days=1))
+        BatchBuilder(
+            training_only([[(1, 0), (1, 1)]]), 40, predict_first=False, target_sampling=TargetSampling(gap_days=1)
+        )

@@ -18,7 +18,7 @@ from recsys.data.batches.batch import Batch
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import Requests
 
 # Lengths below, at and above a history of 4.
@@ -27,7 +27,7 @@ USERS = [[(1 + (step * 7 + user) % 5, step) for step in range(length)] for user,
 
 
 def builder(max_history: int = 4, predict_first: bool = True) -> BatchBuilder:
-    return BatchBuilder(training_only(USERS), max_history, predict_first)
+    return BatchBuilder(training_only(USERS), max_history, predict_first=predict_first)
 
 
 def positions(batch: Batch) -> list[int]:
@@ -54,12 +54,14 @@ def test_every_event_is_a_target_once_an_epoch(
     seed: int,
 ) -> None:
     dataset = training_only(with_times(users), worth)
-    builder = BatchBuilder(dataset, max_history, predict_first, Objective(horizon=horizon))
+    builder = BatchBuilder(
+        dataset, max_history, predict_first=predict_first, target_sampling=TargetSampling(horizon=horizon)
+    )
     if max(np.diff(dataset.offsets)) < (1 if predict_first else 2):
         with pytest.raises(UserError, match="0 training histories"):
-            TrainingLoader(builder, batch_size, seed)
+            TrainingLoader(builder, batch_size, seed=seed)
         return
-    loader = TrainingLoader(builder, batch_size, seed)
+    loader = TrainingLoader(builder, batch_size, seed=seed)
     for _ in range(3):
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -69,7 +71,7 @@ def test_every_event_is_a_target_once_an_epoch(
 
 def test_epochs_differ_and_repeat_with_the_seed() -> None:
     def epochs(seed: int) -> list[list[list[int]]]:
-        loader = TrainingLoader(builder(), 3, seed)
+        loader = TrainingLoader(builder(), 3, seed=seed)
         return [[positions(batch) for batch in loader] for _ in range(2)]
 
     first, second = epochs(0)
@@ -127,7 +129,7 @@ def test_datamodule_hands_its_place_to_the_next_loader() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_each_batch(world_size: int) -> None:
     single = TrainingLoader(builder(), 7, seed=0)
-    ranks = [TrainingLoader(builder(), 7, 0, rank, world_size) for rank in range(world_size)]
+    ranks = [TrainingLoader(builder(), 7, seed=0, rank=rank, world_size=world_size) for rank in range(world_size)]
     for batch, *parts in zip(single, *ranks, strict=True):
         assert sorted(positions(batch)) == sorted(p for part in parts for p in positions(part))
         assert all(len(part.lengths) for part in parts)
@@ -135,14 +137,14 @@ def test_processes_share_each_batch(world_size: int) -> None:
 
 def test_more_processes_than_histories_are_refused() -> None:
     with pytest.raises(UserError, match="7 training histories .* expected at least 8"):
-        TrainingLoader(builder(50), 1, 0, 0, 8)
+        TrainingLoader(builder(50), 1, seed=0, world_size=8)
 
 
 def test_a_user_with_one_event_is_a_target_of_the_empty_history_only() -> None:
     dataset = training_only([[(1, 0)], [(2, 0), (1, 1)]])
-    with_first = TrainingLoader(BatchBuilder(dataset, 4, True), 8, 0)
+    with_first = TrainingLoader(BatchBuilder(dataset, 4, predict_first=True), 8, seed=0)
     assert sorted(p for batch in with_first for p in positions(batch)) == [0, 1, 2]
-    without = TrainingLoader(BatchBuilder(dataset, 4, False), 8, 0)
+    without = TrainingLoader(BatchBuilder(dataset, 4, predict_first=False), 8, seed=0)
     assert [p for batch in without for p in positions(batch)] == [2]
 
 
@@ -151,7 +153,7 @@ def test_request_loader_gives_every_request_to_one_process() -> None:
     requests = Requests(requests.user_idx, builder().dataset.offsets[1:])
     seen: list[int] = []
     for rank in range(2):
-        loader = RequestLoader(builder(), requests, 2, rank, 2)
+        loader = RequestLoader(builder(), requests, batch_size=2, rank=rank, world_size=2)
         batches = list(loader)
         assert len(batches) == len(loader)
         for batch, chosen in batches:

@@ -14,7 +14,7 @@ from histories import training_only
 from recsys.core.errors import UserError
 from recsys.data.batches.batch import Windows
 from recsys.data.batches.builder import BatchBuilder
-from recsys.data.batches.targets import DAY, Objective
+from recsys.data.batches.targets import DAY, TargetSampling
 from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.splits import GivenSplit
 
@@ -27,7 +27,7 @@ def whole(dataset: PreparedDataset) -> Windows:
 @pytest.mark.parametrize("predict_first", [True, False])
 def test_a_window_of_days_by_hand(predict_first: bool) -> None:
     dataset = training_only([[(1, day * DAY) for day in (0, 1, 5, 6, 6, 40)], [(1, 0), (1, DAY)]])
-    builder = BatchBuilder(dataset, 10, predict_first, Objective(window_days=5))
+    builder = BatchBuilder(dataset, 10, predict_first=predict_first, target_sampling=TargetSampling(window_days=5))
     seen: dict[int, Counter[int]] = {}
     for seed in range(600):
         batch = builder.training(whole(dataset), np.random.default_rng(seed))
@@ -46,7 +46,7 @@ def test_a_window_of_days_by_hand(predict_first: bool) -> None:
 
 def test_a_window_keeps_its_distance_from_a_gap() -> None:
     dataset = training_only([[(1, day * DAY) for day in (0, 1, 2, 3, 4)]])
-    builder = BatchBuilder(dataset, 10, objective=Objective(window_days=3, gap_days=2))
+    builder = BatchBuilder(dataset, 10, target_sampling=TargetSampling(window_days=3, gap_days=2))
     seen: dict[int, set[int]] = {}
     for seed in range(100):
         for position, _, events in visible(builder.training(whole(dataset), np.random.default_rng(seed))):
@@ -58,7 +58,7 @@ def test_a_window_keeps_its_distance_from_a_gap() -> None:
 def test_a_window_changes_no_target() -> None:
     dataset = training_only([[(item, item * DAY) for item in range(1, 30)], [(3, 0)]])
     plain = BatchBuilder(dataset, 40).training(whole(dataset))
-    batch = BatchBuilder(dataset, 40, objective=Objective(window_days=28)).training(
+    batch = BatchBuilder(dataset, 40, target_sampling=TargetSampling(window_days=28)).training(
         whole(dataset), np.random.default_rng(0)
     )
     assert batch.target_idx.tolist() == plain.target_idx.tolist()
@@ -98,15 +98,15 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     ],
 )
 def test_weights_of_actions_by_hand(actions: PreparedDataset, weights: Any, expected: list[float]) -> None:
-    batch = BatchBuilder(actions, 10, objective=Objective(action_weights=weights)).training(whole(actions))
+    batch = BatchBuilder(actions, 10, target_sampling=TargetSampling(action_weights=weights)).training(whole(actions))
     assert batch.target_idx.tolist() == actions.item_idx[[0, 1, 2, 3]].tolist()
     assert batch.weight is not None
     assert batch.weight.tolist() == expected
 
 
 def test_actions_and_age_weigh_together(actions: PreparedDataset) -> None:
-    objective = Objective(half_life_days=1, action_weights={"action": {"save": 3.0}})
-    batch = BatchBuilder(actions, 10, objective=objective).training(whole(actions))
+    target_sampling = TargetSampling(half_life_days=1, action_weights={"action": {"save": 3.0}})
+    batch = BatchBuilder(actions, 10, target_sampling=target_sampling).training(whole(actions))
     assert batch.weight is not None
     assert batch.weight.tolist() == [0.25, 1.5, 1, 0.25]
 
@@ -115,13 +115,15 @@ def test_old_events_count_nothing_as_targets() -> None:
     # Times 0, 1, 2, 3, 4 and 6 days: the median is 2.5.
     dataset = training_only([[(1, 0), (2, DAY), (3, 4 * DAY)], [(1, 2 * DAY), (2, 3 * DAY), (3, 6 * DAY)]])
     assert dataset.training_time(0.5) == 2.5 * DAY
-    batch = BatchBuilder(dataset, 10, objective=Objective(targets_since=0.5)).training(whole(dataset))
+    batch = BatchBuilder(dataset, 10, target_sampling=TargetSampling(targets_since=0.5)).training(whole(dataset))
     assert batch.weight is not None
     # They are read all the same.
     assert batch.item_idx.tolist() == [1, 2, 1, 2]
     assert dict(zip(batch.target_idx.tolist()[:3], batch.weight.tolist()[:3], strict=True)) == {1: 0, 2: 0, 3: 1}
     assert batch.weight.tolist()[3:] == [0, 1, 1]
-    both = BatchBuilder(dataset, 10, objective=Objective(targets_since=0.5, half_life_days=1)).training(whole(dataset))
+    both = BatchBuilder(dataset, 10, target_sampling=TargetSampling(targets_since=0.5, half_life_days=1)).training(
+        whole(dataset)
+    )
     assert both.weight is not None
     assert both.weight.tolist() == [0, 0, 0.25, 0, 0.125, 1]
     assert BatchBuilder(dataset, 10).training(whole(dataset)).weight is None
@@ -129,12 +131,12 @@ def test_old_events_count_nothing_as_targets() -> None:
 
 def test_old_events_need_time() -> None:
     with pytest.raises(UserError, match="history.targets_since=0.5 with data.time=none"):
-        BatchBuilder(training_only([[(1, 0)]], "none"), 10, objective=Objective(targets_since=0.5))
+        BatchBuilder(training_only([[(1, 0)]], "none"), 10, target_sampling=TargetSampling(targets_since=0.5))
 
 
 def test_weights_follow_their_targets_in_random_order(actions: PreparedDataset) -> None:
-    objective = Objective(order="random", action_weights={"action": {"click": 2.0, "save": 3.0}})
-    builder = BatchBuilder(actions, 10, objective=objective)
+    target_sampling = TargetSampling(order="random", action_weights={"action": {"click": 2.0, "save": 3.0}})
+    builder = BatchBuilder(actions, 10, target_sampling=target_sampling)
     of_item = dict(zip(actions.item_idx[:3].tolist(), [2.0, 3.0, 1.0], strict=True))
     orders = set()
     for seed in range(5):
@@ -162,7 +164,7 @@ def test_weights_follow_their_targets_in_random_order(actions: PreparedDataset) 
 )
 def test_weights_of_what_is_not_there_are_refused(actions: PreparedDataset, weights: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        BatchBuilder(actions, 10, objective=Objective(action_weights=weights))
+        BatchBuilder(actions, 10, target_sampling=TargetSampling(action_weights=weights))
 
 
 @pytest.mark.parametrize(
@@ -180,15 +182,15 @@ def test_weights_of_what_is_not_there_are_refused(actions: PreparedDataset, weig
 )
 def test_objectives_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Objective(**settings)
+        TargetSampling(**settings)
 
 
 @pytest.mark.parametrize("worth", ["order", "none"])
 def test_a_window_needs_a_clock(worth: str) -> None:
     with pytest.raises(UserError, match=f"history.window_days=7 with data.time={worth}"):
-        BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, objective=Objective(window_days=7))
+        BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, target_sampling=TargetSampling(window_days=7))
 
 
 def test_a_window_needs_time_in_order() -> None:
     with pytest.raises(UserError, match=r"history.order=time with it, found random"):
-        BatchBuilder(training_only([[(1, 0)]]), 40, objective=Objective(window_days=7, order="random"))
+        BatchBuilder(training_only([[(1, 0)]]), 40, target_sampling=TargetSampling(window_days=7, order="random"))

@@ -1,1 +1,1 @@
-"""From a prepared data set to batches of tensors."""
+"""Batches of tensors from a prepared data set."""

@@ -1,6 +1,6 @@
 """Batches: slices of the flat columns, packed without padding.
 
-Shapes: H histories, T events of all histories together, P targets (training) or requests (evaluation).
+Shapes: H histories, T events of all histories together, P targets (training) or requests (evaluation), R rows.
 A history of n events has n + 1 query positions: before its first event, and after each event. Packed, they are numbered
 history by history, so the position after k events of history h is `offsets[h] + h + k`.
 """
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.columns import Column, Dense, Ragged
-
-Indices = npt.NDArray[np.int64]
+from recsys.core.types import Int64Array
 
 
 class RaggedTensor(NamedTuple):
@@ -35,43 +34,47 @@ FeatureTensors = dict[str, FeatureTensor]
 class Windows(NamedTuple):
     """Pieces of training histories: events `begin[w]..end[w]-1` are read, and each next event is predicted.
 
-    `first[w]` says that the event at `begin` may be a target as well, predicted from the empty history. Where it may
-    not, the window before predicts it, and the rest of its basket.
+    Attributes:
+        user_idx: int64 [W], user of each window.
+        begin: int64 [W], position of the first event that is read.
+        end: int64 [W], position behind the last event that is read.
+        first: bool [W], whether the event at `begin` may be a target as well, predicted from the empty history.
+            Otherwise the window before predicts it and the rest of its basket.
     """
 
-    user_idx: Indices
-    begin: Indices
-    end: Indices
+    user_idx: Int64Array
+    begin: Int64Array
+    end: Int64Array
     first: npt.NDArray[np.bool_]
 
-    def take(self, chosen: Indices) -> Windows:
-        """Some of the windows."""
+    def take(self, chosen: Int64Array) -> Windows:
+        """Return some of the windows."""
         return Windows(self.user_idx[chosen], self.begin[chosen], self.end[chosen], self.first[chosen])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Histories with what is asked of them.
+    """Histories and the queries, targets and features that belong to them.
 
     Attributes:
         item_idx: int64 [T], items of the events.
-        time: int64 [T], seconds (or what `data.time` says).
-        lengths: int64 [H] on the host: events of each history.
-        user_idx: int64 [H], -1 for users that the data set does not know.
+        time: int64 [T], times of the events, in the resolution `data.time`.
+        lengths: int64 [H] on the host, events of each history.
+        user_idx: int64 [H], -1 for users that the data set does not hold.
         events: features of the T events.
         users: profile features of the H histories.
         query: int64 [P], packed query position of each target or request.
-        history: int64 [P], the history it belongs to.
+        history: int64 [P], history of each target or request.
         requests: request features of the P targets or requests.
-        target_idx: int64 [P] items to predict; empty when nothing is to be predicted.
-        positives: the distinct training items of each history's user, for masking; rows H.
-        weight: float32 [P], what each target counts in the loss; null for all alike.
-        exposures: items that each history's user was shown and did not take, each once; rows H. Null for none.
+        target_idx: int64 [P], items to predict; empty for requests.
+        positives: training items of each history's user, for masking; rows H.
+        weight: float32 [P], weight of each target in the loss; None for equal weights.
+        exposures: items that each history's user was shown and did not engage with, each once; rows H; None for none.
     """
 
     item_idx: Tensor
     time: Tensor
-    lengths: Indices
+    lengths: Int64Array
     user_idx: Tensor
     events: FeatureTensors
     users: FeatureTensors
@@ -84,7 +87,7 @@ class Batch:
     exposures: RaggedTensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
 
         def move(value: object) -> object:
             if isinstance(value, Tensor):
@@ -98,8 +101,8 @@ class Batch:
         return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
 
 
-def take_or_missing(column: Column, rows: Indices) -> Column:
-    """Rows of a column; row -1 gives a missing value (code 0, nan, or an empty bag)."""
+def take_or_missing(column: Column, rows: Int64Array) -> Column:
+    """Return rows of a column. Row -1 gives a missing value (code 0, nan, or an empty bag)."""
     missing = rows < 0
     if not missing.any():
         return column.take(rows)
@@ -116,7 +119,7 @@ def take_or_missing(column: Column, rows: Indices) -> Column:
 
 
 def to_tensor(column: Column) -> FeatureTensor:
-    """A column as tensors; codes become int64, which embeddings want."""
+    """Return a column as tensors. Codes become int64, which embeddings require."""
     if isinstance(column, Ragged):
         return RaggedTensor(
             torch.from_numpy(column.values.astype(np.int64)), torch.from_numpy(np.array(column.offsets))

@@ -1,65 +1,91 @@
-"""`BatchBuilder`: which events a batch reads, what it predicts and from how much of the history.
-
-Every step is a vectorised slice of the flat columns.
-"""
+"""`BatchBuilder`: assembles batches as vectorised slices of the flat columns."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recsys.core.columns import Column, Ragged, ragged_positions
-from recsys.data.batches.batch import Batch, Indices, RaggedTensor, Windows, take_or_missing, to_tensor
-from recsys.data.batches.targets import DAY, Objective, TargetWeights, num_older
+from recsys.core.types import Int64Array
+from recsys.data.batches.batch import Batch, RaggedTensor, Windows, take_or_missing, to_tensor
+from recsys.data.batches.targets import DAY, TargetSampling, TargetWeights, num_older
 from recsys.data.dataset import PreparedDataset, Requests
 
 
+class _Reads(NamedTuple):
+    """Rows of the flat columns that a batch reads; shapes as in `Batch`.
+
+    Attributes:
+        positions: int64 [T], absolute positions of the events.
+        item_idx: int64 [T], items of the events.
+        time: int64 [T], times of the events.
+        lengths: int64 [H], events of each history.
+        user_idx: int64 [H], user of each history.
+        query: int64 [P], packed query position of each target or request.
+        history: int64 [P], history of each target or request.
+        requests: int64 [P], position of the event that holds the request features, -1 if they are missing.
+    """
+
+    positions: Int64Array
+    item_idx: Int64Array
+    time: Int64Array
+    lengths: Int64Array
+    user_idx: Int64Array
+    query: Int64Array
+    history: Int64Array
+    requests: Int64Array
+
+
 class BatchBuilder:
-    """Assembles batches of one prepared data set; every step is a vectorised slice.
+    """Assembles batches of one prepared data set.
 
     Args:
-        dataset: the flat columns.
-        max_history: most recent events that a history keeps.
+        dataset: prepared data.
+        max_history: number of most recent events that a history keeps.
         predict_first: whether a user's first event is a target, predicted from the empty history.
-        objective: what training predicts from how much of a history.
-        max_exposures: the last so many of what a user was shown in the time of a training window come with it.
+        target_sampling: choice of the targets, the length of their histories and their weights; the next event, with
+            equal weights, by default.
+        max_exposures: maximal number of exposures, the latest ones, that a training window brings from its time.
 
     Raises:
-        UserError: the objective does not go with the data or with `predict_first`.
+        UserError: If the target sampling does not fit the data or `predict_first`.
     """
 
     def __init__(
         self,
         dataset: PreparedDataset,
         max_history: int,
+        *,
         predict_first: bool = True,
-        objective: Objective | None = None,
+        target_sampling: TargetSampling | None = None,
         max_exposures: int = 0,
     ) -> None:
-        objective = objective or Objective()
-        objective.check(dataset.meta.time_resolution, predict_first)
-        self.dataset, self.objective = dataset, objective
+        sampling = target_sampling or TargetSampling()
+        sampling.check(dataset.meta.time_resolution, predict_first=predict_first)
+        self.dataset, self.target_sampling = dataset, sampling
         self.max_history, self.max_exposures = max_history, max_exposures
         self.predict_first = predict_first
         self._events = dataset.schema.with_role("event", "request")
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
-        # In random order nothing comes before anything else: an event is predicted from those drawn before it.
-        self._has_baskets = dataset.meta.time_resolution.has_order and objective.order == "time"
-        self._gap = round(objective.gap_days * DAY)
-        self._weights = TargetWeights(dataset, objective)
+        # In random order no event comes before another one: an event is predicted from those drawn before it.
+        self._has_baskets = dataset.meta.time_resolution.has_order and sampling.order == "time"
+        self._gap = round(sampling.gap_days * DAY)
+        self._weights = TargetWeights(dataset, sampling)
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
-        """Every next event of each window as a target, and with `predict_first` the events that it starts with.
+        """Return a batch whose targets are all next events of each window, so each event is a target once.
 
-        Without, those of the basket that a window starts with are left to the window before: a basket that its end
-        cuts through is predicted to the last event. So each event is a target once, however the history is cut.
+        With `predict_first` the first events of a window are targets too. Without it, the basket in which a window
+        begins belongs to the window before, which predicts a basket to its last event even if its end cuts through it.
 
         Args:
-            windows: of training histories.
-            rng: draws how far ahead each target is predicted (needed for a horizon or a window), and the order of
-                events where the data has none.
+            windows: pieces of training histories.
+            rng: draws how far ahead each target is predicted (required for a horizon or a window of days), and the
+                order of events if the data has none.
         """
         data = self.dataset
         lengths = windows.end - windows.begin
@@ -69,7 +95,7 @@ class BatchBuilder:
         window = np.repeat(np.arange(len(spans)), spans)
         local = positions - windows.begin[window]
         if not self._has_baskets and rng is not None:
-            # Without time the order of the file means nothing, so nothing may be learned from it.
+            # The order of the file has no meaning without time, so it must not be learned.
             keys = np.where((local == 0) & (not self.predict_first), -1.0, rng.random(len(local)))
             positions = positions[np.lexsort((keys, window))]
         items = np.asarray(data.item_idx[positions]).astype(np.int64)
@@ -83,74 +109,39 @@ class BatchBuilder:
             run = np.maximum.accumulate(np.where(starts_run, flat, 0))
             known = local[run]
         if self._gap:
-            known = np.minimum(known, num_older(times, window, self._gap))
+            known = np.minimum(known, num_older(times, window, gap=self._gap))
         keep = known > 0
         if self.predict_first:
             keep |= windows.first[window]
-        known = self._places(known, times, window, rng)
+        known = self._draw_known(known, times, window=window, rng=rng)
         is_event = local < lengths[window]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         history = window[keep]
-        return self._batch(
-            event_positions=positions[is_event],
-            items=items[is_event],
-            times=times[is_event],
+        reads = _Reads(
+            positions=positions[is_event],
+            item_idx=items[is_event],
+            time=times[is_event],
             lengths=lengths,
             user_idx=windows.user_idx,
             query=starts[history] + history + known[keep],
             history=history,
-            request_rows=positions[keep],
+            requests=positions[keep],
+        )
+        return self._batch(
+            reads,
             target_idx=items[keep],
             positives=self._positives(windows.user_idx),
             exposures=self._exposures(windows, last),
             weight=self._weights(positions[keep]),
         )
 
-    def _places(self, known: Indices, times: Indices, window: Indices, rng: np.random.Generator | None) -> Indices:
-        """How many events the query of each target sees, of the `known` ones before it."""
-        horizon, days = self.objective.horizon, self.objective.window_days
-        if horizon == 1 and days is None:
-            return known
-        assert rng is not None
-        if days is None:
-            spread = np.clip(known - (0 if self.predict_first else 1) + 1, 1, horizon)
-        else:
-            # The last event that is seen lies in the days before the target, where there is one.
-            spread = np.maximum(known - num_older(times, window, round(days * DAY) + 1), 1)
-        return known - (rng.random(len(known)) * spread).astype(np.int64)
-
-    def _exposures(self, windows: Windows, last: Indices) -> Ragged | None:
-        """What the users were shown since the event before each window, up to its last target."""
-        exposures, time = self.dataset.exposures, self.dataset.time
-        if exposures is None or not self.max_exposures:
-            return None
-        is_first = windows.begin == self.dataset.offsets[windows.user_idx]
-        before = np.asarray(time[np.where(is_first, windows.begin, windows.begin - 1)])
-        after = np.where(is_first, np.iinfo(np.int64).min, before)
-        # An item that is no training target would learn from its exposures alone.
-        return exposures.between(
-            windows.user_idx, after, np.asarray(time[last]), self.max_exposures, self.dataset.num_trained
-        )
-
-    def _last_targets(self, windows: Windows) -> Indices:
-        last = windows.end.copy()
-        if self.predict_first or not self._has_baskets:
-            return last
-        time, limit = self.dataset.time, self.dataset.train_end[windows.user_idx]
-        basket = np.asarray(time[windows.end])
-        # Within one basket a window predicts nothing, unless it is the first.
-        waiting = np.flatnonzero((last + 1 < limit) & (windows.first | (np.asarray(time[windows.begin]) != basket)))
-        while len(waiting):
-            waiting = waiting[np.asarray(time[last[waiting] + 1]) == basket[waiting]]
-            last[waiting] += 1
-            waiting = waiting[last[waiting] + 1 < limit[waiting]]
-        return last
-
     def requests(self, requests: Requests, columns: dict[str, Column] | None = None) -> Batch:
-        """One query a request, after its whole history (the last `max_history` events).
+        """Return a batch with one query a request, after its whole history (the last `max_history` events).
 
-        Request features come from `columns` where given; else from the event that follows the history, if there is one
-        (its request features are known before the answer); else they are missing.
+        Args:
+            requests: users and the ends of their histories.
+            columns: request features by name. A feature that is missing here comes from the event after the history
+                (its request features are known before the answer), or is missing if no event follows.
         """
         data = self.dataset
         known = requests.user_idx >= 0
@@ -160,36 +151,76 @@ class BatchBuilder:
         positions = ragged_positions(begin, lengths)
         has_next = known & (requests.end < data.offsets[users + 1])
         history = np.arange(len(users))
-        return self._batch(
-            event_positions=positions,
-            items=np.asarray(data.item_idx[positions]).astype(np.int64),
-            times=np.asarray(data.time[positions]),
+        reads = _Reads(
+            positions=positions,
+            item_idx=np.asarray(data.item_idx[positions]).astype(np.int64),
+            time=np.asarray(data.time[positions]),
             lengths=lengths,
             user_idx=requests.user_idx,
             query=np.cumsum(lengths) + history,
             history=history,
-            request_rows=np.where(has_next, requests.end, -1),
-            target_idx=np.zeros(0, np.int64),
-            positives=Ragged(np.zeros(0, np.int32), np.zeros(len(users) + 1, np.int64)),
-            request_columns=columns,
+            requests=np.where(has_next, requests.end, -1),
+        )
+        nothing = Ragged(np.zeros(0, np.int32), np.zeros(len(users) + 1, np.int64))
+        return self._batch(reads, target_idx=np.zeros(0, np.int64), positives=nothing, request_columns=columns)
+
+    def _draw_known(
+        self, known: Int64Array, times: Int64Array, *, window: Int64Array, rng: np.random.Generator | None
+    ) -> Int64Array:
+        """Draw how many of the `known` events before each target its query sees."""
+        horizon, days = self.target_sampling.horizon, self.target_sampling.window_days
+        if horizon == 1 and days is None:
+            return known
+        assert rng is not None
+        if days is None:
+            spread = np.clip(known - (0 if self.predict_first else 1) + 1, 1, horizon)
+        else:
+            # The last event that is seen lies in the days before the target, if there is one.
+            spread = np.maximum(known - num_older(times, window, gap=round(days * DAY) + 1), 1)
+        return known - (rng.random(len(known)) * spread).astype(np.int64)
+
+    def _exposures(self, windows: Windows, last: Int64Array) -> Ragged | None:
+        """Return the exposures of the users since the event before each window, up to its last target."""
+        exposures, time = self.dataset.exposures, self.dataset.time
+        if exposures is None or not self.max_exposures:
+            return None
+        is_first = windows.begin == self.dataset.offsets[windows.user_idx]
+        before = np.asarray(time[np.where(is_first, windows.begin, windows.begin - 1)])
+        after = np.where(is_first, np.iinfo(np.int64).min, before)
+        return exposures.between(
+            windows.user_idx,
+            after=after,
+            until=np.asarray(time[last]),
+            most=self.max_exposures,
+            # An item that is never a training target would learn from its exposures alone.
+            num_items=self.dataset.num_trained,
         )
 
-    def _positives(self, users: Indices) -> Ragged:
+    def _last_targets(self, windows: Windows) -> Int64Array:
+        """Return the position of the last target of each window."""
+        last = windows.end.copy()
+        if self.predict_first or not self._has_baskets:
+            return last
+        time, limit = self.dataset.time, self.dataset.train_end[windows.user_idx]
+        basket = np.asarray(time[windows.end])
+        # A window within one basket predicts nothing, unless it is the first of its history.
+        waiting = np.flatnonzero((last + 1 < limit) & (windows.first | (np.asarray(time[windows.begin]) != basket)))
+        while len(waiting):
+            waiting = waiting[np.asarray(time[last[waiting] + 1]) == basket[waiting]]
+            last[waiting] += 1
+            waiting = waiting[last[waiting] + 1 < limit[waiting]]
+        return last
+
+    def _positives(self, users: Int64Array) -> Ragged:
         begin, lengths = self.dataset.offsets[users], self.dataset.train_end[users] - self.dataset.offsets[users]
         values = np.asarray(self.dataset.item_idx[ragged_positions(begin, lengths)])
         return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
 
     def _batch(
         self,
-        event_positions: Indices,
-        items: Indices,
-        times: Indices,
-        lengths: Indices,
-        user_idx: Indices,
-        query: Indices,
-        history: Indices,
-        request_rows: Indices,
-        target_idx: Indices,
+        reads: _Reads,
+        *,
+        target_idx: Int64Array,
         positives: Ragged,
         exposures: Ragged | None = None,
         weight: Tensor | None = None,
@@ -198,24 +229,24 @@ class BatchBuilder:
         columns = self.dataset.columns
         given = request_columns or {}
         return Batch(
-            item_idx=torch.from_numpy(items),
-            time=torch.from_numpy(times),
-            lengths=lengths,
-            user_idx=torch.from_numpy(np.asarray(user_idx)),
-            events={f.name: to_tensor(columns[f.key].take(event_positions)) for f in self._events},
-            users={f.name: to_tensor(take_or_missing(columns[f.key], user_idx)) for f in self._users},
-            query=torch.from_numpy(query),
-            history=torch.from_numpy(history),
+            item_idx=torch.from_numpy(reads.item_idx),
+            time=torch.from_numpy(reads.time),
+            lengths=reads.lengths,
+            user_idx=torch.from_numpy(np.asarray(reads.user_idx)),
+            events={f.name: to_tensor(columns[f.key].take(reads.positions)) for f in self._events},
+            users={f.name: to_tensor(take_or_missing(columns[f.key], reads.user_idx)) for f in self._users},
+            query=torch.from_numpy(reads.query),
+            history=torch.from_numpy(reads.history),
             requests={
-                f.name: to_tensor(given.get(f.name) or take_or_missing(columns[f.key], request_rows))
+                f.name: to_tensor(given.get(f.name) or take_or_missing(columns[f.key], reads.requests))
                 for f in self._requests
             },
             target_idx=torch.from_numpy(target_idx),
-            positives=_as_ragged(positives),
-            exposures=None if exposures is None else _as_ragged(exposures),
+            positives=_to_tensors(positives),
+            exposures=None if exposures is None else _to_tensors(exposures),
             weight=weight,
         )
 
 
-def _as_ragged(items: Ragged) -> RaggedTensor:
+def _to_tensors(items: Ragged) -> RaggedTensor:
     return RaggedTensor(torch.from_numpy(items.values.astype(np.int64)), torch.from_numpy(items.offsets))

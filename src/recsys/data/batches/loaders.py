@@ -1,7 +1,7 @@
-"""Loaders: which windows or requests make a batch, in which order, on which process.
+"""Loaders: choose the windows or requests of each batch, their order, and the process that gets them.
 
-The order is a function of (seed, epoch) alone and the place in it is part of the checkpoint, so a killed run goes on in
-the middle of an epoch with the very batch that it would have had.
+The order is a function of (seed, epoch) alone, and the place in it is part of the checkpoint. So a killed run continues
+in the middle of an epoch with the batch that comes next.
 """
 
 from __future__ import annotations
@@ -10,30 +10,36 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UserError
+from recsys.core.types import Int64Array
 from recsys.data.batches.batch import Batch, Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import Requests
 
 
 class TrainingLoader:
-    """One pass over all training events an epoch, in random order of windows.
+    """Batches of one epoch: one pass over all training events, in random order of windows.
 
-    A history longer than `max_history` is cut at places that change each epoch, so that every event is a target once
-    an epoch and is seen with contexts of different lengths. Where the empty history predicts, it predicts the first
-    event of every piece: it learns what people do at any time, not what they start with.
+    A history longer than `max_history` is cut at places that change each epoch, so every event is a target once an
+    epoch, after histories of different lengths. With `predict_first` the empty history predicts the first event of
+    every piece, so it learns from events of any time and not only from the first ones of users.
 
     Args:
         builder: assembles the batches.
-        batch_size: windows a step, over all processes together.
-        seed: of the order and the cuts.
-        rank, world_size: this process takes every `world_size`-th window of each batch.
+        batch_size: number of windows in a step, of all processes together.
+        seed: seed of the order and the cuts.
+        rank: number of this process, which takes every `world_size`-th window of each batch.
+        world_size: number of processes.
+
+    Raises:
+        UserError: If there are fewer windows with targets than processes.
     """
 
-    def __init__(self, builder: BatchBuilder, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, builder: BatchBuilder, batch_size: int, *, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.builder = builder
         self.batch_size = batch_size
         self.seed = seed
@@ -41,15 +47,15 @@ class TrainingLoader:
         self._epoch, self._next_batch = 0, 0
         data, length = builder.dataset, builder.max_history
         num_events = data.train_end - data.offsets[:-1]
-        # A user with one event has a target only where the empty history may predict it.
+        # A user with one event has a target only if the empty history may predict it.
         self._users = np.flatnonzero(num_events >= (1 if builder.predict_first else 2))
         self._begin = data.offsets[:-1][self._users]
         self._num_events = num_events[self._users]
         # Pieces share an event (target of one, first of the next) unless first events are targets themselves.
         self._shared = 0 if builder.predict_first else 1
         self._stride = length + 1 - self._shared
-        # With a random first cut the number of pieces varies by one from epoch to epoch. The number of batches may
-        # not, so it is that of the worst cut, and windows are dealt out evenly, at least one to each process.
+        # The random first cut changes the number of pieces by one from epoch to epoch. The number of batches must not
+        # change, so it is that of the worst cut, and windows are distributed evenly, at least one to each process.
         is_cut = self._num_events > length + 1
         most = int(self._num_windows(np.where(is_cut, 1, self._num_events)).sum())
         fewest = int(self._num_windows(np.where(is_cut, self._stride, self._num_events)).sum())
@@ -64,7 +70,7 @@ class TrainingLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # Whoever takes the last batch may not ask for a further one, so that the end of an epoch is told here.
+        # A reader of the last batch may not ask for another one, so a finished epoch is detected here.
         self.load_state_dict(self.state_dict())
         rng = np.random.default_rng([self.seed, self._epoch])
         windows = self._cut(rng)
@@ -77,19 +83,19 @@ class TrainingLoader:
             yield self.builder.training(windows.take(chosen), draws)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the data: what `load_state_dict` goes on from."""
+        """Return the place in the data."""
         if self._next_batch >= len(self):
             return {"epoch": self._epoch + 1, "next_batch": 0}
         return {"epoch": self._epoch, "next_batch": self._next_batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue from the place of `state_dict`."""
         self._epoch, self._next_batch = state["epoch"], state["next_batch"]
 
     def _cut(self, rng: np.random.Generator) -> Windows:
         length, shared = self.builder.max_history, self._shared
         random = rng.integers(1, self._stride + 1, len(self._users))
-        # Where the second piece begins; a history that fits is one piece.
+        # Begin of the second piece. A history that fits is one piece.
         second = np.where(self._num_events > length + 1, random, self._num_events)
         num_windows = self._num_windows(second)
         owner = np.repeat(np.arange(len(self._users)), num_windows)
@@ -100,20 +106,24 @@ class TrainingLoader:
         begin = self._begin[owner]
         return Windows(self._users[owner], begin + local_begin, begin + local_end, (number == 0) | (shared == 0))
 
-    def _num_windows(self, second: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        further: npt.NDArray[np.int64] = -(-np.maximum(self._num_events - self._shared - second, 0) // self._stride)
+    def _num_windows(self, second: Int64Array) -> Int64Array:
+        further: Int64Array = -(-np.maximum(self._num_events - self._shared - second, 0) // self._stride)
         return 1 + further
 
 
 class RequestLoader:
-    """Batches of requests, in order; each process takes every `world_size`-th request.
+    """Batches of requests, in order, each with the requests that it holds.
 
-    Yields:
-        The batch and the requests that it holds.
+    Args:
+        builder: assembles the batches.
+        requests: requests to answer.
+        batch_size: number of requests in a batch.
+        rank: number of this process, which takes every `world_size`-th request.
+        world_size: number of processes.
     """
 
     def __init__(
-        self, builder: BatchBuilder, requests: Requests, batch_size: int = 1024, rank: int = 0, world_size: int = 1
+        self, builder: BatchBuilder, requests: Requests, *, batch_size: int = 1024, rank: int = 0, world_size: int = 1
     ) -> None:
         self.builder = builder
         self.requests = Requests(*(column[rank::world_size] for column in requests))

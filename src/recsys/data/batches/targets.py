@@ -1,4 +1,4 @@
-"""What training predicts, from how much of a history, and what each target counts."""
+"""Targets of training: their choice, the length of the histories before them, and their weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from recsys.core.columns import Dense
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FIRST_CODE, TimeResolution
-from recsys.data.batches.batch import Indices
+from recsys.core.types import Float64Array, Int64Array
 from recsys.data.dataset import PreparedDataset
 
 Order = Literal["time", "random"]
@@ -22,26 +22,28 @@ DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Objective:
-    """The settings of `history` that say what is learned. As it stands: the next event, each counting alike.
+class TargetSampling:
+    """Choice and weights of the training targets, under the configuration key `history`.
+
+    By default every event is predicted from all events before it, with equal weights.
 
     Attributes:
-        horizon: an event is predicted from the history up to 1..horizon events before it, at random; 1 for the next
-            event. A longer horizon learns what people will do, not what they do next (PinnerFormer, section 3.3).
-        window_days: an event is predicted from the history up to a random event of the days before it, so that every
-            place of a history learns all actions of the window that follows it (PinnerFormer's dense all action
-            prediction, with 28 days). An event with none in the days before it is predicted as the next one.
-        gap_days: a target is predicted from events that are older than it by this much at least: what people do when
-            they come back, not what they do next in the same session.
-        half_life_days: a target counts half when it is so much older than the newest training event; null for all
-            alike.
-        targets_since: share of the training events, the oldest, that count nothing as targets: for embeddings that were
-            learned from them (Pinterest's are, on "a window that does not overlap").
-        action_weights: column of interactions -> value -> what a target with it counts; 1 where nothing is said, and 0
-            for an action that is nothing to recommend for (Yi et al. 2019, section 5, weigh clicks by engagement).
-        order: of the events of a training window; `random` draws a new one each time, so that every event is
-            predicted from any part of the others, as an autoencoder of the user's items does (Liang et al. 2018,
-            section 2.3). Data without time is always read so.
+        horizon: an event is predicted from the history up to 1..horizon events before it, drawn at random; 1 for the
+            next event. A longer horizon learns interests beyond the next action (PinnerFormer, section 3.3).
+        window_days: an event is predicted from the history up to a random event of these days before it, so every
+            place of a history learns all actions of the window after it (PinnerFormer's dense all action prediction,
+            with 28 days). An event with none in the days before it is predicted as the next one.
+        gap_days: a target is predicted only from events that are older than it by at least this many days, so the
+            model learns about later visits and not about the same session.
+        half_life_days: age, counted from the newest training event, at which a target has weight 1/2; None for equal
+            weights.
+        targets_since: share of the training events, the oldest ones, that have weight 0 as targets. Use it if
+            pretrained embeddings were learned from them (Pinterest learns them on "a window that does not overlap").
+        action_weights: column of interactions -> value -> weight of a target with that value; 1 by default, 0 for an
+            action that must not be recommended for (Yi et al. 2019, section 5, weigh clicks by engagement).
+        order: order of the events of a training window. `random` draws a new one each time, so every event is
+            predicted from any part of the others, like in an autoencoder of the user's items (Liang et al. 2018,
+            section 2.3). Data without time always uses it.
     """
 
     horizon: int = 1
@@ -70,16 +72,16 @@ class Objective:
                 "in days or in events"
             )
 
-    def check(self, time_resolution: TimeResolution, predict_first: bool) -> None:
-        """Refuse what does not go with the time of the data or with `history.predict_first`.
+    def check(self, time_resolution: TimeResolution, *, predict_first: bool) -> None:
+        """Refuse settings that do not fit the time of the data or `history.predict_first`.
 
         Args:
             time_resolution: precision of the timestamps.
             predict_first: whether the empty history predicts.
 
         Raises:
-            UserError: days where time has none; a gap without `predict_first` (most targets have nothing so old before
-                them); a gap or a window in random order.
+            UserError: If days are given but timestamps have no clock, if a gap is given without `predict_first` (most
+                targets have no event that is old enough), or if a gap or window of days is given in random order.
         """
         days = {"gap_days": self.gap_days, "window_days": self.window_days, "half_life_days": self.half_life_days}
         given = {key: value for key, value in days.items() if value}
@@ -97,32 +99,32 @@ class Objective:
 
 
 class TargetWeights:
-    """What each training event counts as a target: its age and its action together.
+    """Weights of training events as targets: the product of the weights of their age and of their action.
 
     Args:
-        dataset: events, with time in seconds or days if age counts.
-        objective: half-life, first target and weights of actions.
+        dataset: events; their times need a clock if age counts.
+        sampling: half-life, first target and weights of actions.
 
     Raises:
-        UserError: weights of a column or value that is not there, or that is no category; no number of 0 or more.
+        UserError: If a weight is negative or no number, or if its column or value is missing or not categorical.
     """
 
-    def __init__(self, dataset: PreparedDataset, objective: Objective) -> None:
+    def __init__(self, dataset: PreparedDataset, sampling: TargetSampling) -> None:
         self._dataset = dataset
-        self._half_life = None if objective.half_life_days is None else objective.half_life_days * DAY
-        self._tables = [_table(dataset, name, weights) for name, weights in objective.action_weights.items()]
-        self._since = dataset.training_time(objective.targets_since) if objective.targets_since else None
+        self._half_life = None if sampling.half_life_days is None else sampling.half_life_days * DAY
+        self._tables = [_table(dataset, name, weights=weights) for name, weights in sampling.action_weights.items()]
+        self._since = dataset.training_time(sampling.targets_since) if sampling.targets_since else None
         if self._half_life is not None:
             last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
             self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
 
-    def __call__(self, positions: Indices) -> Tensor | None:
-        """Weights float32 [P] of the events at `positions`; None where all count alike."""
+    def __call__(self, positions: Int64Array) -> Tensor | None:
+        """Return the weights float32 [P] of the events at `positions`, or None if all are equal."""
         if self._half_life is None and self._since is None and not self._tables:
             return None
         weight = np.ones(len(positions))
         if self._half_life is not None:
-            # Bounded, so that a batch of old targets alone still weighs something.
+            # Bounded, so that a batch of old targets alone has a positive sum.
             age = (self._newest - np.asarray(self._dataset.time[positions])) / self._half_life
             weight *= np.exp2(-np.minimum(age, 60.0))
         if self._since is not None:
@@ -133,9 +135,9 @@ class TargetWeights:
 
 
 def _table(
-    dataset: PreparedDataset, name: str, weights: Mapping[str, float]
-) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float64]]:
-    """Codes of the column, and the weight of each code."""
+    dataset: PreparedDataset, name: str, *, weights: Mapping[str, float]
+) -> tuple[npt.NDArray[np.generic], Float64Array]:
+    """Return the codes of the column, and the weight of each code."""
     place = f"history.action_weights.{name}"
     features = {f.name: f for f in dataset.schema.owned_by("interactions")}
     if name not in features:
@@ -160,12 +162,18 @@ def _table(
 
 
 def _named(value: object) -> str:
-    """A value as configurations write it."""
+    """Return a value as configurations write it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def num_older(times: Indices, window: Indices, gap: int) -> Indices:
-    """For each event, how many of its window's are older by `gap` at least; both [n], windows ascending, then times."""
+def num_older(times: Int64Array, window: Int64Array, *, gap: int) -> Int64Array:
+    """Return for each event the number of events of its window that are older by at least `gap`; int64 [n].
+
+    Args:
+        times: int64 [n], time of each event, ascending within each window.
+        window: int64 [n], window of each event, ascending.
+        gap: in the unit of `times`.
+    """
     since = times - times.min(initial=0)
     span = since.max(initial=0) + 1
     keys = window * span + since

@@ -1,7 +1,7 @@
 """The only place that builds objects from configuration, and hands them what exists at run time alone."""
 
 from recsys.core.instantiate import instantiate
-from recsys.experiments.assembly.data import build_data, objective_of, open_data, reachable, source_of
+from recsys.experiments.assembly.data import build_data, open_data, reachable, source_of, target_sampling_of
 from recsys.experiments.assembly.model import build_model, build_towers, corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
@@ -17,7 +17,7 @@ __all__ = [
     "complete",
     "corpus_of",
     "instantiate",
-    "objective_of",
+    "target_sampling_of",
     "open_data",
     "reachable",
     "source_of",

@@ -11,7 +11,7 @@ from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, plain
 from recsys.core.schema import TimeResolution
 from recsys.data.batches.datamodule import RetrievalData
-from recsys.data.batches.targets import Objective
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.preparation.from_config import configured_data
 from recsys.data.simulation.synthetic import Synthetic, best_reachable
@@ -65,17 +65,17 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_history=config.history.max_events,
         batch_size=config.batch_size,
         predict_first=config.history.predict_first,
-        objective=objective_of(config),
+        target_sampling=target_sampling_of(config),
         max_exposures=config.history.max_exposures,
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
 
 
-def objective_of(config: DictConfig) -> Objective:
+def target_sampling_of(config: DictConfig) -> TargetSampling:
     """What training targets are, and what they count."""
-    names = (field.name for field in dataclasses.fields(Objective))
-    return Objective(**{name: plain(config.history)[name] for name in names})
+    names = (field.name for field in dataclasses.fields(TargetSampling))
+    return TargetSampling(**{name: plain(config.history)[name] for name in names})
 
 
 def _sources(config: DictConfig) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate
 from recsys.data.dataset import PreparedDataset
-from recsys.experiments.assembly.data import objective_of
+from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
 from recsys.models.blend import Blend, Member, Model
 from recsys.models.items import ItemTower
@@ -99,5 +99,5 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, objective_of(config), shift.power)
+    bias = prior_shift(dataset, shift.half_life_days, target_sampling_of(config), shift.power)
     return bias.mul(shift.weight).float()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UserError
-from recsys.data.batches.targets import Objective, TargetWeights
+from recsys.data.batches.targets import TargetSampling, TargetWeights
 from recsys.data.dataset import PreparedDataset
 
 
@@ -38,7 +38,7 @@ SMOOTHING = 0.02
 
 
 def prior_shift(
-    dataset: PreparedDataset, half_life_days: float, objective: Objective | None = None, power: float = 1.0
+    dataset: PreparedDataset, half_life_days: float, target_sampling: TargetSampling | None = None, power: float = 1.0
 ) -> Tensor:
     """`log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
@@ -50,7 +50,7 @@ def prior_shift(
     Args:
         dataset: training events, with time in seconds or days.
         half_life_days: age at which an event counts half in `p_recent`.
-        objective: what the targets that training saw counted; null for all alike.
+        target_sampling: what the targets that training saw counted; null for all alike.
         power: of the recent popularity.
 
     Raises:
@@ -61,16 +61,16 @@ def prior_shift(
             f"model.prior_shift with data.time={dataset.meta.time_resolution}: "
             "expected weight 0, or timestamps in seconds or days"
         )
-    objective = objective or Objective()
+    target_sampling = target_sampling or TargetSampling()
     positions = _training_positions(dataset)
     items = np.asarray(dataset.item_idx[positions])
 
-    def share(objective: Objective) -> Tensor:
-        weight = TargetWeights(dataset, objective)(positions)
+    def share(target_sampling: TargetSampling) -> Tensor:
+        weight = TargetWeights(dataset, target_sampling)(positions)
         counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
         return torch.from_numpy(counts / counts.sum())
 
-    recent, trained = share(dataclasses.replace(objective, half_life_days=half_life_days)), share(objective)
+    recent, trained = share(dataclasses.replace(target_sampling, half_life_days=half_life_days)), share(target_sampling)
     smoothed = (1 - SMOOTHING) * recent + SMOOTHING * trained
     known = trained > 0
     lean = (power - 1) * torch.where(known, smoothed, smoothed[known].min()).log()
