@@ -1,17 +1,19 @@
-# make demo    train, release and recommend on simulated pins; nothing to download but the packages
+# make demo    train, release and recommend on simulated pins; downloads nothing but packages
 # make test    every test
-# make check   lint, types, import layers, then every test (what CI runs)
+# make lint    lint, types and import layers
+# make docs    the documentation site, with broken links as errors
+# make check   lint, docs, then every test (what CI runs)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint benchmark clean
+.PHONY: demo test check lint docs clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"recsys needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,serving,spark,notebooks,docs]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev,docs,spark,notebooks]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -29,7 +31,10 @@ lint: $(VENV)/.installed
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
-check: lint test
+docs: $(VENV)/.installed
+	$(RUN) -m mkdocs build --strict --quiet --site-dir .cache/site
+
+check: lint docs test
 
 clean:
 	rm -rf demo runs releases .cache
