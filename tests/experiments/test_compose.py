@@ -85,6 +85,12 @@ def test_right_overrides(overrides: list[str]) -> None:
     assert problem(*overrides) is None
 
 
+@pytest.mark.parametrize(("name", "override"), composing.REMOVED_EXPERIMENTS.items())
+def test_a_removed_experiment_names_its_override(name: str, override: str) -> None:
+    assert problem(f"+experiment={name}") == f"experiment={name}: removed; expected the override {override} instead"
+    assert problem(*override.split()) is None
+
+
 def test_options_of_hydra_are_left_to_it() -> None:
     assert problem("-m", "no.such.key=1") is None
 

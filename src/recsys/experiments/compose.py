@@ -139,6 +139,16 @@ NULLABLE = (
     "max_users",
     "choosing_users",
 )
+# Experiments that only named one option -> the overrides that they stood for.
+REMOVED_EXPERIMENTS = {
+    "in_batch": "negatives=in_batch",
+    "in_batch_classic": "negatives=in_batch loss.logq=classic",
+    "in_batch_uncorrected": "negatives=in_batch loss.logq=off",
+    "mixed_negatives": "negatives=mixed",
+    "uniform_negatives": "negatives=uniform",
+    "mean_pooling": "user_tower=mean",
+    "full_softmax": "loss=full_softmax negatives=none",
+}
 # Stands for `**kwargs` among the parameters of a constructor.
 ANY = "**"
 
@@ -233,6 +243,8 @@ def readable(error: Exception) -> str:
         r"Could not find '([^'/]+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", message
     )
     if option is not None:
+        if option[1] == "experiment" and (override := REMOVED_EXPERIMENTS.get(option[2])) is not None:
+            return f"experiment={option[2]}: removed; expected the override {override} instead"
         return f"{option[1]}={option[2]}: no such option{nearest(option[2], option[3].split())}"
     return message.split(" full_key:")[0]
 
