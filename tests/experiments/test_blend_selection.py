@@ -33,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_run(base / name, root, "user_tower=mean", seed=n) for n, name in enumerate(NAMES)}
 
 
-def choose(folders: dict[str, Path], scores: dict[str, float]) -> blending.Chosen:
+def choose(folders: dict[str, Path], scores: dict[str, float]) -> blending.BlendChoice:
     runs: dict[str, Any] = {
         name: SimpleNamespace(checkpoints=folders[name] / "checkpoints", metrics={METRIC: score})
         for name, score in scores.items()

@@ -127,8 +127,3 @@ def test_experiments(name: str, world: Path, tmp_path: Path) -> None:
     overrides = [f"+experiment={name}", "data=parquet", "split=leave_last_out", *on(world)]
     assert composing.composition_error("train", overrides) is None
     check_builds(compose("train", overrides), tmp_path)
-
-
-def test_every_setting_of_training_is_described_or_obvious() -> None:
-    config = compose("train", [])
-    assert {"seed", "refit", "exclude_seen", "model", "history", "batch_size", "clip_norm", "evaluation"} <= {*config}

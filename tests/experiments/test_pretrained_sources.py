@@ -19,14 +19,14 @@ from recsys.baselines.interactions import Interactions
 from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import open_data
-from recsys.experiments.pretrained_sources import ALS, SVD, EarlierRun, oldest
+from recsys.experiments.pretrained_sources import ALSEmbeddings, EarlierRunEmbeddings, SVDEmbeddings, oldest
 from recsys.experiments.trained_run import load_run
 
 
 def test_svd_by_hand() -> None:
     # Users 1 and 2 know items 1 and 2, user 3 item 3: normalised [[.5, .5], [.5, .5]] and [1]. Both parts have one
     # singular value, 1, with the item vectors (1, 1) / sqrt(2) and (1): inner products .5, .5, .5 and 1.
-    table = SVD()(handmade([([1, 2], [], []), ([2, 1], [], []), ([3], [], [])]), 2)
+    table = SVDEmbeddings()(handmade([([1, 2], [], []), ([2, 1], [], []), ([3], [], [])]), 2)
     assert (table.shape, table.dtype) == ((4, 2), np.float32)
     expected = [[0, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]]
     np.testing.assert_allclose(table @ table.T, expected, atol=1e-6)
@@ -40,16 +40,16 @@ def test_svd_equals_dense_algebra() -> None:
     scaled = matrix / np.sqrt(np.maximum(matrix.sum(1), 1))[:, None] / np.sqrt(np.maximum(matrix.sum(0), 1))
     _, values, items = np.linalg.svd(scaled)
     expected = (items[:5].T * values[:5]) @ items[:5]
-    table = SVD(seed=3)(dataset, 5)
+    table = SVDEmbeddings(seed=3)(dataset, 5)
     np.testing.assert_allclose(table[1:] @ table[1:].T, expected, atol=1e-5)
-    assert np.array_equal(table, SVD(seed=3)(dataset, 5))
+    assert np.array_equal(table, SVDEmbeddings(seed=3)(dataset, 5))
 
 
 def test_als_is_the_generators() -> None:
     dataset = handmade(random_users(np.random.default_rng(1), 50, 20))
-    generator = als.ALS(factors=4, alpha=7.0, l2=0.1, iterations=3, seed=5)
+    generator = als.ALSEmbeddings(factors=4, alpha=7.0, l2=0.1, iterations=3, seed=5)
     generator.fit(Interactions(dataset, "train"))
-    table = ALS(alpha=7.0, l2=0.1, iterations=3, seed=5)(dataset, 4)
+    table = ALSEmbeddings(alpha=7.0, l2=0.1, iterations=3, seed=5)(dataset, 4)
     assert not table[0].any()
     np.testing.assert_allclose(table[1:], generator.item_factors, atol=1e-5)
     assert generator.item_factors.shape == (dataset.num_trained, 4)
@@ -65,8 +65,8 @@ def test_the_oldest_events_by_hand() -> None:
         oldest(training_only([[(1, 0)]], "none"), 0.5)
 
 
-@pytest.mark.parametrize("source", [SVD(until=0.5), ALS(until=0.5)])
-def test_what_only_later_events_know_is_not_pretrained(source: SVD | ALS) -> None:
+@pytest.mark.parametrize("source", [SVDEmbeddings(until=0.5), ALSEmbeddings(until=0.5)])
+def test_what_only_later_events_know_is_not_pretrained(source: SVDEmbeddings | ALSEmbeddings) -> None:
     """Items 1 to 4 until a day, then item 5: it has no row, and who took it changes nothing."""
     early = [[(1, 0), (2, 1)], [(2, 0), (3, 1)], [(3, 0), (4, 1)], [(1, 0), (4, 1)]]
     tables = []
@@ -80,12 +80,12 @@ def test_what_only_later_events_know_is_not_pretrained(source: SVD | ALS) -> Non
 
 def test_a_width_that_the_data_does_not_have() -> None:
     with pytest.raises(UserError, match="found 3, expected less than 3: there are 4 users and 3 items"):
-        SVD()(handmade([([1, 2], [], []), ([2, 1], [], []), ([3], [], []), ([1], [], [])]), 3)
+        SVDEmbeddings()(handmade([([1, 2], [], []), ([2, 1], [], []), ([3], [], []), ([1], [], [])]), 3)
 
 
-@pytest.mark.parametrize("source", [SVD, ALS])
+@pytest.mark.parametrize("source", [SVDEmbeddings, ALSEmbeddings])
 @pytest.mark.parametrize("until", [0.0, 1.5])
-def test_shares_that_are_none(source: type[SVD | ALS], until: float) -> None:
+def test_shares_that_are_none(source: type[SVDEmbeddings | ALSEmbeddings], until: float) -> None:
     with pytest.raises(ValueError, match=f"until: found {until}"):
         source(until=until)
 
@@ -112,7 +112,7 @@ def data_of(root: Path) -> PreparedDataset:
 
 def test_an_earlier_run_by_item_id(folder: Path) -> None:
     run, dataset = load_run(folder / "run"), data_of(folder / "new")
-    table = EarlierRun(str(folder / "run"))(dataset, 16)
+    table = EarlierRunEmbeddings(str(folder / "run"))(dataset, 16)
     with torch.inference_mode():
         theirs = run.model.normalize(run.model.item_tower(torch.from_numpy(run.corpus))).numpy()
     theirs_of = dict(zip(run.dataset.item_ids.take(pa.array(run.corpus - 1)).to_pylist(), theirs, strict=True))
@@ -128,10 +128,10 @@ def test_an_earlier_run_by_item_id(folder: Path) -> None:
 
 
 def test_runs_that_do_not_fit(folder: Path, tmp_path: Path) -> None:
-    source = EarlierRun(str(folder / "run"))
+    source = EarlierRunEmbeddings(str(folder / "run"))
     with pytest.raises(UserError, match="width: found 8, but items of .* have 16"):
         source(data_of(folder / "new"), 8)
     with pytest.raises(UserError, match="item_id is string, but int64 in this data"):
         source(data_of(write_world(tmp_path / "numbers", string_ids=False)), 16)
     with pytest.raises(UserError, match="not a folder"):
-        EarlierRun(str(tmp_path / "none"))(data_of(folder / "new"), 16)
+        EarlierRunEmbeddings(str(tmp_path / "none"))(data_of(folder / "new"), 16)

@@ -20,7 +20,7 @@ from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_towers, open_data
 from recsys.experiments.train import select
-from recsys.experiments.warm_start import Earlier, open_earlier, start_from
+from recsys.experiments.warm_start import EarlierRun, open_earlier_run, start_from
 from recsys.models.two_tower import TwoTower
 from recsys.training.ema import EMA
 
@@ -45,8 +45,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def earlier(base: Path) -> Earlier:
-    return open_earlier(base / "early/run")
+def earlier(base: Path) -> EarlierRun:
+    return open_earlier_run(base / "early/run")
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def now(base: Path) -> tuple[PreparedDataset, TwoTower]:
     return dataset, build_towers(config, dataset)
 
 
-def test_rows_go_by_id(earlier: Earlier, now: tuple[PreparedDataset, TwoTower]) -> None:
+def test_rows_go_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
     dataset, model = now
-    assert start_from(earlier, model, dataset) == []
+    assert start_from(earlier, model, dataset=dataset) == []
     before = {item: idx for idx, item in enumerate(earlier.dataset.item_ids.to_pylist(), 1)}
     assert list(before) != dataset.item_ids.to_pylist()[: len(before)]
     for tower in ("item_tower", "user_tower.own_items"):
@@ -75,9 +75,9 @@ def test_rows_go_by_id(earlier: Earlier, now: tuple[PreparedDataset, TwoTower]) 
         assert torch.equal(table[0], old[0])
 
 
-def test_users_and_values_go_by_what_they_are(earlier: Earlier, now: tuple[PreparedDataset, TwoTower]) -> None:
+def test_users_and_values_go_by_what_they_are(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
     dataset, model = now
-    start_from(earlier, model, dataset)
+    start_from(earlier, model, dataset=dataset)
     rows, rows_before = model.user_tower.users.rows, earlier.weights["user_tower.users.rows"]
     table, old = model.user_tower.users.table.weight, earlier.weights["user_tower.users.table.weight"]
     before = {user: idx for idx, user in enumerate(earlier.dataset.user_ids.to_pylist())}
@@ -99,13 +99,13 @@ def test_users_and_values_go_by_what_they_are(earlier: Earlier, now: tuple[Prepa
     assert torch.equal(table[:FIRST_CODE], old[:FIRST_CODE])
 
 
-def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: Earlier) -> None:
+def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: EarlierRun) -> None:
     settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
     config = compose(
         "train", ["data=parquet", *settings, "model.dim=16", "seed=7", "history.max_events=8", *FEATURES, *OVERRIDES]
     )
     model = build_towers(config, earlier.dataset)
-    start_from(earlier, model, earlier.dataset)
+    start_from(earlier, model, dataset=earlier.dataset)
     state = model.state_dict()
     assert state.keys() == earlier.weights.keys()
     assert all(torch.equal(state[name], value) for name, value in earlier.weights.items())
@@ -131,7 +131,7 @@ def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monke
     assert begun == [40]
 
 
-def test_what_has_another_shape_stays_fresh(base: Path, earlier: Earlier) -> None:
+def test_what_has_another_shape_stays_fresh(base: Path, earlier: EarlierRun) -> None:
     settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
     deeper = [
         *settings,
@@ -142,38 +142,38 @@ def test_what_has_another_shape_stays_fresh(base: Path, earlier: Earlier) -> Non
         *OVERRIDES,
     ]
     config = compose("train", ["data=parquet", *deeper])
-    fresh = start_from(earlier, build_towers(config, earlier.dataset), earlier.dataset)
+    fresh = start_from(earlier, build_towers(config, earlier.dataset), dataset=earlier.dataset)
     assert fresh
     assert all("user_tower.encoder" in name for name in fresh)
     narrow = compose("train", ["data=parquet", *settings, "model.dim=12", "item_tower=ids", "user_tower=mean"])
     with pytest.raises(UserError, match="none of its weights fits this model"):
-        start_from(_only(earlier, "item_tower"), build_towers(narrow, earlier.dataset), earlier.dataset)
+        start_from(_only(earlier, "item_tower"), build_towers(narrow, earlier.dataset), dataset=earlier.dataset)
 
 
-def _only(earlier: Earlier, begin: str) -> Earlier:
+def _only(earlier: EarlierRun, begin: str) -> EarlierRun:
     kept = {name: value for name, value in earlier.weights.items() if name.startswith(begin)}
     return dataclasses.replace(earlier, weights=kept)
 
 
-def test_ids_of_another_type_are_refused(earlier: Earlier, tmp_path: Path) -> None:
+def test_ids_of_another_type_are_refused(earlier: EarlierRun, tmp_path: Path) -> None:
     root = write_world(tmp_path / "data", string_ids=False)
     settings = [f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "split=leave_last_out", "model.dim=16"]
     config = compose("train", ["data=parquet", *settings, *FEATURES])
     dataset = open_data(config)
     with pytest.raises(UserError, match="its item_id is string, expected int64 as in this data"):
-        start_from(earlier, build_towers(config, dataset), dataset)
+        start_from(earlier, build_towers(config, dataset), dataset=dataset)
 
 
 def test_a_folder_that_is_no_trained_run_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not the folder of a trained run"):
-        open_earlier(tmp_path)
+        open_earlier_run(tmp_path)
     run = base / "early/run"
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text((run / name).read_text())
     state = json.loads((run / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(state | {"status": "running"}))
     with pytest.raises(UserError, match="its run is 'running', expected one that is trained"):
-        open_earlier(tmp_path)
+        open_earlier_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(state | {"dataset_fingerprint": "gone"}))
     with pytest.raises(UserError, match="its prepared data are gone"):
-        open_earlier(tmp_path)
+        open_earlier_run(tmp_path)

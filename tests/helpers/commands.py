@@ -5,8 +5,9 @@ That process lives as long as the tests. It reads a line for each list of jobs, 
 "kill": [ATTRIBUTE, CALLS] | null, "log": FILE}, ...], "environment": {...}}`, and answers with the list of exit codes
 (minus the signal's number for a killed one).
 
-`kill` ends the command on a call of a function, such as
-["recsys.training.module:RetrievalModule.training_step", 7]: by SIGKILL, or by the signal that it names behind that.
+`kill` ends the command on a call of a public function, such as
+["recsys.training.module:RetrievalModule.training_step", 7], or just before a file gets its name, such as
+["file:metrics.json", 1]: by SIGKILL, or by the signal that follows.
 `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds. `folder`: where the command runs.
 """
 
@@ -56,6 +57,9 @@ def _server() -> subprocess.Popen[str]:
 
 def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
     module, _, path = attribute.partition(":")
+    if module == "file":
+        _kill_on_rename(path, calls, sent)
+        return
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for part in owners:
@@ -69,6 +73,19 @@ def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
         return original(*arguments, **settings)
 
     setattr(owner, name, counted)
+
+
+def _kill_on_rename(name: str, times: int, sent: str) -> None:
+    """End the process when a file that was written aside is about to be renamed to `name`, for the n-th time."""
+    replace, left = os.replace, [times]
+
+    def counted(source: Any, target: Any, **settings: Any) -> None:
+        left[0] -= Path(target).name == name
+        if left[0] == 0 and Path(target).name == name:
+            os.kill(os.getpid(), signal.Signals[sent])
+        replace(source, target, **settings)
+
+    os.replace = counted
 
 
 def _run(job: dict[str, Any], environment: dict[str, str]) -> int:

@@ -20,7 +20,7 @@ from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
-from recsys.publishing.corpus_policies import All, Engaged, Listed, choose, engagement
+from recsys.publishing.corpus_policies import AllItems, EngagedItems, ListedItems, choose, engagement
 from recsys.publishing.promote import promote, report
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender
 from recsys.release.manifest import Manifest
@@ -54,62 +54,62 @@ def test_engagement_is_a_time_decayed_sum(data: PreparedDataset) -> None:
 
 
 def test_bounds(data: PreparedDataset) -> None:
-    assert chosen(All(), data) == [1, 2, 3, 4, 5, 6]
-    assert chosen(Engaged(1, at_least=0.5), data) == [2, 4]
-    assert chosen(Engaged(1, top=1), data) == [2]
+    assert chosen(AllItems(), data) == [1, 2, 3, 4, 5, 6]
+    assert chosen(EngagedItems(1, at_least=0.5), data) == [2, 4]
+    assert chosen(EngagedItems(1, top=1), data) == [2]
     # Of equals the first; items without engagement are never among the best.
-    assert chosen(Engaged(1, top=3), data) == [1, 2, 4]
-    assert chosen(Engaged(1, top=10), data) == [1, 2, 3, 4]
-    assert chosen(Engaged(1, at_least=0.25, top=2), data) == [2, 4]
+    assert chosen(EngagedItems(1, top=3), data) == [1, 2, 4]
+    assert chosen(EngagedItems(1, top=10), data) == [1, 2, 3, 4]
+    assert chosen(EngagedItems(1, at_least=0.25, top=2), data) == [2, 4]
     # A longer half-life forgives age: two events of item 2, one of each other.
-    assert chosen(Engaged(1e6, at_least=0.99), data) == [1, 2, 3, 4]
+    assert chosen(EngagedItems(1e6, at_least=0.99), data) == [1, 2, 3, 4]
 
 
 def test_the_newest_others(data: PreparedDataset) -> None:
     # By their column: 5 came last, then 3. By first event, 1 and 3 came at once, and 5 and 6 never.
-    assert chosen(Engaged(1, at_least=0.5, num_fresh=1, born="born"), data) == [2, 4, 5]
-    assert chosen(Engaged(1, at_least=0.5, num_fresh=2, born="born"), data) == [2, 3, 4, 5]
-    assert chosen(Engaged(1, top=1, num_fresh=1), data) == [2, 4]
+    assert chosen(EngagedItems(1, at_least=0.5, num_fresh=1, born="born"), data) == [2, 4, 5]
+    assert chosen(EngagedItems(1, at_least=0.5, num_fresh=2, born="born"), data) == [2, 3, 4, 5]
+    assert chosen(EngagedItems(1, top=1, num_fresh=1), data) == [2, 4]
     with pytest.raises(UserError, match="corpus.born=bron: no numeric column.*did you mean 'born'"):
-        chosen(Engaged(1, top=1, num_fresh=1, born="bron"), data)
+        chosen(EngagedItems(1, top=1, num_fresh=1, born="bron"), data)
 
 
 def test_files(data: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     allow, deny = tmp_path / "allow.txt", tmp_path / "deny.txt"
     allow.write_text("i6\n\ni1\nnobody\n")
     deny.write_text("i2\n i6 \n")
-    assert chosen(Engaged(1, at_least=0.5, allow=str(allow)), data) == [1, 2, 4, 6]
+    assert chosen(EngagedItems(1, at_least=0.5, allow=str(allow)), data) == [1, 2, 4, 6]
     assert "1 of 3 ids are no items of the data" in caplog.text
-    assert chosen(Engaged(1, at_least=0.5, allow=str(allow), deny=str(deny)), data) == [1, 4]
-    assert chosen(Listed(allow=str(allow)), data) == [1, 6]
-    assert chosen(Listed(deny=str(deny)), data) == [1, 3, 4, 5]
-    assert chosen(Listed(str(allow), str(deny)), data) == [1]
+    assert chosen(EngagedItems(1, at_least=0.5, allow=str(allow), deny=str(deny)), data) == [1, 4]
+    assert chosen(ListedItems(allow=str(allow)), data) == [1, 6]
+    assert chosen(ListedItems(deny=str(deny)), data) == [1, 3, 4, 5]
+    assert chosen(ListedItems(str(allow), str(deny)), data) == [1]
 
 
 def test_mistakes(data: PreparedDataset, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.txt"
     wrong.write_text("a\nb\n")
     for policy, message in (
-        (Listed(), "expected corpus.allow=FILE, corpus.deny=FILE or both"),
-        (Listed(allow=str(wrong)), "none of its 2 ids is an item"),
-        (Listed(deny=str(tmp_path / "missing")), "corpus.deny=.*missing: not a readable text file"),
-        (Engaged(1), "expected corpus.at_least=SUM, corpus.top=NUMBER or both"),
-        (Engaged(1, at_least=9), "leaves none of 6 items"),
+        (ListedItems(), "expected corpus.allow=FILE, corpus.deny=FILE or both"),
+        (ListedItems(allow=str(wrong)), "none of its 2 ids is an item"),
+        (ListedItems(deny=str(tmp_path / "missing")), "corpus.deny=.*missing: not a readable text file"),
+        (EngagedItems(1), "expected corpus.at_least=SUM, corpus.top=NUMBER or both"),
+        (EngagedItems(1, at_least=9), "leaves none of 6 items"),
     ):
         with pytest.raises(UserError, match=message):
             chosen(policy, data)
     timeless = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.ORDER))
     with pytest.raises(UserError, match="data.time=order knows no days"):
-        chosen(Engaged(1, top=1), timeless)
+        chosen(EngagedItems(1, top=1), timeless)
     with pytest.raises(UserError, match="corpus.half_life_days=0"):
-        Engaged(0)
+        EngagedItems(0)
     with pytest.raises(UserError, match="corpus.top=-1"):
-        Engaged(top=-1)
+        EngagedItems(top=-1)
 
 
 def test_a_release_of_chosen_items(published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = load_run(published.runs[0])
-    store, policy = ReleaseStore(tmp_path), Engaged(half_life_days=1, top=20)
+    store, policy = ReleaseStore(tmp_path), EngagedItems(half_life_days=1, top=20)
     items = choose(policy, run.dataset, run.corpus)
     promotion = promote(run, Exact(), store=store, model="test", policy=policy)
     manifest = store.open(promotion.version)[1]

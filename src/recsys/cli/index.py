@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Publish the run, point the alias at it, and print the version."""
     from recsys.experiments.assembly import instantiate
-    from recsys.experiments.tracking import mirror_release
     from recsys.experiments.trained_run import load_run
+    from recsys.experiments.wandb_mirror import mirror_release
     from recsys.publishing.promote import choose_run, promote, report
     from recsys.release.store import ReleaseStore
 
@@ -37,6 +37,6 @@ def main(config: DictConfig) -> None:
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
     folder = store.root / promotion.version
-    mirror_release(run.config.logger.project, folder, config.model, config.alias, config.registry)
+    mirror_release(run.config.logger.project, folder, model=config.model, alias=config.alias, registry=config.registry)
     report(promotion)
     print(promotion.version)

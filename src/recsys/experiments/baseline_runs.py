@@ -19,8 +19,8 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
-from recsys.experiments import tracking
 from recsys.experiments.assembly import check_metric, instantiate, open_data, reachable
+from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.run_folder import RunFolder, RunStatus
 
 
@@ -100,7 +100,7 @@ class _Baseline:
             generator=self.name,
             metric=metric,
             dataset_fingerprint=self.dataset.meta.fingerprint,
-            git_commit=tracking.git_commit(),
+            git_commit=git_commit(),
         )
         settings = self._tune(axes)
         self._test(settings)
@@ -108,7 +108,7 @@ class _Baseline:
             status=RunStatus.FINISHED,
             settings=settings,
             seconds=self._seconds(),
-            peak_memory_bytes=tracking.peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(),
         )
         return run
 

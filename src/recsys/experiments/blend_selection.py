@@ -38,7 +38,7 @@ SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
 MOST_USERS = 20_000
 
 
-class Embedded(NamedTuple):
+class ValidationEmbeddings(NamedTuple):
     """What one run embeds for validation, as logits: item vectors are divided by its temperature.
 
     Attributes:
@@ -50,7 +50,7 @@ class Embedded(NamedTuple):
     items: Tensor
 
 
-class Chosen(NamedTuple):
+class BlendChoice(NamedTuple):
     """A blend that was chosen; of one run alone where no other improves it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Chosen(NamedTuple):
         return len(self.weights) == 1 and not self.prior_shift["weight"]
 
 
-def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str) -> Chosen:
+def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str) -> BlendChoice:
     """Greedy forward selection on validation (Caruana et al. 2004, section 2): the best run, then what improves it.
 
     Where the data has a clock, a prior shift to what was popular last is tried at the end.
@@ -81,7 +81,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
     validation = _Validation(next(iter(configs.values())))
-    none = Chosen({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
+    none = BlendChoice({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, runs[name])
     if best not in validation.embedded:
@@ -107,7 +107,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
         ]
         if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
             shift = grid[scores.index(max(scores))]
-    chosen = Chosen(weights, shift, none.metrics)
+    chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
         return none
     bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
@@ -126,7 +126,7 @@ class _Validation:
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
         self.sample = np.sort(order[:MOST_USERS])
-        self.embedded: dict[str, Embedded] = {}
+        self.embedded: dict[str, ValidationEmbeddings] = {}
         self.corpora: dict[str, npt.NDArray[np.int64]] = {}
 
     @torch.inference_mode()
@@ -140,7 +140,9 @@ class _Validation:
         builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
         users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
         self.corpora[name] = corpus
-        self.embedded[name] = Embedded(users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature)
+        self.embedded[name] = ValidationEmbeddings(
+            users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature
+        )
 
     def measure(
         self, weights: Mapping[str, float], bias: Tensor | None = None, everyone: bool = False

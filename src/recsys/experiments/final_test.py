@@ -1,4 +1,4 @@
-"""Looks at the test part beside the one list for each user: event by event, and by eye."""
+"""Evaluation of a run on the test part: one list for each user, every event as a request, and examples to look at."""
 
 from __future__ import annotations
 
@@ -14,16 +14,40 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
-from recsys.experiments.assembly import corpus_of
+from recsys.experiments.assembly import build_data, build_model, corpus_of, reachable
+from recsys.experiments.fitting import BEST, TrainingSession, build_evaluation, build_trainer, logged_metrics
+from recsys.experiments.loggers import log_examples
+from recsys.experiments.trained_run import load_weights
 from recsys.models.blend import Model
+from recsys.training.module import EmbeddingModule
+
+
+def measure_on_test(session: TrainingSession) -> None:
+    """Measure `best.ckpt` on the test part and write the metrics of the run and of its users."""
+    config, run, dataset = session.config, session.run, session.dataset
+    model = build_model(config, dataset)
+    load_weights(model, run.checkpoints / BEST)
+    data = build_data(config, dataset)
+    evaluation = build_evaluation(session, model)
+    trainer = build_trainer(session, [evaluation])
+    trainer.test(EmbeddingModule(model), data, verbose=False)
+    metrics = logged_metrics(trainer, "test/")
+    if config.evaluation.rolling:
+        metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
+    best = reachable(config, dataset, "test")
+    metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
+    assert evaluation.metrics is not None
+    run.write_per_user(per_user_table(dataset, evaluation.metrics))
+    run.write_metrics(run.metrics | metrics)
+    log_examples(session.loggers, lambda: examples(config, dataset, model=model, builder=data.builder))
 
 
 def rolling_metrics(
-    config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder
+    config: DictConfig, dataset: PreparedDataset, *, model: Model, builder: BatchBuilder
 ) -> dict[str, float]:
-    """`test_rolling/*`: every test event is a request of its own, with all events before it as history."""
+    """Return `test_rolling/*`: every test event is a request of its own, with all events before it as history."""
     corpus = corpus_of(model, dataset)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)
@@ -33,8 +57,10 @@ def rolling_metrics(
     return {f"test_rolling/{name}": value for name, value in values.items()}
 
 
-def examples(config: DictConfig, dataset: PreparedDataset, model: Model, builder: BatchBuilder) -> dict[str, list[Any]]:
-    """What some test users did, what they do next, and what they are shown, as outside ids."""
+def examples(
+    config: DictConfig, dataset: PreparedDataset, *, model: Model, builder: BatchBuilder
+) -> dict[str, list[Any]]:
+    """Return history, test events and recommendations of `logger.examples` test users, as outside ids."""
     requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
     ranker = ModelRanker(model.eval(), corpus_of(model, dataset))
     exclude = seen_items(dataset, requests) if config.exclude_seen else None

@@ -28,7 +28,7 @@ from recsys.experiments.trained_run import load_run
 log = logging.getLogger("recsys")
 
 
-class SVD:
+class SVDEmbeddings:
     """Singular vectors of the interaction matrix, times the square roots of their singular values.
 
     An entry of the matrix is divided by the square root of what its user and of what its item did, so that the vectors
@@ -58,7 +58,7 @@ class SVD:
         return _table((items * np.sqrt(values)[:, None]).T, events)
 
 
-class ALS:
+class ALSEmbeddings:
     """Item factors of alternating least squares (`recsys.baselines.als`).
 
     Args:
@@ -80,7 +80,7 @@ class ALS:
         return _table(model.item_factors, events)
 
 
-class EarlierRun:
+class EarlierRunEmbeddings:
     """The item embeddings of a finished run, matched by item_id. What the run learned from is the user's to choose.
 
     Args:

@@ -17,7 +17,7 @@ from rich.table import Table
 from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
-from recsys.experiments.blend_selection import Chosen, blend_config, choose_blend, write_checkpoint
+from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
 from recsys.experiments.run_folder import METRICS, STATE, RunFolder, RunStatus
 from recsys.experiments.train import refit, select, train
 
@@ -60,18 +60,18 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = Fal
     return train(variants[best], path)
 
 
-def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str, file: Path) -> Chosen:
+def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str, file: Path) -> BlendChoice:
     """The blend, kept in `file`: once its members are trained on validation too, it cannot be chosen again."""
     if not file.exists() and distributed.is_first():
         atomic_write(file, json.dumps(choose_blend(variants, runs, metric)._asdict(), indent=2) + "\n")
     distributed.barrier()
-    return Chosen(**json.loads(file.read_text()))
+    return BlendChoice(**json.loads(file.read_text()))
 
 
 def _finish_blend(
     variants: Mapping[str, DictConfig],
     runs: Mapping[str, RunFolder],
-    chosen: Chosen,
+    chosen: BlendChoice,
     scores: Mapping[str, float],
     metric: str,
     path: Path,

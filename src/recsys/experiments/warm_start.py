@@ -32,7 +32,7 @@ Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierRun:
     """A run to begin from.
 
     Attributes:
@@ -60,7 +60,7 @@ class _Table:
     rows: Rows
 
 
-def open_earlier(path: str | Path) -> Earlier:
+def open_earlier_run(path: str | Path) -> EarlierRun:
     """Open a run that is to be begun from. Its source may have changed since; its prepared data must be in the cache.
 
     Raises:
@@ -88,11 +88,11 @@ def open_earlier(path: str | Path) -> Earlier:
         dataset = dataset.refit()
     weights = content["state_dict"].items()
     of_model = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
-    return Earlier(path, dataset, of_model, int(content["global_step"]))
+    return EarlierRun(path, dataset, of_model, int(content["global_step"]))
 
 
 @torch.no_grad()
-def start_from(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> list[str]:
+def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset) -> list[str]:
     """Copy what fits into a fresh model; names of the weights that stay fresh.
 
     Args:
@@ -123,7 +123,7 @@ def start_from(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> l
     return fresh
 
 
-def _tables(earlier: Earlier, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:
+def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:
     """Tables whose rows belong to ids, users or values, by name."""
     user, items = model.user_tower, _item_rows(earlier.dataset, dataset)
     parts: list[tuple[str, FeatureEmbedding | None, Callable[[Schema], tuple[Feature, ...]]]] = [

@@ -44,7 +44,7 @@ class CorpusPolicy(Protocol):
         ...
 
 
-class All:
+class AllItems:
     """Every item that can be recommended."""
 
     def choose(self, dataset: PreparedDataset, corpus: Items) -> Items:  # noqa: ARG002
@@ -56,7 +56,7 @@ class All:
         return {"policy": "all"}
 
 
-class Listed:
+class ListedItems:
     """Items that files name, and not those that files name.
 
     Args:
@@ -79,7 +79,7 @@ class Listed:
         return {"policy": "listed", "allow": self.allow, "deny": self.deny}
 
 
-class Engaged:
+class EngagedItems:
     """Items that people engage with, by a time-decayed sum, and a quota of the newest others.
 
     The engagement of an item is the sum over its events of `0.5^(age / half_life_days)`, the age being that before the

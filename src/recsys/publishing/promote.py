@@ -28,7 +28,7 @@ from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, Tuning, tune
 from recsys.index.merging import present_embeddings
-from recsys.publishing.corpus_policies import All, CorpusPolicy, Items, choose
+from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose
 from recsys.publishing.release_check import check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
 from recsys.release.store import ReleaseStore
@@ -82,7 +82,7 @@ def promote(
         UserError: If the index misses the recall target, or the written release cannot be opened or answers otherwise
             than its index did.
     """
-    run, embeddings, corpus = _choose(run, policy or All())
+    run, embeddings, corpus = _choose(run, policy or AllItems())
     log.info("building the index")
     index.build(embeddings)
     queries = _validation_embeddings(run)

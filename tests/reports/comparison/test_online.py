@@ -13,7 +13,7 @@ import wandb
 from written import CONFIG, write
 
 from recsys.core.errors import UserError
-from recsys.experiments import tracking
+from recsys.experiments import wandb_mirror
 from recsys.experiments.run_folder import RunState, RunStatus
 from recsys.reports.comparison import online, reading
 from recsys.reports.comparison.differences import differences
@@ -117,7 +117,7 @@ def test_runs_of_a_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
 def test_with_local_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api([finished(tmp_path, "a", [0.1, 0.2])])
     monkeypatch.setattr(wandb, "Api", lambda: api)
-    monkeypatch.setattr(tracking, "wandb_online", lambda: True)
+    monkeypatch.setattr(wandb_mirror, "wandb_online", lambda: True)
     monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
     local = write(tmp_path / "b", {"recall@10": [0.0, 0.0]})
     assert [run.name for run in reading.read_runs(["wandb:team/pins/id-a", local])] == ["a", "b"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.experiments.assembly import instantiate, open_data
-from recsys.experiments.tracking import mirror_release
 from recsys.experiments.train import train as train_one
 from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
+from recsys.experiments.wandb_mirror import mirror_release
 from recsys.operations.cycle.plan import Plan
 from recsys.operations.cycle.state import Cycle
 from recsys.operations.gates.judge import JudgeSettings, judge_run, record_verdict
@@ -76,7 +76,7 @@ def publish(plan: Plan, cycle: Cycle) -> str:
     store.set_alias("candidate", version, f"retraining cycle {cycle.number}")
     project = next(iter(plan.trainings.values())).logger.project
     folder, config = store.root / version, plan.config
-    mirror(lambda: mirror_release(project, folder, config.model, "candidate", config.registry))
+    mirror(lambda: mirror_release(project, folder, model=config.model, alias="candidate", registry=config.registry))
     cycle.step = "roll_out"
     return f"release {version}"
 

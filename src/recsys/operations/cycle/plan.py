@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys.core.errors import UserError
-from recsys.experiments.warm_start import open_earlier
+from recsys.experiments.warm_start import open_earlier_run
 from recsys.operations.cycle.arrivals import Listing
 from recsys.operations.cycle.state import Cycle
 from recsys.release.store import ReleaseStore
@@ -130,7 +130,7 @@ class Plan:
             member = Path(manifest.run) / "variants" / name
             run = member if name and member.is_dir() else Path(manifest.run)
             try:
-                open_earlier(run)
+                open_earlier_run(run)
             except UserError as error:
                 problem = str(error)
                 continue

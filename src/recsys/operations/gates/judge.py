@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from recsys.core.errors import UserError
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
-from recsys.experiments.tracking import log_verdict
 from recsys.experiments.trained_run import TrainedRun
+from recsys.experiments.wandb_mirror import log_verdict
 from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.evidence import Evidence, NothingServedError, Side, choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
@@ -136,7 +136,8 @@ def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
     path = verdict.save(run.path)
     content = verdict.to_json()
     del content["outcomes"]
-    mirror(lambda: log_verdict(run.config.logger.project, run.path, content, *columns(verdict.outcomes)))
+    project, (heads, rows) = run.config.logger.project, columns(verdict.outcomes)
+    mirror(lambda: log_verdict(project, run.path, values=content, columns=heads, rows=rows))
     return path
 
 

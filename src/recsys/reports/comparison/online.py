@@ -95,7 +95,7 @@ def _clear_errors(address: str) -> Iterator[None]:
 def _find(address: str, api: Api | None) -> list[Any]:
     import wandb
 
-    from recsys.experiments.tracking import wandb_online
+    from recsys.experiments.wandb_mirror import wandb_online
 
     path = address.removeprefix(PREFIX)
     if not all(path.split("/")) or path.count("/") > 2:

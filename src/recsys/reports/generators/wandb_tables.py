@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from recsys.experiments.tracking import wandb_online
+from recsys.experiments.wandb_mirror import wandb_online
 from recsys.reports.generators.figures import Estimate
 from recsys.reports.generators.narrative import SHOWN, advise
 from recsys.reports.generators.study import Study

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import wandb
 
-from recsys.experiments import tracking
+from recsys.experiments import wandb_mirror
 
 
 class Recorder:
@@ -39,18 +39,19 @@ def test_both_halves_go_as_one_artifact_when_online(tmp_path: Path, monkeypatch:
     lineage = {"pair": "p", "run": "runs/a", "git_commit": "c", "dataset_fingerprint": "f", "data": {"until": 7}}
     (folder / "manifest.json").write_text(json.dumps({"dim": 8, **lineage}))
     run = Recorder()
-    monkeypatch.setattr(tracking, "wandb_online", lambda: True)
+    monkeypatch.setattr(wandb_mirror, "wandb_online", lambda: True)
     monkeypatch.setattr(wandb, "init", lambda **_: run)
-    tracking.mirror_release("recsys", folder, "two_tower", "candidate")
+    wandb_mirror.mirror_release("recsys", folder, model="two_tower", alias="candidate")
     ((artifact, aliases),) = run.logged
     assert sorted(artifact.manifest.entries) == ["item_index.faiss", "manifest.json", "user_tower.onnx"]
     assert artifact.metadata == {"version": "0123456789abcdef", **lineage}
     assert aliases == ["0123456789abcdef", "candidate"]
     assert run.linked == []
-    tracking.mirror_release("recsys", folder, "two_tower", "candidate", "wandb-registry-model/two_tower")
+    registry = "wandb-registry-model/two_tower"
+    wandb_mirror.mirror_release("recsys", folder, model="two_tower", alias="candidate", registry=registry)
     ((linked, path, named),) = run.linked
     assert linked is run.logged[-1][0]
-    assert (path, named) == ("wandb-registry-model/two_tower", aliases)
+    assert (path, named) == (registry, aliases)
 
 
 def test_the_client_has_the_calls_that_the_mirror_makes() -> None:
@@ -62,6 +63,6 @@ def test_the_client_has_the_calls_that_the_mirror_makes() -> None:
 def test_nothing_is_sent_offline(
     project: str | None, online: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "wandb_online", lambda: online)
+    monkeypatch.setattr(wandb_mirror, "wandb_online", lambda: online)
     monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("nothing is to be sent"))
-    tracking.mirror_release(project, tmp_path, "two_tower", None)
+    wandb_mirror.mirror_release(project, tmp_path, model="two_tower", alias=None)

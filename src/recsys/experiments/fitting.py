@@ -1,0 +1,177 @@
+"""Training of a run with Lightning: on the training part, and again on train + val."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from recsys.core import distributed
+from recsys.data.batches.datamodule import RetrievalData
+from recsys.data.dataset import PreparedDataset
+from recsys.evaluation.callback import FullCorpusEvaluation
+from recsys.experiments.assembly import (
+    build_callbacks,
+    build_data,
+    build_module,
+    build_towers,
+    complete,
+    corpus_of,
+    instantiate,
+)
+from recsys.experiments.hard_negative_mining import miner
+from recsys.experiments.run_folder import RunFolder
+from recsys.experiments.trained_run import load_weights
+from recsys.experiments.warm_start import open_earlier_run, start_from
+from recsys.models.blend import Model
+from recsys.models.two_tower import TwoTower
+from recsys.training.checkpoints import AtomicCheckpointIO, KeepEarlyStopped
+from recsys.training.ema import EMA
+
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+
+
+@dataclass(frozen=True)
+class TrainingSession:
+    """One start of a run.
+
+    Attributes:
+        config: configuration of the run.
+        run: folder of the run.
+        dataset: prepared data; after `refit` its validation events belong to training.
+        loggers: loggers of this start.
+    """
+
+    config: DictConfig
+    run: RunFolder
+    dataset: PreparedDataset
+    loggers: list[Logger]
+
+    def refit(self) -> TrainingSession:
+        """Return the session on train + val."""
+        return dataclasses.replace(self, dataset=self.dataset.refit())
+
+
+def select_checkpoint(session: TrainingSession) -> None:
+    """Train on the training part and keep the checkpoint with the best validation metric."""
+    config, run, dataset = session.config, session.run, session.dataset
+    last = _existing(run.checkpoints / LAST)
+    module = build_module(config, dataset, _towers(session, fresh=last is None), mine=miner(config))
+    data = _training_data(session)
+    # Evaluation comes last, because a callback before it puts averaged weights in place.
+    named = _named_callbacks(session, run.checkpoints)
+    callbacks = [*(c for _, c in named), KeepEarlyStopped(), build_evaluation(session, module.model)]
+    trainer = build_trainer(session, callbacks)
+    begin = time.monotonic()
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    seconds = time.monotonic() - begin
+    trainer.save_checkpoint(run.checkpoints / LAST)
+    best = run.checkpoints / BEST
+    if not any(isinstance(c, ModelCheckpoint) and c.best_model_path for c in callbacks):
+        # Training was too short for a validation.
+        trainer.save_checkpoint(best)
+    load_weights(module.model, best)
+    # Without the other callbacks, which would replace the selected weights by averaged ones.
+    validator = build_trainer(session, [build_evaluation(session, module.model)])
+    validator.validate(module, data, verbose=False)
+    run.write_metrics(logged_metrics(validator, "val/"))
+    run.update(
+        selected=int(torch.load(best, map_location="cpu", weights_only=True)["global_step"]),
+        steps=trainer.global_step,
+        schedule_steps=module.schedule_steps,
+        # A run that was killed after its last step trains nothing more that could be measured.
+        targets_per_second=round(module.num_targets / seconds, 1)
+        if module.num_targets
+        else run.state.targets_per_second or 0.0,
+    )
+    distributed.barrier()
+
+
+def fit_again(session: TrainingSession) -> None:
+    """Train a fresh model for the selected number of steps, in a session that `TrainingSession.refit` returned."""
+    run = session.run
+    folder = run.checkpoints / "refit"
+    last = _existing(folder / LAST)
+    model = _towers(session, fresh=last is None)
+    module = build_module(session.config, session.dataset, model, run.state.schedule_steps, miner(session.config))
+    callbacks = [c for name, c in _named_callbacks(session, folder) if name not in ("early_stopping", "best")]
+    trainer = build_trainer(session, callbacks, max_steps=run.state.selected, max_epochs=-1, limit_val_batches=0)
+    trainer.fit(module, _training_data(session), ckpt_path=last, weights_only=True)
+    trainer.save_checkpoint(run.checkpoints / BEST)
+    run.update(refitted=True)
+    distributed.barrier()
+
+
+def build_trainer(session: TrainingSession, callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
+    """Return the trainer of the configuration, with some of its settings replaced."""
+    trainer = instantiate(session.config.trainer, default_root_dir=str(session.run.path), **settings)
+    trainer = complete(trainer, callbacks=callbacks, logger=session.loggers, plugins=[AtomicCheckpointIO()])
+    assert isinstance(trainer, L.Trainer)
+    return trainer
+
+
+def build_evaluation(session: TrainingSession, model: Model) -> FullCorpusEvaluation:
+    """Return the callback that measures a model on the whole corpus."""
+    config, dataset = session.config, session.dataset
+    return FullCorpusEvaluation(dataset, corpus_of(model, dataset), config.exclude_seen, config.evaluation.metric)
+
+
+def logged_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:
+    """Return the metrics that a trainer logged under names with the prefix."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def silence_lightning() -> None:
+    """Hide advertisements, hardware summaries and warnings that hold for every run here and call for no action."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*GPU available but not used.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*is smaller than the logging interval.*",
+        # Metrics are reduced over processes before they are logged.
+        ".*sync_dist=True.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _training_data(session: TrainingSession) -> RetrievalData:
+    """Loaders; the time of the newest training event is recorded, because the configuration alone does not fix it."""
+    session.run.update(train_until=session.dataset.train_until)
+    return build_data(session.config, session.dataset)
+
+
+def _towers(session: TrainingSession, *, fresh: bool) -> TwoTower:
+    """Both towers; fresh ones get the weights of the run in `warm_start`, if any."""
+    config, dataset = session.config, session.dataset
+    model = build_towers(config, dataset, fresh)
+    if fresh and config.warm_start is not None:
+        earlier = open_earlier_run(config.warm_start)
+        start_from(earlier, model, dataset=dataset)
+        session.run.update(steps_before=earlier.steps)
+    return model
+
+
+def _named_callbacks(session: TrainingSession, folder: Path) -> list[tuple[str, L.Callback]]:
+    callbacks = session.config.callbacks
+    named = list(zip(map(str, callbacks), build_callbacks(session.config, folder), strict=True))
+    for _, callback in named:
+        if isinstance(callback, EMA):
+            callback.steps_before = session.run.state.steps_before
+    return named
+
+
+def _existing(checkpoint: Path) -> Path | None:
+    return checkpoint if checkpoint.exists() else None
