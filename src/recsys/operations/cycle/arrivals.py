@@ -1,4 +1,4 @@
-"""What has arrived in a folder of Parquet shards since a cycle read it last. Reads footers and digests only."""
+"""Files of a data folder, and what arrived since a cycle last read it. Reads only Parquet footers and digests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from recsys.data.sources.files import Tables, digest, find_tables
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A file as it was when it was looked at.
+class DataFile:
+    """One file of a table, at the moment when it was listed.
 
     Attributes:
-        path: or its address.
-        digest: of its content.
-        bytes, rows: its size.
+        path: local path or address.
+        digest: digest of its content.
+        bytes: size.
+        rows: number of rows.
     """
 
     path: str
@@ -33,117 +34,122 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """Everything in a folder at one moment: what a cycle reads, whatever is appended meanwhile.
+class FolderListing:
+    """Files of a data folder at one moment. A cycle reads these files, whatever is appended later.
 
     Attributes:
-        interactions, items, users: shards of each table, in order.
+        interactions, items, users: files of each table, in order.
     """
 
-    interactions: tuple[Shard, ...] = ()
-    items: tuple[Shard, ...] = ()
-    users: tuple[Shard, ...] = ()
+    interactions: tuple[DataFile, ...] = ()
+    items: tuple[DataFile, ...] = ()
+    users: tuple[DataFile, ...] = ()
 
     @classmethod
-    def of(cls, tables: Tables) -> Listing:
-        """The files of the tables as they are now.
+    def of(cls, tables: Tables) -> FolderListing:
+        """List the files of the tables.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: If a file cannot be read.
         """
-        return cls(*(tuple(_look(file) for file in tables.of(owner)) for owner in OWNERS))
+        return cls(*(tuple(_describe(file) for file in tables.of(owner)) for owner in OWNERS))
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Listing:
-        """The inverse of `to_json`."""
-        return cls(**{owner: tuple(Shard(**shard) for shard in shards) for owner, shards in content.items()})
+    def from_json(cls, content: dict[str, Any]) -> FolderListing:
+        """Return the listing that `to_json` wrote."""
+        return cls(**{owner: tuple(DataFile(**file) for file in files) for owner, files in content.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain containers."""
+        """Return plain containers."""
         return asdict(self)
 
     @property
     def paths(self) -> dict[str, list[str]]:
-        """Files of each table."""
-        return {owner: [shard.path for shard in getattr(self, owner)] for owner in OWNERS}
+        """Paths of each table."""
+        return {owner: [file.path for file in getattr(self, owner)] for owner in OWNERS}
 
     def changed(self) -> list[str]:
-        """Files that are not any more what they were."""
-        shards = [shard for owner in OWNERS for shard in getattr(self, owner)]
-        return [shard.path for shard in shards if not _is_still(shard)]
+        """Return the paths whose content is different now, or that are missing."""
+        files = [file for owner in OWNERS for file in getattr(self, owner)]
+        return [file.path for file in files if not _is_unchanged(file)]
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What is there and was not read.
+    """Differences between a folder and the files that were read before.
 
     Attributes:
-        files: new ones, and those with other content than was read.
-        rewritten: of these, the ones that were read with other content.
-        gone: files that were read and are not there any more.
-        rows: new events: of new files, and what rewritten ones have in addition.
+        files: new files, and files with other content than was read.
+        rewritten: those of them that were read with other content.
+        missing: files that were read and do not exist any more.
+        rows: number of new events: rows of new files, and rows that rewritten files gained.
     """
 
     files: tuple[str, ...]
     rewritten: tuple[str, ...]
-    gone: tuple[str, ...]
+    missing: tuple[str, ...]
     rows: int
 
     @property
-    def are_there(self) -> bool:
-        """Whether there is anything to learn from."""
+    def has_events(self) -> bool:
+        """True if there is anything to learn from."""
         return self.rows > 0 or bool(self.rewritten)
 
     def __str__(self) -> str:
-        told = f"{self.rows:,} new events in {len(self.files)} files"
-        told += f"; rewritten since they were read: {_few(self.rewritten)}" if self.rewritten else ""
-        return told + (f"; gone since they were read: {_few(self.gone)}" if self.gone else "")
+        text = f"{self.rows:,} new events in {len(self.files)} files"
+        text += f"; rewritten since they were read: {_first_three(self.rewritten)}" if self.rewritten else ""
+        return text + (f"; missing since they were read: {_first_three(self.missing)}" if self.missing else "")
 
 
-def list_folder(root: str) -> Listing:
-    """What a folder of Parquet files holds now.
+def list_folder(root: str) -> FolderListing:
+    """List the Parquet files of a data folder.
 
     Raises:
-        UserError: there is no such folder, or a file cannot be read.
+        UserError: If there is no such folder, or a file cannot be read.
     """
-    return Listing.of(find_tables(root, ".parquet"))
+    return FolderListing.of(find_tables(root, ".parquet"))
 
 
-def compare(now: Sequence[Shard], read: Sequence[Shard]) -> Arrivals:
-    """What is new among the shards, by content: a file that was only given another name is not."""
-    known, before = Counter(shard.digest for shard in read), {shard.path: shard for shard in read}
-    new: list[Shard] = []
-    for shard in now:
-        if known[shard.digest]:
-            known[shard.digest] -= 1
+def find_arrivals(now: Sequence[DataFile], read: Sequence[DataFile]) -> Arrivals:
+    """Compare files by content, so that a renamed file is not new.
+
+    Args:
+        now: files in the folder.
+        read: files that were read before.
+    """
+    known, before = Counter(file.digest for file in read), {file.path: file for file in read}
+    new: list[DataFile] = []
+    for file in now:
+        if known[file.digest]:
+            known[file.digest] -= 1
         else:
-            new.append(shard)
-    rewritten = [shard for shard in new if shard.path in before]
-    there = {shard.path for shard in now}
-    # What disappeared under its name and content both.
-    gone = [shard.path for shard in read if shard.path not in there and known[shard.digest] > 0]
-    rows = sum(shard.rows for shard in new) - sum(before[shard.path].rows for shard in rewritten)
+            new.append(file)
+    rewritten = [file for file in new if file.path in before]
+    present = {file.path for file in now}
+    # A renamed file is not missing: its content is present under another path.
+    missing = [file.path for file in read if file.path not in present and known[file.digest] > 0]
+    rows = sum(file.rows for file in new) - sum(before[file.path].rows for file in rewritten)
     return Arrivals(
-        tuple(shard.path for shard in new), tuple(shard.path for shard in rewritten), tuple(gone), max(rows, 0)
+        tuple(file.path for file in new), tuple(file.path for file in rewritten), tuple(missing), max(rows, 0)
     )
 
 
-def _look(file: str) -> Shard:
+def _describe(file: str) -> DataFile:
     try:
         filesystem, path = fsspec.core.url_to_fs(file)
         with filesystem.open(path, "rb") as opened:
             rows = pq.ParquetFile(opened).metadata.num_rows
-        return Shard(file, digest(file), int(filesystem.size(path)), int(rows))
+        return DataFile(file, digest(file), int(filesystem.size(path)), int(rows))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Parquet file ({error}); expected a finished shard") from error
 
 
-def _is_still(shard: Shard) -> bool:
+def _is_unchanged(file: DataFile) -> bool:
     try:
-        return digest(shard.path) == shard.digest
+        return digest(file.path) == file.digest
     except (UserError, OSError):
         return False
 
 
-def _few(files: Sequence[str]) -> str:
+def _first_three(files: Sequence[str]) -> str:
     return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")

@@ -1,4 +1,4 @@
-"""The steps of a cycle that make a candidate: prepare, train, judge, publish. Each may be done again after a kill."""
+"""Steps of a cycle that make a candidate: prepare, train, judge, publish. Each can be repeated after a kill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recsys.experiments.train import train as train_one
 from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
 from recsys.experiments.wandb_mirror import mirror_release
-from recsys.operations.cycle.plan import Plan
+from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import Cycle
 from recsys.operations.gates.judge import JudgeSettings, judge_run, record_verdict
 from recsys.operations.gates.staging import STAGED, open_release
@@ -17,35 +17,35 @@ from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose
 
 
-def prepare(plan: Plan, cycle: Cycle) -> str:
-    """Prepare the files of the cycle, or reuse what is prepared, and choose what training begins from."""
+def prepare(plan: CyclePlan, cycle: Cycle) -> str:
+    """Prepare the files of the cycle, unless they are prepared already, and choose the starting weights."""
     dataset = open_data(next(iter(plan.configurations(cycle).values())))
     cycle.fingerprint = dataset.meta.fingerprint
     cycle.newest = int(dataset.time.max()) if dataset.meta.time_resolution.has_clock else None
-    # What is wrong with these settings is said before anything is trained.
+    # Wrong settings of the corpus policy are reported before training starts.
     choose(instantiate(plan.config.corpus), dataset, dataset.corpus(reads_features=True))
     cycle.served = plan.served()
-    cycle.warm_start, begins = plan.beginnings(cycle.served)
+    cycle.warm_start, start = plan.starting_runs(cycle.served)
     cycle.step = "train"
     return (
         f"{dataset.meta.num_events:,} events of {dataset.num_users:,} users, {dataset.meta.num_known:,} items, "
-        f"data {cycle.fingerprint[:12]}; training begins {begins}"
+        f"data {cycle.fingerprint[:12]}; training starts {start}"
     )
 
 
-def train(plan: Plan, cycle: Cycle) -> str:
-    """Train, or go on; a run that is finished is left as it is."""
+def train(plan: CyclePlan, cycle: Cycle) -> str:
+    """Train, or continue training; a finished run is left as it is."""
     configurations, path = plan.configurations(cycle), plan.run_folder(cycle)
     if plan.variants:
         run = train_best(configurations, path, plan.training.blend)
     else:
         run = train_one(configurations[""], path)
     cycle.step = "judge"
-    metrics = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in _told(run.metrics))
+    metrics = ", ".join(f"{name} {run.metrics[name]:.4f}" for name in _reported(run.metrics))
     return f"{run.state.selected} steps selected of {run.state.steps}, {metrics}"
 
 
-def judge(plan: Plan, cycle: Cycle) -> str:
+def judge(plan: CyclePlan, cycle: Cycle) -> str:
     """Let the gates compare the candidate with the served release, on the events that are new since that one."""
     run = load_run(plan.run_folder(cycle))
     cycle.served = plan.served()
@@ -63,14 +63,15 @@ def judge(plan: Plan, cycle: Cycle) -> str:
     return f"{verdict.summary()}; {path}{''.join(failed)}"
 
 
-def publish(plan: Plan, cycle: Cycle) -> str:
-    """Copy what was judged into the store: its version names its content, so it is there once.
+def publish(plan: CyclePlan, cycle: Cycle) -> str:
+    """Copy the judged release into the store and point the alias `candidate` at it.
 
-    Where another release is served by now than the one that the candidate was judged beside, it is judged again.
+    The version is a hash of the content, so a repeated step does not publish a second release. If another release is
+    served now than the one that the candidate was compared with, the cycle goes back to `judge`.
     """
-    if (told := plan.judge_again(cycle)) is not None:
-        return told
-    assert cycle.version is not None, "a candidate without a release is refused"
+    if (message := plan.judge_again(cycle)) is not None:
+        return message
+    assert cycle.version is not None, "the gates stop a candidate without a release"
     run, store = plan.run_folder(cycle), plan.store
     version = store.adopt(run / STAGED / cycle.version)
     store.set_alias("candidate", version, f"retraining cycle {cycle.number}")
@@ -81,5 +82,5 @@ def publish(plan: Plan, cycle: Cycle) -> str:
     return f"release {version}"
 
 
-def _told(metrics: dict[str, float]) -> list[str]:
+def _reported(metrics: dict[str, float]) -> list[str]:
     return [name for name in ("test/recall@10", "test/recall@100") if name in metrics and np.isfinite(metrics[name])]

@@ -1,7 +1,7 @@
-"""One retraining cycle: what arrived -> prepare -> train -> gates -> publish -> roll out -> watch -> keep or roll back.
+"""One retraining cycle: prepare new events -> train -> judge -> publish -> roll out -> watch -> keep or roll back.
 
-Where it stands is in a file; every step may be done again. Killed at any moment and started again, a cycle goes on with
-the files that it began with, and what arrived meanwhile is for the next one.
+The state is in a file, and every step can be repeated. If a cycle is killed at any moment and started again, it
+continues with the files that it began with. Files that arrived meanwhile are for the next cycle.
 """
 
 from __future__ import annotations
@@ -15,15 +15,23 @@ from rich.table import Table
 from rich.text import Text
 
 from recsys.core.errors import UserError
-from recsys.operations.cycle.arrivals import Arrivals, compare, list_folder
+from recsys.operations.cycle.arrivals import Arrivals, find_arrivals, list_folder
 from recsys.operations.cycle.build_steps import judge, prepare, publish, train
-from recsys.operations.cycle.plan import Plan
+from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.pruning import prune
 from recsys.operations.cycle.rollout_steps import roll_back, roll_out, watch
-from recsys.operations.cycle.state import INSIDE, Cycle, Outcome, State, StateFile, now
+from recsys.operations.cycle.state import (
+    PRIVATE_STEPS,
+    Cycle,
+    CycleOutcome,
+    CycleState,
+    CycleStateFile,
+    CycleStep,
+    now,
+)
 
-# What a step does to the cycle (the step after it, among others), and what it tells.
-_STEPS: Mapping[str, Callable[[Plan, Cycle], str]] = {
+# A step updates the cycle, including its next step, and returns a message for the terminal.
+STEPS: Mapping[CycleStep, Callable[[CyclePlan, Cycle], str]] = {
     "prepare": prepare,
     "train": train,
     "judge": judge,
@@ -32,29 +40,31 @@ _STEPS: Mapping[str, Callable[[Plan, Cycle], str]] = {
     "watch": watch,
     "roll_back": roll_back,
 }
-_STYLES: Mapping[Outcome, str] = {"kept": "green", "stopped": "bold red", "rolled_back": "bold red"}
+_STYLES: Mapping[CycleOutcome, str] = {"kept": "green", "stopped": "bold red", "rolled_back": "bold red"}
 
 
-def run_cycle(plan: Plan, wait: float = 0.0, console: Console | None = None) -> Cycle | None:
-    """Go on with the cycle that is under way, or run a new one; None where no events have arrived.
+def run_cycle(plan: CyclePlan, wait: float = 0.0, *, console: Console | None = None) -> Cycle | None:
+    """Continue the current cycle, or run a new one; return None if no events have arrived.
 
     Args:
-        plan: what is asked for.
-        wait: seconds for another cycle of the model to end.
-        console: shows the steps.
+        plan: settings of the cycle.
+        wait: seconds to wait for another cycle of the model to end.
+        console: terminal to print the steps on.
 
     Raises:
-        UserError: another cycle is running, or a step fails. Before anything is published that ends the cycle; after
-            that, the cycle goes on with this step when the command is started again.
+        UserError: If another cycle is running, or a step fails. A failure before `publish` ends the cycle. After a later
+            failure, the cycle continues with the failed step when the command is started again.
+        Exception: If a step raises anything else, such as a fault of a gate. The state records the error, nothing more
+            is published, and the cycle continues with that step when the command is started again.
     """
     console = console or Console()
     plan.folder.mkdir(parents=True, exist_ok=True)
-    file = StateFile(plan.folder)
+    file = CycleStateFile(plan.folder)
     try:
         with FileLock(plan.folder / ".lock", timeout=wait):
-            cycle = _Runner(plan, file, console).run()
+            cycle = _CycleRunner(plan, file, console=console).run()
             if removed := prune(plan):
-                console.print(Text(f"keep={plan.config.keep}: {len(removed)} runs of older cycles are removed"))
+                console.print(Text(f"keep={plan.config.keep}: removed the runs of {len(removed)} older cycles"))
             return cycle
     except Timeout as error:
         current = file.read().current
@@ -65,33 +75,33 @@ def run_cycle(plan: Plan, wait: float = 0.0, console: Console | None = None) -> 
         ) from error
 
 
-class _Runner:
-    def __init__(self, plan: Plan, file: StateFile, console: Console) -> None:
+class _CycleRunner:
+    def __init__(self, plan: CyclePlan, file: CycleStateFile, *, console: Console) -> None:
         self._plan, self._file, self._console = plan, file, console
         self._state = file.read()
 
     def run(self) -> Cycle | None:
-        cycle = self._under_way()
+        cycle = self._current()
         if cycle is None:
             cycle = self._begin()
             if cycle is None:
                 return None
         else:
-            self._say(f"cycle {cycle.number} of {cycle.began} goes on with: {cycle.step}")
+            self._print(f"cycle {cycle.number} of {cycle.began} continues with: {cycle.step}")
         while cycle.step != "end":
-            self._do(cycle)
+            self._run_step(cycle)
         self._end(cycle)
         return cycle
 
-    def _under_way(self) -> Cycle | None:
-        """The cycle to go on with. What was not published yet is left where it would be of other data or settings."""
+    def _current(self) -> Cycle | None:
+        """Return the cycle to continue. One that was not published and has other data or settings now is abandoned."""
         cycle = self._state.current
-        if cycle is None or cycle.step not in INSIDE:
+        if cycle is None or cycle.step not in PRIVATE_STEPS:
             return cycle
         if cycle.settings != self._plan.digest:
-            why = "the settings are others than when it began"
+            why = "the settings have changed since it began"
         elif changed := cycle.listing.changed():
-            why = f"{changed[0]} is not any more what it was when the cycle began"
+            why = f"{changed[0]} has changed since the cycle began"
         else:
             return cycle
         cycle.end("abandoned", f"at step {cycle.step}: {why}")
@@ -100,62 +110,69 @@ class _Runner:
 
     def _begin(self) -> Cycle | None:
         listing = list_folder(self._plan.root)
-        arrived = compare(listing.interactions, self._state.read)
-        if not arrived.are_there:
-            self._nothing_new(arrived)
+        arrived = find_arrivals(listing.interactions, self._state.read)
+        if not arrived.has_events:
+            self._report_nothing_new(arrived)
             return None
         folders = (path.name for path in self._plan.folder.glob("cycles/*") if path.name.isdecimal())
         number = 1 + max([self._state.cycles, *map(int, folders)])
-        cycle = Cycle(number, now(), self._plan.digest, listing, arrived.rows)
+        cycle = Cycle(number, now(), settings=self._plan.digest, listing=listing, new_events=arrived.rows)
         self._state.cycles, self._state.current = number, cycle
         self._file.write(self._state)
-        self._say(f"cycle {number} of {self._plan.config.model}: {arrived}")
+        self._print(f"cycle {number} of {self._plan.config.model}: {arrived}")
         return cycle
 
-    def _do(self, cycle: Cycle) -> None:
+    def _run_step(self, cycle: Cycle) -> None:
         step, begin = cycle.step, time.monotonic()
         try:
-            told = _STEPS[step](self._plan, cycle)
+            message = STEPS[step](self._plan, cycle)
         except UserError as error:
-            if step not in INSIDE:
-                raise
-            cycle.end("failed", f"at step {step}: {error}")
-            self._end(cycle)
+            if step in PRIVATE_STEPS:
+                cycle.end("failed", f"at step {step}: {error}")
+                self._end(cycle)
+            raise
+        except Exception as error:
+            # The step may have changed the cycle before it failed. Only the error is recorded.
+            self._state = self._file.read()
+            if self._state.current is not None:
+                self._state.current.error = f"at step {step}: {type(error).__name__}: {error}"
+                self._file.write(self._state)
             raise
         cycle.seconds[step] = round(cycle.seconds.get(step, 0.0) + time.monotonic() - begin, 3)
+        cycle.error = ""
         self._file.write(self._state)
-        self._say(f"{step.replace('_', ' ')}: {told}")
+        self._print(f"{step.replace('_', ' ')}: {message}")
 
     def _end(self, cycle: Cycle) -> None:
-        """Tell of the cycle, and forget it; what it read counts as read unless nothing could be made of it."""
+        """Append the cycle to the history and clear it. Its files count as read unless it failed or was abandoned."""
         self._file.write(self._state)
-        self._file.tell(cycle)
+        self._file.append(cycle)
         read = (self._state.read, self._state.newest)
         if cycle.outcome not in ("failed", "abandoned"):
             read = (cycle.listing.interactions, cycle.newest)
-        self._state = State(self._state.cycles, *read, current=None)
+        self._state = CycleState(self._state.cycles, *read, current=None)
         self._file.write(self._state)
-        self._show(cycle)
+        self._print_result(cycle)
 
-    def _nothing_new(self, arrived: Arrivals) -> None:
-        self._say(f"no new events in {self._plan.root} since those that were read")
-        if arrived.gone:
-            self._say(str(arrived))
+    def _report_nothing_new(self, arrived: Arrivals) -> None:
+        self._print(f"no new events in {self._plan.root} since the last cycle read it")
+        if arrived.missing:
+            self._print(str(arrived))
 
-    def _say(self, told: str) -> None:
-        self._console.print(Text(told), soft_wrap=True)
+    def _print(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
 
-    def _show(self, cycle: Cycle) -> None:
+    def _print_result(self, cycle: Cycle) -> None:
         assert cycle.outcome is not None
         table = Table(title=f"cycle {cycle.number}", title_justify="left", title_style="bold", show_header=False)
         table.add_row("outcome", Text(cycle.outcome.replace("_", " "), style=_STYLES.get(cycle.outcome, "yellow")))
-        table.add_row("why", cycle.why)
+        table.add_row("reason", cycle.why)
         table.add_row("candidate", cycle.version or "")
         table.add_row("served before", cycle.served or "nothing")
         for name in ("recall@10", "recall@100"):
             values = [f"{side} {metrics[name]:.4f}" for side, metrics in cycle.measured.items() if name in metrics]
             if values:
                 table.add_row(name, ", ".join(values))
-        spent = ", ".join(f"{step.replace('_', ' ')} {seconds:.1f} s" for step, seconds in cycle.seconds.items())
-        table.add_row("time", spent)
+        durations = ", ".join(f"{step.replace('_', ' ')} {seconds:.1f} s" for step, seconds in cycle.seconds.items())
+        table.add_row("time", durations)
         self._console.print(table)

@@ -1,18 +1,18 @@
-"""What a cycle is asked for, and how its data and its beginning enter the configuration of its training."""
+"""Settings of a cycle, and how its files and its starting weights enter the configuration of its training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys.core.errors import UserError
 from recsys.experiments.warm_start import open_earlier_run
-from recsys.operations.cycle.arrivals import Listing
+from recsys.operations.cycle.arrivals import FolderListing
 from recsys.operations.cycle.state import Cycle
 from recsys.release.store import ReleaseStore
 
@@ -21,17 +21,18 @@ _FOLDER_SOURCE = "recsys.data.sources.ParquetFolder"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One cycle's settings.
+class CyclePlan:
+    """Settings of one cycle.
 
     Attributes:
-        config: composed from `conf/retrain.yaml`.
-        training: composed from `conf/train.yaml`.
-        variants: of the training, by name; empty where it lists none.
+        config: configuration of `conf/retrain.yaml`.
+        training: configuration of `conf/train.yaml`.
+        variants: configurations of the training's variants by name; empty if it has none.
     """
 
     config: DictConfig
     training: DictConfig
+    _: KW_ONLY
     variants: Mapping[str, DictConfig]
 
     def __post_init__(self) -> None:
@@ -49,34 +50,34 @@ class Plan:
                 raise UserError(f"{place}: test=false, expected true: gates compare with what the run measured")
             if config.warm_start is not None:
                 raise UserError(
-                    f"{place}: warm_start={config.warm_start}; a cycle chooses the run to begin from itself: "
+                    f"{place}: warm_start={config.warm_start}; a cycle chooses the run to start from itself: "
                     "warm_start=true or false beside train="
                 )
 
     @property
     def store(self) -> ReleaseStore:
-        """Of releases."""
+        """Store of releases."""
         return ReleaseStore(self.config.store)
 
     @property
     def folder(self) -> Path:
-        """Of the model's cycles."""
+        """Folder of the model's cycles."""
         return Path(self.config.folder).absolute() / str(self.config.model)
 
     @property
     def root(self) -> str:
-        """Where events arrive; the same wherever the command is started."""
+        """Data folder to which events are appended; absolute, so that it does not depend on the working directory."""
         root = str(self.config.data.root)
         return root if "://" in root else str(Path(root).absolute())
 
     @property
     def trainings(self) -> dict[str, DictConfig]:
-        """Every configuration that is trained: variants by name, or the one without a name."""
+        """Configurations to train: the variants by name, or the only one under the empty name."""
         return dict(self.variants) or {"": self.training}
 
     @property
     def digest(self) -> str:
-        """Of everything that decides what is trained, what is packed and how it is judged."""
+        """Digest of everything that decides what is trained, what is packed and how it is judged."""
         config = self.config
         named = {
             name: config[name] for name in ("index", "corpus", "gates", "recall_target", "warm_start", "max_users")
@@ -90,34 +91,41 @@ class Plan:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def cycle_folder(self, cycle: Cycle) -> Path:
-        """Of one cycle."""
+        """Return the folder of one cycle."""
         return self.folder / "cycles" / str(cycle.number)
 
     def run_folder(self, cycle: Cycle) -> Path:
-        """Of its training."""
+        """Return the run folder of its training."""
         return self.cycle_folder(cycle) / "run"
 
     def configurations(self, cycle: Cycle) -> dict[str, DictConfig]:
-        """As `trainings`, with the files of the cycle as their data and what they begin from."""
-        return {name: _on(config, cycle.listing, cycle.warm_start.get(name)) for name, config in self.trainings.items()}
+        """Return `trainings` with the files of the cycle as their data, and with their starting weights."""
+        return {
+            name: _with_data(config, cycle.listing, warm_start=cycle.warm_start.get(name))
+            for name, config in self.trainings.items()
+        }
 
     def served(self) -> str | None:
-        """The version that is served; None: there is none yet."""
+        """Return the version that is served; None if there is none yet."""
         return self.store.aliases().get(PRODUCTION)
 
     def judge_again(self, cycle: Cycle) -> str | None:
-        """Back to the gates, where another release is served by now than the candidate was judged beside."""
+        """Send the cycle back to `judge` if another release is served than the one that it was compared with.
+
+        Returns:
+            A message if the cycle was sent back; None if it was not.
+        """
         now = self.served()
         if now in (cycle.served, cycle.version):
             return None
-        told = f"{now} is served by now, not {cycle.served}: the candidate is judged again"
+        message = f"{now} is served now instead of {cycle.served}: the candidate is judged again"
         cycle.step = "judge"
-        return told
+        return message
 
-    def beginnings(self, served: str | None) -> tuple[dict[str, str | None], str]:
-        """What each training begins from, and what to tell of it.
+    def starting_runs(self, served: str | None) -> tuple[dict[str, str | None], str]:
+        """Return the run folder whose weights each training starts from, and a message about them.
 
-        A run whose folder or data are gone is no reason not to train: it is told, and training begins from scratch.
+        If the folder or the data of a run is missing, the training starts from random weights.
         """
         if not self.config.warm_start:
             return {}, "from scratch: warm_start=false"
@@ -140,9 +148,9 @@ class Plan:
         return chosen, f"from release {served}"
 
 
-def _on(config: DictConfig, listing: Listing, begin: str | None) -> DictConfig:
+def _with_data(config: DictConfig, listing: FolderListing, *, warm_start: str | None) -> DictConfig:
     copy: DictConfig = config.copy()
     with open_dict(copy):
         copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **listing.paths}
-        copy.warm_start = begin
+        copy.warm_start = warm_start
     return copy

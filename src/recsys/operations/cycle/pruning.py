@@ -1,25 +1,25 @@
-"""Removes what old cycles trained. Their verdicts and metrics stay in the history of cycles, releases in the store."""
+"""Removes run folders of old cycles. Their metrics stay in the history, and their releases stay in the store."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from recsys.operations.cycle.plan import Plan
+from recsys.operations.cycle.plan import CyclePlan
 from recsys.release.manifest import Manifest
 
 
-def prune(plan: Plan) -> list[Path]:
-    """Remove the run folders of all but the newest cycles; what a kill left of one goes the next time.
+def prune(plan: CyclePlan) -> list[Path]:
+    """Remove the run folders of all but the newest `keep` cycles.
 
-    The run of a release that an alias points at stays, whatever its age: training begins from it, it is what a
-    rollback goes back to, and where a version is traced to.
+    The run of a release with an alias stays, whatever its age: training starts from it, a rollback returns to it, and
+    `recsys lineage` reads it.
 
     Returns:
-        What was removed.
+        The removed folders.
 
     Raises:
-        UserError: a release does not say which run it is of; nothing is removed then.
+        UserError: If the manifest of such a release cannot be read. Nothing is removed then.
     """
     keep = plan.config.keep
     if keep is None:

@@ -1,34 +1,37 @@
-"""The steps of a cycle that change what is served: roll out, watch, roll back. Each may be done again after a kill."""
+"""Steps of a cycle that change the served release: roll out, watch, roll back. Each can be repeated after a kill."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
 from rich.console import Console
 
 from recsys.core.errors import UserError
-from recsys.operations.cycle.plan import PRODUCTION, Plan
+from recsys.operations.cycle.plan import PRODUCTION, CyclePlan
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.cycle.watch import Watch, WatchedServer, watch_servers
-from recsys.operations.rollout.admin import Admin, RefusedError
-from recsys.operations.rollout.runner import Paused, Runner, begin
-from recsys.operations.rollout.state import Goal, StateFile
+from recsys.operations.cycle.watch import WatchedServer, WatchSettings, watch_servers
+from recsys.operations.rollout.admin import AdminClient, RefusedError
+from recsys.operations.rollout.runner import Paused, RolloutRunner, begin
+from recsys.operations.rollout.state import Goal, RolloutStateFile
 from recsys.serving.gateway.remote_host import parse_address
 
 
-def roll_out(plan: Plan, cycle: Cycle) -> str:
-    """Have every host serve the release, one after the other, and move the alias; without hosts the alias alone."""
+def roll_out(plan: CyclePlan, cycle: Cycle) -> str:
+    """Let the hosts serve the release, one after the other, and move the alias; without hosts only move the alias."""
     assert cycle.version is not None
-    if (told := plan.judge_again(cycle)) is not None:
-        return told
+    if (message := plan.judge_again(cycle)) is not None:
+        return message
     if not plan.config.hosts or cycle.served is None:
         plan.store.set_alias(PRODUCTION, cycle.version, f"retraining cycle {cycle.number}")
         cycle.step = "watch"
-        first = "; nothing was served, so hosts are to be started with it" if plan.config.hosts else ""
+        first = "; nothing was served before, so start the hosts with it" if plan.config.hosts else ""
         return f"{PRODUCTION} is {cycle.version}{first}"
     try:
-        _run(plan, cycle, "all")
+        _run(plan, cycle, goal="all")
     except UserError as error:
-        # A host that does not answer may do so when the cycle is started again; one that will not serve it, will not.
+        # A host that does not answer, or that refuses the token, may answer when the cycle is started again. A host that
+        # refuses the release will refuse it again.
         if not isinstance(error.__cause__, RefusedError) or error.__cause__.status in (401, 403, 404):
             raise
         cycle.step, cycle.why = "roll_back", str(error.__cause__)
@@ -37,76 +40,74 @@ def roll_out(plan: Plan, cycle: Cycle) -> str:
     return f"{len(plan.config.hosts)} hosts serve {cycle.version}"
 
 
-def watch(plan: Plan, cycle: Cycle) -> str:
-    """Look at the servers for a while: do they serve the release, are they ready, do they fail requests?"""
+def watch(plan: CyclePlan, cycle: Cycle) -> str:
+    """Check for a while that the servers are ready, serve the release and do not fail requests."""
     config = plan.config
-    if _is_moved(plan, cycle, cycle.version):
+    if _is_moved(plan, cycle, expected=[cycle.version]):
         return cycle.why
     hosts = [WatchedServer(parse_address(place), cycle.version) for place in config.hosts]
     gateways = [WatchedServer(parse_address(place), None) for place in config.gateways]
     followers = [WatchedServer(parse_address(place), cycle.version) for place in config.followers]
     if cycle.served is None or not (hosts or gateways or followers):
-        first = "it is the first release"
-        told = f"nobody is watched: {first if cycle.served is None else 'hosts=, gateways= and followers= are empty'}"
-        cycle.end("kept", told)
-        return told
-    settings = Watch(**{str(name): value for name, value in config.watch.items()})
-    problem = watch_servers([*hosts, *gateways], followers, settings)
+        why = "this is the first release" if cycle.served is None else "hosts=, gateways= and followers= are empty"
+        cycle.end("kept", f"no server is watched: {why}")
+        return cycle.why
+    settings = WatchSettings(**{str(name): value for name, value in config.watch.items()})
+    problem = watch_servers([*hosts, *gateways], followers, settings=settings)
     if problem is None:
         cycle.end("kept", f"watched for {settings.seconds:g} s")
-        return f"nothing found in {settings.seconds:g} s"
+        return f"no problem in {settings.seconds:g} s"
     cycle.step, cycle.why = "roll_back", problem
     return problem
 
 
-def roll_back(plan: Plan, cycle: Cycle) -> str:
-    """Serve again what was served before."""
+def roll_back(plan: CyclePlan, cycle: Cycle) -> str:
+    """Serve the release again that was served before."""
     assert cycle.served is not None, "the first release is not watched"
-    if _is_moved(plan, cycle, cycle.version, cycle.served):
+    if _is_moved(plan, cycle, expected=[cycle.version, cycle.served]):
         return cycle.why
     if plan.config.hosts:
-        _run(plan, cycle, "back")
+        _run(plan, cycle, goal="back")
     plan.store.set_alias(PRODUCTION, cycle.served, f"rollback in retraining cycle {cycle.number}: {cycle.why}")
     cycle.end("rolled_back", cycle.why)
     return f"{cycle.served} is served again"
 
 
-def _is_moved(plan: Plan, cycle: Cycle, *expected: str | None) -> bool:
-    """Whether somebody else decided meanwhile what is served; that is theirs to decide, and ends the cycle."""
+def _is_moved(plan: CyclePlan, cycle: Cycle, *, expected: Sequence[str | None]) -> bool:
+    """End the cycle and return True if somebody else moved the alias meanwhile."""
     now = plan.served()
     if now not in expected:
-        cycle.end("rolled_back", f"{PRODUCTION} was moved to {now} by somebody else, and is left alone")
+        cycle.end("rolled_back", f"{PRODUCTION} was moved to {now} by somebody else, and stays there")
     return now not in expected
 
 
-def _run(plan: Plan, cycle: Cycle, goal: Goal) -> None:
-    """Bring the rollout of the cycle to a goal, from wherever it is.
+def _run(plan: CyclePlan, cycle: Cycle, *, goal: Goal) -> None:
+    """Bring the rollout of the cycle from its present state to a goal.
 
     Raises:
-        UserError: a server fails a step, or the rollout is paused or run by somebody else.
+        UserError: If a server fails a step, or the rollout is paused, or another process runs it.
     """
     config = plan.config
     assert cycle.version is not None
     hosts, gateways = (
-        [Admin(parse_address(place), config.admin_token) for place in places]
+        [AdminClient(parse_address(place), config.admin_token) for place in places]
         for places in (config.hosts, config.gateways)
     )
-    state = StateFile(plan.cycle_folder(cycle) / "rollout.json")
+    state = RolloutStateFile(plan.cycle_folder(cycle) / "rollout.json")
     try:
         with FileLock(state.lock, timeout=0):
             rollout = state.read()
             if rollout is None:
-                rollout = begin(
-                    cycle.version, "all", 1.0, hosts, gateways, config.model, str(plan.store.root.absolute())
-                )
+                store = str(plan.store.root.absolute())
+                rollout = begin(cycle.version, "all", hosts=hosts, gateways=gateways, model=config.model, store=store)
             rollout.goal = goal
-            # Servers may be others than when it began: what is done they know themselves.
+            # The configuration may name other servers than before. Each server reports itself what is done.
             rollout.hosts, rollout.gateways = [host.name for host in hosts], [gateway.name for gateway in gateways]
-            Runner(state, config.admin_token, Console()).run(rollout)
+            RolloutRunner(state, Console(), token=config.admin_token).run(rollout)
     except Timeout as error:
-        raise UserError(f"{state.path}: its rollout is being run by another process") from error
+        raise UserError(f"{state.path}: another process is running its rollout") from error
     except Paused as error:
         raise UserError(
-            f"{state.path}: the rollout is paused; `recsys rollout resume state={state.path}` goes on, and "
-            "then this command"
+            f"{state.path}: the rollout is paused; continue it with `recsys rollout resume "
+            f"state={state.path}`, and then start this command again"
         ) from error

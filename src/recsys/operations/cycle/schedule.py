@@ -1,28 +1,31 @@
-"""A loop for one machine: one cycle every so often, each in a process of its own."""
+"""Runs a cycle at regular times on one machine, each in a process of its own."""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import FrameType
 
 from recsys.core.errors import UserError
 
 log = logging.getLogger("recsys")
 
+# The clock may be set while the loop sleeps, so it looks at the clock at least once an hour.
+_MAX_SLEEP = 3600.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def parse_every(text: str) -> float:
-    """Seconds of `90s`, `30m`, `12h` or `1d`.
+    """Return the seconds of `90s`, `30m`, `12h` or `1d`.
 
     Raises:
-        UserError: it is none of these.
+        UserError: If the text is none of these.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(text))
     if found is None or float(found[1]) == 0:
@@ -30,14 +33,25 @@ def parse_every(text: str) -> float:
     return float(found[1]) * _UNITS[found[2]]
 
 
-def loop(command: Sequence[str], seconds: float) -> None:
-    """Run the command now and then every so many seconds, until SIGTERM or SIGINT.
-
-    A cycle that fails is told, and the next one is tried in its time. Times that pass while a cycle runs are left out.
+def next_start(last: float, now: float, *, seconds: float) -> float:
+    """Return the time of the next cycle; times that passed while the last cycle ran are skipped.
 
     Args:
-        command: of one cycle.
-        seconds: from one beginning to the next.
+        last: time at which the last cycle was due, in seconds.
+        now: present time.
+        seconds: time from one start to the next.
+    """
+    return last + seconds * max(1, math.ceil((now - last) / seconds))
+
+
+def loop(command: Sequence[str], seconds: float) -> None:
+    """Run a command now and then every `seconds`, until SIGTERM or SIGINT.
+
+    If a cycle fails, a warning is logged and the next one starts at its time.
+
+    Args:
+        command: command line of one cycle.
+        seconds: time from one start to the next.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -45,18 +59,18 @@ def loop(command: Sequence[str], seconds: float) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    begin = time.time()
+    due = time.time()
     while True:
         with subprocess.Popen(command) as child:
             try:
                 code = child.wait()
             finally:
-                # Where the loop is told to end: the cycle goes on when it is started again.
+                # If the loop is stopped, the cycle stops too. It continues when it is started again.
                 if child.poll() is None:
                     child.terminate()
         if code != 0:
             log.warning("the cycle ended with exit code %d", code)
-        begin += seconds * max(1, -int(-(time.time() - begin) // seconds))
-        log.info("the next cycle begins at %s", datetime.fromtimestamp(begin, UTC).isoformat(timespec="seconds"))
-        while (left := begin - time.time()) > 0:
-            time.sleep(min(left, timedelta(hours=1).total_seconds()))
+        due = next_start(due, time.time(), seconds=seconds)
+        log.info("the next cycle starts at %s", datetime.fromtimestamp(due, UTC).isoformat(timespec="seconds"))
+        while (left := due - time.time()) > 0:
+            time.sleep(min(left, _MAX_SLEEP))

@@ -24,7 +24,7 @@ _Counters = Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
-class Watch:
+class WatchSettings:
     """Duration of a watch, and limits that bring the old release back.
 
     Attributes:
@@ -120,40 +120,40 @@ class WatchedServer:
             connection.close()
 
 
-def watch_servers(servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], watch: Watch) -> str | None:
+def watch_servers(servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], *, settings: WatchSettings) -> str | None:
     """Watch servers and return why the release should not stay; None if nothing was found.
 
     Args:
         servers: hosts that serve the release already, and gateways.
         followers: servers that follow the alias and switch by themselves.
-        watch: duration and limits.
+        settings: duration and limits.
     """
-    give_up = time.monotonic() + watch.switch_seconds
+    give_up = time.monotonic() + settings.switch_seconds
     while problems := [problem for server in followers if (problem := server.problem())]:
         if time.monotonic() >= give_up:
-            return f"{problems[0]} after {watch.switch_seconds:g} s"
-        time.sleep(min(watch.every, 1.0))
+            return f"{problems[0]} after {settings.switch_seconds:g} s"
+        time.sleep(min(settings.every, 1.0))
     everyone = [*servers, *followers]
     seen = {server: server.counters() for server in everyone}
     total = _Answers()
     in_a_row = dict.fromkeys(everyone, 0)
-    end = time.monotonic() + watch.seconds
+    end = time.monotonic() + settings.seconds
     while True:
         for server in everyone:
             problem = server.problem()
             in_a_row[server] = 0 if problem is None else in_a_row[server] + 1
-            if in_a_row[server] >= watch.unready:
-                return f"{problem}, at {watch.unready} checks in a row"
+            if in_a_row[server] >= settings.unready:
+                return f"{problem}, at {settings.unready} checks in a row"
             now, before = server.counters(), seen[server]
             if now is not None:
                 # Answers before the first reading are not the release's.
                 total = total if before is None else _add(total, _increase(before, now))
                 seen[server] = now
-        if total.all >= watch.fewest_answers and total.errors > watch.most_errors * total.all:
-            return f"{total.errors:.0f} of {total.all:.0f} answers failed, expected at most {watch.most_errors:.2%}"
+        if total.all >= settings.fewest_answers and total.errors > settings.most_errors * total.all:
+            return f"{total.errors:.0f} of {total.all:.0f} answers failed, expected at most {settings.most_errors:.2%}"
         if time.monotonic() >= end:
             return None
-        time.sleep(min(watch.every, max(0.0, end - time.monotonic())))
+        time.sleep(min(settings.every, max(0.0, end - time.monotonic())))
 
 
 def _add(total: _Answers, more: _Answers) -> _Answers:

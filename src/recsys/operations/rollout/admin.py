@@ -1,4 +1,4 @@
-"""Calls to the admin addresses of hosts and gateways. Imports no torch."""
+"""Client of the admin calls of hosts and gateways. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _error = Decoder(ErrorResponse)
 _changes = Decoder(ChangesResponse)
 
 ASK_SECONDS = 5.0
-# A release of millions of items is verified and checked while it is loaded.
+# A host verifies and checks a release of millions of items while it loads it.
 LOAD_SECONDS = 900.0
-# A process that is started again has so long to answer.
+# A server that restarts is tried again for so long.
 PATIENCE = 10.0
 TRY_EVERY = 0.5
-# A thousand numbers of an embedding take some 10 kB as JSON: below the usual limit of a request.
+# An embedding of a thousand numbers takes about 10 kB as JSON, so this stays below the usual limit of a request.
 ITEMS_AT_ONCE = 100
 
 
@@ -40,11 +40,11 @@ class UnreachableError(UserError):
 
 
 class RefusedError(UserError):
-    """A server answered, and will not do it.
+    """A server answered that it will not make a change.
 
     Args:
-        message: what is told.
-        status: of the answer; None: the answer itself was no refusal.
+        message: error message.
+        status: status of the answer; None if the answer itself was no refusal.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -52,16 +52,16 @@ class RefusedError(UserError):
         self.status = status
 
 
-class Admin:
-    """One server.
+class AdminClient:
+    """Client of one server.
 
     Args:
         address: host and port.
-        token: of its admin calls.
-        patience: seconds for a server that does not answer, before that is an error.
+        token: token of its admin calls; None to send none.
+        patience: seconds for which a server that does not answer is tried again.
     """
 
-    def __init__(self, address: Address, token: str | None, patience: float = PATIENCE) -> None:
+    def __init__(self, address: Address, token: str | None, *, patience: float = PATIENCE) -> None:
         self.address, self.patience = address, patience
         self.name = f"{address[0]}:{address[1]}"
         self._headers = {"Content-Type": "application/json"}
@@ -69,13 +69,16 @@ class Admin:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def versions(self, model: str | None) -> ModelVersions:
-        """What the host serves and holds of a model; None: of its only one.
+        """Return the versions that the host serves and has loaded.
+
+        Args:
+            model: name of the model; None for the only one.
 
         Raises:
-            UnreachableError: no answer.
-            RefusedError: it has no such model, or several where none is named.
+            UnreachableError: If the host does not answer.
+            RefusedError: If it has several models and none is named.
         """
-        held: Versions = _versions(self._call("GET", "/v1/version", None, ASK_SECONDS))
+        held: Versions = _versions(self._call("GET", "/v1/version", message=None, seconds=ASK_SECONDS))
         if model is None and len(held) > 1:
             raise RefusedError(f"{self.name}: has several models ({', '.join(sorted(held))}), expected --model NAME")
         if model is None:
@@ -83,29 +86,29 @@ class Admin:
         return held.get(model, ModelVersions(None, []))
 
     def load(self, version: str, model: str | None) -> None:
-        """Have a host load a version beside the others; it has answered its self-check."""
-        self._call("POST", "/v1/admin/load", VersionRequest(version, model), LOAD_SECONDS)
+        """Let a host load a version in addition to the others, and run its self-check."""
+        self._call("POST", "/v1/admin/load", message=VersionRequest(version, model), seconds=LOAD_SECONDS)
 
     def load_tower(self, version: str) -> None:
-        """Have a gateway load the user tower of a version."""
-        self._call("POST", "/v1/admin/tower", VersionRequest(version), LOAD_SECONDS)
+        """Let a gateway load the user tower of a version."""
+        self._call("POST", "/v1/admin/tower", message=VersionRequest(version), seconds=LOAD_SECONDS)
 
     def serve(self, version: str, model: str | None) -> None:
-        """Make it the version that the host serves."""
-        self._call("POST", "/v1/admin/serve", VersionRequest(version, model), ASK_SECONDS)
+        """Let a host serve a version that it has loaded."""
+        self._call("POST", "/v1/admin/serve", message=VersionRequest(version, model), seconds=ASK_SECONDS)
 
     def unload(self, version: str, model: str | None) -> None:
-        """Let go of a version."""
-        self._call("POST", "/v1/admin/unload", VersionRequest(version, model), ASK_SECONDS)
+        """Let a host unload a version."""
+        self._call("POST", "/v1/admin/unload", message=VersionRequest(version, model), seconds=ASK_SECONDS)
 
     def canary(self, version: str, share: float) -> None:
-        """Have a gateway give a version to a share of the users."""
-        self._call("POST", "/v1/admin/canary", CanaryRequest(version, share), ASK_SECONDS)
+        """Let a gateway give a version to a share of the users."""
+        self._call("POST", "/v1/admin/canary", message=CanaryRequest(version, share), seconds=ASK_SECONDS)
 
     def add_items(self, additions: Additions) -> int:
-        """Add items to the index of the version that they were embedded for; their number.
+        """Add items to the index of the version that they were embedded for, and return their number.
 
-        Each call is durable by itself: where one is refused, those before it stay, and all may be made again.
+        Each call is durable. If one is refused, the calls before it stay, and all calls can be repeated.
         """
         added = 0
         for begin in range(0, len(additions.items), ITEMS_AT_ONCE):
@@ -113,32 +116,33 @@ class Admin:
             message = ItemsRequest(
                 additions.version, list(map(dict, additions.items[part])), additions.embeddings[part]
             )
-            answer: ChangesResponse = _changes(self._call("POST", "/v1/admin/items", message, ASK_SECONDS))
+            answer: ChangesResponse = _changes(self._call("POST", "/v1/admin/items", message=message, seconds=ASK_SECONDS))
             added += answer.changed
         return added
 
-    def _call(self, method: str, path: str, message: Any, seconds: float) -> bytes:
+    def _call(self, method: str, path: str, *, message: Any, seconds: float) -> bytes:
+        body = b"" if message is None else encode(message)
         give_up = time.monotonic() + self.patience
         while True:
             try:
-                status, body = self._once(method, path, b"" if message is None else encode(message), seconds)
+                status, answer = self._once(method, path, body=body, seconds=seconds)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() > give_up:
                     reason = str(error) or type(error).__name__
                     raise UnreachableError(f"{self.name}: does not answer ({reason})") from error
-                # Every call may be made twice.
+                # Every call can be repeated.
                 time.sleep(TRY_EVERY)
                 continue
             if status == 200:
-                return body
+                return answer
             try:
-                found: ErrorResponse = _error(body)
+                found: ErrorResponse = _error(answer)
                 reason = found.error.message
             except Problem:
-                reason = body.decode(errors="replace")[:200] or "without a reason"
+                reason = answer.decode(errors="replace")[:200] or "without a reason"
             raise RefusedError(f"{self.name}: {path} was refused with status {status}: {reason}", status)
 
-    def _once(self, method: str, path: str, body: bytes, seconds: float) -> tuple[int, bytes]:
+    def _once(self, method: str, path: str, *, body: bytes, seconds: float) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(*self.address, timeout=seconds)
         try:
             connection.request(method, path, body, self._headers)

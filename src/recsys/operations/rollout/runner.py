@@ -1,4 +1,4 @@
-"""Does the steps of a rollout, one after the other, and shows them. Imports no torch."""
+"""Runs the steps of a rollout one after the other and prints them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,36 +11,49 @@ from rich.live import Live
 from rich.table import Table
 
 from recsys.core.errors import UserError
-from recsys.operations.rollout.admin import Admin, RefusedError, UnreachableError
-from recsys.operations.rollout.state import Goal, Rollout, StateFile
-from recsys.operations.rollout.steps import ALIAS, Cluster, Load, Serve, Step, steps
+from recsys.operations.rollout.admin import PATIENCE, AdminClient, RefusedError, UnreachableError
+from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
+from recsys.operations.rollout.steps import ALIAS, Cluster, Load, RolloutStep, Serve, steps
 from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
 
 
 class Paused(Exception):  # noqa: N818 (no error: it was asked for)
-    """Somebody asked for a pause."""
+    """The rollout was paused by another process."""
 
 
-def cluster_of(rollout: Rollout, token: str | None, patience: float) -> Cluster:
-    """The servers of a rollout."""
-    hosts = {name: Admin(parse_address(name), token, patience) for name in rollout.hosts}
-    return Cluster(hosts, {name: Admin(parse_address(name), token, patience) for name in rollout.gateways})
+def cluster_of(rollout: Rollout, token: str | None, *, patience: float) -> Cluster:
+    """Return clients of the servers of a rollout."""
+    hosts, gateways = (
+        {name: AdminClient(parse_address(name), token, patience=patience) for name in names}
+        for names in (rollout.hosts, rollout.gateways)
+    )
+    return Cluster(hosts, gateways)
 
 
 def begin(
     version: str,
     goal: Goal,
-    share: float,
-    hosts: Sequence[Admin],
-    gateways: Sequence[Admin],
-    model: str | None,
-    store: str | None,
+    *,
+    hosts: Sequence[AdminClient],
+    gateways: Sequence[AdminClient],
+    share: float = 1.0,
+    model: str | None = None,
+    store: str | None = None,
 ) -> Rollout:
-    """A new rollout, from what the hosts serve now.
+    """Return a new rollout, whose previous version is the one that most hosts serve.
+
+    Args:
+        version: version to serve; with a store also an alias.
+        goal: `canary` or `all`.
+        hosts: clients of the hosts, in the order of switching.
+        gateways: clients of the gateways.
+        share: share of the users that get the canary.
+        model: name of the model; None if hosts have only one.
+        store: folder of releases whose alias `production` moves; None to leave the alias alone.
 
     Raises:
-        UserError: a host does not answer, or none serves anything, or the store has no such release.
+        UserError: If a host does not answer, no host serves a version, or the store has no such release.
     """
     if not hosts:
         raise UserError("hosts: found none, expected HOST:PORT of every host")
@@ -57,45 +70,51 @@ def begin(
     return Rollout(version, previous, goal, share, names, [g.name for g in gateways], model, store, alias_before)
 
 
-class Runner:
+class RolloutRunner:
     """Brings a rollout to its goal.
 
     Args:
-        state: where it is remembered.
-        token: of the servers' admin calls.
-        console: shows the steps.
+        state: file of the rollout.
+        console: terminal to print the steps on.
+        token: token of the servers' admin calls.
         wait: seconds between the switches of two hosts.
-        patience: seconds for a server that does not answer.
+        patience: seconds for which a server that does not answer is tried again.
     """
 
     def __init__(
-        self, state: StateFile, token: str | None, console: Console, wait: float = 1.0, patience: float = 10.0
+        self,
+        state: RolloutStateFile,
+        console: Console,
+        *,
+        token: str | None,
+        wait: float = 1.0,
+        patience: float = PATIENCE,
     ) -> None:
         self.state, self.token, self.console, self.wait, self.patience = state, token, console, wait, patience
 
     def run(self, rollout: Rollout) -> None:
-        """Do what is not done yet.
+        """Run the steps that are not done yet.
 
         Raises:
-            Paused: before the next step.
-            UserError: a server failed a step; what to do is in the message. A rollback goes on with the other servers
+            Paused: If the rollout was paused, before its next step.
+            UserError: If a server fails a step; the message says what to do. A rollback continues with the other servers
                 and raises at its end.
         """
         rollout.is_finished = False
         self.state.write(rollout)
-        cluster = cluster_of(rollout, self.token, self.patience)
+        cluster = cluster_of(rollout, self.token, patience=self.patience)
         planned = list(steps(rollout))
-        said = ["" for _ in planned]
         failures: list[UserError] = []
         with Live(console=self.console, auto_refresh=False) as live:
+            display = _Display(self.console, live, planned)
             for number, step in enumerate(planned):
                 if self.state.is_paused:
                     raise Paused
-                self._show(live, planned, said, number, "...")
+                display.show(number, "...")
                 try:
-                    self._show(live, planned, said, number, self._do(step, cluster))
+                    display.show(number, self._run_step(step, cluster))
                 except (RefusedError, UnreachableError) as error:
-                    self._show(live, planned, said, number, f"failed: {error}")
+                    display.show(number, f"failed: {error}")
                     if rollout.goal != "back":
                         raise UserError(f"{error}\n{_advice(rollout, step)}") from error
                     failures.append(error)
@@ -104,41 +123,50 @@ class Runner:
         rollout.is_finished = True
         self.state.write(rollout)
 
-    def _do(self, step: Step, cluster: Cluster) -> str:
+    def _run_step(self, step: RolloutStep, cluster: Cluster) -> str:
         if step.is_done(cluster):
-            return "is so already"
+            return "already done"
         began = time.monotonic()
         step.do(cluster)
         if isinstance(step, Load | Serve) and not step.is_done(cluster):
-            raise RefusedError(f"{step.place}: said that it did, and did not: {step.what}")
+            raise RefusedError(f"{step.place}: answered that it did, but did not: {step.what}")
         took = time.monotonic() - began
         if isinstance(step, Serve) and self.wait:
             time.sleep(self.wait)
         return f"done in {took:.1f} s"
 
-    def _show(self, live: Live, planned: Sequence[Step], said: list[str], number: int, status: str) -> None:
-        said[number] = status
-        if not self.console.is_terminal:
-            if status != "...":
-                self.console.print(f"{planned[number].place}: {planned[number].what}: {status}", soft_wrap=True)
+
+class _Display:
+    """Table of the steps on a terminal; elsewhere one line for each finished step."""
+
+    def __init__(self, console: Console, live: Live, planned: Sequence[RolloutStep]) -> None:
+        self._console, self._live, self._planned = console, live, planned
+        self._results = ["" for _ in planned]
+
+    def show(self, number: int, result: str) -> None:
+        self._results[number] = result
+        if not self._console.is_terminal:
+            if result != "...":
+                step = self._planned[number]
+                self._console.print(f"{step.place}: {step.what}: {result}", soft_wrap=True)
             return
-        table = Table("server", "step", "")
-        for step, text in zip(planned, said, strict=True):
+        table = Table("server", "step", "result")
+        for step, text in zip(self._planned, self._results, strict=True):
             table.add_row(step.place, step.what, text)
-        live.update(table, refresh=True)
+        self._live.update(table, refresh=True)
 
 
-def _advice(rollout: Rollout, step: Step) -> str:
-    again = "`resume` when that is mended (what is done is not done again)"
+def _advice(rollout: Rollout, step: RolloutStep) -> str:
+    again = "`resume` after the fault is fixed (finished steps are not repeated)"
     if isinstance(step, Load):
         return f"No host was told to serve {rollout.version} by this run. {again}, or `rollback`."
-    return f"Hosts that were switched serve {rollout.version}, the others what they did. {again}, or `rollback`."
+    return f"Hosts that were switched serve {rollout.version}, the others serve what they did. {again}, or `rollback`."
 
 
 def show_status(
-    rollout: Rollout | None, is_paused: bool, hosts: Sequence[Admin], model: str | None, console: Console
+    rollout: Rollout | None, is_paused: bool, *, hosts: Sequence[AdminClient], model: str | None, console: Console
 ) -> None:
-    """Print the rollout and what each host serves and holds."""
+    """Print the rollout, and the versions that each host serves and has loaded."""
     if rollout is not None:
         stage = "finished" if rollout.is_finished else "paused" if is_paused else "under way"
         share = f" for {rollout.share:.3g} of the users" if rollout.goal == "canary" else ""

@@ -1,32 +1,32 @@
-"""What a rollout is about, in a file that survives whoever runs it. Imports no torch."""
+"""The rollout and its state file, which survives a crash of the command. Imports no torch."""
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from recsys.core.errors import UserError
+from recsys.core.io import atomic_write
 
 Goal = Literal["canary", "all", "back"]
 
 
 class Rollout(msgspec.Struct, forbid_unknown_fields=True):
-    """One change of version. What is done of it, the servers themselves know.
+    """One change of the served version. It does not record progress, because the servers report what they serve.
 
     Attributes:
-        version: that is to be served.
-        previous: that hosts served before, and serve again after a rollback.
-        goal: `canary`: loaded everywhere, and given to a share; `all`: served by every host; `back`: rolled back.
-        share: of the users, of the canary.
-        hosts: `HOST:PORT`, in the order in which they are switched.
-        gateways: `HOST:PORT`.
-        model: None where hosts have one.
-        store: whose alias `production` moves; None: it is left alone.
-        alias_before: what `production` pointed to.
+        version: version to serve.
+        previous: version that hosts served before, and serve again after a rollback.
+        goal: `canary`: every host loads the version and a share of the users gets it; `all`: every host serves it;
+            `back`: every host serves the previous version again.
+        share: share of the users that get the canary.
+        hosts: `HOST:PORT` of each host, in the order of switching.
+        gateways: `HOST:PORT` of each gateway.
+        model: name of the model; None if hosts have only one.
+        store: folder of releases whose alias `production` moves; None to leave the alias alone.
+        alias_before: version that `production` pointed to.
         is_finished: the goal was reached.
     """
 
@@ -42,11 +42,11 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True):
     is_finished: bool = False
 
 
-class StateFile:
-    """The rollout, and the wish that it should pause, which another process may have.
+class RolloutStateFile:
+    """File that holds a rollout, and a mark by which another process can pause it.
 
     Args:
-        path: of the file; what belongs to it lies beside it.
+        path: path of the file. The lock and the mark lie beside it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,10 +54,10 @@ class StateFile:
         self._pause = Path(f"{path}.pause")
 
     def read(self) -> Rollout | None:
-        """The rollout; None: there was none.
+        """Return the rollout; None if there is no file.
 
         Raises:
-            UserError: the file is something else.
+            UserError: If the file holds something else.
         """
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=Rollout)
@@ -67,24 +67,19 @@ class StateFile:
             raise UserError(f"{self.path}: not the state of a rollout ({error})") from error
 
     def write(self, rollout: Rollout) -> None:
-        """Replace the file by one that is on disk; a reader finds the old one or the new one."""
-        aside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        """Replace the file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(rollout), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path)
+        atomic_write(self.path, msgspec.json.format(msgspec.json.encode(rollout), indent=2) + b"\n")
 
     @property
     def is_paused(self) -> bool:
-        """Whether it should not go on."""
+        """True if the rollout must stop before its next step."""
         return self._pause.exists()
 
     def pause(self) -> None:
-        """Stop before the next step."""
+        """Let the rollout stop before its next step."""
         self._pause.touch()
 
     def unpause(self) -> None:
-        """Go on when asked to."""
+        """Remove the mark of `pause`."""
         self._pause.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""The steps of a rollout and their order. Each may be done twice, and knows whether it has been. Imports no torch.
+"""Steps of a rollout and their order. Each step can be repeated, and can check if it is done. Imports no torch.
 
-Why every request can be answered at every moment: a version is served only after every host holds it and every gateway
-has its user tower, and the version before stays held until the next rollout. So whichever hosts a request meets, they
-have a version in common, in one shard or in many; and the way back is the same steps, read from the end.
+Every request can be answered at every moment, for this reason: a host serves a version only after every host has loaded
+it and every gateway has its user tower, and the previous version stays loaded until the next rollout. The hosts of a
+request therefore always have a version in common, with one shard or with many. A rollback takes the same steps in
+reverse order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from recsys.operations.rollout.admin import Admin
+from recsys.operations.rollout.admin import AdminClient
 from recsys.operations.rollout.state import Rollout
 from recsys.release.store import ReleaseStore
 
@@ -20,42 +21,42 @@ ALIAS = "production"
 
 @dataclass(frozen=True)
 class Cluster:
-    """The servers of a rollout, by name."""
+    """Clients of the servers of a rollout, by name."""
 
-    hosts: Mapping[str, Admin]
-    gateways: Mapping[str, Admin]
+    hosts: Mapping[str, AdminClient]
+    gateways: Mapping[str, AdminClient]
 
 
-class Step(Protocol):
+class RolloutStep(Protocol):
     """One change of one server."""
 
     @property
     def place(self) -> str:
-        """What is changed."""
+        """Server or store that the step changes."""
         ...
 
     @property
     def what(self) -> str:
-        """What is done, in a few words."""
+        """Description of the change, in a few words."""
         ...
 
     def is_done(self, cluster: Cluster) -> bool:
-        """Whether there is nothing to do; asked of the server, not remembered."""
+        """Ask the server if the step is done."""
         ...
 
     def do(self, cluster: Cluster) -> None:
-        """Do it.
+        """Make the change.
 
         Raises:
-            UnreachableError: the server does not answer.
-            RefusedError: it will not, and says why.
+            UnreachableError: If the server does not answer.
+            RefusedError: If the server refuses.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Load:
-    """A host loads a version beside those that it has."""
+    """Let a host load a version in addition to those that it has."""
 
     place: str
     version: str
@@ -63,42 +64,42 @@ class Load:
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"load {self.version}"
 
     def is_done(self, cluster: Cluster) -> bool:
-        """As `Step.is_done`."""
+        """Ask the server if the step is done."""
         return self.version in cluster.hosts[self.place].versions(self.model).loaded
 
     def do(self, cluster: Cluster) -> None:
-        """As `Step.do`."""
+        """Make the change."""
         cluster.hosts[self.place].load(self.version, self.model)
 
 
 @dataclass(frozen=True)
 class LoadTower:
-    """A gateway loads the user tower of a version."""
+    """Let a gateway load the user tower of a version."""
 
     place: str
     version: str
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"load the user tower of {self.version}"
 
     def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """Asking is as cheap as doing."""
+        """Return False, because the check would cost as much as the step."""
         return False
 
     def do(self, cluster: Cluster) -> None:
-        """As `Step.do`."""
+        """Make the change."""
         cluster.gateways[self.place].load_tower(self.version)
 
 
 @dataclass(frozen=True)
-class Share:
-    """A gateway gives a version to a share of the users; 0 ends that."""
+class SetCanary:
+    """Let a gateway give a version to a share of the users; a share of 0 ends the canary."""
 
     place: str
     version: str
@@ -106,21 +107,21 @@ class Share:
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"{self.version} for {self.share:.3g} of the users" if self.share else "no canary"
 
     def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """Asking is as cheap as doing."""
+        """Return False, because the check would cost as much as the step."""
         return False
 
     def do(self, cluster: Cluster) -> None:
-        """As `Step.do`."""
+        """Make the change."""
         cluster.gateways[self.place].canary(self.version, self.share)
 
 
 @dataclass(frozen=True)
 class Serve:
-    """A host serves a version that it has loaded."""
+    """Let a host serve a version that it has loaded."""
 
     place: str
     version: str
@@ -128,25 +129,25 @@ class Serve:
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"serve {self.version}"
 
     def is_done(self, cluster: Cluster) -> bool:
-        """As `Step.is_done`."""
+        """Ask the server if the step is done."""
         return cluster.hosts[self.place].versions(self.model).serving == self.version
 
     def do(self, cluster: Cluster) -> None:
-        """As `Step.do`."""
+        """Make the change."""
         host = cluster.hosts[self.place]
         if self.version not in host.versions(self.model).loaded:
-            # It was started again since.
+            # The host was restarted since it loaded the version.
             host.load(self.version, self.model)
         host.serve(self.version, self.model)
 
 
 @dataclass(frozen=True)
-class Keep:
-    """A host lets go of all but these versions."""
+class UnloadOthers:
+    """Let a host unload all versions but these."""
 
     place: str
     versions: tuple[str, ...]
@@ -154,15 +155,15 @@ class Keep:
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"keep {' and '.join(self.versions)} loaded, no other"
 
     def is_done(self, cluster: Cluster) -> bool:
-        """As `Step.is_done`."""
+        """Ask the server if the step is done."""
         return set(cluster.hosts[self.place].versions(self.model).loaded) <= set(self.versions)
 
     def do(self, cluster: Cluster) -> None:
-        """As `Step.do`."""
+        """Make the change."""
         host = cluster.hosts[self.place]
         for version in host.versions(self.model).loaded:
             if version not in self.versions:
@@ -171,7 +172,7 @@ class Keep:
 
 @dataclass(frozen=True)
 class MoveAlias:
-    """`production` points to a version, so that what is started from now on begins with it."""
+    """Point `production` to a version, so that servers that start later serve it."""
 
     store: str
     version: str
@@ -179,44 +180,44 @@ class MoveAlias:
 
     @property
     def place(self) -> str:
-        """As `Step.place`."""
+        """Folder of the store."""
         return self.store
 
     @property
     def what(self) -> str:
-        """As `Step.what`."""
+        """Description of the change."""
         return f"{ALIAS} is {self.version}"
 
     def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """As `Step.is_done`."""
+        """Return True if the alias points to the version."""
         return ReleaseStore(self.store).aliases().get(ALIAS) == self.version
 
     def do(self, cluster: Cluster) -> None:  # noqa: ARG002
-        """As `Step.do`."""
+        """Make the change."""
         ReleaseStore(self.store).set_alias(ALIAS, self.version, self.why)
 
 
-def steps(rollout: Rollout) -> Sequence[Step]:
-    """What leads to the goal of a rollout, in order, from wherever it is now."""
+def steps(rollout: Rollout) -> Sequence[RolloutStep]:
+    """Return all steps to the goal of a rollout, in order, those that are done included."""
     if rollout.goal == "back":
         return _back(rollout)
     version, model = rollout.version, rollout.model
-    there: list[Step] = [Load(host, version, model) for host in rollout.hosts]
-    there += [LoadTower(gateway, version) for gateway in rollout.gateways]
+    forward: list[RolloutStep] = [Load(host, version, model) for host in rollout.hosts]
+    forward += [LoadTower(gateway, version) for gateway in rollout.gateways]
     if rollout.goal == "canary":
-        return [*there, *(Share(gateway, version, rollout.share) for gateway in rollout.gateways)]
-    there += [Serve(host, version, model) for host in rollout.hosts]
-    there += [Share(gateway, version, 0.0) for gateway in rollout.gateways]
+        return [*forward, *(SetCanary(gateway, version, rollout.share) for gateway in rollout.gateways)]
+    forward += [Serve(host, version, model) for host in rollout.hosts]
+    forward += [SetCanary(gateway, version, 0.0) for gateway in rollout.gateways]
     if rollout.store is not None:
-        there.append(MoveAlias(rollout.store, version, "rollout"))
-    return [*there, *(Keep(host, (rollout.previous, version), model) for host in rollout.hosts)]
+        forward.append(MoveAlias(rollout.store, version, "rollout"))
+    return [*forward, *(UnloadOthers(host, (rollout.previous, version), model) for host in rollout.hosts)]
 
 
-def _back(rollout: Rollout) -> Sequence[Step]:
+def _back(rollout: Rollout) -> Sequence[RolloutStep]:
     version, model = rollout.previous, rollout.model
-    back: list[Step] = [Share(gateway, version, 0.0) for gateway in rollout.gateways]
+    back: list[RolloutStep] = [SetCanary(gateway, version, 0.0) for gateway in rollout.gateways]
     back += [LoadTower(gateway, version) for gateway in rollout.gateways]
-    # Still there, but for hosts that were started again.
+    # Only hosts that were restarted have to load it again.
     back += [Load(host, version, model) for host in reversed(rollout.hosts)]
     if rollout.store is not None and rollout.alias_before is not None:
         back.append(MoveAlias(rollout.store, rollout.alias_before, f"rollback from {rollout.version}"))
