@@ -21,7 +21,7 @@ from rich.console import Console
 from recsys.core.errors import UserError
 from recsys.experiments.compose import CONF
 from recsys.operations.cycle.cycle import run_cycle
-from recsys.operations.cycle.plan import PRODUCTION, Plan
+from recsys.operations.cycle.plan import PRODUCTION, CyclePlan
 from recsys.operations.gates.staging import open_release
 from recsys.operations.gates.verdict import VERDICT
 from recsys.release.runtime.retriever import Retriever
@@ -175,7 +175,7 @@ class Loop:
         lines = file.read_text().splitlines() if file.exists() else []
         return [told for told in map(json.loads, lines) if told["outcome"] != "abandoned"]
 
-    def _plan(self, training: Iterable[str], day: int) -> Plan:
+    def _plan(self, training: Iterable[str], day: int) -> CyclePlan:
         config = _composed("retrain", ("data.root=DIR",)).copy()
         config.data.root = str(self._days.arrived)
         config.store, config.folder = str(self.folder / "store"), str(self.folder / "retraining")
@@ -185,7 +185,7 @@ class Loop:
         if not self.policy.gated:
             config.gates = {}
         length = WARM if self.policy.warm else COLD
-        return Plan(config, self.training(self._days.arrived, day, *length, *training), {})
+        return CyclePlan(config, self.training(self._days.arrived, day, *length, *training), variants={})
 
     def training(self, root: Path, day: int, *more: str) -> DictConfig:
         """Configuration of a training on the folder `root` as it is at the end of a day."""

@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     """Write the file, send it to the hosts, and print the version."""
     from pathlib import Path
 
-    from recsys.operations.rollout.admin import Admin
+    from recsys.operations.rollout.admin import AdminClient
     from recsys.publishing.new_items import embed_items
     from recsys.serving.gateway.remote_host import parse_address
     from recsys.serving.host.additions import load_additions
@@ -29,6 +29,6 @@ def main(config: DictConfig) -> None:
     version = embed_items(config.store, config.release, items=Path(config["items"]), out=out)
     additions = load_additions(out)
     for host in config.hosts:
-        admin = Admin(parse_address(host), config.admin_token)
+        admin = AdminClient(parse_address(host), config.admin_token)
         print(f"{host}: {admin.add_items(additions)} items")
     print(version)

@@ -31,11 +31,11 @@ def main(config: DictConfig) -> None:
         return loop([sys.executable, "-m", "recsys.cli", "retrain", *once], parse_every(config.every))
     from recsys.experiments.compose import compose_training
     from recsys.operations.cycle.cycle import run_cycle
-    from recsys.operations.cycle.plan import Plan
+    from recsys.operations.cycle.plan import CyclePlan
 
     root = str(config.data.root).replace("'", "\\'")
     training, variants = compose_training(["data=parquet", f"data.root='{root}'", *config.train])
-    cycle = run_cycle(Plan(config, training, variants), config.wait)
+    cycle = run_cycle(CyclePlan(config, training, variants=variants), config.wait)
     if cycle is None:
         print("nothing new")
         return None

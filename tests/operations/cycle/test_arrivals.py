@@ -1,4 +1,4 @@
-"""What is new in a folder is told by content, and what a cycle reads stays what it was."""
+"""New files in a folder are found by content, and a listing does not change when files arrive."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.core.errors import UserError
-from recsys.operations.cycle.arrivals import Listing, Shard, compare, list_folder
+from recsys.operations.cycle.arrivals import DataFile, FolderListing, find_arrivals, list_folder
 
 
-def shard(path: str, digest: str, rows: int) -> Shard:
-    return Shard(path, digest, 10 * rows, rows)
+def shard(path: str, digest: str, rows: int) -> DataFile:
+    return DataFile(path, digest, 10 * rows, rows)
 
 
 A, B, C = shard("a", "aa", 5), shard("b", "bb", 7), shard("c", "cc", 3)
 
 
 def test_new_files() -> None:
-    found = compare([A, B, C], [A])
-    assert (found.files, found.rewritten, found.gone, found.rows) == (("b", "c"), (), (), 10)
-    assert found.are_there
+    found = find_arrivals([A, B, C], [A])
+    assert (found.files, found.rewritten, found.missing, found.rows) == (("b", "c"), (), (), 10)
+    assert found.has_events
     assert str(found) == "10 new events in 2 files"
 
 
 def test_nothing_new() -> None:
     for now in ([A, B], [B, A], [A]):
-        assert not compare(now, [A, B]).are_there
-    assert compare([A], [A, B]).gone == ("b",)
+        assert not find_arrivals(now, [A, B]).has_events
+    assert find_arrivals([A], [A, B]).missing == ("b",)
     # Another name for what was read; an empty shard.
-    assert not compare([A, shard("renamed", "bb", 7)], [A, B]).are_there
-    assert compare([A, shard("renamed", "bb", 7)], [A, B]).gone == ()
-    assert not compare([A, shard("empty", "00", 0)], [A]).are_there
+    assert not find_arrivals([A, shard("renamed", "bb", 7)], [A, B]).has_events
+    assert find_arrivals([A, shard("renamed", "bb", 7)], [A, B]).missing == ()
+    assert not find_arrivals([A, shard("empty", "00", 0)], [A]).has_events
 
 
 def test_a_shard_that_was_exported_twice_is_new() -> None:
-    assert compare([A, shard("again", "aa", 5)], [A]).rows == 5
+    assert find_arrivals([A, shard("again", "aa", 5)], [A]).rows == 5
 
 
 def test_a_rewritten_file() -> None:
-    found = compare([A, shard("b", "b2", 9)], [A, B])
-    assert (found.files, found.rewritten, found.gone, found.rows) == (("b",), ("b",), (), 2)
+    found = find_arrivals([A, shard("b", "b2", 9)], [A, B])
+    assert (found.files, found.rewritten, found.missing, found.rows) == (("b",), ("b",), (), 2)
     # Events were taken out of it: nothing is new, and yet it is not what was read.
-    fewer = compare([A, shard("b", "b2", 1)], [A, B])
-    assert (fewer.rows, fewer.are_there) == (0, True)
+    fewer = find_arrivals([A, shard("b", "b2", 1)], [A, B])
+    assert (fewer.rows, fewer.has_events) == (0, True)
     assert "rewritten since they were read: b" in str(fewer)
 
 
@@ -60,7 +60,7 @@ def test_a_listing_stays_what_it_was(tmp_path: Path) -> None:
         (folder / f"{n}.parquet").stat().st_size for n in ("one", "two")
     ]
     assert listing.paths["items"] == []
-    assert Listing.from_json(listing.to_json()) == listing
+    assert FolderListing.from_json(listing.to_json()) == listing
     pq.write_table(pa.table({"item_id": [1]}), folder / "three.parquet")
     assert listing.changed() == []
     pq.write_table(pa.table({"item_id": [1]}), folder / "two.parquet")

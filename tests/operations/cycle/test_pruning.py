@@ -11,14 +11,14 @@ from publishing import Published
 from worlds import compose
 
 from recsys.core.errors import UserError
-from recsys.operations.cycle.plan import Plan
+from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.pruning import prune
 from recsys.release.manifest import Manifest
 from recsys.release.store import ReleaseStore
 
 
 @pytest.fixture
-def plan(published: Published, tmp_path: Path) -> Plan:
+def plan(published: Published, tmp_path: Path) -> CyclePlan:
     """Twelve cycles; `production` is of cycle 2, `previous` of cycle 1."""
     store = ReleaseStore(tmp_path / "store")
     for number in range(1, 13):
@@ -35,16 +35,16 @@ def plan(published: Published, tmp_path: Path) -> Plan:
     return plan_of(tmp_path)
 
 
-def plan_of(base: Path, *overrides: str) -> Plan:
+def plan_of(base: Path, *overrides: str) -> CyclePlan:
     given = ["data.root=DATA", f"store={base / 'store'}", f"folder={base / 'retraining'}", *overrides]
-    return Plan(compose("retrain", given), compose("train", ["data=parquet", "data.root=DATA"]), {})
+    return CyclePlan(compose("retrain", given), compose("train", ["data=parquet", "data.root=DATA"]), variants={})
 
 
-def left(plan: Plan) -> list[int]:
+def left(plan: CyclePlan) -> list[int]:
     return sorted(int(path.parent.name) for path in plan.folder.glob("cycles/*/run"))
 
 
-def test_the_newest_stay_and_those_of_aliases(plan: Plan, tmp_path: Path) -> None:
+def test_the_newest_stay_and_those_of_aliases(plan: CyclePlan, tmp_path: Path) -> None:
     assert plan.config.keep == 10
     # The two oldest are those of `previous` and `production`.
     assert prune(plan) == []
@@ -60,7 +60,7 @@ def test_the_newest_stay_and_those_of_aliases(plan: Plan, tmp_path: Path) -> Non
     assert left(plan) == [1, 2]
 
 
-def test_killed_in_the_middle_it_goes_on(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_the_middle_it_goes_on(plan: CyclePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, remove, calls = plan_of(tmp_path, "keep=4"), shutil.rmtree, []
 
     def cut_off(path: Any, *rest: Any, **more: Any) -> None:
@@ -79,7 +79,7 @@ def test_killed_in_the_middle_it_goes_on(plan: Plan, tmp_path: Path, monkeypatch
     assert left(plan) == [1, 2, 9, 10, 11, 12]
 
 
-def test_in_doubt_nothing_is_removed(plan: Plan, tmp_path: Path) -> None:
+def test_in_doubt_nothing_is_removed(plan: CyclePlan, tmp_path: Path) -> None:
     served = plan.store.aliases()["production"]
     (plan.store.root / served / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest"):

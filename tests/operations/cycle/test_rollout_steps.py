@@ -1,4 +1,4 @@
-"""What is served changes host by host, is watched, and goes back where it fails."""
+"""A release is rolled out host by host, watched, and rolled back if it fails."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from omegaconf import DictConfig
 from worlds import compose
 
 from recsys.core.errors import UserError
-from recsys.operations.cycle.arrivals import Listing
-from recsys.operations.cycle.plan import Plan
+from recsys.operations.cycle.arrivals import FolderListing
+from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.rollout_steps import roll_back, roll_out, watch
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.cycle.watch import Watch, WatchedServer, watch_servers
-from recsys.operations.rollout.state import StateFile
+from recsys.operations.cycle.watch import WatchedServer, WatchSettings, watch_servers
+from recsys.operations.rollout.state import RolloutStateFile
 from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
 
 OLD, NEW, OTHER = "a" * 16, "b" * 16, "c" * 16
-QUICK = Watch(seconds=0.3, every=0.02, most_errors=0.05, fewest_answers=20, unready=3, switch_seconds=1.0)
+QUICK = WatchSettings(seconds=0.3, every=0.02, most_errors=0.05, fewest_answers=20, unready=3, switch_seconds=1.0)
 
 
 @pytest.fixture
@@ -43,17 +43,26 @@ def store(tmp_path: Path) -> ReleaseStore:
     return store
 
 
-def plan_of(store: ReleaseStore, hosts: list[FakeHost], *overrides: str, **places: list[str]) -> Plan:
+def plan_of(store: ReleaseStore, hosts: list[FakeHost], *overrides: str, **places: list[str]) -> CyclePlan:
     listed = {"hosts": [host.name for host in hosts]} | places
     given = [f"{name}=[{','.join(f'{chr(39)}{place}{chr(39)}' for place in names)}]" for name, names in listed.items()]
     quick = [f"watch.{name}={value}" for name, value in vars(QUICK).items()]
     settings = [f"store={store.root}", f"folder={store.root.parent}/retraining", f"admin_token={TOKEN}", *quick]
     config = compose("retrain", ["data.root=DATA", *settings, *given, *overrides])
-    return Plan(config, compose("train", ["data=parquet", "data.root=DATA"]), {})
+    return CyclePlan(config, compose("train", ["data=parquet", "data.root=DATA"]), variants={})
 
 
-def cycle_of(plan: Plan, served: str | None = OLD) -> Cycle:
-    cycle = Cycle(7, "2026-01-01T00:00:00+00:00", "", Listing(), 5, step="roll_out", served=served, version=NEW)
+def cycle_of(plan: CyclePlan, served: str | None = OLD) -> Cycle:
+    cycle = Cycle(
+        7,
+        "2026-01-01T00:00:00+00:00",
+        settings="",
+        listing=FolderListing(),
+        new_events=5,
+        step="roll_out",
+        served=served,
+        version=NEW,
+    )
     plan.cycle_folder(cycle).mkdir(parents=True)
     return cycle
 
@@ -137,7 +146,7 @@ def test_a_wrong_token_or_a_host_that_is_down_is_no_fault_of_the_release(
 def test_a_paused_rollout_waits(store: ReleaseStore, hosts: list[FakeHost]) -> None:
     plan = plan_of(store, hosts)
     cycle = cycle_of(plan)
-    state = StateFile(plan.cycle_folder(cycle) / "rollout.json")
+    state = RolloutStateFile(plan.cycle_folder(cycle) / "rollout.json")
     state.pause()
     with pytest.raises(UserError, match="the rollout is paused"):
         roll_out(plan, cycle)
@@ -154,7 +163,7 @@ def test_servers_that_follow_the_alias_are_waited_for(store: ReleaseStore, hosts
     assert watch(plan, cycle) == f"{hosts[0].name}: serves {OLD}, expected {NEW} after 1 s"
     roll_back(plan, cycle)
     assert store.aliases()["production"] == OLD
-    again = Cycle(8, "", "", Listing(), 5, step="roll_out", served=OLD, version=NEW)
+    again = Cycle(8, "", settings="", listing=FolderListing(), new_events=5, step="roll_out", served=OLD, version=NEW)
     roll_out(plan, again)
     hosts[0].serving = NEW
     watch(plan, again)
@@ -165,10 +174,10 @@ def test_nobody_to_watch_and_nothing_to_go_back_to(store: ReleaseStore, hosts: l
     alone = plan_of(store, [])
     cycle = cycle_of(alone)
     roll_out(alone, cycle)
-    assert watch(alone, cycle).startswith("nobody is watched: hosts=, gateways= and followers= are empty")
-    first = Cycle(8, "", "", Listing(), 5, step="watch", served=None, version=NEW)
+    assert watch(alone, cycle).startswith("no server is watched: hosts=, gateways= and followers= are empty")
+    first = Cycle(8, "", settings="", listing=FolderListing(), new_events=5, step="watch", served=None, version=NEW)
     plan = plan_of(store, hosts)
-    assert watch(plan, first) == "nobody is watched: it is the first release"
+    assert watch(plan, first) == "no server is watched: this is the first release"
     assert first.outcome == "kept"
 
 
@@ -176,10 +185,10 @@ def test_what_somebody_else_decided_is_left_alone(store: ReleaseStore) -> None:
     plan = plan_of(store, [])
     cycle = cycle_of(plan)
     store.set_alias("production", OTHER, "by hand")
-    assert f"{OTHER} is served by now" in roll_out(plan, cycle)
+    assert f"{OTHER} is served now" in roll_out(plan, cycle)
     assert cycle.step == "judge"
     for step in (watch, roll_back):
-        cycle = Cycle(7, "", "", Listing(), 5, step="watch", served=OLD, version=NEW)
+        cycle = Cycle(7, "", settings="", listing=FolderListing(), new_events=5, step="watch", served=OLD, version=NEW)
         step(plan, cycle)
         assert cycle.outcome == "rolled_back"
         assert "by somebody else" in cycle.why
@@ -195,7 +204,7 @@ def test_a_host_that_was_started_again_counts_from_zero(hosts: list[FakeHost]) -
             hosts[0].answers = {("/v1/search", 200): 10, ("/v1/search", 500): 15}
 
     hosts[0].at_look = answer
-    assert watch_servers([server], [], QUICK) == "15 of 25 answers failed, expected at most 5.00%"
+    assert watch_servers([server], [], settings=QUICK) == "15 of 25 answers failed, expected at most 5.00%"
 
 
 def test_a_restart_that_was_outgrown_since_is_seen_by_the_counter_that_fell(hosts: list[FakeHost]) -> None:
@@ -208,7 +217,7 @@ def test_a_restart_that_was_outgrown_since_is_seen_by_the_counter_that_fell(host
 
     hosts[0].at_look = answer
     server = WatchedServer(parse_address(hosts[0].name), OLD)
-    assert watch_servers([server], [], QUICK) == "35 of 100 answers failed, expected at most 5.00%"
+    assert watch_servers([server], [], settings=QUICK) == "35 of 100 answers failed, expected at most 5.00%"
 
 
 def test_answers_before_the_first_reading_are_not_counted(hosts: list[FakeHost]) -> None:
@@ -219,13 +228,13 @@ def test_answers_before_the_first_reading_are_not_counted(hosts: list[FakeHost])
             raise OSError("no answer at the first look")
 
     hosts[0].at_look = answer
-    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], QUICK) is None
+    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], settings=QUICK) is None
 
 
 def test_few_answers_say_nothing(hosts: list[FakeHost]) -> None:
     hosts[0].at_look = lambda number: hosts[0].answers.update({("/v1/search", 500): min(number, 19)})
     began = time.monotonic()
-    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], QUICK) is None
+    assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], settings=QUICK) is None
     assert time.monotonic() - began >= QUICK.seconds
 
 
@@ -243,7 +252,7 @@ def test_settings_that_no_cycle_can_have() -> None:
 
     def plan(*overrides: str) -> Any:
         training: DictConfig = compose("train", [*overrides])
-        return Plan(config, training, {})
+        return CyclePlan(config, training, variants={})
 
     with pytest.raises(UserError, match=r"data=synthetic, expected data=parquet"):
         plan()

@@ -1,4 +1,4 @@
-"""The machine around the steps: what counts as read, what goes on, what is left, and who may run it."""
+"""The sequence of a cycle around its steps: files that count as read, resumption, abandoned cycles and the lock."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from worlds import compose
 from recsys.core.errors import UserError
 from recsys.operations.cycle import cycle as machine
 from recsys.operations.cycle.cycle import run_cycle
-from recsys.operations.cycle.plan import Plan
-from recsys.operations.cycle.state import Cycle, State, StateFile
+from recsys.operations.cycle.plan import CyclePlan
+from recsys.operations.cycle.state import Cycle, CycleState, CycleStateFile
 
 
 class Steps:
@@ -29,8 +29,8 @@ class Steps:
         self.fails: dict[str, Exception] = {}
         self.read: list[list[str]] = []
 
-    def step(self, name: str, after: str) -> Callable[[Plan, Cycle], str]:
-        def do(plan: Plan, cycle: Cycle) -> str:  # noqa: ARG001
+    def step(self, name: str, after: str) -> Callable[[CyclePlan, Cycle], str]:
+        def do(plan: CyclePlan, cycle: Cycle) -> str:  # noqa: ARG001
             self.done.append(name)
             if name in self.fails:
                 raise self.fails.pop(name)
@@ -50,7 +50,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     made = Steps()
     order = ["prepare", "train", "judge", "publish", "roll_out", "watch", "end"]
     fakes = {name: made.step(name, after) for name, after in zip(order, order[1:], strict=False)}
-    monkeypatch.setattr(machine, "_STEPS", fakes)
+    monkeypatch.setattr(machine, "STEPS", fakes)
     return made
 
 
@@ -65,14 +65,14 @@ def arrive(root: Path, name: str, size: int) -> None:
     pq.write_table(pa.table({"item_id": list(range(size))}), root / f"interactions.parquet/{name}.parquet")
 
 
-def plan_of(root: Path, *training: str) -> Plan:
+def plan_of(root: Path, *training: str) -> CyclePlan:
     config = compose("retrain", [f"data.root={root}", f"folder={root.parent}/retraining"])
-    return Plan(config, compose("train", ["data=parquet", f"data.root={root}", *training]), {})
+    return CyclePlan(config, compose("train", ["data=parquet", f"data.root={root}", *training]), variants={})
 
 
-def run(plan: Plan, wait: float = 0.0) -> tuple[Cycle | None, str]:
+def run(plan: CyclePlan, wait: float = 0.0) -> tuple[Cycle | None, str]:
     screen = io.StringIO()
-    cycle = run_cycle(plan, wait, Console(file=screen, width=200))
+    cycle = run_cycle(plan, wait, console=Console(file=screen, width=200))
     return cycle, screen.getvalue()
 
 
@@ -82,12 +82,12 @@ def test_a_cycle_reads_what_arrived_once(root: Path, steps: Steps) -> None:
     assert cycle is not None
     assert (cycle.outcome, cycle.new_events, cycle.number) == ("kept", 3, 1)
     assert "cycle 1 of two_tower: 3 new events in 1 files" in told
-    assert run(plan) == (None, f"no new events in {root} since those that were read\n")
+    assert run(plan) == (None, f"no new events in {root} since the last cycle read it\n")
     arrive(root, "two", 4)
     cycle, _ = run(plan)
     assert cycle is not None
     assert (cycle.new_events, cycle.number) == (4, 2)
-    file = StateFile(plan.folder)
+    file = CycleStateFile(plan.folder)
     assert [told["number"] for told in file.history()] == [1, 2]
     assert [Path(shard.path).name for shard in file.read().read] == ["one.parquet", "two.parquet"]
     assert file.read().newest == 123
@@ -103,7 +103,7 @@ def test_a_step_that_breaks_is_done_again_with_the_files_that_it_began_with(root
         arrive(root, f"after_{step}", 1)
     cycle, told = run(plan)
     assert cycle is not None
-    assert "goes on with: watch" in told
+    assert "continues with: watch" in told
     assert (cycle.number, cycle.outcome) == (1, "kept")
     assert steps.read == [["one.parquet"]] * 6
     assert (
@@ -121,8 +121,8 @@ def test_wrong_data_end_the_cycle_and_are_not_read(root: Path, steps: Steps, ste
     steps.fails[step] = UserError("one.parquet: no column user_id")
     with pytest.raises(UserError, match="no column user_id"):
         run(plan)
-    file = StateFile(plan.folder)
-    assert file.read() == State(cycles=1)
+    file = CycleStateFile(plan.folder)
+    assert file.read() == CycleState(cycles=1)
     (told,) = file.history()
     assert (told["outcome"], told["why"]) == ("failed", f"at step {step}: one.parquet: no column user_id")
     cycle, _ = run(plan)
@@ -130,12 +130,34 @@ def test_wrong_data_end_the_cycle_and_are_not_read(root: Path, steps: Steps, ste
     assert (cycle.number, cycle.outcome) == (2, "kept")
 
 
+@pytest.mark.parametrize("step", ["judge", "publish"])
+@pytest.mark.parametrize("error", [TypeError("'NoneType' object is not iterable"), ZeroDivisionError("by zero")])
+def test_a_fault_of_the_program_is_recorded_and_the_step_is_repeated(
+    root: Path, steps: Steps, step: str, error: Exception
+) -> None:
+    plan = plan_of(root)
+    steps.fails[step] = error
+    with pytest.raises(type(error)):
+        run(plan)
+    file = CycleStateFile(plan.folder)
+    current = file.read().current
+    assert current is not None
+    assert (current.step, current.outcome) == (step, None)
+    assert current.error == f"at step {step}: {type(error).__name__}: {error}"
+    assert file.history() == []
+    cycle, told = run(plan)
+    assert cycle is not None
+    assert f"continues with: {step} (interrupted at step {step}: {type(error).__name__}: {error})" in told
+    assert (cycle.number, cycle.outcome, cycle.error) == (1, "kept", "")
+    assert "error" not in file.history()[0]
+
+
 def test_a_host_that_is_down_does_not_end_the_cycle(root: Path, steps: Steps) -> None:
     plan = plan_of(root)
     steps.fails["roll_out"] = UserError("A:8081: does not answer")
     with pytest.raises(UserError, match="does not answer"):
         run(plan)
-    current = StateFile(plan.folder).read().current
+    current = CycleStateFile(plan.folder).read().current
     assert current is not None
     assert (current.step, current.outcome) == ("roll_out", None)
     # What was published stays what it is, whatever would be trained now.
@@ -157,10 +179,10 @@ def test_a_candidate_of_other_settings_or_data_is_left(root: Path, steps: Steps)
     assert cycle is not None
     assert (cycle.number, cycle.new_events, cycle.outcome) == (3, 9, "kept")
     assert "cycle 2" in told
-    history = StateFile(plan_of(root).folder).history()
+    history = CycleStateFile(plan_of(root).folder).history()
     assert [one["outcome"] for one in history] == ["abandoned", "abandoned", "kept"]
-    assert history[0]["why"] == "at step judge: the settings are others than when it began"
-    assert "one.parquet is not any more what it was" in history[1]["why"]
+    assert history[0]["why"] == "at step judge: the settings have changed since it began"
+    assert "one.parquet has changed since the cycle began" in history[1]["why"]
 
 
 def test_one_cycle_of_a_model_at_a_time(root: Path, steps: Steps) -> None:
@@ -182,31 +204,38 @@ def test_one_cycle_of_a_model_at_a_time(root: Path, steps: Steps) -> None:
     # Another model has a lock of its own.
     other = compose("retrain", [f"data.root={root}", f"folder={root.parent}/retraining", "model=other"])
     with lock:
-        assert run(Plan(other, plan.training, {}))[0] is not None
+        assert run(CyclePlan(other, plan.training, variants={}))[0] is not None
 
 
 def test_the_history_tells_a_cycle_once_also_after_a_torn_line(tmp_path: Path) -> None:
-    from recsys.operations.cycle.arrivals import Listing
+    from recsys.operations.cycle.arrivals import FolderListing
 
-    file = StateFile(tmp_path)
-    one, two = (Cycle(number, "then", "", Listing(), 1) for number in (1, 2))
-    file.tell(one)
+    file = CycleStateFile(tmp_path)
+    one, two = (Cycle(number, "then", settings="", listing=FolderListing(), new_events=1) for number in (1, 2))
+    file.append(one)
     with file.history_path.open("a") as opened:
         opened.write('{"number": 2, "beg')
-    file.tell(one)
-    file.tell(two)
-    file.tell(two)
+    file.append(one)
+    file.append(two)
+    file.append(two)
     assert [told["number"] for told in file.history()] == [1, 2]
 
 
 def test_the_state_is_read_as_it_was_written_and_another_file_is_refused(root: Path, tmp_path: Path) -> None:
     from recsys.operations.cycle.arrivals import list_folder
 
-    file, listing = StateFile(tmp_path), list_folder(str(root))
+    file, listing = CycleStateFile(tmp_path), list_folder(str(root))
     cycle = Cycle(
-        3, "then", "abc", listing, 3, step="watch", warm_start={"": "runs/a"}, measured={"served": {"x": 0.5}}
+        3,
+        "then",
+        settings="abc",
+        listing=listing,
+        new_events=3,
+        step="watch",
+        warm_start={"": "runs/a"},
+        measured={"served": {"x": 0.5}},
     )
-    state = State(3, listing.interactions, 99, cycle)
+    state = CycleState(3, listing.interactions, 99, cycle)
     file.write(state)
     assert file.read() == state
     assert not list(tmp_path.glob(".state*"))

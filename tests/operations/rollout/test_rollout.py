@@ -21,7 +21,7 @@ from recsys.cli.entry import with_keys
 from recsys.core.errors import UserError
 from recsys.experiments.compose import compose_command
 from recsys.operations.rollout.actions import run_action
-from recsys.operations.rollout.state import Rollout, StateFile
+from recsys.operations.rollout.state import Rollout, RolloutStateFile
 from recsys.release.store import ReleaseStore
 
 OLDEST, OLD, NEW = "0" * 16, "a" * 16, "b" * 16
@@ -102,7 +102,7 @@ class World:
         self.store.set_alias("production", OLDEST, "test")
         self.store.set_alias("production", OLD, "test")
         self.store.set_alias("candidate", NEW, "test")
-        self.state = StateFile(folder / "rollout.json")
+        self.state = RolloutStateFile(folder / "rollout.json")
         self.screen = io.StringIO()
 
     def happened(self, server: Server, what: str, version: str) -> None:
@@ -161,7 +161,7 @@ def test_an_upgrade_in_order(world: World) -> None:
     world.log.clear()
     assert world.run("finish") == 0
     assert {what for _, what, _ in world.log} == {"tower", "canary"}
-    assert f"{hosts[0]}: serve {NEW}: is so already" in world.screen.getvalue()
+    assert f"{hosts[0]}: serve {NEW}: already done" in world.screen.getvalue()
 
 
 def test_a_rollback_in_reverse_order(world: World) -> None:

@@ -52,8 +52,8 @@ def run_cycle(plan: CyclePlan, wait: float = 0.0, *, console: Console | None = N
         console: terminal to print the steps on.
 
     Raises:
-        UserError: If another cycle is running, or a step fails. A failure before `publish` ends the cycle. After a later
-            failure, the cycle continues with the failed step when the command is started again.
+        UserError: If another cycle is running, or a step fails. A failure before `publish` ends the cycle. After a
+            later failure, the cycle continues with the failed step when the command is started again.
         Exception: If a step raises anything else, such as a fault of a gate. The state records the error, nothing more
             is published, and the cycle continues with that step when the command is started again.
     """
@@ -87,7 +87,8 @@ class _CycleRunner:
             if cycle is None:
                 return None
         else:
-            self._print(f"cycle {cycle.number} of {cycle.began} continues with: {cycle.step}")
+            interrupted = f" (interrupted {cycle.error})" if cycle.error else ""
+            self._print(f"cycle {cycle.number} of {cycle.began} continues with: {cycle.step}{interrupted}")
         while cycle.step != "end":
             self._run_step(cycle)
         self._end(cycle)

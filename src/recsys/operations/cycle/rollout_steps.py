@@ -30,8 +30,8 @@ def roll_out(plan: CyclePlan, cycle: Cycle) -> str:
     try:
         _run(plan, cycle, goal="all")
     except UserError as error:
-        # A host that does not answer, or that refuses the token, may answer when the cycle is started again. A host that
-        # refuses the release will refuse it again.
+        # A host that does not answer or refuses the token may answer when the cycle is started again. One that refuses
+        # the release will refuse it again.
         if not isinstance(error.__cause__, RefusedError) or error.__cause__.status in (401, 403, 404):
             raise
         cycle.step, cycle.why = "roll_back", str(error.__cause__)

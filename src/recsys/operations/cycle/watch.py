@@ -120,7 +120,9 @@ class WatchedServer:
             connection.close()
 
 
-def watch_servers(servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], *, settings: WatchSettings) -> str | None:
+def watch_servers(
+    servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], *, settings: WatchSettings
+) -> str | None:
     """Watch servers and return why the release should not stay; None if nothing was found.
 
     Args:

@@ -1,4 +1,4 @@
-"""Actions on the rollout that a configuration describes: start, canary, status, pause, resume, finish, rollback."""
+"""Actions of `recsys rollout`: start, canary, status, pause, resume, finish, rollback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from recsys.core.errors import UserError, nearest
-from recsys.operations.rollout.admin import Admin
-from recsys.operations.rollout.runner import Paused, Runner, begin, show_status
-from recsys.operations.rollout.state import Goal, Rollout, StateFile
+from recsys.operations.rollout.admin import AdminClient
+from recsys.operations.rollout.runner import Paused, RolloutRunner, begin, show_status
+from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
 from recsys.serving.gateway.remote_host import Address, parse_address
 
 ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback")
@@ -23,8 +23,8 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
     """Run one action.
 
     Args:
-        config: composed from `conf/rollout.yaml`.
-        console: shows the steps.
+        config: configuration of `conf/rollout.yaml`.
+        console: terminal to print the steps on.
 
     Raises:
         UserError: If an argument is wrong or missing, or a server refuses a step.
@@ -33,33 +33,36 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
         raise UserError(f"action: found '{config.action}'{nearest(config.action, ACTIONS)}")
     if not 0 < config.share <= 1:
         raise UserError(f"share: found {config.share}, expected a share above 0 and up to 1")
-    console, state = console or Console(), StateFile(Path(config.state))
+    console, state = console or Console(), RolloutStateFile(Path(config.state))
     if config.action == "status":
-        _status(config, state, console)
+        _status(config, state, console=console)
     elif config.action == "pause":
         _existing(state)
         state.pause()
         console.print("the rollout stops before its next step; `resume` continues it")
     else:
-        _change(config, state, console)
+        _change(config, state, console=console)
 
 
-def _change(config: DictConfig, state: StateFile, console: Console) -> None:
+def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
     try:
         with FileLock(state.lock, timeout=0):
             rollout = _wanted(config, state)
             state.unpause()
             try:
-                Runner(state, config.admin_token, console, config.wait, config.patience).run(rollout)
+                runner = RolloutRunner(
+                    state, console, token=config.admin_token, wait=config.wait, patience=config.patience
+                )
+                runner.run(rollout)
             except Paused:
                 console.print("paused; `resume` continues the rollout")
                 return
     except Timeout as error:
-        raise UserError(f"{state.path}: its rollout is being run by another process; `pause` stops it") from error
+        raise UserError(f"{state.path}: another process is running its rollout; `pause` stops it") from error
     console.print(_done(rollout), soft_wrap=True)
 
 
-def _wanted(config: DictConfig, state: StateFile) -> Rollout:
+def _wanted(config: DictConfig, state: RolloutStateFile) -> Rollout:
     """Return the rollout that an action is about, with its goal."""
     if config.action in ("start", "canary"):
         current = state.read()
@@ -74,7 +77,15 @@ def _wanted(config: DictConfig, state: StateFile) -> Rollout:
         if config.action == "canary" and not gateways:
             raise UserError("gateways: found none; they give the canary to its share of the users")
         goal: Goal = "all" if config.action == "start" else "canary"
-        return begin(version, goal, config.share, hosts, gateways, config.model, config.store)
+        return begin(
+            version,
+            goal,
+            hosts=hosts,
+            gateways=gateways,
+            share=config.share,
+            model=config.model,
+            store=config.store,
+        )
     rollout = _existing(state)
     if config.action == "finish":
         if rollout.goal == "back":
@@ -87,20 +98,21 @@ def _wanted(config: DictConfig, state: StateFile) -> Rollout:
     return rollout
 
 
-def _existing(state: StateFile) -> Rollout:
+def _existing(state: RolloutStateFile) -> Rollout:
     rollout = state.read()
     if rollout is None:
         raise UserError(f"{state.path}: there is no rollout yet; expected start or canary")
     return rollout
 
 
-def _status(config: DictConfig, state: StateFile, console: Console) -> None:
+def _status(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
     rollout = state.read()
     names = list(config.hosts) or (rollout.hosts if rollout is not None else [])
     if not names:
         raise UserError(f"hosts: found none, and {state.path} does not exist")
     model = config.model or (rollout.model if rollout is not None else None)
-    show_status(rollout, state.is_paused, _admins(names, config, patience=0.0), model, console)
+    hosts = _admins(names, config, patience=0.0)
+    show_status(rollout, state.is_paused, hosts=hosts, model=model, console=console)
 
 
 def _done(rollout: Rollout) -> str:
@@ -111,7 +123,7 @@ def _done(rollout: Rollout) -> str:
     return f"every host serves {served}{alias}"
 
 
-def _admins(places: Sequence[str], config: DictConfig, patience: float | None = None) -> list[Admin]:
+def _admins(places: Sequence[str], config: DictConfig, *, patience: float | None = None) -> list[AdminClient]:
     wait = config.patience if patience is None else patience
     addresses: list[Address] = []
     for place in places:
@@ -124,4 +136,4 @@ def _admins(places: Sequence[str], config: DictConfig, patience: float | None = 
         except OSError as error:
             raise UserError(f"hosts: {place} does not resolve ({error})") from error
         addresses += sorted({(str(entry[4][0]), port) for entry in found})
-    return [Admin(address, config.admin_token, wait) for address in dict.fromkeys(addresses)]
+    return [AdminClient(address, config.admin_token, patience=wait) for address in dict.fromkeys(addresses)]

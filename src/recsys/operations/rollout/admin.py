@@ -116,7 +116,9 @@ class AdminClient:
             message = ItemsRequest(
                 additions.version, list(map(dict, additions.items[part])), additions.embeddings[part]
             )
-            answer: ChangesResponse = _changes(self._call("POST", "/v1/admin/items", message=message, seconds=ASK_SECONDS))
+            answer: ChangesResponse = _changes(
+                self._call("POST", "/v1/admin/items", message=message, seconds=ASK_SECONDS)
+            )
             added += answer.changed
         return added
 

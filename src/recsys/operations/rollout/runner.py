@@ -97,8 +97,8 @@ class RolloutRunner:
 
         Raises:
             Paused: If the rollout was paused, before its next step.
-            UserError: If a server fails a step; the message says what to do. A rollback continues with the other servers
-                and raises at its end.
+            UserError: If a server fails a step; the message says what to do. A rollback continues with the other
+                servers and raises at its end.
         """
         rollout.is_finished = False
         self.state.write(rollout)
