@@ -82,11 +82,11 @@ def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tm
     assert f"against {record:.4f}" in checks["record", "recall@100"]["reason"]
 
 
-WRITE = "recsys.operations.cycle.state:StateFile.write"
+WRITE = "recsys.operations.cycle.state:CycleStateFile.write"
 MOVE = "recsys.release.store:ReleaseStore._move"
 # In the order of a cycle: each start goes on from the kill before, up to the next.
 KILLS: list[list[Any]] = [
-    ["recsys.operations.cycle.cycle:compare", 1],
+    ["recsys.operations.cycle.cycle:find_arrivals", 1],
     [WRITE, 1],
     ["recsys.operations.cycle.build_steps:open_data", 1],
     [WRITE, 1],
@@ -103,7 +103,7 @@ KILLS: list[list[Any]] = [
     [f"{MOVE}_alias", 2],
     [WRITE, 1],
     [WRITE, 2],
-    ["recsys.operations.cycle.state:StateFile.tell", 1],
+    ["recsys.operations.cycle.state:CycleStateFile.append", 1],
     # Told, and not forgotten.
     [WRITE, 2],
 ]
@@ -120,7 +120,7 @@ def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tm
     ]
     (code, output), *kills, (last, log) = run_all([*jobs, killed.job()], tmp_path)
     assert code == 0, output
-    assert "training begins from release" in output
+    assert "training starts from release" in output
     for number, (code, output) in enumerate(kills):
         assert code == -9, (KILLS[number], code, output)
         store = ReleaseStore(tmp_path / f"store{number}")

@@ -330,7 +330,7 @@ def test_one_process_at_a_time(world: World, capsys: pytest.CaptureFixture[str])
     world.run("start", f"version='{NEW}'")
     with FileLock(world.state.lock):
         assert world.run("rollback") == 1
-    assert "run by another process" in capsys.readouterr().err
+    assert "another process is running its rollout" in capsys.readouterr().err
     assert world.serving() == [NEW] * 3
 
 
