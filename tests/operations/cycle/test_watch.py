@@ -15,7 +15,7 @@ from pathlib import Path
 import counting_workers
 from server_processes import free_port
 
-from recsys.operations.cycle.watch import Watch, WatchedServer, watch_servers
+from recsys.operations.cycle.watch import WatchedServer, WatchSettings, watch_servers
 
 ANSWERS = 240
 
@@ -46,10 +46,10 @@ def ask(port: int, count: int) -> None:
 
 
 def test_two_healthy_processes_are_no_reason_to_roll_back(tmp_path: Path) -> None:
-    watch = Watch(seconds=2, every=0.02, most_errors=0.01, fewest_answers=20, unready=3, switch_seconds=1)
+    watch = WatchSettings(seconds=2, every=0.02, most_errors=0.01, fewest_answers=20, unready=3, switch_seconds=1)
     with two_workers(tmp_path) as port:
         caller = threading.Thread(target=ask, args=(port, ANSWERS))
         caller.start()
         # One process had 3% errors long before the release went out.
-        assert watch_servers([WatchedServer(("127.0.0.1", port), None)], [], watch) is None
+        assert watch_servers([WatchedServer(("127.0.0.1", port), None)], [], settings=watch) is None
         caller.join()
