@@ -56,10 +56,12 @@ def test_users_of_whom_nothing_is_known_get_the_most_popular(name: str, rank: Ca
 
 
 @every
-@pytest.mark.parametrize("worth", ["seconds", "day", "order", "none"])
+@pytest.mark.parametrize("time_resolution", ["seconds", "day", "order", "none"])
 @pytest.mark.parametrize("until", ["train", "val"])
-def test_lists_are_full_and_hold_nothing_seen(name: str, worth: str, until: str, rank: Callable[..., Any]) -> None:
-    dataset = handmade(random_users(np.random.default_rng(3), 60, 25), worth=worth)
+def test_lists_are_full_and_hold_nothing_seen(
+    name: str, time_resolution: str, until: str, rank: Callable[..., Any]
+) -> None:
+    dataset = handmade(random_users(np.random.default_rng(3), 60, 25), time_resolution=time_resolution)
     generator = fitted(name, dataset, until)
     known = {*range(1, (dataset.num_trained if until == "train" else dataset.meta.num_seen) + 1)}
     requests = dataset.requests("val" if until == "train" else "test")

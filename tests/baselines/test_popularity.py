@@ -79,10 +79,10 @@ def random_users_with_one(rng: np.random.Generator) -> Any:
             return users
 
 
-@pytest.mark.parametrize("worth", ["order", "none"])
-def test_days_need_a_clock(worth: str) -> None:
-    with pytest.raises(UserError, match=f"data.time={worth} knows no days"):
-        fitted(dataset=handmade([([1], [], [])], worth=worth), half_life_days=1)
+@pytest.mark.parametrize("time_resolution", ["order", "none"])
+def test_days_need_a_clock(time_resolution: str) -> None:
+    with pytest.raises(UserError, match=f"data.time={time_resolution} knows no days"):
+        fitted(dataset=handmade([([1], [], [])], time_resolution=time_resolution), half_life_days=1)
 
 
 @pytest.mark.parametrize("name", ["window_days", "half_life_days"])

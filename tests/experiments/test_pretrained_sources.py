@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from handmade import DAY, handmade, random_users
-from histories import training_only
+from handmade import DAY, handmade, random_users, training_only
 from worlds import compose, write_run, write_world
 
 from recsys.baselines import als

@@ -1,15 +1,24 @@
-"""What the queries of a batch can see, and whether its targets are right, in plain Python."""
+"""Reference checks of batches in plain Python: the events that queries see, and the targets."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from histories import basket_begins
 from hypothesis import strategies as st
 
 from recsys.core.schema import FIRST_CODE
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset
+
+
+def basket_begins(dataset: PreparedDataset) -> np.ndarray:
+    """Return the position of the first event of each event's basket."""
+    begins = np.arange(dataset.meta.num_events)
+    for begin, end in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True):
+        for position in range(begin + 1, end):
+            if dataset.meta.time_resolution.has_order and dataset.time[position] == dataset.time[position - 1]:
+                begins[position] = begins[position - 1]
+    return begins
 
 
 def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:

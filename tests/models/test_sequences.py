@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from histories import History, training_only
+from handmade import History, training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

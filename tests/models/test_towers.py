@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from histories import training_only
+from handmade import training_only
 from omegaconf import DictConfig
 from torch import Tensor
 from worlds import FEATURES, compose, write_world

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from folders import events, prepared, write_folder
-from histories import training_only
+from handmade import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ def test_counts_by_hand() -> None:
 
 
 def test_without_times_only_the_first_event_is_left_out() -> None:
-    dataset = training_only([[(1, 0), (2, 0), (3, 0)]], worth="none")
+    dataset = training_only([[(1, 0), (2, 0), (3, 0)]], time_resolution="none")
     assert target_counts(dataset, predict_first=False).tolist() == [0, 0, 1, 1]
 
 
@@ -53,10 +53,10 @@ def test_without_times_only_the_first_event_is_left_out() -> None:
     st.integers(1, 5),
 )
 def test_counts_are_those_of_an_epoch(
-    users: list[list[tuple[int, int]]], predict_first: bool, worth: str, max_history: int
+    users: list[list[tuple[int, int]]], predict_first: bool, time_resolution: str, max_history: int
 ) -> None:
     timed = [[(item, sum(step for _, step in h[: k + 1])) for k, (item, _) in enumerate(h)] for h in users]
-    dataset = training_only(timed, worth, num_items=5)
+    dataset = training_only(timed, time_resolution, num_items=5)
     if np.diff(dataset.offsets).max() < 2:
         return
     loader = TrainingLoader(BatchBuilder(dataset, max_history, predict_first=predict_first), 3, seed=0)
@@ -116,10 +116,10 @@ def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFac
     assert [shift[dataset.item_ids.to_pylist().index(item) + 1] for item in (10, 11)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("worth", ["order", "none"])
-def test_the_prior_needs_days(worth: str) -> None:
-    with pytest.raises(UserError, match=f"data.time={worth}"):
-        prior_shift(training_only([[(1, 0)]], worth=worth), 1)
+@pytest.mark.parametrize("time_resolution", ["order", "none"])
+def test_the_prior_needs_days(time_resolution: str) -> None:
+    with pytest.raises(UserError, match=f"data.time={time_resolution}"):
+        prior_shift(training_only([[(1, 0)]], time_resolution=time_resolution), 1)
 
 
 def test_exact_probabilities_are_those_of_the_data() -> None:

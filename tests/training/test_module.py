@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from histories import training_only
+from handmade import training_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from worlds import FEATURES, compose, write_world

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from histories import training_only
+from handmade import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

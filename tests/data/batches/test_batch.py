@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from batch_checks import check_targets, users_strategy, visible, with_times
-from histories import training_only
+from handmade import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +22,8 @@ from recsys.data.dataset import Requests
 
 @settings(max_examples=60, deadline=None)
 @given(users_strategy, st.booleans(), st.sampled_from(["seconds", "none"]))
-def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool, worth: str) -> None:
-    dataset = training_only(with_times(users), worth)
+def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool, time_resolution: str) -> None:
+    dataset = training_only(with_times(users), time_resolution)
     chosen = np.flatnonzero(np.diff(dataset.offsets) > 0)
     if not len(chosen):
         return
@@ -128,15 +128,15 @@ def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> N
 
 
 @pytest.mark.parametrize("predict_first", [False, True])
-@pytest.mark.parametrize("worth", ["none", "seconds"])
-def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool, worth: str) -> None:
-    dataset = training_only([[(1, 86_400 * time) for time in range(30)]], worth=worth)
+@pytest.mark.parametrize("time_resolution", ["none", "seconds"])
+def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool, time_resolution: str) -> None:
+    dataset = training_only([[(1, 86_400 * time) for time in range(30)]], time_resolution=time_resolution)
     window = Windows(np.array([0]), np.array([0]), np.array([29]), np.array([True]))
     builder = BatchBuilder(
         dataset,
         40,
         predict_first=predict_first,
-        target_sampling=TargetSampling(order="time" if worth == "none" else "random"),
+        target_sampling=TargetSampling(order="time" if time_resolution == "none" else "random"),
     )
     orders = []
     for seed in range(3):
@@ -174,11 +174,13 @@ def test_a_target_counts_half_when_it_is_older_by_the_half_life() -> None:
 
 
 @pytest.mark.parametrize("given_settings", [{"gap_days": 1}, {"half_life_days": 7}])
-@pytest.mark.parametrize("worth", ["order", "none"])
-def test_days_need_a_clock(worth: str, given_settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=f"data.time={worth}"):
+@pytest.mark.parametrize("time_resolution", ["order", "none"])
+def test_days_need_a_clock(time_resolution: str, given_settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"data.time={time_resolution}"):
         BatchBuilder(
-            training_only([[(1, 0), (1, 1)]], worth=worth), 40, target_sampling=TargetSampling(**given_settings)
+            training_only([[(1, 0), (1, 1)]], time_resolution=time_resolution),
+            40,
+            target_sampling=TargetSampling(**given_settings),
         )
 
 

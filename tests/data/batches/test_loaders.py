@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from batch_checks import check_targets, users_strategy, visible, with_times
-from histories import training_only
+from handmade import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,11 +49,11 @@ def test_every_event_is_a_target_once_an_epoch(
     max_history: int,
     batch_size: int,
     predict_first: bool,
-    worth: str,
+    time_resolution: str,
     horizon: int,
     seed: int,
 ) -> None:
-    dataset = training_only(with_times(users), worth)
+    dataset = training_only(with_times(users), time_resolution)
     builder = BatchBuilder(
         dataset, max_history, predict_first=predict_first, target_sampling=TargetSampling(horizon=horizon)
     )

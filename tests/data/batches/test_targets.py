@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from batch_checks import visible
 from folders import prepared, write_folder
-from histories import training_only
+from handmade import training_only
 
 from recsys.core.errors import UserError
 from recsys.data.batches.batch import Windows
@@ -185,10 +185,14 @@ def test_objectives_that_mean_nothing_are_refused(settings: dict[str, Any], mess
         TargetSampling(**settings)
 
 
-@pytest.mark.parametrize("worth", ["order", "none"])
-def test_a_window_needs_a_clock(worth: str) -> None:
-    with pytest.raises(UserError, match=f"history.window_days=7 with data.time={worth}"):
-        BatchBuilder(training_only([[(1, 0), (1, 1)]], worth=worth), 40, target_sampling=TargetSampling(window_days=7))
+@pytest.mark.parametrize("time_resolution", ["order", "none"])
+def test_a_window_needs_a_clock(time_resolution: str) -> None:
+    with pytest.raises(UserError, match=f"history.window_days=7 with data.time={time_resolution}"):
+        BatchBuilder(
+            training_only([[(1, 0), (1, 1)]], time_resolution=time_resolution),
+            40,
+            target_sampling=TargetSampling(window_days=7),
+        )
 
 
 def test_a_window_needs_time_in_order() -> None:

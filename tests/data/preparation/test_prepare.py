@@ -101,15 +101,18 @@ def test_strings_of_any_representation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("worth", "expected"), [("seconds", [-1, 86_399, 86_400]), ("day", [-86_400, 0, 86_400]), ("none", [0, 0, 0])]
+    ("time_resolution", "expected"),
+    [("seconds", [-1, 86_399, 86_400]), ("day", [-86_400, 0, 86_400]), ("none", [0, 0, 0])],
 )
-def test_what_times_are_worth(tmp_path: Path, worth: str, expected: list[int]) -> None:
+def test_times_have_the_resolution_of_the_configuration(
+    tmp_path: Path, time_resolution: str, expected: list[int]
+) -> None:
     start = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     moments = [start + datetime.timedelta(seconds=s) for s in (-0.5, 86_399.75, 86_400)]
     rows = {"user_id": [1] * 3, "item_id": [1, 2, 3], "timestamp": pa.array(moments, pa.timestamp("us", "UTC"))}
-    dataset = prepared(write_folder(tmp_path / "data", rows), time_resolution=worth)
+    dataset = prepared(write_folder(tmp_path / "data", rows), time_resolution=time_resolution)
     assert dataset.time.tolist() == expected
-    assert dataset.meta.time_resolution == worth
+    assert dataset.meta.time_resolution == time_resolution
     assert histories(dataset) == {1: ([1], [2], [3])}
 
 

@@ -61,7 +61,7 @@ def test_groups(monkeypatch) -> None:
         "heavy: over 2 events": [True, False, False],
         "back within a day": [True, True, False],
     }
-    timeless = handmade([([1], [], [2]), ([1], [], [2])], worth="order")
+    timeless = handmade([([1], [], [2]), ([1], [], [2])], time_resolution="order")
     assert [*segments(timeless, timeless.requests("test"))] == ["light: 1 to 1 events"]
     monkeypatch.setattr(module, "MIN_USERS", 3)
     assert segments(timeless, timeless.requests("test")) == {}

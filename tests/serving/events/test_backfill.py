@@ -133,19 +133,19 @@ def _events(rng: np.random.Generator, num_events: int) -> dict[str, Sequence[Any
     }
 
 
-@pytest.mark.parametrize(("worth", "core"), [("seconds", 4), ("day", 0), ("order", 0), ("none", 0)])
+@pytest.mark.parametrize(("time_resolution", "core"), [("seconds", 4), ("day", 0), ("order", 0), ("none", 0)])
 def test_order_repeats_and_dropped_events_are_those_of_the_prepared_data(
-    tmp_path: Path, store: SQLiteEvents, worth: str, core: int
+    tmp_path: Path, store: SQLiteEvents, time_resolution: str, core: int
 ) -> None:
     events = _events(np.random.default_rng(0), 600)
     split = "leave_last_out"
-    if worth == "none":
+    if time_resolution == "none":
         split = "given"
         events["split"] = np.random.default_rng(1).choice(["train", "val", "test"], 600)
-    if worth == "order":
+    if time_resolution == "order":
         events["engaged"] = np.random.default_rng(2).random(600) < 0.7
-    overrides = [f"split={split}", f"data.time={worth}", f"data.min_user_events={core}"]
-    overrides += ["data.engaged=engaged"] if worth == "order" else []
+    overrides = [f"split={split}", f"data.time={time_resolution}", f"data.min_user_events={core}"]
+    overrides += ["data.engaged=engaged"] if time_resolution == "order" else []
     release, dataset = write_release(write_tables(tmp_path / "data", **events), *overrides)
     assert backfill(store, release) == dataset.num_users
     assert_histories_of(store, dataset)
