@@ -35,7 +35,8 @@ from recsys.serving.gateway.remote_host import RemoteHost, parse_address
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.releases import Releases
-from recsys.serving.http.messages import RetrieveRequest, encode
+from recsys.serving.http.codec import encode
+from recsys.serving.http.messages import RetrieveRequest
 from recsys.serving.observability.metrics import Metrics
 
 

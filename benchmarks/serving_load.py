@@ -49,7 +49,7 @@ from recsys.serving.events import Event, SQLiteEvents, UserId
 from recsys.serving.events.filling import OWN, fill
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem
-from recsys.serving.workers import sharing_cores
+from recsys.serving.workers import worker_environment
 
 NUM_EVENTS, NUM_USERS = 50, 5000
 LEAST_RATIO = 0.5
@@ -166,8 +166,9 @@ def bare_worker(case: Case, path: Path, bodies: Sequence[bytes], batch: int, sec
 def bare(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, workers: int) -> float:
     """Requests a second of all processes."""
     context = multiprocessing.get_context("spawn")
-    # As the server shares the cores between its processes.
-    with sharing_cores(workers), context.Manager() as manager:
+    # The processes share the cores as those of the server do.
+    shared = worker_environment(0, count=workers, metrics=path.parent)
+    with shared, context.Manager() as manager:
         start = manager.Barrier(workers)
         with context.Pool(workers) as pool:
             work = [(case, path, bodies, batch, seconds, start)] * workers
