@@ -158,9 +158,9 @@ def test_blocks_and_neighbours_bound_the_memory(monkeypatch: pytest.MonkeyPatch)
     heights = []
     walk = random_walk._walk
 
-    def counted(starts: Any, *rest: Any) -> Any:
+    def counted(starts: Any, *rest: Any, **settings: Any) -> Any:
         heights.append(len(starts))
-        return walk(starts, *rest)
+        return walk(starts, *rest, **settings)
 
     monkeypatch.setattr(random_walk, "_walk", counted)
     monkeypatch.setattr(random_walk, "NUM_ENTRIES", 300_000)

@@ -54,12 +54,12 @@ class TimeResolution(StrEnum):
 
     @property
     def has_clock(self) -> bool:
-        """Whether timestamps count seconds since 1970, so that days between events are known."""
+        """True if timestamps count seconds since 1970, so the days between events are known."""
         return self in (TimeResolution.SECONDS, TimeResolution.DAY)
 
     @property
     def has_order(self) -> bool:
-        """Whether the order of a user's events is known."""
+        """True if the order of a user's events is known."""
         return self is not TimeResolution.NONE
 
 
@@ -95,12 +95,12 @@ class Feature:
 
     @property
     def has_vocabulary(self) -> bool:
-        """Whether codes come from a vocabulary file. Text is hashed and has none."""
+        """True if codes come from a vocabulary file. Text is hashed and has none."""
         return self.kind in ("categorical", "multi_categorical")
 
     @property
     def is_ragged(self) -> bool:
-        """Whether a row holds any number of codes (bags and text) instead of one value."""
+        """True if a row holds any number of codes (bags and text) instead of one value."""
         return self.kind in ("multi_categorical", "text")
 
 

@@ -65,7 +65,7 @@ def stream_profiles(job: PreparationJob, session: Session) -> Iterator[tuple[int
     plans = job.features_of("users")
     if not plans:
         return
-    ordered = read_entities(job, session, "users").order_by("user_id").select("user_id", *plans)
+    ordered = read_entities(job, session, owner="users").order_by("user_id").select("user_id", *plans)
     for batch in session.stream(ordered):
         table = pa.Table.from_batches([batch])
         for user_id, profile in zip(table["user_id"].to_pylist(), _named(table, plans), strict=True):

@@ -22,7 +22,7 @@ from recsys.data.preparation.vocabulary import Entities
 _DAY = 86_400
 
 
-def write_counts(users: Entities, items: Entities, folder: Path) -> None:
+def write_counts(users: Entities, items: Entities, *, folder: Path) -> None:
     """Write the bounds of each user's parts, and the number of training and validation events of each item."""
     offsets = np.zeros(len(users) + 1, np.int64)
     np.cumsum(users.train + users.val + users.test, out=offsets[1:])
@@ -54,7 +54,7 @@ def _open(drafts: Mapping[str, Draft], folder: Path, *, num_rows: int) -> dict[s
     }
 
 
-def write_has_features(features: Sequence[Feature], num_items: int, folder: Path) -> None:
+def write_has_features(features: Sequence[Feature], num_items: int, *, folder: Path) -> None:
     """Write which items have a value in at least one of their features."""
     has = np.zeros(num_items + 1, bool)
     for feature in features:

@@ -85,7 +85,7 @@ def draft(
         if plan.kind in ("categorical", "multi_categorical"):
             vocabulary = collect_values(session, trained, column=name, is_bag=plan.kind == "multi_categorical")
             size = len(vocabulary) + FIRST_CODE
-            write_values(vocabulary, "value", folder / f"vocabularies/{plan.owner}.{plan.name}.parquet")
+            write_values(vocabulary, folder / f"vocabularies/{plan.owner}.{plan.name}.parquet", name="value")
         elif plan.kind == "text":
             size = plan.text_size
         elif plan.kind == "vector":

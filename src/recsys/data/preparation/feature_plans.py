@@ -45,7 +45,7 @@ class FeaturePlan:
 
     @property
     def read(self) -> Read:
-        """How the engine reads the column."""
+        """Conversion of the column when the engine reads it."""
         if _is_time(self.type):
             return read_time(self.name, self.type)
         return Read(self.name)

@@ -50,7 +50,7 @@ class PreparationJob:
 
     @property
     def drops_rare(self) -> bool:
-        """Whether users or items with few events are left out."""
+        """True if users or items with few events are left out."""
         return max(self.settings.min_user_events, self.settings.min_item_events) > 1
 
     def features_of(self, owner: str) -> dict[str, FeaturePlan]:

@@ -33,7 +33,7 @@ log = logging.getLogger("recsys")
 KEYS = {"users": "user_id", "items": "item_id"}
 
 
-def build(job: PreparationJob, engine: Engine, folder: Path) -> None:
+def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
     """Fill the empty folder `folder` with the prepared data set.
 
     Raises:
@@ -54,22 +54,22 @@ def build(job: PreparationJob, engine: Engine, folder: Path) -> None:
 def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
     log.info("preparing %s", job.interactions.place)
     events, exposed = open_events(job, session)
-    tables = {owner: read_entities(job, session, owner) for owner in ("items", "users") if owner in job.tables}
+    tables = {owner: read_entities(job, session, owner=owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
-    users = collect_users(session, events, tables.get("users"))
-    items = collect_items(session, events, tables.get("items"))
+    users = collect_users(session, events, table=tables.get("users"))
+    items = collect_items(session, events, table=tables.get("items"))
     _check_parts(job, users)
     if job.drops_rare:
         kept = int((users.train + users.val + users.test).sum())
         log.info("%d of %d events are left by min_user_events and min_item_events", kept, job.interactions.num_rows)
-    write_values(users.ids, "user_id", folder / "vocabularies/users.parquet")
-    write_values(items.ids, "item_id", folder / "vocabularies/items.parquet")
-    write_counts(users, items, folder)
+    write_values(users.ids, folder / "vocabularies/users.parquet", name="user_id")
+    write_values(items.ids, folder / "vocabularies/items.parquet", name="item_id")
+    write_counts(users, items, folder=folder)
     scratch = folder / "scratch"
     joins = {
-        "users": users.join_table(session, "user_id", scratch),
-        "items": items.join_table(session, "item_id", scratch),
+        "users": users.join_table(session, "user_id", folder=scratch),
+        "items": items.join_table(session, "item_id", folder=scratch),
     }
     features: list[Feature] = []
     for owner, entities in (("items", items), ("users", users)):
@@ -77,7 +77,7 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
             features += _write_features(
                 job, session, owner=owner, table=tables[owner], join=joins[owner], entities=entities, folder=folder
             )
-    write_has_features(features, len(items), folder)
+    write_has_features(features, len(items), folder=folder)
 
     log.info("events")
     plans = job.features_of("interactions")
@@ -148,7 +148,7 @@ def open_events(job: PreparationJob, session: Session) -> tuple[ir.Table, ir.Tab
             min_user_events=settings.min_user_events,
             min_item_events=settings.min_item_events,
         )
-    return session.keep(job.split.assign(session, events, source)), exposed
+    return session.keep(job.split.assign(session, events, source=source)), exposed
 
 
 def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
@@ -192,7 +192,7 @@ def _check_events(job: PreparationJob, session: Session, events: ir.Table) -> No
                 )
 
 
-def read_entities(job: PreparationJob, session: Session, owner: str) -> ir.Table:
+def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Table:
     """Return the items or users table.
 
     Raises:

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def prepare(
     job = plan_preparation(source, split, settings=settings, cache=cache)
     folder = Path(cache) / "prepared" / job.fingerprint
     started = time.monotonic()
-    built = build_once(folder, partial(build, job, engine or DuckDB()))
+    built = build_once(folder, lambda aside: build(job, engine or DuckDB(), folder=aside))
     dataset = PreparedDataset.open(folder)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
     log.info(

@@ -33,7 +33,7 @@ class Split(Protocol):
 
     needs: ClassVar[str]
 
-    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`."""
 
 
@@ -60,7 +60,7 @@ class TemporalSplit:
 
     needs: ClassVar[str] = "timestamp"
 
-    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`."""
         first, second = _cuts(session, source, shares=(self.train, self.train + self.val))
         part = (events.time >= first).cast("int8") + (events.time >= second).cast("int8")
@@ -76,7 +76,7 @@ class LeaveLastOutSplit:
 
     needs: ClassVar[str] = "timestamp"
 
-    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:  # noqa: ARG002
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
         """Return `events` with the column `part`."""
         ranked = _from_the_end(events)
         long = ranked.num_of_user >= 3
@@ -93,7 +93,7 @@ class GivenSplit:
 
     needs: ClassVar[str] = "split"
 
-    def assign(self, session: Session, events: ir.Table, source: ir.Table) -> ir.Table:
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`.
 
         Raises:

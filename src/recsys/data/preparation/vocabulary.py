@@ -46,7 +46,7 @@ class Entities:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def join_table(self, session: Session, key: str, folder: Path) -> ir.Table:
+    def join_table(self, session: Session, key: str, *, folder: Path) -> ir.Table:
         """Return the table `key, <key>_idx, <key>_trained` for joins, written to a file in `folder`."""
         file = folder / f"{key}.parquet"
         index = np.arange(self.first, self.first + len(self), dtype=np.int64)
@@ -55,13 +55,13 @@ class Entities:
         return session.read([str(file)], names).drop("shard", "row")
 
 
-def collect_users(session: Session, events: ir.Table, table: ir.Table | None) -> Entities:
+def collect_users(session: Session, events: ir.Table, *, table: ir.Table | None) -> Entities:
     """Return all users of the events and of the users table, ordered by id."""
     counted = _count(events, table, key="user_id")
     return _fetch(session, counted.order_by("user_id"), key="user_id", first=0)
 
 
-def collect_items(session: Session, events: ir.Table, table: ir.Table | None) -> Entities:
+def collect_items(session: Session, events: ir.Table, *, table: ir.Table | None) -> Entities:
     """Return all items in four runs: trained, seen in validation, only in the items table, only in test events.
 
     The first run is ordered by number of training events, the second by number of validation events, ties and the
@@ -121,7 +121,7 @@ def keep_core(session: Session, events: ir.Table, *, min_user_events: int, min_i
         pairs, num_pairs = kept, num_kept
 
 
-def write_values(values: pa.Array, name: str, file: Path) -> None:
+def write_values(values: pa.Array, file: Path, *, name: str) -> None:
     """Write a vocabulary as a Parquet file of one column."""
     pq.write_table(pa.table({name: values}), file)
 

@@ -50,9 +50,9 @@ class WorldSettings:
         seed: seed of all draws.
         explore: share of events outside the user's boards.
         drift: how strongly interests in boards rise and fall; 0 keeps them constant.
-        stickiness: probability that an event continues the board of the event just before it.
+        stickiness: probability that an event keeps the board of the event just before it.
         search_share: share of events that come from a search, with a query text.
-        interest_share: share of the other events that are of an opened interest, a category; 0 for no such column.
+        interest_share: share of the other events that come from an opened interest (a category); 0 for no such column.
         vector_width: width of the visual vector.
     """
 

@@ -129,7 +129,7 @@ def local_copy(file: str, folder: Path) -> Path:
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether the files are on this machine."""
+    """Return whether a file system is that of this machine."""
     return bool(filesystem.protocol == "file" or "file" in filesystem.protocol)
 
 
