@@ -17,26 +17,14 @@ if TYPE_CHECKING:
 
 def main(config: DictConfig) -> None:
     """Publish the run, point the alias at it, and print the version."""
-    from recsys.experiments.assembly import instantiate
     from recsys.experiments.trained_run import load_run
-    from recsys.experiments.wandb_mirror import mirror_release
-    from recsys.publishing.promote import choose_run, promote, report
+    from recsys.publishing.api import publish
+    from recsys.publishing.promote import choose_run, report
     from recsys.release.store import ReleaseStore
 
-    store = ReleaseStore(config.store)
-    store.check_alias(config.alias)
-    run = load_run(choose_run(config.run, config.sweep, config.metric))
-    promotion = promote(
-        run,
-        instantiate(config.index),
-        store=store,
-        model=config.model,
-        recall_target=config.recall_target,
-        policy=instantiate(config.corpus),
-    )
     if config.alias is not None:
-        store.set_alias(config.alias, promotion.version, why=f"index.py run={run.path}")
-    folder = store.root / promotion.version
-    mirror_release(run.config.logger.project, folder, model=config.model, alias=config.alias, registry=config.registry)
+        # Before a run of a sweep is finished for it.
+        ReleaseStore(config.store).check_alias(config.alias)
+    promotion = publish(load_run(choose_run(config.run, config.sweep, config.metric)), config)
     report(promotion)
     print(promotion.version)

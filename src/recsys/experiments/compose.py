@@ -56,6 +56,30 @@ def keys_of(config_name: str) -> list[str]:
         return list(_keys(hydra.compose(config_name)))
 
 
+def compose_run(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig], Path]:
+    """Return what `recsys train` would run with these overrides: configuration, variants and run folder.
+
+    Args:
+        overrides: arguments of `recsys train`, without Hydra's options but `--config-dir`.
+
+    Raises:
+        UserError: If the overrides do not compose, or a key is unknown.
+    """
+    check_overrides("train", overrides)
+    path = search_path(overrides)
+    given = [word for before, word in zip(["", *overrides], overrides, strict=False) if not _is_option(before, word)]
+    for word in given:
+        if word.startswith("-"):
+            raise UserError(f"{word}: expected KEY=VALUE")
+    with _initialized():
+        config = hydra.compose("train", overrides=[*path, *given], return_hydra_config=True)
+        folder = Path(str(config.hydra.run.dir))
+        with open_dict(config):
+            del config["hydra"]
+    own = [word for word in given if not re.match(r"~?\+*hydra[./]", word)]
+    return config, variants_of(config, [*own, *path]), folder
+
+
 def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
     """The configuration that `train.py` would have with these overrides, and its variants; within another command.
 

@@ -192,7 +192,7 @@ def _write_parts(recommender: Recommender, audience: Audience, k: int, exclude_s
                 tables = []
                 for first in range(begin, end, BATCH):
                     last = min(first + BATCH, end)
-                    tables.append(_rank(recommender, audience, slice(first, last), k, exclude_seen))
+                    tables.append(rank_slice(recommender, audience, slice(first, last), k, exclude_seen))
                     progress.advance(task, last - first)
                 aside = parts / f".{file.name}.{uuid.uuid4().hex}"
                 pq.write_table(pa.concat_tables(tables), aside)
@@ -200,7 +200,16 @@ def _write_parts(recommender: Recommender, audience: Audience, k: int, exclude_s
             progress.update(task, completed=end)
 
 
-def _rank(recommender: Recommender, audience: Audience, rows: slice, k: int, exclude_seen: bool) -> pa.Table:
+def rank_slice(recommender: Recommender, audience: Audience, rows: slice, k: int, exclude_seen: bool) -> pa.Table:
+    """Return user_id, item_ids and scores of some users.
+
+    Args:
+        recommender: run or release.
+        audience: all users.
+        rows: users of the audience to rank for.
+        k: items for each.
+        exclude_seen: leave out items of the history.
+    """
     requests = Requests(*(column[rows] for column in audience.requests))
     given = {name: values[rows] for name, values in audience.given.items()}
     scores, found = recommender.rank(requests, k, exclude_seen, given)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError
 from recsys.core.stored_config import load_config
+from recsys.core.types import Float32Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import FeatureEncoder
@@ -41,7 +43,8 @@ class RunRecommender:
         weights = describe_file(run.path / "checkpoints/best.ckpt").sha256
         self.identity = f"run {weights} {describe_file(run.path / 'config.yaml').sha256} {run.dataset.meta.fingerprint}"
         self.dataset, self.item_ids = run.dataset, run.dataset.item_ids
-        self._builder, self._ranker = run.builder, ModelRanker(run.model, run.corpus)
+        self._model, self._builder = run.model, run.builder
+        self._ranker = ModelRanker(run.model, run.corpus)
         self._encoders = {
             f.name: FeatureEncoder(f, run.dataset.vocabulary(f)) for f in run.dataset.schema.with_role("request")
         }
@@ -55,6 +58,13 @@ class RunRecommender:
         exclude = seen_items(self.dataset, requests) if exclude_seen else None
         scores, item_idx = self._ranker.rank(batch, requests, k, exclude)
         return scores.numpy(), item_idx.numpy() - 1
+
+    def embed(self, requests: Requests, given: Mapping[str, pa.Array]) -> Float32Array:
+        """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""
+        columns = {name: self._encoders[name].encode(values) for name, values in given.items()}
+        with torch.inference_mode():
+            users: Float32Array = self._model.encode_users(self._builder.requests(requests, columns)).numpy()
+        return users
 
 
 class ReleaseRecommender:
@@ -80,11 +90,18 @@ class ReleaseRecommender:
     ) -> tuple[Scores, Rows]:
         """As in `Recommender`."""
         histories, seen = self._read(requests)
+        exclude = self._retriever.index_rows(seen) if exclude_seen else None
+        users = self._embed(histories, given)
+        return search_users(self._retriever.index, users, k=k, exclude=exclude)
+
+    def embed(self, requests: Requests, given: Mapping[str, pa.Array]) -> Float32Array:
+        """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""
+        return self._embed(self._read(requests)[0], given)
+
+    def _embed(self, histories: Histories, given: Mapping[str, pa.Array]) -> Float32Array:
         encoders = self._retriever.request_encoders
         columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
-        exclude = self._retriever.index_rows(seen) if exclude_seen else None
-        users = self._retriever.tower(histories.with_requests(columns))
-        return search_users(self._retriever.index, users, k=k, exclude=exclude)
+        return self._retriever.tower(histories.with_requests(columns))
 
     def histories(self, requests: Requests) -> Histories:
         """What the exported tower reads of the requests."""
@@ -122,7 +139,19 @@ def open_recommender(run: str | None, release: str | None, store: str, root: str
 
 
 def _open_release(store: str, name: str, root: str | None) -> ReleaseRecommender:
-    retriever = Retriever.load(store, name)
+    return with_data(Retriever.load(store, name), root)
+
+
+def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
+    """Give a release the histories and profiles of a data set.
+
+    Args:
+        retriever: opened release.
+        root: folder of Parquet files; None for the data that the release was trained on.
+
+    Raises:
+        UserError: If the data is not what the release expects.
+    """
     config = load_config(retriever.folder / CONFIG)
     if root is not None:
         config = at_root(config, root)

@@ -1,0 +1,139 @@
+"""Functions of the public Python API: train, open and publish. `recsys` exports them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recsys.publishing.opened_release import OpenedRelease
+from recsys.release.runtime.retriever import Retriever
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from recsys.experiments.trained_run import TrainedRun
+    from recsys.publishing.opened_run import OpenedRun
+    from recsys.publishing.promote import Promotion
+
+
+def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> OpenedRun:
+    """Train one model, or the best of several, as `recsys train` does.
+
+        run = recsys.train(["+experiment=recommended", "data.root=events"], path="runs/first")
+
+    Args:
+        overrides: arguments of `recsys train`.
+        path: folder of the run; None for `hydra.run.dir`, by default `runs/` and the time. A run that was killed goes
+            on; a finished one is opened.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: If the configuration or the data is wrong.
+    """
+    from recsys.experiments.compose import compose_run, quoted
+    from recsys.experiments.train import train as train_one
+    from recsys.experiments.variants import train_best
+
+    words = [*overrides, *([] if path is None else [f"hydra.run.dir={quoted(str(path))}"])]
+    config, variants, folder = compose_run(words)
+    run = train_best(variants, folder, config.blend) if variants else train_one(config, folder)
+    return load_run(run.path)
+
+
+def load_run(path: str | Path) -> OpenedRun:
+    """Open the folder of a finished run.
+
+    Args:
+        path: folder that `recsys train` left.
+
+    Raises:
+        UserError: If there is no such run, it is not finished, or its data has changed.
+    """
+    from recsys.experiments.trained_run import load_run as load
+    from recsys.publishing.opened_run import OpenedRun
+
+    return OpenedRun(load(path))
+
+
+def load_release(
+    release: str, *, store: str | Path = "releases", data: str | Path | None = None, threads: int = 0
+) -> OpenedRelease:
+    """Open a release and verify its files.
+
+    Args:
+        release: version or alias.
+        store: folder of releases.
+        data: folder of Parquet files with histories and profiles; `"own"` for the data that the release was trained
+            on; None if calls give `histories`.
+        threads: threads of the user tower; 0 for one per core.
+
+    Raises:
+        UserError: If there is no such release, or a file is missing or changed.
+    """
+    return OpenedRelease(Retriever.load(store, release, threads), data)
+
+
+def promote(
+    run: OpenedRun | str | Path,
+    *,
+    store: str | Path = "releases",
+    alias: str | None = "candidate",
+    overrides: Sequence[str] = (),
+) -> OpenedRelease:
+    """Publish a run as a release, as `recsys index` does.
+
+    Args:
+        run: opened run, or its folder.
+        store: folder of releases.
+        alias: alias that points at the release afterwards; None for none.
+        overrides: further arguments of `recsys index`, such as `index=hnsw` or `recall_target=0.95`.
+
+    Returns:
+        The release, with the data of the run.
+
+    Raises:
+        UserError: If the index misses the recall target, or the alias is no name.
+    """
+    from recsys.experiments.compose import compose_command, quoted
+
+    opened = load_run(run) if isinstance(run, str | Path) else run
+    own = [f"store={quoted(str(store))}", "alias=null" if alias is None else f"alias={quoted(alias)}"]
+    config = compose_command("index", [*own, *overrides])
+    promotion = publish(opened.trained, config)
+    return load_release(promotion.version, store=store, data="own")
+
+
+def publish(run: TrainedRun, config: DictConfig) -> Promotion:
+    """Publish a run, move the alias, and mirror the release to W&B.
+
+    Args:
+        run: finished run.
+        config: composed from `conf/index.yaml`.
+
+    Raises:
+        UserError: If the index misses the recall target, or the alias is no name.
+    """
+    from recsys.experiments.assembly import instantiate
+    from recsys.experiments.wandb_mirror import mirror_release
+    from recsys.publishing.promote import promote as promote_run
+    from recsys.release.store import ReleaseStore
+
+    store = ReleaseStore(config.store)
+    if config.alias is not None:
+        store.check_alias(config.alias)
+    promotion = promote_run(
+        run,
+        instantiate(config.index),
+        store=store,
+        model=config.model,
+        recall_target=config.recall_target,
+        policy=instantiate(config.corpus),
+    )
+    if config.alias is not None:
+        store.set_alias(config.alias, promotion.version, why=f"recsys index run={run.path}")
+    folder = store.root / promotion.version
+    mirror_release(run.config.logger.project, folder, model=config.model, alias=config.alias, registry=config.registry)
+    return promotion
