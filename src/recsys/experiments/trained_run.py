@@ -91,7 +91,8 @@ def stored_config(path: Path) -> DictConfig:
     config = OmegaConf.merge(stored, EARLIER, stored)
     assert isinstance(config, DictConfig)
     for tower in (config.user_tower, config.item_tower):
-        if "crossing" not in tower:
+        # A tower of an outside package may have neither key.
+        if "crossing" not in tower and "hidden" in tower:
             mlp = {"_target_": "recsys.models.crossing.MLP", "_partial_": True}
             tower.crossing = mlp | {"hidden": tower.pop("hidden"), "dropout": tower.pop("dropout", None)}
     return config
