@@ -1,4 +1,4 @@
-"""Reads a stored `config.yaml`, whose `_target_` paths may be those of an earlier layout of this package."""
+"""Stored configurations, whose `_target_` paths may be those of an earlier layout of this package."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# Module or class, as it was called when a run or a release was made -> as it is called now. The longest match counts.
+# Earlier path of a module or class -> later path. The longest match counts. The table is applied until nothing changes,
+# so a class that moved and was then renamed needs one row for each step.
 MOVED = {
     "recsys.averaging": "recsys.training.ema",
     "recsys.checkpoints": "recsys.training.checkpoints",
     "recsys.corpus": "recsys.publishing.corpus_policies",
-    "recsys.corpus.All": "recsys.publishing.corpus_policies.AllItems",
-    "recsys.corpus.Engaged": "recsys.publishing.corpus_policies.EngagedItems",
-    "recsys.corpus.Listed": "recsys.publishing.corpus_policies.ListedItems",
     "recsys.data.engines": "recsys.data.preparation.engines",
     "recsys.data.movielens": "recsys.data.sources.movielens",
     "recsys.data.preparation.splits.Given": "recsys.data.preparation.splits.GivenSplit",
@@ -22,32 +20,16 @@ MOVED = {
     "recsys.data.preparation.splits.Temporal": "recsys.data.preparation.splits.TemporalSplit",
     "recsys.data.sources.ListedFiles": "recsys.data.sources.ParquetFiles",
     "recsys.data.splits": "recsys.data.preparation.splits",
-    "recsys.data.splits.Given": "recsys.data.preparation.splits.GivenSplit",
-    "recsys.data.splits.LeaveLastOut": "recsys.data.preparation.splits.LeaveLastOutSplit",
-    "recsys.data.splits.Temporal": "recsys.data.preparation.splits.TemporalSplit",
     "recsys.data.synthetic": "recsys.data.simulation.synthetic",
     "recsys.experiments.pretrained_sources.ALS": "recsys.experiments.pretrained_sources.ALSEmbeddings",
     "recsys.experiments.pretrained_sources.EarlierRun": "recsys.experiments.pretrained_sources.EarlierRunEmbeddings",
     "recsys.experiments.pretrained_sources.SVD": "recsys.experiments.pretrained_sources.SVDEmbeddings",
     "recsys.frequency": "recsys.training.frequency",
-    "recsys.frequency.CountMin": "recsys.training.frequency.CountMinFrequency",
-    "recsys.frequency.Exact": "recsys.training.frequency.ExactFrequency",
-    "recsys.frequency.Streaming": "recsys.training.frequency.StreamingFrequency",
     "recsys.generators": "recsys.baselines",
     "recsys.losses": "recsys.training.losses",
     "recsys.negatives": "recsys.training.negatives",
-    "recsys.negatives.CrossBatch": "recsys.training.negatives.CrossBatchNegatives",
-    "recsys.negatives.Hard": "recsys.training.negatives.HardNegatives",
-    "recsys.negatives.InBatch": "recsys.training.negatives.InBatchNegatives",
-    "recsys.negatives.Mined": "recsys.training.negatives.MinedNegatives",
-    "recsys.negatives.Mixed": "recsys.training.negatives.MixedNegatives",
-    "recsys.negatives.Popularity": "recsys.training.negatives.PopularityNegatives",
-    "recsys.negatives.Uniform": "recsys.training.negatives.UniformNegatives",
     "recsys.optimizers": "recsys.training.optimizers",
     "recsys.pretraining": "recsys.experiments.pretrained_sources",
-    "recsys.pretraining.ALS": "recsys.experiments.pretrained_sources.ALSEmbeddings",
-    "recsys.pretraining.EarlierRun": "recsys.experiments.pretrained_sources.EarlierRunEmbeddings",
-    "recsys.pretraining.SVD": "recsys.experiments.pretrained_sources.SVDEmbeddings",
     "recsys.publishing.corpus_policies.All": "recsys.publishing.corpus_policies.AllItems",
     "recsys.publishing.corpus_policies.Engaged": "recsys.publishing.corpus_policies.EngagedItems",
     "recsys.publishing.corpus_policies.Listed": "recsys.publishing.corpus_policies.ListedItems",
@@ -76,10 +58,10 @@ def load_config(path: Path) -> DictConfig:
     """Return the configuration in a YAML file, with today's paths in the place of earlier ones.
 
     Args:
-        path: of a `config.yaml` that a run or a release holds.
+        path: `config.yaml` of a run or a release.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: If the file cannot be read.
     """
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
@@ -97,7 +79,7 @@ def current_target(target: str) -> str:
     for length in range(len(parts), 0, -1):
         moved = MOVED.get(".".join(parts[:length]))
         if moved is not None:
-            return ".".join([moved, *parts[length:]])
+            return current_target(".".join([moved, *parts[length:]]))
     return target
 
 

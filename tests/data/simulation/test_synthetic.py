@@ -373,7 +373,7 @@ def test_source_reuses_what_is_there(tmp_path: Path) -> None:
     assert {path: os.stat(path).st_mtime_ns for path in written} == written
     assert Synthetic(num_users=50, num_items=100, num_events=501).folder(tmp_path) != source.folder(tmp_path)
     assert sum(pq.read_metadata(path).num_rows for path in tables.interactions) == 500
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         generate(source.folder(tmp_path), source)
 
 

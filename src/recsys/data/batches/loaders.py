@@ -62,7 +62,7 @@ class TrainingLoader:
         self._num_batches = min(-(-most // batch_size), fewest // world_size)
         if not self._num_batches:
             raise UserError(
-                f"{data.path}: {fewest} training histories with something to predict, expected at least {world_size} "
+                f"{data.path}: {fewest} training windows with targets, expected at least {world_size} "
                 "(one for each process)"
             )
 

@@ -77,7 +77,7 @@ def generate(root: Path, settings: WorldSettings) -> None:
         UserError: If `root` exists, or the period has no room for the number of events.
     """
     if not build_once(root, functools.partial(_write, settings=settings)):
-        raise UserError(f"{root}: exists already; expected a folder that is still to be made")
+        raise UserError(f"{root}: already exists; expected a folder that does not exist")
 
 
 def _write(root: Path, settings: WorldSettings) -> None:

@@ -166,7 +166,7 @@ class HubDataset:
             }
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise UserError(
-                f"{self.name}: '{address}' cannot be loaded ({error}); expected a data set of the Hub, within reach, "
+                f"{self.name}: '{address}' cannot be loaded ({error}); expected a reachable data set of the Hub, "
                 f"or a local folder"
             ) from error
 
