@@ -1,11 +1,11 @@
-"""Do the gates stop harmed candidates, and let honest ones pass?
+"""Measure if the gates stop harmed candidates and let honest ones pass.
 
     python benchmarks/gates_harm.py [--folder DIR] [--only NAME ...] [--seed N] [--users N --items N --events N]
 
-A small simulated world, a release that is served from day 50 on, and candidates of the days after: each harm of
-`harms/` prints which gates stopped it, and 20 honest retrainings (10 days, 2 seeds) print whether they pass. Bars:
-every harm is stopped, by one of the gates that it is for; of the honest ones at least 19 pass. Exit code 1 where a
-bar is missed. Minutes on two cores; what is trained already is not trained again.
+In a small simulated world, a release is served from day 50 on, and candidates are trained on the days after it. Each
+harm of `harms/` prints the gates that stopped it, and 20 honest retrainings (10 days, 2 seeds) print if they pass.
+Bars: every harm is stopped by one of its gates; at least 19 of the honest ones pass. Exit code 1 if a bar is missed.
+The benchmark takes minutes on two cores. Finished runs in the folder are used again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Judged = Callable[[], Verdict]
 
 
 def harms(scene: Scene) -> Iterator[tuple[str, tuple[str, ...], Judged]]:
-    """Name, gates of which one must stop it, and how to get the verdict."""
+    """Yield each harm: name, gates of which one must stop it, and a function that returns the verdict."""
     day = SERVED_DAY + 1
     begin = scene.second(SERVED_DAY)
 
@@ -71,14 +71,14 @@ def harms(scene: Scene) -> Iterator[tuple[str, tuple[str, ...], Judged]]:
     def leaked() -> Verdict:
         with leaking():
             scene.run("leaked", None, day, 1, "refit=true")
-        # It is judged by a process that knows nothing of the leak.
+        # The gates run without the leak.
         return scene.judge(scene.run("leaked"))
 
     yield "learned_the_test_part", ("border", "too_good"), leaked
 
 
 def honest(scene: Scene) -> Iterator[tuple[str, Judged]]:
-    """Twenty retrainings on fresh data."""
+    """Yield twenty retrainings on new data: name, and a function that returns the verdict."""
     for day in range(SERVED_DAY + 1, SERVED_DAY + 11):
         for seed in (1, 2):
             name = f"day{day}_seed{seed}"
@@ -87,9 +87,9 @@ def honest(scene: Scene) -> Iterator[tuple[str, Judged]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where everything is made, and found again")
+    parser.add_argument("--folder", type=Path, help="folder of all files; finished runs in it are used again")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="harms, or `honest`")
-    parser.add_argument("--seed", type=int, default=0, help="of the world")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the world")
     parser.add_argument("--users", type=int, default=2000)
     parser.add_argument("--items", type=int, default=900)
     parser.add_argument("--events", type=int, default=40_000)

@@ -1,13 +1,14 @@
-"""Does a retraining cycle survive SIGKILL at any moment?
+"""Measure if retraining cycles survive SIGKILL at any moment.
 
     python benchmarks/retraining_kills.py [--kills 200] [--most 4] [--seed 0] [--folder DIR]
 
-A small simulated world of which a day arrives at a time. Each cycle is killed at random times, up to `--most` times,
-and started again until it ends. After every kill what is served must be whole, and at most one release more may be
-there; at the end of a cycle exactly one (none where the gates stopped it), and its line in the history once. The table
-says at which steps the kills came. Exit code 1 where anything else is found. About ten seconds a kill on an idle core.
+Days of a small simulated world arrive one by one. Each cycle is killed at random times, up to `--most` times, and
+started again until it ends. After every kill the served release must be complete, and there may be at most one new
+release. At the end of a cycle there must be exactly one (none if the gates stopped it), and one line in the history.
+The table shows the steps at which kills happened. Exit code 1 if a check fails. A kill takes about ten seconds on an
+idle core.
 
-Each start is a fork of a process that has imported what a cycle needs: kills meet cycles, not the imports of Python.
+Each start is a fork of a process that has imported everything, so that kills hit the cycle and not its imports.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-# Imported here for the forks.
+# The forks inherit these imports.
 import recsys.experiments.run_summary
 import recsys.operations.cycle.cycle  # noqa: F401
 from recsys.core.errors import UserError
@@ -54,19 +55,19 @@ TRAINING = (
     "callbacks.last.every_n_train_steps=5",
     "callbacks.last.train_time_interval=null",
 )
-# Of days as small as these nothing can be said of shares and ranks; what is left may still stop a candidate.
+# These gates need more events than such small days have.
 TOO_SMALL = "latency volume unseen nulls repeats items labels popularity predictable record"
 GATES = ("gates.absolute.min_ratio=0.5", *(f"~gates.{name}" for name in TOO_SMALL.split()))
 
 
 @dataclass
-class Found:
-    """What came of the kills.
+class KillReport:
+    """Result of the kills.
 
     Attributes:
-        steps: at which step each kill came.
-        wrong: what should not have been.
-        cycles: outcomes.
+        steps: number of kills at each step.
+        wrong: failed checks.
+        cycles: number of cycles of each outcome.
     """
 
     steps: Counter[str] = field(default_factory=Counter)
@@ -78,8 +79,8 @@ class Found:
         return self.steps.total()
 
 
-class World:
-    """A simulated world of which days arrive, and the cycles over it."""
+class ArrivingWorld:
+    """A simulated world whose days arrive one by one, and its retraining cycles."""
 
     def __init__(self, base: Path, days: int) -> None:
         self.base, self.data = base, base / "data"
@@ -104,7 +105,7 @@ class World:
         os.replace(aside, self.data / f"interactions.parquet/day-{begin:03d}.parquet")
 
     def start(self, log: Path) -> int:
-        """The process of a cycle."""
+        """Start a cycle and return its process id."""
         training = ",".join(f"'{word}'" for word in (f"data.cache={self.base / 'cache'}", *TRAINING))
         command = ["retrain.py", f"data.root={self.data}", f"store={self.store.root}", f"train=[{training}]", *GATES]
         child = os.fork()
@@ -135,7 +136,7 @@ class World:
         return [json.loads(line)["outcome"] for line in lines]
 
     def problems(self, before: list[str]) -> list[str]:
-        """What is wrong with the store after a kill."""
+        """Return everything that is wrong with the store."""
         found = []
         versions = self.store.versions()
         if len(versions) > len(before) + 1 or not {*before} <= {*versions}:
@@ -149,7 +150,7 @@ class World:
 
 
 def wait(child: int, seconds: float) -> int | None:
-    """Exit code of a process, killed after so many seconds; None: it was killed."""
+    """Wait for a process and return its exit code; None if it had to be killed after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -161,8 +162,8 @@ def wait(child: int, seconds: float) -> int | None:
     return None if code == -signal.SIGKILL else code
 
 
-def run(world: World, kills: int, most: int, rng: random.Random, console: Console) -> Found:
-    found, log = Found(), world.base / "log"
+def run(world: ArrivingWorld, kills: int, most: int, rng: random.Random, console: Console) -> KillReport:
+    found, log = KillReport(), world.base / "log"
     world.arrive(0, FIRST_DAYS)
     begin = time.monotonic()
     if (code := wait(world.start(log), 3600)) != 0:
@@ -198,14 +199,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--most", type=int, default=4, help="kills of one cycle (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where everything is made; must not exist")
+    parser.add_argument("--folder", type=Path, help="folder of all files; must not exist")
     asked = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
         base = asked.folder or Path(scratch) / "kills"
         base.mkdir(parents=True)
-        # A cycle may be through before its first kill; days that are left over do no harm.
-        world = World(base, FIRST_DAYS + asked.kills + 1)
+        # Some cycles end before their first kill, so there are more days than cycles with kills.
+        world = ArrivingWorld(base, FIRST_DAYS + asked.kills + 1)
         found = run(world, asked.kills, asked.most, random.Random(asked.seed), console)
         for problem in found.wrong:
             console.print(f"WRONG: {problem}", soft_wrap=True)

@@ -1,13 +1,13 @@
-"""Months in minutes: what is retraining worth, day by day, and do the gates hold?
+"""Measure day by day over months what retraining is worth, and if the gates work.
 
     python benchmarks/simulated_months.py --folder DIR [--picture docs/simulated_months.svg]
 
-Simulated pins with drifting interests, new items and users, trends and incidents pass day by day. At the end of each
-day what was served answers everyone who came that day, from the full corpus; then each policy (never, weekly, daily;
-warm, cold; with and without gates) retrains if it is due, by a cycle of `retrain.py` in this process. Prints a table,
-and writes `DIR/months.json` and the picture. Killed and started again, it goes on behind the last finished step.
-Bars: 90 days and 200,000 events in 15 minutes on two cores; daily retraining above none, by more than chance.
-Exit code 1 where the second is missed.
+Simulated pins with drifting interests, new items and users, trends and incidents arrive day by day. At the end of each
+day, the served release of each policy ranks the full corpus for every user of that day. Then each policy (never,
+weekly, daily; warm, cold; with and without gates) retrains if it is due, by a cycle of `recsys retrain` in this
+process. The benchmark prints a table and writes `DIR/months.json` and the picture. If it is killed, the same command
+continues after the last finished step. Bars: 90 days and 200,000 events in 15 minutes on two cores; daily retraining is
+significantly better than none. Exit code 1 if the second bar is missed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from of_data import doubled_day, outage, shuffled_items
 from policies import FIRST, POLICIES, Loop, Policy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from telling import Months, Told
+from telling import DayRecord, Months
 from worth import requests_since, worth
 
 from recsys.data.simulation.synthetic import WorldSettings
@@ -59,14 +59,14 @@ COMPARED = (44, 59, 84)
 
 
 class Simulation:
-    """Days that pass, and policies that retrain.
+    """Days of a world, and policies that retrain on them.
 
     Args:
-        folder: of everything that is made, and found again.
-        settings: of the world.
-        first_day: at whose end the first model is trained, for all policies.
-        incidents: that befall.
-        policies: by which models are retrained.
+        folder: folder of all files; finished steps in it are used again.
+        settings: settings of the world.
+        first_day: day at whose end the first model of all policies is trained.
+        incidents: incidents of the world.
+        policies: retraining policies.
         compared: days on whose data a cold and a warm training are compared.
     """
 
@@ -74,6 +74,7 @@ class Simulation:
         self,
         folder: Path,
         settings: WorldSettings,
+        *,
         first_day: int = FIRST_DAY,
         incidents: tuple[Incident, ...] = INCIDENTS,
         policies: tuple[Policy, ...] = POLICIES,
@@ -82,17 +83,17 @@ class Simulation:
         self.folder, self.settings, self.first_day = folder.absolute(), settings, first_day
         (self.folder / "days").mkdir(parents=True, exist_ok=True)
         self.days = Days(self.folder, settings, incidents)
-        self.first = Loop(self.folder, FIRST, self.days)
-        self.loops = [Loop(self.folder, policy, self.days) for policy in policies]
+        self.first = Loop(self.folder, FIRST, days=self.days)
+        self.loops = [Loop(self.folder, policy, days=self.days) for policy in policies]
         chosen = tuple(day for day in compared if first_day < day < settings.days)
-        self.beginnings = Beginnings(self.folder / "beginnings", self.first, self.days, chosen)
+        self.beginnings = Beginnings(self.folder / "beginnings", self.first, days=self.days, chosen=chosen)
 
     def run(self, workers: int = 1, console: Console | None = None) -> Months:
-        """Let the days pass, or those that are left.
+        """Simulate all days that are not finished.
 
         Args:
-            workers: processes that retrain, each on one thread; 1: this one.
-            console: shows the progress.
+            workers: processes that retrain, each on one thread; 1 to retrain in this process.
+            console: terminal for the progress.
         """
         bars = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         told = []
@@ -110,10 +111,10 @@ class Simulation:
         retrained = {loop.policy.name: loop.retrained() for loop in self.loops}
         return Months(self.days.num_events, told, retrained, self.days.incidents, self.beginnings.measured())
 
-    def _live(self, day: int, pool: ProcessPoolExecutor | None) -> Told:
-        """One day, or the rest of it."""
+    def _live(self, day: int, pool: ProcessPoolExecutor | None) -> DayRecord:
+        """Simulate one day, or the rest of it."""
         file = self.folder / f"days/{day:03}.json"
-        told = Told(**json.loads(file.read_text())) if file.exists() else Told(day)
+        told = DayRecord(**json.loads(file.read_text())) if file.exists() else DayRecord(day)
         if told.is_over:
             return told
         begin = time.monotonic()
@@ -123,12 +124,12 @@ class Simulation:
             for loop in self.loops:
                 loop.begin_as(self.first)
         elif not told.recall:
-            # Prepared once, for whoever asks; and for what retrains, where nothing is harmed.
+            # This prepares the data once for all policies.
             asked = _asked(self.first, self.days, day)
             told.users = len(asked.requests.user_idx)
             answered = self._of_each(_answer, [loop.policy for loop in self.loops], day, pool)
             told.recall = {loop.policy.name: found for loop, found in zip(self.loops, answered, strict=True)}
-            # By the end of the day something else is served.
+            # Retraining changes the served releases, so the answers are saved before it.
             _write(file, told)
         due = [loop.policy for loop in self.loops if loop.policy.is_due(day, self.first_day)]
         self._of_each(_retrain, due, day, pool)
@@ -141,7 +142,7 @@ class Simulation:
     def _of_each(
         self, work: Callable[..., Any], policies: Sequence[Policy], day: int, pool: ProcessPoolExecutor | None
     ) -> list[Any]:
-        """What the work gives for each policy, in this process or in those of the pool."""
+        """Return the result of the work for each policy, in this process or in those of the pool."""
         of_one = functools.partial(work, self.folder, self.settings, self.days.incidents, day)
         return list(map(of_one, policies) if pool is None else pool.map(of_one, policies))
 
@@ -150,12 +151,12 @@ def _answer(
     folder: Path, settings: WorldSettings, incidents: tuple[Incident, ...], day: int, policy: Policy
 ) -> dict[str, float]:
     days = Days(folder, settings, incidents)
-    loop = Loop(folder, policy, days)
+    loop = Loop(folder, policy, days=days)
     return worth(loop.served, _asked(loop, days, day))
 
 
 def _retrain(folder: Path, settings: WorldSettings, incidents: tuple[Incident, ...], day: int, policy: Policy) -> None:
-    Loop(folder, policy, Days(folder, settings, incidents)).retrain(day)
+    Loop(folder, policy, days=Days(folder, settings, incidents)).retrain(day)
 
 
 def _asked(loop: Loop, days: Days, day: int) -> TestRequests:
@@ -168,9 +169,9 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker that outlived a killed benchmark would go on beside the one that is started in its place."""
+    """End with the benchmark, because a worker that outlives it would disturb the next start."""
     parent = parent_process()
-    assert parent is not None, "a worker is started by another process"
+    assert parent is not None, "another process starts a worker"
     parent.join()
     os._exit(1)
 
@@ -180,7 +181,7 @@ def _quiet() -> None:
     torch.set_num_threads(1)
 
 
-def _write(file: Path, told: Told) -> None:
+def _write(file: Path, told: DayRecord) -> None:
     aside = file.with_suffix(".part")
     aside.write_text(json.dumps(asdict(told)) + "\n")
     os.replace(aside, file)
@@ -188,13 +189,15 @@ def _write(file: Path, told: Told) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where everything is made, and found again")
-    parser.add_argument("--picture", type=Path, help="SVG (default: FOLDER/months.svg)")
+    parser.add_argument("--folder", type=Path, help="folder of all files; finished steps in it are used again")
+    parser.add_argument("--picture", type=Path, help="SVG file (default: FOLDER/months.svg)")
     parser.add_argument("--days", type=int, default=90)
     parser.add_argument("--users", type=int, default=5000)
     parser.add_argument("--items", type=int, default=3000)
     parser.add_argument("--events", type=int, default=202_000)
-    parser.add_argument("--first-day", type=int, default=FIRST_DAY + 1, help="whose end the first model is of, from 1")
+    parser.add_argument(
+        "--first-day", type=int, default=FIRST_DAY + 1, help="day, from 1, at whose end the first model is trained"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that retrain (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -205,7 +208,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
         console = Console()
-        months = Simulation(folder, settings, asked.first_day - 1).run(asked.workers, console)
+        months = Simulation(folder, settings, first_day=asked.first_day - 1).run(asked.workers, console)
         months.print(console)
         (folder / "months.json").write_text(json.dumps(months.to_json(), indent=1) + "\n")
         months.draw(asked.picture or folder / "months.svg")

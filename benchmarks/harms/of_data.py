@@ -1,4 +1,4 @@
-"""Harms to the newest day of events, or to all of them: each leaves tables that a candidate is trained on."""
+"""Harms to the newest day of events, or to all events. Each returns the tables that a candidate is trained on."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def days_for_seconds(tables: Tables, begin: int) -> Tables:
 
 
 def clock_ahead(tables: Tables, begin: int) -> Tables:
-    """A tenth of the day's events bear the year 2100."""
+    """A tenth of the day's events have times in the year 2100."""
     time = np.asarray(tables.interactions["timestamp"])
     ahead = (time >= begin) & (np.random.default_rng(0).random(len(time)) < 0.1)
     return _changed(tables, "timestamp", np.where(ahead, 4_102_444_800, time))
 
 
 def shuffled_items(tables: Tables, begin: int) -> Tables:
-    """Items of the day are dealt out to its events anew: right users, right popularity, wrong pairs."""
+    """The items of the day are shuffled among its events: users and popularity stay right, pairs are wrong."""
     items = np.asarray(tables.interactions["item_id"]).copy()
     new = _new(tables.interactions, begin)
     items[new] = np.random.default_rng(0).permutation(items[new])
@@ -87,7 +87,7 @@ def shuffled_items(tables: Tables, begin: int) -> Tables:
 
 
 def renamed_items(tables: Tables, begin: int) -> Tables:
-    """Items of the day bear each other's ids."""
+    """The items of the day have each other's ids."""
     items = np.asarray(tables.interactions["item_id"])
     ids = np.unique(items)
     other = np.random.default_rng(0).permutation(ids)[np.searchsorted(ids, items)]
@@ -101,7 +101,7 @@ def new_user_ids(tables: Tables, begin: int) -> Tables:
 
 
 def shuffled_training(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
-    """Items of half of all events but the last tenth are dealt out anew: what is learned from is wrong."""
+    """The items of half of the events before the last fifth of the time are shuffled, so the training data is wrong."""
     items = np.asarray(tables.interactions["item_id"]).copy()
     time = np.asarray(tables.interactions["timestamp"])
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def promoted_item(tables: Tables, begin: int) -> Tables:
 
 
 def leaked_answers(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
-    """Half of the last tenth of the events lie among the old ones as well, under an earlier time."""
+    """Half of the last tenth of the events are copied to a time 20 days earlier."""
     events = tables.interactions
     time = np.asarray(events["timestamp"])
     chosen = (time >= np.quantile(time, 0.9)) & (np.random.default_rng(0).random(len(time)) < 0.5)
@@ -163,14 +163,14 @@ def leaked_answers(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
 
 
 def shuffled_users(tables: Tables, begin: int) -> Tables:
-    """Users of the day have each other's events."""
+    """The users of the day have each other's events."""
     users, new = np.asarray(tables.interactions["user_id"]).copy(), _new(tables.interactions, begin)
     users[new] = np.random.default_rng(0).permutation(users[new])
     return _changed(tables, "user_id", users)
 
 
 def constant_item(tables: Tables, begin: int) -> Tables:
-    """Where the item of an event is not known, the first one is written: one in six."""
+    """One event in six has the first item, as if a default value were written for unknown items."""
     items = np.asarray(tables.interactions["item_id"])
     hit = _new(tables.interactions, begin) & (np.random.default_rng(0).random(len(items)) < 1 / 6)
     return _changed(tables, "item_id", np.where(hit, items[0], items))
@@ -208,7 +208,7 @@ def lost_newcomers(tables: Tables, begin: int) -> Tables:
 
 
 def lost_action(tables: Tables, begin: int) -> Tables:
-    """The day has none of the most frequent action."""
+    """The day has no events of the most frequent action."""
     action = np.asarray(tables.interactions["action"].to_pylist(), object)
     names, counts = np.unique(action.astype(str), return_counts=True)
     kept = ~(_new(tables.interactions, begin) & (action == names[np.argmax(counts)]))
@@ -222,7 +222,7 @@ def lost_past(tables: Tables, begin: int) -> Tables:
 
 
 def few_users(tables: Tables, begin: int) -> Tables:
-    """Of nine users in ten the events before the day are gone."""
+    """Nine users in ten have lost their events before the day."""
     users, new = np.asarray(tables.interactions["user_id"]), _new(tables.interactions, begin)
     return tables.with_events(tables.interactions.filter(pa.array(new | (users % 10 == 0))))
 
@@ -240,7 +240,7 @@ def half_catalogue(tables: Tables, begin: int) -> Tables:  # noqa: ARG001
     return Tables(tables.interactions, tables.items.filter(kept), tables.users)
 
 
-# Harm -> gates of which one must stop it.
+# Harm -> gates; at least one of them must stop it.
 HARMS: dict[Harm, tuple[str, ...]] = {
     truncated_day: ("volume", "gaps"),
     half_lost: ("volume", "activity"),

@@ -1,4 +1,4 @@
-"""Harms to a trained model: to its weights, to how it is packed, and to how it is trained."""
+"""Harms to a model: to its weights, to its index, and to its training."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def _of_slice(dataset: PreparedDataset, name: str) -> torch.Tensor:
 
 
 def tail_shuffled(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:
-    """Embeddings of tail items are dealt out anew among them."""
+    """The embeddings of tail items are shuffled among them."""
     _permute(state[TABLE], _of_slice(dataset, "tail"), generator)
 
 
 def mid_shuffled(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:
-    """The same of items of middling popularity."""
+    """The embeddings of items of medium popularity are shuffled among them."""
     _permute(state[TABLE], _of_slice(dataset, "mid"), generator)
 
 
 def head_shuffled(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:
-    """The same of popular items."""
+    """The embeddings of popular items are shuffled among them."""
     _permute(state[TABLE], _of_slice(dataset, "head"), generator)
 
 
 def cold_users_broken(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:  # noqa: ARG001
-    """What stands for the empty history is another vector."""
+    """The vector of the empty history is replaced."""
     start = state["model.user_tower.start"]
     start.copy_(3 * torch.randn(start.shape, generator=generator))
 
 
 def history_ignored(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:  # noqa: ARG001
-    """What every history begins with outweighs all that follows."""
+    """The vector at the start of every history outweighs all events."""
     state["model.user_tower.start"].mul_(1000)
 
 
@@ -113,7 +113,7 @@ WEIGHT_HARMS: dict[WeightHarm, tuple[str, ...]] = {
 
 
 def with_weights(run: TrainedRun, name: str, harm: WeightHarm) -> TrainedRun:
-    """A copy of the run whose checkpoint is harmed, and which says of itself what the harmed model would measure."""
+    """Return a copy of the run with a harmed checkpoint and without test metrics."""
     path = run.path.with_name(name)
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(run.path, path, ignore=shutil.ignore_patterns("staged", "verdict.json"))
@@ -121,7 +121,7 @@ def with_weights(run: TrainedRun, name: str, harm: WeightHarm) -> TrainedRun:
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     harm(content["state_dict"], run.dataset, torch.Generator().manual_seed(0))
     torch.save(content, checkpoint)
-    # The harm is not to be found by comparing it with the measurement of the sound model.
+    # Otherwise a comparison with the metrics of the sound model would find the harm.
     metrics = path / "metrics.json"
     kept = {name: value for name, value in json.loads(metrics.read_text()).items() if not name.startswith("test/")}
     metrics.write_text(json.dumps(kept))
@@ -142,13 +142,13 @@ def shifted_rows(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.nd
 
 
 def other_index(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """The index of another training of the same items."""
+    """The index is that of another training on the same items."""
     other = scene.run("other_seed", day=scene.served_day + 1, seed=77)
     return encode_corpus(other.model, torch.from_numpy(run.corpus)).numpy()
 
 
 def popular_boosted(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """Popular items lean to where users are on average."""
+    """The embeddings of popular items are moved towards the mean user embedding."""
     with torch.inference_mode():
         requests = run.dataset.requests("test")
         users = run.model.encode_users(run.builder.requests(requests)).numpy()
@@ -159,19 +159,19 @@ def popular_boosted(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np
 
 
 def few_directions(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """Embeddings keep two of their dimensions."""
+    """Embeddings keep two principal directions."""
     u, s, v = np.linalg.svd(embeddings, full_matrices=False)
     return np.ascontiguousarray((u[:, :2] * s[:2]) @ v[:2], np.float32)
 
 
 def exploded_norms(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """One item in fifty is ten times as long."""
+    """One item in fifty has ten times the norm."""
     longer = np.where(np.arange(len(embeddings)) % 50 == 0, 10, 1)
     return (embeddings * longer[:, None]).astype(np.float32)
 
 
 def rounded(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
-    """Stored with one bit a dimension."""
+    """Embeddings keep one bit of each dimension."""
     return np.sign(embeddings).astype(np.float32) / embeddings.shape[1] ** 0.5
 
 
@@ -187,7 +187,7 @@ PACK_HARMS: dict[PackHarm, tuple[str, ...]] = {
 
 
 def packed(scene: Scene, run: TrainedRun, harm: PackHarm) -> Retriever:
-    """A release of the run that verifies, and whose index was built from harmed embeddings."""
+    """Return a valid release of the run whose index was built from harmed embeddings."""
     embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus)).numpy()
     harmed = np.ascontiguousarray(harm(scene, run, embeddings))
     index = Exact()
@@ -199,7 +199,7 @@ def packed(scene: Scene, run: TrainedRun, harm: PackHarm) -> Retriever:
 
 @contextlib.contextmanager
 def leaking() -> Iterator[None]:
-    """Refitting learns from the test part too."""
+    """Let a refit train on the test part too."""
     honest = PreparedDataset.refit
 
     def with_test(self: PreparedDataset) -> PreparedDataset:
@@ -210,7 +210,7 @@ def leaking() -> Iterator[None]:
 
 
 TRAINING_HARMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # Name -> overrides, gates of which one must stop it.
+    # Name -> overrides, and gates; at least one of them must stop it.
     "untrained": (("optimizer.lr=1e-9", "trainer.max_epochs=1"), ("not_worse",)),
     "stopped_early": (("trainer.max_epochs=1",), ("not_worse",)),
     "diverged": (("optimizer.lr=3.0", "clip_norm=0"), ("not_worse", "packed", "embeddings")),

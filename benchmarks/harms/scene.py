@@ -1,4 +1,4 @@
-"""A small simulated world that is retrained from day to day, and the gates that judge what comes out."""
+"""A small simulated world in which a model is retrained on later days, and the gates judge the candidates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
 DAY = 86_400
-# Seconds to train, and good enough to have something to lose.
+# Trains in seconds, and reaches an accuracy that a harm can reduce.
 RECIPE = (
     "data=parquet",
     "+data.features.interactions.action.role=event",
@@ -46,31 +46,31 @@ RECIPE = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of the data contract, in memory."""
+    """Tables of a data folder, in memory."""
 
     interactions: pa.Table
     items: pa.Table
     users: pa.Table
 
     def write(self, root: Path) -> Path:
-        """As Parquet files below the folder `root`."""
+        """Write the tables as Parquet files into a folder, and return it."""
         root.mkdir(parents=True, exist_ok=True)
         for field in dataclasses.fields(self):
             pq.write_table(getattr(self, field.name), root / f"{field.name}.parquet")
         return root
 
     def with_events(self, interactions: pa.Table) -> Tables:
-        """The same with other events."""
+        """Return the same tables with other events."""
         return dataclasses.replace(self, interactions=interactions)
 
 
 class Scene:
-    """A world, a release of it that is served, and candidates of later days.
+    """A simulated world, its served release, and candidates of later days.
 
     Args:
-        folder: of everything that is made.
-        served_day: days of the world that the served release has seen.
-        settings: of the world.
+        folder: folder of all files.
+        served_day: number of days that the served release was trained on.
+        settings: settings of the world.
         recipe: overrides of every training.
     """
 
@@ -86,23 +86,23 @@ class Scene:
         self.store = ReleaseStore(folder / "releases")
 
     def second(self, day: int) -> int:
-        """When a day begins."""
+        """Return the second at which a day begins."""
         return int((self.start + timedelta(days=day)).timestamp())
 
     def until(self, day: int) -> Tables:
-        """The world as it is known at the end of so many days; items that are born later are not known yet."""
+        """Return the tables with the events of the first `day` days."""
         events = self._world.interactions
         known = events.filter(pc.less(events["timestamp"], self.second(day)))
         return self._world.with_events(known)
 
     def config(self, root: Path, *overrides: str, seed: int = 0) -> DictConfig:
-        """Configuration of a training on the folder `root`."""
+        """Return the configuration of a training on a data folder."""
         given = [*self.recipe, f"data.root={root}", f"data.cache={self.folder / 'cache'}", f"seed={seed}", *overrides]
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return compose("train", overrides=given)
 
     def run(self, name: str, tables: Tables | None = None, day: int = 0, seed: int = 0, *overrides: str) -> TrainedRun:
-        """A finished run below `runs/`, trained unless it is there."""
+        """Return a finished run below `runs/`, and train it first if it does not exist."""
         path = self.folder / "runs" / name
         if not (path / "metrics.json").exists() or "test/recall@10" not in (path / "metrics.json").read_text():
             if tables is None:
@@ -116,7 +116,7 @@ class Scene:
 
     @property
     def served(self) -> Retriever:
-        """The release that is served, made where it is not there yet."""
+        """Served release; it is trained and published if there is none."""
         if "production" not in self.store.aliases():
             run = self.run(f"day{self.served_day}", day=self.served_day)
             version = promote(run, instantiate(_gates().index), store=self.store, model="two_tower").version

@@ -1,9 +1,9 @@
-"""The days of a simulated world as shards that arrive one by one, and what goes wrong with them on the way.
+"""Days of a simulated world as shards that arrive one by one, and incidents that change them on the way.
 
-FOLDER/world/            the world as it was simulated
-       happened/         what people did: interactions.parquet/day-000.parquet ..., and the items that are born
-       arrived/          the same as it was exported, incidents included: what retraining reads
-       harmed/           shards of incidents
+FOLDER/world/            simulated world
+       happened/         real events: interactions.parquet/day-000.parquet ..., and the items that exist so far
+       arrived/          exported events, changed by incidents; retraining reads them
+       harmed/           shards that incidents changed
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ EVENTS = "interactions.parquet"
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that goes wrong.
+    """A fault in the data or in the configuration.
 
     Attributes:
-        name: for people.
-        first: day at whose end it is first met.
-        mended: day at whose end it is not met any more.
-        harm: to the exported events of the `days` days up to the first; they are exported anew when it is mended.
-        days: see `harm`.
-        training: overrides of trainings meanwhile: a mistake in the configuration.
-        happened: the harm is to what people did, so nothing can be mended; but from `mended` on its days are known.
+        name: name in tables.
+        first: day at whose end it is first present.
+        mended: day at whose end it is not present any more.
+        harm: change of the exported events of the `days` days up to the first; exported again when it is fixed.
+        days: number of changed days.
+        training: overrides of trainings meanwhile, for a mistake in the configuration.
+        happened: the harm changes the real events and cannot be fixed. From `mended` on, its days are known.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Incident:
     happened: bool = False
 
     def is_met(self, day: int) -> bool:
-        """Whether it is there at the end of the day."""
+        """Return True if the incident is present at the end of the day."""
         return self.first <= day < self.mended
 
     def touches(self, shard: int) -> bool:
-        """Whether the events of a day are harmed."""
+        """Return True if the incident changes the events of a day."""
         return self.harm is not None and self.first - self.days < shard <= self.first
 
 
 class Days:
-    """A world, day by day.
+    """A simulated world, day by day.
 
     Args:
-        folder: of everything that is made.
-        settings: of the world.
-        incidents: that befall it.
+        folder: folder of all files.
+        settings: settings of the world.
+        incidents: faults on the way.
     """
 
     def __init__(self, folder: Path, settings: WorldSettings, incidents: Sequence[Incident]) -> None:
@@ -93,27 +93,27 @@ class Days:
 
     @cached_property
     def _bounds(self) -> npt.NDArray[np.int64]:
-        """Where the events of each day begin, and where those of the last one end."""
+        """Position of the first event of each day, and the end of the last day."""
         borders = [self.second(day) for day in range(self.settings.days + 1)]
         return np.searchsorted(np.asarray(self._events["timestamp"]), borders)
 
     @property
     def num_events(self) -> int:
-        """That happened."""
+        """Number of real events."""
         return len(self._events)
 
     def second(self, day: int) -> int:
-        """When a day begins."""
+        """Return the second at which a day begins."""
         return self.settings.start_seconds + DAY * day
 
     def known(self, day: int) -> list[str]:
-        """Days, as gates take them, of whose incidents somebody knows at the end of a day."""
+        """Return the dates of all incidents that are known at the end of a day, for `known_days` of the gates."""
         met = [incident for incident in self.incidents if incident.happened and incident.mended <= day]
         days = [self.second(incident.first - back) for incident in met for back in range(incident.days)]
         return [str(np.datetime64(second, "s").astype("datetime64[D]")) for second in days]
 
     def pass_by(self, day: int) -> None:
-        """Bring both folders to the end of a day."""
+        """Write both folders as they are at the end of a day."""
         for root in (self.happened, self.arrived):
             (root / EVENTS).mkdir(parents=True, exist_ok=True)
             _write(self._items.filter(pc.less(self._items["born"], self.second(day + 1))), root / "items.parquet")
@@ -126,7 +126,7 @@ class Days:
             _link(self._exported(shard, day) or sound, self.arrived / EVENTS / name)
 
     def _exported(self, shard: int, day: int) -> Path | None:
-        """The harmed shard that is there in the place of the sound one."""
+        """Return the changed shard that arrives instead of the real one; None if there is none."""
         for number, incident in enumerate(self.incidents):
             if incident.is_met(day) and incident.touches(shard) and not incident.happened:
                 folder = self._harmed / str(number)
@@ -148,7 +148,7 @@ class Days:
         aside.rename(folder)
 
     def _with_harm(self, incident: Incident, events: pa.Table) -> pa.Table:
-        assert incident.harm is not None, "a training is harmed, not the events"
+        assert incident.harm is not None, "the incident changes a training, not the events"
         begin = self.second(incident.first - incident.days + 1)
         end = pc.less(events["timestamp"], self.second(incident.first + 1))
         tables = Tables(events.filter(end), self._items, self._users)
@@ -159,7 +159,7 @@ class Days:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    """Whole or not at all."""
+    """Write a table atomically."""
     aside = path.with_suffix(".part")
     pq.write_table(table, aside)
     os.replace(aside, path)
@@ -169,6 +169,6 @@ def _link(target: Path, path: Path) -> None:
     aside = path.with_suffix(".part")
     aside.unlink(missing_ok=True)
     os.link(target, aside)
-    # Between two names of one file nothing is replaced, and the name aside stays.
+    # If both names are the same file already, os.replace does nothing and the name aside stays.
     os.replace(aside, path)
     aside.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""When and how a model is retrained: each policy with a store and a history of its own.
+"""Retraining policies, each with its own store and history.
 
-Every retraining is one cycle of `retrain.py`, in this process: what arrived, preparation, training, gates, release.
+Every retraining is one cycle of `recsys retrain` in this process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recsys.operations.gates.staging import open_release
 from recsys.operations.gates.verdict import VERDICT
 from recsys.release.runtime.retriever import Retriever
 
-# Small, and good enough to have something to lose. What is newest is measured on and not learned from, so it is little.
+# A small model with an accuracy that a fault can reduce. Training does not see the test part, so that is small.
 RECIPE = (
     "data=parquet",
     "+data.features.interactions.action.role=event",
@@ -53,11 +53,13 @@ WARM = ("trainer.max_epochs=1",)
 
 @dataclass(frozen=True)
 class Policy:
-    """Attributes:
-    name: for people.
-    every: days between two retrainings; None: never.
-    warm: begins with the weights of the served release.
-    gated: what the gates stop is not served.
+    """A retraining policy.
+
+    Attributes:
+        name: name in tables.
+        every: days between two retrainings; None: never.
+        warm: training starts from the weights of the served release.
+        gated: candidates that the gates stop are not served.
     """
 
     name: str
@@ -66,12 +68,12 @@ class Policy:
     gated: bool = True
 
     def is_due(self, day: int, first: int) -> bool:
-        """Whether it retrains at the end of a day, where its first release is of the end of day `first`."""
+        """Return True if the policy retrains at the end of a day, with a first release of the end of day `first`."""
         return self.every is not None and day > first and (day - first) % self.every == 0
 
     @property
     def slug(self) -> str:
-        """Name of its folder."""
+        """Name of the policy's folder."""
         return self.name.replace(",", "").replace(" ", "_")
 
 
@@ -82,21 +84,21 @@ POLICIES = (
     Policy("daily, warm", 1),
     Policy("daily, warm, no gates", 1, gated=False),
 )
-# Seconds for the cycle of a process that was killed a moment ago.
+# Seconds to wait for the lock of a process that was just killed.
 _WAIT = 60.0
 FIRST = Policy("first", None, warm=False)
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """What became of a candidate.
+    """Result of one retraining.
 
     Attributes:
-        day: at whose end it was made.
-        outcome: as in the history of cycles.
-        stopped_by: gates.
-        why: in words, where it was not kept.
-        seconds: of the cycle.
+        day: day at whose end it ran.
+        outcome: outcome of the cycle.
+        stopped_by: gates that failed.
+        why: reason, if the candidate was not kept.
+        seconds: duration of the cycle.
     """
 
     day: int
@@ -107,26 +109,26 @@ class Retrained:
 
 
 class Loop:
-    """The model of one policy.
+    """Store and retraining cycles of one policy.
 
     Args:
-        folder: of all policies.
-        policy: when it retrains.
-        days: that pass.
+        folder: folder of all policies.
+        policy: policy.
+        days: days of the world.
         recipe: overrides of every training.
     """
 
-    def __init__(self, folder: Path, policy: Policy, days: Days, recipe: Iterable[str] = RECIPE) -> None:
+    def __init__(self, folder: Path, policy: Policy, *, days: Days, recipe: Iterable[str] = RECIPE) -> None:
         self.policy, self.folder, self._days, self._recipe = policy, folder / policy.slug, days, tuple(recipe)
         self._cache = folder / "cache"
 
     @property
     def served(self) -> Retriever:
-        """The release that answers now."""
+        """Release that is served now."""
         return open_release(self.folder / "store", PRODUCTION)
 
     def begin_as(self, first: Loop) -> None:
-        """Serve the first release of another loop, with its past."""
+        """Start with the release and the history of another loop."""
         if self.folder.exists():
             return
         aside = self.folder.with_suffix(".part")
@@ -138,7 +140,7 @@ class Loop:
         aside.rename(self.folder)
 
     def retrain(self, day: int) -> None:
-        """One cycle at the end of a day, or the rest of it; nothing where it is through already."""
+        """Run the cycle at the end of a day, or the rest of it, unless it is finished."""
         if any(told["files"] == day + 1 for told in self._history()):
             return
         met = [incident for incident in self._days.incidents if incident.is_met(day)]
@@ -149,12 +151,12 @@ class Loop:
             try:
                 run_cycle(plan, wait=_WAIT, console=console)
             except UserError:
-                # A training that cannot be used is one of the ways to end, and what is served stays; others are not.
+                # A cycle may fail because its training is unusable; the served release stays. Other errors are raised.
                 if not any(told["files"] == day + 1 for told in self._history()):
                     raise
 
     def retrained(self) -> list[Retrained]:
-        """Every candidate so far, but the first release."""
+        """Return the result of every retraining after the first release."""
         return [self._told(cycle) for cycle in self._history() if cycle["served"] is not None or cycle["number"] > 1]
 
     def _told(self, cycle: dict[str, Any]) -> Retrained:
@@ -180,7 +182,7 @@ class Loop:
         config.data.root = str(self._days.arrived)
         config.store, config.folder = str(self.folder / "store"), str(self.folder / "retraining")
         config.warm_start, config.now = self.policy.warm, self._days.second(day + 1)
-        # Other gates take theirs from this one.
+        # Other gates read the known days of this one.
         config.gates.volume.known_days = self._days.known(day)
         if not self.policy.gated:
             config.gates = {}
@@ -188,7 +190,7 @@ class Loop:
         return CyclePlan(config, self.training(self._days.arrived, day, *length, *training), variants={})
 
     def training(self, root: Path, day: int, *more: str) -> DictConfig:
-        """Configuration of a training on the folder `root` as it is at the end of a day."""
+        """Return the configuration of a training on a data folder as it is at the end of a day."""
         config = _composed("train", (*self._recipe, "data.root=DIR", *more)).copy()
         config.data.root, config.data.cache, config.seed = str(root), str(self._cache), day
         return config
@@ -196,7 +198,7 @@ class Loop:
 
 @functools.cache
 def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Composing takes a second, so it is done once; whoever changes it takes a copy."""
+    """Compose a configuration once, because it takes a second. Callers must copy it before they change it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(name, overrides=[*overrides])
     OmegaConf.set_struct(config, False)

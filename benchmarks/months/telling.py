@@ -1,4 +1,4 @@
-"""What came of the days: figures, a table, a picture."""
+"""Results of the simulated months: figures, a table, a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot
 
 NEVER = "never"
-# Days next to each other are alike, so they are drawn together.
+# Neighbouring days are similar, so the bootstrap draws blocks of days.
 _BLOCK = 7
 _DRAWS = 5000
 _COLOURS = {
@@ -35,15 +35,15 @@ _COLOURS = {
 
 
 @dataclass
-class Told:
-    """One day.
+class DayRecord:
+    """Results of one day.
 
     Attributes:
-        day: from 0.
-        users: that came.
-        recall: policy -> metric -> value of what was served on that day.
-        seconds: that it took, without what was lost with a killed process.
-        comparing: seconds of the trainings beside it that compare warm and cold.
+        day: day, from 0.
+        users: number of users of the day.
+        recall: policy -> metric -> value of the release that was served on that day.
+        seconds: duration, without the time that a killed process lost.
+        comparing: duration of the trainings that compare warm and cold starts.
         is_over: every policy that was due has retrained.
     """
 
@@ -57,28 +57,28 @@ class Told:
 
 @dataclass(frozen=True)
 class Months:
-    """All days.
+    """Results of all days.
 
     Attributes:
-        num_events: that happened.
-        days: in order; the first has no recall.
-        retrained: candidates of each policy.
-        incidents: of the world.
-        beginnings: what a warm start saves.
+        num_events: number of real events.
+        days: records in order; the first has no recall.
+        retrained: retrainings of each policy.
+        incidents: incidents of the world.
+        beginnings: comparisons of warm and cold starts.
     """
 
     num_events: int
-    days: Sequence[Told]
+    days: Sequence[DayRecord]
     retrained: Mapping[str, Sequence[Retrained]]
     incidents: Sequence[Incident]
     beginnings: Sequence[Beginning] = ()
 
     def recall(self, policy: str, metric: str = "recall@10") -> Float64Array:
-        """Of each day that something was served on."""
+        """Return the metric of each day on which a release was served."""
         return np.array([told.recall[policy][metric] for told in self.days if told.recall])
 
-    def gain(self, policy: str, other: str, metric: str = "recall@10") -> tuple[float, float, float]:
-        """Mean difference over the days, and its 95% interval from a bootstrap of weeks."""
+    def gain(self, policy: str, other: str, *, metric: str = "recall@10") -> tuple[float, float, float]:
+        """Return the mean difference over the days, and its 95% interval from a bootstrap of weeks."""
         difference = self.recall(policy, metric) - self.recall(other, metric)
         block = min(_BLOCK, len(difference))
         rng = np.random.default_rng(0)
@@ -88,7 +88,7 @@ class Months:
         return float(difference.mean()), float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, plain."""
+        """Return plain containers."""
         return {
             "num_events": self.num_events,
             "seconds": sum(told.seconds for told in self.days),
@@ -114,7 +114,7 @@ class Months:
         }
 
     def print(self, console: Console) -> None:
-        """A table of the policies, and every candidate that was not kept."""
+        """Print a table of the policies, and every candidate that was not kept."""
         heads = "policy", "recall@10", "beside never", "95% interval", "recall@100", "retrained", "stopped", "seconds"
         table = Table(*heads)
         for name in self.retrained:
@@ -141,7 +141,7 @@ class Months:
         console.print(f"{len(self.days)} days from the first model on, {self.num_events:,} events, {seconds:.0f} s")
 
     def draw(self, path: Path) -> None:
-        """Recall by day, mean of seven days; where gates stopped a candidate, and what had gone wrong."""
+        """Draw recall by day (mean of seven days), stopped candidates and incidents."""
         figure, axis = pyplot.subplots(figsize=(10, 4.6), layout="constrained")
         day = np.array([told.day + 1 for told in self.days if told.recall])
         ends = []
@@ -174,7 +174,7 @@ class Months:
 
 
 def _smooth(values: Float64Array) -> Float64Array:
-    """Mean of each value and of the six before it, or of as many as there are."""
+    """Return the mean of each value and of up to six values before it."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
     begin = np.maximum(end - _BLOCK, 0)

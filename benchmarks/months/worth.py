@@ -1,4 +1,4 @@
-"""What a release is worth on the day after it was made."""
+"""Accuracy of a release on the day after it was made."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ METRICS = ("recall@10", "recall@100")
 
 
 def requests_since(dataset: PreparedDataset, moment: int) -> TestRequests:
-    """Everyone who does something from a moment on, with all that they did before as history; wanted is what is new."""
+    """Return a request for each user with events from a moment on; earlier events are the history."""
     before = np.concatenate([[0], np.cumsum(np.asarray(dataset.time) < moment)])
     begin, end = dataset.offsets[:-1], dataset.offsets[1:]
-    # Events of a user lie in the order of time.
+    # The events of a user are sorted by time.
     cut = begin + before[end] - before[begin]
     view = dataclasses.replace(dataset, train_end=cut, val_end=cut)
     return TestRequests(view, view.requests("test"), exclude_seen=True)
 
 
 def worth(release: Retriever, asked: TestRequests) -> dict[str, float]:
-    """Metrics of the release, through its exported tower and its index; items that it does not know are misses."""
+    """Return the metrics of the release, through its exported tower and index. Items unknown to it are misses."""
     metrics = Side(release, asked).metrics
     return {name: float(metrics[name]) for name in METRICS}

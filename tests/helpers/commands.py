@@ -8,6 +8,8 @@ That process lives as long as the tests. It reads a line for each list of jobs, 
 `kill` ends the command on a call of a public function, such as
 ["recsys.training.module:RetrievalModule.training_step", 7], or just before a file gets its name, such as
 ["file:metrics.json", 1]: by SIGKILL, or by the signal that follows.
+["step:judge", "before"] and ["step:judge", "after"] end it around the moment when the state of a cycle says that the
+next step is `judge`; "none" means that the cycle is cleared.
 `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds. `folder`: where the command runs.
 """
 
@@ -55,10 +57,13 @@ def _server() -> subprocess.Popen[str]:
     )
 
 
-def _kill_on_call(attribute: str, calls: int, sent: str = "SIGKILL") -> None:
+def _kill_on_call(attribute: str, calls: Any, sent: str = "SIGKILL") -> None:
     module, _, path = attribute.partition(":")
     if module == "file":
         _kill_on_rename(path, calls, sent)
+        return
+    if module == "step":
+        _kill_at_step(path, str(calls))
         return
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
@@ -86,6 +91,26 @@ def _kill_on_rename(name: str, times: int, sent: str) -> None:
         replace(source, target, **settings)
 
     os.replace = counted
+
+
+def _kill_at_step(step: str, when: str) -> None:
+    """End the process `before` or `after` `state.json` names a step as the next one of the cycle, or `none`."""
+    replace = os.replace
+
+    def watched(source: Any, target: Any, **settings: Any) -> None:
+        is_it = Path(target).name == "state.json" and _next_step(source) == step
+        if is_it and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target, **settings)
+        if is_it:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = watched
+
+
+def _next_step(state: Any) -> str:
+    current = json.loads(Path(state).read_text())["current"]
+    return "none" if current is None else str(current["step"])
 
 
 def _run(job: dict[str, Any], environment: dict[str, str]) -> int:

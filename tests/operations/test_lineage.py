@@ -13,7 +13,7 @@ from rich.console import Console
 from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.operations.gates.verdict import Verdict, at_least
-from recsys.operations.lineage import Served, lineage, served_times
+from recsys.operations.lineage import AliasPeriod, lineage, served_times
 from recsys.release.manifest import Manifest, describe_file
 from recsys.release.store import ReleaseStore
 
@@ -37,7 +37,7 @@ def test_every_step_back_is_there(store: ReleaseStore, published: Published, tmp
     found = lineage(store, "candidate")
     manifest = Manifest.load(store.root / version)
     assert found.version == version
-    assert found.sound == "all as the manifest says"
+    assert found.sound == "all files match the manifest"
     assert found.parts["user tower"]["user_tower.onnx"] == manifest.files["user_tower.onnx"].sha256
     assert {*found.parts["item tower"]} == {"item_tower.safetensors"}
     assert "item_index.json" in found.parts["index"]
@@ -64,7 +64,7 @@ def test_a_run_that_changed_or_is_gone_is_told(store: ReleaseStore, published: P
     assert len(found.config_sha256) == 64
     console = Console(width=160, record=True)
     found.print(console)
-    assert "the folder is gone" in console.export_text()
+    assert "the folder does not exist any more" in console.export_text()
 
 
 def test_damage_is_told_and_the_rest_still_helps(store: ReleaseStore, published: Published) -> None:
@@ -94,8 +94,11 @@ def test_times_end_with_the_next_change_of_the_same_alias() -> None:
         {"when": "2", "alias": "candidate", "from": None, "to": "b", "why": "y"},
         {"when": "3", "alias": "production", "from": "a", "to": "b", "why": "z"},
     ]
-    assert served_times(history, "a") == [Served("production", "1", "3", "x")]
-    assert served_times(history, "b") == [Served("candidate", "2", None, "y"), Served("production", "3", None, "z")]
+    assert served_times(history, "a") == [AliasPeriod("production", "1", "3", "x")]
+    assert served_times(history, "b") == [
+        AliasPeriod("candidate", "2", None, "y"),
+        AliasPeriod("production", "3", None, "z"),
+    ]
 
 
 def test_the_verdict_of_the_gates_on_this_version(store: ReleaseStore, published: Published, tmp_path: Path) -> None:

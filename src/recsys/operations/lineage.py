@@ -1,4 +1,4 @@
-"""Where a served version comes from, and when it was served: from files alone, whatever else is online or gone.
+"""Traces a release to its origin and lists the times when it was served. Reads only files.
 
 version -> index, user tower, item tower (digests) -> run folder, configuration -> data, commit; and `history.jsonl`.
 """
@@ -20,18 +20,19 @@ from recsys.release.manifest import CONFIG, Manifest, describe_file
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 
-# Files of each half, by how their names begin.
+# Part of a release -> prefix of its files.
 _PARTS = {"user tower": "user_tower.", "item tower": "item_tower.", "index": "item_index.", "embeddings": "item_embed"}
 
 
 @dataclass(frozen=True)
-class Served:
-    """A time in which an alias pointed at the version.
+class AliasPeriod:
+    """Period in which an alias pointed at the version.
 
     Attributes:
-        alias: such as `production`.
-        since, until: UTC, ISO 8601; `until` is None while it still does.
-        why: what the change was told to be for.
+        alias: name, such as `production`.
+        since: time in UTC, ISO 8601.
+        until: time in UTC, ISO 8601; None if the alias still points at the version.
+        why: reason that was given for the change.
     """
 
     alias: str
@@ -40,22 +41,22 @@ class Served:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Everything that a version is made of.
+    """Everything that a release was made from.
 
     Attributes:
-        version, model, created, pair: as the manifest says.
-        sound: whether every file is what the manifest says; else what is wrong.
+        version, model, created, pair: values of the manifest.
+        sound: result of the verification of all files.
         parts: user tower, item tower, index, embeddings -> file -> sha256.
-        index: its class, and its recall against exact search.
-        run: folder, and whether it is there; what is known of it; `same_config`: whether its configuration is still the
-            one that the release holds.
-        config_sha256: of the configuration in the release, which stays when the run is gone.
-        data: fingerprint, and times of first and last events.
-        git_commit: of the code; `+` for uncommitted changes.
-        verdict: of the gates, where they judged the run.
-        served: every time in which an alias pointed at it, oldest first.
+        index: class of the index, and its recall against exact search.
+        run: folder of the run, whether it exists, and what its files say; `same_config` is true if its configuration is
+            still the one in the release.
+        config_sha256: digest of the configuration in the release, which stays if the run is removed.
+        data: fingerprint, and times of the first and last events.
+        git_commit: commit of the code; `+` marks uncommitted changes.
+        verdict: verdict of the gates on the run; None if there is none.
+        served: periods in which an alias pointed at the release, oldest first.
     """
 
     version: str
@@ -70,14 +71,14 @@ class Lineage:
     data: dict[str, Any]
     git_commit: str | None
     verdict: dict[str, Any] | None
-    served: tuple[Served, ...]
+    served: tuple[AliasPeriod, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain containers."""
+        """Return plain containers."""
         return asdict(self)
 
     def print(self, console: Console | None = None) -> None:
-        """What a person wants to know, from the version downwards."""
+        """Print a table."""
         table = Table("version", self.version, title_justify="left", show_lines=False)
         table.columns[1].overflow = "fold"
         table.add_row("files", self.sound)
@@ -93,7 +94,7 @@ class Lineage:
         if self.verdict is None:
             table.add_row("gates", "no verdict on this run")
         else:
-            against = self.verdict["against"] or "nothing: none was served"
+            against = self.verdict["against"] or "nothing: no release was served"
             table.add_row("gates", f"{self.verdict['summary']} (against {against})")
         for one in self.served:
             until = "now" if one.until is None else one.until
@@ -104,19 +105,23 @@ class Lineage:
 
 
 def lineage(store: ReleaseStore, name: str) -> Lineage:
-    """What a version (or the one that an alias points at) is made of.
+    """Return the lineage of a release.
 
-    A release that is damaged is told as damaged: what its manifest says may still help.
+    A damaged release is reported as damaged, because its manifest may still help.
+
+    Args:
+        store: store of the release.
+        name: version or alias.
 
     Raises:
-        UserError: there is no such release, or its manifest cannot be read.
+        UserError: If there is no such release, or its manifest cannot be read.
     """
     version = store.resolve(name)
     folder = store.root / version
     manifest = Manifest.load(folder)
     try:
         verify_release(folder)
-        sound = "all as the manifest says"
+        sound = "all files match the manifest"
     except UserError as error:
         sound = f"damaged: {error}"
     digests = {name: entry.sha256 for name, entry in sorted(manifest.files.items())}
@@ -138,21 +143,26 @@ def lineage(store: ReleaseStore, name: str) -> Lineage:
     )
 
 
-def served_times(history: list[dict[str, Any]], version: str) -> list[Served]:
-    """When each alias pointed at the version, from the changes of all aliases, oldest first."""
-    times: list[Served] = []
+def served_times(history: list[dict[str, Any]], version: str) -> list[AliasPeriod]:
+    """Return the periods in which an alias pointed at the version, oldest first.
+
+    Args:
+        history: changes of all aliases, oldest first.
+        version: version of the release.
+    """
+    times: list[AliasPeriod] = []
     for number, change in enumerate(history):
         if change["to"] != version:
             continue
         later = (c["when"] for c in history[number + 1 :] if c["alias"] == change["alias"])
-        times.append(Served(change["alias"], change["when"], next(later, None), change["why"]))
+        times.append(AliasPeriod(change["alias"], change["when"], next(later, None), change["why"]))
     return times
 
 
 def _run(path: Path, manifest: Manifest, config: str) -> dict[str, Any]:
     known: dict[str, Any] = {"folder": str(path), "there": path.is_dir()}
     if not known["there"]:
-        return known | {"note": "the folder is gone; configuration, weights and metrics are in the release"}
+        return known | {"note": "the folder does not exist any more; configuration, weights and metrics are in the release"}
     checkpoint, stored = path / "checkpoints/best.ckpt", path / "config.yaml"
     if checkpoint.exists():
         known["checkpoint_sha256"] = describe_file(checkpoint).sha256
@@ -177,7 +187,7 @@ def _moment(seconds: int) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
-        # Of another unit than seconds.
+        # The times are not in seconds.
         return f"{seconds} s, which is no date"
 
 

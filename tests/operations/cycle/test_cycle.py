@@ -82,30 +82,31 @@ def test_a_policy_chooses_the_items_of_the_index_that_is_judged(first: Scene, tm
     assert f"against {record:.4f}" in checks["record", "recall@100"]["reason"]
 
 
-WRITE = "recsys.operations.cycle.state:CycleStateFile.write"
-MOVE = "recsys.release.store:ReleaseStore._move"
-# In the order of a cycle: each start goes on from the kill before, up to the next.
+# In the order of a cycle: each start continues from the kill before, up to the next. A kill before a step is recorded
+# leaves the work of the step before it done and not recorded.
 KILLS: list[list[Any]] = [
-    ["recsys.operations.cycle.cycle:find_arrivals", 1],
-    [WRITE, 1],
-    ["recsys.operations.cycle.build_steps:open_data", 1],
-    [WRITE, 1],
+    ["step:prepare", "before"],
+    ["step:prepare", "after"],
+    ["step:train", "before"],
     ["recsys.training.module:RetrievalModule.training_step", 3],
-    ["recsys.experiments.run_folder:RunFolder.write_per_user", 1],
-    [WRITE, 1],
-    ["recsys.publishing.promote:pack", 1],
-    ["recsys.operations.gates.verdict:Verdict.save", 1],
-    [WRITE, 1],
-    [MOVE, 1],
-    [f"{MOVE}_alias", 1],
-    [WRITE, 1],
+    ["file:per_user.parquet", 1],
+    ["step:judge", "before"],
+    # The release is packed, and nothing says so yet.
+    ["file:made_from.json", 1],
+    ["file:verdict.json", 1],
+    ["step:publish", "before"],
+    ["recsys.release.store:ReleaseStore.adopt", 1],
+    # The release is in the store, and no alias points to it.
+    ["file:candidate", 1],
+    ["step:roll_out", "before"],
     # `previous` has moved, `production` has not.
-    [f"{MOVE}_alias", 2],
-    [WRITE, 1],
-    [WRITE, 2],
-    ["recsys.operations.cycle.state:CycleStateFile.append", 1],
-    # Told, and not forgotten.
-    [WRITE, 2],
+    ["file:production", 1],
+    ["step:watch", "before"],
+    ["step:end", "before"],
+    # The cycle has ended, and is not in the history.
+    ["step:end", "after"],
+    # It is in the history, and not cleared.
+    ["step:none", "before"],
 ]
 
 
@@ -141,6 +142,60 @@ def test_killed_at_every_step_it_ends_like_an_uninterrupted_one(first: Scene, tm
     assert not [path for path in killed.store.root.glob(".tmp-*")]
     moves = [(change["alias"], change["to"]) for change in killed.store.history()]
     assert len(set(moves)) == 5
+
+
+GATE = """
+from dataclasses import dataclass
+from recsys.operations.gates.verdict import at_most
+
+@dataclass(frozen=True, kw_only=True)
+class MaxItems:
+    '''Stop a candidate whose index has more items than a device can hold.'''
+
+    limit: int
+
+    def judge(self, evidence):
+        found = evidence.candidate.retriever.manifest.num_items
+        yield at_most("items", found, threshold=self.limit, reason="of a device")
+
+class Faulty:
+    def judge(self, evidence):
+        return len(None)
+"""
+
+
+def test_a_gate_of_another_package_judges_in_both_commands(
+    first: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_gates.py").write_text(GATE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    scene = first.copy("outside")
+    mine = ["+gates.mine._target_=outside_gates.MaxItems", "+gates.mine.limit=3"]
+    run = scene.folder / "cycles/1/run"
+    command = ["recsys", "gates", f"run={run}", f"store={scene.store.root}", "against=production"]
+    jobs = [
+        {"args": [*command, *mine]},
+        {"args": [*command, "+gates.mine._target_=outside_gates.MaxItems"]},
+        scene.job("+gates.mine._target_=outside_gates.Faulty", **scene.arrives(15)),
+        scene.job(*mine),
+        scene.job(*mine[:1], "+gates.mine.limit=1000"),
+    ]
+    (stopped, output), (wrong, error), (faulty, trace), (judged_again, log), (nothing, last) = run_all(jobs, tmp_path)
+    assert stopped == 3, output
+    assert "mine" in json.loads((run / "verdict.json").read_text())["stopped_by"]
+    assert wrong == 1, error
+    assert "MaxItems" in error
+    assert "limit" in error
+    # A fault of a gate is no verdict: nothing is published, and the cycle is judged again by other gates.
+    assert faulty == 1, trace
+    assert "TypeError" in trace
+    assert scene.store.versions() == first.store.versions()
+    assert judged_again == 3, log
+    assert "abandoned" in log
+    assert "stopped by mine" in log
+    assert [cycle["outcome"] for cycle in scene.history()] == ["kept", "abandoned", "stopped"]
+    assert scene.store.aliases() == first.store.aliases()
+    assert nothing == 0, last
 
 
 def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks/harms"))
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks/months"))
 import simulated_months
 from arriving import DAY, EVENTS, Days, Incident
-from beginning import Beginning, Beginnings, looks
+from beginning import Beginning, Beginnings, validations
 from of_data import doubled_day, outage
 from policies import POLICIES, Loop, Policy
-from telling import Months, Told
+from telling import DayRecord, Months
 from worth import requests_since
 
 WORLD = WorldSettings(
@@ -66,7 +66,7 @@ def test_what_arrives_is_harmed_until_it_is_mended(tmp_path: Path) -> None:
 def test_a_day_asks_everyone_who_came_for_what_is_new_to_them(tmp_path: Path) -> None:
     days = Days(tmp_path, WORLD, ())
     days.pass_by(6)
-    dataset = open_data(Loop(tmp_path, POLICIES[0], days).training(days.happened, 6))
+    dataset = open_data(Loop(tmp_path, POLICIES[0], days=days).training(days.happened, 6))
     asked = requests_since(dataset, days.second(6))
     table = pq.read_table(tmp_path / "world" / EVENTS).sort_by("timestamp").to_pandas()
     table = table[table.timestamp < days.second(7)]
@@ -91,7 +91,10 @@ def test_a_gain_is_told_with_an_interval_of_weeks() -> None:
     never = 0.2 + 0.05 * rng.standard_normal(60)
     # Paired: the days' own ups and downs, much larger than the gain, are the same for both.
     values = {"never": never, "same": never + 0.01, "noisy": never + 0.05 * rng.standard_normal(60)}
-    told = [Told(29), *(Told(day + 30, 9, {n: {"recall@10": v[day]} for n, v in values.items()}) for day in range(60))]
+    told = [
+        DayRecord(29),
+        *(DayRecord(day + 30, 9, {n: {"recall@10": v[day]} for n, v in values.items()}) for day in range(60)),
+    ]
     months = Months(0, told, {}, ())
     assert months.gain("same", "never") == pytest.approx((0.01, 0.01, 0.01))
     mean, low, high = months.gain("noisy", "never")
@@ -103,7 +106,7 @@ def test_steps_until_the_recall_that_the_cold_run_ends_with(tmp_path: Path) -> N
     (tmp_path / "logs/0").mkdir(parents=True)
     lines = ["step,train/loss,val/recall@100", "9,3.0,", "19,,0.2", "39,,0.31", "59,,0.3", "0,,0.31"]
     (tmp_path / "logs/0/metrics.csv").write_text("\n".join(lines) + "\n")
-    assert looks(tmp_path) == {20: 0.2, 40: 0.31, 60: 0.3}
+    assert validations(tmp_path) == {20: 0.2, 40: 0.31, 60: 0.3}
     told = str(Beginning(5, 0.31, 40, 0.308, None, 10))
     assert told.endswith("0.3100 after 40 steps cold; warm 0.3080: all never, 99% after 10 (25%)")
 
@@ -115,7 +118,7 @@ def test_what_a_warm_run_reaches_is_read_from_its_looks(tmp_path: Path) -> None:
         lines = [f"{20 * look + 19},,{value}" for look, value in enumerate(looked)]
         (folder / "metrics.csv").write_text("\n".join(["step,train/loss,val/recall@100", *lines]) + "\n")
     days: Any = None
-    (found,) = Beginnings(tmp_path, days, days, (5,)).measured()
+    (found,) = Beginnings(tmp_path, days, days=days, chosen=(5,)).measured()
     assert found == Beginning(5, 0.4, 60, 0.41, 80, 40)
 
 
@@ -125,7 +128,9 @@ def test_gates_stop_what_goes_wrong_and_nothing_is_done_twice(tmp_path: Path) ->
     world = dataclasses.replace(WORLD, days=11)
 
     def simulation() -> simulated_months.Simulation:
-        return simulated_months.Simulation(tmp_path, world, 8, (TWICE,), policies, compared=())
+        return simulated_months.Simulation(
+            tmp_path, world, first_day=8, incidents=(TWICE,), policies=policies, compared=()
+        )
 
     months = simulation().run()
     assert months.num_events == world.num_events

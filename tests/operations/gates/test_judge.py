@@ -14,6 +14,7 @@ from publishing import Published
 from worlds import compose
 
 from recsys.core.errors import UserError
+from recsys.experiments.compose import composition_error
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.operations.gates import staging
 from recsys.operations.gates.evidence import Evidence
@@ -91,3 +92,25 @@ def test_another_error_of_promotion_is_no_verdict(
     monkeypatch.setattr(staging, "promote", fail)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         judge_run(run, served, settings=settings())
+
+
+def test_a_gate_of_another_package_is_named_in_the_configuration(
+    run: TrainedRun, served: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_gates.py").write_text(
+        "class MaxItems:\n"
+        "    def __init__(self, limit): self.limit = limit\n"
+        "    def judge(self, evidence):\n"
+        "        from recsys.operations.gates.verdict import at_most\n"
+        "        found = evidence.candidate.retriever.manifest.num_items\n"
+        "        yield at_most('items', found, threshold=self.limit, reason='of a device')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["run=RUN", "against=RELEASE", "+gates.mine._target_=my_gates.MaxItems", "+gates.mine.limit=3"]
+    assert composition_error("gates", words) is None
+    with pytest.raises(UserError, match="my_gates.MaxItems: .*limt"):
+        JudgeSettings.from_config(compose("gates", [*words, "+gates.mine.limt=3"]))
+    given = JudgeSettings.from_config(compose("gates", words))
+    given = dataclasses.replace(given, gates={"mine": given.gates["mine"]})
+    verdict = judge_run(run, served, settings=given, candidate=served)
+    assert (verdict.stopped_by, verdict.outcomes[0].threshold) == (["mine"], 3)
