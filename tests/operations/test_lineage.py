@@ -60,11 +60,11 @@ def test_a_run_that_changed_or_is_gone_is_told(store: ReleaseStore, published: P
     shutil.rmtree(tmp_path / "run0")
     found = lineage(store, published.versions[0])
     assert not found.run["there"]
-    assert "gone" in found.run["note"]
+    assert "missing" in found.run["note"]
     assert len(found.config_sha256) == 64
     console = Console(width=160, record=True)
     found.print(console)
-    assert "the folder does not exist any more" in console.export_text()
+    assert "the folder is missing" in console.export_text()
 
 
 def test_damage_is_told_and_the_rest_still_helps(store: ReleaseStore, published: Published) -> None:

@@ -162,7 +162,7 @@ def served_times(history: list[dict[str, Any]], version: str) -> list[AliasPerio
 def _run(path: Path, manifest: Manifest, config: str) -> dict[str, Any]:
     known: dict[str, Any] = {"folder": str(path), "there": path.is_dir()}
     if not known["there"]:
-        return known | {"note": "the folder does not exist any more; configuration, weights and metrics are in the release"}
+        return known | {"note": "the folder is missing; configuration, weights and metrics are in the release"}
     checkpoint, stored = path / "checkpoints/best.ckpt", path / "config.yaml"
     if checkpoint.exists():
         known["checkpoint_sha256"] = describe_file(checkpoint).sha256
