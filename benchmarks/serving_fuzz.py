@@ -206,7 +206,7 @@ def store_users(path: Path, item_ids: list[Any]) -> None:
     for user in range(NUM_USERS):
         chosen = rng.integers(0, len(item_ids), 20)
         users.append(Restored(user, [Event(item_ids[row], 1_600_000_000 + at) for at, row in enumerate(chosen)], {}))
-    store.restore(users, "fuzz", 1)
+    store.restore(users, "fuzz", done=1)
     store.close()
 
 

@@ -98,7 +98,7 @@ def built(name: str, work: Path, beauty: Path | None) -> Case:
 
 def fill_events(case: Case, path: Path) -> list[UserId]:
     """Give users of the release's data 50 events each; these users."""
-    fill(str(case.store), case.release, str(path), NUM_EVENTS, OWN)
+    fill(str(case.store), case.release, events=str(path), max_events=NUM_EVENTS, root=OWN)
     store = SQLiteEvents(path, NUM_EVENTS)
     users = store.users("", 100_000)
     np.random.default_rng(0).shuffle(users)

@@ -1,11 +1,11 @@
-"""A client of the serving API that needs nothing but the standard library.
+"""Client of the serving API; it needs only the standard library.
 
     with Client("http://127.0.0.1:8080") as client:
         client.add_events([{"user_id": 7, "item_id": 50}])
         for item in client.retrieve(7, k=10).items:
             print(item.item_id, item.score)
 
-B users, K results, D dim.
+Shapes: B users, M embeddings of one user, D dim.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class ScoredItem:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `retrieve` gives.
+    """Answer of `retrieve`.
 
     Attributes:
         items: best first.
-        version: of the release that answered.
-        user_tower_version, index_version: which versions met; both are `version`.
-        host: that searched.
-        history_length: events that the user tower read.
-        unknown_items: items of the history that the release does not know.
+        version: version of the release that answered.
+        user_tower_version, index_version: versions of the two halves; both equal `version`.
+        host: host that searched.
+        history_length: number of events that the user tower read.
+        unknown_items: items of the history that the release does not contain.
     """
 
     items: list[ScoredItem]
@@ -57,8 +57,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search gives for one user: item ids, best first, and their scores."""
+class SearchResult:
+    """Result of a search for one user: item ids, best first, and their scores."""
 
     item_ids: list[Id]
     scores: list[float]
@@ -66,54 +66,58 @@ class Found:
 
 @dataclass(frozen=True)
 class Versions:
-    """Versions of one model on one host: the one that it serves, and all that it answers for."""
+    """Versions of one model on one host: the served one, and all that the host can search."""
 
     serving: str | None
     loaded: list[str]
 
 
 class RequestError(Exception):
-    """The server refused a request, or could not answer it.
+    """Request that the server refused or could not answer.
 
     Attributes:
-        status: of HTTP; None where there was no answer at all.
-        code: for programs, such as `bad_request`; `no_answer` where there was none.
+        status: HTTP status; None if there was no answer.
+        code: stable code such as `bad_request`; `no_answer` if there was no answer.
         message: what was found and what was expected.
-        field: of the request, where it is about one.
+        field: wrong field of the request, if the error is about one field.
     """
 
-    def __init__(self, status: int | None, code: str, message: str, field: str | None = None) -> None:
+    def __init__(self, status: int | None, code: str, *, message: str, field: str | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.status, self.code, self.message, self.field = status, code, message, field
 
 
 class VersionNotHeldError(RequestError):
-    """A host holds other versions than the one that was named (409).
+    """Search for a version that the host does not hold (409).
 
     Attributes:
-        serving, loaded: those that it holds.
+        serving: version that the host serves.
+        loaded: versions that the host can search.
     """
 
-    def __init__(self, code: str, message: str, field: str | None, serving: str | None, loaded: list[str]) -> None:
-        super().__init__(409, code, message, field)
+    def __init__(self, code: str, message: str, *, field: str | None, serving: str | None, loaded: list[str]) -> None:
+        super().__init__(409, code, message=message, field=field)
         self.serving, self.loaded = serving, loaded
 
 
 class UnavailableError(RequestError):
-    """Nobody answered, or nobody could (503), in all attempts. What was sent may have been done."""
+    """No attempt got an answer other than 503. The server may have carried out the request."""
 
 
 class Client:
-    """Connections to one server, kept open; safe to use from several threads.
+    """Client of one server. It keeps connections open, and is thread-safe.
 
     Args:
-        url: of the server; behind a proxy with its path.
+        url: address of the server; behind a proxy, with the path.
         timeout: seconds that one attempt may take to connect, and to answer.
-        retries: attempts after the first, where the connection is lost or the answer is 503. Every call can be repeated
-            without harm: events get their time here, and a repeated event counts once.
+        retries: number of further attempts if the connection is lost or the answer is 503. Repeating a call is safe:
+            the client sets the time of events, and the server stores a repeated event once.
+
+    Raises:
+        ValueError: If the address is malformed, the timeout is not positive, or `retries` is negative.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8080", timeout: float = 5.0, retries: int = 2) -> None:
+    def __init__(self, url: str = "http://127.0.0.1:8080", *, timeout: float = 5.0, retries: int = 2) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url: found {url!r}, expected http://HOST:PORT or https://HOST:PORT")
@@ -139,6 +143,7 @@ class Client:
         self,
         user_id: Id | None = None,
         k: int = 100,
+        *,
         history: Sequence[Mapping[str, Any]] | None = None,
         user: Mapping[str, Any] | None = None,
         request: Mapping[str, Any] | None = None,
@@ -146,21 +151,21 @@ class Client:
         exclude_seen: bool = True,
         filter: Filter | None = None,
     ) -> Answer:
-        """The k best items for a user.
+        """Return the k best items for a user.
 
         Args:
-            user_id: whose stored history is read; None: nobody's.
-            k: items.
-            history: events with `item_id`, perhaps `timestamp` and features, oldest first, instead of the stored ones.
-            user: profile features, over the stored ones.
+            user_id: user whose stored history and profile are read; None for an anonymous request.
+            k: number of items.
+            history: events used instead of the stored ones, oldest first: `item_id`, optional `timestamp`, features.
+            user: profile features; they replace stored ones of the same name.
             request: request features.
-            exclude: items that must not be given.
+            exclude: items that must not be in the answer.
             exclude_seen: leave out the items of the history.
             filter: column of the items -> value or values.
 
         Raises:
-            RequestError: the request is not what it should be.
-            UnavailableError: nobody can answer now.
+            RequestError: If the request is invalid.
+            UnavailableError: If no attempt got an answer.
         """
         given = {"user_id": user_id, "history": history, "user": user, "request": request, "exclude": exclude}
         body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
@@ -170,9 +175,11 @@ class Client:
         return Answer(items, *(found[name] for name in names))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Store events (`user_id`, `item_id`, perhaps `timestamp` and features): when this returns they are durable.
+        """Store events durably: `user_id`, `item_id`, optional `timestamp` (UTC seconds; default: now), features.
 
-        Events without a timestamp happen now.
+        Raises:
+            RequestError: If an event is invalid; then none is stored.
+            UnavailableError: If no attempt got an answer.
         """
         now = int(time.time())
         self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])
@@ -181,38 +188,39 @@ class Client:
         self,
         version: str,
         embeddings: Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]],
+        *,
         k: int = 100,
         filter: Filter | None = None,
         exclude: Sequence[Sequence[Id]] | None = None,
-    ) -> list[Found]:
-        """The k best items of an ANN host for each embedding.
+    ) -> list[SearchResult]:
+        """Return the k best items of an ANN host for each user.
 
         Args:
-            version: of the user tower that made the embeddings.
-            embeddings: [B, D], or [B, M, D] where a user has up to M.
-            k: items for each.
+            version: version of the user tower that computed the embeddings.
+            embeddings: [B, D], or [B, M, D] if a user has up to M.
+            k: number of items for each user.
             filter: column of the items -> value or values.
-            exclude: B lists of items that must not be given.
+            exclude: B lists of items that must not be in the answer.
 
         Raises:
-            VersionNotHeldError: the host does not hold that version.
+            VersionNotHeldError: If the host does not hold that version.
         """
         given = {"filter": filter, "exclude": exclude}
         body = {name: value for name, value in given.items() if value is not None}
         found = self._call("POST", "/v1/search", {**body, "version": version, "embeddings": embeddings, "k": k})
-        return [Found(result["item_ids"], result["scores"]) for result in found["results"]]
+        return [SearchResult(result["item_ids"], result["scores"]) for result in found["results"]]
 
     def hosts(self) -> dict[str, dict[str, Versions] | None]:
-        """Host -> model -> versions; None for a host that does not answer."""
+        """Return host -> model -> versions; None for a host that does not answer."""
         found = self._call("GET", "/v1/hosts")
         return {host: None if models is None else _versions(models) for host, models in found.items()}
 
     def versions(self) -> dict[str, Versions]:
-        """Model -> versions of an ANN host."""
+        """Return model -> versions of an ANN host."""
         return _versions(self._call("GET", "/v1/version"))
 
     def is_ready(self) -> bool:
-        """Whether the server would answer; one attempt."""
+        """Return whether the server is ready to answer; one attempt."""
         try:
             status, _, _ = self._attempt("GET", "/readyz", None)
         except (OSError, HTTPException):
@@ -232,14 +240,14 @@ class Client:
                 wait = max(wait, min(retry_after, _LONGEST_PAUSE_SECONDS))
             except (OSError, HTTPException) as error:
                 reason = str(error) or type(error).__name__
-                failure = UnavailableError(None, "no_answer", f"{self._host}:{self._port}: {reason}")
+                failure = UnavailableError(None, "no_answer", message=f"{self._host}:{self._port}: {reason}")
             if attempt < self._retries:
                 time.sleep(wait)
                 pause *= 2
         raise failure
 
     def _attempt(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, float]:
-        """Status, body, and the seconds that the server asks to wait."""
+        """Return status, body, and the seconds of Retry-After."""
         headers = {"accept": "application/json"} | ({"content-type": "application/json"} if body is not None else {})
         while True:
             try:
@@ -252,7 +260,7 @@ class Client:
                 content = response.read()
             except BaseException as error:
                 connection.close()
-                # Servers close idle connections: that is no failure of theirs, and a new one is not idle.
+                # A server may close an idle connection at any time. A new connection is tried before this counts.
                 if is_kept and isinstance(error, ConnectionError | HTTPException):
                     continue
                 raise
@@ -274,7 +282,7 @@ def _read(status: int, answer: bytes) -> Any:
     try:
         return json.loads(answer)
     except ValueError as error:
-        raise RequestError(status, "unreadable", f"found {answer[:80]!r}, expected JSON") from error
+        raise RequestError(status, "unreadable", message=f"found {answer[:80]!r}, expected JSON") from error
 
 
 def _failure(status: int, answer: bytes) -> RequestError:
@@ -283,9 +291,9 @@ def _failure(status: int, answer: bytes) -> RequestError:
         detail = content["error"]
         code, message, field = detail["code"], detail["message"], detail.get("field")
     except (ValueError, TypeError, KeyError):
-        # Not of this server: a proxy's.
+        # The answer is not from this server but from a proxy.
         code, message, field = "unreadable", f"status {status}, found {answer[:80]!r}, expected JSON", None
     else:
         if status == 409 and "loaded" in content:
-            return VersionNotHeldError(code, message, field, content["serving"], content["loaded"])
-    return (UnavailableError if status == 503 else RequestError)(status, code, message, field)
+            return VersionNotHeldError(code, message, field=field, serving=content["serving"], loaded=content["loaded"])
+    return (UnavailableError if status == 503 else RequestError)(status, code, message=message, field=field)

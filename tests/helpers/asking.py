@@ -86,7 +86,7 @@ def store_users(path: Path, queries: Mapping[str, Query]) -> None:
             features = {name: value for name, value in row.items() if name not in ("item_id", "timestamp")}
             events.append(Event(row["item_id"], row["timestamp"], features))
         users.append(Restored(user, events, query.user))
-    store.restore(users, "tables", 1)
+    store.restore(users, "tables", done=1)
     store.close()
 
 

@@ -1,4 +1,4 @@
-"""The users of the small world, and a store of events that holds them."""
+"""The users of the small world, and a event store that holds them."""
 
 from __future__ import annotations
 

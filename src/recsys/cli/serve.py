@@ -57,7 +57,13 @@ def main(config: DictConfig) -> None:
         # The import loads a database engine, which serving itself does not need.
         from recsys.serving.events.filling import fill
 
-        fill(settings.store, settings.release, settings.events, settings.max_events, config.data.root)
+        fill(
+            settings.store,
+            settings.release,
+            events=settings.events,
+            max_events=settings.max_events,
+            root=config.data.root,
+        )
     run(settings)
 
 

@@ -41,7 +41,7 @@ def build_app(settings: Settings) -> tuple[App, Health]:
     """Return the application with everything that the role needs, loaded and checked.
 
     Raises:
-        UserError: If the release or the store of events cannot be used.
+        UserError: If the release or the event store cannot be used.
     """
     builder = _Builder(settings)
     if settings.role != "host":
@@ -102,7 +102,7 @@ class _Builder:
         self._ready = ready
 
     def add_gateway(self) -> None:
-        """Open the store of events, and route requests to hosts."""
+        """Open the event store, and route requests to hosts."""
         settings = self._settings
         assert self._towers is not None
         try:

@@ -53,7 +53,7 @@ def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        UserError: If the release, the store of events or the address cannot be used.
+        UserError: If the release, the event store or the address cannot be used.
     """
     if settings.workers == 1:
         _serve(settings)

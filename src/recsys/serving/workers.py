@@ -1,4 +1,4 @@
-"""Several processes that share one port, started again where one dies. Imports no torch."""
+"""Runs several processes that share one port, and restarts those that die. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,19 +24,25 @@ from recsys.serving.observability.metrics import SHARED_FOLDER, WORKER_NUMBER
 
 log = logging.getLogger("recsys")
 
-# What a process exits with that cannot start, so that starting it again would help nobody.
+# Exit code of a process that cannot start, for a reason that a restart would not change.
 CANNOT_START = 3
-LOOK_EVERY = 0.5
-RESTART_AFTER = 1.0
-# Read by OpenBLAS (numpy) and OpenMP (faiss) when they are loaded.
+# Seconds between two checks of the processes, and from the end of a process to its restart.
+CHECK_SECONDS = 0.5
+RESTART_SECONDS = 1.0
+# OpenBLAS (numpy) and OpenMP (faiss) read these when they are loaded.
 THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def bind(host: str, port: int, shared: bool) -> socket.socket:
-    """A socket at an address; `shared`: other processes of this user may bind it too, and the kernel spreads callers.
+def bind(host: str, port: int, *, shared: bool) -> socket.socket:
+    """Return a socket that is bound to an address.
+
+    Args:
+        host: address of this machine.
+        port: port number.
+        shared: let other processes of this user bind the address too; the kernel spreads connections among them.
 
     Raises:
-        UserError: it is taken, or not of this machine.
+        UserError: If the address is taken, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
@@ -54,9 +60,9 @@ def bind(host: str, port: int, shared: bool) -> socket.socket:
 
 @contextlib.contextmanager
 def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[None]:
-    """Environment of a worker that starts in the block: its share of the cores, and where metrics are shared.
+    """Set the environment of a worker that is started in this context: number of threads, and folder of metrics.
 
-    Without a limit, matrix products of several processes, each with a thread for every core, wait for one another.
+    Without a limit each process uses a thread for every core, and the threads of their matrix products compete.
 
     Args:
         number: number of the worker, from 0.
@@ -75,14 +81,14 @@ def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[No
 
 
 def supervise(work: Callable[[], None], count: int) -> None:
-    """Run `work` in `count` processes until SIGTERM or SIGINT, which they get too and are waited for.
+    """Run `work` in `count` processes until SIGTERM or SIGINT, then end the processes and wait for them.
 
     Args:
-        work: can be pickled; exits with `CANNOT_START` where it cannot.
-        count: of processes.
+        work: function that can be pickled. It exits with `CANNOT_START` if a restart would not help.
+        count: number of processes.
 
     Raises:
-        UserError: one cannot start.
+        UserError: If a process cannot start.
     """
     context = multiprocessing.get_context("spawn")
     ending: int | None = None
@@ -106,14 +112,14 @@ def supervise(work: Callable[[], None], count: int) -> None:
     try:
         processes.extend(map(start, range(count)))
         while ending is None:
-            wait([process.sentinel for process in processes], LOOK_EVERY)
+            wait([process.sentinel for process in processes], CHECK_SECONDS)
             for place, process in enumerate(processes):
                 if ending is not None or process.exitcode is None:
                     continue
                 if process.exitcode == CANNOT_START:
                     raise UserError("serve: a process cannot start; its message is above")
                 log.error("process %s ended with %s; starting another", process.pid, process.exitcode)
-                time.sleep(RESTART_AFTER)
+                time.sleep(RESTART_SECONDS)
                 processes[place] = start(place)
     finally:
         _terminate(processes)
@@ -123,7 +129,7 @@ def supervise(work: Callable[[], None], count: int) -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
     if ending is not None:
-        # As a single process ends: by the signal that it got.
+        # A single process would end by its signal, so this one does too.
         signal.raise_signal(ending)
 
 

@@ -124,7 +124,7 @@ def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Samp
     late = scene.until(SERVED + 1).interactions.filter(pc.field("timestamp") >= now)
     users = sorted({*late["user_id"].to_pylist()} & {*histories})[:1000]
     store = SQLiteEvents(folder / "events.sqlite", 200)
-    store.restore([Restored(user, histories[user][-200:], {}) for user in users], "tables", 1)
+    store.restore([Restored(user, histories[user][-200:], {}) for user in users], "tables", done=1)
     store.close()
 
     async def use(app: App) -> None:

@@ -205,11 +205,11 @@ class Interrupted(SQLiteEvents):
 
     writes = 0
 
-    def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
+    def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         self.writes += 1
         if self.writes == 3:
             raise KeyboardInterrupt
-        super().restore(users, source, done)
+        super().restore(users, source, done=done)
 
 
 def test_goes_on_where_it_was_and_does_nothing_twice(

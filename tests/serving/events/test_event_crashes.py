@@ -103,7 +103,7 @@ def test_a_write_to_a_file_waits_for_the_disk(fast_folder: Path) -> None:
 
 
 def test_a_locked_or_closed_file_is_unavailable(fast_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.serving.events.sqlite._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("recsys.serving.events.sqlite._TIMEOUT_SECONDS", 0.01)
     path = fast_folder / "events.db"
     store = SQLiteEvents(path)
     other = sqlite3.connect(path, isolation_level=None)
@@ -166,7 +166,7 @@ def test_a_file_of_something_else_is_refused(fast_folder: Path) -> None:
         ),
         (
             ("--appendonly", "yes", "--appendfsync", "always", "--rename-command", "CONFIG", ""),
-            "does not say whether it is durable",
+            "durability is unknown",
         ),
     ],
 )

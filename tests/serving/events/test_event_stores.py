@@ -116,7 +116,7 @@ def test_is_the_model(open_new: Open, max_events: int, steps: list[tuple[str, An
                 store.forget(argument)
                 model.forget(argument)
             else:
-                store.restore([Restored(user, found, {}) for user, found in argument.items()], "folder", number)
+                store.restore([Restored(user, found, {}) for user, found in argument.items()], "folder", done=number)
                 for user, found in argument.items():
                     model.restore(user, found)
                 assert store.restored("folder") == number
@@ -153,7 +153,7 @@ def test_a_restored_history_keeps_its_repeats_and_lies_before_what_came_meanwhil
     store.append([(5, Event(7, 20)), (5, Event(2, 10))])
     folder = [Event(1, 10), Event(1, 10), Event(2, 10), Event(3, 20)]
     for _ in range(2):
-        store.restore([Restored(5, folder, {"age": 30})], "folder", 1)
+        store.restore([Restored(5, folder, {"age": 30})], "folder", done=1)
         assert store.history(5) == [*folder, Event(7, 20)]
     assert store.profile(5) == {"age": 30}
     assert store.profile("5") == {}
@@ -208,5 +208,5 @@ def test_an_unknown_place_is_refused(place: str) -> None:
 
 
 def test_a_wrong_address_is_refused() -> None:
-    with pytest.raises(UserError, match="no address of a server"):
+    with pytest.raises(UserError, match="expected the address of a server"):
         open_store("redis://127.0.0.1:port")

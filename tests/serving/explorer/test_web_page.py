@@ -127,7 +127,7 @@ def test_items_come_with_titles_reasons_and_history(page: sync_api.Page, url: st
     # History 1 and 2: item 3 is next to 2, then to 1 (cosines .995 and .980, of 0.1 and 0.2).
     assert names(page)[:2] == ["Film 3", "Film 4"]
     first = page.locator(".items li").first
-    assert first.locator(".reasons").inner_text() == "near Film 2 0.99, Film 1 0.98"
+    assert first.locator(".reasons").inner_text() == "similar to Film 2 0.99, Film 1 0.98"
     assert first.locator("small").first.inner_text() == "3 · 1992"
     assert page.locator("#events b").all_text_contents() == ["Film 2", "Film 1"]
     assert "1970-01-03" in page.locator("#events li").first.inner_text()
@@ -174,7 +174,7 @@ def test_a_history_is_put_together_pasted_and_shortened(page: sync_api.Page, url
         "4\nThe last\r\nfilm\n\nno such",
     )
     sync_api.expect(page.locator("#message")).to_have_text(
-        "1 of 4 fit several items; the most frequent was taken. Not found: “no such”."
+        "1 of 4 names match several items; the most frequent item was added. Not found: “no such”."
     )
     assert page.locator("#chosen li").all_text_contents() == ["Film 3×", "Film 4×", "The last film×", "Film 1×"]
     page.get_by_role("button", name="Remove Film 4").click()
@@ -214,9 +214,9 @@ def test_two_releases_side_by_side(page: sync_api.Page, url: str, made: HandMade
         if name not in left:
             assert told == "not in the other list"
         elif left.index(name) == at:
-            assert told == "at the same place in the other list"
+            assert told == "same rank in the other list"
         else:
-            assert told == f"number {left.index(name) + 1} in the other list"
+            assert told == f"rank {left.index(name) + 1} in the other list"
     first, second = lists.nth(0).bounding_box(), lists.nth(1).bounding_box()
     assert first is not None
     assert second is not None
@@ -243,7 +243,7 @@ LABEL = "Share of hosts that serve each version, the last 90 seconds; now"
 def test_what_is_wrong_is_said(page: sync_api.Page, url: str, made: HandMade) -> None:
     page.goto(url)
     page.get_by_role("button", name="Recommend").click()
-    assert page.locator("#message").inner_text() == "Which user? Type an id."
+    assert page.locator("#message").inner_text() == "Type the id of a user."
     assert page.evaluate("document.activeElement.id") == "user"
     made.hosts = {"one:1": {"films": {"serving": "gone", "loaded": ["gone"]}}}
     page.get_by_label("User", exact=True).fill("7")

@@ -1,4 +1,4 @@
-"""The freshest events of every user: durable when acknowledged, and seen by the next request. Imports no torch."""
+"""Recent events of every user: durable when acknowledged, and read by the next request. Imports no torch."""
 
 from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError, UserId
 from recsys.serving.events.incoming import parse_events

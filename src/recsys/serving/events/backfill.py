@@ -1,8 +1,8 @@
-"""Events and profiles of a data folder for a store: all events, for the freshest history is the one to serve from.
+"""Copies the events and profiles of a data folder into an event store.
 
-Batch retrieval with `users=all` ranks from the same histories (`users=test` leaves the test part out, which is its
-question). The raw values are read again rather than decoded from the prepared data set: codes of unknown categories and
-hashed words have no way back.
+All events are copied, the test part included, because serving needs the latest history; batch retrieval with
+`users=all` ranks from the same histories. Values are read from the raw tables, because codes of unknown categories and
+hashed words cannot be decoded.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from recsys.serving.events.event_store import Event, EventStore, Restored
 
 log = logging.getLogger("recsys")
 
-# Users of one write, and the mark of a source that is restored as a whole.
+# Number of users in one write, and the progress of a source that is restored completely.
 _BATCH = 2000
 _WHOLE = -1
 
 
 def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
-    """Merge a data folder into a store; what is there already stays, and nothing is there twice.
+    """Merge a data folder into a store. Stored events stay, and no event is stored twice.
 
-    A folder that the store has whole is not read again, one that was interrupted goes on where it was.
+    A folder that was restored completely is not read again. An interrupted backfill continues after its last write.
 
     Args:
-        store: of events.
-        release: folder of a release, which says how the data is read and which features it has.
-        root: folder of Parquet files; None for the release's own data.
+        store: event store.
+        release: folder of a release; its configuration determines how the data is read, its schema which features are.
+        root: folder of Parquet files; None for the data that the release was trained on.
 
     Returns:
-        How many histories and profiles were written.
+        Number of histories and profiles that were written.
 
     Raises:
-        UserError: whatever is wrong with the folder, by file and column.
-        StoreError: the store cannot be written to.
+        UserError: If the data is wrong; the message names file and column.
+        StoreError: If the store cannot be written.
     """
     config = load_config(release / CONFIG)
     data = configured_data(config if root is None else at_root(config, root))
@@ -56,17 +56,17 @@ def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
     schema = Schema.load(release / SCHEMA)
     kept = {(feature.owner, feature.name) for feature in schema.features}
     job = dataclasses.replace(job, features=[found for found in job.features if (found.owner, found.name) in kept])
-    # What was restored under a smaller limit, or without a feature, is not all of it.
+    # A backfill with a smaller limit, or without a feature, does not count as this one.
     source = fingerprint([name, store.max_events, *sorted((found.owner, found.name) for found in job.features)])
     done = store.restored(source)
     if done == _WHOLE:
-        log.info("%s: the store of events has it already", job.interactions.place)
+        log.info("%s: already in the event store", job.interactions.place)
         return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, DuckDB().open(Path(scratch)) as session:
         written = _restore(store, _known(job, session, store.max_events), source, done)
     log.info(
-        "%s: %d histories and profiles to the store of events in %.1f s",
+        "%s: %d histories and profiles written to the event store in %.1f s",
         job.interactions.place,
         written,
         time.monotonic() - started,
@@ -75,7 +75,7 @@ def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
 
 
 def _known(job: PreparationJob, session: Session, max_events: int) -> Iterator[Restored]:
-    """First the events of all users, then the profiles, each in the order of ids: the same at every start."""
+    """Yield the events of all users, then all profiles, in the order of ids, so that a restart can skip a prefix."""
     for user_id, *columns in stream_events(job, session, max_events=max_events):
         yield Restored(user_id, [Event(*event) for event in zip(*columns, strict=True)], {})
     for user_id, profile in stream_profiles(job, session):
@@ -87,13 +87,13 @@ def _restore(store: EventStore, known: Iterator[Restored], source: str, done: in
     known = itertools.islice(known, done, None)
     while users := list(itertools.islice(known, _BATCH)):
         written += len(users)
-        store.restore(_distinct(users), source, done + written)
-    store.restore([], source, _WHOLE)
+        store.restore(_distinct(users), source, done=done + written)
+    store.restore([], source, done=_WHOLE)
     return written
 
 
 def _distinct(users: list[Restored]) -> list[Restored]:
-    """Users once each, where events of the last ones and profiles of the first ones meet in one write."""
+    """Merge the entries of each user: one write may contain the last events and the first profiles."""
     found: dict[int | str, Restored] = {}
     for user in users:
         other = found.get(user.user_id)

@@ -1,9 +1,9 @@
-"""What keeps users' events.
+"""Interface of event stores.
 
-A history holds at most `max_events` events, oldest first, by time; events of one time stand in the order in which they
-arrived. A late event takes its place, or none where the history is full of later ones. A repeat (the same item at the
-same second of the same user, whatever its features) counts once and the first stays: a client that got no answer can
-send its list again.
+A history contains at most `max_events` events, sorted by time, oldest first; events of one second keep their order of
+arrival. A late event is inserted by its time, or dropped if the history is full of later events. A repeated event (same
+user, item and second, whatever its features) is stored once and the first one stays, so a client that got no answer can
+send its events again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Event(NamedTuple):
     Attributes:
         item_id: outside id.
         timestamp: UTC seconds.
-        features: columns of interactions by name, as far as they are given.
+        features: values of columns of interactions by name; may lack columns.
     """
 
     item_id: ItemId
@@ -30,11 +30,11 @@ class Event(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What another place knows of a user.
+    """Events and profile of one user from a data folder.
 
     Attributes:
         user_id: outside id.
-        events: oldest first; here repeats are events of their own.
+        events: oldest first; repeated events count as separate ones.
         profile: features of the user.
     """
 
@@ -44,63 +44,63 @@ class Restored(NamedTuple):
 
 
 class StoreError(RuntimeError):
-    """The store cannot answer now. What was to be written may or may not be there: sending it again is safe."""
+    """The store cannot answer now. A failed write may or may not be stored; repeating it is safe."""
 
 
 class EventStore(Protocol):
-    """Events and profiles of users, safe to use from several threads. Ids keep their type: 5 and "5" are two users.
+    """Events and profiles of users. Thread-safe. Ids keep their type: 5 and "5" are two users.
 
-    Every method raises `StoreError` where the store cannot do it now.
+    Every method raises `StoreError` if the store cannot answer now.
 
     Attributes:
-        max_events: kept of each user.
-        is_embedded: whether reading is a matter of microseconds in this process, and no way to another one.
+        max_events: maximum number of events of a user.
+        is_embedded: whether a read takes microseconds in this process, instead of a round trip to a server.
     """
 
     max_events: int
     is_embedded: bool
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
-        """Add events, all or none; they are durable, and in the next `history`, when this returns.
+        """Add events, all or none. When this returns they are durable and part of the next `history`.
 
         Raises:
-            UserError: features that no store can hold.
+            UserError: If a feature cannot be stored.
         """
 
     def history(self, user_id: UserId) -> list[Event]:
-        """Events of a user, oldest first; none for an unknown user."""
+        """Return the events of a user, oldest first; none for an unknown user."""
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
-        """As `history`, for each of several users, in one round trip."""
+        """Return the history of each user, in one round trip."""
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
-        """Profile features of a user, as far as they were restored."""
+        """Return the restored profile features of a user."""
 
     def users(self, prefix: str, limit: int) -> list[UserId]:
-        """Up to `limit` users with events whose id begins, as it is written, with `prefix`; numbers before texts.
+        """Return up to `limit` users with events whose id, as text, begins with `prefix`; numbers before texts.
 
-        For people who look for one: a large store may not look through all that it has.
+        Meant for people: a large store may return fewer users than it has.
         """
 
     def forget(self, user_id: UserId) -> None:
         """Remove events and profile of a user, durably.
 
-        A later backfill from a changed folder that still has them brings them back.
+        A later backfill from a changed folder that still contains the user restores them.
         """
 
-    def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
-        """Merge what a source knows into the store, all or none; repeating it changes nothing.
+    def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
+        """Merge users of a source into the store, all or none; repeating a call changes nothing.
 
-        Among events of one time those of the source come first, in its order.
+        Among events of one second those of the source come first, in its order.
 
         Args:
-            users: distinct.
-            source: names the source.
-            done: how much of it is restored with this, in its own measure.
+            users: distinct users.
+            source: name of the source.
+            done: progress of the source after this call, in a unit of the caller.
         """
 
     def restored(self, source: str) -> int:
-        """The last `done` of a source, 0 where nothing was restored."""
+        """Return the last `done` of a source; 0 if nothing was restored."""
 
     def close(self) -> None:
-        """Release files and connections; nothing acknowledged depends on it."""
+        """Close files and connections. Acknowledged events are durable without it."""

@@ -1,4 +1,4 @@
-"""What a server knows of users before they come: the events and profiles of a data folder. Imports no torch."""
+"""Fills the event store of a server from a data folder before serving starts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from recsys.serving.events.backfill import backfill
 from recsys.serving.events.event_store import StoreError
 from recsys.serving.events.opening import open_store
 
-# Instead of a folder: the data that the release was trained on.
+# Stands for the data that the release was trained on.
 OWN = "own"
 
 
-def fill(store: str, release: str | None, events: str, max_events: int, root: str) -> int:
-    """Merge the data folder `root`, or `own`, into the store of events; how many histories and profiles were written.
+def fill(store: str, release: str | None, *, events: str, max_events: int, root: str) -> int:
+    """Merge a data folder into the event store, and return the number of written histories and profiles.
 
     Args:
         store: folder of releases.
-        release: version or alias; it says how the data is read and which features it has.
-        events: path or address of the store of events.
-        max_events: that it keeps of a user.
+        release: version or alias; determines how the data is read and which features it has.
+        events: path or address of the event store.
+        max_events: maximum number of stored events of a user.
         root: folder of Parquet files, or `own`.
 
     Raises:
-        UserError: there is no release, or the data or the store cannot be used.
+        UserError: If there is no release, or the data or the store cannot be used.
     """
     if release is None:
         raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which says how the data is read")

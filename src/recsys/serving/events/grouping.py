@@ -1,4 +1,4 @@
-"""Group commit: appends that come while one is being written share the next write."""
+"""Group commit: appends that arrive while another one is written share the next write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recsys.serving.events.event_store import Event, StoreError, UserId
 
 Events = Sequence[tuple[UserId, Event]]
 
-# Of one write; a list that is longer is one write of its own.
+# Maximum number of events of one write; a longer list is a write of its own.
 MAX_EVENTS = 4096
 
 
@@ -23,10 +23,10 @@ class _Waiting:
 
 
 class GroupCommit:
-    """Writes lists of events, one at a time; whoever finds the store free writes all that wait.
+    """Combines concurrent appends: the thread that finds the store free writes all waiting events.
 
     Args:
-        write: makes events durable, all or none.
+        write: writes events durably, all or none.
     """
 
     def __init__(self, write: Callable[[Events], None]) -> None:
@@ -36,7 +36,7 @@ class GroupCommit:
         self._turn = threading.Lock()
 
     def append(self, events: Events) -> None:
-        """Return when `events` are written, or raise what the write raised."""
+        """Return when `events` are written, or raise the error of the write."""
         own = _Waiting(events)
         with self._queue:
             self._waiting.append(own)
@@ -50,7 +50,7 @@ class GroupCommit:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nothing is written meanwhile, but by the caller."""
+        """Keep other threads from writing in this context."""
         with self._turn:
             yield
 

@@ -1,4 +1,4 @@
-"""Events as they are posted: JSON from outside, checked, to what a store keeps."""
+"""Checks posted events and converts them to stored ones."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from recsys.core.errors import UserError, nearest
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events.event_store import Event, UserId
 
-# The last second of the year 9999. Milliseconds given as seconds are beyond it.
+# The last second of the year 9999. Timestamps in milliseconds are larger and therefore refused.
 LATEST = 253_402_300_799
 _OWN = ("user_id", "item_id", "timestamp")
 
 
 def parse_events(posted: Any, features: Collection[str], now: int) -> list[tuple[UserId, Event]]:
-    """The events of a request, one or a list of them: `{user_id, item_id, timestamp?, feature: value, ...}`.
+    """Return the events of a request: one or a list of `{user_id, item_id, timestamp?, feature: value, ...}`.
 
     Args:
         posted: parsed JSON.
         features: names of features that an event may have.
-        now: UTC seconds, of events that say no time.
+        now: UTC seconds for events without a timestamp.
 
     Raises:
-        UserError: what is wrong, with the field's name (`[3].timestamp` in a list).
+        UserError: If an event is wrong; the message names the field (`[3].timestamp` in a list).
     """
     if isinstance(posted, list):
-        return [_parse(event, features, now, f"[{number}]", ".") for number, event in enumerate(posted)]
-    return [_parse(posted, features, now, "", "")]
+        return [_parse(event, features, now, place=f"[{number}]") for number, event in enumerate(posted)]
+    return [_parse(posted, features, now, place="")]
 
 
-def _parse(event: Any, features: Collection[str], now: int, place: str, dot: str) -> tuple[UserId, Event]:
+def _parse(event: Any, features: Collection[str], now: int, *, place: str) -> tuple[UserId, Event]:
     if not isinstance(event, Mapping):
         raise UserError(f"{place or 'events'}: found {_short(event)}, expected an event {{user_id, item_id, ...}}")
-    prefix = place + dot
+    prefix = f"{place}." if place else ""
     ids = [_id(event, name, prefix) for name in ("user_id", "item_id")]
     given = event.get("timestamp")
     seconds = now if given is None else to_seconds(given, f"{prefix}timestamp")
@@ -79,7 +79,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_text(value: str) -> bool:
-    # Half of a surrogate pair is valid in JSON, but no text.
+    # JSON allows half of a surrogate pair, but it cannot be encoded as UTF-8.
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 

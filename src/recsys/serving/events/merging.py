@@ -1,4 +1,4 @@
-"""What a history becomes when events arrive, and the bytes that hold it: one rule for all stores."""
+"""Merging of histories, and their encoding as bytes; shared by all stores."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def merge(held: Iterable[Event], arrivals: Iterable[Event], max_events: int) -> list[Event]:
-    """`held` and those of `arrivals` that it lacks, by time, held ones first; the last `max_events`.
+    """Return `held` and the missing `arrivals`, sorted by time, held ones first, cut to the last `max_events`.
 
-    An arrival that repeats n times is lacking as often as `held` has fewer than n.
+    If an event arrives n times and is held m times, max(0, n - m) of the arrivals are missing.
     """
     merged = list(held)
     spare = Counter((event.item_id, event.timestamp) for event in merged)
@@ -34,7 +34,7 @@ def merge(held: Iterable[Event], arrivals: Iterable[Event], max_events: int) -> 
 
 
 def by_user(events: Iterable[tuple[UserId, Event]]) -> dict[UserId, list[Event]]:
-    """Events of each user in the order given, repeats left out."""
+    """Return the distinct events of each user, in the given order."""
     found: dict[UserId, dict[tuple[int | str, int], Event]] = {}
     for user_id, event in events:
         found.setdefault(user_id, {}).setdefault((event.item_id, event.timestamp), event)
@@ -46,10 +46,10 @@ def _time(event: Event) -> int:
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Bytes of a history.
+    """Return the bytes of a history.
 
     Raises:
-        UserError: a feature that is no plain value.
+        UserError: If a feature is not a plain value.
     """
     try:
         return _encoder.encode(events)
@@ -58,16 +58,16 @@ def encode_events(events: Sequence[Event]) -> bytes:
 
 
 def decode_events(content: bytes, max_events: int) -> list[Event]:
-    """The last `max_events` of a history; what was stored under a larger limit may hold more."""
+    """Return the last `max_events` of a history; one that was stored under a larger limit may contain more."""
     return _events.decode(content)[-max_events:]
 
 
 def encode_profile(profile: Mapping[str, Any]) -> bytes:
-    """Bytes of profile features."""
+    """Return the bytes of profile features."""
     return _encoder.encode(profile)
 
 
 def decode_profile(content: bytes) -> dict[str, Any]:
-    """Profile features from their bytes."""
+    """Return profile features from their bytes."""
     features: dict[str, Any] = _profile.decode(content)
     return features

@@ -1,4 +1,4 @@
-"""The store that a configuration names."""
+"""Opens the event store that a configuration names."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys")
 
 
 def open_store(place: str, max_events: int = 200) -> EventStore:
-    """The store at `place`: a path is an SQLite file, `redis://` and its relatives are a server.
+    """Return the store at `place`: the path of an SQLite file, or the address of a server (`redis://` and others).
 
     Raises:
-        UserError: the place cannot be used.
-        StoreError: the server cannot be reached.
+        UserError: If the place cannot be used.
+        StoreError: If the server cannot be reached.
     """
     scheme, separator, _ = place.partition("://")
     if not separator:
         return SQLiteEvents(place, max_events)
     if scheme not in _SERVERS:
         raise UserError(f"events: {scheme}://: no such store; expected a path or one of {', '.join(_SERVERS)}://")
-    # Imported here: an installation with SQLite alone needs no client of a server.
+    # Imported late, so that SQLite works without the client library.
     from recsys.serving.events.valkey import ValkeyEvents
 
     return ValkeyEvents(place, max_events)

@@ -1,4 +1,4 @@
-"""Events in one SQLite file: the embedded store. Several processes of one machine may share the file."""
+"""Event store in an SQLite file, which several processes of one machine may share."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from recsys.serving.events.merging import (
 )
 from recsys.serving.events.prefixes import number_ranges
 
-# "recs": tells the files of this store from other SQLite files. The version is of the tables below.
+# "recs" marks the files of this store among other SQLite files. The format is the version of the tables below.
 APPLICATION, FORMAT = 0x72656373, 1
 
-# A column without a type keeps that of the value: user 5 and user "5" are two rows.
+# A column without a type keeps the type of the value: user 5 and user "5" are two rows.
 _TABLES = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS histories (user_id PRIMARY KEY NOT NULL, events BLOB NOT NULL);
@@ -39,23 +39,23 @@ _HISTORY = "SELECT events FROM histories WHERE user_id = ?"
 _USERS = "SELECT user_id FROM histories WHERE user_id BETWEEN ? AND ? ORDER BY user_id LIMIT ?"
 _SAVE_HISTORY = "INSERT OR REPLACE INTO histories VALUES (?, ?)"
 
-# Parameters of one statement.
+# Maximum number of parameters of one statement.
 _BATCH = 10_000
-# Another process may hold the file for one write.
-_PATIENCE_SECONDS = 30.0
+# Seconds to wait for the write of another process.
+_TIMEOUT_SECONDS = 30.0
 
 
 class SQLiteEvents:
-    """`EventStore` in a file: WAL mode, and a write returns only after fsync.
+    """`EventStore` in a file in WAL mode; a write returns after fsync.
 
-    A history is one row, so that reading one is one look-up.
+    A history is one row, so that a read is one look-up.
 
     Args:
-        path: the file, made where it is missing. Not on a network file system: WAL needs shared memory.
-        max_events: kept of each user.
+        path: path of the file; created if it is missing. WAL needs shared memory, so it must be on a local disk.
+        max_events: maximum number of events of a user.
 
     Raises:
-        UserError: the file is something else, or cannot be opened.
+        UserError: If the file is not an event store, or cannot be opened.
     """
 
     is_embedded = True
@@ -71,34 +71,34 @@ class SQLiteEvents:
             self._writer = self._connect()
             self._prepare()
         except (OSError, sqlite3.Error) as error:
-            raise UserError(f"events: {path}: cannot be opened as a store of events ({error})") from error
+            raise UserError(f"events: {path}: cannot be opened as an event store ({error})") from error
 
     def _connect(self) -> sqlite3.Connection:
-        # Transactions are explicit. Connections wander between threads, but are used by one at a time.
-        return sqlite3.connect(self._path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
+        # Transactions are explicit. Threads share connections, but only one uses a connection at a time.
+        return sqlite3.connect(self._path, timeout=_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _prepare(self) -> None:
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
         (num_tables,) = self._writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         if num_tables and application != APPLICATION:
-            raise UserError(f"events: {self._path}: an SQLite file of another program, expected a store of events")
+            raise UserError(f"events: {self._path}: an SQLite file of another program, expected an event store")
         if num_tables and version != FORMAT:
             raise UserError(f"events: {self._path}: format {version}, expected {FORMAT}")
         (mode,) = self._writer.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise UserError(f"events: {self._path}: journal mode {mode}, expected wal; is it on a local disk?")
         self._writer.execute("PRAGMA synchronous = FULL")
-        # macOS acknowledges fsync before the disk does, unless asked.
+        # On macOS fsync alone returns before the data is on the disk.
         self._writer.execute("PRAGMA fullfsync = ON")
-        # What a user wants forgotten is overwritten.
+        # Deleted data is overwritten, because a user may want to be forgotten.
         self._writer.execute("PRAGMA secure_delete = ON")
         if not num_tables:
             self._writer.executescript(_TABLES)
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
-        """As in `EventStore`."""
-        # Fails here for the one who sent it, rather than in a write shared with others.
+        """Add events; see `EventStore.append`."""
+        # Encoding fails here, for the sender alone, instead of in a write that is shared with others.
         encode_events([event for _, event in events])
         if events:
             self._group.append(events)
@@ -112,7 +112,7 @@ class SQLiteEvents:
                     writer.execute(_SAVE_HISTORY, (user_id, encode_events(kept)))
 
     def history(self, user_id: UserId) -> list[Event]:
-        """As in `EventStore`."""
+        """Return the events of a user; see `EventStore.history`."""
         with self._reader() as reader:
             return self._read(reader, user_id)
 
@@ -121,7 +121,7 @@ class SQLiteEvents:
         return [] if row is None else decode_events(row[0], self.max_events)
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
-        """As in `EventStore`."""
+        """Return the history of each user; see `EventStore.histories`."""
         found: dict[UserId, bytes] = {}
         with self._reader() as reader:
             for begin in range(0, len(user_ids), _BATCH):
@@ -133,14 +133,14 @@ class SQLiteEvents:
         return [decode_events(found[user], self.max_events) if user in found else [] for user in user_ids]
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
-        """As in `EventStore`."""
+        """Return the profile features of a user; see `EventStore.profile`."""
         with self._reader() as reader:
             row = reader.execute("SELECT profile FROM profiles WHERE user_id = ?", (user_id,)).fetchone()
         return {} if row is None else decode_profile(row[0])
 
     def users(self, prefix: str, limit: int) -> list[UserId]:
-        """As in `EventStore`; in order, and by the index."""
-        # Numbers sort before texts, and the last character of Unicode after all others.
+        """Return users in order, by the index; see `EventStore.users`."""
+        # SQLite sorts numbers before texts; U+10FFFF sorts after all other characters.
         ranges = [*number_ranges(prefix), (prefix, prefix + "\U0010ffff")]
         found: list[UserId] = []
         with self._reader() as reader:
@@ -150,13 +150,13 @@ class SQLiteEvents:
         return found
 
     def forget(self, user_id: UserId) -> None:
-        """As in `EventStore`."""
+        """Remove a user; see `EventStore.forget`."""
         with self._group.exclusive(), self._transaction() as writer:
             writer.execute("DELETE FROM histories WHERE user_id = ?", (user_id,))
             writer.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,))
 
-    def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
-        """As in `EventStore`."""
+    def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
+        """Merge users of a source; see `EventStore.restore`."""
         with self._group.exclusive(), self._transaction() as writer:
             histories, profiles = [], []
             for user in users:
@@ -171,13 +171,13 @@ class SQLiteEvents:
             writer.execute("INSERT OR REPLACE INTO restored VALUES (?, ?)", (source, done))
 
     def restored(self, source: str) -> int:
-        """As in `EventStore`."""
+        """Return the progress of a source; see `EventStore.restored`."""
         with self._reader() as reader:
             row = reader.execute("SELECT done FROM restored WHERE source = ?", (source,)).fetchone()
         return 0 if row is None else int(row[0])
 
     def close(self) -> None:
-        """As in `EventStore`."""
+        """Close the store; see `EventStore.close`."""
         with self._group.exclusive():
             self._writer.close()
         while self._readers:
@@ -185,7 +185,7 @@ class SQLiteEvents:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing; durable when it ends. One at a time within the process."""
+        """Commit or roll back the writes of this context; they are durable when it ends."""
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             try:

@@ -1,4 +1,4 @@
-"""Events in Valkey or Redis: the store that several gateways share."""
+"""Event store in Valkey or Redis, which several gateways may share."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from recsys.serving.events.merging import (
     merge,
 )
 
-# With these a server answers a write only after fsync, and throws nothing away.
+# With these settings a server acknowledges a write after fsync.
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _RETRIES = 2.0, 5.0, 2
-# Looking for users: keys of one step, and steps.
+# Search for users: number of keys of one SCAN, and of SCANs.
 _SCANNED, _SCANS = 1000, 200
-# How long a write tries again because others change the same users.
-_PATIENCE_SECONDS = 10.0
+# Seconds in which a write is repeated because other gateways change the same users.
+_TIMEOUT_SECONDS = 10.0
 
 
 class _NotDurableError(Exception):
-    """The server may lose what it has acknowledged."""
+    """The settings of the server allow it to lose acknowledged events."""
 
 
 class ValkeyEvents:
-    """`EventStore` on one server (its replicas may be behind it, and know nothing of what is acknowledged).
+    """`EventStore` on one server. Replicas are not used, because they may lack acknowledged events.
 
-    A history is one key. A write watches the keys that it reads, and starts anew if another gateway changes one.
+    A history is one key. A write watches the keys that it reads, and starts again if another gateway changes one.
 
     Args:
-        url: `redis://host:port/db`, `rediss://` or `unix://`, as redis-py takes them; `valkey://` and `valkeys://` too.
-        max_events: kept of each user.
-        prefix: of all keys.
+        url: `redis://host:port/db`, `rediss://` or `unix://` as in redis-py, or `valkey://` and `valkeys://`.
+        max_events: maximum number of events of a user.
+        prefix: prefix of all keys.
 
     Raises:
-        UserError: the address is none, or the server may lose what it has acknowledged.
-        StoreError: the server cannot be reached.
+        UserError: If the address is malformed, or the settings of the server allow it to lose acknowledged events.
+        StoreError: If the server cannot be reached.
     """
 
     is_embedded = False
 
-    def __init__(self, url: str, max_events: int = 200, prefix: str = "recsys") -> None:
+    def __init__(self, url: str, max_events: int = 200, *, prefix: str = "recsys") -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
         scheme, separator, rest = url.partition("://")
@@ -73,7 +73,7 @@ class ValkeyEvents:
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), _RETRIES),
             )
         except ValueError as error:
-            raise UserError(f"events: {self._place}: no address of a server ({error})") from error
+            raise UserError(f"events: {self._place}: expected the address of a server ({error})") from error
         self._client = redis.Redis(connection_pool=pool)
         self._group = GroupCommit(self._append)
         try:
@@ -84,12 +84,12 @@ class ValkeyEvents:
             raise self._failure(error) from error
 
     def _check_connection(self, connection: Connection) -> None:
-        """Of every new connection: a server may have been started anew, with other settings."""
+        """Check every new connection, because the server may have restarted with other settings."""
         connection.on_connect()
         try:
             self._check_durable(connection)
         except _NotDurableError:
-            # Else it would go back to the pool as one that is checked.
+            # Otherwise the pool would reuse it as a checked connection.
             connection.disconnect()
             raise
 
@@ -101,8 +101,8 @@ class ValkeyEvents:
                 answer = connection.read_response()
             except redis.ResponseError as error:
                 raise _NotDurableError(
-                    f"events: {self._place}: does not say whether it is durable (CONFIG GET: {error}); expected a "
-                    f"server that may be asked, with {_settings(DURABLE)}"
+                    f"events: {self._place}: durability is unknown (CONFIG GET: {error}); expected a server "
+                    f"that answers CONFIG GET, with {_settings(DURABLE)}"
                 ) from error
             pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
             found.update((name.decode(), value.decode()) for name, value in pairs)
@@ -115,13 +115,13 @@ class ValkeyEvents:
         policy = found.get("maxmemory-policy", "noeviction")
         if found.get("maxmemory", "0") != "0" and policy != "noeviction":
             raise _NotDurableError(
-                f"events: {self._place}: would throw events away when its memory is full, found "
+                f"events: {self._place}: would drop events when its memory is full, found "
                 f"maxmemory-policy {policy}; expected noeviction"
             )
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
-        """As in `EventStore`."""
-        # Fails here for the one who sent it, rather than in a write shared with others.
+        """Add events; see `EventStore.append`."""
+        # Encoding fails here, for the sender alone, instead of in a write that is shared with others.
         encode_events([event for _, event in events])
         if events:
             self._group.append(events)
@@ -139,8 +139,8 @@ class ValkeyEvents:
     def _write(
         self, keys: Sequence[str], change: Callable[[Mapping[str, list[Event]]], Mapping[str, str | bytes]]
     ) -> None:
-        """Set what `change` makes of the histories of `keys`, anew until nobody else changes them meanwhile."""
-        give_up = time.monotonic() + _PATIENCE_SECONDS
+        """Set what `change` returns for the histories of `keys`; repeat while other gateways change them."""
+        give_up = time.monotonic() + _TIMEOUT_SECONDS
         pause = 0.0005
         with self._answers(), self._client.pipeline(transaction=True) as pipe:
             while True:
@@ -149,7 +149,7 @@ class ValkeyEvents:
                     if keys:
                         pipe.watch(*keys)
                         held = dict(zip(keys, map(self._decode, pipe.mget(keys)), strict=True))
-                    # What is held already is durable: the server shows nothing before fsync.
+                    # Held events are durable already, because the server shows nothing before fsync.
                     if changed := change(held):
                         pipe.multi()
                         pipe.mset(changed)
@@ -157,17 +157,19 @@ class ValkeyEvents:
                     return
                 except redis.WatchError as error:
                     if time.monotonic() > give_up:
-                        raise StoreError(f"events: {self._place}: others change the same users all the time") from error
+                        raise StoreError(
+                            f"events: {self._place}: other gateways keep changing the same users"
+                        ) from error
                     time.sleep(random.uniform(0, pause))
                     pause = min(2 * pause, 0.05)
 
     def history(self, user_id: UserId) -> list[Event]:
-        """As in `EventStore`."""
+        """Return the events of a user; see `EventStore.history`."""
         with self._answers():
             return self._decode(self._client.get(self._key("history", user_id)))
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
-        """As in `EventStore`."""
+        """Return the history of each user; see `EventStore.histories`."""
         if not user_ids:
             return []
         with self._answers():
@@ -178,23 +180,23 @@ class ValkeyEvents:
         return [] if content is None else decode_events(content, self.max_events)
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
-        """As in `EventStore`."""
+        """Return the profile features of a user; see `EventStore.profile`."""
         with self._answers():
             content: Any = self._client.get(self._key("profile", user_id))
         return {} if content is None else decode_profile(content)
 
     def users(self, prefix: str, limit: int) -> list[UserId]:
-        """As in `EventStore`; looks at so many keys at most, in an order that is the server's own."""
+        """Return users in the order of ids from a bounded SCAN; see `EventStore.users`."""
         found: set[UserId] = set()
         begin = len(self._key("history", 0).encode()) - 1
         with self._answers():
-            # A text begins with a quotation mark in its key, a number with its digits.
+            # In a key, a text id begins with a quotation mark and a number with its digits.
             for kind in (prefix, json.dumps(prefix, ensure_ascii=False)[:-1]):
                 pattern, cursor = f"{_literal(self._prefix)}:history:{_literal(kind)}*", 0
                 for _ in range(_SCANS):
                     cursor, keys = self._client.scan(cursor, pattern, _SCANNED)
                     users = (json.loads(key[begin:]) for key in keys)
-                    # The prefix of a number may be that of a quoted text, where it is empty or a quotation mark.
+                    # An empty prefix, or a quotation mark, matches numbers and quoted texts alike.
                     found.update(user for user in users if str(user).startswith(prefix))
                     if not cursor or len(found) >= limit:
                         break
@@ -202,12 +204,12 @@ class ValkeyEvents:
         return [user for _, user in ordered][:limit]
 
     def forget(self, user_id: UserId) -> None:
-        """As in `EventStore`; the server's append-only file holds them until it is rewritten the next time."""
+        """Remove a user; see `EventStore.forget`. The append-only file keeps the user until its next rewrite."""
         with self._group.exclusive(), self._answers():
             self._client.delete(self._key("history", user_id), self._key("profile", user_id))
 
-    def restore(self, users: Sequence[Restored], source: str, done: int) -> None:
-        """As in `EventStore`."""
+    def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
+        """Merge users of a source; see `EventStore.restore`."""
         mark = {self._restored_key(source): str(done)}
         recent = {self._key("history", user.user_id): user.events[-self.max_events :] for user in users if user.events}
         profiles = {self._key("profile", user.user_id): encode_profile(user.profile) for user in users if user.profile}
@@ -219,18 +221,18 @@ class ValkeyEvents:
         self._write(list(recent), change)
 
     def restored(self, source: str) -> int:
-        """As in `EventStore`."""
+        """Return the progress of a source; see `EventStore.restored`."""
         with self._answers():
             content: Any = self._client.get(self._restored_key(source))
         return 0 if content is None else int(content)
 
     def close(self) -> None:
-        """As in `EventStore`."""
+        """Close the store; see `EventStore.close`."""
         with self._group.exclusive():
             self._client.close()
 
     def _key(self, kind: str, user_id: UserId) -> str:
-        # JSON tells 5 from "5".
+        # In JSON 5 and "5" differ.
         return f"{self._prefix}:{kind}:{json.dumps(user_id, ensure_ascii=False)}"
 
     def _restored_key(self, source: str) -> str:
@@ -248,7 +250,7 @@ class ValkeyEvents:
 
 
 def _literal(text: str) -> str:
-    """Of a pattern, meaning itself."""
+    """Escape a text for a glob pattern."""
     return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 

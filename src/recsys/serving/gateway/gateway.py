@@ -179,7 +179,7 @@ class Gateway:
             response, hosts = await self.router.search(group.assignment, search)
         if not metrics.versions_met(tower.version, response.version, len(asked)):
             # Whatever a host may do: an answer of two versions is none.
-            raise VersionNotHeld(tower.version, None, [response.version])
+            raise VersionNotHeld(tower.version, serving=None, loaded=[response.version])
         if hosts != tuple(state.name for state in group.assignment.hosts):
             metrics.fallbacks["host"].inc(len(asked))
         host, lengths = "+".join(hosts), histories.lengths.tolist()

@@ -19,7 +19,7 @@ class HostFailed(Problem):
     """A host did not answer, or not what it should (503); another one may. The message names the host."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(503, "unavailable", message)
+        super().__init__(503, "unavailable", message=message)
 
 
 class RemoteHost:
@@ -84,9 +84,9 @@ class RemoteHost:
             raise HostFailed(f"{self.name}: status {status} without a reason") from error
         if status == 409 and isinstance(found.loaded, list):
             serving = found.serving if isinstance(found.serving, str) else None
-            raise VersionNotHeld(version, serving, found.loaded)
+            raise VersionNotHeld(version, serving=serving, loaded=found.loaded)
         if 400 <= status < 500:
-            raise Problem(status, found.error.code, found.error.message, found.error.field)
+            raise Problem(status, found.error.code, message=found.error.message, field=found.error.field)
         raise HostFailed(f"{self.name}: status {status}, {found.error.message}")
 
     def give_up(self, reason: str) -> None:

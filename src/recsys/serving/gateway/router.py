@@ -98,7 +98,8 @@ class Router:
         version = wanted
         if wanted is not None and wanted not in common:
             serving = self._first(shards, common)
-            raise VersionNotHeld(wanted, self._of(serving).serving if serving else None, sorted(common))
+            current = self._of(serving).serving if serving else None
+            raise VersionNotHeld(wanted, serving=current, loaded=sorted(common))
         if version is None and self.canary is not None and user_id in self.canary:
             if self.canary.version in common:
                 version = self.canary.version

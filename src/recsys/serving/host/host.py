@@ -139,7 +139,8 @@ class Host:
             model = self._model_of(version, model)
             index = self._index(model, version)
             if self._serving.get(model) == version:
-                raise Problem(409, "is_serving", f"version: {version} is served; serve another one first", "version")
+                message = f"version: {version} is served; serve another one first"
+                raise Problem(409, "is_serving", message=message, field="version")
             self._loaded = {
                 **self._loaded,
                 model: {name: index for name, index in self._loaded[model].items() if name != version},
@@ -205,7 +206,7 @@ class Host:
             # A version is a hash over content, the model's name included: it has one holder.
             if holders or len(self._loaded) == 1:
                 return (holders or list(self._loaded))[0]
-            raise VersionNotHeld(version, None, [v for loaded in self._loaded.values() for v in loaded])
+            raise VersionNotHeld(version, serving=None, loaded=[v for held in self._loaded.values() for v in held])
         if model not in self._loaded:
             raise bad_request(f"model: found {model}{nearest(model, self._loaded)}", "model")
         return model
@@ -213,5 +214,5 @@ class Host:
     def _index(self, model: str, version: str) -> Searcher:
         loaded = self._loaded[model]
         if version not in loaded:
-            raise VersionNotHeld(version, self._serving.get(model), list(loaded))
+            raise VersionNotHeld(version, serving=self._serving.get(model), loaded=list(loaded))
         return loaded[version]

@@ -114,7 +114,8 @@ class RequestContext:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status:
                 raise
-            problem = Problem(500, "internal", f"internal error; the server's log has it under {identifier}")
+            message = f"internal error; the server's log has it under {identifier}"
+            problem = Problem(500, "internal", message=message)
             await _response(problem)(scope, receive, send_with_id)
         seconds = time.perf_counter() - begin
         log.debug("%s %s: %d in %.4f s", scope["method"], scope["path"], status, seconds)
@@ -196,9 +197,10 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         return _response(not_found(f"{path}: no such address"))
     if error.status_code == 405:
         allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
-        problem = Problem(405, "method_not_allowed", f"{path}: found {request.method}, expected {allowed}")
+        message = f"{path}: found {request.method}, expected {allowed}"
+        problem = Problem(405, "method_not_allowed", message=message)
         return _response(problem, allow=allowed)
-    return _response(Problem(error.status_code, "http_error", error.detail))
+    return _response(Problem(error.status_code, "http_error", message=error.detail))
 
 
 def _response(problem: Problem, **headers: str) -> Response:

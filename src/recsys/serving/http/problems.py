@@ -22,7 +22,7 @@ class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
         field: path of the wrong field, such as `history[3].item_id`; None if the problem is not about one field.
     """
 
-    def __init__(self, status: int, code: str, message: str, field: str | None = None) -> None:
+    def __init__(self, status: int, code: str, *, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.field = status, code, message, field
 
@@ -36,40 +36,41 @@ class VersionNotHeld(Problem):
         loaded: versions that the host can search.
     """
 
-    def __init__(self, version: str, serving: str | None, loaded: Sequence[str]) -> None:
+    def __init__(self, version: str, *, serving: str | None, loaded: Sequence[str]) -> None:
         held = ", ".join(loaded) or "none"
-        super().__init__(409, "version_not_held", f"version: found {version}, held are {held}", "version")
+        message = f"version: found {version}, held are {held}"
+        super().__init__(409, "version_not_held", message=message, field="version")
         self.version, self.serving, self.loaded = version, serving, list(loaded)
 
 
 def bad_request(message: str, field: str | None = None) -> Problem:
     """Return a 400: the request is invalid."""
-    return Problem(400, "bad_request", message, field)
+    return Problem(400, "bad_request", message=message, field=field)
 
 
 def too_large(message: str, field: str | None = None) -> Problem:
     """Return a 413: the request exceeds a limit of this server."""
-    return Problem(413, "too_large", message, field)
+    return Problem(413, "too_large", message=message, field=field)
 
 
 def unauthorized(message: str) -> Problem:
     """Return a 401: an admin call without the right token."""
-    return Problem(401, "unauthorized", message)
+    return Problem(401, "unauthorized", message=message)
 
 
 def forbidden(message: str) -> Problem:
     """Return a 403: the server takes no admin calls."""
-    return Problem(403, "forbidden", message)
+    return Problem(403, "forbidden", message=message)
 
 
 def not_found(message: str, field: str | None = None) -> Problem:
     """Return a 404: there is no such address, release or item."""
-    return Problem(404, "not_found", message, field)
+    return Problem(404, "not_found", message=message, field=field)
 
 
 def unavailable(message: str) -> Problem:
     """Return a 503: nothing that could answer is available; the request can be repeated."""
-    return Problem(503, "unavailable", message)
+    return Problem(503, "unavailable", message=message)
 
 
 def from_user_error(error: UserError) -> Problem:

@@ -1,14 +1,14 @@
-// One release's ranked items, each with what explains it.
+// Ranked items of one release, each with its reasons.
 
-import { chip, element, keyOf, told } from "./parts.js";
+import { chip, duration, element, keyOf } from "./parts.js";
 
 /**
  * @param one { content, milliseconds, server, explained }
  * @param other the answer beside it, or null
  * @param past cards of the history by key
- * @param goOn called with an item that should join the history
+ * @param extend called with an item to append to the history
  */
-export function answerList(one, other, past, goOn) {
+export function answerList(one, other, past, extend) {
   const { content, explained } = one;
   const ranks = other && new Map(other.content.items.map(({ item_id }, at) => [keyOf(item_id), at]));
   const scores = content.items.map(({ score }) => score);
@@ -18,13 +18,13 @@ export function answerList(one, other, past, goOn) {
   const hasPictures = cards.some(({ picture }) => picture);
   const lines = cards.map((card, at) => {
     const share = best > least ? (scores[at] - least) / (best - least) : 1;
-    return line(card, at, { score: scores[at], share, move: ranks && moveOf(ranks.get(keyOf(card.item_id)), at), hasPictures, past, goOn });
+    return line(card, at, { score: scores[at], share, move: ranks && moveOf(ranks.get(keyOf(card.item_id)), at), hasPictures, past, extend });
   });
   return element(
     "section",
     { class: "list", "aria-label": `Release ${content.version}` },
     heading(one),
-    lines.length ? element("ol", { class: "items" }, ...lines) : element("p", { class: "empty" }, "Nothing is left to recommend."),
+    lines.length ? element("ol", { class: "items" }, ...lines) : element("p", { class: "empty" }, "No items are left to recommend."),
   );
 }
 
@@ -36,18 +36,18 @@ function heading({ content, milliseconds, server }) {
     {},
     chip(version),
     pair,
-    element("span", { class: "latency" }, told(milliseconds), server !== null && element("small", {}, ` (server ${told(server)})`)),
+    element("span", { class: "latency" }, duration(milliseconds), server !== null && element("small", {}, ` (server ${duration(server)})`)),
     element("small", { class: "from" }, `from ${host}`),
   );
 }
 
 function moveOf(before, at) {
-  if (before === undefined) return { text: "only here", told: "not in the other list", class: "new" };
-  if (before === at) return { text: "=", told: "at the same place in the other list", class: "same" };
-  return { text: `${before > at ? "▲" : "▼"} ${Math.abs(before - at)}`, told: `number ${before + 1} in the other list`, class: "moved" };
+  if (before === undefined) return { text: "only here", hint: "not in the other list", class: "new" };
+  if (before === at) return { text: "=", hint: "same rank in the other list", class: "same" };
+  return { text: `${before > at ? "▲" : "▼"} ${Math.abs(before - at)}`, hint: `rank ${before + 1} in the other list`, class: "moved" };
 }
 
-function line(card, at, { score, share, move, hasPictures, past, goOn }) {
+function line(card, at, { score, share, move, hasPictures, past, extend }) {
   const name = card.title ?? String(card.item_id);
   const details = [card.title && String(card.item_id), ...Object.values(card.details ?? {})].filter(Boolean).join(" · ");
   const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("i"));
@@ -61,11 +61,11 @@ function line(card, at, { score, share, move, hasPictures, past, goOn }) {
     element(
       "div",
       { class: "how" },
-      move && element("span", { class: `move ${move.class}`, title: move.told, "aria-label": move.told, role: "img" }, move.text),
+      move && element("span", { class: `move ${move.class}`, title: move.hint, "aria-label": move.hint, role: "img" }, move.text),
       element("span", { class: "score" }, score.toFixed(3)),
       bar,
     ),
-    element("button", { type: "button", class: "plus", "aria-label": `Add ${name} to the history`, title: "Add to the history", onclick: () => goOn(card) }, "+"),
+    element("button", { type: "button", class: "plus", "aria-label": `Add ${name} to the history`, title: "Add to the history", onclick: () => extend(card) }, "+"),
     card.reasons.length > 0 && because(card.reasons, past),
   );
   const keys = new Set(card.reasons.map(({ item_id }) => keyOf(item_id)));
@@ -84,7 +84,7 @@ function because(reasons, past) {
     element("span", { title: `similarity ${similarity.toFixed(2)}` }, past.get(keyOf(item_id))?.title ?? String(item_id)),
     element("small", {}, ` ${similarity.toFixed(2)}`),
   ]);
-  return element("p", { class: "reasons" }, element("span", { class: "near" }, "near "), ...parts);
+  return element("p", { class: "reasons" }, element("span", { class: "near" }, "similar to "), ...parts);
 }
 
 function picture({ picture: address }) {

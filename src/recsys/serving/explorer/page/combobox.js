@@ -1,13 +1,13 @@
-// An input that suggests (the ARIA combobox pattern): arrows choose, Enter takes, Escape closes.
+// An input with suggestions (the ARIA combobox pattern): arrow keys move, Enter selects, Escape closes.
 
 import { element } from "./parts.js";
 
-const WAIT = 90;
+const WAIT_MILLISECONDS = 90;
 
 /**
  * @param input the input; the element after it is its list
  * @param suggest (text, signal) => [{ value, label, hint }]
- * @param take called with the chosen suggestion, or with null and the text where none was chosen
+ * @param take called with the selected suggestion, or with null and the text if none was selected
  */
 export function combobox(input, suggest, take) {
   const list = input.nextElementSibling;
@@ -50,7 +50,7 @@ export function combobox(input, suggest, take) {
             id: `${list.id}-${number}`,
             role: "option",
             "aria-selected": "false",
-            // Before the input loses the focus.
+            // Keeps the focus in the input.
             onpointerdown: (event) => event.preventDefault(),
             onclick: () => choose(number),
           },
@@ -76,7 +76,7 @@ export function combobox(input, suggest, take) {
       show();
     } catch {
       if (signal.aborted) return;
-      // Without suggestions the input is one for text.
+      // The input still works as a text field.
       suggestions = [];
       show();
     }
@@ -84,10 +84,10 @@ export function combobox(input, suggest, take) {
 
   input.addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(ask, WAIT);
+    timer = setTimeout(ask, WAIT_MILLISECONDS);
   });
   input.addEventListener("focus", () => {
-    if (!input.value) timer = setTimeout(ask, WAIT);
+    if (!input.value) timer = setTimeout(ask, WAIT_MILLISECONDS);
   });
   input.addEventListener("blur", close);
   input.addEventListener("keydown", (event) => {

@@ -1,11 +1,11 @@
-// Which host holds and serves which version, second by second: a rollout as it happens.
+// Versions that each host holds and serves, updated every second, so that a rollout can be watched.
 
 import { call, chip, colourOf, element } from "./parts.js";
 
 const SECONDS = 90;
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Asks every second while the page is seen, and shows what it is told. `onVersions` gets the loaded versions. */
+/** Polls every second while the page is visible. `onVersions` gets the loaded versions. */
 export function watchHosts(place, onVersions) {
   const samples = [];
   let failed = 0;
@@ -24,7 +24,7 @@ export function watchHosts(place, onVersions) {
         failed += 1;
         place.querySelector(".stale")?.remove();
         const since = failed > 1 ? ` for ${failed} attempts` : "";
-        place.prepend(element("p", { class: "stale" }, `No answer about the hosts${since}: ${error.message}`));
+        place.prepend(element("p", { class: "stale" }, `Hosts unknown${since}: ${error.message}`));
       }
     }
     setTimeout(look, 1000);
@@ -33,7 +33,7 @@ export function watchHosts(place, onVersions) {
 }
 
 function flatten(content) {
-  // A host without models is one that does not answer.
+  // The models of a host that does not answer are null.
   return Object.entries(content).flatMap(([host, models]) =>
     models
       ? Object.entries(models).map(([model, { serving, loaded: held }]) => ({ host, model, serving, loaded: held, answers: true }))
@@ -63,12 +63,12 @@ function show(place, rows, samples) {
   const percents = now.map(({ version, share }) => `${version.slice(0, 8)} ${Math.round(100 * share)}%`).join(", ");
   place.replaceChildren(
     element("p", { class: "shares" }, ...now.map(({ version, share }) => chip(version, `${Math.round(100 * share)}%`))),
-    picture(samples, `Share of hosts that serve each version, the last ${SECONDS} seconds; now ${percents || "none"}`),
+    picture(samples, `Share of hosts that serve each version during the last ${SECONDS} seconds; now ${percents || "none"}`),
     element(
       "p",
       { class: "axis", "aria-hidden": "true" },
       element("span", {}, `${SECONDS} s ago`),
-      element("span", {}, "share of hosts serving"),
+      element("span", {}, "share of hosts that serve it"),
       element("span", {}, "now"),
     ),
     element("ul", { class: "hostlist" }, ...rows.map((row) => line(row, several))),

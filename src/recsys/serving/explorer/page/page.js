@@ -1,4 +1,4 @@
-// Asks for recommendations and shows them: one release, or two side by side.
+// Requests recommendations and shows them: one release, or two side by side.
 
 import { answerList } from "./answers.js";
 import { combobox } from "./combobox.js";
@@ -9,7 +9,7 @@ const find = (id) => document.getElementById(id);
 const form = find("ask");
 const user = find("user");
 const item = find("item");
-// Whom the page asks for: a user's id, or the items of a history.
+// Subject of the request: a user's id, or the items of a history.
 const state = { userId: null, chosen: [] };
 let asking = null;
 
@@ -67,14 +67,14 @@ item.addEventListener("paste", (event) => {
   look(lines.map((line) => line.trim()));
 });
 
-/** Look names up, add what they mean, and say what could not be found. */
+/** Look up names, add their items to the history, and report names without an item. */
 async function look(names) {
   try {
     const { content } = await call("v1/items/find", { names });
     const unknown = content.found.filter(({ item: card }) => !card).map(({ name }) => `“${name}”`);
     const several = content.found.filter(({ matches }) => matches > 1).length;
     add(content.found.filter(({ item: card }) => card).map(({ item: card }) => card));
-    const doubts = several ? `${several} of ${names.length} fit several items; the most frequent was taken. ` : "";
+    const doubts = several ? `${several} of ${names.length} names match several items; the most frequent item was added. ` : "";
     say(doubts + (unknown.length ? `Not found: ${unknown.join(", ")}.` : ""));
   } catch (error) {
     say(error.message);
@@ -113,8 +113,8 @@ function showChosen() {
   find("chosen").scrollTop = find("chosen").scrollHeight;
 }
 
-/** Go on from the history that is shown, with one item more. */
-function goOn(card, history) {
+/** Append an item to the history that is shown, and request again. */
+function extend(card, history) {
   state.chosen = [...history, card];
   showChosen();
   setKind("history");
@@ -132,7 +132,7 @@ function question() {
   return state.userId === null ? null : { user_id: state.userId };
 }
 
-/** One release's answer: what it recommends, and what explains that. */
+/** Return the recommendations of one release, and their explanation. */
 async function answer(asked, k, version, signal) {
   const retrieved = await call("v1/retrieve", { ...asked, k, ...(version && { version }) }, signal);
   const { items, version: met } = retrieved.content;
@@ -145,7 +145,7 @@ async function ask() {
   asking?.abort();
   const asked = question();
   if (!asked) {
-    say(kind() === "user" ? "Which user? Type an id." : "The history is empty: add an item.");
+    say(kind() === "user" ? "Type the id of a user." : "The history is empty. Add an item.");
     return (kind() === "user" ? user : item).focus();
   }
   asking = new AbortController();
@@ -155,7 +155,7 @@ async function ask() {
   const releases = [form.elements.release.value, form.elements.beside.value].filter((value, at) => at === 0 || value);
   const answers = [];
   try {
-    // One after the other, so that neither waits for the other's work.
+    // One after the other, so that the measured durations do not affect each other.
     for (const version of releases) answers.push(await answer(asked, Number(form.elements.k.value), version, signal));
     if (signal.aborted) return;
     showAnswers(answers);
@@ -166,7 +166,7 @@ async function ask() {
     place.replaceChildren(find("answers-heading"), element("p", { class: "notice", role: "alert" }, error.message));
     if (!(error instanceof Refused)) throw error;
   } finally {
-    // Unless another question took over.
+    // A newer request keeps the page busy.
     if (!signal.aborted) place.removeAttribute("aria-busy");
   }
 }
@@ -174,10 +174,10 @@ async function ask() {
 function showAnswers(answers) {
   const history = answers[0].explained.history;
   const cards = new Map(answers.flatMap(({ explained }) => explained.history).map((card) => [keyOf(card.item_id), card]));
-  const lists = answers.map((one, at) => answerList(one, answers[1 - at] ?? null, cards, (card) => goOn(card, history)));
+  const lists = answers.map((one, at) => answerList(one, answers[1 - at] ?? null, cards, (card) => extend(card, history)));
   const both = answers.length > 1 && shared(answers);
   const place = find("answers");
-  // The focus would be lost with the button that has it.
+  // Replacing the focused button would lose the focus.
   const hadFocus = place.contains(document.activeElement);
   place.replaceChildren(
     find("answers-heading"),
@@ -197,9 +197,9 @@ function shared([{ content: one }, { content: other }]) {
 function showHistory(history, { history_length: read, unknown_items: unknown }) {
   find("history").hidden = false;
   const notes = [`${history.length} ${history.length === 1 ? "item" : "items"}, newest first`];
-  if (read < history.length) notes.push(`the tower read the last ${read}`);
+  if (read < history.length) notes.push(`the user tower read the last ${read}`);
   if (unknown.length) notes.push(`unknown to this release: ${unknown.join(", ")}`);
-  find("history-length").textContent = history.length ? notes.join(" · ") : "No events are known.";
+  find("history-length").textContent = history.length ? notes.join(" · ") : "This user has no events.";
   const when = (seconds) => new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
   const line = ({ item_id, title, details, timestamp }) =>
     element(
@@ -211,7 +211,7 @@ function showHistory(history, { history_length: read, unknown_items: unknown }) 
   find("events").replaceChildren(...history.toReversed().map(line));
 }
 
-/** Releases to choose from, as hosts load and unload them. What is chosen stays. */
+/** Update the releases to choose from when hosts load and unload them; the choice stays. */
 let known = "";
 function offer(versions) {
   const key = JSON.stringify(versions);
@@ -227,7 +227,7 @@ function offer(versions) {
   }
 }
 
-/** The address says what is shown, so that it can be sent to others. */
+/** Put the request into the address, so that it can be shared. */
 function remember() {
   const address = new URLSearchParams({ k: form.elements.k.value });
   if (kind() === "user") address.set(typeof state.userId === "string" ? "user" : "number", state.userId);

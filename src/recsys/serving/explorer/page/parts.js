@@ -1,6 +1,6 @@
-// Small parts that the page is made of. Text from outside becomes text nodes, never markup.
+// Elements and calls that all parts of the page share. Text from outside becomes text nodes, never markup.
 
-/** An element with attributes and children; strings become text, null and false are left out. */
+/** Return an element. String children become text; null and false children are left out. */
 export function element(name, attributes = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -12,7 +12,7 @@ export function element(name, attributes = {}, ...children) {
   return made;
 }
 
-/** What the server refused, in its words. */
+/** Error answer of the server, with its message. */
 export class Refused extends Error {
   constructor(status, { code, message, field }) {
     super(field ? `${message} (${field})` : message);
@@ -21,7 +21,7 @@ export class Refused extends Error {
   }
 }
 
-/** The JSON answer of an endpoint, and how long it took. */
+/** Return the JSON answer of an endpoint, and its duration in milliseconds. */
 export async function call(path, body, signal) {
   const begin = performance.now();
   const options = { signal, cache: "no-store" };
@@ -54,7 +54,7 @@ async function send(path, options) {
   }
 }
 
-// Ids are integers of 64 bits; JavaScript's numbers hold 53.
+// Ids are integers of 64 bits, and numbers of JavaScript are exact up to 53 bits.
 function numberAsBig(key, value, context) {
   const isRounded = Number.isInteger(value) && !Number.isSafeInteger(value);
   return isRounded && /^-?\d+$/.test(context?.source ?? "") ? BigInt(context.source) : value;
@@ -67,19 +67,19 @@ function serverTime(header) {
   return found ? Number(found[1]) : null;
 }
 
-/** An id as a key: 5 and "5" are different users. */
+/** Return an id as a key; 5 and "5" are different ids. */
 export const keyOf = (id) => `${typeof id === "string" ? "text" : "number"}:${id}`;
 
 const versions = [];
 const NUM_COLOURS = 6;
 
-/** The class that gives a version its colour; the same for as long as the page is open. */
+/** Return the class with the colour of a version; it stays the same while the page is open. */
 export function colourOf(version) {
   if (!versions.includes(version)) versions.push(version);
   return `v${versions.indexOf(version) % NUM_COLOURS}`;
 }
 
-/** A version, short, with its colour; the whole of it where the mouse rests. */
+/** Return a short version with its colour, and the whole version as its title. */
 export function chip(version, note = null) {
   return element(
     "span",
@@ -90,5 +90,5 @@ export function chip(version, note = null) {
   );
 }
 
-/** Milliseconds as people read them. */
-export const told = (milliseconds) => `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
+/** Return milliseconds as text. */
+export const duration = (milliseconds) => `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
