@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from worlds import CONF, FEATURES, compose, write_run, write_world
 
+from recsys.cli.reference import keys
 from recsys.experiments import compose as composing
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, instantiate, open_data
 from recsys.experiments.hard_negative_mining import miner
@@ -127,3 +128,22 @@ def test_experiments(name: str, world: Path, tmp_path: Path) -> None:
     overrides = [f"+experiment={name}", "data=parquet", "split=leave_last_out", *on(world)]
     assert composing.composition_error("train", overrides) is None
     check_builds(compose("train", overrides), tmp_path)
+
+
+DESCRIBED = ["train", "index", "recommend", "baselines", "generators"]
+DESCRIBED += [o for o in OPTIONS if o.split("/")[0] in ("trainer", "logger", "corpus", "generator")]
+
+
+@pytest.mark.parametrize("option", DESCRIBED)
+def test_every_key_has_a_comment(option: str) -> None:
+    """The configuration reference and the help texts are made of these comments."""
+    found = {key.name: key.comment for key in keys(CONF / f"{option}.yaml")}
+    # A section needs no comment of its own, and the keys of a described value such as `grids` need none either.
+    described = {name for name, comment in found.items() if comment}
+    sections = {name.rpartition(".")[0] for name in found}
+    silent = [
+        name
+        for name in found
+        if name not in described | sections and not any(name.startswith(f"{other}.") for other in described)
+    ]
+    assert silent == []

@@ -32,7 +32,7 @@ def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> No
         # In the first variant, in the second, before the winner is adopted, and in its refit.
         {"args": several(killed, cache), "kill": [STEP, 7]},
         {"args": several(killed, cache), "kill": [STEP, 25]},
-        {"args": several(killed, cache), "kill": ["recsys.experiments.variants:_adopt", 1]},
+        {"args": several(killed, cache), "kill": ["file:killed/checkpoints/best.ckpt", 1]},
         {"args": several(killed, cache), "kill": [STEP, 4]},
         {"args": several(killed, cache)},
     ]
@@ -98,11 +98,11 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
         {"args": several(killed, cache, "blend=true", "test=false"), "kill": [STEP, 48]},
         {
             "args": several(killed, cache, "blend=true", "test=false"),
-            "kill": ["recsys.experiments.variants:write_checkpoint", 2],
+            "kill": ["file:killed/checkpoints/last.ckpt", 1],
         },
         {"args": several(killed, cache, "blend=true", "test=false")},
         # What was only selected is tested by the same command without that.
-        {"args": several(killed, cache, "blend=true"), "kill": ["recsys.experiments.train:_test", 1]},
+        {"args": several(killed, cache, "blend=true"), "kill": ["file:killed/per_user.parquet", 1]},
         {"args": several(killed, cache, "blend=true")},
     ]
     codes = run_all(jobs, tmp_path)

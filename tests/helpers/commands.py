@@ -7,7 +7,7 @@ That process lives as long as the tests. It reads a line for each list of jobs, 
 
 `kill` ends the command on a call of a public function, such as
 ["recsys.training.module:RetrievalModule.training_step", 7], or just before a file gets its name, such as
-["file:metrics.json", 1]: by SIGKILL, or by the signal that follows.
+["file:RUN/metrics.json", 1]: by SIGKILL, or by the signal that follows.
 ["step:judge", "before"] and ["step:judge", "after"] end it around the moment when the state of a cycle says that the
 next step is `judge`; "none" means that the cycle is cleared.
 `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds. `folder`: where the command runs.
@@ -80,13 +80,14 @@ def _kill_on_call(attribute: str, calls: Any, sent: str = "SIGKILL") -> None:
     setattr(owner, name, counted)
 
 
-def _kill_on_rename(name: str, times: int, sent: str) -> None:
-    """End the process when a file that was written aside is about to be renamed to `name`, for the n-th time."""
+def _kill_on_rename(end: str, times: int, sent: str) -> None:
+    """End the process when a file is about to be renamed to a path with this end, for the n-th time."""
     replace, left = os.replace, [times]
 
     def counted(source: Any, target: Any, **settings: Any) -> None:
-        left[0] -= Path(target).name == name
-        if left[0] == 0 and Path(target).name == name:
+        is_meant = f"/{target}".endswith(f"/{end}")
+        left[0] -= is_meant
+        if left[0] == 0 and is_meant:
             os.kill(os.getpid(), signal.Signals[sent])
         replace(source, target, **settings)
 
