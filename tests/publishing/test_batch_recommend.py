@@ -39,7 +39,7 @@ def run(published: Published) -> RunRecommender:
 
 @pytest.fixture(scope="module")
 def release(published: Published) -> Recommender:
-    return open_recommender(None, "candidate", str(published.store), None)
+    return open_recommender(None, "candidate", store=str(published.store), root=None)
 
 
 def _rows(path: Path) -> dict[object, dict[str, list[object]]]:
@@ -47,7 +47,9 @@ def _rows(path: Path) -> dict[object, dict[str, list[object]]]:
 
 
 def _recommend(recommender: Recommender, users: str, out: Path, k: int = 10, exclude_seen: bool = True) -> dict:
-    write_recommendations(recommender, choose_users(users, recommender.dataset), k, exclude_seen, out)
+    write_recommendations(
+        recommender, choose_users(users, recommender.dataset), k=k, exclude_seen=exclude_seen, out=out
+    )
     return _rows(out)
 
 
@@ -123,13 +125,13 @@ def test_columns_of_a_file_are_request_features(
     table = pa.table({"user_id": ["u001", "u002", "x"], "query": queries, "surface": ["home", "search", None]})
     pq.write_table(table, tmp_path / "users.parquet")
     audience = choose_users(str(tmp_path / "users.parquet"), dataset)
-    assert set(audience.given) == {"query", "surface"}
-    scores, _ = recommender.rank(audience.requests, 5, True, audience.given)
-    without, _ = recommender.rank(audience.requests, 5, True, {})
+    assert set(audience.request_features) == {"query", "surface"}
+    scores, _ = recommender.rank(audience.requests, 5, exclude_seen=True, request_features=audience.request_features)
+    without, _ = recommender.rank(audience.requests, 5, exclude_seen=True, request_features={})
     assert (np.abs(scores - without).max(1) > 1e-4).all()
-    other, _ = run.rank(audience.requests, 5, True, audience.given)
+    other, _ = run.rank(audience.requests, 5, exclude_seen=True, request_features=audience.request_features)
     np.testing.assert_allclose(scores, other, atol=1e-4)
-    assert by_hand.given == {}
+    assert by_hand.request_features == {}
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,9 @@ def test_files_that_cannot_be_read(run: RunRecommender, tmp_path: Path) -> None:
         choose_users("tset", run.dataset)
     audience = choose_users("test", run.dataset)
     with pytest.raises(UserError, match="k: found 0"):
-        write_recommendations(run, audience, 0, True, tmp_path / "out.parquet")
+        write_recommendations(run, audience, k=0, exclude_seen=True, out=tmp_path / "out.parquet")
     with pytest.raises(UserError, match="is a folder"):
-        write_recommendations(run, audience, 5, True, tmp_path)
+        write_recommendations(run, audience, k=5, exclude_seen=True, out=tmp_path)
 
 
 class Counting:
@@ -171,12 +173,12 @@ class Counting:
         self.identity, self.dataset, self.item_ids = inner.identity, inner.dataset, inner.item_ids
         self.inner, self.fail_at, self.users = inner, fail_at, 0
 
-    def rank(self, requests: Requests, k: int, exclude_seen: bool, given: dict) -> tuple:
+    def rank(self, requests: Requests, k: int, *, exclude_seen: bool, request_features: dict) -> tuple:
         self.fail_at -= 1
         if self.fail_at == 0:
             raise KeyboardInterrupt
         self.users += len(requests.user_idx)
-        return self.inner.rank(requests, k, exclude_seen, given)
+        return self.inner.rank(requests, k, exclude_seen=exclude_seen, request_features=request_features)
 
 
 def test_goes_on_where_it_was_stopped(run: RunRecommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,10 +189,10 @@ def test_goes_on_where_it_was_stopped(run: RunRecommender, tmp_path: Path, monke
     audience = choose_users("all", run.dataset)
     # 60 users: three parts of 8 + 8 + 4. The fifth batch is in the second part.
     with pytest.raises(KeyboardInterrupt):
-        write_recommendations(Counting(run, 5), audience, 10, True, out)
+        write_recommendations(Counting(run, 5), audience, k=10, exclude_seen=True, out=out)
     assert out.read_text() == "an older file"
     again = Counting(run, 0)
-    write_recommendations(again, audience, 10, True, out)
+    write_recommendations(again, audience, k=10, exclude_seen=True, out=out)
     assert again.users == 40
     assert pq.ParquetFile(out).num_row_groups == 3
     assert not out.with_name("out.parquet.parts").exists()
@@ -208,14 +210,14 @@ def test_parts_of_other_settings_are_not_reused(
     out = tmp_path / "out.parquet"
     audience = choose_users("all", run.dataset)
     with pytest.raises(KeyboardInterrupt):
-        write_recommendations(Counting(run, 3), audience, 10, True, out)
+        write_recommendations(Counting(run, 3), audience, k=10, exclude_seen=True, out=out)
     again = Counting(run, 0)
     if change == "model":
         again.identity = "another"
     if change == "users":
         requests = Requests(audience.requests.user_idx, audience.requests.end - 1)
         audience = type(audience)(audience.user_ids, requests)
-    write_recommendations(again, audience, 9 if change == "k" else 10, change != "exclude_seen", out)
+    write_recommendations(again, audience, k=9 if change == "k" else 10, exclude_seen=change != "exclude_seen", out=out)
     assert again.users == 60
 
 
@@ -226,7 +228,7 @@ def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_p
         import recsys.publishing.batch_recommend as recommendation
         from recsys.publishing.recommenders import open_recommender
         recommendation.PART = 20
-        recommender = open_recommender(None, "candidate", {str(published.store)!r}, None)
+        recommender = open_recommender(None, "candidate", store={str(published.store)!r}, root=None)
         rank, left = recommender.rank, [2]
         def limited(*arguments):
             left[0] -= 1
@@ -236,7 +238,7 @@ def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_p
         if os.environ.get("DIE"):
             recommender.rank = limited
         audience = recommendation.choose_users("all", recommender.dataset)
-        recommendation.write_recommendations(recommender, audience, 10, True, {str(out)!r})
+        recommendation.write_recommendations(recommender, audience, k=10, exclude_seen=True, out={str(out)!r})
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     assert subprocess.run(command, env=os.environ | {"DIE": "1"}, capture_output=True).returncode == -signal.SIGKILL
@@ -261,7 +263,7 @@ def test_release_with_other_data_translates_ids_and_codes(
         table = table.filter(pc.is_in(table["user_id"], value_set=pa.array(kept)))
         pq.write_table(table, root / f"{name}.parquet")
     shutil.copyfile(published.root / "items.parquet", root / "items.parquet")
-    other = open_recommender(None, "candidate", str(published.store), str(root))
+    other = open_recommender(None, "candidate", store=str(published.store), root=str(root))
     assert isinstance(other, ReleaseRecommender)
     assert other.dataset.meta.fingerprint != release.dataset.meta.fingerprint
     expected = _recommend(release, "all", tmp_path / "own.parquet", k=20)
@@ -275,19 +277,21 @@ def test_release_with_data_that_lacks_features(published: Published, tmp_path: P
     root = tmp_path / "data"
     root.mkdir()
     shutil.copyfile(published.root / "interactions.parquet", root / "interactions.parquet")
-    rows = _recommend(open_recommender(None, "candidate", str(published.store), str(root)), "test", tmp_path / "o")
+    rows = _recommend(
+        open_recommender(None, "candidate", store=str(published.store), root=str(root)), "test", tmp_path / "o"
+    )
     assert all(len(row["item_ids"]) == 10 for row in rows.values())
 
 
 def test_commands_that_name_no_model(published: Published, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected one of run=RUN"):
-        open_recommender(None, None, "releases", None)
+        open_recommender(None, None, store="releases", root=None)
     with pytest.raises(UserError, match="expected one of run=RUN"):
-        open_recommender("a", "b", "releases", None)
+        open_recommender("a", "b", store="releases", root=None)
     with pytest.raises(UserError, match="data.root: goes with release="):
-        open_recommender(str(published.runs[0]), None, "releases", "somewhere")
+        open_recommender(str(published.runs[0]), None, store="releases", root="somewhere")
     with pytest.raises(UserError, match="not a folder"):
-        open_recommender(str(tmp_path / "none"), None, "releases", None)
+        open_recommender(str(tmp_path / "none"), None, store="releases", root=None)
 
 
 def test_release_carries_what_filters_and_pages_need(published: Published) -> None:
@@ -388,6 +392,6 @@ def test_a_blend_is_promoted_and_recommends_like_its_run(published: Published, t
     version = promote(load_run(blend), Exact(), store=ReleaseStore(tmp_path / "store"), model="test").version
     by_run = _recommend(RunRecommender(load_run(blend)), "all", tmp_path / "run.parquet")
     by_release = _recommend(
-        open_recommender(None, version, str(tmp_path / "store"), None), "all", tmp_path / "r.parquet"
+        open_recommender(None, version, store=str(tmp_path / "store"), root=None), "all", tmp_path / "r.parquet"
     )
     _assert_same(by_release, by_run)

@@ -121,7 +121,7 @@ def test_a_release_of_chosen_items(published: Published, tmp_path: Path, capsys:
     retriever = Retriever.load(tmp_path, promotion.version)
     recommender = ReleaseRecommender(retriever, run.dataset)
     requests = run.dataset.requests("test")
-    _, rows = recommender.rank(requests, 10, True, {})
+    _, rows = recommender.rank(requests, 10, exclude_seen=True, request_features={})
     shown = recommender.item_ids.take(pa.array(rows[rows >= 0]))
     assert {*shown.to_pylist()} <= {*run.dataset.item_ids.take(pa.array(items - 1)).to_pylist()}
     assert test["chosen"]["recall@10"] == pytest.approx(_recall(recommender, run.dataset, requests))
@@ -134,7 +134,7 @@ def test_a_release_of_chosen_items(published: Published, tmp_path: Path, capsys:
 
 def _recall(recommender: Any, dataset: PreparedDataset, requests: Requests) -> float:
     """Recall@10 by a plain loop over users with something to find."""
-    _, rows = recommender.rank(requests, 10, True, {})
+    _, rows = recommender.rank(requests, 10, exclude_seen=True, request_features={})
     found = []
     for user, begin, row in zip(requests.user_idx, requests.end, rows, strict=True):
         first, last = dataset.offsets[user : user + 2]

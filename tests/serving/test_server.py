@@ -38,9 +38,9 @@ def test_a_gateway_and_a_host_answer_as_recommend_and_end_in_order(
     published: Published, stored: Path, queries: dict[str, Query], tmp_path: Path
 ) -> None:
     version = published.versions[0]
-    recommender = open_recommender(None, version, str(published.store), None)
+    recommender = open_recommender(None, version, store=str(published.store), root=None)
     out = tmp_path / "recommendations.parquet"
-    write_recommendations(recommender, choose_users("all", recommender.dataset), 20, True, out)
+    write_recommendations(recommender, choose_users("all", recommender.dataset), k=20, exclude_seen=True, out=out)
     (host, gateway) = (free_port(), free_port())
     of_host = ["role=host", f"release={version}"]
     of_gateway = ["role=gateway", f"hosts=http://127.0.0.1:{host}", "workers=2", "drain_seconds=0.5"]

@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     from recsys.publishing.batch_recommend import choose_users, write_recommendations
     from recsys.publishing.recommenders import open_recommender
 
-    recommender = open_recommender(config.run, config.release, config.store, config.data.root)
+    recommender = open_recommender(config.run, config.release, store=config.store, root=config.data.root)
     audience = choose_users(config.users, recommender.dataset)
-    write_recommendations(recommender, audience, config.k, config.exclude_seen, config.out)
+    write_recommendations(recommender, audience, k=config.k, exclude_seen=config.exclude_seen, out=config.out)
     print(config.out)

@@ -1,7 +1,7 @@
 """Batch retrieval: ranked items for many users, streamed to one Parquet file.
 
-Parts lie in `<out>.parts/` until all are there; a killed command that is started again with the same inputs goes on
-with the parts that are missing.
+Finished parts are kept in `<out>.parts/`. A killed command that is started again with the same inputs computes only the
+missing parts.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.io import atomic_file, atomic_write
 from recsys.core.schema import Schema
+from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 
@@ -35,17 +35,17 @@ log = logging.getLogger("recsys")
 
 Rows = npt.NDArray[np.int64]
 
-# Users of one search, and of one part (a row group of the file).
+# Number of users of one search, and of one part (a row group of the file).
 BATCH, PART = 1024, 8192
 
 
 class Recommender(Protocol):
-    """What ranks: a run, or a release.
+    """Ranks items with a run or a release.
 
     Attributes:
-        identity: names the model and the data; equal ones rank alike.
-        dataset: histories and profiles.
-        item_ids: outside ids; results are rows of it.
+        identity: name of model and data; recommenders with equal names rank alike.
+        dataset: histories and profiles of the users.
+        item_ids: outside ids of the items; results are rows of it.
     """
 
     identity: str
@@ -53,44 +53,44 @@ class Recommender(Protocol):
     item_ids: pa.Array
 
     def rank(
-        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
-    ) -> tuple[npt.NDArray[np.float32], Rows]:
-        """(scores, rows of `item_ids`) [R, k], best first; -inf and -1 where there is no further result.
+        self, requests: Requests, k: int, *, exclude_seen: bool, request_features: Mapping[str, pa.Array]
+    ) -> tuple[Float32Array, Rows]:
+        """Return scores and rows of `item_ids`, both [R, k], best first; -inf and -1 if there is no further result.
 
         Args:
-            requests: users, and where their history ends.
-            k: results for each.
+            requests: users, and the ends of their histories.
+            k: number of results for each user.
             exclude_seen: leave out the items of the whole history.
-            given: raw values of request features.
+            request_features: raw values of request features, a row for each request.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Audience:
-    """Who gets recommendations.
+    """Users that get recommendations.
 
     Attributes:
-        user_ids: in the order of the answers.
-        requests: user_idx (-1: unknown) and where the history ends.
-        given: raw values of request features, a row for each user.
+        user_ids: outside ids, in the order of the file.
+        requests: user_idx (-1 for unknown users) and the ends of the histories.
+        request_features: raw values of request features, a row for each user.
     """
 
     user_ids: pa.Array
     requests: Requests
-    given: Mapping[str, pa.Array] = field(default_factory=dict)
+    request_features: Mapping[str, pa.Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user_ids)
 
 
 def choose_users(users: str, dataset: PreparedDataset) -> Audience:
-    """The users that `users=` names: `test`, `all`, or those of a Parquet file.
+    """Return the users that `users=` names: `test`, `all`, or those of a Parquet file.
 
-    `test`: history before the test part. Otherwise the whole history.
+    The histories of `test` end before the test part; other histories are whole.
 
     Raises:
-        UserError: there are no such users, or the file is not what it should be.
+        UserError: If there are no such users, or the file has no usable column `user_id`.
     """
     if users == "test":
         requests = dataset.requests("test")
@@ -133,27 +133,34 @@ def _users_of_file(path: Path, dataset: PreparedDataset) -> Audience:
         raise UserError(f"{path}: user {twice.as_py()!r} occurs more than once; expected one row for each user")
     user_idx = np.array(pc.index_in(ids, value_set=dataset.user_ids).cast(pa.int64()).fill_null(-1))
     end = np.where(user_idx >= 0, dataset.offsets[1:][np.maximum(user_idx, 0)], 0)
-    return Audience(ids, Requests(user_idx, end), _given(table, dataset.schema))
+    return Audience(ids, Requests(user_idx, end), _request_features(table, dataset.schema))
 
 
-def _given(table: pa.Table, schema: Schema) -> dict[str, pa.Array]:
+def _request_features(table: pa.Table, schema: Schema) -> dict[str, pa.Array]:
     valid = {feature.name for feature in schema.with_role("request")}
     for name in table.column_names:
         if name != "user_id" and name not in valid:
-            log.info("users: column '%s' is no request feature, so it is not used%s", name, nearest(name, valid))
+            log.info("users: column '%s' is not a request feature and is ignored%s", name, nearest(name, valid))
     return {name: plain(table[name]) for name in table.column_names if name in valid}
 
 
 def write_recommendations(
-    recommender: Recommender, audience: Audience, k: int, exclude_seen: bool, out: str | Path
+    recommender: Recommender, audience: Audience, *, k: int, exclude_seen: bool, out: str | Path
 ) -> int:
-    """Rank `k` items for everyone and write `user_id`, `item_ids` and `scores` to the Parquet file `out`.
+    """Rank items for every user and write `user_id`, `item_ids` and `scores` to a Parquet file.
+
+    Args:
+        recommender: run or release that ranks.
+        audience: users.
+        k: number of items for each user.
+        exclude_seen: leave out the items of the whole history.
+        out: name of the Parquet file.
 
     Returns:
         The number of users.
 
     Raises:
-        UserError: `k` or `out` cannot be, or another process is writing the same file.
+        UserError: If `k` is not positive, `out` cannot be written, or another process is writing it.
     """
     out = Path(out)
     if k < 1:
@@ -167,7 +174,7 @@ def write_recommendations(
         raise UserError(f"out: cannot write to {out.parent} ({error})") from error
     try:
         with FileLock(parts / ".lock", timeout=0):
-            _write_parts(recommender, audience, k, exclude_seen, parts)
+            _write_parts(recommender, audience, parts=parts, k=k, exclude_seen=exclude_seen)
             _merge(parts, out)
     except Timeout as error:
         raise UserError(f"out: another process is writing {out}") from error
@@ -175,13 +182,13 @@ def write_recommendations(
     return len(audience)
 
 
-def _write_parts(recommender: Recommender, audience: Audience, k: int, exclude_seen: bool, parts: Path) -> None:
+def _write_parts(recommender: Recommender, audience: Audience, *, parts: Path, k: int, exclude_seen: bool) -> None:
     settings = json.dumps([recommender.identity, _digest(audience), k, exclude_seen, PART])
     mark = parts / "settings.json"
     if not mark.exists() or mark.read_text() != settings:
         for leftover in parts.glob("part-*"):
             leftover.unlink()
-        _replace(mark, settings.encode())
+        atomic_write(mark, settings)
     columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TextColumn("users"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("ranking", total=len(audience))
@@ -192,27 +199,27 @@ def _write_parts(recommender: Recommender, audience: Audience, k: int, exclude_s
                 tables = []
                 for first in range(begin, end, BATCH):
                     last = min(first + BATCH, end)
-                    tables.append(rank_slice(recommender, audience, slice(first, last), k, exclude_seen))
+                    some = slice(first, last)
+                    tables.append(rank_slice(recommender, audience, rows=some, k=k, exclude_seen=exclude_seen))
                     progress.advance(task, last - first)
-                aside = parts / f".{file.name}.{uuid.uuid4().hex}"
-                pq.write_table(pa.concat_tables(tables), aside)
-                os.replace(aside, file)
+                with atomic_file(file) as aside:
+                    pq.write_table(pa.concat_tables(tables), aside)
             progress.update(task, completed=end)
 
 
-def rank_slice(recommender: Recommender, audience: Audience, rows: slice, k: int, exclude_seen: bool) -> pa.Table:
-    """Return user_id, item_ids and scores of some users.
+def rank_slice(recommender: Recommender, audience: Audience, *, rows: slice, k: int, exclude_seen: bool) -> pa.Table:
+    """Rank items for some users, and return a table of `user_id`, `item_ids` and `scores`.
 
     Args:
-        recommender: run or release.
+        recommender: run or release that ranks.
         audience: all users.
         rows: users of the audience to rank for.
-        k: items for each.
-        exclude_seen: leave out items of the history.
+        k: number of items for each user.
+        exclude_seen: leave out the items of the whole history.
     """
     requests = Requests(*(column[rows] for column in audience.requests))
-    given = {name: values[rows] for name, values in audience.given.items()}
-    scores, found = recommender.rank(requests, k, exclude_seen, given)
+    features = {name: values[rows] for name, values in audience.request_features.items()}
+    scores, found = recommender.rank(requests, k, exclude_seen=exclude_seen, request_features=features)
     real = found >= 0
     offsets = pa.array(np.concatenate([[0], np.cumsum(real.sum(1))]).astype(np.int32))
     return pa.table(
@@ -226,27 +233,16 @@ def rank_slice(recommender: Recommender, audience: Audience, rows: slice, k: int
 
 def _merge(parts: Path, out: Path) -> None:
     files = sorted(parts.glob("part-*.parquet"))
-    aside = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        with pq.ParquetWriter(aside, pq.read_schema(files[0])) as writer:
-            for file in files:
-                writer.write_table(pq.read_table(file))
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    aside.write_bytes(content)
-    os.replace(aside, path)
+    with atomic_file(out) as aside, pq.ParquetWriter(aside, pq.read_schema(files[0])) as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file))
 
 
 def _digest(audience: Audience) -> str:
     running = hashlib.sha256()
-    for column in (*audience.requests, audience.user_ids, *audience.given.values()):
+    for column in (*audience.requests, audience.user_ids, *audience.request_features.values()):
         values = column if isinstance(column, pa.Array) else pa.array(column)
         for buffer in pa.concat_arrays([values]).buffers():
             running.update(b"\0" if buffer is None else memoryview(buffer))
-    running.update(repr(sorted(audience.given)).encode())
+    running.update(repr(sorted(audience.request_features)).encode())
     return running.hexdigest()

@@ -1,11 +1,9 @@
-"""What batch retrieval ranks with: a run (trained towers, exact search) or a release (exported tower, index)."""
+"""Rankers of batch retrieval: a run (trained towers, exact search) or a release (exported tower, index)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -29,14 +27,12 @@ from recsys.release.manifest import CONFIG, describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.user_tower import Histories
 
-Scores = npt.NDArray[np.float32]
-
 
 class RunRecommender:
-    """Exact search over the corpus with the towers of a run.
+    """Ranks with the towers of a run and exact search over its corpus.
 
     Args:
-        run: finished.
+        run: finished run.
     """
 
     def __init__(self, run: TrainedRun) -> None:
@@ -50,29 +46,29 @@ class RunRecommender:
         }
 
     def rank(
-        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
-    ) -> tuple[Scores, Rows]:
-        """As in `Recommender`."""
-        columns = {name: self._encoders[name].encode(values) for name, values in given.items()}
+        self, requests: Requests, k: int, *, exclude_seen: bool, request_features: Mapping[str, pa.Array]
+    ) -> tuple[Float32Array, Rows]:
+        """Return scores and rows of `item_ids`; see `Recommender.rank`."""
+        columns = {name: self._encoders[name].encode(values) for name, values in request_features.items()}
         batch = self._builder.requests(requests, columns)
         exclude = seen_items(self.dataset, requests) if exclude_seen else None
         scores, item_idx = self._ranker.rank(batch, requests, k, exclude)
         return scores.numpy(), item_idx.numpy() - 1
 
-    def embed(self, requests: Requests, given: Mapping[str, pa.Array]) -> Float32Array:
+    def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:
         """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""
-        columns = {name: self._encoders[name].encode(values) for name, values in given.items()}
+        columns = {name: self._encoders[name].encode(values) for name, values in request_features.items()}
         with torch.inference_mode():
             users: Float32Array = self._model.encode_users(self._builder.requests(requests, columns)).numpy()
         return users
 
 
 class ReleaseRecommender:
-    """Search of a release's index with its exported tower.
+    """Ranks with the exported tower and the index of a release.
 
     Args:
-        retriever: the release.
-        dataset: histories and profiles; its ids and codes are translated where it is not the release's own.
+        retriever: opened release.
+        dataset: histories and profiles; ids and codes are translated if it is not the data set of the release.
     """
 
     def __init__(self, retriever: Retriever, dataset: PreparedDataset) -> None:
@@ -86,29 +82,29 @@ class ReleaseRecommender:
             self._translation = Translation(dataset, retriever)
 
     def rank(
-        self, requests: Requests, k: int, exclude_seen: bool, given: Mapping[str, pa.Array]
-    ) -> tuple[Scores, Rows]:
-        """As in `Recommender`."""
+        self, requests: Requests, k: int, *, exclude_seen: bool, request_features: Mapping[str, pa.Array]
+    ) -> tuple[Float32Array, Rows]:
+        """Return scores and rows of `item_ids`; see `Recommender.rank`."""
         histories, seen = self._read(requests)
         exclude = self._retriever.index_rows(seen) if exclude_seen else None
-        users = self._embed(histories, given)
+        users = self._embed(histories, request_features)
         return search_users(self._retriever.index, users, k=k, exclude=exclude)
 
-    def embed(self, requests: Requests, given: Mapping[str, pa.Array]) -> Float32Array:
+    def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:
         """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""
-        return self._embed(self._read(requests)[0], given)
+        return self._embed(self._read(requests)[0], request_features)
 
-    def _embed(self, histories: Histories, given: Mapping[str, pa.Array]) -> Float32Array:
+    def _embed(self, histories: Histories, request_features: Mapping[str, pa.Array]) -> Float32Array:
         encoders = self._retriever.request_encoders
-        columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in given.items() if n in encoders}
+        columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in request_features.items() if n in encoders}
         return self._retriever.tower(histories.with_requests(columns))
 
     def histories(self, requests: Requests) -> Histories:
-        """What the exported tower reads of the requests."""
+        """Return the requests as the exported tower reads them."""
         return self._read(requests)[0]
 
     def _read(self, requests: Requests) -> tuple[Histories, Ragged]:
-        """Histories, and the items of the whole history, in the codes of the release."""
+        """Histories, and the items of the whole histories, in the codes of the release."""
         histories = to_histories(self._builder.requests(requests), self._num_items)
         seen = seen_items(self.dataset, requests)
         if self._translation is None:
@@ -116,17 +112,17 @@ class ReleaseRecommender:
         return self._translation.histories(histories), self._translation.items(seen)
 
 
-def open_recommender(run: str | None, release: str | None, store: str, root: str | None) -> Recommender:
-    """The run or the release that a command names.
+def open_recommender(run: str | None, release: str | None, *, store: str, root: str | None) -> Recommender:
+    """Return the recommender that a command names.
 
     Args:
-        run: folder of a run; histories are those that it was trained on.
-        release: version or alias; histories are those of its own data, or of the folder `root`.
+        run: folder of a run; its histories are those that it was trained on.
+        release: version or alias of a release; its histories are those of its own data, or of the folder `root`.
         store: folder of releases.
-        root: folder of Parquet files.
+        root: folder of Parquet files; None for the data of the release.
 
     Raises:
-        UserError: it names none or both, or what it names cannot be used.
+        UserError: If not exactly one of run and release is given, or it cannot be opened.
     """
     if (run is None) == (release is None):
         raise UserError("expected one of run=RUN (a run folder) and release=VERSION|ALIAS")

@@ -86,7 +86,7 @@ def test_items_that_the_other_data_do_not_have_are_shown_as_nothing(
     ids = side.retriever.items["item_id"].combine_chunks()
     known = np.array([item in set(dataset.item_ids.to_pylist()) for item in ids.to_pylist()])
     np.testing.assert_array_equal(other.item_idx > 0, known)
-    scores, rows = other.recommender.rank(other.asked.requests, K, True, {})
+    scores, rows = other.recommender.rank(other.asked.requests, K, exclude_seen=True, request_features={})
     shown = [[dataset.item_ids[i - 1].as_py() if i else None for i in row] for row in other.shown[:, :5].tolist()]
     told = ids.take(pa.array(rows[:, :5].flatten())).to_pylist()
     assert [item for row in shown for item in row if item is not None] == [

@@ -59,8 +59,8 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def rows_of(recommender_of: tuple[str | None, str | None], store: Path, users: str, out: Path) -> list[dict]:
-    recommender = open_recommender(*recommender_of, str(store), None)
-    write_recommendations(recommender, choose_users(users, recommender.dataset), 20, True, out)
+    recommender = open_recommender(*recommender_of, store=str(store), root=None)
+    write_recommendations(recommender, choose_users(users, recommender.dataset), k=20, exclude_seen=True, out=out)
     return pq.read_table(out).to_pylist()
 
 

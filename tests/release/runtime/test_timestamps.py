@@ -112,10 +112,12 @@ def test_batch_retrieval_reads_the_times_of_its_data(
         write_world(Path(data))
         table = pq.read_table(root / "users.parquet")
         pq.write_table(table.append_column("note", table["country"]), f"{data}/users.parquet")
-    release, run = open_recommender(None, "candidate", str(store), data), RunRecommender(load_run(path))
+    release, run = open_recommender(None, "candidate", store=str(store), root=data), RunRecommender(load_run(path))
     assert (release.dataset.meta.fingerprint != run.dataset.meta.fingerprint) == other_data
     found, expected = (
-        recommender.rank(choose_users("all", recommender.dataset).requests, 5, True, {})[0]
+        recommender.rank(choose_users("all", recommender.dataset).requests, 5, exclude_seen=True, request_features={})[
+            0
+        ]
         for recommender in (release, run)
     )
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -80,7 +80,7 @@ def test_requests_from_the_store_are_those_of_batch_retrieval(
     url = request.getfixturevalue("server").url if place == "server" else str(fast_folder / place)
     store = open_store(url)
     assert backfill(store, retriever.folder) > 60
-    recommender = open_recommender(None, published.versions[0], str(published.store), None)
+    recommender = open_recommender(None, published.versions[0], store=str(published.store), root=None)
     dataset = recommender.dataset
     assert_histories_of(store, dataset)
 
@@ -105,7 +105,7 @@ def test_requests_from_the_store_are_those_of_batch_retrieval(
     for name, column in found.users.items():
         assert_same(column, expected.users[name])
 
-    scores, rows = recommender.rank(audience.requests, 10, True, {})
+    scores, rows = recommender.rank(audience.requests, 10, exclude_seen=True, request_features={})
     for number, answer in enumerate(retriever.retrieve(queries, k=10)):
         real = rows[number] >= 0
         assert answer.item_ids == recommender.item_ids.take(pa.array(rows[number][real])).to_pylist()

@@ -41,8 +41,10 @@ class SameAsTrained:
         requests = Requests(*(column[: self.max_requests] for column in run.dataset.requests("test")))
         # With a larger k, any index would find most of a small corpus.
         k = min(K, max(1, len(run.corpus) // 10))
-        _, exact = RunRecommender(run).rank(requests, k, run.config.exclude_seen, {})
-        _, rows = ReleaseRecommender(retriever, run.dataset).rank(requests, k, run.config.exclude_seen, {})
+        _, exact = RunRecommender(run).rank(requests, k, exclude_seen=run.config.exclude_seen, request_features={})
+        _, rows = ReleaseRecommender(retriever, run.dataset).rank(
+            requests, k, exclude_seen=run.config.exclude_seen, request_features={}
+        )
         item_idx = np.concatenate([[0], np.asarray(retriever.items["item_idx"])])
         found = item_idx[rows + 1]
         wanted = exact + 1

@@ -118,7 +118,12 @@ class Side:
         requests = self.asked.requests
         blocks = [slice(at, at + _BLOCK) for at in range(0, len(requests.user_idx), _BLOCK)]
         answers = [
-            self.recommender.rank(Requests(*(column[rows] for column in requests)), K, self.asked.exclude_seen, {})
+            self.recommender.rank(
+                Requests(*(column[rows] for column in requests)),
+                K,
+                exclude_seen=self.asked.exclude_seen,
+                request_features={},
+            )
             for rows in blocks
         ]
         scores, rows = (np.concatenate(parts) for parts in zip(*answers, strict=True))

@@ -91,7 +91,9 @@ class Learned:
         found = [np.zeros((0, k), np.int64)]
         for begin in range(0, len(requests.user_idx), _BATCH):
             some = Requests(*(column[begin : begin + _BATCH] for column in requests))
-            found.append(self._item_idx[self._recommender.rank(some, k, self._exclude_seen, {})[1]])
+            found.append(
+                self._item_idx[self._recommender.rank(some, k, exclude_seen=self._exclude_seen, request_features={})[1]]
+            )
         return np.concatenate(found)
 
 
