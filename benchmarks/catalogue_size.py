@@ -44,7 +44,7 @@ class Steps:
             config = compose("train", overrides=overrides)
         dataset = open_data(config)
         model = build_towers(config, dataset)
-        self.module = build_module(config, dataset, model)
+        self.module = build_module(config, dataset, model=model)
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.optimizer = self.module.optimizer_factory.optimizer(model)
         self.batches = iter(build_data(config, dataset).train_dataloader())

@@ -193,7 +193,11 @@ def packed(scene: Scene, run: TrainedRun, harm: PackHarm) -> Retriever:
     index = Exact()
     index.build(harmed)
     measured = {"recall": 1.0, "tuning": {}}
-    version = scene.store.publish(lambda folder: pack(folder, run, index, harmed, measured, "two_tower", {}))
+    version = scene.store.publish(
+        lambda folder: pack(
+            folder, run, index=index, embeddings=harmed, measured=measured, model="two_tower", corpus={}
+        )
+    )
     return open_release(scene.store.root, version)
 
 

@@ -38,7 +38,7 @@ def choose(folders: dict[str, Path], scores: dict[str, float]) -> blending.Blend
         name: SimpleNamespace(checkpoints=folders[name] / "checkpoints", metrics={METRIC: score})
         for name, score in scores.items()
     }
-    return choose_blend({name: stored_config(folders[name]) for name in scores}, runs, METRIC)
+    return choose_blend({name: stored_config(folders[name]) for name in scores}, runs, metric=METRIC)
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> list[tuple[dict[str, float], bool]]:

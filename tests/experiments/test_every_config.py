@@ -33,7 +33,7 @@ def on(world: Path, *overrides: str) -> list[str]:
 def check_builds(config: DictConfig, folder: Path) -> None:
     """One training step, and the callbacks."""
     dataset = open_data(config)
-    module = build_module(config, dataset, build_towers(config, dataset), mine=miner(config))
+    module = build_module(config, dataset, model=build_towers(config, dataset), mine=miner(config))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     loss = module.training_step(batch, 0)

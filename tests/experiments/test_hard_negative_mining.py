@@ -41,7 +41,7 @@ def test_neighbours_equal_brute_force(folder: Path) -> None:
     run, config = load_run(folder / "run"), config_of(folder / "new")
     dataset = open_data(config)
     corpus = torch.from_numpy(corpus_of(build_towers(config, dataset), dataset))[::2]
-    found = nearest_items(run, dataset, corpus, 4)
+    found = nearest_items(run, dataset, corpus=corpus, num_neighbors=4)
     assert found.shape == (dataset.num_items + 1, 4)
     with torch.no_grad():
         embeddings = dict(
@@ -66,7 +66,7 @@ def test_neighbours_equal_brute_force(folder: Path) -> None:
 
 def test_more_neighbours_than_items(folder: Path) -> None:
     run = load_run(folder / "run")
-    found = nearest_items(run, run.dataset, torch.tensor([3, 5, 8]), 4)
+    found = nearest_items(run, run.dataset, corpus=torch.tensor([3, 5, 8]), num_neighbors=4)
     assert [sorted(found[item].tolist()) for item in (3, 5, 8, 4)] == [
         [0, 0, 5, 8],
         [0, 0, 3, 8],
@@ -82,30 +82,31 @@ def test_negatives_are_mined_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
     )
     dataset = open_data(config)
     model = build_towers(config, dataset)
-    first = build_module(config, dataset, model, mine=miner(config)).negatives
+    first = build_module(config, dataset, model=model, mine=miner(config)).negatives
     assert isinstance(first, MinedNegatives)
     corpus = torch.from_numpy(corpus_of(model, dataset))
-    assert torch.equal(first.neighbors, nearest_items(load_run(folder / "run"), dataset, corpus, 4))
+    expected = nearest_items(load_run(folder / "run"), dataset, corpus=corpus, num_neighbors=4)
+    assert torch.equal(first.neighbors, expected)
     assert float(first.probabilities.sum()) == pytest.approx(1.0)
 
     def opened(path: str) -> None:
         raise AssertionError(path)
 
     monkeypatch.setattr("recsys.experiments.hard_negative_mining.load_run", opened)
-    second = build_module(config, dataset, model, mine=miner(config)).negatives
+    second = build_module(config, dataset, model=model, mine=miner(config)).negatives
     assert isinstance(second, MinedNegatives)
     assert torch.equal(first.neighbors, second.neighbors)
     # Another number of neighbours is another table.
     config.negatives.num_neighbors = 3
     with pytest.raises(AssertionError):
-        build_module(config, dataset, model, mine=miner(config))
+        build_module(config, dataset, model=model, mine=miner(config))
 
 
 def test_a_run_that_is_none_is_refused(folder: Path) -> None:
     config = config_of(folder / "new", "negatives=mined", f"negatives.run={folder / 'nothing'}")
     dataset = open_data(config)
     with pytest.raises(UserError, match="negatives.run=.*nothing: no .*best.ckpt; expected the folder of a finished"):
-        build_module(config, dataset, build_towers(config, dataset), mine=miner(config))
+        build_module(config, dataset, model=build_towers(config, dataset), mine=miner(config))
 
 
 def test_a_run_with_other_ids_is_refused(folder: Path) -> None:
@@ -113,4 +114,4 @@ def test_a_run_with_other_ids_is_refused(folder: Path) -> None:
     config = config_of(root, "negatives=mined", f"negatives.run={folder / 'run'}")
     dataset = open_data(config)
     with pytest.raises(UserError, match="item ids are string, expected int64"):
-        build_module(config, dataset, build_towers(config, dataset), mine=miner(config))
+        build_module(config, dataset, model=build_towers(config, dataset), mine=miner(config))

@@ -58,7 +58,7 @@ def neighbors(dataset: PreparedDataset, corpus: Tensor, run: str, num_neighbors:
 
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, build_towers(config, dataset), mine=neighbors)
+    module = build_module(config, dataset, model=build_towers(config, dataset), mine=neighbors)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     for submodule in module.modules():
         # Hidden values of features are drawn from a stream of each process.

@@ -131,9 +131,9 @@ def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight
     runs = {name: SimpleNamespace(checkpoints=folder / "checkpoints") for name, (folder, _) in members.items()}
     (path / "checkpoints").mkdir(parents=True)
     shift = {"weight": shift_weight, "half_life_days": 1.0, "power": 1.0}
-    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()}, shift)
+    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()}, prior_shift=shift)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    write_checkpoint(configs, runs, path / "checkpoints/best.ckpt")
+    write_checkpoint(configs, runs, path=path / "checkpoints/best.ckpt")
     for file in ("run.json", "metrics.json"):
         shutil.copyfile(next(iter(members.values()))[0] / file, path / file)
     return path

@@ -362,7 +362,7 @@ def test_the_best_run_of_a_sweep(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         best_run(tmp_path / "none", "val/recall@100")
     for both in ((None, None), ("run", "sweep")):
         with pytest.raises(UserError, match="expected one of run=RUN"):
-            choose_run(*both, "val/recall@100")
+            choose_run(*both, metric="val/recall@100")
 
 
 @pytest.mark.slow

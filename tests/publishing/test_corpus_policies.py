@@ -20,7 +20,7 @@ from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
-from recsys.publishing.corpus_policies import AllItems, EngagedItems, ListedItems, choose, engagement
+from recsys.publishing.corpus_policies import AllItems, EngagedItems, ListedItems, choose_items, engagement
 from recsys.publishing.promote import promote, report
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender
 from recsys.release.manifest import Manifest
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> PreparedDataset:
 
 
 def chosen(policy: Any, data: PreparedDataset) -> list[int]:
-    return choose(policy, data, CORPUS).tolist()
+    return choose_items(policy, data, corpus=CORPUS).tolist()
 
 
 def test_engagement_is_a_time_decayed_sum(data: PreparedDataset) -> None:
@@ -99,7 +99,7 @@ def test_mistakes(data: PreparedDataset, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             chosen(policy, data)
     timeless = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.ORDER))
-    with pytest.raises(UserError, match="data.time=order knows no days"):
+    with pytest.raises(UserError, match="data.time=order has no days"):
         chosen(EngagedItems(1, top=1), timeless)
     with pytest.raises(UserError, match="corpus.half_life_days=0"):
         EngagedItems(0)
@@ -110,7 +110,7 @@ def test_mistakes(data: PreparedDataset, tmp_path: Path) -> None:
 def test_a_release_of_chosen_items(published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = load_run(published.runs[0])
     store, policy = ReleaseStore(tmp_path), EngagedItems(half_life_days=1, top=20)
-    items = choose(policy, run.dataset, run.corpus)
+    items = choose_items(policy, run.dataset, corpus=run.corpus)
     promotion = promote(run, Exact(), store=store, model="test", policy=policy)
     manifest = store.open(promotion.version)[1]
     assert manifest.num_items == len(items) == 20

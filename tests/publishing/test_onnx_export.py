@@ -27,7 +27,7 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
     """Over every length of history 0..MAX_HISTORY, batches of several, one and unknown users, and mixed lengths."""
     specs = input_specs(run.model, run.dataset.schema)
     num_items = run.dataset.meta.num_known
-    export_user_tower(run.model, num_items, specs, folder, {})
+    export_user_tower(run.model, num_items, specs=specs, folder=folder, metadata={})
     session = onnxruntime.InferenceSession(str(folder / "user_tower.onnx"))
     offsets = run.dataset.offsets
     long = np.flatnonzero(np.diff(offsets) >= MAX_HISTORY + 2)

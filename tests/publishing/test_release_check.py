@@ -91,13 +91,34 @@ def test_a_release_that_answers_otherwise_is_refused(
         promote(load_run(published.runs[0]), IVFFlat(), store=ReleaseStore(tmp_path), model="test", recall_target=1.0)
 
 
-OUTSIDE = """
+OUTSIDE = '''
+import numpy as np
+
 from recsys.index.exact import Exact
+
+class Rotated(Exact):
+    """Keeps its embeddings rotated by a matrix that it draws, in a file of its own."""
+
+    def build(self, embeddings):
+        width = embeddings.shape[1]
+        self.rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))[0].astype("float32")
+        super().build(np.ascontiguousarray(embeddings @ self.rotation))
+
+    def search(self, queries, k, *, allow=None, exclude=None):
+        return super().search(np.ascontiguousarray(queries @ self.rotation), k, allow=allow, exclude=exclude)
+
+    def save(self, folder):
+        np.save(folder / "item_index.rotation.npy", self.rotation)
+        return ["item_index.rotation.npy"]
+
+    def load(self, folder, embeddings, *, names):
+        self.rotation = np.load(folder / names[0])
+        super().load(folder, np.ascontiguousarray(embeddings @ self.rotation), names=names)
 
 class Broken(Exact):
     def load(self, folder, embeddings, *, names):
         raise RuntimeError("the library of this backend is of another version")
-"""
+'''
 
 
 def test_index_py_leaves_the_alias_where_it_was(
@@ -106,10 +127,9 @@ def test_index_py_leaves_the_alias_where_it_was(
     (tmp_path / "outside_index.py").write_text(OUTSIDE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(REPOSITORY / "src")]))
     words = ["index.py", f"run={published.runs[0]}", f"store={tmp_path / 'store'}"]
-    (good, log), (bad, error) = run_all(
-        [{"args": [*words, "index=exact"]}, {"args": [*words, "index=exact", "index._target_=outside_index.Broken"]}],
-        tmp_path,
-    )
+    jobs = [{"args": [*words, "index=exact", f"index._target_=outside_index.{name}"]} for name in ("Rotated", "Broken")]
+    (good, log), (bad, error) = run_all(jobs, tmp_path)
+    # A backend of an outside package is published and opened like ours.
     assert good == 0, log
     assert bad == 1
     assert "Traceback" not in error

@@ -51,7 +51,7 @@ def settings(world: Path, *overrides: str) -> DictConfig:
 
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, build_towers(config, dataset))
+    module = build_module(config, dataset, model=build_towers(config, dataset))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     return module
 

@@ -25,6 +25,6 @@ def main(config: DictConfig) -> None:
     if config.alias is not None:
         # Before a run of a sweep is finished for it.
         ReleaseStore(config.store).check_alias(config.alias)
-    promotion = publish(load_run(choose_run(config.run, config.sweep, config.metric)), config)
+    promotion = publish(load_run(choose_run(config.run, config.sweep, metric=config.metric)), config)
     report(promotion)
     print(promotion.version)

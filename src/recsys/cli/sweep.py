@@ -78,8 +78,8 @@ def _run(file: Path, config: DictConfig, overrides: list[str], options: list[str
     sweep = read_sweep(file).with_more(overrides, options)
     folder = Path(f"runs/{file.stem}" if config.dir is None else config.dir)
     console = Console()
-    study = run_sweep(sweep, folder, config.max_runs, config.workers, console)
-    report(study, folder, console)
+    study = run_sweep(sweep, folder, max_runs=config.max_runs, workers=config.workers, console=console)
+    report(study, folder, console=console)
     statuses = [record.status for record in study.records()]
     if "done" not in statuses:
         raise UserError(f"{folder}: none of {len(statuses)} runs came to a result; see {folder}/NUMBER/train.log")

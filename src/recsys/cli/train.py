@@ -29,7 +29,7 @@ def main(config: DictConfig) -> None:
 
     path = Path(output_dir())
     variants = variants_of(config)
-    run = train_best(variants, path, config.blend) if variants else train(config, path)
+    run = train_best(variants, path, blend=config.blend) if variants else train(config, path)
     if is_first():
         print_run(run)
         print(run.path)

@@ -1,4 +1,4 @@
-"""One folder a baseline, with what a run folder holds: tuned on validation, fitted on train + val, measured on test."""
+"""Runs of baselines: each is tuned on validation, fitted on train + val, measured on test, and has a run folder."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from recsys.experiments.run_folder import RunFolder, RunStatus
 
 
 def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFolder], dict[str, UserError]]:
-    """Measure each of `config.generators` in `path/<name>`; finished ones are taken as they are.
+    """Measure each of `config.generators` in the run folder `path/<name>`; finished ones are not measured again.
 
     Args:
-        config: composed from `conf/baselines.yaml`.
-        path: of the folder.
+        config: configuration composed from `conf/baselines.yaml`.
+        path: folder of the run folders.
 
     Returns:
-        The finished folders, and what the generators said that are not for this data.
+        The finished folders by name, and the errors of the generators that do not suit the data.
 
     Raises:
-        UserError: nobody can be asked for, or a name is unknown.
+        UserError: If a name is unknown, or the data has no validation or test part.
     """
     grids: Any = OmegaConf.to_container(config.grids)
     known: Any = OmegaConf.to_container(config.generator, resolve=True)
@@ -58,27 +58,27 @@ def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFold
     with Progress(*columns, console=Console(soft_wrap=True)) as progress:
         task = progress.add_task("baselines", total=len(axes))
 
-        def say(line: str) -> None:
+        def report(line: str) -> None:
             progress.console.print(line, markup=False, highlight=False)
 
         for name in axes:
             progress.update(task, description=name)
             try:
-                runs[name] = _Baseline(name, config, dataset, path, say).measure(axes[name])
+                runs[name] = _Baseline(name, config, dataset=dataset, path=path, report=report).measure(axes[name])
             except UserError as error:
                 failed[name] = error
-                say(f"{name}: left out: {error}")
+                report(f"{name}: left out: {error}")
             progress.advance(task)
     return runs, failed
 
 
 class _Baseline:
-    """One generator at work on one data set, in a folder that tells how far it is."""
+    """One generator on one data set; the run folder records its progress."""
 
     def __init__(
-        self, name: str, config: DictConfig, dataset: PreparedDataset, path: Path, say: Callable[[str], None]
+        self, name: str, config: DictConfig, *, dataset: PreparedDataset, path: Path, report: Callable[[str], None]
     ) -> None:
-        self.name, self.config, self.dataset, self.say = name, config, dataset, say
+        self.name, self.config, self.dataset, self.report = name, config, dataset, report
         asked = {key: config[key] for key in ("data", "split", "seed", "exclude_seen", "evaluation")}
         grid = config.grids.get(name) or {}
         self.run = RunFolder(path / name, OmegaConf.create(asked | {"generator": config.generator[name], "grid": grid}))
@@ -86,12 +86,12 @@ class _Baseline:
         if fingerprint != dataset.meta.fingerprint:
             raise UserError(
                 f"{self.run.path / 'run.json'}: measured on data {fingerprint}, but the source now gives "
-                f"{dataset.meta.fingerprint}: the data has changed since; choose another hydra.run.dir"
+                f"{dataset.meta.fingerprint}: the data has changed; choose another hydra.run.dir"
             )
         self._begin, self._before = time.monotonic(), self.run.state.seconds
 
     def measure(self, axes: Sequence[Axis]) -> RunFolder:
-        """Tune and test, unless that is done."""
+        """Tune and test the generator, unless the run is finished."""
         run, metric = self.run, self.config.evaluation.metric
         if run.state.status == RunStatus.FINISHED:
             return run
@@ -113,7 +113,7 @@ class _Baseline:
         return run
 
     def _tune(self, axes: Sequence[Axis]) -> Settings:
-        """The best settings on validation, whose metrics stay in `metrics.json`."""
+        """The best settings on validation; `metrics.json` holds their metrics."""
         metric, events = self.config.evaluation.metric, Interactions(self.dataset, "train")
         tried = self.run.state.tried
 
@@ -124,26 +124,26 @@ class _Baseline:
             generator = self._fitted(settings, events)
             values = self._evaluate(generator, self.dataset, "val", self.dataset.requests("val"))
             if metric not in values:
-                raise UserError(f"evaluation.metric={metric}: no validation request falls into this slice")
+                raise UserError(f"evaluation.metric={metric}: this slice has no validation request")
             if all(values[metric] > earlier[metric] for earlier in tried):
                 self.run.write_metrics(values)
             tried.append({"settings": settings, metric: values[metric]})
             self.run.update(tried=tried, seconds=self._seconds())
-            self.say(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
+            self.report(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
             return values[metric]
 
         node = self.config.generator[self.name]
         return search({axis.name: node[axis.name] for axis in axes}, axes, score=score)
 
     def _test(self, settings: Settings) -> None:
-        """Look at the test part once, fitted on everything before it."""
+        """Fit the generator on train + val and measure it on the test part."""
         data, metrics = self.dataset.refit(), self.run.metrics
         generator = self._fitted(settings, Interactions(self.dataset, "val"))
         counted = self._metrics(data, keep_users=True)
         metrics |= self._evaluate(generator, data, "test", data.requests("test"), counted)
         if self.config.evaluation.rolling:
             metrics |= self._evaluate(generator, data, "test", rolling_requests(data, "test"), rolling=True)
-        best = reachable(self.config, data, "test")
+        best = reachable(self.config, data, part="test")
         metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
         self.run.write_per_user(per_user_table(data, counted))
         self.run.write_metrics(metrics)
@@ -168,7 +168,7 @@ class _Baseline:
         return {f"{part}{'_rolling' if rolling else ''}/{name}": value for name, value in values.items()}
 
     def _metrics(self, data: PreparedDataset, keep_users: bool = False) -> RetrievalMetrics:
-        # As for a model that reads ids and features, so that the same share is the same number of items.
+        # The corpus of a model that reads ids and features, so that coverage has the same denominator.
         return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users)
 
     def _seconds(self) -> float:

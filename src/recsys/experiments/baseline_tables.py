@@ -1,4 +1,4 @@
-"""Baselines as tables that people read."""
+"""Printed tables of baselines, and of the gain of a run over them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from recsys.experiments.run_folder import STATE, RunFolder, read_state
 log = logging.getLogger("recsys")
 
 METRICS = ("recall@10", "ndcg@10", "recall@100")
-# Of tables in files.
+# Width of tables that are not printed to a terminal.
 _WIDTH = 160
 
 
 def print_baselines(runs: Mapping[str, RunFolder], metric: str) -> None:
-    """Chosen settings, the metric that chose them, and test metrics of each baseline; the best of a column is bold."""
+    """Print the chosen settings of each baseline with validation and test metrics; the best of a column is bold."""
     names = [metric, *(f"test/{name}" for name in (*METRICS, "coverage@10"))]
     names += [f"test_rolling/{name}" for name in METRICS]
     values = {name: {run: folder.metrics.get(name) for run, folder in runs.items()} for name in names}
     names = [name for name in names if any(value is not None for value in values[name].values())]
-    table = Table("baseline", "settings", title="full corpus, exact; fitted on train + val", title_justify="left")
+    table = Table(
+        "baseline", "settings", title="full corpus, exact search, fitted on train + val", title_justify="left"
+    )
     for name in (*names, "seconds"):
         table.add_column(name.replace("/", "\n"), justify="right")
     for run, folder in runs.items():
@@ -37,10 +39,16 @@ def print_baselines(runs: Mapping[str, RunFolder], metric: str) -> None:
 
 
 def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
-    """What the run `against` gains over each baseline, paired over test users, with Holm's p-values over all rows.
+    """Print the gain of a run over each baseline, paired over test users.
+
+    Holm's method corrects the p-values for the number of rows.
+
+    Args:
+        against: folder of the run.
+        runs: folders of the baselines by name.
 
     Raises:
-        UserError: the run has no `per_user.parquet`, or one of other users.
+        UserError: If the run has no `per_user.parquet`, or one of other users.
     """
     if not (against / STATE).exists():
         raise UserError(f"against: {against / STATE} is missing; expected the folder of a finished run of train.py")
@@ -56,8 +64,13 @@ def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
         for gain in compare_runs(run.path / "per_user.parquet", against / "per_user.parquet", METRICS)
     }
     p_values = holm({f"{name} {metric}": gain.p_value for (name, metric), gain in found.items()})
-    table = Table("metric", "baseline", title=f"{against} less each baseline, test, paired", title_justify="left")
-    for column in ("users", "baseline's", "run's", "difference", "95%", "p (Holm)"):
+    table = Table(
+        "metric",
+        "baseline",
+        title=f"test metrics of {against} minus each baseline, paired over users",
+        title_justify="left",
+    )
+    for column in ("users", "baseline", "run", "difference", "95% interval", "p (Holm)"):
         table.add_column(column, justify="right")
     for metric in METRICS:
         for name in runs:
@@ -77,6 +90,6 @@ def _cell(value: float | None, column: Collection[float | None]) -> str:
 
 
 def _print(table: Table) -> None:
-    # Figures that are cut off are of no use in a file.
+    # A narrow table would cut figures off.
     console = Console()
     (console if console.is_terminal else Console(width=_WIDTH)).print(table)

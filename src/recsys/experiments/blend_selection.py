@@ -1,4 +1,4 @@
-"""Which of several selected runs add up to a better model, and the run that their blend becomes."""
+"""Choice of a blend: the selected runs whose weighted logits add up to a better model."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
 from recsys.training.frequency import prior_shift
 
-# Shares of the sum that a further member may get.
+# Shares of the logits that a further member may get.
 SHARES = (0.25, 0.5, 0.75)
-# What a further member must add to the metric, relative to it: it costs its time at every request.
+# Relative gain in the metric that a further member must bring, because it costs time at every request.
 LEAST_GAIN = 0.01
-# The same of a prior shift. It costs nothing, but validation is nearer to what was popular last than the future is.
+# The same for a prior shift. It costs no time, but flatters on validation, whose popularity is nearer to that of
+# training than the future's.
 LEAST_SHIFT_GAIN = 0.05
 SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0))  # weight, power
 SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
-# Validation users that choices are measured on (a seeded sample).
+# Size of the seeded sample of validation users on which choices are measured.
 MOST_USERS = 20_000
 
 
 class ValidationEmbeddings(NamedTuple):
-    """What one run embeds for validation, as logits: item vectors are divided by its temperature.
+    """Embeddings of one run whose inner products are its logits, because items are divided by the temperature.
 
     Attributes:
-        users: of the validation requests, [R, D].
-        items: of the corpus, [N, D].
+        users: embeddings of the validation requests, [R, D].
+        items: embeddings of the corpus, [N, D].
     """
 
     users: Tensor
@@ -51,12 +52,12 @@ class ValidationEmbeddings(NamedTuple):
 
 
 class BlendChoice(NamedTuple):
-    """A blend that was chosen; of one run alone where no other improves it.
+    """A chosen blend; it consists of one run if no other improves it.
 
     Attributes:
-        weights: of the logits of each run; they add up to 1.
-        prior_shift: as `model.prior_shift` of the blend: weight 0 for none.
-        metrics: `val/*` of the blend, of all validation users.
+        weights: weight of each run's logits; the weights add up to 1.
+        prior_shift: `model.prior_shift` of the blend, with weight 0 for none.
+        metrics: `val/*` of the blend for all validation users.
     """
 
     weights: dict[str, float]
@@ -65,19 +66,20 @@ class BlendChoice(NamedTuple):
 
     @property
     def is_one_run(self) -> bool:
-        """Whether the best run as it is was best."""
+        """Whether the best run alone, without a prior shift, is the choice."""
         return len(self.weights) == 1 and not self.prior_shift["weight"]
 
 
-def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str) -> BlendChoice:
-    """Greedy forward selection on validation (Caruana et al. 2004, section 2): the best run, then what improves it.
+def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str) -> BlendChoice:
+    """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
-    Where the data has a clock, a prior shift to what was popular last is tried at the end.
+    The best run comes first, then every run that improves the blend. If the data has times in days or seconds, a prior
+    shift towards recent popularity is tried at the end.
 
     Args:
-        configs: of the runs, by name; all of one data set.
-        runs: selected, by name.
-        metric: of validation, to be as high as possible.
+        configs: configurations of the runs by name, all of one data set.
+        runs: selected runs by name.
+        metric: validation metric; more is better.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
     validation = _Validation(next(iter(configs.values())))
@@ -119,7 +121,7 @@ def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling:
 
 
 class _Validation:
-    """Validation requests, and what the runs embed for them."""
+    """Validation requests, and the embeddings of the runs for them."""
 
     def __init__(self, config: DictConfig) -> None:
         self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
@@ -131,7 +133,7 @@ class _Validation:
 
     @torch.inference_mode()
     def add(self, name: str, config: DictConfig, run: RunFolder) -> None:
-        """Embed with one run, unless it has several embeddings a user."""
+        """Embed with one run, unless it has several embeddings for a user."""
         model = build_model(config, self.dataset).eval()
         load_weights(model, run.checkpoints / "best.ckpt")
         if model.num_embeddings > 1:
@@ -145,9 +147,9 @@ class _Validation:
         )
 
     def measure(
-        self, weights: Mapping[str, float], bias: Tensor | None = None, everyone: bool = False
+        self, weights: Mapping[str, float], bias: Tensor | None = None, *, everyone: bool = False
     ) -> dict[str, float]:
-        """`val/*` of a blend."""
+        """Return `val/*` of a blend, for the sample of users or for everyone."""
         corpus = self.corpora[next(iter(weights))]
         items = torch.cat([weight * self.embedded[name].items for name, weight in weights.items()], dim=1)
         users = torch.cat([self.embedded[name].users for name in weights], dim=1)
@@ -166,9 +168,17 @@ class _Validation:
 
 
 def blend_config(
-    configs: Mapping[str, DictConfig], weights: Mapping[str, float], prior_shift: Mapping[str, float]
+    configs: Mapping[str, DictConfig], weights: Mapping[str, float], *, prior_shift: Mapping[str, float]
 ) -> DictConfig:
-    """Configuration of the blend: the heaviest member's, with the members' own and the longest history of them."""
+    """Return the configuration of a blend.
+
+    It is that of the member with the largest weight, with the configurations of all members and their longest history.
+
+    Args:
+        configs: configurations of the runs by name.
+        weights: weight of each member's logits.
+        prior_shift: `model.prior_shift` of the blend.
+    """
     heaviest = max(weights, key=lambda name: weights[name])
     config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
     assert isinstance(config, DictConfig)
@@ -179,18 +189,18 @@ def blend_config(
         for name, weight in weights.items()
     }
     for member in config.members.values():
-        # Whether the test part is looked at is the run's alone: one that was selected can be tested later.
+        # The members' `test` has no meaning. A fixed value lets a blend that was selected be tested later.
         member.config.test = True
     return config
 
 
-def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], path: Path) -> None:
-    """The members' weights as one checkpoint.
+def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, path: Path) -> None:
+    """Write the weights of the members as one checkpoint.
 
     Args:
-        configs: of the members, in the order of the blend.
-        runs: theirs, by name.
-        path: of the file, written aside and renamed.
+        configs: configurations of the members, in the order of the blend.
+        runs: runs of the members by name.
+        path: file to replace.
     """
     state: dict[str, Tensor] = {}
     steps = 0

@@ -36,7 +36,7 @@ def measure_on_test(session: TrainingSession) -> None:
     metrics = logged_metrics(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
-    best = reachable(config, dataset, "test")
+    best = reachable(config, dataset, part="test")
     metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))

@@ -67,7 +67,7 @@ def select_checkpoint(session: TrainingSession) -> None:
     """Train on the training part and keep the checkpoint with the best validation metric."""
     config, run, dataset = session.config, session.run, session.dataset
     last = _existing(run.checkpoints / LAST)
-    module = build_module(config, dataset, _towers(session, fresh=last is None), mine=miner(config))
+    module = build_module(config, dataset, model=_towers(session, fresh=last is None), mine=miner(config))
     data = _training_data(session)
     # Evaluation comes last, because a callback before it puts averaged weights in place.
     named = _named_callbacks(session, run.checkpoints)
@@ -104,7 +104,13 @@ def fit_again(session: TrainingSession) -> None:
     folder = run.checkpoints / "refit"
     last = _existing(folder / LAST)
     model = _towers(session, fresh=last is None)
-    module = build_module(session.config, session.dataset, model, run.state.schedule_steps, miner(session.config))
+    module = build_module(
+        session.config,
+        session.dataset,
+        model=model,
+        schedule_steps=run.state.schedule_steps,
+        mine=miner(session.config),
+    )
     callbacks = [c for name, c in _named_callbacks(session, folder) if name not in ("early_stopping", "best")]
     trainer = build_trainer(session, callbacks, max_steps=run.state.selected, max_epochs=-1, limit_val_batches=0)
     trainer.fit(module, _training_data(session), ckpt_path=last, weights_only=True)
@@ -156,7 +162,7 @@ def _training_data(session: TrainingSession) -> RetrievalData:
 def _towers(session: TrainingSession, *, fresh: bool) -> TwoTower:
     """Both towers; fresh ones get the weights of the run in `warm_start`, if any."""
     config, dataset = session.config, session.dataset
-    model = build_towers(config, dataset, fresh)
+    model = build_towers(config, dataset, fresh=fresh)
     if fresh and config.warm_start is not None:
         earlier = open_earlier_run(config.warm_start)
         start_from(earlier, model, dataset=dataset)

@@ -1,4 +1,4 @@
-"""Neighbours of items in the space of an earlier run: where hard negatives are mined."""
+"""Mining of hard negatives: neighbours of items in the embedding space of an earlier run."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.data.sources.files import build_once, digest, fingerprint
 from recsys.experiments.assembly import Miner
@@ -27,30 +28,30 @@ from recsys.models.blend import item_vectors
 
 log = logging.getLogger("recsys")
 
-# Items are encoded, and searched for, so many at a time.
+# Number of items that are encoded and searched at a time.
 _ROWS = 65_536
 
 
 def miner(config: DictConfig) -> Miner:
-    """Finds neighbours and keeps them in the cache of a configuration: once for all processes and starts of a run."""
+    """Return a miner that keeps neighbours in the cache, so that all processes and starts of a run share them."""
     return partial(_cached_neighbors, Path(config.data.cache) / "mined")
 
 
-def nearest_items(run: TrainedRun, dataset: PreparedDataset, corpus: Tensor, num_neighbors: int) -> Tensor:
-    """The items of the corpus whose embeddings in an earlier run are nearest to each item's, by cosine.
+def nearest_items(run: TrainedRun, dataset: PreparedDataset, *, corpus: Tensor, num_neighbors: int) -> Tensor:
+    """Return the items of the corpus that are nearest to each item by cosine in an earlier run.
 
-    Ids join the two: data may have changed since. The prior that retrieval shifts by is no part of an embedding. The
-    search is exact up to some ten thousands of items.
+    Items are joined by their ids, because the data may have changed. The prior shift of retrieval is not part of the
+    embeddings. The search is exact up to some ten thousands of items.
 
     Args:
-        run: the earlier run.
-        dataset: of the model that trains now.
-        corpus: int64, items of it that are wanted as neighbours.
-        num_neighbors: k.
+        run: earlier run.
+        dataset: data set of the model that trains now.
+        corpus: int64, item_idx of the items that may be neighbours.
+        num_neighbors: number of neighbours of each item, k.
 
     Returns:
-        int64 [N + 1, k] by item_idx of `dataset`, nearest first, 0 where there are fewer; an item is no neighbour of
-        itself. Items that the run cannot recommend have none and are none.
+        int64 [N + 1, k] by item_idx of `dataset`, nearest first, filled up with 0. An item is not its own neighbour.
+        Items that the run cannot recommend have no neighbours and are not neighbours.
     """
     wanted = np.zeros(dataset.num_items + 1, bool)
     wanted[corpus.numpy()] = True
@@ -65,7 +66,7 @@ def nearest_items(run: TrainedRun, dataset: PreparedDataset, corpus: Tensor, num
     for begin in range(0, len(item_idx), _ROWS):
         rows = np.arange(begin, min(begin + _ROWS, len(item_idx)))
         _, found = index.search(embeddings[rows], num_neighbors + 1)
-        # The item itself goes last, then what is missing; stable, so that the others keep their order.
+        # The item itself and missing results go last. A stable sort keeps the order of the others.
         useless = (found == rows[:, None]) | (found < 0)
         order = np.argsort(useless, axis=1, kind="stable")[:, :num_neighbors]
         kept = np.where(useless, 0, item_idx[found])
@@ -82,14 +83,15 @@ def _cached_neighbors(cache: Path, dataset: PreparedDataset, corpus: Tensor, pat
 
     def build(aside: Path) -> None:
         log.info("mining %d neighbours of each item in %s", num_neighbors, path)
-        np.save(aside / "neighbors.npy", nearest_items(load_run(path), dataset, corpus, num_neighbors).numpy())
+        found = nearest_items(load_run(path), dataset, corpus=corpus, num_neighbors=num_neighbors)
+        np.save(aside / "neighbors.npy", found.numpy())
 
     build_once(folder, build)
     return torch.from_numpy(np.array(load_array(folder / "neighbors.npy")))
 
 
 def _translate(item_ids: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
-    """item_idx of outside ids among the `known` ones, 0 where there is none."""
+    """item_idx of outside ids among the known ones, 0 for those that are unknown."""
     if item_ids.type != known.type:
         raise UserError(f"negatives.run: its item ids are {item_ids.type}, expected {known.type} as in the data")
     rows = pc.index_in(item_ids, value_set=known)
@@ -97,6 +99,6 @@ def _translate(item_ids: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
 
 
 @torch.no_grad()
-def _embeddings(run: TrainedRun, item_idx: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _embeddings(run: TrainedRun, item_idx: npt.NDArray[np.int64]) -> Float32Array:
     parts = [item_vectors(run.model, rows) for rows in torch.from_numpy(item_idx).split(_ROWS)]
     return F.normalize(torch.cat(parts), dim=1).numpy() if parts else np.zeros((0, 1), np.float32)

@@ -1,4 +1,4 @@
-"""Where pretrained item embeddings come from: a factorisation of the training events, or an earlier run.
+"""Sources of pretrained item embeddings: a factorisation of the training events, or an earlier run.
 
 Shapes: U users, N items with training events, W width.
 """
@@ -31,20 +31,20 @@ log = logging.getLogger("recsys")
 class SVDEmbeddings:
     """Singular vectors of the interaction matrix, times the square roots of their singular values.
 
-    An entry of the matrix is divided by the square root of what its user and of what its item did, so that the vectors
-    do not follow the most active (Shen et al. 2021, "How powerful is graph convolution for recommendation?"; PureSVD,
-    Cremonesi et al. 2010, is the same without).
+    An entry of the matrix is divided by the square roots of the numbers of events of its user and of its item, so that
+    the most active ones do not dominate (Shen et al. 2021, "How powerful is graph convolution for recommendation?";
+    PureSVD, Cremonesi et al. 2010, omits this).
 
     Args:
-        until: share of the training events, by time, that it learns from: the oldest. 1 for all.
-        seed: of the iteration's start.
+        until: share of the training events to learn from, the oldest ones; 1 for all.
+        seed: seed of the first vector of the iteration.
     """
 
     def __init__(self, until: float = 1.0, seed: int = 0) -> None:
         self.until, self.seed = _share(until), seed
 
     def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
-        """As in `recsys.models.pretrained.Source`."""
+        """Return a table of item embeddings [num_trained + 1, width]; see `recsys.models.pretrained`."""
         events = Interactions(oldest(dataset, self.until), "train")
         matrix = events.users.astype(np.float64)
         if width >= min(matrix.shape):
@@ -62,18 +62,21 @@ class ALSEmbeddings:
     """Item factors of alternating least squares (`recsys.baselines.als`).
 
     Args:
-        alpha, l2, iterations, seed: of the factorisation.
-        until: share of the training events, by time, that it learns from: the oldest. 1 for all.
+        alpha: confidence in an event.
+        l2: strength of regularisation.
+        iterations: passes over users and items.
+        until: share of the training events to learn from, the oldest ones; 1 for all.
+        seed: seed of the first factors.
     """
 
     def __init__(
-        self, alpha: float = 20.0, l2: float = 0.01, iterations: int = 15, until: float = 1.0, seed: int = 0
+        self, alpha: float = 20.0, l2: float = 0.01, *, iterations: int = 15, until: float = 1.0, seed: int = 0
     ) -> None:
         self.alpha, self.l2, self.iterations, self.seed = alpha, l2, iterations, seed
         self.until = _share(until)
 
     def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
-        """As in `recsys.models.pretrained.Source`."""
+        """Return a table of item embeddings [num_trained + 1, width]; see `recsys.models.pretrained`."""
         model = als.ALS(width, self.alpha, l2=self.l2, iterations=self.iterations, seed=self.seed)
         events = Interactions(oldest(dataset, self.until), "train")
         model.fit(events)
@@ -81,17 +84,19 @@ class ALSEmbeddings:
 
 
 class EarlierRunEmbeddings:
-    """The item embeddings of a finished run, matched by item_id. What the run learned from is the user's to choose.
+    """Item embeddings of a finished run, matched by item_id.
+
+    The user must choose a run that has not learned from events that are evaluated.
 
     Args:
-        path: of the run's folder.
+        path: folder of the run.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def __call__(self, dataset: PreparedDataset, width: int) -> Float32Array:
-        """As in `recsys.models.pretrained.Source`."""
+        """Return a table of item embeddings [num_trained + 1, width]; see `recsys.models.pretrained`."""
         run = load_run(self.path)
         dim = run.model.item_tower.dim
         if dim != width:
@@ -106,19 +111,24 @@ class EarlierRunEmbeddings:
             raise UserError(f"{self.path}: knows none of the {dataset.num_trained} items of this data")
         log.info("pretrained: %s knows %d of %d items", self.path, len(found), dataset.num_trained)
         table = np.zeros((dataset.num_trained + 1, width), np.float32)
-        # Without a bias of retrieval, which is one dimension more.
+        # The bias of retrieval, a further dimension, is left out.
         embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus[rows[found]]))
         table[found + 1] = embeddings[:, :width].cpu().numpy()
         return table
 
 
 def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
-    """The data set with the training events before the quantile `share` of their times as its training part.
+    """Return the data set with only the oldest training events as its training part.
 
-    Items keep their numbers. `history.targets_since` of the same share leaves the other events to training.
+    Items keep their numbers. With `history.targets_since` of the same share, training takes only the other events as
+    targets.
+
+    Args:
+        dataset: data set to restrict.
+        share: quantile of the times of training events at which the part ends.
 
     Raises:
-        UserError: a share below 1 for data without time.
+        UserError: If the share is below 1 and the data has no times.
     """
     if share == 1.0:
         return dataset

@@ -1,4 +1,4 @@
-"""A run as a table that people read."""
+"""Printed summary of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PARTS = ("val", "test", "test_rolling")
 
 
 def print_run(run: RunFolder, console: Console | None = None) -> None:
-    """Metrics by part and cut-off, slices, and what the run cost."""
+    """Print the metrics of a run by part, cut-off and slice, and its time and memory."""
     console = console or Console()
     metrics, state = run.metrics, run.state
-    table = Table(title="full corpus, exact", title_justify="left", title_style="bold")
+    table = Table(title="metrics over the full corpus, exact search", title_justify="left", title_style="bold")
     table.add_column("part")
     table.add_column("metric")
     for cutoff in CUTOFFS:

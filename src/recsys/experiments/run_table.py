@@ -1,4 +1,4 @@
-"""The table of local runs: what every run below a folder was asked for, how far it came and how it did."""
+"""Table of the runs below a folder: their overrides, progress and metrics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from recsys.experiments.run_folder import METRICS, STATE, RunState, read_json, r
 
 @dataclass(frozen=True)
 class RunRow:
-    """One run folder, as it is on disk.
+    """One run folder.
 
     Attributes:
-        path: of the run folder.
-        name: its path below the folder that was read.
-        overrides: what its command asked for, as {key: value} in its own words; a choice of a group is one too.
+        path: run folder.
+        name: path of the run below the folder that was read.
+        overrides: overrides of the run's command, {key: value}; choices of groups are included.
         state: content of `run.json`.
         metrics: content of `metrics.json`; empty before the first validation of the selected checkpoint.
     """
@@ -35,18 +35,18 @@ class RunRow:
     metrics: Mapping[str, float]
 
     def value(self, metric: str) -> float | None:
-        """The metric, None where the run has no such number."""
+        """Return a metric of the run, or None if it has no such number."""
         value = self.metrics.get(metric)
         return float(value) if isinstance(value, int | float) and not math.isnan(value) else None
 
 
 def read_runs(root: str | Path) -> list[RunRow]:
-    """Every run folder below `root`, `root` itself included, in order of paths, numbers by value (2 before 10).
+    """Return every run folder at or below `root`, in order of paths, with numbers by value (2 before 10).
 
-    What lies within a run folder belongs to it: variants that a run chose from are no runs of the table.
+    Folders within a run folder, such as the variants that a run chose from, are not runs of the table.
 
     Raises:
-        UserError: `root` is not a folder, or a file of a run is damaged.
+        UserError: If `root` is not a folder, or a file of a run is damaged.
     """
     root = Path(root)
     if not root.is_dir():
@@ -55,20 +55,20 @@ def read_runs(root: str | Path) -> list[RunRow]:
 
 
 def is_maximized(metric: str) -> bool:
-    """Whether more is better: of all but losses and times."""
+    """Return whether more of a metric is better, which holds for all but losses and times."""
     return not any(word in metric for word in ("loss", "seconds"))
 
 
 def best_first(rows: Sequence[RunRow], metric: str, maximize: bool | None = None) -> list[RunRow]:
-    """Rows that have the metric, best first, equal ones in the order that they came in.
+    """Return the rows that have a metric, best first; equal ones keep their order.
 
     Args:
-        rows: of `read_runs`.
-        metric: such as `val/recall@100`.
-        maximize: whether more is better; by the metric's name where it is not said.
+        rows: rows that `read_runs` returned.
+        metric: metric such as `val/recall@100`.
+        maximize: whether more is better; None to decide by the name of the metric.
 
     Raises:
-        UserError: no row has the metric.
+        UserError: If no row has the metric.
     """
     having = [(value, row) for row in rows if (value := row.value(metric)) is not None]
     if not having:
@@ -79,16 +79,16 @@ def best_first(rows: Sequence[RunRow], metric: str, maximize: bool | None = None
 
 
 def differing(rows: Sequence[RunRow]) -> list[dict[str, str]]:
-    """For each row those of its overrides that not all rows share; a key that a row does not have is left out there."""
+    """Return for each row its overrides whose values not all rows share."""
     keys = {key: None for row in rows for key in row.overrides}
     varied = [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]
     return [{key: row.overrides[key] for key in varied if key in row.overrides} for row in rows]
 
 
 def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], console: Console | None = None) -> None:
-    """Print rows in the order given: name, status, what differs, metrics and seconds."""
+    """Print the rows in their order: name, status, differing overrides, metrics and seconds."""
     table = Table()
-    for title in ("run", "status", "differs in"):
+    for title in ("run", "status", "overrides that differ"):
         table.add_column(title, overflow="fold")
     for title in (*metrics, "seconds"):
         table.add_column(title, justify="right")
@@ -122,7 +122,7 @@ def _read(path: Path, root: Path) -> RunRow:
 
 
 def _overrides(path: Path) -> dict[str, str]:
-    """As Hydra keeps them in every run folder."""
+    """The overrides that Hydra stores in every run folder."""
     file = path / ".hydra/overrides.yaml"
     if not file.exists():
         return {}

@@ -1,4 +1,4 @@
-"""A finished run folder, opened: configuration, data and trained towers, ready to embed."""
+"""Opening of a finished run: configuration, data and trained towers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recsys.experiments.assembly import build_model, corpus_of, open_data
 from recsys.experiments.run_folder import METRICS, STATE, RunState, RunStatus, read_json, read_state
 from recsys.models.blend import Model
 
-# What runs meant before these keys existed; `stored_config` moves those that have another place now.
+# Values that runs had before these keys existed. `stored_config` also moves keys that have another place now.
 EARLIER: dict[str, Any] = {
     "warm_start": None,
     "members": {},
@@ -38,11 +38,16 @@ EARLIER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, ready to embed: the weights are those of `checkpoints/best.ckpt`.
+    """A finished run whose model has the weights of `checkpoints/best.ckpt`.
 
     Attributes:
-        dataset: as the model was trained on it (validation moved into training after `refit`).
+        path: folder of the run.
+        config: configuration of the run.
+        dataset: data that the model was trained on; after `refit` validation events belong to training.
+        model: trained model in evaluation mode.
         corpus: item_idx of the items that can be recommended.
+        builder: builder of batches with the history length of the model.
+        metrics: content of `metrics.json`.
         state: content of `run.json`.
     """
 
@@ -60,7 +65,7 @@ def load_run(path: str | Path) -> TrainedRun:
     """Open a finished run folder.
 
     Raises:
-        UserError: there is none, it is not finished, or its data is another than it was trained on.
+        UserError: If there is no finished run, or its data has changed since it was trained.
     """
     path = Path(path)
     if not path.is_dir():
@@ -85,9 +90,9 @@ def load_run(path: str | Path) -> TrainedRun:
 
 
 def stored_config(path: Path) -> DictConfig:
-    """`config.yaml` of a run folder, with what runs meant before a key existed."""
+    """Return the configuration of a run, with the values that the run had before a key existed."""
     stored = load_config(path / "config.yaml")
-    # Keys in the order of the file.
+    # Merged twice to keep the order of the file's keys.
     config = OmegaConf.merge(stored, EARLIER, stored)
     assert isinstance(config, DictConfig)
     for tower in (config.user_tower, config.item_tower):
@@ -99,11 +104,15 @@ def stored_config(path: Path) -> DictConfig:
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
-    """Weights of a checkpoint into a model of the same shapes."""
+    """Load the weights of a checkpoint into a model of the same shapes.
+
+    Raises:
+        UserError: If the file is not a checkpoint of such a model.
+    """
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         state = content["state_dict"].items()
-        # What negatives remember lies beside the model.
+        # Memory banks of negatives are stored beside the model.
         weights = {name.removeprefix("model."): value for name, value in state if name.startswith("model.")}
         model.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:

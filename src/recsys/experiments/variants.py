@@ -1,4 +1,4 @@
-"""One command, several variants: each is trained and measured on validation, the best one becomes the run."""
+"""Training of several variants in one run: the one that is best on validation becomes the run, or a blend of them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from recsys.experiments.train import refit, select, train
 log = logging.getLogger("recsys")
 
 
-def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = False) -> RunFolder:
-    """Select in `path/variants/NAME` for each variant, and finish the one that is best on validation as the run `path`.
+def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = False) -> RunFolder:
+    """Train every variant in `path/variants/NAME`, and finish the one that is best on validation as the run `path`.
 
-    Goes on where it was killed. The test part is looked at once, with the winner.
+    A killed call continues where it was. Only the winner is evaluated on the test part.
 
     Args:
-        variants: complete configurations by name; all of one data set and one `evaluation.metric`.
-        path: of the run folder, whose `config.yaml` will be the winner's.
+        variants: complete configurations by name, all of one data set and one `evaluation.metric`.
+        path: folder of the run; its `config.yaml` will be the winner's.
         blend: whether the run may be a blend of several variants.
 
     Raises:
-        UserError: there is no variant, or they are measured by different metrics.
+        UserError: If there is no variant, or they are measured by different metrics.
     """
     metrics = {config.evaluation.metric for config in variants.values()}
     if len(metrics) != 1:
@@ -45,25 +45,27 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, blend: bool = Fal
     metric = metrics.pop()
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
-        log.info("variant %s (%d of %d)", name, number, len(variants))
+        log.info("training variant %s (%d of %d)", name, number, len(variants))
         runs[name] = select(config, path / "variants" / name)
     scores = {name: run.metrics[metric] for name, run in runs.items()}
     best = max(scores, key=lambda name: scores[name])
     if blend:
-        chosen = _choose(variants, runs, metric, path / "variants/blend.json")
+        chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json")
         if not chosen.is_one_run:
-            return _finish_blend(variants, runs, chosen, scores, metric, path)
+            return _finish_blend(variants, runs, chosen=chosen, scores=scores, metric=metric, path=path)
     if distributed.is_first():
-        _print(scores, metric, best)
+        _print(scores, metric=metric, best=best)
         _adopt(runs[best], path, variant=best, variants=scores, seconds=_seconds(runs))
     distributed.barrier()
     return train(variants[best], path)
 
 
-def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], metric: str, file: Path) -> BlendChoice:
-    """The blend, kept in `file`: once its members are trained on validation too, it cannot be chosen again."""
+def _choose(
+    variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str, file: Path
+) -> BlendChoice:
+    """The choice of the blend, stored in `file`, because it cannot be repeated after its members were refitted."""
     if not file.exists() and distributed.is_first():
-        atomic_write(file, json.dumps(choose_blend(variants, runs, metric)._asdict(), indent=2) + "\n")
+        atomic_write(file, json.dumps(choose_blend(variants, runs, metric=metric)._asdict(), indent=2) + "\n")
     distributed.barrier()
     return BlendChoice(**json.loads(file.read_text()))
 
@@ -71,27 +73,28 @@ def _choose(variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], m
 def _finish_blend(
     variants: Mapping[str, DictConfig],
     runs: Mapping[str, RunFolder],
+    *,
     chosen: BlendChoice,
     scores: Mapping[str, float],
     metric: str,
     path: Path,
 ) -> RunFolder:
-    """Train the members again where that is asked for, and make the run `path` of their weights."""
+    """Refit the members if the configuration asks for it, and make the run `path` of their weights."""
     members = {name: variants[name] for name in chosen.weights}
     name = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
     if chosen.prior_shift["weight"]:
         name += " + {weight:g} prior^{power:g} of {half_life_days:g} days".format(**chosen.prior_shift)
     if distributed.is_first():
-        _print({**scores, name: chosen.metrics[metric]}, metric, name)
+        _print({**scores, name: chosen.metrics[metric]}, metric=metric, best=name)
     for number, member in enumerate(members, 1):
-        log.info("member %s (%d of %d)", member, number, len(members))
+        log.info("refitting member %s (%d of %d)", member, number, len(members))
         refit(members[member], path / "variants" / member)
-    config = blend_config(members, chosen.weights, chosen.prior_shift)
+    config = blend_config(members, chosen.weights, prior_shift=chosen.prior_shift)
     run = RunFolder(path, config)
     if not run.state.is_selected and distributed.is_first():
         run.checkpoints.mkdir(exist_ok=True)
         for file in ("best.ckpt", "last.ckpt"):
-            write_checkpoint(members, runs, run.checkpoints / file)
+            write_checkpoint(members, runs, path=run.checkpoints / file)
         run.write_metrics(chosen.metrics)
         states = [runs[member].state for member in members]
         # Written last, because it makes the rest of the folder valid.
@@ -128,7 +131,7 @@ def _adopt(run: RunFolder, path: Path, **changes: Any) -> None:
     dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(path)
 
 
-def _print(scores: Mapping[str, float], metric: str, best: str) -> None:
+def _print(scores: Mapping[str, float], *, metric: str, best: str) -> None:
     table = Table("variant", metric)
     for name, score in sorted(scores.items(), key=lambda pair: -pair[1]):
         table.add_row(f"[bold]{name}[/bold]" if name == best else name, f"{score:.4f}")

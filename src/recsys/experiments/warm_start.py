@@ -1,7 +1,7 @@
-"""Weights of an earlier run as the beginning of a training: rows of tables go by id, everything else by name.
+"""Warm start: training that begins from the weights of an earlier run.
 
-Items, users and values that are new since the earlier run were unknown to it; so their rows begin as its row of the
-unknown, and before its first step the model answers as the earlier run would.
+Rows of tables are copied by id, all other weights by name. Items, users and values that are new were unknown to the
+earlier run. Their rows begin as its row of the unknown, so before the first step the model answers as the earlier run.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A run to begin from.
+    """Run whose weights training begins from.
 
     Attributes:
-        dataset: that it was trained on.
-        weights: of its best checkpoint, by name.
-        steps: after which that checkpoint was taken.
+        path: folder of the run.
+        dataset: data set that the run was trained on.
+        weights: weights of its best checkpoint, by name.
+        steps: training steps of that checkpoint.
     """
 
     path: Path
@@ -49,11 +50,11 @@ class EarlierRun:
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows of a table of embeddings: where each is in the earlier run's.
+    """Source of the rows of an embedding table.
 
     Attributes:
-        earlier: name of the table there.
-        rows: row there of each row here.
+        earlier: name of the table in the earlier run.
+        rows: row of that table for each row of the new one.
     """
 
     earlier: str
@@ -61,10 +62,10 @@ class _Table:
 
 
 def open_earlier_run(path: str | Path) -> EarlierRun:
-    """Open a run that is to be begun from. Its source may have changed since; its prepared data must be in the cache.
+    """Open a run to begin from. Its prepared data must be in the cache; its source may have changed.
 
     Raises:
-        UserError: it is not the folder of a trained run, or a blend, or its prepared data are gone.
+        UserError: If the folder holds no trained run, or a blend, or the prepared data are missing.
     """
     path = Path(path)
     try:
@@ -93,15 +94,15 @@ def open_earlier_run(path: str | Path) -> EarlierRun:
 
 @torch.no_grad()
 def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset) -> list[str]:
-    """Copy what fits into a fresh model; names of the weights that stay fresh.
+    """Copy the weights that fit into a fresh model, and return the names of those that stay fresh.
 
     Args:
-        earlier: the run.
-        model: built for `dataset`.
-        dataset: that is trained on now.
+        earlier: run to begin from.
+        model: model that was built for `dataset`.
+        dataset: data set to train on.
 
     Raises:
-        UserError: ids are of another type, or nothing fits.
+        UserError: If ids are of another type, or no weight fits.
     """
     tables = dict(_tables(earlier, model, dataset))
     fresh, copied = [], 0
@@ -119,12 +120,12 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
         raise UserError(
             f"warm_start={earlier.path}: none of its weights fits this model; expected towers of its shapes"
         )
-    log.info("begins from %s; fresh: %s", earlier.path, ", ".join(fresh) or "nothing")
+    log.info("training begins from %s; new weights: %s", earlier.path, ", ".join(fresh) or "nothing")
     return fresh
 
 
 def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:
-    """Tables whose rows belong to ids, users or values, by name."""
+    """Tables whose rows belong to items, users or values, by name."""
     user, items = model.user_tower, _item_rows(earlier.dataset, dataset)
     parts: list[tuple[str, FeatureEmbedding | None, Callable[[Schema], tuple[Feature, ...]]]] = [
         ("user_tower.events", user.events, lambda schema: schema.with_role("event", "request")),
@@ -137,7 +138,7 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
             for part in ("table", "pretrained.table"):
                 yield f"{tower}.{part}.weight", _Table(f"{tower}.{part}.weight", items)
     if user.users is not None and (before := earlier.weights.get("user_tower.users.rows")) is not None:
-        rows = _user_rows(earlier.dataset, before.numpy(), dataset, user.users.rows.numpy())
+        rows = _user_rows(earlier.dataset, dataset, rows_before=before.numpy(), rows_now=user.users.rows.numpy())
         yield "user_tower.users.table.weight", _Table("user_tower.users.table.weight", rows)
     for prefix, embedding, chosen in parts:
         if embedding is not None:
@@ -150,24 +151,24 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
 
 
 def _item_rows(before: PreparedDataset, now: PreparedDataset) -> Rows:
-    """By item_idx, 0..num_trained."""
+    """Earlier row of each item_idx, 0..num_trained."""
     known = before.item_ids.slice(0, before.num_trained)
     found = _places(now.item_ids.slice(0, now.num_trained), known, "item_id")
     return np.concatenate([[UNKNOWN_ITEM], np.where(found < 0, UNKNOWN_ITEM, found + 1)])
 
 
-def _user_rows(before: PreparedDataset, rows_before: Rows, now: PreparedDataset, rows_now: Rows) -> Rows:
-    """By row of the table of users, of which the first is everyone's who has no training events."""
+def _user_rows(before: PreparedDataset, now: PreparedDataset, *, rows_before: Rows, rows_now: Rows) -> Rows:
+    """Earlier row of each row of the user table; row 0 stands for all users without training events."""
     trained = np.flatnonzero(rows_now > 0)
     found = _places(now.user_ids.take(pa.array(trained)), before.user_ids, "user_id")
-    # The last entry is that of an unknown user, and found is -1 for one.
+    # found is -1 for an unknown user, which picks the last entry, that of unknown users.
     rows = np.zeros(len(trained) + 1, np.int64)
     rows[rows_now[trained]] = rows_before[found]
     return rows
 
 
 def _value_rows(before: PreparedDataset, now: PreparedDataset, feature: Feature) -> Rows:
-    """By code of a categorical feature."""
+    """Earlier row of each code of a categorical feature."""
     mine, theirs = now.vocabulary(feature), before.vocabulary(feature)
     assert mine is not None, "the feature has a vocabulary"
     if theirs is None or theirs.type != mine.type:
@@ -177,7 +178,7 @@ def _value_rows(before: PreparedDataset, now: PreparedDataset, feature: Feature)
 
 
 def _places(ids: pa.Array, known: pa.Array, column: str) -> Rows:
-    """Place of each id among those that are known, -1 where it is new."""
+    """Place of each id among the known ones, -1 if it is new."""
     if ids.type != known.type:
         raise UserError(f"warm_start: its {column} is {known.type}, expected {ids.type} as in this data")
     return np.asarray(pc.fill_null(pc.index_in(ids, value_set=known), -1)).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which items enter the index: a policy chooses from the corpus of a run before it is encoded.
+"""Policies that choose the items of an index from the corpus of a run.
 
 Shapes: N items of the corpus, M of them chosen.
 """
@@ -28,19 +28,19 @@ class CorpusPolicy(Protocol):
     """Chooses the items of an index."""
 
     def choose(self, dataset: PreparedDataset, corpus: Items) -> Items:
-        """item_idx of the chosen items, ascending; int64 [M].
+        """Return the item_idx of the chosen items, ascending; int64 [M].
 
         Args:
-            dataset: what is known of the items, up to the test part.
-            corpus: item_idx of all that can be recommended, ascending; int64 [N].
+            dataset: data of the run; events of the test part are not used.
+            corpus: item_idx of all items that can be recommended, ascending; int64 [N].
 
         Raises:
-            UserError: the data or a file is not what the policy needs.
+            UserError: If the policy cannot use the data or a file.
         """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Settings, as the manifest of a release records them."""
+        """Return the settings that the manifest of a release records."""
         ...
 
 
@@ -48,60 +48,64 @@ class AllItems:
     """Every item that can be recommended."""
 
     def choose(self, dataset: PreparedDataset, corpus: Items) -> Items:  # noqa: ARG002
-        """As in `CorpusPolicy`."""
+        """Return the whole corpus."""
         return corpus
 
     def describe(self) -> dict[str, Any]:
-        """As in `CorpusPolicy`."""
+        """Return the settings that the manifest of a release records."""
         return {"policy": "all"}
 
 
 class ListedItems:
-    """Items that files name, and not those that files name.
+    """Items of an allow list, without those of a deny list.
 
     Args:
-        allow: file of ids, one a line: these alone may enter; null for all.
-        deny: file of ids: these never enter.
+        allow: file of item ids, one a line; no other items enter. None for all items.
+        deny: file of item ids that never enter.
     """
 
     def __init__(self, allow: str | None = None, deny: str | None = None) -> None:
         self.allow, self.deny = allow, deny
 
     def choose(self, dataset: PreparedDataset, corpus: Items) -> Items:
-        """As in `CorpusPolicy`."""
+        """Return the chosen items; see `CorpusPolicy.choose`."""
         if self.allow is None and self.deny is None:
             raise UserError("corpus=listed: expected corpus.allow=FILE, corpus.deny=FILE or both")
-        allowed = corpus if self.allow is None else np.intersect1d(corpus, read_items(self.allow, "allow", dataset))
+        allowed = (
+            corpus if self.allow is None else np.intersect1d(corpus, read_items(self.allow, "allow", dataset=dataset))
+        )
         return _without(allowed, self.deny, dataset)
 
     def describe(self) -> dict[str, Any]:
-        """As in `CorpusPolicy`."""
+        """Return the settings that the manifest of a release records."""
         return {"policy": "listed", "allow": self.allow, "deny": self.deny}
 
 
 class EngagedItems:
-    """Items that people engage with, by a time-decayed sum, and a quota of the newest others.
+    """Items with recent engagement, and a number of the newest other items.
 
-    The engagement of an item is the sum over its events of `0.5^(age / half_life_days)`, the age being that before the
-    newest event up to the test part. Items enter that reach a sum, or the best so many, and besides them the newest of
-    those that do not, which had no time to be engaged with. Pinterest chose its corpus by such a sum, which was worth
-    0.1 to 0.2% of sessions without a change to the model ("Advancements in Embedding-Based Retrieval", 2025).
+    The engagement of an item is the sum over its events of `0.5^(age / half_life_days)`, where the age is counted back
+    from the newest event before the test part. Items enter if their engagement reaches a bound, or is among the
+    largest. New items had no time to be engaged with, so the newest of the others enter as well. Pinterest chose its
+    corpus by such a sum, which was worth 0.1 to 0.2% of sessions without a change to the model ("Advancements in
+    Embedding-Based Retrieval", 2025).
 
     Args:
-        half_life_days: an event so many days old counts half.
-        at_least: the least sum; null for no such bound.
-        top: at most so many items, by their sum; null for no such bound.
-        num_fresh: so many of the newest other items enter as well.
-        born: numeric column of items that says when they came, in any unit; null for the time of their first event.
-            Items without that are the oldest.
-        allow: file of ids, one a line, that enter in any case.
-        deny: file of ids that never enter.
+        half_life_days: age in days at which an event counts half.
+        at_least: least engagement of an item; None for no bound.
+        top: number of items with the most engagement; None for no bound.
+        num_fresh: number of the newest other items that enter as well.
+        born: numeric column of items with the time of their creation, in any unit; None for the time of the first
+            event. Items without a value are the oldest.
+        allow: file of item ids, one a line, that enter in any case.
+        deny: file of item ids that never enter.
     """
 
     def __init__(
         self,
         half_life_days: float = 30.0,
         at_least: float | None = None,
+        *,
         top: int | None = None,
         num_fresh: int = 0,
         born: str | None = None,
@@ -117,7 +121,7 @@ class EngagedItems:
         self.born, self.allow, self.deny = born, allow, deny
 
     def choose(self, dataset: PreparedDataset, corpus: Items) -> Items:
-        """As in `CorpusPolicy`."""
+        """Return the chosen items; see `CorpusPolicy.choose`."""
         if self.at_least is None and self.top is None:
             raise UserError("corpus=engaged: expected corpus.at_least=SUM, corpus.top=NUMBER or both")
         sums, first = engagement(dataset, self.half_life_days)
@@ -130,16 +134,20 @@ class EngagedItems:
         fresh = others[np.argsort(-np.nan_to_num(age[others], nan=-np.inf), kind="stable")][: self.num_fresh]
         chosen = np.concatenate([best, fresh])
         if self.allow is not None:
-            chosen = np.concatenate([chosen, np.intersect1d(corpus, read_items(self.allow, "allow", dataset))])
+            chosen = np.concatenate([chosen, np.intersect1d(corpus, read_items(self.allow, "allow", dataset=dataset))])
         return _without(np.unique(chosen), self.deny, dataset)
 
     def describe(self) -> dict[str, Any]:
-        """As in `CorpusPolicy`."""
+        """Return the settings that the manifest of a release records."""
         return {"policy": "engaged", **vars(self)}
 
 
-def choose(policy: CorpusPolicy, dataset: PreparedDataset, corpus: Items) -> Items:
-    """What the policy chooses, of which there must be something."""
+def choose_items(policy: CorpusPolicy, dataset: PreparedDataset, *, corpus: Items) -> Items:
+    """Return the items that a policy chooses.
+
+    Raises:
+        UserError: If the policy chooses no item, or cannot use the data or a file.
+    """
     chosen = policy.choose(dataset, corpus)
     if not len(chosen):
         raise UserError(f"corpus: {policy.describe()} leaves none of {len(corpus):,} items; expected at least one")
@@ -149,16 +157,16 @@ def choose(policy: CorpusPolicy, dataset: PreparedDataset, corpus: Items) -> Ite
 def engagement(
     dataset: PreparedDataset, half_life_days: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Decayed sum of each item's events before the test part, and the time of the first of them (nan: none).
+    """Return the engagement of each item, and the time of its first event (nan if there is none).
 
-    Both float64 [item_idx].
+    Only events before the test part count. Both arrays are float64, by item_idx.
 
     Raises:
-        UserError: the times of events are no days.
+        UserError: If the times of events are not in days or seconds.
     """
     if not dataset.meta.time_resolution.has_clock:
         raise UserError(
-            f"corpus=engaged: data.time={dataset.meta.time_resolution} knows no days, which a decay needs; "
+            f"corpus=engaged: data.time={dataset.meta.time_resolution} has no days, which the decay needs; "
             "use corpus=all or corpus=listed, or data.time=seconds|day"
         )
     begin = dataset.offsets[:-1]
@@ -172,11 +180,16 @@ def engagement(
     return sums, np.where(np.isinf(first), np.nan, first)
 
 
-def read_items(file: str, setting: str, dataset: PreparedDataset) -> Items:
-    """item_idx of the ids in a file, one a line; ids that the data does not know are counted in the log.
+def read_items(file: str, setting: str, *, dataset: PreparedDataset) -> Items:
+    """Return the item_idx of the ids in a file, one a line; unknown ids are counted in the log.
+
+    Args:
+        file: text file of ids.
+        setting: key of `corpus` that names the file, for errors.
+        dataset: data set that knows the ids.
 
     Raises:
-        UserError: the file cannot be read, holds no id of an integer where ids are integers, or none that is known.
+        UserError: If the file cannot be read, an id is of another type than the data's, or all ids are unknown.
     """
     try:
         lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
@@ -191,21 +204,21 @@ def read_items(file: str, setting: str, dataset: PreparedDataset) -> Items:
     if texts and places.null_count == len(texts):
         raise UserError(f"corpus.{setting}={file}: none of its {len(texts)} ids is an item of {dataset.path}")
     if places.null_count:
-        log.warning("corpus.%s=%s: %d of %d ids are no items of the data", setting, file, places.null_count, len(texts))
+        log.warning("corpus.%s=%s: %d of %d ids are unknown", setting, file, places.null_count, len(texts))
     known = np.array(places.drop_null(), np.int64)
     return np.unique(known) + 1
 
 
 def _without(items: Items, deny: str | None, dataset: PreparedDataset) -> Items:
-    return items if deny is None else np.setdiff1d(items, read_items(deny, "deny", dataset))
+    return items if deny is None else np.setdiff1d(items, read_items(deny, "deny", dataset=dataset))
 
 
 def _born(dataset: PreparedDataset, name: str) -> npt.NDArray[np.float64]:
-    """Values of a numeric column of items; nan where there is none; float64 [item_idx]."""
+    """Values of a numeric column of items, float64 by item_idx; nan if an item has none."""
     able = {feature.name: feature for feature in dataset.schema.owned_by("items") if feature.kind == "numeric"}
     if name not in able:
-        raise UserError(f"corpus.born={name}: no numeric column of items is called so{nearest(name, able)}")
+        raise UserError(f"corpus.born={name}: there is no such numeric column of items{nearest(name, able)}")
     column = dataset.columns[able[name].key]
     assert isinstance(column, Dense)
-    # Standardised values are in the order of the raw ones.
+    # Standardised values have the order of the raw ones.
     return np.asarray(column.values, np.float64)

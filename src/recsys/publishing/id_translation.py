@@ -1,4 +1,4 @@
-"""Histories of one data set in the codes of a release that was made from another."""
+"""Translation of histories of one data set into the codes of a release that was made from another."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger("recsys")
 class Translation:
     """Maps ids, categories and standardised numbers through their outside values.
 
-    What the release does not know becomes unknown; a feature that the data does not have is missing.
+    Ids and values that the release does not know become unknown. Features that the data does not have are missing.
 
     Args:
-        dataset: the data.
-        retriever: the release.
+        dataset: data set of the histories.
+        retriever: opened release.
 
     Raises:
-        UserError: ids or features that cannot be those of the release.
+        UserError: If ids or features of the data are of another type than those of the release.
     """
 
     def __init__(self, dataset: PreparedDataset, retriever: Retriever) -> None:
@@ -50,7 +50,7 @@ class Translation:
     def _same(self, feature: Feature, found: Feature | None) -> Feature | None:
         if found is None:
             log.warning(
-                "data.root: has no feature %s, which the release reads; it is missing for everyone", feature.key
+                "data.root: has no feature %s, which the release reads; it is missing for every user", feature.key
             )
             return None
         if found.kind != feature.kind or (feature.kind in ("vector", "text") and found.size != feature.size):
@@ -65,11 +65,11 @@ class Translation:
         return found
 
     def items(self, items: Ragged) -> Ragged:
-        """Items of the data as those of the release; 0 where it has none."""
+        """Return items of the data as items of the release, 0 for those that it does not know."""
         return Ragged(self._items[items.values].astype(np.int32), items.offsets)
 
     def histories(self, histories: Histories) -> Histories:
-        """Histories in the codes of the release."""
+        """Return histories in the codes of the release."""
         return Histories(
             item_idx=self._items[histories.item_idx],
             lengths=histories.lengths,
@@ -105,7 +105,7 @@ class Translation:
 
 
 def _distinct(codes: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], size: int) -> Ragged:
-    """Bags of distinct codes, as the encoder makes them: several unknown values are one."""
+    """Bags of distinct codes, as the encoder makes them: several unknown values become one."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = np.unique(owner * size + codes)
     counts = np.bincount(keys // size, minlength=len(offsets) - 1)

@@ -1,4 +1,4 @@
-"""The user tower as ONNX: padded histories in, comparable user embeddings out."""
+"""Export of the user tower to ONNX: padded histories in, normalised user embeddings out."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from recsys.data.batches.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.models.blend import Blend, Model, members_of
 from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, TensorSpec, embedding_shape
 
-# Larger weights go to a second file, which the runtime maps instead of parsing.
+# Larger weights go to a second file, which the runtime memory-maps.
 INLINE_BYTES = 64 << 20
 OPSET = 20
 OUTPUT = "user_embedding"
 
 
 def input_specs(model: Model, schema: Schema) -> tuple[TensorSpec, ...]:
-    """Inputs of the exported tower: B histories of L events, bags of up to W codes.
+    """Return the inputs of the exported tower: B histories of L events, bags of up to W codes.
 
-    `item_idx` 0 is padding, and any item that the tower does not know. `timestamp`, in seconds, is there only where the
-    history encoder reads time.
+    `item_idx` 0 stands for padding and for unknown items. `timestamp`, in seconds, is an input only if the history
+    encoder reads time.
     """
     towers = [member.model.user_tower for member in members_of(model)]
     specs = [TensorSpec("item_idx", "int64", ("B", "L")), TensorSpec("lengths", "int64", ("B",))]
@@ -54,17 +54,17 @@ def _spec(prefix: str, feature: Feature, axes: tuple[str, ...]) -> TensorSpec:
 
 
 class ServedUserTower(nn.Module):
-    """`UserTower.forward_padded` of each member, with the item embeddings of the history in a table.
+    """User tower of each member, with the item embeddings of the histories in a table.
 
     Args:
         model: both towers, in evaluation mode.
-        num_items: items 0..num_items have a row in the table.
-        specs: of the inputs, in order.
+        num_items: largest item_idx that has a row in the table.
+        specs: specifications of the inputs, in order.
     """
 
     table: Tensor
 
-    def __init__(self, model: Model, num_items: int, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, model: Model, num_items: int, *, specs: tuple[TensorSpec, ...]) -> None:
         super().__init__()
         self.model, self.names = model, [spec.name for spec in specs]
         self.members = members_of(model)
@@ -76,7 +76,7 @@ class ServedUserTower(nn.Module):
         self.register_buffer("table", table.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """User embeddings [B, D] or [B, M, D] of the inputs, which come in the order of the specs."""
+        """Return user embeddings [B, D] or [B, M, D]; the inputs come in the order of the specs."""
         given = dict(zip(self.names, inputs, strict=True))
         item_idx, lengths = given["item_idx"], given["lengths"]
         user_idx = given.get("user_idx", torch.full_like(lengths, -1))
@@ -105,7 +105,7 @@ class ServedUserTower(nn.Module):
 
 
 def _latest(rows: Tensor | None, lengths: Tensor, max_history: int) -> Tensor | None:
-    """The last `max_history` of `lengths` rows [B, L, ...] padded on the right; [B, max_history, ...]."""
+    """The last `max_history` of `lengths` rows [B, L, ...], padded on the right; [B, max_history, ...]."""
     if rows is None:
         return None
     first = (lengths - max_history).clamp(min=0)
@@ -119,19 +119,19 @@ def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
 
 
 def export_user_tower(
-    model: Model, num_items: int, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
+    model: Model, num_items: int, *, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
 ) -> TensorSpec:
-    """Write `user_tower.onnx` (big weights: and `user_tower.onnx.data`) into `folder`; what it gives out.
+    """Write `user_tower.onnx`, for large weights also `user_tower.onnx.data`, and return the output's specification.
 
     Args:
         model: both towers, in evaluation mode.
-        num_items: items 1..num_items are known to the table; others come as 0.
+        num_items: largest item_idx that the tower knows; other items come as 0.
         specs: inputs, from `input_specs`.
-        folder: exists already.
-        metadata: kept inside the file.
+        folder: folder that exists.
+        metadata: keys and values to store in the file.
     """
-    served = ServedUserTower(model, num_items, specs).eval()
-    # Axes of different sizes above one: the exporter takes equal or single ones for constants.
+    served = ServedUserTower(model, num_items, specs=specs).eval()
+    # The exporter takes axes of equal size, or of size one, for constants, so every axis gets a size of its own.
     names = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)})
     sizes = {axis: 3 + number for number, axis in enumerate(names)}
     example, dynamic = [], []
@@ -141,7 +141,7 @@ def export_user_tower(
         dynamic.append({at: Dim.DYNAMIC for at, axis in enumerate(spec.shape) if isinstance(axis, str)})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Its notices are about packages that no tower uses.
+        # The exporter's notices are about packages that no tower uses.
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
             served,
@@ -155,11 +155,11 @@ def export_user_tower(
         )
     assert program is not None
     output = TensorSpec(OUTPUT, "float32", embedding_shape(model.num_embeddings, model.dim))
-    _write(program.model_proto, folder / USER_TOWER, (*specs, output), metadata)
+    _write(program.model_proto, folder / USER_TOWER, specs=(*specs, output), metadata=metadata)
     return output
 
 
-def _write(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...], metadata: dict[str, str]) -> None:
+def _write(model: onnx.ModelProto, path: Path, *, specs: tuple[TensorSpec, ...], metadata: dict[str, str]) -> None:
     _tidy(model.graph)
     del model.opset_import[:], model.metadata_props[:], model.graph.value_info[:]
     model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
@@ -179,7 +179,7 @@ def _write(model: onnx.ModelProto, path: Path, specs: tuple[TensorSpec, ...], me
 
 
 def _tidy(graph: onnx.GraphProto) -> None:
-    """Drop notes on how the graph was made: they name files of the machine, and equal models must give equal bytes."""
+    """Drop notes on the making of the graph, because they name local files, and equal models must give equal bytes."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     for node in graph.node:
@@ -191,7 +191,7 @@ def _tidy(graph: onnx.GraphProto) -> None:
 
 
 def batch_columns(batch: Batch) -> tuple[dict[str, Column], dict[str, Column], dict[str, Column]]:
-    """Features of events, users and requests of a batch, as the exported tower's inputs are made from them."""
+    """Return the features of events, users and requests of a batch, for the inputs of the exported tower."""
     return _columns(batch.events), _columns(batch.users), _columns(batch.requests)
 
 

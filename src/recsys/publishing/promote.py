@@ -1,4 +1,4 @@
-"""From a run to a release: encode the corpus, build, tune and check the index, and publish the pair."""
+"""Promotion of a run to a release: encode the corpus, build, tune and check the index, and publish the pair."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, Tuning, tune
 from recsys.index.merging import present_embeddings
-from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose
+from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose_items
 from recsys.publishing.release_check import check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
 from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
 
-# User embeddings that tune the index, and as many others that check it.
+# Number of user embeddings that tune the index, and of others that check it.
 NUM_QUERIES = 1000
 TOP_K = 100
 
@@ -45,9 +45,11 @@ class Promotion:
     """A published release.
 
     Attributes:
-        num_items: in the index.
-        recall: of the index against exact search, on user embeddings that did not tune it.
-        corpus: as in the manifest.
+        version: version of the release.
+        num_items: number of items in the index.
+        recall: recall of the index against exact search, on user embeddings that did not tune it.
+        tuning: measurements that chose the effort of the index.
+        corpus: choice of the items, as recorded in the manifest.
     """
 
     version: str
@@ -100,27 +102,31 @@ def promote(
     log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
-    version = store.publish(lambda folder: pack(folder, run, index, embeddings, measured, model, corpus))
+    version = store.publish(
+        lambda folder: pack(
+            folder, run, index=index, embeddings=embeddings, measured=measured, model=model, corpus=corpus
+        )
+    )
     check_release(run, store, version=version, queries=halves[1], k=tuning.k, recall=recall)
     return Promotion(version, len(run.corpus), recall, tuning, corpus)
 
 
 def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:
-    """The run with the chosen items as its corpus, their embeddings, and what the manifest says of the choice."""
-    chosen = choose(policy, run.dataset, run.corpus)
-    said = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
+    """The run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice."""
+    chosen = choose_items(policy, run.dataset, corpus=run.corpus)
+    record = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
     log.info("encoding %d items", len(run.corpus))
     embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus))
     if len(chosen) < len(run.corpus):
         rows = torch.from_numpy(np.searchsorted(run.corpus, chosen))
         log.info("test recall of %d items, and of the %d chosen", len(run.corpus), len(chosen))
-        said |= _test_recall(run, {"all": (run.corpus, embeddings), "chosen": (chosen, embeddings[rows])})
+        record |= _test_recall(run, {"all": (run.corpus, embeddings), "chosen": (chosen, embeddings[rows])})
         embeddings = embeddings[rows].contiguous()
-    return dataclasses.replace(run, corpus=chosen), embeddings.numpy(), said
+    return dataclasses.replace(run, corpus=chosen), embeddings.numpy(), record
 
 
 def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tensor]]) -> dict[str, Any]:
-    """`test` -> name -> metrics with exact search; nothing where the data has no test part."""
+    """Test metrics of each corpus with exact search, by name; empty if the data has no test part."""
     requests = run.dataset.requests("test")
     if not len(requests.user_idx):
         return {}
@@ -131,16 +137,21 @@ def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tenso
         values = evaluate(
             ModelRanker(run.model, items, embeddings), run.dataset, "test", batches, metrics, run.config.exclude_seen
         )
-        # What is no number here, such as of a slice without users, has no place in JSON.
+        # JSON has no nan, which is the value of a slice without users.
         found[name] = {metric: value for metric, value in values.items() if math.isfinite(value)}
     return {"test": found}
 
 
-def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
-    """The folder `run`, or the best run of the folder `sweep`, finished if it was not tested yet.
+def choose_run(run: str | None, sweep: str | None, *, metric: str) -> Path:
+    """Return the folder `run`, or the best run of the folder `sweep`, which is finished if it was not tested yet.
+
+    Args:
+        run: folder of a run; None for the best of a sweep.
+        sweep: folder of runs; None for one run.
+        metric: validation metric that chooses the best run.
 
     Raises:
-        UserError: none or both are given, or the sweep has no such run.
+        UserError: If not exactly one of both is given, or the sweep has no run with the metric.
     """
     if (run is None) == (sweep is None):
         raise UserError("expected one of run=RUN (a run folder) and sweep=DIR (a folder of run folders)")
@@ -148,26 +159,29 @@ def choose_run(run: str | None, sweep: str | None, metric: str) -> Path:
         return Path(run)
     best = best_run(str(sweep), metric)
     if best.state.status == RunStatus.SELECTED:
-        log.info("%s was selected on validation: finishing it, with the one look at the test part", best.path)
+        log.info("%s was selected on validation; it is tested now", best.path)
         finish(best.path)
     return best.path
 
 
 def best_run(sweep: str | Path, metric: str) -> RunRow:
-    """The best run by a metric of validation below the folder `sweep`, of equal ones the first by path; says which.
+    """Return the best finished or selected run below a folder; of equal runs the first by path.
 
-    Runs that are finished, or selected and not tested yet, can win. The sweep's own file says whether more is better,
-    the name of the metric does where there is none.
+    Whether more is better follows from `sweep.yaml`, or from the name of the metric if there is no such file.
+
+    Args:
+        sweep: folder of runs.
+        metric: validation metric.
 
     Raises:
-        UserError: the metric is not one of validation, there is no such run, or none has the metric.
+        UserError: If the metric is not of validation, there is no finished run, or none has the metric.
     """
     if not metric.startswith("val/"):
         raise UserError(
-            f"metric: found '{metric}', expected one of validation such as val/recall@100: what is chosen by the test "
-            f"part is not tested by it"
+            f"metric: found '{metric}', expected one of validation such as val/recall@100, because a run "
+            f"that is chosen by the test part cannot be tested on it"
         )
-    # A folder of baselines may lie beside the runs that were measured against it.
+    # A folder of baselines may lie beside the runs that are compared with it.
     rows = [r for r in read_runs(sweep) if r.state.status in DONE and r.state.generator is None]
     if not rows:
         raise UserError(f"sweep: {sweep} holds no finished run")
@@ -183,8 +197,8 @@ def best_run(sweep: str | Path, metric: str) -> RunRow:
 
 def _maximize(sweep: Path, metric: str) -> bool:
     file = sweep / "sweep.yaml"
-    said = (yaml.safe_load(file.read_text()) if file.exists() else {}).get("metric", {})
-    return is_maximized(metric) if said.get("name") != metric else bool(said.get("goal") == "maximize")
+    stored = (yaml.safe_load(file.read_text()) if file.exists() else {}).get("metric", {})
+    return is_maximized(metric) if stored.get("name") != metric else bool(stored.get("goal") == "maximize")
 
 
 def _validation_embeddings(run: TrainedRun) -> Float32Array:
@@ -196,13 +210,13 @@ def _validation_embeddings(run: TrainedRun) -> Float32Array:
     with torch.inference_mode():
         for batch, _ in RequestLoader(run.builder, requests):
             users = run.model.encode_users(batch).numpy()
-            # An index is asked with one embedding at a time.
+            # A query of the index is one embedding.
             embeddings.append(users if users.ndim == 2 else users[present_embeddings(users)])
     return np.concatenate(embeddings)
 
 
 def report(promotion: Promotion, console: Console | None = None) -> None:
-    """Print what a reader of the terminal wants to know of a release."""
+    """Print version, size and index recall of a release, and what the choice of items costs."""
     tuning = promotion.tuning
     table = Table("release", promotion.version)
     table.add_row("items", f"{promotion.num_items:,}")

@@ -53,7 +53,7 @@ from recsys.release.runtime.user_tower import Histories, UserTowerSession, pad
 
 log = logging.getLogger("recsys")
 
-# The exported tower must equal the trained one this closely on real histories.
+# Largest difference between embeddings of the exported and the trained tower on real histories.
 TOLERANCE = 1e-4
 NUM_SELF_CHECKS = 8
 
@@ -61,22 +61,26 @@ NUM_SELF_CHECKS = 8
 def pack(
     folder: Path,
     run: TrainedRun,
+    *,
     index: Index,
     embeddings: Float32Array,
     measured: Mapping[str, Any],
     model: str,
     corpus: Mapping[str, Any],
 ) -> Manifest:
-    """Write every file of a release but the manifest; the manifest without version, time and files.
+    """Write every file of a release except the manifest, and return the manifest without version, time and files.
 
     Args:
-        folder: empty.
-        run: finished.
-        index: built from `embeddings`, and tuned.
-        embeddings: of the run's corpus, in its order.
-        measured: what is known of the index's recall.
+        folder: empty folder.
+        run: finished run.
+        index: index that was built from `embeddings` and tuned.
+        embeddings: embeddings of the run's corpus, in its order.
+        measured: recall of the index and measurements of its tuning.
         model: name of the model.
-        corpus: how its items were chosen.
+        corpus: record of the choice of items.
+
+    Raises:
+        UserError: If the exported tower differs from the trained one.
     """
     dataset, similarity = run.dataset, run.model.metric
     np.save(folder / EMBEDDINGS, embeddings)
@@ -93,7 +97,7 @@ def pack(
     specs = input_specs(run.model, dataset.schema)
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
     log.info("exporting the user tower")
-    output = export_user_tower(run.model, dataset.meta.num_known, specs, folder, metadata)
+    output = export_user_tower(run.model, dataset.meta.num_known, specs=specs, folder=folder, metadata=metadata)
     description = json.loads((folder / "item_index.json").read_text())
     manifest = Manifest(
         version="",
@@ -122,13 +126,13 @@ def pack(
 
 
 def _times(run: TrainedRun) -> dict[str, int]:
-    """`Manifest.data`; nothing where times are worth nothing."""
+    """Return `Manifest.data`; empty if the data has no times."""
     dataset = run.dataset
     if (until := dataset.train_until) is None:
         return {}
     time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
     test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
-    # What training was given, where it noted more than the configuration says now.
+    # A run records the newest event that training was given, which may be newer than the configuration tells.
     until = max(until, run.state.train_until or until)
     times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
     return {name: int(value) for name, value in times.items()}
@@ -140,7 +144,7 @@ def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool) -> None:
     (folder / "vocabularies").mkdir()
-    # Items of test events alone are unknown to the release, as they are to the towers.
+    # Items that only test events have are unknown to the towers, and so to the release.
     known = dataset.item_ids.slice(0, dataset.meta.num_known)
     pq.write_table(pa.table({"item_id": known}), folder / ITEM_VOCABULARY)
     if with_users:
@@ -151,13 +155,13 @@ def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool
 
 
 def _items(run: TrainedRun) -> pa.Table:
-    """Ids of the corpus in the order of the index, and the source's columns that can be shown and filtered by."""
+    """Ids of the corpus in the order of the index, and the columns of the source to show and to filter by."""
     ids = run.dataset.item_ids.take(pa.array(run.corpus - 1))
     columns: dict[str, pa.Array] = {"item_id": ids, "item_idx": pa.array(run.corpus)}
     try:
         source = _source_items(run.config, ids.type)
     except (UserError, OSError, pa.ArrowException) as error:
-        log.warning("the source's items cannot be read, so the release shows ids alone (%s)", error)
+        log.warning("the items of the source cannot be read, so the release has their ids only (%s)", error)
         source = None
     if source is not None:
         rows = pc.index_in(ids, value_set=plain(source["item_id"]))
@@ -197,7 +201,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def to_histories(batch: Batch, num_items: int) -> Histories:
-    """A batch of requests as the exported tower reads it; items beyond `num_items` are unknown to it."""
+    """Return a batch of requests as the exported tower reads it; items above `num_items` become unknown."""
     events, users, requests = batch_columns(batch)
     item_idx = batch.item_idx.numpy()
     return Histories(
@@ -212,10 +216,10 @@ def to_histories(batch: Batch, num_items: int) -> Histories:
 
 
 def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: Index) -> None:
-    """Compare the exported tower with the trained one on real histories, and keep some questions with their answers."""
+    """Compare the exported tower with the trained one on real histories, and store some requests with their answers."""
     tower = UserTowerSession(folder, manifest)
     requests = real_requests(run)
-    # Long, short and empty histories: the empty one is nobody's.
+    # Long and short histories, and an empty one of an unknown user.
     chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)
     user_idx, end = (np.concatenate([column[chosen], [other]]) for column, other in zip(requests, (-1, 0), strict=True))
     batch = run.builder.requests(Requests(user_idx, end))
@@ -242,8 +246,8 @@ def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items:
 
 
 def real_requests(run: TrainedRun) -> Requests:
-    """Validation requests; without a validation part everyone's history before the test."""
-    # A refitted data set has its validation part in training; the prepared one tells where it was.
+    """Return the validation requests; without a validation part the histories of all users before the test part."""
+    # A refitted data set has its validation part in training; the prepared one still separates it.
     prepared = PreparedDataset.open(run.dataset.path)
     requests = prepared.requests("val")
     if len(requests.user_idx):

@@ -45,8 +45,8 @@ def content(**change: Any) -> dict[str, Any]:
 def run(folder: Path, workers: int = 1, max_runs: int | None = None, **change: Any) -> tuple[SweepStudy, str]:
     output = io.StringIO()
     console = Console(file=output, width=200)
-    study = run_sweep(parse_sweep(content(**change)), folder, max_runs, workers, console)
-    report(study, folder, console)
+    study = run_sweep(parse_sweep(content(**change)), folder, max_runs=max_runs, workers=workers, console=console)
+    report(study, folder, console=console)
     return study, output.getvalue()
 
 
@@ -273,14 +273,14 @@ def test_interrupted(gated: Path, tmp_path: Path, signum: int) -> None:
 
 
 def records(file: Path, folder: Path) -> list[Record]:
-    return SweepStudy(folder, parse_sweep(yaml.safe_load(file.read_text())), None).records()
+    return SweepStudy(folder, parse_sweep(yaml.safe_load(file.read_text())), max_runs=None).records()
 
 
 def test_a_result_that_a_killed_sweep_did_not_see(tmp_path: Path) -> None:
     """The run had ended, and the sweep was killed before it noted that."""
     folder = tmp_path / "out"
     folder.mkdir()
-    study = SweepStudy(folder, parse_sweep(content()), None)
+    study = SweepStudy(folder, parse_sweep(content()), max_runs=None)
     for _ in range(2):
         assert study.next() is not None
     (folder / "0").mkdir()
@@ -377,4 +377,4 @@ def test_a_sweep_of_real_runs_and_its_winner(tmp_path: Path) -> None:
 
 
 def records_of(folder: Path) -> list[Record]:
-    return SweepStudy(folder, parse_sweep(yaml.safe_load((folder / "sweep.yaml").read_text())), None).records()
+    return SweepStudy(folder, parse_sweep(yaml.safe_load((folder / "sweep.yaml").read_text())), max_runs=None).records()

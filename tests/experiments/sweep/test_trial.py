@@ -47,10 +47,10 @@ def test_values_in_the_order_of_validations(tmp_path: Path) -> None:
 
 def test_a_process_and_what_it_says(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import os, sys; print(os.environ['SAID']); print('error: no'); sys.exit(3)"]
-    assert wait(TrialProcess(tmp_path, command, {"SAID": "hello"})) == 3
+    assert wait(TrialProcess(tmp_path, command, environment={"SAID": "hello"})) == 3
     assert (tmp_path / "train.log").read_text() == "hello\nerror: no\n"
     assert last_error(tmp_path) == "no"
-    assert wait(TrialProcess(tmp_path, [sys.executable, "-c", "1 / 0"], {})) == 1
+    assert wait(TrialProcess(tmp_path, [sys.executable, "-c", "1 / 0"], environment={})) == 1
     # Our own error lines are what is meant for people.
     assert last_error(tmp_path) == "no"
     (tmp_path / "train.log").write_text("Traceback\nZeroDivisionError: division by zero\n\n")
@@ -59,7 +59,7 @@ def test_a_process_and_what_it_says(tmp_path: Path) -> None:
 
 def test_stopping_ends_children_too(tmp_path: Path) -> None:
     code = f"import subprocess; child = subprocess.Popen({SLEEP!r}); print(child.pid, flush=True); child.wait()"
-    process = TrialProcess(tmp_path, [sys.executable, "-c", code], {})
+    process = TrialProcess(tmp_path, [sys.executable, "-c", code], environment={})
     while not (said := (tmp_path / "train.log").read_text()):
         time.sleep(0.02)
     process.stop()
@@ -70,7 +70,7 @@ def test_stopping_ends_children_too(tmp_path: Path) -> None:
 def test_a_process_that_does_not_want_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.experiments.sweep.trial._GRACE_SECONDS", 0.2)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)"
-    process = TrialProcess(tmp_path, [sys.executable, "-c", f"{deaf}; time.sleep(100)"], {})
+    process = TrialProcess(tmp_path, [sys.executable, "-c", f"{deaf}; time.sleep(100)"], environment={})
     while "ready" not in (tmp_path / "train.log").read_text():
         time.sleep(0.02)
     process.stop()
@@ -82,7 +82,7 @@ def test_the_process_of_a_killed_sweep_is_found_and_ended(tmp_path: Path) -> Non
     sweep = f"""
 from pathlib import Path
 from recsys.experiments.sweep.trial import TrialProcess
-TrialProcess(Path({str(tmp_path)!r}), {SLEEP!r}, {{}})
+TrialProcess(Path({str(tmp_path)!r}), {SLEEP!r}, environment={{}})
 """
     subprocess.run([sys.executable, "-c", sweep], check=True)
     orphan = group(tmp_path)

@@ -1,4 +1,4 @@
-"""The only place that builds objects from configuration, and hands them what exists at run time alone."""
+"""Builds data, model and training step from a configuration."""
 
 from recsys.core.instantiate import instantiate
 from recsys.experiments.assembly.data import build_data, open_data, reachable, source_of, target_sampling_of

@@ -1,4 +1,4 @@
-"""The data of a configuration: prepared, and as loaders."""
+"""Data of a configuration: raw tables, prepared data set and loaders."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ HISTORY_KEYS = (
 
 
 def open_data(config: DictConfig) -> PreparedDataset:
-    """Prepare the data of a configuration, or reuse what is prepared."""
+    """Prepare the data of a configuration, or open it if it is already prepared."""
     return configured_data(config).prepare(instantiate(config.data.engine))
 
 
 def source_of(config: DictConfig) -> Tables:
-    """The raw tables of a configuration."""
+    """Return the raw tables of a configuration."""
     tables: Tables = instantiate(config.data.source).tables(_sources(config))
     return tables
 
 
-def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[str, float]:
-    """`recall@K` of ranking by the truth where the data is simulated, else nothing."""
+def reachable(config: DictConfig, dataset: PreparedDataset, *, part: Part) -> dict[str, float]:
+    """Return `recall@K` of ranking by the true probabilities for simulated data; empty for other data."""
     source = instantiate(config.data.source)
     if not isinstance(source, Synthetic) or dataset.meta.time_resolution is not TimeResolution.SECONDS:
         return {}
@@ -52,7 +52,11 @@ def reachable(config: DictConfig, dataset: PreparedDataset, part: Part) -> dict[
 
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
-    """Loaders."""
+    """Return the loaders of batches and requests.
+
+    Raises:
+        UserError: If a setting of the history or the batches is wrong.
+    """
     check_keys(config.history, HISTORY_KEYS, "history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")

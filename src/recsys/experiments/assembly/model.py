@@ -1,4 +1,4 @@
-"""The model of a configuration: two towers, or a blend of several."""
+"""Model of a configuration: two towers, or a blend of several."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 
 MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
-# Id tables from this size on are updated by rows: a dense step costs what the table holds.
+# Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
 SPARSE_ROWS = 100_000
 
 
 def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
-    """The model of a run that is trained, for its weights to be loaded into: two towers, or a blend of several."""
+    """Return the model of a trained run, to load its weights into."""
     if not config.members:
         return build_towers(config, dataset, fresh=False)
     members = [
@@ -38,13 +38,14 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
     return Blend(members, _item_bias(config, dataset))
 
 
-def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = True) -> TwoTower:
-    """Both towers, initialised from the seed.
+def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = True) -> TwoTower:
+    """Return both towers, initialised from the seed.
 
     Args:
-        config: composed from `conf/train.yaml`.
-        dataset: to train on.
-        fresh: whether they are to be trained; if not, what is pretrained is left to the checkpoint that is to come.
+        config: configuration composed from `conf/train.yaml`.
+        dataset: data set to train on.
+        fresh: whether the towers will be trained. If not, pretrained embeddings are not computed, because a checkpoint
+            will be loaded.
     """
     check_keys(config.model, MODEL_KEYS, "model")
     check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), "model.prior_shift")
@@ -68,7 +69,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, fresh: bool = Tru
 
 
 def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
-    """item_idx of the items that the model can recommend."""
+    """Return the item_idx of the items that the model can recommend, ascending."""
     corpus = dataset.corpus(reads_features=model.reads_features, reads_ids=model.reads_ids)
     if not len(corpus):
         raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")

@@ -1,4 +1,4 @@
-"""Configuration that is completed and checked where objects are built."""
+"""Completion and checks of configuration nodes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from recsys.core.errors import UserError, nearest
 
 
 def complete(partial: Any, **runtime: Any) -> Any:
-    """Call what a `_partial_` node gave with run-time arguments; a wrong value is a `UserError`."""
+    """Call a `_partial_` object with run-time arguments.
+
+    Raises:
+        UserError: If a value is wrong.
+    """
     try:
         return partial(**runtime)
     except (TypeError, ValueError, MisconfigurationException) as error:
@@ -21,7 +25,7 @@ def complete(partial: Any, **runtime: Any) -> Any:
 
 
 def check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
-    """Refuse keys of the node `name` that are not among the valid ones."""
+    """Refuse unknown keys of the node `name`."""
     for key in map(str, node):
         if key not in valid:
             raise UserError(f"unknown configuration key '{name}.{key}'{nearest(key, valid)}")

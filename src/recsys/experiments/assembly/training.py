@@ -1,4 +1,4 @@
-"""What training needs beside data and model: the step with its negatives and loss, and callbacks."""
+"""Training step of a configuration, with its negatives and loss, and callbacks."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from recsys.training.losses import GBCE, FullSoftmax
 from recsys.training.module import RetrievalModule
 from recsys.training.negatives import NegativeSampler, SamplerInputs, UniformNegatives
 
-# `recsys.training.negatives.NearestItems` of a data set and its corpus: both, then a run folder and k.
+# Arguments: data set, corpus, folder of the earlier run, k. The first two are bound before negatives are built.
 Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
 
 
 def build_module(
     config: DictConfig,
     dataset: PreparedDataset,
+    *,
     model: TwoTower,
     schedule_steps: int | None = None,
     mine: Miner | None = None,
 ) -> RetrievalModule:
-    """The training step of a configuration.
+    """Return the training step of a configuration.
 
     Args:
-        config: composed from `conf/train.yaml`.
-        dataset: to train on.
+        config: configuration composed from `conf/train.yaml`.
+        dataset: data set to train on.
         model: both towers.
-        schedule_steps: length of the schedule; null for the steps that the trainer will make.
-        mine: finds neighbours in an earlier run, for negatives that want them.
+        schedule_steps: length of the learning-rate schedule; None for the steps that the trainer will make.
+        mine: finds neighbours in an earlier run, for negatives that need them.
     """
     corpus = torch.from_numpy(corpus_of(model, dataset))
     loss = instantiate(config.loss)
@@ -68,7 +69,7 @@ def build_module(
 
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
-    """Callbacks; those that write are told where."""
+    """Return the callbacks of a configuration; those with `_partial_: true` get the folder `checkpoints`."""
     check_metric(config.evaluation.metric)
     callbacks = []
     for node in config.callbacks.values():
@@ -78,7 +79,7 @@ def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
 
 
 def check_metric(metric: str) -> None:
-    """Refuse a name that is no metric of validation."""
+    """Refuse a name that is not a validation metric."""
     of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
     names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
     if metric not in names:

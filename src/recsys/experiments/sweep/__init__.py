@@ -1,1 +1,1 @@
-"""Sweeps in the format of W&B, run on this machine: `recsys sweep sweeps/NAME.yaml`."""
+"""Sweeps in the format of W&B that run on this machine: `recsys sweep sweeps/NAME.yaml`."""

@@ -1,4 +1,4 @@
-"""A sweep file in W&B's format, read."""
+"""Reader of sweep files in W&B's format."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from recsys.experiments.sweep.hyperband import Hyperband
 from recsys.experiments.sweep.parameters import Parameter, read_parameter
 
 METHODS = ("grid", "random", "bayes")
-# `name`, `description`, `project` and `entity` are for W&B's own pages.
+# W&B shows `name`, `description`, `project` and `entity` on its pages.
 KEYS = ("program", "command", "method", "metric", "parameters", "early_terminate", "run_cap")
 TEXTS = ("name", "description", "project", "entity")
 ARGUMENTS = "${args_no_hyphens}"
-# What stands for something in `command`, as W&B's agent fills it in.
+# Placeholders in `command`, which are filled in as by W&B's agent.
 MACROS = ("${env}", "${interpreter}", "${program}", ARGUMENTS)
 _ENVIRONMENT = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file asks for.
+    """Content of a sweep file.
 
     Attributes:
-        content: of the file, for `sweep.yaml` in the sweep's folder.
-        program: what a run starts.
-        command: how, with W&B's macros.
-        method: grid, random or bayes.
-        metric: of validation, by which runs are compared.
+        content: content as read, for `sweep.yaml` in the folder of the sweep.
+        program: program that each run starts.
+        command: command of a run, with W&B's placeholders.
+        method: search method: grid, random or bayes.
+        metric: validation metric by which runs are compared.
         maximize: whether more is better.
-        target: no new runs once a run is as good; None for no such value.
-        parameters: in order of their names, which is the order of W&B's grid.
-        hyperband: which runs to stop early; None for none.
-        run_cap: number of runs; None for all of a grid, and for no end of the others.
+        target: value of the metric at which no new runs are started; None for no such value.
+        parameters: parameters in order of their names, which is the order of W&B's grid.
+        hyperband: rule that stops runs early; None for no rule.
+        run_cap: number of runs; None for the whole grid, or for no limit.
     """
 
     content: Mapping[str, Any]
@@ -55,22 +55,22 @@ class Sweep:
     run_cap: int | None
 
     def arguments(self, values: Mapping[str, Any]) -> list[str]:
-        """`KEY=value` for each parameter, written as W&B's agent does it."""
+        """Return `KEY=value` for each parameter, as W&B's agent writes it."""
         return [f"{parameter.name}={values[parameter.name]}" for parameter in self.parameters]
 
     def with_more(self, overrides: Sequence[str], options: Sequence[str]) -> Sweep:
-        """The same sweep with more overrides, which win over those of the file, and with options of Hydra.
+        """Return the same sweep with more overrides, which win over those of the file, and with options of Hydra.
 
         Args:
-            overrides: KEY=value.
-            options: such as `--config-dir`, DIR; behind all overrides, since Hydra reads those in one piece.
+            overrides: overrides, KEY=value.
+            options: options of Hydra such as `--config-dir`, DIR. They come after all overrides.
         """
         place = self.command.index(ARGUMENTS) + 1
         command = [*self.command[:place], *overrides, *self.command[place:], *options]
         return parse_sweep({**self.content, "command": command})
 
     def command_line(self, arguments: Sequence[str]) -> list[str]:
-        """The command of one run. What it says of the run's folder is left out: the sweep says that."""
+        """Return the command of one run without its run folder, which the sweep chooses."""
         meaning: dict[str, Sequence[str]] = {
             "${env}": ["/usr/bin/env"],
             "${interpreter}": [sys.executable],
@@ -86,10 +86,10 @@ class Sweep:
 
 
 def read_sweep(path: str | Path) -> Sweep:
-    """A sweep file.
+    """Read a sweep file.
 
     Raises:
-        UserError: it is none, or what it asks for is unknown, missing or impossible.
+        UserError: If the file is not readable YAML, or a key or value is unknown, missing or impossible.
     """
     try:
         content = yaml.safe_load(Path(path).read_text())
@@ -102,12 +102,12 @@ def read_sweep(path: str | Path) -> Sweep:
 
 
 def parse_sweep(content: Any) -> Sweep:
-    """The content of a sweep file.
+    """Return the sweep that the content of a file describes.
 
     Raises:
-        UserError: what it asks for is unknown, missing or impossible.
+        UserError: If a key or value is unknown, missing or impossible.
     """
-    _check_keys(content, (*KEYS, *TEXTS), "", required=("program", "command", "method", "metric", "parameters"))
+    _check_keys(content, (*KEYS, *TEXTS), place="", required=("program", "command", "method", "metric", "parameters"))
     command = content["command"]
     if not isinstance(command, list) or ARGUMENTS not in command or "${program}" not in command:
         raise UserError(
@@ -119,11 +119,11 @@ def parse_sweep(content: Any) -> Sweep:
     if content["method"] not in METHODS:
         raise UserError(f"method: found '{content['method']}'{nearest(str(content['method']), METHODS)}")
     metric = content["metric"]
-    _check_keys(metric, ("name", "goal", "target"), "metric.", required=("name", "goal"))
+    _check_keys(metric, ("name", "goal", "target"), place="metric.", required=("name", "goal"))
     if not str(metric["name"]).startswith("val/"):
         raise UserError(
-            f"metric.name: found '{metric['name']}', expected a metric of validation such as val/recall@100: the test "
-            f"part is for the winner alone"
+            f"metric.name: found '{metric['name']}', expected a metric of validation such as val/recall@100, because "
+            f"only the winner is tested"
         )
     if metric["goal"] not in ("maximize", "minimize"):
         raise UserError(f"metric.goal: found '{metric['goal']}', expected maximize or minimize")
@@ -143,17 +143,17 @@ def parse_sweep(content: Any) -> Sweep:
         target=target,
         parameters=tuple(read_parameter(name, parameters[name]) for name in sorted(parameters, key=str)),
         hyperband=_hyperband(content["early_terminate"]) if "early_terminate" in content else None,
-        run_cap=_whole(content, "run_cap", "") if "run_cap" in content else None,
+        run_cap=_whole(content, "run_cap", place="") if "run_cap" in content else None,
     )
 
 
 def _hyperband(node: Any) -> Hyperband:
     place = "early_terminate."
-    _check_keys(node, ("type", "min_iter", "max_iter", "s", "eta", "strict"), place, required=("type",))
+    _check_keys(node, ("type", "min_iter", "max_iter", "s", "eta", "strict"), place=place, required=("type",))
     if node["type"] != "hyperband":
         raise UserError(f"{place}type: found '{node['type']}', expected hyperband")
     settings: dict[str, Any] = {
-        name: _whole(node, name, place) for name in ("min_iter", "max_iter", "s") if name in node
+        name: _whole(node, name, place=place) for name in ("min_iter", "max_iter", "s") if name in node
     }
     if ("min_iter" in node) == ("max_iter" in node) or ("max_iter" in node) != ("s" in node):
         raise UserError(f"early_terminate: found {', '.join(node)}, expected min_iter, or max_iter and s")
@@ -168,14 +168,14 @@ def _hyperband(node: Any) -> Hyperband:
     return Hyperband(**settings)
 
 
-def _whole(node: Mapping[str, Any], name: str, place: str) -> int:
+def _whole(node: Mapping[str, Any], name: str, *, place: str) -> int:
     value = node[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{place}{name}: found {value!r}, expected a whole number of at least 1")
     return value
 
 
-def _check_keys(node: Any, valid: tuple[str, ...], place: str, required: tuple[str, ...]) -> None:
+def _check_keys(node: Any, valid: tuple[str, ...], *, place: str, required: tuple[str, ...]) -> None:
     if not isinstance(node, Mapping):
         raise UserError(f"{place.rstrip('.') or 'sweep'}: found {node!r}, expected the keys {', '.join(valid)}")
     for key in node:

@@ -1,4 +1,4 @@
-"""Which runs of a sweep to stop early."""
+"""Early stopping of the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Hyperband as W&B applies it: at every band a run goes on if it is among the best share of all runs so far.
+    """Hyperband as W&B applies it: at every band a run continues if it is among the best share of all runs so far.
 
     An iteration is one validation. Bands lie at `min_iter * eta**k` iterations, or at `max_iter / eta**k` for k of 1 to
     `s`. At the last band that a run has reached, it stops if its best value so far (`strict`: its value at that band)
@@ -18,10 +18,10 @@ class Hyperband:
 
     Attributes:
         min_iter: first band; None if `max_iter` is given.
-        max_iter: what the bands divide; None if `min_iter` is given.
+        max_iter: iteration that the bands divide; None if `min_iter` is given.
         s: number of bands below `max_iter`.
-        eta: one run of so many goes on.
-        strict: judge by the value at the band alone.
+        eta: one run of so many continues.
+        strict: judge a run by its value at the band and not by its best value so far.
     """
 
     min_iter: int | None = None
@@ -31,7 +31,7 @@ class Hyperband:
     strict: bool = False
 
     def bands(self, length: int) -> list[int]:
-        """Iterations, up to `length`, at which runs are judged, ascending."""
+        """Return the iterations up to `length` at which runs are judged, ascending."""
         found = []
         if self.min_iter is not None:
             band = float(self.min_iter)
@@ -43,12 +43,12 @@ class Hyperband:
             found = sorted(int(self.max_iter / self.eta**k) for k in range(1, self.s + 1))
         return [band for band in found if 1 <= band <= length]
 
-    def stops(self, run: Sequence[float], runs: Sequence[Sequence[float]], maximize: bool) -> bool:
-        """Whether a run should stop.
+    def stops(self, run: Sequence[float], runs: Sequence[Sequence[float]], *, maximize: bool) -> bool:
+        """Return whether a run should stop.
 
         Args:
-            run: its values, one an iteration.
-            runs: values of all runs of the sweep, this one included, whatever became of them.
+            run: values of the run, one for each iteration.
+            runs: values of all runs of the sweep in any state, this one included.
             maximize: whether more is better.
         """
         sign = -1.0 if maximize else 1.0

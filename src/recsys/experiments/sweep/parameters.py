@@ -1,7 +1,7 @@
-"""The parameters of a sweep: what a value is drawn from, in the words of W&B's sweep files.
+"""Parameters of a sweep and their distributions, in the terms of W&B's sweep files.
 
-Every distribution is a quantile function of a uniform number, as in W&B's own search: a sampler needs to know of
-nothing but numbers from 0 to 1 and choices, and a setting means here what it means there.
+Every distribution is a quantile function of a uniform number, as in W&B's own search. So a sampler draws only numbers
+from 0 to 1 and choices, and the settings have W&B's meaning.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 } | {name: ("min", "max") for name in _QUANTILES if "uniform" in name}
 _SETTINGS |= {f"q_{name}": (*_SETTINGS[name], "q") for name in _ROUNDED}
 _DEFAULTS = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
-# What W&B takes as a name.
+# Names that W&B accepts.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # Keeps quantiles finite, and a uniform integer within its bounds.
 _EDGE = 1e-12
@@ -53,8 +53,8 @@ class Parameter:
 
     Attributes:
         name: key of the configuration.
-        distribution: in W&B's words.
-        settings: of the distribution.
+        distribution: name of the distribution in W&B's terms.
+        settings: settings of the distribution.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Parameter:
 
     @property
     def choices(self) -> list[Any]:
-        """The values of a constant and of choices, else none."""
+        """Values of a constant or of choices; empty for other distributions."""
         return list(self.settings.get("values", [self.settings["value"]] if "value" in self.settings else []))
 
     def draw(self, trial: Trial) -> Any:
-        """The value in a trial, whose sampler is asked for the number of a choice or for a uniform number."""
+        """Draw the value for a trial, whose sampler gives the number of a choice or a uniform number."""
         if self.distribution == "constant":
             return self.settings["value"]
         if self.distribution == "categorical":
@@ -75,7 +75,7 @@ class Parameter:
         return self.quantile(trial.suggest_float(self.name, 0.0, 1.0))
 
     def quantile(self, u: float) -> Any:
-        """The value below which a share `u` of all draws lies."""
+        """Return the value below which a share `u` of all draws lies."""
         u = min(max(u, _EDGE), 1.0 - _EDGE)
         if self.distribution == "categorical_w_probabilities":
             return self.choices[int(np.searchsorted(np.cumsum(self.settings["probabilities"])[:-1], u, side="right"))]
@@ -87,16 +87,16 @@ class Parameter:
         return int(value) if isinstance(step, int) or self.distribution == "int_uniform" else value
 
     def grid(self) -> list[Any]:
-        """All values, in order, for a grid search.
+        """Return all values, in order, for a grid search.
 
         Raises:
-            UserError: the parameter has no list of values.
+            UserError: If the parameter has no list of values.
         """
         settings = self.settings
         if self.distribution == "int_uniform":
             return list(range(settings["min"], settings["max"] + 1))
         if self.distribution == "q_uniform":
-            # Without the upper bound, as W&B has it.
+            # The upper bound is excluded, as in W&B.
             return list(np.arange(settings["min"], settings["max"], settings["q"]).tolist())
         if self.distribution not in ("constant", "categorical"):
             raise UserError(
@@ -107,16 +107,16 @@ class Parameter:
 
 
 def read_parameter(name: str, node: Any) -> Parameter:
-    """A parameter as a sweep file describes it.
+    """Return the parameter that a node of a sweep file describes.
 
     Raises:
-        UserError: a key, a distribution or a setting is unknown, missing or impossible.
+        UserError: If a key, the distribution or a setting is unknown, missing or impossible.
     """
     place = f"parameters.{name}"
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{place}: W&B takes letters, digits, '_', '.' and '-' in a name; what begins with '+', such as "
-            f"+experiment=NAME, belongs into `command`"
+            f"{place}: W&B takes letters, digits, '_', '.' and '-' in a name; an override that begins with '+', such "
+            f"as +experiment=NAME, belongs into `command`"
         )
     if not isinstance(node, Mapping):
         raise UserError(f"{place}: found {node!r}, expected value, values, or min and max")
@@ -136,12 +136,12 @@ def read_parameter(name: str, node: Any) -> Parameter:
             raise UserError(f"{place}.{key}: missing, expected by {distribution}")
         if key not in ("value", "values", "probabilities") and not _is_number(value):
             raise UserError(f"{place}.{key}: found {value!r}, expected a number")
-    _check(place, distribution, settings)
+    _check(place, distribution, settings=settings)
     return Parameter(name, distribution, settings)
 
 
 def _usual(node: Mapping[str, Any]) -> str:
-    """What W&B takes where no distribution is named."""
+    """The distribution that W&B takes if none is named."""
     if "values" in node:
         return "categorical_w_probabilities" if "probabilities" in node else "categorical"
     if "min" in node or "max" in node:
@@ -150,7 +150,7 @@ def _usual(node: Mapping[str, Any]) -> str:
     return "constant"
 
 
-def _check(place: str, distribution: str, settings: Mapping[str, Any]) -> None:
+def _check(place: str, distribution: str, *, settings: Mapping[str, Any]) -> None:
     values = settings.get("values", [settings.get("value")] if "value" in settings else None)
     if values is not None:
         if not isinstance(values, list) or not values:

@@ -1,4 +1,4 @@
-"""Runs a sweep on this machine: several processes at a time, followed, stopped early, and gone on with after a kill."""
+"""Runner of a sweep on this machine: several processes at a time, with early stopping. It continues after a kill."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from recsys.core.errors import UserError
+from recsys.core.io import atomic_write
 from recsys.experiments.compose import CONF, check_overrides
 from recsys.experiments.run_folder import DONE
 from recsys.experiments.sweep import trial
@@ -29,37 +30,37 @@ TRAIN = "train.py"
 _POLL_SECONDS = 0.2
 
 
-def run_sweep(sweep: Sweep, folder: Path, max_runs: int | None, workers: int, console: Console) -> SweepStudy:
-    """Run a sweep until there is nothing left to run; the same call goes on where an earlier one was killed.
+def run_sweep(sweep: Sweep, folder: Path, *, max_runs: int | None, workers: int, console: Console) -> SweepStudy:
+    """Run a sweep until no run is left; the same call continues where an earlier one was killed.
 
-    A run trains into `folder/NUMBER` and does not look at the test part (`test=false` comes first on its command line):
-    the winner alone is tested, when `index.py sweep=` promotes it. The best test figure of many runs owes something to
-    chance. An interrupt ends the processes and is raised again.
+    A run trains into `folder/NUMBER` with `test=false` first on its command line. Only the winner is tested, when
+    `recsys index sweep=` promotes it, because the best test metric of many runs is partly chance. An interrupt ends the
+    processes and is raised again.
 
     Args:
-        sweep: what to run.
-        folder: of the sweep; its `sweep.yaml` is a file for W&B too.
-        max_runs: bound on the number of runs; `run_cap` of the file where it is None.
-        workers: runs at a time.
-        console: where to show how it goes.
+        sweep: sweep to run.
+        folder: folder of the sweep; its `sweep.yaml` is also a sweep file for W&B.
+        max_runs: bound on the number of runs; None for the `run_cap` of the file.
+        workers: number of runs at a time.
+        console: console for progress and results.
 
     Raises:
-        UserError: the folder holds another sweep or is in use, the sweep does not compose, or it has no end.
+        UserError: If the folder holds another sweep or is in use, the sweep does not compose, or it has no end.
     """
     check_composition(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "sweep.lock", timeout=0):
             _claim(folder, sweep)
-            study = SweepStudy(folder, sweep, sweep.run_cap if max_runs is None else max_runs)
-            _Runner(study, folder, workers, console).run()
+            study = SweepStudy(folder, sweep, max_runs=sweep.run_cap if max_runs is None else max_runs)
+            _Runner(study, folder, workers=workers, console=console).run()
             return study
     except Timeout as error:
         raise UserError(f"{folder}: another process runs this sweep") from error
 
 
-def report(study: SweepStudy, folder: Path, console: Console) -> None:
-    """Print the runs, best first, and how to train and to promote the winner."""
+def report(study: SweepStudy, folder: Path, *, console: Console) -> None:
+    """Print the runs, best first, with the commands that train and promote the winner."""
     sweep, ranked = study.sweep, study.ranked()
     shared = set.intersection(*(set(record.arguments) for record in ranked)) if len(ranked) > 1 else set()
     table = Table()
@@ -90,9 +91,9 @@ def report(study: SweepStudy, folder: Path, console: Console) -> None:
 
 
 class _Runner:
-    """Processes of a sweep that is under way."""
+    """Processes of a running sweep."""
 
-    def __init__(self, study: SweepStudy, folder: Path, workers: int, console: Console) -> None:
+    def __init__(self, study: SweepStudy, folder: Path, *, workers: int, console: Console) -> None:
         self.study, self.sweep, self.folder, self.workers = study, study.sweep, folder, workers
         self.console = console
         self.running: dict[int, TrialProcess] = {}
@@ -120,7 +121,7 @@ class _Runner:
                     over = sum(record.status != "running" for record in records)
                     progress.update(total, completed=over, description=f"{self.folder}  {now}")
             finally:
-                # Together, so that the slowest to end is all that there is to wait for.
+                # All are asked first, so that the wait is that of the slowest.
                 for process in self.running.values():
                     process.ask_to_stop()
                 for process in self.running.values():
@@ -129,29 +130,29 @@ class _Runner:
     def _start(self, record: Record) -> None:
         place = self.folder / str(record.number)
         trial.end_orphan(place)
-        # It may have come to its result before the sweep was killed.
+        # The run may have ended before the sweep was killed.
         if trial.state(place).status in DONE:
             self._end(record.number, exit_code=0)
             return
         quoted = str(place).replace("'", "\\'")
         command = _command(self.sweep, ["test=false", *record.arguments, f"hydra.run.dir='{quoted}'"])
-        self.running[record.number] = TrialProcess(place, command, self.environment)
+        self.running[record.number] = TrialProcess(place, command, environment=self.environment)
 
     def _follow(self, number: int) -> None:
-        """Note how a run comes on; end it if hyperband says so."""
+        """Record the progress of a run, and end it if hyperband decides so."""
         process, place = self.running[number], self.folder / str(number)
         exit_code = process.exit_code
         should_stop = self.study.follow(number, trial.history(place, self.sweep.metric))
         if exit_code is not None:
             self._end(number, exit_code)
-        # A run that has selected its checkpoint is about to end by itself.
+        # A run that has selected its checkpoint ends by itself.
         elif should_stop and not trial.state(place).is_selected:
             process.stop()
             trial.mark_stopped(place)
             self._end(number, None)
 
     def _end(self, number: int, exit_code: int | None) -> None:
-        """Note what became of a run, and say it; an exit code of None is one that was stopped."""
+        """Record and print the result of a run; an exit code of None stands for a stopped run."""
         self.running.pop(number, None)
         place, value, error = self.folder / str(number), None, None
         if exit_code == 0:
@@ -161,9 +162,11 @@ class _Runner:
                 error = str(problem)
         elif exit_code is not None:
             error = f"killed by signal {-exit_code}" if exit_code < 0 else trial.last_error(place)
-        self.study.end(number, value, error)
+        self.study.end(number, value, error=error)
         record = self.study.records()[number]
-        what = error or (f"{self.sweep.metric} {value:.4f}" if value is not None else f"after {len(record.history)}")
+        what = error or (
+            f"{self.sweep.metric} {value:.4f}" if value is not None else f"after {len(record.history)} validations"
+        )
         line = f"run {number} {record.status}: {what}  ({' '.join(record.arguments)})"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -184,10 +187,10 @@ def _is_train(sweep: Sweep) -> bool:
 
 
 def check_composition(sweep: Sweep) -> None:
-    """Refuse what would fail in every run, before the first: of choices, each is composed once."""
+    """Compose the configuration of every choice once, so that a wrong key is refused before the first run."""
     if not _is_train(sweep):
         if not Path(sweep.program).is_file():
-            raise UserError(f"program: {sweep.program} is not a file; start the sweep where it is")
+            raise UserError(f"program: {sweep.program} is not a file; start the sweep in its folder")
         return
     usual = {p.name: p.choices[0] if p.choices else p.quantile(0.5) for p in sweep.parameters}
     cases = [usual] + [usual | {p.name: choice} for p in sweep.parameters for choice in p.choices[1:]]
@@ -197,12 +200,10 @@ def check_composition(sweep: Sweep) -> None:
 
 
 def _claim(folder: Path, sweep: Sweep) -> None:
-    """Write `sweep.yaml`, or see that it is the same sweep: another bound on the runs is no other sweep."""
+    """Write `sweep.yaml`, or check that it is that of the same sweep; the bound on runs may differ."""
     file = folder / FILE
     if not file.exists():
-        part = folder / f"{FILE}.part"
-        part.write_text(yaml.safe_dump(dict(sweep.content), sort_keys=False))
-        os.replace(part, file)
+        atomic_write(file, yaml.safe_dump(dict(sweep.content), sort_keys=False))
     found = read_sweep(file).content
     for key in sorted({*found, *sweep.content} - {"run_cap", "description"}):
         if found.get(key) != sweep.content.get(key):

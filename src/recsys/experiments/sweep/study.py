@@ -1,4 +1,4 @@
-"""The memory of a sweep: which runs there are, what they are asked for, and what became of them."""
+"""Database of a sweep: its runs, their arguments and their results."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Record:
     """One run of a sweep.
 
     Attributes:
-        number: counts from 0 and names the folder.
+        number: number of the run from 0, and name of its folder.
         status: `running` (or interrupted), `done`, `stopped` (by hyperband) or `failed`.
         arguments: KEY=value of each parameter.
-        history: the metric at each validation, where the sweep followed it.
-        value: the metric of the selected checkpoint; None unless it is done.
-        error: of a failed run.
+        history: metric at each validation that the sweep saw.
+        value: metric of the selected checkpoint; None unless the run is done.
+        error: error of a failed run.
     """
 
     number: int
@@ -47,22 +47,22 @@ class Record:
 
 
 class SweepStudy:
-    """Runs of a sweep, kept by Optuna in one SQLite file, whose transactions are whole wherever a sweep is killed.
+    """Runs of a sweep, stored by Optuna in an SQLite file, whose transactions survive a kill at any moment.
 
-    What a run is asked for depends on its number and, for bayes, on the results so far, and not on how often the sweep
-    was started. Grid counts through all combinations, the last parameter fastest; random and bayes (a tree-structured
+    The arguments of a run depend on its number and, for bayes, on the results so far, but not on the number of starts
+    of the sweep. Grid counts through all combinations, the last parameter fastest. Random and bayes (a tree-structured
     Parzen estimator) draw from the distributions.
 
     Args:
-        folder: of the sweep.
-        sweep: its file.
-        max_runs: bound on the number of runs, whatever became of them; None for all of a grid.
+        folder: folder of the sweep.
+        sweep: content of the sweep file.
+        max_runs: bound on the number of runs in any state; None for a whole grid.
 
     Raises:
-        UserError: there is no bound.
+        UserError: If there is no bound.
     """
 
-    def __init__(self, folder: Path, sweep: Sweep, max_runs: int | None) -> None:
+    def __init__(self, folder: Path, sweep: Sweep, *, max_runs: int | None) -> None:
         self.sweep = sweep
         self._grid = None
         bounds = [] if max_runs is None else [max_runs]
@@ -87,11 +87,11 @@ class SweepStudy:
         self._interrupted = [record.number for record in self.records() if record.status == "running"]
 
     def records(self) -> list[Record]:
-        """All runs so far, by number."""
+        """Return all runs so far, by number."""
         return [_record(trial) for trial in self._study.get_trials(deepcopy=False)]
 
     def next(self) -> Record | None:
-        """The next run: one that was interrupted, else a new one; None when there is none."""
+        """Return the next run, an interrupted one first; None if no run is left."""
         if self._interrupted:
             number = self._interrupted.pop(0)
         else:
@@ -109,24 +109,24 @@ class SweepStudy:
         return self.records()[number]
 
     def follow(self, number: int, history: Sequence[float]) -> bool:
-        """Note the metric of a running run at each validation so far; whether the run should be stopped."""
+        """Record the metric of a run at each validation so far, and return whether the run should be stopped."""
         known = len(self.records()[number].history)
         for step, value in enumerate(history[known:], known + 1):
             self._trial(number).report(value, step)
         if self.sweep.hyperband is None or len(history) <= known:
             return False
         everyone = [record.history for record in self.records()]
-        return self.sweep.hyperband.stops(everyone[number], everyone, self.sweep.maximize)
+        return self.sweep.hyperband.stops(everyone[number], everyone, maximize=self.sweep.maximize)
 
-    def end(self, number: int, value: float | None = None, error: str | None = None) -> None:
-        """What became of a run: done with a value, failed with an error, or stopped."""
+    def end(self, number: int, value: float | None = None, *, error: str | None = None) -> None:
+        """Record the end of a run: done with a value, failed with an error, or stopped."""
         if error is not None:
             self._trial(number).set_user_attr("error", error)
         state = TrialState.PRUNED if error is None else TrialState.FAIL
         self._study.tell(number, value, TrialState.COMPLETE if value is not None else state)
 
     def ranked(self) -> list[Record]:
-        """All runs: those with a value, best first (of equal ones the first by number), then the rest."""
+        """Return all runs: those with a value, best first (equal ones by number), then the rest."""
         return sorted(self.records(), key=lambda record: (record.value is None, self._order(record.value or 0.0)))
 
     def _order(self, value: float) -> float:

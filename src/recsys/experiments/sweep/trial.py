@@ -1,4 +1,4 @@
-"""One run of a sweep as a process of its own, and what it leaves in its folder."""
+"""Process of one run of a sweep, and the files in its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recsys.core.errors import UserError, nearest
 from recsys.experiments.run_folder import DONE, METRICS, STATE, RunState, RunStatus, read_json, read_state
 
 LOG = "train.log"
-# Held by the process of a run for as long as it lives, with its id as content.
+# File with the id of a run's process, which locks it for as long as it lives.
 _LOCK = "process.lock"
 _GRACE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
@@ -28,22 +28,22 @@ _POLL_SECONDS = 0.05
 class TrialProcess:
     """A process that trains into a folder.
 
-    It leads a process group, which `stop` ends as a whole, and holds a lock on a file of the folder: where the sweep is
-    killed and its runs live on, `end_orphan` of the next start finds and ends them. They go on from their checkpoint.
+    It leads a process group, which `stop` ends as a whole, and locks a file of the folder. If the sweep is killed and
+    its runs continue, `end_orphan` of the next start finds and ends them. They then continue from their checkpoints.
 
     Args:
-        folder: of the run.
-        command: what to start; its output is added to `train.log`.
-        environment: variables beside those of this process.
+        folder: folder of the run.
+        command: command of the run; its output is appended to `train.log`.
+        environment: variables added to those of this process.
     """
 
-    def __init__(self, folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, command: Sequence[str], *, environment: Mapping[str, str]) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG).open("ab") as log, (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._process = subprocess.Popen(
-                # The process writes its id itself: a sweep can be killed before it knows it.
+                # The process writes its id itself, because the sweep can be killed before it could write it.
                 ["/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"', str(folder / _LOCK), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -55,7 +55,7 @@ class TrialProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Exit code of the process; None while it runs."""
         return self._process.poll()
 
     def ask_to_stop(self) -> None:
@@ -64,12 +64,12 @@ class TrialProcess:
             os.killpg(self._process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
-        """Ask the process and its children to end, and see to it that they do."""
+        """Ask the process and its children to end, and kill them if they do not."""
         _end_group(self._process.pid, lambda: self.exit_code is not None)
 
 
 def end_orphan(folder: Path) -> bool:
-    """End the process that a killed sweep left training into `folder`; whether there was one."""
+    """End the process that a killed sweep left training into `folder`, and return whether there was one."""
     if not (folder / _LOCK).exists():
         return False
     with (folder / _LOCK).open() as lock:
@@ -83,9 +83,9 @@ def end_orphan(folder: Path) -> bool:
 
 
 def history(folder: Path, metric: str) -> list[float]:
-    """Values of a metric in the order of validations, from the CSV logs of all starts of a run.
+    """Return the values of a metric in the order of validations, from the CSV logs of all starts of a run.
 
-    A start that goes on from a checkpoint repeats what came after it: each step counts once, as it was first logged.
+    A start from a checkpoint repeats the steps after it. Each step counts once, with its first value.
     """
     values: list[float] = []
     last = -1
@@ -96,7 +96,7 @@ def history(folder: Path, metric: str) -> list[float]:
                 try:
                     step, value = int(row["step"]), float(row[metric] or "nan")
                 except (KeyError, TypeError, ValueError):
-                    # Not logged yet, or a line that is just being written.
+                    # The metric is not logged yet, or the line is being written.
                     continue
                 if step > last and math.isfinite(value):
                     values.append(value)
@@ -115,10 +115,10 @@ def mark_stopped(folder: Path) -> None:
 
 
 def result(folder: Path, metric: str) -> float:
-    """The metric of a run that has ended.
+    """Return the metric of a run that has ended.
 
     Raises:
-        UserError: the run has not got to a result, or not to this one.
+        UserError: If the run has no result, or not this metric.
     """
     status = state(folder).status
     if status not in DONE:
@@ -132,7 +132,7 @@ def result(folder: Path, metric: str) -> float:
 
 
 def last_error(folder: Path) -> str:
-    """What a failed run said last: our own error line, or the last line there is."""
+    """Return the last error line of a failed run, or its last line if it printed no error."""
     lines = [line for line in (folder / LOG).read_text(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1]
@@ -148,9 +148,9 @@ def _is_free(lock: IO[str]) -> bool:
 
 
 def _end_group(pid: int, has_ended: Callable[[], bool]) -> None:
-    for wish in (signal.SIGTERM, signal.SIGKILL):
+    for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(pid, wish)
+            os.killpg(pid, kind)
         except ProcessLookupError:
             return
         deadline = time.monotonic() + _GRACE_SECONDS

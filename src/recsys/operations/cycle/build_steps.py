@@ -14,7 +14,7 @@ from recsys.operations.cycle.state import Cycle
 from recsys.operations.gates.judge import JudgeSettings, judge_run, record_verdict
 from recsys.operations.gates.staging import STAGED, open_release
 from recsys.operations.mirroring import mirror
-from recsys.publishing.corpus_policies import choose
+from recsys.publishing.corpus_policies import choose_items
 
 
 def prepare(plan: CyclePlan, cycle: Cycle) -> str:
@@ -23,7 +23,7 @@ def prepare(plan: CyclePlan, cycle: Cycle) -> str:
     cycle.fingerprint = dataset.meta.fingerprint
     cycle.newest = int(dataset.time.max()) if dataset.meta.time_resolution.has_clock else None
     # Wrong settings of the corpus policy are reported before training starts.
-    choose(instantiate(plan.config.corpus), dataset, dataset.corpus(reads_features=True))
+    choose_items(instantiate(plan.config.corpus), dataset, corpus=dataset.corpus(reads_features=True))
     cycle.served = plan.served()
     cycle.warm_start, start = plan.starting_runs(cycle.served)
     cycle.step = "train"
@@ -37,7 +37,7 @@ def train(plan: CyclePlan, cycle: Cycle) -> str:
     """Train, or continue training; a finished run is left as it is."""
     configurations, path = plan.configurations(cycle), plan.run_folder(cycle)
     if plan.variants:
-        run = train_best(configurations, path, plan.training.blend)
+        run = train_best(configurations, path, blend=plan.training.blend)
     else:
         run = train_one(configurations[""], path)
     cycle.step = "judge"

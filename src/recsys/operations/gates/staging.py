@@ -14,7 +14,7 @@ from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
-from recsys.publishing.corpus_policies import choose
+from recsys.publishing.corpus_policies import choose_items
 from recsys.publishing.promote import promote
 from recsys.release.manifest import describe_file
 from recsys.release.runtime.retriever import Retriever
@@ -66,7 +66,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
     folder = run.path / STAGED
     index, policy = instantiate(settings.index), instantiate(settings.corpus)
     # A policy may read files, and their content may change under the same name.
-    items = choose(policy, run.dataset, run.corpus)
+    items = choose_items(policy, run.dataset, corpus=run.corpus)
     made_from = json.dumps(
         [
             *(describe_file(run.path / name).sha256 for name in ("checkpoints/best.ckpt", "config.yaml")),
