@@ -11,7 +11,8 @@ from worlds import compose
 
 from recsys.core.errors import UserError
 from recsys.core.renamed_keys import RENAMED
-from recsys.experiments.compose import check, composition_error
+from recsys.experiments.compose import composition_error
+from recsys.experiments.config_check import check
 
 COMMANDS = {"gates": ["run=RUN", "against=RELEASE"], "retrain": ["data.root=DIR"]}
 

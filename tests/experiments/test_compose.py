@@ -10,6 +10,7 @@ from worlds import compose
 
 from recsys.core.errors import UserError
 from recsys.experiments import compose as composing
+from recsys.experiments.config_check import check
 
 
 def problem(*overrides: str, config_name: str = "train") -> str | None:
@@ -103,9 +104,9 @@ def test_other_commands_are_checked_alike() -> None:
 
 def test_check_of_a_composed_configuration() -> None:
     reference = compose("train", [])
-    composing.check(compose("train", ["model.dim=8"]), reference)
+    check(compose("train", ["model.dim=8"]), reference)
     with pytest.raises(UserError, match="unknown configuration key 'bogus'"):
-        composing.check(compose("train", ["+bogus=1"]), reference)
+        check(compose("train", ["+bogus=1"]), reference)
 
 
 def run(*overrides: str, name: str = "train.py") -> dict[str, object]:

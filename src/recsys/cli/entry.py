@@ -20,7 +20,6 @@ from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
 from recsys.experiments.compose import (
     CONFIG_DIR,
-    check,
     compose_command,
     composition_error,
     keys_of,
@@ -29,6 +28,7 @@ from recsys.experiments.compose import (
     reference,
     search_path,
 )
+from recsys.experiments.config_check import check
 
 # Exit code of a command that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
@@ -118,7 +118,8 @@ def _run_job(command: Command, words: list[str]) -> None:
         sys.argv = given
         try:
             task = HydraConfig.get()
-            check(config, reference(command.config_name, task.runtime.choices, search_path(task.overrides.hydra)))
+            path = search_path(task.overrides.hydra)
+            check(config, reference(command.config_name, task.runtime.choices, search_path=path))
             main(config)
         except (UserError, OmegaConfBaseException) as error:
             fail(readable(error))

@@ -55,7 +55,7 @@ MOVED = {
 
 
 def load_config(path: Path) -> DictConfig:
-    """Return the configuration in a YAML file, with today's paths in the place of earlier ones.
+    """Return the configuration in a YAML file, with earlier `_target_` paths replaced by today's.
 
     Args:
         path: `config.yaml` of a run or a release.
@@ -70,7 +70,7 @@ def load_config(path: Path) -> DictConfig:
 
 
 def current_target(target: str) -> str:
-    """Return the path at which a class is found now.
+    """Return the path of a class in today's layout.
 
     Args:
         target: dotted path, such as `recsys.averaging.EMA`.

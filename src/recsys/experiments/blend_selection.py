@@ -66,7 +66,7 @@ class BlendChoice(NamedTuple):
 
     @property
     def is_one_run(self) -> bool:
-        """Whether the best run alone, without a prior shift, is the choice."""
+        """True if the choice is the best run alone, without a prior shift."""
         return len(self.weights) == 1 and not self.prior_shift["weight"]
 
 

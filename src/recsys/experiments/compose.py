@@ -1,13 +1,11 @@
-"""Compose and check configurations: unknown keys and wrong types are refused with the nearest valid key."""
+"""Composition of configurations. Unknown keys and wrong types are refused with the nearest valid key."""
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError, nearest
-from recsys.core.renamed_keys import renamed, renamed_override
+from recsys.core.renamed_keys import renamed_override
+from recsys.experiments.config_check import check
 
 CONF = conf_folder()
 
@@ -81,10 +80,10 @@ def compose_run(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]
 
 
 def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
-    """The configuration that `train.py` would have with these overrides, and its variants; within another command.
+    """Return the configuration of `recsys train` with these overrides, and its variants, within another command.
 
     Raises:
-        UserError: they do not compose, or a key is unknown.
+        UserError: If the overrides do not compose, or a key is unknown.
     """
     check_overrides("train", overrides)
     given = [*overrides, *search_path(HydraConfig.get().overrides.hydra)]
@@ -94,16 +93,16 @@ def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictCo
 
 
 def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str, DictConfig]:
-    """The variants that a configuration of `train.yaml` lists, each composed with what the command line gave.
+    """Return the variants of a configuration of `train.yaml`, each composed with the overrides of the command line.
 
-    A variant says on which `data.time` it makes sense, if not on all.
+    A variant with a key `time` is left out if the list there does not contain the value of `data.time`.
 
     Args:
-        config: composed.
-        given: overrides that it was composed with; null for those of the command line.
+        config: composed configuration.
+        given: overrides that it was composed with; None for those of the command line.
 
     Raises:
-        UserError: a variant does not compose, or none fits the data.
+        UserError: If a variant does not compose, or none suits the data.
     """
     variants = {}
     if given is None:
@@ -117,7 +116,7 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
                 )
         if config.data.time not in variant.get("time", [config.data.time]):
             continue
-        # What the command line says wins over the variant.
+        # The command line wins over the variant.
         overrides = [*variant.overrides, *given]
         if problem := composition_error("train", overrides):
             raise UserError(f"variants.{name}: {problem}")
@@ -126,43 +125,22 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
             variants[name].variants = {}
             variants[name].blend = False
     if config.variants and not variants:
-        raise UserError(f"variants: none is for data.time={config.data.time}")
+        raise UserError(f"variants: none suits data.time={config.data.time}")
     return variants
 
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
-    """What a command does with its arguments before anything else.
+    """Refuse arguments of a command that do not compose.
 
     Raises:
-        UserError: they do not compose, or a key is unknown.
+        UserError: If they do not compose, or a key is unknown.
     """
     if problem := composition_error(config_name, arguments):
         raise UserError(problem)
 
 
-def check(config: DictConfig, reference: DictConfig) -> None:
-    """Compare a configuration, key by key, with one of the same groups and no overrides.
-
-    New keys are welcome below `data.features`, `history.action_weights`, `variants`, `grids` and
-    `gates.absolute.floors`, where a constructor takes them, and as new objects (with a `_target_`).
-
-    Raises:
-        UserError: a key is unknown, or a value is of another type.
-    """
-    _check(config, reference, "")
-
-
 # Hydra's option for a folder of options outside `conf/`.
 CONFIG_DIR = ("--config-dir", "-cd")
-# Values that may be null although they are not by default.
-NULLABLE = (
-    "evaluation.val_users",
-    "history.half_life_days",
-    "history.window_days",
-    "logger.project",
-    "max_users",
-    "choosing_users",
-)
 # Experiments that only named one option -> the overrides that they stood for.
 REMOVED_EXPERIMENTS = {
     "in_batch": "negatives=in_batch",
@@ -173,57 +151,10 @@ REMOVED_EXPERIMENTS = {
     "mean_pooling": "user_tower=mean",
     "full_softmax": "loss=full_softmax negatives=none",
 }
-# Stands for `**kwargs` among the parameters of a constructor.
-ANY = "**"
 
 
-def _check(node: DictConfig, known: DictConfig, prefix: str) -> None:
-    target = node.get("_target_") or known.get("_target_")
-    # A value that is still to be given is not `in` its node.
-    names = {*map(str, known)}
-    for name in map(str, node):
-        key = f"{prefix}{name}"
-        if message := renamed(key):
-            raise UserError(message)
-        if name not in names:
-            taken = _parameters(target) if target else set()
-            given = None if OmegaConf.is_missing(node, name) else node[name]
-            is_object = isinstance(given, DictConfig) and "_target_" in given
-            if name not in taken and ANY not in taken and not is_object:
-                hint = nearest(key, {f"{prefix}{other}" for other in {*names, *taken} if not other.startswith("_")})
-                raise UserError(f"unknown configuration key '{key}'{hint}")
-            continue
-        if any(OmegaConf.is_missing(n, name) or OmegaConf.is_interpolation(n, name) for n in (node, known)):
-            continue
-        value, usual = node[name], known[name]
-        if key in ("data.features", "history.action_weights", "variants", "grids", "gates.absolute.floors"):
-            continue
-        if isinstance(value, DictConfig) and isinstance(usual, DictConfig):
-            _check(value, usual, f"{key}.")
-        elif target is None or not (isinstance(usual, str) or key.startswith("trainer.")):
-            # Lightning's trainer takes numbers, lists and words such as `auto` in one place.
-            _check_type(key, value, usual, nullable=target is not None or key in NULLABLE)
-
-
-def _check_type(key: str, value: Any, usual: Any, nullable: bool) -> None:
-    if usual is None or (value is None and nullable):
-        return
-    expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
-    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}
-        raise UserError(f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}")
-
-
-def _parameters(target: str) -> set[str]:
-    try:
-        parameters = inspect.signature(hydra.utils.get_object(target)).parameters.values()
-        return {ANY if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}
-    except (ImportError, ValueError, TypeError):
-        return set()
-
-
-def reference(config_name: str, choices: Mapping[str, str | None], search_path: list[str]) -> DictConfig:
-    """The configuration of the same groups, without experiment and overrides."""
+def reference(config_name: str, choices: Mapping[str, str | None], *, search_path: list[str]) -> DictConfig:
+    """Return the configuration of the same groups, without experiment and overrides."""
     with _initialized():
         usual = hydra.compose(config_name, return_hydra_config=True).hydra.runtime.choices
         chosen = [f"{group}={choice}" for group, choice in choices.items() if group in _groups() and group in usual]
@@ -231,7 +162,7 @@ def reference(config_name: str, choices: Mapping[str, str | None], search_path: 
 
 
 def search_path(arguments: Iterable[str]) -> list[str]:
-    """The override, if any, that lets options be found in folders outside `conf/`, as the arguments ask for it."""
+    """Return the override, if any, by which Hydra finds options in the folders outside `conf/` that arguments name."""
     folders: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -249,7 +180,7 @@ def search_path(arguments: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _initialized() -> Iterator[None]:
-    """Hydra's compose API, within a command of Hydra too."""
+    """Enter Hydra's compose API, unless a command of Hydra has done it."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:
@@ -258,7 +189,7 @@ def _initialized() -> Iterator[None]:
 
 
 def readable(error: Exception) -> str:
-    """One line of a message of ours, Hydra's or OmegaConf's."""
+    """Return a message of recsys, Hydra or OmegaConf as one line."""
     message = " ".join(str(error).split())
     missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
     if missing is not None:
@@ -274,10 +205,10 @@ def readable(error: Exception) -> str:
 
 
 def composition_error(config_name: str, arguments: list[str]) -> str | None:
-    """What is wrong with the overrides, with the nearest valid key; None when they compose."""
+    """Return the error of a command's overrides, with the nearest valid key; None if they compose."""
     given = [argument for argument in arguments if not re.match(r"~?\+*hydra[./]", argument)]
     overrides = [word for before, word in zip(["", *given], given, strict=False) if not _is_option(before, word)]
-    # Other options, such as -m, change what composes: the command itself checks there.
+    # Other options, such as -m, change the composition, so the command itself checks there.
     if any(argument.startswith("-") for argument in overrides):
         return None
     if message := renamed_override(overrides):
@@ -289,7 +220,7 @@ def composition_error(config_name: str, arguments: list[str]) -> str | None:
             choices = config.hydra.runtime.choices
             with open_dict(config):
                 del config["hydra"]
-            check(config, reference(config_name, choices, path))
+            check(config, reference(config_name, choices, search_path=path))
         except (HydraException, OmegaConfBaseException, UserError) as error:
             message = " ".join(str(error).split())
             key = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", message)

@@ -95,7 +95,7 @@ class RunState:
 
     @property
     def is_selected(self) -> bool:
-        """Whether the best checkpoint is chosen and measured on validation."""
+        """True if the best checkpoint is chosen and measured on validation."""
         return self.selected is not None
 
     @classmethod

@@ -39,7 +39,7 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
 
     words = [*overrides, *([] if path is None else [f"hydra.run.dir={quoted(str(path))}"])]
     config, variants, folder = compose_run(words)
-    run = train_best(variants, folder, config.blend) if variants else train_one(config, folder)
+    run = train_best(variants, folder, blend=config.blend) if variants else train_one(config, folder)
     return load_run(run.path)
 
 

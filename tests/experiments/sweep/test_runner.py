@@ -127,7 +127,7 @@ def test_bayes_draws_where_it_is_good(tmp_path: Path) -> None:
         }
         metric = {"name": "val/x", "goal": "minimize"}
         study = SweepStudy(
-            tmp_path / method, parse_sweep(content(method=method, parameters=parameters, metric=metric)), 40
+            tmp_path / method, parse_sweep(content(method=method, parameters=parameters, metric=metric)), max_runs=40
         )
         while (record := study.next()) is not None:
             a, b = (float(argument.split("=")[1]) for argument in record.arguments)

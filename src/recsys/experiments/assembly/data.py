@@ -77,7 +77,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
 
 
 def target_sampling_of(config: DictConfig) -> TargetSampling:
-    """What training targets are, and what they count."""
+    """Return the rule that chooses and weights training targets."""
     names = (field.name for field in dataclasses.fields(TargetSampling))
     return TargetSampling(**{name: plain(config.history)[name] for name in names})
 
