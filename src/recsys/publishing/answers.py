@@ -21,7 +21,7 @@ from recsys.publishing.frames import as_ids, embedding_column, ranked_table, to_
 class EmbeddingRecommender(Recommender, Protocol):
     """A recommender that gives user embeddings, too."""
 
-    def embed(self, requests: Requests, given: Mapping[str, pa.Array]) -> Float32Array:
+    def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:
         """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""
         ...
 
@@ -40,15 +40,17 @@ def ranked_lists(recommender: Recommender, audience: Audience, *, k: int, exclud
     """Return user_id, item_ids and scores of all users, as `recsys recommend` writes them."""
     check_k(k)
     slices = _blocks(max(1, len(audience)))
-    return pa.concat_tables([rank_slice(recommender, audience, rows, k, exclude_seen) for rows in slices])
+    return pa.concat_tables(
+        [rank_slice(recommender, audience, rows=rows, k=k, exclude_seen=exclude_seen) for rows in slices]
+    )
 
 
 def user_vectors(recommender: EmbeddingRecommender, audience: Audience) -> pa.Table:
     """Return user_id and embedding of all users."""
 
     def block(rows: slice) -> Float32Array:
-        given = {name: values[rows] for name, values in audience.given.items()}
-        return recommender.embed(Requests(*(part[rows] for part in audience.requests)), given)
+        features = {name: values[rows] for name, values in audience.request_features.items()}
+        return recommender.embed(Requests(*(part[rows] for part in audience.requests)), features)
 
     return vector_table("user_id", audience.user_ids, embed=block)
 
@@ -120,7 +122,7 @@ def measure(recommender: Recommender, part: Part, *, corpus_size: int, exclude_s
     item_idx = np.concatenate([np.asarray(places) + 1, [0]])
     for rows in _blocks(len(requests.user_idx)):
         some = Requests(*(column[rows] for column in requests))
-        _, found = recommender.rank(some, metrics.cutoffs[-1], exclude_seen, {})
+        _, found = recommender.rank(some, metrics.cutoffs[-1], exclude_seen=exclude_seen, request_features={})
         relevant = relevant_items(dataset, part, some, exclude_seen)
         metrics.update(torch.from_numpy(item_idx[found]), relevant, torch.from_numpy(some.user_idx))
     return {f"{part}/{name}": value for name, value in metrics.compute().items()}
