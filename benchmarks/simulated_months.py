@@ -44,7 +44,7 @@ from worth import requests_since, worth
 
 from recsys.data.simulation.synthetic import WorldSettings
 from recsys.experiments.assembly import open_data
-from recsys.operations.gates.evidence import TestRequests
+from recsys.operations.gates.judged_requests import JudgedRequests
 
 FIRST_DAY = 29
 INCIDENTS = (
@@ -159,7 +159,7 @@ def _retrain(folder: Path, settings: WorldSettings, incidents: tuple[Incident, .
     Loop(folder, policy, days=Days(folder, settings, incidents)).retrain(day)
 
 
-def _asked(loop: Loop, days: Days, day: int) -> TestRequests:
+def _asked(loop: Loop, days: Days, day: int) -> JudgedRequests:
     return requests_since(open_data(loop.training(days.happened, day)), days.second(day))
 
 

@@ -7,23 +7,24 @@ import dataclasses
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
-from recsys.operations.gates.evidence import Side, TestRequests
+from recsys.operations.gates.evidence import Side
+from recsys.operations.gates.judged_requests import JudgedRequests
 from recsys.release.runtime.retriever import Retriever
 
 METRICS = ("recall@10", "recall@100")
 
 
-def requests_since(dataset: PreparedDataset, moment: int) -> TestRequests:
+def requests_since(dataset: PreparedDataset, moment: int) -> JudgedRequests:
     """Return a request for each user with events from a moment on; earlier events are the history."""
     before = np.concatenate([[0], np.cumsum(np.asarray(dataset.time) < moment)])
     begin, end = dataset.offsets[:-1], dataset.offsets[1:]
     # The events of a user are sorted by time.
     cut = begin + before[end] - before[begin]
     view = dataclasses.replace(dataset, train_end=cut, val_end=cut)
-    return TestRequests(view, view.requests("test"), exclude_seen=True)
+    return JudgedRequests(view, view.requests("test"), exclude_seen=True)
 
 
-def worth(release: Retriever, asked: TestRequests) -> dict[str, float]:
+def worth(release: Retriever, asked: JudgedRequests) -> dict[str, float]:
     """Return the metrics of the release, through its exported tower and index. Items unknown to it are misses."""
     metrics = Side(release, asked).metrics
     return {name: float(metrics[name]) for name in METRICS}

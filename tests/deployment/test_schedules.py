@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 
 def cron_problem(times: str) -> str | None:
-    """What is wrong with the five fields of a schedule; None: nothing."""
+    """Return the fault in the five fields of a schedule; None if there is none."""
     fields = times.split()
     if len(fields) != len(RANGES):
         return f"found {len(fields)} fields, expected {len(RANGES)}"

@@ -19,7 +19,7 @@ WORLD = WorldSettings(
     num_users=80, num_items=50, num_events=2000, num_categories=3, topics_per_category=2, days=20, vector_width=4
 )
 DAY = 86_400
-# Of a world as small as this nothing can be said of ranks and times; the gates have tests of their own.
+# These gates need more events than this small world has; they have tests of their own.
 SETTINGS = ["gates.absolute.min_ratio=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
 TRAINING = [
     "logger=csv",
@@ -37,7 +37,7 @@ TRAINING = [
 
 @dataclass(frozen=True)
 class Scene:
-    """Where one history of cycles happens, and whose events it reads."""
+    """Folders of one history of cycles, and the history whose events it reads."""
 
     base: Path
     name: str
@@ -56,7 +56,7 @@ class Scene:
         return self.base / self.name / "retraining/two_tower"
 
     def copy(self, name: str, events_of: str | None = None) -> Scene:
-        """Another history with the same past; with events of its own, or those of another."""
+        """Return another history with the same past, with its own events or those of another one."""
         scene = Scene(self.base, name, events_of or name)
         if events_of is None:
             shutil.copytree(self.data, scene.data)
@@ -78,7 +78,7 @@ class Scene:
         return {"args": command, **more}
 
     def arrives(self, day: int) -> dict[str, list[str]]:
-        """A shard of one day is there before the job."""
+        """Return the job setting that adds the shard of a day before the job."""
         name = f"day-{day:03d}.parquet"
         return {"copy": [str(self.base / "later" / name), str(self.data / "interactions.parquet" / name)]}
 
@@ -90,7 +90,7 @@ class Scene:
 
 
 def begin(base: Path) -> Scene:
-    """Fifteen days have arrived, nothing is served and nothing was read."""
+    """Return a history in which fifteen days have arrived, nothing is served and nothing was read."""
     generate(base / "world", WORLD)
     events = pq.read_table(base / "world/interactions.parquet").sort_by("timestamp")
     scene = Scene(base, "first", "first")

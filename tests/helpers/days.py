@@ -1,4 +1,4 @@
-"""Data sets of events by day, and what gates are given of them."""
+"""Data sets of events by day, and evidence for gates made of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUM_ITEMS = 5
 
 
 def days_of_events(counts: list[int], seed: int = 0, num_users: int = 40) -> PreparedDataset:
-    """`counts[d]` events on day d, evenly over the day; the last day is the test part, the one before validation."""
+    """Return `counts[d]` events on day d, evenly over the day; the last day is test, the one before validation."""
     rng = np.random.default_rng(seed)
     time = np.concatenate([day * DAY + (np.arange(n) + 0.5) * DAY / max(n, 1) for day, n in enumerate(counts)])
     user, item = rng.integers(0, num_users, len(time)), rng.integers(1, NUM_ITEMS + 1, len(time))
@@ -24,7 +24,7 @@ def days_of_events(counts: list[int], seed: int = 0, num_users: int = 40) -> Pre
 
 
 def of_columns(user: np.ndarray, item: np.ndarray, time: np.ndarray, num_days: int) -> PreparedDataset:
-    """The data set of these events; the last of `num_days` is the test part, the one before it validation."""
+    """Return a data set of these events; the last of `num_days` days is test, the one before validation."""
     part = np.digitize(time, [(num_days - 2) * DAY, (num_days - 1) * DAY])
     order = np.lexsort((time, part, user))
     user, item, time, part = (values[order] for values in (user, item, time, part))

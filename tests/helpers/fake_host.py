@@ -1,4 +1,4 @@
-"""A host as far as a cycle sees it: versions, admin calls, readiness, and counters that a test sets."""
+"""A fake host: versions, admin calls, readiness, and counters that a test sets."""
 
 from __future__ import annotations
 

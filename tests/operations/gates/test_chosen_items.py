@@ -17,7 +17,8 @@ from recsys.experiments.trained_run import load_run
 from recsys.operations.gates.accuracy import KeepsRecord, Predictable
 from recsys.operations.gates.artifact import Reproduces, SameAsTrained
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, Side, choose_requests
+from recsys.operations.gates.evidence import Evidence, Side
+from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
 from recsys.operations.gates.staging import PackingSettings, stage
 from recsys.operations.gates.verdict import Outcome

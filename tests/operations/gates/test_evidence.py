@@ -1,4 +1,4 @@
-"""What the gates look at equals what training's evaluation says, and what is counted by hand."""
+"""Measurements of the gates equal those of training's evaluation and figures computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.experiments.assembly import open_data
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, K, Side, action_columns, choose_requests
+from recsys.operations.gates.evidence import Evidence, K, Side
+from recsys.operations.gates.judged_requests import action_columns, choose_requests
 from recsys.operations.gates.staging import open_release
 from recsys.publishing.recommenders import at_root
 

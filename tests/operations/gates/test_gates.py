@@ -1,4 +1,4 @@
-"""The gates on a world that is retrained: honest candidates pass, and harmed ones are stopped by the gate for them."""
+"""Gates on a simulated world: honest candidates pass, and harmed ones are stopped by the right gates."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
 
 @pytest.fixture(scope="module")
 def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """What a gateway of the old release kept at the end of its last day: one request of each of 1,000 users."""
+    """Requests that a gateway of the old release sampled at the end of its last day, one of each of 1,000 users."""
     folder, version = tmp_path_factory.mktemp("gateway"), scene.served.version
     now = scene.second(SERVED)
     histories: dict[Any, list[Event]] = {}
@@ -142,7 +142,7 @@ def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Samp
 
 
 def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[Sample]) -> Verdict:
-    """What the gates on sampled requests alone say."""
+    """Return the verdict of only the gates on sampled requests."""
     settings = JudgeSettings.from_config(compose("gates", ["run=RUN", "against=RELEASE"]))
     gates = {name: settings.gates[name] for name in ("shadow", "shadow_hits")}
     settings = dataclasses.replace(settings, gates=gates, samples=samples, max_users=None)

@@ -1,4 +1,4 @@
-"""What is counted of requests that are asked again: every figure by hand."""
+"""Figures of replayed requests, computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from publishing import Published
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.trained_run import load_run
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, NothingServedError, Side, choose_requests
+from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
+from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.replay import Replay, ReplayedAnswer, replay
 from recsys.operations.gates.shadow import Shadow, ShadowHits
 from recsys.operations.gates.staging import open_release

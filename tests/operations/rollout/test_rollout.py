@@ -262,7 +262,7 @@ def test_a_host_that_fails_its_self_check_stops_it(world: World, capsys: pytest.
     assert world.run("start", f"version='{NEW}'") == 1
     said = capsys.readouterr().err
     assert f"{world.hosts[1].name}: /v1/admin/load was refused with status 400: the index does not find" in said
-    assert "No host was told to serve" in said
+    assert "No host was switched to" in said
     assert world.serving() == [OLD] * 3
     assert world.run("start", f"version='{OLDEST}'") == 1
     assert "is under way; expected resume, finish or rollback" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from recsys.core.columns import Column, Ragged
 from recsys.core.schema import MISSING
 from recsys.core.types import Float64Array
 from recsys.operations.gates.event_window import NO_TIMES, EventWindow, Ints, Mask, share
-from recsys.operations.gates.evidence import Evidence, action_columns
+from recsys.operations.gates.evidence import Evidence
+from recsys.operations.gates.judged_requests import action_columns
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, failed, untested
 
 # An item with this many expected events has none by chance in one of 150 cases, if events come independently.

@@ -19,7 +19,8 @@ from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import log_verdict
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, NothingServedError, Side, choose_requests
+from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
+from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
 from recsys.operations.gates.verdict import Outcome, Verdict, columns, failed, untested
 from recsys.operations.mirroring import mirror

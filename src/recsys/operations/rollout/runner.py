@@ -13,7 +13,7 @@ from rich.table import Table
 from recsys.core.errors import UserError
 from recsys.operations.rollout.admin import PATIENCE, AdminClient, RefusedError, UnreachableError
 from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
-from recsys.operations.rollout.steps import ALIAS, Cluster, Load, RolloutStep, Serve, steps
+from recsys.operations.rollout.steps import ALIAS, Cluster, RolloutStep, steps
 from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
 
@@ -106,7 +106,7 @@ class RolloutRunner:
         planned = list(steps(rollout))
         failures: list[UserError] = []
         with Live(console=self.console, auto_refresh=False) as live:
-            display = _Display(self.console, live, planned)
+            display = _Display(self.console, live, planned=planned)
             for number, step in enumerate(planned):
                 if self.state.is_paused:
                     raise Paused
@@ -116,7 +116,7 @@ class RolloutRunner:
                 except (RefusedError, UnreachableError) as error:
                     display.show(number, f"failed: {error}")
                     if rollout.goal != "back":
-                        raise UserError(f"{error}\n{_advice(rollout, step)}") from error
+                        raise UserError(f"{error}\n{_advice(rollout, planned[:number])}") from error
                     failures.append(error)
         if failures:
             raise UserError("\n".join([*map(str, failures), "Everything else is rolled back; `resume` tries again."]))
@@ -128,10 +128,10 @@ class RolloutRunner:
             return "already done"
         began = time.monotonic()
         step.do(cluster)
-        if isinstance(step, Load | Serve) and not step.is_done(cluster):
+        if step.is_verified and not step.is_done(cluster):
             raise RefusedError(f"{step.place}: answered that it did, but did not: {step.what}")
         took = time.monotonic() - began
-        if isinstance(step, Serve) and self.wait:
+        if step.switches and self.wait:
             time.sleep(self.wait)
         return f"done in {took:.1f} s"
 
@@ -139,7 +139,7 @@ class RolloutRunner:
 class _Display:
     """Table of the steps on a terminal; elsewhere one line for each finished step."""
 
-    def __init__(self, console: Console, live: Live, planned: Sequence[RolloutStep]) -> None:
+    def __init__(self, console: Console, live: Live, *, planned: Sequence[RolloutStep]) -> None:
         self._console, self._live, self._planned = console, live, planned
         self._results = ["" for _ in planned]
 
@@ -156,11 +156,11 @@ class _Display:
         self._live.update(table, refresh=True)
 
 
-def _advice(rollout: Rollout, step: RolloutStep) -> str:
-    again = "`resume` after the fault is fixed (finished steps are not repeated)"
-    if isinstance(step, Load):
-        return f"No host was told to serve {rollout.version} by this run. {again}, or `rollback`."
-    return f"Hosts that were switched serve {rollout.version}, the others serve what they did. {again}, or `rollback`."
+def _advice(rollout: Rollout, done: Sequence[RolloutStep]) -> str:
+    again = "`resume` after the fault is fixed (finished steps are not repeated), or `rollback`."
+    if not any(step.switches for step in done):
+        return f"No host was switched to {rollout.version} by this run. {again}"
+    return f"Hosts that were switched serve {rollout.version}, the others serve what they did. {again}"
 
 
 def show_status(

@@ -1,4 +1,4 @@
-"""Steps of a rollout and their order. Each step can be repeated, and can check if it is done. Imports no torch.
+"""Steps of a rollout and their order. Each step can be repeated. Imports no torch.
 
 Every request can be answered at every moment, for this reason: a host serves a version only after every host has loaded
 it and every gateway has its user tower, and the previous version stays loaded until the next rollout. The hosts of a
@@ -8,9 +8,8 @@ reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 from recsys.operations.rollout.admin import AdminClient
 from recsys.operations.rollout.state import Rollout
@@ -27,174 +26,96 @@ class Cluster:
     gateways: Mapping[str, AdminClient]
 
 
-class RolloutStep(Protocol):
-    """One change of one server."""
-
-    @property
-    def place(self) -> str:
-        """Server or store that the step changes."""
-        ...
-
-    @property
-    def what(self) -> str:
-        """Description of the change, in a few words."""
-        ...
-
-    def is_done(self, cluster: Cluster) -> bool:
-        """Ask the server if the step is done."""
-        ...
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change.
-
-        Raises:
-            UnreachableError: If the server does not answer.
-            RefusedError: If the server refuses.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class Load:
-    """Let a host load a version in addition to those that it has."""
+class RolloutStep:
+    """One change of one server or store.
+
+    Attributes:
+        place: name of the server, or folder of the store.
+        what: description of the change.
+        do: makes the change. It raises `UnreachableError` or `RefusedError` if the server fails it.
+        is_done: asks the server if the change is made; a step for which that costs as much as `do` is never done.
+        is_verified: the server is asked again after the change.
+        switches: the step changes the version that a host serves.
+    """
 
     place: str
-    version: str
-    model: str | None
-
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"load {self.version}"
-
-    def is_done(self, cluster: Cluster) -> bool:
-        """Ask the server if the step is done."""
-        return self.version in cluster.hosts[self.place].versions(self.model).loaded
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change."""
-        cluster.hosts[self.place].load(self.version, self.model)
+    what: str
+    _: KW_ONLY
+    do: Callable[[Cluster], None]
+    is_done: Callable[[Cluster], bool] = lambda cluster: False  # noqa: ARG005, E731
+    is_verified: bool = False
+    switches: bool = False
 
 
-@dataclass(frozen=True)
-class LoadTower:
-    """Let a gateway load the user tower of a version."""
-
-    place: str
-    version: str
-
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"load the user tower of {self.version}"
-
-    def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """Return False, because the check would cost as much as the step."""
-        return False
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change."""
-        cluster.gateways[self.place].load_tower(self.version)
+def load(host: str, version: str, *, model: str | None) -> RolloutStep:
+    """Return the step that lets a host load a version in addition to those that it has."""
+    return RolloutStep(
+        host,
+        f"load {version}",
+        do=lambda cluster: cluster.hosts[host].load(version, model),
+        is_done=lambda cluster: version in cluster.hosts[host].versions(model).loaded,
+        is_verified=True,
+    )
 
 
-@dataclass(frozen=True)
-class SetCanary:
-    """Let a gateway give a version to a share of the users; a share of 0 ends the canary."""
-
-    place: str
-    version: str
-    share: float
-
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"{self.version} for {self.share:.3g} of the users" if self.share else "no canary"
-
-    def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """Return False, because the check would cost as much as the step."""
-        return False
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change."""
-        cluster.gateways[self.place].canary(self.version, self.share)
+def load_tower(gateway: str, version: str) -> RolloutStep:
+    """Return the step that lets a gateway load the user tower of a version."""
+    what = f"load the user tower of {version}"
+    return RolloutStep(gateway, what, do=lambda cluster: cluster.gateways[gateway].load_tower(version))
 
 
-@dataclass(frozen=True)
-class Serve:
-    """Let a host serve a version that it has loaded."""
+def set_canary(gateway: str, version: str, *, share: float) -> RolloutStep:
+    """Return the step that lets a gateway give a version to a share of the users; a share of 0 ends the canary."""
+    what = f"{version} for {share:.3g} of the users" if share else "no canary"
+    return RolloutStep(gateway, what, do=lambda cluster: cluster.gateways[gateway].canary(version, share))
 
-    place: str
-    version: str
-    model: str | None
 
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"serve {self.version}"
+def serve(host: str, version: str, *, model: str | None) -> RolloutStep:
+    """Return the step that lets a host serve a version."""
 
-    def is_done(self, cluster: Cluster) -> bool:
-        """Ask the server if the step is done."""
-        return cluster.hosts[self.place].versions(self.model).serving == self.version
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change."""
-        host = cluster.hosts[self.place]
-        if self.version not in host.versions(self.model).loaded:
+    def do(cluster: Cluster) -> None:
+        client = cluster.hosts[host]
+        if version not in client.versions(model).loaded:
             # The host was restarted since it loaded the version.
-            host.load(self.version, self.model)
-        host.serve(self.version, self.model)
+            client.load(version, model)
+        client.serve(version, model)
+
+    return RolloutStep(
+        host,
+        f"serve {version}",
+        do=do,
+        is_done=lambda cluster: cluster.hosts[host].versions(model).serving == version,
+        is_verified=True,
+        switches=True,
+    )
 
 
-@dataclass(frozen=True)
-class UnloadOthers:
-    """Let a host unload all versions but these."""
+def unload_others(host: str, versions: Sequence[str], *, model: str | None) -> RolloutStep:
+    """Return the step that lets a host unload all versions but these."""
 
-    place: str
-    versions: tuple[str, ...]
-    model: str | None
+    def do(cluster: Cluster) -> None:
+        client = cluster.hosts[host]
+        for version in client.versions(model).loaded:
+            if version not in versions:
+                client.unload(version, model)
 
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"keep {' and '.join(self.versions)} loaded, no other"
-
-    def is_done(self, cluster: Cluster) -> bool:
-        """Ask the server if the step is done."""
-        return set(cluster.hosts[self.place].versions(self.model).loaded) <= set(self.versions)
-
-    def do(self, cluster: Cluster) -> None:
-        """Make the change."""
-        host = cluster.hosts[self.place]
-        for version in host.versions(self.model).loaded:
-            if version not in self.versions:
-                host.unload(version, self.model)
+    return RolloutStep(
+        host,
+        f"keep {' and '.join(versions)} loaded, no other",
+        do=do,
+        is_done=lambda cluster: {*cluster.hosts[host].versions(model).loaded} <= {*versions},
+    )
 
 
-@dataclass(frozen=True)
-class MoveAlias:
-    """Point `production` to a version, so that servers that start later serve it."""
-
-    store: str
-    version: str
-    why: str
-
-    @property
-    def place(self) -> str:
-        """Folder of the store."""
-        return self.store
-
-    @property
-    def what(self) -> str:
-        """Description of the change."""
-        return f"{ALIAS} is {self.version}"
-
-    def is_done(self, cluster: Cluster) -> bool:  # noqa: ARG002
-        """Return True if the alias points to the version."""
-        return ReleaseStore(self.store).aliases().get(ALIAS) == self.version
-
-    def do(self, cluster: Cluster) -> None:  # noqa: ARG002
-        """Make the change."""
-        ReleaseStore(self.store).set_alias(ALIAS, self.version, self.why)
+def move_alias(store: str, version: str, *, why: str) -> RolloutStep:
+    """Return the step that points `production` to a version, so that servers that start later serve it."""
+    return RolloutStep(
+        store,
+        f"{ALIAS} is {version}",
+        do=lambda cluster: ReleaseStore(store).set_alias(ALIAS, version, why),  # noqa: ARG005
+        is_done=lambda cluster: ReleaseStore(store).aliases().get(ALIAS) == version,  # noqa: ARG005
+    )
 
 
 def steps(rollout: Rollout) -> Sequence[RolloutStep]:
@@ -202,23 +123,23 @@ def steps(rollout: Rollout) -> Sequence[RolloutStep]:
     if rollout.goal == "back":
         return _back(rollout)
     version, model = rollout.version, rollout.model
-    forward: list[RolloutStep] = [Load(host, version, model) for host in rollout.hosts]
-    forward += [LoadTower(gateway, version) for gateway in rollout.gateways]
+    forward = [load(host, version, model=model) for host in rollout.hosts]
+    forward += [load_tower(gateway, version) for gateway in rollout.gateways]
     if rollout.goal == "canary":
-        return [*forward, *(SetCanary(gateway, version, rollout.share) for gateway in rollout.gateways)]
-    forward += [Serve(host, version, model) for host in rollout.hosts]
-    forward += [SetCanary(gateway, version, 0.0) for gateway in rollout.gateways]
+        return [*forward, *(set_canary(gateway, version, share=rollout.share) for gateway in rollout.gateways)]
+    forward += [serve(host, version, model=model) for host in rollout.hosts]
+    forward += [set_canary(gateway, version, share=0.0) for gateway in rollout.gateways]
     if rollout.store is not None:
-        forward.append(MoveAlias(rollout.store, version, "rollout"))
-    return [*forward, *(UnloadOthers(host, (rollout.previous, version), model) for host in rollout.hosts)]
+        forward.append(move_alias(rollout.store, version, why="rollout"))
+    return [*forward, *(unload_others(host, [rollout.previous, version], model=model) for host in rollout.hosts)]
 
 
 def _back(rollout: Rollout) -> Sequence[RolloutStep]:
     version, model = rollout.previous, rollout.model
-    back: list[RolloutStep] = [SetCanary(gateway, version, 0.0) for gateway in rollout.gateways]
-    back += [LoadTower(gateway, version) for gateway in rollout.gateways]
+    back = [set_canary(gateway, version, share=0.0) for gateway in rollout.gateways]
+    back += [load_tower(gateway, version) for gateway in rollout.gateways]
     # Only hosts that were restarted have to load it again.
-    back += [Load(host, version, model) for host in reversed(rollout.hosts)]
+    back += [load(host, version, model=model) for host in reversed(rollout.hosts)]
     if rollout.store is not None and rollout.alias_before is not None:
-        back.append(MoveAlias(rollout.store, rollout.alias_before, f"rollback from {rollout.version}"))
-    return [*back, *(Serve(host, version, model) for host in reversed(rollout.hosts))]
+        back.append(move_alias(rollout.store, rollout.alias_before, why=f"rollback from {rollout.version}"))
+    return [*back, *(serve(host, version, model=model) for host in reversed(rollout.hosts))]
