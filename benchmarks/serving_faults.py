@@ -1,16 +1,18 @@
-"""Does a user embedding ever meet an index of another version? Rolling upgrades and rollbacks, under load and faults.
+"""Check that no user embedding is searched in an index of another version, during rollouts, load and faults.
 
     python benchmarks/serving_faults.py                             # 20,000 requests, its own two releases
     python benchmarks/serving_faults.py --requests 1000000          # the full run
     python benchmarks/serving_faults.py --store STORE --versions V1 V2
 
-A gateway and some hosts run as processes, each host behind a proxy. While clients ask, versions are upgraded and rolled
-back without end, and hosts are killed (SIGKILL) and started again, paused (SIGSTOP), their connections cut and delayed;
-one host at least is always left alone. The two releases have towers that know nothing of each other, so that what a
-mixed pair finds differs from what either release finds: every answer is compared with what its version must answer.
+A gateway and some hosts run as processes, each host behind a proxy. While clients send requests, versions are rolled
+out and back repeatedly, hosts are killed (SIGKILL), restarted and paused (SIGSTOP), and connections are cut and
+delayed. At least one host is always healthy. The two releases were trained from different seeds, so the result of a
+mixed pair differs from the result of either release: every answer is compared with the expected answer of its version.
 
-Recovery is how long any request had to wait after a fault began. `used again` is the time from when a host answers
-again to its first answer to a user. Exits with 1 where a bar is missed.
+Outcomes: answered, unavailable (503 with a reason), failed (any other status, or no response). Recovery is the longest
+time that any request waited after a fault began. `used again` is the time from the first probe that a restarted host
+answers to its first answer to a user. --no-times leaves out the bars on durations, which hold on an idle machine only.
+Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -44,34 +46,38 @@ NUM_USERS = 200
 TOLERANCE = 1e-4
 # After a fault, requests that begin within so many seconds may feel it.
 AFTERMATH = 3.0
+# A gateway answers 503 after 4 s; a request that takes this long hangs.
+ANSWER_SECONDS = 60.0
 LEAST_AVAILABILITY, LONGEST_RECOVERY = 0.999, 2.0
+# Rows whose bars depend on the speed of the machine; a 503 comes after a fixed number of seconds.
+TIMES = ("availability", "recovery, longest", "used again, longest")
 
 
 @dataclass
 class Truth:
-    """What must be answered.
+    """Expected answers.
 
     Attributes:
-        histories: of the users.
-        answers: (version of the tower, of the index) -> for each user, scores of the K best, and item -> score of more
-            than these.
+        histories: history of each user.
+        answers: (version of the tower, version of the index) -> for each user, scores of the K best items, and
+            item -> score of the 3K best.
     """
 
     histories: list[list[dict[str, Any]]]
     answers: dict[tuple[str, str], list[tuple[np.ndarray, dict[Any, float]]]]
 
     def is_of(self, pair: tuple[str, str], user: int, items: list[dict[str, Any]]) -> bool:
-        """Whether a user gets these items from a tower and an index."""
+        """Return whether a user gets these items from a tower and an index."""
         best, scores = self.answers[pair][user]
         found = np.array([item["score"] for item in items])
         known = np.array([scores.get(item["item_id"], np.inf) for item in items])
-        # Items of equal scores may come in any order.
+        # Items with equal scores have no fixed order.
         return len(found) == len(best) and all(np.abs(found - other).max() < TOLERANCE for other in (best, known))
 
 
 @dataclass
 class Record:
-    """What happened."""
+    """Requests, faults and rollouts of a run."""
 
     sent: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
@@ -85,7 +91,7 @@ class Record:
 
 
 def find_truth(store: str, versions: list[str], seed: int) -> Truth:
-    """Answers of each release alone; and that no user's answer of a mixed pair could pass for one of them."""
+    """Compute the answers of each pair, and check that no pair answers any user like another one."""
     retrievers = {version: Retriever.load(store, version, threads=1) for version in versions}
     rng = np.random.default_rng(seed)
     known = retrievers[versions[0]].items["item_id"].to_pylist()
@@ -110,28 +116,30 @@ def find_truth(store: str, versions: list[str], seed: int) -> Truth:
     return truth
 
 
-async def ask(port: int, truth: Truth, record: Record, num_requests: int, seed: int, deadline: asyncio.Event) -> None:
-    """One client: a request as soon as the last is answered."""
+async def ask(
+    port: int, truth: Truth, *, record: Record, num_requests: int, seed: int, deadline: asyncio.Event
+) -> None:
+    """Run one client, which sends a request as soon as the last one is answered."""
     pool, choose = HTTPClient(("127.0.0.1", port)), random.Random(seed)
     while len(record.sent) < num_requests or not deadline.is_set():
         user = choose.randrange(NUM_USERS)
         body = json.dumps({"user_id": user, "history": truth.histories[user], "k": K}).encode()
         began = time.monotonic()
         try:
-            status, answer = await pool.request("POST", "/v1/retrieve", body=body, seconds=10.0)
+            status, answer = await pool.request("POST", "/v1/retrieve", body=body, seconds=ANSWER_SECONDS)
         except NoAnswerError as error:
             status, answer = 0, str(error).encode()
         now = time.monotonic()
         record.sent.append(began)
         record.done.append(now)
-        judge(record, truth, user, status, answer, now)
+        judge(record, truth, user=user, status=status, answer=answer, now=now)
     await pool.close()
 
 
-def judge(record: Record, truth: Truth, user: int, status: int, answer: bytes, now: float) -> None:
+def judge(record: Record, truth: Truth, *, user: int, status: int, answer: bytes, now: float) -> None:
     """Count one answer."""
     if status != 200:
-        record.outcomes["not answered"] += 1
+        record.outcomes["unavailable" if status == 503 else "failed"] += 1
         record.wrong.append(f"{status}: {answer.decode(errors='replace')[:200]}")
         return
     said = json.loads(answer)
@@ -149,9 +157,9 @@ def judge(record: Record, truth: Truth, user: int, status: int, answer: bytes, n
 
 
 async def break_things(
-    hosts: list[Server], proxies: list[Proxy], record: Record, seed: int, stop: asyncio.Event
+    hosts: list[Server], proxies: list[Proxy], *, record: Record, seed: int, stop: asyncio.Event
 ) -> None:
-    """One fault after the other, several at once, and always a host that is left alone."""
+    """Inject faults, several at once, with at least one healthy host."""
     choose = random.Random(seed)
     broken: set[int] = set()
     mending: set[asyncio.Task[None]] = set()
@@ -200,9 +208,9 @@ async def delay(host: Server, proxy: Proxy, much: float, record: Record) -> None
 
 
 async def roll(command: list[str], version: str, record: Record, stop: asyncio.Event) -> None:
-    """Upgrade and roll back until told to stop; at least one of each."""
+    """Roll out and back until `stop`, at least once each."""
     while not stop.is_set() or len(record.rollouts) < 2:
-        for words in (["start", "--version", version], ["rollback"]):
+        for words in (["start", f"version={version}"], ["rollback"]):
             name = words[0]
             while errors := await run_rollout([*command, *words]):
                 # A host was down for longer than the rollout waits.
@@ -212,7 +220,7 @@ async def roll(command: list[str], version: str, record: Record, stop: asyncio.E
 
 
 async def run_rollout(command: list[str]) -> str:
-    """What it says about a host that was down; nothing when it is done."""
+    """Return the errors about a host that was down; an empty text after success."""
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, said = await process.communicate()
     errors = said.decode() if process.returncode else ""
@@ -222,7 +230,7 @@ async def run_rollout(command: list[str]) -> str:
 
 
 def recovery(record: Record) -> list[float]:
-    """For each fault, how long a request had to wait after it."""
+    """Return for each fault the longest time that a request waited after it, in seconds."""
     order = np.argsort(record.sent)
     sent, done = np.array(record.sent)[order], np.array(record.done)[order]
     longest = float((done - sent).max(initial=0))
@@ -234,15 +242,17 @@ def recovery(record: Record) -> list[float]:
     return waits
 
 
-def report(record: Record, console: Console) -> bool:
-    """Print the table; whether every bar was reached."""
-    answered, missed = record.outcomes["answered"], record.outcomes["not answered"]
+def report(record: Record, console: Console, *, with_times: bool = True) -> bool:
+    """Print the table, and return whether every bar was reached."""
+    answered = record.outcomes["answered"]
+    missed = record.outcomes["unavailable"] + record.outcomes["failed"]
     waits, again = recovery(record), record.used_again
     availability = answered / max(1, answered + missed)
     rows = [
         ("answered", f"{answered:,}", "", answered > 0),
         ("of mixed versions", str(record.outcomes["mixed"]), "0", not record.outcomes["mixed"]),
         ("wrong", str(record.outcomes["wrong"]), "0", not record.outcomes["wrong"]),
+        ("failed", str(record.outcomes["failed"]), "0", not record.outcomes["failed"]),
         ("availability", f"{availability:.4%}", f">= {LEAST_AVAILABILITY:.1%}", availability >= LEAST_AVAILABILITY),
         (
             "recovery, longest",
@@ -263,6 +273,8 @@ def report(record: Record, console: Console) -> bool:
         *((f"faults: {n}", str(c), "", True) for n, c in sorted(Counter(name for _, name in record.faults).items())),
     ]
     table = Table("", "measured", "bar", "")
+    if not with_times:
+        rows = [(name, value, "", True) if name in TIMES else (name, value, *rest) for name, value, *rest in rows]
     for name, value, bar, is_reached in rows:
         table.add_row(name, value, bar, "" if is_reached else "MISSED")
     console.print(table)
@@ -272,7 +284,7 @@ def report(record: Record, console: Console) -> bool:
 
 
 def make_releases(folder: Path) -> tuple[str, list[str]]:
-    """Two small models of the same simulated pins, trained from different seeds, as releases."""
+    """Train two small models of the same simulated pins from different seeds, and release them."""
     store = folder / "releases"
     for seed in (0, 1):
         small = ["data.num_users=500", "data.num_items=600", "data.num_events=8000", "user_tower=mean", "model.dim=32"]
@@ -283,7 +295,7 @@ def make_releases(folder: Path) -> tuple[str, list[str]]:
 
 
 async def measure(given: argparse.Namespace, folder: Path) -> Record:
-    """Start everything, ask and break, and end everything."""
+    """Start all processes, send requests and inject faults, and end all processes."""
     store, versions = given.store, given.versions
     truth = find_truth(store, versions, given.seed)
     ReleaseStore(store).set_alias("production", versions[0], "serving_faults")
@@ -305,9 +317,18 @@ async def measure(given: argparse.Namespace, folder: Path) -> Record:
         options = [f"admin_token={TOKEN}", f"state={folder}/rollout.json", "wait=0.2", "patience=5"]
         command = [sys.executable, "-m", "recsys.cli", "rollout", *names, *options]
         rolling = asyncio.create_task(roll(command, versions[1], record, end))
-        breaking = asyncio.create_task(break_things(hosts, proxies, record, given.seed, end))
+        breaking = asyncio.create_task(break_things(hosts, proxies, record=record, seed=given.seed, stop=end))
         clients = [
-            asyncio.create_task(ask(gateway.port, truth, record, given.requests, number, clients_end))
+            asyncio.create_task(
+                ask(
+                    gateway.port,
+                    truth,
+                    record=record,
+                    num_requests=given.requests,
+                    seed=number,
+                    deadline=clients_end,
+                )
+            )
             for number in range(given.connections)
         ]
         while len(record.sent) < given.requests:
@@ -335,6 +356,7 @@ def main() -> int:
     parser.add_argument("--store", help="of releases; its alias `production` moves")
     parser.add_argument("--versions", nargs=2, help="two releases of the same items and dimension")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-times", action="store_true", help="without bars on durations")
     given = parser.parse_args()
     # Ends like Ctrl-C: with the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -342,7 +364,7 @@ def main() -> int:
         if given.store is None:
             given.store, given.versions = make_releases(Path(folder))
         record = asyncio.run(measure(given, Path(folder)))
-    return 0 if report(record, Console()) else 1
+    return 0 if report(record, Console(), with_times=not given.no_times) else 1
 
 
 if __name__ == "__main__":
