@@ -76,7 +76,7 @@ def test_printed(tmp_path: Path) -> None:
     write(tmp_path / "0", ["model.dim=8"], **{"val/recall@10": 0.25})
     write(tmp_path / "1", ["model.dim=16"], "running")
     output = io.StringIO()
-    print_runs(read_runs(tmp_path), ["val/recall@10"], Console(file=output, width=120))
+    print_runs(read_runs(tmp_path), ["val/recall@10"], console=Console(file=output, width=120))
     lines = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
     assert ["0", "finished", "model.dim=8", "0.2500", "12"] in lines
     assert ["1", "running", "model.dim=16", "12"] in lines

@@ -122,7 +122,7 @@ class _Baseline:
                 if earlier["settings"] == settings:
                     return float(earlier[metric])
             generator = self._fitted(settings, events)
-            values = self._evaluate(generator, self.dataset, "val", self.dataset.requests("val"))
+            values = self._evaluate(generator, self.dataset, part="val", requests=self.dataset.requests("val"))
             if metric not in values:
                 raise UserError(f"evaluation.metric={metric}: this slice has no validation request")
             if all(values[metric] > earlier[metric] for earlier in tried):
@@ -140,9 +140,10 @@ class _Baseline:
         data, metrics = self.dataset.refit(), self.run.metrics
         generator = self._fitted(settings, Interactions(self.dataset, "val"))
         counted = self._metrics(data, keep_users=True)
-        metrics |= self._evaluate(generator, data, "test", data.requests("test"), counted)
+        metrics |= self._evaluate(generator, data, part="test", requests=data.requests("test"), metrics=counted)
         if self.config.evaluation.rolling:
-            metrics |= self._evaluate(generator, data, "test", rolling_requests(data, "test"), rolling=True)
+            requests = rolling_requests(data, "test")
+            metrics |= self._evaluate(generator, data, part="test", requests=requests, rolling=True)
         best = reachable(self.config, data, part="test")
         metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
         self.run.write_per_user(per_user_table(data, counted))
@@ -157,6 +158,7 @@ class _Baseline:
         self,
         generator: Generator,
         data: PreparedDataset,
+        *,
         part: Part,
         requests: Requests,
         metrics: RetrievalMetrics | None = None,

@@ -85,7 +85,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
     validation = _Validation(next(iter(configs.values())))
     none = BlendChoice({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
     for name, config in configs.items():
-        validation.add(name, config, runs[name])
+        validation.add(name, config, run=runs[name])
     if best not in validation.embedded:
         return none
     weights, score = none.weights, validation.measure(none.weights)[metric]
@@ -132,7 +132,7 @@ class _Validation:
         self.corpora: dict[str, npt.NDArray[np.int64]] = {}
 
     @torch.inference_mode()
-    def add(self, name: str, config: DictConfig, run: RunFolder) -> None:
+    def add(self, name: str, config: DictConfig, *, run: RunFolder) -> None:
         """Embed with one run, unless it has several embeddings for a user."""
         model = build_model(config, self.dataset).eval()
         load_weights(model, run.checkpoints / "best.ckpt")

@@ -59,7 +59,7 @@ def is_maximized(metric: str) -> bool:
     return not any(word in metric for word in ("loss", "seconds"))
 
 
-def best_first(rows: Sequence[RunRow], metric: str, maximize: bool | None = None) -> list[RunRow]:
+def best_first(rows: Sequence[RunRow], metric: str, *, maximize: bool | None = None) -> list[RunRow]:
     """Return the rows that have a metric, best first; equal ones keep their order.
 
     Args:
@@ -85,7 +85,7 @@ def differing(rows: Sequence[RunRow]) -> list[dict[str, str]]:
     return [{key: row.overrides[key] for key in varied if key in row.overrides} for row in rows]
 
 
-def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], console: Console | None = None) -> None:
+def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], *, console: Console | None = None) -> None:
     """Print the rows in their order: name, status, differing overrides, metrics and seconds."""
     table = Table()
     for title in ("run", "status", "overrides that differ"):

@@ -75,13 +75,17 @@ class Translation:
             lengths=histories.lengths,
             user_idx=np.where(histories.user_idx >= 0, self._users[np.maximum(histories.user_idx, 0)], -1),
             time=histories.time,
-            events=self._columns("interactions", histories.events, len(histories.item_idx), ("event", "request")),
-            users=self._columns("users", histories.users, len(histories.lengths), ("profile",)),
-            requests=self._columns("interactions", histories.requests, len(histories.lengths), ("request",)),
+            events=self._columns(
+                "interactions", histories.events, num_rows=len(histories.item_idx), roles=("event", "request")
+            ),
+            users=self._columns("users", histories.users, num_rows=len(histories.lengths), roles=("profile",)),
+            requests=self._columns(
+                "interactions", histories.requests, num_rows=len(histories.lengths), roles=("request",)
+            ),
         )
 
     def _columns(
-        self, owner: str, columns: Mapping[str, Column], num_rows: int, roles: tuple[str, ...]
+        self, owner: str, columns: Mapping[str, Column], *, num_rows: int, roles: tuple[str, ...]
     ) -> dict[str, Column]:
         translated: dict[str, Column] = {}
         for feature, found in self._features.values():

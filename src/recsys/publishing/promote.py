@@ -185,7 +185,7 @@ def best_run(sweep: str | Path, metric: str) -> RunRow:
     rows = [r for r in read_runs(sweep) if r.state.status in DONE and r.state.generator is None]
     if not rows:
         raise UserError(f"sweep: {sweep} holds no finished run")
-    ranked = best_first(rows, metric, _maximize(Path(sweep), metric))
+    ranked = best_first(rows, metric, maximize=_maximize(Path(sweep), metric))
     value = ranked[0].value(metric)
     tied = [row.name for row in ranked[1:] if row.value(metric) == value]
     log.info(

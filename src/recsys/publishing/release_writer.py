@@ -121,7 +121,7 @@ def pack(
         data=_times(run),
         corpus=corpus,
     )
-    _write_self_check(folder, run, manifest, index)
+    _write_self_check(folder, run, manifest=manifest, index=index)
     return manifest
 
 
@@ -215,7 +215,7 @@ def to_histories(batch: Batch, num_items: int) -> Histories:
     )
 
 
-def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: Index) -> None:
+def _write_self_check(folder: Path, run: TrainedRun, *, manifest: Manifest, index: Index) -> None:
     """Compare the exported tower with the trained one on real histories, and store some requests with their answers."""
     tower = UserTowerSession(folder, manifest)
     requests = real_requests(run)
@@ -223,7 +223,7 @@ def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: 
     chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)
     user_idx, end = (np.concatenate([column[chosen], [other]]) for column, other in zip(requests, (-1, 0), strict=True))
     batch = run.builder.requests(Requests(user_idx, end))
-    _check_equal(tower, run.model, batch, run.dataset.meta.num_known)
+    _check_equal(tower, run.model, batch=batch, num_items=run.dataset.meta.num_known)
     few = np.linspace(0, len(user_idx) - 1, NUM_SELF_CHECKS).astype(np.int64)
     batch = run.builder.requests(Requests(user_idx[few], end[few]))
     inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
@@ -234,7 +234,7 @@ def _write_self_check(folder: Path, run: TrainedRun, manifest: Manifest, index: 
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)
 
 
-def _check_equal(tower: UserTowerSession, model: Model, batch: Batch, num_items: int) -> None:
+def _check_equal(tower: UserTowerSession, model: Model, *, batch: Batch, num_items: int) -> None:
     with torch.inference_mode():
         expected = model.encode_users(batch).numpy()
     difference = float(np.abs(tower(to_histories(batch, num_items)) - expected).max())

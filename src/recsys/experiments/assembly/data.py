@@ -57,7 +57,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     Raises:
         UserError: If a setting of the history or the batches is wrong.
     """
-    check_keys(config.history, HISTORY_KEYS, "history")
+    check_keys(config.history, HISTORY_KEYS, name="history")
     if config.history.max_events < 1:
         raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
     if config.history.max_exposures < 0:

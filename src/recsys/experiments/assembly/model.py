@@ -47,8 +47,8 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
         fresh: whether the towers will be trained. If not, pretrained embeddings are not computed, because a checkpoint
             will be loaded.
     """
-    check_keys(config.model, MODEL_KEYS, "model")
-    check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), "model.prior_shift")
+    check_keys(config.model, MODEL_KEYS, name="model")
+    check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), name="model.prior_shift")
     L.seed_everything(config.seed, verbose=False)
     model = config.model
     try:

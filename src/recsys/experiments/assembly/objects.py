@@ -24,7 +24,7 @@ def complete(partial: Any, **runtime: Any) -> Any:
         raise UserError(f"{partial.func.__module__}.{partial.func.__qualname__}: {error}") from error
 
 
-def check_keys(node: DictConfig, valid: tuple[str, ...], name: str) -> None:
+def check_keys(node: DictConfig, valid: tuple[str, ...], *, name: str) -> None:
     """Refuse unknown keys of the node `name`."""
     for key in map(str, node):
         if key not in valid:
