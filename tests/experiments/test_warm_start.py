@@ -175,5 +175,5 @@ def test_a_folder_that_is_no_trained_run_is_refused(base: Path, tmp_path: Path) 
     with pytest.raises(UserError, match="its run is 'running', expected one that is trained"):
         open_earlier_run(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(state | {"dataset_fingerprint": "gone"}))
-    with pytest.raises(UserError, match="its prepared data are gone"):
+    with pytest.raises(UserError, match="its prepared data are missing"):
         open_earlier_run(tmp_path)

@@ -23,7 +23,7 @@ from recsys.evaluation.ranking import CorpusSearch, encode_corpus
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.experiments.assembly import build_model, corpus_of, open_data, target_sampling_of
 from recsys.experiments.run_folder import RunFolder
-from recsys.experiments.trained_run import load_weights
+from recsys.experiments.trained_run import load_weights, read_checkpoint
 from recsys.training.frequency import prior_shift
 
 # Shares of the logits that a further member may get.
@@ -205,12 +205,8 @@ def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFo
     state: dict[str, Tensor] = {}
     steps = 0
     for number, name in enumerate(configs):
-        content = torch.load(runs[name].checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
-        steps += int(content["global_step"])
-        state |= {
-            f"model.models.{number}.{key.removeprefix('model.')}": value
-            for key, value in content["state_dict"].items()
-            if key.startswith("model.")
-        }
+        member = read_checkpoint(runs[name].checkpoints / "best.ckpt")
+        steps += member.steps
+        state |= {f"model.models.{number}.{key}": value for key, value in member.weights.items()}
     with atomic_file(path) as aside:
         torch.save({"state_dict": state, "global_step": steps}, aside)

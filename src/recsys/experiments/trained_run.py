@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.stored_config import load_config
@@ -103,17 +104,36 @@ def stored_config(path: Path) -> DictConfig:
     return config
 
 
+class Checkpoint(NamedTuple):
+    """Weights of a model, by name, and the number of training steps that led to them."""
+
+    weights: dict[str, Tensor]
+    steps: int
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read the weights of a model from a checkpoint, without the memory banks of negatives that lie beside them.
+
+    Raises:
+        UserError: If the file is missing or not a checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        state, steps = content["state_dict"].items(), int(content["global_step"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error})") from error
+    prefix = "model."
+    return Checkpoint({name.removeprefix(prefix): v for name, v in state if name.startswith(prefix)}, steps)
+
+
 def load_weights(model: Model, checkpoint: Path) -> None:
     """Load the weights of a checkpoint into a model of the same shapes.
 
     Raises:
         UserError: If the file is not a checkpoint of such a model.
     """
+    weights = read_checkpoint(checkpoint).weights
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = content["state_dict"].items()
-        # Memory banks of negatives are stored beside the model.
-        weights = {name.removeprefix("model."): value for name, value in state if name.startswith("model.")}
         model.load_state_dict(weights)
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
+    except RuntimeError as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error

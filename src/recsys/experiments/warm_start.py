@@ -22,7 +22,7 @@ from recsys.core.errors import UserError
 from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM, Feature, Schema
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.run_folder import RunStatus, read_state
-from recsys.experiments.trained_run import stored_config
+from recsys.experiments.trained_run import read_checkpoint, stored_config
 from recsys.models.features import FeatureEmbedding
 from recsys.models.two_tower import TwoTower
 
@@ -71,25 +71,23 @@ def open_earlier_run(path: str | Path) -> EarlierRun:
     try:
         state = read_state(path)
         config = stored_config(path)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         raise UserError(f"warm_start={path}: not the folder of a trained run ({error})") from error
     if not state.is_selected and state.status != RunStatus.FINISHED:
         raise UserError(f"warm_start={path}: its run is '{state.status}', expected one that is trained")
     if config.members:
         raise UserError(f"warm_start={path}: a blend; expected one of its members, {path}/variants/NAME")
-    folder = Path(config.data.cache) / "prepared" / str(state.dataset_fingerprint)
     try:
-        dataset = PreparedDataset.open(folder)
-        content = torch.load(path / "checkpoints/best.ckpt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, KeyError, EOFError) as error:
-        raise UserError(f"warm_start={path}: its checkpoint cannot be read ({error})") from error
+        dataset = PreparedDataset.open(Path(config.data.cache) / "prepared" / str(state.dataset_fingerprint))
+    except (OSError, UserError) as error:
+        raise UserError(f"warm_start={path}: its prepared data are missing ({error})") from error
+    try:
+        checkpoint = read_checkpoint(path / "checkpoints/best.ckpt")
     except UserError as error:
-        raise UserError(f"warm_start={path}: its prepared data are gone ({error})") from error
+        raise UserError(f"warm_start={path}: its checkpoint cannot be read ({error})") from error
     if config.refit and state.refitted:
         dataset = dataset.refit()
-    weights = content["state_dict"].items()
-    of_model = {name.removeprefix("model."): value for name, value in weights if name.startswith("model.")}
-    return EarlierRun(path, dataset, of_model, int(content["global_step"]))
+    return EarlierRun(path, dataset, checkpoint.weights, checkpoint.steps)
 
 
 @torch.no_grad()
