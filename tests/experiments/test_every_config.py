@@ -131,7 +131,9 @@ def test_experiments(name: str, world: Path, tmp_path: Path) -> None:
 
 
 DESCRIBED = ["train", "index", "recommend", "baselines", "generators"]
-DESCRIBED += [o for o in OPTIONS if o.split("/")[0] in ("trainer", "logger", "corpus", "generator")]
+DESCRIBED += [
+    o for o in OPTIONS if o.split("/")[0] in ("trainer", "logger", "corpus", "generator", "callbacks", "pretrained")
+]
 
 
 @pytest.mark.parametrize("option", DESCRIBED)

@@ -106,8 +106,8 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
     """
     variants = {}
     if given is None:
-        said = HydraConfig.get().overrides
-        given = [*said.task, *search_path(said.hydra)]
+        overrides = HydraConfig.get().overrides
+        given = [*overrides.task, *search_path(overrides.hydra)]
     for name, variant in config.variants.items():
         for key in variant:
             if key not in ("overrides", "time"):

@@ -108,8 +108,8 @@ class EarlierRunEmbeddings:
         rows = np.asarray(pc.index_in(ids, value_set=theirs).fill_null(-1))
         found = np.flatnonzero(rows >= 0)
         if not len(found):
-            raise UserError(f"{self.path}: knows none of the {dataset.num_trained} items of this data")
-        log.info("pretrained: %s knows %d of %d items", self.path, len(found), dataset.num_trained)
+            raise UserError(f"{self.path}: has none of the {dataset.num_trained} trained items of this data")
+        log.info("pretrained: %s has embeddings of %d of %d trained items", self.path, len(found), dataset.num_trained)
         table = np.zeros((dataset.num_trained + 1, width), np.float32)
         # The bias of retrieval, a further dimension, is left out.
         embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus[rows[found]]))
