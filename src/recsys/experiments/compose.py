@@ -106,8 +106,8 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
     """
     variants = {}
     if given is None:
-        overrides = HydraConfig.get().overrides
-        given = [*overrides.task, *search_path(overrides.hydra)]
+        command = HydraConfig.get().overrides
+        given = [*command.task, *search_path(command.hydra)]
     for name, variant in config.variants.items():
         for key in variant:
             if key not in ("overrides", "time"):
