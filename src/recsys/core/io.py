@@ -10,8 +10,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+
+_SYNC_THREADS = 8
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -62,10 +65,11 @@ def build_folder(path: Path) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield aside
-        for folder, _, files in os.walk(aside):
-            for file in files:
-                sync(Path(folder, file))
-            sync(Path(folder))
+        entries = [aside, *aside.rglob("*")]
+        # The file system serves waiting threads together: 30 small files take a tenth of the time of one by one.
+        with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+            for _ in pool.map(sync, entries):
+                pass
         # The mode of `mkdtemp` would keep other users from reading.
         aside.chmod(0o777 & ~_umask())
         try:
