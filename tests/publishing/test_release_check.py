@@ -32,6 +32,13 @@ class Fixed(Exact):
         return np.full((len(queries), k), 99.0, np.float32), np.array([self.rows[:k]] * len(queries))
 
 
+class Unreadable(Exact):
+    """Is saved, but cannot be read again."""
+
+    def load(self, folder, embeddings, *, names):  # noqa: ARG002
+        raise UserError(f"{folder}: unreadable")
+
+
 def test_recall_counts_true_inner_products_and_not_the_scores_of_the_index() -> None:
     queries = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     # The best two are rows 0 and 1 for the first query, and rows 2 and 1 for the second.
@@ -43,12 +50,9 @@ def test_recall_counts_true_inner_products_and_not_the_scores_of_the_index() -> 
 
 
 def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(published: Published, tmp_path: Path) -> None:
-    class Local(Exact):
-        """Nobody can import a class of a function."""
-
     store = ReleaseStore(tmp_path)
     with pytest.raises(UserError, match="it cannot be opened and queried") as caught:
-        promote(load_run(published.runs[0]), Local(), store=store, model="test")
+        promote(load_run(published.runs[0]), Unreadable(), store=store, model="test")
     (version,) = store.versions()
     assert f"no alias was moved, and the release lies in {tmp_path / version}" in str(caught.value)
 
