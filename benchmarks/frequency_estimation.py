@@ -86,7 +86,7 @@ def estimators(probabilities: Tensor, powers: Iterable[int]) -> Iterator[tuple[s
     for power in powers:
         for num_hashes, rate in itertools.product((1, 2), (0.01, 0.05)):
             size = 2**power // 8 // num_hashes
-            yield f"streaming, {num_hashes} x {size}, rate {rate}", StreamingFrequency(size, num_hashes, rate)
+            yield f"streaming, {num_hashes} x {size}, rate {rate}", StreamingFrequency(size, num_hashes, rate=rate)
         for depth in (1, 2, 4):
             size = 2**power // 4 // depth
             yield f"count-min, {depth} x {size}", CountMinFrequency(size, depth)

@@ -69,18 +69,23 @@ def build(
 ) -> tuple[RetrievalModule, TrainingLoader]:
     loader = TrainingLoader(BatchBuilder(data, window, predict_first=predict_first), BATCH, seed=0)
     encoder = Transformer(DIM, window, num_blocks=2, num_heads=2, expansion=1, dropout=0.2, activation="relu")
-    model = TwoTower(UserTower(encoder, DIM, data), ItemTower(DIM, data, use_features=False), "dot", 1.0)
+    model = TwoTower(
+        UserTower(encoder, DIM, sizes=data.sizes),
+        ItemTower(DIM, data.sizes, use_features=False),
+        similarity="dot",
+        temperature=1.0,
+    )
     corpus = torch.arange(1, data.num_items + 1)
     sampled = loss == "sampled"
     probabilities = target_probabilities(data, predict_first)
     module = RetrievalModule(
         model,
         SampledSoftmax() if sampled else FullSoftmax(),
-        UniformNegatives(SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), DIM), 256)
+        negatives=UniformNegatives(SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), DIM), 256)
         if sampled
         else None,
-        AdamW(),
-        corpus,
+        optimizer=AdamW(),
+        corpus=corpus,
     )
     return module, loader
 

@@ -36,7 +36,7 @@ def test_cross_layers_by_hand() -> None:
 
 
 def test_low_rank_is_the_product_of_two_matrices() -> None:
-    full, low = CrossNetwork([3, 1], 2, 1), CrossNetwork([3, 1], 2, 1, rank=2)
+    full, low = CrossNetwork([3, 1], 2, num_layers=1), CrossNetwork([3, 1], 2, num_layers=1, rank=2)
     v, u, bias = torch.randn(2, 4), torch.randn(4, 2), torch.randn(4)
     put(full.layers[0], (u @ v).tolist(), bias.tolist())
     put(low.layers[0][0], v.tolist())  # type: ignore[index]

@@ -22,7 +22,7 @@ LENGTHS = [1, 5, 41, 2, 33, 17]  # tokens: the start token and up to 40 events
 
 def long_and_recent() -> nn.Module:
     recent = ModernTransformer(DIM, LONGEST, num_blocks=1, expansion=2, dropout=0.2, window=3)
-    return LongAndRecent(DIM, AttentionPooling(DIM, hidden=16, dropout=0.2), recent)
+    return LongAndRecent(DIM, long=AttentionPooling(DIM, hidden=16, dropout=0.2), recent=recent)
 
 
 ENCODERS = {
@@ -73,7 +73,7 @@ def times(lengths: list[int] = LENGTHS) -> list[Tensor]:
 def encode_packed(encoder: nn.Module, tokens: list[Tensor], time: list[Tensor] | None = None) -> list[Tensor]:
     lengths = [len(sequence) for sequence in tokens]
     flat = torch.cat(times(lengths) if time is None else time)
-    layout = Packed(np.array(lengths, np.int64), torch.device("cpu"), flat if encoder.reads_time else None)
+    layout = Packed(np.array(lengths, np.int64), torch.device("cpu"), time=flat if encoder.reads_time else None)
     states: Tensor = encoder(torch.cat(tokens), layout)
     return list(states.split(lengths))
 
@@ -86,7 +86,7 @@ def encode_padded(encoder: nn.Module, tokens: list[Tensor]) -> list[Tensor]:
     for number, (sequence, seconds) in enumerate(zip(tokens, times(lengths), strict=True)):
         rows[number, : len(sequence)] = sequence
         time[number, : len(sequence)] = seconds
-    layout = Padded(rows, torch.tensor(lengths), time if encoder.reads_time else None)
+    layout = Padded(rows, torch.tensor(lengths), time=time if encoder.reads_time else None)
     states = encoder(rows, layout)
     return [row[:length] for row, length in zip(states, lengths, strict=True)]
 

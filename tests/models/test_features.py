@@ -19,7 +19,7 @@ from recsys.models.features import (
     FeatureRows,
     NumericInput,
     VectorInput,
-    hide,
+    mask_codes,
     take,
 )
 
@@ -101,12 +101,12 @@ def test_features_lie_side_by_side_in_the_order_of_the_schema() -> None:
     torch.testing.assert_close(both[:, 4:], embedding.inputs[1](VALUES["numeric"]))
 
 
-def test_hide_reads_a_share_as_unknown_in_training_alone() -> None:
+def test_mask_codes_reads_a_share_as_unknown_in_training_alone() -> None:
     codes = torch.full((20_000,), 7)
     codes[:100] = MISSING
-    assert torch.equal(hide(codes, 0.1, training=False), codes)
-    assert torch.equal(hide(codes, 0.0, training=True), codes)
-    hidden = hide(codes, 0.1, training=True)
+    assert torch.equal(mask_codes(codes, 0.1, training=False), codes)
+    assert torch.equal(mask_codes(codes, 0.0, training=True), codes)
+    hidden = mask_codes(codes, 0.1, training=True)
     assert set(hidden.tolist()) == {MISSING, UNKNOWN, 7}
     assert bool((hidden[:100] == MISSING).all())
     assert float((hidden == UNKNOWN).float().mean()) == pytest.approx(0.1, abs=0.01)

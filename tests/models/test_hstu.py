@@ -13,7 +13,9 @@ DAY = 86_400
 
 
 def encode(encoder: HSTU, tokens: Tensor, time: list[int]) -> Tensor:
-    layout = Packed(np.array([len(tokens)]), torch.device("cpu"), torch.tensor(time) if encoder.reads_time else None)
+    layout = Packed(
+        np.array([len(tokens)]), torch.device("cpu"), time=torch.tensor(time) if encoder.reads_time else None
+    )
     states: Tensor = encoder(tokens, layout)
     return states
 
@@ -80,6 +82,6 @@ def test_gaps_matter_and_the_calendar_does_not() -> None:
 def test_short_histories_in_rows_longer_than_the_longest() -> None:
     encoder = HSTU(8, 3).eval()
     tokens = torch.randn(24, 8)
-    together = encoder(tokens, Packed(np.full(6, 4), torch.device("cpu"), torch.arange(24) * DAY))
+    together = encoder(tokens, Packed(np.full(6, 4), torch.device("cpu"), time=torch.arange(24) * DAY))
     alone = encode(encoder, tokens[20:], [DAY * day for day in range(4)])
     torch.testing.assert_close(together[20:], alone)

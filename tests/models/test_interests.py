@@ -15,7 +15,7 @@ from recsys.models.two_tower import select_best_interest
 
 def plain(dim: int, num_embeddings: int, num_iterations: int) -> Capsules:
     """Nothing but the routing: S is the identity, and the MLP adds nothing."""
-    capsules = Capsules(dim, num_embeddings, num_iterations, hidden=4, dropout=0.0).eval()
+    capsules = Capsules(dim, num_embeddings, num_iterations=num_iterations, hidden=4, dropout=0.0).eval()
     with torch.no_grad():
         capsules.bilinear.weight.copy_(torch.eye(dim))
         capsules.mlp[2].weight.zero_()
@@ -131,7 +131,7 @@ def test_packed_prefixes_equal_each_alone() -> None:
     pairs = [pairs[at] for at in torch.randperm(len(pairs)).tolist()]
     owner, last = (torch.tensor(column) for column in zip(*pairs, strict=True))
     query = torch.from_numpy(starts)[owner] + last
-    found, there = interests_of_prefixes(capsules, states, lengths, query, owner)
+    found, there = interests_of_prefixes(capsules, states, lengths=lengths, query=query, history=owner)
     assert found.shape == (len(pairs), 4, 8)
     for row, (h, p) in enumerate(pairs):
         alone, alone_there = answer(capsules, states[starts[h] : starts[h] + p + 1])
@@ -141,7 +141,9 @@ def test_packed_prefixes_equal_each_alone() -> None:
 
 def test_no_queries() -> None:
     none = torch.zeros(0, dtype=torch.int64)
-    found, there = interests_of_prefixes(Capsules(8, 4), torch.randn(5, 8), np.array([2, 3]), none, none)
+    found, there = interests_of_prefixes(
+        Capsules(8, 4), torch.randn(5, 8), lengths=np.array([2, 3]), query=none, history=none
+    )
     assert (found.shape, there.shape[0]) == ((0, 4, 8), 0)
 
 

@@ -83,12 +83,12 @@ def test_gradient_with_dropout_is_of_the_weights_that_were_kept() -> None:
 def test_the_form_for_other_devices_is_equal(lengths: list[int]) -> None:
     heads = qkv(lengths).detach()
     for window in (None, 5):
-        plan = AttentionRows(np.array(lengths, np.int64), HEADS, torch.device("cpu"), window)
+        plan = AttentionRows(np.array(lengths, np.int64), HEADS, device=torch.device("cpu"), window=window)
         torch.testing.assert_close(plan.attend_by_sdpa(heads, 0.0), plan.attend(heads, 0.0))
 
 
 def test_short_sequences_share_rows() -> None:
-    plan = AttentionRows(np.array([20, 12, 16, 16, 40, 100]), HEADS, torch.device("cpu"))
+    plan = AttentionRows(np.array([20, 12, 16, 16, 40, 100]), HEADS, device=torch.device("cpu"))
     assert [tuple(group.bias.shape) for group in plan.groups] == [(1, 100, 100), (1, 40, 40), (2, 32, 32)]
 
 
@@ -114,8 +114,8 @@ def test_windowed_attention_and_its_gradient_equal_the_padded_one_and_the_one_by
     lengths: list[int], window: int
 ) -> None:
     heads = qkv(lengths)
-    ours = packed(lengths).attend(heads, 0.0, window)
-    in_rows = unpad(padded(heads, lengths).attend(pad(heads, lengths), 0.0, window), lengths)
+    ours = packed(lengths).attend(heads, 0.0, window=window)
+    in_rows = unpad(padded(heads, lengths).attend(pad(heads, lengths), 0.0, window=window), lengths)
     expected = torch.cat([by_hand(x, window) for x in heads.split(lengths)])
     direction = torch.randn_like(ours)
     gradients = [torch.autograd.grad((x * direction).sum(), heads)[0] for x in (ours, in_rows, expected)]
@@ -130,27 +130,27 @@ def test_windowed_attention_passes_gradcheck_with_dropout(window: int) -> None:
 
     def attend(heads: Tensor) -> Tensor:
         torch.manual_seed(0)
-        return packed(lengths).attend(heads, 0.3, window)
+        return packed(lengths).attend(heads, 0.3, window=window)
 
     assert torch.autograd.gradcheck(attend, qkv(lengths), fast_mode=True)
 
 
 def test_long_sequences_in_a_window_take_rows_of_twice_its_length() -> None:
     # 500 tokens are 9 pieces of 100 tokens, each 50 after the one before; 120 are a piece of 100 and one of 70.
-    pieces = WindowPieces(np.array([500, 120, 7]), HEADS, torch.device("cpu"), 50)
+    pieces = WindowPieces(np.array([500, 120, 7]), HEADS, device=torch.device("cpu"), window=50)
     assert [tuple(group.bias.shape) for group in pieces._rows.groups] == [(11, 100, 100), (1, 32, 32)]
 
 
 def test_pairs_by_hand() -> None:
     # Sequences of 2 and 3 tokens share a row of 32, the longer one first.
-    layout = Packed(np.array([2, 3]), torch.device("cpu"), torch.tensor([10, 25, 100, 100, 400]))
+    layout = Packed(np.array([2, 3]), torch.device("cpu"), time=torch.tensor([10, 25, 100, 100, 400]))
     (pairs,) = layout.pairs(HEADS)
     assert pairs.visible.shape == (1, 32, 32)
     seen = pairs.visible[0, :5, :5].nonzero().tolist()
     assert seen == [[0, 0], [1, 0], [1, 1], [2, 0], [2, 1], [2, 2], [3, 3], [4, 3], [4, 4]]
     assert pairs.elapsed is not None
     assert [int(pairs.elapsed[0, i, j]) for i, j in seen] == [0, 0, 0, 300, 300, 0, 0, 15, 0]
-    rows = Padded(torch.zeros(1, 3, 1), torch.tensor([3]), torch.tensor([[100, 100, 400]]))
+    rows = Padded(torch.zeros(1, 3, 1), torch.tensor([3]), time=torch.tensor([[100, 100, 400]]))
     (pairs,) = rows.pairs(HEADS)
     assert pairs.visible.tolist() == [[[True, False, False], [True, True, False], [True, True, True]]]
     assert pairs.elapsed is not None
@@ -172,7 +172,7 @@ def test_split_and_join_are_inverse(lengths: list[int]) -> None:
 
 def test_keep_mask_keeps_its_share_and_the_mean() -> None:
     torch.manual_seed(0)
-    mask = dropout_mask((1000, 201), 0.2, torch.empty(0))
+    mask = dropout_mask((1000, 201), 0.2, like=torch.empty(0))
     assert mask.shape == (1000, 201)
     assert mask.unique().tolist() == pytest.approx([0.0, 1.25], rel=1e-4)
     # 201,000 draws: the standard error of the share is 0.0009.

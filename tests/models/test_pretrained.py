@@ -35,7 +35,7 @@ def source(dataset: PreparedDataset, width: int) -> np.ndarray:
 
 
 def filled(dataset: PreparedDataset, **settings: object) -> PretrainedItems:
-    module = PretrainedItems(source, DIM, dataset.num_trained, WIDTH, **settings)  # type: ignore[arg-type]
+    module = PretrainedItems(source, DIM, num_items=dataset.num_trained, width=WIDTH, **settings)  # type: ignore[arg-type]
     assert not module.table.weight.any()
     module.fill(dataset)
     return module
@@ -55,7 +55,12 @@ def test_values_by_hand(dataset: PreparedDataset) -> None:
 
 def test_the_projection_begins_at_the_size_of_an_id_embedding() -> None:
     torch.manual_seed(1)
-    module = PretrainedItems(lambda dataset, width: np.random.default_rng(0).normal(size=(901, width)), 64, 900, 32)  # noqa: ARG005
+    module = PretrainedItems(
+        lambda dataset, width: np.random.default_rng(0).normal(size=(901, width)),  # noqa: ARG005
+        64,
+        num_items=900,
+        width=32,
+    )
     module.fill(None)  # type: ignore[arg-type]
     out = module.eval()(torch.arange(901)).detach()
     assert float(out.square().mean()) == pytest.approx(1 / 64, rel=0.1)
@@ -76,7 +81,7 @@ def test_dropout_is_on_what_is_read(dataset: PreparedDataset) -> None:
 @pytest.mark.parametrize("sparse", [True, False])
 def test_frozen_or_not(dataset: PreparedDataset, frozen: bool, sparse: bool) -> None:
     pretrained = partial(PretrainedItems, source, width=WIDTH, frozen=frozen, dropout=0.0)
-    tower = ItemTower(DIM, dataset, sparse=sparse, pretrained=pretrained)
+    tower = ItemTower(DIM, dataset.sizes, sparse=sparse, pretrained=pretrained)
     assert tower.pretrained is not None
     tower.pretrained.fill(dataset)
     before = {name: value.clone() for name, value in tower.state_dict().items()}
@@ -89,7 +94,7 @@ def test_frozen_or_not(dataset: PreparedDataset, frozen: bool, sparse: bool) -> 
 
 
 def test_an_item_tower_adds_it_to_the_id(dataset: PreparedDataset) -> None:
-    tower = ItemTower(DIM, dataset, pretrained=partial(PretrainedItems, source, width=WIDTH)).eval()
+    tower = ItemTower(DIM, dataset.sizes, pretrained=partial(PretrainedItems, source, width=WIDTH)).eval()
     assert tower.pretrained is not None
     assert tower.table is not None
     tower.pretrained.fill(dataset)
@@ -99,21 +104,21 @@ def test_an_item_tower_adds_it_to_the_id(dataset: PreparedDataset) -> None:
     torch.testing.assert_close(tower(rows), tower.table(known) + tower.pretrained(known))
     assert torch.equal(tower(rows[2:]), tower.table.weight[[0, 0]])
     assert not tower.is_lookup
-    alone = ItemTower(DIM, dataset, use_id=False, pretrained=partial(PretrainedItems, source, width=WIDTH)).eval()
+    alone = ItemTower(DIM, dataset.sizes, use_id=False, pretrained=partial(PretrainedItems, source, width=WIDTH)).eval()
     assert alone.reads_ids
     assert alone.pretrained is not None
     assert torch.equal(alone(rows), alone.pretrained(known))
 
 
 def test_embeddings_of_another_shape_are_refused(dataset: PreparedDataset) -> None:
-    module = PretrainedItems(lambda *_: TABLE[:, :1], DIM, 3, WIDTH)
+    module = PretrainedItems(lambda *_: TABLE[:, :1], DIM, num_items=3, width=WIDTH)
     with pytest.raises(UserError, match=r"found embeddings \[4, 1\], expected \[4, 2\] \(width=2\)"):
         module.fill(dataset)
-    nothing = PretrainedItems(lambda *_: np.zeros((4, 2)), DIM, 3, WIDTH)
+    nothing = PretrainedItems(lambda *_: np.zeros((4, 2)), DIM, num_items=3, width=WIDTH)
     with pytest.raises(UserError, match="no embedding for any item"):
         nothing.fill(dataset)
     with pytest.raises(ValueError, match="width: found 0"):
-        PretrainedItems(source, DIM, 3, 0)
+        PretrainedItems(source, DIM, num_items=3, width=0)
 
 
 def test_only_a_model_that_is_to_be_trained_asks_the_source(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from recsys.models.reach import LongAndRecent
 
 def test_the_gate_chooses_by_dimension() -> None:
     long, recent = MeanPooling(4), ModernTransformer(4, 20, window=2)
-    encoder = LongAndRecent(4, long, recent).eval()
+    encoder = LongAndRecent(4, long=long, recent=recent).eval()
     torch.nn.init.zeros_(encoder.gate.weight)
     encoder.gate.bias.data = torch.tensor([-50.0, 50.0, 0.0, float(np.log(3))])
     tokens, layout = torch.randn(15, 4), Packed(np.array([15]), torch.device("cpu"))
@@ -27,7 +27,7 @@ def test_the_gate_chooses_by_dimension() -> None:
 
 
 def test_the_long_one_sees_what_the_recent_one_has_forgotten() -> None:
-    encoder = LongAndRecent(4, MeanPooling(4), ModernTransformer(4, 20, num_blocks=1, window=2)).eval()
+    encoder = LongAndRecent(4, long=MeanPooling(4), recent=ModernTransformer(4, 20, num_blocks=1, window=2)).eval()
     encoder.gate.weight.data[:, :4] = 0.0
     tokens, layout = torch.randn(15, 4, requires_grad=True), Packed(np.array([15]), torch.device("cpu"))
     encoder(tokens, layout)[14].sum().backward()
@@ -40,8 +40,8 @@ def test_the_long_one_sees_what_the_recent_one_has_forgotten() -> None:
 
 
 def test_it_is_what_its_parts_are() -> None:
-    causal = LongAndRecent(4, MeanPooling(4), ModernTransformer(4, 20))
+    causal = LongAndRecent(4, long=MeanPooling(4), recent=ModernTransformer(4, 20))
     assert (causal.is_causal, causal.reads_time) == (True, False)
-    timed = LongAndRecent(4, MeanPooling(4), HSTU(4, 20))
+    timed = LongAndRecent(4, long=MeanPooling(4), recent=HSTU(4, 20))
     assert (timed.is_causal, timed.reads_time) == (True, True)
-    assert not LongAndRecent(4, MeanPooling(4), BSARec(4, 20)).is_causal
+    assert not LongAndRecent(4, long=MeanPooling(4), recent=BSARec(4, 20)).is_causal

@@ -75,7 +75,7 @@ def test_an_empty_history_at_the_end() -> None:
     empty = batch([0])
     last = dataclasses.replace(empty, lengths=np.array([5, 0]), query=torch.tensor([6]))
     for is_causal in (True, False):
-        sequences = Sequences.from_batch(last, is_causal, reads_time=True)
+        sequences = Sequences.from_batch(last, is_causal=is_causal, reads_time=True)
         assert sequences.source[-1] == 0
         assert sequences.layout.position[sequences.answer].tolist() == [0]
 
@@ -86,7 +86,9 @@ TOWERS = {
     "modern": lambda: ModernTransformer(DIM, MAX_HISTORY),
     "hstu": lambda: HSTU(DIM, MAX_HISTORY),
     "bsarec": lambda: BSARec(DIM, MAX_HISTORY),
-    "long and recent": lambda: LongAndRecent(DIM, MeanPooling(DIM), ModernTransformer(DIM, MAX_HISTORY, window=2)),
+    "long and recent": lambda: LongAndRecent(
+        DIM, long=MeanPooling(DIM), recent=ModernTransformer(DIM, MAX_HISTORY, window=2)
+    ),
 }
 histories = st.lists(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3) | st.integers(0, 10**9)), min_size=1, max_size=12),
@@ -112,7 +114,9 @@ def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
         windows, np.random.default_rng(0)
     )
     torch.manual_seed(0)
-    tower = UserTower(TOWERS[name](), DIM, dataset, interests=Capsules(DIM, 3) if interests else None).eval()
+    tower = UserTower(
+        TOWERS[name](), DIM, sizes=dataset.sizes, interests=Capsules(DIM, 3) if interests else None
+    ).eval()
     table = torch.randn(10, DIM)
     answers = tower(packed, table[packed.item_idx])
     assert answers.shape == (len(packed.query), *([3] if interests else []), DIM)
@@ -123,5 +127,5 @@ def test_every_query_of_a_batch_is_answered_from_the_events_before_it(
         items = torch.tensor([[item for item, _ in before] or [0]])
         time = torch.tensor([[second for _, second in before] or [0]])
         length, nobody = torch.tensor([len(before)]), torch.tensor([-1])
-        alone = tower.forward_padded(table[items], length, {}, {}, {}, nobody, time)
+        alone = tower.forward_padded(table[items], length, events={}, users={}, requests={}, user_idx=nobody, time=time)
         torch.testing.assert_close(answer, alone[0], atol=1e-5, rtol=1e-4)

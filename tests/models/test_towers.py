@@ -255,7 +255,9 @@ def test_norms(world: Path, similarity: str, unit: bool) -> None:
 def test_a_bias_is_added_to_logits(world: Path, similarity: str) -> None:
     plain, dataset = build(world, f"model.similarity={similarity}")
     bias = torch.linspace(-2, 2, dataset.num_trained + 1)
-    biased = TwoTower(plain.user_tower, plain.item_tower, similarity, 0.05, item_bias=bias).eval()  # type: ignore[arg-type]
+    biased = TwoTower(
+        plain.user_tower, plain.item_tower, similarity=similarity, temperature=0.05, item_bias=bias
+    ).eval()  # type: ignore[arg-type]
     batch, items = whole_history(dataset, longest_user(dataset)), torch.arange(dataset.num_items + 1)
     users = plain.encode_users(batch), biased.encode_users(batch)
     logits = [user @ model.encode_items(items).T * 20 for user, model in zip(users, (plain, biased), strict=True)]
@@ -322,10 +324,12 @@ def test_gaps_between_events_reach_the_user(world: Path) -> None:
 
 def test_served_times_are_rounded_down_to_days_where_training_saw_days() -> None:
     dataset = dataclasses.replace(training_only([[(1, 0)]], "day"), schema=Schema(()))
-    tower = UserTower(HSTU(8, 8), 8, dataset).eval()
+    tower = UserTower(HSTU(8, 8), 8, sizes=dataset.sizes).eval()
     items, length, nobody = torch.randn(1, 4, 8), torch.tensor([4]), torch.tensor([-1])
     answers = [
-        tower.forward_padded(items, length, {}, {}, {}, nobody, torch.tensor([time]))
+        tower.forward_padded(
+            items, length, events={}, users={}, requests={}, user_idx=nobody, time=torch.tensor([time])
+        )
         for time in ([-5, 86_399, 86_400, 200_000], [-86_400, 0, 86_400, 172_800])
     ]
     assert torch.equal(*answers)

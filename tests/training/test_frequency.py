@@ -93,7 +93,7 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     least = 2 * log(min(smoothed))
     assert prior_shift(dataset, 1, power=3).tolist() == pytest.approx([least, *leaning, least])
     # Where training decayed alike, nothing moved.
-    assert prior_shift(dataset, 1, TargetSampling(half_life_days=1)).abs().max() < 1e-12
+    assert prior_shift(dataset, 1, target_sampling=TargetSampling(half_life_days=1)).abs().max() < 1e-12
 
 
 def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -112,7 +112,7 @@ def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFac
         log((1 - SMOOTHING) * (2 / 3) / (3 / 4) + SMOOTHING),
         log((1 - SMOOTHING) * (1 / 3) / (1 / 4) + SMOOTHING),
     ]
-    shift = prior_shift(dataset, 1, target_sampling).tolist()
+    shift = prior_shift(dataset, 1, target_sampling=target_sampling).tolist()
     assert [shift[dataset.item_ids.to_pylist().index(item) + 1] for item in (10, 11)] == pytest.approx(expected)
 
 

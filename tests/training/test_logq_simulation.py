@@ -49,7 +49,7 @@ def sampled_gradient(scores: Tensor, logq: str, correct_candidates: bool = False
             num_drawn=(drawn != POSITIVE).view(ROWS, NUM_NEGATIVES).sum(1),
             history=torch.arange(ROWS),
         )
-        loss(torch.ones(ROWS, 1), items[POSITIVE].expand(ROWS, 1), sampled).backward()
+        loss(torch.ones(ROWS, 1), items[POSITIVE].expand(ROWS, 1), sampled=sampled).backward()
         assert items.grad is not None
         total += items.grad * ROWS
     return total / NUM_DRAWS

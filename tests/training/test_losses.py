@@ -17,7 +17,7 @@ from recsys.training.losses import (
     blocks,
 )
 from recsys.training.losses.blocks import Buffer
-from recsys.training.losses.softmax import softmax_loss
+from recsys.training.losses.softmax import SoftmaxTerms, softmax_loss
 
 ROWS, COLUMNS, DIM, HISTORIES = 40, 7, 4, 3  # blocks have at least 16 rows
 
@@ -86,6 +86,10 @@ def optional(
     return given
 
 
+def ours_of(users: Tensor, items: Tensor, positives: Tensor, **terms: Any) -> Tensor:
+    return softmax_loss(users, items, positive_logits=positives, terms=SoftmaxTerms(**terms), buffer=Buffer())
+
+
 @pytest.fixture(params=[1, 1 << 20], ids=["many blocks", "one block"])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_BYTES", request.param)
@@ -95,7 +99,7 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("present", list(product([False, True], repeat=6)))
 def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[bool, ...]) -> None:
     given, leaves = optional(*present), inputs()
-    ours = softmax_loss(*leaves, Buffer(), **given)
+    ours = ours_of(*leaves, **given)
     expected = reference(*leaves, **given)
     torch.testing.assert_close(ours, expected)
     for found, wanted in zip(
@@ -107,31 +111,33 @@ def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[
 def test_softmax_loss_passes_gradcheck() -> None:
     given = optional(True, True, True, True, True, True)
     leaves = inputs()
-    assert torch.autograd.gradcheck(lambda *x: softmax_loss(*x, Buffer(), **given), leaves)
+    assert torch.autograd.gradcheck(lambda *x: ours_of(*x, **given), leaves)
 
 
 @pytest.mark.usefixtures("block_bytes")
 def test_full_softmax_is_cross_entropy() -> None:
     users, items, _ = inputs()
     labels = torch.randint(COLUMNS, (ROWS,), generator=torch.Generator().manual_seed(1))
-    ours, expected = FullSoftmax()(users, items, labels), F.cross_entropy(users @ items.t(), labels)
+    ours, expected = FullSoftmax()(users, items, labels=labels), F.cross_entropy(users @ items.t(), labels)
     torch.testing.assert_close(ours, expected)
     leaves = (users, items)
     for found, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(found, wanted)
-    assert torch.autograd.gradcheck(lambda *x: FullSoftmax()(*x, labels), leaves)
+    assert torch.autograd.gradcheck(lambda *x: FullSoftmax()(*x, labels=labels), leaves)
 
 
 def test_weights_of_a_full_softmax() -> None:
     users, items, _ = inputs()
     labels, weight = torch.arange(ROWS) % COLUMNS, torch.arange(ROWS, dtype=torch.float64)
     by_row = F.cross_entropy(users @ items.t(), labels, reduction="none")
-    torch.testing.assert_close(FullSoftmax()(users, items, labels, weight), by_row @ weight / weight.sum())
+    torch.testing.assert_close(
+        FullSoftmax()(users, items, labels=labels, weight=weight), by_row @ weight / weight.sum()
+    )
 
 
 def test_full_softmax_stays_finite_with_large_logits() -> None:
     users, items = torch.full((2, 1), 1000.0, requires_grad=True), torch.tensor([[1.0], [-1.0], [0.5]])
-    loss = FullSoftmax()(users, items, torch.tensor([0, 1]))
+    loss = FullSoftmax()(users, items, labels=torch.tensor([0, 1]))
     # Row 0 is certain and right: loss 0. Row 1 is certain and wrong by 2000.
     assert loss.item() == pytest.approx(1000.0)
     assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
@@ -149,7 +155,9 @@ def one_row(mask: Tensor, hardest: int | None = None) -> tuple[Tensor, Tensor, S
 
 
 def sampled(logq: str, mask: Tensor, hardest: int | None = None) -> Tensor:
-    return SampledSoftmax(logq)(*one_row(mask, hardest))  # type: ignore[arg-type]
+    users, positives, candidates = one_row(mask, hardest)
+    loss: Tensor = SampledSoftmax(logq)(users, positives, sampled=candidates)  # type: ignore[arg-type]
+    return loss
 
 
 def test_corrections_by_hand() -> None:
@@ -184,7 +192,7 @@ def test_the_hardest_by_hand() -> None:
     users, positives, given = one_row(nothing, hardest=1)
     rare = given._replace(log_q=torch.tensor([0.5, 0.01, 0.25]).log())
     classic = math.log(1 + math.exp(2) / 0.5 / (math.exp(1) / 0.1))
-    assert SampledSoftmax("classic")(users, positives, rare).item() == pytest.approx(classic, rel=1e-5)
+    assert SampledSoftmax("classic")(users, positives, sampled=rare).item() == pytest.approx(classic, rel=1e-5)
     assert sampled("off", nothing, hardest=3).item() == pytest.approx(sampled("off", nothing).item())
 
 
@@ -195,7 +203,7 @@ def test_what_a_history_brings_itself_is_no_draw() -> None:
     given.log_q[2] = math.log(0.8 / 2)
     drawn = (math.exp(2) / 0.5 + math.exp(0) / 0.25) * 0.8 / 2
     expected = math.log(1 + (drawn + math.exp(-2)) / math.exp(1))
-    assert SampledSoftmax("corrected")(users, positives, given).item() == pytest.approx(expected, rel=1e-5)
+    assert SampledSoftmax("corrected")(users, positives, sampled=given).item() == pytest.approx(expected, rel=1e-5)
 
 
 def sigmoid(x: float) -> float:
@@ -208,7 +216,8 @@ def test_gbce_by_hand(calibration: float) -> None:
     alpha = 2 / 10
     beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
     terms = beta * math.log(sigmoid(1)) + math.log(1 - sigmoid(0)) + math.log(1 - sigmoid(-2))
-    loss = GBCE(11, calibration)(*one_row(torch.tensor([[True, False, False]])))
+    users, positives, candidates = one_row(torch.tensor([[True, False, False]]))
+    loss = GBCE(11, calibration)(users, positives, sampled=candidates)
     assert loss.item() == pytest.approx(-terms / 3, rel=1e-5)
     assert beta == pytest.approx({0.0: 1.0, 0.75: 0.4, 1.0: 0.2}[calibration])
 
@@ -235,7 +244,7 @@ def test_gbce_has_the_value_and_gradients_of_the_formula(weighted: bool) -> None
     nothing = torch.zeros(0)
     candidates = SampledCandidates(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
     weight = given["weight"] if weighted else None
-    ours = GBCE(30, 0.5)(users, positives, candidates, weight)
+    ours = GBCE(30, 0.5)(users, positives, sampled=candidates, weight=weight)
     expected = gbce_reference(users, items, positives, candidates, weight)
     torch.testing.assert_close(ours, expected)
     leaves = (users, items, positives)
@@ -250,7 +259,7 @@ def test_gbce_stays_finite() -> None:
     items = torch.tensor([[1.0], [-1.0]])
     mask = torch.tensor([[False, False], [True, True]])
     given = SampledCandidates(items, items[:, 0], items[:, 0], mask, items[:, 0], items[:, 0], torch.tensor([0, 1]))
-    loss = GBCE(3, 1.0)(users, torch.tensor([[1.0], [-1.0]]), given)
+    loss = GBCE(3, 1.0)(users, torch.tensor([[1.0], [-1.0]]), sampled=given)
     # Row 0: one negative with logit 1000 of three terms. Row 1 has no negative, so that beta is 0.
     assert loss.item() == pytest.approx(1000 / 3 / 2)
     assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
@@ -265,7 +274,7 @@ def test_rows_that_weigh_nothing_add_nothing() -> None:
     users, positives, given = one_row(torch.tensor([[False, False, False]]))
     users.requires_grad_()
     for loss in (SampledSoftmax(), GBCE(10)):
-        value = loss(users, positives, given, torch.zeros(1))
+        value = loss(users, positives, sampled=given, weight=torch.zeros(1))
         assert value.item() == 0.0
         assert torch.autograd.grad(value, users)[0].tolist() == [[0.0]]
 

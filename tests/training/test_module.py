@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,9 +259,7 @@ def test_a_subset_of_the_targets_serves_as_candidates(world: Path) -> None:
     module = build(config)
     seen: list[SampledCandidates] = []
 
-    def look(
-        users: torch.Tensor, _: torch.Tensor, sampled: SampledCandidates, _weight: torch.Tensor | None
-    ) -> torch.Tensor:
+    def look(users: torch.Tensor, _: torch.Tensor, *, sampled: SampledCandidates, **__: Any) -> torch.Tensor:
         seen.append(sampled)
         return users.sum()
 
@@ -292,7 +291,7 @@ def test_a_batch_without_targets_changes_nothing() -> None:
     probabilities = torch.full((4,), 0.25, dtype=torch.float64)
     inputs = SamplerInputs(probabilities, torch.tensor([1, 2, 3]), ExactFrequency(probabilities), 8)
     for loss, sampler in ((SampledSoftmax(), InBatchNegatives(inputs)), (FullSoftmax(), None)):
-        module = RetrievalModule(model, loss, sampler, AdamW(), torch.tensor([1, 2, 3]))
+        module = RetrievalModule(model, loss, negatives=sampler, optimizer=AdamW(), corpus=torch.tensor([1, 2, 3]))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
         windows = Windows(np.array([0]), np.array([0]), np.array([2]), np.array([True]))
         batch = BatchBuilder(dataset, 4, predict_first=False).training(windows)
@@ -357,7 +356,10 @@ def test_what_does_not_go_together_is_refused(world: Path, overrides: list[str],
 
 
 def test_loss_and_negatives_go_together() -> None:
-    with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
-        RetrievalModule(nn.Identity(), FullSoftmax(), InBatchNegatives, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="full_softmax goes with negatives=none"):
-        RetrievalModule(nn.Identity(), SampledSoftmax(), None, AdamW(), torch.tensor([1]))  # type: ignore[arg-type]
+    rest: Any = {"optimizer": AdamW(), "corpus": torch.tensor([1])}
+    model: Any = nn.Identity()
+    sampler: Any = InBatchNegatives
+    with pytest.raises(UserError, match="full_softmax ranges over the whole corpus"):
+        RetrievalModule(model, FullSoftmax(), negatives=sampler, **rest)
+    with pytest.raises(UserError, match="negatives=none goes with loss=full_softmax only"):
+        RetrievalModule(model, SampledSoftmax(), negatives=None, **rest)

@@ -117,7 +117,11 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
 
 
 def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling: TargetSampling) -> Tensor:
-    return prior_shift(dataset, shift["half_life_days"], target_sampling, shift["power"]).mul(shift["weight"]).float()
+    return (
+        prior_shift(dataset, shift["half_life_days"], target_sampling=target_sampling, power=shift["power"])
+        .mul(shift["weight"])
+        .float()
+    )
 
 
 class _Validation:

@@ -1,1 +1,1 @@
-"""Towers: batches -> user and item embeddings."""
+"""Towers that turn batches into user and item embeddings."""

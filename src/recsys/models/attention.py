@@ -1,9 +1,11 @@
-"""Causal attention over packed sequences, several to a row.
+"""Causal attention over packed sequences, with several sequences in a row.
 
-Histories are short, so what costs is the number of products and not their arithmetic: whole sequences are laid side by
-side in rows of a few lengths, a mask keeps them apart, and each length is one batched product. The gradient is written
-by hand to the same plan. Where a token sees a window of the latest ones alone, long sequences are cut into overlapping
-pieces first. Shapes: N tokens, H heads, E D_head, B rows of a group, L their length, G = sum of B * L.
+Histories are short, so the number of matrix products costs more than their arithmetic. Whole sequences are laid side by
+side in rows of a few lengths, a mask keeps them apart, and all rows of one length are one batched product. The gradient
+is written by hand with the same layout. If each token sees only a window of the latest tokens, long sequences are first
+cut into overlapping pieces.
+
+Shapes: N tokens, H heads, E width of a head, B rows of a group, L their length, G = sum of B * L.
 """
 
 from __future__ import annotations
@@ -23,15 +25,15 @@ from recsys.models.dropout import dropout_mask
 
 Integers = npt.NDArray[np.int64]
 
-# Sequences up to this length share rows of this length; longer ones share rows twice as long, and so on.
+# Sequences up to this length share rows of this length, longer ones share rows of twice the length, and so on.
 SHORTEST_ROW = 32
 
 
 class Group(NamedTuple):
-    """AttentionRows of one length, each of H heads: gathered rows `begin..end-1` of E are [H * B, L, E].
+    """Rows of one length. The gathered vectors `begin..end-1` of width E have the shape [H * B, L, E].
 
     Attributes:
-        bias: [B, L, L], 0 where a token sees another one of its sequence, else -inf.
+        bias: [B, L, L], 0 where a token sees another token of its sequence, else -inf.
     """
 
     begin: int
@@ -40,11 +42,11 @@ class Group(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Which tokens of B rows see which: queries along the second axis, keys along the third.
+    """Pairs of tokens in B rows, with queries along the second axis and keys along the third.
 
     Attributes:
-        visible: bool [B, L, L].
-        elapsed: int64 [B, L, L], seconds between the two; null for sequences without times.
+        visible: bool [B, L, L], true if the query sees the key.
+        elapsed: int64 [B, L, L], seconds between both; None for sequences without times.
     """
 
     visible: Tensor
@@ -52,25 +54,26 @@ class Pairs(NamedTuple):
 
     @classmethod
     def from_times(cls, visible: Tensor, time: Tensor | None) -> Pairs:
-        """Pairs of tokens at `time`, int64 [B, L]."""
+        """Return the pairs of tokens at `time`, int64 [B, L]."""
         return cls(visible, None if time is None else (time.unsqueeze(2) - time.unsqueeze(1)).abs())
 
 
 class AttentionRows:
-    """Where each token of packed sequences lies in rows, for one number of heads.
+    """The places of the tokens of packed sequences in rows, for one number of heads.
 
     Args:
-        lengths: tokens of each sequence, at least 1.
-        num_heads: H.
-        window: tokens that each one sees, itself the last of them; null for all before it.
+        lengths: int64, tokens of each sequence, at least 1.
+        num_heads: number of heads, H.
+        device: device of the tokens.
+        window: number of tokens that each token sees, itself included; None for all tokens before it.
     """
 
-    def __init__(self, lengths: Integers, num_heads: int, device: torch.device, window: int | None = None) -> None:
+    def __init__(self, lengths: Integers, num_heads: int, *, device: torch.device, window: int | None = None) -> None:
         self.num_heads = num_heads
         self.groups: list[Group] = []
         order = np.argsort(-lengths, kind="stable")
         starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
-        # Of each sequence: the gathered row of its first token for head 0, and how far on the next head's is.
+        # For each sequence: the gathered vector of its first token for head 0, and the distance to the next head's.
         first, stride = np.empty_like(lengths), np.empty_like(lengths)
         num_gathered, begin = 0, 0
         while begin < len(lengths):
@@ -83,7 +86,7 @@ class AttentionRows:
             slot = row * capacity + offset
             first[members], stride[members] = num_gathered + slot, num_rows * capacity
             slots, first_slots = ragged_positions(slot, lengths[members]), np.repeat(offset, lengths[members])
-            bias = _bias(num_rows, capacity, slots, first_slots, window)
+            bias = _bias(num_rows, capacity, slots=slots, first=first_slots, window=window)
             self.groups.append(Group(num_gathered, num_gathered + num_rows * capacity * num_heads, bias.to(device)))
             num_gathered += num_rows * capacity * num_heads
         tokens = ragged_positions(starts, lengths)
@@ -91,7 +94,7 @@ class AttentionRows:
         place[tokens] = ragged_positions(first, lengths)[:, None] + np.repeat(stride, lengths)[:, None] * np.arange(
             num_heads
         )
-        # Queries, keys and values lie side by side, [N, 3, H] rows of E, and are gathered one after another.
+        # Queries, keys and values lie side by side, [N, 3, H] vectors of width E, and are gathered one after another.
         place_of_three = place[:, None, :] + num_gathered * np.arange(3)[:, None]
         source, source_of_three = np.full(num_gathered, -1), np.zeros(3 * num_gathered, np.int64)
         source[place] = np.arange(place.size).reshape(place.shape)
@@ -104,31 +107,31 @@ class AttentionRows:
         )
 
     def attend(self, heads: Tensor, dropout: float) -> Tensor:
-        """Causal attention; queries, keys and values [N, 3, H, E] -> [N, H, E]."""
+        """Return the result of causal attention, [N, H, E], of queries, keys and values [N, 3, H, E]."""
         if heads.device.type != "cpu":
             return self.attend_by_sdpa(heads, dropout)
         attended: Tensor = _Attention.apply(heads, self, dropout)  # type: ignore[no-untyped-call]
         return attended
 
     def attend_by_sdpa(self, heads: Tensor, dropout: float) -> Tensor:
-        """The same by PyTorch's kernels, which are better on a GPU."""
+        """Return the result of `attend`, computed by PyTorch's kernels, which are faster on a GPU."""
         outputs = []
         for group, (q, k, v) in zip(self.groups, self.split(heads), strict=True):
             outputs.append(F.scaled_dot_product_attention(q, k, v, group.bias.to(q.dtype), dropout))
         return self.join(outputs)
 
     def split(self, heads: Tensor) -> list[Tensor]:
-        """Queries, keys and values [N, 3, H, E] of the tokens as those of each group's rows, [3, H, B, L, E]."""
+        """Gather queries, keys and values [N, 3, H, E] of the tokens into the rows of each group, [3, H, B, L, E]."""
         rows = F.embedding(self.source_of_three, heads.flatten(0, 2)).view(3, -1, heads.shape[3])
         return [rows[:, g.begin : g.end].unflatten(1, (self.num_heads, *g.bias.shape[:2])) for g in self.groups]
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
-        """What each group's rows give, [H, B, L, E], as that of the tokens, [N, H, E]."""
+        """Return the outputs of each group's rows, [H, B, L, E], in the order of the tokens, [N, H, E]."""
         rows = torch.cat([output.flatten(0, 2) for output in outputs])
         return rows.index_select(0, self.place).view(-1, self.num_heads, rows.shape[1])
 
     def pairs(self, time: Tensor | None) -> list[Pairs]:
-        """Pairs of each group's rows; `time` int64 [N] is that of the tokens."""
+        """Return the pairs in the rows of each group; `time` int64 [N] holds the times of the tokens."""
         pairs = []
         for group in self.groups:
             shape = group.bias.shape[:2]
@@ -138,32 +141,33 @@ class AttentionRows:
 
 
 class WindowPieces:
-    """Attention of each token to the last W of a sequence, at a cost that grows with the length and not its square.
+    """Attention of each token to the last W tokens, at a cost that grows linearly with the length of a sequence.
 
-    A sequence is cut into pieces of 2W tokens, each W after the one before, and a piece answers for its second half
-    (the first one for both): the W tokens before are then in the piece.
+    A sequence is cut into pieces of 2W tokens that begin W tokens apart. A piece gives the results of its second half
+    (the first piece those of both halves), because the W tokens before them are in the same piece.
 
     Args:
-        lengths: tokens of each sequence, at least 1.
-        num_heads: H.
+        lengths: int64, tokens of each sequence, at least 1.
+        num_heads: number of heads, H.
+        device: device of the tokens.
         window: W.
     """
 
-    def __init__(self, lengths: Integers, num_heads: int, device: torch.device, window: int) -> None:
+    def __init__(self, lengths: Integers, num_heads: int, *, device: torch.device, window: int) -> None:
         count = np.maximum(-(-lengths // window) - 1, 1)
         owner = np.repeat(np.arange(len(lengths)), count)
         begin = ragged_positions(np.zeros_like(count), count) * window
         size = np.minimum(lengths[owner] - begin, 2 * window)
         step = ragged_positions(np.zeros_like(lengths), lengths)
-        # Of each token: the piece of its sequence that answers for it, and that piece among all.
+        # For each token: the piece of its sequence that gives its result, and its place in that piece.
         piece = np.maximum(step // window - 1, 0)
         place = (np.cumsum(size) - size)[np.repeat(np.cumsum(count) - count, lengths) + piece] + step - piece * window
         token = ragged_positions((np.cumsum(lengths) - lengths)[owner] + begin, size)
         self._token, self._place = torch.from_numpy(token).to(device), torch.from_numpy(place).to(device)
-        self._rows = AttentionRows(size, num_heads, device, window)
+        self._rows = AttentionRows(size, num_heads, device=device, window=window)
 
     def attend(self, heads: Tensor, dropout: float) -> Tensor:
-        """As in `AttentionRows`."""
+        """Return the result of attention; see `AttentionRows.attend`."""
         pieces = F.embedding(self._token, heads.flatten(1)).view(-1, *heads.shape[1:])
         return self._rows.attend(pieces, dropout).index_select(0, self._place)
 
@@ -176,13 +180,13 @@ class _Attention(torch.autograd.Function):
         outputs = torch.empty_like(rows[0])
         weights, keeps = [], []
         for group in plan.groups:
-            q, k, v = _of_group(rows, group)
+            q, k, v = _rows_of_group(rows, group)
             scores = torch.bmm(q, k.transpose(1, 2)).unflatten(0, (plan.num_heads, -1))
             weight = torch.add(group.bias.to(scores.dtype), scores, alpha=width**-0.5, out=scores).flatten(0, 1)
             weight = weight.softmax(2)
             weights.append(weight)
             if dropout > 0.0:
-                keeps.append(dropout_mask(weight.shape, dropout, weight))
+                keeps.append(dropout_mask(weight.shape, dropout, like=weight))
                 weight = weight * keeps[-1]
             torch.bmm(weight, v, out=outputs[group.begin : group.end].view(q.shape))
         ctx.plan, ctx.num_groups = plan, len(weights)
@@ -199,8 +203,8 @@ class _Attention(torch.autograd.Function):
         arriving.index_fill_(0, plan.empty, 0.0)
         leaving = torch.empty_like(rows)
         for number, (group, weight) in enumerate(zip(plan.groups, weights, strict=True)):
-            q, k, v = _of_group(rows, group)
-            dq, dk, dv = _of_group(leaving, group)
+            q, k, v = _rows_of_group(rows, group)
+            dq, dk, dv = _rows_of_group(leaving, group)
             output = arriving[group.begin : group.end].view(q.shape)
             kept = weight * keeps[number] if keeps else weight
             torch.bmm(kept.transpose(1, 2), output, out=dv)
@@ -214,12 +218,20 @@ class _Attention(torch.autograd.Function):
         return gradient.view(num_tokens, 3, num_heads, width), None, None
 
 
-def _of_group(rows: Tensor, group: Group) -> Tensor:
+def _rows_of_group(rows: Tensor, group: Group) -> Tensor:
     return rows[:, group.begin : group.end].view(3, -1, group.bias.shape[1], rows.shape[2])
 
 
-def _bias(num_rows: int, length: int, slots: Integers, first: Integers, window: int | None) -> Tensor:
-    """[B, L, L] of a group whose slots hold tokens of sequences that begin at `first`, counted in their row."""
+def _bias(num_rows: int, length: int, *, slots: Integers, first: Integers, window: int | None) -> Tensor:
+    """Return the bias [B, L, L] of a group.
+
+    Args:
+        num_rows: B.
+        length: L.
+        slots: places of tokens among all B * L.
+        first: place of the first token of the same sequence in its row, for each of `slots`.
+        window: number of tokens that each token sees; None for all.
+    """
     begins = np.tile(np.arange(length), num_rows)
     begins[slots] = first
     if window is not None:
@@ -230,7 +242,7 @@ def _bias(num_rows: int, length: int, slots: Integers, first: Integers, window: 
 
 
 def _fill(lengths: list[int], capacity: int) -> tuple[Integers, Integers]:
-    """Row and offset of each sequence, longest first: a row takes the longest left and the shortest that fit."""
+    """Return the row and offset of each sequence. A row takes the longest sequence left and the shortest that fit."""
     rows, offsets = [0] * len(lengths), [0] * len(lengths)
     row, long, short = 0, 0, len(lengths) - 1
     while long <= short:

@@ -1,4 +1,4 @@
-"""Several two-tower models as one: their embeddings side by side, so that their logits add up."""
+"""A blend of several two-tower models, with embeddings side by side so that their logits add up."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Member(NamedTuple):
     """One model of a blend.
 
     Attributes:
-        model: trained; one embedding a user.
-        weight: of its logits in the sum.
-        max_history: most recent events that it reads; null for all that it is given.
+        model: trained model with one embedding a user.
+        weight: weight of its logits in the sum.
+        max_history: number of most recent events that it reads; None for all.
     """
 
     model: TwoTower
@@ -33,14 +33,14 @@ class Member(NamedTuple):
 class Blend(nn.Module):
     """A weighted sum of the members' logits, `sum_m w_m u_m . v_m / temperature_m`, as one inner product.
 
-    Models that read a history in different ways (its order, or its tastes) err on different users, and their sum is
-    better than each: a product of experts (Hinton 2002, section 1) over the corpus. Weights and temperatures are in
-    the item embeddings; the user tower is that of the members side by side.
+    Models that read a history in different ways (as a sequence, or as a set) err on different users, and their sum is
+    better than each: a product of experts (Hinton 2002, section 1) over the corpus. Item embeddings contain the weights
+    and temperatures, and user embeddings are those of the members side by side.
 
     Args:
-        members: at least one.
-        item_bias: float32 [N + 1], added to the logits of the items; null for none. Embeddings then have one dimension
-            more, which is the same for every user.
+        members: models of the blend, at least one.
+        item_bias: float32 [N + 1], added to the logits of the items; None for no bias. Embeddings then have one more
+            dimension, which is the same for every user.
     """
 
     num_embeddings = 1
@@ -53,56 +53,56 @@ class Blend(nn.Module):
                 raise ValueError(f"blend: a member has {member.model.num_embeddings} embeddings a user, expected one")
         self.models = nn.ModuleList(member.model for member in members)
         self.members = tuple(members)
-        # Made of counts when the model is built, so no part of a checkpoint.
+        # Not part of a checkpoint, because it is computed from counts when the model is built.
         self.register_buffer("item_bias", item_bias, persistent=False)
 
     @property
     def dim(self) -> int:
-        """Width of the embeddings: the members' together, and one for the bias."""
+        """Width of the embeddings: the sum over members, and one for the bias."""
         return sum(member.model.dim for member in self.members) + (self.item_bias is not None)
 
     @property
     def metric(self) -> Similarity:
-        """Embeddings of several models are not of unit length."""
+        """Similarity of retrieval, `dot`, because embeddings of several models are not of unit length."""
         return "dot"
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.members[0].model.device
 
     @property
     def temperature(self) -> float:
-        """Scores are sums of logits already."""
+        """Divisor that turns scores into logits: 1, because scores are sums of logits."""
         return 1.0
 
     @property
     def user_tower(self) -> nn.ModuleList:
-        """The members' user towers."""
+        """User towers of the members."""
         return nn.ModuleList(member.model.user_tower for member in self.members)
 
     @property
     def item_tower(self) -> nn.ModuleList:
-        """The members' item towers."""
+        """Item towers of the members."""
         return nn.ModuleList(member.model.item_tower for member in self.members)
 
     @property
     def reads_ids(self) -> bool:
-        """Whether a member has an embedding for each trained item."""
+        """True if a member has an embedding for each trained item."""
         return any(member.model.reads_ids for member in self.members)
 
     @property
     def reads_features(self) -> bool:
-        """Whether a member places an item without a trained id by its features."""
+        """True if features place an item without a trained id in a member."""
         return any(member.model.reads_features for member in self.members)
 
     @property
     def reads_users(self) -> bool:
-        """Whether a member has an embedding for each trained user."""
+        """True if a member has an embedding for each trained user."""
         return any(member.model.reads_users for member in self.members)
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
-        """Comparable item embeddings [R, dim] of `item_idx` int64 [R]."""
+        """Return the item embeddings [R, dim] of `item_idx` int64 [R], for comparison by inner product."""
         parts = [
             model.encode_items(item_idx) * (weight * model.inverse_temperature) for model, weight, _ in self.members
         ]
@@ -112,13 +112,13 @@ class Blend(nn.Module):
         return torch.cat(parts, dim=1)
 
     def encode_users(self, batch: Batch) -> Tensor:
-        """Comparable user embeddings [P, dim] of requests: each history is asked for once, at its end."""
+        """Return the user embeddings [P, dim] of requests, which have one query at the end of each history."""
         return self.join(
             [model.encode_users(keep_latest_events(batch, max_history)) for model, _, max_history in self.members]
         )
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """User embeddings of the members, each [P, D_m], as one [P, dim]."""
+        """Return user embeddings [P, dim] from those of the members, each [P, D_m]."""
         ones = [] if self.item_bias is None else [torch.ones_like(parts[0][:, :1])]
         return torch.cat([*parts, *ones], dim=1)
 
@@ -127,18 +127,18 @@ Model = TwoTower | Blend
 
 
 def members_of(model: Model) -> tuple[Member, ...]:
-    """The members of a blend; a model that is none is its own only member."""
+    """Return the members of a blend. A single model is its only member."""
     return model.members if isinstance(model, Blend) else (Member(model, 1.0, None),)
 
 
 @torch.no_grad()
 def item_vectors(model: Model, item_idx: Tensor) -> Tensor:
-    """What the item towers of the members give for `item_idx` int64 [R], side by side: a space of items."""
+    """Return the outputs of all item towers for `item_idx` int64 [R] side by side, as vectors of an item space."""
     return torch.cat([member.model.item_tower(item_idx) for member in members_of(model)], dim=1)
 
 
 def keep_latest_events(batch: Batch, max_history: int | None) -> Batch:
-    """A batch of requests with the latest `max_history` events of each history."""
+    """Return a batch of requests with the latest `max_history` events of each history; None for all."""
     if max_history is None:
         return batch
     lengths = batch.lengths.clip(max=max_history)

@@ -1,6 +1,6 @@
-"""Networks over features side by side: how the value of one feature changes what another one means.
+"""Networks over the embeddings of several features, which model interactions between features.
 
-Each takes the widths W_1, ..., W_F of F features and gives a module [..., W_1 + ... + W_F] -> [..., out_dim].
+Each is built from the widths W_1, ..., W_F of F features and maps [..., W_1 + ... + W_F] to [..., out_dim].
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from torch import Tensor, nn
 
 
 class Crossing(Protocol):
-    """Builds a network over features."""
+    """A function that builds a network over features."""
 
     def __call__(self, widths: Sequence[int], out_dim: int) -> nn.Module:
-        """The network.
+        """Return the network.
 
         Args:
-            widths: of the features, in their order.
-            out_dim: of the output.
+            widths: widths of the features, in their order.
+            out_dim: width of the output.
         """
         ...
 
 
 class MLP(nn.Sequential):
-    """One hidden layer, which has to learn products of features from sums.
+    """One hidden layer with GELU. It has no explicit products of features.
 
     Args:
-        widths, out_dim: as in `Crossing`.
+        widths: widths of the features.
+        out_dim: width of the output.
         hidden: width of the hidden layer.
-        dropout: on the hidden layer; null for no such layer.
+        dropout: rate of dropout on the hidden layer; None for no dropout layer.
     """
 
-    def __init__(self, widths: Sequence[int], out_dim: int, hidden: int = 128, dropout: float | None = None) -> None:
+    def __init__(self, widths: Sequence[int], out_dim: int, *, hidden: int = 128, dropout: float | None = None) -> None:
         layers: list[nn.Module] = [nn.Linear(sum(widths), hidden), nn.GELU()]
         if dropout is not None:
             layers.append(nn.Dropout(dropout))
@@ -45,21 +46,23 @@ class MLP(nn.Sequential):
 class CrossNetwork(nn.Module):
     """Explicit products of features: `x_(l+1) = x_0 * (W x_l + b) + x_l`, then an MLP.
 
-    DCN-v2 (Wang et al. 2021, arXiv 2008.13535), section 3.2, stacked as in section 3.4. L layers hold all products of
-    up to L + 1 values of the input.
+    DCN-v2 (Wang et al. 2021, arXiv 2008.13535), section 3.2, stacked as in section 3.4. L layers contain all products
+    of up to L + 1 values of the input.
 
     Args:
-        widths, out_dim: as in `Crossing`.
-        num_layers: cross layers, L.
-        rank: of `W = U V` (section 3.5); null for a full matrix.
+        widths: widths of the features.
+        out_dim: width of the output.
+        num_layers: number of cross layers, L.
+        rank: rank of `W = U V` (section 3.5); None for a full matrix.
         hidden: width of the MLP's hidden layer.
-        dropout: on the hidden layer; null for none.
+        dropout: rate of dropout on the hidden layer; None for no dropout layer.
     """
 
     def __init__(
         self,
         widths: Sequence[int],
         out_dim: int,
+        *,
         num_layers: int = 2,
         rank: int | None = None,
         hidden: int = 128,
@@ -76,10 +79,10 @@ class CrossNetwork(nn.Module):
             else nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, width))
             for _ in range(num_layers)
         )
-        self.mlp = MLP(widths, out_dim, hidden, dropout)
+        self.mlp = MLP(widths, out_dim, hidden=hidden, dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., out_dim] of features [..., sum of widths]."""
+        """Return [..., out_dim] for features [..., sum of widths]."""
         crossed = x
         for layer in self.layers:
             crossed = x * layer(crossed) + crossed
@@ -87,23 +90,25 @@ class CrossNetwork(nn.Module):
 
 
 class MaskNet(nn.Module):
-    """Features weighted by masks that all features together make, in parallel blocks, then an MLP.
+    """Features weighted by masks that are computed from all features, in parallel blocks, then an MLP.
 
     MaskNet (Wang et al. 2021, arXiv 2102.07619), the parallel form of section 3.4. A block is
     `ReLU(LayerNorm(W (mask * normalised features)))`, with `mask = W_2 ReLU(W_1 features)`.
 
     Args:
-        widths, out_dim: as in `Crossing`; each feature is normalised by itself.
-        num_blocks: side by side.
+        widths: widths of the features, each of which is normalised by itself.
+        out_dim: width of the output.
+        num_blocks: number of parallel blocks.
         reduction: width of a mask's hidden layer in multiples of the features' width (section 3.2).
         hidden: width of a block's output, and of the MLP's hidden layer.
-        dropout: on the MLP's hidden layer; null for none.
+        dropout: rate of dropout on the MLP's hidden layer; None for no dropout layer.
     """
 
     def __init__(
         self,
         widths: Sequence[int],
         out_dim: int,
+        *,
         num_blocks: int = 2,
         reduction: float = 1.0,
         hidden: int = 128,
@@ -118,10 +123,10 @@ class MaskNet(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         inner = max(1, round(reduction * sum(widths)))
         self.blocks = nn.ModuleList(_MaskBlock(sum(widths), inner, hidden) for _ in range(num_blocks))
-        self.mlp = MLP([hidden] * num_blocks, out_dim, hidden, dropout)
+        self.mlp = MLP([hidden] * num_blocks, out_dim, hidden=hidden, dropout=dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., out_dim] of features [..., sum of widths]."""
+        """Return [..., out_dim] for features [..., sum of widths]."""
         parts = x.split(self.widths, dim=-1)
         normalised = torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1)
         return self.mlp(torch.cat([block(x, normalised) for block in self.blocks], dim=-1))  # type: ignore[no-any-return]

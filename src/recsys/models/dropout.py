@@ -1,7 +1,7 @@
-"""Dropout whose masks cost little on a CPU.
+"""Dropout with masks that are cheap on a CPU.
 
-PyTorch's own take some 14 ns a value there, which at the sizes of sequence models is more than the matrix products;
-one 64-bit draw split in four takes two.
+PyTorch's own masks take about 14 ns a value on a CPU, which at the sizes of sequence models is more than the matrix
+products. One 64-bit draw split into four values takes about 2 ns.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """As `torch.nn.Dropout`, with masks of `dropout_mask`.
+    """Dropout like `torch.nn.Dropout` (Srivastava et al. 2014), with the masks of `dropout_mask`.
 
     Args:
         rate: probability of a zero.
@@ -26,14 +26,14 @@ class Dropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x`, in training with a share `rate` of its values zero and the others scaled up."""
+        """Return `x`; in training a share `rate` of its values is zero and the others are scaled up."""
         if not self.training or self.rate == 0.0:
             return x
-        return x * dropout_mask(x.shape, self.rate, x)
+        return x * dropout_mask(x.shape, self.rate, like=x)
 
 
-def dropout_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
-    """Factors 0, with probability `rate`, or `1 / (1 - rate)`; of the type and on the device of `like`."""
+def dropout_mask(shape: tuple[int, ...], rate: float, *, like: Tensor) -> Tensor:
+    """Return factors 0 (with probability `rate`) or `1 / (1 - rate)`, of the type and on the device of `like`."""
     if like.device.type != "cpu":
         return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - rate).div_(1.0 - rate)
     count = math.prod(shape)

@@ -1,7 +1,7 @@
-"""History encoders: tokens of a sequence -> the user's state after each of them.
+"""History encoders, which turn the tokens of a sequence into the user's state after each token.
 
-All of these are causal: the state at a position depends on the tokens up to it alone, so one pass learns from every
-position of a history. Others are in modules of their own: `modern`, `hstu`, `fourier`, `reach`.
+All of these are causal: the state at a position depends only on the tokens up to it, so one pass learns from every
+position of a history. The modules `modern`, `hstu`, `fourier` and `reach` hold further encoders.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ Activation = Literal["gelu", "relu"]
 
 
 class HistoryEncoder(Protocol):
-    """Tokens [..., D] in a layout -> states [..., D].
+    """A module that maps tokens [..., D] in a layout to states [..., D].
 
     Attributes:
-        is_causal: whether a state depends on no later token. Of an encoder that is not causal, only the state of a
-            sequence's last token is used, so it learns from a sequence for each query: the history before it.
-        reads_time: whether it reads the layout's times.
+        is_causal: true if no state depends on a later token. An encoder that is not causal gets a sequence for each
+            query (the history before it), and only the state of the last token is used.
+        reads_time: true if the encoder reads `layout.time`.
     """
 
     is_causal: bool
     reads_time: bool
 
     def __call__(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """Encode."""
+        """Return states [..., D] of tokens [..., D]."""
         ...
 
 
 class Tokens(nn.Module):
-    """The tokens themselves, for interests that group the events as they are."""
+    """No encoding: states are the tokens, for interests that group the events themselves."""
 
     is_causal, reads_time = True, False
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:  # noqa: ARG002
-        """The tokens."""
+        """Return the tokens."""
         return tokens
 
 
@@ -49,46 +49,46 @@ class MeanPooling(nn.Module):
     """Mean of the tokens so far (Covington et al. 2016, section 3.2, where averaging was best), then an MLP.
 
     Args:
-        dim: D.
+        dim: width of the states, D.
         hidden: width of the MLP's hidden layer; 0 for no MLP.
-        dropout: on the pooled mean.
+        dropout: rate of dropout on the mean.
     """
 
     is_causal, reads_time = True, False
 
-    def __init__(self, dim: int, hidden: int = 0, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int = 0, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)) if hidden else None
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]."""
+        """Return states [..., D] of tokens [..., D]."""
         mean = self.dropout(layout.cumulative_sum(tokens) / (layout.position + 1).unsqueeze(-1))
         return mean if self.mlp is None else mean + self.mlp(mean)  # type: ignore[no-any-return]
 
 
 class AttentionPooling(nn.Module):
-    """Weighted mean of the tokens so far, weights from a small network on each token (Yang et al. 2016, section 2.2).
+    """Weighted mean of the tokens so far, with weights from a small network (Yang et al. 2016, section 2.2).
 
-    A token's weight does not depend on the position that asks, so the causal form is two running sums.
+    The weight of a token is the same for all later positions, so the causal form is two running sums.
 
     Args:
-        dim: D.
+        dim: width of the states, D.
         hidden: width of the scoring network.
-        dropout: on the tokens.
+        dropout: rate of dropout on the tokens.
     """
 
     is_causal, reads_time = True, False
 
-    def __init__(self, dim: int, hidden: int = 64, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, hidden: int = 64, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = Dropout(dropout)
         self.score = nn.Sequential(nn.Linear(dim, hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]."""
-        # Bounded scores keep the exponential safe where a running maximum would not be causal.
+        """Return states [..., D] of tokens [..., D]."""
+        # Scores are bounded to keep the exponential finite, because subtracting their maximum would not be causal.
         weight = torch.exp(8.0 * torch.tanh(self.score(self.dropout(tokens)) / 8.0))
         sums = layout.cumulative_sum(torch.cat([weight * tokens, weight], dim=-1))
         pooled = sums[..., :-1] / sums[..., -1:]
@@ -96,15 +96,16 @@ class AttentionPooling(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Causal transformer with learned positions (SASRec: Kang and McAuley 2018), layer norm before each part.
+    """Causal transformer with learned positions and layer norm before each part (SASRec, Kang and McAuley 2018).
 
     Args:
-        dim: D.
-        max_history: longest history; one more position is kept for the start token.
-        num_blocks, num_heads: of the transformer.
+        dim: width of the states, D.
+        max_history: longest history. There is one more position, for the start token.
+        num_blocks: number of blocks.
+        num_heads: heads of each block.
         expansion: hidden width of the feed-forward part, in multiples of D.
-        dropout: on tokens, attention weights and the outputs of both parts.
-        activation: of the feed-forward part: `gelu`, or the paper's `relu`, which is cheaper.
+        dropout: rate of dropout on tokens, attention weights and the outputs of both parts.
+        activation: activation of the feed-forward part, `gelu` or the paper's `relu`, which is cheaper.
     """
 
     is_causal, reads_time = True, False
@@ -113,6 +114,7 @@ class Transformer(nn.Module):
         self,
         dim: int,
         max_history: int,
+        *,
         num_blocks: int = 2,
         num_heads: int = 2,
         expansion: int = 4,
@@ -127,11 +129,14 @@ class Transformer(nn.Module):
         self.position = nn.Embedding(max_history + 1, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(dim, num_heads, expansion, dropout, activation) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            _Block(dim, num_heads, expansion=expansion, dropout=dropout, activation=activation)
+            for _ in range(num_blocks)
+        )
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]."""
+        """Return states [..., D] of tokens [..., D]."""
         x = self.dropout(tokens + self.position(layout.position))
         for block in self.blocks:
             x = block(x, layout)
@@ -139,7 +144,7 @@ class Transformer(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, dim: int, num_heads: int, expansion: int, dropout: float, activation: Activation) -> None:
+    def __init__(self, dim: int, num_heads: int, *, expansion: int, dropout: float, activation: Activation) -> None:
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, dropout
         self.activation = F.relu if activation == "relu" else F.gelu

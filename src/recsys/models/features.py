@@ -1,4 +1,4 @@
-"""Schema -> embeddings: every kind of feature, missing and unknown values included."""
+"""Embeddings of features of every kind, with missing and unknown values. Shapes: R rows, W values of a row."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTenso
 
 
 class CategoricalEmbedding(nn.Module):
-    """One code a row: int64 [R] -> [R, width]. Codes 0 and 1 (missing, unknown) have embeddings of their own.
+    """Embedding of one code a row, int64 [R] -> [R, width]. Codes 0 (missing) and 1 (unknown) have their own.
 
-    In training a share of the values is read as unknown, so that the unknown value means something.
+    Training replaces a share of the codes by the unknown one, so that its embedding is learned.
     """
 
-    def __init__(self, size: int, width: int, unknown_rate: float) -> None:
+    def __init__(self, size: int, width: int, *, unknown_rate: float) -> None:
         super().__init__()
         self.table = nn.Embedding(size, width)
         nn.init.normal_(self.table.weight, std=width**-0.5)
         self.unknown_rate = unknown_rate
 
     def forward(self, codes: FeatureTensor) -> Tensor:
-        """Embeddings [R, width]."""
+        """Return the embeddings [R, width]."""
         assert isinstance(codes, Tensor)
-        return self.table(hide(codes, self.unknown_rate, self.training))  # type: ignore[no-any-return]
+        return self.table(mask_codes(codes, self.unknown_rate, training=self.training))  # type: ignore[no-any-return]
 
 
 class BagEmbedding(nn.Module):
-    """Mean over the codes of a row; an empty bag has an embedding of its own.
+    """Mean of the embeddings of a row's codes. An empty bag has its own embedding.
 
-    Takes a packed bag, or padded codes int64 [R, W] in which 0 is no entry (the form of the exported tower).
+    Codes are a packed bag, or padded codes int64 [R, W] in which 0 is no entry (the form of the exported tower).
     """
 
-    def __init__(self, size: int, width: int, unknown_rate: float) -> None:
+    def __init__(self, size: int, width: int, *, unknown_rate: float) -> None:
         super().__init__()
         self.table = nn.Embedding(size, width)
         nn.init.normal_(self.table.weight, std=width**-0.5)
         self.unknown_rate = unknown_rate
 
     def forward(self, codes: FeatureTensor) -> Tensor:
-        """Embeddings [R, width]."""
+        """Return the embeddings [R, width]."""
         missing = self.table.weight[MISSING]
         if isinstance(codes, RaggedTensor):
-            values = hide(codes.values, self.unknown_rate, self.training)
+            values = mask_codes(codes.values, self.unknown_rate, training=self.training)
             mean = F.embedding_bag(values, self.table.weight, codes.offsets, mode="mean", include_last_offset=True)
             empty = (codes.offsets[1:] == codes.offsets[:-1]).unsqueeze(1)
             return torch.where(empty, missing, mean)
@@ -58,7 +58,7 @@ class BagEmbedding(nn.Module):
 
 
 class NumericInput(nn.Module):
-    """A standardised number float32 [R] (nan: missing) -> [R, width]: a line through it, or an embedding of missing."""
+    """A linear map of a standardised number, float32 [R] -> [R, width]. Missing numbers (nan) have an embedding."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,16 +66,16 @@ class NumericInput(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width))
 
     def forward(self, values: FeatureTensor) -> Tensor:
-        """Embeddings [R, width]."""
+        """Return the embeddings [R, width]."""
         assert isinstance(values, Tensor)
         missing = torch.isnan(values).unsqueeze(1)
-        # Values some standard deviations off would drown the other features.
+        # Without the bounds, outliers would outweigh the other features.
         value = torch.nan_to_num(values, nan=0.0).clamp(-5.0, 5.0).unsqueeze(1)
         return torch.where(missing, self.missing, self.line(value))
 
 
 class VectorInput(nn.Module):
-    """A vector float32 [R, W] (nan: missing) -> [R, width], scaled to unit length first."""
+    """A projection of a unit vector, float32 [R, W] -> [R, width]. Missing vectors (nan) have an embedding."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class VectorInput(nn.Module):
         self.missing = nn.Parameter(torch.zeros(width))
 
     def forward(self, values: FeatureTensor) -> Tensor:
-        """Embeddings [R, width]."""
+        """Return the embeddings [R, width]."""
         assert isinstance(values, Tensor)
         missing = torch.isnan(values).any(1, keepdim=True)
         vector = F.normalize(torch.nan_to_num(values, nan=0.0), dim=1)
@@ -91,58 +91,58 @@ class VectorInput(nn.Module):
 
 
 class FeatureEmbedding(nn.Module):
-    """Features of one table side by side: R rows -> [R, out_dim].
+    """Embeddings of the features of one table side by side, [R, out_dim].
 
     Args:
-        features: columns, in the order of the schema.
-        width: of each feature's embedding.
-        unknown_rate: share of the codes that training reads as unknown.
+        features: features in the order of the schema.
+        width: width of each feature's embedding.
+        unknown_rate: share of the codes that training replaces by the unknown one.
     """
 
-    def __init__(self, features: Sequence[Feature], width: int, unknown_rate: float = 0.01) -> None:
+    def __init__(self, features: Sequence[Feature], width: int, *, unknown_rate: float = 0.01) -> None:
         super().__init__()
         self.names = [feature.name for feature in features]
-        self.inputs = nn.ModuleList(_input(feature, width, unknown_rate) for feature in features)
+        self.inputs = nn.ModuleList(_input(feature, width, unknown_rate=unknown_rate) for feature in features)
         self.widths = [width] * len(self.names)
         self.out_dim = sum(self.widths)
 
     def forward(self, values: FeatureTensors) -> Tensor:
-        """Embeddings [R, out_dim]."""
+        """Return the embeddings [R, out_dim]."""
         return torch.cat([module(values[name]) for name, module in zip(self.names, self.inputs, strict=True)], dim=1)
 
 
 class FeatureRows(nn.Module):
-    """Features of all items as tensors; rows are read by index. Not part of a checkpoint: the data has them."""
+    """Features of all items as tensors. They are not part of checkpoints, because the data set holds them."""
 
     def __init__(self, columns: dict[str, Column]) -> None:
         super().__init__()
         self.columns: FeatureTensors = {name: to_tensor(column) for name, column in columns.items()}
 
     def forward(self, rows: Tensor) -> FeatureTensors:
-        """Features of `rows` int64 [R], on the device of `rows`."""
+        """Return the features of `rows` int64 [R], on the device of `rows`."""
         return {name: take(column, rows) for name, column in self.columns.items()}
 
 
-def hide(codes: Tensor, rate: float, training: bool, unknown: int = UNKNOWN) -> Tensor:
-    """Codes of which, in training, a share `rate` is replaced by `unknown`; missing ones stay missing."""
+def mask_codes(codes: Tensor, rate: float, *, training: bool, unknown: int = UNKNOWN) -> Tensor:
+    """Return codes of which training replaces a share `rate` by `unknown`. Missing codes stay missing."""
     if not training or rate <= 0.0:
         return codes
     hidden = (torch.rand(codes.shape, device=codes.device) < rate) & (codes != MISSING)
     return torch.where(hidden, unknown, codes)
 
 
-def _input(feature: Feature, width: int, unknown_rate: float) -> nn.Module:
+def _input(feature: Feature, width: int, *, unknown_rate: float) -> nn.Module:
     if feature.kind == "numeric":
         return NumericInput(width)
     if feature.kind == "vector":
         return VectorInput(feature.size, width)
     if feature.is_ragged:
-        return BagEmbedding(feature.size, width, unknown_rate)
-    return CategoricalEmbedding(feature.size, width, unknown_rate)
+        return BagEmbedding(feature.size, width, unknown_rate=unknown_rate)
+    return CategoricalEmbedding(feature.size, width, unknown_rate=unknown_rate)
 
 
 def take(column: FeatureTensor, rows: Tensor) -> FeatureTensor:
-    """Rows int64 [R] of a column that may lie on another device."""
+    """Return the rows int64 [R] of a column, which may be on another device, on the device of `rows`."""
     if isinstance(column, Tensor):
         return column[rows.to(column.device)].to(rows.device)
     at = rows.to(column.offsets.device)

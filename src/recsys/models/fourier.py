@@ -1,4 +1,4 @@
-"""BSARec: a low pass over the whole sequence beside self-attention. Not causal."""
+"""BSARec: self-attention combined with a low-pass filter over the whole sequence. Not causal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from recsys.models.layout import Layout
 
 
 class BSARec(nn.Module):
-    """Self-attention beside a filter that rescales high frequencies (Shin et al. 2024, arXiv 2312.10325).
+    """Self-attention combined with a filter that rescales high frequencies (Shin et al. 2024, arXiv 2312.10325).
 
-    Frequencies are those of the longest history, with zeros where there are no tokens, so a history of any length is
-    filtered alike. The filter sees all tokens of a sequence: a state before the last knows what came later. So the
-    encoder learns from prefixes, a sequence for each query: the cost grows with the square of the history's length.
+    Frequencies are those of the longest history, and missing tokens count as zeros, so histories of all lengths are
+    filtered alike. The filter reads all tokens of a sequence, so only the last state depends on no later token. The
+    encoder therefore learns from a sequence for each query, and its cost grows with the square of the history's length.
 
     Args:
-        dim: D.
-        max_history: longest history; one more position is kept for the start token.
-        num_blocks, num_heads: of the encoder.
-        num_frequencies: lowest frequencies that the low pass keeps, the constant one included (the paper's c).
-        alpha: share of the filter in the state; the rest is self-attention's.
-        dropout: on tokens, attention weights and the outputs of all parts.
+        dim: width of the states, D.
+        max_history: longest history. There is one more position, for the start token.
+        num_blocks: number of blocks.
+        num_heads: heads of each block.
+        num_frequencies: number of lowest frequencies that the filter keeps, with the constant one (the paper's c).
+        alpha: share of the filter in the state; the rest is that of self-attention.
+        dropout: rate of dropout on tokens, attention weights and the outputs of all parts.
     """
 
     is_causal, reads_time = False, False
@@ -34,6 +35,7 @@ class BSARec(nn.Module):
         self,
         dim: int,
         max_history: int,
+        *,
         num_blocks: int = 2,
         num_heads: int = 1,
         num_frequencies: int = 3,
@@ -46,10 +48,10 @@ class BSARec(nn.Module):
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha: found {alpha}, expected a share between 0 and 1")
         self.low_pass = LowPass(max_history + 1, num_frequencies)
-        # The latest token always has the same position, as in the paper, whose sequences are padded on the left.
+        # Positions count from the end, as in the paper, whose sequences are padded on the left.
         self.position = nn.Embedding(max_history + 1, dim)
         self.norm, self.dropout = nn.LayerNorm(dim), Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(dim, num_heads, alpha, dropout) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(_Block(dim, num_heads, alpha=alpha, dropout=dropout) for _ in range(num_blocks))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -57,7 +59,7 @@ class BSARec(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]; of each sequence the last one is the user's."""
+        """Return states [..., D] of tokens [..., D]. The last state of a sequence is that of the user."""
         x = self.dropout(self.norm(tokens + self.position(layout.from_end)))
         for block in self.blocks:
             x = block(x, layout, self.low_pass)
@@ -67,12 +69,12 @@ class BSARec(nn.Module):
 class LowPass(nn.Module):
     """The lowest frequencies of each sequence, padded with zeros to `length` tokens.
 
-    As the real Fourier transform and back, with all other frequencies at zero; where the sequence lies among the zeros
-    changes nothing. A few frequencies are a product with a few waves, which needs no padding.
+    The result is that of a real Fourier transform and its inverse with all other frequencies set to zero. The place of
+    the sequence among the zeros does not matter. A few frequencies are a product with a few waves, without padding.
 
     Args:
-        length: N, of the transform.
-        num_frequencies: kept, 1..N // 2 + 1.
+        length: length of the transform, N.
+        num_frequencies: number of frequencies kept, 1..N // 2 + 1.
     """
 
     waves: Tensor
@@ -85,14 +87,14 @@ class LowPass(nn.Module):
         waves = []
         for frequency in range(num_frequencies):
             angle = 2 * math.pi * frequency / length * step
-            # The constant, and with an even length the highest frequency, are their own mirror images.
+            # The constant has no sine wave, and neither has the highest frequency of an even length.
             is_single = frequency == 0 or 2 * frequency == length
             forms = (angle.cos(),) if is_single else (angle.cos(), angle.sin())
             waves += [math.sqrt((1 if is_single else 2) / length) * form for form in forms]
         self.register_buffer("waves", torch.stack(waves, dim=1).float(), persistent=False)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """Filtered [..., D]."""
+        """Return the filtered tokens [..., D]."""
         waves = self.waves[layout.position].unsqueeze(-1)
         amplitudes = layout.total((waves * x.unsqueeze(-2)).flatten(-2)).unflatten(-1, (waves.shape[-2], -1))
         low: Tensor = (waves * amplitudes).sum(-2)
@@ -100,7 +102,7 @@ class LowPass(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, dim: int, num_heads: int, alpha: float, dropout: float) -> None:
+    def __init__(self, dim: int, num_heads: int, *, alpha: float, dropout: float) -> None:
         super().__init__()
         self.num_heads, self.alpha, self.attention_dropout = num_heads, alpha, dropout
         self.high_gain = nn.Parameter(torch.randn(dim))

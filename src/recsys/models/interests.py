@@ -1,8 +1,8 @@
-"""Several embeddings of a user: the events of a history in groups, one embedding for each.
+"""Several embeddings of a user, one for each group of events in the history.
 
-How events group depends on all of a history, so there is no causal form that answers every position in one pass. Each
-query is answered from its own prefix, but prefixes of one history share its tokens: what a query computes for itself
-are weights.
+The groups depend on the whole history, so no causal form can answer every position in one pass. Each query is answered
+from its own prefix. Prefixes of one history share its tokens; only the weights are computed for each query.
+
 Shapes: H histories, L tokens of one (the start token, then its events), Q queries of one, M embeddings, D dim.
 """
 
@@ -18,24 +18,27 @@ from torch import Tensor, nn
 
 from recsys.models.dropout import Dropout
 
-# Histories up to this length are padded to it; longer ones to twice as much, and so on.
+# Histories up to this length are padded to it, longer ones to twice this length, and so on.
 SHORTEST_ROW = 8
-# A token this similar (cosine) to one that starts an interest starts none of its own: it is the same item.
+# A token with at least this cosine similarity to the start of an interest is the same item, and starts no other.
 SAME = 0.9999
 
 
 class Interests(Protocol):
-    """Tokens and the lengths of prefixes -> several embeddings of each prefix."""
+    """A module that makes several embeddings from the tokens of a prefix.
+
+    Attributes:
+        num_embeddings: M.
+    """
 
     num_embeddings: int
-    """M."""
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [H, Q, M, D], and which of them there are: bool [H, Q, M]; the first always is.
+        """Return embeddings [H, Q, M, D], and a mask bool [H, Q, M] of those that exist; the first always does.
 
         Args:
             tokens: [H, L, D].
-            lengths: int64 [H, Q], tokens that each query sees; at least 1.
+            lengths: int64 [H, Q], number of tokens that each query sees, at least 1.
         """
         ...
 
@@ -43,25 +46,25 @@ class Interests(Protocol):
 class Capsules(nn.Module):
     """Behaviour-to-interest routing (MIND: Li et al. 2019, arXiv 1904.08030, section 3.3).
 
-    Events `u = S x` are routed to capsules `c`: weights `w = softmax over capsules of b`, `c = squash(sum w u)`,
-    `b += c.u`, several times; then an MLP, as MIND's after the capsules. A history of n events has
-    max(1, min(M, log2 n)) capsules.
+    Events `u = S x` are routed to capsules `c` in several iterations of `w = softmax over capsules of b`,
+    `c = squash(sum w u)`, `b += c.u`. An MLP follows, as in MIND. A history of n events has max(1, min(M, log2 n))
+    capsules.
 
-    MIND starts from random logits. Here the start is made from the events that there are, so that the same history has
-    the same embeddings everywhere: the first capsule starts as the most recent event, each further one as the event
-    that is least similar to all starts so far (farthest-point clustering, Gonzalez 1985). Where all events left repeat
-    a start, there are no further capsules. The start token is routed only where there is no event.
+    MIND starts from random logits. Here the start depends on the events only, so that the same history has the same
+    embeddings everywhere: the first capsule starts as the most recent event, and each further one as the event that is
+    least similar to all starts so far (farthest-point clustering, Gonzalez 1985). If all events left repeat a start,
+    there are no further capsules. The start token is routed only if there is no event.
 
     Args:
-        dim: D.
-        num_embeddings: M, at least 2.
-        num_iterations: of the routing.
+        dim: width of the embeddings, D.
+        num_embeddings: most embeddings of a user, M, at least 2.
+        num_iterations: iterations of the routing.
         hidden: width of the MLP's hidden layer.
-        dropout: on the capsules.
+        dropout: rate of dropout on the capsules.
     """
 
     def __init__(
-        self, dim: int, num_embeddings: int = 4, num_iterations: int = 3, hidden: int = 128, dropout: float = 0.1
+        self, dim: int, num_embeddings: int = 4, *, num_iterations: int = 3, hidden: int = 128, dropout: float = 0.1
     ) -> None:
         super().__init__()
         if num_embeddings < 2:
@@ -70,21 +73,21 @@ class Capsules(nn.Module):
             raise ValueError(f"num_iterations: found {num_iterations}, expected at least 1")
         self.num_embeddings, self.num_iterations = num_embeddings, num_iterations
         self.bilinear = nn.Linear(dim, dim, bias=False)
-        # Similar tokens stay similar: the start then goes by what the item embeddings say.
+        # An orthogonal map keeps similarities, so that the starts depend on the similarities of the item embeddings.
         nn.init.orthogonal_(self.bilinear.weight)
         self.dropout = Dropout(dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Interests`."""
+        """Return embeddings and the mask of those that exist; see `Interests`."""
         events = self.bilinear(tokens)
         place = torch.arange(tokens.shape[1], device=tokens.device)
         lengths = lengths.unsqueeze(2)
-        # The start token stands in for events where there are none.
+        # The start token takes the place of events if there are none.
         valid = (place < lengths) & ((place > 0) | (lengths == 1))
-        # As in MIND's code, gradients flow through what is routed, not through where it is routed to.
+        # As in MIND's code, gradients flow through the routed events but not through the routing weights.
         with torch.no_grad():
-            starts, there = self._starts(events, lengths, valid)
+            starts, there = self._starts(events, lengths, valid=valid)
             absent = torch.zeros(there.shape, device=tokens.device).masked_fill(~there, -torch.inf).unsqueeze(3)
             logits = _by_history(_squash(starts), events.transpose(1, 2)) + absent
             for _ in range(self.num_iterations - 1):
@@ -95,14 +98,14 @@ class Capsules(nn.Module):
         capsules = self.dropout(capsules)
         return capsules + self.mlp(capsules), there
 
-    def _starts(self, events: Tensor, lengths: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Events [H, Q, M, D] that capsules start as, and which capsules there are: bool [H, Q, M]."""
+    def _starts(self, events: Tensor, lengths: Tensor, *, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the events [H, Q, M, D] that capsules start as, and a mask bool [H, Q, M] of capsules that exist."""
         unit = F.normalize(events, dim=2)
         similarity = unit @ unit.transpose(1, 2)
         num_events = (lengths - 1).squeeze(2)
         chosen = [num_events]
         there = [torch.ones_like(num_events, dtype=torch.bool)]
-        # What cannot start a capsule is as similar to the starts as can be.
+        # A token that cannot start a capsule counts as infinitely similar to the starts.
         nearest = torch.where(valid, -torch.inf, torch.inf)
         for number in range(1, self.num_embeddings):
             of_last = similarity.gather(1, chosen[-1].unsqueeze(2).expand(-1, -1, similarity.shape[2]))
@@ -114,32 +117,32 @@ class Capsules(nn.Module):
 
 
 def _by_history(queries: Tensor, shared: Tensor) -> Tensor:
-    """[H, Q, M, A] times what a history's queries share, [H, A, B] -> [H, Q, M, B]."""
+    """Multiply [H, Q, M, A] by a matrix [H, A, B] that the queries of a history share; [H, Q, M, B]."""
     return (queries.flatten(1, 2) @ shared).unflatten(1, queries.shape[1:3])  # type: ignore[no-any-return]
 
 
 def _weights(logits: Tensor, valid: Tensor) -> Tensor:
-    """How much of each event goes to each capsule; [H, Q, M, L]."""
+    """Return the share of each event that goes to each capsule; [H, Q, M, L]."""
     return logits.softmax(2) * valid.unsqueeze(2)
 
 
 def _squash(x: Tensor) -> Tensor:
-    """The direction of a vector, with a length below 1 that grows with its length (Sabour et al. 2017, equation 1)."""
+    """Scale a vector to a length below 1 that grows with its length (Sabour et al. 2017, equation 1)."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * (norm / (1.0 + norm * norm))  # type: ignore[no-any-return]
 
 
 def interests_of_prefixes(
-    interests: Interests, states: Tensor, lengths: npt.NDArray[np.int64], query: Tensor, history: Tensor
+    interests: Interests, states: Tensor, *, lengths: npt.NDArray[np.int64], query: Tensor, history: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [P, M, D] of queries over packed histories, and which there are: bool [P, M].
+    """Return the embeddings [P, M, D] of queries over packed histories, and a mask bool [P, M] of those that exist.
 
     Args:
-        interests: makes them.
+        interests: module that makes the embeddings.
         states: [N, D], tokens of H histories one after another.
         lengths: int64 [H] on the host, tokens of each history.
-        query: int64 [P], the last token that each query sees.
-        history: int64 [P], the history that it belongs to.
+        query: int64 [P], last token that each query sees.
+        history: int64 [P], history that each query belongs to.
     """
     device = states.device
     starts = np.cumsum(lengths) - lengths

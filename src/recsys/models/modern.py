@@ -1,4 +1,4 @@
-"""The causal transformer with what has proved itself since: rotary positions, gated feed-forward, gated residuals."""
+"""A causal transformer with rotary positions, RMS norm, gated feed-forward layers and gated residuals."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ class ModernTransformer(nn.Module):
     """Causal transformer with rotary positions, RMS norm before each part, SwiGLU and gated residuals.
 
     Rotary positions: Su et al. 2021 (arXiv 2104.09864, section 3.2.2); SwiGLU: Shazeer 2020 (arXiv 2002.05202); RMS
-    norm: Zhang and Sennrich 2019 (arXiv 1910.07467). Gated residuals, where a part adds `sigmoid(W x)` times what it
-    gives, are those of LiGR (Borisyuk et al. 2025, arXiv 2502.03417), the blocks of eSASRec (arXiv 2508.06450).
+    norm: Zhang and Sennrich 2019 (arXiv 1910.07467). With gated residuals a part adds `sigmoid(W x)` times its output,
+    as in LiGR (Borisyuk et al. 2025, arXiv 2502.03417), the blocks of eSASRec (arXiv 2508.06450).
 
     Args:
-        dim: D.
-        max_history: longest history; one more position is kept for the start token.
-        num_blocks, num_heads: of the transformer; heads have an even width.
+        dim: width of the states, D.
+        max_history: longest history. There is one more position, for the start token.
+        num_blocks: number of blocks.
+        num_heads: heads of each block; their width D / num_heads must be even.
         expansion: hidden width of the feed-forward part, in multiples of D.
-        dropout: on tokens, attention weights, the hidden layer and the outputs of both parts.
+        dropout: rate of dropout on tokens, attention weights, the hidden layer and the outputs of both parts.
         gated: gate the residuals.
-        window: tokens that each one sees in a block, itself included; null for all before it.
+        window: number of tokens that each token sees in a block, itself included; None for all tokens before it.
     """
 
     is_causal, reads_time = True, False
@@ -33,6 +34,7 @@ class ModernTransformer(nn.Module):
         self,
         dim: int,
         max_history: int,
+        *,
         num_blocks: int = 2,
         num_heads: int = 2,
         expansion: int = 4,
@@ -48,12 +50,13 @@ class ModernTransformer(nn.Module):
         self.rotation = _Rotation(dim // num_heads, max_history + 1)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(
-            _Block(dim, num_heads, expansion, dropout, gated, window) for _ in range(num_blocks)
+            _Block(dim, num_heads, expansion=expansion, dropout=dropout, gated=gated, window=window)
+            for _ in range(num_blocks)
         )
         self.norm = nn.RMSNorm(dim)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]."""
+        """Return states [..., D] of tokens [..., D]."""
         x = self.dropout(tokens)
         for block in self.blocks:
             x = block(x, layout, self.rotation)
@@ -61,7 +64,7 @@ class ModernTransformer(nn.Module):
 
 
 class _Rotation(nn.Module):
-    """Turns pairs of values by angles that grow with the position, so that products depend on distances alone."""
+    """Rotates pairs of values by angles that grow with the position, so that products depend only on distances."""
 
     cosine: Tensor
     sine: Tensor
@@ -74,7 +77,7 @@ class _Rotation(nn.Module):
         self.register_buffer("sine", angle.sin().float(), persistent=False)
 
     def forward(self, heads: Tensor, position: Tensor) -> Tensor:
-        """Queries, keys and values [..., 3, H, E] at `position` [...] with queries and keys turned."""
+        """Return queries, keys and values [..., 3, H, E] at `position` [...], with queries and keys rotated."""
         cosine, sine = (table[position].unsqueeze(-2).unsqueeze(-2) for table in (self.cosine, self.sine))
         first, second = heads[..., :2, :, :].chunk(2, dim=-1)
         turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -83,7 +86,7 @@ class _Rotation(nn.Module):
 
 class _Block(nn.Module):
     def __init__(
-        self, dim: int, num_heads: int, expansion: int, dropout: float, gated: bool, window: int | None
+        self, dim: int, num_heads: int, *, expansion: int, dropout: float, gated: bool, window: int | None
     ) -> None:
         super().__init__()
         self.num_heads, self.attention_dropout, self.window = num_heads, dropout, window
@@ -101,7 +104,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout, rotation: _Rotation) -> Tensor:
         heads = self.projection(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
         dropout = self.attention_dropout if self.training else 0.0
-        attended = layout.attend(rotation(heads, layout.position), dropout, self.window)
+        attended = layout.attend(rotation(heads, layout.position), dropout, window=self.window)
         x = x + _gate(self.attention_gate, x, self.dropout(self.output(attended.flatten(-2))))
         gate, hidden = self.expand(self.feed_norm(x)).chunk(2, dim=-1)
         return x + _gate(self.feed_gate, x, self.dropout(self.contract(self.dropout(F.silu(gate) * hidden))))

@@ -1,4 +1,4 @@
-"""Item embeddings that were learned elsewhere, as an input of the item tower.
+"""Item embeddings that were learned before, as an input of the item tower.
 
 Shapes: N items with training events, W width, R rows, D dim.
 """
@@ -18,47 +18,48 @@ from recsys.models.dropout import Dropout
 
 
 class EmbeddingSource(Protocol):
-    """Where the embeddings come from."""
+    """A function that returns embeddings for the items of a data set."""
 
     def __call__(self, dataset: PreparedDataset, width: int) -> npt.NDArray[np.floating]:
-        """[N + 1, W], indexed by item_idx; rows of zeros for items that it has none for, row 0 among them.
+        """Return embeddings [N + 1, W], indexed by item_idx. Items without an embedding, and row 0, have zeros.
 
         Raises:
-            UserError: it has no embeddings for this data, or of another width.
+            UserError: If there are no embeddings for this data, or they have another width.
         """
         ...
 
 
 class PretrainedBuilder(Protocol):
-    """Builds the pretrained part of an item tower."""
+    """A function that builds the pretrained part of an item tower."""
 
     def __call__(self, *, dim: int, num_items: int, sparse: bool) -> nn.Module:
-        """As `PretrainedItems`, whose other arguments it knows."""
+        """Return the module, such as a `PretrainedItems` of which all other arguments are set."""
         ...
 
 
 class PretrainedItems(nn.Module):
-    """A table of embeddings, dropout on what is read of it, and a learned projection to the item tower's dimension.
+    """A table of embeddings with dropout and a learned projection to the item tower's dimension.
 
-    Pinterest's item towers read id embeddings that were trained before, frozen and with a dropout of 0.5: tuned with
-    the rest they overfit ("Advancements in Embedding-Based Retrieval", 2025).
+    Item towers of Pinterest read pretrained id embeddings, frozen and with a dropout of 0.5, because they overfit
+    if they are trained with the rest ("Advancements in Embedding-Based Retrieval", 2025).
 
-    The table is part of checkpoints. It is filled when training begins, and only then is its source asked.
+    The table is part of checkpoints. `fill` reads the source once, when training begins.
 
     Args:
-        source: of the embeddings.
-        dim: D.
-        num_items: N.
-        width: W.
-        frozen: keep the table as it is.
-        dropout: on the embeddings read.
-        sparse: row-wise updates of a table that is not frozen.
+        source: source of the embeddings.
+        dim: width of the item tower, D.
+        num_items: number of trained items, N.
+        width: width of the embeddings, W.
+        frozen: do not train the table.
+        dropout: rate of dropout on the embeddings.
+        sparse: update a table that is not frozen by rows.
     """
 
     def __init__(
         self,
         source: EmbeddingSource,
         dim: int,
+        *,
         num_items: int,
         width: int = 64,
         frozen: bool = True,
@@ -76,10 +77,10 @@ class PretrainedItems(nn.Module):
         self.projection = nn.Linear(width, dim, bias=False)
 
     def fill(self, dataset: PreparedDataset) -> None:
-        """Read the embeddings, scaled so that the projection begins with values of an id embedding's size.
+        """Read the embeddings, scaled so that the initial projection gives values of an id embedding's size.
 
         Raises:
-            UserError: the source has none for this data.
+            UserError: If the source has no embeddings for this data.
         """
         width, dim = self.table.embedding_dim, self.projection.out_features
         found = torch.from_numpy(np.asarray(self.source(dataset, width), np.float32))
@@ -90,11 +91,11 @@ class PretrainedItems(nn.Module):
             )
         if not found.any():
             raise UserError("item_tower.pretrained: the source has no embedding for any item that is trained here")
-        # The mean square of what is there becomes 3 / dim, of which the projection leaves a third.
+        # The mean square of the embeddings becomes 3 / dim, and the initial projection leaves a third of it.
         scale = found[found.any(1)].square().mean().sqrt()
         with torch.no_grad():
             self.table.weight.copy_(found / scale * (3.0 / dim) ** 0.5)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Embeddings [R, D] of `rows` int64 [R], 0..N."""
+        """Return the embeddings [R, D] of `rows` int64 [R], 0..N."""
         return self.projection(self.dropout(self.table(rows)))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Two encoders of different reach in one user tower."""
+"""An encoder of the whole history and an encoder of the latest events in one user tower."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from recsys.models.layout import Layout
 
 
 class LongAndRecent(nn.Module):
-    """A cheap encoder of the whole history beside one of the latest events, mixed by a gate.
+    """A cheap encoder of the whole history and an encoder of the latest events, mixed by a gate.
 
-    The state is `g * recent + (1 - g) * long` with `g = sigmoid(W [long, recent] + b)`: the gated fusion of SDM (Lv et
-    al. 2019, arXiv 1909.00385), whose gate reads the profile too; here the user tower mixes it in afterwards.
+    The state is `g * recent + (1 - g) * long` with `g = sigmoid(W [long, recent] + b)`, the gated fusion of SDM (Lv et
+    al. 2019, arXiv 1909.00385). SDM's gate reads the profile too; here the user tower adds the profile afterwards.
 
     Args:
-        dim: D.
+        dim: width of the states, D.
         long: encoder of the whole history.
         recent: encoder of the latest events, such as a transformer with a `window`.
     """
 
-    def __init__(self, dim: int, long: HistoryEncoder, recent: HistoryEncoder) -> None:
+    def __init__(self, dim: int, *, long: HistoryEncoder, recent: HistoryEncoder) -> None:
         super().__init__()
         self.long, self.recent = long, recent
         self.gate = nn.Linear(2 * dim, dim)
@@ -29,7 +29,7 @@ class LongAndRecent(nn.Module):
         self.reads_time = long.reads_time or recent.reads_time
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [..., D] of tokens [..., D]."""
+        """Return states [..., D] of tokens [..., D]."""
         long, recent = self.long(tokens, layout), self.recent(tokens, layout)
         gate = torch.sigmoid(self.gate(torch.cat([long, recent], dim=-1)))
         return long + gate * (recent - long)

@@ -1,4 +1,4 @@
-"""The sequences that a history encoder reads of a batch."""
+"""The sequences of tokens that a history encoder reads, made from a batch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from recsys.models.layout import Packed
 
 
 class Sequences(NamedTuple):
-    """Sequences of N tokens together, and where the answers of P queries are.
+    """Sequences of N tokens in all, and the tokens that answer P queries.
 
     Attributes:
-        source: int64 [N], what each token is: 0 the start token, e + 1 event e of the batch.
-        layout: of the tokens.
-        answer: int64 [P], the token whose state answers each query.
+        source: int64 [N], origin of each token: 0 for the start token, e + 1 for event e of the batch.
+        layout: layout of the tokens.
+        answer: int64 [P], token whose state answers each query.
     """
 
     source: Tensor
@@ -28,11 +28,14 @@ class Sequences(NamedTuple):
     answer: Tensor
 
     @classmethod
-    def from_batch(cls, batch: Batch, is_causal: bool, reads_time: bool) -> Sequences:
-        """A sequence for each history; for an encoder that is not causal, one for each query: the events before it."""
+    def from_batch(cls, batch: Batch, *, is_causal: bool, reads_time: bool) -> Sequences:
+        """Return a sequence for each history.
+
+        An encoder that is not causal gets a sequence for each query instead, with the events before the query.
+        """
         begin, num_events, answer = np.cumsum(batch.lengths) - batch.lengths, batch.lengths, batch.query
         if not is_causal:
-            # Queries at one place, as those of a basket, share a sequence.
+            # Queries at the same place, such as those of a basket, share a sequence.
             places, which = torch.unique(batch.query, return_inverse=True)
             place = places.cpu().numpy()
             first_place = begin + np.arange(len(begin))
@@ -46,8 +49,8 @@ class Sequences(NamedTuple):
         time = None
         if reads_time:
             event = source - 1
-            # The start token has the time of the first event; where there is none, it sees nothing but itself.
+            # The start token has the time of the first event. Without events any time will do: it sees only itself.
             event[starts] = begin
             time = F.pad(batch.time, (0, 1))[torch.from_numpy(event).to(batch.time.device)]
         device = batch.query.device
-        return cls(torch.from_numpy(source).to(device), Packed(lengths, device, time), answer)
+        return cls(torch.from_numpy(source).to(device), Packed(lengths, device, time=time), answer)

@@ -1,4 +1,4 @@
-"""The user tower: a batch of histories -> user embeddings.
+"""The user tower, which turns a batch of histories into user embeddings.
 
 Shapes: T events, H histories, P queries, M embeddings of a user, D dim.
 """
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from recsys.core.errors import UserError
 from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.data.batches.batch import Batch, FeatureTensors
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import DataSizes
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoders import HistoryEncoder
-from recsys.models.features import FeatureEmbedding, hide, take
+from recsys.models.features import FeatureEmbedding, mask_codes, take
 from recsys.models.interests import Interests, interests_of_prefixes
 from recsys.models.items import ItemTower
 from recsys.models.layout import Padded
@@ -23,29 +23,30 @@ from recsys.models.sequences import Sequences
 
 
 class UserTower(nn.Module):
-    """History encoder, then profile and request features mixed into its state.
+    """A history encoder, and a network that adds profile and request features to its state.
 
     Args:
-        encoder: of the history.
-        dim: D.
-        dataset: schema, and which users have training events.
+        encoder: encoder of the history.
+        dim: width of the embeddings, D.
+        sizes: schema, resolution of timestamps, and the users with training events.
         use_profile: read the features of users.
         use_user_id: learn an embedding for each user with training events.
-        feature_width: of each feature's embedding.
-        crossing: the network that mixes profile and request with the state.
-        unknown_rate: share of the history's items that training reads as unknown.
-        interests: several embeddings of a user, from the encoder's states; null for one, its last state.
-        own_items: what embeds the items of histories; null for the item tower, which embeds the candidates.
+        feature_width: width of each feature's embedding.
+        crossing: builder of the network that mixes profile and request with the state.
+        unknown_rate: share of the history's items that training replaces by the unknown item.
+        interests: module that makes several embeddings from the encoder's states; None for one, the last state.
+        own_items: item tower for the items of histories; None for the one that embeds the candidates.
 
     Raises:
-        UserError: an encoder that reads time, and data without a clock.
+        UserError: If the encoder reads time and the timestamps of the data are not times of a clock.
     """
 
     def __init__(
         self,
         encoder: HistoryEncoder,
         dim: int,
-        dataset: PreparedDataset,
+        *,
+        sizes: DataSizes,
         use_profile: bool = True,
         use_user_id: bool = False,
         feature_width: int = 32,
@@ -57,67 +58,72 @@ class UserTower(nn.Module):
         super().__init__()
         self.dim, self.unknown_rate = dim, unknown_rate
         self.encoder, self.interests, self.own_items = encoder, interests, own_items
-        self.time_unit = _time_unit(encoder, dataset)
+        self.time_unit = _time_unit(encoder, sizes)
         self.start = nn.Parameter(torch.randn(dim) * dim**-0.5)
-        schema = dataset.schema
+        schema = sizes.schema
         events, requests = schema.with_role("event", "request"), schema.with_role("request")
         profile = schema.with_role("profile") if use_profile else ()
         self.events = FeatureEmbedding(events, feature_width) if events else None
         self.event_projection = nn.Linear(self.events.out_dim, dim) if self.events is not None else None
         self.profile = FeatureEmbedding(profile, feature_width) if profile else None
         self.requests = FeatureEmbedding(requests, feature_width) if requests else None
-        self.users = _UserIds(dataset, feature_width, unknown_rate) if use_user_id else None
+        self.users = _UserIds(sizes, feature_width, unknown_rate=unknown_rate) if use_user_id else None
         parts = (self.profile, self.requests, self.users)
         context = [width for part in parts if part is not None for width in part.widths]
         self.mixer = crossing([dim, *context], dim) if context else None
 
     @property
     def num_embeddings(self) -> int:
-        """Embeddings of a user, M."""
+        """Number of embeddings of a user, M."""
         return 1 if self.interests is None else self.interests.num_embeddings
 
     def mask_items(self, item_idx: Tensor) -> Tensor:
-        """Items of the history of which, in training, a share is read as unknown."""
-        return hide(item_idx, self.unknown_rate, self.training, UNKNOWN_ITEM)
+        """Return the items of histories, of which training replaces a share by the unknown item."""
+        return mask_codes(item_idx, self.unknown_rate, training=self.training, unknown=UNKNOWN_ITEM)
 
     def forward(self, batch: Batch, items: Tensor) -> Tensor:
-        """User embeddings [P, D] or, of several interests, [P, M, D], zeros where a user has fewer.
+        """Return user embeddings [P, D], or [P, M, D] with several interests; absent embeddings are zeros.
 
-        `items` [T, D] are the embeddings of the batch's events.
+        Args:
+            batch: histories and their queries.
+            items: [T, D], embeddings of the batch's events.
         """
         tokens = self._tokens(items, batch.events)
-        source, layout, answer = Sequences.from_batch(batch, self.encoder.is_causal, self.encoder.reads_time)
+        encoder = self.encoder
+        source, layout, answer = Sequences.from_batch(batch, is_causal=encoder.is_causal, reads_time=encoder.reads_time)
         states = self.encoder(F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens])), layout)
         there = None
         if self.interests is None:
             states = F.embedding(answer, states)
         else:
             states, there = interests_of_prefixes(
-                self.interests, states, layout.lengths, answer, layout.sequence[answer]
+                self.interests, states, lengths=layout.lengths, query=answer, history=layout.sequence[answer]
             )
         users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
-        return self._mix(states, users, batch.requests, batch.user_idx[batch.history], there)
+        context = self._context(users, batch.requests, user_idx=batch.user_idx[batch.history])
+        return self._mix(states, context, there=there)
 
     def forward_padded(
         self,
         items: Tensor,
         lengths: Tensor,
+        *,
         events: FeatureTensors,
         users: FeatureTensors,
         requests: FeatureTensors,
         user_idx: Tensor,
         time: Tensor | None,
     ) -> Tensor:
-        """User embeddings [B, D] or [B, M, D] of histories padded on the right; what the exported tower computes.
+        """Return user embeddings [B, D] or [B, M, D] of histories padded on the right, as the exported tower does.
 
         Args:
-            items: [B, L, D] embeddings of the events.
+            items: [B, L, D], embeddings of the events.
             lengths: int64 [B], events of each history, 0..L.
             events: features of the events as rows [B * L], bags padded.
             users: profile features as rows [B], bags padded.
             requests: request features as rows [B], bags padded.
             user_idx: int64 [B], -1 for an unknown user.
-            time: int64 [B, L], seconds, of the events, where the encoder reads it.
+            time: int64 [B, L], times of the events in seconds, if the encoder reads them.
         """
         tokens = self._tokens(items.flatten(0, 1), events).unflatten(0, items.shape[:2])
         x = torch.cat([self.start.expand(tokens.shape[0], 1, -1), tokens], dim=1)
@@ -126,12 +132,13 @@ class UserTower(nn.Module):
             time = torch.cat([time[:, :1], time], dim=1)
             if self.time_unit > 1:
                 time = time - torch.remainder(time, self.time_unit)
-        states = self.encoder(x, Padded(x, lengths + 1, time))
+        states = self.encoder(x, Padded(x, lengths + 1, time=time))
+        context = self._context(users, requests, user_idx=user_idx)
         if self.interests is None:
             last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
-            return self._mix(states.gather(1, last).squeeze(1), users, requests, user_idx)
+            return self._mix(states.gather(1, last).squeeze(1), context)
         states, there = self.interests(states, lengths.unsqueeze(1) + 1)
-        return self._mix(states.squeeze(1), users, requests, user_idx, there.squeeze(1))
+        return self._mix(states.squeeze(1), context, there=there.squeeze(1))
 
     def _tokens(self, items: Tensor, events: FeatureTensors) -> Tensor:
         tokens: Tensor = items * self.dim**0.5
@@ -139,31 +146,29 @@ class UserTower(nn.Module):
             return tokens
         return tokens + self.event_projection(self.events(events))  # type: ignore[no-any-return]
 
-    def _mix(
-        self,
-        states: Tensor,
-        users: FeatureTensors,
-        requests: FeatureTensors,
-        user_idx: Tensor,
-        there: Tensor | None = None,
-    ) -> Tensor:
+    def _context(self, users: FeatureTensors, requests: FeatureTensors, *, user_idx: Tensor) -> list[Tensor]:
+        """Return embeddings [P, ...] of profile features, request features and user ids, if the tower reads them."""
+        parts: list[Tensor] = []
+        if self.profile is not None:
+            parts.append(self.profile(users))
+        if self.requests is not None:
+            parts.append(self.requests(requests))
+        if self.users is not None:
+            parts.append(self.users(user_idx))
+        return parts
+
+    def _mix(self, states: Tensor, context: list[Tensor], *, there: Tensor | None = None) -> Tensor:
+        """Add a network over states and context to the states, and set absent embeddings to zero."""
         if self.mixer is not None:
-            parts = []
-            if self.profile is not None:
-                parts.append(self.profile(users))
-            if self.requests is not None:
-                parts.append(self.requests(requests))
-            if self.users is not None:
-                parts.append(self.users(user_idx))
             if states.ndim == 3:
-                parts = [part.unsqueeze(1).expand(-1, states.shape[1], -1) for part in parts]
-            states = states + self.mixer(torch.cat([states, *parts], dim=-1))
+                context = [part.unsqueeze(1).expand(-1, states.shape[1], -1) for part in context]
+            states = states + self.mixer(torch.cat([states, *context], dim=-1))
         return states if there is None else states.masked_fill(~there.unsqueeze(2), 0.0)
 
 
-def _time_unit(encoder: HistoryEncoder, dataset: PreparedDataset) -> int:
-    """Seconds that the times of events are rounded down to."""
-    resolution = dataset.meta.time_resolution
+def _time_unit(encoder: HistoryEncoder, sizes: DataSizes) -> int:
+    """Return the number of seconds that the times of events are rounded down to."""
+    resolution = sizes.time_resolution
     if encoder.reads_time and not resolution.has_clock:
         raise UserError(
             f"user_tower: the encoder reads time (use_time=true), found data.time={resolution}; "
@@ -173,14 +178,14 @@ def _time_unit(encoder: HistoryEncoder, dataset: PreparedDataset) -> int:
 
 
 class _UserIds(nn.Module):
-    """Embedding of users with training events; all others share row 0."""
+    """Embedding of users with training events. All others share row 0."""
 
     rows: Tensor
 
-    def __init__(self, dataset: PreparedDataset, width: int, unknown_rate: float) -> None:
+    def __init__(self, sizes: DataSizes, width: int, *, unknown_rate: float) -> None:
         super().__init__()
-        trained = torch.from_numpy(dataset.train_end > dataset.offsets[:-1])
-        # The last row answers index -1: an unknown user.
+        trained = torch.from_numpy(sizes.trained_users)
+        # The last entry is that of index -1, an unknown user.
         rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
         self.register_buffer("rows", rows)
         self.table = nn.Embedding(int(trained.sum()) + 1, width)
@@ -188,4 +193,5 @@ class _UserIds(nn.Module):
 
     def forward(self, user_idx: Tensor) -> Tensor:
         rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]
-        return self.table(hide(rows, self.unknown_rate, self.training, UNKNOWN_ITEM))  # type: ignore[no-any-return]
+        rows = mask_codes(rows, self.unknown_rate, training=self.training, unknown=UNKNOWN_ITEM)
+        return self.table(rows)  # type: ignore[no-any-return]

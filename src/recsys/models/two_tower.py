@@ -1,4 +1,4 @@
-"""Both towers, and how their embeddings are compared."""
+"""The two-tower model, and the similarity of its embeddings."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ MAX_INVERSE_TEMPERATURE = 100.0
 
 
 class TwoTower(nn.Module):
-    """User and item embeddings in one space; relevance is their inner product.
+    """User and item embeddings in one space, with their inner product as the similarity.
 
-    With `cosine` both are scaled to unit length, here and nowhere else, so that training, index and serving agree.
+    With `cosine` both are scaled to unit length. This is the only place that does so, and therefore training, index and
+    serving agree.
 
     Args:
-        user_tower, item_tower: the towers.
+        user_tower: tower of users.
+        item_tower: tower of items.
         similarity: `cosine` or `dot`.
-        temperature: logits are similarities divided by it.
-        learn_temperature: learn its logarithm; its inverse is capped at 100 (as in CLIP and OmniSearchSage).
-        item_bias: float32 [N + 1], added to the logits of retrieval and not to those of training; null for none.
-            Embeddings then have one dimension more, which is the same for every user.
+        temperature: divisor that turns similarities into logits.
+        learn_temperature: learn the logarithm of the temperature. Its inverse is at most 100, as in CLIP and
+            OmniSearchSage.
+        item_bias: float32 [N + 1], added to the logits of retrieval but not to those of training; None for no bias.
+            Embeddings then have one more dimension, which is the same for every user.
     """
 
     item_bias: Tensor | None
@@ -39,6 +42,7 @@ class TwoTower(nn.Module):
         self,
         user_tower: UserTower,
         item_tower: ItemTower,
+        *,
         similarity: Similarity = "cosine",
         temperature: float = 0.05,
         learn_temperature: bool = False,
@@ -57,18 +61,18 @@ class TwoTower(nn.Module):
 
     @property
     def inverse_temperature(self) -> Tensor:
-        """Factor from similarities to logits; scalar."""
+        """Factor that turns similarities into logits; a scalar."""
         if not self.log_inverse_temperature.requires_grad:
             return self.log_inverse_temperature.exp()
         return self.log_inverse_temperature.exp().clamp(max=MAX_INVERSE_TEMPERATURE)
 
     def normalize(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [..., D] as the inner product wants them."""
+        """Return embeddings [..., D] that can be compared by inner product: of unit length with `cosine`."""
         return F.normalize(embeddings, dim=-1) if self.similarity == "cosine" else embeddings
 
     @property
     def history_tower(self) -> ItemTower:
-        """What embeds the items of histories: the item tower, unless the user tower has its own."""
+        """Item tower of the items of histories: that of the user tower, if it has its own."""
         own = self.user_tower.own_items
         return self.item_tower if own is None else own
 
@@ -79,41 +83,41 @@ class TwoTower(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.log_inverse_temperature.device
 
     @property
     def temperature(self) -> float:
-        """What scores are divided by to be logits."""
+        """Divisor that turns scores into logits."""
         return float(1 / self.inverse_temperature)
 
     @property
     def reads_ids(self) -> bool:
-        """Whether each trained item has an embedding."""
+        """True if each trained item has its own embedding."""
         return self.item_tower.reads_ids
 
     @property
     def reads_features(self) -> bool:
-        """Whether an item without a trained id is placed by its features."""
+        """True if features place an item without a trained id."""
         return self.item_tower.reads_features
 
     @property
     def reads_users(self) -> bool:
-        """Whether each trained user has an embedding."""
+        """True if each trained user has an embedding."""
         return self.user_tower.users is not None
 
     @property
     def num_embeddings(self) -> int:
-        """Embeddings of a user, M."""
+        """Number of embeddings of a user, M."""
         return self.user_tower.num_embeddings
 
     @property
     def metric(self) -> Similarity:
-        """How retrieval compares them: with a bias they are not of unit length, whatever the training's similarity."""
+        """Similarity of retrieval: always `dot` with a bias, because embeddings are then not of unit length."""
         return self.similarity if self.item_bias is None else "dot"
 
     def encode_items(self, item_idx: Tensor) -> Tensor:
-        """Comparable item embeddings [R, dim] of `item_idx` int64 [R]."""
+        """Return the item embeddings [R, dim] of `item_idx` int64 [R], for comparison by inner product."""
         embeddings = self.normalize(self.item_tower(item_idx))
         if self.item_bias is None:
             return embeddings
@@ -122,11 +126,11 @@ class TwoTower(nn.Module):
         return torch.cat([embeddings, bias.unsqueeze(1)], dim=1)
 
     def encode_users(self, batch: Batch) -> Tensor:
-        """Comparable user embeddings of each query of the batch: [P, dim], or [P, M, dim] of several interests."""
+        """Return the user embeddings of the queries, [P, dim] or [P, M, dim], for comparison by inner product."""
         return self.finish_users(self.user_tower(batch, self.history_tower(batch.item_idx)))
 
     def finish_users(self, states: Tensor) -> Tensor:
-        """What the user tower gives, [P, D] or [P, M, D], as embeddings that retrieval compares."""
+        """Return user embeddings for retrieval from the output of the user tower, [P, D] or [P, M, D]."""
         embeddings = self.normalize(states)
         if self.item_bias is None:
             return embeddings
@@ -137,14 +141,14 @@ class TwoTower(nn.Module):
 
 
 def select_best_interest(users: Tensor, targets: Tensor) -> Tensor:
-    """The embedding [P, D] of each user that scores its target best, for training.
+    """Return the embedding [P, D] of each user that scores its target best, for training.
 
-    Label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in ComiRec (Cen et al.
-    2020): a target teaches the interest that it belongs to.
+    This is the label-aware attention of MIND (Li et al. 2019, section 3.4) in the limit of a large power, as in ComiRec
+    (Cen et al. 2020): a target trains the interest that it belongs to.
 
     Args:
-        users: comparable embeddings [P, M, D], zeros where there is none.
-        targets: [P, D].
+        users: normalised embeddings [P, M, D]; absent ones are zeros.
+        targets: normalised embeddings [P, D].
     """
     with torch.no_grad():
         scores = (users @ targets.unsqueeze(2)).squeeze(2)

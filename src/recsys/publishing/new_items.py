@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from recsys.core.errors import UserError
 from recsys.core.schema import Schema, TimeResolution
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
-from recsys.data.dataset import Meta, PreparedDataset
+from recsys.data.dataset import DataSizes
 from recsys.data.encoding import FeatureEncoder, as_type, plain
 from recsys.experiments.assembly import complete, instantiate
 from recsys.experiments.trained_run import stored_config
@@ -73,29 +72,19 @@ class NewItems:
     def _tower(self, config: DictConfig, weights: dict[str, Tensor]) -> ItemTower:
         tables = [weights[name] for name in ("table.weight", "pretrained.table.weight") if name in weights]
         num_trained = len(tables[0]) - 1 if tables else 0
-        tower: ItemTower = complete(instantiate(config.item_tower), dataset=self._sizes(num_trained), sparse=False)
+        tower: ItemTower = complete(instantiate(config.item_tower), sizes=self._sizes(num_trained), sparse=False)
         tower.load_state_dict(weights)
         if not tower.reads_features:
             raise UserError(f"{self.folder}: its item tower reads no features, so it cannot place new items")
         return tower.eval()
 
-    def _sizes(self, num_trained: int) -> PreparedDataset:
-        """Return the sizes and the schema that an item tower is built from."""
-        nothing: Any = np.zeros(0, np.int64)
-        meta = Meta(
-            fingerprint=self.manifest.dataset_fingerprint,
+    def _sizes(self, num_trained: int) -> DataSizes:
+        return DataSizes(
+            schema=self.schema,
             time_resolution=TimeResolution.NONE,
-            num_users=0,
-            num_events=0,
             num_trained=num_trained,
-            num_seen=num_trained,
-            num_known=num_trained,
-            num_items=num_trained,
-            settings={},
-        )
-        columns = {f.key: self._encoder(f.name).encode(pa.nulls(0)) for f in self.schema.owned_by("items")}
-        return PreparedDataset(
-            self.folder, meta, self.schema, nothing, nothing, nothing, nothing, nothing, nothing, nothing, columns
+            trained_users=np.zeros(0, bool),
+            item_columns={f.key: self._encoder(f.name).encode(pa.nulls(0)) for f in self.schema.owned_by("items")},
         )
 
     def _encoder(self, name: str) -> FeatureEncoder:

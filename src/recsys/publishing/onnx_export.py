@@ -94,11 +94,11 @@ class ServedUserTower(nn.Module):
             states = model.user_tower.forward_padded(
                 read.pop("items"),
                 kept,
-                {name: value.flatten(0, 1) for name, value in read.items() if name != "time"},
-                users,
-                requests,
-                user_idx,
-                read["time"] if model.user_tower.encoder.reads_time else None,
+                events={name: value.flatten(0, 1) for name, value in read.items() if name != "time"},
+                users=users,
+                requests=requests,
+                user_idx=user_idx,
+                time=read["time"] if model.user_tower.encoder.reads_time else None,
             )
             embeddings.append(model.finish_users(states))
         return self.model.join(embeddings) if isinstance(self.model, Blend) else embeddings[0]

@@ -1,4 +1,4 @@
-"""The candidates of a step as losses take them: what was drawn, and what each history brings itself.
+"""The candidates of a step in the form that losses take: drawn items and exposures of each history.
 
 Shapes: P rows (targets), C candidates, X exposures of the batch, D dim, H histories.
 """
@@ -21,18 +21,18 @@ from recsys.training.negatives import (
 
 
 def describe_candidates(
-    sampler: NegativeSampler, item_idx: Tensor, embeddings: Tensor, num_targets: int, batch: Batch
+    sampler: NegativeSampler, item_idx: Tensor, *, embeddings: Tensor, num_targets: int, batch: Batch
 ) -> SampledCandidates:
-    """Candidates that all rows share, masked where they are the user's own.
+    """Return the candidates that all rows share, with a mask of each user's own items.
 
-    Exposures are left out of what is drawn for their user: `add_exposures` has them.
+    Exposures of a user are masked too, because `add_exposures` adds them as candidates of their own.
 
     Args:
-        sampler: the proposal.
+        sampler: sampler that the candidates come from.
         item_idx: int64 [C].
         embeddings: [C, D].
-        num_targets: how many of the candidates are targets, of the batch or of earlier steps.
-        batch: of this process.
+        num_targets: number of candidates that are targets, of the batch or of earlier steps.
+        batch: batch of this process.
     """
     known = batch.positives if batch.exposures is None else merge_rows(batch.positives, batch.exposures)
     mask = positives_among(item_idx, known)
@@ -49,18 +49,19 @@ def describe_candidates(
 
 
 def add_exposures(
-    sampled: SampledCandidates, embeddings: Tensor, exposures: RaggedTensor, positives: RaggedTensor
+    sampled: SampledCandidates, embeddings: Tensor, *, exposures: RaggedTensor, positives: RaggedTensor
 ) -> SampledCandidates:
-    """The candidates, and for each history its exposures, which are there for certain.
+    """Return the candidates together with the exposures of each history, which are not drawn but certain.
 
-    A draw stands for the `1 / (n Q'(d))` items that it is one of, an exposure for itself: its term has the weight 1, by
-    a probability of which `n Q'` is 1. So the corrected sum is that over the corpus still, in expectation.
+    A draw stands for `1 / (n Q'(d))` items, and an exposure for itself only. So an exposure gets a log probability for
+    which `n Q'` is 1 and its term has the weight 1. The corrected sum is then still the sum over the corpus, in
+    expectation.
 
     Args:
-        sampled: what was drawn.
-        embeddings: [X, D].
-        exposures: items shown to each history's user, H rows, none twice in a row.
-        positives: items of each history's user, H rows; they are no negatives.
+        sampled: candidates that were drawn.
+        embeddings: [X, D], embeddings of `exposures.values`.
+        exposures: items shown to each history's user, H rows without repeats.
+        positives: items of each history's user, H rows, which are not negatives.
     """
     owner = rows_of(exposures)
     foreign = owner != torch.arange(len(sampled.mask), device=owner.device).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Checkpoints that a run killed at any moment goes on from, to the result of an uninterrupted one."""
+"""Checkpoints from which a killed run resumes and reaches the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ from recsys.core.io import atomic_file
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` between the steps of an epoch, and where an epoch ends.
+    """Writes `last.ckpt` between the steps of an epoch and at its end.
 
-    Never between the last step of an epoch and its validation: Lightning would go on after the validation, without it.
+    It writes nothing between the last step of an epoch and its validation, because Lightning would then resume after
+    the validation without running it.
 
     Args:
         dirpath: folder of the checkpoint.
-        every_n_train_steps: steps between two checkpoints.
-        train_time_interval: time between two checkpoints.
+        every_n_train_steps: steps between two checkpoints; None for no limit.
+        train_time_interval: time between two checkpoints; None for no limit.
     """
 
     def __init__(
         self,
         dirpath: Path,
+        *,
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
     ) -> None:
@@ -39,7 +41,7 @@ class LastCheckpoint(Checkpoint):
         self._step, self._time = 0, time.monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Count from here."""
+        """Start to count steps and time."""
         self._step, self._time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(
@@ -50,18 +52,18 @@ class LastCheckpoint(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """Write if it is time."""
+        """Write the checkpoint if it is due and this is not the last step of the epoch."""
         if not trainer.is_last_batch:
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Write if it is time."""
+        """Write the checkpoint if it is due."""
         self._write(trainer)
 
     def _write(self, trainer: L.Trainer) -> None:
         due = self.every_n_train_steps is not None and trainer.global_step - self._step >= self.every_n_train_steps
         if self.train_time_interval is not None:
-            # Clocks differ; all processes must save together.
+            # All processes must save together, although their clocks differ.
             late = time.monotonic() - self._time >= self.train_time_interval.total_seconds()
             due |= trainer.strategy.broadcast(late)
         if due:
@@ -70,10 +72,10 @@ class LastCheckpoint(Checkpoint):
 
 
 class KeepEarlyStopped(L.Callback):
-    """A run that had stopped early when its checkpoint was taken does not train another epoch."""
+    """Keeps a resumed run from training another epoch if early stopping had ended it before."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Stop again."""
+        """Stop the trainer if the patience of early stopping is used up."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.wait_count >= max(callback.patience, 1):
                 trainer.should_stop = True

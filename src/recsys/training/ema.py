@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated and kept is smoother than the last step."""
+"""An exponential moving average of the weights, which is evaluated and saved in the place of the last step."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 class EMA(WeightAveraging):
-    """An exponential moving average of the weights, over a share of the steps so far and no more than `decay` allows.
+    """An exponential moving average of the weights with a decay that grows during training.
 
     The decay of step n is `min(decay, (1 + n) / (10 + n))`, as in TensorFlow's `ExponentialMovingAverage` with
-    `num_updates`: about the last ninth of training counts, however many steps an epoch has, so that neither the first
-    epochs nor small data are averaged over weights that know nothing. Where training began with the weights of an
-    earlier run, n goes on from that run's steps: what it begins with is as good as averaged already.
+    `num_updates`. So about the last ninth of training counts, whatever the number of steps in an epoch, and untrained
+    weights do not enter the average in the first epochs or on small data. If training starts from the weights of an
+    earlier run, n continues from the steps of that run, because those weights are trained already.
 
     Args:
-        decay: of late steps.
+        decay: highest decay, reached after many steps.
 
     Attributes:
-        steps_before: of the run whose weights training began with.
+        steps_before: steps of the run whose weights training started from.
     """
 
     def __init__(self, decay: float = 0.999) -> None:

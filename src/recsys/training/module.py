@@ -1,4 +1,4 @@
-"""`RetrievalModule`: one training step of two towers under Lightning; nothing else."""
+"""Lightning modules: the training step of two towers, and the evaluation of a trained model."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ from recsys.models.blend import Model
 from recsys.models.items import ItemTower
 from recsys.models.two_tower import TwoTower, select_best_interest
 from recsys.training.candidates import add_exposures, describe_candidates
-from recsys.training.losses import FullSoftmax, SampledLoss
+from recsys.training.losses import CorpusLoss, SampledLoss
 from recsys.training.negatives import NegativeSampler
 from recsys.training.optimizers import AdamW
 
 
 class RetrievalModule(L.LightningModule):
-    """Two towers, a loss and where its negatives come from.
+    """The training step of two towers.
 
-    Randomness of a step is a function of (seed, step, rank), so a resumed run continues with the dropout and the
-    negatives of an uninterrupted one.
+    The randomness of a step is a function of (seed, step, rank), so a resumed run has the dropout and the negatives of
+    an uninterrupted one.
 
     Args:
-        model: the towers.
-        loss: a `SampledLoss` with a sampler, or `FullSoftmax` without one.
-        negatives: proposal of the candidates; null for a softmax over the corpus.
-        optimizer: builds the optimizer and its schedule.
-        corpus: int64 [N], items that a full softmax ranges over, ascending.
+        model: both towers.
+        loss: loss over sampled candidates, or over the corpus.
+        negatives: sampler of the candidates; None for a loss over the corpus.
+        optimizer: builder of the optimizer and its schedule.
+        corpus: int64 [N], items that a loss over the corpus reads, ascending.
         clip_norm: bound on the norm of dense gradients; 0 for none.
-        seed: of dropout and negatives.
-        schedule_steps: length of the schedule; null for the steps that the trainer will make.
+        seed: seed of dropout and negatives.
+        schedule_steps: length of the schedule; None for the steps that the trainer will make.
+
+    Raises:
+        UserError: If the loss does not work with these negatives.
     """
 
     def __init__(
         self,
         model: TwoTower,
-        loss: SampledLoss | FullSoftmax,
+        loss: SampledLoss | CorpusLoss,
+        *,
         negatives: NegativeSampler | None,
         optimizer: AdamW,
         corpus: Tensor,
@@ -51,12 +55,11 @@ class RetrievalModule(L.LightningModule):
         schedule_steps: int | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(loss, FullSoftmax) != (negatives is None):
-            raise ValueError("loss: full_softmax goes with negatives=none, every other loss with a sampler")
+        loss.check_negatives(negatives)
         self.model, self.loss, self.negatives = model, loss, negatives
         self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
         self.schedule_steps = schedule_steps
-        # Row 0 embeds unknown items of histories; it is no candidate.
+        # Row 0 embeds unknown items of histories and is never a candidate.
         self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
         num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
         self._row_of = torch.zeros(num_rows, dtype=torch.int64)
@@ -64,27 +67,27 @@ class RetrievalModule(L.LightningModule):
         self.num_targets = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """Mean loss over the targets of all processes."""
+        """Return the mean loss over the targets of all processes."""
         rank, world = self.global_rank, distributed.world_size()
         self._seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
         count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
-        # Rows are weighted within a process by the loss, and processes by what their rows weigh.
+        # The loss weights the rows within a process. Processes are weighted by the sum of the weights of their rows.
         own = batch.weight.sum() if batch.weight is not None else torch.tensor(float(len(batch.target_idx)))
         everyone = distributed.total(own.to(self.device))
-        loss = self._full(batch) if isinstance(self.loss, FullSoftmax) else self._sampled(batch)
+        loss = self._corpus_loss(batch, self.loss) if self.loss.reads_corpus is True else self._sampled_loss(batch)
         self.num_targets += int(count)
         self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
         if self.model.log_inverse_temperature.requires_grad:
             self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
-        # Processes average their gradients: the factor makes that the gradient of the mean over all targets.
+        # Processes average their gradients. This factor turns the average into the mean over all targets.
         return loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
 
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
+        """Return the user embeddings [R, D] or [R, M, D] of the requests, for the evaluation callback."""
         return self.model.encode_users(batch[0])
 
     def configure_optimizers(self) -> Any:
-        """Optimizer, with its schedule stepped every batch."""
+        """Return the optimizer and its schedule, which advances with every batch."""
         optimizer = self.optimizer_factory.optimizer(self.model)
         if self.schedule_steps is None:
             self.schedule_steps = int(self.trainer.estimated_stepping_batches)
@@ -95,19 +98,18 @@ class RetrievalModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **settings: Any) -> None:  # noqa: ARG002
-        """Clip dense gradients; rows of sparse tables are normalised by their own second moments."""
+        """Clip dense gradients. Adam normalises rows of sparse tables by their own second moments."""
         if self.clip_norm > 0.0:
             dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
             nn.utils.clip_grad_norm_(dense, self.clip_norm)
 
     def _seed(self, seed: int) -> None:
-        # `torch.manual_seed` visits every kind of device, and costs more than a small layer.
+        # `torch.manual_seed` seeds every kind of device, which takes longer than a small layer.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _full(self, batch: Batch) -> Tensor:
-        assert isinstance(self.loss, FullSoftmax)
+    def _corpus_loss(self, batch: Batch, loss: CorpusLoss) -> Tensor:
         item_tower, user_tower = self.model.item_tower, self.model.user_tower
         row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
         embeddings = item_tower(rows)
@@ -118,19 +120,19 @@ class RetrievalModule(L.LightningModule):
             (tokens,) = _embed(user_tower.own_items, read)
         users = self.model.normalize(user_tower(batch, tokens)) * self.model.inverse_temperature
         labels = row_of[batch.target_idx] - 1
-        # Without ids, an item without features is a target that nothing can be learned from.
+        # A target outside the corpus (without ids: an item without features) has no embedding to learn.
         known = labels >= 0
         weight = None if batch.weight is None else batch.weight[known]
         users, labels, items = users[known], labels[known], self.model.normalize(embeddings[1:])
         if self.model.num_embeddings > 1:
             users = select_best_interest(users, F.embedding(labels, items))
-        loss: Tensor = self.loss(users, items, labels, weight)
-        return loss
+        return loss(users, items, labels=labels, weight=weight)
 
-    def _sampled(self, batch: Batch) -> Tensor:
+    def _sampled_loss(self, batch: Batch) -> Tensor:
         assert self.negatives is not None
+        assert self.loss.reads_corpus is False
         model, sampler = self.model, self.negatives
-        # Seeded alike on all processes, which then draw alike.
+        # The same seed on all processes, so that all draw the same items.
         generator = torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
         everyones = batch.target_idx[:0]
         if sampler.frequency is not None:
@@ -150,16 +152,16 @@ class RetrievalModule(L.LightningModule):
             users = select_best_interest(users, targets)
         num_targets = 0
         if sampler.frequency is not None:
-            batch_idx, embeddings = self._targets(everyones, distributed.gather(targets), generator)
+            batch_idx, embeddings = self._targets(everyones, distributed.gather(targets), generator=generator)
             num_targets = len(batch_idx)
             drawn, extra = torch.cat([batch_idx, drawn]), torch.cat([embeddings, extra])
-        sampled = describe_candidates(sampler, drawn, extra, num_targets, batch)
+        sampled = describe_candidates(sampler, drawn, embeddings=extra, num_targets=num_targets, batch=batch)
         if batch.exposures is not None:
-            sampled = add_exposures(sampled, exposed, batch.exposures, batch.positives)
-        return self.loss(users, targets, sampled, batch.weight)
+            sampled = add_exposures(sampled, exposed, exposures=batch.exposures, positives=batch.positives)
+        return self.loss(users, targets, sampled=sampled, weight=batch.weight)
 
-    def _targets(self, item_idx: Tensor, embeddings: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Those targets of the step that serve as candidates, and those of earlier steps."""
+    def _targets(self, item_idx: Tensor, embeddings: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the targets of the step and of earlier steps that become candidates."""
         assert self.negatives is not None
         most, bank = self.negatives.max_targets, self.negatives.bank
         if most is not None and len(item_idx) > most:
@@ -174,10 +176,10 @@ class RetrievalModule(L.LightningModule):
 
 
 class EmbeddingModule(L.LightningModule):
-    """A trained model under a trainer that only evaluates it.
+    """A trained model for a trainer that only evaluates.
 
     Args:
-        model: two towers, or a blend.
+        model: two towers, or a blend of several models.
     """
 
     def __init__(self, model: Model) -> None:
@@ -185,12 +187,12 @@ class EmbeddingModule(L.LightningModule):
         self.model = model
 
     def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
-        """User embeddings [R, D] or [R, M, D] of the requests; the evaluation callback ranks with them."""
+        """Return the user embeddings [R, D] or [R, M, D] of the requests, for the evaluation callback."""
         return self.model.encode_users(batch[0])
 
 
 def _embed(tower: ItemTower, *groups: Tensor) -> list[Tensor]:
-    """Item embeddings of several groups of item_idx; each item is computed once."""
+    """Return the item embeddings of several groups of item_idx, each item computed once."""
     joined = torch.cat(groups)
     if tower.is_lookup:
         embeddings = tower(joined)

@@ -1,4 +1,4 @@
-"""Optimisation: AdamW for dense parameters, lazy row-wise Adam for sparse tables, behind one optimizer."""
+"""AdamW for dense parameters and lazy row-wise Adam for sparse tables, in one optimizer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class DenseAndSparse(torch.optim.Optimizer):
-    """AdamW for dense gradients and `SparseAdam` for sparse ones, as one optimizer.
+    """An optimizer for dense gradients and one for sparse gradients as a single object.
 
-    One object, so that automatic optimisation, schedules and checkpoints treat both alike. Rows without a gradient are
-    not touched: a step costs what the batch holds, not what the table holds.
+    Automatic optimisation, schedules and checkpoints then treat both alike. Rows without a gradient are not updated, so
+    the cost of a step grows with the batch and not with the table.
     """
 
     def __init__(self, dense: torch.optim.Optimizer, sparse: torch.optim.Optimizer) -> None:
         self.dense, self.sparse = dense, sparse
         super().__init__([p for group in dense.param_groups + sparse.param_groups for p in group["params"]], {})
-        # The very group objects of both, so that a schedule's learning rates reach them.
+        # These are the group objects of both, so that the learning rates of a schedule reach them.
         self.param_groups = [*dense.param_groups, *sparse.param_groups]
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both."""
+        """Make one step of both optimizers."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -36,11 +36,11 @@ class DenseAndSparse(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """State of both."""
+        """Return the state of both optimizers."""
         return {"dense": self.dense.state_dict(), "sparse": self.sparse.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """State of both."""
+        """Load the state of both optimizers."""
         self.dense.load_state_dict(state_dict["dense"])
         self.sparse.load_state_dict(state_dict["sparse"])
         self.param_groups = [*self.dense.param_groups, *self.sparse.param_groups]
@@ -49,19 +49,22 @@ class DenseAndSparse(torch.optim.Optimizer):
 class AdamW:
     """Builds the optimizer and its schedule for a model.
 
+    AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101).
+
     Args:
-        lr: of dense parameters.
-        sparse_lr: of sparse tables; null for `lr`.
-        weight_decay: of matrices that are not embedding tables.
-        betas: of both.
-        schedule: `constant`, `linear` or `cosine` decay to zero after the warm-up.
-        warmup_steps: of linear warm-up.
+        lr: learning rate of dense parameters.
+        sparse_lr: learning rate of sparse tables; None for `lr`.
+        weight_decay: weight decay of matrices that are not embedding tables.
+        betas: decay rates of both moments, for dense and sparse parameters.
+        schedule: `constant`, or `linear` or `cosine` decay to zero after the warm-up.
+        warmup_steps: steps of linear warm-up.
     """
 
     def __init__(
         self,
         lr: float = 1e-3,
         sparse_lr: float | None = None,
+        *,
         weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.98),
         schedule: Schedule = "constant",
@@ -79,7 +82,7 @@ class AdamW:
         self.schedule, self.warmup_steps = schedule, warmup_steps
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of all trainable parameters."""
+        """Return the optimizer of all trainable parameters of a model."""
         tables = {id(m.weight): m.sparse for m in model.modules() if isinstance(m, nn.Embedding)}
         decayed: list[Tensor] = []
         plain: list[Tensor] = []
@@ -100,7 +103,7 @@ class AdamW:
         return DenseAndSparse(dense, torch.optim.SparseAdam(sparse, lr=self.sparse_lr or self.lr, betas=self.betas))
 
     def factor(self, step: int, total_steps: int) -> float:
-        """Factor on the learning rates at a step."""
+        """Return the factor on the learning rates at a step."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":

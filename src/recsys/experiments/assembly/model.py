@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from recsys.models.pretrained import PretrainedItems
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
+from recsys.training.losses import CorpusLoss, SampledLoss
 
 MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
 # Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
@@ -77,7 +79,7 @@ def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
 
 
 def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
-    runtime: dict[str, Any] = {"dataset": dataset}
+    runtime: dict[str, Any] = {"sizes": dataset.sizes}
     if "own_items" in config.user_tower:
         runtime["own_items"] = _item_tower(config, dataset) if config.user_tower.own_items else None
     tower: UserTower = complete(instantiate(config.user_tower), **runtime)
@@ -87,10 +89,14 @@ def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
 def _item_tower(config: DictConfig, dataset: PreparedDataset) -> ItemTower:
     sparse = config.item_tower.sparse
     if sparse == "auto":
-        whole_table = config.loss["_target_"].endswith("FullSoftmax")
-        sparse = bool(dataset.num_trained >= SPARSE_ROWS and not whole_table)
-    tower: ItemTower = complete(instantiate(config.item_tower), dataset=dataset, sparse=sparse)
+        sparse = dataset.num_trained >= SPARSE_ROWS and not _reads_corpus(config.loss)
+    tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse)
     return tower
+
+
+def _reads_corpus(loss: DictConfig) -> bool:
+    kind: type[SampledLoss | CorpusLoss] = get_class(loss["_target_"])
+    return kind.reads_corpus
 
 
 def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
@@ -100,5 +106,5 @@ def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
-    bias = prior_shift(dataset, shift.half_life_days, target_sampling_of(config), shift.power)
+    bias = prior_shift(dataset, shift.half_life_days, target_sampling=target_sampling_of(config), power=shift.power)
     return bias.mul(shift.weight).float()

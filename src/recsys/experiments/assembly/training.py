@@ -19,10 +19,9 @@ from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
 from recsys.experiments.assembly.model import corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import ExactFrequency, Frequency, target_probabilities
-from recsys.training.losses import GBCE, FullSoftmax
+from recsys.training.frequency import Frequency, target_probabilities
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import NegativeSampler, SamplerInputs, UniformNegatives
+from recsys.training.negatives import NegativeSampler, SamplerInputs
 
 # Arguments: data set, corpus, folder of the earlier run, k. The first two are bound before negatives are built.
 Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
@@ -50,18 +49,12 @@ def build_module(
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))
     negatives = _build_negatives(config, dataset, model, corpus, mine)
-    if isinstance(loss, FullSoftmax) and negatives is not None:
-        raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
-    if not isinstance(loss, FullSoftmax) and negatives is None:
-        raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
-    if isinstance(loss, GBCE) and not isinstance(negatives, UniformNegatives):
-        raise UserError("loss=gbce is calibrated for uniform draws: add negatives=uniform")
     return RetrievalModule(
         model,
         loss,
-        negatives,
-        instantiate(config.optimizer),
-        corpus,
+        negatives=negatives,
+        optimizer=instantiate(config.optimizer),
+        corpus=corpus,
         clip_norm=config.clip_norm,
         seed=config.seed,
         schedule_steps=schedule_steps,
@@ -99,7 +92,7 @@ def _build_negatives(
         if mine is not None:
             inputs = inputs._replace(nearest_items=partial(mine, dataset, corpus))
         negatives = complete(instantiate(config.negatives), inputs=inputs)
-    if not isinstance(frequency, ExactFrequency) and (negatives is None or negatives.frequency is None):
+    if frequency.is_estimated and (negatives is None or negatives.frequency is None):
         raise UserError(
             "frequency: these negatives are no targets of batches, so their probabilities are known; "
             "expected frequency=exact with them"

@@ -1,4 +1,4 @@
-"""How probable is an item as a target of a training batch: counted in the data, or estimated as training goes."""
+"""Probability of an item as a target of a training batch, counted in the data or estimated during training."""
 
 from recsys.training.frequency.counts import SMOOTHING, prior_shift, target_counts, target_probabilities
 from recsys.training.frequency.estimators import CountMinFrequency, ExactFrequency, Frequency, StreamingFrequency

@@ -1,4 +1,4 @@
-"""How often each item is a target: what logQ corrects for, and what is popular now."""
+"""Counts of each item as a target, for the logQ correction and for the shift to recent popularity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from recsys.data.dataset import PreparedDataset
 
 
 def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
-    """How often each item is a target in one epoch; float64 [N + 1], indexed by item_idx.
+    """Return the number of times that each item is a target in one epoch; float64 [N + 1], indexed by item_idx.
 
-    Every training event is a target once an epoch, save the first event of a user (and the events of equal time with
-    it) where the empty history predicts nothing.
+    Every training event is a target once an epoch. Without `predict_first` the first event of a user, and the events of
+    equal time with it, are not, because then an empty history predicts nothing.
     """
     counts = np.bincount(_training_items(dataset), minlength=dataset.num_items + 1).astype(np.float64)
     if not predict_first:
@@ -28,33 +28,37 @@ def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
 
 
 def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tensor:
-    """Probability that one target is the item; float64 [N + 1], sums to one."""
+    """Return the probability that one target is the item; float64 [N + 1], sums to one."""
     counts = target_counts(dataset, predict_first)
     return counts / counts.sum()
 
 
-# Share of the trained popularity in the recent one: an item without recent events is not gone.
+# Share of the trained popularity in the recent one, so that an item without recent events keeps some.
 SMOOTHING = 0.02
 
 
 def prior_shift(
-    dataset: PreparedDataset, half_life_days: float, target_sampling: TargetSampling | None = None, power: float = 1.0
+    dataset: PreparedDataset,
+    half_life_days: float,
+    *,
+    target_sampling: TargetSampling | None = None,
+    power: float = 1.0,
 ) -> Tensor:
-    """`log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
+    """Return `log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
-    A softmax over the corpus learns the posterior under the popularity of its targets. Where only the prior moves
-    (label shift), the posterior of now is the learned one times the ratio of the priors (Saerens et al. 2002,
-    equation 4). A power above 1 leans to what is popular beyond that, for data where the model knows users less well
-    than it thinks. Items without training events count as shifted by nothing, and as popular as the rarest.
+    A softmax over the corpus learns the posterior under the popularity of its targets. If only the prior moves (label
+    shift), today's posterior is the learned one times the ratio of the priors (Saerens et al. 2002, equation 4). A
+    power above 1 favours popular items beyond that, for data on which the model is too confident about users. An item
+    without training events is not shifted, and counts as popular as the rarest item that has some.
 
     Args:
         dataset: training events, with time in seconds or days.
         half_life_days: age at which an event counts half in `p_recent`.
-        target_sampling: what the targets that training saw counted; null for all alike.
-        power: of the recent popularity.
+        target_sampling: weights of the targets in training; None for equal weights.
+        power: exponent of the recent popularity.
 
     Raises:
-        UserError: time has no days.
+        UserError: If the timestamps cannot be counted in days.
     """
     if not dataset.meta.time_resolution.has_clock:
         raise UserError(

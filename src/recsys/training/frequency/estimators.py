@@ -1,7 +1,7 @@
-"""How probable one target is the item, by what is known of it: the data, or the steps that have gone by.
+"""Probability that one target is a given item, counted in the data or estimated from the steps so far.
 
-Estimators keep their state in buffers, so that it lies in the checkpoint and a resumed run goes on with it. Every
-process tells its own the targets of all processes, so they stay equal.
+Estimators keep their state in buffers, so that checkpoints hold it and a resumed run continues with it. Every process
+updates its estimator with the targets of all processes, so the estimators stay equal.
 """
 
 from __future__ import annotations
@@ -16,59 +16,68 @@ _PRIME = (1 << 31) - 1
 
 
 class Frequency(Protocol):
-    """Where the probabilities of targets come from."""
+    """Probabilities of targets. A `torch.nn.Module`.
+
+    Attributes:
+        is_estimated: true if the probabilities are estimated from the targets of the steps so far.
+    """
+
+    is_estimated: bool
 
     def update(self, target_idx: Tensor) -> None:
-        """Take note of the targets of a step, int64 [P], of all processes."""
+        """Read the targets of a step, int64 [P], of all processes."""
         ...
 
     def probability(self, item_idx: Tensor) -> Tensor:
-        """Probability that one target is the item; floats of the shape of `item_idx`, not below 0."""
+        """Return the probability that one target is the item; floats of the shape of `item_idx`, at least 0."""
         ...
 
 
 class ExactFrequency(nn.Module):
-    """Counted in the training data: every event is a target once an epoch.
+    """Probabilities counted in the training data, where every event is a target once an epoch.
 
     Args:
-        probabilities: float64 [N + 1], of each item as a target (indexed by item_idx).
+        probabilities: float64 [N + 1], probability of each item as a target, indexed by item_idx.
     """
 
+    is_estimated = False
     probabilities: Tensor
 
     def __init__(self, probabilities: Tensor) -> None:
         super().__init__()
-        # The data has them: they are no part of a checkpoint.
+        # Not part of a checkpoint, because they are counted again from the data.
         self.register_buffer("probabilities", probabilities, persistent=False)
 
     def update(self, target_idx: Tensor) -> None:
-        """Nothing: the data is known."""
+        """Do nothing."""
 
     def probability(self, item_idx: Tensor) -> Tensor:
-        """Share of the item in the targets of an epoch."""
+        """Return the share of the item in the targets of an epoch."""
         return self.probabilities[item_idx]
 
 
 class StreamingFrequency(nn.Module):
-    """Estimated from the mean number of steps between two that hold the item (Yi et al. 2019, algorithm 2).
+    """Probabilities from the mean number of steps between two that hold the item (Yi et al. 2019, algorithm 2).
 
-    A hashed item finds its bucket's last step A and mean gap E. Where step t holds it, `E <- (1 - rate) E +
-    rate (t - A)` and `A <- t`; a step holds it with the probability 1 / E. With several hashes the largest gap counts,
-    since collisions make gaps shorter (section 4).
+    An item is hashed to a bucket that holds the last step A and the mean gap E. If step t holds the item,
+    `E <- (1 - rate) E + rate (t - A)` and `A <- t`. A step holds the item with probability 1 / E. With several hashes
+    the largest gap counts, because collisions make gaps shorter (section 4).
 
-    What a sampled softmax corrects for is the probability of one target, q. A step of B targets holds the item with
-    `1 / E = 1 - (1 - q)^B`, which is solved for q with the mean B. An item of nearly every step says little of its q:
-    the mean of some 1 / rate gaps tells nothing below `rate` from certainty, so 1 / E counts as 1 - rate at most.
+    A sampled softmax corrects for the probability of one target, q. A step of B targets holds the item with probability
+    `1 / E = 1 - (1 - q)^B`, which is solved for q with the mean B. For an item of nearly every step the estimate of q
+    is poor: the mean of about 1 / rate gaps cannot tell a probability above 1 - rate from certainty, so 1 / E is at
+    most 1 - rate.
 
     Memory: 8 bytes for each bucket and hash.
 
     Args:
-        num_buckets: of each hash.
-        num_hashes: arrays, each with a hash of its own.
+        num_buckets: buckets of each hash.
+        num_hashes: number of hashes.
         rate: weight of the newest gap.
-        initial_gap: E of a bucket that has seen nothing.
+        initial_gap: E of an empty bucket.
     """
 
+    is_estimated = True
     last: Tensor
     gaps: Tensor
     step: Tensor
@@ -76,7 +85,7 @@ class StreamingFrequency(nn.Module):
     coefficients: Tensor
 
     def __init__(
-        self, num_buckets: int = 1 << 20, num_hashes: int = 1, rate: float = 0.05, initial_gap: float = 100.0
+        self, num_buckets: int = 1 << 20, num_hashes: int = 1, *, rate: float = 0.05, initial_gap: float = 100.0
     ) -> None:
         super().__init__()
         _check_sizes(num_buckets=num_buckets, num_hashes=num_hashes)
@@ -92,35 +101,37 @@ class StreamingFrequency(nn.Module):
         self.register_buffer("coefficients", _coefficients(num_hashes), persistent=False)
 
     def update(self, target_idx: Tensor) -> None:
-        """One step more; how often it holds an item does not matter."""
+        """Count one step and update the gaps of its items. Repeats within a step do not count."""
         self.step += 1
         self.num_targets += target_idx.numel()
-        buckets = _buckets(target_idx, self.coefficients, self.num_buckets)
+        buckets = _buckets(target_idx, self.coefficients, num_buckets=self.num_buckets)
         gaps, last = self.gaps.gather(1, buckets), self.last.gather(1, buckets)
-        # Several items of a bucket write the same.
+        # Items in the same bucket write the same values.
         self.gaps.scatter_(1, buckets, gaps + self.rate * (self.step - last - gaps))
         self.last.scatter_(1, buckets, self.step.to(self.last.dtype).expand_as(last))
 
     def probability(self, item_idx: Tensor) -> Tensor:
-        """`1 - (1 - 1 / E)^(1 / B)`."""
-        buckets = _buckets(item_idx.flatten(), self.coefficients, self.num_buckets)
+        """Return `1 - (1 - 1 / E)^(1 / B)`."""
+        buckets = _buckets(item_idx.flatten(), self.coefficients, num_buckets=self.num_buckets)
         held = (1.0 / self.gaps.gather(1, buckets).amax(0)).clamp(max=1.0 - self.rate)
         mean_targets = self.num_targets / self.step.clamp(min=1)
         return -torch.expm1(torch.log1p(-held) / mean_targets.clamp(min=1.0)).view(item_idx.shape)
 
 
 class CountMinFrequency(nn.Module):
-    """Counted in hashed rows over all steps so far; the least of the rows counts (Cormode and Muthukrishnan 2005).
+    """Counts of all steps so far in a count-min sketch (Cormode and Muthukrishnan 2005).
 
-    It never tells less than the true count. Pinterest corrects by such a sketch over the ids of all devices.
+    A count is the least of several hashed rows, and never below the true count. Pinterest uses such a sketch over the
+    ids of all devices for its logQ correction.
 
     Memory: 4 bytes for each cell.
 
     Args:
         width: cells of a row.
-        depth: rows, each with a hash of its own.
+        depth: number of rows, each with its own hash.
     """
 
+    is_estimated = True
     counts: Tensor
     num_targets: Tensor
     coefficients: Tensor
@@ -136,24 +147,24 @@ class CountMinFrequency(nn.Module):
     def update(self, target_idx: Tensor) -> None:
         """Count every target."""
         self.num_targets += target_idx.numel()
-        buckets = _buckets(target_idx, self.coefficients, self.width)
+        buckets = _buckets(target_idx, self.coefficients, num_buckets=self.width)
         self.counts.scatter_add_(1, buckets, torch.ones_like(buckets, dtype=self.counts.dtype))
 
     def probability(self, item_idx: Tensor) -> Tensor:
-        """Least count over the number of targets so far."""
-        buckets = _buckets(item_idx.flatten(), self.coefficients, self.width)
+        """Return the least count divided by the number of targets so far."""
+        buckets = _buckets(item_idx.flatten(), self.coefficients, num_buckets=self.width)
         least = self.counts.gather(1, buckets).amin(0)
         return (least / self.num_targets.clamp(min=1)).view(item_idx.shape)
 
 
 def _coefficients(num_hashes: int) -> Tensor:
-    """Of hashes `(a x + b) mod p`, the same for ever; int64 [2, num_hashes]."""
+    """Return a and b of hashes `(a x + b) mod p`, int64 [2, num_hashes]. Checkpoints rely on fixed values."""
     generator = torch.Generator().manual_seed(20190916)
     return torch.randint(1, _PRIME, (2, num_hashes), generator=generator)
 
 
-def _buckets(item_idx: Tensor, coefficients: Tensor, num_buckets: int) -> Tensor:
-    """Bucket of each item under each hash; int64 [num_hashes, len(item_idx)]."""
+def _buckets(item_idx: Tensor, coefficients: Tensor, *, num_buckets: int) -> Tensor:
+    """Return the bucket of each item under each hash; int64 [num_hashes, len(item_idx)]."""
     factor, offset = coefficients.unsqueeze(2)
     buckets: Tensor = (factor * item_idx + offset) % _PRIME % num_buckets
     return buckets

@@ -1,19 +1,21 @@
-"""Cross entropies of one positive against candidates, sampled or all.
+"""Softmax losses of one positive against sampled candidates or against the whole corpus.
 
 Shapes: P rows (targets), C candidates, D dim, H histories.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.core.errors import UserError
 from recsys.training.losses.blocks import Buffer, blocks, lowest
-from recsys.training.losses.sampled import SampledCandidates, shares
-from recsys.training.negatives import renormalisation
+from recsys.training.losses.sampled import SampledCandidates, check_sampler, shares
+from recsys.training.negatives import NegativeSampler, renormalisation
 
 LogQ = Literal["off", "classic", "corrected"]
 
@@ -22,14 +24,16 @@ class SampledSoftmax(nn.Module):
     """Softmax over the positive and sampled candidates, with logQ correction.
 
     `off`: cross entropy over `[s_p, s_d]`.
-    `classic`: `s_j - log Q(j)` on every column, the positive's too (Yi et al. 2019, section 3).
-    `corrected`: the positive is not sampled, so it is neither corrected nor part of the sampled sum: cross entropy over
-    `[s_p, s_d - log(n Q'(d))]`, with n the draws that are not masked and `Q'(d) = Q(d) / (1 - Q(masked))`
-    (arXiv 2507.09331; its gradient is that of the paper's equation 9 with the weight `1 - P(p | u)`).
+    `classic`: `s_j - log Q(j)` in every column, the positive's too (Yi et al. 2019, section 3).
+    `corrected`: cross entropy over `[s_p, s_d - log(n Q'(d))]`, where n is the number of draws that are not masked and
+    `Q'(d) = Q(d) / (1 - Q(masked))`. The positive is not sampled, so it is neither corrected nor part of the sampled
+    sum (arXiv 2507.09331; the gradient is that of the paper's equation 9 with the weight `1 - P(p | u)`).
 
     Args:
         logq: `off`, `classic` or `corrected`.
     """
+
+    reads_corpus: Literal[False] = False
 
     def __init__(self, logq: LogQ = "corrected") -> None:
         super().__init__()
@@ -38,17 +42,14 @@ class SampledSoftmax(nn.Module):
         self.logq = logq
         self._buffer = Buffer()
 
-    def forward(
-        self, users: Tensor, positives: Tensor, sampled: SampledCandidates, weight: Tensor | None = None
-    ) -> Tensor:
-        """Mean loss of P rows.
+    def check_negatives(self, negatives: NegativeSampler | None) -> None:
+        """Raise a `UserError` if there is no sampler."""
+        check_sampler(negatives)
 
-        Args:
-            users: [P, D], user embeddings divided by the temperature.
-            positives: [P, D], embeddings of the targets.
-            sampled: the candidates.
-            weight: [P], what each row counts; null for all alike.
-        """
+    def forward(
+        self, users: Tensor, positives: Tensor, *, sampled: SampledCandidates, weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the mean loss of P rows; see `SampledLoss`."""
         positive_logits = (users * positives).sum(1)
         bias, row_bias = None, None
         if self.logq == "classic":
@@ -57,11 +58,7 @@ class SampledSoftmax(nn.Module):
         elif self.logq == "corrected":
             bias = -sampled.log_q
             row_bias = renormalisation(sampled.q_masked, sampled.num_drawn)[sampled.history]
-        return softmax_loss(
-            users,
-            sampled.embeddings,
-            positive_logits,
-            self._buffer,
+        terms = SoftmaxTerms(
             bias=bias,
             row_bias=row_bias,
             mask=sampled.mask,
@@ -69,102 +66,98 @@ class SampledSoftmax(nn.Module):
             weight=weight,
             hardest=sampled.hardest,
         )
+        return softmax_loss(
+            users, sampled.embeddings, positive_logits=positive_logits, terms=terms, buffer=self._buffer
+        )
 
 
 class FullSoftmax(nn.Module):
-    """Cross entropy over the whole corpus."""
+    """Cross entropy over the whole corpus, `-log(e^(u.v_p) / sum_i e^(u.v_i))`."""
+
+    reads_corpus: Literal[True] = True
 
     def __init__(self) -> None:
         super().__init__()
         self._buffer = Buffer()
 
-    def forward(self, users: Tensor, items: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss of P rows.
+    def check_negatives(self, negatives: NegativeSampler | None) -> None:
+        """Raise a `UserError` if there is a sampler."""
+        if negatives is not None:
+            raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
 
-        Args:
-            users: [P, D], user embeddings divided by the temperature.
-            items: [N, D], embeddings of the corpus.
-            labels: int64 [P], row of each target in `items`.
-            weight: [P], what each row counts; null for all alike.
-        """
-        loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-            users, items, None, self._buffer, None, None, None, None, labels, weight, None
-        )
-        return loss
+    def forward(self, users: Tensor, items: Tensor, *, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the mean loss of P rows; see `CorpusLoss`."""
+        terms = SoftmaxTerms(labels=labels, weight=weight)
+        return softmax_loss(users, items, positive_logits=None, terms=terms, buffer=self._buffer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxTerms:
+    """Terms and weights of a softmax loss.
+
+    Attributes:
+        bias: [C], added to columns.
+        row_bias: [P], added to all negatives of a row.
+        mask: bool [H, C], columns left out of the rows of a history.
+        history: int64 [P], row of `mask` for each row.
+        labels: int64 [P], the column of each row's positive, which is left out of the negatives.
+        weight: [P], weight of each row in the mean; None for equal weights.
+        hardest: number of columns that a row keeps, those of the highest `u.v_c`; None for all.
+    """
+
+    bias: Tensor | None = None
+    row_bias: Tensor | None = None
+    mask: Tensor | None = None
+    history: Tensor | None = None
+    labels: Tensor | None = None
+    weight: Tensor | None = None
+    hardest: int | None = None
 
 
 def softmax_loss(
-    users: Tensor,
-    items: Tensor,
-    positive_logits: Tensor,
-    buffer: Buffer,
-    bias: Tensor | None = None,
-    row_bias: Tensor | None = None,
-    mask: Tensor | None = None,
-    history: Tensor | None = None,
-    labels: Tensor | None = None,
-    weight: Tensor | None = None,
-    hardest: int | None = None,
+    users: Tensor, items: Tensor, *, positive_logits: Tensor | None, terms: SoftmaxTerms, buffer: Buffer
 ) -> Tensor:
-    """Weighted mean of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p being the positive's logit.
+    """Return the weighted mean of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p the positive's logit.
 
-    Logits exist in one cache-sized block at a time, and the gradient is computed with them in the same pass: three
-    matrix products a block, no recomputation, and memory that does not grow with P x C.
+    Logits exist in one cache-sized block at a time, and the gradient is computed in the same pass. A block takes three
+    matrix products without recomputation, and memory does not grow with P x C.
 
     Args:
         users: [P, D].
         items: [C, D].
-        positive_logits: [P].
+        positive_logits: [P]; None if the positive is the labelled column, which then gets its gradient too.
+        terms: biases, masks and weights.
         buffer: memory to reuse.
-        bias: [C] added to columns.
-        row_bias: [P] added to all negatives of a row.
-        mask: bool [H, C], columns left out of the rows of a history.
-        history: int64 [P], row of `mask` for each row.
-        labels: int64 [P], one column left out of each row (the positive itself).
-        weight: [P], what each row counts; null for all alike.
-        hardest: columns that a row keeps, those of the highest `u.v_c`; null for all.
     """
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-        users, items, positive_logits, buffer, bias, row_bias, mask, history, labels, weight, hardest
+        users, items, positive_logits, terms, buffer
     )
     return loss
 
 
 class _SoftmaxLoss(torch.autograd.Function):
-    """As `softmax_loss`; without positive logits the positive is the row's labelled column, and gets its gradient."""
-
     @staticmethod
     def forward(
-        ctx: Any,
-        users: Tensor,
-        items: Tensor,
-        positive_logits: Tensor | None,
-        buffer: Buffer,
-        bias: Tensor | None,
-        row_bias: Tensor | None,
-        mask: Tensor | None,
-        history: Tensor | None,
-        labels: Tensor | None,
-        weight: Tensor | None,
-        hardest: int | None,
+        ctx: Any, users: Tensor, items: Tensor, positive_logits: Tensor | None, terms: SoftmaxTerms, buffer: Buffer
     ) -> Tensor:
+        bias, mask, history, hardest = terms.bias, terms.mask, terms.history, terms.hardest
         num_rows, num_columns = len(users), len(items)
         selects = hardest is not None and hardest < num_columns
-        part = shares(users, weight)
+        part = shares(users, terms.weight)
         losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
         positive_gradient = None if positive_logits is None else torch.empty_like(losses)
         transposed = items.t()
         least = lowest(users)
-        for rows in blocks(num_rows, num_columns, users.device):
-            block = buffer.block(rows.stop - rows.start, num_columns, users)
+        for rows in blocks(num_rows, num_columns, device=users.device):
+            block = buffer.block(rows.stop - rows.start, num_columns, like=users)
             if bias is None or selects:
                 torch.mm(users[rows], transposed, out=block)
             else:
                 torch.addmm(bias, users[rows], transposed, out=block)
             if mask is not None and history is not None:
                 block.masked_fill_(mask.index_select(0, history[rows]), least)
-            columns = None if labels is None else labels[rows].unsqueeze(1)
+            columns = None if terms.labels is None else terms.labels[rows].unsqueeze(1)
             if columns is not None and positive_logits is None:
                 own = block.gather(1, columns)
             elif columns is not None:
@@ -179,13 +172,13 @@ class _SoftmaxLoss(torch.autograd.Function):
             if positive_logits is None or positive_gradient is None:
                 assert columns is not None
                 losses[rows] = (log_sum - own).squeeze(1)
-                # d loss / d logit = softmax, less one for the positive; the row's factor goes into the smaller matrix.
+                # d loss / d logit = softmax, less one for the positive. The row's factor goes into the smaller matrix.
                 factor = part[rows].unsqueeze(1) / total
                 block.scatter_add_(1, columns, -total)
             else:
                 excess = log_sum.squeeze(1)
-                if row_bias is not None:
-                    excess += row_bias[rows]
+                if terms.row_bias is not None:
+                    excess += terms.row_bias[rows]
                 excess -= positive_logits[rows]
                 losses[rows] = F.softplus(excess)
                 # d loss / d logit = sigmoid(excess) * softmax.
@@ -200,4 +193,4 @@ class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [None if saved is None else saved * gradients[0] for saved in ctx.saved_tensors]
-        return (*scaled, *([None] * 8))
+        return (*scaled, None, None)

@@ -1,4 +1,4 @@
-"""Which items a positive is compared with, and how probable each was as a negative."""
+"""Samplers of negatives: the candidates that a positive is compared with, and the probability of each."""
 
 from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.hard import HardNegatives, MinedNegatives

@@ -1,4 +1,4 @@
-"""Hard negatives: the best scored of the candidates, and neighbours of the targets in an earlier run's space."""
+"""Hard negatives: the best scored candidates, and neighbours of the targets in the item space of an earlier run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, l
 
 
 class HardNegatives(nn.Module):
-    """Of the candidates of another proposal, each row keeps those that the model would rank first.
+    """The candidates of another sampler, of which each row keeps those that the model would rank first.
 
-    Positives of the user are no candidates. Scores are compared as they are, without logQ; what is kept is corrected as
-    if all candidates had stayed. So the loss is that of the other proposal without the terms of the candidates that
-    score lower, and tends to it as `hardest` grows. Semi-hard mining within the batch is older than two-tower models
-    (FaceNet, Schroff et al. 2015, section 3.2).
+    Positives of the user are not kept. Scores are compared without logQ, and the kept candidates are corrected as if
+    all had stayed. So the loss is that of the other sampler without the terms of the candidates that score lower, and
+    tends to it as `hardest` grows. Semi-hard mining within the batch comes from FaceNet (Schroff et al. 2015, section
+    3.2).
 
     Args:
-        inputs: of the data.
-        of: makes the proposal that the candidates come from.
-        hardest: candidates that a row keeps.
+        inputs: data and model that candidates are drawn for.
+        of: function that makes the other sampler from `inputs`.
+        hardest: number of candidates that a row keeps.
     """
 
-    def __init__(self, inputs: SamplerInputs, of: Callable[..., NegativeSampler], hardest: int = 64) -> None:
+    is_uniform = False
+
+    def __init__(self, inputs: SamplerInputs, of: Callable[..., NegativeSampler], *, hardest: int = 64) -> None:
         super().__init__()
         if hardest < 1:
             raise ValueError(f"hardest: found {hardest}, expected at least 1")
@@ -35,50 +37,52 @@ class HardNegatives(nn.Module):
 
     @property
     def frequency(self) -> Frequency | None:
-        """Of the other proposal."""
+        """Frequency of the other sampler."""
         return self.of.frequency
 
     @property
     def max_targets(self) -> int | None:
-        """Of the other proposal."""
+        """Most targets of the other sampler."""
         return self.of.max_targets
 
     @property
     def bank(self) -> Bank | None:
-        """Of the other proposal."""
+        """Bank of the other sampler."""
         return self.of.bank
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """As the other proposal."""
+        """Draw from the other sampler."""
         return self.of.draw(generator, target_idx)
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
-        """As the other proposal."""
+        """Return the log probability of the other sampler."""
         return self.of.log_q(item_idx, num_targets)
 
 
 class MinedNegatives(nn.Module):
-    """As `Mixed`, and neighbours of the targets in the item space of an earlier run.
+    """Targets, uniform draws as in `MixedNegatives`, and neighbours of the targets in an earlier run's item space.
 
-    A mined item is one of the `num_neighbors` nearest (by cosine, itself left out) of a random target of the batch: an
-    item that the earlier model takes for a target. Mining from the index of an earlier checkpoint is ANCE's (Xiong et
-    al. 2021, section 3); theirs asks with the query, this one with the positive, so that the neighbours are one table.
+    A mined item is one of the `num_neighbors` nearest items (by cosine, itself left out) of a random target of the
+    batch: an item that the earlier model confuses with a target. Mining from the index of an earlier checkpoint comes
+    from ANCE (Xiong et al. 2021, section 3). ANCE searches with the query; this sampler searches with the positive, so
+    that the neighbours are one table.
 
     The probability of a mined item is known: `Q_mined(i) = sum_t Q_target(t) [i is a neighbour of t] / num_neighbors`.
-    With B targets, B' uniform and B'' mined draws, `Q = (B Q_target + B' / N + B'' Q_mined) / (B + B' + B'')`: under
-    logQ correction mined items are drawn where it matters and not counted for more; with `logq=off` they count in full.
+    With B targets, B' uniform and B'' mined draws, `Q = (B Q_target + B' / N + B'' Q_mined) / (B + B' + B'')`. Under
+    logQ correction mined items are drawn more often but do not count more; with `logq=off` they count in full.
 
     Args:
-        inputs: of the data.
+        inputs: data and model that candidates are drawn for.
         run: folder of the earlier run.
-        num_neighbors: of each item.
+        num_neighbors: neighbours of each item.
         num_mined: B'', mined items a step.
         num_negatives: B', uniform draws a step.
-        max_targets: as for `InBatchNegatives`.
+        max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
     bank = None
     hardest = None
+    is_uniform = False
     neighbors: Tensor
     probabilities: Tensor
 
@@ -86,6 +90,7 @@ class MinedNegatives(nn.Module):
         self,
         inputs: SamplerInputs,
         run: str,
+        *,
         num_neighbors: int = 50,
         num_mined: int = 256,
         num_negatives: int = 256,
@@ -101,18 +106,18 @@ class MinedNegatives(nn.Module):
         share = inputs.probabilities.unsqueeze(1).expand(neighbors.shape) / neighbors.shape[1]
         probabilities = torch.zeros_like(inputs.probabilities)
         probabilities.index_add_(0, neighbors.flatten(), share.flatten())
-        # Where a neighbour is missing (item 0), any item of the corpus is drawn.
+        # If a neighbour is missing (item 0), any item of the corpus is drawn in its place.
         anything, probabilities[0] = probabilities[0].clone(), 0.0
         probabilities[inputs.corpus] += anything / len(inputs.corpus)
         self.register_buffer("neighbors", neighbors, persistent=False)
         self.register_buffer("probabilities", probabilities, persistent=False)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """B' items of the corpus, then B'' mined ones, with replacement."""
+        """Return B' items of the corpus, then B'' mined ones, with replacement."""
         uniform = self.uniform.draw(generator, target_idx)
         if not len(target_idx):
             return torch.cat([uniform, self.instead.draw(generator, target_idx)])
-        # In an order that does not depend on which process holds which target.
+        # The order must not depend on which process holds which target.
         ordered, shape, device = target_idx.sort().values, (self.num_mined,), generator.device
         targets = ordered[torch.randint(len(ordered), shape, generator=generator, device=device)]
         columns = torch.randint(self.neighbors.shape[1], shape, generator=generator, device=device)
@@ -120,7 +125,7 @@ class MinedNegatives(nn.Module):
         return torch.cat([uniform, torch.where(mined == 0, self.instead.draw(generator, target_idx), mined)])
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
-        """Log probability of the item in the mixture."""
+        """Return the log probability of the item in the mixture."""
         popular = num_targets * self.frequency.probability(item_idx)
         uniform = self.uniform.num_negatives / len(self.uniform.corpus)
         mined = self.num_mined * self.probabilities[item_idx]

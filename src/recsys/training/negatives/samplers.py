@@ -1,4 +1,4 @@
-"""Proposals: targets of the batch, of earlier steps, draws from the corpus, and mixtures."""
+"""Samplers that take targets of the batch, targets of earlier steps, draws from the corpus, or a mixture."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from recsys.training.negatives.sampling import LEAST, SamplerInputs, log
 
 
 class InBatchNegatives(nn.Module):
-    """The other targets of the batch (of all processes): negatives as popular as the training events.
+    """The other targets of the batch, of all processes, as candidates (Yi et al. 2019, section 3).
+
+    A candidate is as popular as the training events.
 
     Args:
-        inputs: of the data.
-        max_targets: a random subset of the batch's targets serves as candidates when there are more.
+        inputs: data and model that candidates are drawn for.
+        max_targets: most targets that become candidates. If the batch has more, a random subset is taken.
     """
 
     bank = None
     hardest = None
+    is_uniform = False
 
     def __init__(self, inputs: SamplerInputs, max_targets: int | None = 2048) -> None:
         super().__init__()
         self.max_targets, self.frequency = max_targets, inputs.frequency
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
-        """None."""
+        """Return no items."""
         return target_idx[:0]
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
-        """Log probability of the item as a target."""
+        """Return the log probability of the item as a target."""
         return log(self.frequency.probability(item_idx))
 
 
@@ -37,7 +40,7 @@ class UniformNegatives(nn.Module):
     """Items drawn uniformly from the corpus, the same for all rows.
 
     Args:
-        inputs: of the data.
+        inputs: data and model that candidates are drawn for.
         num_negatives: items drawn a step.
     """
 
@@ -45,6 +48,7 @@ class UniformNegatives(nn.Module):
     max_targets = None
     bank = None
     hardest = None
+    is_uniform = True
     corpus: Tensor
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256) -> None:
@@ -53,36 +57,37 @@ class UniformNegatives(nn.Module):
         self.register_buffer("corpus", inputs.corpus, persistent=False)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
-        """`num_negatives` items of the corpus, with replacement."""
+        """Return `num_negatives` items of the corpus, with replacement."""
         rows = torch.randint(len(self.corpus), (self.num_negatives,), generator=generator, device=generator.device)
         return self.corpus[rows]
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
-        """Minus log N for every item."""
+        """Return minus log N for every item."""
         return torch.full(item_idx.shape, 1.0 / len(self.corpus), device=item_idx.device).log()
 
 
 class PopularityNegatives(nn.Module):
-    """Items drawn by a power of their popularity, `Q(i) ~ Q_target(i)^exponent`, the same for all rows.
+    """Items drawn with a probability of `Q(i) ~ Q_target(i)^exponent`, the same for all rows.
 
-    Between uniform (0) and as targets are (1); 0.75 is word2vec's (Mikolov et al. 2013, section 2.2). Items of the
-    corpus without training events are drawn as if they had had one tenth of the rarest one's.
+    An exponent of 0 gives uniform draws, 1 the distribution of targets, and 0.75 is that of word2vec (Mikolov et al.
+    2013, section 2.2). An item of the corpus without training events counts a tenth of the rarest item with events.
 
     Args:
-        inputs: of the data.
+        inputs: data and model that candidates are drawn for.
         num_negatives: items drawn a step.
-        exponent: of the popularity.
+        exponent: exponent of the popularity.
     """
 
     frequency = None
     max_targets = None
     bank = None
     hardest = None
+    is_uniform = False
     corpus: Tensor
     cumulative: Tensor
     log_probabilities: Tensor
 
-    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, exponent: float = 0.75) -> None:
+    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, exponent: float = 0.75) -> None:
         super().__init__()
         self.num_negatives = num_negatives
         popular = inputs.probabilities[inputs.corpus]
@@ -96,13 +101,13 @@ class PopularityNegatives(nn.Module):
         self.register_buffer("log_probabilities", log_probabilities, persistent=False)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
-        """`num_negatives` items of the corpus, with replacement."""
+        """Return `num_negatives` items of the corpus, with replacement."""
         points = torch.rand(self.num_negatives, generator=generator, device=generator.device, dtype=torch.float64)
         rows = torch.searchsorted(self.cumulative, points).clamp_(max=len(self.corpus) - 1)
         return self.corpus[rows]
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
-        """Log probability of one draw."""
+        """Return the log probability of one draw."""
         return self.log_probabilities[item_idx]
 
 
@@ -112,25 +117,26 @@ class MixedNegatives(nn.Module):
     With B targets and B' draws the proposal is `Q(i) = (B Q_target(i) + B' / N) / (B + B')`.
 
     Args:
-        inputs: of the data.
+        inputs: data and model that candidates are drawn for.
         num_negatives: B', items drawn a step.
-        max_targets: as for `InBatchNegatives`.
+        max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
     bank = None
     hardest = None
+    is_uniform = False
 
-    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, max_targets: int | None = 2048) -> None:
+    def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, max_targets: int | None = 2048) -> None:
         super().__init__()
         self.max_targets, self.frequency = max_targets, inputs.frequency
         self.uniform = UniformNegatives(inputs, num_negatives)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """B' items of the corpus, with replacement."""
+        """Return B' items of the corpus, with replacement."""
         return self.uniform.draw(generator, target_idx)
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
-        """Log probability of the item in the mixture."""
+        """Return the log probability of the item in the mixture."""
         drawn = self.uniform.num_negatives
         popular = self.frequency.probability(item_idx)
         return log((num_targets * popular + drawn / len(self.uniform.corpus)) / (num_targets + drawn))
@@ -139,34 +145,35 @@ class MixedNegatives(nn.Module):
 class CrossBatchNegatives(nn.Module):
     """Targets of the batch and of the steps before it (cross-batch negative sampling, arXiv 2110.15154).
 
-    Embeddings of items change slowly once training is under way, so those of some steps ago serve as negatives without
-    being computed again, and without gradient. All candidates are drawn like targets, so Q is that of
-    `InBatchNegatives`.
+    Embeddings of items change slowly once training is under way, so those of earlier steps serve as negatives. They are
+    not computed again and get no gradient. All candidates are drawn like targets, so Q is that of `InBatchNegatives`.
 
     Args:
-        inputs: of the data.
-        bank_size: targets of earlier steps that are kept.
+        inputs: data and model that candidates are drawn for.
+        bank_size: number of earlier targets that are kept.
         warmup_steps: steps before the bank is read.
-        max_targets: as for `InBatchNegatives`; the bank takes those that serve as candidates.
+        max_targets: most targets that become candidates, as in `InBatchNegatives`. The bank stores the same ones.
     """
 
     hardest = None
+    is_uniform = False
 
     def __init__(
         self,
         inputs: SamplerInputs,
         bank_size: int = 4096,
+        *,
         warmup_steps: int = 1000,
         max_targets: int | None = 1024,
     ) -> None:
         super().__init__()
         self.max_targets, self.frequency = max_targets, inputs.frequency
-        self.bank = Bank(bank_size, inputs.dim, warmup_steps)
+        self.bank = Bank(bank_size, inputs.dim, warmup_steps=warmup_steps)
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
-        """None."""
+        """Return no items."""
         return target_idx[:0]
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
-        """Log probability of the item as a target."""
+        """Return the log probability of the item as a target."""
         return log(self.frequency.probability(item_idx))

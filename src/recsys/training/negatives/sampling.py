@@ -1,4 +1,4 @@
-"""What a sampler is told of the data, and what a training step asks of it.
+"""Protocol of a sampler of negatives, and the inputs that samplers are built from.
 
 Shapes: P targets of the step (of all processes), C candidates, S items drawn, N corpus, D dim.
 """
@@ -16,28 +16,28 @@ from recsys.core.errors import UserError
 from recsys.training.frequency import Frequency
 from recsys.training.negatives.bank import Bank
 
-# Log probability of what is never drawn.
+# Log probability of an item that is never drawn.
 LEAST = math.log(1e-12)
 
-# For a run folder and k: int64 [N + 1, k], item_idx of the k nearest other items of each in the space of that run, 0
-# where there are fewer.
+# A function of a run folder and k that returns int64 [N + 1, k]: the k nearest other items of each item_idx in the item
+# space of that run, filled with 0 if there are fewer.
 NearestItems = Callable[[str, int], Tensor]
 
 
 def no_earlier_run(run: str, num_neighbors: int) -> Tensor:
-    """For those who open no run: there is nothing to look up."""
+    """Raise a `UserError`; the default of `SamplerInputs.nearest_items` for callers that cannot open runs."""
     raise UserError(f"negatives.run={run}: nothing here opens earlier runs, to find {num_neighbors} neighbours")
 
 
 class SamplerInputs(NamedTuple):
-    """What samplers know of the data and the model.
+    """Data and model that candidates are drawn for.
 
     Attributes:
-        probabilities: float64 [N + 1], how probable each item is as a target (indexed by item_idx).
+        probabilities: float64 [N + 1], probability of each item as a target, indexed by item_idx.
         corpus: int64 [N], items that uniform draws come from.
-        frequency: where the correction of targets takes its probabilities from.
-        dim: D, width of item embeddings.
-        nearest_items: looks up neighbours in the item space of an earlier run.
+        frequency: probabilities of targets for the logQ correction.
+        dim: width of item embeddings, D.
+        nearest_items: function that finds neighbours in the item space of an earlier run.
     """
 
     probabilities: Tensor
@@ -48,11 +48,16 @@ class SamplerInputs(NamedTuple):
 
 
 class NegativeSampler(Protocol):
-    """A proposal that candidates are drawn from. A `torch.nn.Module`: what it remembers lies in the checkpoint."""
+    """A source of candidates and their probabilities. A `torch.nn.Module`, whose buffers are saved in checkpoints."""
+
+    @property
+    def is_uniform(self) -> bool:
+        """True if all candidates are drawn uniformly from the corpus."""
+        ...
 
     @property
     def frequency(self) -> Frequency | None:
-        """Probabilities of targets; None where the targets of the batch are no candidates for each other."""
+        """Probabilities of targets; None if the targets of the batch are not candidates for each other."""
         ...
 
     @property
@@ -62,29 +67,33 @@ class NegativeSampler(Protocol):
 
     @property
     def bank(self) -> Bank | None:
-        """Targets of earlier steps, which are candidates as well."""
+        """Targets of earlier steps that are candidates too; None for none."""
         ...
 
     @property
     def hardest(self) -> int | None:
-        """How many candidates a row keeps, those that score best; None for all."""
+        """Number of candidates that a row keeps, those of the highest scores; None for all."""
         ...
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """Items drawn beside the targets of the batch and the bank, int64 [S].
+        """Return the items drawn beside the targets of the batch and the bank, int64 [S].
 
-        Equal on all processes for an equal generator and the same targets `target_idx` int64 [P], in any order.
+        Args:
+            generator: source of randomness with the same state on all processes.
+            target_idx: int64 [P], targets of all processes, in any order. The result must not depend on the order.
         """
         ...
 
     def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
-        """Log probability that one candidate is the item, float32 of the shape of `item_idx`.
+        """Return the log probability that one candidate is the item, float32 of the shape of `item_idx`.
 
-        `num_targets` of the candidates are targets, of the batch or the bank.
+        Args:
+            item_idx: int64, items of any shape.
+            num_targets: number of candidates that are targets of the batch or of the bank.
         """
         ...
 
 
 def log(probabilities: Tensor) -> Tensor:
-    """Logarithms in float32, finite: items that are never drawn have no column to correct, but rows of their own."""
+    """Return float32 logarithms that are at least `LEAST`: an item that is never drawn can still be a row's target."""
     return probabilities.log().float().clamp(min=LEAST)
