@@ -1,4 +1,4 @@
-"""The end of `make demo`: the trained run against popularity and item-kNN, as a table, a picture and one user's pins.
+"""Compare the run of `make demo` with popularity and item-kNN: a table, a picture and the list of one user.
 
 python demo.py RUN RECOMMENDATIONS.parquet PLOT.png
 """
@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 
 def main(run_path: str, recommendations: str, picture: str) -> None:
-    """Compare, draw, and show what one user gets."""
+    """Print the comparison and one user's list, and draw the picture."""
     run = load_run(run_path)
     recall = {"best reachable (the simulation's truth)": _recall(run.metrics, "test/best_reachable/")}
     recall["two-tower model"] = _recall(run.metrics, "test/")

@@ -122,7 +122,8 @@ distributions = {name: {d.lower().replace("_", "-") for d in found} for name, fo
 sys.meta_path[sys.meta_path.index(PathFinder)] = Image
 import uvloop, httptools, redis
 import recsys.cli.entry, recsys.cli.serve, recsys.serving.server, recsys.serving.assembly
-import recsys.serving.events.valkey
+import recsys.serving.events.valkey, recsys.operations.rollout.actions, recsys.cli.releases
+import recsys.publishing.opened_release, recsys.client
 """
 
 
