@@ -12,6 +12,7 @@ import pytest
 import yaml
 from commands import REPOSITORY
 
+from recsys.cli.commands import COMMANDS as RECSYS
 from recsys.core.renamed_keys import RENAMED
 from recsys.experiments.compose import CONF, composition_error
 
@@ -135,24 +136,27 @@ def test_configuration_keys_exist(page: Path) -> None:
         assert key in known, key
 
 
-COMMANDS = [(page, words) for page in CURRENT for words in commands(page)]
 COMPOSED = {"train", "index", "recommend", "serve", "retrain", "gates", "baselines"}
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), COMMANDS, ids=[f"{page.stem}:{' '.join(words)}" for page, words in COMMANDS]
-)
-def test_commands_compose(page: Path, words: list[str]) -> None:  # noqa: ARG001
-    name, *overrides = words
-    # Options in a folder of the reader's own are composed by tests/test_extending.py.
-    if (
-        name not in COMPOSED
-        or {"-m", "--config-dir"} & set(overrides)
-        or any(PLACEHOLDER.search(word) for word in overrides)
-    ):
-        return
-    given = [word for word in overrides if "=" in word or word.startswith("~")]
-    assert composition_error(name, given) is None
+def composed() -> Iterator[tuple[str, ...]]:
+    """Every distinct command of the documentation that Hydra composes, and its overrides."""
+    for name, *words in {tuple(words) for page in CURRENT for words in commands(page)}:
+        # Options in a folder of the reader's own are composed by tests/test_extending.py.
+        is_complete = not any(PLACEHOLDER.search(word) for word in words)
+        if name in COMPOSED and is_complete and not {"-m", "--config-dir"} & set(words):
+            yield name, *(word for word in words if "=" in word or word.startswith("~"))
+
+
+@pytest.mark.parametrize("command", sorted(set(composed())), ids=" ".join)
+def test_commands_compose(command: tuple[str, ...]) -> None:
+    assert composition_error(command[0], list(command[1:])) is None
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=ids)
+def test_commands_exist(page: Path) -> None:
+    for words in commands(page):
+        assert words[0].lstrip("-") in {*RECSYS, "help", "COMMAND"}, words
 
 
 @pytest.mark.parametrize("page", CURRENT, ids=ids)
