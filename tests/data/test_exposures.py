@@ -1,4 +1,4 @@
-"""What was shown and not taken: prepared beside the events, and brought by the windows of its time."""
+"""Exposures: prepared beside the events, and part of the training windows of their time."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_cuts_are_those_of_the_events(tmp_path: Path) -> None:
     assert histories(with_them) == histories(prepared(events, TemporalSplit(0.5, 0.25)))
 
 
-def test_times_are_worth_what_those_of_events_are(tmp_path: Path) -> None:
+def test_times_have_the_resolution_of_events(tmp_path: Path) -> None:
     table = columns(ROWS)
     table["timestamp"] = [time * 40_000 for time in table["timestamp"]]
     dataset = prepared(write_folder(tmp_path / "data", table), time_resolution="day", engaged="engaged")
@@ -129,7 +129,7 @@ def test_data_without_exposures_keeps_its_name(tmp_path: Path) -> None:
         ({"engaged": [False] * 16}, LeaveLastOutSplit(), {}, "no events"),
     ],
 )
-def test_what_cannot_tell_exposures_is_refused(
+def test_columns_that_cannot_mark_exposures_are_refused(
     tmp_path: Path, table: dict[str, Any], split: Any, settings: dict[str, Any], message: str
 ) -> None:
     root = write_folder(tmp_path / "data", columns(ROWS) | table)

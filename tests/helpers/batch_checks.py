@@ -22,7 +22,7 @@ def basket_begins(dataset: PreparedDataset) -> np.ndarray:
 
 
 def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
-    """(position, item, positions of the events that the query sees) of each target, by the features of the events."""
+    """Return (position, item, positions of the events that the query sees) of each target, from the features."""
     seen = batch.events["outcome"]
     assert isinstance(seen, torch.Tensor)
     starts = np.concatenate([[0], np.cumsum(batch.lengths)])
@@ -42,7 +42,7 @@ def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
 def check_targets(
     dataset: PreparedDataset, batches: list[Batch], max_history: int, predict_first: bool, horizon: int = 1
 ) -> None:
-    """Every training event is a target once, and sees the events just before its basket, at most `max_history`.
+    """Check that every training event is a target once, after the events just before its basket, at most `max_history`.
 
     First baskets are targets only with `predict_first`.
     """
@@ -80,7 +80,7 @@ users_strategy = st.lists(
 
 
 def with_times(users: list[list[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
-    """Steps of 0 or 1 in time become times."""
+    """Turn steps of 0 or 1 in time into times."""
     return [
         list(zip([item for item, _ in history], np.cumsum([step for _, step in history]).tolist(), strict=True))
         for history in users

@@ -1,4 +1,4 @@
-"""Folders of small tables, and what a prepared data set holds in plain Python."""
+"""Folders of small tables, and the content of prepared data sets in plain Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL = DuckDB(memory="500MB", threads=1)
 
 
 def write_table(file: Path, table: Columns | pa.Table | Sequence[Columns | pa.Table]) -> None:
-    """One file, or a folder of shards where `table` is a list."""
+    """Write one file, or a folder of shards if `table` is a list."""
     if isinstance(table, list):
         file.mkdir(parents=True)
         for number, shard in enumerate(table):
@@ -33,7 +33,7 @@ def write_table(file: Path, table: Columns | pa.Table | Sequence[Columns | pa.Ta
 
 
 def write_folder(root: Path, interactions: Any, items: Any = None, users: Any = None) -> Path:
-    """A folder of the data contract."""
+    """Write a folder of the data contract."""
     for name, table in {"interactions": interactions, "items": items, "users": users}.items():
         if table is not None:
             write_table(root / f"{name}.parquet", table)
@@ -43,14 +43,14 @@ def write_folder(root: Path, interactions: Any, items: Any = None, users: Any = 
 def prepared(
     root: Path, split: Split | None = None, engine: Engine = SMALL, cache: Path | None = None, **settings: Any
 ) -> PreparedDataset:
-    """The folder, prepared in a cache beside it."""
+    """Prepare the folder in a cache beside it."""
     cache = cache or root.parent / "cache"
     source, split = ParquetFolder(str(root)), split or LeaveLastOutSplit()
     return prepare(source, split, settings=DataSettings(**settings), cache=cache, engine=engine)
 
 
 def histories(dataset: PreparedDataset) -> dict[Any, tuple[list[Any], list[Any], list[Any]]]:
-    """Items of every user in training, validation and test, in order, by outside ids."""
+    """Return the outside ids of each user's items in training, validation and test, in order."""
     users, items = dataset.user_ids.to_pylist(), np.array([None, *dataset.item_ids.to_pylist()], object)
     ids = items[np.asarray(dataset.item_idx)].tolist()
     bounds = zip(dataset.offsets[:-1], dataset.train_end, dataset.val_end, dataset.offsets[1:], strict=True)
@@ -61,7 +61,7 @@ def histories(dataset: PreparedDataset) -> dict[Any, tuple[list[Any], list[Any],
 
 
 def events(rows: Sequence[tuple[Any, Any, int]]) -> dict[str, list[Any]]:
-    """Columns from (user, item, time) rows."""
+    """Return columns from (user, item, time) rows."""
     return {
         "user_id": [row[0] for row in rows],
         "item_id": [row[1] for row in rows],

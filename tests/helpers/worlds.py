@@ -1,4 +1,4 @@
-"""A small world with every kind and role of feature, and run folders over it that nobody needs to train."""
+"""A small world with every kind and role of feature, and run folders of untrained models on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_USERS, NUM_ITEMS, MAX_HISTORY = 60, 90, 8
 
 
 def write_world(root: Path, seed: int = 0, string_ids: bool = True) -> Path:
-    """Tables of `NUM_USERS` users with 1 to 25 events; nulls everywhere; items and users without rows."""
+    """Write tables of `NUM_USERS` users with 1 to 25 events, with nulls, and with items and users without rows."""
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True)
     lengths = rng.integers(1, 26, NUM_USERS)
@@ -95,7 +95,7 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
 
 
 def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
-    """A run folder of `root` whose model has seeded, untrained weights."""
+    """Write a run folder of `root` whose model has seeded, untrained weights."""
     config = compose(
         "train",
         [
@@ -123,7 +123,7 @@ def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
 
 
 def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight: float = 0.0) -> Path:
-    """A run folder whose model is a blend of written runs, NAME: (folder, weight)."""
+    """Write a run folder whose model is a blend of written runs, NAME: (folder, weight)."""
     from recsys.experiments.blend_selection import blend_config, write_checkpoint
     from recsys.experiments.trained_run import stored_config
 

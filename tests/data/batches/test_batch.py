@@ -1,4 +1,4 @@
-"""What a query of a batch may see, against plain Python."""
+"""Events that a query of a batch may see, against plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which place of a history predicts a target, and what the target counts. Hand-computed."""
+"""Place of a history that predicts a target, and weight of the target. Hand-computed."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_weights_follow_their_targets_in_random_order(actions: PreparedDataset) 
         ({"tags": {"a": 2.0}}, r"action_weights.tags: the column is multi_categorical, expected categorical"),
     ],
 )
-def test_weights_of_what_is_not_there_are_refused(actions: PreparedDataset, weights: Any, message: str) -> None:
+def test_weights_of_missing_columns_or_values_are_refused(actions: PreparedDataset, weights: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         BatchBuilder(actions, 10, target_sampling=TargetSampling(action_weights=weights))
 
@@ -180,7 +180,7 @@ def test_weights_of_what_is_not_there_are_refused(actions: PreparedDataset, weig
         ({"horizon": 3, "window_days": 7}, "history.window_days=7 with history.horizon=3: expected one of them"),
     ],
 )
-def test_objectives_that_mean_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TargetSampling(**settings)
 

@@ -19,10 +19,11 @@ import pytest
 from folders import EVENTS, SMALL, events, histories, prepared, write_folder
 
 from recsys.core.columns import Dense, Ragged
+from recsys.core.schema import TimeResolution
 from recsys.data.dataset import PreparedDataset
-from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.prepare import plan_preparation, prepare
 from recsys.data.preparation.settings import DataSettings
-from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, TemporalSplit
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 from recsys.data.sources import ParquetFolder
 
 
@@ -305,6 +306,29 @@ def test_a_remote_folder_gives_the_same_arrays(tmp_path: Path) -> None:
     assert ragged(remote, "items.tags") == ragged(local, "items.tags")
 
 
+@pytest.mark.parametrize(
+    ("split", "plain", "with_settings"),
+    [
+        (TemporalSplit(0.5, 0.25), "47a354e334dfad3754c6f3d7707bf76e", "9de4217914ce9e92ad58db6f4646c93a"),
+        (LeaveLastOutSplit(), "576d569501150558213e210bfad58683", "c716e24f2acfafe3d02e8811482e2874"),
+        (GivenSplit(), "f62521cf6a93d1d9fb2892ffd229910b", "20270a89e57deec9e577624602fc4039"),
+    ],
+)
+def test_fingerprints_are_those_of_earlier_versions(
+    split: Split, plain: str, with_settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run checks the fingerprint of its data, so another name would keep runs that exist from opening."""
+    # The bytes of a Parquet file depend on the version of its writer.
+    monkeypatch.setattr("recsys.data.preparation.prepare.digest", lambda _: "digest")
+    table = EVENTS | {"split": ["train", "val", "test"] * 2}
+    source = ParquetFolder(str(write_folder(tmp_path, table, items={"item_id": [10, 11], "color": ["a", "b"]})))
+    settings = DataSettings(
+        time_resolution=TimeResolution.DAY, features={"items": {"color": {"kind": "text"}}}, min_user_events=2
+    )
+    found = [plan_preparation(source, split, settings=s, cache=tmp_path) for s in (DataSettings(), settings)]
+    assert [job.fingerprint for job in found] == [plain, with_settings]
+
+
 def test_the_fingerprint_follows_content_and_settings_not_place(tmp_path: Path) -> None:
     one = prepared(write_folder(tmp_path / "a/data", EVENTS), cache=tmp_path / "cache")
     stamp = (one.path / "meta.json").stat().st_mtime_ns
@@ -324,7 +348,7 @@ KILLED = """
 import os, signal, sys
 import recsys.data.preparation.pipeline as steps
 from pathlib import Path
-from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.prepare import plan_preparation, prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.sources import ParquetFolder
 from recsys.data.preparation.splits import LeaveLastOutSplit
@@ -338,7 +362,7 @@ prepare(ParquetFolder(sys.argv[1]), LeaveLastOutSplit(), settings=DataSettings()
 
 
 @pytest.mark.parametrize("step", ["write_counts", "write_events"])
-def test_what_a_killed_run_left_is_never_used(tmp_path: Path, step: str) -> None:
+def test_leftovers_of_a_killed_run_are_never_used(tmp_path: Path, step: str) -> None:
     root = write_folder(tmp_path / "data", EVENTS, items={"item_id": [10, 11], "color": ["a", "b"]})
     found = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "cache"), step], check=False)
     assert found.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a source or its settings is an error that names it."""
+"""Every mistake in a source or its settings is an error that names the place."""
 
 from __future__ import annotations
 
