@@ -1,11 +1,11 @@
-"""Does a killed server lose an event that it acknowledged? Does the next retrieve always see one?
+"""Check that a killed server loses no acknowledged event, and that the next retrieve sees every one.
 
     python benchmarks/serving_event_kills.py --store releases --release production --kills 100
 
-`serve.py role=all` is killed (SIGKILL) at random moments and started again on the same store of events, while clients
-post events and, after each acknowledgement, ask for items. The events are of items that no release knows, which an
-answer names where it has read them. Once the server is dead, the store must hold all that was acknowledged.
-Exits with 1 where an event is lost or was not seen.
+`serve.py role=all` is killed (SIGKILL) at random moments and restarted on the same event store. Meanwhile clients post
+events and request items after each acknowledgement. The events are about items that no release contains: an answer
+lists them as unknown if the user tower read them. After each kill the store must contain all acknowledged events. Exits
+with 1 if an event is lost or was not seen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MAX_EVENTS = 1000
 
 @dataclass
 class Round:
-    """What the clients of one life of the server saw."""
+    """Acknowledgements and answers between a start and a kill of the server."""
 
     acknowledged: dict[str, list[int]] = field(default_factory=dict)
     unseen: int = 0
@@ -49,7 +49,7 @@ def post(connection: http.client.HTTPConnection, path: str, body: object) -> tup
 
 
 def write(port: int, user: str, record: Round) -> None:
-    """One event after the other, until the server is gone."""
+    """Post one event after the other until the server is killed."""
     mine = record.acknowledged.setdefault(user, [])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     for number in range(MAX_EVENTS - 1):
@@ -68,14 +68,14 @@ def write(port: int, user: str, record: Round) -> None:
         record.unseen += status != 200 or item not in unknown
 
 
-def live(command: list[str], port: int, number: int, clients: int, folder: Path) -> Round:
-    """Start a server, write, kill it at a random moment, and wait until the clients have noticed."""
+def live(command: list[str], port: int, *, number: int, clients: int, folder: Path) -> Round:
+    """Start a server, post events, kill it at a random moment, and wait for the clients to end."""
     log = folder / "server.log"
     with log.open("ab") as opened:
         server = subprocess.Popen(command, cwd=folder, stdout=opened, stderr=opened)
     record = Round()
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
+        wait_until_ready(f"http://127.0.0.1:{port}", server, log=log)
         users = [f"{number}/{client}" for client in range(clients)]
         threads = [threading.Thread(target=write, args=(port, user, record)) for user in users]
         for thread in threads:
@@ -107,7 +107,7 @@ def main() -> None:
             f"release={given.release}", f"events={events}", f"max_events={MAX_EVENTS}", "log_level=warning",
         ]  # fmt: skip
         for number in track(range(given.kills), "kills"):
-            record = live(command, port, number, given.clients, folder)
+            record = live(command, port, number=number, clients=given.clients, folder=folder)
             unseen, refused = unseen + record.unseen, refused + record.refused
             store = SQLiteEvents(events, MAX_EVENTS)
             for user, items in record.acknowledged.items():

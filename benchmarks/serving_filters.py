@@ -1,13 +1,13 @@
-"""Recall and speed of filtered search, by how much a filter lets pass and how it lies to the query.
+"""Recall and speed of filtered search, by the share of items that a filter allows and by their distance to the query.
 
     python benchmarks/serving_filters.py --num-items 1000000 --dim 64
 
 The index is the default (`index=auto`), tuned without filters, as `index.py` does. Recall is the share of the exact
-filtered top-k that is found. A filter lets a share of the items pass:
+filtered top-k that is found. Three kinds of filter allow a given share of the items:
 
-    random      whichever
-    category    those nearest to one item: most users have nothing near them that passes
-    avoided     users who are alike, and what they like best does not pass (another language, say)
+    random      items drawn at random
+    category    the items nearest to one item: most users are far from all allowed items
+    avoided     the items farthest from the users, who are similar to each other (content in another language, say)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SHARES = (0.001, 0.01, 0.1, 0.5, 0.9)
 KINDS = ("random", "category", "avoided")
 
 
-def build(items: Float32Array, sample: Float32Array, folder: Path | None, k: int) -> Index:
-    """The tuned default index of `items`; kept in `folder`, where one is given, and read from there the next time."""
+def build(items: Float32Array, sample: Float32Array, *, folder: Path | None, k: int) -> Index:
+    """Return the tuned default index of `items`; if `folder` is given, it is written there and read the next time."""
     if folder is not None and (folder / "item_index.json").exists():
         return load_index(folder, items)
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
@@ -43,8 +43,8 @@ def build(items: Float32Array, sample: Float32Array, folder: Path | None, k: int
     return index
 
 
-def passing(kind: str, share: float, items: Float32Array, users: Float32Array) -> AllowedRows:
-    """A filter."""
+def passing(kind: str, share: float, *, items: Float32Array, users: Float32Array) -> AllowedRows:
+    """Return the rows that a filter allows."""
     if kind == "random":
         order = np.random.default_rng(1).random(len(items))
     else:
@@ -66,13 +66,13 @@ def main() -> None:
     items, users = synthetic(args.num_items, args.dim, 200 + args.queries)
     sample, users = users[:200], users[200:]
     alike = users[:1] + 0.05 * np.random.default_rng(2).standard_normal(users.shape, np.float32)
-    index = build(items, sample, args.keep, args.k)
+    index = build(items, sample, folder=args.keep, k=args.k)
     print(f"{args.num_items:,} items x {args.dim}, {args.queries} queries, k={args.k}\n")
     print(f"{'filter':<10}{'passes':>8}{f'recall@{args.k}':>12}{'least':>8}{'queries/s':>11}{'exact/s':>9}")
     for kind in KINDS:
         queries = alike if kind == "avoided" else users
         for share in SHARES:
-            allowed = passing(kind, share, items, queries)
+            allowed = passing(kind, share, items=items, users=queries)
             start = time.perf_counter()
             exact, _ = exact_search(items, queries, k=args.k, rows=allowed.rows)
             middle = time.perf_counter()

@@ -1,13 +1,12 @@
-"""Does anything that is sent to a server break it, or get stored?
+"""Check that no malformed message breaks a server or is stored.
 
     python benchmarks/serving_fuzz.py                              # 100,000 malformed requests and events
     python benchmarks/serving_fuzz.py --requests 1000 --store STORE --release RELEASE
 
 `serve.py role=all` runs as a process, with users and admin calls. Between the malformed messages (`fuzz_messages.py`)
-every connection asks for known users again, and must be answered as before. In the end the server must be alive and
-ready, its log without an exception, and its files as they were: every row of the store of events, the journal of items.
-Then one right event is stored and seen. Exits with 1 where anything of this is missed. A seed always gives the same
-messages.
+every connection also sends valid requests for known users, and the answers must not change. At the end the server must
+be alive and ready, its log without an exception, and its event store and journal of items unchanged. Then one valid
+event is stored and seen. Exits with 1 if any of this fails. A seed always gives the same messages.
 """
 
 from __future__ import annotations
@@ -44,17 +43,17 @@ from recsys.serving.events import Event, Restored, SQLiteEvents
 
 NUM_USERS = 50
 VALID_EVERY = 20
-# Rounding of a tower that answers several requests at once.
+# Rounding differences of a tower that answers several requests together.
 TOLERANCE = 1e-4
 ANSWER_SECONDS = 60.0
-# For what is no HTTP: a server may wait for the rest of it.
+# Timeout for messages that are not HTTP, because a server may wait for the rest of them.
 REST_SECONDS = 0.3
 LIMITS = {"k": 200, "batch": 100, "history": 500, "body_bytes": 200_000}
 SHOWN = 10
 
 
 class Answer(NamedTuple):
-    """What came back; status 0: the connection was closed, -1: nothing."""
+    """Answer of the server; status 0: the connection was closed, -1: no answer in time."""
 
     status: int
     body: bytes
@@ -63,12 +62,14 @@ class Answer(NamedTuple):
 
 @dataclass
 class Record:
-    """What came of it.
+    """Counts of a run.
 
     Attributes:
-        outcomes: (kind, outcome) -> times.
-        misses: (what, message, answer), the first ones.
-        valid: right requests, and how many of them were answered wrong.
+        outcomes: (kind of message, outcome) -> count.
+        misses: (reason, message, answer) of each wrong answer.
+        num_missed: number of wrong answers to malformed messages.
+        valid: number of valid requests.
+        wrong: number of valid requests with a wrong answer.
     """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -79,14 +80,14 @@ class Record:
 
 
 class Connection:
-    """One at a time; opened again where it was closed."""
+    """Connection for one message at a time; opened again if it was closed."""
 
     def __init__(self, host: str, port: int) -> None:
         self._place = host, port
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def send(self, data: bytes, patience: float, has_body: bool = True) -> Answer:
+    async def send(self, data: bytes, patience: float, *, has_body: bool = True) -> Answer:
         """Send bytes, and read one answer."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection(*self._place, limit=1 << 20)
@@ -119,7 +120,7 @@ class Connection:
         return Answer(status, body, headers.get(b"connection") != b"close")
 
     async def close(self) -> None:
-        """Both ends of it."""
+        """Close the connection."""
         if self._writer is not None:
             self._writer.close()
             with suppress(ConnectionError):
@@ -128,11 +129,11 @@ class Connection:
 
 
 def judge(sent: Sent, answer: Answer) -> str | None:
-    """What is wrong with an answer; None: nothing."""
+    """Return the fault of an answer, or None."""
     if answer.status >= 500:
         return "5xx"
     if sent.must == ANY:
-        # A list of events that is whole by chance is not sent, so nothing here may be taken.
+        # Messages that happen to be valid events are never sent, so nothing may be stored.
         return "taken" if 200 <= answer.status < 300 and b"stored" in answer.body else None
     if answer.status == -1:
         return "no answer"
@@ -151,20 +152,20 @@ def _says_why(body: bytes) -> bool:
         detail = json.loads(body)["error"]
         return bool(detail["code"]) and bool(detail["message"])
     except (ValueError, TypeError, KeyError):
-        # What is no HTTP never reaches the application.
+        # uvicorn itself refuses messages that are not HTTP.
         return body == b"Invalid HTTP request received."
 
 
 async def fuzz(
-    place: tuple[str, int], messages: Messages, expected: dict[int, Any], count: int, record: Record
+    place: tuple[str, int], messages: Messages, *, expected: dict[int, Any], count: int, record: Record
 ) -> None:
-    """One connection's part."""
+    """Send the messages of one connection."""
     connection, right = Connection(*place), Connection(*place)
     users = sorted(expected)
     for number in range(count):
         sent = messages.draw()
         patience = REST_SECONDS if sent.must == ANY else ANSWER_SECONDS
-        answer = await connection.send(sent.data, patience, not sent.data.startswith(b"HEAD"))
+        answer = await connection.send(sent.data, patience, has_body=not sent.data.startswith(b"HEAD"))
         if sent.must == ANY:
             await connection.close()
         wrong = judge(sent, answer)
@@ -190,7 +191,7 @@ def _is_same(found: Any, expected: Any) -> bool:
 
 
 def contents(events: Path, journal: Path) -> list[Any]:
-    """All that the server keeps."""
+    """Return everything that the server has stored."""
     with closing(sqlite3.connect(f"file:{events}?mode=ro", uri=True)) as file:
         tables = [
             file.execute(f"SELECT * FROM {name} ORDER BY 1").fetchall()
@@ -200,7 +201,7 @@ def contents(events: Path, journal: Path) -> list[Any]:
 
 
 def store_users(path: Path, item_ids: list[Any]) -> None:
-    """Some users with histories."""
+    """Store users with random histories."""
     rng, store = np.random.default_rng(0), SQLiteEvents(path)
     users = []
     for user in range(NUM_USERS):
@@ -210,8 +211,8 @@ def store_users(path: Path, item_ids: list[Any]) -> None:
     store.close()
 
 
-def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> tuple[Record, list[tuple[str, bool]]]:
-    """What came of the messages, and what must be so in the end."""
+def measure(args: argparse.Namespace, store: Path, *, name: str, folder: Path) -> tuple[Record, list[tuple[str, bool]]]:
+    """Return the counts of a run, and the conditions at its end."""
     release, manifest = ReleaseStore(store).open(name)
     items = pq.read_table(release / ITEMS)
     item_ids = items["item_id"].slice(0, 500).to_pylist()
@@ -232,7 +233,7 @@ def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> t
         retrieve = f"{address}/v1/retrieve"
         expected = {user: call(retrieve, {"user_id": user, "k": 10}) for user in range(NUM_USERS)}
         before, versions = contents(events, journal), call(f"{address}/v1/version")
-        asyncio.run(_fuzz_all(args, address, world, expected, record))
+        asyncio.run(_fuzz_all(args, address, world=world, expected=expected, record=record))
         alive = server.poll() is None
         ends = [("the server is alive", alive)]
         if alive:
@@ -241,13 +242,13 @@ def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> t
             ]
             ends += [
                 ("ready, and serves the same versions", call(f"{address}/v1/version") == versions),
-                ("no 5xx by its own count", not failed),
-                ("events and items are as they were", contents(events, journal) == before),
+                ("no 5xx in its metrics", not failed),
+                ("events and items are unchanged", contents(events, journal) == before),
             ]
-            # Of somebody new: the history of a known user may be as long as the tower reads.
+            # A new user, because the history of a known user may already be as long as the tower reads.
             stored = call(f"{address}/v1/events", {"user_id": "somebody new", "item_id": item_ids[0]})
             longer = call(retrieve, {"user_id": "somebody new", "k": 10})["history_length"] == 1
-            ends.append(("a right event is stored and seen", stored == {"stored": 1} and longer))
+            ends.append(("a valid event is stored and seen", stored == {"stored": 1} and longer))
     log = (folder / "server.log").read_text(errors="replace")
     ends.append(("no exception in its log", "Traceback" not in log and '"level": "error"' not in log))
     if not ends[-1][1]:
@@ -256,13 +257,15 @@ def measure(args: argparse.Namespace, store: Path, name: str, folder: Path) -> t
 
 
 async def _fuzz_all(
-    args: argparse.Namespace, address: str, world: World, expected: dict[int, Any], record: Record
+    args: argparse.Namespace, address: str, *, world: World, expected: dict[int, Any], record: Record
 ) -> None:
     parts = urlsplit(address)
     place = str(parts.hostname), int(parts.port or 0)
     share = -(-args.requests // args.connections)
     seeds = [args.seed * 10_000 + number for number in range(args.connections)]
-    await asyncio.gather(*(fuzz(place, Messages(world, seed), expected, share, record) for seed in seeds))
+    await asyncio.gather(
+        *(fuzz(place, Messages(world, seed), expected=expected, count=share, record=record) for seed in seeds)
+    )
 
 
 def _metrics(address: str) -> list[str]:
@@ -271,8 +274,8 @@ def _metrics(address: str) -> list[str]:
     return text.splitlines()
 
 
-def report(record: Record, ends: list[tuple[str, bool]], seconds: float, console: Console) -> bool:
-    """Whether nothing was missed."""
+def report(record: Record, ends: list[tuple[str, bool]], *, seconds: float, console: Console) -> bool:
+    """Print the counts, and return whether everything was right."""
     said = ["2xx", "4xx", "closed", "waits", "3xx", "5xx"]
     table = Table("malformed", *said)
     for kind in sorted({kind for kind, _ in record.outcomes}):
@@ -282,8 +285,8 @@ def report(record: Record, ends: list[tuple[str, bool]], seconds: float, console
         "all", *(str(sum(n for (_, what), n in record.outcomes.items() if what == one) or "") for one in said)
     )
     console.print(table)
-    console.print(f"{total:,} malformed messages in {seconds:.0f} s; {record.num_missed} not answered as they must be")
-    console.print(f"{record.valid:,} right requests between them; {record.wrong} answered wrong or not at all")
+    console.print(f"{total:,} malformed messages in {seconds:.0f} s; {record.num_missed} answered wrong")
+    console.print(f"{record.valid:,} valid requests between them; {record.wrong} answered wrong or not at all")
     for what, holds in ends:
         console.print(f"{'yes' if holds else 'NO ':<4}{what}")
     for what, sent, answer in record.misses[:SHOWN]:
@@ -308,8 +311,8 @@ def main() -> int:
             made, versions = make_releases(folder)
             store, release = Path(made), versions[0]
         begin = time.monotonic()
-        record, ends = measure(args, store, release, folder)
-        return 0 if report(record, ends, time.monotonic() - begin, Console(width=120)) else 1
+        record, ends = measure(args, store, name=release, folder=folder)
+        return 0 if report(record, ends, seconds=time.monotonic() - begin, console=Console(width=120)) else 1
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""How many requests a second does one machine answer, beside a bare loop of the same work?
+"""Requests a second of one machine, compared with a bare loop of the same work.
 
     python benchmarks/serving_load.py --work runs/load --beauty DATA/amazon-beauty
     python benchmarks/serving_load.py --work runs/load --cases million_mean --workers 2
     python benchmarks/serving_load.py --work runs/load --store releases --release production
     python benchmarks/serving_load.py --work runs/load --run runs/first
 
-Three releases are made on first use and kept in `--work`: mean-pooling and transformer tower on the data of Amazon
-Beauty, and a million items (as serving_start.py makes them). They are trained for one epoch: speed does not ask for
-more. --release or --run measure one of yours instead.
+Three releases are made on first use and kept in `--work`: mean-pooling and transformer tower on Amazon Beauty, and a
+million items (as in serving_start.py). They are trained for one epoch, because speed does not depend on quality.
+--release or --run measure another release instead.
 
-`serve.py role=all` runs as a process. Its store of events has 5,000 users of the release's data, each with 50 events:
-his own, and where he has fewer, those of other users before them. wrk (or load_generator.py) keeps 32 connections busy
-with POST /v1/retrieve of one user after the other.
+`serve.py role=all` runs as a process. Its event store has 5,000 users of the release's data with 50 events each; short
+histories are filled up with events of other users. wrk (or load_generator.py) keeps 32 connections busy with POST
+/v1/retrieve for one user after the other.
 
-The bare loop does nothing but parse + tower + index + serialise, of the same bodies, with the histories in memory: one
-request at a time, and in batches as large as there are connections, as the server at its best could have them. It has
-as many processes as the server, and runs before and after the load, so that a machine that changes its pace shows.
-The bar is half of the loop that takes one at a time. Exits with 1 where a bar is missed.
+The bare loop parses, runs the tower, searches and serialises the same bodies, with the histories in memory: one request
+at a time, and in batches of the number of connections, the largest that the server could form. It has as many processes
+as the server, and runs before and after the load, which shows whether the speed of the machine changed. The bar is half
+of the loop that takes one request at a time. Exits with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from recsys.serving.workers import worker_environment
 NUM_EVENTS, NUM_USERS = 50, 5000
 LEAST_RATIO = 0.5
 CHECKED = 20
-# Rounding of a tower that answers several requests at once.
+# Rounding differences of a tower that answers several requests together.
 TOLERANCE = 1e-4
 _parse = Decoder(RetrieveRequest)
 
 
 class Case(NamedTuple):
-    """A release, and what is expected of it: requests a second, p99 in ms."""
+    """A release, and its bars: requests a second (least), p99 in ms."""
 
     name: str
     store: Path
@@ -70,24 +70,24 @@ class Case(NamedTuple):
 
 
 def train(work: Path, *overrides: str) -> None:
-    """A run and its release, `production`."""
+    """Train a run, and release it as `production`."""
     run = [*overrides, "trainer.max_epochs=1", "logger=csv", f"hydra.run.dir={work / 'run'}"]
     release(work, [str(ROOT / "train.py"), "data=parquet", f"data.cache={work / 'cache'}", *run])
 
 
-def release(work: Path, first: Sequence[str], run: Path | None = None) -> None:
+def release(work: Path, first: Sequence[str], *, run: Path | None = None) -> None:
     index = [str(ROOT / "index.py"), f"run={run or work / 'run'}", f"store={work / 'store'}", "alias=production"]
     for arguments in (first, index):
         if arguments:
             subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
 
 
-def built(name: str, work: Path, beauty: Path | None) -> Case:
-    """One of the three cases, made where it is missing."""
+def built(name: str, work: Path, *, beauty: Path | None) -> Case:
+    """Return one of the three cases; make its release if it is missing."""
     made = (work / "store/aliases/production").exists()
     if not made and name == "million_mean":
         shutil.rmtree(work, ignore_errors=True)
-        make_release(work, 1_000_000, 64, False)
+        make_release(work, 1_000_000, dim=64, with_strings=False)
     elif not made:
         if beauty is None or not beauty.is_dir():
             raise SystemExit(f"--beauty: found {beauty}, expected a folder with interactions.parquet of Amazon Beauty")
@@ -97,14 +97,14 @@ def built(name: str, work: Path, beauty: Path | None) -> Case:
 
 
 def fill_events(case: Case, path: Path) -> list[UserId]:
-    """Give users of the release's data 50 events each; these users."""
+    """Store 50 events for each of some users of the release's data, and return these users."""
     fill(str(case.store), case.release, events=str(path), max_events=NUM_EVENTS, root=OWN)
     store = SQLiteEvents(path, NUM_EVENTS)
     users = store.users("", 100_000)
     np.random.default_rng(0).shuffle(users)
     users = users[:NUM_USERS]
     histories = store.histories(users)
-    # Those of the users before, without end.
+    # Events of other users fill up short histories.
     others = itertools.cycle([event for history in reversed(histories) for event in history])
     added = []
     for user, history in zip(users, histories, strict=True):
@@ -117,8 +117,8 @@ def fill_events(case: Case, path: Path) -> list[UserId]:
     return users
 
 
-def queries(retriever: Retriever, path: Path, users: Sequence[UserId]) -> dict[UserId, Query]:
-    """What the server knows of the users, as it is."""
+def queries(retriever: Retriever, path: Path, *, users: Sequence[UserId]) -> dict[UserId, Query]:
+    """Return the queries that the server makes for users from its event store."""
     store, names = SQLiteEvents(path, NUM_EVENTS), retriever.query_encoder.names
     read = names["history"]
     found = {}
@@ -133,8 +133,8 @@ def queries(retriever: Retriever, path: Path, users: Sequence[UserId]) -> dict[U
     return found
 
 
-def answer(retriever: Retriever, known: dict[UserId, Query], bodies: Sequence[bytes]) -> list[bytes]:
-    """The bare work: bodies of one k in, bodies out."""
+def answer(retriever: Retriever, known: dict[UserId, Query], *, bodies: Sequence[bytes]) -> list[bytes]:
+    """Answer bodies, all with the same k, without a server."""
     asked = [_parse(body) for body in bodies]
     version = retriever.version
     return [
@@ -148,41 +148,49 @@ def answer(retriever: Retriever, known: dict[UserId, Query], bodies: Sequence[by
     ]  # fmt: skip
 
 
-def bare_worker(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, start: Barrier) -> float:
-    """Requests a second of one process."""
-    retriever = Retriever.load(case.store, case.release, threads=1)
-    # As many as are asked again and again: not all of them need to lie in memory for this.
-    bodies = bodies[: 64 * batch if batch > 1 else 2000]
-    known = queries(retriever, path, [_parse(body).user_id for body in bodies])
-    batches = itertools.cycle([bodies[at : at + batch] for at in range(0, len(bodies), batch)])
-    answer(retriever, known, next(batches))
-    start.wait()
-    begin, done = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds:
-        done += len(answer(retriever, known, next(batches)))
-    return done / passed
+class BareLoop(NamedTuple):
+    """Work of one process of a bare loop: bodies in batches, for some seconds."""
+
+    case: Case
+    path: Path
+    bodies: Sequence[bytes]
+    batch: int
+    seconds: float
+
+    def run(self, start: Barrier) -> float:
+        """Return the requests a second of one process."""
+        retriever, batch = Retriever.load(self.case.store, self.case.release, threads=1), self.batch
+        # A part of the bodies is enough, and needs less memory.
+        bodies = self.bodies[: 64 * batch if batch > 1 else 2000]
+        known = queries(retriever, self.path, users=[_parse(body).user_id for body in bodies])
+        batches = itertools.cycle([bodies[at : at + batch] for at in range(0, len(bodies), batch)])
+        answer(retriever, known, bodies=next(batches))
+        start.wait()
+        begin, done = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < self.seconds:
+            done += len(answer(retriever, known, bodies=next(batches)))
+        return done / passed
 
 
-def bare(case: Case, path: Path, bodies: Sequence[bytes], batch: int, seconds: float, workers: int) -> float:
-    """Requests a second of all processes."""
+def bare(loop: BareLoop, workers: int) -> float:
+    """Return the requests a second of all processes."""
     context = multiprocessing.get_context("spawn")
     # The processes share the cores as those of the server do.
-    shared = worker_environment(0, count=workers, metrics=path.parent)
+    shared = worker_environment(0, count=workers, metrics=loop.path.parent)
     with shared, context.Manager() as manager:
         start = manager.Barrier(workers)
         with context.Pool(workers) as pool:
-            work = [(case, path, bodies, batch, seconds, start)] * workers
-            return sum(pool.starmap(bare_worker, work, chunksize=1))
+            return sum(pool.map(loop.run, [start] * workers, chunksize=1))
 
 
-def check(address: str, case: Case, path: Path, bodies: Sequence[bytes]) -> None:
-    """The server must answer what the bare loop does."""
+def check(address: str, case: Case, *, path: Path, bodies: Sequence[bytes]) -> None:
+    """Check that the server and the bare loop answer equally."""
     retriever = Retriever.load(case.store, case.release, threads=1)
     for body in bodies[:CHECKED]:
         asked = msgspec.json.decode(body)
         found = call(f"{address}/v1/retrieve", asked)
-        known = queries(retriever, path, [asked["user_id"]])
-        expected = msgspec.json.decode(answer(retriever, known, [body])[0])
+        known = queries(retriever, path, users=[asked["user_id"]])
+        expected = msgspec.json.decode(answer(retriever, known, bodies=[body])[0])
         scores = [[item["score"] for item in one["items"]] for one in (found, expected)]
         assert found["version"] == expected["version"], (found["version"], expected["version"])
         assert found["history_length"] == expected["history_length"] > 0
@@ -191,14 +199,14 @@ def check(address: str, case: Case, path: Path, bodies: Sequence[bytes]) -> None
 
 
 class Measured(NamedTuple):
-    """Of one case and number of processes; requests a second of bare loops, one at a time and in batches."""
+    """Load of one case, and requests a second of the bare loops, one at a time (single) and in batches (batched)."""
 
     load: Load
     single: float
     batched: float
 
 
-def measure(case: Case, workers: int, args: argparse.Namespace, folder: Path) -> Measured:
+def measure(case: Case, workers: int, *, args: argparse.Namespace, folder: Path) -> Measured:
     path = folder / "events.sqlite"
     users = fill_events(case, path)
     bodies = [encode({"user_id": user, "k": args.k}) for user in users]
@@ -208,15 +216,15 @@ def measure(case: Case, workers: int, args: argparse.Namespace, folder: Path) ->
 
     def bares() -> list[float]:
         each = max(1.0, args.seconds / 6)
-        return [bare(case, path, bodies, batch, each, workers) for batch in (1, args.connections)]
+        return [bare(BareLoop(case, path, bodies, batch, each), workers) for batch in (1, args.connections)]
 
     before = bares()
     with serving(folder, *options, f"max_events={NUM_EVENTS}") as (address, _):
-        check(address, case, path, bodies)
+        check(address, case, path=path, bodies=bodies)
         url = f"{address}/v1/retrieve"
         drive(url, lines, args.connections, 2, folder)
         load = drive(url, lines, args.connections, args.seconds, folder)
-        check(address, case, path, bodies)
+        check(address, case, path=path, bodies=bodies)
     single, batched = (sum(pair) / 2 for pair in zip(before, bares(), strict=True))
     return Measured(load, single, batched)
 
@@ -243,10 +251,10 @@ def main() -> None:
         _, manifest = ReleaseStore(args.store).open(args.release)
         cases = [Case(args.release, args.store.absolute(), manifest.version, 0, np.inf)]
     elif args.run:
-        release(work / "run_release", [], args.run.absolute())
+        release(work / "run_release", [], run=args.run.absolute())
         cases = [Case(args.run.name, work / "run_release/store", "production", 0, np.inf)]
     else:
-        cases = [built(name, work / name, args.beauty and args.beauty.absolute()) for name in args.cases]
+        cases = [built(name, work / name, beauty=args.beauty and args.beauty.absolute()) for name in args.cases]
     console = Console(width=130)
     generator = "wrk" if shutil.which("wrk") else "load_generator.py"
     console.print(
@@ -259,7 +267,7 @@ def main() -> None:
     missed = []
     for case, workers in itertools.product(cases, args.workers):
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(case, workers, args, Path(folder))
+            found = measure(case, workers, args=args, folder=Path(folder))
         load, rate = found.load, found.load.answered / found.load.seconds
         ok = rate >= case.least and load.p99 <= case.p99 and rate >= LEAST_RATIO * found.single and not load.errors
         missed += [] if ok else [f"{case.name}, workers={workers}"]

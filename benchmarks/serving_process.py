@@ -1,4 +1,4 @@
-"""What the benchmarks of one server share: serve.py as a process, and calls to it."""
+"""Process of serve.py, and calls to it, for the benchmarks of one server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATIENCE = 300.0
 
 @contextmanager
 def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Address and process of serve.py with these options, from when it is ready; `folder` is for what it writes."""
+    """Run serve.py with these options, and yield its address and process when it is ready; it writes into `folder`."""
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, str(ROOT / "serve.py"), f"port={port}", "log_level=warning", *options]
@@ -31,15 +31,15 @@ def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
     with path.open("ab") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment)
     try:
-        wait_until_ready(address, server, path)
+        wait_until_ready(address, server, log=path)
         yield address, server
     finally:
         server.terminate()
         server.wait()
 
 
-def wait_until_ready(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Until /readyz says so."""
+def wait_until_ready(address: str, server: subprocess.Popen[bytes], *, log: Path) -> None:
+    """Return when /readyz answers 200."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -51,7 +51,7 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes], log: Path) -
 
 
 def call(address: str, body: object = None) -> Any:
-    """What is answered, parsed; GET, or POST of a body."""
+    """Return the decoded answer to a GET, or to a POST if there is a body."""
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(address, data), timeout=30) as answer:
         return json.loads(answer.read())

@@ -1,11 +1,11 @@
-"""How long does a server take to be ready, and how much memory, with a release of a million items?
+"""Seconds until a server is ready, and its memory, with a release of a million items.
 
     python benchmarks/serving_start.py --store runs/start
 
-The release is a real one, made by train.py and index.py from items with titles and categories and a few users; it is
-kept for the next run. `ready` is the time from the start of `serve.py role=all` to the first 200 of /readyz, files
-cached by the kernel. Memory is PSS: what the process holds alone, and its share of mapped files that are resident; that
-of a gateway without hosts, which holds no release, is what any server takes.
+train.py and index.py make the release from items with titles and categories and a few users; it is kept for the next
+run. `ready` is the time from the start of `serve.py role=all` to the first 200 of /readyz, with files cached by the
+kernel. Memory is PSS: private pages, and the process's share of resident mapped files. A gateway without hosts loads no
+release; its memory is the part that every server takes.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ tell("tower and its self-check")
 """
 
 
-def write_data(root: Path, num_items: int, with_strings: bool) -> None:
-    """Items in clusters of a category, and 2,000 users with 20 events each."""
+def write_data(root: Path, num_items: int, *, with_strings: bool) -> None:
+    """Write items with categories, and 2,000 users with 20 events each."""
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     ids = np.arange(num_items)
@@ -77,9 +77,9 @@ def write_data(root: Path, num_items: int, with_strings: bool) -> None:
     pq.write_table(pa.table(events), root / "interactions.parquet")
 
 
-def make_release(folder: Path, num_items: int, dim: int, with_strings: bool) -> None:
-    """Train a little and promote."""
-    write_data(folder / "data", num_items, with_strings)
+def make_release(folder: Path, num_items: int, *, dim: int, with_strings: bool) -> None:
+    """Train for one epoch, and release the model."""
+    write_data(folder / "data", num_items, with_strings=with_strings)
     run = folder / "run"
     train = [
         "data=parquet", f"data.root={folder / 'data'}", f"data.cache={folder / 'cache'}", "split=leave_last_out",
@@ -92,7 +92,7 @@ def make_release(folder: Path, num_items: int, dim: int, with_strings: bool) -> 
 
 
 def pss(pid: int) -> int:
-    """Bytes."""
+    """Return the PSS of a process in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
 
@@ -121,7 +121,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def memory_without_release(folder: Path) -> int:
-    """Bytes."""
+    """Return the PSS of a gateway without hosts in bytes."""
     port, address = port_and_address()
     arguments = ["role=gateway", "hosts=http://127.0.0.1:9", f"port={port}", f"events={folder / 'none.sqlite'}"]
     server = subprocess.Popen([sys.executable, str(ROOT / "serve.py"), *arguments, "log_level=error"], cwd=ROOT)
@@ -134,7 +134,7 @@ def memory_without_release(folder: Path) -> int:
 
 
 def measure(store: Path, folder: Path) -> None:
-    """Start a server, wait until it is ready, ask, and look at its memory."""
+    """Start a server, wait until it is ready, send requests, and print its memory."""
     port, address = port_and_address()
     arguments = [f"store={store}", f"port={port}", f"events={folder / 'events.sqlite'}", "log_level=warning"]
     begin = time.perf_counter()
@@ -160,7 +160,7 @@ def measure(store: Path, folder: Path) -> None:
     base = memory_without_release(folder)
     print(f"memory without a release   {base / 1e6:7.0f} MB")
     for name, memory in (("when ready", idle), ("after 500 requests", used)):
-        shares = f"{memory / size:.2f} x the files, {(memory - base) / size:.2f} x without what any server takes"
+        shares = f"{memory / size:.2f} x the files, {(memory - base) / size:.2f} x without the part of every server"
         print(f"memory {name:<20}{memory / 1e6:7.0f} MB, {shares}")
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--string-ids", action="store_true")
     args = parser.parse_args()
     if not (args.store / "store/aliases/production").exists():
-        make_release(args.store, args.num_items, args.dim, args.string_ids)
+        make_release(args.store, args.num_items, dim=args.dim, with_strings=args.string_ids)
     store = args.store / "store"
     subprocess.run([sys.executable, "-c", STAGES, str(store), "production"], check=True)
     measure(store, args.store)

@@ -66,5 +66,5 @@ class Settings:
 
     @property
     def has_page(self) -> bool:
-        """Whether the page is served: by default only if one process does everything, because it lists user ids."""
+        """True if the page is served: by default only if one process does everything, because it lists user ids."""
         return self.role == "all" if self.page is None else self.page

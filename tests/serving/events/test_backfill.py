@@ -215,7 +215,7 @@ class Interrupted(SQLiteEvents):
 def test_goes_on_where_it_was_and_does_nothing_twice(
     tmp_path: Path, fast_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recsys.serving.events.backfill._BATCH", 7)
+    monkeypatch.setattr("recsys.serving.events.backfill.USERS_PER_WRITE", 7)
     root = write_tables(tmp_path / "data", **_events(np.random.default_rng(0), 600))
     release, dataset = write_release(root)
     store = Interrupted(fast_folder / "events.db")
@@ -244,10 +244,10 @@ def test_another_folder_without_users(published: Published, store: SQLiteEvents,
     folder = published.store / published.versions[0]
     rows = pq.read_table(published.root / "interactions.parquet").slice(0, 100)
     root = write_tables(tmp_path / "later", **{name: rows[name] for name in rows.column_names})
-    assert backfill(store, folder, str(root)) == len(rows["user_id"].unique())
+    assert backfill(store, folder, root=str(root)) == len(rows["user_id"].unique())
     assert sum(len(store.history(user)) for user in rows["user_id"].unique().to_pylist()) == 100
     with pytest.raises(UserError, match="no such folder"):
-        backfill(store, folder, str(tmp_path / "nowhere"))
+        backfill(store, folder, root=str(tmp_path / "nowhere"))
 
 
 def test_imports_no_torch() -> None:

@@ -18,7 +18,7 @@ NAMES = ("rating", "device", "tags")
 
 
 def parse(**fields: Any) -> list[tuple[Any, Event]]:
-    return parse_events({"user_id": 5, "item_id": "a", **fields}, NAMES, NOW)
+    return parse_events({"user_id": 5, "item_id": "a", **fields}, NAMES, now=NOW)
 
 
 def test_one_event_and_a_list() -> None:
@@ -27,11 +27,11 @@ def test_one_event_and_a_list() -> None:
         {"user_id": "5", "item_id": 7, "timestamp": 0, "rating": 4.5, "tags": ["x", None]},
         {"user_id": 5, "item_id": "7", "timestamp": None, "device": "phone"},
     ]
-    assert parse_events(posted, NAMES, NOW) == [
+    assert parse_events(posted, NAMES, now=NOW) == [
         ("5", Event(7, 0, {"rating": 4.5, "tags": ["x", None]})),
         (5, Event("7", NOW, {"device": "phone"})),
     ]
-    assert parse_events([], NAMES, NOW) == []
+    assert parse_events([], NAMES, now=NOW) == []
 
 
 def test_forms_of_a_time() -> None:
@@ -75,13 +75,13 @@ def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) 
         parse(**fields)
     good = {"user_id": 5, "item_id": "a"}
     with pytest.raises(UserError, match=r"^\[1\]\."):
-        parse_events([good, {**good, **fields}], NAMES, NOW)
+        parse_events([good, {**good, **fields}], NAMES, now=NOW)
 
 
 @pytest.mark.parametrize("posted", [None, 3, "x", [None], [[]], [{"user_id": 1}], {"item_id": 1}])
 def test_what_is_no_event_is_refused(posted: Any) -> None:
     with pytest.raises(UserError):
-        parse_events(posted, NAMES, NOW)
+        parse_events(posted, NAMES, now=NOW)
 
 
 anything = st.recursive(
@@ -94,7 +94,7 @@ anything = st.recursive(
 @given(st.fixed_dictionaries({}, optional={n: anything for n in ("user_id", "item_id", "timestamp", "rating", "tags")}))
 def test_whatever_is_accepted_can_be_stored(posted: Any) -> None:
     try:
-        ((_, event),) = parse_events(posted, NAMES, NOW)
+        ((_, event),) = parse_events(posted, NAMES, now=NOW)
     except UserError:
         return
     (stored,) = decode_events(encode_events([event]), 1)

@@ -85,7 +85,7 @@ def test_what_may_be_events(parts: Any, body: bytes, may_be: bool) -> None:
     assert parts.may_be_events(body) == may_be
     # It never calls malformed what the server takes.
     try:
-        parse_events(json.loads(body.decode()), set(), 0)
+        parse_events(json.loads(body.decode()), set(), now=0)
     except (UserError, ValueError):
         return
     assert may_be

@@ -28,11 +28,11 @@ from recsys.serving.events.event_store import Event, EventStore, Restored
 log = logging.getLogger("recsys")
 
 # Number of users in one write, and the progress of a source that is restored completely.
-_BATCH = 2000
+USERS_PER_WRITE = 2000
 _WHOLE = -1
 
 
-def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
+def backfill(store: EventStore, release: Path, *, root: str | None = None) -> int:
     """Merge a data folder into a store. Stored events stay, and no event is stored twice.
 
     A folder that was restored completely is not read again. An interrupted backfill continues after its last write.
@@ -64,7 +64,7 @@ def backfill(store: EventStore, release: Path, root: str | None = None) -> int:
         return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, DuckDB().open(Path(scratch)) as session:
-        written = _restore(store, _known(job, session, store.max_events), source, done)
+        written = _restore(store, _known(job, session, store.max_events), source=source, done=done)
     log.info(
         "%s: %d histories and profiles written to the event store in %.1f s",
         job.interactions.place,
@@ -82,10 +82,10 @@ def _known(job: PreparationJob, session: Session, max_events: int) -> Iterator[R
         yield Restored(user_id, (), profile)
 
 
-def _restore(store: EventStore, known: Iterator[Restored], source: str, done: int) -> int:
+def _restore(store: EventStore, known: Iterator[Restored], *, source: str, done: int) -> int:
     written = 0
     known = itertools.islice(known, done, None)
-    while users := list(itertools.islice(known, _BATCH)):
+    while users := list(itertools.islice(known, USERS_PER_WRITE)):
         written += len(users)
         store.restore(_distinct(users), source, done=done + written)
     store.restore([], source, done=_WHOLE)

@@ -31,7 +31,7 @@ def fill(store: str, release: str | None, *, events: str, max_events: int, root:
     try:
         opened = open_store(events, max_events)
         try:
-            return backfill(opened, folder, None if root == OWN else root)
+            return backfill(opened, folder, root=None if root == OWN else root)
         finally:
             opened.close()
     except StoreError as error:

@@ -14,7 +14,7 @@ LATEST = 253_402_300_799
 _OWN = ("user_id", "item_id", "timestamp")
 
 
-def parse_events(posted: Any, features: Collection[str], now: int) -> list[tuple[UserId, Event]]:
+def parse_events(posted: Any, features: Collection[str], *, now: int) -> list[tuple[UserId, Event]]:
     """Return the events of a request: one or a list of `{user_id, item_id, timestamp?, feature: value, ...}`.
 
     Args:
@@ -26,11 +26,11 @@ def parse_events(posted: Any, features: Collection[str], now: int) -> list[tuple
         UserError: If an event is wrong; the message names the field (`[3].timestamp` in a list).
     """
     if isinstance(posted, list):
-        return [_parse(event, features, now, place=f"[{number}]") for number, event in enumerate(posted)]
-    return [_parse(posted, features, now, place="")]
+        return [_parse(event, features, now=now, place=f"[{number}]") for number, event in enumerate(posted)]
+    return [_parse(posted, features, now=now, place="")]
 
 
-def _parse(event: Any, features: Collection[str], now: int, *, place: str) -> tuple[UserId, Event]:
+def _parse(event: Any, features: Collection[str], *, now: int, place: str) -> tuple[UserId, Event]:
     if not isinstance(event, Mapping):
         raise UserError(f"{place or 'events'}: found {_short(event)}, expected an event {{user_id, item_id, ...}}")
     prefix = f"{place}." if place else ""

@@ -16,7 +16,7 @@ _profile = msgspec.msgpack.Decoder(dict[str, Any])
 _encoder = msgspec.msgpack.Encoder()
 
 
-def merge(held: Iterable[Event], arrivals: Iterable[Event], max_events: int) -> list[Event]:
+def merge(held: Iterable[Event], arrivals: Iterable[Event], *, max_events: int) -> list[Event]:
     """Return `held` and the missing `arrivals`, sorted by time, held ones first, cut to the last `max_events`.
 
     If an event arrives n times and is held m times, max(0, n - m) of the arrivals are missing.

@@ -107,7 +107,7 @@ class SQLiteEvents:
         with self._transaction() as writer:
             for user_id, arrivals in by_user(events).items():
                 held = self._read(writer, user_id)
-                kept = merge(held, arrivals, self.max_events)
+                kept = merge(held, arrivals, max_events=self.max_events)
                 if kept != held:
                     writer.execute(_SAVE_HISTORY, (user_id, encode_events(kept)))
 
@@ -161,7 +161,7 @@ class SQLiteEvents:
             histories, profiles = [], []
             for user in users:
                 recent = user.events[-self.max_events :]
-                kept = merge(recent, self._read(writer, user.user_id), self.max_events)
+                kept = merge(recent, self._read(writer, user.user_id), max_events=self.max_events)
                 if kept:
                     histories.append((user.user_id, encode_events(kept)))
                 if user.profile:

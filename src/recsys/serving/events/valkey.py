@@ -131,7 +131,9 @@ class ValkeyEvents:
         keys = {user_id: self._key("history", user_id) for user_id in arrivals}
 
         def change(held: Mapping[str, list[Event]]) -> dict[str, bytes]:
-            kept = {key: merge(held[key], arrivals[user_id], self.max_events) for user_id, key in keys.items()}
+            kept = {
+                key: merge(held[key], arrivals[user_id], max_events=self.max_events) for user_id, key in keys.items()
+            }
             return {key: encode_events(history) for key, history in kept.items() if history != held[key]}
 
         self._write(list(keys.values()), change)
@@ -215,7 +217,10 @@ class ValkeyEvents:
         profiles = {self._key("profile", user.user_id): encode_profile(user.profile) for user in users if user.profile}
 
         def change(held: Mapping[str, list[Event]]) -> dict[str, str | bytes]:
-            kept = {key: encode_events(merge(events, held[key], self.max_events)) for key, events in recent.items()}
+            kept = {
+                key: encode_events(merge(events, held[key], max_events=self.max_events))
+                for key, events in recent.items()
+            }
             return {**kept, **profiles, **mark}
 
         self._write(list(recent), change)

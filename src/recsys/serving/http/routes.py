@@ -138,7 +138,7 @@ class GatewayRoutes:
         if isinstance(posted, list):
             self._check_length(posted, "events")
         names = await self._gateway.event_names()
-        events = parse_events(posted, names, int(time.time()))
+        events = parse_events(posted, names, now=int(time.time()))
         try:
             await asyncio.to_thread(self._gateway.events.append, events)
         except StoreError as error:
