@@ -1,4 +1,4 @@
-"""The examples of docs/retraining.md say what their programs understand, and their commands compose."""
+"""The schedules of docs/retraining.md are valid, and their commands compose."""
 
 from __future__ import annotations
 

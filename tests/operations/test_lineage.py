@@ -1,4 +1,4 @@
-"""From a version back to what it was made of, from files alone."""
+"""Lineage of a release, read from files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def store(published: Published, tmp_path: Path) -> ReleaseStore:
     return store
 
 
-def test_every_step_back_is_there(store: ReleaseStore, published: Published, tmp_path: Path) -> None:
+def test_the_lineage_has_every_origin(store: ReleaseStore, published: Published, tmp_path: Path) -> None:
     version = published.versions[0]
     found = lineage(store, "candidate")
     manifest = Manifest.load(store.root / version)
@@ -53,7 +53,7 @@ def test_every_step_back_is_there(store: ReleaseStore, published: Published, tmp
     json.dumps(found.to_json())
 
 
-def test_a_run_that_changed_or_is_gone_is_told(store: ReleaseStore, published: Published, tmp_path: Path) -> None:
+def test_a_changed_or_missing_run_is_reported(store: ReleaseStore, published: Published, tmp_path: Path) -> None:
     config = tmp_path / "run0/config.yaml"
     config.write_text(config.read_text() + "\n# edited\n")
     assert not lineage(store, published.versions[0]).run["same_config"]
@@ -67,7 +67,7 @@ def test_a_run_that_changed_or_is_gone_is_told(store: ReleaseStore, published: P
     assert "the folder is missing" in console.export_text()
 
 
-def test_damage_is_told_and_the_rest_still_helps(store: ReleaseStore, published: Published) -> None:
+def test_damage_is_reported_and_the_rest_is_shown(store: ReleaseStore, published: Published) -> None:
     file = store.root / published.versions[0] / "user_tower.onnx"
     file.chmod(0o644)
     file.write_bytes(b"x" + file.read_bytes()[1:])
@@ -77,7 +77,7 @@ def test_damage_is_told_and_the_rest_still_helps(store: ReleaseStore, published:
     assert found.data["fingerprint"]
 
 
-def test_when_it_was_served(store: ReleaseStore, published: Published) -> None:
+def test_periods_in_which_it_was_served(store: ReleaseStore, published: Published) -> None:
     first, second = published.versions
     for version in (first, second, first):
         store.set_alias("production", version, f"to {version}")

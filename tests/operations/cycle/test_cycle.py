@@ -1,4 +1,4 @@
-"""`retrain.py` from end to end: whatever happens, at most one release more, and what is served is always sound."""
+"""Retraining cycles from end to end: each publishes at most one release, and the served one is always valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of old cycles go, but for those that something still needs."""
+"""Runs of old cycles are removed unless an alias needs them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def left(plan: CyclePlan) -> list[int]:
     return sorted(int(path.parent.name) for path in plan.folder.glob("cycles/*/run"))
 
 
-def test_the_newest_stay_and_those_of_aliases(plan: CyclePlan, tmp_path: Path) -> None:
+def test_the_newest_runs_and_those_of_aliases_stay(plan: CyclePlan, tmp_path: Path) -> None:
     assert plan.config.keep == 10
     # The two oldest are those of `previous` and `production`.
     assert prune(plan) == []
@@ -60,7 +60,7 @@ def test_the_newest_stay_and_those_of_aliases(plan: CyclePlan, tmp_path: Path) -
     assert left(plan) == [1, 2]
 
 
-def test_killed_in_the_middle_it_goes_on(plan: CyclePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_removal_is_continued(plan: CyclePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, remove, calls = plan_of(tmp_path, "keep=4"), shutil.rmtree, []
 
     def cut_off(path: Any, *rest: Any, **more: Any) -> None:
@@ -79,7 +79,7 @@ def test_killed_in_the_middle_it_goes_on(plan: CyclePlan, tmp_path: Path, monkey
     assert left(plan) == [1, 2, 9, 10, 11, 12]
 
 
-def test_in_doubt_nothing_is_removed(plan: CyclePlan, tmp_path: Path) -> None:
+def test_an_unreadable_release_prevents_removal(plan: CyclePlan, tmp_path: Path) -> None:
     served = plan.store.aliases()["production"]
     (plan.store.root / served / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest"):

@@ -1,4 +1,4 @@
-"""A cycle that rolls out over servers as they are started by people: `serve.py`, two hosts and a gateway."""
+"""A cycle that rolls out over real servers: two hosts and a gateway, started like in the documentation."""
 
 from __future__ import annotations
 

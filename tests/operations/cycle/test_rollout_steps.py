@@ -170,7 +170,7 @@ def test_servers_that_follow_the_alias_are_waited_for(store: ReleaseStore, hosts
     assert again.outcome == "kept"
 
 
-def test_nobody_to_watch_and_nothing_to_go_back_to(store: ReleaseStore, hosts: list[FakeHost]) -> None:
+def test_without_servers_or_a_previous_release_nothing_is_watched(store: ReleaseStore, hosts: list[FakeHost]) -> None:
     alone = plan_of(store, [])
     cycle = cycle_of(alone)
     roll_out(alone, cycle)
@@ -181,7 +181,7 @@ def test_nobody_to_watch_and_nothing_to_go_back_to(store: ReleaseStore, hosts: l
     assert first.outcome == "kept"
 
 
-def test_what_somebody_else_decided_is_left_alone(store: ReleaseStore) -> None:
+def test_an_alias_that_somebody_else_moved_is_left_alone(store: ReleaseStore) -> None:
     plan = plan_of(store, [])
     cycle = cycle_of(plan)
     store.set_alias("production", OTHER, "by hand")
@@ -231,7 +231,7 @@ def test_answers_before_the_first_reading_are_not_counted(hosts: list[FakeHost])
     assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], settings=QUICK) is None
 
 
-def test_few_answers_say_nothing(hosts: list[FakeHost]) -> None:
+def test_the_share_of_few_answers_is_not_judged(hosts: list[FakeHost]) -> None:
     hosts[0].at_look = lambda number: hosts[0].answers.update({("/v1/search", 500): min(number, 19)})
     began = time.monotonic()
     assert watch_servers([WatchedServer(parse_address(hosts[0].name), OLD)], [], settings=QUICK) is None
@@ -247,7 +247,7 @@ def test_wrong_settings_of_the_watch(store: ReleaseStore, hosts: list[FakeHost],
         watch(plan, cycle)
 
 
-def test_settings_that_no_cycle_can_have() -> None:
+def test_settings_that_a_cycle_refuses() -> None:
     config = compose("retrain", ["data.root=DATA"])
 
     def plan(*overrides: str) -> Any:

@@ -1,4 +1,4 @@
-"""A few days of `benchmarks/simulated_months.py`: what arrives, what is stopped, and what is measured."""
+"""A few days of `benchmarks/simulated_months.py`: arrivals, stopped candidates and measurements."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def events_of(root: Path) -> dict[int, int]:
     return {int(file.stem[4:]): pq.read_metadata(file).num_rows for file in (root / EVENTS).glob("*.parquet")}
 
 
-def test_what_arrives_is_harmed_until_it_is_mended(tmp_path: Path) -> None:
+def test_arrived_events_are_harmed_until_the_incident_is_fixed(tmp_path: Path) -> None:
     nobody = Incident("nobody could come", 10, 11, outage, happened=True)
     longer = Incident("two days twice", 8, 10, doubled_day, days=2)
     days = Days(tmp_path, WORLD, (longer, nobody))
@@ -63,7 +63,7 @@ def test_what_arrives_is_harmed_until_it_is_mended(tmp_path: Path) -> None:
     assert len(items) == np.sum(np.asarray(born) < days.second(11)) < len(born)
 
 
-def test_a_day_asks_everyone_who_came_for_what_is_new_to_them(tmp_path: Path) -> None:
+def test_each_user_of_a_day_is_a_request_for_unseen_items(tmp_path: Path) -> None:
     days = Days(tmp_path, WORLD, ())
     days.pass_by(6)
     dataset = open_data(Loop(tmp_path, POLICIES[0], days=days).training(days.happened, 6))
@@ -86,7 +86,7 @@ def test_policies_are_due_from_the_first_release_on() -> None:
     assert due == {"never": [], "weekly, cold": [10, 17], "weekly, warm": [10, 17]}
 
 
-def test_a_gain_is_told_with_an_interval_of_weeks() -> None:
+def test_a_gain_has_an_interval_from_a_bootstrap_of_weeks() -> None:
     rng = np.random.default_rng(0)
     never = 0.2 + 0.05 * rng.standard_normal(60)
     # Paired: the days' own ups and downs, much larger than the gain, are the same for both.
@@ -111,7 +111,7 @@ def test_steps_until_the_recall_that_the_cold_run_ends_with(tmp_path: Path) -> N
     assert told.endswith("0.3100 after 40 steps cold; warm 0.3080: all never, 99% after 10 (25%)")
 
 
-def test_what_a_warm_run_reaches_is_read_from_its_looks(tmp_path: Path) -> None:
+def test_steps_of_a_warm_run_are_read_from_its_validations(tmp_path: Path) -> None:
     for name, looked in (("cold", [0.1, 0.3, 0.4, 0.39]), ("warm", [0.38, 0.397, 0.398, 0.41])):
         folder = tmp_path / f"005-{name}/logs/0"
         folder.mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_what_a_warm_run_reaches_is_read_from_its_looks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gates_stop_what_goes_wrong_and_nothing_is_done_twice(tmp_path: Path) -> None:
+def test_gates_stop_an_incident_and_finished_steps_are_not_repeated(tmp_path: Path) -> None:
     policies = (Policy("never", None), Policy("daily, warm", 1), Policy("daily, warm, no gates", 1, gated=False))
     world = dataclasses.replace(WORLD, days=11)
 

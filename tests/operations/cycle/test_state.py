@@ -116,7 +116,7 @@ def test_a_step_that_breaks_is_done_again_with_the_files_that_it_began_with(root
 
 
 @pytest.mark.parametrize("step", ["prepare", "train", "judge"])
-def test_wrong_data_end_the_cycle_and_are_not_read(root: Path, steps: Steps, step: str) -> None:
+def test_wrong_data_ends_the_cycle_and_does_not_count_as_read(root: Path, steps: Steps, step: str) -> None:
     plan = plan_of(root)
     steps.fails[step] = UserError("one.parquet: no column user_id")
     with pytest.raises(UserError, match="no column user_id"):
@@ -167,7 +167,7 @@ def test_a_host_that_is_down_does_not_end_the_cycle(root: Path, steps: Steps) ->
     assert steps.done.count("train") == 1
 
 
-def test_a_candidate_of_other_settings_or_data_is_left(root: Path, steps: Steps) -> None:
+def test_a_cycle_with_other_settings_or_data_is_abandoned(root: Path, steps: Steps) -> None:
     steps.fails["judge"] = OSError("killed")
     with pytest.raises(OSError, match="killed"):
         run(plan_of(root))
@@ -207,7 +207,7 @@ def test_one_cycle_of_a_model_at_a_time(root: Path, steps: Steps) -> None:
         assert run(CyclePlan(other, plan.training, variants={}))[0] is not None
 
 
-def test_the_history_tells_a_cycle_once_also_after_a_torn_line(tmp_path: Path) -> None:
+def test_the_history_has_each_cycle_once_also_after_a_cut_off_line(tmp_path: Path) -> None:
     from recsys.operations.cycle.arrivals import FolderListing
 
     file = CycleStateFile(tmp_path)

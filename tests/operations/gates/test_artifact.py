@@ -1,4 +1,4 @@
-"""Is a release as fresh as it must be? By hand."""
+"""The gate on the age of a release, computed by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def release(begin: int, until: int, data: str = "new", weights: str = "new") -> 
         (release(0, 9, data="old", weights="old"), []),
     ],
 )
-def test_of_which_time_and_whose_weights(candidate: Any, failed: list[str]) -> None:
+def test_age_of_the_data_and_new_weights(candidate: Any, failed: list[str]) -> None:
     window = EventWindow(days_of_events([95] + [100] * 9))
     evidence: Any = SimpleNamespace(candidate=candidate, served=release(0, 9, "old", "old"), window=window)
     outcomes = list(Fresh(max_days_behind=3, min_span_ratio=0.7).judge(evidence))
@@ -45,7 +45,7 @@ def test_of_which_time_and_whose_weights(candidate: Any, failed: list[str]) -> N
     assert len(outcomes) >= 3
 
 
-def test_a_release_that_does_not_say_is_not_told() -> None:
+def test_a_release_without_times_is_untested() -> None:
     silent = release(0, 9)
     silent.retriever.manifest.data = {}
     window = EventWindow(days_of_events([95] + [100] * 9))

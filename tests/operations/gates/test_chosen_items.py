@@ -1,4 +1,4 @@
-"""Gates on a release whose items a policy chose: judged as it is, and not by what the run reached over all items."""
+"""Gates on a release whose items a policy chose: they judge it over those items, not over all items of the run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     assert staged().manifest.num_items == len(run.corpus) - 20
 
 
-def test_a_record_is_left_to_chance_too() -> None:
+def test_a_record_has_a_variance_too() -> None:
     values = np.zeros(1000)
     values[:102] = 1.0
     known = SimpleNamespace(retriever=SimpleNamespace(manifest=SimpleNamespace(record=lambda name: 0.2)))  # noqa: ARG005
@@ -123,7 +123,7 @@ def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) 
     assert dataclasses.replace(manifest, corpus={"num_items": 3, "of": 4}).record("recall@10") is None
 
 
-def test_a_release_that_is_older_than_the_test_part_foretells_nothing(published: Published) -> None:
+def test_a_release_older_than_the_test_part_has_no_reference(published: Published) -> None:
     run = load_run(published.runs[0])
     asked = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
     side = Side(Retriever.load(published.store, published.versions[0]), asked)

@@ -1,4 +1,4 @@
-"""Gates on events, on data sets that are written out by hand."""
+"""Gates on times and contents of events, on data sets written by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_gap_to_the_end_of_the_window_and_between_events() -> None:
 
 
 @pytest.mark.parametrize(("until", "expected"), [(24, "pass"), (18, "fail")])
-def test_an_evening_that_is_missing_is_no_night(until: int, expected: str) -> None:
+def test_a_missing_evening_fails_although_nights_are_as_long(until: int, expected: str) -> None:
     # Silent from midnight to eight, ten events an hour then: six hours more are no long gap, and many events.
     days, hours = np.meshgrid(np.arange(11), 8 + np.arange(160) / 10)
     time = np.sort((days * DAY + hours * 3600).astype(np.int64).ravel())
@@ -62,7 +62,7 @@ def test_a_gap_that_is_known_passes() -> None:
     assert status(another.judge(evidence(cut))) == ["pass", "fail", "fail"]
 
 
-def test_nothing_is_later_than_now() -> None:
+def test_events_in_the_future_fail() -> None:
     data = days_of_events([95] + [100] * 10)
     gate = Clock(max_ahead_hours=1)
     assert status(gate.judge(evidence(data, now=11 * DAY))) == ["pass"]
@@ -135,7 +135,7 @@ def test_columns_and_features_that_the_catalogue_lost() -> None:
     assert judged(side(None), whole) == {"catalogue price": "fail", "features lost": "fail"}
 
 
-def test_users_of_another_system_and_items_that_changed_places() -> None:
+def test_new_user_ids_and_swapped_items() -> None:
     rng = np.random.default_rng(0)
     time = np.arange(2200) * DAY // 200
     user, item = rng.integers(0, 40, 2200), np.minimum(rng.geometric(0.5, 2200), NUM_ITEMS)
@@ -170,7 +170,7 @@ def test_users_of_another_system_and_items_that_changed_places() -> None:
     assert list(dataclasses.replace(shift, min_expected_items=10).judge(evidence(gone)))[2].status == "untested"
 
 
-def test_days_on_which_nobody_is_new() -> None:
+def test_days_without_new_users() -> None:
     # Each day brings 20 users with five events each; on the last day they come as those of the first.
     unseen = Unseen(max_increase=0.1, max_ratio=2.0, min_new_users_ratio=0.25, min_usual_new_users=12)
     time = np.arange(1100) * DAY // 100

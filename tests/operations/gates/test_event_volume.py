@@ -1,4 +1,4 @@
-"""Gates on the volume of events and of what each user does, on data sets that are written out by hand."""
+"""Gates on the number of events, in total and for each user, on data sets written by hand."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_known_day_is_neither_judged_nor_reference() -> None:
 
 
 @pytest.mark.parametrize("gate", ["volume", "activity", "gaps"])
-def test_known_days_are_days(gate: str) -> None:
+def test_known_days_must_be_dates(gate: str) -> None:
     sound = {"volume": VOLUME, "activity": ACTIVITY, "gaps": TimeGaps(max_ratio=2.0, max_gap_days=60)}[gate]
     with pytest.raises(UserError, match=f"gates.{gate}.known_days: found .'yesterday'., expected days such as"):
         dataclasses.replace(sound, known_days=["yesterday"])
@@ -77,7 +77,7 @@ ACTIVITY = Activity(max_ratio=1.3, max_deviations=5, min_reference_days=3, min_u
 
 
 @pytest.mark.parametrize(("last", "expected"), [(4, "pass pass"), (2, "fail pass"), (3, "fail pass"), (6, "pass fail")])
-def test_users_do_as_much_however_many_come(last: int, expected: str) -> None:
+def test_events_per_user_do_not_depend_on_the_number_of_users(last: int, expected: str) -> None:
     # Days of 30 to 90 users, of whom each does four things. Day 0 has those that make every item trained.
     outcomes = list(ACTIVITY.judge(evidence(visits([4] * 6 + [last], [30, 90, 60, 30, 90, 60, 80]))))
     assert status(outcomes) == expected.split()
@@ -101,7 +101,7 @@ def test_activity_that_scatters_by_itself_has_wide_bounds() -> None:
 
 
 @pytest.mark.parametrize("gate", [VOLUME, ACTIVITY])
-def test_without_times_nothing_is_said(gate: Volume | Activity) -> None:
+def test_without_times_the_gates_are_untested(gate: Volume | Activity) -> None:
     data = days_of_events([95] + [100] * 10)
     data = dataclasses.replace(data, meta=dataclasses.replace(data.meta, time_resolution=TimeResolution.NONE))
     assert status(gate.judge(evidence(data))) == ["untested", "untested"]

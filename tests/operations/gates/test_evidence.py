@@ -66,7 +66,7 @@ def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side:
         np.testing.assert_allclose(side.per_user[f"action={value}/recall@{K}"], expected)
 
 
-def test_what_is_wanted_from_a_moment_on(run: TrainedRun, side: Side) -> None:
+def test_relevant_items_before_and_after_a_moment(run: TrainedRun, side: Side) -> None:
     dataset, asked = run.dataset, side.asked
     moment = int(np.median(dataset.time[dataset.val_end[asked.requests.user_idx]]))
     new, before = asked.relevant_since(moment)
@@ -77,9 +77,7 @@ def test_what_is_wanted_from_a_moment_on(run: TrainedRun, side: Side) -> None:
         assert set(new.values[new.offsets[row] : new.offsets[row + 1]].tolist()) == late & wanted
 
 
-def test_items_that_the_other_data_do_not_have_are_shown_as_nothing(
-    run: TrainedRun, side: Side, tmp_path: Path
-) -> None:
+def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: Side, tmp_path: Path) -> None:
     root = write_world(tmp_path / "data", seed=5)
     dataset = open_data(at_root(run.config, str(root)))
     other = Side(side.retriever, choose_requests(dataset, True, most=20))

@@ -48,7 +48,7 @@ def honest(scene: Scene) -> TrainedRun:
     return scene.run("honest", day=SERVED + 1, seed=1)
 
 
-def test_an_honest_retraining_passes_and_says_what_it_could_not_tell(scene: Scene, honest: TrainedRun) -> None:
+def test_an_honest_retraining_passes_and_lists_untested_checks(scene: Scene, honest: TrainedRun) -> None:
     verdict = scene.judge(honest)
     assert verdict.passed, [(row.gate, row.check, row.reason) for row in verdict.failed]
     by_check = {(row.gate, row.check): row for row in verdict.outcomes}

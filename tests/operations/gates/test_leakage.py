@@ -1,4 +1,4 @@
-"""The border between learning and measuring, on data sets that are written out by hand."""
+"""Gates on the border between training and test data, on data sets written by hand."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_split_by_user_has_a_border_for_each_user() -> None:
     assert outcome.value == pytest.approx(1 / 3)
 
 
-def test_releases_that_do_not_say_are_untested() -> None:
+def test_releases_without_times_are_untested() -> None:
     outcomes = judged(TrainedBefore(max_overlap_days=0), with_times(USERS, TIMES), {}, {})
     assert [row.status for row in outcomes] == ["untested", "untested"]
 

@@ -1,4 +1,4 @@
-"""Non-inferiority: margins, correction, and what cannot be told."""
+"""Non-inferiority: margins, correction for several tests, and untested checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_loss_beyond_the_margin_fails_and_one_within_it_passes() -> None:
     assert lost.reason.startswith("-10.0% against")
 
 
-def test_too_few_users_are_no_pass() -> None:
+def test_too_few_users_are_untested() -> None:
     rng = np.random.default_rng(0)
     few = PairedMetric((rng.random(8) < 0.5).astype(float), (rng.random(8) < 0.5).astype(float), margin=0.05)
     assert _status({"few": few}) == {"few": "untested"}
@@ -37,7 +37,7 @@ def test_too_few_users_are_no_pass() -> None:
     assert _status({"gone": gone}) == {"gone": "fail"}
 
 
-def test_nothing_to_lose_and_nobody_to_ask() -> None:
+def test_a_reference_of_zero_and_an_empty_slice_are_untested() -> None:
     outcomes = non_inferiority(
         {
             "zero": PairedMetric(np.ones(9), np.zeros(9), margin=0.1),
@@ -51,7 +51,7 @@ def test_nothing_to_lose_and_nobody_to_ask() -> None:
     assert "no test user" in outcomes[1].reason
 
 
-def test_noticeable_loss_by_hand() -> None:
+def test_smallest_detectable_loss_by_hand() -> None:
     # Excess of +1 and -1 in turns: standard deviation sqrt(100 / 99), so 0.1005 for the mean of 100; quantiles at
     # level .05 and power .8 add up to 2.486.
     candidate = np.tile([2.0, 0.0], 50)

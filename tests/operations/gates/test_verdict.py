@@ -1,4 +1,4 @@
-"""Verdicts: what stops, what is only told, and what programs read."""
+"""Verdicts: failed and untested outcomes, the table, and the file."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_bounds_include_the_threshold(value: float, low: str, high: str) -> None
     assert at_most("x", value, threshold=0.5, reason="").status == high
 
 
-def test_what_is_no_number_never_passes() -> None:
+def test_nan_never_passes() -> None:
     assert at_least("x", np.nan, threshold=0.0, reason="").status == "fail"
     assert at_most("x", np.nan, threshold=0.0, reason="").status == "fail"
 
 
-def test_untested_stops_nobody_and_is_told() -> None:
+def test_untested_checks_stop_nothing_and_are_counted() -> None:
     verdict = _verdict(at_least("x", 1.0, threshold=0.0, reason="").of("a"), untested("y", "too few").of("b"))
     assert verdict.passed
     assert verdict.summary() == "passed: 1 passed, 0 failed, 1 untested"

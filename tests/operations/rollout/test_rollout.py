@@ -1,4 +1,4 @@
-"""Versions change host by host; at every moment every host can answer for what any of them serves."""
+"""Rollouts switch host by host, and at every moment all hosts hold each version that one of them serves."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKEN = "secret"
 
 
 class Server:
-    """A host or a gateway, as far as a rollout sees it."""
+    """A fake host or gateway for rollouts."""
 
     def __init__(self, world: World, kind: str, port: int = 0) -> None:
         self.world, self.kind = world, kind
@@ -312,7 +312,7 @@ def test_a_host_that_was_started_again_meanwhile_is_loaded_again(world: World) -
         (["start", "version=candidat"], "did you mean 'candidate'"),
     ],
 )
-def test_what_cannot_be_done_is_refused(
+def test_impossible_actions_are_refused(
     world: World, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert world.run(*words) == 1
@@ -342,7 +342,7 @@ def test_status_without_a_rollout(world: World) -> None:
     assert "does not answer" in shown
 
 
-def test_a_state_that_is_none_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_state_is_refused(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.state.path.write_text("{}")
     assert world.run("resume") == 1
     assert "not the state of a rollout" in capsys.readouterr().err
