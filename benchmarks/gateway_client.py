@@ -28,13 +28,13 @@ from serving_process import serving
 
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import open_store
-from recsys.serving.gateway.discovery import Fixed
+from recsys.serving.gateway.discovery import FixedHosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.remote_host import RemoteHost, parse_address
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import RetrieveRequest
 from recsys.serving.observability.metrics import Metrics
@@ -68,10 +68,12 @@ async def measure(store: Path, address: str, before: Path, rounds: int) -> Table
         host = RemoteHost(parse_address(address))
         if name == "before":
             host._client = Before(before, parse_address(address))  # type: ignore[assignment]
-        fleet = Fleet([Fixed(host)])
+        fleet = Fleet([FixedHosts(host)])
         await fleet.start()
         events = open_store(str(Path(tempfile.mkdtemp()) / "events.sqlite"), 1000)
-        gateways[name] = Gateway(Router(fleet), TowerCache(Releases(store)), events, Limits(), Metrics())
+        gateways[name] = Gateway(
+            Router(fleet), TowerCache(ReleaseCache(store)), events=events, limits=Limits(), metrics=Metrics()
+        )
         await gateways[name].ready()
 
     async def burst(gateway: Gateway, count: int, callers: int) -> float:

@@ -298,7 +298,7 @@ async def measure(given: argparse.Namespace, folder: Path) -> Record:
     """Start all processes, send requests and inject faults, and end all processes."""
     store, versions = given.store, given.versions
     truth = find_truth(store, versions, given.seed)
-    ReleaseStore(store).set_alias("production", versions[0], "serving_faults")
+    ReleaseStore(store).set_alias("production", versions[0], why="serving_faults")
     ports = free_ports(2 * given.hosts + 1)
     own = [f"store={store}", f"hydra.run.dir={folder}"]
     hosts = [Server(folder, port, "role=host", "release=production", *own) for port in ports[: given.hosts]]

@@ -31,13 +31,13 @@ start = time.perf_counter()
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.host import Host
 from recsys.release.runtime.query_encoder import QueryEncoder
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 def tell(name):
     global start
     print(f"  {name:<28}{time.perf_counter() - start:6.2f} s", flush=True)
     start = time.perf_counter()
 tell("imports")
-releases = Releases(sys.argv[1])
+releases = ReleaseCache(sys.argv[1])
 folder, manifest = releases.open(sys.argv[2])
 tell("verification of every file")
 known = releases.known_items(manifest.version)

@@ -120,7 +120,7 @@ class Scene:
         if "production" not in self.store.aliases():
             run = self.run(f"day{self.served_day}", day=self.served_day)
             version = promote(run, instantiate(_gates().index), store=self.store, model="two_tower").version
-            self.store.set_alias("production", version, "first")
+            self.store.set_alias("production", version, why="first")
         return open_release(self.store.root, "production")
 
     def judge(self, run: TrainedRun, candidate: Retriever | None = None, *, root: Path | None = None) -> Verdict:

@@ -174,7 +174,7 @@ def test_releases(published: Published, tmp_path: Path, capsys: pytest.CaptureFi
     for version, message in ((one, "the alias 'production' points at"), ("production", "found 'production', expected")):
         fails(["releases", "delete", f"version={version}", place])
         assert message in capsys.readouterr().err
-    store.set_alias("previous", one, "test")
+    store.set_alias("previous", one, why="test")
     assert run("delete", f"version={two}") == f"deleted {two}\n"
     assert store.versions() == [one]
     assert {path.name for path in store.root.glob(".tmp*")} == set()

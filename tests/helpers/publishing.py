@@ -35,5 +35,5 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     for seed, index in ((0, Exact()), (1, IVFFlat())):
         runs.append(write_run(base / f"run{seed}", root, "user_tower.use_user_id=true", seed=seed))
         versions.append(promote(load_run(runs[-1]), index, store=store, model="test", recall_target=1.0).version)
-    store.set_alias("candidate", versions[0], "test")
+    store.set_alias("candidate", versions[0], why="test")
     return Published(root, (runs[0], runs[1]), store.root, (versions[0], versions[1]))

@@ -80,7 +80,7 @@ def test_damage_is_reported_and_the_rest_is_shown(store: ReleaseStore, published
 def test_periods_in_which_it_was_served(store: ReleaseStore, published: Published) -> None:
     first, second = published.versions
     for version in (first, second, first):
-        store.set_alias("production", version, f"to {version}")
+        store.set_alias("production", version, why=f"to {version}")
     times = [one for one in lineage(store, first).served if one.alias == "production"]
     assert [one.why for one in times] == [f"to {first}"] * 2
     assert times[0].until is not None

@@ -127,10 +127,10 @@ def test_what_a_living_process_writes_is_not_cleared(published: Published, tmp_p
 
 
 def test_aliases_move_and_are_remembered(store: ReleaseStore) -> None:
-    store.set_alias("candidate", A, "first")
-    store.set_alias("production", "candidate", "good")
-    store.set_alias("production", B, "better")
-    store.set_alias("production", B, "nothing changes")
+    store.set_alias("candidate", A, why="first")
+    store.set_alias("production", "candidate", why="good")
+    store.set_alias("production", B, why="better")
+    store.set_alias("production", B, why="nothing changes")
     assert store.aliases() == {"candidate": A, "previous": A, "production": B}
     assert store.resolve("previous") == A
     changes = [(c["alias"], c["from"], c["to"], c["why"]) for c in store.history()]
@@ -144,10 +144,10 @@ def test_aliases_move_and_are_remembered(store: ReleaseStore) -> None:
 
 
 def test_history_survives_a_line_cut_off(store: ReleaseStore) -> None:
-    store.set_alias("candidate", A, "first")
+    store.set_alias("candidate", A, why="first")
     with (store.root / "history.jsonl").open("a") as file:
         file.write('{"when": "20')
-    store.set_alias("candidate", B, "second")
+    store.set_alias("candidate", B, why="second")
     assert [change["to"] for change in store.history()] == [A, B]
 
 
@@ -172,11 +172,11 @@ def test_racing_processes_leave_one_unbroken_history(store: ReleaseStore) -> Non
 @pytest.mark.parametrize("alias", ["", "Candidate", "../x", "a b", ".hidden", A])
 def test_names_that_are_no_aliases_are_refused(store: ReleaseStore, alias: str) -> None:
     with pytest.raises(UserError, match="alias: found"):
-        store.set_alias(alias, A, "why")
+        store.set_alias(alias, A, why="why")
 
 
 def test_unknown_releases_are_refused_with_the_nearest_name(store: ReleaseStore) -> None:
-    store.set_alias("candidate", A, "why")
+    store.set_alias("candidate", A, why="why")
     with pytest.raises(UserError, match="did you mean 'candidate'"):
         store.resolve("candidat")
     with pytest.raises(UserError, match="no release"):
@@ -191,7 +191,7 @@ def test_unknown_releases_are_refused_with_the_nearest_name(store: ReleaseStore)
 
 
 def test_history_is_json_lines(store: ReleaseStore) -> None:
-    store.set_alias("candidate", A, "first")
+    store.set_alias("candidate", A, why="first")
     (line,) = (store.root / "history.jsonl").read_text().splitlines()
     assert set(json.loads(line)) == {"when", "alias", "from", "to", "why"}
 

@@ -214,7 +214,9 @@ def test_a_forged_index_fails_the_self_check(published: Published, release: Path
         shutil.copyfile(other / name, release / name)
     files = describe_files(release)
     pair = pair_of(files)
-    save_index_pair(release, pair, {n: e for n, e in files.items() if n.startswith("item_index.") and "pair" not in n})
+    save_index_pair(
+        release, pair, files={n: e for n, e in files.items() if n.startswith("item_index.") and "pair" not in n}
+    )
     model = onnx.load(str(release / "user_tower.onnx"))
     for entry in model.metadata_props:
         if entry.key == "recsys.pair":

@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
         print(f"deleted {version}")
     else:
         wanted = version if action == "alias" else _before(store, config.alias)
-        store.set_alias(config.alias, str(wanted), config.why or f"recsys releases {action}")
+        store.set_alias(config.alias, str(wanted), why=config.why or f"recsys releases {action}")
         print(f"{config.alias} -> {store.aliases()[config.alias]}")
 
 

@@ -148,5 +148,5 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> s
         if name not in ("item_id", "item_idx"):
             given = plain(table[name]) if name in table.column_names else pa.nulls(len(table))
             columns[name] = given.cast(shown.field(name).type) if pa.types.is_null(given.type) else given
-    save_additions(pa.table(columns), NewItems(folder, manifest).embed(table), manifest.version, out)
+    save_additions(pa.table(columns), NewItems(folder, manifest).embed(table), version=manifest.version, path=out)
     return manifest.version

@@ -93,7 +93,7 @@ def pack(
 
     pair = pair_of(describe_files(folder))
     names = [name for name in save_index(index, folder) if name != INDEX_PAIR]
-    save_index_pair(folder, pair, {name: describe_file(folder / name) for name in names})
+    save_index_pair(folder, pair, files={name: describe_file(folder / name) for name in names})
     specs = input_specs(run.model, dataset.schema)
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
     log.info("exporting the user tower")

@@ -199,7 +199,7 @@ def pair_of(files: Mapping[str, FileEntry]) -> str:
     return _hash_of(common)[:32]
 
 
-def save_index_pair(folder: Path, pair: str, files: Mapping[str, FileEntry]) -> None:
+def save_index_pair(folder: Path, pair: str, *, files: Mapping[str, FileEntry]) -> None:
     """Write `item_index.pair.json`: the pair that the index belongs to, and the digests of the index's files."""
     content = {"pair": pair, "files": {name: entry.sha256 for name, entry in sorted(files.items())}}
     (folder / INDEX_PAIR).write_text(json.dumps(content, indent=2) + "\n")

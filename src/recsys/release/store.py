@@ -154,7 +154,7 @@ class ReleaseStore:
         folder = self.root / self.resolve(name)
         return folder, verify_release(folder)
 
-    def set_alias(self, alias: str, version: str, why: str) -> None:
+    def set_alias(self, alias: str, version: str, *, why: str) -> None:
         """Point `alias` at `version`; moving `production` leaves its former target as `previous`.
 
         The history is written before the alias moves, so that no change is missing from it.
@@ -170,8 +170,10 @@ class ReleaseStore:
             if current.get(alias) == version:
                 return
             if alias == "production" and alias in current:
-                self._move_alias("previous", current.get("previous"), current[alias], f"production moved to {version}")
-            self._move_alias(alias, current.get(alias), version, why)
+                self._move_alias(
+                    "previous", current.get("previous"), new=current[alias], why=f"production moved to {version}"
+                )
+            self._move_alias(alias, current.get(alias), new=version, why=why)
 
     def delete(self, version: str) -> None:
         """Remove a release.
@@ -208,7 +210,7 @@ class ReleaseStore:
                 continue
         return changes
 
-    def _move_alias(self, alias: str, old: str | None, new: str, why: str) -> None:
+    def _move_alias(self, alias: str, old: str | None, *, new: str, why: str) -> None:
         if old == new:
             return
         when = datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,30 +10,32 @@ from pathlib import Path
 from starlette.routing import BaseRoute
 
 from recsys.core.errors import UserError
-from recsys.release.runtime.shard import Shard
+from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.events import StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerCache, ExplorerRoutes
 from recsys.serving.gateway.admin import GatewayAdmin
-from recsys.serving.gateway.discovery import Discovery, Fixed, Listed
+from recsys.serving.gateway.discovery import AddressedHosts, Discovery, FixedHosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
-from recsys.serving.host.alias_follower import Following
+from recsys.serving.host.alias_follower import AliasFollower
 from recsys.serving.host.host import Host
-from recsys.serving.host.item_updates import Changes
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.app import App, Hook
 from recsys.serving.http.endpoint import Endpoint
 from recsys.serving.http.item_routes import ItemRoutes
 from recsys.serving.http.openapi import Schema, openapi
 from recsys.serving.http.problems import unavailable
 from recsys.serving.http.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_endpoint
+from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
-from recsys.serving.observability.request_sampler import Sampling
+from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.settings import Settings
 
 
@@ -57,7 +59,7 @@ class _Builder:
     """Collects the route table, and what runs at start and stop. The order of the calls is the one in `build_app`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._releases = settings, Releases(settings.store)
+        self._settings, self._releases = settings, ReleaseCache(settings.store)
         self._endpoints: list[Endpoint] = []
         self._pages: list[BaseRoute] = []
         self._start: list[Hook] = []
@@ -66,6 +68,7 @@ class _Builder:
         self._towers: TowerCache | None = None
         self._ready: Hook | None = None
         self._metrics = Metrics()
+        self._background = BackgroundThread(self._metrics)
 
     def create_towers(self) -> None:
         settings = self._settings
@@ -77,23 +80,30 @@ class _Builder:
         assert settings.release is not None
         # A wildcard bind address cannot identify the host.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-        shard = None if settings.shard is None else Shard.parse(settings.shard)
-        monitor = RecallMonitor(settings.monitor, metrics=self._metrics)
-        changes = Changes(Path(settings.changes), shard, monitor)
-        host = self._host = Host(self._releases, f"{place}:{settings.port}", changes.open, shard)
+        shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
+        monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
+        updates = ItemUpdates(Path(settings.changes), shard)
+        open_index = functools.partial(UpdatedIndex.open, updates=updates, monitor=monitor)
+        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(self._towers.open(version))
         self._endpoints += HostRoutes(host, settings.k).endpoints()
         self._endpoints += AdminRoutes(host, self._towers).endpoints()
-        self._endpoints += ItemRoutes(host, changes).endpoints()
-        self._stop.append(functools.partial(asyncio.to_thread, monitor.close))
+        self._endpoints += ItemRoutes(host, updates).endpoints()
         if settings.release != version:
-            keep, seconds = settings.towers, settings.follow_seconds
-            following = Following(self._releases, settings.release, host, self._towers, keep, seconds)
-            self._start.append(following.start)
-            self._stop.append(following.stop)
+            follower = AliasFollower(
+                self._releases,
+                settings.release,
+                host=host,
+                towers=self._towers,
+                metrics=self._metrics,
+                keep=settings.towers,
+                seconds=settings.follow_seconds,
+            )
+            self._start.append(follower.start)
+            self._stop.append(follower.stop)
 
         async def ready() -> None:
             if not host.is_ready:
@@ -110,16 +120,20 @@ class _Builder:
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:
-            shards: list[Discovery] = [Fixed(LocalHost(self._host))]
+            shards: list[Discovery] = [FixedHosts(LocalHost(self._host))]
         else:
-            shards = [Listed(places) for places in settings.shards or [settings.hosts or []]]
-        fleet = Fleet(shards)
-        limits = Limits(settings.k, settings.history, settings.batch, settings.body_bytes)
+            shards = [AddressedHosts(places) for places in settings.shards or [settings.hosts or []]]
+        fleet = Fleet(shards, self._metrics)
+        limits = Limits(k=settings.k, history=settings.history, batch=settings.batch, body_bytes=settings.body_bytes)
         router = Router(fleet, settings.model, metrics=self._metrics)
-        sampling = Sampling(
-            settings.samples_share, settings.samples, max_bytes=settings.samples_bytes, metrics=self._metrics
+        sampler = RequestSampler(
+            settings.samples_share,
+            settings.samples,
+            max_bytes=settings.samples_bytes,
+            background=self._background,
+            metrics=self._metrics,
         )
-        gateway = Gateway(router, self._towers, events, limits, self._metrics, sampling)
+        gateway = Gateway(router, self._towers, events=events, limits=limits, metrics=self._metrics, sampler=sampler)
         # The router tries rows in order: the most frequent request comes first.
         self._endpoints = GatewayRoutes(gateway).endpoints() + self._endpoints
         self._endpoints += GatewayAdmin(router, self._towers).endpoints()
@@ -132,7 +146,6 @@ class _Builder:
         self._stop += [
             fleet.close,
             functools.partial(asyncio.to_thread, events.close),
-            functools.partial(asyncio.to_thread, sampling.close),
         ]
         self._ready = gateway.ready
 
@@ -150,7 +163,7 @@ class _Builder:
             pages=self._pages,
             observe=self._metrics.answered,
             start=self._start,
-            stop=self._stop,
+            stop=[*self._stop, functools.partial(asyncio.to_thread, self._background.close)],
         )
         return app, health
 

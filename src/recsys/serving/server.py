@@ -13,7 +13,7 @@ import uvicorn
 
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.routes import Health
 from recsys.serving.observability.logs import log_as_json
 from recsys.serving.settings import Settings
@@ -60,7 +60,7 @@ def run(settings: Settings) -> None:
         return
     # A release that cannot be opened is reported once, instead of by each process.
     if settings.release is not None and settings.role != "gateway":
-        Releases(settings.store).open(settings.release)
+        ReleaseCache(settings.store).open(settings.release)
     with bind(settings.host, settings.port, shared=True):
         supervise(functools.partial(_work, settings), settings.workers)
 

@@ -31,7 +31,7 @@ def plan(published: Published, tmp_path: Path) -> CyclePlan:
         manifest = Manifest.load(store.root / version).to_json()
         run = tmp_path / f"retraining/two_tower/cycles/{number}/run"
         Manifest.from_json(manifest | {"run": str(run)}).save(store.root / version)
-        store.set_alias("production", version, "test")
+        store.set_alias("production", version, why="test")
     return plan_of(tmp_path)
 
 
@@ -55,7 +55,7 @@ def test_the_newest_runs_and_those_of_aliases_stay(plan: CyclePlan, tmp_path: Pa
     assert len([*plan.folder.glob("cycles/*/rollout.json")]) == 12
     assert prune(plan) == []
     assert prune(plan_of(tmp_path, "keep=null")) == []
-    plan.store.set_alias("production", plan.store.aliases()["previous"], "back")
+    plan.store.set_alias("production", plan.store.aliases()["previous"], why="back")
     prune(plan_of(tmp_path, "keep=0"))
     assert left(plan) == [1, 2]
 

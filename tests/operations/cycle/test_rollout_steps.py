@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> ReleaseStore:
     store = ReleaseStore(tmp_path / "store")
     for version in (OLD, NEW, OTHER):
         (store.root / version).mkdir(parents=True)
-    store.set_alias("production", OLD, "test")
+    store.set_alias("production", OLD, why="test")
     return store
 
 
@@ -184,7 +184,7 @@ def test_without_servers_or_a_previous_release_nothing_is_watched(store: Release
 def test_an_alias_that_somebody_else_moved_is_left_alone(store: ReleaseStore) -> None:
     plan = plan_of(store, [])
     cycle = cycle_of(plan)
-    store.set_alias("production", OTHER, "by hand")
+    store.set_alias("production", OTHER, why="by hand")
     assert f"{OTHER} is served now" in roll_out(plan, cycle)
     assert cycle.step == "judge"
     for step in (watch, roll_back):

@@ -20,7 +20,7 @@ from recsys.operations.gates.verdict import Verdict
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.events import Event, Restored, SQLiteEvents
 from recsys.serving.http.app import App
-from recsys.serving.observability.samples import Sample, read_samples
+from recsys.serving.observability.samples import RequestSample, read_samples
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks/harms"))
 import of_data
@@ -113,7 +113,7 @@ def test_command_writes_the_verdict_and_exits_with_3_where_it_stops(
 
 
 @pytest.fixture(scope="module")
-def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[RequestSample]:
     """Requests that a gateway of the old release sampled at the end of its last day, one of each of 1,000 users."""
     folder, version = tmp_path_factory.mktemp("gateway"), scene.served.version
     now = scene.second(SERVED)
@@ -141,7 +141,7 @@ def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Samp
     return [dataclasses.replace(sample, at=float(now)) for sample in kept]
 
 
-def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[Sample]) -> Verdict:
+def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[RequestSample]) -> Verdict:
     """Return the verdict of only the gates on sampled requests."""
     settings = JudgeSettings.from_config(compose("gates", ["run=RUN", "against=RELEASE"]))
     gates = {name: settings.gates[name] for name in ("shadow", "shadow_hits")}
@@ -154,7 +154,9 @@ def packed(run: TrainedRun) -> Retriever:
     return stage(run, PackingSettings.from_config(config))
 
 
-def test_sampled_requests_pass_an_honest_candidate(scene: Scene, honest: TrainedRun, samples: list[Sample]) -> None:
+def test_sampled_requests_pass_an_honest_candidate(
+    scene: Scene, honest: TrainedRun, samples: list[RequestSample]
+) -> None:
     verdict = shadow(scene, honest, packed(honest), samples)
     by_check = {row.check: row for row in verdict.outcomes}
     # A busy machine may take its time.
@@ -164,14 +166,16 @@ def test_sampled_requests_pass_an_honest_candidate(scene: Scene, honest: Trained
     assert by_check["errors"].value == 0.0
 
 
-def test_sampled_requests_stop_an_index_of_other_rows(scene: Scene, honest: TrainedRun, samples: list[Sample]) -> None:
+def test_sampled_requests_stop_an_index_of_other_rows(
+    scene: Scene, honest: TrainedRun, samples: list[RequestSample]
+) -> None:
     verdict = shadow(scene, honest, of_models.packed(scene, honest, of_models.shuffled_rows), samples)
     assert {"shadow", "shadow_hits"} == {*verdict.stopped_by}
     assert "overlap" in {row.check for row in verdict.failed}
 
 
 def test_sampled_requests_stop_a_tower_that_ignores_histories(
-    scene: Scene, honest: TrainedRun, samples: list[Sample]
+    scene: Scene, honest: TrainedRun, samples: list[RequestSample]
 ) -> None:
     run = of_models.with_weights(honest, "history_ignored", of_models.history_ignored)
     verdict = shadow(scene, run, packed(run), samples)

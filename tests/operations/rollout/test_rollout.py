@@ -99,9 +99,9 @@ class World:
         self.store = ReleaseStore(folder / "store")
         for version in (OLDEST, OLD, NEW):
             (self.store.root / version).mkdir(parents=True)
-        self.store.set_alias("production", OLDEST, "test")
-        self.store.set_alias("production", OLD, "test")
-        self.store.set_alias("candidate", NEW, "test")
+        self.store.set_alias("production", OLDEST, why="test")
+        self.store.set_alias("production", OLD, why="test")
+        self.store.set_alias("candidate", NEW, why="test")
         self.state = RolloutStateFile(folder / "rollout.json")
         self.screen = io.StringIO()
 
@@ -205,7 +205,7 @@ def test_killed_at_any_step_it_goes_on(world: World) -> None:
                 host.serving, host.loaded = (OLD, [OLDEST, OLD]) if command == "start" else (NEW, [OLD, NEW])
             for gateway in world.gateways:
                 gateway.canary, gateway.loaded = (OLD, 0.0), [OLD, NEW]
-            world.store.set_alias("production", OLD if command == "start" else NEW, "test")
+            world.store.set_alias("production", OLD if command == "start" else NEW, why="test")
             if command == "start":
                 world.state.path.unlink(missing_ok=True)
             else:

@@ -13,20 +13,20 @@ from publishing import Published
 
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Retriever
-from recsys.release.runtime.shard import Shard
-from recsys.serving.gateway.discovery import Fixed
+from recsys.release.runtime.shard import CorpusShard
+from recsys.serving.gateway.discovery import FixedHosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
 from recsys.serving.host.host import Host
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import SearchRequest
 
 
 def sharded(published: Published, version: str, number: int, count: int) -> LocalHost:
-    shard = Shard(number, count)
+    shard = CorpusShard(number, count)
     open_index = functools.partial(ItemSearch, shard=shard)
-    host = Host(Releases(published.store), f"shard{number}", open_index, shard)
+    host = Host(ReleaseCache(published.store), f"shard{number}", open_index=open_index, shard=shard)
     host.serve(host.load(version))
     assert host.version()["test"].shard == f"{number}/{count}"
     return LocalHost(host)
@@ -42,7 +42,7 @@ def test_shards_answer_as_the_whole(published: Published, number: int, wanted: d
     request = SearchRequest(version, retriever.embed(queries), 7, wanted, seen)
 
     async def search() -> Any:
-        fleet = Fleet([Fixed(sharded(published, version, part, 3)) for part in range(3)])
+        fleet = Fleet([FixedHosts(sharded(published, version, part, 3)) for part in range(3)])
         await fleet.start()
         try:
             router = Router(fleet)

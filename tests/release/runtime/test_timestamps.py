@@ -58,7 +58,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     root = write_world(base / "data")
     run = write_run(base / "run", root, "user_tower=hstu", f"data.time={request.param}")
     store = ReleaseStore(base / "store")
-    store.set_alias("candidate", promote(load_run(run), Exact(), store=store, model="test").version, "test")
+    store.set_alias("candidate", promote(load_run(run), Exact(), store=store, model="test").version, why="test")
     return root, run, store.root
 
 

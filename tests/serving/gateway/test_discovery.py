@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from fake_hosts import FakeHost, running
 
 from recsys.core.errors import UserError
-from recsys.serving.gateway.discovery import Listed
+from recsys.serving.gateway.discovery import AddressedHosts
 from recsys.serving.gateway.fleet import Fleet
+from recsys.serving.gateway.host_client import HostClient
 from recsys.serving.gateway.remote_host import parse_address
+from recsys.serving.observability.metrics import Metrics
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,7 @@ def test_addresses(text: str, address: tuple[str, int] | None) -> None:
 
 def test_no_hosts_are_refused() -> None:
     with pytest.raises(UserError, match="hosts: found none"):
-        Listed([])
+        AddressedHosts([])
 
 
 class Names:
@@ -61,7 +64,7 @@ class Names:
 
 def test_a_name_is_resolved_again_and_hosts_that_stay_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names(monkeypatch)
-    listed = Listed(["dns:ann.internal:8001", "http://10.0.0.9:8001"])
+    listed = AddressedHosts(["dns:ann.internal:8001", "http://10.0.0.9:8001"])
 
     async def scenario() -> None:
         names.addresses = ["10.0.0.2", "10.0.0.1", "10.0.0.1"]
@@ -85,7 +88,7 @@ def test_a_fleet_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         host = FakeHost()
         async with running(host):
-            fleet = Fleet([Listed([f"dns:ann.internal:{host.port}"])])
+            fleet = Fleet([AddressedHosts([f"dns:ann.internal:{host.port}"])])
             await fleet.start()
             assert fleet.states == []
             names.addresses = ["127.0.0.1"]
@@ -104,3 +107,45 @@ def test_a_fleet_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
             await fleet.close()
 
     asyncio.run(scenario())
+
+
+class Failing:
+    """A discovery that fails each time with the next error, and finds the host at last."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.clients: list[HostClient] = [host.client()]
+        self.errors: list[Exception] = []
+
+    async def hosts(self) -> Sequence[HostClient]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.clients
+
+
+def test_discovery_goes_on_after_any_failure(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("recsys.serving.gateway.fleet.DISCOVER_EVERY", 0.01)
+    metrics = Metrics()
+
+    async def scenario() -> None:
+        host = FakeHost()
+        async with running(host):
+            discovery = Failing(host)
+            fleet = Fleet([discovery], metrics)
+            await fleet.start()
+            known = fleet.states
+            discovery.errors = [OSError("no route"), UserError("no such name"), RuntimeError("a fault")]
+            async with asyncio.timeout(60):
+                while discovery.errors:
+                    await asyncio.sleep(0.01)
+            assert fleet.states == known
+            discovery.clients = []
+            async with asyncio.timeout(60):
+                while fleet.states:
+                    await asyncio.sleep(0.01)
+            await fleet.close()
+
+    asyncio.run(scenario())
+    # Failures that can be expected are warnings; a programming error has a traceback and is counted.
+    assert metrics.value("recsys_task_errors_total", task="discovery") == 1
+    assert caplog.text.count("hosts of shard 0 cannot be discovered") == 2
+    assert caplog.text.count("Traceback") == 1

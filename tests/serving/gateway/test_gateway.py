@@ -15,14 +15,14 @@ from publishing import Published
 
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.events import Event, EventStore, SQLiteEvents, StoreError
-from recsys.serving.gateway.discovery import Fixed
+from recsys.serving.gateway.discovery import FixedHosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import HostClient, LocalHost
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import ModelVersions, RetrieveRequest, RetrieveResponse, SearchRequest, SearchResponse
 from recsys.serving.http.problems import Problem, VersionNotHeld, from_user_error
 from recsys.serving.observability.metrics import Metrics
@@ -37,7 +37,7 @@ def events(stored: Path) -> Any:
 
 def host_of(published: Published, *versions: str) -> Host:
     """Serves the last one."""
-    host = Host(Releases(published.store), "one")
+    host = Host(ReleaseCache(published.store), "one")
     for version in versions:
         host.serve(host.load(version))
     return host
@@ -51,11 +51,11 @@ def with_gateway(
     limits: Limits = Limits(seconds=1.0),  # noqa: B008
 ) -> Any:
     async def run() -> Any:
-        fleet = Fleet([Fixed(client)])
+        fleet = Fleet([FixedHosts(client)])
         await fleet.start()
         try:
-            towers = TowerCache(Releases(published.store))
-            return await use(Gateway(Router(fleet), towers, events, limits, Metrics()))
+            towers = TowerCache(ReleaseCache(published.store))
+            return await use(Gateway(Router(fleet), towers, events=events, limits=limits, metrics=Metrics()))
         finally:
             await fleet.close()
 
@@ -299,7 +299,7 @@ def test_without_events_known_users_wait_and_others_are_served(published: Publis
 
 def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = published.versions
-    cache = TowerCache(Releases(published.store), size=1)
+    cache = TowerCache(ReleaseCache(published.store), size=1)
     opened = []
     real = cache.open
     monkeypatch.setattr(cache, "open", lambda version: opened.append(version) or real(version))
@@ -321,12 +321,14 @@ def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypa
 def test_a_store_that_keeps_less_than_the_tower_reads_is_told(
     published: Published, caplog: pytest.LogCaptureFixture
 ) -> None:
-    releases, version = Releases(published.store), published.versions[0]
+    releases, version = ReleaseCache(published.store), published.versions[0]
     reads = releases.open(version)[1].max_history
     TowerCache(releases, max_events=reads).open(version)
     assert caplog.text == ""
     TowerCache(releases, max_events=reads - 1).open(version)
-    assert f"max_events: {reads - 1} of a user are stored, and the tower of {version} reads {reads}" in caplog.text
+    assert (
+        f"max_events: {reads - 1} events of a user are stored, but the tower of {version} reads {reads}" in caplog.text
+    )
 
 
 def test_features_that_a_release_does_not_know_are_left_out(published: Published, tmp_path: Path) -> None:

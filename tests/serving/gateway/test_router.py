@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fake_hosts import FakeHost, items, request, running
 
-from recsys.serving.gateway.discovery import Fixed
+from recsys.serving.gateway.discovery import FixedHosts
 from recsys.serving.gateway.fleet import Fleet
-from recsys.serving.gateway.router import SILENCE, Canary, Routed, Router
+from recsys.serving.gateway.router import SILENCE, Canary, RoutedResponse, Router
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
 Scenario = Callable[[Router], Awaitable[None]]
@@ -23,7 +23,9 @@ def route(*shards: list[FakeHost], run: Scenario, probe_seconds: float = 0.3) ->
 
     async def with_hosts() -> None:
         async with running(*(host for shard in shards for host in shard)):
-            fleet = Fleet([Fixed(*(host.client(probe_seconds=probe_seconds) for host in shard)) for shard in shards])
+            fleet = Fleet(
+                [FixedHosts(*(host.client(probe_seconds=probe_seconds) for host in shard)) for shard in shards]
+            )
             await fleet.start()
             try:
                 await run(Router(fleet))
@@ -33,7 +35,7 @@ def route(*shards: list[FakeHost], run: Scenario, probe_seconds: float = 0.3) ->
     asyncio.run(with_hosts())
 
 
-async def ask(router: Router, user: int = 1) -> Routed:
+async def ask(router: Router, user: int = 1) -> RoutedResponse:
     """One request as a gateway makes it: until it is answered."""
     for _ in range(80):
         try:
@@ -48,7 +50,7 @@ async def ask(router: Router, user: int = 1) -> Routed:
     raise AssertionError("not answered")
 
 
-def check(routed: Routed, user: int, k: int = 2) -> None:
+def check(routed: RoutedResponse, user: int, k: int = 2) -> None:
     assert [r.item_ids for r in routed.response.results] == [items(routed.response.version, user, k)]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from recsys.core.errors import UserError
 from recsys.index import Exact, search_users
-from recsys.release.runtime.shard import Shard
+from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.gateway.shard_merge import for_shards, merge
 from recsys.serving.http.messages import SearchRequest, SearchResponse, SearchResult
 
@@ -32,7 +32,7 @@ def test_merged_shards_equal_the_whole(shape: tuple[int, ...], k: int) -> None:
     assert part.embeddings.ndim == 2
     answers = []
     for number in range(3):
-        mask = Shard(number, 3).rows(31)
+        mask = CorpusShard(number, 3).rows(31)
         answers.append(SearchResponse("v", found(*search_users(index, part.embeddings, k=k, allow=mask))))
     merged = merge(request, answers)
     expected = found(*search_users(index, users, k=k))
@@ -66,8 +66,16 @@ def test_an_item_of_two_shards_is_given_once() -> None:
     assert merged.scores.tolist() == [3, 2.5]
 
 
+def test_an_item_of_two_shards_keeps_the_rank_of_its_best_score() -> None:
+    request = SearchRequest("v", np.ones((1, 2), np.float32), 3)
+    results = [SearchResult(["both", "a"], np.array([3, 2.5])), SearchResult(["b", "both"], np.array([2, 1]))]
+    (merged,) = merge(request, [SearchResponse("v", [result]) for result in results]).results
+    assert merged.item_ids == ["both", "a", "b"]
+    assert merged.scores.tolist() == [3, 2.5, 2]
+
+
 def test_shards_cover_the_corpus_once() -> None:
-    masks = [Shard.parse(f"{number}/4").rows(10) for number in range(4)]
+    masks = [CorpusShard.parse(f"{number}/4").rows(10) for number in range(4)]
     assert np.sum(masks, axis=0).tolist() == [1] * 10
     assert np.flatnonzero(masks[1]).tolist() == [1, 5, 9]
 
@@ -75,4 +83,4 @@ def test_shards_cover_the_corpus_once() -> None:
 @pytest.mark.parametrize("text", ["2/2", "0/0", "1", "-1/2", "a/b", ""])
 def test_what_is_no_shard_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected I/N"):
-        Shard.parse(text)
+        CorpusShard.parse(text)

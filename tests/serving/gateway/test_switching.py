@@ -23,7 +23,7 @@ def test_a_moved_alias_is_served_without_a_restart(
 ) -> None:
     old, new = published.versions
     store = ReleaseStore(published.store)
-    store.set_alias("moving", old, "test")
+    store.set_alias("moving", old, why="test")
     expected = {
         version: [
             answer.item_ids for answer in Retriever.load(published.store, version).retrieve([*queries.values()], 5)
@@ -35,7 +35,7 @@ def test_a_moved_alias_is_served_without_a_restart(
     async def use(app: App) -> None:
         asked = 0
         for version in (new, old, new):
-            store.set_alias("moving", version, "test")
+            store.set_alias("moving", version, why="test")
             give_up = time.monotonic() + 60
             while time.monotonic() < give_up:
                 users = list(queries)
@@ -65,7 +65,7 @@ def test_a_release_that_is_not_sound_leaves_the_old_one(
 ) -> None:
     old, _ = published.versions
     store = ReleaseStore(published.store)
-    store.set_alias("unsound", old, "test")
+    store.set_alias("unsound", old, why="test")
     alias = published.store / "aliases/unsound"
 
     async def use(app: App) -> None:

@@ -14,14 +14,14 @@ from recsys.core.errors import UserError
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.host.host import Host
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import SearchRequest
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
 
 @pytest.fixture
 def host(published: Published) -> Host:
-    return Host(Releases(published.store), "one")
+    return Host(ReleaseCache(published.store), "one")
 
 
 def ask(published: Published, version: str, **more: object) -> SearchRequest:
@@ -119,7 +119,7 @@ def test_what_does_not_fit(
 
 def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Published, tmp_path: Path) -> None:
     old, new = published.versions
-    releases = Releases(published.store)
+    releases = ReleaseCache(published.store)
 
     def other_index(folder: Path, *_: object) -> ItemSearch:
         # The index of one release with the questions of the other, as after a mix-up below the manifest.
@@ -129,14 +129,14 @@ def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Pu
         shutil.copy(folder / "self_check.npz", mixed)
         return ItemSearch(mixed, releases.open(new)[1])
 
-    host = Host(releases, "one", other_index)
+    host = Host(releases, "one", open_index=other_index)
     with pytest.raises(UserError, match="does not find the items of self_check.npz"):
         host.load(old)
     assert host.version() == {}
 
 
 def test_a_release_is_verified_once_and_ids_are_shared(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
-    releases = Releases(published.store)
+    releases = ReleaseCache(published.store)
     opened = []
     real = releases.store.open
     monkeypatch.setattr(releases.store, "open", lambda name: opened.append(name) or real(name))

@@ -22,10 +22,25 @@ from recsys.core.errors import UserError
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.http.app import App
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem
-from recsys.serving.observability.request_sampler import Sampling
-from recsys.serving.observability.samples import Sample, read_samples
+from recsys.serving.observability.background import BackgroundThread
+from recsys.serving.observability.metrics import Metrics
+from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
+from recsys.serving.observability.samples import RequestSample, read_samples
 
 ANSWER = RetrieveResponse([ScoredItem(7, 0.5), ScoredItem("7", 0.25)], "v", "v", "v", "host", 1, [])
+
+
+class Sampling:
+    """A sampler with a thread of its own."""
+
+    def __init__(self, share: float, folder: Path, **options: Any) -> None:
+        self.metrics = Metrics()
+        self.background = BackgroundThread(self.metrics)
+        self.sampler = RequestSampler(share, folder, background=self.background, metrics=self.metrics, **options)
+        self.wants, self.close = self.sampler.wants, self.background.close
+
+    def put(self, request: RetrieveRequest, history: Any, profile: Any, response: RetrieveResponse) -> None:
+        self.sampler.put(AnsweredRequest(time.time(), request, history, profile, response))
 
 
 def keep(sampling: Sampling, *users: int) -> None:
@@ -50,7 +65,7 @@ def test_what_is_kept_is_what_was_asked_and_answered(tmp_path: Path) -> None:
     sampling.close()
     one, other = read_samples(tmp_path / "samples", 10)
     assert before <= one.at <= other.at <= time.time()
-    assert one == Sample(
+    assert one == RequestSample(
         one.at,
         {
             "user_id": 5, "k": 2, "history": None, "user": {"age": 7}, "request": {"query": "çay"}, "exclude": ["a"],
@@ -135,11 +150,16 @@ def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
 WRITER = """
 import sys, itertools
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
-from recsys.serving.observability.request_sampler import Sampling
-sampling = Sampling(1.0, sys.argv[1], max_bytes=1 << 30)
+from recsys.serving.observability.background import BackgroundThread
+from recsys.serving.observability.metrics import Metrics
+from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
+metrics = Metrics()
+background = BackgroundThread(metrics)
+sampler = RequestSampler(1.0, sys.argv[1], max_bytes=1 << 30, background=background, metrics=metrics)
 answer = RetrieveResponse([], "v", "v", "v", "host", 1, [])
 for number in itertools.count():
-    sampling.put(RetrieveRequest(user_id=number), [{"item_id": n} for n in range(2000)], {}, answer)
+    request, history = RetrieveRequest(user_id=number), [{"item_id": n} for n in range(2000)]
+    sampler.put(AnsweredRequest(0.0, request, history, {}, answer))
     if number == 50:
         print("goes", flush=True)
 """
@@ -175,7 +195,7 @@ def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "write", slow)
     keep(sampling, 0)
-    while sampling._waiting.qsize():
+    while sampling.sampler._lane.waiting:
         time.sleep(0.001)
     keep(sampling, *range(1, 10))
     assert count(sampling, "dropped") == 5
@@ -241,8 +261,8 @@ def test_served_requests_are_kept_and_asked_again_alike(
     retriever = Retriever.load(published.store, published.versions[0])
     for sample in samples:
         (again,) = retriever.retrieve(
-            [sample.query(retriever.query_encoder)], sample.asked["k"], sample.asked["exclude_seen"],
-            sample.asked["filter"],
+            [sample.query(retriever.query_encoder)], sample.asked["k"], exclude_seen=sample.asked["exclude_seen"],
+            filter=sample.asked["filter"],
         )  # fmt: skip
         assert again.item_ids == list(sample.item_ids)
 
@@ -260,11 +280,13 @@ def test_features_that_another_tower_does_not_know(published: Published) -> None
     tower = Retriever.load(published.store, published.versions[0]).query_encoder
     asked = {"user_id": 1, "k": 1, "history": None, "user": {"age": 3}, "request": None, "exclude": None,
              "exclude_seen": True, "filter": None, "version": None}  # fmt: skip
-    stored = Sample(0.0, asked, [{"item_id": "i001", "gone": 1, "action": "save"}], {"gone": 2, "age": 9}, "v", [])
+    stored = RequestSample(
+        0.0, asked, [{"item_id": "i001", "gone": 1, "action": "save"}], {"gone": 2, "age": 9}, "v", []
+    )
     query = stored.query(tower)
     # What was stored is left out, as the gateway does; what the request brings itself is refused there, and here.
     assert list(query.history) == [{"item_id": "i001", "action": "save"}]
     assert query.user == {"age": 3}
-    given = Sample(0.0, asked | {"history": [{"item_id": "i001", "gone": 1}]}, None, {}, "v", [])
+    given = RequestSample(0.0, asked | {"history": [{"item_id": "i001", "gone": 1}]}, None, {}, "v", [])
     with pytest.raises(UserError, match=r"history\.gone: no such feature"):
         tower.encode([given.query(tower)])

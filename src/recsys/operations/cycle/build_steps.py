@@ -74,7 +74,7 @@ def publish(plan: CyclePlan, cycle: Cycle) -> str:
     assert cycle.version is not None, "the gates stop a candidate without a release"
     run, store = plan.run_folder(cycle), plan.store
     version = store.adopt(run / STAGED / cycle.version)
-    store.set_alias("candidate", version, f"retraining cycle {cycle.number}")
+    store.set_alias("candidate", version, why=f"retraining cycle {cycle.number}")
     project = next(iter(plan.trainings.values())).logger.project
     folder, config = store.root / version, plan.config
     mirror(lambda: mirror_release(project, folder, model=config.model, alias="candidate", registry=config.registry))

@@ -23,7 +23,7 @@ def roll_out(plan: CyclePlan, cycle: Cycle) -> str:
     if (message := plan.judge_again(cycle)) is not None:
         return message
     if not plan.config.hosts or cycle.served is None:
-        plan.store.set_alias(PRODUCTION, cycle.version, f"retraining cycle {cycle.number}")
+        plan.store.set_alias(PRODUCTION, cycle.version, why=f"retraining cycle {cycle.number}")
         cycle.step = "watch"
         first = "; nothing was served before, so start the hosts with it" if plan.config.hosts else ""
         return f"{PRODUCTION} is {cycle.version}{first}"
@@ -68,7 +68,7 @@ def roll_back(plan: CyclePlan, cycle: Cycle) -> str:
         return cycle.why
     if plan.config.hosts:
         _run(plan, cycle, goal="back")
-    plan.store.set_alias(PRODUCTION, cycle.served, f"rollback in retraining cycle {cycle.number}: {cycle.why}")
+    plan.store.set_alias(PRODUCTION, cycle.served, why=f"rollback in retraining cycle {cycle.number}: {cycle.why}")
     cycle.end("rolled_back", cycle.why)
     return f"{cycle.served} is served again"
 

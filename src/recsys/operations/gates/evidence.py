@@ -30,7 +30,7 @@ from recsys.operations.gates.judged_requests import JudgedRequests
 from recsys.operations.gates.replay import Replay, replay
 from recsys.publishing.recommenders import ReleaseRecommender
 from recsys.release.runtime.retriever import Retriever
-from recsys.serving.observability.samples import Sample
+from recsys.serving.observability.samples import RequestSample
 
 K = 100
 _BLOCK = 1024
@@ -134,7 +134,7 @@ class Evidence:
     served_now: Side | None
     window: EventWindow
     now: int
-    samples: Sequence[Sample] = ()
+    samples: Sequence[RequestSample] = ()
 
     @property
     def served(self) -> Side:

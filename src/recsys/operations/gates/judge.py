@@ -25,7 +25,7 @@ from recsys.operations.gates.staging import PackingError, PackingSettings, open_
 from recsys.operations.gates.verdict import Outcome, Verdict, columns, failed, untested
 from recsys.operations.mirroring import mirror
 from recsys.release.runtime.retriever import Retriever
-from recsys.serving.observability.samples import Sample, read_samples
+from recsys.serving.observability.samples import RequestSample, read_samples
 
 log = logging.getLogger("recsys")
 
@@ -62,7 +62,7 @@ class JudgeSettings:
     end: int | None = None
     max_users: int | None = None
     now: int | None = None
-    samples: Sequence[Sample] = ()
+    samples: Sequence[RequestSample] = ()
 
     @classmethod
     def from_config(cls, config: DictConfig) -> JudgeSettings:

@@ -15,7 +15,7 @@ from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.retriever import Answer, Retriever, seen_items
-from recsys.serving.observability.samples import Sample
+from recsys.serving.observability.samples import RequestSample
 
 # The first requests are not timed, because reading something for the first time takes longer.
 _WARM_UP = 10
@@ -51,7 +51,7 @@ class Replay:
         candidate, served: the answers, R each.
     """
 
-    samples: Sequence[Sample]
+    samples: Sequence[RequestSample]
     candidate: Sequence[ReplayedAnswer]
     served: Sequence[ReplayedAnswer]
 
@@ -83,7 +83,7 @@ class Replay:
         return means[:, 0], means[:, 1]
 
 
-def replay(samples: Sequence[Sample], candidate: Retriever, *, served: Retriever) -> Replay:
+def replay(samples: Sequence[RequestSample], candidate: Retriever, *, served: Retriever) -> Replay:
     """Send each request to both releases, one request at a time and alternately, so that load slows both alike."""
     answers: tuple[list[ReplayedAnswer], list[ReplayedAnswer]] = ([], [])
     sides = candidate, served
@@ -96,12 +96,12 @@ def replay(samples: Sequence[Sample], candidate: Retriever, *, served: Retriever
     return Replay(samples, *answers)
 
 
-def _retrieve(retriever: Retriever, sample: Sample) -> ReplayedAnswer:
+def _retrieve(retriever: Retriever, sample: RequestSample) -> ReplayedAnswer:
     asked = sample.asked
     begin = time.perf_counter()
     try:
         query = sample.query(retriever.query_encoder)
-        (answer,) = retriever.retrieve([query], asked["k"], asked["exclude_seen"], asked["filter"])
+        (answer,) = retriever.retrieve([query], asked["k"], exclude_seen=asked["exclude_seen"], filter=asked["filter"])
     except UserError as error:
         return ReplayedAnswer(None, f"refused: {error}", np.nan, np.nan)
     except Exception as error:
@@ -113,7 +113,7 @@ def _retrieve(retriever: Retriever, sample: Sample) -> ReplayedAnswer:
     return ReplayedAnswer(answer, "", unknown, seconds)
 
 
-def _excluded(sample: Sample) -> list[int | str]:
+def _excluded(sample: RequestSample) -> list[int | str]:
     """Return the items that the request excluded from its list."""
     history = sample.history if sample.history is not None else sample.asked["history"] or ()
     seen = [event["item_id"] for event in history] if sample.asked["exclude_seen"] else []

@@ -113,7 +113,7 @@ def move_alias(store: str, version: str, *, why: str) -> RolloutStep:
     return RolloutStep(
         store,
         f"{ALIAS} is {version}",
-        do=lambda cluster: ReleaseStore(store).set_alias(ALIAS, version, why),  # noqa: ARG005
+        do=lambda cluster: ReleaseStore(store).set_alias(ALIAS, version, why=why),  # noqa: ARG005
         is_done=lambda cluster: ReleaseStore(store).aliases().get(ALIAS) == version,  # noqa: ARG005
     )
 

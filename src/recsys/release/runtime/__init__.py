@@ -1,1 +1,1 @@
-"""Answers requests from one release inside a process. Imports no torch."""
+"""Retrieval from one release in process. Imports no torch."""

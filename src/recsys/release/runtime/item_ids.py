@@ -1,4 +1,4 @@
-"""The items of a release: outside ids, and filters over the columns that came with them. Imports no torch."""
+"""The items of a release: their outside ids, and filters over their columns. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Filter = Mapping[str, Value | Sequence[Value]]
 
 
 class IdMap:
-    """Outside ids -> rows, in little more memory than the ids themselves.
+    """Map from outside ids to rows, in little more memory than the ids themselves.
 
     Args:
-        ids: int64 or string, distinct; row r holds the id of r.
+        ids: distinct ids, int64 or string; element r is the id of row r.
     """
 
     def __init__(self, ids: pa.Array) -> None:
@@ -37,7 +37,7 @@ class IdMap:
         self._order = np.argsort(keys)
         self._sorted: npt.NDArray[np.int64] = keys[self._order]
         if self._is_string:
-            # Found by their text: of several with one hash, the search would give the first.
+            # Ids with equal hashes are found by their text, because the search returns only the first of them.
             same = self._sorted[1:] == self._sorted[:-1]
             rows = self._order[np.r_[same, False] | np.r_[False, same]] if len(same) else self._order[:0]
             self._clashing = dict(zip(self.ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))
@@ -46,14 +46,14 @@ class IdMap:
         return len(self.ids)
 
     def outside(self, rows: npt.NDArray[np.int64]) -> list[Any]:
-        """Ids of rows, as the outside knows them: int or str."""
+        """Return the outside ids of rows, int or str."""
         if self._is_string:
             found: list[Any] = self.ids.take(pa.array(rows)).to_pylist()
             return found
         return self._values[rows].tolist()  # type: ignore[no-any-return]
 
     def rows(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
-        """Row of each id, -1 where there is none; ids of another type are unknown."""
+        """Return the row of each id, -1 for an unknown id; ids of another type are unknown."""
         if self._is_string:
             return self._rows_of_strings(ids)
         if set(map(type, ids)) == {int}:
@@ -66,7 +66,7 @@ class IdMap:
         return np.where(np.array(is_id, bool), self._find(np.array(values, np.int64)), -1)
 
     def rows_of(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """As `rows`, for many ids of the type of this map."""
+        """Return the row of each id of an array of this map's type, -1 for an unknown id."""
         if self._is_string:
             return np.asarray(pc.index_in(plain(ids), value_set=self.ids).cast(pa.int64()).fill_null(-1))
         return self._find(np.asarray(ids.cast(pa.int64())))
@@ -74,7 +74,7 @@ class IdMap:
     def _rows_of_strings(self, ids: Sequence[object]) -> npt.NDArray[np.int64]:
         texts = [value if isinstance(value, str) else "" for value in ids]
         rows = self._find(_hashes(texts))
-        # What only has the hash of an item is none.
+        # A text with the hash of an item may still be another text.
         near = np.flatnonzero(rows >= 0)
         for place, text in zip(near.tolist(), self.outside(rows[near]), strict=True):
             if texts[place] != text:
@@ -100,49 +100,52 @@ def _fits(value: object) -> bool:
 
 
 class ItemFilter:
-    """Which items a filter lets pass; answers to recent filters are kept.
+    """Rows that pass a filter; the results of recent filters are kept.
 
     Args:
         table: `items.parquet` of the release, in the order of the index.
-        mine: bool [N], the rows that may pass at all; None: all.
+        mask: bool [N], rows that may pass; None for all rows.
     """
 
-    def __init__(self, table: pa.Table, mine: Mask | None = None) -> None:
+    def __init__(self, table: pa.Table, mask: Mask | None = None) -> None:
         self.columns: list[str] = [name for name in table.column_names if name != "item_idx"]
-        self._table, self._mine = table, mine
+        self._table, self._mask = table, mask
         self._cached = lru_cache(maxsize=64)(self._allowed)
 
     def without(self, removed: npt.NDArray[np.int64]) -> ItemFilter:
-        """The same filters, none of which lets the rows `removed` pass."""
+        """Return a filter that the rows `removed` do not pass."""
         if not len(removed):
             return self
-        mine = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
-        mine[removed] = False
-        return ItemFilter(self._table, mine)
+        mask = self._all()
+        mask[removed] = False
+        return ItemFilter(self._table, mask)
 
     def __call__(self, wanted: Filter) -> AllowedRows | None:
-        """The rows that may be returned; None: all.
+        """Return the rows that pass; None for all rows.
 
         Raises:
-            UserError: no such column, or a value that the column cannot hold.
+            UserError: If there is no such column, or the column cannot hold a value.
         """
-        if not wanted and self._mine is None:
+        if not wanted and self._mask is None:
             return None
         key: list[tuple[str, tuple[Value, ...]]] = []
         for name in sorted(wanted):
             if name not in self.columns:
                 raise UserError(f"filter.{name}: the release's items have no such column{nearest(name, self.columns)}")
-            given = wanted[name]
-            values = (given,) if isinstance(given, str | int | float | bool) else tuple(given)
+            value = wanted[name]
+            values = (value,) if isinstance(value, str | int | float | bool) else tuple(value)
             key.append((name, values))
         return self._cached(tuple(key), tuple(type(value) for _, values in key for value in values))
 
     def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> AllowedRows:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
-        mask = np.ones(len(self._table), bool) if self._mine is None else self._mine.copy()
+        mask = self._all()
         for name, values in wanted:
             mask &= self._column(name, values)
         return AllowedRows(mask)
+
+    def _all(self) -> Mask:
+        return np.ones(len(self._table), bool) if self._mask is None else self._mask.copy()
 
     def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
         column = plain(self._table.column(name))
@@ -169,10 +172,10 @@ def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:
 
 
 def to_values(values: list[Any], place: str) -> pa.Array:
-    """Values from outside as an array.
+    """Return outside values as an array.
 
     Raises:
-        UserError: values of types that no one column can hold.
+        UserError: If the values are of types that one column cannot hold.
     """
     try:
         return pa.array(values)

@@ -1,4 +1,4 @@
-"""The user half of a release: raw values of requests in, user embeddings out. Imports no torch."""
+"""The user half of a release: returns user embeddings for raw values of requests. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ EVENT_KEYS = ("item_id", "timestamp")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is known of one request.
+    """Raw values of one request.
 
     Attributes:
-        history: events, oldest first: `item_id`, perhaps `timestamp`, and values of event features. Towers that read
-            time take an event without one for simultaneous with the event before it (see `event_seconds`).
-        user_id: read only by towers that learn an embedding for each user.
+        history: events, oldest first: `item_id`, values of event features, and optionally `timestamp`. An event without
+            one has the time of the event before it (see `event_seconds`).
+        user_id: user; only towers with an embedding for each user read it.
         user: values of profile features.
         request: values of request features.
-        exclude: items that must not be shown, besides those of the history.
+        exclude: items that are not returned, in addition to those of the history.
     """
 
     history: Sequence[Mapping[str, Any]] = ()
@@ -51,16 +51,16 @@ class QueryEncoder:
     """Encodes requests as in training, and runs the user tower of one release.
 
     Args:
-        folder: of the release.
-        manifest: what `verify_release` gave for it.
-        known_items: ids of the release's vocabulary of items, where they are in memory already.
-        threads: of one call of the tower; 0 for as many as there are cores.
+        folder: folder of the release.
+        manifest: manifest that `verify_release` returned.
+        known_items: ids of the item vocabulary if they are in memory already; None to read them.
+        threads: threads of one call of the tower; 0 for one per core.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, known_items: IdMap | None = None, threads: int = 1) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, known_items: IdMap | None = None, threads: int = 1) -> None:
         self.folder, self.manifest = folder, manifest
         self.schema = Schema.load(folder / SCHEMA)
-        self.tower = UserTowerSession(folder, manifest, threads)
+        self.tower = UserTowerSession(folder, manifest, threads=threads)
         self.known_items = load_known_items(folder) if known_items is None else known_items
         self._users: IdMap | None = None
         if (folder / USER_VOCABULARY).exists():
@@ -76,24 +76,24 @@ class QueryEncoder:
 
     @property
     def version(self) -> str:
-        """Of the release that the tower belongs to."""
+        """Version of the release."""
         return self.manifest.version
 
     @property
     def reads_profiles(self) -> bool:
-        """Whether the tower reads any profile feature."""
+        """True if the tower reads a profile feature."""
         return bool(self._profile)
 
     def embed(self, queries: Sequence[Query]) -> Float32Array:
-        """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
+        """Return user embeddings float32 [B, D], or [B, M, D] if the tower returns several per user."""
         histories, _ = self.encode(queries)
         return self.tower(histories)
 
     def encode(self, queries: Sequence[Query]) -> tuple[Histories, list[list[ItemId]]]:
-        """What the tower reads of the queries, and each query's distinct unknown items.
+        """Return the encoded histories of the queries, and the distinct unknown items of each query.
 
         Raises:
-            UserError: a feature that nobody declared, or a value that cannot be read.
+            UserError: If a feature is not declared, or a value cannot be read.
         """
         for query in queries:
             self.check_names(query)
@@ -118,27 +118,27 @@ class QueryEncoder:
             lengths=lengths,
             user_idx=np.full(len(queries), -1) if self._users is None else self._users.rows(users),
             time=event_seconds(recent) if self.tower.reads_time else np.zeros(len(found), np.int64),
-            events=_encode(self._events, events, "history"),
-            users=_encode(self._profile, [query.user for query in queries], "user"),
-            requests=_encode(self.request_encoders, [query.request for query in queries], "request"),
+            events=_encode(self._events, events, place="history"),
+            users=_encode(self._profile, [query.user for query in queries], place="user"),
+            requests=_encode(self.request_encoders, [query.request for query in queries], place="request"),
         )
         return histories, unknown
 
     def user_rows(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """The tower's index of each user, -1 for those that it has no embedding for."""
+        """Return the tower's index of each user, -1 for users without an embedding of their own."""
         return np.full(len(ids), -1) if self._users is None else self._users.rows_of(ids)
 
     def encoder(self, feature: Feature) -> FeatureEncoder:
-        """The encoder of a feature, as in training."""
+        """Return the encoder of a feature, equal to that of training."""
         path = self.folder / f"vocabularies/{feature.key}.parquet"
         vocabulary = pq.read_table(path)["value"].combine_chunks() if feature.has_vocabulary else None
         return FeatureEncoder(feature, vocabulary)
 
     def check_names(self, query: Query) -> None:
-        """Refuse features that nobody declared; one that this tower happens not to read is fine.
+        """Refuse features that are not declared. Declared features that this tower does not read are accepted.
 
         Raises:
-            UserError: it names the feature and the nearest valid one.
+            UserError: If a feature is not declared; the message has the nearest valid name.
         """
         given = set[str]().union(*query.history)
         if not given <= self.names["history"]:
@@ -149,17 +149,17 @@ class QueryEncoder:
             self.refuse("request", query.request)
 
     def refuse(self, place: str, given: Iterable[str]) -> None:
-        """Refuse names that are none of `place`: history, user or request."""
+        """Raise a `UserError` for the first name that is no feature of `place`: history, user or request."""
         valid = self.names[place]
         for name in given:
             if name not in valid:
                 raise UserError(f"{place}.{name}: no such feature{nearest(name, valid)}")
 
     def check(self) -> None:
-        """The tower must answer its stored questions as when the release was made.
+        """Check that the tower embeds its stored inputs as it did when the release was made.
 
         Raises:
-            UserError: it does not.
+            UserError: If it does not.
         """
         check = stored_check(self.folder)
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}
@@ -182,11 +182,13 @@ def _item_ids(history: Sequence[Mapping[str, Any]]) -> list[ItemId]:
 
 
 def load_known_items(folder: Path) -> IdMap:
-    """Ids of the release's vocabulary of items -> item_idx - 1."""
+    """Return the map from the ids of the item vocabulary to item_idx - 1."""
     return IdMap(pq.read_table(folder / ITEM_VOCABULARY)["item_id"].combine_chunks())
 
 
-def _encode(encoders: Mapping[str, FeatureEncoder], rows: Sequence[Mapping[str, Any]], place: str) -> dict[str, Column]:
+def _encode(
+    encoders: Mapping[str, FeatureEncoder], rows: Sequence[Mapping[str, Any]], *, place: str
+) -> dict[str, Column]:
     columns = {}
     for name, encoder in encoders.items():
         values = to_values([row.get(name) for row in rows], f"{place}.{name}")

@@ -1,4 +1,4 @@
-"""Answers requests with one release: raw values in, ranked items out. Imports no torch."""
+"""Retrieval from one release in process: returns ranked items for raw values of requests. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ __all__ = ["Answer", "ItemId", "Query", "Retriever", "seen_items"]
 
 @dataclass(frozen=True)
 class Answer:
-    """Ranked items of one request.
+    """Ranked items for one request.
 
     Attributes:
-        item_ids: best first; where a user has several embeddings, these take turns.
-        scores: float32, of the same length; each from the embedding that brought the item.
-        history_length: events that the tower read.
-        unknown_items: distinct items of the history that the release does not know, in order; the tower read them as
-            unknown ones.
+        item_ids: ids, best first; the embeddings of a user who has several take turns.
+        scores: float32, of the same length; each is the score of the embedding that found the item.
+        history_length: number of events that the tower read.
+        unknown_items: distinct items of the history that the release does not know, in order.
     """
 
     item_ids: list[ItemId]
@@ -43,37 +42,37 @@ class Answer:
 
 
 class Retriever:
-    """One verified release, ready to answer: its two halves, together.
+    """Both halves of one verified release.
 
     Args:
-        folder: of the release.
-        manifest: what `verify_release` gave for it.
-        threads: of one call of the tower; 0 for as many as there are cores.
+        folder: folder of the release.
+        manifest: manifest that `verify_release` returned.
+        threads: threads of one call of the tower; 0 for one per core.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
         self.folder, self.manifest = folder, manifest
         self.known_items = load_known_items(folder)
-        self.query_encoder = QueryEncoder(folder, manifest, self.known_items, threads)
-        self.item_search = ItemSearch(folder, manifest, self.known_items)
+        self.query_encoder = QueryEncoder(folder, manifest, known_items=self.known_items, threads=threads)
+        self.item_search = ItemSearch(folder, manifest, known_items=self.known_items)
         self.schema, self.tower = self.query_encoder.schema, self.query_encoder.tower
         self.index, self.items = self.item_search.index, self.item_search.items
         self.query_encoder.check()
         self.item_search.check()
 
     @classmethod
-    def load(cls, store: str | Path, release: str, threads: int = 0) -> Retriever:
+    def load(cls, store: str | Path, release: str, *, threads: int = 0) -> Retriever:
         """Open a release by version or alias.
 
         Raises:
-            UserError: there is no such release, or it is not what it says.
+            UserError: If there is no such release, or it is damaged.
         """
         folder, manifest = ReleaseStore(store).open(release)
-        return cls(folder, manifest, threads)
+        return cls(folder, manifest, threads=threads)
 
     @property
     def version(self) -> str:
-        """Of the release."""
+        """Version of the release."""
         return self.manifest.version
 
     @property
@@ -82,48 +81,48 @@ class Retriever:
         return self.query_encoder.request_encoders
 
     def retrieve(
-        self, queries: Sequence[Query], k: int = 100, exclude_seen: bool = True, filter: Filter | None = None
+        self, queries: Sequence[Query], k: int = 100, *, exclude_seen: bool = True, filter: Filter | None = None
     ) -> list[Answer]:
-        """The k best items for each query; fewer where the filter and exclusions leave fewer.
+        """Return the k best items for each query; fewer if filter and exclusions leave fewer.
 
         Args:
-            queries: B requests.
-            k: items for each.
-            exclude_seen: leave out the items of the whole history.
+            queries: B queries.
+            k: number of items for each query.
+            exclude_seen: True to leave out the items of the whole history.
             filter: column -> value or values, over the columns of the release's items.
 
         Raises:
-            UserError: a feature, column or value that the release does not know what to do with.
+            UserError: If a feature, column or value does not fit the release.
         """
         histories, unknown = self.encode(queries)
         excluded = [[*(seen_items(query) if exclude_seen else []), *query.exclude] for query in queries]
-        hits = self.item_search.search(self.tower(histories), k, filter, excluded)
+        hits = self.item_search.search(self.tower(histories), k, filter=filter, exclude=excluded)
         lengths = histories.lengths.tolist()
         return [
             Answer(found.item_ids, found.scores, lengths[number], unknown[number]) for number, found in enumerate(hits)
         ]
 
     def embed(self, queries: Sequence[Query]) -> Float32Array:
-        """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
+        """Return user embeddings float32 [B, D], or [B, M, D] if the tower returns several per user."""
         return self.query_encoder.embed(queries)
 
     def encode(self, queries: Sequence[Query]) -> tuple[Histories, list[list[ItemId]]]:
-        """What the tower reads of the queries, and each query's distinct unknown items."""
+        """Return the encoded histories of the queries, and the distinct unknown items of each query."""
         return self.query_encoder.encode(queries)
 
     def user_rows(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """The tower's index of each user, -1 for those that it has no embedding for."""
+        """Return the tower's index of each user, -1 for users without an embedding of their own."""
         return self.query_encoder.user_rows(ids)
 
     def index_rows(self, items: Ragged) -> Ragged:
-        """Rows of the index for rows of item_idx; those that it does not hold are left out."""
+        """Return, for each list of item_idx, the rows of the index; items that it does not hold are left out."""
         return self.item_search.index_rows(items)
 
     def encoder(self, feature: Feature) -> FeatureEncoder:
-        """The encoder of a feature, as in training."""
+        """Return the encoder of a feature, equal to that of training."""
         return self.query_encoder.encoder(feature)
 
 
 def seen_items(query: Query) -> list[ItemId]:
-    """Items of the whole history."""
+    """Return the items of the whole history."""
     return [event["item_id"] for event in query.history]

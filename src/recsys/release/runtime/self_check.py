@@ -1,4 +1,4 @@
-"""The questions that a release stores with their answers, so that a server can check itself. Imports no torch."""
+"""Self-check of a release: inputs that it stores with the results of tower and index. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy.typing as npt
 from recsys.core.errors import UserError
 from recsys.release.manifest import SELF_CHECK
 
-# Tower and index answer their stored questions as they did when the release was made, up to other processors' rounding.
+# Tolerance for the rounding of other processors.
 TOLERANCE = 1e-3
 
 
 def stored_check(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of `self_check.npz`: `input:*` of the tower, the `embeddings` it gave, the `best_scores` of the index.
+    """Return the arrays of `self_check.npz`: the tower's `input:*`, its `embeddings`, and the index's `best_scores`.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: If the file is damaged.
     """
     path = folder / SELF_CHECK
     try:

@@ -14,10 +14,10 @@ _SHARD = re.compile(r"(\d{1,4})/(\d{1,4})")
 
 
 @dataclass(frozen=True)
-class Shard:
+class CorpusShard:
     """Part `number` of `count`: the rows with row % count == number.
 
-    Rows are in no order of content or popularity within such a part, so every shard has about the same work.
+    Neighbouring rows are in different parts, so the parts have about the same work whatever the order of the items.
     """
 
     number: int
@@ -31,11 +31,11 @@ class Shard:
         return f"{self.number}/{self.count}"
 
     @classmethod
-    def parse(cls, text: str) -> Shard:
-        """Shard from `I/N`, counted from 0.
+    def parse(cls, text: str) -> CorpusShard:
+        """Return the shard `I/N`, counted from 0.
 
         Raises:
-            UserError: it is not of that form.
+            UserError: If the text has another form.
         """
         found = _SHARD.fullmatch(text)
         if found is None:
@@ -43,6 +43,6 @@ class Shard:
         return cls(int(found[1]), int(found[2]))
 
     def rows(self, num_items: int) -> npt.NDArray[np.bool_]:
-        """The rows of an index that are searched here: bool [N]."""
+        """Return the rows of the index that belong to this part, as bool [N]."""
         rows: npt.NDArray[np.bool_] = np.arange(num_items) % self.count == self.number
         return rows

@@ -1,4 +1,4 @@
-"""When the events of a request's history happened. Imports no torch."""
+"""Times of the events of a request's history. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from recsys.core.errors import UserError
 
 
 def event_seconds(histories: Sequence[Sequence[Mapping[str, Any]]]) -> npt.NDArray[np.int64]:
-    """Seconds int64 [T] of the events of all histories, each oldest first.
+    """Return the times in seconds, int64 [T], of the events of all histories, each oldest first.
 
     A `timestamp` is a whole number of seconds, a date or a time (also as ISO 8601; without a zone it is UTC). An event
-    without one is as old as the event before it, the first ones as the next that has one; in a history without any all
-    events are simultaneous.
+    without one has the time of the event before it; events at the beginning have that of the first event with a time.
+    In a history without times all events have time 0.
 
     Raises:
-        UserError: a timestamp is nothing of these.
+        UserError: If a timestamp has another form.
     """
     times = [_of_history([event.get("timestamp") for event in events]) for events in histories]
     return np.concatenate([np.zeros(0, np.int64), *times])
@@ -38,14 +38,14 @@ def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
 
 
 def to_seconds(value: Any, place: str = "history.timestamp") -> int:
-    """Seconds of one timestamp: a whole number of seconds, a date or a time, also as ISO 8601 (without a zone: UTC).
+    """Return a timestamp in seconds.
 
     Args:
-        value: from outside.
-        place: how the message names it.
+        value: whole number of seconds, date or time, also as ISO 8601 (without a zone it is UTC).
+        place: name of the value in messages.
 
     Raises:
-        UserError: it is nothing of these.
+        UserError: If the value has another form.
     """
     try:
         if isinstance(value, str):

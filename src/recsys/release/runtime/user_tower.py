@@ -1,4 +1,4 @@
-"""The exported user tower: padded arrays in, user embeddings out. Imports no torch."""
+"""The exported user tower, run by ONNX Runtime on padded arrays. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from recsys.release.manifest import TIMESTAMP, USER_TOWER, Manifest, TensorSpec
 
 @dataclass(frozen=True)
 class Histories:
-    """Encoded histories of B users, T events together: what the tower reads, before padding.
+    """Encoded histories of B users with T events in total, before padding.
 
     Attributes:
         item_idx: int64 [T]; 0 for an item that the tower does not know.
-        lengths: int64 [B], at most the tower's longest history.
+        lengths: int64 [B], at most the tower's maximum history.
         user_idx: int64 [B], -1 for an unknown user.
         time: int64 [T], seconds; read by towers that have the input `timestamp`.
         events: features of the T events.
@@ -39,7 +39,7 @@ class Histories:
     requests: Mapping[str, Column] = field(default_factory=dict)
 
     def with_requests(self, given: Mapping[str, Column]) -> Histories:
-        """The same with other request features, where they are given."""
+        """Return the same histories with some request features replaced."""
         return dataclasses.replace(self, requests={**self.requests, **given})
 
 
@@ -47,12 +47,12 @@ class UserTowerSession:
     """Runs `user_tower.onnx` of a release.
 
     Args:
-        folder: of the release, verified.
-        manifest: of the release.
-        threads: of one call; 0 for as many as there are cores.
+        folder: folder of the release, verified.
+        manifest: manifest of the release.
+        threads: threads of one call; 0 for one per core.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int = 0) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -64,11 +64,11 @@ class UserTowerSession:
         self.reads_time = any(spec.name == TIMESTAMP for spec in manifest.inputs)
 
     def __call__(self, histories: Histories) -> Float32Array:
-        """User embeddings float32 [B, D], or [B, M, D] of towers that give several."""
+        """Return user embeddings float32 [B, D], or [B, M, D] if the tower returns several per user."""
         return self.run(pad(histories, self.inputs))
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Float32Array:
-        """As calling it, of padded inputs."""
+        """Return user embeddings for padded inputs."""
         if not len(inputs["lengths"]):
             return np.zeros((0, *self.shape), np.float32)
         (embeddings,) = self._session.run(None, dict(inputs))
@@ -76,7 +76,7 @@ class UserTowerSession:
 
 
 def pad(histories: Histories, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:
-    """The tower's inputs: events in rows of the longest history (at least one), bags in rows of the largest bag."""
+    """Return the tower's inputs: histories padded to the longest one (at least 1 event), bags to the largest bag."""
     num_users = len(histories.lengths)
     longest = max(1, int(histories.lengths.max(initial=0)))
     places = ragged_positions(np.arange(num_users) * longest, histories.lengths)

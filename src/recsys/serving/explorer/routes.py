@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from recsys.serving.async_lru import AsyncLRU
 from recsys.serving.events import Event, EventStore, StoreError
 from recsys.serving.explorer.item_explorer import ItemExplorer
 from recsys.serving.explorer.messages import (
@@ -21,7 +21,7 @@ from recsys.serving.explorer.messages import (
     UsersResponse,
 )
 from recsys.serving.gateway.router import Router
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.endpoint import Endpoint
 from recsys.serving.http.problems import too_large, unavailable
 
@@ -36,9 +36,9 @@ class ExplorerCache:
         size: maximum number of explorers.
     """
 
-    def __init__(self, releases: Releases, size: int) -> None:
-        self._releases, self._size = releases, size
-        self._held: OrderedDict[str, asyncio.Task[ItemExplorer]] = OrderedDict()
+    def __init__(self, releases: ReleaseCache, size: int) -> None:
+        self._releases = releases
+        self._explorers = AsyncLRU(self._open, size)
 
     async def get(self, version: str) -> ItemExplorer:
         """Return the explorer of a version; concurrent callers share one opening.
@@ -46,19 +46,7 @@ class ExplorerCache:
         Raises:
             UserError: If there is no such release, or it is damaged.
         """
-        if version not in self._held:
-            self._held[version] = asyncio.create_task(asyncio.to_thread(self._open, version))
-        self._held.move_to_end(version)
-        while len(self._held) > self._size:
-            self._held.popitem(last=False)
-        task = self._held[version]
-        try:
-            return await asyncio.shield(task)
-        except Exception:
-            # The next request tries again.
-            if self._held.get(version) is task:
-                del self._held[version]
-            raise
+        return await self._explorers.get(version)
 
     def _open(self, version: str) -> ItemExplorer:
         folder, _ = self._releases.open(version)

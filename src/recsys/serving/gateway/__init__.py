@@ -1,1 +1,1 @@
-"""The gateway: user embeddings, routing to hosts, and merged answers."""
+"""Gateway: embeds users, routes searches to hosts and merges their results."""

@@ -1,4 +1,4 @@
-"""Admin calls of a gateway: what a rollout asks of it. Imports no torch."""
+"""Admin calls of a gateway, which a rollout makes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class GatewayAdmin:
     """Admin calls that change a gateway.
 
     Args:
-        router: gets the canary. It is forgotten when the process ends: then users get what the hosts serve.
-        towers: of users, by version.
+        router: router that gets the canary. The canary ends with the process; then users get what the hosts serve.
+        towers: tower cache.
     """
 
     def __init__(self, router: Router, towers: TowerCache) -> None:
@@ -38,12 +38,12 @@ class GatewayAdmin:
         """Set or end the canary."""
         if request.share:
             self._towers.require(request.version)
-            # Before the first of its users comes.
+            # Loaded before the first user of the canary comes.
             await self._towers.get(request.version)
         self._router.canary = Canary(request.version, request.share) if request.share else None
         return self._state()
 
     def _state(self) -> GatewayState:
         canary = self._router.canary
-        given = None if canary is None else CanaryRequest(canary.version, canary.share)
-        return GatewayState(self._towers.versions, given)
+        state = None if canary is None else CanaryRequest(canary.version, canary.share)
+        return GatewayState(self._towers.versions, state)

@@ -1,4 +1,4 @@
-"""Where hosts are: addresses that are listed, or all addresses of a name. Imports no torch."""
+"""Discovery of hosts: a fixed list, or addresses and the addresses of DNS names. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from recsys.core.errors import UserError
 from recsys.serving.gateway.host_client import HostClient
 from recsys.serving.gateway.remote_host import Address, RemoteHost, parse_address
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("recsys")
 
 
 class Discovery(Protocol):
-    """The hosts of one shard, as they come and go."""
+    """Source of the hosts of one shard, which may come and go."""
 
     async def hosts(self) -> Sequence[HostClient]:
-        """All that there are now; a host that was there before is the same object."""
+        """Return all present hosts; a host that was returned before is the same object."""
         ...
 
 
-class Fixed:
+class FixedHosts:
     """Hosts that stay, such as one in the same process."""
 
     def __init__(self, *clients: HostClient) -> None:
         self._clients = clients
 
     async def hosts(self) -> Sequence[HostClient]:
-        """All of them."""
+        """Return all hosts."""
         return self._clients
 
 
-class Listed:
-    """Hosts by address or name.
+class AddressedHosts:
+    """Hosts by address or DNS name.
 
     Args:
         places: `http://HOST:PORT`, and `dns:NAME:PORT` for every address that the name has at the moment.
@@ -47,23 +47,23 @@ class Listed:
             raise UserError("hosts: found none, expected http://HOST:PORT or dns:NAME:PORT")
         self._addresses = [parse_address(place) for place in places if not place.startswith("dns:")]
         self._names = [parse_address(place.removeprefix("dns:")) for place in places if place.startswith("dns:")]
-        self._found: dict[Address, list[Address]] = {}
+        self._resolved: dict[Address, list[Address]] = {}
         self._clients: dict[Address, HostClient] = {}
         self._connect = connect
 
     async def hosts(self) -> Sequence[HostClient]:
-        """Those that are listed, and those that the names stand for; the last known where a name does not resolve."""
+        """Return the hosts at the addresses and names; a name that does not resolve keeps its last addresses."""
         for name in self._names:
             try:
-                self._found[name] = await _resolve(name)
+                self._resolved[name] = await _resolve(name)
             except OSError as error:
                 log.warning("dns:%s:%d does not resolve: %s", *name, error)
-        addresses = [*self._addresses, *(address for name in self._names for address in self._found.get(name, []))]
+        addresses = [*self._addresses, *(address for name in self._names for address in self._resolved.get(name, []))]
         self._clients = {address: self._clients.get(address) or self._connect(address) for address in addresses}
         return list(self._clients.values())
 
 
 async def _resolve(name: Address) -> list[Address]:
     host, port = name
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return sorted({(str(entry[4][0]), port) for entry in found})
+    entries = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return sorted({(str(entry[4][0]), port) for entry in entries})

@@ -1,4 +1,7 @@
-"""Which hosts there are, which of them answer, and what each holds, kept fresh in the background. Imports no torch."""
+"""State of all hosts: which there are, which answer, and which versions each holds. Imports no torch.
+
+The state is refreshed in the background.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,24 @@ import logging
 import time
 from collections.abc import Sequence
 
-from recsys.release.runtime.shard import Shard
+from recsys.core.errors import UserError
+from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.gateway.discovery import Discovery
 from recsys.serving.gateway.host_client import HostClient
 from recsys.serving.http.messages import Versions
 from recsys.serving.http.problems import Problem, unavailable
+from recsys.serving.observability.guard import keep_going
+from recsys.serving.observability.metrics import Metrics
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("recsys")
 
-# Seconds between two questions to a host for its versions.
+# Seconds between two probes of a host, each of which asks for its versions.
 PROBE_EVERY = 0.5
-# Seconds between two questions for the hosts.
+# Seconds between two discoveries of hosts.
 DISCOVER_EVERY = 5.0
-# What a host said longer ago than this, in seconds, is not relied on.
+# Seconds after which the answer to a probe is too old to rely on.
 MAX_AGE = 2.5
-# A host that answers for its versions and fails searches again and again rests, at most this many seconds at a time.
+# Longest rest in seconds of a host that answers probes but fails searches again and again.
 MAX_REST = 1.0
 
 
@@ -29,69 +35,69 @@ class HostState:
     """A host as the gateway sees it.
 
     Args:
-        client: asks it.
-        shard: that it must search.
+        client: client of the host.
+        shard: part of the corpus that it must search.
     """
 
-    def __init__(self, client: HostClient, shard: Shard) -> None:
+    def __init__(self, client: HostClient, shard: CorpusShard) -> None:
         self.client, self.shard = client, shard
         self.versions: Versions = {}
         self.in_flight = 0
         self._failure: str | None = f"{client.name}: not asked yet"
         self._answered = self._searched = self._rests_until = -float("inf")
         self._failures = 0
-        self._ask_now = asyncio.Event()
-        self._ask_now.set()
+        self._probe_now = asyncio.Event()
+        self._probe_now.set()
 
     @property
     def name(self) -> str:
-        """Of the host."""
+        """Name of the host."""
         return self.client.name
 
     @property
     def failure(self) -> str | None:
-        """Why it is not used; None: it answered when it was last asked, and that was not long ago."""
+        """Reason why the host is not used; None if it answered its last probe, and that was not long ago."""
         if self._failure is None and time.monotonic() - self._answered > MAX_AGE:
             return f"{self.name}: has not been asked for {MAX_AGE:g} s"
         return self._failure
 
     @property
     def is_resting(self) -> bool:
-        """It is used only where there is no other."""
+        """True if the host is used only if there is no other."""
         return time.monotonic() < self._rests_until
 
     def fail(self, reason: str) -> None:
-        """A search failed: do not use it until it has answered for its versions, which it is asked at once."""
+        """Record a failed search: the host is not used until it answers a probe, which is sent at once."""
         if self._failure is not None:
-            # One outage, although many requests meet it.
+            # Many requests meet the same outage; it counts once.
             return
         log.warning("host is not used until it answers: %s", reason)
         self._failure = reason
         self._failures += 1
         if self._failures > 1:
             self._rests_until = time.monotonic() + min(0.1 * 2**self._failures, MAX_REST)
-        self._ask_now.set()
+        self._probe_now.set()
 
-    def ask_now(self) -> None:
-        """Do not wait for the next time to ask for its versions."""
-        self._ask_now.set()
+    def probe_now(self) -> None:
+        """Send the next probe at once."""
+        self._probe_now.set()
 
     def succeed(self) -> None:
-        """A search was answered."""
+        """Record an answered search."""
         self._failures = 0
         self._searched = time.monotonic()
 
     def is_silent(self, seconds: float) -> bool:
-        """Whether it has answered no search for so long; one that is busy answers some."""
+        """Return True if the host has answered no search for that time; a host that is only busy answers some."""
         return time.monotonic() - self._searched >= seconds
 
     def suspect(self, seconds: float) -> None:
-        """Use it only where there is no other for so long, and ask for its versions at once."""
+        """Use the host only if there is no other for that time, and probe it at once."""
         self._rests_until = max(self._rests_until, time.monotonic() + seconds)
-        self._ask_now.set()
+        self._probe_now.set()
 
     async def probe(self) -> None:
-        """Ask for its versions."""
+        """Ask the host for its versions and record the answer."""
         try:
             versions = await self.client.version()
             self._check_shard(versions)
@@ -114,76 +120,75 @@ class HostState:
                 wanted = f"shard={expected}" if expected else "the whole corpus"
                 raise unavailable(f"{self.name}: searches {found}, and this gateway has it as one of {wanted}")
 
-    async def keep_probing(self) -> None:
-        """Ask again and again, at once where a request failed."""
+    async def keep_probing(self, metrics: Metrics) -> None:
+        """Probe the host regularly, and at once after a request failed."""
         while True:
             try:
                 async with asyncio.timeout(PROBE_EVERY):
-                    await self._ask_now.wait()
+                    await self._probe_now.wait()
             except TimeoutError:
                 pass
-            self._ask_now.clear()
-            try:
+            self._probe_now.clear()
+            with keep_going("probe", metrics):
                 await self.probe()
-            except Exception:
-                # The next question may go better; without one the host would be lost.
-                log.exception("%s: asking for its versions", self.name)
 
 
 class Fleet:
-    """The hosts of all shards.
-
-    Each is asked for its versions twice a second: that is its health check, and revalidates the gateway's copy.
+    """The hosts of all shards, each probed twice a second. A probe is the health check, and refreshes the versions.
 
     Args:
-        shards: the hosts of each shard; a list of one for a corpus that is not split.
+        shards: discovery of the hosts of each shard; a list of one if the corpus is not split.
+        metrics: counts programming errors of the background tasks; None if nothing reads them.
     """
 
-    def __init__(self, shards: Sequence[Discovery]) -> None:
-        self._discoveries = shards
+    def __init__(self, shards: Sequence[Discovery], metrics: Metrics | None = None) -> None:
+        self._discoveries, self._metrics = shards, metrics or Metrics()
         self.shards: list[list[HostState]] = [[] for _ in shards]
         self._tasks: dict[HostState, asyncio.Task[None]] = {}
         self._discovering: asyncio.Task[None] | None = None
 
     @property
     def states(self) -> list[HostState]:
-        """Of every host."""
+        """States of all hosts."""
         return [state for shard in self.shards for state in shard]
 
     async def start(self) -> None:
-        """Find the hosts, ask each once, and keep finding and asking."""
+        """Discover the hosts, probe each once, and keep doing both in the background."""
         await self.discover()
         await self.refresh()
         self._discovering = asyncio.create_task(self._keep_discovering())
 
     async def discover(self) -> None:
-        """Ask which hosts there are; new ones are used as soon as they have answered."""
-        for number, discovery in enumerate(self._discoveries):
-            states = {state.client: state for state in self.shards[number]}
-            clients = await discovery.hosts()
-            shard = Shard(number, len(self.shards))
-            self.shards[number] = [
-                states.pop(client) if client in states else HostState(client, shard) for client in clients
-            ]
-            for state in self.shards[number]:
-                if state not in self._tasks:
-                    self._tasks[state] = asyncio.create_task(state.keep_probing())
-            for state in states.values():
-                log.info("host is gone: %s", state.name)
-                self._tasks.pop(state).cancel()
-                await state.client.close()
+        """Discover the hosts of all shards; new ones are used as soon as they have answered a probe."""
+        for number in range(len(self.shards)):
+            await self._discover_shard(number)
+
+    async def _discover_shard(self, number: int) -> None:
+        states = {state.client: state for state in self.shards[number]}
+        clients = await self._discoveries[number].hosts()
+        shard = CorpusShard(number, len(self.shards))
+        self.shards[number] = [
+            states.pop(client) if client in states else HostState(client, shard) for client in clients
+        ]
+        for state in self.shards[number]:
+            if state not in self._tasks:
+                self._tasks[state] = asyncio.create_task(state.keep_probing(self._metrics))
+        for state in states.values():
+            log.info("host is gone: %s", state.name)
+            self._tasks.pop(state).cancel()
+            await state.client.close()
 
     async def refresh(self) -> None:
-        """Ask every host now, and wait for what they say."""
+        """Probe every host now, and wait for the answers."""
         await asyncio.gather(*(state.probe() for state in self.states))
 
-    def look_again(self) -> None:
-        """Ask every host soon: what is known of them helps no request."""
+    def probe_all(self) -> None:
+        """Probe every host soon, because the present state helps no request."""
         for state in self.states:
-            state.ask_now()
+            state.probe_now()
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop discovery and probes, and close the clients."""
         tasks = [*self._tasks.values(), *([self._discovering] if self._discovering else [])]
         for task in tasks:
             task.cancel()
@@ -194,4 +199,9 @@ class Fleet:
     async def _keep_discovering(self) -> None:
         while True:
             await asyncio.sleep(DISCOVER_EVERY)
-            await self.discover()
+            for number in range(len(self.shards)):
+                with keep_going("discovery", self._metrics):
+                    try:
+                        await self._discover_shard(number)
+                    except (OSError, UserError) as error:
+                        log.warning("hosts of shard %d cannot be discovered, the known ones stay: %s", number, error)

@@ -1,8 +1,8 @@
-"""Answers requests: which version, the user tower of that version, the index of that version. Imports no torch.
+"""Gateway: answers a request with a version, the user tower of that version, and the index of that version.
 
-A user embedding never meets an index of another version. The version comes from the host that will be searched; the
-search names it, a host without it refuses, and the request is resolved again; and what the host says of the index that
-it searched is compared with what the tower says of itself.
+A user embedding never meets an index of another version. The version comes from the host that will be searched. The
+search names it, a host that does not hold it refuses, and the request is assigned again. The gateway also compares the
+version that the host reports with the version of the tower. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recsys.core.errors import UserError
 from recsys.release.runtime.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events import Event, EventStore, StoreError
-from recsys.serving.gateway.microbatch import Batches
+from recsys.serving.gateway.microbatch import Microbatcher
 from recsys.serving.gateway.router import Assignment, Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.http.codec import encode
@@ -29,23 +29,24 @@ from recsys.serving.http.messages import (
 )
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.request_sampler import Sampling
+from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
 
-# Between two attempts where nothing that could answer is up.
-LOOK_EVERY = 0.05
-LARGEST_BATCH = 64
+# Seconds between two attempts while nothing that could answer is up.
+RETRY_EVERY = 0.05
+# Maximum number of requests of a microbatch.
+MAX_MICROBATCH = 64
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one request.
+    """Upper limits of one request.
 
     Attributes:
-        k: items of an answer.
-        history: events, and excluded items.
-        batch: requests, or events, of one POST.
-        body_bytes: of one POST.
-        seconds: after which a request that nobody could answer is given up.
+        k: number of items of a response.
+        history: number of events of a history, and of excluded items.
+        batch: number of requests, or of events, of one POST.
+        body_bytes: size of one POST.
+        seconds: time after which a request that nothing could answer is given up.
     """
 
     k: int = 1000
@@ -55,8 +56,8 @@ class Limits:
     seconds: float = 4.0
 
 
-class _Group(NamedTuple):
-    """What requests of one batch have in common."""
+class _BatchKey(NamedTuple):
+    """Values that all requests of one microbatch share; `filter` is JSON."""
 
     assignment: Assignment
     k: int
@@ -67,40 +68,43 @@ class Gateway:
     """Retrieval for users.
 
     Args:
-        router: chooses hosts.
-        towers: user towers by version.
+        router: chooses hosts and versions.
+        towers: tower cache.
         events: histories and profiles of known users.
-        limits: of one request.
-        metrics: of the process.
-        sampling: keeps some of the requests; None: none.
+        limits: upper limits of one request.
+        metrics: metrics of the server.
+        sampler: keeps a share of the requests; None to keep none.
     """
 
     def __init__(
         self,
         router: Router,
         towers: TowerCache,
+        *,
         events: EventStore,
         limits: Limits,
         metrics: Metrics,
-        sampling: Sampling | None = None,
+        sampler: RequestSampler | None = None,
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
-        self._sampling = sampling
-        self._batches: Batches[_Group, RetrieveRequest, RetrieveResponse] = Batches(self._answer_all, LARGEST_BATCH)
+        self._sampler = sampler
+        self._batches: Microbatcher[_BatchKey, RetrieveRequest, RetrieveResponse] = Microbatcher(
+            self._answer_all, MAX_MICROBATCH
+        )
 
     async def ready(self) -> None:
         """Load the tower of the version that a request would get now.
 
         Raises:
-            Problem: nothing that could answer is up (503).
+            Problem: If nothing that could answer is up (503).
         """
         await self.towers.get(self.router.assign().version)
 
     async def retrieve(self, request: RetrieveRequest) -> RetrieveResponse:
-        """Ranked items.
+        """Return ranked items.
 
         Raises:
-            Problem: the request is wrong (4xx), or nothing that could answer was up in time (503).
+            Problem: If the request is invalid (4xx), or nothing that could answer was up in time (503).
         """
         self._check(request)
         wanted = None if not request.filter else encode(request.filter)
@@ -108,7 +112,7 @@ class Gateway:
         while True:
             try:
                 assignment = self.router.assign(request.user_id, request.version)
-                return await self._batches.ask(_Group(assignment, request.k, wanted), request)
+                return await self._batches.ask(_BatchKey(assignment, request.k, wanted), request)
             except Problem as error:
                 moved = isinstance(error, VersionNotHeld)
                 if error.status != 503 and (not moved or request.version is not None):
@@ -117,13 +121,13 @@ class Gateway:
                     raise unavailable(error.message) from error
                 if moved:
                     self.metrics.fallbacks["version"].inc()
-            await asyncio.sleep(0 if moved else LOOK_EVERY)
+            await asyncio.sleep(0 if moved else RETRY_EVERY)
 
     async def event_names(self) -> set[str]:
-        """Features that an event may have: those of the release that a request would get now.
+        """Return the features that an event may have: those of the release that a request would get now.
 
         Raises:
-            Problem: nothing that could answer is up (503).
+            Problem: If nothing that could answer is up (503).
         """
         tower = await self.towers.get(self.router.assign().version)
         return tower.names["history"] - set(EVENT_KEYS)
@@ -148,22 +152,22 @@ class Gateway:
                     raise bad_request(str(error), place) from error
 
     async def _answer_all(
-        self, group: _Group, asked: Sequence[RetrieveRequest]
+        self, key: _BatchKey, asked: Sequence[RetrieveRequest]
     ) -> Sequence[RetrieveResponse | Exception]:
-        """Answers of one batch; a request that is wrong spoils nothing for the others."""
+        """Answer a microbatch; an invalid request does not affect the others."""
         try:
-            return await self._answer(group, asked)
+            return await self._answer(key, asked)
         except UserError as error:
-            # Together they may be too large for a host, alone none of them is.
+            # Together they may be too large for a host, although each alone is not.
             if len(asked) == 1 or (isinstance(error, Problem) and error.status not in (400, 413)):
                 return [error] * len(asked)
         answers: list[RetrieveResponse | Exception] = []
         for one in asked:
-            answers.extend(await self._answer_all(group, [one]))
+            answers.extend(await self._answer_all(key, [one]))
         return answers
 
-    async def _answer(self, group: _Group, asked: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
-        version = group.assignment.version
+    async def _answer(self, key: _BatchKey, asked: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
+        version = key.assignment.version
         tower = self.towers.held(version) or await self.towers.get(version)
         metrics = self.metrics
         metrics.batch["tower"].observe(len(asked))
@@ -174,13 +178,13 @@ class Gateway:
         with metrics.timed("tower"):
             embeddings = tower.tower(histories)
         wanted, model = asked[0].filter, self.router.model
-        search = SearchRequest(tower.version, embeddings, group.k, wanted, exclude, model)
+        search = SearchRequest(tower.version, embeddings, key.k, wanted, exclude, model)
         with metrics.timed("host"):
-            response, hosts = await self.router.search(group.assignment, search)
-        if not metrics.versions_met(tower.version, response.version, len(asked)):
-            # Whatever a host may do: an answer of two versions is none.
+            response, hosts = await self.router.search(key.assignment, search)
+        if not metrics.versions_met(tower.version, response.version, answers=len(asked)):
+            # The last line of defence, whatever a host does.
             raise VersionNotHeld(tower.version, serving=None, loaded=[response.version])
-        if hosts != tuple(state.name for state in group.assignment.hosts):
+        if hosts != tuple(state.name for state in key.assignment.hosts):
             metrics.fallbacks["host"].inc(len(asked))
         host, lengths = "+".join(hosts), histories.lengths.tolist()
         answers = [
@@ -195,17 +199,11 @@ class Gateway:
             )
             for found, length, names in zip(response.results, lengths, unknown, strict=True)
         ]
-        if self._sampling is not None and self._sampling.share:
+        if self._sampler is not None and self._sampler.share:
             for one, query, answer in zip(asked, queries, answers, strict=True):
-                if self._sampling.wants():
-                    self._keep(self._sampling, one, query, answer)
+                if self._sampler.wants():
+                    self._sampler.put(_sample_of(one, query, answer))
         return [*answers]
-
-    def _keep(self, sampling: Sampling, asked: RetrieveRequest, query: Query, answer: RetrieveResponse) -> None:
-        is_stored = asked.user_id is not None
-        given = asked.user or {}
-        profile = {name: value for name, value in query.user.items() if name not in given} if is_stored else None
-        sampling.put(asked, query.history if is_stored and asked.history is None else None, profile, answer)
 
     async def _queries(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
         stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]
@@ -244,8 +242,20 @@ class Gateway:
             raise unavailable(str(error)) from error
 
 
+def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveResponse) -> AnsweredRequest:
+    is_stored = request.user_id is not None
+    posted = request.user or {}
+    return AnsweredRequest(
+        time.time(),
+        request,
+        history=query.history if is_stored and request.history is None else None,
+        profile={name: value for name, value in query.user.items() if name not in posted} if is_stored else None,
+        response=response,
+    )
+
+
 def _as_history(events: Sequence[Event], known: set[str]) -> list[Mapping[str, Any]]:
-    """What was stored under one release may have features that another does not know."""
+    """Leave out stored features that the release does not know; another release may have stored them."""
     return [
         {"item_id": item, "timestamp": seconds, **{name: value for name, value in features.items() if name in known}}
         if features

@@ -1,4 +1,4 @@
-"""What a gateway sees of an ANN host. Imports no torch."""
+"""The protocol by which a gateway calls an ANN host, and the host in the same process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ class HostClient(Protocol):
     name: str
 
     async def version(self) -> Versions:
-        """Model -> what the host serves and has loaded, now.
+        """Return model -> versions that the host serves and has loaded now.
 
         Raises:
-            Problem: it does not answer (503).
+            Problem: If the host does not answer (503).
         """
         ...
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """Search of the version that the request names.
+        """Search the version that the request names.
 
         Raises:
-            VersionNotHeld: the host does not hold it.
-            Problem: the request is wrong (400), or the host does not answer (503).
+            VersionNotHeld: If the host does not hold that version.
+            Problem: If the request is invalid (400), or the host does not answer (503).
         """
         ...
 
     def give_up(self, reason: str) -> None:
-        """End searches under way, since the host does not answer: they raise `Problem` (503)."""
+        """End the searches under way because the host does not answer: they raise `Problem` (503)."""
         ...
 
     async def close(self) -> None:
-        """Nothing more will be asked."""
+        """Close the connections; no more calls follow."""
         ...
 
 
@@ -43,22 +43,22 @@ class LocalHost:
     """A host in this process.
 
     Args:
-        host: searched in the caller's thread, unless that takes long.
+        host: searched in the event loop, or in a thread if the search takes long.
     """
 
     def __init__(self, host: Host) -> None:
         self.name, self._host = host.name, host
 
     async def version(self) -> Versions:
-        """As `Host.version`."""
+        """Return the versions of the host."""
         return self._host.version()
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """As `Host.answer`."""
+        """Search the version that the request names."""
         return await self._host.answer(request)
 
     def give_up(self, reason: str) -> None:
-        """A search in this process is over before anything else is done."""
+        """Do nothing: a host in this process always answers."""
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there are no connections."""

@@ -61,12 +61,12 @@ class HTTPClient:
         try:
             async with deadline:
                 try:
-                    return await self._send(method, path, body, headers)
+                    return await self._send(method, path, body=body, headers=headers)
                 except aiohttp.ClientConnectorError:
                     raise
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                     # The other side closes connections that were idle for long, and may do so at this moment.
-                    return await self._send(method, path, body, headers)
+                    return await self._send(method, path, body=body, headers=headers)
         except aiohttp.ConnectionTimeoutError as error:
             raise TooLateError(f"took no connection within {self.connect_seconds:g} s") from error
         except TimeoutError as error:
@@ -88,7 +88,9 @@ class HTTPClient:
             if self._is_closed:
                 await self.close()
 
-    async def _send(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None) -> tuple[int, bytes]:
+    async def _send(
+        self, method: str, path: str, *, body: bytes, headers: Mapping[str, str] | None
+    ) -> tuple[int, bytes]:
         async with self._session().request(method, path, data=body, headers=headers) as response:
             parts, size = [], 0
             async for part in response.content.iter_any():

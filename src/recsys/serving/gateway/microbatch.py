@@ -1,4 +1,4 @@
-"""Requests that wait at the same time are answered together: one run of the tower, one search. Imports no torch."""
+"""Microbatches: requests that wait at the same time are answered together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,52 +6,53 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
-Key = TypeVar("Key", bound=Hashable)
-Asked = TypeVar("Asked")
-Given = TypeVar("Given")
+K = TypeVar("K", bound=Hashable)
+Req = TypeVar("Req")
+Resp = TypeVar("Resp")
 
 
-class Batches(Generic[Key, Asked, Given]):
-    """Groups what is asked by key.
+class Microbatcher(Generic[K, Req, Resp]):
+    """Groups requests by key and answers each group with one call.
 
-    A batch begins as soon as the one before it, of the same key, has ended: nobody waits for others to come, and what
-    comes meanwhile is the next batch.
+    A microbatch starts as soon as the one before it, of the same key, has ended. No request waits for others to come;
+    requests that come meanwhile form the next microbatch.
 
     Args:
-        answer: gives an answer, or what was wrong, for each that is asked, in order.
-        largest: batch.
+        answer: returns a response or an exception for each request of a microbatch, in order.
+        max_size: maximum number of requests of a microbatch.
     """
 
     def __init__(
-        self, answer: Callable[[Key, Sequence[Asked]], Awaitable[Sequence[Given | Exception]]], largest: int
+        self, answer: Callable[[K, Sequence[Req]], Awaitable[Sequence[Resp | Exception]]], max_size: int
     ) -> None:
-        self._answer, self._largest = answer, largest
-        self._waiting: dict[Key, list[tuple[Asked, asyncio.Future[Given]]]] = {}
+        self._answer, self._max_size = answer, max_size
+        self._waiting: dict[K, list[tuple[Req, asyncio.Future[Resp]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, key: Key, asked: Asked) -> Given:
-        """The answer; raises what was wrong."""
-        future: asyncio.Future[Given] = asyncio.get_running_loop().create_future()
+    async def ask(self, key: K, request: Req) -> Resp:
+        """Return the response, or raise the exception that `answer` returned for this request."""
+        future: asyncio.Future[Resp] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(key)
         if waiting is None:
-            # The task begins after what is ready now, so all requests that have arrived are in its first batch.
-            self._waiting[key] = [(asked, future)]
+            # The task starts after everything that is ready now, so its first microbatch has all requests that arrived.
+            self._waiting[key] = [(request, future)]
             task = asyncio.create_task(self._work(key))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         else:
-            waiting.append((asked, future))
+            waiting.append((request, future))
         return await future
 
-    async def _work(self, key: Key) -> None:
+    async def _work(self, key: K) -> None:
         while waiting := self._waiting[key]:
-            batch, self._waiting[key] = waiting[: self._largest], waiting[self._largest :]
+            batch, self._waiting[key] = waiting[: self._max_size], waiting[self._max_size :]
             try:
-                answers = await self._answer(key, [asked for asked, _ in batch])
+                answers = await self._answer(key, [request for request, _ in batch])
             except Exception as error:
+                # Every caller gets the error, so none is lost.
                 answers = [error] * len(batch)
             for (_, future), answer in zip(batch, answers, strict=True):
-                # Whoever asked may have gone away.
+                # A caller that went away has cancelled its future.
                 if not future.done():
                     if isinstance(answer, Exception):
                         future.set_exception(answer)

@@ -1,4 +1,4 @@
-"""A host over the network. Imports no torch."""
+"""A host that is called over HTTP. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Address = tuple[str, int]
 
 _versions = Decoder(Versions)
 _search_response = Decoder(SearchResponse)
-_error_response = Decoder(ErrorResponse)
+_reasonresponse = Decoder(ErrorResponse)
 
 
 class HostFailed(Problem):
-    """A host did not answer, or not what it should (503); another one may. The message names the host."""
+    """A host gave no usable answer (503), but another host may. The message names the host."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, "unavailable", message=message)
@@ -27,29 +27,29 @@ class RemoteHost:
 
     Args:
         address: host and port.
-        search_seconds: until a search is given up. Long, since a host that is busy with searches answers probes; what
-            finds a host that hangs is these.
-        probe_seconds: until the question for the versions is given up, and an attempt to connect.
+        search_seconds: time limit of a search. It is long, because a host that is busy with searches still answers
+            probes, and a host that hangs is found by its probes.
+        probe_seconds: time limit of a probe (`/v1/version`), and of a new connection.
     """
 
-    def __init__(self, address: Address, search_seconds: float = 5.0, probe_seconds: float = 1.0) -> None:
+    def __init__(self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
         self._client = HTTPClient(address, connect_seconds=probe_seconds)
 
     async def version(self) -> Versions:
-        """Model -> what the host serves and has loaded, now.
+        """Return model -> versions that the host serves and has loaded now.
 
         Raises:
-            HostFailed: no answer.
+            HostFailed: If the host does not answer.
         """
         try:
-            body = await self._ask("GET", "/v1/version", b"", self.probe_seconds)
+            body = await self._ask("GET", "/v1/version", seconds=self.probe_seconds)
         except HostFailed as error:
             if isinstance(error.__cause__, TooLateError):
                 raise
-            # One connection that was cut says little of the host.
-            body = await self._ask("GET", "/v1/version", b"", self.probe_seconds)
+            # One connection that was cut is no reason to stop using the host.
+            body = await self._ask("GET", "/v1/version", seconds=self.probe_seconds)
         try:
             versions: Versions = _versions(body)
         except Problem as error:
@@ -57,21 +57,22 @@ class RemoteHost:
         return versions
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """Search of the version that the request names.
+        """Search the version that the request names.
 
         Raises:
-            VersionNotHeld: the host does not hold it.
-            HostFailed: no answer.
-            Problem: the request is wrong, and would be elsewhere too.
+            VersionNotHeld: If the host does not hold that version.
+            HostFailed: If the host does not answer.
+            Problem: If the request is invalid; another host would refuse it too.
         """
-        body = await self._ask("POST", "/v1/search", encode(request), self.search_seconds, request.version)
+        body, seconds = encode(request), self.search_seconds
+        answer = await self._ask("POST", "/v1/search", seconds=seconds, body=body, version=request.version)
         try:
-            response: SearchResponse = _search_response(body)
+            response: SearchResponse = _search_response(answer)
         except Problem as error:
             raise HostFailed(f"{self.name}: its answer cannot be read ({error})") from error
         return response
 
-    async def _ask(self, method: str, path: str, body: bytes, seconds: float, version: str = "") -> bytes:
+    async def _ask(self, method: str, path: str, *, seconds: float, body: bytes = b"", version: str = "") -> bytes:
         try:
             status, answer = await self._client.request(method, path, body=body, seconds=seconds)
         except NoAnswerError as error:
@@ -79,30 +80,31 @@ class RemoteHost:
         if status == 200:
             return answer
         try:
-            found: ErrorResponse = _error_response(answer)
+            refusal: ErrorResponse = _reasonresponse(answer)
         except Problem as error:
             raise HostFailed(f"{self.name}: status {status} without a reason") from error
-        if status == 409 and isinstance(found.loaded, list):
-            serving = found.serving if isinstance(found.serving, str) else None
-            raise VersionNotHeld(version, serving=serving, loaded=found.loaded)
+        if status == 409 and isinstance(refusal.loaded, list):
+            serving = refusal.serving if isinstance(refusal.serving, str) else None
+            raise VersionNotHeld(version, serving=serving, loaded=refusal.loaded)
         if 400 <= status < 500:
-            raise Problem(status, found.error.code, message=found.error.message, field=found.error.field)
-        raise HostFailed(f"{self.name}: status {status}, {found.error.message}")
+            reason = refusal.error
+            raise Problem(status, reason.code, message=reason.message, field=reason.field)
+        raise HostFailed(f"{self.name}: status {status}, {refusal.error.message}")
 
     def give_up(self, reason: str) -> None:
-        """End searches under way: they raise `HostFailed`."""
+        """End the searches under way: they raise `HostFailed`."""
         self._client.give_up(reason)
 
     async def close(self) -> None:
-        """Close the connections that are not in use; the others when they have answered."""
+        """Close the connections, now or when the searches under way have ended."""
         await self._client.close()
 
 
 def parse_address(text: str) -> Address:
-    """Host and port of `http://HOST:PORT` or `HOST:PORT`.
+    """Return host and port of `http://HOST:PORT` or `HOST:PORT`.
 
     Raises:
-        UserError: it is something else.
+        UserError: If the text has another form.
     """
     host, _, port = text.removeprefix("http://").rstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -1,7 +1,8 @@
-"""Which hosts answer a request, in which version: all of one, and the one that made the embeddings. Imports no torch.
+"""Router: chooses the hosts and the version of a request, and sends searches to them. Imports no torch.
 
-The version comes from the host that will be searched, as the gateway knows it. That copy may be old, and then nothing
-wrong happens: a search names its version, a host that does not hold it refuses, and the request is resolved again.
+The version of a request is one that a host serves, according to the last probe. That state may be outdated, which costs
+an attempt and never mixes versions: a search names its version, a host that does not hold it refuses, and the gateway
+assigns the request again.
 """
 
 from __future__ import annotations
@@ -21,40 +22,42 @@ from recsys.serving.http.problems import VersionNotHeld, unavailable
 from recsys.serving.observability.metrics import Metrics
 
 UserId = int | str | None
-# Seconds without an answer, to anybody, until another host is asked as well.
+# Seconds without an answer to any search after which another host is asked too.
 SILENCE = 0.3
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A version that a share of the users get, besides those whose host serves it.
+    """A version for a share of the users, in addition to the users whose host serves it.
 
     Attributes:
-        version: of the release.
-        share: of the users, 0 to 1.
+        version: version of the release.
+        share: share of the users, 0 to 1.
     """
 
     version: str
     share: float
 
     def __contains__(self, user_id: object) -> bool:
-        """Whether a user is among them: always or never, for one version; requests without a user by chance."""
+        """Return True if a user gets the version: the same answer every time, but by chance for requests without user.
+
+        The hash covers the version, so that different users are the first to get each new version.
+        """
         if user_id is None:
             return random.random() < self.share
-        # The version is in it, so that not always the same users are the first.
         digest = hashlib.blake2b(f"{self.version}:{user_id!r}".encode(), digest_size=8).digest()
         return int.from_bytes(digest) < self.share * 2**64
 
 
 class Assignment(NamedTuple):
-    """Where a request goes, before its embeddings are made: the hosts, one of each shard, and the version."""
+    """Version of a request, and its hosts, one of each shard. Made before the request is embedded."""
 
     version: str
     hosts: tuple[HostState, ...]
 
 
-class Routed(NamedTuple):
-    """An answer, and the hosts that gave it."""
+class RoutedResponse(NamedTuple):
+    """Response to a search, and the names of the hosts that gave it."""
 
     response: SearchResponse
     hosts: tuple[str, ...]
@@ -64,9 +67,9 @@ class Router:
     """Sends searches to hosts.
 
     Args:
-        fleet: of hosts; started.
+        fleet: hosts, started.
         model: name of the model that is served; None if every host has one model.
-        metrics: counts retries and hedges; None: nobody reads them.
+        metrics: counts retries and hedges; None if nothing reads them.
     """
 
     def __init__(self, fleet: Fleet, model: str | None = None, *, metrics: Metrics | None = None) -> None:
@@ -77,20 +80,20 @@ class Router:
         self._turn = 0
 
     def assign(self, user_id: UserId = None, wanted: str | None = None) -> Assignment:
-        """The hosts that a request will use, and the version that they all hold; by what the hosts said last.
+        """Choose the hosts of a request, and a version that all of them hold, by their last probes.
 
         Args:
-            user_id: for the canary share.
-            wanted: the version, where the request names one.
+            user_id: user, for the canary; None if the request has none.
+            wanted: version that the request names; None if it names none.
 
         Raises:
-            VersionNotHeld: some shard does not hold the version that is wanted.
-            Problem: no host of a shard is up, or the shards have no version in common (503).
+            VersionNotHeld: If some shard does not hold the version that is wanted.
+            Problem: If no host of a shard is up, or the shards have no version in common (503).
         """
         shards = [[state for state in shard if state.failure is None] for shard in self.fleet.shards]
         for number, shard in enumerate(shards):
             if not shard:
-                self.fleet.look_again()
+                self.fleet.probe_all()
                 reasons = "; ".join(state.failure or "" for state in self.fleet.shards[number]) or "there are none"
                 raise unavailable(f"{self._place(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
@@ -110,7 +113,7 @@ class Router:
             first = self._first(shards, common)
             version = self._of(first).serving if first is not None else None
         if version is None:
-            self.fleet.look_again()
+            self.fleet.probe_all()
             raise unavailable(self._nothing_common(held, common))
         hosts = []
         for shard in shards:
@@ -118,37 +121,42 @@ class Router:
             hosts.append(first if first in holders else self._least_busy(holders))
         return Assignment(version, tuple(hosts))
 
-    async def search(self, assignment: Assignment, request: SearchRequest) -> Routed:
-        """Results of all shards as one answer, all of the version that the request names.
+    async def search(self, assignment: Assignment, request: SearchRequest) -> RoutedResponse:
+        """Search all shards and merge their results, all of the version that the request names.
 
-        A host that does not answer is replaced by another one that holds that version.
+        A host that does not answer is replaced by another one that holds the version.
 
         Raises:
-            VersionNotHeld: in some shard no host that is up does; assign again, and embed with what that says.
-            HostFailed: all that hold it failed.
-            Problem: the request is wrong (400).
+            VersionNotHeld: If in some shard no host that is up holds the version. Assign and embed the request again.
+            HostFailed: If all hosts that hold the version failed.
+            Problem: If the request is invalid (400).
         """
         if len(self.fleet.shards) == 1:
-            response, host = await self._ask(0, assignment.hosts[0], request)
-            return Routed(response, (host,))
+            response, host = await self._search_shard(0, assignment.hosts[0], request=request)
+            return RoutedResponse(response, (host,))
         part = for_shards(request)
-        asked = [self._ask(number, host, part) for number, host in enumerate(assignment.hosts)]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
+        searches = [self._search_shard(number, host, request=part) for number, host in enumerate(assignment.hosts)]
+        answers = await asyncio.gather(*searches, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
         good = [answer for answer in answers if not isinstance(answer, BaseException)]
-        return Routed(merge(request, [response for response, _ in good]), tuple(host for _, host in good))
+        return RoutedResponse(merge(request, [response for response, _ in good]), tuple(host for _, host in good))
 
     def hosts(self) -> Hosts:
-        """Host -> what it said that it serves and holds; None where it does not answer."""
+        """Return host -> versions that it serves and holds; None for a host that does not answer."""
         return {state.name: state.versions if state.failure is None else None for state in self.fleet.states}
 
-    async def _ask(self, shard: int, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
-        """The first answer; a host that is silent is given time, while another one is asked (Dean and Barroso 2013)."""
+    async def _search_shard(
+        self, shard: int, state: HostState, *, request: SearchRequest
+    ) -> tuple[SearchResponse, str]:
+        """Return the first response of a host of the shard, and the host's name.
+
+        While a silent host gets more time, another one is asked too ("The Tail at Scale", Dean and Barroso 2013).
+        """
         tried: set[HostState] = set()
-        if state.failure is not None and (others := self._holders(shard, request.version, tried)):
-            # It went down while the request waited for its batch.
+        if state.failure is not None and (others := self._holders(shard, request.version, tried=tried)):
+            # The host went down while the request waited for its microbatch.
             state = self._least_busy(others)
         if len(self.fleet.shards[shard]) == 1:
             return await self._attempt(state, request)
@@ -167,7 +175,7 @@ class Router:
                 if not state.is_silent(SILENCE):
                     continue
                 state.suspect(SILENCE)
-            if holders := self._holders(shard, request.version, tried):
+            if holders := self._holders(shard, request.version, tried=tried):
                 self.metrics.routing["retry" if done else "hedge"].inc()
                 state = self._least_busy(holders)
                 tried.add(state)
@@ -177,7 +185,7 @@ class Router:
 
     def _begin(self, state: HostState, request: SearchRequest) -> asyncio.Task[tuple[SearchResponse, str]]:
         task = asyncio.create_task(self._attempt(state, request))
-        # What is not waited for any more goes on to its end, and says what it says of its host.
+        # An attempt that nobody waits for any more runs to completion and updates the state of its host.
         self._under_way.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -185,7 +193,7 @@ class Router:
     def _ended(self, task: asyncio.Task[tuple[SearchResponse, str]]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            # Taken, so that nobody says that it was not.
+            # Retrieve the exception so that asyncio does not warn.
             task.exception()
 
     async def _attempt(self, state: HostState, request: SearchRequest) -> tuple[SearchResponse, str]:
@@ -207,12 +215,12 @@ class Router:
         state.succeed()
         return response, state.name
 
-    def _holders(self, shard: int, version: str, tried: Collection[HostState]) -> list[HostState]:
+    def _holders(self, shard: int, version: str, *, tried: Collection[HostState]) -> list[HostState]:
         states = self.fleet.shards[shard]
         return [s for s in states if s not in tried and s.failure is None and version in self._of(s).loaded]
 
     def _first(self, shards: Sequence[Sequence[HostState]], common: Collection[str]) -> HostState | None:
-        """The host whose version the request gets: the least busy of those that serve one that all shards hold."""
+        """Return the host whose version the request gets: the least busy one that serves a version all shards hold."""
         for shard in shards:
             able = [state for state in shard if self._of(state).serving in common]
             if able:

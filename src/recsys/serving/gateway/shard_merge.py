@@ -1,7 +1,7 @@
-"""A corpus that is split over hosts: one question for all shards, and one answer from those of all shards.
+"""Search of a corpus that is split over hosts: the request for all shards, and the merge of their results.
 
-Every shard holds the whole release and searches the rows that are its own, so that a sharded release is the same
-release, under the same version, as one that is not. Shapes: B users, M embeddings, D dim, K results.
+Every shard holds the whole release and searches its own rows, so a release has the same version with and without
+shards. Shapes: B users, M embeddings, D dim, K results.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from recsys.serving.http.problems import bad_request
 
 
 def for_shards(request: SearchRequest) -> SearchRequest:
-    """The request that every shard is asked: one embedding a row, since only lists of one embedding merge by score.
+    """Return the request for every shard, with one embedding per row: only lists of one embedding merge by score.
 
-    Rows are in the order of users, and of each user's embeddings; absent embeddings have none.
+    Rows are in the order of users, and of each user's embeddings. Absent embeddings get no row.
     """
     if request.embeddings.ndim == 2:
         return request
@@ -33,10 +33,10 @@ def for_shards(request: SearchRequest) -> SearchRequest:
 
 
 def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchResponse:
-    """One answer to `request` from the answers of all shards to `for_shards(request)`.
+    """Return the response to `request`, merged from the responses of all shards to `for_shards(request)`.
 
     Raises:
-        ValueError: the answers are of another version than the request, or of another number of users.
+        ValueError: If a response has another version than the request, or another number of users.
     """
     lists = len(for_shards(request).embeddings)
     for answer in answers:
@@ -46,7 +46,7 @@ def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchRe
             )
     merged = [_by_score([answer.results[row] for answer in answers], request.k) for row in range(lists)]
     if request.embeddings.ndim == 3:
-        merged = _in_turns(merged, present_embeddings(request.embeddings).sum(axis=1), request.k)
+        merged = _in_turns(merged, present_embeddings(request.embeddings).sum(axis=1), k=request.k)
     return SearchResponse(request.version, merged)
 
 
@@ -54,13 +54,15 @@ def _by_score(parts: Sequence[SearchResult], k: int) -> SearchResult:
     scores = np.concatenate([np.asarray(part.scores, np.float32) for part in parts])
     ids = [item_id for part in parts for item_id in part.item_ids]
     best = np.argsort(-scores, kind="stable")
-    # An item that was added to a running index may be in several shards.
-    place = {ids[at]: at for at in reversed(best.tolist())}
-    kept = list(reversed(place.values()))[:k]
+    # An item that was added to a running index may be in several shards: it keeps its best score.
+    first: dict[int | str, int] = {}
+    for at in best.tolist():
+        first.setdefault(ids[at], at)
+    kept = list(first.values())[:k]
     return SearchResult([ids[at] for at in kept], scores[kept])
 
 
-def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], k: int) -> list[SearchResult]:
+def _in_turns(lists: Sequence[SearchResult], num_lists: npt.NDArray[np.int64], *, k: int) -> list[SearchResult]:
     merged = []
     begin = 0
     for count in num_lists.tolist():

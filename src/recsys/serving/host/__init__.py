@@ -1,1 +1,1 @@
-"""The ANN host: item indexes of several versions, and changes to their items."""
+"""ANN host: item indexes of several versions, and updates of their items."""

@@ -1,7 +1,7 @@
-"""New items of one release: their columns and embeddings, as files and messages carry them. Imports no torch.
+"""New items of one release: their columns and embeddings, in files and in messages. Imports no torch.
 
-A file of new items is a Parquet file with the columns that items of the release have, and `embedding`. Its metadata
-names the version whose item tower made the embeddings; no other takes them. Shapes: A items, D dim.
+A file of new items is a Parquet file with the item columns of the release and the column `embedding`. Its metadata
+names the version whose item tower made the embeddings; no other version accepts them. Shapes: A items, D dim.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Additions:
-    """Items for the index of one release.
+    """New items for the index of one release.
 
     Attributes:
-        version: whose item tower made the embeddings.
-        items: `item_id`, and values of the columns that items of the release have; [A].
-        embeddings: float32 [A, D], comparable with those of the index.
+        version: version whose item tower made the embeddings.
+        items: `item_id`, and values of the item columns of the release; [A].
+        embeddings: float32 [A, D], scaled as those of the index.
     """
 
     version: str
@@ -37,14 +37,14 @@ class Additions:
     embeddings: Float32Array
 
 
-def save_additions(table: pa.Table, embeddings: Float32Array, version: str, path: Path) -> None:
+def save_additions(table: pa.Table, embeddings: Float32Array, *, version: str, path: Path) -> None:
     """Write a file of new items.
 
     Args:
         table: columns of the items, [A] rows.
         embeddings: float32 [A, D].
-        version: whose item tower made them.
-        path: of the file.
+        version: version whose item tower made them.
+        path: path of the file.
     """
     flat = pa.array(embeddings.reshape(-1), pa.float32())
     vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
@@ -56,7 +56,7 @@ def load_additions(path: Path) -> Additions:
     """Read a file of new items.
 
     Raises:
-        UserError: it is unreadable, or not such a file.
+        UserError: If the file is unreadable, or is not a file of new items.
     """
     try:
         table = pq.read_table(path)
@@ -71,10 +71,10 @@ def load_additions(path: Path) -> Additions:
 
 
 def to_table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """The items as rows of a release's table, without `item_idx`.
+    """Return the items as rows of a release's table, without `item_idx`.
 
     Raises:
-        UserError: a column that the release's items do not have, or a value that a column cannot hold.
+        UserError: If the release's items do not have a column, or a column cannot hold a value.
     """
     names = [name for name in schema.names if name != "item_idx"]
     for number, item in enumerate(items):

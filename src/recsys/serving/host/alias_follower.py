@@ -1,4 +1,4 @@
-"""An alias that moves is followed without a restart. Imports no torch."""
+"""Alias follower: a server switches to the release that an alias moves to, without a restart. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,55 +8,61 @@ import logging
 from recsys.core.errors import UserError
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
-from recsys.serving.host.releases import Releases
+from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.observability.guard import keep_going
+from recsys.serving.observability.metrics import Metrics
 
 log = logging.getLogger("recsys")
 
 
-class Following:
-    """Looks at an alias, and serves what it points to: loaded beside the old version, checked, then switched to.
+class AliasFollower:
+    """Reads an alias regularly. A new release is loaded beside the old one and checked before it is served.
 
-    Only a move of the alias counts: a version that was served by hand stays until then.
+    Only a move of the alias counts: a version that an operator serves by hand stays until the alias moves.
 
     Args:
-        releases: whose alias it is.
-        alias: that is followed.
-        host: serves.
-        towers: of the gateway in the same process; it gets the tower before the host serves the version.
-        keep: versions that stay loaded, for rollback and requests under way.
-        seconds: between two looks.
+        releases: releases of the store.
+        alias: alias to follow.
+        host: host that serves the release.
+        towers: tower cache of the gateway in the same process, which gets the tower before the host serves the version;
+            None without a gateway.
+        metrics: counts programming errors.
+        keep: number of versions that stay loaded, for rollback and for requests under way.
+        seconds: time between two readings of the alias.
     """
 
     def __init__(
         self,
-        releases: Releases,
+        releases: ReleaseCache,
         alias: str,
+        *,
         host: Host,
         towers: TowerCache | None,
+        metrics: Metrics,
         keep: int = 3,
         seconds: float = 1.0,
     ) -> None:
         self._releases, self._alias, self._host, self._towers = releases, alias, host, towers
-        self._keep, self._seconds = keep, seconds
+        self._metrics, self._keep, self._seconds = metrics, keep, seconds
         self._seen: str | None = releases.store.resolve(alias)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Keep looking."""
-        self._task = asyncio.create_task(self._keep_looking())
+        """Start reading the alias in the background."""
+        self._task = asyncio.create_task(self._keep_following())
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop reading the alias."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def look(self) -> None:
-        """Serve what the alias points to, if it has moved.
+    async def follow(self) -> None:
+        """Serve the release of the alias if the alias has moved.
 
         Raises:
-            UserError: the alias, or the release, is not what it should be. What was served still is, and the release is
-                not tried again before the alias moves.
+            UserError: If the alias or the release is damaged. The server keeps serving its present version, and does
+                not try the release again before the alias moves.
         """
         version = await asyncio.to_thread(self._releases.store.resolve, self._alias)
         if version == self._seen:
@@ -70,13 +76,11 @@ class Following:
         self._host.trim(self._keep)
         log.info("serving %s", version)
 
-    async def _keep_looking(self) -> None:
+    async def _keep_following(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            try:
-                await self.look()
-            except UserError as error:
-                log.error("%s: still serving what it was: %s", self._alias, error)
-            except Exception:
-                # Without another look the alias would be lost.
-                log.exception("%s: looking failed", self._alias)
+            with keep_going("alias_follower", self._metrics):
+                try:
+                    await self.follow()
+                except UserError as error:
+                    log.error("%s: the present version stays: %s", self._alias, error)

@@ -1,8 +1,8 @@
-"""A file that remembers what a host was told: one record a line, durable before it is acknowledged. Imports no torch.
+"""Journal of the item updates of a host: one record per line, durable before it is acknowledged. Imports no torch.
 
-A line is `CRC32 JSON`. A record counts from its line break on: what a crash cut off is no record, was never
-acknowledged, and is removed by the next one that is written. Several processes of one host share the file; each reads
-what the others wrote.
+A line is `CRC32 JSON`. A record exists once its line break is written. A line that a crash cut off was never
+acknowledged, and the next writer removes it. The processes of one host share the file, and each reads the records of
+the others. The file is appended to in place, so a write costs the same for every length of the journal.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 from filelock import FileLock
 
 from recsys.core.errors import UserError
+from recsys.core.io import sync
 
 
 class Journal:
     """Records of one host.
 
     Args:
-        path: of the file; made, with its folder, by the first record.
+        path: path of the file; the first record makes it, and its folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,24 +32,24 @@ class Journal:
 
     @property
     def has_news(self) -> bool:
-        """Whether there may be records that `news` has not given yet; cheap enough to ask before every search."""
+        """True if there may be records that `news` has not returned yet; cheap enough to check before every search."""
         try:
             return os.stat(self.path).st_size > self._read_bytes
         except FileNotFoundError:
             return False
 
     def news(self) -> list[dict[str, Any]]:
-        """Records since the last call, oldest first.
+        """Return the records since the last call, oldest first.
 
         Raises:
-            UserError: a record is damaged; nothing behind it is read.
+            UserError: If a record is damaged; the records behind it are not read.
         """
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(self._read_bytes)
             content = file.read()
-        # What has no line break yet is being written, or was cut off.
+        # A last line without line break is being written, or was cut off.
         content = content[: content.rfind(b"\n") + 1]
         records = [self._parse(line, number) for number, line in enumerate(content.splitlines(), self._read_lines + 1)]
         self._read_bytes += len(content)
@@ -56,10 +57,10 @@ class Journal:
         return records
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record; returns when it is on the disk. It comes back with the next `news`.
+        """Append a record and return when it is on the disk. The next `news` returns it.
 
         Raises:
-            OSError: it could not be written; then it is not there.
+            OSError: If the record could not be written; then the file is as before.
         """
         line = json.dumps(record, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(line), line)
@@ -81,11 +82,7 @@ class Journal:
             finally:
                 os.close(descriptor)
             if is_new:
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+                sync(self.path.parent)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         crc, _, content = line.partition(b" ")
@@ -96,7 +93,7 @@ class Journal:
 
 
 def _whole(descriptor: int, step: int = 1 << 16) -> int:
-    """Bytes up to the end of the last whole line."""
+    """Return the number of bytes up to the end of the last whole line."""
     end = os.fstat(descriptor).st_size
     while end > 0:
         begin = max(0, end - step)

@@ -1,4 +1,4 @@
-"""The releases that one process has open: each verified once, and what its halves share held once. Imports no torch."""
+"""The releases that one process has opened: each is verified once, and shared parts are held once. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.store import ReleaseStore
 
 
-class Releases:
-    """A store, as a server reads it. Thread-safe.
+class ReleaseCache:
+    """Verified releases of a store. Thread-safe.
 
     Args:
         store: folder of releases.
@@ -26,10 +26,10 @@ class Releases:
         self._lock = threading.Lock()
 
     def open(self, name: str) -> tuple[Path, Manifest]:
-        """Folder and manifest of a version or alias. Releases never change, so one is verified once.
+        """Return folder and manifest of a version or alias. A release never changes, so it is verified once.
 
         Raises:
-            UserError: there is no such release, or it is not what it says.
+            UserError: If there is no such release, or it is damaged.
         """
         version = self.store.resolve(name)
         with self._lock:
@@ -38,7 +38,7 @@ class Releases:
             return self._verified[version]
 
     def known_items(self, version: str) -> IdMap:
-        """Ids of the vocabulary of items, shared by tower and index for as long as one of them is loaded."""
+        """Return the ids of the item vocabulary; tower and index share them while one of the two is loaded."""
         folder, _ = self.open(version)
         with self._lock:
             items = self._items.get(version)

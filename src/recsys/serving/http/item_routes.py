@@ -6,7 +6,8 @@ import asyncio
 
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.host import Host
-from recsys.serving.host.item_updates import ChangedItems, Changes
+from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.endpoint import Endpoint
 from recsys.serving.http.messages import ChangesResponse, ItemsRequest, TakedownRequest
 from recsys.serving.http.problems import bad_request
@@ -21,7 +22,7 @@ class ItemRoutes:
         changes: journal of new items and takedowns.
     """
 
-    def __init__(self, host: Host, changes: Changes) -> None:
+    def __init__(self, host: Host, changes: ItemUpdates) -> None:
         self._host, self._changes = host, changes
 
     def endpoints(self) -> list[Endpoint]:
@@ -36,7 +37,7 @@ class ItemRoutes:
     async def add(self, request: ItemsRequest) -> ChangesResponse:
         """Add items; returns when they are durable."""
         held = self._host.held(request.version, request.model)
-        assert isinstance(held, ChangedItems), "the host's indexes are opened by `Changes.open`"
+        assert isinstance(held, UpdatedIndex), "the host's indexes are opened by `UpdatedIndex.open`"
         # An empty list of embeddings is decoded as an array of one dimension.
         embeddings = request.embeddings if request.embeddings.size else request.embeddings.reshape(0, held.manifest.dim)
         if embeddings.ndim != 2:

@@ -1,1 +1,1 @@
-"""Logs, metrics, the recall monitor and the request sampler."""
+"""Observability of a server: metrics, logs, recall of the index, and sampled requests."""

@@ -1,4 +1,4 @@
-"""Logs as JSON, one object a line, each with the id of the request that it is about. Imports no torch."""
+"""Logs as JSON, one object per line, each with the id of its request. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import TextIO
 
 from recsys.core.errors import UserError, nearest
 
-# Of the request that the current task or thread answers; None outside of requests.
+# Id of the request that the current task or thread answers; None outside of requests.
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 LEVELS = ("debug", "info", "warning", "error")
-# What a caller may call its request: it goes into logs and back into a header as it is.
+# Request ids that a caller may choose, since they go into logs and into a header unchanged.
 _GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Attributes that every record has; what a caller adds by `extra=` is the rest.
+# Attributes of every record; the others were added with `extra=`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 def new_request_id(given: str | None = None) -> str:
-    """The id that the caller gave in `X-Request-Id`, if it is one of plain characters, else a fresh one."""
+    """Return the id of the header `X-Request-Id` if it has plain characters only, else a new one."""
     return given if given is not None and _GIVEN.fullmatch(given) else uuid.uuid4().hex
 
 
 class JSONFormatter(logging.Formatter):
-    """Time (UTC), level, logger, message, request id, what `extra=` holds, and the traceback of an error."""
+    """Formatter of JSON lines: time (UTC), level, logger, message, request id, fields of `extra=`, and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """Return the record as one line of JSON."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -41,7 +41,7 @@ class JSONFormatter(logging.Formatter):
         }
         if (of_request := request_id.get()) is not None:
             line["request_id"] = of_request
-        # What a record says of itself cannot hide the fields above.
+        # Fields of `extra=` cannot replace the fields above.
         line |= {name: value for name, value in vars(record).items() if name not in _USUAL and name not in line}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -49,10 +49,10 @@ class JSONFormatter(logging.Formatter):
 
 
 def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send all logs of the process to `stream` (default: stderr) as JSON, from `level` on.
+    """Write all logs of the process to `stream` (default: stderr) as JSON, from `level` on.
 
     Raises:
-        UserError: no such level.
+        UserError: If there is no such level.
     """
     if level not in LEVELS:
         raise UserError(f"log_level: found '{level}'{nearest(level, LEVELS)}")
@@ -61,7 +61,7 @@ def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The server's own loggers would print a second time, in another form.
+    # The handlers of uvicorn would write every line a second time.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -80,12 +80,12 @@ class Metrics:
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(name, help, labels, registry=registry)
 
-        def histogram(name: str, help: str, label: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+        def histogram(name: str, help: str, *, label: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return Histogram(name, help, (label,), registry=registry, buckets=buckets)
 
         requests = counter("recsys_requests_total", "Answers by route and HTTP status.", "route", "status")
-        latency = histogram("recsys_request_seconds", "Time from request to answer.", "route")
-        stages = histogram("recsys_stage_seconds", "Time of one stage of a retrieval.", "stage")
+        latency = histogram("recsys_request_seconds", "Time from request to answer.", label="route")
+        stages = histogram("recsys_stage_seconds", "Time of one stage of a retrieval.", label="stage")
         pairs = "Answers by version of the user tower and of the index."
         met = counter("recsys_versions_met_total", pairs, "user_tower", "index")
         refused = "Answers that were refused because user tower and index were of two versions."
@@ -96,7 +96,7 @@ class Metrics:
             "Searches by event on their way: retry, hedge (a silent host), canary_not_held, mismatch_refused.",
             "what",
         )
-        batch = histogram("recsys_batch_size", "Requests in one microbatch.", "stage", SIZES)
+        batch = histogram("recsys_batch_size", "Requests in one microbatch.", label="stage", buckets=SIZES)
         self.stored_events = counter("recsys_events_total", "Acknowledged events.")
         tasks = counter("recsys_task_errors_total", "Programming errors in background tasks, by task.", "task")
         kept = "Sampled requests by outcome: written, dropped (the queue was full), failed (the disk)."
@@ -116,7 +116,7 @@ class Metrics:
         self.recall_missed = Gauge("recsys_index_recall_missed", missed, registry=registry, multiprocess_mode="sum")
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer.
+        """Count an answer; an `Observer` of the application.
 
         Args:
             route: a route of the server, never a path that a caller chose: each value is a time series.
@@ -126,7 +126,7 @@ class Metrics:
         self._requests[route, str(status)].inc()
         self._latency[route].observe(seconds)
 
-    def versions_met(self, user_tower: str, index: str, answers: int = 1) -> bool:
+    def versions_met(self, user_tower: str, index: str, *, answers: int = 1) -> bool:
         """Count answers by the versions in them; return True if the versions are equal, so that they may be given."""
         if user_tower != index:
             self._mismatches.inc(answers)

@@ -1,18 +1,16 @@
-"""Does the index still find what exact search finds? Asked of a share of its searches. Imports no torch.
+"""Recall monitor: measures on a share of the searches whether the index finds what exact search finds.
 
-The tuning of a release measures recall on validation users; what users ask later, and with which filters, may be
-another matter. A query of a sampled search is asked again, of the index and exactly, in a thread of its own. Where that
-thread falls behind, samples are dropped and counted: serving never waits for it.
+The recall of a release is measured on validation users; later requests, and their filters, may differ from those. A
+query of a sampled search is repeated in a background thread, with the index and exactly. Imports no torch.
 """
 
 from __future__ import annotations
 
-import logging
-import queue
 import random
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,29 +18,29 @@ from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index import AllowedRows, Index, exact_search
+from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 
-log = logging.getLogger(__name__)
-
-# Answers that the mean is taken over, of each version.
+# Number of latest searches of each version that the mean is taken over.
 WINDOW = 500
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SampledSearch:
     """One query of one search.
 
     Attributes:
-        version: of the index.
-        searched: the index that answered it.
-        embeddings: of its items, [N, D].
+        version: version of the index.
+        index: index that answered.
+        embeddings: embeddings of its items, [N, D].
         query: [D].
-        k: results.
-        allow: rows that might be returned; None: all.
-        exclude: rows int32 [E] that the query might not get.
+        k: number of results.
+        allow: rows that may be returned; None for all rows.
+        exclude: rows int32 [E] that may not be returned.
     """
 
     version: str
-    searched: Index
+    index: Index
     embeddings: Float32Array
     query: Float32Array
     k: int
@@ -51,88 +49,68 @@ class Sample(NamedTuple):
 
 
 class RecallMonitor:
-    """Running recall of an index against exact search.
+    """Running mean of the recall of indexes against exact search.
 
     Args:
-        share: of the searches that are done again, 0 to 1.
-        depth: samples that may wait; more are dropped.
-        seed: of the choice of searches.
+        share: share of the searches that are repeated, 0 to 1.
+        background: thread that repeats them.
+        metrics: shows the recall of each version.
+        depth: maximum number of waiting searches; more are dropped.
+        seed: seed of the choice of searches.
     """
 
     def __init__(
-        self, share: float, *, depth: int = 16, seed: int | None = None, metrics: Metrics | None = None
+        self, share: float, background: BackgroundThread, *, metrics: Metrics, depth: int = 16, seed: int | None = None
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"monitor: found {share}, expected a share of the searches from 0 to 1")
-        self.share, self._metrics = share, metrics or Metrics()
+        self.share, self._metrics = share, metrics
         self._random = random.Random(seed)
-        self._waiting: queue.Queue[Sample | None] = queue.Queue(depth)
         self._recalls: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lane = background.lane("recall_monitor", self._measure, depth=depth)
 
     def wants(self) -> bool:
-        """Whether the search that comes now is one of those that are done again."""
+        """Return True if the search that comes now is to be repeated."""
         return self.share > 0 and self._random.random() < self.share
 
-    def put(self, sample: Sample) -> None:
-        """Have a search done again; returns at once."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="recall-monitor", daemon=True)
-                self._thread.start()
-        try:
-            self._waiting.put_nowait(sample)
-        except queue.Full:
+    def put(self, search: SampledSearch) -> None:
+        """Have a search repeated; returns at once."""
+        if not self._lane.put(search):
             self._metrics.recall_missed.inc()
 
     def forget(self, version: str) -> None:
-        """Tell no more of a version that was unloaded."""
+        """Stop showing a version that was unloaded."""
         with self._lock:
             if self._recalls.pop(version, None) is not None:
                 self._metrics.set_recall(version, 0.0, samples=0)
 
-    def drain(self) -> None:
-        """Wait until every sample that was put is done."""
-        self._waiting.join()
-
-    def close(self) -> None:
-        """End the thread, after what waits."""
-        with self._lock:
-            thread, self._thread = self._thread, None
-        if thread is not None:
-            self._waiting.put(None)
-            thread.join()
-
-    def _work(self) -> None:
-        while (sample := self._waiting.get()) is not None:
+    def _measure(self, searches: Sequence[SampledSearch]) -> None:
+        for search in searches:
             try:
-                recall = recall_of(sample)
-                with self._lock:
-                    latest = self._recalls.setdefault(sample.version, deque(maxlen=WINDOW))
-                    latest.append(recall)
-                    self._metrics.set_recall(sample.version, sum(latest), samples=len(latest))
+                recall = recall_of(search)
             except Exception:
-                # A monitor that dies in silence would show its last value for ever.
+                # The error stays visible after its log line is gone.
                 self._metrics.recall_missed.inc()
-                log.exception("the recall of a search could not be measured")
-            finally:
-                self._waiting.task_done()
-        self._waiting.task_done()
+                raise
+            with self._lock:
+                latest = self._recalls.setdefault(search.version, deque(maxlen=WINDOW))
+                latest.append(recall)
+                self._metrics.set_recall(search.version, sum(latest), samples=len(latest))
 
 
-def recall_of(sample: Sample) -> float:
-    """Share of the exact top-k that the index finds; 1 where nothing can be found.
+def recall_of(search: SampledSearch) -> float:
+    """Return the share of the exact top-k that the index finds; 1 if there is nothing to find.
 
-    An item with the score of the exact k-th counts as found: which of equal ones is shown does not matter.
+    An item with the score of the exact k-th item counts as found, because items of equal score are interchangeable.
     """
-    exclude = Ragged(sample.exclude, np.array([0, len(sample.exclude)]))
-    rows = None if sample.allow is None else sample.allow.rows
-    query = np.ascontiguousarray(sample.query[None], np.float32)
-    (exact,), _ = exact_search(sample.embeddings, query, k=sample.k, rows=rows, exclude=exclude)
+    exclude = Ragged(search.exclude, np.array([0, len(search.exclude)]))
+    rows = None if search.allow is None else search.allow.rows
+    query = np.ascontiguousarray(search.query[None], np.float32)
+    (exact,), _ = exact_search(search.embeddings, query, k=search.k, rows=rows, exclude=exclude)
     exact = exact[exact > -np.inf]
     if not len(exact):
         return 1.0
     threshold = exact[-1] - 1e-6 * max(abs(exact[0]), abs(exact[-1]))
-    (scores,), _ = sample.searched.search(query, sample.k, allow=sample.allow, exclude=exclude)
+    (scores,), _ = search.index.search(query, search.k, allow=search.allow, exclude=exclude)
     return min(1.0, float((scores >= threshold).sum()) / len(exact))

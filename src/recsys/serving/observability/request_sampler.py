@@ -1,16 +1,13 @@
-"""Keeps a share of the requests, with what was answered, for whoever wants to ask another release the same.
+"""Request sampler: keeps a share of the requests with their answers, so that another release can be asked the same.
 
-Written by a thread of its own: serving hands a sample over and never waits. Where the thread falls behind, samples are
-dropped and counted. Imports no torch.
+A background thread writes the samples. Imports no torch.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import queue
 import random
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,46 +16,60 @@ from typing import Any, NamedTuple
 from recsys.core.errors import UserError
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
+from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.samples import PATTERN
 
 log = logging.getLogger("recsys")
 
-# Files that the bytes are spread over, so that a rotation loses this share of the samples; and how many there are at
-# most, since every start of a server begins one.
-_FILES, _MOST_FILES = 8, 64
+# The bytes are spread over this many files, so a rotation drops that share of the samples.
+_FILES = 8
+# Maximum number of files: every start of a server begins a new one.
+_MAX_FILES = 64
 _BATCH = 64
 
 
-class _Kept(NamedTuple):
+class AnsweredRequest(NamedTuple):
+    """A request and its response; see `recsys.serving.observability.samples.RequestSample`.
+
+    Attributes:
+        at: seconds since 1970.
+        request: request.
+        history: stored events of the user; None if the request has a history or no user.
+        profile: stored features of the user; None if the request has no user.
+        response: response.
+    """
+
     at: float
-    asked: RetrieveRequest
+    request: RetrieveRequest
     history: Sequence[Mapping[str, Any]] | None
     profile: Mapping[str, Any] | None
-    answer: RetrieveResponse
+    response: RetrieveResponse
 
     def line(self) -> bytes:
-        """A line of the format of `recsys.serving.observability.samples`."""
+        """Return the sample as a line of a file."""
         content = {
             "at": self.at,
-            "asked": self.asked,
+            "asked": self.request,
             "history": self.history,
             "profile": self.profile,
-            "version": self.answer.version,
-            "item_ids": [item.item_id for item in self.answer.items],
+            "version": self.response.version,
+            "item_ids": [item.item_id for item in self.response.items],
         }
         return encode(content) + b"\n"
 
 
-class Sampling:
-    """Samples of one process; several may share the folder.
+class RequestSampler:
+    """Samples of one process; several processes may share the folder.
 
     Args:
-        share: of the requests that are kept, 0 to 1.
-        folder: of the files; made, readable by its owner alone, with the first sample.
-        max_bytes: of all files in it; the oldest give way.
-        depth: samples that may wait; more are dropped.
-        seed: of the choice of requests.
+        share: share of the requests that are kept, 0 to 1.
+        folder: folder of the files. The first sample makes it, readable by its owner only.
+        max_bytes: maximum size of all files in the folder; the oldest files are removed.
+        background: thread that writes the samples.
+        metrics: counts the samples by outcome.
+        depth: maximum number of waiting samples; more are dropped.
+        seed: seed of the choice of requests.
     """
 
     def __init__(
@@ -67,68 +78,41 @@ class Sampling:
         folder: str | Path,
         *,
         max_bytes: int,
+        background: BackgroundThread,
+        metrics: Metrics,
         depth: int = 256,
         seed: int | None = None,
-        metrics: Metrics | None = None,
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"samples.share: found {share}, expected a share of the requests from 0 to 1")
         if max_bytes < 1:
             raise UserError(f"samples.bytes: found {max_bytes}, expected at least 1")
         self.share, self.folder, self.max_bytes = share, Path(folder), max_bytes
-        self.metrics = metrics or Metrics()
-        self._counts = self.metrics.request_samples
-        self._has_failed = False
+        self._outcomes = metrics.request_samples
         self._random = random.Random(seed)
-        self._waiting: queue.Queue[_Kept | None] = queue.Queue(depth)
-        self._thread: threading.Thread | None = None
+        self._lane = background.lane("request_sampler", self._write_all, depth=depth, batch=_BATCH)
+        self._has_failed = False
         self._path: Path | None = None
         self._size = 0
 
     def wants(self) -> bool:
-        """Whether the request that comes now is kept."""
+        """Return True if the request that comes now is to be kept."""
         return self.share > 0 and self._random.random() < self.share
 
-    def put(
-        self,
-        asked: RetrieveRequest,
-        history: Sequence[Mapping[str, Any]] | None,
-        profile: Mapping[str, Any] | None,
-        answer: RetrieveResponse,
-    ) -> None:
-        """Keep a request; returns at once. For the arguments see `recsys.serving.observability.samples.Sample`."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="request-samples", daemon=True)
-            self._thread.start()
+    def put(self, answered: AnsweredRequest) -> None:
+        """Keep a request; returns at once."""
+        if not self._lane.put(answered):
+            self._outcomes["dropped"].inc()
+
+    def _write_all(self, samples: Sequence[AnsweredRequest]) -> None:
         try:
-            self._waiting.put_nowait(_Kept(time.time(), asked, history, profile, answer))
-        except queue.Full:
-            self._counts["dropped"].inc()
-
-    def close(self) -> None:
-        """End the thread, after what waits."""
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._waiting.put(None)
-            thread.join()
-
-    def _work(self) -> None:
-        goes_on = True
-        while goes_on:
-            kept = [self._waiting.get()]
-            while len(kept) < _BATCH and not self._waiting.empty():
-                kept.append(self._waiting.get())
-            goes_on = kept[-1] is not None
-            samples = [sample for sample in kept if sample is not None]
-            try:
-                self._write([sample.line() for sample in samples])
-            except Exception:
-                # Such as a full disk. The file may end in the middle of a line, so another one follows.
-                if not self._has_failed:
-                    log.exception("samples of requests could not be written to %s", self.folder)
-                self._has_failed = True
-                self._counts["failed"].inc(len(samples))
-                self._path = None
+            self._write([sample.line() for sample in samples])
+        except OSError:
+            # For example a full disk. The file may end in the middle of a line, so the next samples begin another one.
+            if not self._has_failed:
+                log.exception("samples of requests could not be written to %s", self.folder)
+            self._has_failed, self._path = True, None
+            self._outcomes["failed"].inc(len(samples))
 
     def _write(self, lines: Sequence[bytes]) -> None:
         largest = max(1, self.max_bytes // _FILES)
@@ -137,18 +121,18 @@ class Sampling:
             size = sum(map(len, block))
             if block and (not line or size + len(line) > largest):
                 self._append(b"".join(block), largest)
-                self._counts["written"].inc(len(block))
+                self._outcomes["written"].inc(len(block))
                 block = []
             if len(line) > largest:
-                self._counts["dropped"].inc()
+                self._outcomes["dropped"].inc()
             elif line:
                 block.append(line)
 
     def _append(self, content: bytes, largest: int) -> None:
-        # Another process may have rotated the file away.
+        # Another process may have removed the file.
         if self._path is None or self._size + len(content) > largest or not self._path.exists():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Never the file of an earlier start: that may end in the middle of a line.
+            # Never the file of an earlier start, which may end in the middle of a line.
             self._path, self._size = self.folder / f"{time.time_ns()}-{os.getpid()}.jsonl", 0
         self._make_room(len(content), self._path)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -160,11 +144,11 @@ class Sampling:
             os.close(descriptor)
         self._size += len(content)
 
-    def _make_room(self, size: int, mine: Path) -> None:
+    def _make_room(self, size: int, own: Path) -> None:
         files = {path: path.stat().st_size for path in sorted(self.folder.glob(PATTERN)) if path.exists()}
         for path in list(files):
-            if sum(files.values()) + size <= self.max_bytes and len({*files, mine}) <= _MOST_FILES:
+            if sum(files.values()) + size <= self.max_bytes and len({*files, own}) <= _MAX_FILES:
                 return
-            if path != mine:
+            if path != own:
                 path.unlink(missing_ok=True)
                 del files[path]

@@ -1,6 +1,6 @@
-"""Requests that were sampled while they were served, and where they lie. Imports no torch.
+"""Files of sampled requests. Imports no torch.
 
-<folder>/<when>-<process>.jsonl     one sample a line; a line without its end was cut off by a kill, and is none
+<folder>/<time>-<process>.jsonl     one sample per line; a line without its end was cut off by a kill and is skipped
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ PATTERN = "*.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RequestSample:
     """One request as it was answered.
 
     Attributes:
-        at: seconds since 1970, when it was answered.
-        asked: its fields, as in `recsys.serving.http.messages.RetrieveRequest`.
-        history: stored events of the user as they were then; None where the request brought its own, or nobody's is
-            asked for.
-        profile: stored features of the user; None likewise.
-        version: of the release that answered.
-        item_ids: that were shown, best first.
+        at: time of the answer, in seconds since 1970.
+        asked: fields of the request, as in `recsys.serving.http.messages.RetrieveRequest`.
+        history: stored events of the user at that time; None if the request has a history or no user.
+        profile: stored features of the user at that time; None if the request has no user.
+        version: version of the release that answered.
+        item_ids: items of the response, best first.
     """
 
     at: float
@@ -42,9 +41,9 @@ class Sample:
     item_ids: Sequence[int | str]
 
     def query(self, tower: QueryEncoder) -> Query:
-        """As the gateway would put it to a tower.
+        """Return the query that the gateway would make of it for a tower.
 
-        Of what is stored, features that the tower does not know are left out; a request that names such is refused.
+        Stored features that the tower does not know are left out. The tower refuses unknown features of the request.
         """
         history: Sequence[Mapping[str, Any]] = self.asked["history"] or ()
         if self.history is not None:
@@ -60,34 +59,34 @@ class Sample:
         )
 
 
-def read_samples(folder: str | Path | None, newest: int) -> list[Sample]:
-    """The newest samples below a folder, oldest first; none where there is no folder.
+def read_samples(folder: str | Path | None, newest: int) -> list[RequestSample]:
+    """Return the newest samples below a folder, oldest first; none if there is no folder.
 
     Args:
-        folder: of one server, or with a folder for each of several.
-        newest: so many at most.
+        folder: folder of one server, or a folder with those of several servers.
+        newest: maximum number of samples.
     """
     if folder is None:
         return []
     if not Path(folder).is_dir():
-        log.warning("samples: there is no folder %s", folder)
+        log.warning("samples: folder %s does not exist", folder)
         return []
     found = heapq.nlargest(newest, _all(Path(folder)), key=lambda sample: sample.at)
     return found[::-1]
 
 
-def _all(folder: Path) -> Iterator[Sample]:
+def _all(folder: Path) -> Iterator[RequestSample]:
     skipped = 0
     for path in sorted(folder.rglob(PATTERN)):
         try:
             file = path.open("rb")
         except FileNotFoundError:
-            # A server that is running has rotated it away.
+            # A running server has removed it.
             continue
         with file:
             for line in file:
                 try:
-                    sample = Sample(**json.loads(line)) if line.endswith(b"\n") else None
+                    sample = RequestSample(**json.loads(line)) if line.endswith(b"\n") else None
                 except (ValueError, TypeError):
                     sample = None
                 if sample is None:
@@ -95,4 +94,4 @@ def _all(folder: Path) -> Iterator[Sample]:
                 else:
                     yield sample
     if skipped:
-        log.info("samples: %d lines below %s are none: cut off by a kill, or of another format", skipped, folder)
+        log.info("samples: %d lines below %s skipped: cut off by a kill, or of another format", skipped, folder)

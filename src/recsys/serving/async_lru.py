@@ -1,0 +1,78 @@
+"""Values that are loaded in a thread when they are first needed, the latest ones kept. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from recsys.core.errors import UserError
+
+V = TypeVar("V")
+
+
+class AsyncLRU(Generic[V]):
+    """Values by key, for one event loop. Loading one keeps nobody waiting who needs another.
+
+    Args:
+        load: loads the value of a key; runs in a thread.
+        size: number of values that are kept; the one that was not used for longest is dropped.
+        retry_seconds: time for which a `UserError` of `load` is raised again instead of loading again.
+    """
+
+    def __init__(self, load: Callable[[str], V], size: int, *, retry_seconds: float = 0.0) -> None:
+        self._load, self._size, self._retry_seconds = load, size, retry_seconds
+        self._held: OrderedDict[str, V] = OrderedDict()
+        self._loading: dict[str, asyncio.Task[V]] = {}
+        self._failed: dict[str, tuple[float, UserError]] = {}
+
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the values that are kept, the most recently used one last."""
+        return list(self._held)
+
+    def held(self, key: str) -> V | None:
+        """Return the value of a key if it is kept."""
+        value = self._held.get(key)
+        if value is not None:
+            self._held.move_to_end(key)
+        return value
+
+    def keep(self, key: str, value: V) -> None:
+        """Keep a value as the most recently used one."""
+        self._held[key] = value
+        self._held.move_to_end(key)
+        while len(self._held) > self._size:
+            self._held.popitem(last=False)
+
+    async def get(self, key: str) -> V:
+        """Return the value of a key. Concurrent callers share one loading, which goes on if one of them goes away.
+
+        Raises:
+            UserError: If `load` raises it, now or within the last `retry_seconds`.
+        """
+        value = self.held(key)
+        if value is not None:
+            return value
+        if key in self._failed:
+            failed_at, error = self._failed[key]
+            if time.monotonic() < failed_at + self._retry_seconds:
+                raise error
+        if key not in self._loading:
+            self._loading[key] = asyncio.create_task(self._load_in_thread(key))
+        return await asyncio.shield(self._loading[key])
+
+    async def _load_in_thread(self, key: str) -> V:
+        try:
+            value = await asyncio.to_thread(self._load, key)
+        except UserError as error:
+            if self._retry_seconds:
+                self._failed[key] = time.monotonic(), error
+            raise
+        finally:
+            del self._loading[key]
+        self._failed.pop(key, None)
+        self.keep(key, value)
+        return value

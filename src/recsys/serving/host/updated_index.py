@@ -1,0 +1,187 @@
+"""The index of a release together with the item updates of its host. Imports no torch.
+
+New items are searched exactly, beside the index, and filters apply to them. Items that were taken down are left out.
+Shapes: N items of an index, A new ones, D dim, B users, K results.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from recsys.core.columns import Ragged
+from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
+from recsys.index import ExtendedIndex, search_users
+from recsys.release.manifest import Manifest
+from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
+from recsys.release.runtime.item_search import Hits, ItemSearch
+from recsys.release.runtime.query_encoder import ItemId
+from recsys.serving.host.additions import Additions, to_table
+from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.observability.recall_monitor import RecallMonitor, SampledSearch
+
+
+class _View(NamedTuple):
+    """Data of a search, computed from one state of the updates.
+
+    Attributes:
+        number: number of records of that state.
+        filter: filter of the index's rows, without the items that were taken down.
+        ids, embeddings, row_of: ids [A], embeddings [A, D] and id -> position of the new items.
+        new_filter: filter of the new items.
+    """
+
+    number: int
+    filter: ItemFilter
+    ids: list[ItemId]
+    embeddings: Float32Array
+    row_of: dict[ItemId, int]
+    new_filter: ItemFilter
+
+
+class UpdatedIndex:
+    """A `SearchableIndex` of one release and the item updates of its host.
+
+    Args:
+        base: index of the release.
+        updates: item updates of the host.
+        monitor: gets a share of the searches; None to measure none.
+    """
+
+    def __init__(self, base: ItemSearch, updates: ItemUpdates, *, monitor: RecallMonitor | None = None) -> None:
+        self.base, self.manifest, self._updates, self._monitor = base, base.manifest, updates, monitor
+        self._state: _View | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        known_items: IdMap,
+        updates: ItemUpdates,
+        monitor: RecallMonitor | None = None,
+    ) -> UpdatedIndex:
+        """Open the index of a release; the arguments are those of `ItemSearch` and of this class."""
+        base = ItemSearch(folder, manifest, known_items=known_items, shard=updates.shard)
+        return cls(base, updates, monitor=monitor)
+
+    @property
+    def version(self) -> str:
+        """Version of the release."""
+        return self.base.version
+
+    def search(
+        self,
+        embeddings: Float32Array,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        exclude: Sequence[Sequence[ItemId]] | None = None,
+    ) -> list[Hits]:
+        """Search as `ItemSearch.search` does, with new items and without those that were taken down."""
+        view = self._view()
+        allow = view.filter(filter or {})
+        excluded = None if exclude is None else self.base.rows_of_items(exclude)
+        if self._monitor is not None and len(embeddings) and self._monitor.wants():
+            of_first = np.zeros(0, np.int32) if excluded is None else excluded.values[: excluded.offsets[1]]
+            query = embeddings[0] if embeddings.ndim == 2 else embeddings[0, 0]
+            index, vectors = self.base.index, self.base.embeddings
+            self._monitor.put(SampledSearch(self.version, index, vectors, query, k=k, allow=allow, exclude=of_first))
+        if not view.ids:
+            return self.base.hits(*search_users(self.base.index, embeddings, k=k, allow=allow, exclude=excluded))
+        allow_new = view.new_filter(filter or {})
+        extended = ExtendedIndex(
+            self.base.index, view.embeddings, allowed=None if allow_new is None else allow_new.rows
+        )
+        if exclude is not None and excluded is not None:
+            num_items = self.base.index.num_items
+            more = [[num_items + view.row_of[item] for item in row if item in view.row_of] for row in exclude]
+            excluded = _append(excluded, more)
+        scores, rows = search_users(extended, embeddings, k=k, allow=allow, exclude=excluded)
+        return self.base.hits(scores, rows, added=view.ids)
+
+    def takes_long(self, num_embeddings: int, *, is_filtered: bool) -> bool:
+        """Return True if a search keeps the thread busy for milliseconds; see `ItemSearch.takes_long`."""
+        return self.base.takes_long(num_embeddings, is_filtered=is_filtered)
+
+    def check(self) -> None:
+        """Check the index as it was built; see `ItemSearch.check`."""
+        self.base.check()
+
+    def close(self) -> None:
+        """Stop measuring a version that was unloaded."""
+        if self._monitor is not None:
+            self._monitor.forget(self.version)
+        self.base.close()
+
+    def check_additions(self, additions: Additions) -> list[ItemId]:
+        """Return the ids of new items.
+
+        Raises:
+            UserError: If the items are of another version or do not fit this one, or one is in its index already.
+        """
+        if additions.version != self.version:
+            raise UserError(f"version: found embeddings of {additions.version}, expected {self.version}")
+        shape = (len(additions.items), self.manifest.dim)
+        if additions.embeddings.shape != shape:
+            raise UserError(f"embeddings: found shape {list(additions.embeddings.shape)}, expected {list(shape)}")
+        if not np.isfinite(additions.embeddings).all():
+            raise UserError("embeddings: found nan or inf, expected finite numbers")
+        ids: list[ItemId] = to_table(additions.items, self.base.items.schema)["item_id"].to_pylist()
+        rows = self.base.rows_of_items([[item] for item in ids])
+        is_indexed = np.diff(rows.offsets) > 0
+        seen: set[ItemId] = set()
+        for number, item in enumerate(ids):
+            place = f"items[{number}].item_id"
+            if item is None:
+                raise UserError(f"{place}: missing")
+            if item in seen:
+                raise UserError(f"{place}: {item!r} is there twice")
+            if is_indexed[number]:
+                raise UserError(f"{place}: {item!r} is in the index of {self.version} already")
+            seen.add(item)
+        return ids
+
+    def _view(self) -> _View:
+        """Return the view of the latest state."""
+        self._updates.refresh()
+        view = self._state
+        if view is None or view.number != self._updates.number:
+            with self._lock:
+                view = self._state
+                if view is None or view.number != self._updates.number:
+                    view = self._state = self._make_view()
+        return view
+
+    def _make_view(self) -> _View:
+        number, removed, new = self._updates.of(self.version)
+        rows = self.base.rows_of_items([removed]).values.astype(np.int64)
+        table = to_table([one.item for one in new], self.base.items.schema)
+        ids: list[ItemId] = table["item_id"].to_pylist()
+        embeddings = np.array([one.embedding for one in new], np.float32).reshape(len(new), self.manifest.dim)
+        return _View(
+            number=number,
+            filter=self.base.item_filter.without(rows),
+            ids=ids,
+            embeddings=embeddings,
+            row_of={item: row for row, item in enumerate(ids)},
+            new_filter=ItemFilter(table),
+        )
+
+
+def _append(rows: Ragged, more: Sequence[Sequence[int]]) -> Ragged:
+    """Return each list of `rows` followed by the list of `more`."""
+    if not any(more):
+        return rows
+    parts = [
+        np.concatenate([rows.values[begin:end], np.array(behind, np.int32)])
+        for begin, end, behind in zip(rows.offsets[:-1], rows.offsets[1:], more, strict=True)
+    ]
+    return Ragged(np.concatenate(parts), np.concatenate([[0], np.cumsum([len(part) for part in parts])]))
