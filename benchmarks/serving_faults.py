@@ -104,7 +104,7 @@ def find_truth(store: str, versions: list[str], seed: int) -> Truth:
         embeddings = of_tower.embed(queries)
         for index, of_index in retrievers.items():
             seen = [[event["item_id"] for event in history] for history in histories]
-            hits = of_index.item_search.search(embeddings, 3 * K, None, seen)
+            hits = of_index.item_search.search(embeddings, 3 * K, exclude=seen)
             truth.answers[tower, index] = [
                 (scores[:K], dict(zip(ids, scores.tolist(), strict=True))) for ids, scores in hits
             ]

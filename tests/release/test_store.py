@@ -157,7 +157,7 @@ def test_racing_processes_leave_one_unbroken_history(store: ReleaseStore) -> Non
         from recsys.release.store import ReleaseStore
         store = ReleaseStore({str(store.root)!r})
         for number in range(30):
-            store.set_alias("production", [{A!r}, {B!r}, {C!r}][number % 3], sys.argv[1])
+            store.set_alias("production", [{A!r}, {B!r}, {C!r}][number % 3], why=sys.argv[1])
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     running = [subprocess.Popen([*command, str(number)]) for number in range(3)]

@@ -73,7 +73,7 @@ def load_release(
     Raises:
         UserError: If there is no such release, or a file is missing or changed.
     """
-    return OpenedRelease(Retriever.load(store, release, threads), data)
+    return OpenedRelease(Retriever.load(store, release, threads=threads), data)
 
 
 def promote(

@@ -52,7 +52,7 @@ def test_shards_answer_as_the_whole(published: Published, number: int, wanted: d
 
     response, hosts = asyncio.run(search())
     assert hosts == ("shard0", "shard1", "shard2")
-    expected = retriever.item_search.search(request.embeddings, 7, wanted, seen)
+    expected = retriever.item_search.search(request.embeddings, 7, filter=wanted, exclude=seen)
     assert [found.item_ids for found in response.results] == [hit.item_ids for hit in expected]
     for found, hit in zip(response.results, expected, strict=True):
         np.testing.assert_allclose(found.scores, hit.scores, atol=1e-6)

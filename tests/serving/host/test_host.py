@@ -121,7 +121,7 @@ def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Pu
     old, new = published.versions
     releases = ReleaseCache(published.store)
 
-    def other_index(folder: Path, *_: object) -> ItemSearch:
+    def other_index(folder: Path, *_: object, **__: object) -> ItemSearch:
         # The index of one release with the questions of the other, as after a mix-up below the manifest.
         mixed = tmp_path / "mixed"
         shutil.copytree(published.store / new, mixed)
