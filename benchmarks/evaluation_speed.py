@@ -82,11 +82,11 @@ def evaluation(dataset: PreparedDataset, ranker: ModelRanker, users: Tensor) -> 
         clock = [time.perf_counter()]
         exclude = seen_items(dataset, requests)
         clock.append(time.perf_counter())
-        _, ranked = ranker.search(users[begin : begin + BATCH], metrics.cutoffs[-1], exclude)
+        _, ranked = ranker.search(users[begin : begin + BATCH], metrics.cutoffs[-1], exclude=exclude)
         clock.append(time.perf_counter())
-        relevant = relevant_items(dataset, "test", requests)
+        relevant = relevant_items(dataset, "test", requests=requests)
         clock.append(time.perf_counter())
-        metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+        metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
         clock.append(time.perf_counter())
         for name, spent in zip(seconds, np.diff(clock), strict=True):
             seconds[name] += float(spent)

@@ -29,7 +29,7 @@ def rank() -> Callable[..., Lists]:
     ) -> Lists:
         requests = Requests(np.array(users), np.array(ends))
         batch = BatchBuilder(dataset, 1).requests(requests)
-        scores, items = generator.rank(batch, requests, k, exclude)
+        scores, items = generator.rank(batch, requests, k=k, exclude=exclude)
         assert scores.shape == items.shape == (len(users), k)
         return scores.tolist(), items.tolist()
 

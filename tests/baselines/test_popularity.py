@@ -64,8 +64,8 @@ def test_exclusion_equals_a_plain_loop(seed: int, k: int) -> None:
     requests = Requests(np.zeros(8, np.int64), np.ones(8, np.int64))
     rows = [rng.integers(0, dataset.num_items + 1, rng.integers(0, 30)).tolist() for _ in range(8)]
     batch = BatchBuilder(dataset, 1).requests(requests)
-    everything = generator.rank(batch, requests, dataset.num_items, None)[1][0].tolist()
-    found = generator.rank(batch, requests, k, ragged(*rows))[1].tolist()
+    everything = generator.rank(batch, requests, k=dataset.num_items, exclude=None)[1][0].tolist()
+    found = generator.rank(batch, requests, k=k, exclude=ragged(*rows))[1].tolist()
     for row, gone in enumerate(rows):
         left = [item for item in everything if item and item not in gone][:k]
         assert found[row] == left + [0] * (k - len(left))

@@ -46,13 +46,13 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500)):
         generator.fit(Interactions(dataset, "val"))
         metrics = RetrievalMetrics(dataset, dataset.num_items)
-        result = evaluate(generator, dataset, "test", batches, metrics)
+        result = evaluate(generator, dataset, part="test", batches=batches, metrics=metrics)
         users, lists = [], []
         for batch, requests in batches:
-            _, items = generator.rank(batch, requests, 100, seen_items(dataset, requests))
+            _, items = generator.rank(batch, requests, k=100, exclude=seen_items(dataset, requests))
             users.append(requests.user_idx)
             lists += [item_ids[row[row > 0] - 1].tolist() for row in items.numpy()]
-            assert torch.equal(items, generator.rank(batch, requests, 100, seen_items(dataset, requests))[1])
+            assert torch.equal(items, generator.rank(batch, requests, k=100, exclude=seen_items(dataset, requests))[1])
         table = {"user_id": user_ids.take(pa.array(np.concatenate(users))), "item_ids": lists}
         pq.write_table(pa.table(table), tmp_path / "recs.parquet")
         expected = protocol.score(tmp_path / "test.parquet", tmp_path / "recs.parquet")

@@ -33,7 +33,7 @@ def metrics(dataset: PreparedDataset = DATA, **options: Any) -> RetrievalMetrics
 
 def test_one_request_by_hand() -> None:
     # Hits at ranks 2 and 3 of four results; three relevant items.
-    result = per_request(torch.tensor([[False, True, True, False]]), torch.tensor([3]), (1, 2, 3, 5))
+    result = per_request(torch.tensor([[False, True, True, False]]), torch.tensor([3]), cutoffs=(1, 2, 3, 5))
     recall, hit, ndcg, mrr = result[0].tolist()
     first, second, third = 1.0, 1 / log2(3), 1 / log2(4)
     assert recall == pytest.approx([0, 1 / 3, 2 / 3, 2 / 3])
@@ -46,7 +46,7 @@ def test_one_request_by_hand() -> None:
 def test_means_are_over_requests_with_relevant_items() -> None:
     counter = metrics()
     ranked = torch.tensor([[1, 2, 3], [2, 1, 4], [5, 4, 0]])
-    counter.update(ranked, ragged([3], [], [4, 5]), torch.tensor([0, 0, 1]))
+    counter.update(ranked, ragged([3], [], [4, 5]), user_idx=torch.tensor([0, 0, 1]))
     result = counter.compute()
     assert result["num_users"] == 2
     assert [result[f"recall@{k}"] for k in (1, 2, 3)] == pytest.approx([(0 + 0.5) / 2, (0 + 1) / 2, (1 + 1) / 2])
@@ -63,7 +63,7 @@ def test_means_are_over_requests_with_relevant_items() -> None:
 def test_slices_by_hand() -> None:
     counter = metrics()
     # The first request wants a head, a mid and a cold item, and finds the mid one first and the head one third.
-    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), torch.tensor([0, 1]))
+    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), user_idx=torch.tensor([0, 1]))
     result = counter.compute()
     assert [result[f"head/recall@{k}"] for k in (1, 2, 3)] == [0, 0, 1]
     assert [result[f"mid/recall@{k}"] for k in (1, 2, 3)] == pytest.approx([(1 + 0) / 2, (1 + 0.5) / 2, (1 + 0.5) / 2])
@@ -76,7 +76,7 @@ def test_slices_by_hand() -> None:
 
 def test_lists_shorter_than_the_cutoffs() -> None:
     counter = metrics()
-    counter.update(torch.tensor([[4]]), ragged([4, 5]), torch.tensor([0]))
+    counter.update(torch.tensor([[4]]), ragged([4, 5]), user_idx=torch.tensor([0]))
     result = counter.compute()
     assert [result[f"recall@{k}"] for k in (1, 2, 3)] == [0.5, 0.5, 0.5]
     assert result["ndcg@2"] == pytest.approx(1 / (1 + 1 / log2(3)))
@@ -84,16 +84,16 @@ def test_lists_shorter_than_the_cutoffs() -> None:
 
 def test_no_request_counts() -> None:
     counter = metrics()
-    counter.update(torch.tensor([[1, 2, 3]]), ragged([]), torch.tensor([0]))
-    counter.update(torch.zeros(0, 3, dtype=torch.int64), ragged(), torch.zeros(0, dtype=torch.int64))
+    counter.update(torch.tensor([[1, 2, 3]]), ragged([]), user_idx=torch.tensor([0]))
+    counter.update(torch.zeros(0, 3, dtype=torch.int64), ragged(), user_idx=torch.zeros(0, dtype=torch.int64))
     result = counter.compute()
     assert result["recall@3"] == result["coverage@3"] == result["popularity@3"] == result["num_users"] == 0
 
 
 def test_metrics_of_each_user() -> None:
     counter = metrics(keep_users=True)
-    counter.update(torch.tensor([[1, 2, 3], [1, 2, 3]]), ragged([], [3]), torch.tensor([0, 1]))
-    counter.update(torch.tensor([[1, 2, 3]]), ragged([1, 4]), torch.tensor([0]))
+    counter.update(torch.tensor([[1, 2, 3], [1, 2, 3]]), ragged([], [3]), user_idx=torch.tensor([0, 1]))
+    counter.update(torch.tensor([[1, 2, 3]]), ragged([1, 4]), user_idx=torch.tensor([0]))
     users, columns = counter.per_user()
     assert users.tolist() == [1, 0]
     slices = [f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES)]
@@ -104,7 +104,7 @@ def test_metrics_of_each_user() -> None:
 
 def test_slices_of_each_user() -> None:
     counter = metrics(keep_users=True)
-    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), torch.tensor([0, 1]))
+    counter.update(torch.tensor([[2, 3, 1], [4, 2, 1]]), ragged([1, 2, 5], [2, 3]), user_idx=torch.tensor([0, 1]))
     _, columns = counter.per_user()
     found = {name: values.tolist() for name, values in columns.items()}
     nan = pytest.approx(math.nan, nan_ok=True)
@@ -124,13 +124,13 @@ def test_batches_add_up() -> None:
     rng = np.random.default_rng(0)
     dataset = handmade(random_users(rng, 60, 40))
     requests = dataset.requests("test")
-    relevant = relevant_items(dataset, "test", requests)
+    relevant = relevant_items(dataset, "test", requests=requests)
     ranked = torch.from_numpy(np.stack([rng.permutation(dataset.num_items)[:20] + 1 for _ in requests.user_idx]))
     users = torch.from_numpy(requests.user_idx)
     whole, parts = RetrievalMetrics(dataset, 40), RetrievalMetrics(dataset, 40)
-    whole.update(ranked, relevant, users)
+    whole.update(ranked, relevant, user_idx=users)
     for rows in np.array_split(np.arange(len(users)), 7):
-        parts.update(ranked[rows], relevant.take(rows), users[rows])
+        parts.update(ranked[rows], relevant.take(rows), user_idx=users[rows])
     assert parts.compute() == pytest.approx(whole.compute())
 
 
@@ -164,8 +164,8 @@ def test_equals_the_reference(tmp_path: Path, exclude_seen: bool) -> None:
     pq.write_table(table, tmp_path / "recs.parquet")
     expected = protocol.score(tmp_path / "test.parquet", tmp_path / "recs.parquet", exclude_seen)
     counter = RetrievalMetrics(dataset, dataset.num_items)
-    relevant = relevant_items(dataset, "test", requests, exclude_seen)
-    counter.update(torch.from_numpy(ranked), relevant, torch.from_numpy(requests.user_idx))
+    relevant = relevant_items(dataset, "test", requests=requests, exclude_seen=exclude_seen)
+    counter.update(torch.from_numpy(ranked), relevant, user_idx=torch.from_numpy(requests.user_idx))
     result = counter.compute()
     assert expected["users"] == result["num_users"]
     for name in NAMES:

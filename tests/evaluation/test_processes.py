@@ -20,7 +20,7 @@ def count(rank: int, world_size: int, num_requests: int) -> RetrievalMetrics:
     metrics = RetrievalMetrics(DATA, 3, cutoffs=(1, 2), keep_users=True)
     rows = torch.arange(rank, num_requests, world_size)
     if len(rows):
-        metrics.update(RANKED[rows], RELEVANT.take(rows.numpy()), rows)
+        metrics.update(RANKED[rows], RELEVANT.take(rows.numpy()), user_idx=rows)
     return metrics
 
 

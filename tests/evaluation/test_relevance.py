@@ -29,20 +29,24 @@ def test_users_that_nobody_knows_have_seen_nothing() -> None:
 def test_relevant_items_are_distinct_and_new() -> None:
     requests = DATA.requests("test")
     assert requests.user_idx.tolist() == [0, 1, 3]
-    assert lists(relevant_items(DATA, "test", requests)) == [[4, 5], [1], []]
-    assert lists(relevant_items(DATA, "val", DATA.requests("val"))) == [[3], [2]]
+    assert lists(relevant_items(DATA, "test", requests=requests)) == [[4, 5], [1], []]
+    assert lists(relevant_items(DATA, "val", requests=DATA.requests("val"))) == [[3], [2]]
 
 
 def test_relevant_items_with_those_of_the_history() -> None:
-    assert lists(relevant_items(DATA, "test", DATA.requests("test"), exclude_seen=False)) == [[2, 4, 5], [1], [2]]
+    assert lists(relevant_items(DATA, "test", requests=DATA.requests("test"), exclude_seen=False)) == [
+        [2, 4, 5],
+        [1],
+        [2],
+    ]
 
 
 def test_rolling_requests_ask_for_every_event() -> None:
     requests = rolling_requests(DATA, "test")
     assert requests.user_idx.tolist() == [0, 0, 0, 0, 1, 1, 3, 3]
     assert requests.end.tolist() == [4, 5, 6, 7, 8, 9, 13, 14]
-    assert lists(relevant_items(DATA, "test", requests, exclude_seen=False, rolling=True)) == [
+    assert lists(relevant_items(DATA, "test", requests=requests, exclude_seen=False, rolling=True)) == [
         [2], [4], [4], [5], [1], [1], [2], [2],
     ]  # fmt: skip
     # The second 4 of the first user has been seen by then, as has everything that follows a first time.
-    assert lists(relevant_items(DATA, "test", requests, rolling=True)) == [[], [4], [], [5], [1], [], [], []]
+    assert lists(relevant_items(DATA, "test", requests=requests, rolling=True)) == [[], [4], [], [5], [1], [], [], []]

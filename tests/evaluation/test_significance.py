@@ -71,7 +71,7 @@ def test_files_are_aligned_on_users(tmp_path: Path) -> None:
     second = write(
         tmp_path / "b.parquet", **{"recall@10": [1.0, 0.25, 0.75], "ndcg@10": [1.0] * 3}, user_id=["z", "x", "y"]
     )
-    recall, ndcg = compare_runs(first, second, ["recall@10", "ndcg@10"])
+    recall, ndcg = compare_runs(first, second, metrics=["recall@10", "ndcg@10"])
     assert (recall.metric, recall.num_users) == ("recall@10", 3)
     assert (recall.first, recall.second) == pytest.approx((0.5, 2 / 3))
     # Per user .25, .25 and 0.
@@ -93,7 +93,7 @@ def test_a_slice_is_compared_over_its_users(tmp_path: Path) -> None:
         # Trained on more, it has another tail: the third user's items are not of it.
         **{"recall@10": [1.0, 1.0, 0.5, 0.5], "tail/recall@10": [None, None, 0.25, 1.0], "head/recall@10": nothing},
     )
-    recall, tail = compare_runs(first, second, ["recall@10", "tail/recall@10", "head/recall@10"])
+    recall, tail = compare_runs(first, second, metrics=["recall@10", "tail/recall@10", "head/recall@10"])
     assert (recall.num_users, recall.difference) == (4, 0.125)
     assert (tail.metric, tail.num_users) == ("tail/recall@10", 1)
     assert (tail.first, tail.second, tail.difference) == (0, 1, 1)
@@ -119,7 +119,7 @@ def test_users_that_differ_are_refused(tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match=f"b.parquet: {len(users)} users, {common} of them among the 3 of .*a.parquet"
         ):
-            compare_runs(first, second, ["recall"])
+            compare_runs(first, second, metrics=["recall"])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_users_that_differ_are_refused(tmp_path: Path) -> None:
 def test_wrong_files_are_refused(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
     first = write(tmp_path / "a.parquet", user_id=[1], recall=[0.0])
     with pytest.raises(UserError, match=message):
-        compare_runs(first, write(tmp_path / "b.parquet", **columns), ["recall"])
+        compare_runs(first, write(tmp_path / "b.parquet", **columns), metrics=["recall"])
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"nothing")
     for name in ("b.parquet", "c.parquet"):
         with pytest.raises(UserError, match=f"{name}: not a readable Parquet file"):
-            compare_runs(first, tmp_path / name, ["recall"])
+            compare_runs(first, tmp_path / name, metrics=["recall"])
 
 
 def test_no_users() -> None:

@@ -39,7 +39,7 @@ def test_equals_a_plain_sort(num_items: int, k: int, num_users: int, seed: int, 
     items = torch.from_numpy(rng.permutation(num_items).astype(np.float32)[:, None])
     users = torch.from_numpy(rng.choice([-1.0, 1.0, 2.0], (num_users, 1)).astype(np.float32))
     rows = [rng.integers(0, num_items, rng.integers(0, num_gone + 1)).tolist() for _ in range(num_users)]
-    scores, columns = ExactTopK(items)(users, k, excluded(rows))
+    scores, columns = ExactTopK(items)(users, k, exclude=excluded(rows))
     values, expected = reference(users @ items.T, k, rows)
     assert columns.tolist() == expected
     assert scores.tolist() == values
@@ -53,7 +53,7 @@ def test_blocks_of_rows_and_the_reused_buffer_change_nothing(monkeypatch: pytest
     search = ExactTopK(items)
     # Another k folds the columns otherwise; fewer rows take a part of the buffer.
     for k, num_users in ((100, 50), (7, 50), (7, 3), (100, 50)):
-        found = search(users[:num_users], k, excluded(rows[:num_users]))
+        found = search(users[:num_users], k, exclude=excluded(rows[:num_users]))
         values, expected = reference(users[:num_users] @ items.T, k, rows[:num_users])
         assert found[1].tolist() == expected
         torch.testing.assert_close(found[0], torch.tensor(values))
@@ -76,5 +76,5 @@ def test_write_is_told_where_its_block_begins(monkeypatch: pytest.MonkeyPatch) -
     def write(begin: int, out: Tensor) -> None:
         out[:] = torch.arange(3.0) * torch.where(torch.arange(begin, begin + len(out)) < 20, 1, -1).unsqueeze(1)
 
-    _, columns = BlockedTopK(3)(40, 2, write)
+    _, columns = BlockedTopK(3)(40, 2, write=write)
     assert columns.tolist() == [[2, 1]] * 20 + [[0, 1]] * 20

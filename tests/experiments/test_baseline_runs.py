@@ -104,7 +104,15 @@ def test_figures_are_those_of_the_evaluation(world: Path, measured: Path) -> Non
         assert len(requests.user_idx)
         counted = RetrievalMetrics(seen, len(seen.corpus(reads_features=True)))
         batches = RequestLoader(BatchBuilder(seen, 5), requests, batch_size=7)
-        values = evaluate(generator, seen, part.removesuffix("_rolling"), batches, counted, True, rolling)  # type: ignore[arg-type]
+        values = evaluate(
+            generator,
+            seen,
+            part=part.removesuffix("_rolling"),
+            batches=batches,
+            metrics=counted,
+            exclude_seen=True,
+            rolling=rolling,
+        )  # type: ignore[arg-type]
         assert {name: value for name, value in metrics.items() if name.startswith(f"{part}/")} == pytest.approx(
             {f"{part}/{name}": value for name, value in values.items()}
         )

@@ -115,14 +115,14 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
     run = load_run(folders["a"])
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
-    expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, "val", loader, metrics)
+    expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
     validation = blending._Validation(run.config)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     for everyone in (True, False):
         found = validation.measure({"a": 2.0}, everyone=everyone)
         assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
     # A bias that outweighs everything shows one item first to everyone who has not seen it.
-    relevant = relevant_items(run.dataset, "val", validation.requests, True)
+    relevant = relevant_items(run.dataset, "val", requests=validation.requests, exclude_seen=True)
     item = int(np.bincount(relevant.values).argmax())
     bias = torch.zeros(run.dataset.num_items + 1)
     bias[item] = 1e6

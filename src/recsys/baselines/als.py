@@ -59,7 +59,7 @@ class ALS:
         """Factors of the items, float32 [N, factors]; available after `fit`."""
         return np.asarray(self._model.item_factors, np.float32)
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 

@@ -61,7 +61,7 @@ class EASE:
         self._weights = torch.from_numpy(weights)
         self._events, self._fallback = events, events.fallback()
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 

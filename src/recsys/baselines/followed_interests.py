@@ -57,7 +57,7 @@ class FollowedInterests:
         self._of_items, self._events, self._fallback = of_items, events, events.fallback()
         self._profiles = self._read_profiles(dataset, feature)
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         known = requests.user_idx >= 0
         followed = self._profiles[np.where(known, requests.user_idx, 0)]

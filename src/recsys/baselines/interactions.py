@@ -158,7 +158,7 @@ class Interactions:
             score(rows[begin : begin + len(out)], out.numpy())
 
         columns = None if exclude is None else self._columns(exclude)
-        scores, found = self._search(rows.shape[0], k, write, columns)
+        scores, found = self._search(rows.shape[0], k, write=write, exclude=columns)
         return scores, found + 1
 
     def _cells(self, items: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

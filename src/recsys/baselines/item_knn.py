@@ -50,7 +50,7 @@ class ItemKNN:
         self._similarity = dense_if_full(stack_rows(pieces).T.tocsr())
         self._fallback = events.fallback()
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score)
 

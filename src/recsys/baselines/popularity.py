@@ -54,7 +54,7 @@ class Popularity:
         self._rank = np.full(dataset.num_items + 1, len(order))
         self._rank[order + 1] = np.arange(len(order))
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         num_requests = len(requests.user_idx)
         ranks = np.broadcast_to(np.arange(k), (num_requests, k))

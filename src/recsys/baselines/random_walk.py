@@ -84,7 +84,7 @@ class RandomWalk:
         self._roots = dense_if_full(stack_rows(pieces).sqrt().tocsr())
         self._events, self._fallback = events, events.fallback()
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Rank items for each request; see `recsys.evaluation.ranking.Ranker`."""
         return self._events.rank(requests, k, exclude, self._score, self.num_recent)
 

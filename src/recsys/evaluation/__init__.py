@@ -1,1 +1,1 @@
-"""Full-corpus, exact evaluation."""
+"""Exact evaluation over the full corpus."""

@@ -1,6 +1,6 @@
-"""Ranking metrics as one torchmetrics state, so that they reduce across processes.
+"""Ranking metrics in one torchmetrics object, which is reduced across processes.
 
-Shapes: R requests, K the longest cut-off.
+Shapes: R requests, K longest cut-off, S slices, C cut-offs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ NAMES = ("recall", "hit", "ndcg", "mrr")
 class RetrievalMetrics(Metric):
     """Recall, hit rate, NDCG and MRR at each cut-off, with coverage, popularity and slices.
 
-    All are means over requests with at least one relevant item. recall = hits / relevant; NDCG has binary gain and is
-    relative to min(K, relevant) hits on top; MRR is that of the first hit. Popularity is that of the items shown: how
-    many times the training events of the average trained item they have (ARP of Yin et al. 2012, made relative).
+    All are means over requests with at least one relevant item. recall = hits / relevant. NDCG has binary gain and is
+    relative to min(K, relevant) hits on top. MRR is that of the first hit. Popularity is the number of training events
+    of the shown items, relative to the average trained item (ARP of Yin et al. 2012, made relative).
 
     Args:
-        dataset: for slices.
-        corpus_size: items that can be shown.
-        cutoffs: ascending.
+        dataset: data set whose slices are measured.
+        corpus_size: number of items that can be shown.
+        cutoffs: cut-offs, ascending.
         keep_users: keep the metrics of each request, for significance tests.
-
-    Shapes: S slices, C cut-offs.
     """
 
     full_state_update = False
@@ -50,6 +48,7 @@ class RetrievalMetrics(Metric):
         self,
         dataset: PreparedDataset,
         corpus_size: int,
+        *,
         cutoffs: Sequence[int] = CUTOFFS,
         keep_users: bool = False,
     ) -> None:
@@ -68,27 +67,27 @@ class RetrievalMetrics(Metric):
         self.add_state("shown", shown, dist_reduce_fx="max")
         self.add_state("shown_popularity", _zeros(num_cutoffs), dist_reduce_fx="sum")
         self.add_state("num_shown", _zeros(num_cutoffs), dist_reduce_fx="sum")
-        # No states: torchmetrics cannot gather lists where one process has counted nothing.
+        # These are not states, because torchmetrics cannot gather lists if one process has counted nothing.
         self._users: list[Tensor] = []
         self._rows: list[Tensor] = []
 
-    def update(self, ranked: Tensor, relevant: Ragged, user_idx: Tensor) -> None:
+    def update(self, ranked: Tensor, relevant: Ragged, *, user_idx: Tensor) -> None:
         """Count the results of R requests.
 
         Args:
-            ranked: int64 [R, K] item_idx, best first, 0 where there is no further result.
-            relevant: distinct relevant items of each request; requests without any count for nothing.
+            ranked: int64 [R, K] item_idx, best first, 0 after the last result.
+            relevant: distinct relevant items of each request; requests without any are not counted.
             user_idx: int64 [R].
         """
         ranked, user_idx = ranked.cpu()[:, : self.cutoffs[-1]], user_idx.cpu()
         lengths = torch.from_numpy(np.diff(relevant.offsets))
         values = torch.from_numpy(relevant.values.astype(np.int64))
-        hits = _hits(ranked, values, lengths)
+        hits = _hits(ranked, values, lengths=lengths)
         counted = lengths > 0
-        users = per_request(hits, lengths, self.cutoffs)[counted]
+        users = per_request(hits, lengths, cutoffs=self.cutoffs)[counted]
         self.sums += users.sum(0)
         self.count += counted.sum()
-        of_items = self._item_slices(hits, ranked, values, lengths)[counted]
+        of_items = self._item_slices(hits, ranked, relevant=values, lengths=lengths)[counted]
         of_users = self._user_slices(users[:, NAMES.index("recall")], user_idx[counted])
         slices = torch.cat([of_items, of_users], dim=1)
         self.slice_sums += slices.nansum(0)
@@ -103,12 +102,12 @@ class RetrievalMetrics(Metric):
             self._rows.append(torch.cat([users.flatten(1), slices.flatten(1)], dim=1).float())
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Set all counts to zero."""
         super().reset()
         self._users, self._rows = [], []
 
     def compute(self) -> dict[str, float]:
-        """`recall@5`, ..., `coverage@K`, `popularity@K`, `<slice>/recall@K`; slices without requests are left out."""
+        """Return `recall@5`, ..., `coverage@K`, `popularity@K` and `<slice>/recall@K` of slices with requests."""
         sums, count = self.sums.cpu(), max(float(self.count), 1.0)
         result = {
             f"{name}@{cutoff}": float(sums[i, j]) / count
@@ -127,9 +126,9 @@ class RetrievalMetrics(Metric):
         return result
 
     def per_user(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """user_idx int64 [R] and each metric float32 [R], for `keep_users`. Gathers: every process calls it.
+        """Return user_idx int64 [R] and each metric float32 [R]. Needs `keep_users`, and a call in every process.
 
-        The recall in a slice is nan where a request has no relevant item of it, or its user is not of it.
+        The recall of a slice is nan for a request that has no relevant item in it, or whose user is not in it.
         """
         names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
         names += [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES) for cutoff in self.cutoffs]
@@ -137,8 +136,8 @@ class RetrievalMetrics(Metric):
         rows = gather(torch.cat([torch.zeros(0, len(names)), *self._rows]))
         return users, {name: rows[:, column] for column, name in enumerate(names)}
 
-    def _item_slices(self, hits: Tensor, ranked: Tensor, relevant: Tensor, lengths: Tensor) -> Tensor:
-        """Recall among the relevant items of each slice of items, nan where there are none; float64 [R, S, C]."""
+    def _item_slices(self, hits: Tensor, ranked: Tensor, *, relevant: Tensor, lengths: Tensor) -> Tensor:
+        """Return the recall among the relevant items of each slice, nan if there are none; float64 [R, S, C]."""
         row = torch.arange(len(lengths)).repeat_interleave(lengths)
         num_slices = len(ITEM_SLICES)
         relevant_in = torch.zeros(len(lengths), num_slices, dtype=torch.float64)
@@ -155,18 +154,18 @@ class RetrievalMetrics(Metric):
         return recall
 
     def _user_slices(self, recall: Tensor, user_idx: Tensor) -> Tensor:
-        """Recall [R, C] of requests of each slice of users, nan for the others; float64 [R, S, C]."""
+        """Return the recall [R, C] of requests in each slice of users, nan for other requests; float64 [R, S, C]."""
         cold = self._cold_users[user_idx]
         return torch.stack([recall.where(chosen.unsqueeze(1), torch.nan) for chosen in (cold, ~cold)], dim=1)
 
 
-def per_request(hits: Tensor, num_relevant: Tensor, cutoffs: Sequence[int]) -> Tensor:
-    """Recall, hit, NDCG, MRR of each request; float64 [R, 4, number of cut-offs].
+def per_request(hits: Tensor, num_relevant: Tensor, *, cutoffs: Sequence[int]) -> Tensor:
+    """Return recall, hit, NDCG and MRR of each request; float64 [R, 4, C].
 
     Args:
-        hits: bool [R, K], whether the result at each rank is relevant.
-        num_relevant: int64 [R].
-        cutoffs: ascending.
+        hits: bool [R, K], true if the result at a rank is relevant.
+        num_relevant: int64 [R], number of relevant items.
+        cutoffs: cut-offs, ascending.
     """
     longest = max(*cutoffs, hits.shape[1]) if len(cutoffs) > 1 else max(cutoffs[0], hits.shape[1])
     padded = torch.nn.functional.pad(hits, (0, longest - hits.shape[1])).double()
@@ -184,7 +183,7 @@ def per_request(hits: Tensor, num_relevant: Tensor, cutoffs: Sequence[int]) -> T
     return torch.stack(columns, dim=2)
 
 
-def _hits(ranked: Tensor, relevant: Tensor, lengths: Tensor) -> Tensor:
+def _hits(ranked: Tensor, relevant: Tensor, *, lengths: Tensor) -> Tensor:
     width = int(max(ranked.max() if ranked.numel() else 0, relevant.max() if len(relevant) else 0)) + 1
     row = torch.arange(len(lengths))
     wanted = row.repeat_interleave(lengths) * width + relevant

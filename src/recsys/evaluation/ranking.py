@@ -1,4 +1,4 @@
-"""Ranking with a model: user embeddings against the embeddings of the whole corpus."""
+"""Ranking of the whole corpus with a model, and the metrics of a ranker."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from recsys.models.blend import Model
 
 
 class Ranker(Protocol):
-    """Whatever ranks items for requests: a model, or a heuristic generator."""
+    """A model or a heuristic generator that ranks items for requests."""
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        """Scores float32 [R, k] and item_idx int64 [R, k], best first; -inf and 0 where there is no further result.
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """Return scores float32 [R, k] and item_idx int64 [R, k], best first; -inf and 0 after the last result.
 
         Args:
-            batch: the histories of the requests.
-            requests: the same, as positions in the data set.
-            k: results a request.
-            exclude: item_idx that each request must not get.
+            batch: histories of the requests.
+            requests: requests as positions in the data set.
+            k: results of each request.
+            exclude: R lists of item_idx; request r gets none of list r.
         """
         ...
 
@@ -40,8 +40,8 @@ class CorpusSearch:
     """Exact search of a corpus for user embeddings.
 
     Args:
-        embeddings: of the corpus, [N, D].
-        corpus: item_idx of the same items, ascending; int64 [N].
+        embeddings: [N, D], embeddings of the corpus.
+        corpus: int64 [N], item_idx of the same items, ascending.
     """
 
     def __init__(self, embeddings: Tensor, corpus: npt.NDArray[np.int64]) -> None:
@@ -50,24 +50,24 @@ class CorpusSearch:
         self._row_of[corpus] = np.arange(len(corpus))
         self._search = ExactTopK(embeddings)
 
-    def __call__(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        """As `Ranker.rank`, for user embeddings [R, D], or [R, M, D] where a user has several.
+    def __call__(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """Return scores and item_idx as `Ranker.rank` does, for user embeddings [R, D] or [R, M, D].
 
-        The results of several embeddings take turns; each score is from the embedding that brought the item.
+        The results of several embeddings take turns. Each score comes from the embedding that found the item.
         """
         if users.ndim == 3:
-            return self._several(users, k, exclude)
-        scores, rows = self._search(users, k, None if exclude is None else self._corpus_rows(exclude))
+            return self._search_several(users, k, exclude=exclude)
+        scores, rows = self._search(users, k, exclude=None if exclude is None else self._corpus_rows(exclude))
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
 
-    def _several(self, users: Tensor, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+    def _search_several(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
         there = present_embeddings(users.cpu().numpy())
         owner, _ = np.nonzero(there)
         excluded = None if exclude is None else exclude.take(owner)
-        found = self(users[torch.from_numpy(there).to(users.device)], k, excluded)
+        found = self(users[torch.from_numpy(there).to(users.device)], k, exclude=excluded)
         scores, items = np.full((*there.shape, k), -np.inf, np.float32), np.full((*there.shape, k), -1)
         scores[there], items[there] = (each.cpu().numpy() for each in found)
-        # Item 0 says that there is no further result.
+        # Item 0 follows the last result, and `take_turns` expects -1 there.
         merged_scores, merged = take_turns(scores, np.where(items > 0, items, -1), k=k)
         return torch.from_numpy(merged_scores), torch.from_numpy(np.maximum(merged, 0))
 
@@ -82,54 +82,65 @@ class CorpusSearch:
 
 
 class ModelRanker:
-    """Exact search of a two-tower model, or a blend of several, over its corpus.
+    """Exact search of a two-tower model, or of a blend, over its corpus.
 
     Args:
-        model: in evaluation mode.
-        corpus: item_idx of the items that can be shown, ascending; int64 [N].
-        embeddings: of the same items, [N, D], if they are there already.
+        model: model in evaluation mode.
+        corpus: int64 [N], item_idx of the items that can be shown, ascending.
+        embeddings: [N, D], embeddings of the same items; None to compute them.
     """
 
-    def __init__(self, model: Model, corpus: npt.NDArray[np.int64], embeddings: Tensor | None = None) -> None:
+    def __init__(self, model: Model, corpus: npt.NDArray[np.int64], *, embeddings: Tensor | None = None) -> None:
         self.model = model
         if embeddings is None:
             embeddings = encode_corpus(model, torch.from_numpy(corpus).to(model.device))
         self.search = CorpusSearch(embeddings, corpus)
 
-    def rank(self, batch: Batch, requests: Requests, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """As in `Ranker`."""
+    def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return scores and item_idx; see `Ranker`."""
         with torch.inference_mode():
-            return self.search(self.model.encode_users(batch.to(self.model.device)), k, exclude)
+            return self.search(self.model.encode_users(batch.to(self.model.device)), k, exclude=exclude)
 
 
 @torch.inference_mode()
-def encode_corpus(model: Model, item_idx: Tensor, block: int = 65536) -> Tensor:
-    """Comparable item embeddings [N, D] of the corpus, in blocks."""
+def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536) -> Tensor:
+    """Return the item embeddings [N, D] of the corpus, computed in blocks."""
     return torch.cat([model.encode_items(part) for part in item_idx.split(block)])
 
 
 def evaluate(
     ranker: Ranker,
     dataset: PreparedDataset,
+    *,
     part: Part,
     batches: Iterable[tuple[Batch, Requests]],
     metrics: RetrievalMetrics,
     exclude_seen: bool = True,
     rolling: bool = False,
 ) -> dict[str, float]:
-    """Metrics of a ranker on requests of `part`; `metrics` keeps what was counted."""
+    """Return the metrics of a ranker on requests of a part.
+
+    Args:
+        ranker: ranker to evaluate.
+        dataset: data set of the requests.
+        part: part whose events are relevant.
+        batches: histories and requests.
+        metrics: counters, which are updated.
+        exclude_seen: leave out items of the history.
+        rolling: count only the event that follows the history as relevant.
+    """
     for batch, requests in batches:
         exclude = seen_items(dataset, requests) if exclude_seen else None
-        _, ranked = ranker.rank(batch, requests, metrics.cutoffs[-1], exclude)
-        relevant = relevant_items(dataset, part, requests, exclude_seen, rolling)
-        metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+        _, ranked = ranker.rank(batch, requests, k=metrics.cutoffs[-1], exclude=exclude)
+        relevant = relevant_items(dataset, part, requests=requests, exclude_seen=exclude_seen, rolling=rolling)
+        metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
     return metrics.compute()
 
 
 def per_user_table(dataset: PreparedDataset, metrics: RetrievalMetrics) -> pa.Table:
-    """Content of `per_user.parquet`: user_id and each metric, from what `metrics` kept. Every process calls it."""
+    """Return the content of `per_user.parquet`: user_id and each metric. Every process must call it."""
     users, columns = metrics.per_user()
     order = users.argsort()
     table = {"user_id": dataset.user_ids.take(pa.array(users[order].numpy()))}
-    # From pandas: nan is null.
+    # `from_pandas` turns nan into null.
     return pa.table(table | {name: pa.array(v[order].numpy(), from_pandas=True) for name, v in columns.items()})

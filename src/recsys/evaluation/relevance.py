@@ -1,4 +1,4 @@
-"""What counts as a hit: the items of a part, and those of the history that are left out."""
+"""The relevant items of requests, and the items of their histories that are left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 
 
 def seen_items(dataset: PreparedDataset, requests: Requests) -> Ragged:
-    """Items of each request's whole history, repeats included (item_idx; unknown users have none)."""
+    """Return the item_idx of each request's whole history, with repeats. Unknown users have none."""
     known = requests.user_idx >= 0
     begin = dataset.offsets[np.where(known, requests.user_idx, 0)]
     lengths = np.where(known, requests.end - begin, 0)
@@ -19,11 +19,16 @@ def seen_items(dataset: PreparedDataset, requests: Requests) -> Ragged:
 
 
 def relevant_items(
-    dataset: PreparedDataset, part: Part, requests: Requests, exclude_seen: bool = True, rolling: bool = False
+    dataset: PreparedDataset, part: Part, *, requests: Requests, exclude_seen: bool = True, rolling: bool = False
 ) -> Ragged:
-    """Distinct items of each request's part, less those of its history where seen items are excluded.
+    """Return the distinct items of each request's part.
 
-    With `rolling` a request is answered by the one event that follows its history.
+    Args:
+        dataset: data set of the requests.
+        part: part whose events are relevant.
+        requests: requests, as positions in the data set.
+        exclude_seen: leave out items of the history.
+        rolling: count only the event that follows the history.
     """
     begin = requests.end
     _, part_end = dataset.part_bounds(part)
@@ -39,7 +44,7 @@ def relevant_items(
 
 
 def rolling_requests(dataset: PreparedDataset, part: Part) -> Requests:
-    """Every event of `part` as a request of its own, with all events before it as history (what serving does)."""
+    """Return one request for each event of a part, with all events before it as history, as in serving."""
     begin, end = dataset.part_bounds(part)
     lengths = end - begin
     return Requests(np.repeat(np.arange(dataset.num_users), lengths), ragged_positions(begin, lengths))

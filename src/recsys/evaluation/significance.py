@@ -1,4 +1,4 @@
-"""Is one run better than another? Paired tests over users, from the files `per_user.parquet` of two runs.
+"""Paired significance tests over users, from the files `per_user.parquet` of two runs.
 
 Shapes: U users, M metrics, B bootstrap samples.
 """
@@ -18,21 +18,23 @@ import pyarrow.parquet as pq
 from recsys.core.errors import UserError, nearest
 from recsys.core.types import Float64Array
 
-# Weights of users that are in memory at once.
+# Bytes of the bootstrap weights that are in memory at once.
 _BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean difference of a metric over users, the second run less the first.
+    """Mean difference of a metric over users, the second run minus the first.
 
     Attributes:
-        metric: such as `recall@10`.
-        first, second: the runs' means.
+        metric: name such as `recall@10`.
+        first: mean of the first run.
+        second: mean of the second run.
         difference: second - first.
-        low, high: 95% interval of the difference.
-        p_value: two-sided, of no difference.
-        num_users: users that both files have a value for.
+        low: lower end of the 95% interval of the difference.
+        high: upper end of the interval.
+        p_value: two-sided p-value of no difference.
+        num_users: users for whom both files have a value.
     """
 
     metric: str
@@ -50,9 +52,10 @@ class Mean:
     """Mean of a metric over users.
 
     Attributes:
-        metric: such as `recall@10` or `tail/recall@10`.
-        mean: over users.
-        low, high: its 95% interval.
+        metric: name such as `recall@10` or `tail/recall@10`.
+        mean: mean over users.
+        low: lower end of its 95% interval.
+        high: upper end of the interval.
         num_users: users that have a value.
     """
 
@@ -63,39 +66,39 @@ class Mean:
     num_users: int
 
 
-def means(path: Path, metrics: Sequence[str], num_samples: int = 2_000, seed: int = 0) -> list[Mean]:
-    """Means and bootstrap intervals of columns of a file `per_user.parquet`; slices that no user is of are left out.
+def means(path: Path, metrics: Sequence[str], *, num_samples: int = 2_000, seed: int = 0) -> list[Mean]:
+    """Return means and bootstrap intervals of columns of a file `per_user.parquet`. Slices without users are left out.
 
     Raises:
-        UserError: as in `compare_runs`.
+        UserError: If the file cannot be read; see `compare_runs`.
     """
     _, values = _read(path, metrics)
     return [
         Mean(metrics[column], mean, low, high, num_users=int(rows.sum()))
         for columns, rows in _same_users(values)
         for column, (mean, low, high, _) in zip(
-            columns, paired_bootstrap(values[rows][:, columns], num_samples, seed), strict=True
+            columns, paired_bootstrap(values[rows][:, columns], num_samples, seed=seed), strict=True
         )
     ]
 
 
 def compare_runs(
-    first: Path, second: Path, metrics: Sequence[str], num_samples: int = 10_000, seed: int = 0
+    first: Path, second: Path, *, metrics: Sequence[str], num_samples: int = 10_000, seed: int = 0
 ) -> list[Comparison]:
-    """Paired bootstrap of two files `per_user.parquet` of the same users.
+    """Compare two files `per_user.parquet` of the same users by a paired bootstrap.
 
-    A metric of a slice is compared over the users that are of it in both; where there are none, it is left out.
+    A metric of a slice is compared over the users that are in the slice in both files, and left out if there are none.
 
     Args:
-        first: the file of one run; rows may be in any order.
-        second: the file of the other, whose gain is measured.
+        first: file of the first run; rows may be in any order.
+        second: file of the second run, whose gain is measured.
         metrics: columns to compare.
-        num_samples: bootstrap samples, B.
-        seed: of the samples, which all metrics of the same users share.
+        num_samples: number of bootstrap samples, B.
+        seed: seed of the samples, which all metrics of the same users share.
 
     Raises:
-        UserError: a file cannot be read, lacks a column, holds a user twice or a null where there is no slice, or the
-            users differ.
+        UserError: If a file cannot be read, lacks a column, repeats a user or holds a null outside the slices, or if
+            the users differ.
     """
     first_users, first_values = _read(first, metrics)
     second_users, second_values = _read(second, metrics)
@@ -121,18 +124,18 @@ def compare_runs(
         )
         for columns, rows in _same_users(differences)
         for column, drawn in zip(
-            columns, paired_bootstrap(differences[rows][:, columns], num_samples, seed), strict=True
+            columns, paired_bootstrap(differences[rows][:, columns], num_samples, seed=seed), strict=True
         )
     ]
 
 
-def bootstrap_means(values: Float64Array, num_samples: int, seed: int = 0) -> Float64Array:
-    """Means over B bootstrap samples of users; [B, M]. A sample is the same for all columns.
+def bootstrap_means(values: Float64Array, num_samples: int, *, seed: int = 0) -> Float64Array:
+    """Return the means over B bootstrap samples of users, [B, M]. All columns share the samples.
 
     Args:
-        values: of each user and metric, [U, M].
-        num_samples: B.
-        seed: of the samples.
+        values: [U, M], value of each user and metric.
+        num_samples: number of samples, B.
+        seed: seed of the samples.
     """
     num_users = len(values)
     if not num_users:
@@ -140,8 +143,8 @@ def bootstrap_means(values: Float64Array, num_samples: int, seed: int = 0) -> Fl
     if num_samples < 1:
         raise UserError(f"paired bootstrap: {num_samples} samples; expected at least one")
     rng = np.random.default_rng(seed)
-    # A user whose metrics agree in both runs adds nothing to a sum, so only how many of the others are drawn matters,
-    # and then which of them. With one held-out item, nine users in ten agree.
+    # A user with a difference of zero adds nothing to a sum. So it is enough to draw the number of the other users in a
+    # sample, and then which of them. With one held-out item, nine users in ten have a difference of zero.
     rows = values[values.any(axis=1)]
     height = max(1, _BLOCK_BYTES // (8 * num_users))
     means = np.zeros((num_samples, values.shape[1]))
@@ -157,19 +160,19 @@ def bootstrap_means(values: Float64Array, num_samples: int, seed: int = 0) -> Fl
 
 
 def paired_bootstrap(
-    differences: Float64Array, num_samples: int = 10_000, seed: int = 0
+    differences: Float64Array, num_samples: int = 10_000, *, seed: int = 0
 ) -> list[tuple[float, float, float, float]]:
-    """Mean, lower and upper end of the 95% percentile interval, and two-sided p-value for each column.
+    """Return the mean, lower and upper end of the 95% percentile interval, and two-sided p-value of each column.
 
     The p-value is twice the share of samples whose mean lies on the other side of zero or on it, with one sample added
     so that it is never zero (Davison and Hinkley 1997).
 
     Args:
-        differences: of each user and metric, [U, M].
-        num_samples: B.
-        seed: of the samples.
+        differences: [U, M], difference of each user and metric.
+        num_samples: number of samples, B.
+        seed: seed of the samples.
     """
-    means = bootstrap_means(differences, num_samples, seed)
+    means = bootstrap_means(differences, num_samples, seed=seed)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     tail = np.minimum((means <= 0).sum(0), (means >= 0).sum(0))
     p_values = np.minimum(1.0, 2 * (tail + 1) / (num_samples + 1))
@@ -178,7 +181,7 @@ def paired_bootstrap(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values corrected for several comparisons (Holm 1979): reject where they are below the level.
+    """Return p-values corrected for several comparisons (Holm 1979), to be compared with the level as they are.
 
     The i-th smallest of m is multiplied by m - i (i from 0), and none is below its predecessor.
     """
@@ -190,7 +193,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _same_users(values: Float64Array) -> list[tuple[list[int], npt.NDArray[np.bool_]]]:
-    """Neighbouring columns of [U, M] that hold values for the same rows, and these; columns of nan alone fall out."""
+    """Return groups of adjacent columns of [U, M] with values in the same rows, and these rows; drop columns of nan."""
     present = ~np.isnan(values)
     groups: list[tuple[list[int], npt.NDArray[np.bool_]]] = []
     for column in np.flatnonzero(present.any(axis=0)).tolist():
@@ -203,7 +206,7 @@ def _same_users(values: Float64Array) -> list[tuple[list[int], npt.NDArray[np.bo
 
 
 def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Float64Array]:
-    """user_id [U] and the metrics [U, M] of a file; nan for users that are not of a slice."""
+    """Return user_id [U] and the metrics [U, M] of a file; nan for users outside a slice."""
     try:
         names = pq.read_schema(path).names
         if unknown := [name for name in ("user_id", *metrics) if name not in names]:

@@ -1,4 +1,4 @@
-"""Slices of items by popularity, and of users by what training knew of them."""
+"""Slices of items by popularity, and of users by whether they have training events."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import numpy.typing as npt
 from recsys.data.dataset import PreparedDataset
 
 ITEM_SLICES = ("head", "mid", "tail", "cold_items")
-# Without and with training events.
+# Users without and with training events.
 USER_SLICES = ("cold_users", "warm_users")
 
 
 def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.int64]:
-    """Slice of each item as a position in `ITEM_SLICES`; int64 [N + 1].
+    """Return the slice of each item as a position in `ITEM_SLICES`; int64 [N + 1].
 
-    Head, mid and tail are the items that make the first 50%, the next 30% and the last 20% of training events, most
-    frequent first; an item that crosses a bound belongs to the slice where its events begin. Cold: no training event.
+    Head, mid and tail are the items with the first 50%, the next 30% and the last 20% of training events, most frequent
+    first. An item that crosses a bound belongs to the slice in which its events begin. Cold items have no training
+    event.
     """
     counts = dataset.train_count
     order = np.argsort(-counts, kind="stable")
@@ -29,5 +30,5 @@ def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.int64]:
 
 
 def cold_users(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
-    """Users without training events; bool [U]."""
+    """Return a mask bool [U] of the users without training events."""
     return np.asarray(dataset.train_end == dataset.offsets[:-1])

@@ -12,23 +12,23 @@ from torch import Tensor
 
 from recsys.data.batches.batch import RaggedTensor
 
-# Large enough for an efficient matrix product, small beside main memory.
+# Bytes of a block: large enough for an efficient matrix product, and small beside main memory.
 BLOCK_BYTES = 64 << 20
 
-# Columns whose maximum stands for them while the best are sought.
+# Number of columns that are represented by their maximum during the search.
 GROUP = 8
 
 
 class BlockedTopK:
-    """Keeps the best of scores that are written, block by block, into one buffer.
+    """Top-k of scores that a callback writes, block by block, into one buffer.
 
-    The top k of a row lie in the k groups of columns with the largest maxima. So a row is folded into maxima of groups,
-    and these again, until few are left to sort; the way back looks at k groups on each level. That is little more than
-    one pass over the scores.
+    The top k of a row lie in the k groups of columns with the largest maxima. So a row is folded into the maxima of its
+    groups, and these again, until few values are left to sort. On the way back k groups are searched on each level.
+    That is little more than one pass over the scores.
 
     Args:
-        num_items: columns, N.
-        device: where the scores are computed.
+        num_items: number of columns, N.
+        device: device of the scores.
     """
 
     def __init__(self, num_items: int, device: torch.device | str = "cpu") -> None:
@@ -36,19 +36,19 @@ class BlockedTopK:
         self._buffer = torch.empty(0, 0, device=self.device)
 
     def __call__(
-        self, num_rows: int, k: int, write: Callable[[int, Tensor], None], exclude: RaggedTensor | None = None
+        self, num_rows: int, k: int, *, write: Callable[[int, Tensor], None], exclude: RaggedTensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The best k columns of each row.
+        """Return the best k columns of each row.
 
         Args:
-            num_rows: rows, R.
-            k: results; there may be fewer columns.
-            write: `write(begin, out)` fills float32 out [H, N] with the scores of rows `begin..begin+H-1`.
-            exclude: columns that a row must not get; R rows.
+            num_rows: number of rows, R.
+            k: results of each row; may exceed the number of columns.
+            write: function `write(begin, out)` that fills float32 out [H, N] with the scores of rows
+                `begin..begin+H-1`.
+            exclude: R lists of columns; row r gets none of list r.
 
         Returns:
-            scores float32 [R, k] and columns int64 [R, k], best first; where a row has fewer results the score is -inf
-            and the column -1.
+            Scores float32 [R, k] and columns int64 [R, k], best first; -inf and -1 after the last result.
         """
         levels = _num_levels(self.num_items, k)
         unit = GROUP**levels
@@ -64,8 +64,8 @@ class BlockedTopK:
             block = self._buffer[: min(height, num_rows - begin)]
             write(begin, block[:, : self.num_items])
             if exclude is not None:
-                _exclude(block, exclude, begin)
-            best, at = _top(block, min(k, self.num_items), levels)
+                _exclude(block, exclude, begin=begin)
+            best, at = _top(block, min(k, self.num_items), levels=levels)
             rows = slice(begin, begin + len(block))
             scores[rows, : best.shape[1]] = best
             columns[rows, : best.shape[1]] = torch.where(best == -torch.inf, -1, at)
@@ -73,61 +73,60 @@ class BlockedTopK:
 
 
 class ExactTopK:
-    """Scores users against a fixed corpus and keeps the best.
+    """Top-k search of users over a fixed corpus.
 
     Args:
-        items: float32 [N, D], comparable embeddings of the corpus.
+        items: float32 [N, D], embeddings of the corpus.
     """
 
     def __init__(self, items: Tensor) -> None:
         self.items = items
         self._search = BlockedTopK(len(items), items.device)
 
-    def __call__(self, users: Tensor, k: int, exclude: RaggedTensor | None = None) -> tuple[Tensor, Tensor]:
-        """The best k rows of the corpus for each user.
+    def __call__(self, users: Tensor, k: int, *, exclude: RaggedTensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the best k rows of the corpus for each user.
 
         Args:
             users: float32 [R, D].
-            k: results; the corpus may hold fewer.
-            exclude: rows of the corpus that a user must not get; R rows.
+            k: results of each user; may exceed N.
+            exclude: R lists of rows; user r gets none of list r.
 
         Returns:
-            scores float32 [R, k] and rows int64 [R, k], best first; where a user has fewer results the score is -inf
-            and the row -1.
+            Scores float32 [R, k] and rows int64 [R, k], best first; -inf and -1 after the last result.
         """
 
         def write(begin: int, out: Tensor) -> None:
             torch.mm(users[begin : begin + len(out)], self.items.t(), out=out)
 
-        return self._search(len(users), k, write, exclude)
+        return self._search(len(users), k, write=write, exclude=exclude)
 
 
 def block_height(num_items: int) -> int:
-    """Rows of scores that are in memory at once."""
+    """Return the number of rows of scores that are in memory at once."""
     return max(16, BLOCK_BYTES // (4 * max(num_items, 1)))
 
 
 def _num_levels(num_items: int, k: int) -> int:
-    """How often columns are folded into groups: until a few times k are left."""
+    """Return how many times columns are folded into groups, which ends when a few times k are left."""
     levels = 0
     while num_items >= 4 * max(k, 1) * GROUP ** (levels + 1):
         levels += 1
     return levels
 
 
-def _top(block: Tensor, k: int, levels: int) -> tuple[Tensor, Tensor]:
+def _top(block: Tensor, k: int, *, levels: int) -> tuple[Tensor, Tensor]:
     if levels == 0:
         best, at = block.topk(k, dim=1)
         return best, at
-    # Group g holds columns g, g + G, g + 2G, ...: maxima are taken between contiguous rows.
+    # Group g holds columns g, g + G, g + 2G, ..., so that maxima are taken between contiguous rows.
     num_groups = block.shape[1] // GROUP
-    _, groups = _top(block.view(len(block), GROUP, num_groups).amax(1), k, levels - 1)
+    _, groups = _top(block.view(len(block), GROUP, num_groups).amax(1), k, levels=levels - 1)
     columns = (groups.unsqueeze(2) + num_groups * torch.arange(GROUP, device=block.device)).flatten(1)
     best, at = block.gather(1, columns).topk(k, dim=1)
     return best, columns.gather(1, at)
 
 
-def _exclude(block: Tensor, exclude: RaggedTensor, begin: int) -> None:
+def _exclude(block: Tensor, exclude: RaggedTensor, *, begin: int) -> None:
     offsets = exclude.offsets[begin : begin + len(block) + 1]
     columns = exclude.values[int(offsets[0]) : int(offsets[-1])]
     row = torch.arange(len(block), device=block.device).repeat_interleave(offsets.diff())

@@ -166,7 +166,15 @@ class _Baseline:
     ) -> dict[str, float]:
         metrics = metrics or self._metrics(data)
         batches = request_batches(data, requests)
-        values = evaluate(generator, data, part, batches, metrics, self.config.exclude_seen, rolling)
+        values = evaluate(
+            generator,
+            data,
+            part=part,
+            batches=batches,
+            metrics=metrics,
+            exclude_seen=self.config.exclude_seen,
+            rolling=rolling,
+        )
         return {f"{part}{'_rolling' if rolling else ''}/{name}": value for name, value in values.items()}
 
     def _metrics(self, data: PreparedDataset, keep_users: bool = False) -> RetrievalMetrics:

@@ -61,7 +61,7 @@ def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
     found = {
         (name, gain.metric): gain
         for name, run in runs.items()
-        for gain in compare_runs(run.path / "per_user.parquet", against / "per_user.parquet", METRICS)
+        for gain in compare_runs(run.path / "per_user.parquet", against / "per_user.parquet", metrics=METRICS)
     }
     p_values = holm({f"{name} {metric}": gain.p_value for (name, metric), gain in found.items()})
     table = Table(

@@ -165,9 +165,9 @@ class _Validation:
         for some in np.split(rows, range(1024, len(rows), 1024)):
             requests = Requests(*(column[some] for column in self.requests))
             exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
-            _, ranked = search(users[torch.from_numpy(some)], metrics.cutoffs[-1], exclude)
-            relevant = relevant_items(self.dataset, "val", requests, self.exclude_seen)
-            metrics.update(ranked, relevant, torch.from_numpy(requests.user_idx))
+            _, ranked = search(users[torch.from_numpy(some)], metrics.cutoffs[-1], exclude=exclude)
+            relevant = relevant_items(self.dataset, "val", requests=requests, exclude_seen=self.exclude_seen)
+            metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
         return {f"val/{name}": value for name, value in metrics.compute().items()}
 
 

@@ -53,7 +53,9 @@ def rolling_metrics(
     requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)
     metrics = RetrievalMetrics(dataset, len(corpus))
     ranker = ModelRanker(model.eval(), corpus)
-    values = evaluate(ranker, dataset, "test", requests, metrics, config.exclude_seen, rolling=True)
+    values = evaluate(
+        ranker, dataset, part="test", batches=requests, metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
+    )
     return {f"test_rolling/{name}": value for name, value in values.items()}
 
 
@@ -64,7 +66,7 @@ def examples(
     requests = Requests(*(column[: config.logger.examples] for column in dataset.requests("test")))
     ranker = ModelRanker(model.eval(), corpus_of(model, dataset))
     exclude = seen_items(dataset, requests) if config.exclude_seen else None
-    _, ranked = ranker.rank(builder.requests(requests), requests, 10, exclude)
+    _, ranked = ranker.rank(builder.requests(requests), requests, k=10, exclude=exclude)
 
     def ids(item_idx: npt.NDArray[np.integer]) -> str:
         return " ".join(map(str, dataset.item_ids.take(pa.array(item_idx[item_idx > 0] - 1)).to_pylist()))

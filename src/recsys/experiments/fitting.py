@@ -130,7 +130,9 @@ def build_trainer(session: TrainingSession, callbacks: list[L.Callback], **setti
 def build_evaluation(session: TrainingSession, model: Model) -> FullCorpusEvaluation:
     """Return the callback that measures a model on the whole corpus."""
     config, dataset = session.config, session.dataset
-    return FullCorpusEvaluation(dataset, corpus_of(model, dataset), config.exclude_seen, config.evaluation.metric)
+    return FullCorpusEvaluation(
+        dataset, corpus_of(model, dataset), exclude_seen=config.exclude_seen, selection_metric=config.evaluation.metric
+    )
 
 
 def logged_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:

@@ -123,8 +123,8 @@ def measure(recommender: Recommender, part: Part, *, corpus_size: int, exclude_s
     for rows in _blocks(len(requests.user_idx)):
         some = Requests(*(column[rows] for column in requests))
         _, found = recommender.rank(some, metrics.cutoffs[-1], exclude_seen=exclude_seen, request_features={})
-        relevant = relevant_items(dataset, part, some, exclude_seen)
-        metrics.update(torch.from_numpy(item_idx[found]), relevant, torch.from_numpy(some.user_idx))
+        relevant = relevant_items(dataset, part, requests=some, exclude_seen=exclude_seen)
+        metrics.update(torch.from_numpy(item_idx[found]), relevant, user_idx=torch.from_numpy(some.user_idx))
     return {f"{part}/{name}": value for name, value in metrics.compute().items()}
 
 

@@ -135,7 +135,12 @@ def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tenso
         metrics = RetrievalMetrics(run.dataset, len(items))
         batches = RequestLoader(run.builder, requests)
         values = evaluate(
-            ModelRanker(run.model, items, embeddings), run.dataset, "test", batches, metrics, run.config.exclude_seen
+            ModelRanker(run.model, items, embeddings=embeddings),
+            run.dataset,
+            part="test",
+            batches=batches,
+            metrics=metrics,
+            exclude_seen=run.config.exclude_seen,
         )
         # JSON has no nan, which is the value of a slice without users.
         found[name] = {metric: value for metric, value in values.items() if math.isfinite(value)}

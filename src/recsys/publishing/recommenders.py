@@ -52,7 +52,7 @@ class RunRecommender:
         columns = {name: self._encoders[name].encode(values) for name, values in request_features.items()}
         batch = self._builder.requests(requests, columns)
         exclude = seen_items(self.dataset, requests) if exclude_seen else None
-        scores, item_idx = self._ranker.rank(batch, requests, k, exclude)
+        scores, item_idx = self._ranker.rank(batch, requests, k=k, exclude=exclude)
         return scores.numpy(), item_idx.numpy() - 1
 
     def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:

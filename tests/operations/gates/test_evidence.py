@@ -37,7 +37,7 @@ def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: Side)
     dataset = run.dataset
     metrics = RetrievalMetrics(dataset, len(run.corpus), keep_users=True)
     batches = RequestLoader(run.builder, dataset.requests("test"))
-    expected = evaluate(ModelRanker(run.model, run.corpus), dataset, "test", batches, metrics)
+    expected = evaluate(ModelRanker(run.model, run.corpus), dataset, part="test", batches=batches, metrics=metrics)
     for name, value in expected.items():
         if not name.startswith("coverage"):
             assert side.metrics[name] == pytest.approx(value, abs=1e-6), name

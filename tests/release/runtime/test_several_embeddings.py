@@ -80,7 +80,7 @@ def test_evaluation_measures_what_is_recommended(several: Several, tmp_path: Pat
     dataset, run = several.run.dataset, several.run
     metrics = RetrievalMetrics(dataset, len(run.corpus), cutoffs=(5, 20))
     requests = RequestLoader(run.builder, dataset.requests("test"))
-    values = evaluate(ModelRanker(run.model, run.corpus), dataset, "test", requests, metrics)
+    values = evaluate(ModelRanker(run.model, run.corpus), dataset, part="test", batches=requests, metrics=metrics)
     shown = {
         row["user_id"]: row["item_ids"]
         for row in rows_of((str(several.path), None), several.store, "test", tmp_path / "out.parquet")

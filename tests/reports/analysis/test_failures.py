@@ -104,7 +104,7 @@ def test_ranks_as_the_evaluation_does(run: TrainedRun, exclude_seen: bool) -> No
     metrics = RetrievalMetrics(run.dataset, len(run.corpus), keep_users=True)
     requests = RequestLoader(run.builder, run.dataset.requests("test"))
     ranker = ModelRanker(run.model, run.corpus)
-    expected = evaluate(ranker, run.dataset, "test", requests, metrics, exclude_seen)
+    expected = evaluate(ranker, run.dataset, part="test", batches=requests, metrics=metrics, exclude_seen=exclude_seen)
     assert 0 < expected["recall@5"] < 1
     assert len(found.recall) == expected["num_users"]
     assert found.recall.mean() == pytest.approx(expected["recall@5"])

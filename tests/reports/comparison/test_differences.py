@@ -78,7 +78,7 @@ def test_the_same_every_time_and_as_two_runs_alone(tmp_path: Path) -> None:
     assert found == differences(runs, ["recall@10"], baseline=runs[0])
     for difference, path in zip(found, paths[1:], strict=True):
         assert [difference.paired] == compare_runs(
-            paths[0] / "per_user.parquet", path / "per_user.parquet", ["recall@10"]
+            paths[0] / "per_user.parquet", path / "per_user.parquet", metrics=["recall@10"]
         )
 
 

@@ -74,9 +74,11 @@ def test_everyone_is_asked(found: Study) -> None:
 def test_recall_of_a_run_and_of_a_release_is_that_of_the_evaluation(published: Published, found: Study) -> None:
     for number, path in ((0, published.runs[1]), (1, published.runs[0])):
         run = load_run(path)
-        metrics = RetrievalMetrics(run.dataset, len(run.corpus), (K,))
+        metrics = RetrievalMetrics(run.dataset, len(run.corpus), cutoffs=(K,))
         batches = RequestLoader(run.builder, run.dataset.requests("test"))
-        values = evaluate(ModelRanker(run.model, run.corpus), run.dataset, "test", batches, metrics)
+        values = evaluate(
+            ModelRanker(run.model, run.corpus), run.dataset, part="test", batches=batches, metrics=metrics
+        )
         assert found.figures.alone[number].recall.value == pytest.approx(values[f"recall@{K}"])
         assert found.figures.num_users == values["num_users"]
         # Models have something for everyone.

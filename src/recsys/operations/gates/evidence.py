@@ -174,7 +174,7 @@ def measure(
     user_idx = torch.from_numpy(asked.requests.user_idx)
     for at in range(0, len(shown), _BLOCK):
         rows = np.arange(at, min(at + _BLOCK, len(shown)))
-        metrics.update(torch.from_numpy(shown[rows]), relevant.take(rows), user_idx[rows])
+        metrics.update(torch.from_numpy(shown[rows]), relevant.take(rows), user_idx=user_idx[rows])
     _, columns = metrics.per_user()
     return metrics.compute(), {name: values.numpy().astype(np.float64) for name, values in columns.items()}
 
@@ -184,6 +184,6 @@ def _rank_all(ranker: Ranker, asked: JudgedRequests) -> npt.NDArray[np.int64]:
     for at in range(0, len(asked.requests.user_idx), _BLOCK):
         requests = Requests(*(column[at : at + _BLOCK] for column in asked.requests))
         exclude = seen_items(asked.dataset, requests) if asked.exclude_seen else None
-        found: tuple[Tensor, Tensor] = ranker.rank(None, requests, K, exclude)  # type: ignore[arg-type]
+        found: tuple[Tensor, Tensor] = ranker.rank(None, requests, k=K, exclude=exclude)  # type: ignore[arg-type]
         blocks.append(found[1].numpy())
     return np.concatenate(blocks)

@@ -35,7 +35,7 @@ class JudgedRequests:
     @cached_property
     def relevant(self) -> Ragged:
         """item_idx of the relevant items of each request."""
-        return relevant_items(self.dataset, "test", self.requests, self.exclude_seen)
+        return relevant_items(self.dataset, "test", requests=self.requests, exclude_seen=self.exclude_seen)
 
     def relevant_among(self, items: npt.NDArray[np.bool_]) -> Ragged:
         """Return the relevant items for which `items`, bool [N + 1], is true."""

@@ -93,7 +93,7 @@ def examine(run: TrainedRun, k: int = 10, *, num_users: int = 20_000) -> Results
     if len(requests.user_idx) > num_users:
         drawn = np.sort(np.random.default_rng(0).choice(len(requests.user_idx), num_users, replace=False))
         requests = Requests(requests.user_idx[drawn], requests.end[drawn])
-    wanted = relevant_items(data, "test", requests, exclude_seen)
+    wanted = relevant_items(data, "test", requests=requests, exclude_seen=exclude_seen)
     kept = np.diff(wanted.offsets) > 0
     requests = Requests(requests.user_idx[kept], requests.end[kept])
     wanted = wanted.take(np.flatnonzero(kept))
@@ -101,7 +101,7 @@ def examine(run: TrainedRun, k: int = 10, *, num_users: int = 20_000) -> Results
     shown = [np.zeros((0, k), np.int64)]
     for batch, asked in RequestLoader(run.builder, requests):
         exclude = seen_items(data, asked) if exclude_seen else None
-        shown.append(ranker.rank(batch, asked, k, exclude)[1].cpu().numpy())
+        shown.append(ranker.rank(batch, asked, k=k, exclude=exclude)[1].cpu().numpy())
     ranked = np.concatenate(shown)
     row = np.repeat(np.arange(len(wanted)), np.diff(wanted.offsets))
     item_idx = wanted.values.astype(np.int64)

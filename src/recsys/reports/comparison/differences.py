@@ -63,7 +63,7 @@ def differences(
     """
     pairs = list(itertools.combinations(runs, 2)) if all_pairs else [(baseline, r) for r in runs if r is not baseline]
     found = {
-        (one.name, other.name): {c.metric: c for c in compare_runs(one.per_user, other.per_user, metrics)}
+        (one.name, other.name): {c.metric: c for c in compare_runs(one.per_user, other.per_user, metrics=metrics)}
         for one, other in pairs
     }
     keys = [(metric, pair) for metric in metrics for pair in found if metric in found[pair]]

@@ -60,7 +60,7 @@ def answerable(
 ) -> Requests:
     """Return the requests of users with something to find in `part`, at most `max_users` of them, sampled at random."""
     requests = dataset.requests(part)
-    relevant = relevant_items(dataset, part, requests, exclude_seen)
+    relevant = relevant_items(dataset, part, requests=requests, exclude_seen=exclude_seen)
     rows = np.flatnonzero(np.diff(relevant.offsets))
     if max_users is not None and len(rows) > max_users:
         rows = np.sort(np.random.default_rng(seed).choice(rows, max_users, replace=False))
@@ -78,7 +78,7 @@ def collect(
     exclude_seen: bool,
 ) -> Lists:
     """Collect `k` candidates per generator and request, and mark those that the user engaged with in `part`."""
-    relevant = relevant_items(dataset, part, requests, exclude_seen)
+    relevant = relevant_items(dataset, part, requests=requests, exclude_seen=exclude_seen)
     num_users, width = len(requests.user_idx), dataset.num_items + 1
     items = np.zeros((num_users, len(listers) + 1, k), np.int32)
     hits = np.zeros(items.shape, bool)

@@ -71,7 +71,7 @@ class Heuristic:
         found = [np.zeros((0, k), np.int64)]
         for batch, chosen in request_batches(self._dataset, requests):
             exclude = seen_items(self._dataset, chosen) if self._exclude_seen else None
-            found.append(self._generator.rank(batch, chosen, k, exclude)[1].numpy())
+            found.append(self._generator.rank(batch, chosen, k=k, exclude=exclude)[1].numpy())
         return np.concatenate(found)
 
 
