@@ -1,4 +1,4 @@
-"""The manifest of a release: what it holds, by digest, and the names that tie its halves together. Imports no torch."""
+"""The manifest of a release: its files with digests, and the pair name that ties its halves. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ REQUIRED = (
     "item_index.json", SELF_CHECK,
 )  # fmt: skip
 
-# What the exported tower carries in its own metadata.
+# Keys of the metadata of the exported tower.
 PAIR_KEY = "recsys.pair"
 SIMILARITY_KEY = "recsys.similarity"
 MAX_HISTORY_KEY = "recsys.max_history"
-# Input of a tower that reads the times of events.
+# Input of a tower that reads event times.
 TIMESTAMP = "timestamp"
 
 _CHUNK = 1 << 22
@@ -48,7 +48,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: element type (`int64` or `float32`), shape (numbers, and names of dynamic axes)."""
+    """An input or output: element type (`int64` or `float32`) and shape (sizes, and names of dynamic axes)."""
 
     name: str
     type: str
@@ -62,21 +62,21 @@ class Manifest:
     Attributes:
         version: hash over the digests of the files.
         model: name of the model.
-        created: UTC, ISO 8601; not part of the version.
+        created: time in UTC, ISO 8601; not part of the version.
         run: folder of the run that was promoted.
-        dataset_fingerprint: names the prepared data that it was trained on.
-        pair: hash over everything that user tower and index must agree on; both carry it.
-        inputs, output: of the exported user tower.
-        temperature: similarities are divided by it to become logits.
-        num_items: in the index.
-        num_embeddings: of a user, M; absent ones are zeros.
-        metrics: of the run.
-        index: class, recall against exact search, and the curve of the tuning.
-        files: every other file of the release.
-        data: times of the data, in seconds, where times are worth something: `begin` and `until` (of the first and last
-            event), `train_until` (the last that was learned from), `test_begin` (the first that was not).
-        corpus: by which policy items were chosen for the index, from how many, and what that costs in recall; empty in
-            manifests of a time when there was no choice.
+        dataset_fingerprint: fingerprint of the prepared data that the model was trained on.
+        pair: hash over all parts that user tower and index must agree on; both carry it.
+        inputs, output: inputs and output of the exported user tower.
+        temperature: divisor of similarities that makes them logits.
+        num_items: number of items in the index.
+        num_embeddings: number of embeddings of a user, M; absent ones are zeros.
+        metrics: metrics of the run.
+        index: class, recall against exact search, and tuning curve of the index.
+        files: all other files of the release.
+        data: times of the data in seconds, if it has times: `begin` and `until` (first and last event), `train_until`
+            (last training event), `test_begin` (first test event).
+        corpus: policy that chose the items of the index, number of items that it chose from, and cost in recall; empty
+            in manifests from before there was a choice.
     """
 
     version: str
@@ -103,26 +103,26 @@ class Manifest:
 
     @property
     def chosen_metrics(self) -> Mapping[str, float] | None:
-        """Metrics of the test part over the items that were chosen for the index; None: it has all, as the run."""
+        """Test metrics over the items that were chosen for the index; None if the index has all items of the run."""
         if not self.corpus or self.corpus["num_items"] == self.corpus["of"]:
             return None
         chosen: Mapping[str, float] = self.corpus.get("test", {}).get("chosen", {})
         return chosen
 
     def record(self, name: str) -> float | None:
-        """A metric of the test part, such as `recall@10`, over the items of the index; None: it is not known."""
+        """Return a test metric, such as `recall@10`, over the items of the index; None if it is unknown."""
         chosen = self.chosen_metrics
         return self.metrics.get(f"test/{name}") if chosen is None else chosen.get(name)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain containers, the inverse of `from_json`."""
+        """Return the manifest as plain containers, the inverse of `from_json`."""
         return {"format": self.format, **{k: v for k, v in asdict(self).items() if k != "format"}}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
-        """Manifest from what `to_json` gave."""
+        """Return the manifest of what `to_json` returned."""
         if "num_items" not in content:
-            # Manifests had no such entry while users had one embedding: `num_embeddings` counted those of items.
+            # In early manifests, `num_embeddings` was the number of items, because users had one embedding.
             content = {**content, "num_items": content["num_embeddings"], "num_embeddings": 1}
         return cls(
             **{
@@ -142,7 +142,7 @@ class Manifest:
         """Read `manifest.json`.
 
         Raises:
-            UserError: it is missing, damaged or of another format.
+            UserError: If it is missing, damaged or of another format.
         """
         path = folder / MANIFEST
         try:
@@ -161,18 +161,18 @@ def _spec(entry: Mapping[str, Any]) -> TensorSpec:
 
 
 def embedding_shape(num_embeddings: int, dim: int) -> tuple[str | int, ...]:
-    """Shape of what the exported tower gives: [B, D], or [B, M, D] where a user has several embeddings."""
+    """Return the shape of the exported tower's output: [B, D], or [B, M, D] for several embeddings per user."""
     return ("B", dim) if num_embeddings == 1 else ("B", num_embeddings, dim)
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Every file below `folder` except the manifest, by relative name, in order."""
+    """Describe every file below `folder` except the manifest, by relative name, sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: describe_file(folder / name) for name in names if name != MANIFEST}
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Digest and size."""
+    """Return digest and size of a file."""
     running = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -181,15 +181,16 @@ def describe_file(path: Path) -> FileEntry:
 
 
 def version_of(files: Mapping[str, FileEntry]) -> str:
-    """The version: a hash over the files' names and digests."""
+    """Return the version, a hash over names and digests of the files."""
     return _hash_of(files)[:16]
 
 
 def pair_of(files: Mapping[str, FileEntry]) -> str:
-    """The name that user tower and index share.
+    """Return the name that user tower and index share.
 
-    It covers what both are made of: weights, embeddings, items, vocabularies, schema and configuration. The
-    exported tower, the files of the index and the self-check, which carry it or follow from it, are left out.
+    It is a hash over the parts that both are made of: weights, embeddings, items, vocabularies, schema and
+    configuration. The exported tower, the index and the self-check carry the name or follow from it, so they are left
+    out.
     """
     common = {
         name: entry
@@ -200,7 +201,7 @@ def pair_of(files: Mapping[str, FileEntry]) -> str:
 
 
 def save_index_pair(folder: Path, pair: str, *, files: Mapping[str, FileEntry]) -> None:
-    """Write `item_index.pair.json`: the pair that the index belongs to, and the digests of the index's files."""
+    """Write `item_index.pair.json`: the pair name of the index, and the digests of its files."""
     content = {"pair": pair, "files": {name: entry.sha256 for name, entry in sorted(files.items())}}
     (folder / INDEX_PAIR).write_text(json.dumps(content, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
-"""A folder of releases: published whole or not at all, named by content, and pointed at by aliases. Imports no torch.
+"""Store of releases: a release is published whole or not at all, and aliases point at releases. Imports no torch.
 
-<store>/<version>/          one release, immutable
-aliases/<alias>     a small file with a version, swapped atomically
+<version>/          one release, immutable, named by its content
+aliases/<alias>     a small file with a version, replaced atomically
 history.jsonl       every change of an alias: when, alias, from, to, why
 .tmp-*              releases that are being written
 """
@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.io import atomic_write, sync
 from recsys.release.manifest import Manifest, describe_files, version_of
 from recsys.release.verification import verify_release
 
@@ -33,20 +34,19 @@ class ReleaseStore:
     """Releases below one folder.
 
     Args:
-        root: the folder; publishing makes it.
+        root: folder of the store; publishing makes it.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def publish(self, write: Callable[[Path], Manifest]) -> str:
-        """Have `write` fill a folder aside, then give it its version as a name; that version.
+        """Let `write` fill a folder aside, rename it to its version, and return that version.
 
-        Content that is there already is not published twice. What killed processes left is removed.
+        Equal content is not published twice. Leftovers of killed processes are removed.
 
         Args:
-            write: fills the folder that it is given, and says what the manifest should hold. Version, time and files of
-                the manifest are filled in here.
+            write: fills a folder and returns the manifest, whose version, time and files are set here.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._clean()
@@ -60,7 +60,7 @@ class ReleaseStore:
                 created = datetime.now(UTC).isoformat(timespec="seconds")
                 manifest = dataclasses.replace(manifest, version=version_of(files), created=created, files=files)
                 manifest.save(aside)
-                _sync(aside)
+                _finish(aside)
                 self._move(aside, manifest.version)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -68,10 +68,10 @@ class ReleaseStore:
         return manifest.version
 
     def adopt(self, folder: Path) -> str:
-        """Publish a release that lies elsewhere, as it is; its version.
+        """Publish a copy of a release from another folder, and return its version.
 
         Raises:
-            UserError: it is not what its manifest says.
+            UserError: If its files differ from its manifest.
         """
         manifest = verify_release(folder)
 
@@ -91,16 +91,16 @@ class ReleaseStore:
         if not folder.exists():
             try:
                 os.rename(aside, folder)
-                _sync_folder(self.root)
+                sync(self.root)
             except OSError:
-                # Another process published the same content just now.
+                # Another process has published the same content meanwhile.
                 if not folder.is_dir():
                     raise
-        # Whoever was first: what lies there must be sound.
+        # Whichever process was first, the release must be sound.
         verify_release(folder)
 
     def _clean(self) -> None:
-        """Remove what killed processes left: nobody holds the lock of it."""
+        """Remove the leftovers of killed processes: no process holds their locks."""
         for lock_file in self.root.glob(".tmp-*.lock"):
             try:
                 with FileLock(lock_file, timeout=0):
@@ -116,17 +116,17 @@ class ReleaseStore:
         return sorted(path.name for path in self.root.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir())
 
     def aliases(self) -> dict[str, str]:
-        """Alias -> version."""
+        """Return alias -> version."""
         folder = self.root / "aliases"
         if not folder.is_dir():
             return {}
         return {path.name: self._read_alias(path) for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name)}
 
     def resolve(self, name: str) -> str:
-        """The version that `name`, a version or an alias, stands for.
+        """Return the version of `name`, which is a version or an alias.
 
         Raises:
-            UserError: there is no such release.
+            UserError: If there is no such release.
         """
         if not self.root.is_dir():
             raise UserError(f"store: {self.root} is not a folder; index.py publishes releases")
@@ -143,24 +143,24 @@ class ReleaseStore:
         return version
 
     def open(self, name: str) -> tuple[Path, Manifest]:
-        """Folder and manifest of a release, verified.
+        """Verify a release, and return its folder and manifest.
 
         Args:
             name: version or alias.
 
         Raises:
-            UserError: there is no such release, or it is not what it says.
+            UserError: If there is no such release, or it is damaged.
         """
         folder = self.root / self.resolve(name)
         return folder, verify_release(folder)
 
     def set_alias(self, alias: str, version: str, *, why: str) -> None:
-        """Point `alias` at `version`; moving `production` leaves its former target as `previous`.
+        """Point `alias` at `version`. If `production` moves, `previous` gets its former target.
 
-        The history is written before the alias moves, so that no change is missing from it.
+        The history is written before the alias moves, so no change is missing from it.
 
         Raises:
-            UserError: no name for an alias, or no such release.
+            UserError: If the alias is not a valid name, or there is no such release.
         """
         self.check_alias(alias)
         version = self.resolve(version)
@@ -197,7 +197,7 @@ class ReleaseStore:
         shutil.rmtree(aside)
 
     def history(self) -> list[dict[str, Any]]:
-        """Every change of an alias, oldest first."""
+        """Return all changes of aliases, oldest first."""
         path = self.root / "history.jsonl"
         if not path.exists():
             return []
@@ -206,7 +206,7 @@ class ReleaseStore:
             try:
                 changes.append(json.loads(line))
             except ValueError:
-                # Cut off by a crash in the middle of a line; the change it announced did not happen.
+                # A crash cut off this line; its change did not happen.
                 continue
         return changes
 
@@ -215,12 +215,7 @@ class ReleaseStore:
             return
         when = datetime.now(UTC).isoformat(timespec="seconds")
         self._append({"when": when, "alias": alias, "from": old, "to": new, "why": why})
-        folder = self.root / "aliases"
-        aside = folder / f".{alias}.{uuid.uuid4().hex}"
-        aside.write_text(new + "\n")
-        _sync_file(aside)
-        os.replace(aside, folder / alias)
-        _sync_folder(folder)
+        atomic_write(self.root / "aliases" / alias, new + "\n")
 
     def _append(self, change: dict[str, Any]) -> None:
         descriptor = os.open(self.root / "history.jsonl", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -233,10 +228,10 @@ class ReleaseStore:
             os.close(descriptor)
 
     def check_alias(self, alias: str) -> None:
-        """Refuse what is no name of an alias.
+        """Refuse a text that is not a valid name of an alias.
 
         Raises:
-            UserError: it has other characters than an alias, or looks like a version.
+            UserError: If it has characters that an alias cannot have, or looks like a version.
         """
         if not _ALIAS.fullmatch(alias) or _VERSION.fullmatch(alias):
             raise UserError(
@@ -253,25 +248,10 @@ class ReleaseStore:
         return version
 
 
-def _sync(folder: Path) -> None:
-    """Files and folders reach the disk before they get their name; files become read-only, for everyone."""
+def _finish(folder: Path) -> None:
+    """Make all files read-only, and wait until files and folders have reached the disk."""
     for path in folder.rglob("*"):
-        if path.is_dir():
-            _sync_folder(path)
-        else:
+        if not path.is_dir():
             path.chmod(0o444)
-            _sync_file(path)
-    _sync_folder(folder)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

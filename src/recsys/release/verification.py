@@ -1,4 +1,4 @@
-"""Is a release what it says it is? Every promise is checked before anything of it is used. Imports no torch."""
+"""Verification of a release: everything that its manifest states is checked before use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
 
 
 def verify_release(folder: Path) -> Manifest:
-    """Check every file of the release in `folder`, and that its halves belong together.
+    """Check every file of the release in `folder`, and that its halves belong together; return its manifest.
 
     Raises:
-        UserError: a file is missing, unlisted, changed or no plain file; the version is not that of the content; or
-            user tower, embeddings and index are not of one pair.
+        UserError: If a file is missing, unlisted, changed or not a plain file, if the version is not that of the
+            content, or if user tower, embeddings and index are not of one pair.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: not the folder of a release")
@@ -88,7 +88,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Several at once, since hashing lets other threads run; the largest first."""
+    """Check the files in threads, because hashing releases the GIL; the largest first."""
     files = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for checked in [pool.submit(_check_file, folder / name, entry) for name, entry in files]:
@@ -104,7 +104,7 @@ def _check_file(path: Path, entry: FileEntry) -> None:
 
 
 def _check_pair(folder: Path, manifest: Manifest) -> None:
-    """Tower, index and what they were made of must name the same pair, whatever the manifest says of the files."""
+    """Check that tower, index and the parts they were made of have the same pair name."""
     expected = pair_of(manifest.files)
     if manifest.pair != expected:
         raise UserError(
@@ -112,25 +112,28 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
         )
     model = read_tower(folder)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    _check_same(folder / USER_TOWER, "pair", metadata.get(PAIR_KEY), expected)
+    _check_same(folder / USER_TOWER, "pair", found=metadata.get(PAIR_KEY), expected=expected)
     try:
         content = json.loads((folder / INDEX_PAIR).read_text())
         pair, files = content["pair"], dict(content["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / INDEX_PAIR}: damaged ({error})") from error
-    _check_same(folder / INDEX_PAIR, "pair", pair, expected)
+    _check_same(folder / INDEX_PAIR, "pair", found=pair, expected=expected)
     index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
     if files != index:
         name = sorted(set(files.items()) ^ set(index.items()))[0][0]
         raise UserError(f"{folder / name}: not the file of the index that {INDEX_PAIR} names: mixed releases")
-    _check_same(folder / USER_TOWER, "similarity", metadata.get(SIMILARITY_KEY), manifest.similarity)
-    _check_same(folder / USER_TOWER, "max_history", metadata.get(MAX_HISTORY_KEY), str(manifest.max_history))
+    for what, key, value in (
+        ("similarity", SIMILARITY_KEY, manifest.similarity),
+        ("max_history", MAX_HISTORY_KEY, str(manifest.max_history)),
+    ):
+        _check_same(folder / USER_TOWER, what, found=metadata.get(key), expected=value)
     for listed, found in ((manifest.inputs, model.graph.input), ((manifest.output,), model.graph.output)):
         _check_same(
             folder / USER_TOWER,
             "inputs and outputs",
-            [(_TYPES.get(value.type.tensor_type.elem_type), value.name, _shape(value)) for value in found],
-            [(spec.type, spec.name, spec.shape) for spec in listed],
+            found=[(_TYPES.get(value.type.tensor_type.elem_type), value.name, _shape(value)) for value in found],
+            expected=[(spec.type, spec.name, spec.shape) for spec in listed],
         )
 
 
@@ -138,7 +141,7 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
     return tuple(axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim)
 
 
-def _check_same(path: Path, what: str, found: object, expected: object) -> None:
+def _check_same(path: Path, what: str, *, found: object, expected: object) -> None:
     if found != expected:
         hint = ": mixed releases" if what == "pair" else ""
         raise UserError(f"{path}: its {what} is {found}, expected {expected}{hint}")
@@ -162,10 +165,10 @@ def _check_items(folder: Path, manifest: Manifest) -> None:
 
 
 def read_tower(folder: Path) -> onnx.ModelProto:
-    """The graph of the user tower without its external data, refused if it could run or read anything of its choosing.
+    """Return the graph of the user tower without its external data; refuse one that could run or read anything else.
 
     Raises:
-        UserError: it cannot be read, has operators of its own, or reads a file other than `user_tower.onnx.data`.
+        UserError: If it cannot be read, has operators of its own, or reads a file other than `user_tower.onnx.data`.
     """
     path = folder / USER_TOWER
     try:
