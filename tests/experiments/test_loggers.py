@@ -147,3 +147,6 @@ def test_what_is_no_logger_is_refused(tmp_path: Path) -> None:
     config = compose("train", ["logger=csv", "+logger.wrong={_target_: datetime.timedelta}"])
     with pytest.raises(UserError, match="logger.wrong: found datetime.timedelta, expected a Lightning logger"):
         loggers.build_loggers(config, tmp_path)
+    nameless = compose("train", ["logger=csv", "+logger._target_=outside_loggers.Lines"])
+    with pytest.raises(UserError, match="logger._target_: expected below a name, logger.NAME._target_"):
+        loggers.build_loggers(nameless, tmp_path)

@@ -28,8 +28,12 @@ def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
         run: folder of the run.
 
     Raises:
-        UserError: If a node is not a Lightning logger.
+        UserError: If a node is not a Lightning logger, or has no name.
     """
+    if "_target_" in config.logger:
+        raise UserError(
+            "logger._target_: expected below a name, logger.NAME._target_, in an option with defaults: [csv]"
+        )
     starts = len(list((run / "logs").glob("*"))) if (run / "logs").exists() else 0
     loggers: list[Logger] = [CSVLogger(run, name="logs", version=str(starts))]
     if not distributed.is_first():
