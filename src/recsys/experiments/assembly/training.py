@@ -48,7 +48,7 @@ def build_module(
     loss = instantiate(config.loss)
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))
-    negatives = _build_negatives(config, dataset, model, corpus, mine)
+    negatives = _build_negatives(config, dataset, model=model, corpus=corpus, mine=mine)
     return RetrievalModule(
         model,
         loss,
@@ -80,7 +80,7 @@ def check_metric(metric: str) -> None:
 
 
 def _build_negatives(
-    config: DictConfig, dataset: PreparedDataset, model: TwoTower, corpus: Tensor, mine: Miner | None
+    config: DictConfig, dataset: PreparedDataset, *, model: TwoTower, corpus: Tensor, mine: Miner | None
 ) -> NegativeSampler | None:
     probabilities = target_probabilities(dataset, config.history.predict_first)
     frequency: Frequency = instantiate(config.frequency)
@@ -94,7 +94,7 @@ def _build_negatives(
         negatives = complete(instantiate(config.negatives), inputs=inputs)
     if frequency.is_estimated and (negatives is None or negatives.frequency is None):
         raise UserError(
-            "frequency: these negatives are no targets of batches, so their probabilities are known; "
-            "expected frequency=exact with them"
+            "frequency: these negatives are not targets of batches, so their probabilities are known; "
+            "expected frequency=exact"
         )
     return negatives
