@@ -134,8 +134,7 @@ class _Builder:
             metrics=self._metrics,
         )
         gateway = Gateway(router, self._towers, events=events, limits=limits, metrics=self._metrics, sampler=sampler)
-        # The router tries rows in order: the most frequent request comes first.
-        self._endpoints = GatewayRoutes(gateway).endpoints() + self._endpoints
+        self._endpoints += GatewayRoutes(gateway).endpoints()
         self._endpoints += GatewayAdmin(router, self._towers).endpoints()
         if settings.has_page:
             explorers = ExplorerCache(self._releases, settings.towers)

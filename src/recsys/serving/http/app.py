@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
@@ -36,7 +36,7 @@ class App(Starlette):
     """The HTTP application of one server.
 
     Args:
-        endpoints: rows of the route table, the most frequent first.
+        endpoints: rows of the route table.
         body_bytes: maximum size of a request body.
         token: token of admin calls; None refuses all of them.
         pages: routes besides the API.
@@ -66,11 +66,12 @@ class App(Starlette):
             for hook in stop:
                 await hook()
 
-        routes = [Route(one.path, _Responder(one, body_bytes, token), methods=[one.method]) for one in endpoints]
+        responders = [_Responder(one, body_bytes, token) for one in endpoints]
+        routes = [Route(one.endpoint.path, one, methods=[one.endpoint.method]) for one in responders]
         super().__init__(
             routes=[*routes, *pages],
-            middleware=[Middleware(RequestContext, observe=observe)],
-            exception_handlers={UserError: _answer_user_error, HTTPException: _answer_http_exception},
+            middleware=[Middleware(RequestContext, responders=responders, observe=observe)],
+            exception_handlers={HTTPException: _answer_http_exception},
             lifespan=lifespan,
         )
         # An address has one spelling.
@@ -80,13 +81,21 @@ class App(Starlette):
 class RequestContext:
     """ASGI middleware around everything else: request id, unexpected errors, log line and metrics of each request.
 
+    A row of the route table is found by a dictionary, because the router tries its routes one after the other. The
+    wrapped application answers everything else: pages, other methods and unknown addresses.
+
     Args:
         app: the wrapped application.
+        responders: rows of the route table.
         observe: called after every response.
     """
 
-    def __init__(self, app: ASGIApp, observe: Observer | None) -> None:
+    def __init__(self, app: ASGIApp, *, responders: Sequence[_Responder], observe: Observer | None) -> None:
         self._app, self._observe = app, observe
+        self._responders = {(one.endpoint.method, one.endpoint.path): one for one in responders}
+        for one in responders:
+            if one.endpoint.method == "GET":
+                self._responders["HEAD", one.endpoint.path] = one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -106,8 +115,14 @@ class RequestContext:
                 message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
             await send(message)
 
+        responder = self._responders.get((scope["method"], scope["path"]))
         try:
-            await self._app(scope, receive, send_with_id)
+            if responder is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                await responder(scope, receive, send_with_id)
+        except UserError as error:
+            await _response(from_user_error(error))(scope, receive, send_with_id)
         except ClientDisconnect:
             return
         except Exception:
@@ -120,22 +135,22 @@ class RequestContext:
         seconds = time.perf_counter() - begin
         log.debug("%s %s: %d in %.4f s", scope["method"], scope["path"], status, seconds)
         if self._observe is not None:
-            route = scope.get("route")
-            self._observe(route.path if isinstance(route, Route | Mount) else OTHER, status, seconds)
+            route = scope.get("route") if responder is None else responder.endpoint
+            self._observe(OTHER if route is None else route.path, status, seconds)
 
 
 class _Responder:
     """ASGI application of one row of the route table."""
 
     def __init__(self, endpoint: Endpoint, body_bytes: int, token: str | None) -> None:
-        self._endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
+        self.endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
         reader = QueryDecoder if endpoint.method == "GET" else Decoder
         self._decode = None if endpoint.request is None else reader(endpoint.request)
         self._media_type = endpoint.media_type.encode()
         self._encode = encode if endpoint.media_type == JSON else bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         content = scope["query_string"]
         if endpoint.method == "POST":
             content = await _read_body(scope, receive, self._body_bytes)
@@ -182,11 +197,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 def _header(scope: Scope, name: bytes) -> bytes | None:
     """Return the first header of a name (lower case)."""
     return next((value for key, value in scope["headers"] if key == name), None)
-
-
-async def _answer_user_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, UserError)
-    return _response(from_user_error(error))
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
