@@ -363,3 +363,20 @@ def test_loss_and_negatives_go_together() -> None:
         RetrievalModule(model, FullSoftmax(), negatives=sampler, **rest)
     with pytest.raises(UserError, match="negatives=none goes with loss=full_softmax only"):
         RetrievalModule(model, SampledSoftmax(), negatives=None, **rest)
+
+
+def test_a_loss_of_another_package_decides_which_negatives_it_takes() -> None:
+    class Uneasy(nn.Module):
+        reads_corpus = False
+
+        def check_negatives(self, negatives: Any) -> None:
+            if negatives.max_targets is None:
+                raise UserError("loss=uneasy: found negatives without max_targets")
+
+    inputs = SamplerInputs(torch.full((2,), 0.5), torch.tensor([1]), ExactFrequency(torch.full((2,), 0.5)), 8)
+    model = build_towers(compose("train", ["model.dim=8"]), training_only([[(1, 0)], [(1, 0), (2, 1)]]))
+    rest: Any = {"optimizer": AdamW(), "corpus": torch.tensor([1])}
+    loss: Any = Uneasy()
+    RetrievalModule(model, loss, negatives=InBatchNegatives(inputs, max_targets=5), **rest)
+    with pytest.raises(UserError, match="loss=uneasy: found negatives without max_targets"):
+        RetrievalModule(model, loss, negatives=InBatchNegatives(inputs, max_targets=None), **rest)

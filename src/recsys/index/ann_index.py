@@ -141,7 +141,7 @@ def check_embeddings(embeddings: npt.NDArray[Any]) -> None:
 
 
 def check_search(
-    index: Index, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None, exclude: Ragged | None
+    index: Index, queries: Float32Array, *, k: int, allow: Mask | AllowedRows | None, exclude: Ragged | None
 ) -> Float32Array:
     """Return the queries as contiguous float32, or raise a `UserError` if the search does not fit the index."""
     num_items, dim = index.num_items, index.dim

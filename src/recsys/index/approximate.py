@@ -118,7 +118,7 @@ class FaissIndex(ABC):
         self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """Return scores and rows of the k best allowed items; see `Index.search`."""
-        queries = check_search(self, queries, k, allow=allow, exclude=exclude)
+        queries = check_search(self, queries, k=k, allow=allow, exclude=exclude)
         allowed = to_allowed_rows(allow)
         if self._ann is None:
             return self._exact(queries, k, allowed=allowed, exclude=exclude)
@@ -243,7 +243,7 @@ def _is_excluded(candidates: Rows, exclude: Ragged, *, num_items: int) -> Mask:
     return np.asarray((pairs[position] == wanted) & (candidates >= 0))
 
 
-def check_at_least(name: str, value: int | None, least: int) -> None:
+def check_at_least(name: str, value: int | None, *, least: int) -> None:
     """Raise a `UserError` if an argument of an index is below its least value."""
     if value is not None and value < least:
         raise UserError(f"index.{name}: found {value}, expected at least {least}")

@@ -54,9 +54,9 @@ class HNSW(FaissIndex):
 
     def __init__(self, m: int = 32, ef_construction: int = 100, *, build_threads: int = 1) -> None:
         super().__init__()
-        check_at_least("m", m, 2)
-        check_at_least("ef_construction", ef_construction, 1)
-        check_at_least("build_threads", build_threads, 1)
+        check_at_least("m", m, least=2)
+        check_at_least("ef_construction", ef_construction, least=1)
+        check_at_least("build_threads", build_threads, least=1)
         self.m = m
         self.ef_construction = ef_construction
         self.build_threads = build_threads

@@ -49,7 +49,7 @@ class Exact:
         self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """Return scores and rows of the k best allowed items; see `Index.search`."""
-        queries = check_search(self, queries, k, allow=allow, exclude=exclude)
+        queries = check_search(self, queries, k=k, allow=allow, exclude=exclude)
         allowed = to_allowed_rows(allow)
         rows = None if allowed is None else allowed.rows
         return exact_search(self._embeddings, queries, k=k, rows=rows, exclude=exclude)

@@ -42,7 +42,7 @@ class IVFFlat(FaissIndex):
 
     def __init__(self, num_lists: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        check_at_least("num_lists", num_lists, 1)
+        check_at_least("num_lists", num_lists, least=1)
         self.num_lists = num_lists
         self.seed = seed
 
@@ -146,7 +146,7 @@ class IVFPQFastScan(IVFFlat):
 
     def __init__(self, num_lists: int | None = None, num_codes: int | None = None, *, seed: int = 0) -> None:
         super().__init__(num_lists, seed)
-        check_at_least("num_codes", num_codes, 1)
+        check_at_least("num_codes", num_codes, least=1)
         self.num_codes = num_codes
 
     def parameters(self) -> dict[str, Any]:

@@ -223,15 +223,7 @@ def _rows_of_group(rows: Tensor, group: Group) -> Tensor:
 
 
 def _bias(num_rows: int, length: int, *, slots: Integers, first: Integers, window: int | None) -> Tensor:
-    """Return the bias [B, L, L] of a group.
-
-    Args:
-        num_rows: B.
-        length: L.
-        slots: places of tokens among all B * L.
-        first: place of the first token of the same sequence in its row, for each of `slots`.
-        window: number of tokens that each token sees; None for all.
-    """
+    """Return the bias [B, L, L] of a group; `first` is the place in its row of the first token of a slot's sequence."""
     begins = np.tile(np.arange(length), num_rows)
     begins[slots] = first
     if window is not None:
