@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from commands import run_all
 from publishing import Published
@@ -132,7 +133,7 @@ def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     fails(["lineage", "x"])
-    expected = "recsys lineage needs the package 'rich', which is not installed: pip install 'recsys[all]'"
+    expected = "recsys lineage needs the package 'rich', which is not installed: pip install 'recsys[train]'"
     assert expected in capsys.readouterr().err
 
 
@@ -188,3 +189,10 @@ def test_thin_entries_take_the_same_arguments(tmp_path: Path) -> None:
     for code, log in done:
         assert code == 1
         assert "error: unknown configuration key 'bogus'" in log
+
+
+@pytest.mark.parametrize("name", [command.config_name for command in COMMANDS.values() if command.is_job])
+def test_no_command_leaves_a_log_file_where_it_is_called(name: str) -> None:
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = hydra.compose(name, return_hydra_config=True)
+    assert set(config.hydra.job_logging.handlers) == {"console"}
