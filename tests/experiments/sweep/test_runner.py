@@ -79,7 +79,7 @@ def test_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"best:    {tmp_path}/sweep/1" in output
     assert f"train:   python {FAKE} seconds=0.01 value=0.5\n" in output
     assert f"promote: recsys index sweep={tmp_path}/sweep metric=val/x" in output
-    assert [(row.name, row.status, row.value("val/x")) for row in read_runs(tmp_path / "sweep")] == [
+    assert [(row.name, row.state.status, row.value("val/x")) for row in read_runs(tmp_path / "sweep")] == [
         ("0", "selected", 0.2), ("1", "selected", 0.5), ("2", "selected", 0.3),
     ]  # fmt: skip
     # Again: there is nothing left to do, and nothing is done.
@@ -191,7 +191,7 @@ def test_hyperband_stops_what_falls_behind(tmp_path: Path) -> None:
     assert stopped.history[:2] == pytest.approx([0.0125, 0.025])
     assert stopped.value is None
     assert json.loads((tmp_path / "2/run.json").read_text())["status"] == "stopped"
-    assert f"run 2 stopped: after {len(stopped.history)}  (" in output
+    assert f"run 2 stopped: after {len(stopped.history)} validations  (" in output
     assert study.ranked()[0].number == 3
 
 
@@ -262,7 +262,7 @@ def test_interrupted(gated: Path, tmp_path: Path, signum: int) -> None:
     interrupted.send_signal(signum)
     output, _ = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
-    assert output.splitlines()[-1] == "interrupted; the same command goes on"
+    assert output.splitlines()[-1] == "interrupted; the same command continues the sweep"
     # No process of a run is left.
     assert not any(end_orphan(folder / str(number)) for number in range(2))
     assert [record.status for record in records(gated, folder)] == ["running"] * 2
@@ -329,7 +329,7 @@ def test_what_would_fail_in_every_run_fails_before_the_first(
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"program: fit.py is not a file; start the sweep where it is"):
+    with pytest.raises(UserError, match=r"program: fit.py is not a file; start the sweep in its folder"):
         run(tmp_path / "out", program="fit.py")
 
 
@@ -358,7 +358,7 @@ def test_a_sweep_of_real_runs_and_its_winner(tmp_path: Path) -> None:
     output, _ = done.communicate()
     assert done.returncode == 0, output
     rows = read_runs(folder)
-    assert [(row.name, row.status) for row in rows] == [("0", "selected"), ("1", "selected")]
+    assert [(row.name, row.state.status) for row in rows] == [("0", "selected"), ("1", "selected")]
     assert [row.overrides["loss.logq"] for row in rows] == ["off", "corrected"]
     assert not any(name.startswith("test") for row in rows for name in row.metrics)
     found = [record.value for record in records_of(folder)]
@@ -370,7 +370,7 @@ def test_a_sweep_of_real_runs_and_its_winner(tmp_path: Path) -> None:
     winner = max(rows, key=lambda row: (row.value("val/recall@10"), -int(row.name)))
     after = {row.name: row for row in read_runs(folder)}
     for name, row in after.items():
-        assert row.status == ("finished" if name == winner.name else "selected")
+        assert row.state.status == ("finished" if name == winner.name else "selected")
         assert ("test/recall@10" in row.metrics) == (name == winner.name)
     version = log.splitlines()[-1]
     assert json.loads((store / version / "manifest.json").read_text())["run"] == str(winner.path)
