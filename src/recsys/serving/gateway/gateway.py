@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recsys.core.errors import UserError
-from recsys.release.runtime.query_encoder import EVENT_KEYS, ItemId, Query, QueryEncoder
+from recsys.release.runtime.query_encoder import EVENT_KEYS, ItemId, Query
 from recsys.release.runtime.timestamps import to_seconds
-from recsys.serving.events import Event, EventStore, StoreError
+from recsys.serving.events import EventStore
 from recsys.serving.gateway.microbatch import Microbatcher
+from recsys.serving.gateway.query_builder import QueryBuilder
 from recsys.serving.gateway.router import Assignment, Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.http.codec import encode
@@ -88,6 +89,7 @@ class Gateway:
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
         self._sampler = sampler
+        self._query_builder = QueryBuilder(events, metrics)
         self._batches: Microbatcher[_BatchKey, RetrieveRequest, RetrieveResponse] = Microbatcher(
             self._answer_all, MAX_MICROBATCH
         )
@@ -171,7 +173,7 @@ class Gateway:
         tower = self.towers.held(version) or await self.towers.get(version)
         metrics = self.metrics
         metrics.batch["tower"].observe(len(asked))
-        queries = await self._queries(tower, asked)
+        queries = await self._query_builder.build(tower, asked)
         with metrics.timed("encode"):
             histories, unknown = tower.encode(queries)
             exclude = [_excluded(one, query) for one, query in zip(asked, queries, strict=True)]
@@ -205,42 +207,6 @@ class Gateway:
                     self._sampler.put(_sample_of(one, query, answer))
         return [*answers]
 
-    async def _queries(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
-        stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]
-        profiled = [r.user_id for r in requests if r.user_id is not None] if tower.reads_profiles else []
-        histories: dict[int | str, list[Mapping[str, Any]]] = {}
-        profiles: dict[int | str, Mapping[str, Any]] = {}
-        if stored or profiled:
-            with self.metrics.timed("events"):
-                if self.events.is_embedded:
-                    found, profiles = self._read(stored, profiled)
-                else:
-                    found, profiles = await asyncio.to_thread(self._read, stored, profiled)
-            known = tower.names["history"]
-            histories = {user: _as_history(events, known) for user, events in found.items()}
-        names = tower.names["user"]
-        queries = []
-        for request in requests:
-            user = request.user_id
-            history: Sequence[Mapping[str, Any]] = request.history or ()
-            profile: Mapping[str, Any] = {}
-            if user is not None:
-                history = histories.get(user, []) if request.history is None else request.history
-                profile = {name: value for name, value in profiles.get(user, {}).items() if name in names}
-            queries.append(
-                Query(history, user, {**profile, **(request.user or {})}, request.request or {}, request.exclude or ())
-            )
-        return queries
-
-    def _read(
-        self, stored: Sequence[int | str], profiled: Sequence[int | str]
-    ) -> tuple[dict[int | str, list[Event]], dict[int | str, Mapping[str, Any]]]:
-        try:
-            histories = dict(zip(stored, self.events.histories(stored), strict=True))
-            return histories, {user: self.events.profile(user) for user in profiled}
-        except StoreError as error:
-            raise unavailable(str(error)) from error
-
 
 def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveResponse) -> AnsweredRequest:
     is_stored = request.user_id is not None
@@ -252,16 +218,6 @@ def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveRespons
         profile={name: value for name, value in query.user.items() if name not in posted} if is_stored else None,
         response=response,
     )
-
-
-def _as_history(events: Sequence[Event], known: set[str]) -> list[Mapping[str, Any]]:
-    """Leave out stored features that the release does not know; another release may have stored them."""
-    return [
-        {"item_id": item, "timestamp": seconds, **{name: value for name, value in features.items() if name in known}}
-        if features
-        else {"item_id": item, "timestamp": seconds}
-        for item, seconds, features in events
-    ]
 
 
 def _excluded(request: RetrieveRequest, query: Query) -> list[ItemId]:
