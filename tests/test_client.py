@@ -81,7 +81,7 @@ def server() -> Iterator[tuple[Scripted, str]]:
     http.server_close()
 
 
-def test_retrieve_sends_what_is_given_and_gives_what_is_answered(server: tuple[Scripted, str]) -> None:
+def test_retrieve_sends_its_arguments_and_returns_the_answer(server: tuple[Scripted, str]) -> None:
     told, url = server
     told.script = [(200, ANSWER), (200, ANSWER)]
     with Client(url) as client:

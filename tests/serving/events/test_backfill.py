@@ -33,7 +33,7 @@ from recsys.serving.events.backfill import backfill
 
 
 def write_release(folder: Path, *overrides: str) -> tuple[Path, PreparedDataset]:
-    """What a backfill reads of a release, over the tables in `folder`, and the prepared data set."""
+    """Write the parts of a release that a backfill reads, and return its folder with the prepared data set."""
     config = compose(
         "train", ["data=parquet", f"data.root={folder}", f"data.cache={folder.parent / 'cache'}", *overrides]
     )
@@ -212,7 +212,7 @@ class Interrupted(SQLiteEvents):
         super().restore(users, source, done=done)
 
 
-def test_goes_on_where_it_was_and_does_nothing_twice(
+def test_an_interrupted_backfill_continues_after_its_last_write(
     tmp_path: Path, fast_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("recsys.serving.events.backfill.USERS_PER_WRITE", 7)

@@ -1,4 +1,4 @@
-"""What is acknowledged is there after writers and servers are killed."""
+"""Acknowledged events survive killed writers and killed servers."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize("posted", [None, 3, "x", [None], [[]], [{"user_id": 1}], {"item_id": 1}])
-def test_what_is_no_event_is_refused(posted: Any) -> None:
+def test_other_json_than_events_is_refused(posted: Any) -> None:
     with pytest.raises(UserError):
         parse_events(posted, NAMES, now=NOW)
 

@@ -41,7 +41,7 @@ def open_new(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[Open
 
 
 class Model:
-    """What a store is to do, as slowly and simply as can be: rows (time, rank, event) of each user, sorted."""
+    """Reference implementation, slow and simple: sorted rows (time, rank, event) of each user."""
 
     def __init__(self, max_events: int) -> None:
         self.max_events = max_events
@@ -105,7 +105,7 @@ steps = st.lists(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(max_events=st.sampled_from([1, 3, 50]), steps=steps)
-def test_is_the_model(open_new: Open, max_events: int, steps: list[tuple[str, Any]]) -> None:
+def test_a_store_behaves_like_the_reference(open_new: Open, max_events: int, steps: list[tuple[str, Any]]) -> None:
     store, model = open_new(max_events), Model(max_events)
     try:
         for number, (name, argument) in enumerate(steps):

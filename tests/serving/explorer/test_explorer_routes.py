@@ -1,4 +1,4 @@
-"""What the page looks up, over HTTP's messages."""
+"""Items by name, explanations, and users by prefix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recsys.serving.http.app import App
 
 @pytest.fixture(scope="module")
 def events(published: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("looking") / "events.sqlite"
+    path = tmp_path_factory.mktemp("explorer") / "events.sqlite"
     store_users(path, queries_of(published))
     return path
 
@@ -48,7 +48,7 @@ def test_items_by_text(published: Published, events: Path, titles: dict[str, str
     assert len(few.body["items"]) == 3
 
 
-def test_names_as_they_are_pasted(published: Published, events: Path, titles: dict[str, str]) -> None:
+def test_pasted_names(published: Published, events: Path, titles: dict[str, str]) -> None:
     item, title = next((item, title) for item, title in titles.items() if title and len(title) == 8)
     (found,) = ask(published, events, ("POST", "/v1/items/find", {"names": [item, title.upper(), "nothing"]}))
     assert [entry["item"] and entry["item"]["item_id"] for entry in found.body["found"]] == [item, item, None]
@@ -101,7 +101,7 @@ def test_users_by_prefix(published: Published, events: Path) -> None:
     assert first.body == {"user_ids": ["u000"]}
 
 
-def test_another_version_is_looked_at_once_it_is_held(published: Published, events: Path) -> None:
+def test_another_version_is_explored_once_a_host_holds_it(published: Published, events: Path) -> None:
     first, other = published.versions
 
     async def use(app: App) -> None:
@@ -144,7 +144,7 @@ def test_another_version_is_looked_at_once_it_is_held(published: Published, even
         ("/v1/explain", {"version": "v", "item_ids": [2**70]}, "item_ids[0]"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_invalid_requests_are_refused_with_the_field(
     published: Published, events: Path, path: str, body: Any, field: str | None
 ) -> None:
     (answer,) = ask(published, events, ("GET" if body is None else "POST", path, body))

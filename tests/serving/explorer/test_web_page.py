@@ -240,7 +240,7 @@ def test_a_rollout_is_seen_as_it_happens(page: sync_api.Page, url: str, made: Ha
 LABEL = "Share of hosts that serve each version, the last 90 seconds; now"
 
 
-def test_what_is_wrong_is_said(page: sync_api.Page, url: str, made: HandMade) -> None:
+def test_errors_are_shown(page: sync_api.Page, url: str, made: HandMade) -> None:
     page.goto(url)
     page.get_by_role("button", name="Recommend").click()
     assert page.locator("#message").inner_text() == "Type the id of a user."

@@ -31,7 +31,7 @@ def fuzzing(parts: Any) -> Any:  # noqa: ARG001
     return importlib.import_module("serving_fuzz")
 
 
-def test_what_must_not_happen_is_seen(fuzzing: Any, parts: Any) -> None:
+def test_the_judge_finds_faults(fuzzing: Any, parts: Any) -> None:
     told = json.dumps({"error": {"code": "bad_request", "message": "k: found 0"}}).encode()
 
     def judged(must: str, status: int, body: bytes = b"") -> str | None:

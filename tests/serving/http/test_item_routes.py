@@ -82,7 +82,7 @@ def test_what_is_wrong_is_refused(
     assert not (tmp_path / "changes.journal").exists()
 
 
-def test_the_monitor_tells_recall_in_the_metrics(published: Published, tmp_path: Path) -> None:
+def test_metrics_contain_the_recall_of_the_index(published: Published, tmp_path: Path) -> None:
     async def use(app: App) -> str:
         for _ in range(3):
             await retrieved(app)

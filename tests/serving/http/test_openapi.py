@@ -113,7 +113,7 @@ def test_admin_calls_are_marked(served: Any) -> None:
 
 
 def test_columns_of_a_release_are_described(served: Any) -> None:
-    """What Python's types leave open: events, histories and embeddings."""
+    """Schemas that Python's types do not contain: events, histories and embeddings."""
     endpoints, document = served
     paths = document["paths"]
     if "/v1/search" in paths:
