@@ -35,7 +35,7 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     config = compose("gates", ["run=RUN", "against=OLD", "index=exact", "corpus=listed", f"corpus.deny={deny}"])
 
     def staged() -> Retriever:
-        return stage(run, PackingSettings(config.index, config.corpus, "test", 1.0))
+        return stage(run, PackingSettings(index=config.index, corpus=config.corpus, model="test", recall_target=1.0))
 
     retriever = staged()
     manifest = retriever.manifest

@@ -238,7 +238,18 @@ def _interrupt_at(world: World, number: int) -> None:
 
 def _finished(world: World) -> Rollout:
     hosts, gateways = names(world.hosts), names(world.gateways)
-    return Rollout(NEW, OLD, "all", 0.05, hosts, gateways, None, str(world.store.root), OLD, True)
+    return Rollout(
+        version=NEW,
+        previous=OLD,
+        goal="all",
+        share=0.05,
+        hosts=hosts,
+        gateways=gateways,
+        model=None,
+        store=str(world.store.root),
+        alias_before=OLD,
+        is_finished=True,
+    )
 
 
 def test_it_pauses_before_the_next_step(world: World) -> None:

@@ -23,7 +23,7 @@ _OPERATOR_ROUTES = ("/healthz", "/readyz", "/metrics")
 _Counters = Mapping[tuple[str, str], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WatchSettings:
     """Duration of a watch, and limits that bring the old release back.
 

@@ -28,7 +28,7 @@ class PackingError(UserError):
     """No release can be made of a run: export, index or self-check fail. The candidate is stopped because of that."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackingSettings:
     """Settings of the release that is made of a run.
 
@@ -47,7 +47,7 @@ class PackingSettings:
     @classmethod
     def from_config(cls, config: DictConfig) -> PackingSettings:
         """Return the settings in a configuration of `gates.yaml` or `retrain.yaml`."""
-        return cls(config.index, config.corpus, config.model, config.recall_target)
+        return cls(index=config.index, corpus=config.corpus, model=config.model, recall_target=config.recall_target)
 
 
 def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:

@@ -66,8 +66,17 @@ def begin(
     if not serving:
         raise UserError("no host serves a version yet: start hosts with release=VERSION first")
     previous = others[0] if others else version
-    names = [host.name for host in hosts]
-    return Rollout(version, previous, goal, share, names, [g.name for g in gateways], model, store, alias_before)
+    return Rollout(
+        version=version,
+        previous=previous,
+        goal=goal,
+        share=share,
+        hosts=[host.name for host in hosts],
+        gateways=[gateway.name for gateway in gateways],
+        model=model,
+        store=store,
+        alias_before=alias_before,
+    )
 
 
 class RolloutRunner:

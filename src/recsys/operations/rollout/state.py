@@ -13,7 +13,7 @@ from recsys.core.io import atomic_write
 Goal = Literal["canary", "all", "back"]
 
 
-class Rollout(msgspec.Struct, forbid_unknown_fields=True):
+class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One change of the served version. It does not record progress, because the servers report what they serve.
 
     Attributes:
