@@ -70,7 +70,7 @@ def test_the_newest_others(data: PreparedDataset) -> None:
     assert chosen(EngagedItems(1, at_least=0.5, num_fresh=1, born="born"), data) == [2, 4, 5]
     assert chosen(EngagedItems(1, at_least=0.5, num_fresh=2, born="born"), data) == [2, 3, 4, 5]
     assert chosen(EngagedItems(1, top=1, num_fresh=1), data) == [2, 4]
-    with pytest.raises(UserError, match="corpus.born=bron: no numeric column.*did you mean 'born'"):
+    with pytest.raises(UserError, match="corpus.born=bron: there is no such numeric column.*did you mean 'born'"):
         chosen(EngagedItems(1, top=1, num_fresh=1, born="bron"), data)
 
 
@@ -79,7 +79,7 @@ def test_files(data: PreparedDataset, tmp_path: Path, caplog: pytest.LogCaptureF
     allow.write_text("i6\n\ni1\nnobody\n")
     deny.write_text("i2\n i6 \n")
     assert chosen(EngagedItems(1, at_least=0.5, allow=str(allow)), data) == [1, 2, 4, 6]
-    assert "1 of 3 ids are no items of the data" in caplog.text
+    assert "1 of 3 ids are unknown" in caplog.text
     assert chosen(EngagedItems(1, at_least=0.5, allow=str(allow), deny=str(deny)), data) == [1, 4]
     assert chosen(ListedItems(allow=str(allow)), data) == [1, 6]
     assert chosen(ListedItems(deny=str(deny)), data) == [1, 3, 4, 5]

@@ -144,7 +144,7 @@ def test_a_run_of_wandbs_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"metric": {"name": "val/x", "goal": "max"}}, "metric.goal: found 'max', expected maximize or minimize"),
         ({"metric": {"nam": "val/x", "goal": "maximize"}}, "unknown key 'metric.nam'; did you mean 'name'?"),
         ({"metric": "val/x"}, "metric: found 'val/x', expected the keys name, goal, target"),
-        ({"metric": {"name": "test/recall@10", "goal": "maximize"}}, "the test part is for the winner alone"),
+        ({"metric": {"name": "test/recall@10", "goal": "maximize"}}, "because only the winner is tested"),
         ({"metric": {"name": "val/x", "goal": "maximize", "target": "1"}}, "metric.target: found '1'"),
         ({"parameters": {}}, "parameters: found {}, expected at least one"),
         ({"command": ["${program}", "${args}"]}, "Hydra takes KEY=value"),
