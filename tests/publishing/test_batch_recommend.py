@@ -230,11 +230,11 @@ def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_p
         recommendation.PART = 20
         recommender = open_recommender(None, "candidate", store={str(published.store)!r}, root=None)
         rank, left = recommender.rank, [2]
-        def limited(*arguments):
+        def limited(*arguments, **settings):
             left[0] -= 1
             if left[0] < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return rank(*arguments)
+            return rank(*arguments, **settings)
         if os.environ.get("DIE"):
             recommender.rank = limited
         audience = recommendation.choose_users("all", recommender.dataset)
