@@ -186,7 +186,10 @@ def test_the_loss_is_the_mean_over_negatives() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_importable")
-def test_every_other_kind_from_training_to_judging(outside: Path, tmp_path: Path) -> None:
+def test_every_other_kind_from_training_to_judging(
+    outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECSYS_TRUST", "my_package")
     run, cache, store, measured = (tmp_path / name for name in ("run", "cache", "store", "baselines"))
     conf = ["--config-dir", str(outside / "my_conf")]
     mine = [

@@ -13,6 +13,7 @@ The names are imported when they are first used, so that `import recsys` loads n
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from recsys.publishing.opened_run import OpenedRun
 
 __version__ = "0.1.0"
+
+# For `python -m recsys.compare` and its like.
+__path__.append(str(Path(__file__).parent / "cli" / "as_modules"))
 
 __all__ = [
     "OpenedRelease",

@@ -135,12 +135,30 @@ def test_its_files_are_checked_like_ours(backends, items, folder):
         load_index(folder, items, verify=False)
 
 
+def forget(monkeypatch):
+    """Make the package as unknown to this process as to one that opens a release first."""
+    for name in ("my_backends", "my_backends.halves"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_package_that_nobody_trusts_is_not_imported(backends, items, folder, monkeypatch):
+    index = backends.Halves()
+    index.build(items)
+    save_index(index, folder)
+    forget(monkeypatch)
+    with pytest.raises(UserError, match="set the environment variable RECSYS_TRUST=my_backends"):
+        load_index(folder, items)
+    assert "my_backends" not in sys.modules
+    monkeypatch.setenv("RECSYS_TRUST", "other,my_backends")
+    assert type(load_index(folder, items)).__name__ == "Halves"
+
+
 def test_a_release_names_the_package_that_is_not_installed(backends, items, folder, monkeypatch):
     index = backends.Halves()
     index.build(items)
     save_index(index, folder)
-    for name in ("my_backends", "my_backends.halves"):
-        monkeypatch.delitem(sys.modules, name)
+    forget(monkeypatch)
+    monkeypatch.setenv("RECSYS_TRUST", "my_backends")
     monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path, "my_backends").exists()])
     with pytest.raises(UserError) as caught:
         load_index(folder, items)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,20 +119,29 @@ def backend_class(name: object, path: Path) -> Callable[..., Index]:
     """Return the class that a description names.
 
     This function alone decides which code a stored index may run. Classes of this package are always accepted. A class
-    of another package is accepted if it can be imported and has the methods of `recsys.index.Index`.
+    of another package is accepted if it has the methods of `recsys.index.Index` and its module is imported already, or
+    its package is listed in the environment variable `RECSYS_TRUST` (with commas). Without that rule, a stranger's
+    release could import any installed module.
 
     Args:
         name: class name (`HNSW`) or import path (`my_package.backends.Tree`), as found in the description.
         path: file of the description, for error messages.
 
     Raises:
-        UserError: If the name is unknown, its package is not installed, or the class does not implement the protocol.
+        UserError: If the name is unknown, its package is not trusted or not installed, or the class does not implement
+            the protocol.
     """
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if not isinstance(name, str) or "." not in name:
         raise UserError(f"{path}: unknown class {name!r} of index{nearest(str(name), CLASSES)}")
     module, _, attribute = name.rpartition(".")
+    package = module.partition(".")[0]
+    if module not in sys.modules and package not in os.environ.get("RECSYS_TRUST", "").split(","):
+        raise UserError(
+            f"{path}: the index is a {name}, which would run code of '{package}'; "
+            f"if you trust that package, set the environment variable RECSYS_TRUST={package}"
+        )
     try:
         kind = getattr(importlib.import_module(module), attribute, None)
     except ModuleNotFoundError as error:
