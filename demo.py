@@ -41,7 +41,8 @@ def main(run_path: str, recommendations: str, picture: str) -> None:
 
 def _evaluate(run: TrainedRun, ranker: Ranker) -> dict[str, float]:
     requests = RequestLoader(run.builder, run.dataset.requests("test"))
-    return evaluate(ranker, run.dataset, "test", requests, RetrievalMetrics(run.dataset, len(run.corpus)))
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    return evaluate(ranker, run.dataset, part="test", batches=requests, metrics=metrics)
 
 
 def _recall(metrics: dict[str, float], prefix: str) -> list[float]:

@@ -46,7 +46,7 @@ def test_svd_equals_dense_algebra() -> None:
 
 def test_als_is_the_generators() -> None:
     dataset = handmade(random_users(np.random.default_rng(1), 50, 20))
-    generator = als.ALSEmbeddings(factors=4, alpha=7.0, l2=0.1, iterations=3, seed=5)
+    generator = als.ALS(factors=4, alpha=7.0, l2=0.1, iterations=3, seed=5)
     generator.fit(Interactions(dataset, "train"))
     table = ALSEmbeddings(alpha=7.0, l2=0.1, iterations=3, seed=5)(dataset, 4)
     assert not table[0].any()

@@ -125,9 +125,7 @@ def serve(made: HandMade) -> Iterator[str]:
             if address.path in files:
                 content = files[address.path].read_bytes()
                 kind = mimetypes.guess_type(files[address.path])[0] or ""
-                return self._send(
-                    200, content, body=HEADERS | {"content-type": kind, "content-length": str(len(content))}
-                )
+                return self._send(200, content, HEADERS | {"content-type": kind, "content-length": str(len(content))})
             query = {name: values[-1] for name, values in parse_qs(address.query).items()}
             status = 200
             try:
@@ -136,7 +134,7 @@ def serve(made: HandMade) -> Iterator[str]:
                 status, content = 409, {"error": {"code": "version_not_held", "message": f"no {error}"}}
             encoded = msgspec.json.encode(content)
             return self._send(
-                status, encoded, body={"content-type": "application/json", "content-length": str(len(encoded))}
+                status, encoded, {"content-type": "application/json", "content-length": str(len(encoded))}
             )
 
         def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
