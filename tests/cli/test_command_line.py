@@ -51,6 +51,14 @@ def test_torch_meets_the_variable_that_it_reads_at_import() -> None:
     assert done.stdout.split() == ["1", "False"]
 
 
+def test_commands_do_not_print_how_faiss_was_loaded() -> None:
+    # Hydra sets the root logger to INFO, and faiss reports there each build of itself that is not installed.
+    program = "import logging; from recsys.cli.main import main; logging.basicConfig(level='INFO')\n"
+    program += "try: main(['releases', 'list', 'store=nowhere'])\nexcept SystemExit: pass\nimport faiss"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert "faiss" not in done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_every_key_and_group(name: str) -> None:
     text = command_help(COMMANDS[name])
@@ -119,6 +127,8 @@ def test_values_without_a_key() -> None:
         (["releases", "show"], 1, "version: missing, expected recsys releases show version=VERSION"),
         (["embed-items", "release=x"], 1, "out: missing, expected out=..."),
         (["train", "modle.dim=3"], 1, "unknown configuration key 'modle.dim'; did you mean 'model.dim'?"),
+        (["train", "--help", "user_towr"], 2, "user_towr: no such group; did you mean 'user_tower'?"),
+        (["help", "train", "user_towr"], 2, "user_towr: no such group; did you mean 'user_tower'?"),
         (["serve", "relase=x"], 1, "unknown configuration key 'relase'; did you mean 'release'?"),
     ],
 )

@@ -47,6 +47,8 @@ def run_command(command: Command, arguments: list[str]) -> None:
         SystemExit: If the command ends with another exit code than 0.
     """
     logging.getLogger("recsys").setLevel(logging.INFO)
+    # At INFO faiss reports each build of itself that is not installed, which reads like a failure.
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         words = [_VERSION.sub(r"\1='\2'", word) for word in with_keys(command, arguments)]
         if not command.is_job:

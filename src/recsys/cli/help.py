@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from recsys.cli.commands import COMMANDS, Command
 from recsys.cli.reference import Key, groups, keys, options, title
 from recsys.core.conf_folder import conf_folder
+from recsys.core.errors import UserError, nearest
 
 _GRAMMAR = """
 Arguments are the same for all commands:
@@ -49,10 +50,18 @@ def command_help(command: Command, words: Sequence[str] = ()) -> str:
     Args:
         command: the command.
         words: names of configuration groups whose options are to be described.
+
+    Raises:
+        UserError: If the command has no such group.
     """
     file = conf_folder() / f"{command.config_name}.yaml"
     found = groups(file)
-    wanted = [group.name for group in found if group.name in words]
+    names = [group.name for group in found]
+    wanted = [name for name in names if name in words]
+    unknown = [word for word in words if word not in names]
+    # Beside keys and options, or for a command that takes plain words, a word may be an argument of the command.
+    if unknown and not command.words and not any("=" in word or word.startswith("-") for word in words):
+        raise UserError(f"{unknown[0]}: no such group{nearest(unknown[0], names)}")
     if wanted:
         return "\n\n".join(_options_help(name) for name in wanted)
     doc = importlib.import_module(f"recsys.cli.{command.config_name}").__doc__ or ""

@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from recsys.cli.commands import COMMANDS
+from recsys.cli.commands import COMMANDS, Command
 from recsys.cli.help import command_help, overview
-from recsys.core.errors import nearest
+from recsys.core.errors import UserError, nearest
 
 _HELP = ("-h", "--help", "help")
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in _HELP and (len(given) < 2 or given[1] not in COMMANDS):
         return print(overview())
     if name in _HELP:
-        return print(command_help(COMMANDS[given[1]], given[2:]))
+        return _print_help(COMMANDS[given[1]], given[2:])
     if name == "--version":
         import recsys
 
@@ -37,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: recsys {name}: no such command{nearest(name, COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     return run(name, given[1:])
+
+
+def _print_help(command: Command, words: Sequence[str]) -> None:
+    try:
+        print(command_help(command, words))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run(name: str, arguments: Sequence[str]) -> None:
@@ -48,7 +56,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
     """
     asks_help = [word for word in arguments if word in _HELP[:2]]
     if asks_help:
-        return print(command_help(COMMANDS[name], [word for word in arguments if word not in asks_help]))
+        return _print_help(COMMANDS[name], [word for word in arguments if word not in asks_help])
     # Stock PyTorch on CPUs pays page faults for large new tensors; transparent huge pages halve the time of a training
     # step. The variable counts only if it is set before torch is imported.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
