@@ -21,6 +21,7 @@ from recsys.cli import recommend
 from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.experiments.compose import compose_command
+from recsys.experiments.run_table import read_runs
 
 K = 20
 
@@ -138,15 +139,20 @@ def test_unknown_users(kind: str, run: recsys.OpenedRun, release: recsys.OpenedR
     assert [row["user_id"] for row in rows] == ["nobody", "u001"]
     assert len(rows[0]["item_ids"]) == 5
     assert rows[1]["item_ids"] == opened.recommend(["u001"], k=5).to_pylist()[0]["item_ids"]
+    for call in (opened.recommend, opened.user_embeddings):
+        with pytest.raises(UserError, match="unknown: found 'ignore', expected 'error' or 'empty'"):
+            call(["u001"], unknown="ignore")
 
 
 def test_a_release_without_histories_says_so(bare: recsys.OpenedRelease, events: pa.Table) -> None:
-    with pytest.raises(UserError, match=r"histories: a release holds none.*data='own'.*histories=EVENTS"):
+    with pytest.raises(UserError, match=r"histories: a release has none.*data='own'.*histories=EVENTS"):
         bare.recommend(["u001"], k=5)
     with pytest.raises(UserError, match="evaluate: needs histories; open the release with data='own'"):
         bare.evaluate()
     with pytest.raises(UserError, match="users='test': needs the data"):
         bare.recommend("test")
+    with pytest.raises(UserError, match="unknown: found 'ignore'"):
+        bare.recommend(["u001"], unknown="ignore")  # type: ignore[arg-type]
     (row,) = bare.recommend(["u001"], k=5, unknown="empty").to_pylist()
     assert len(row["item_ids"]) == 5
     with pytest.raises(UserError, match="users: 'nobody' unknown"):
@@ -210,6 +216,8 @@ def test_similar_items(run: recsys.OpenedRun, bare: recsys.OpenedRelease) -> Non
             opened.similar(["nothing"])
         with pytest.raises(UserError, match="k: found 0, expected at least 1"):
             opened.similar([ids[0]], k=0)
+        with pytest.raises(UserError, match=f"item_ids: found '{ids[0]}', expected several ids"):
+            opened.similar(ids[0])
 
 
 def test_embeddings_score_the_lists(run: recsys.OpenedRun, release: recsys.OpenedRelease) -> None:
@@ -244,6 +252,10 @@ def test_from_a_frame_to_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     overrides += ["data.cache=cache", "+trainer.enable_progress_bar=false"]
     run = recsys.train(overrides, path="run one")
     assert run.path == Path("run one")
+    # The comparison of runs shows them as those of a command.
+    (row,) = read_runs("run one")
+    assert (row.overrides["user_tower"], row.overrides["data.cache"]) == ("mean", "cache")
+    assert "hydra.run.dir" not in row.overrides
     assert run.metrics["test/recall@10"] == pytest.approx(run.evaluate()["test/recall@10"], abs=1e-9)
     lists = run.recommend(pd.DataFrame({"user_id": events["user_id"].unique()}), k=5)
     assert lists["user_id"].tolist() == events["user_id"].unique().tolist()

@@ -51,7 +51,7 @@ def print_gains(against: Path, runs: Mapping[str, RunFolder]) -> None:
         UserError: If the run has no `per_user.parquet`, or one of other users.
     """
     if not (against / STATE).exists():
-        raise UserError(f"against: {against / STATE} is missing; expected the folder of a finished run of train.py")
+        raise UserError(f"against: {against / STATE} is missing; expected the folder of a finished run")
     theirs = read_state(against).dataset_fingerprint
     ours = {str(run.state.dataset_fingerprint) for run in runs.values()}
     if ours != {theirs}:

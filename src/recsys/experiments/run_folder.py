@@ -155,7 +155,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: missing or damaged, expected a run of train.py ({error})") from error
+        raise UserError(f"{file}: missing or damaged, expected a run of `recsys train` ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: found {type(content).__name__}, expected keys and values")
     return content

@@ -13,7 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.io import atomic_write
 from recsys.experiments.run_folder import METRICS, STATE, RunState, read_json, read_state
+
+# File of a run folder with the overrides of its command.
+OVERRIDES = ".hydra/overrides.yaml"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,21 @@ def read_runs(root: str | Path) -> list[RunRow]:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
     return [_read(path, root) for path in sorted(_run_folders(root), key=_order)]
+
+
+def write_overrides(path: Path, overrides: Sequence[str]) -> None:
+    """Store the overrides of a run in its folder as Hydra does, unless a command has stored them.
+
+    Args:
+        path: run folder.
+        overrides: arguments of `recsys train`; Hydra's options and keys are left out.
+    """
+    file = path / OVERRIDES
+    if file.exists():
+        return
+    kept = [word for word in overrides if word.startswith("~") or "=" in word and not word.startswith(("-", "hydra."))]
+    file.parent.mkdir(exist_ok=True)
+    atomic_write(file, yaml.safe_dump(kept))
 
 
 def is_maximized(metric: str) -> bool:
@@ -122,8 +141,7 @@ def _read(path: Path, root: Path) -> RunRow:
 
 
 def _overrides(path: Path) -> dict[str, str]:
-    """The overrides that Hydra stores in every run folder."""
-    file = path / ".hydra/overrides.yaml"
+    file = path / OVERRIDES
     if not file.exists():
         return {}
     pairs = (str(override).partition("=") for override in yaml.safe_load(file.read_text()) or [])

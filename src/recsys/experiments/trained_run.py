@@ -73,7 +73,7 @@ def load_run(path: str | Path) -> TrainedRun:
         raise UserError(f"run: {path} is not a folder")
     state = read_state(path)
     if state.status != RunStatus.FINISHED:
-        raise UserError(f"{path / STATE}: status is '{state.status}', expected 'finished'; run train.py again")
+        raise UserError(f"{path / STATE}: status is '{state.status}', expected 'finished'; run `recsys train` again")
     config = stored_config(path)
     dataset = open_data(config)
     if dataset.meta.fingerprint != state.dataset_fingerprint:

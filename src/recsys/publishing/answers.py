@@ -74,9 +74,11 @@ def similar_items(wanted: Iterable[Any], item_ids: pa.Array, *, embeddings: Floa
         A table with the columns item_id, item_ids and scores.
 
     Raises:
-        UserError: If an item has no embedding.
+        UserError: If `wanted` is a single id, or an item has no embedding.
     """
     check_k(k)
+    if isinstance(wanted, str):
+        raise UserError(f"item_ids: found '{wanted}', expected several ids, such as ['{wanted}']")
     ids = as_ids(to_ids(wanted, "item_ids"), item_ids.type, "item_ids")
     rows = pc.index_in(ids, value_set=item_ids)
     if rows.null_count:

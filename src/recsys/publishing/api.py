@@ -34,12 +34,14 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
         UserError: If the configuration or the data is wrong.
     """
     from recsys.experiments.compose import compose_run, quoted
+    from recsys.experiments.run_table import write_overrides
     from recsys.experiments.train import train as train_one
     from recsys.experiments.variants import train_best
 
     words = [*overrides, *([] if path is None else [f"hydra.run.dir={quoted(str(path))}"])]
     config, variants, folder = compose_run(words)
     run = train_best(variants, folder, blend=config.blend) if variants else train_one(config, folder)
+    write_overrides(run.path, overrides)
     return load_run(run.path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,7 @@ def audience_of(users: Users, dataset: PreparedDataset, *, unknown: Unknown = "e
     Raises:
         UserError: If an id is unknown, null, repeated or of another type, or a column is no request feature.
     """
+    check_unknown(unknown)
     if isinstance(users, str):
         if users not in ("test", "all"):
             raise UserError(f"users: found '{users}', expected ids, a data frame, 'test' or 'all'")
@@ -47,6 +48,12 @@ def audience_of(users: Users, dataset: PreparedDataset, *, unknown: Unknown = "e
     valid = {feature.name for feature in dataset.schema.with_role("request")}
     check_columns(given, valid, "request feature")
     return Audience(ids, Requests(user_idx, end), {name: plain(given[name]) for name in given.column_names})
+
+
+def check_unknown(unknown: str) -> None:
+    """Refuse another value than `"error"` and `"empty"`."""
+    if unknown not in get_args(Unknown):
+        raise UserError(f"unknown: found '{unknown}', expected 'error' or 'empty'")
 
 
 def user_table(users: Iterable[Any] | Frame) -> tuple[pa.Array, pa.Table]:

@@ -16,7 +16,7 @@ from recsys.core.stored_config import load_config
 from recsys.core.types import Float32Array
 from recsys.data.dataset import Part
 from recsys.publishing.answers import check_k, measure, ranked_lists, similar_items, user_vectors, vector_table
-from recsys.publishing.audience import Unknown, Users, audience_of
+from recsys.publishing.audience import Unknown, Users, audience_of, check_unknown
 from recsys.publishing.batch_recommend import BATCH
 from recsys.publishing.event_queries import queries_of
 from recsys.publishing.frames import Frame, like, ranked_table
@@ -172,14 +172,15 @@ class OpenedRelease:
         return measure(self._recommender, part, corpus_size=len(self._item_ids), exclude_seen=excludes)
 
     def _queries(self, users: Users | None, histories: Frame | None, unknown: Unknown) -> tuple[pa.Array, list[Query]]:
+        check_unknown(unknown)
         if isinstance(users, str):
             raise UserError(f"users='{users}': needs the data; open the release with data='own' or data=FOLDER")
         if users is None and histories is None:
             raise UserError("users: found none, expected ids, a data frame, or histories=EVENTS")
         if histories is None and unknown == "error":
             raise UserError(
-                "histories: a release holds none, so that every user would be ranked for as a new one; open it with "
-                "data='own' or data=FOLDER, give histories=EVENTS, or say unknown='empty'"
+                "histories: a release has none, so every user would get the list of a new user; open it with "
+                "data='own' or data=FOLDER, pass histories=EVENTS, or pass unknown='empty'"
             )
         return queries_of(users, histories, retriever=self._retriever, unknown=unknown)
 

@@ -129,7 +129,7 @@ class ReleaseStore:
             UserError: If there is no such release.
         """
         if not self.root.is_dir():
-            raise UserError(f"store: {self.root} is not a folder; index.py publishes releases")
+            raise UserError(f"store: {self.root} is not a folder; `recsys index` publishes releases")
         version = name
         if _ALIAS.fullmatch(name) and not _VERSION.fullmatch(name):
             path = self.root / "aliases" / name
