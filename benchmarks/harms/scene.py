@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from recsys.data.preparation.from_config import at_root
+from recsys.data.preparation.from_config import with_root
 from recsys.data.simulation.synthetic import WorldSettings, generate
 from recsys.experiments.assembly import instantiate, open_data
 from recsys.experiments.compose import CONF
@@ -125,7 +125,7 @@ class Scene:
 
     def judge(self, run: TrainedRun, candidate: Retriever | None = None, *, root: Path | None = None) -> Verdict:
         """Return the verdict of the default gates on a run, or on a release that takes the place of its own."""
-        dataset = run.dataset if root is None else open_data(at_root(run.config, str(root)))
+        dataset = run.dataset if root is None else open_data(with_root(run.config, str(root)))
         settings = JudgeSettings.from_config(_gates())
         return judge_run(run, self.served, settings=settings, dataset=dataset, candidate=candidate)
 

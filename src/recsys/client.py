@@ -291,7 +291,7 @@ def _failure(status: int, answer: bytes) -> RequestError:
         detail = content["error"]
         code, message, field = detail["code"], detail["message"], detail.get("field")
     except (ValueError, TypeError, KeyError):
-        # The answer is not from this server but from a proxy.
+        # The answer is from a proxy and not from this server.
         code, message, field = "unreadable", f"status {status}, found {answer[:80]!r}, expected JSON", None
     else:
         if status == 409 and "loaded" in content:

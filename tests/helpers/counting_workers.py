@@ -29,7 +29,7 @@ def work(port: int, folder: Path) -> None:
         earlier = {200: 300}
     for status, count in earlier.items():
         for _ in range(count):
-            metrics.answered("/v1/retrieve", status, seconds=0.001)
+            metrics.count_answer("/v1/retrieve", status, seconds=0.001)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
         assert scope["type"] == "http"
@@ -37,7 +37,7 @@ def work(port: int, folder: Path) -> None:
         if scope["path"] == "/metrics":
             body = metrics.expose()
         else:
-            metrics.answered(scope["path"], 200, seconds=0.001)
+            metrics.count_answer(scope["path"], 200, seconds=0.001)
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})

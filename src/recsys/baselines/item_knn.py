@@ -1,4 +1,4 @@
-"""Item-kNN: items that users of the history's items engaged with as well."""
+"""Item-kNN: items whose users also engaged with items of the history."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ItemKNN:
             similar.data /= norms[rows] * norms[similar.indices] + np.float32(self.shrink)
             similar.data[similar.indices == rows] = 0
             pieces.append(best_of_rows(similar, self.num_neighbours))
-        # Row i holds the items that have i among their neighbours, so a history selects rows.
+        # Row i holds the items that have item i among their neighbours, so a history selects rows.
         self._similarity = dense_if_full(stack_rows(pieces).T.tocsr())
         self._fallback = events.fallback()
 

@@ -65,7 +65,7 @@ class Popularity:
         return self._scores[chosen].masked_fill(beyond, -torch.inf), self._best[chosen].masked_fill(beyond, 0)
 
     def _skipped(self, exclude: Ragged, k: int) -> np.ndarray:
-        """Return the number of excluded items that stand before each result, int64 [R, k].
+        """Return the number of excluded items that precede each result, int64 [R, k].
 
         The excluded ranks of a request e_0 < e_1 < ... push result j down by the number of i with e_i - i <= j. So no
         scores are compared, and the cost does not depend on the size of the corpus.

@@ -18,7 +18,7 @@ _BATCH = 4096
 def request_batches(dataset: PreparedDataset, requests: Requests) -> Iterator[tuple[Batch, Requests]]:
     """Yield batches of at most `_BATCH` requests, fewer if their histories are long.
 
-    Generators read histories from the data set, so a batch holds only one event of each history.
+    Generators read histories from the data set, so the batches contain only one event of each history.
     """
     builder = BatchBuilder(dataset, max_history=1)
     lengths = requests.end - dataset.offsets[requests.user_idx]

@@ -101,6 +101,6 @@ def search(start: Mapping[str, Any], axes: Sequence[Axis], *, score: Callable[[S
 
 
 def describe(settings: Settings) -> str:
-    """Return settings as text for people, such as `l2=200, seed=0`."""
+    """Return settings as text, such as `l2=200, seed=0`."""
     shown = {name: "null" if value is None else value for name, value in settings.items()}
     return ", ".join(f"{n}={f'{v:g}' if isinstance(v, float) else v}" for n, v in shown.items()) or "as it is"

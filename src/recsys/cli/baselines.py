@@ -1,11 +1,11 @@
-"""Tune every baseline on validation, fit it again on train + val, and measure it on test as a model is measured.
+"""Tune every baseline on validation, refit it on train + val, and measure it on test in the same way as a model.
 
     recsys baselines data=parquet data.root=DIR split=leave_last_out hydra.run.dir=OUT
     recsys baselines ... generators=[popularity,ease] evaluation.metric=val/recall@100
     recsys baselines ... against=RUN            compare a run of `recsys train` with each of them
 
-`OUT/<generator>/` holds what a run folder holds: config.yaml, metrics.json, per_user.parquet, run.json. The same
-command goes on where a killed one stopped.
+`OUT/<generator>/` is a run folder: config.yaml, metrics.json, per_user.parquet, run.json. The same command continues a
+killed one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The subcommands of `recsys`, and what the command line needs to know about each."""
+"""The subcommands of `recsys` and their properties on the command line."""
 
 from __future__ import annotations
 

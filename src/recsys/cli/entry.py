@@ -32,7 +32,7 @@ from recsys.experiments.config_check import check
 
 # Exit code of a command that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
-# The version of a release may consist of digits alone, and remains a text.
+# The version of a release may consist of digits only and must stay a string.
 _VERSION = re.compile(r"^(version|release|against)=([0-9a-f]{16})$")
 
 
@@ -53,7 +53,7 @@ def run_command(command: Command, arguments: list[str]) -> None:
         words = [_VERSION.sub(r"\1='\2'", word) for word in with_keys(command, arguments)]
         if not command.is_job:
             _interrupt_on_sigterm()
-        # The command itself separates its own keys from those that it passes on to training.
+        # The command separates its own keys from those that it passes on to training.
         if command.name == "sweep":
             importlib.import_module("recsys.cli.sweep").main(words)
         elif command.is_job:
@@ -66,17 +66,17 @@ def run_command(command: Command, arguments: list[str]) -> None:
 
 
 def with_keys(command: Command, arguments: list[str]) -> list[str]:
-    """Return the arguments with `key=value` in the place of values without a key.
+    """Return the arguments with `key=value` instead of values without a key.
 
     Args:
         command: the subcommand, which names the key.
-        arguments: as given.
+        arguments: words of the command line.
 
     Raises:
-        UserError: If a word is no override, and the command takes no such word.
+        UserError: If a word is not an override, and the command does not accept such words.
     """
     if command.is_job:
-        # Words behind the first one may be values of Hydra's options.
+        # Words after the first one may be values of Hydra's options.
         first = arguments[0] if arguments and _is_plain("", arguments[0]) and command.words else None
         return arguments if first is None else [f"{command.words}={quoted(first)}", *arguments[1:]]
     plain = [word for before, word in _pairs(arguments) if _is_plain(before, word)]

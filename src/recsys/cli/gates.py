@@ -21,7 +21,7 @@ STOPPED = 3
 
 def main(config: DictConfig) -> None:
     """Judge the run, write its verdict, and exit with 3 if a gate stops it."""
-    from recsys.data.preparation.from_config import at_root
+    from recsys.data.preparation.from_config import with_root
     from recsys.experiments.assembly import open_data
     from recsys.experiments.trained_run import load_run
     from recsys.operations.gates.judge import JudgeSettings, judge_run, published_release, record_verdict
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     settings = JudgeSettings.from_config(config)
     run, served = load_run(config.run), open_release(config.store, config.against)
     candidate = None if config.release is None else published_release(run, config.release, store=config.store)
-    dataset = run.dataset if config.data.root is None else open_data(at_root(run.config, config.data.root))
+    dataset = run.dataset if config.data.root is None else open_data(with_root(run.config, config.data.root))
     verdict = judge_run(run, served, settings=settings, dataset=dataset, candidate=candidate)
     path = record_verdict(run, verdict)
     verdict.print()

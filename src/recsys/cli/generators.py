@@ -30,8 +30,8 @@ def main(config: DictConfig) -> None:
     out = Path(config.out)
     if not out.parent.is_dir():
         raise UserError(f"out: {out.parent} is not a folder")
-    with progress() as say:
-        found = study(config, say)
+    with progress() as progress_line:
+        found = study(config, progress_line)
     report = GeneratorReport(found)
     report.write(out)
     mirror(found, config.logger)

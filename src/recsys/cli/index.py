@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     from recsys.release.store import ReleaseStore
 
     if config.alias is not None:
-        # Before a run of a sweep is finished for it.
+        # The alias is checked first, because finishing the best run of a sweep takes long.
         ReleaseStore(config.store).check_alias(config.alias)
     promotion = publish(load_run(choose_run(config.run, config.sweep, metric=config.metric)), config)
     report(promotion)

@@ -52,7 +52,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
     Args:
         name: key of `COMMANDS`.
-        arguments: arguments behind the name.
+        arguments: arguments after the name.
     """
     asks_help = [word for word in arguments if word in _HELP[:2]]
     if asks_help:

@@ -4,7 +4,7 @@
     recsys recommend release=production users=all out=FILE.parquet
     recsys recommend release=production data.root=DIR users=FILE.parquet out=FILE.parquet
 
-The last line of the output is the name of the file. The same command goes on where a killed one stopped.
+The last line of the output is the name of the file. The same command continues a killed one.
 """
 
 from __future__ import annotations

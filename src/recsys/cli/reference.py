@@ -21,7 +21,7 @@ class Key:
 
     Attributes:
         name: dotted name.
-        default: value as the file writes it; empty if other keys lie below it.
+        default: value as written in the file; empty if the key is a section.
         comment: comment above the key or behind its value; empty if there is none.
     """
 
@@ -63,7 +63,7 @@ def keys(file: Path) -> list[Key]:
         parents = [parent for parent in parents if parent[0] < indent]
         name = ".".join([*(parent[1] for parent in parents), match["name"]])
         value, _, behind = (match["value"] or "").partition(" #")
-        # The comment that a file begins with is about the file.
+        # The first comment of a file describes the file.
         above = [] if line == len(comment) else comment
         if name.split(".")[0] not in _HIDDEN and match["name"] not in ("_target_", "_partial_"):
             found.append(Key(name, value.strip(), " ".join([*above, behind.strip()]).strip()))
@@ -90,7 +90,7 @@ def options(group: str) -> list[str]:
 
 
 def title(file: Path) -> str:
-    """Return the first sentence of the comment that a file begins with."""
+    """Return the first sentence of a file's first comment."""
     lines = []
     for text in file.read_text().splitlines():
         if text.startswith("# @package"):
@@ -102,7 +102,7 @@ def title(file: Path) -> str:
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
-    """Join a value in brackets that goes over several lines."""
+    """Join the lines of a value in brackets."""
     held = ""
     for line in lines:
         text = f"{held} {line.strip()}" if held else line.rstrip()

@@ -3,7 +3,7 @@
     recsys releases list [store=releases]                       versions, newest first, with their aliases
     recsys releases show version=VERSION|ALIAS                  manifest of one release
     recsys releases alias alias=production version=VERSION      point an alias at a release
-    recsys releases rollback [alias=production]                 point it at the release that it left last
+    recsys releases rollback [alias=production]                 point it at the release before its last move
     recsys releases delete version=VERSION                      remove a release that no alias points at
 
 `json=true` prints JSON for programs. Every change of an alias is added to the history of the store.
@@ -53,7 +53,7 @@ def main(config: DictConfig) -> None:
 
 
 def _before(store: ReleaseStore, alias: str) -> str:
-    """Return the release that the alias left with its last move."""
+    """Return the release that the alias pointed at before its last move."""
     from recsys.core.errors import UserError
 
     aliases = store.aliases()

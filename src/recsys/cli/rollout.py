@@ -1,4 +1,4 @@
-"""Change the version that servers answer with, while they answer.
+"""Change the version that running servers serve, without failed requests.
 
     recsys rollout start version=V hosts=[A:8081,B:8081] gateways=[G:8080] store=releases
     recsys rollout canary version=V share=0.05 hosts=[...] gateways=[...] store=releases

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(config: DictConfig) -> None:
-    """Serve until the process is told to stop."""
+    """Serve until SIGTERM or SIGINT."""
     from recsys.serving.server import run
     from recsys.serving.settings import Settings
 

@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
         words: keys of `conf/sweep.yaml`, overrides for training, and `--config-dir DIR`.
 
     Raises:
-        UserError: If an argument is wrong, or no run came to a result.
+        UserError: If an argument is wrong, or no run has a result.
     """
     import sys
     from pathlib import Path

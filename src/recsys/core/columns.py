@@ -73,7 +73,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Any number of codes a row: row r holds `values[offsets[r]:offsets[r+1]]`; int32 [sum of lengths], int64 [R+1]."""
+    """Several codes a row: row r holds `values[offsets[r]:offsets[r+1]]`; int32 [sum of lengths], int64 [R+1]."""
 
     values: npt.NDArray[np.int32]
     offsets: Int64Array

@@ -10,7 +10,7 @@ _PACKAGE = Path(__file__).parents[1]
 def conf_folder() -> Path:
     """Return the folder that holds `train.yaml` and the configuration groups.
 
-    A wheel carries it as `recsys/conf`. In a checkout it lies at the root of the repository.
+    It is `recsys/conf` in a wheel, and `conf` at the root of a checkout.
 
     Raises:
         RuntimeError: If the installation is incomplete.

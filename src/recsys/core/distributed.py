@@ -26,7 +26,7 @@ def rank() -> int:
 
 
 def barrier() -> None:
-    """Wait for all processes, so that files of the first one are visible to the others."""
+    """Wait until all processes get here, so that files of the first one are visible to the others."""
     if world_size() > 1:
         dist.barrier()
 

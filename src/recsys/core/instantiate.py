@@ -16,7 +16,7 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
 
     Args:
         node: mapping with the key `_target_`.
-        settings: further arguments, which take the place of those in the node.
+        settings: further arguments, which replace those of the node.
 
     Raises:
         UserError: If a value is missing, or the node cannot be instantiated.

@@ -1,7 +1,7 @@
-"""Writes files and folders so that a reader, or a process that starts after a crash, finds all of one or nothing.
+"""Atomic writing of files and folders: readers find a complete file or folder or none, even after a crash.
 
-What is written lies aside under a hidden name, reaches the disk (`fsync`), and is then renamed. A process that is
-killed leaves at most a hidden leftover, which nothing reads.
+Content is written under a hidden name, synced to disk (`fsync`) and then renamed. A killed process leaves at most a
+hidden leftover, which nothing reads.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a writer a path aside; when the block ends without an error, that file takes the place of `path`.
+    """Yield a hidden path; when the block ends without an error, the file written there replaces `path`.
 
     Args:
-        path: file in a folder that exists. The path aside keeps its suffix, since some writers read it.
+        path: file in a folder that exists. The hidden path has the same suffix, because some writers depend on it.
 
     Yields:
         The path to write to, in the same folder. It is removed if the block raises.
@@ -51,12 +51,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def build_folder(path: Path) -> Iterator[Path]:
-    """Give a writer an empty folder aside; when the block ends without an error, it becomes `path`.
+    """Yield an empty hidden folder, which becomes `path` when the block ends without an error.
 
-    If `path` exists by then, it stays as it is and the new folder is removed: another process was faster.
+    If another process has made `path` meanwhile, that folder stays and the new one is removed.
 
     Args:
-        path: folder to make; its parent is made too.
+        path: folder to make, with its parents.
 
     Yields:
         The folder to write to, beside `path`. It is removed if the block raises.
@@ -66,7 +66,8 @@ def build_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         entries = [aside, *aside.rglob("*")]
-        # The file system serves waiting threads together: 30 small files take a tenth of the time of one by one.
+        # Threads sync at the same time, because file systems combine concurrent requests: 30 small files take a tenth
+        # of the time.
         with ThreadPoolExecutor(_SYNC_THREADS) as pool:
             for _ in pool.map(sync, entries):
                 pass
@@ -94,7 +95,7 @@ def sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    # There is no way to read it but to set it.
+    # The umask can be read only by setting it.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,7 +1,7 @@
 """Schema: the description of all columns that reach the towers.
 
 A `Feature` has an owner (interactions, items or users), a kind, and a role, which for columns of interactions is the
-moment from which the values are known. The `Schema` is written beside a prepared data set and into every release.
+moment from which the values are known. The `Schema` is stored with each prepared data set and in every release.
 Training, batch retrieval and serving read the same schema.
 """
 
@@ -76,7 +76,7 @@ class Feature:
             items).
         size: number of codes, including `MISSING` and `UNKNOWN`, of categorical, multi_categorical and text features;
             width of a vector; 1 for numeric.
-        mean, std: mean and standard deviation of numeric values in rows that training events touch. Values are
+        mean, std: mean and standard deviation of numeric values in rows that occur in training events. Values are
             standardised with them.
     """
 

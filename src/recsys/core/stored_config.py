@@ -1,4 +1,4 @@
-"""Stored configurations, whose `_target_` paths may be those of an earlier layout of this package."""
+"""Loading of stored configurations, whose `_target_` paths may belong to an earlier layout of this package."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-# Earlier path of a module or class -> later path. The longest match counts. The table is applied until nothing changes,
-# so a class that moved and was then renamed needs one row for each step.
+# Earlier path of a module or class -> later path. The longest match is used. The table is applied until nothing
+# changes, so a class that moved and was then renamed needs one row for each step.
 MOVED = {
     "recsys.averaging": "recsys.training.ema",
     "recsys.checkpoints": "recsys.training.checkpoints",

@@ -1,4 +1,4 @@
-"""Names for the arrays that functions take and return."""
+"""Type names of arrays."""
 
 import numpy as np
 import numpy.typing as npt

@@ -77,7 +77,7 @@ class Meta:
         """Read `meta.json`.
 
         Raises:
-            UserError: If the file is missing, is no such file, or is one of another format.
+            UserError: If the file is missing, is not a `meta.json`, or has another format.
         """
         try:
             content = json.loads(path.read_text())

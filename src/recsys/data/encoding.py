@@ -1,7 +1,7 @@
 """Encoder of feature values, used by preparation, batch retrieval and serving. Imports no torch.
 
-A value of another type than in training (text in the place of an integer, for example) is unknown and not an error,
-because requests come from outside. Only a vector of another width is an error.
+A value of another type than in training (text instead of an integer, for example) counts as unknown, because requests
+come from outside. Only a vector of another width is an error.
 """
 
 from __future__ import annotations

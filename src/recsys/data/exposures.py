@@ -41,7 +41,7 @@ class Exposures(NamedTuple):
             user_idx: int64 [H].
             after: int64 [H].
             until: int64 [H].
-            most: maximal number of exposures of a row: the latest ones.
+            most: maximum number of exposures of a row; the latest ones are kept.
             num_items: only items 1..num_items are returned.
         """
         begin, end = self.offsets[user_idx], self.offsets[user_idx + 1]

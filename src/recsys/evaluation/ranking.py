@@ -61,13 +61,13 @@ class CorpusSearch:
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
 
     def _search_several(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
-        there = present_embeddings(users.cpu().numpy())
-        owner, _ = np.nonzero(there)
+        present = present_embeddings(users.cpu().numpy())
+        owner, _ = np.nonzero(present)
         excluded = None if exclude is None else exclude.take(owner)
-        found = self(users[torch.from_numpy(there).to(users.device)], k, exclude=excluded)
-        scores, items = np.full((*there.shape, k), -np.inf, np.float32), np.full((*there.shape, k), -1)
-        scores[there], items[there] = (each.cpu().numpy() for each in found)
-        # Item 0 follows the last result, and `take_turns` expects -1 there.
+        found = self(users[torch.from_numpy(present).to(users.device)], k, exclude=excluded)
+        scores, items = np.full((*present.shape, k), -np.inf, np.float32), np.full((*present.shape, k), -1)
+        scores[present], items[present] = (each.cpu().numpy() for each in found)
+        # Item 0 follows the last result, and `take_turns` expects -1 instead.
         merged_scores, merged = take_turns(scores, np.where(items > 0, items, -1), k=k)
         return torch.from_numpy(merged_scores), torch.from_numpy(np.maximum(merged, 0))
 

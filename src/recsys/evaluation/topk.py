@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recsys.data.batches.batch import RaggedTensor
 
-# Bytes of a block: large enough for an efficient matrix product, and small beside main memory.
+# Bytes of a block: large enough for an efficient matrix product, and small compared with main memory.
 BLOCK_BYTES = 64 << 20
 
 # Number of columns that are represented by their maximum during the search.

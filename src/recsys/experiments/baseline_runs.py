@@ -19,7 +19,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
-from recsys.experiments.assembly import check_metric, instantiate, open_data, reachable
+from recsys.experiments.assembly import check_metric, instantiate, open_data, oracle_recall
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.run_folder import RunFolder, RunStatus
 
@@ -113,7 +113,7 @@ class _Baseline:
         return run
 
     def _tune(self, axes: Sequence[Axis]) -> Settings:
-        """The best settings on validation; `metrics.json` holds their metrics."""
+        """Return the best settings on validation, and write their metrics to `metrics.json`."""
         metric, events = self.config.evaluation.metric, Interactions(self.dataset, "train")
         tried = self.run.state.tried
 
@@ -144,7 +144,7 @@ class _Baseline:
         if self.config.evaluation.rolling:
             requests = rolling_requests(data, "test")
             metrics |= self._evaluate(generator, data, part="test", requests=requests, rolling=True)
-        best = reachable(self.config, data, part="test")
+        best = oracle_recall(self.config, data, part="test")
         metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
         self.run.write_per_user(per_user_table(data, counted))
         self.run.write_metrics(metrics)

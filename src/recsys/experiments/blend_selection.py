@@ -30,8 +30,8 @@ from recsys.training.frequency import prior_shift
 SHARES = (0.25, 0.5, 0.75)
 # Relative gain in the metric that a further member must bring, because it costs time at every request.
 LEAST_GAIN = 0.01
-# The same for a prior shift. It costs no time, but flatters on validation, whose popularity is nearer to that of
-# training than the future's.
+# The same for a prior shift. It costs no time, but validation overestimates its gain, because popularity there is
+# nearer to that of training than later.
 LEAST_SHIFT_GAIN = 0.05
 SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0))  # weight, power
 SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days

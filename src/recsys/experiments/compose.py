@@ -141,7 +141,7 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
 
 # Hydra's option for a folder of options outside `conf/`.
 CONFIG_DIR = ("--config-dir", "-cd")
-# Experiments that only named one option -> the overrides that they stood for.
+# Removed experiments -> the overrides that replace them.
 REMOVED_EXPERIMENTS = {
     "in_batch": "negatives=in_batch",
     "in_batch_classic": "negatives=in_batch loss.logq=classic",
@@ -162,7 +162,7 @@ def reference(config_name: str, choices: Mapping[str, str | None], *, search_pat
 
 
 def search_path(arguments: Iterable[str]) -> list[str]:
-    """Return the override, if any, by which Hydra finds options in the folders outside `conf/` that arguments name."""
+    """Return the override that adds the folders named by the arguments to Hydra's search path, if any."""
     folders: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -189,7 +189,7 @@ def _initialized() -> Iterator[None]:
 
 
 def readable(error: Exception) -> str:
-    """Return a message of recsys, Hydra or OmegaConf as one line."""
+    """Return an error message of recsys, Hydra or OmegaConf as one line."""
     message = " ".join(str(error).split())
     missing = re.search(r"Missing mandatory value: ([\w.]+)", message)
     if missing is not None:

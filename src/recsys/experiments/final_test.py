@@ -16,7 +16,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
-from recsys.experiments.assembly import build_data, build_model, corpus_of, reachable
+from recsys.experiments.assembly import build_data, build_model, corpus_of, oracle_recall
 from recsys.experiments.fitting import BEST, TrainingSession, build_evaluation, build_trainer, logged_metrics
 from recsys.experiments.loggers import log_examples
 from recsys.experiments.trained_run import load_weights
@@ -36,7 +36,7 @@ def measure_on_test(session: TrainingSession) -> None:
     metrics = logged_metrics(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
-    best = reachable(config, dataset, part="test")
+    best = oracle_recall(config, dataset, part="test")
     metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
@@ -47,7 +47,7 @@ def measure_on_test(session: TrainingSession) -> None:
 def rolling_metrics(
     config: DictConfig, dataset: PreparedDataset, *, model: Model, builder: BatchBuilder
 ) -> dict[str, float]:
-    """Return `test_rolling/*`: every test event is a request of its own, with all events before it as history."""
+    """Return `test_rolling/*`, for which each test event is a request with all events before it as history."""
     corpus = corpus_of(model, dataset)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)

@@ -69,7 +69,7 @@ def select_checkpoint(session: TrainingSession) -> None:
     last = _existing(run.checkpoints / LAST)
     module = build_module(config, dataset, model=_towers(session, fresh=last is None), mine=miner(config))
     data = _training_data(session)
-    # Evaluation comes last, because a callback before it puts averaged weights in place.
+    # Evaluation must run after the callback that swaps in averaged weights.
     named = _named_callbacks(session, run.checkpoints)
     callbacks = [*(c for _, c in named), KeepEarlyStopped(), build_evaluation(session, module.model)]
     trainer = build_trainer(session, callbacks)
@@ -82,7 +82,7 @@ def select_checkpoint(session: TrainingSession) -> None:
         # Training was too short for a validation.
         trainer.save_checkpoint(best)
     load_weights(module.model, best)
-    # Without the other callbacks, which would replace the selected weights by averaged ones.
+    # Other callbacks would replace the selected weights by averaged ones.
     validator = build_trainer(session, [build_evaluation(session, module.model)])
     validator.validate(module, data, verbose=False)
     run.write_metrics(logged_metrics(validator, "val/"))
@@ -90,7 +90,7 @@ def select_checkpoint(session: TrainingSession) -> None:
         selected=int(torch.load(best, map_location="cpu", weights_only=True)["global_step"]),
         steps=trainer.global_step,
         schedule_steps=module.schedule_steps,
-        # A run that was killed after its last step trains nothing more that could be measured.
+        # A start after the last step trains no targets, so the speed of the earlier start stays.
         targets_per_second=round(module.num_targets / seconds, 1)
         if module.num_targets
         else run.state.targets_per_second or 0.0,
@@ -156,13 +156,13 @@ def silence_lightning() -> None:
 
 
 def _training_data(session: TrainingSession) -> RetrievalData:
-    """Loaders; the time of the newest training event is recorded, because the configuration alone does not fix it."""
+    """Return the loaders, and record the time of the newest training event, which the configuration does not fix."""
     session.run.update(train_until=session.dataset.train_until)
     return build_data(session.config, session.dataset)
 
 
 def _towers(session: TrainingSession, *, fresh: bool) -> TwoTower:
-    """Both towers; fresh ones get the weights of the run in `warm_start`, if any."""
+    """Return both towers; fresh ones get the weights of the run in `warm_start`, if any."""
     config, dataset = session.config, session.dataset
     model = build_towers(config, dataset, fresh=fresh)
     if fresh and config.warm_start is not None:

@@ -91,7 +91,7 @@ def _cached_neighbors(cache: Path, dataset: PreparedDataset, corpus: Tensor, pat
 
 
 def _translate(item_ids: pa.Array, known: pa.Array) -> npt.NDArray[np.int64]:
-    """item_idx of outside ids among the known ones, 0 for those that are unknown."""
+    """Return the item_idx of outside ids, 0 for unknown ones."""
     if item_ids.type != known.type:
         raise UserError(f"negatives.run: its item ids are {item_ids.type}, expected {known.type} as in the data")
     rows = pc.index_in(item_ids, value_set=known)

@@ -141,7 +141,7 @@ def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
 
 
 def _table(factors: npt.NDArray[np.floating], events: Interactions) -> Float32Array:
-    """Factors [N, W] of items 1..N as a table; zeros for item 0 and items without events."""
+    """Return factors [N, W] of items 1..N as a table, with zeros for item 0 and items without events."""
     table = np.zeros((len(factors) + 1, factors.shape[1]), np.float32)
     known = np.flatnonzero(events.counts())
     table[known + 1] = factors[known]

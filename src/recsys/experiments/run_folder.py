@@ -28,7 +28,7 @@ STATE = "run.json"
 METRICS = "metrics.json"
 PER_USER = "per_user.parquet"
 CONFIG = "config.yaml"
-# Written even if nothing is known, since readers outside the repository rely on these keys.
+# Written even if they have no value, because readers outside the repository rely on these keys.
 _ALWAYS = ("status", "git_commit", "seconds")
 
 
@@ -126,7 +126,7 @@ class RunState:
         return cls(**known, other={name: value for name, value in content.items() if name not in known})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `run.json`; what is not known yet is left out."""
+        """Return the content of `run.json`, without values that are not known yet."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "other"}
         unset = RunState()
         return {n: v for n, v in values.items() if n in _ALWAYS or v != getattr(unset, n)} | self.other
@@ -222,7 +222,7 @@ def write_config(path: Path, config: DictConfig) -> None:
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
-    """Classes of a value that a type hint allows; an integer may stand for a float."""
+    """Return the classes that a type hint allows; an integer is also a valid float."""
     if isinstance(hint, types.UnionType):
         return tuple(one for part in typing.get_args(hint) for one in _classes(part))
     kind = typing.get_origin(hint) or hint
@@ -238,7 +238,7 @@ def _describe(hint: Any) -> str:
 def _check_same(found: Any, wanted: Any, file: Path) -> None:
     differences = [difference for difference in _differences(found, wanted) if difference[0] != "test"]
     if differences:
-        # A key that another follows by interpolation makes that one differ too. The shortest names are the causes.
+        # A key that is interpolated from another one differs too. The shortest names are the causes.
         differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
         held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
         asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])

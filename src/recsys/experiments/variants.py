@@ -63,7 +63,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
 def _choose(
     variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str, file: Path
 ) -> BlendChoice:
-    """The choice of the blend, stored in `file`, because it cannot be repeated after its members were refitted."""
+    """Choose the blend and store it in `file`, because this cannot be repeated after the members were refitted."""
     if not file.exists() and distributed.is_first():
         atomic_write(file, json.dumps(choose_blend(variants, runs, metric=metric)._asdict(), indent=2) + "\n")
     distributed.barrier()
@@ -121,7 +121,7 @@ def _seconds(runs: Mapping[str, RunFolder]) -> float:
 
 
 def _adopt(run: RunFolder, path: Path, **changes: Any) -> None:
-    """Begin the run `path` with what `run` selected; `run.json` is written last, because it makes the rest valid."""
+    """Copy what `run` selected into the run `path`. `run.json` is written last, because it makes the folder valid."""
     if (path / STATE).exists():
         return
     (path / "checkpoints").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Copies of releases and verdicts in W&B. The local files stay the truth. Imports no torch."""
+"""Copies of releases and verdicts in W&B. The local files remain authoritative. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wandb_online() -> bool:
 
 
 def wandb_mode() -> Literal["online", "offline"]:
-    """Return the mode for a new W&B run; its client is silenced, because its messages would drown a run's result."""
+    """Return the mode for a new W&B run, and silence the client, whose messages would hide the result of a run."""
     os.environ.setdefault("WANDB_SILENT", "true")
     return "online" if wandb_online() else "offline"
 
@@ -67,8 +67,8 @@ def log_verdict(
     Args:
         project: project of W&B; nothing happens if it is None.
         run: folder of the run that was judged.
-        values: values of the summary.
-        columns: heads of the table.
+        values: values in the summary of the W&B run.
+        columns: column heads of the table.
         rows: cells of the table.
     """
     if project is None:

@@ -1,7 +1,7 @@
 """Warm start: training that begins from the weights of an earlier run.
 
-Rows of tables are copied by id, all other weights by name. Items, users and values that are new were unknown to the
-earlier run. Their rows begin as its row of the unknown, so before the first step the model answers as the earlier run.
+Rows of tables are copied by id, all other weights by name. Rows of new items, users and values start as the earlier
+run's row of unknown ones, so before the first step the model answers like the earlier run.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
 
 
 def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:
-    """Tables whose rows belong to items, users or values, by name."""
+    """Return the tables whose rows belong to items, users or values, by name."""
     user, items = model.user_tower, _item_rows(earlier.dataset, dataset)
     parts: list[tuple[str, FeatureEmbedding | None, Callable[[Schema], tuple[Feature, ...]]]] = [
         ("user_tower.events", user.events, lambda schema: schema.with_role("event", "request")),
@@ -149,24 +149,24 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
 
 
 def _item_rows(before: PreparedDataset, now: PreparedDataset) -> Rows:
-    """Earlier row of each item_idx, 0..num_trained."""
+    """Return the earlier row of each item_idx, 0..num_trained."""
     known = before.item_ids.slice(0, before.num_trained)
     found = _places(now.item_ids.slice(0, now.num_trained), known, "item_id")
     return np.concatenate([[UNKNOWN_ITEM], np.where(found < 0, UNKNOWN_ITEM, found + 1)])
 
 
 def _user_rows(before: PreparedDataset, now: PreparedDataset, *, rows_before: Rows, rows_now: Rows) -> Rows:
-    """Earlier row of each row of the user table; row 0 stands for all users without training events."""
+    """Return the earlier row of each row of the user table; row 0 is shared by all users without training events."""
     trained = np.flatnonzero(rows_now > 0)
     found = _places(now.user_ids.take(pa.array(trained)), before.user_ids, "user_id")
-    # found is -1 for an unknown user, which picks the last entry, that of unknown users.
+    # `found` is -1 for an unknown user and selects the last entry, the row of unknown users.
     rows = np.zeros(len(trained) + 1, np.int64)
     rows[rows_now[trained]] = rows_before[found]
     return rows
 
 
 def _value_rows(before: PreparedDataset, now: PreparedDataset, feature: Feature) -> Rows:
-    """Earlier row of each code of a categorical feature."""
+    """Return the earlier row of each code of a categorical feature."""
     mine, theirs = now.vocabulary(feature), before.vocabulary(feature)
     assert mine is not None, "the feature has a vocabulary"
     if theirs is None or theirs.type != mine.type:
@@ -176,7 +176,7 @@ def _value_rows(before: PreparedDataset, now: PreparedDataset, feature: Feature)
 
 
 def _places(ids: pa.Array, known: pa.Array, column: str) -> Rows:
-    """Place of each id among the known ones, -1 if it is new."""
+    """Return the position of each id in `known`, -1 for a new id."""
     if ids.type != known.type:
         raise UserError(f"warm_start: its {column} is {known.type}, expected {ids.type} as in this data")
     return np.asarray(pc.fill_null(pc.index_in(ids, value_set=known), -1)).astype(np.int64)

@@ -102,7 +102,7 @@ class Index(Protocol):
         ...
 
     def save(self, folder: Path) -> list[str]:
-        """Write the files `item_index.*` that the index needs beside the embeddings, and return their names.
+        """Write the files `item_index.*` that the index needs in addition to the embeddings, and return their names.
 
         Call `save_index`, which writes the description of the index too.
         """

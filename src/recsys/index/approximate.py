@@ -35,7 +35,7 @@ LEVEL = 1.5
 
 
 class FaissIndex(ABC):
-    """A faiss structure beside the embeddings. Subclasses define how it is built, searched, and what a search costs.
+    """A faiss structure together with the embeddings. Subclasses define construction, search, and the cost of a search.
 
     Attributes:
         structure: name of the faiss class that the index is stored as.
@@ -124,7 +124,8 @@ class FaissIndex(ABC):
             return self._exact(queries, k, allowed=allowed, exclude=exclude)
         if exclude is None or not len(exclude.values):
             return self._search(queries, k, wanted=k, allowed=allowed, exclude=None)
-        # Queries are grouped by how much they exclude, so that one long history does not widen the search of all.
+        # Queries are grouped by the number of their exclusions, so that one long history does not widen the search of
+        # all.
         excluded = np.diff(exclude.offsets)
         bucket = np.ceil(np.log2(excluded + 1)).astype(np.int64)
         scores = np.empty((len(queries), k), np.float32)
@@ -178,7 +179,7 @@ class FaissIndex(ABC):
         allowed: AllowedRows | None,
         exclude: Ragged | None,
     ) -> tuple[Float32Array, Rows]:
-        """Take `wanted` candidates a query and drop the excluded ones.
+        """Find `wanted` candidates for each query and drop the excluded ones.
 
         Queries that get too few results are answered exactly, and so are all if that is cheaper.
         """

@@ -16,7 +16,7 @@ from recsys.index.topk import Mask, Rows
 
 
 class Auto:
-    """An index that `build` chooses by the number of items. `save_index` stores the chosen index in its place.
+    """An index that `build` chooses by the number of items. `save_index` stores the chosen index instead.
 
     Args:
         approximate: index for corpora of `exact_below` items or more.

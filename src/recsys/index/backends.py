@@ -10,7 +10,7 @@ from recsys.index.engine import faiss
 
 
 class FaissFlat(FaissIndex):
-    """Exhaustive search by faiss, the yardstick for throughput.
+    """Exhaustive search by faiss, the reference for throughput.
 
     Results are exact, except that of several equal scores at the end any may be returned.
     """
@@ -21,7 +21,7 @@ class FaissFlat(FaissIndex):
     refine_factors: tuple[int, ...] = ()
 
     def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, of which there are none."""
+        """Return the arguments of the constructor (none)."""
         return {}
 
     def least_breadth(self, k: int) -> int:  # noqa: ARG002

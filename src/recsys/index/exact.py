@@ -16,7 +16,7 @@ from recsys.index.topk import Mask, Rows, exact_search
 
 
 class Exact:
-    """Inner products with every allowed item. The embeddings are all that it holds."""
+    """Inner products with every allowed item. Only the embeddings are stored."""
 
     is_exact = True
     max_breadth = 0
@@ -63,5 +63,5 @@ class Exact:
         self._embeddings = embeddings
 
     def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, of which there are none."""
+        """Return the arguments of the constructor (none)."""
         return {}

@@ -1,10 +1,9 @@
 """Prediction of the number of lists of an inverted file that a filtered search must read, for each query.
 
-The items that pass a filter may lie anywhere: evenly, around the query, or everywhere but there. So their share does
-not determine how far to look. The model assumes that the scores of a list's items follow a normal distribution around
-the score of its centroid, with one variance for all lists (that of the residuals along the query). From the number of
-allowed items in each list it derives the score that the wanted number of items exceeds, and how many of them each list
-holds.
+The items that pass a filter may be spread evenly, near the query, or far from it, so their share does not determine how
+many lists to read. The model assumes that the scores of a list's items follow a normal distribution around the score of
+its centroid, with one variance for all lists (that of the residuals along the query). From the number of allowed items
+in each list it derives the score that the wanted number of items exceeds, and how many of them each list holds.
 
 Shapes: Q queries, L lists, N items, D dim.
 """
@@ -20,7 +19,7 @@ from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.topk import Rows
 
-# Share of the wanted items that the lists to read should hold, by the model.
+# Share of the wanted items that the chosen lists must hold according to the model.
 COVERED = 0.98
 # The variance is estimated from blocks of contiguous rows, because each page of mapped embeddings that is read stays in
 # memory.

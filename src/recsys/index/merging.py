@@ -19,9 +19,9 @@ Rows = npt.NDArray[np.int64]
 
 def present_embeddings(users: Float32Array) -> npt.NDArray[np.bool_]:
     """Return a mask [B, M] of the embeddings [B, M, D] that exist. Zeros are absent, but the first always exists."""
-    there: npt.NDArray[np.bool_] = np.any(users, axis=2)
-    there[:, 0] = True
-    return there
+    present: npt.NDArray[np.bool_] = np.any(users, axis=2)
+    present[:, 0] = True
+    return present
 
 
 def take_turns(scores: Float32Array, rows: Rows, *, k: int) -> tuple[Float32Array, Rows]:
@@ -57,7 +57,7 @@ class RankedLists:
         rows: int64 [B, M, K], each row at most once in a list; -1 after the last result.
 
     Attributes:
-        number: numbers below M * K in the place of rows, equal for equal rows of a user; int64 [B, M, K].
+        number: numbers below M * K instead of rows, equal for equal rows of a user; int64 [B, M, K].
         length: number of results of each list; int64 [B, M].
     """
 
@@ -76,7 +76,7 @@ class RankedLists:
         out = np.full((num_users, k), -1, np.int64)
         given = np.zeros((num_users, num_lists * depth), bool)
         count = np.zeros(num_users, np.int64)
-        # Next unread place of each list.
+        # Next unread position of each list.
         at = np.zeros((num_lists, num_users), np.int64)
         for budgets in rounds:
             left = list(budgets)
@@ -110,7 +110,7 @@ class RankedLists:
 
 
 def _numbered(rows: Rows) -> Rows:
-    """Return numbers below M * K in the place of rows [B, M, K], equal for equal rows of a user."""
+    """Replace rows [B, M, K] by numbers below M * K, equal for equal rows of a user."""
     flat = rows.reshape(len(rows), rows.shape[1] * rows.shape[2])
     order = np.argsort(flat, axis=1, kind="stable")
     ordered = np.take_along_axis(flat, order, axis=1)

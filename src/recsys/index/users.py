@@ -36,10 +36,10 @@ def search_users(
     """
     if users.ndim == 2:
         return index.search(users, k, allow=allow, exclude=exclude)
-    there = present_embeddings(users)
-    owner = np.nonzero(there)[0]
-    scores = np.full((*there.shape, k), -np.inf, np.float32)
-    rows = np.full((*there.shape, k), -1, np.int64)
+    present = present_embeddings(users)
+    owner = np.nonzero(present)[0]
+    scores = np.full((*present.shape, k), -np.inf, np.float32)
+    rows = np.full((*present.shape, k), -1, np.int64)
     excluded = None if exclude is None else exclude.take(owner)
-    scores[there], rows[there] = index.search(users[there], k, allow=allow, exclude=excluded)
+    scores[present], rows[present] = index.search(users[present], k, allow=allow, exclude=excluded)
     return take_turns(scores, rows, k=k)

@@ -59,7 +59,7 @@ class Pairs(NamedTuple):
 
 
 class AttentionRows:
-    """The places of the tokens of packed sequences in rows, for one number of heads.
+    """The positions of the tokens of packed sequences in rows, for one number of heads.
 
     Args:
         lengths: int64, tokens of each sequence, at least 1.

@@ -69,7 +69,7 @@ class NumericInput(nn.Module):
         """Return the embeddings [R, width]."""
         assert isinstance(values, Tensor)
         missing = torch.isnan(values).unsqueeze(1)
-        # Without the bounds, outliers would outweigh the other features.
+        # Values are clipped, because outliers would outweigh the other features.
         value = torch.nan_to_num(values, nan=0.0).clamp(-5.0, 5.0).unsqueeze(1)
         return torch.where(missing, self.missing, self.line(value))
 

@@ -87,8 +87,8 @@ class Capsules(nn.Module):
         valid = (place < lengths) & ((place > 0) | (lengths == 1))
         # As in MIND's code, gradients flow through the routed events but not through the routing weights.
         with torch.no_grad():
-            starts, there = self._starts(events, lengths, valid=valid)
-            absent = torch.zeros(there.shape, device=tokens.device).masked_fill(~there, -torch.inf).unsqueeze(3)
+            starts, present = self._starts(events, lengths, valid=valid)
+            absent = torch.zeros(present.shape, device=tokens.device).masked_fill(~present, -torch.inf).unsqueeze(3)
             logits = _by_history(_squash(starts), events.transpose(1, 2)) + absent
             for _ in range(self.num_iterations - 1):
                 capsules = _squash(_by_history(_weights(logits, valid), events))
@@ -96,7 +96,7 @@ class Capsules(nn.Module):
             weights = _weights(logits, valid)
         capsules = _squash(_by_history(weights, events)) * tokens.shape[2] ** 0.5
         capsules = self.dropout(capsules)
-        return capsules + self.mlp(capsules), there
+        return capsules + self.mlp(capsules), present
 
     def _starts(self, events: Tensor, lengths: Tensor, *, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Return the events [H, Q, M, D] that capsules start as, and a mask bool [H, Q, M] of capsules that exist."""
@@ -104,16 +104,16 @@ class Capsules(nn.Module):
         similarity = unit @ unit.transpose(1, 2)
         num_events = (lengths - 1).squeeze(2)
         chosen = [num_events]
-        there = [torch.ones_like(num_events, dtype=torch.bool)]
+        present = [torch.ones_like(num_events, dtype=torch.bool)]
         # A token that cannot start a capsule counts as infinitely similar to the starts.
         nearest = torch.where(valid, -torch.inf, torch.inf)
         for number in range(1, self.num_embeddings):
             of_last = similarity.gather(1, chosen[-1].unsqueeze(2).expand(-1, -1, similarity.shape[2]))
             nearest = torch.maximum(nearest, of_last)
             chosen.append(nearest.argmin(2))
-            there.append((num_events >= 2 ** (number + 1)) & (nearest.amin(2) < SAME))
+            present.append((num_events >= 2 ** (number + 1)) & (nearest.amin(2) < SAME))
         at = torch.stack(chosen, 2).flatten(1).unsqueeze(2).expand(-1, -1, events.shape[2])
-        return events.gather(1, at).unflatten(1, (-1, self.num_embeddings)), torch.stack(there, 2)
+        return events.gather(1, at).unflatten(1, (-1, self.num_embeddings)), torch.stack(present, 2)
 
 
 def _by_history(queries: Tensor, shared: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def interests_of_prefixes(
     first = np.cumsum(counts) - counts
     size = np.ceil(np.log2(np.maximum(lengths, SHORTEST_ROW)))
     place = np.empty(len(owner), np.int64)
-    embeddings, there, done = [], [], 0
+    embeddings, present, done = [], [], 0
     for bucket in np.unique(size[counts > 0]):
         members = np.flatnonzero((size == bucket) & (counts > 0))
         columns = np.arange(lengths[members].max())
@@ -165,10 +165,10 @@ def interests_of_prefixes(
         found = interests(tokens, seen)
         inside = torch.from_numpy(asked).to(device)
         embeddings.append(found[0][inside])
-        there.append(found[1][inside])
+        present.append(found[1][inside])
         place[queries[asked]] = done + np.arange(asked.sum())
         done += int(asked.sum())
     if not done:
         return states.new_zeros(0, interests.num_embeddings, states.shape[1]), torch.zeros(0, 0, dtype=torch.bool)
     at = torch.from_numpy(place).to(device)
-    return torch.cat(embeddings).index_select(0, at), torch.cat(there)[at]
+    return torch.cat(embeddings).index_select(0, at), torch.cat(present)[at]

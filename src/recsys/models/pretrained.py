@@ -1,4 +1,4 @@
-"""Item embeddings that were learned before, as an input of the item tower.
+"""Pretrained item embeddings as an input of the item tower.
 
 Shapes: N items with training events, W width, R rows, D dim.
 """

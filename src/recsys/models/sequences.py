@@ -35,7 +35,7 @@ class Sequences(NamedTuple):
         """
         begin, num_events, answer = np.cumsum(batch.lengths) - batch.lengths, batch.lengths, batch.query
         if not is_causal:
-            # Queries at the same place, such as those of a basket, share a sequence.
+            # Queries at the same position, such as those of a basket, share a sequence.
             places, which = torch.unique(batch.query, return_inverse=True)
             place = places.cpu().numpy()
             first_place = begin + np.arange(len(begin))

@@ -92,16 +92,16 @@ class UserTower(nn.Module):
         encoder = self.encoder
         source, layout, answer = Sequences.from_batch(batch, is_causal=encoder.is_causal, reads_time=encoder.reads_time)
         states = self.encoder(F.embedding(source, torch.cat([self.start.unsqueeze(0), tokens])), layout)
-        there = None
+        present = None
         if self.interests is None:
             states = F.embedding(answer, states)
         else:
-            states, there = interests_of_prefixes(
+            states, present = interests_of_prefixes(
                 self.interests, states, lengths=layout.lengths, query=answer, history=layout.sequence[answer]
             )
         users = {name: take(column, batch.history) for name, column in batch.users.items()} if self.profile else {}
         context = self._context(users, batch.requests, user_idx=batch.user_idx[batch.history])
-        return self._mix(states, context, there=there)
+        return self._mix(states, context, present=present)
 
     def forward_padded(
         self,
@@ -137,8 +137,8 @@ class UserTower(nn.Module):
         if self.interests is None:
             last = lengths.view(-1, 1, 1).expand(-1, 1, states.shape[2])
             return self._mix(states.gather(1, last).squeeze(1), context)
-        states, there = self.interests(states, lengths.unsqueeze(1) + 1)
-        return self._mix(states.squeeze(1), context, there=there.squeeze(1))
+        states, present = self.interests(states, lengths.unsqueeze(1) + 1)
+        return self._mix(states.squeeze(1), context, present=present.squeeze(1))
 
     def _tokens(self, items: Tensor, events: FeatureTensors) -> Tensor:
         tokens: Tensor = items * self.dim**0.5
@@ -157,13 +157,13 @@ class UserTower(nn.Module):
             parts.append(self.users(user_idx))
         return parts
 
-    def _mix(self, states: Tensor, context: list[Tensor], *, there: Tensor | None = None) -> Tensor:
+    def _mix(self, states: Tensor, context: list[Tensor], *, present: Tensor | None = None) -> Tensor:
         """Add a network over states and context to the states, and set absent embeddings to zero."""
         if self.mixer is not None:
             if states.ndim == 3:
                 context = [part.unsqueeze(1).expand(-1, states.shape[1], -1) for part in context]
             states = states + self.mixer(torch.cat([states, *context], dim=-1))
-        return states if there is None else states.masked_fill(~there.unsqueeze(2), 0.0)
+        return states if present is None else states.masked_fill(~present.unsqueeze(2), 0.0)
 
 
 def _time_unit(encoder: HistoryEncoder, sizes: DataSizes) -> int:

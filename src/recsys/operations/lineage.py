@@ -43,16 +43,16 @@ class AliasPeriod:
 
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
-    """Everything that a release was made from.
+    """Origin of a release, and the times when it was served.
 
     Attributes:
         version, model, created, pair: values of the manifest.
         sound: result of the verification of all files.
         parts: user tower, item tower, index, embeddings -> file -> sha256.
         index: class of the index, and its recall against exact search.
-        run: folder of the run, whether it exists, and what its files say; `same_config` is true if its configuration is
-            still the one in the release.
-        config_sha256: digest of the configuration in the release, which stays if the run is removed.
+        run: folder of the run, whether it exists, and the contents of its files; `same_config` is true if its
+            configuration equals the one in the release.
+        config_sha256: digest of the configuration in the release, which remains if the run is removed.
         data: fingerprint, and times of the first and last events.
         git_commit: commit of the code; `+` marks uncommitted changes.
         verdict: verdict of the gates on the run; None if there is none.
@@ -187,7 +187,7 @@ def _moment(seconds: int) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
-        # The times are not in seconds.
+        # The times of the data are not in seconds.
         return f"{seconds} s, which is no date"
 
 

@@ -13,5 +13,5 @@ def mirror(send: Callable[[], None]) -> None:
     try:
         send()
     except Exception as error:
-        # The local files hold everything, so no failure of W&B may stop a retraining cycle.
+        # The local files are complete, so a failure of W&B must not stop a retraining cycle.
         log.warning("not mirrored to W&B: %s", error)

@@ -1,4 +1,4 @@
-"""What an opened run and an opened release have in common: lists, similar items, embeddings and metrics as tables."""
+"""Tables of lists, similar items, embeddings and metrics, for opened runs and releases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recsys.publishing.frames import as_ids, embedding_column, ranked_table, to_
 
 
 class EmbeddingRecommender(Recommender, Protocol):
-    """A recommender that gives user embeddings, too."""
+    """A recommender that also returns user embeddings."""
 
     def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:
         """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""

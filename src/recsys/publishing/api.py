@@ -24,8 +24,8 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
 
     Args:
         overrides: arguments of `recsys train`.
-        path: folder of the run; None for `hydra.run.dir`, by default `runs/` and the time. A run that was killed goes
-            on; a finished one is opened.
+        path: folder of the run; None for `hydra.run.dir`, by default `runs/` and the time. A killed run continues; a
+            finished one is opened.
 
     Returns:
         The finished run.
@@ -49,7 +49,7 @@ def load_run(path: str | Path) -> OpenedRun:
     """Open the folder of a finished run.
 
     Args:
-        path: folder that `recsys train` left.
+        path: run folder written by `recsys train`.
 
     Raises:
         UserError: If there is no such run, it is not finished, or its data has changed.

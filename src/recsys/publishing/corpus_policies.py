@@ -92,7 +92,7 @@ class EngagedItems:
 
     Args:
         half_life_days: age in days at which an event counts half.
-        at_least: least engagement of an item; None for no bound.
+        at_least: minimum engagement of an item; None for no bound.
         top: number of items with the most engagement; None for no bound.
         num_fresh: number of the newest other items that enter as well.
         born: numeric column of items with the time of their creation, in any unit; None for the time of the first
@@ -214,11 +214,11 @@ def _without(items: Items, deny: str | None, dataset: PreparedDataset) -> Items:
 
 
 def _born(dataset: PreparedDataset, name: str) -> npt.NDArray[np.float64]:
-    """Values of a numeric column of items, float64 by item_idx; nan if an item has none."""
+    """Return the values of a numeric column of items, float64 by item_idx; nan if an item has none."""
     able = {feature.name: feature for feature in dataset.schema.owned_by("items") if feature.kind == "numeric"}
     if name not in able:
         raise UserError(f"corpus.born={name}: there is no such numeric column of items{nearest(name, able)}")
     column = dataset.columns[able[name].key]
     assert isinstance(column, Dense)
-    # Standardised values have the order of the raw ones.
+    # Standardised values have the same order as the raw ones.
     return np.asarray(column.values, np.float64)

@@ -25,7 +25,7 @@ def queries_of(
     Args:
         users: ids, or a frame with `user_id` and any request and profile features; None for everyone in `events`.
         events: frame with `user_id`, `item_id`, any features of events, and perhaps `timestamp`; events without a
-            timestamp count in the order of the frame. None: nobody has a history.
+            timestamp count in the order of the frame. None if no user has a history.
         retriever: opened release.
         unknown: `"error"` refuses users without events, `"empty"` gives them an empty history.
 
@@ -62,7 +62,7 @@ def queries_of(
 
 
 def _events(table: pa.Table, place: npt.NDArray[np.int64], names: set[str]) -> list[dict[str, Any]]:
-    """Return the events of the users with a place, by place and then by time."""
+    """Return the events of the users that have a position, sorted by position and time."""
     for name in table.column_names:
         if name != "user_id" and name not in names:
             raise UserError(f"histories: column '{name}' is no feature of events{nearest(name, names)}")

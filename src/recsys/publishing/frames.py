@@ -26,7 +26,7 @@ def to_table(frame: Frame, place: str) -> pa.Table:
         place: name of the argument, for errors.
 
     Raises:
-        UserError: If the frame is none.
+        UserError: If `frame` is not a data frame.
     """
     if not hasattr(frame, "__arrow_c_stream__"):
         raise UserError(f"{place}: found {type(frame).__name__}, expected a data frame of pandas, Polars or Arrow")
@@ -35,12 +35,12 @@ def to_table(frame: Frame, place: str) -> pa.Table:
 
 
 def is_frame(values: object) -> bool:
-    """Whether `values` is a table, and not a single column."""
+    """True if `values` is a table and not a single column."""
     return isinstance(values, pa.Table) or (hasattr(values, "__arrow_c_stream__") and hasattr(values, "columns"))
 
 
 def column(table: pa.Table, name: str, place: str) -> pa.Array:
-    """Return a column that must be there and hold no null.
+    """Return a required column without nulls.
 
     Args:
         table: table of the caller.
@@ -66,7 +66,7 @@ def to_ids(values: Iterable[Any], place: str) -> pa.Array:
         place: name of the argument, for errors.
 
     Raises:
-        UserError: If the values are no ids, or one is null.
+        UserError: If the values are not ids, or one is null.
     """
     try:
         if isinstance(values, pa.Array | pa.ChunkedArray):

@@ -109,7 +109,7 @@ class Translation:
 
 
 def _distinct(codes: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], size: int) -> Ragged:
-    """Bags of distinct codes, as the encoder makes them: several unknown values become one."""
+    """Return bags of distinct codes, as the encoder makes them: several unknown values become one."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     keys = np.unique(owner * size + codes)
     counts = np.bincount(keys // size, minlength=len(offsets) - 1)

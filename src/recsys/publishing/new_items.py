@@ -1,4 +1,4 @@
-"""Embed items that a release does not know, so that its index can take them while it serves."""
+"""Embedding of items outside a release, to add them to its index while it is served."""
 
 from __future__ import annotations
 

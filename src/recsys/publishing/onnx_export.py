@@ -105,7 +105,7 @@ class ServedUserTower(nn.Module):
 
 
 def _latest(rows: Tensor | None, lengths: Tensor, max_history: int) -> Tensor | None:
-    """The last `max_history` of `lengths` rows [B, L, ...], padded on the right; [B, max_history, ...]."""
+    """Return the last `max_history` of `lengths` rows [B, L, ...], padded on the right; [B, max_history, ...]."""
     if rows is None:
         return None
     first = (lengths - max_history).clamp(min=0)
@@ -125,7 +125,7 @@ def export_user_tower(
 
     Args:
         model: both towers, in evaluation mode.
-        num_items: largest item_idx that the tower knows; other items come as 0.
+        num_items: largest item_idx that the tower knows; other items are passed as 0.
         specs: inputs, from `input_specs`.
         folder: folder that exists.
         metadata: keys and values to store in the file.
@@ -179,7 +179,7 @@ def _write(model: onnx.ModelProto, path: Path, *, specs: tuple[TensorSpec, ...],
 
 
 def _tidy(graph: onnx.GraphProto) -> None:
-    """Drop notes on the making of the graph, because they name local files, and equal models must give equal bytes."""
+    """Drop metadata about the export, which names local files, because equal models must give equal bytes."""
     del graph.metadata_props[:]
     graph.doc_string = ""
     for node in graph.node:

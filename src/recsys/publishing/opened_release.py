@@ -84,7 +84,7 @@ class OpenedRelease:
                 `data` also `"test"`: everyone in the test part, with the history before it, and `"all"`. None for
                 everyone in `histories`.
             k: items for each user.
-            histories: events in the place of `data`: a frame with `user_id`, `item_id`, any features of events, and
+            histories: events used instead of `data`: a frame with `user_id`, `item_id`, any features of events, and
                 perhaps `timestamp`. Without timestamps the order of the frame counts.
             exclude_seen: leave out items of the history.
             unknown: `"error"` refuses an id without a history, `"empty"` ranks for it as for a new user.

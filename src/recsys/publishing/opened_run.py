@@ -51,7 +51,7 @@ class OpenedRun:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics that the run left, such as `test/recall@10`."""
+        """Metrics of the run, such as `test/recall@10`."""
         return dict(self.trained.metrics)
 
     def recommend(self, users: Users, k: int = 10, *, exclude_seen: bool = True, unknown: Unknown = "error") -> Frame:

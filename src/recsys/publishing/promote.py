@@ -112,7 +112,7 @@ def promote(
 
 
 def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:
-    """The run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice."""
+    """Return the run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice."""
     chosen = choose_items(policy, run.dataset, corpus=run.corpus)
     record = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
     log.info("encoding %d items", len(run.corpus))
@@ -126,7 +126,7 @@ def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32A
 
 
 def _test_recall(run: TrainedRun, corpora: Mapping[str, tuple[Items, torch.Tensor]]) -> dict[str, Any]:
-    """Test metrics of each corpus with exact search, by name; empty if the data has no test part."""
+    """Return the test metrics of each corpus with exact search, by name; empty if the data has no test part."""
     requests = run.dataset.requests("test")
     if not len(requests.user_idx):
         return {}
@@ -186,7 +186,7 @@ def best_run(sweep: str | Path, metric: str) -> RunRow:
             f"metric: found '{metric}', expected one of validation such as val/recall@100, because a run "
             f"that is chosen by the test part cannot be tested on it"
         )
-    # A folder of baselines may lie beside the runs that are compared with it.
+    # The folder may contain baselines that the runs are compared with.
     rows = [r for r in read_runs(sweep) if r.state.status in DONE and r.state.generator is None]
     if not rows:
         raise UserError(f"sweep: {sweep} holds no finished run")
@@ -221,7 +221,7 @@ def _validation_embeddings(run: TrainedRun) -> Float32Array:
 
 
 def report(promotion: Promotion, console: Console | None = None) -> None:
-    """Print version, size and index recall of a release, and what the choice of items costs."""
+    """Print version, size and index recall of a release, and the cost of the choice of items."""
     tuning = promotion.tuning
     table = Table("release", promotion.version)
     table.add_row("items", f"{promotion.num_items:,}")

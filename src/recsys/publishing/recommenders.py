@@ -14,7 +14,7 @@ from recsys.core.types import Float32Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import FeatureEncoder
-from recsys.data.preparation.from_config import at_root
+from recsys.data.preparation.from_config import with_root
 from recsys.evaluation.ranking import ModelRanker
 from recsys.evaluation.relevance import seen_items
 from recsys.experiments.assembly import open_data
@@ -104,7 +104,7 @@ class ReleaseRecommender:
         return self._read(requests)[0]
 
     def _read(self, requests: Requests) -> tuple[Histories, Ragged]:
-        """Histories, and the items of the whole histories, in the codes of the release."""
+        """Return the histories, and the items of the whole histories, in the codes of the release."""
         histories = to_histories(self._builder.requests(requests), self._num_items)
         seen = seen_items(self.dataset, requests)
         if self._translation is None:
@@ -113,7 +113,7 @@ class ReleaseRecommender:
 
 
 def open_recommender(run: str | None, release: str | None, *, store: str, root: str | None) -> Recommender:
-    """Return the recommender that a command names.
+    """Return the recommender of a run or a release.
 
     Args:
         run: folder of a run; its histories are those that it was trained on.
@@ -146,11 +146,11 @@ def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
         root: folder of Parquet files; None for the data that the release was trained on.
 
     Raises:
-        UserError: If the data is not what the release expects.
+        UserError: If the data does not fit the release.
     """
     config = load_config(retriever.folder / CONFIG)
     if root is not None:
-        config = at_root(config, root)
+        config = with_root(config, root)
     dataset = open_data(config)
     expected = retriever.manifest.dataset_fingerprint
     if root is None and dataset.meta.fingerprint != expected:

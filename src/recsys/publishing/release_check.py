@@ -23,9 +23,9 @@ from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
 
-# Histories that the release answers from end to end.
+# Number of histories that are answered from end to end.
 NUM_REQUESTS = 8
-# The recall of the opened index may be lower than the recorded one by so much.
+# Accepted loss of recall of the opened index against the recorded recall.
 TOLERANCE = 0.005
 _QUERIES_AT_A_TIME = 256
 
@@ -92,7 +92,7 @@ def index_recall(index: Index, embeddings: Float32Array, *, queries: Float32Arra
 
 
 def _some_requests(run: TrainedRun) -> list[Query]:
-    """Histories of validation users as raw values, and an empty one."""
+    """Return histories of validation users as raw values, and an empty one."""
     requests = real_requests(run)
     chosen = np.unique(np.linspace(0, len(requests.user_idx) - 1, NUM_REQUESTS).astype(np.int64))
     dataset = run.dataset

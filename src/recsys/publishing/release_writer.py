@@ -132,7 +132,7 @@ def _times(run: TrainedRun) -> dict[str, int]:
         return {}
     time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
     test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
-    # A run records the newest event that training was given, which may be newer than the configuration tells.
+    # A run records its newest training event, which may be newer than the configuration implies.
     until = max(until, run.state.train_until or until)
     times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
     return {name: int(value) for name, value in times.items()}
@@ -144,7 +144,7 @@ def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool) -> None:
     (folder / "vocabularies").mkdir()
-    # Items that only test events have are unknown to the towers, and so to the release.
+    # Items that occur only in test events are unknown to the towers and the release.
     known = dataset.item_ids.slice(0, dataset.meta.num_known)
     pq.write_table(pa.table({"item_id": known}), folder / ITEM_VOCABULARY)
     if with_users:
@@ -155,7 +155,7 @@ def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool
 
 
 def _items(run: TrainedRun) -> pa.Table:
-    """Ids of the corpus in the order of the index, and the columns of the source to show and to filter by."""
+    """Return the ids of the corpus in the order of the index, with the source's columns for display and filters."""
     ids = run.dataset.item_ids.take(pa.array(run.corpus - 1))
     columns: dict[str, pa.Array] = {"item_id": ids, "item_idx": pa.array(run.corpus)}
     try:

@@ -1,4 +1,4 @@
-"""The manifest of a release: its files with digests, and the pair name that ties its halves. Imports no torch."""
+"""The manifest of a release: its files with digests, and the pair name that both halves share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Manifest:
         created: time in UTC, ISO 8601; not part of the version.
         run: folder of the run that was promoted.
         dataset_fingerprint: fingerprint of the prepared data that the model was trained on.
-        pair: hash over all parts that user tower and index must agree on; both carry it.
+        pair: hash over all parts that user tower and index share; both files contain it.
         inputs, output: inputs and output of the exported user tower.
         temperature: divisor of similarities that makes them logits.
         num_items: number of items in the index.
@@ -76,7 +76,7 @@ class Manifest:
         data: times of the data in seconds, if it has times: `begin` and `until` (first and last event), `train_until`
             (last training event), `test_begin` (first test event).
         corpus: policy that chose the items of the index, number of items that it chose from, and cost in recall; empty
-            in manifests from before there was a choice.
+            in early manifests.
     """
 
     version: str
@@ -120,7 +120,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of what `to_json` returned."""
+        """Return the manifest of containers from `to_json`."""
         if "num_items" not in content:
             # In early manifests, `num_embeddings` was the number of items, because users had one embedding.
             content = {**content, "num_items": content["num_embeddings"], "num_embeddings": 1}
@@ -189,8 +189,8 @@ def pair_of(files: Mapping[str, FileEntry]) -> str:
     """Return the name that user tower and index share.
 
     It is a hash over the parts that both are made of: weights, embeddings, items, vocabularies, schema and
-    configuration. The exported tower, the index and the self-check carry the name or follow from it, so they are left
-    out.
+    configuration. The exported tower, the index and the self-check are left out, because they contain the name or
+    depend on it.
     """
     common = {
         name: entry

@@ -1,4 +1,4 @@
-"""Store of releases: a release is published whole or not at all, and aliases point at releases. Imports no torch.
+"""Store of releases, which are published atomically, and of aliases that point at them. Imports no torch.
 
 <version>/          one release, immutable, named by its content
 aliases/<alias>     a small file with a version, replaced atomically
@@ -34,14 +34,14 @@ class ReleaseStore:
     """Releases below one folder.
 
     Args:
-        root: folder of the store; publishing makes it.
+        root: folder of the store; `publish` makes it.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
     def publish(self, write: Callable[[Path], Manifest]) -> str:
-        """Let `write` fill a folder aside, rename it to its version, and return that version.
+        """Let `write` fill a hidden folder, rename the folder to its version, and return the version.
 
         Equal content is not published twice. Leftovers of killed processes are removed.
 
@@ -96,11 +96,11 @@ class ReleaseStore:
                 # Another process has published the same content meanwhile.
                 if not folder.is_dir():
                     raise
-        # Whichever process was first, the release must be sound.
+        # The release is verified even if another process published it.
         verify_release(folder)
 
     def _clean(self) -> None:
-        """Remove the leftovers of killed processes: no process holds their locks."""
+        """Remove leftovers of killed processes, which no process has locked."""
         for lock_file in self.root.glob(".tmp-*.lock"):
             try:
                 with FileLock(lock_file, timeout=0):
@@ -191,7 +191,7 @@ class ReleaseStore:
             holders = [alias for alias, target in self.aliases().items() if target == version]
             if holders:
                 raise UserError(f"release: the alias '{holders[0]}' points at {version}; move it before deleting")
-            # Nobody sees a half-deleted release.
+            # The rename hides a partly deleted release from readers.
             aside = self.root / f".tmp-{uuid.uuid4().hex}"
             os.rename(self.root / version, aside)
         shutil.rmtree(aside)
@@ -206,7 +206,7 @@ class ReleaseStore:
             try:
                 changes.append(json.loads(line))
             except ValueError:
-                # A crash cut off this line; its change did not happen.
+                # A crash truncated this line; its change was not made.
                 continue
         return changes
 

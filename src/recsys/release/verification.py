@@ -1,4 +1,4 @@
-"""Verification of a release: everything that its manifest states is checked before use. Imports no torch."""
+"""Verification of a release against its manifest before use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
 
 
 def verify_release(folder: Path) -> Manifest:
-    """Check every file of the release in `folder`, and that its halves belong together; return its manifest.
+    """Check every file of the release in `folder` and that its halves belong together. Return the manifest.
 
     Raises:
-        UserError: If a file is missing, unlisted, changed or not a plain file, if the version is not that of the
-            content, or if user tower, embeddings and index are not of one pair.
+        UserError: If a file is missing, unlisted, changed or not a plain file, if the version does not match the
+            content, or if user tower, embeddings and index do not belong together.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: not the folder of a release")
@@ -104,7 +104,7 @@ def _check_file(path: Path, entry: FileEntry) -> None:
 
 
 def _check_pair(folder: Path, manifest: Manifest) -> None:
-    """Check that tower, index and the parts they were made of have the same pair name."""
+    """Check that tower, index and the parts that they were made from have the same pair name."""
     expected = pair_of(manifest.files)
     if manifest.pair != expected:
         raise UserError(
@@ -165,10 +165,10 @@ def _check_items(folder: Path, manifest: Manifest) -> None:
 
 
 def read_tower(folder: Path) -> onnx.ModelProto:
-    """Return the graph of the user tower without its external data; refuse one that could run or read anything else.
+    """Return the graph of the user tower without its external data. Refuse one that could run or read anything else.
 
     Raises:
-        UserError: If it cannot be read, has operators of its own, or reads a file other than `user_tower.onnx.data`.
+        UserError: If it cannot be read, has custom operators, or reads a file other than `user_tower.onnx.data`.
     """
     path = folder / USER_TOWER
     try:

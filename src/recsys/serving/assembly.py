@@ -40,7 +40,7 @@ from recsys.serving.settings import Settings
 
 
 def build_app(settings: Settings) -> tuple[App, Health]:
-    """Return the application with everything that the role needs, loaded and checked.
+    """Return the application of a role, with its release and event store loaded and checked.
 
     Raises:
         UserError: If the release or the event store cannot be used.
@@ -56,7 +56,7 @@ def build_app(settings: Settings) -> tuple[App, Health]:
 
 
 class _Builder:
-    """Collects the route table, and what runs at start and stop. The order of the calls is the one in `build_app`."""
+    """Collects the route table and the start and stop hooks. Methods must be called in the order of `build_app`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._releases = settings, ReleaseCache(settings.store)
@@ -160,7 +160,7 @@ class _Builder:
             body_bytes=self._settings.body_bytes,
             token=self._settings.admin_token,
             pages=self._pages,
-            observe=self._metrics.answered,
+            observe=self._metrics.count_answer,
             start=self._start,
             stop=[*self._stop, functools.partial(asyncio.to_thread, self._background.close)],
         )

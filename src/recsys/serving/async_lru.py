@@ -1,4 +1,4 @@
-"""Values that are loaded in a thread when they are first needed, the latest ones kept. Imports no torch."""
+"""Cache of the most recently used values, which a thread loads on first use. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ V = TypeVar("V")
 
 
 class AsyncLRU(Generic[V]):
-    """Values by key, for one event loop. Loading one keeps nobody waiting who needs another.
+    """Values by key, for one event loop. Loading a value does not block requests for other values.
 
     Args:
         load: loads the value of a key; runs in a thread.
-        size: number of values that are kept; the one that was not used for longest is dropped.
+        size: maximum number of values; the least recently used one is dropped.
         retry_seconds: time for which a `UserError` of `load` is raised again instead of loading again.
     """
 
@@ -48,7 +48,7 @@ class AsyncLRU(Generic[V]):
             self._held.popitem(last=False)
 
     async def get(self, key: str) -> V:
-        """Return the value of a key. Concurrent callers share one loading, which goes on if one of them goes away.
+        """Return the value of a key. Concurrent callers share one load, which continues if a caller is cancelled.
 
         Raises:
             UserError: If `load` raises it, now or within the last `retry_seconds`.

@@ -1,4 +1,4 @@
-"""Runs an application until the process is told to end. Imports no torch."""
+"""Runs an application until SIGTERM or SIGINT. Imports no torch."""
 
 from __future__ import annotations
 

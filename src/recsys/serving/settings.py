@@ -49,7 +49,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
         if self.workers > 1 and self.admin_token is not None:
-            # A call reaches one process, and the others would go on to serve something else.
+            # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"
             raise UserError(f"workers: found {self.workers}; with several, admin calls are not possible: {instead}")
         if self.role == "gateway":

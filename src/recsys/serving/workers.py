@@ -1,4 +1,4 @@
-"""Runs several processes that share one port, and restarts those that die. Imports no torch."""
+"""Runs several processes that share one port, and restarts failed ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from recsys.serving.observability.metrics import SHARED_FOLDER, WORKER_NUMBER
 
 log = logging.getLogger("recsys")
 
-# Exit code of a process that cannot start, for a reason that a restart would not change.
+# Exit code of a process that cannot start and that a restart would not help.
 CANNOT_START = 3
 # Seconds between two checks of the processes, and from the end of a process to its restart.
 CHECK_SECONDS = 0.5

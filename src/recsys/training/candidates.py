@@ -1,4 +1,4 @@
-"""The candidates of a step in the form that losses take: drawn items and exposures of each history.
+"""The candidates of a step for the losses: drawn items, and exposures of each history.
 
 Shapes: P rows (targets), C candidates, X exposures of the batch, D dim, H histories.
 """
@@ -51,11 +51,10 @@ def describe_candidates(
 def add_exposures(
     sampled: SampledCandidates, embeddings: Tensor, *, exposures: RaggedTensor, positives: RaggedTensor
 ) -> SampledCandidates:
-    """Return the candidates together with the exposures of each history, which are not drawn but certain.
+    """Return the candidates together with the exposures of each history, which are not sampled.
 
-    A draw stands for `1 / (n Q'(d))` items, and an exposure for itself only. So an exposure gets a log probability for
-    which `n Q'` is 1 and its term has the weight 1. The corrected sum is then still the sum over the corpus, in
-    expectation.
+    A drawn item has the weight `1 / (n Q'(d))`, an exposure the weight 1. So an exposure gets the log probability for
+    which `n Q'` is 1, and the expectation of the corrected sum is still the sum over the corpus.
 
     Args:
         sampled: candidates that were drawn.

@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed run resumes and reaches the result of an uninterrupted one."""
+"""Checkpoints from which a killed run resumes with the same result as an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class RetrievalModule(L.LightningModule):
         return self.loss(users, targets, sampled=sampled, weight=batch.weight)
 
     def _targets(self, item_idx: Tensor, embeddings: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the targets of the step and of earlier steps that become candidates."""
+        """Return the targets of the step and of earlier steps that are used as candidates."""
         assert self.negatives is not None
         most, bank = self.negatives.max_targets, self.negatives.bank
         if most is not None and len(item_idx) > most:

@@ -46,10 +46,10 @@ def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> No
     assert everything["recall@100"] > chosen["recall@100"]
 
     finished = dataclasses.replace(run, metrics={f"test/{name}": everything[name] for name in METRICS})
-    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
-    side = Side(retriever, asked)
+    judged = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
+    side = Side(retriever, judged)
     evidence = Evidence(
-        run=finished, asked=asked, candidate=side, served_now=side, window=EventWindow(run.dataset), now=0
+        run=finished, judged=judged, candidate=side, served_side=side, window=EventWindow(run.dataset), now=0
     )
     (index,) = SameAsTrained(min_recall=0.95, max_requests=1000).judge(evidence)
     assert (index.value, index.status) == (1.0, "pass")
@@ -125,15 +125,15 @@ def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) 
 
 def test_a_release_older_than_the_test_part_has_no_reference(published: Published) -> None:
     run = load_run(published.runs[0])
-    asked = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
-    side = Side(Retriever.load(published.store, published.versions[0]), asked)
+    judged = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
+    side = Side(Retriever.load(published.store, published.versions[0]), judged)
 
     def judged(begin: int) -> Outcome:
         evidence = Evidence(
             run=run,
-            asked=asked,
+            judged=judged,
             candidate=side,
-            served_now=side,
+            served_side=side,
             window=cast(EventWindow, SimpleNamespace(has_times=True, begin=begin)),
             now=0,
         )

@@ -20,7 +20,7 @@ from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.evidence import Evidence, K, Side
 from recsys.operations.gates.judged_requests import action_columns, choose_requests
 from recsys.operations.gates.staging import open_release
-from recsys.publishing.recommenders import at_root
+from recsys.publishing.recommenders import with_root
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,18 @@ def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: Side)
 
 
 def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side: Side) -> None:
-    dataset, asked = run.dataset, side.asked
+    dataset, judged = run.dataset, side.judged
     assert [feature.name for feature in action_columns(dataset)] == ["action"]
     (feature,) = action_columns(dataset)
     values = dataset.vocabulary(feature).to_pylist()
-    assert {f"action={value}" for value in values} == {*asked.relevant_of_actions}
+    assert {f"action={value}" for value in values} == {*judged.relevant_of_actions}
     codes = dataset.columns[feature.key].values
     for number, value in enumerate(values):
         expected = []
-        for row, (user, end) in enumerate(zip(*asked.requests, strict=True)):
-            wanted = set(asked.relevant.values[asked.relevant.offsets[row] : asked.relevant.offsets[row + 1]].tolist())
+        for row, (user, end) in enumerate(zip(*judged.requests, strict=True)):
+            wanted = set(
+                judged.relevant.values[judged.relevant.offsets[row] : judged.relevant.offsets[row + 1]].tolist()
+            )
             events = range(end, dataset.offsets[user + 1])
             items = {int(dataset.item_idx[at]) for at in events if codes[at] == number + 2} & wanted
             if wanted:
@@ -67,25 +69,25 @@ def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side:
 
 
 def test_relevant_items_before_and_after_a_moment(run: TrainedRun, side: Side) -> None:
-    dataset, asked = run.dataset, side.asked
-    moment = int(np.median(dataset.time[dataset.val_end[asked.requests.user_idx]]))
-    new, before = asked.relevant_since(moment)
-    assert len(new.values) + len(before.values) == len(asked.relevant.values)
-    for row, end in enumerate(asked.requests.end):
+    dataset, judged = run.dataset, side.judged
+    moment = int(np.median(dataset.time[dataset.val_end[judged.requests.user_idx]]))
+    new, before = judged.relevant_since(moment)
+    assert len(new.values) + len(before.values) == len(judged.relevant.values)
+    for row, end in enumerate(judged.requests.end):
         late = {int(dataset.item_idx[end])} if dataset.time[end] >= moment else set()
-        wanted = set(asked.relevant.values[asked.relevant.offsets[row] : asked.relevant.offsets[row + 1]].tolist())
+        wanted = set(judged.relevant.values[judged.relevant.offsets[row] : judged.relevant.offsets[row + 1]].tolist())
         assert set(new.values[new.offsets[row] : new.offsets[row + 1]].tolist()) == late & wanted
 
 
 def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: Side, tmp_path: Path) -> None:
     root = write_world(tmp_path / "data", seed=5)
-    dataset = open_data(at_root(run.config, str(root)))
+    dataset = open_data(with_root(run.config, str(root)))
     other = Side(side.retriever, choose_requests(dataset, True, most=20))
-    assert len(other.asked.requests.user_idx) == 20
+    assert len(other.judged.requests.user_idx) == 20
     ids = side.retriever.items["item_id"].combine_chunks()
     known = np.array([item in set(dataset.item_ids.to_pylist()) for item in ids.to_pylist()])
     np.testing.assert_array_equal(other.item_idx > 0, known)
-    scores, rows = other.recommender.rank(other.asked.requests, K, exclude_seen=True, request_features={})
+    scores, rows = other.recommender.rank(other.judged.requests, K, exclude_seen=True, request_features={})
     shown = [[dataset.item_ids[i - 1].as_py() if i else None for i in row] for row in other.shown[:, :5].tolist()]
     told = ids.take(pa.array(rows[:, :5].flatten())).to_pylist()
     assert [item for row in shown for item in row if item is not None] == [
@@ -96,14 +98,14 @@ def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: 
 
 def test_popularity_is_that_of_training(run: TrainedRun, side: Side) -> None:
     evidence = Evidence(
-        run=run, asked=side.asked, candidate=side, served_now=side, window=EventWindow(run.dataset), now=0
+        run=run, judged=side.judged, candidate=side, served_side=side, window=EventWindow(run.dataset), now=0
     )
     counts = run.dataset.train_count
     found = []
-    for row, (user, end) in enumerate(zip(*side.asked.requests, strict=True)):
+    for row, (user, end) in enumerate(zip(*side.judged.requests, strict=True)):
         seen = set(run.dataset.item_idx[run.dataset.offsets[user] : end].tolist())
         order = [i for i in np.argsort(-counts[1:], kind="stable") + 1 if i not in seen][:5]
-        wanted = side.asked.relevant.values[side.asked.relevant.offsets[row] : side.asked.relevant.offsets[row + 1]]
+        wanted = side.judged.relevant.values[side.judged.relevant.offsets[row] : side.judged.relevant.offsets[row + 1]]
         if len(wanted):
             found.append(len({*order} & {*wanted.tolist()}) / len(wanted))
     # Items of equal counts may come in either order.

@@ -31,7 +31,7 @@ class Raises:
     error: Exception
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
-        yield at_least("users", len(evidence.asked.requests.user_idx), threshold=1, reason="so many")
+        yield at_least("users", len(evidence.judged.requests.user_idx), threshold=1, reason="so many")
         raise self.error
 
 

@@ -62,7 +62,7 @@ REFUSED = ReplayedAnswer(None, "refused: request.query: no such feature", np.nan
 
 def judged(replayed: Replay, data: PreparedDataset, **settings: Any) -> dict[str, Outcome]:
     served = SimpleNamespace(retriever=SimpleNamespace(version="old"))
-    evidence: Any = SimpleNamespace(replay=replayed, asked=SimpleNamespace(dataset=data), served=served)
+    evidence: Any = SimpleNamespace(replay=replayed, judged=SimpleNamespace(dataset=data), served=served)
     return {outcome.check: outcome for outcome in Shadow(**SETTINGS | settings).judge(evidence)}
 
 
@@ -150,8 +150,8 @@ def test_hits_are_of_events_after_the_request(data: PreparedDataset) -> None:
 def test_fewer_hits_stop(data: PreparedDataset) -> None:
     def outcome(ours: np.ndarray, theirs: np.ndarray, has_times: bool = True) -> Outcome:
         stub = SimpleNamespace(samples=[sample()], hits=lambda _: (ours, theirs))
-        window, asked = SimpleNamespace(has_times=has_times), SimpleNamespace(dataset=data)
-        evidence: Any = SimpleNamespace(replay=stub, asked=asked, window=window)
+        window, judged = SimpleNamespace(has_times=has_times), SimpleNamespace(dataset=data)
+        evidence: Any = SimpleNamespace(replay=stub, judged=judged, window=window)
         (found,) = ShadowHits(non_inferiority_margin=0.08, significance_level=0.05, detectable_loss=0.5).judge(evidence)
         return found
 
@@ -184,12 +184,12 @@ def test_real_releases_are_asked_the_same(published: Published) -> None:
         assert np.isnan(side[0].unknown)
         assert side[9].answer is None
         assert "filter" in side[9].problem
-    asked = choose_requests(run.dataset, True, most=5)
+    judged = choose_requests(run.dataset, True, most=5)
     evidence = Evidence(
         run=run,
-        asked=asked,
-        candidate=Side(one, asked),
-        served_now=None,
+        judged=judged,
+        candidate=Side(one, judged),
+        served_side=None,
         window=EventWindow(run.dataset),
         now=0,
         samples=samples,

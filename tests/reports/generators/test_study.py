@@ -155,9 +155,9 @@ def test_the_command(published: Published, tmp_path: Path, monkeypatch: Any) -> 
     assert [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
     page = out.read_text()
     assert page.count("<figure>") >= 8
-    assert "candidate generators: which earn their place?" in page
+    assert "candidate generators: which to keep and which to retire" in page
     assert "://" not in re.sub(r'"data:[^"]*"', "", page)
-    assert page.index("What is compared") < page.index("What to keep, and what to retire")
+    assert page.index("Value of each generator") < page.index("Generators to keep and to retire")
     assert (wrong, "recsys generators reprot: no such action; did you mean 'report'?" in said) == (1, True)
 
 

@@ -1,4 +1,4 @@
-"""What is said follows from the figures, and from nothing else."""
+"""The sentences of a generator study follow from its figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from made import made
 
 from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
 from recsys.reports.generators.figures import Estimate, Figures, measure
-from recsys.reports.generators.narrative import advise, interval, kept, num_confirmed, percent, verdicts
+from recsys.reports.generators.narrative import advise, interval, kept_blend, num_confirmed, percent, verdicts
 
 NAMES = ["one", "twin", "other"]
 
@@ -24,18 +24,22 @@ def situation() -> tuple[Figures, BlendPlan]:
     return measure(lists, chosen, segments={"all": np.ones(40, bool)}), chosen
 
 
-def test_the_twin_goes_and_the_others_are_needed() -> None:
+def test_a_duplicate_generator_is_retired_and_the_others_are_kept() -> None:
     figures, chosen = situation()
-    said = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
-    assert {name: advice.verdict for name, advice in said.items()} == {"one": "keep", "other": "keep", "twin": "retire"}
-    assert said["twin"].why.startswith("The best blend gives it no place")
-    # While the twin is there nothing is lost without "one"; without both, what half of the users want.
+    by_name = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
+    assert {name: item.verdict for name, item in by_name.items()} == {
+        "one": "keep",
+        "other": "keep",
+        "twin": "retire",
+    }
+    assert by_name["twin"].why.startswith("It has no budget in the best blend")
+    # With the twin, "one" can be retired without a loss. Without both, half of the users lose their hits.
     assert figures.alone[0].lost.value == 0
     assert figures.needed[1][0].value == pytest.approx(0.5)
-    assert said["one"].why.startswith("Without it the blend of those that stay finds 50% less")
+    assert by_name["one"].why.startswith("Without it the blend of the kept generators finds 50% less")
     first, *others = verdicts(figures, chosen, tolerance=0.01, chosen_on="the validation part")
     assert first.endswith("Retire twin.")
-    assert "The 2 that stay find 100%" in others[0]
+    assert "The 2 kept generators have a recall of 100%" in others[0]
     assert "a change of 0% (95% interval 0% to 0%; a loss of 1.0% was allowed)" in others[0]
 
 
@@ -50,21 +54,21 @@ SURE, UNSURE = Estimate(-0.001, -0.005, 0.003), Estimate(-0.02, -0.05, 0.01)
 @pytest.mark.parametrize(
     ("gains", "expected"), [((), 0), ((SURE,), 1), ((SURE, UNSURE), 1), ((UNSURE, SURE), 0), ((SURE, SURE), 2)]
 )
-def test_the_first_that_is_not_confirmed_ends_the_sequence(gains: Any, expected: int) -> None:
+def test_the_first_unconfirmed_retirement_ends_the_sequence(gains: Any, expected: int) -> None:
     # All together find everything here, so a hundredth of that may be lost.
     assert num_confirmed(with_stages(*gains), 0.01) == expected
 
 
-def test_what_is_not_confirmed_stays_for_now() -> None:
+def test_an_unconfirmed_retirement_keeps_the_generator() -> None:
     figures, chosen = situation()
     figures = dataclasses.replace(figures, stages=(UNSURE,), stage_gains=(UNSURE,))
-    said = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
-    assert said["twin"].verdict == "unclear"
-    assert "cannot rule out a loss above 1.0%" in said["twin"].why
-    assert kept(figures, chosen, tolerance=0.01)[:2] == (chosen.everyone, figures.everyone)
+    by_name = {advice.name: advice for advice in advise(figures, chosen, tolerance=0.01)}
+    assert by_name["twin"].verdict == "unclear"
+    assert "cannot rule out a loss above 1.0%" in by_name["twin"].why
+    assert kept_blend(figures, chosen, tolerance=0.01)[:2] == (chosen.everyone, figures.everyone)
     first, second, _ = verdicts(figures, chosen, tolerance=0.01, chosen_on="the validation part")
     assert first.endswith("Retire none.")
-    assert second.startswith("The validation part had twin as dispensable")
+    assert second.startswith("The validation part selected twin as dispensable")
     assert "a change of −2.0% (95% interval −5.0% to +1.0%" in second
 
 

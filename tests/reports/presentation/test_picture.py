@@ -16,7 +16,7 @@ def picture() -> Picture:
     with canvas(2.0) as axis:
         axis.plot([1, 2], [3, 4])
         headline(
-            axis, "A finding that is so long that one line of bold letters cannot hold all of it", what="what is drawn"
+            axis, "A finding that is so long that one line of bold letters cannot hold all of it", caption="explanation"
         )
     return Picture.of(axis, 'Lines "from" 3 to <4>')
 

@@ -16,15 +16,15 @@ from recsys.serving.host.journal import Journal
 
 def test_records_come_back_in_order_and_once(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "folder/journal")
-    assert journal.news() == []
-    assert not journal.has_news
+    assert journal.read_new() == []
+    assert not journal.has_new
     journal.write({"n": 1})
     journal.write({"n": "two\nlines"})
-    assert journal.has_news
-    assert journal.news() == [{"n": 1}, {"n": "two\nlines"}]
-    assert journal.news() == []
-    assert not journal.has_news
-    assert Journal(tmp_path / "folder/journal").news() == [{"n": 1}, {"n": "two\nlines"}]
+    assert journal.has_new
+    assert journal.read_new() == [{"n": 1}, {"n": "two\nlines"}]
+    assert journal.read_new() == []
+    assert not journal.has_new
+    assert Journal(tmp_path / "folder/journal").read_new() == [{"n": 1}, {"n": "two\nlines"}]
 
 
 def test_every_torn_tail_is_left_out_and_overwritten(tmp_path: Path) -> None:
@@ -36,10 +36,10 @@ def test_every_torn_tail_is_left_out_and_overwritten(tmp_path: Path) -> None:
     for size in range(len(whole), len(both)):
         path.write_bytes(both[:size])
         journal = Journal(path)
-        assert journal.news() == [{"n": 1}]
+        assert journal.read_new() == [{"n": 1}]
         journal.write({"n": 3})
-        assert journal.news() == [{"n": 3}]
-        assert Journal(path).news() == [{"n": 1}, {"n": 3}]
+        assert journal.read_new() == [{"n": 3}]
+        assert Journal(path).read_new() == [{"n": 1}, {"n": 3}]
 
 
 def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1].replace(b":1", b":7") + lines[2])
     with pytest.raises(UserError, match="journal: line 2 is damaged"):
-        Journal(path).news()
+        Journal(path).read_new()
 
 
 def test_a_record_that_could_not_be_synced_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_record_that_could_not_be_synced_is_not_there(tmp_path: Path, monkeypa
         with pytest.raises(OSError, match="No space"):
             Journal(path).write({"n": 2})
     Journal(path).write({"n": 3})
-    assert Journal(path).news() == [{"n": 1}, {"n": 3}]
+    assert Journal(path).read_new() == [{"n": 1}, {"n": 3}]
 
 
 WRITER = """
@@ -92,7 +92,7 @@ def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path: Path) ->
         acknowledged[name] = int((last + writer.stdout.readlines())[-1])
         writer.wait()
     Journal(path).write({"by": "c", "n": 0})
-    records = Journal(path).news()
+    records = Journal(path).read_new()
     for name, count in acknowledged.items():
         numbers = [record["n"] for record in records if record["by"] == name]
         assert numbers == list(range(len(numbers)))

@@ -30,7 +30,7 @@ def test_versions_that_met_and_those_that_must_not() -> None:
     assert exposed(metrics.expose())["recsys_version_mismatches_total"] == 0
     assert metrics.versions_met("a", "a")
     assert not metrics.versions_met("a", "b")
-    metrics.answered("/v1/retrieve", 200, seconds=0.003)
+    metrics.count_answer("/v1/retrieve", 200, seconds=0.003)
     with metrics.timed("tower"):
         pass
     metrics.set_recall("a", 1.5, samples=2)
@@ -55,7 +55,7 @@ def test_threads_lose_nothing() -> None:
 
     def work() -> None:
         for _ in range(2000):
-            metrics.answered("/a", 200, seconds=0.5)
+            metrics.count_answer("/a", 200, seconds=0.5)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -72,7 +72,7 @@ from recsys.serving.observability.metrics import Metrics
 metrics = Metrics()
 recall, samples = map(float, sys.argv[1:])
 for _ in range(int(samples)):
-    metrics.answered("/a", 200, 0.003)
+    metrics.count_answer("/a", 200, 0.003)
 metrics.request_samples["written"].inc(samples)
 metrics.set_recall("v", recall * samples, samples=samples)
 sys.stdout.buffer.write(metrics.expose())

@@ -48,7 +48,8 @@ class BatchBuilder:
         predict_first: whether a user's first event is a target, predicted from the empty history.
         target_sampling: choice of the targets, the length of their histories and their weights; the next event, with
             equal weights, by default.
-        max_exposures: maximal number of exposures, the latest ones, that a training window brings from its time.
+        max_exposures: maximum number of exposures, the latest ones in the time of a training window, that become
+            negatives.
 
     Raises:
         UserError: If the target sampling does not fit the data or `predict_first`.
@@ -71,7 +72,7 @@ class BatchBuilder:
         self._events = dataset.schema.with_role("event", "request")
         self._requests = dataset.schema.with_role("request")
         self._users = dataset.schema.with_role("profile")
-        # In random order no event comes before another one: an event is predicted from those drawn before it.
+        # In random order baskets have no meaning: an event is predicted from all events drawn before it.
         self._has_baskets = dataset.meta.time_resolution.has_order and sampling.order == "time"
         self._gap = round(sampling.gap_days * DAY)
         self._weights = TargetWeights(dataset, sampling)
@@ -79,8 +80,8 @@ class BatchBuilder:
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Return a batch whose targets are all next events of each window, so each event is a target once.
 
-        With `predict_first` the first events of a window are targets too. Without it, the basket in which a window
-        begins belongs to the window before, which predicts a basket to its last event even if its end cuts through it.
+        With `predict_first` the first events of a window are targets too. Without it, the basket at a window's start
+        belongs to the window before: that one predicts a basket completely even if its end cuts through it.
 
         Args:
             windows: pieces of training histories.
@@ -95,14 +96,14 @@ class BatchBuilder:
         window = np.repeat(np.arange(len(spans)), spans)
         local = positions - windows.begin[window]
         if not self._has_baskets and rng is not None:
-            # The order of the file has no meaning without time, so it must not be learned.
+            # Without times the order of the file has no meaning and must not be learned.
             keys = np.where((local == 0) & (not self.predict_first), -1.0, rng.random(len(local)))
             positions = positions[np.lexsort((keys, window))]
         items = np.asarray(data.item_idx[positions]).astype(np.int64)
         times = np.asarray(data.time[positions])
         known = local.copy()
         if self._has_baskets:
-            # A target sees the events before its basket: the run of equal times that it belongs to.
+            # A target is predicted from the events before its basket (the run of equal times that it belongs to).
             starts_run = np.ones(len(positions), bool)
             starts_run[1:] = (times[1:] != times[:-1]) | (local[1:] == 0)
             flat = np.arange(len(positions))
@@ -167,7 +168,7 @@ class BatchBuilder:
     def _draw_known(
         self, known: Int64Array, times: Int64Array, *, window: Int64Array, rng: np.random.Generator | None
     ) -> Int64Array:
-        """Draw how many of the `known` events before each target its query sees."""
+        """Draw the length of each target's history, at most `known`."""
         horizon, days = self.target_sampling.horizon, self.target_sampling.window_days
         if horizon == 1 and days is None:
             return known
@@ -175,7 +176,8 @@ class BatchBuilder:
         if days is None:
             spread = np.clip(known - (0 if self.predict_first else 1) + 1, 1, horizon)
         else:
-            # The last event that is seen lies in the days before the target, if there is one.
+            # The history ends at a random event of the days before the target, or just before it if those days have no
+            # event.
             spread = np.maximum(known - num_older(times, window, gap=round(days * DAY) + 1), 1)
         return known - (rng.random(len(known)) * spread).astype(np.int64)
 
@@ -192,7 +194,7 @@ class BatchBuilder:
             after=after,
             until=np.asarray(time[last]),
             most=self.max_exposures,
-            # An item that is never a training target would learn from its exposures alone.
+            # Items without training events would be trained by their exposures alone.
             num_items=self.dataset.num_trained,
         )
 

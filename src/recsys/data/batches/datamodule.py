@@ -23,7 +23,8 @@ class RetrievalData(L.LightningDataModule):
         predict_first: whether a user's first event is a target, predicted from the empty history.
         target_sampling: choice of the targets, the length of their histories and their weights; the next event, with
             equal weights, by default.
-        max_exposures: maximal number of exposures, the latest ones, that a training window brings as negatives.
+        max_exposures: maximum number of exposures, the latest ones in the time of a training window, that become
+            negatives.
         val_users: number of users, a seeded sample, in validations during training; None for all.
         seed: seed of the order and of the samples.
     """

@@ -70,7 +70,8 @@ class TrainingLoader:
         return self._num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # A reader of the last batch may not ask for another one, so a finished epoch is detected here.
+        # A caller may stop after the last batch without requesting another one, so the end of the epoch is detected
+        # here.
         self.load_state_dict(self.state_dict())
         rng = np.random.default_rng([self.seed, self._epoch])
         windows = self._cut(rng)
@@ -95,7 +96,7 @@ class TrainingLoader:
     def _cut(self, rng: np.random.Generator) -> Windows:
         length, shared = self.builder.max_history, self._shared
         random = rng.integers(1, self._stride + 1, len(self._users))
-        # Begin of the second piece. A history that fits is one piece.
+        # Start of the second piece. A history that fits is one piece.
         second = np.where(self._num_events > length + 1, random, self._num_events)
         num_windows = self._num_windows(second)
         owner = np.repeat(np.arange(len(self._users)), num_windows)
@@ -112,7 +113,7 @@ class TrainingLoader:
 
 
 class RequestLoader:
-    """Batches of requests, in order, each with the requests that it holds.
+    """Pairs of a batch and its requests, in order.
 
     Args:
         builder: assembles the batches.

@@ -28,7 +28,7 @@ class ColumnWriter(Protocol):
         """Write the next rows."""
 
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
-        """Finish the files and return the feature as it is encoded. `trained` [R]: rows that training events touch."""
+        """Finish the files and return the encoded feature. `trained` [R]: rows that occur in training events."""
 
 
 def open_writer(draft: Draft, stem: Path, *, num_rows: int) -> ColumnWriter:
@@ -79,7 +79,7 @@ class _RaggedWriter:
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._offsets) - 1 == len(trained)
         self._raw.close()
-        # The header of an array holds the number of values, which is known only now. So the values are copied.
+        # The header of an array holds the number of values, which is known only now, so the values are copied.
         values = open_array(_beside(self._stem, ".values.npy"), (int(self._offsets[-1]),), dtype=np.int32)
         if len(values):
             raw = np.memmap(self._raw_path, np.int32, "r")
@@ -117,16 +117,16 @@ class _NumericWriter:
 
 
 def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    def known() -> Iterator[Float64Array]:
+    def trained_values() -> Iterator[Float64Array]:
         for block in _blocks(len(numbers)):
             values = numbers[block][trained[block]]
             yield values[~np.isnan(values)]
 
-    count = sum(len(values) for values in known())
+    count = sum(len(values) for values in trained_values())
     if not count:
         return 0.0, 1.0
-    mean = float(sum(values.sum() for values in known()) / count)
-    std = float(np.sqrt(sum(np.square(values - mean).sum() for values in known()) / count))
+    mean = float(sum(values.sum() for values in trained_values()) / count)
+    std = float(np.sqrt(sum(np.square(values - mean).sum() for values in trained_values()) / count))
     # Rounding leaves a constant column a tiny deviation, which would blow up other values of the column.
     return mean, std if np.isfinite(std) and std > 1e-12 * abs(mean) else 1.0
 
@@ -141,7 +141,7 @@ def open_array(path: Path, shape: tuple[int, ...], *, dtype: type[np.generic]) -
 
 
 def _beside(stem: Path, ending: str) -> Path:
-    # The name may hold dots of its own, so `with_suffix` would cut it.
+    # The name may contain dots, and `with_suffix` would cut it at the last one.
     return stem.with_name(stem.name + ending)
 
 

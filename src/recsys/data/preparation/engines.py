@@ -53,7 +53,7 @@ class Engine(Protocol):
     """Runs the relational steps of a preparation."""
 
     def open(self, scratch: Path) -> AbstractContextManager[Session]:
-        """Start the engine. It spills into the folder `scratch`."""
+        """Start the engine. It spills data into the folder `scratch`."""
 
 
 def first_row(session: Session, table: ir.Table) -> dict[str, Any]:
@@ -242,7 +242,7 @@ class _SparkSession:
         return frame.join(f.broadcast(shards), "file_path").drop("file_path")
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
-        # Spark writes a sorted frame in parts whose names follow the order, so the driver never holds all rows.
+        # Spark writes a sorted frame in parts whose names are in its order, so the driver never holds all rows.
         folder = self._scratch / self._name("result")
         self._session.sql(self._connection.compile(table)).write.parquet(str(folder))
         expected = table.schema().to_pyarrow()

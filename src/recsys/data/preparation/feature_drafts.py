@@ -72,7 +72,7 @@ def draft(
         tables: tables of the source, for error messages.
         session: open engine.
         plans: columns that become features, all of one table.
-        trained: rows that training events touch. Only their values enter vocabularies.
+        trained: rows that occur in training events. Only their values enter vocabularies.
         everything: all rows of the table.
         folder: folder of the prepared data set.
 

@@ -82,13 +82,13 @@ def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> l
                 raise UserError(f"data.features.{owner}.{next(iter(columns))}: the source has no {owner}.parquet")
             continue
         for name in columns:
-            if name not in table.others():
+            if name not in table.feature_columns():
                 own = " (an id, the time or the split)" if name in table.types else ""
                 raise UserError(
                     f"data.features.{owner}.{name}: {table.place} has no such column of features{own}"
-                    f"{nearest(name, table.others())}"
+                    f"{nearest(name, table.feature_columns())}"
                 )
-        names = list(columns) if owner == "interactions" else table.others()
+        names = list(columns) if owner == "interactions" else table.feature_columns()
         for name in names:
             plan = _plan(table, name, settings=columns.get(name) or {})
             if plan is not None:

@@ -53,7 +53,7 @@ def configured_data(config: DictConfig) -> ConfiguredData:
     return ConfiguredData(instantiate(data.source), instantiate(config.split), settings, Path(data.cache))
 
 
-def at_root(config: DictConfig, root: str) -> DictConfig:
+def with_root(config: DictConfig, root: str) -> DictConfig:
     """Return the configuration with another folder as its source. Tables that are missing there have no features."""
     tables = ParquetFolder(root).tables(Path(config.data.cache) / "sources")
     changed = config.copy()

@@ -2,8 +2,8 @@
 
     files -> checked tables -> events with parts -> users, items -> vocabularies -> ordered events -> arrays
 
-The name of the result is a fingerprint of the content of the files and of the settings. The place of the files and the
-engine that does the work do not change it.
+The name of the result is a fingerprint of the content of the files and of the settings. It does not depend on the path
+of the files or on the engine.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def prepare(
         source: origin of the tables.
         split: assigns events to training, validation and test.
         settings: how the tables are read.
-        cache: folder of files that can be made again.
+        cache: folder of prepared data sets and other files that can be recomputed.
         engine: runs the relational steps; DuckDB by default. The result does not depend on it.
 
     Raises:
@@ -85,9 +85,9 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
 
 def _check_engaged(settings: DataSettings, table: Table) -> None:
     column = settings.engaged
-    if column not in table.others():
+    if column not in table.feature_columns():
         raise UserError(
-            f"data.engaged={column}: {table.place} has no such column{nearest(str(column), table.others())}"
+            f"data.engaged={column}: {table.place} has no such column{nearest(str(column), table.feature_columns())}"
         )
     kind = table.types[column]
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):

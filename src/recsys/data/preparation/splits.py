@@ -1,7 +1,7 @@
 """Splits: each assigns every event to training, validation or test, as one Ibis expression that any engine runs.
 
 The table `events` has the columns `user_id, item_id, time, shard, row` (and `split` if the files have it). The table
-`source` holds all events as read; `events` holds those that are left after cleaning. The result has one more column,
+`source` holds all events as read; `events` holds those that remain after cleaning. The result has one more column,
 `part`: 0 is training, 1 validation, 2 test.
 """
 
@@ -120,17 +120,17 @@ _NAMES_IN_FINGERPRINTS: dict[type, str] = {
 
 
 def fingerprint_text(split: Split) -> str:
-    """Return the text that stands for a split in fingerprints of prepared data sets.
+    """Return the text of a split in fingerprints of prepared data sets.
 
-    It is the `repr` of the split. The splits of this module keep their earlier class names in it, because data sets
-    that exist would be prepared again otherwise.
+    It is the `repr` of the split, with the earlier class names of this module's splits: otherwise existing data sets
+    would be prepared again.
     """
     name = _NAMES_IN_FINGERPRINTS.get(type(split))
     return repr(split) if name is None else repr(split).replace(type(split).__name__, name, 1)
 
 
 def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:
-    """Add the place of each event among those of its user, 0 for the last, and the number of those events."""
+    """Add the position of each event counted from the user's last (0), and the user's number of events."""
     by = ["user_id", *also_by]
     latest_first = [events.time.desc(), events.shard.desc(), events.row.desc()]
     return events.mutate(
@@ -142,7 +142,7 @@ def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:
 def _cuts(session: Session, events: ir.Table, *, shares: tuple[float, float]) -> list[int]:
     """Return the first whole time at or after the quantile of each share, equal to numpy's on every engine.
 
-    The engine finds the two times beside each quantile, which are exact integers; numpy interpolates between them.
+    The engine finds the two neighbouring times, which are exact integers; numpy interpolates between them.
     """
     num_events = int(first_row(session, events.aggregate(n=events.count()))["n"])
     # numpy's percentile (and so pandas') multiplies and divides by 100; so does this, for the same last bit.

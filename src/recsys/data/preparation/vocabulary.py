@@ -1,7 +1,7 @@
 """Vocabularies of users, items and the values of categorical features, counted by the engine.
 
-A model may know only what training events hold. So values of features are counted in rows that training events touch,
-and the most frequent come first.
+Values of features are counted in rows that occur in training events, so that a model learns nothing from later events.
+The most frequent values come first.
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ def collect_values(session: Session, rows: ir.Table, *, column: str, is_bag: boo
 
 
 def keep_core(session: Session, events: ir.Table, *, min_user_events: int, min_item_events: int) -> ir.Table:
-    """Return the events of users and items that have at least so many of the events that are returned."""
+    """Return the largest set of events in which every user and item has its minimum number of events (k-core)."""
     pairs = session.keep(events.group_by("user_id", "item_id").aggregate(n=events.count()))
     num_pairs = _length(session, pairs)
     while True:
         kept = pairs
-        for key, least in (("user_id", min_user_events), ("item_id", min_item_events)):
-            if least > 1:
+        for key, minimum in (("user_id", min_user_events), ("item_id", min_item_events)):
+            if minimum > 1:
                 totals = kept.group_by(key).aggregate(total=kept.n.sum())
-                kept = kept.semi_join(totals.filter(totals.total >= least), key)
+                kept = kept.semi_join(totals.filter(totals.total >= minimum), key)
         kept = session.keep(kept)
         num_kept = _length(session, kept)
         if num_kept == num_pairs:

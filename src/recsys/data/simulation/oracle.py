@@ -1,7 +1,7 @@
 """Best reachable recall of a simulated world: items ranked by the probabilities that drew the events.
 
-The oracle has the world, the boards, and the board of the last event before the part. Of the part itself it has only
-the times of the events. It ranks by the expected number of events on each item at those times.
+The oracle reads the world, the boards of the users, the board of each user's last event before the part, and the times
+of the events in the part. It ranks items by their expected number of events at those times.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def best_reachable(
         dataset: data set prepared with `data.time=seconds`.
         part: `val` or `test`.
         cutoffs: values of K.
-        max_users: maximal number of users. If the part has more, a sample is drawn.
+        max_users: maximum number of users. If the part has more, a sample is drawn.
         seed: seed of the sample.
 
     Returns:

@@ -115,7 +115,7 @@ def draw_users(world: World, block: int, *, first: int, last: int) -> tuple[pa.T
         words(
             _DEVICES, rng.choice(len(_DEVICES), num_users, p=(0.45, 0.35, 0.2)), missing=rng.random(num_users) < 0.02
         ),
-        _word_lists(topic_names(world.settings), topics, given=declared, missing=rng.random(num_users) < 0.1),
+        _word_lists(topic_names(world.settings), topics, present=declared, missing=rng.random(num_users) < 0.1),
     ]
     return pa.Table.from_arrays(columns, schema=USERS_SCHEMA), boards
 
@@ -138,7 +138,7 @@ def item_tables(world: World) -> Iterator[pa.Table]:
             + [rng.integers(0, len(vocabulary), num_items) for _ in range(2)],
             axis=1,
         )
-        given = rng.random(tags.shape) < np.array([0.8, 0.6, 0.7, 0.3, 0.15])
+        present = rng.random(tags.shape) < np.array([0.8, 0.6, 0.7, 0.3, 0.15])
         visual = centroids[topic] + rng.normal(0.0, 1.0, (num_items, settings.vector_width))
         has_visual = np.repeat(rng.random((num_items, 1)) >= 0.02, settings.vector_width, axis=1)
         title = pc.binary_join_element_wise(
@@ -152,7 +152,7 @@ def item_tables(world: World) -> Iterator[pa.Table]:
             pa.array(world.item_id[items]),
             title,
             words(categories, category, missing=rng.random(num_items) < 0.03),
-            _word_lists(vocabulary, tags, given=given, missing=rng.random(num_items) < 0.03),
+            _word_lists(vocabulary, tags, present=present, missing=rng.random(num_items) < 0.03),
             _lists(pa.array(visual[has_visual], pa.float32()), has_visual, missing=~has_visual[:, 0]),
             pa.array(world.born[items].astype(np.int64) * DAY + settings.start_seconds),
         ]
@@ -170,12 +170,12 @@ def words(values: Sequence[str], code: Int64Array, *, missing: Mask | None = Non
     return coded(values, code, missing=missing).cast(pa.string())
 
 
-def _word_lists(values: Sequence[str], code: npt.NDArray[Any], *, given: Mask, missing: Mask) -> pa.Array:
-    """Return one list of words a row: those of `code` [R, W] that are `given`; null where `missing` [R]."""
-    given = given & ~missing[:, None]
-    return _lists(words(values, code[given]), given, missing=missing)
+def _word_lists(values: Sequence[str], code: npt.NDArray[Any], *, present: Mask, missing: Mask) -> pa.Array:
+    """Return a list of words for each row: those of `code` [R, W] where `present`; null where `missing` [R]."""
+    present = present & ~missing[:, None]
+    return _lists(words(values, code[present]), present, missing=missing)
 
 
-def _lists(values: pa.Array, given: Mask, *, missing: Mask) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(given.sum(1))]).astype(np.int32)
+def _lists(values: pa.Array, present: Mask, *, missing: Mask) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(present.sum(1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(missing))

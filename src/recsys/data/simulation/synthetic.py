@@ -3,8 +3,8 @@
     <root>/interactions.parquet/part-00000.parquet ...   items.parquet   users.parquet
     <root>/truth/   hidden from readers of the tables: settings, world, boards, and the board of every event
 
-Users come in blocks with random streams of their own, and shards hold whole blocks. So memory depends on the size of a
-shard and not of the data, and the size of a shard changes no value.
+Each block of users has its own random stream, and a shard holds whole blocks. So memory depends on the size of a shard
+and not on the size of the data, and the size of a shard changes no value.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Synthetic(WorldSettings):
     """Source of simulated pins. They are generated once for each combination of settings."""
 
     def folder(self, cache: Path) -> Path:
-        """Return the folder in which `tables` writes the data and `best_reachable` finds the truth."""
+        """Return the folder of the data, where `best_reachable` finds the truth."""
         content = json.dumps([_VERSION, dataclasses.asdict(self)], sort_keys=True)
         return cache / "synthetic" / hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -234,9 +234,9 @@ def _draw_items(world: World, columns: dict[str, npt.NDArray[Any]]) -> Int64Arra
         about[wandering] = np.minimum(drawn, len(topic_upper) - 1)
         np.cumsum(world.item_weights(today), dtype=np.float64, out=upper[1:])
         low, high = upper[world.topic_start[about]], upper[world.topic_start[about + 1]]
-        # Below `high` even after rounding, so that the item is one of the topic, and one that is born.
+        # Strictly below `high` even after rounding, so that the item belongs to the topic and exists on that day.
         target = np.minimum(low + columns["u_item"][events] * (high - low), np.nextafter(high, 0))
-        # In ascending order the search stays in the cache.
+        # Sorted targets keep the binary search in the cache.
         ascending = np.argsort(target)
         item[events[ascending]] = np.searchsorted(upper, target[ascending], side="right") - 1
     return item

@@ -51,7 +51,7 @@ class ParquetFolder:
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """Source: Parquet files that are named one by one, so files that are added beside them are not read.
+    """Source: a fixed list of Parquet files. Files added to their folders later are not read.
 
     Attributes:
         interactions, items, users: paths, or addresses that fsspec reads, with shards in order.
@@ -129,14 +129,14 @@ def local_copy(file: str, folder: Path) -> Path:
 
 
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Return whether a file system is that of this machine."""
+    """Return whether a file system is the local one."""
     return bool(filesystem.protocol == "file" or "file" in filesystem.protocol)
 
 
 def digest(file: str) -> str:
     """Return a text that identifies the content of a file.
 
-    It is a hash of a local file, and what the store reports of a remote one (size, etag or time).
+    For a local file it is a hash; for a remote one, the size, etag or time that the store reports.
 
     Raises:
         UserError: If the file cannot be read.
@@ -165,12 +165,12 @@ def fingerprint(parts: Iterable[object]) -> str:
 def build_once(folder: Path, build: Callable[[Path], None]) -> bool:
     """Build a folder unless it exists. Return whether it was built.
 
-    It is built aside under a lock and renamed, so it exists as a whole or not at all. A second process that needs the
-    folder waits for the first. Leftovers of killed processes are removed.
+    It is built under a lock and a hidden name and then renamed, so readers never find it incomplete. A second process
+    that needs the folder waits for the first. Leftovers of killed processes are removed.
 
     Args:
         folder: folder to make.
-        build: fills the empty folder that it is given.
+        build: function that fills an empty folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):

@@ -42,8 +42,8 @@ class Table:
         """Name in messages: the file, or the folder of several shards."""
         return self.files[0] if len(self.files) == 1 else self.files[0].rsplit("/", 1)[0]
 
-    def others(self) -> list[str]:
-        """Return the columns that have none of our names: the possible features."""
+    def feature_columns(self) -> list[str]:
+        """Return the columns that are not key columns (`NAMES`): the possible features."""
         return [name for name in self.types if name not in self.names.values()]
 
 
@@ -97,7 +97,7 @@ def id_type(table: Table, key: str) -> str:
 
 
 def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
-    """Return how to read those of our columns that the table has, by their names within the engine."""
+    """Return the reading rules of the key columns that the table has, by their names within the engine."""
     wanted: dict[str, Read] = {}
     for key in key_names:
         if key in ("user_id", "item_id"):
@@ -110,7 +110,7 @@ def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
 
 
 def read_time(column: str, kind: pa.DataType) -> Read:
-    """Return how to read a column of dates, times or integers as integers."""
+    """Return the rule that reads a column of dates, times or integers as integers."""
     if pa.types.is_integer(kind):
         return Read(column, "int64")
     if pa.types.is_date(kind):

@@ -205,5 +205,5 @@ def _has_zone(column: pa.ChunkedArray) -> bool:
     return bool(pc.any(pc.match_substring_regex(column, r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py())
 
 
-# One line of our log replaces a progress bar for each step of a conversion.
+# The log has one line for a conversion, so progress bars are switched off.
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

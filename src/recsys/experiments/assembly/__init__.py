@@ -1,7 +1,7 @@
 """Builds data, model and training step from a configuration."""
 
 from recsys.core.instantiate import instantiate
-from recsys.experiments.assembly.data import build_data, open_data, reachable, source_of, target_sampling_of
+from recsys.experiments.assembly.data import build_data, open_data, oracle_recall, source_of, target_sampling_of
 from recsys.experiments.assembly.model import build_model, build_towers, corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
@@ -19,6 +19,6 @@ __all__ = [
     "instantiate",
     "target_sampling_of",
     "open_data",
-    "reachable",
+    "oracle_recall",
     "source_of",
 ]

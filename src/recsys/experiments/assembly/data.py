@@ -43,7 +43,7 @@ def source_of(config: DictConfig) -> Tables:
     return tables
 
 
-def reachable(config: DictConfig, dataset: PreparedDataset, *, part: Part) -> dict[str, float]:
+def oracle_recall(config: DictConfig, dataset: PreparedDataset, *, part: Part) -> dict[str, float]:
     """Return `recall@K` of ranking by the true probabilities for simulated data; empty for other data."""
     source = instantiate(config.data.source)
     if not isinstance(source, Synthetic) or dataset.meta.time_resolution is not TimeResolution.SECONDS:

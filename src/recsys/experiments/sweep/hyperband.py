@@ -20,7 +20,7 @@ class Hyperband:
         min_iter: first band; None if `max_iter` is given.
         max_iter: iteration that the bands divide; None if `min_iter` is given.
         s: number of bands below `max_iter`.
-        eta: one run of so many continues.
+        eta: at each band, the best 1 / `eta` of the runs continue.
         strict: judge a run by its value at the band and not by its best value so far.
     """
 

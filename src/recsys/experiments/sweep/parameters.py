@@ -17,7 +17,7 @@ from scipy import stats
 
 from recsys.core.errors import UserError, nearest
 
-# Settings of the distributions with a quantile function. A name that begins with `q_` rounds to multiples of `q`.
+# Settings of distributions with a quantile function. Distributions named `q_...` round to multiples of `q`.
 _QUANTILES: dict[str, Callable[..., Any]] = {
     "int_uniform": lambda min, max: stats.randint(min, max + 1),
     "uniform": lambda min, max: stats.uniform(min, max - min),
@@ -43,7 +43,7 @@ _SETTINGS |= {f"q_{name}": (*_SETTINGS[name], "q") for name in _ROUNDED}
 _DEFAULTS = {"q": 1.0, "mu": 0.0, "sigma": 1.0, "a": 1.0, "b": 1.0}
 # Names that W&B accepts.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-# Keeps quantiles finite, and a uniform integer within its bounds.
+# Uniform numbers stay this far from 0 and 1, so that quantiles are finite and integers within their bounds.
 _EDGE = 1e-12
 
 
@@ -141,7 +141,7 @@ def read_parameter(name: str, node: Any) -> Parameter:
 
 
 def _usual(node: Mapping[str, Any]) -> str:
-    """The distribution that W&B takes if none is named."""
+    """Return the distribution that W&B uses by default."""
     if "values" in node:
         return "categorical_w_probabilities" if "probabilities" in node else "categorical"
     if "min" in node or "max" in node:

@@ -25,7 +25,7 @@ from recsys.experiments.sweep.study import Record, SweepStudy
 from recsys.experiments.sweep.trial import TrialProcess
 
 FILE = "sweep.yaml"
-# The program of a sweep file that trains with this package, in a checkout a file.
+# Program of a sweep file that trains with this package; in a checkout it is a file.
 TRAIN = "train.py"
 _POLL_SECONDS = 0.2
 
@@ -121,7 +121,7 @@ class _Runner:
                     over = sum(record.status != "running" for record in records)
                     progress.update(total, completed=over, description=f"{self.folder}  {now}")
             finally:
-                # All are asked first, so that the wait is that of the slowest.
+                # All processes are asked to stop before the first wait, so that they end at the same time.
                 for process in self.running.values():
                     process.ask_to_stop()
                 for process in self.running.values():
@@ -172,7 +172,7 @@ class _Runner:
 
 
 def _command(sweep: Sweep, arguments: list[str]) -> list[str]:
-    """Return the command line of one run; `train.py` is the installed command, which needs no file."""
+    """Return the command line of one run; the program `train.py` is replaced by the installed command."""
     words = sweep.command_line(arguments)
     if not _is_train(sweep):
         return words
@@ -200,7 +200,7 @@ def check_composition(sweep: Sweep) -> None:
 
 
 def _claim(folder: Path, sweep: Sweep) -> None:
-    """Write `sweep.yaml`, or check that it is that of the same sweep; the bound on runs may differ."""
+    """Write `sweep.yaml`, or check that the existing one is of the same sweep; the bound on runs may differ."""
     file = folder / FILE
     if not file.exists():
         atomic_write(file, yaml.safe_dump(dict(sweep.content), sort_keys=False))

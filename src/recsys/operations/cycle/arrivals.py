@@ -1,4 +1,4 @@
-"""Files of a data folder, and what arrived since a cycle last read it. Reads only Parquet footers and digests."""
+"""Files of a data folder, and new files since a cycle last read it. Reads only Parquet footers and digests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """Files of a data folder at one moment. A cycle reads these files, whatever is appended later.
+    """Files of a data folder at one moment. A cycle reads only these files; later files are for the next cycle.
 
     Attributes:
         interactions, items, users: files of each table, in order.
@@ -80,7 +80,7 @@ class Arrivals:
 
     Attributes:
         files: new files, and files with other content than was read.
-        rewritten: those of them that were read with other content.
+        rewritten: those among them that were read with other content.
         missing: files that were read and do not exist any more.
         rows: number of new events: rows of new files, and rows that rewritten files gained.
     """

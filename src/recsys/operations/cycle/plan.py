@@ -1,4 +1,4 @@
-"""Settings of a cycle, and how its files and its starting weights enter the configuration of its training."""
+"""Settings of a cycle, and the configuration of its training with its files and starting weights."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CyclePlan:
 
     @property
     def digest(self) -> str:
-        """Digest of everything that decides what is trained, what is packed and how it is judged."""
+        """Digest of all settings of training, packing and gates."""
         config = self.config
         named = {
             name: config[name] for name in ("index", "corpus", "gates", "recall_target", "warm_start", "max_users")

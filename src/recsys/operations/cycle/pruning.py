@@ -12,14 +12,14 @@ from recsys.release.manifest import Manifest
 def prune(plan: CyclePlan) -> list[Path]:
     """Remove the run folders of all but the newest `keep` cycles.
 
-    The run of a release with an alias stays, whatever its age: training starts from it, a rollback returns to it, and
-    `recsys lineage` reads it.
+    The run of a release with an alias is always kept: training starts from it, a rollback returns to it, and `recsys
+        lineage` reads it.
 
     Returns:
         The removed folders.
 
     Raises:
-        UserError: If the manifest of such a release cannot be read. Nothing is removed then.
+        UserError: If the manifest of such a release cannot be read; then nothing is removed.
     """
     keep = plan.config.keep
     if keep is None:

@@ -18,7 +18,7 @@ from recsys.serving.gateway.remote_host import parse_address
 
 
 def roll_out(plan: CyclePlan, cycle: Cycle) -> str:
-    """Let the hosts serve the release, one after the other, and move the alias; without hosts only move the alias."""
+    """Make the hosts serve the release, one after the other, and move the alias; without hosts only move the alias."""
     assert cycle.version is not None
     if (message := plan.judge_again(cycle)) is not None:
         return message
@@ -101,7 +101,7 @@ def _run(plan: CyclePlan, cycle: Cycle, *, goal: Goal) -> None:
                 store = str(plan.store.root.absolute())
                 rollout = begin(cycle.version, "all", hosts=hosts, gateways=gateways, model=config.model, store=store)
             rollout.goal = goal
-            # The configuration may name other servers than before. Each server reports itself what is done.
+            # The configuration may name other servers than before. Each server reports its own state.
             rollout.hosts, rollout.gateways = [host.name for host in hosts], [gateway.name for gateway in gateways]
             RolloutRunner(state, Console(), token=config.admin_token).run(rollout)
     except Timeout as error:

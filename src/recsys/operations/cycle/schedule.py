@@ -1,4 +1,4 @@
-"""Runs a cycle at regular times on one machine, each in a process of its own."""
+"""Runs cycles at regular times on one machine, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recsys.core.errors import UserError
 
 log = logging.getLogger("recsys")
 
-# The clock may be set while the loop sleeps, so it looks at the clock at least once an hour.
+# The system clock may be changed while the loop sleeps, so it is read at least once an hour.
 _MAX_SLEEP = 3600.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -25,7 +25,7 @@ def parse_every(text: str) -> float:
     """Return the seconds of `90s`, `30m`, `12h` or `1d`.
 
     Raises:
-        UserError: If the text is none of these.
+        UserError: If the text has another form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", str(text))
     if found is None or float(found[1]) == 0:

@@ -20,8 +20,9 @@ from recsys.core.io import atomic_write
 from recsys.operations.cycle.arrivals import DataFile, FolderListing
 
 CycleStep = Literal["prepare", "train", "judge", "publish", "roll_out", "watch", "roll_back", "end"]
-# kept: the candidate is served. stopped: gates stopped it before it was published. rolled_back: it was served, and was
-# taken back. failed: its data or settings are wrong. abandoned: its data or settings changed after it began.
+# kept: the candidate is served. stopped: gates stopped it before it was published. rolled_back: it was served, and the
+# previous release was restored. failed: its data or settings are wrong. abandoned: its data or settings changed after
+# it began.
 CycleOutcome = Literal["kept", "stopped", "rolled_back", "failed", "abandoned"]
 # Steps that change nothing outside the folder of the cycle.
 PRIVATE_STEPS: tuple[CycleStep, ...] = ("prepare", "train", "judge")
@@ -34,7 +35,7 @@ class Cycle:
     Attributes:
         number: number of the cycle of this model, from 1.
         began: time in UTC, ISO 8601.
-        settings: digest of everything that decides what is trained and how it is judged.
+        settings: digest of all settings of training, packing and gates.
         listing: files that the cycle reads.
         new_events: number of events that had arrived.
         step: next step.
@@ -114,7 +115,7 @@ class CycleStateFile:
         """Return the state, or a new one if there is no file.
 
         Raises:
-            UserError: If the file holds something else.
+            UserError: If the file is not the state of a retraining cycle.
         """
         try:
             content = json.loads(self.path.read_text())
@@ -142,7 +143,7 @@ class CycleStateFile:
             try:
                 cycles.append(json.loads(line))
             except ValueError:
-                # A crash cut the line off. The cycle is appended again.
+                # A crash truncated this line. The cycle is appended again.
                 continue
         return cycles
 

@@ -16,7 +16,7 @@ from recsys.serving.gateway.remote_host import Address
 
 _TIMEOUT_SECONDS = 5.0
 _REQUESTS = "recsys_requests_total"
-# Routes for operators: their answers are not answers to users.
+# Routes for operators, whose answers do not count as answers to users.
 _OPERATOR_ROUTES = ("/healthz", "/readyz", "/metrics")
 
 # (route, status) -> answers.
@@ -32,8 +32,8 @@ class WatchSettings:
         every: seconds between two checks.
         most_errors: largest share of the answers since the watch began that may have a status of 500 or above.
         fewest_answers: number of answers below which the share is not judged.
-        unready: number of checks in a row at which a server is not ready, or does not serve the release, that fails.
-        switch_seconds: time that servers which follow the alias have to serve the release.
+        unready: number of consecutive failed checks (server not ready, or not serving the release) that end the watch.
+        switch_seconds: time limit for servers that follow the alias to switch to the release.
     """
 
     seconds: float
@@ -81,7 +81,7 @@ class WatchedServer:
         return f"{self.address[0]}:{self.address[1]}"
 
     def problem(self) -> str | None:
-        """Return why the server cannot serve users with the release; None if it can."""
+        """Return the reason why the server cannot serve the release; None if it can."""
         try:
             status, _ = self._get("/readyz")
             if status != 200:
@@ -123,7 +123,7 @@ class WatchedServer:
 def watch_servers(
     servers: Sequence[WatchedServer], followers: Sequence[WatchedServer], *, settings: WatchSettings
 ) -> str | None:
-    """Watch servers and return why the release should not stay; None if nothing was found.
+    """Watch servers and return the reason to roll the release back; None if there is no reason.
 
     Args:
         servers: hosts that serve the release already, and gateways.
@@ -148,7 +148,7 @@ def watch_servers(
                 return f"{problem}, at {settings.unready} checks in a row"
             now, before = server.counters(), seen[server]
             if now is not None:
-                # Answers before the first reading are not the release's.
+                # Answers before the first reading came from the previous release.
                 total = total if before is None else _add(total, _increase(before, now))
                 seen[server] = now
         if total.all >= settings.fewest_answers and total.errors > settings.most_errors * total.all:

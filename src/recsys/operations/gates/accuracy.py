@@ -69,8 +69,8 @@ class KeepsRecord:
         min_ratio: candidate's metric over the record; below 1, because every window differs.
         significance_level: probability that at least one check fails by chance.
         detectable_loss: a check whose power is below 0.8 for a loss of this share is untested.
-        min_users: users without whom a metric is untested. The record is about other users, and if a dozen users all
-            miss, their spread is zero and chance would seem to be excluded.
+        min_users: minimum number of users for a test of a metric. The record is about other users, and if a dozen users
+            all miss, their spread is zero and chance would seem to be excluded.
     """
 
     metrics: Sequence[str]
@@ -135,7 +135,7 @@ class Predictable:
         check, side = f"served {self.metric} on the newest", evidence.served
         if not evidence.window.has_times:
             return [untested(check, NO_TIMES)]
-        new, before = evidence.asked.relevant_since(evidence.window.begin)
+        new, before = evidence.judged.relevant_since(evidence.window.begin)
         if not np.diff(before.offsets).any():
             return [untested(check, "the served release is older than all of the test part")]
         found = side.measure(new)[1][self.metric]
@@ -148,13 +148,13 @@ class Predictable:
 class BeatsPopularity:
     """Stop a candidate that is no better than one list of popular items for everyone, or below a fixed floor.
 
-    This bar needs no earlier figures of the data. A model that learned nothing does not pass it, whatever is served.
-    Floors are for teams that know the figures of their data.
+    This comparison needs no earlier figures. A model that learned nothing fails it even if nothing is served. Floors
+    are for teams that know the usual figures of their data.
 
     Attributes:
         metric: metric over all users.
         min_ratio: metric of the candidate over that of the popular list.
-        floors: metric -> least value.
+        floors: metric -> minimum value.
     """
 
     metric: str
@@ -198,10 +198,10 @@ class NotTooGood:
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome."""
-        known = np.zeros(evidence.asked.dataset.num_items + 1, bool)
+        known = np.zeros(evidence.judged.dataset.num_items + 1, bool)
         known[evidence.served.item_idx] = True
         known[0] = False
-        relevant = evidence.asked.relevant_among(known)
+        relevant = evidence.judged.relevant_among(known)
         found, served = (
             side.measure(relevant)[1][self.metric] for side in (evidence.candidate, evidence.served)
         )  # fmt: skip

@@ -58,9 +58,9 @@ class SameAsTrained:
 class Reproduces:
     """Stop a candidate whose release does not reach the metrics that training measured at its end.
 
-    The model that was packed may not be the model that was measured, if a checkpoint was replaced, a configuration was
-    edited or a vocabulary changed. If a corpus policy chose the items of the index, the model must reach the run's
-    metrics over all items, and the release must reach those over the chosen items.
+    The packed model may differ from the measured one if a checkpoint was replaced, a configuration was edited or a
+    vocabulary changed. If a corpus policy chose the items of the index, the model must reach the run's metrics over all
+    items, and the release must reach those over the chosen items.
 
     Attributes:
         metrics: metrics over all users.
@@ -72,8 +72,8 @@ class Reproduces:
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome for each metric."""
-        same = evidence.run.dataset.meta.fingerprint == evidence.asked.dataset.meta.fingerprint
-        if not same or len(evidence.asked.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
+        same = evidence.run.dataset.meta.fingerprint == evidence.judged.dataset.meta.fingerprint
+        if not same or len(evidence.judged.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
             yield untested("as measured", "the requests are not those of the run's own test part")
             return
         manifest = evidence.candidate.retriever.manifest
@@ -127,7 +127,7 @@ class TowerLatency:
 
 
 def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
-    requests = side.asked.requests
+    requests = side.judged.requests
     chosen = np.linspace(0, len(requests.user_idx) - 1, min(most, len(requests.user_idx), 100)).astype(np.int64)
     tower = side.retriever.tower
     return [
@@ -140,8 +140,8 @@ def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
 class Size:
     """Stop a candidate whose release is much larger than the served one, or has a much smaller or larger corpus.
 
-    Hosts hold several releases at once. A corpus that shrinks or grows suddenly is a fault of preparation more often
-    than a decision.
+    Hosts hold several releases in memory at once. A sudden change in the size of the corpus is usually a fault of
+    preparation.
 
     Attributes:
         max_bytes_ratio: bytes over those of the served release.
@@ -180,8 +180,8 @@ class Size:
 class Fresh:
     """Stop a candidate whose data is older than that of the served release, or reaches back less far.
 
-    A run that was left over, or that was trained on a folder to which nobody appends any more, passes every comparison
-    with the served model, because it is a copy of it.
+    An old run, or a run on a folder that no longer gets new events, passes every comparison with the served model,
+    because it is a copy of it.
 
     Attributes:
         max_days_behind: days by which the newest event of the candidate's data may be older than the newest event that

@@ -20,8 +20,8 @@ _NUM_PAIRS = 20_000
 class Coverage:
     """Stop a candidate that shows a much smaller part of the corpus than the served release.
 
-    A model that shows the same few items to everyone can keep its recall for a while. Items that are not shown get no
-    events, so the next model does not learn them.
+    A model that shows the same few items to everyone can keep its recall for some time. But items that are not shown
+    get no events, so the next model cannot learn them.
 
     Attributes:
         min_ratio: coverage over that of the served release.
@@ -44,7 +44,7 @@ class Coverage:
 class PopularityDrift:
     """Stop a candidate that shows more popular items than the served release.
 
-    Each retraining learns from what the model before it showed, so a bias towards the head reinforces itself.
+    Each retraining learns from the items that the previous model showed, so a bias towards the head reinforces itself.
 
     Attributes:
         max_ratio: popularity of the shown items (mean number of training events) over that of the served release.
@@ -70,7 +70,7 @@ class PopularityDrift:
 
 def _head_share(side: Side, cutoff: int) -> float:
     """Return the share of head items (first half of the training events) among the shown items."""
-    counts = side.asked.dataset.train_count
+    counts = side.judged.dataset.train_count
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
     is_head = np.zeros(len(counts), bool)

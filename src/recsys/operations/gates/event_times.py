@@ -89,8 +89,8 @@ class TimeGaps:
 class Clock:
     """Stop a candidate whose data has events in the future.
 
-    Milliseconds read as seconds, a wrong time zone or a wrong clock produce such events. They stay the newest events
-    for years, and every window that is cut by time is wrong because of them.
+    Milliseconds read as seconds, a wrong time zone or a wrong clock produce such events. They remain the newest events
+    for years, so every window that ends at the newest event is wrong.
 
     Attributes:
         max_ahead_hours: tolerated difference between clocks.

@@ -20,8 +20,9 @@ _REFERENCE_DAYS, _WEEKDAY_DAYS = 14, 28
 class Volume:
     """Stop a candidate if a new day has far fewer or far more events than the days before it.
 
-    Such a day was cut off, lost, counted twice or invented. The expected volume of a day is the median of the two weeks
-    before it, adjusted to its day of the week by the four weeks before it. The bounds are wider if days vary much.
+    The events of such a day are incomplete, lost, duplicated or invalid. The expected volume of a day is the median of
+    the two weeks before it, adjusted to its day of the week by the four weeks before it. The bounds are wider if days
+    vary much.
 
     Attributes:
         min_ratio: events of a day over the expected number, at least.
@@ -117,7 +118,7 @@ class _Series:
 
 
 def _judge_days(names: tuple[str, str], window: EventWindow, *, series: _Series, bounds: _Bounds) -> Iterable[Outcome]:
-    """Yield two outcomes: the smallest and the largest new day, each compared with its expected value.
+    """Yield two outcomes: for the smallest and the largest new day, each compared with its expected value.
 
     The reference of a new day may contain other new days, so that slow growth or decline passes although the served
     release is old.

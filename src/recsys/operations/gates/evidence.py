@@ -42,25 +42,25 @@ class Side:
 
     Args:
         retriever: opened release.
-        asked: test requests.
+        judged: test requests.
     """
 
-    def __init__(self, retriever: Retriever, asked: JudgedRequests) -> None:
-        self.retriever, self.asked = retriever, asked
-        self.recommender = ReleaseRecommender(retriever, asked.dataset)
-        found = pc.index_in(retriever.items["item_id"].combine_chunks(), value_set=asked.dataset.item_ids)
+    def __init__(self, retriever: Retriever, judged: JudgedRequests) -> None:
+        self.retriever, self.judged = retriever, judged
+        self.recommender = ReleaseRecommender(retriever, judged.dataset)
+        found = pc.index_in(retriever.items["item_id"].combine_chunks(), value_set=judged.dataset.item_ids)
         # item_idx in the data set of each row of the index; 0 for items that the data set does not have.
         self.item_idx = np.asarray(found.cast(pa.int64()).fill_null(-1)) + 1
 
     @cached_property
     def _ranked(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        requests = self.asked.requests
+        requests = self.judged.requests
         blocks = [slice(at, at + _BLOCK) for at in range(0, len(requests.user_idx), _BLOCK)]
         answers = [
             self.recommender.rank(
                 Requests(*(column[rows] for column in requests)),
                 K,
-                exclude_seen=self.asked.exclude_seen,
+                exclude_seen=self.judged.exclude_seen,
                 request_features={},
             )
             for rows in blocks
@@ -81,17 +81,17 @@ class Side:
     @cached_property
     def embeddings(self) -> npt.NDArray[np.float32]:
         """User embeddings of the first 2048 requests, [R, D] or [R, M, D]."""
-        requests = Requests(*(column[:_EMBEDDED] for column in self.asked.requests))
+        requests = Requests(*(column[:_EMBEDDED] for column in self.judged.requests))
         return self.retriever.tower(self.recommender.histories(requests))
 
     def measure(self, relevant: Ragged) -> tuple[dict[str, float], dict[str, Float64Array]]:
         """Return metrics of the shown items: means, and values of each request that has relevant items."""
-        return measure(self.asked, self.shown, relevant=relevant)
+        return measure(self.judged, self.shown, relevant=relevant)
 
     @cached_property
     def measured(self) -> tuple[dict[str, float], dict[str, Float64Array]]:
         """Result of `measure` for all relevant items."""
-        return self.measure(self.asked.relevant)
+        return self.measure(self.judged.relevant)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -102,11 +102,11 @@ class Side:
     def per_user(self) -> dict[str, Float64Array]:
         """Metrics of each request, recall by type of action included; nan if the request is not in the slice."""
         columns = dict(self.measured[1])
-        for action, relevant in self.asked.relevant_of_actions.items():
+        for action, relevant in self.judged.relevant_of_actions.items():
             wants = np.diff(relevant.offsets) > 0
             rows = np.full(len(wants), np.nan)
             rows[wants] = self.measure(relevant)[1][f"recall@{K}"]
-            columns[f"{action}/recall@{K}"] = rows[np.diff(self.asked.relevant.offsets) > 0]
+            columns[f"{action}/recall@{K}"] = rows[np.diff(self.judged.relevant.offsets) > 0]
         return columns
 
 
@@ -116,22 +116,22 @@ class NothingServedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that the gates may look at.
+    """All measurements that gates can use.
 
     Attributes:
         run: run of the candidate.
-        asked: test requests.
+        judged: test requests.
         candidate: answers of the candidate.
-        served_now: answers of the served release; None if nothing is served.
+        served_side: answers of the served release; None if nothing is served.
         window: the new events and those before them.
         now: seconds; no real event is later.
         samples: sampled requests of users, oldest first.
     """
 
     run: TrainedRun
-    asked: JudgedRequests
+    judged: JudgedRequests
     candidate: Side
-    served_now: Side | None
+    served_side: Side | None
     window: EventWindow
     now: int
     samples: Sequence[RequestSample] = ()
@@ -143,9 +143,9 @@ class Evidence:
         Raises:
             NothingServedError: If nothing is served.
         """
-        if self.served_now is None:
+        if self.served_side is None:
             raise NothingServedError
-        return self.served_now
+        return self.served_side
 
     @cached_property
     def replay(self) -> Replay:
@@ -159,19 +159,19 @@ class Evidence:
     @cached_property
     def popular(self) -> dict[str, Float64Array]:
         """Metrics of each request for one list of the items with the most training events."""
-        dataset = self.asked.dataset
+        dataset = self.judged.dataset
         ranker = Popularity()
         ranker.fit(Interactions(dataset, "train"))
-        shown = _rank_all(ranker, self.asked)
-        return measure(self.asked, shown, relevant=self.asked.relevant)[1]
+        shown = _rank_all(ranker, self.judged)
+        return measure(self.judged, shown, relevant=self.judged.relevant)[1]
 
 
 def measure(
-    asked: JudgedRequests, shown: npt.NDArray[np.int64], *, relevant: Ragged
+    judged: JudgedRequests, shown: npt.NDArray[np.int64], *, relevant: Ragged
 ) -> tuple[dict[str, float], dict[str, Float64Array]]:
     """Return the metrics of training's evaluation: means, and values of each request that has relevant items."""
-    metrics = RetrievalMetrics(asked.dataset, max(1, asked.dataset.meta.num_known), keep_users=True)
-    user_idx = torch.from_numpy(asked.requests.user_idx)
+    metrics = RetrievalMetrics(judged.dataset, max(1, judged.dataset.meta.num_known), keep_users=True)
+    user_idx = torch.from_numpy(judged.requests.user_idx)
     for at in range(0, len(shown), _BLOCK):
         rows = np.arange(at, min(at + _BLOCK, len(shown)))
         metrics.update(torch.from_numpy(shown[rows]), relevant.take(rows), user_idx=user_idx[rows])
@@ -179,11 +179,11 @@ def measure(
     return metrics.compute(), {name: values.numpy().astype(np.float64) for name, values in columns.items()}
 
 
-def _rank_all(ranker: Ranker, asked: JudgedRequests) -> npt.NDArray[np.int64]:
+def _rank_all(ranker: Ranker, judged: JudgedRequests) -> npt.NDArray[np.int64]:
     blocks = []
-    for at in range(0, len(asked.requests.user_idx), _BLOCK):
-        requests = Requests(*(column[at : at + _BLOCK] for column in asked.requests))
-        exclude = seen_items(asked.dataset, requests) if asked.exclude_seen else None
+    for at in range(0, len(judged.requests.user_idx), _BLOCK):
+        requests = Requests(*(column[at : at + _BLOCK] for column in judged.requests))
+        exclude = seen_items(judged.dataset, requests) if judged.exclude_seen else None
         found: tuple[Tensor, Tensor] = ranker.rank(None, requests, k=K, exclude=exclude)  # type: ignore[arg-type]
         blocks.append(found[1].numpy())
     return np.concatenate(blocks)

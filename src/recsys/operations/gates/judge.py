@@ -97,7 +97,7 @@ def judge_run(
         run: finished run.
         served: release that the candidate would replace; None if nothing is served. Checks that compare the candidate
             with the served release are then untested.
-        settings: gates, and what they measure.
+        settings: gates and their settings.
         dataset: data set whose test part both are measured on; None for the run's own.
         candidate: release of the run; None to pack one beside the run. If that fails, the verdict is a failure of the
             gate `packed`.
@@ -112,15 +112,15 @@ def judge_run(
     except PackingError as error:
         outcome = failed("a release can be made", 0.0, threshold=1.0, reason=str(error)).of("packed")
         return _verdict(run, served, dataset=dataset, candidate=None, outcomes=[outcome], measured={})
-    asked = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
-    if not len(asked.requests.user_idx):
+    judged = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
+    if not len(judged.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
-    sides = {"candidate": Side(candidate, asked)} | ({} if served is None else {"served": Side(served, asked)})
+    sides = {"candidate": Side(candidate, judged)} | ({} if served is None else {"served": Side(served, judged)})
     evidence = Evidence(
         run=run,
-        asked=asked,
+        judged=judged,
         candidate=sides["candidate"],
-        served_now=sides.get("served"),
+        served_side=sides.get("served"),
         window=window,
         now=int(time.time()) if settings.now is None else settings.now,
         samples=settings.samples,
@@ -180,7 +180,7 @@ def seconds(when: str | int | None, key: str) -> int | None:
         key: the key, for the error message.
 
     Raises:
-        UserError: If it is none of these.
+        UserError: If the value has another form.
     """
     if when is None or isinstance(when, int):
         return when
@@ -200,7 +200,7 @@ def _outcomes(gate: Gate, evidence: Evidence) -> list[Outcome]:
     except NothingServedError:
         outcomes.append(untested("beside the served release", "skipped: nothing is served yet"))
     except UserError as error:
-        # For example embeddings that an index refuses. Every gate that needs them fails with the same message.
+        # An index may refuse the embeddings, for example. Every gate that needs them fails with the same message.
         reason = " ".join(str(error).split())
         outcomes = [failed("can be looked at", None, threshold=None, reason=reason)]
     log.info("%s: %d outcomes in %.1f s", type(gate).__name__, len(outcomes), time.monotonic() - begin)

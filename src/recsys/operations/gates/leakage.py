@@ -16,7 +16,7 @@ from recsys.operations.gates.verdict import Outcome, at_most, untested
 class TrainedBefore:
     """Stop a candidate if it, or the served release, was trained on events that both are measured on.
 
-    A candidate that was is measured on its own training data. A served release that was is newer than the candidate.
+    Such a candidate would be measured on its own training data. Such a served release is newer than the candidate.
 
     Attributes:
         max_overlap_days: days by which the training data may reach into the test part.
@@ -33,7 +33,7 @@ class TrainedBefore:
             )
             return
         border = int(window.time[window.is_test].min())
-        # A split by user, such as leave-last-out, has no moment before which all training events lie.
+        # With a split by user, such as leave-last-out, no single moment separates training and test events.
         has_border = int(window.time[window.is_train].max()) <= border
         for name in ("candidate", "served"):
             side = evidence.candidate if name == "candidate" else evidence.served

@@ -105,7 +105,7 @@ def _retrieve(retriever: Retriever, sample: RequestSample) -> ReplayedAnswer:
     except UserError as error:
         return ReplayedAnswer(None, f"refused: {error}", np.nan, np.nan)
     except Exception as error:
-        # A server would answer this request with status 500, whatever the error is.
+        # A server would answer this request with status 500 for any error.
         return ReplayedAnswer(None, f"{type(error).__name__}: {error}", np.nan, np.nan)
     seconds = time.perf_counter() - begin
     distinct = {*seen_items(query)}

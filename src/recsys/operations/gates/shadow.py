@@ -18,7 +18,7 @@ from recsys.operations.gates.replay import Replay, ReplayedAnswer
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 from recsys.release.runtime.item_ids import IdMap
 
-# The replay stands for serving if the same release returns this share of a recorded list again.
+# The replay represents serving if the release that made a recorded list returns this share of it again.
 _MIN_FIDELITY = 0.9
 _NO_SAMPLES = "skipped: no requests were sampled (serve.py samples.share=, and samples.folder= here)"
 
@@ -51,7 +51,7 @@ class Shadow:
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome for each figure."""
-        dataset, replayed = evidence.asked.dataset, evidence.replay
+        dataset, replayed = evidence.judged.dataset, evidence.replay
         if len(replayed.samples) < self.min_requests:
             found = f"{len(replayed.samples)} sampled requests, expected {self.min_requests}"
             yield untested("sampled requests", found if replayed.samples else _NO_SAMPLES)
@@ -131,7 +131,7 @@ class ShadowHits:
             return [untested(check, _NO_SAMPLES)]
         if not evidence.window.has_times:
             return [untested(check, NO_TIMES)]
-        candidate, served = replayed.hits(evidence.asked.dataset)
+        candidate, served = replayed.hits(evidence.judged.dataset)
         if not len(candidate):
             return [untested(check, "no user of a sampled request has events of the test part after it")]
         pair = PairedMetric(candidate, served, margin=self.non_inferiority_margin)

@@ -1,4 +1,4 @@
-"""The candidate as it would be served: its run is packed into a release beside the run, and the gates judge that."""
+"""Packing of a candidate's run into a release below the run folder, so that gates judge the artifact to be served."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGED = "staged"
 
 
 class PackingError(UserError):
-    """No release can be made of a run: export, index or self-check fail. The candidate is stopped because of that."""
+    """No release can be made of a run: export, index or self-check fail. This stops the candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)

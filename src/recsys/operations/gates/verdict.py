@@ -27,7 +27,7 @@ class Outcome:
     Attributes:
         check: name of the check, such as `tail/recall@100`.
         value: measured value; None if it could not be measured.
-        threshold: value that it is compared with; None if there is none.
+        threshold: bound of the value; None if there is no bound.
         status: `untested` means that there is too little data to decide; it is neither pass nor fail.
         reason: explanation with the figures behind it.
         gate: name of the gate in the configuration; a gate leaves it empty, and it is filled in afterwards.
@@ -157,7 +157,7 @@ class Verdict:
 
 
 def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
-    """Return heads and rows of a table of the outcomes."""
+    """Return column heads and rows of a table of the outcomes."""
     heads = ["gate", "check", "value", "threshold", "status", "reason"]
     return heads, [[getattr(outcome, head) for head in heads] for outcome in outcomes]
 

@@ -26,9 +26,9 @@ _error = Decoder(ErrorResponse)
 _changes = Decoder(ChangesResponse)
 
 ASK_SECONDS = 5.0
-# A host verifies and checks a release of millions of items while it loads it.
+# Loading is slow, because a host verifies and checks a release of possibly millions of items.
 LOAD_SECONDS = 900.0
-# A server that restarts is tried again for so long.
+# Seconds in which calls to a restarting server are repeated.
 PATIENCE = 10.0
 TRY_EVERY = 0.5
 # An embedding of a thousand numbers takes about 10 kB as JSON, so this stays below the usual limit of a request.
@@ -40,7 +40,7 @@ class UnreachableError(UserError):
 
 
 class RefusedError(UserError):
-    """A server answered that it will not make a change.
+    """A server refused a change.
 
     Args:
         message: error message.
@@ -58,7 +58,7 @@ class AdminClient:
     Args:
         address: host and port.
         token: token of its admin calls; None to send none.
-        patience: seconds for which a server that does not answer is tried again.
+        patience: seconds in which calls to a server that does not answer are repeated.
     """
 
     def __init__(self, address: Address, token: str | None, *, patience: float = PATIENCE) -> None:
@@ -132,7 +132,7 @@ class AdminClient:
                 if time.monotonic() > give_up:
                     reason = str(error) or type(error).__name__
                     raise UnreachableError(f"{self.name}: does not answer ({reason})") from error
-                # Every call can be repeated.
+                # Repeating a call is safe.
                 time.sleep(TRY_EVERY)
                 continue
             if status == 200:

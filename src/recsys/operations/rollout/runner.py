@@ -18,7 +18,7 @@ from recsys.release.store import ReleaseStore
 from recsys.serving.gateway.remote_host import parse_address
 
 
-class Paused(Exception):  # noqa: N818 (no error: it was asked for)
+class Paused(Exception):  # noqa: N818 (requested, so not an error)
     """The rollout was paused by another process."""
 
 
@@ -87,7 +87,7 @@ class RolloutRunner:
         console: terminal to print the steps on.
         token: token of the servers' admin calls.
         wait: seconds between the switches of two hosts.
-        patience: seconds for which a server that does not answer is tried again.
+        patience: seconds in which calls to a server that does not answer are repeated.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class RolloutRunner:
         began = time.monotonic()
         step.do(cluster)
         if step.is_verified and not step.is_done(cluster):
-            raise RefusedError(f"{step.place}: answered that it did, but did not: {step.what}")
+            raise RefusedError(f"{step.target}: answered that it did, but did not: {step.change}")
         took = time.monotonic() - began
         if step.switches and self.wait:
             time.sleep(self.wait)
@@ -157,11 +157,11 @@ class _Display:
         if not self._console.is_terminal:
             if result != "...":
                 step = self._planned[number]
-                self._console.print(f"{step.place}: {step.what}: {result}", soft_wrap=True)
+                self._console.print(f"{step.target}: {step.change}: {result}", soft_wrap=True)
             return
         table = Table("server", "step", "result")
         for step, text in zip(self._planned, self._results, strict=True):
-            table.add_row(step.place, step.what, text)
+            table.add_row(step.target, step.change, text)
         self._live.update(table, refresh=True)
 
 

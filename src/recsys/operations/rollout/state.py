@@ -43,10 +43,10 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RolloutStateFile:
-    """File that holds a rollout, and a mark by which another process can pause it.
+    """File of a rollout, and a second file by which another process can pause the rollout.
 
     Args:
-        path: path of the file. The lock and the mark lie beside it.
+        path: path of the file. Lock file and pause file are in the same folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class RolloutStateFile:
         """Return the rollout; None if there is no file.
 
         Raises:
-            UserError: If the file holds something else.
+            UserError: If the file is not the state of a rollout.
         """
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=Rollout)
@@ -77,9 +77,9 @@ class RolloutStateFile:
         return self._pause.exists()
 
     def pause(self) -> None:
-        """Let the rollout stop before its next step."""
+        """Make the rollout stop before its next step."""
         self._pause.touch()
 
     def unpause(self) -> None:
-        """Remove the mark of `pause`."""
+        """Remove the pause file."""
         self._pause.unlink(missing_ok=True)

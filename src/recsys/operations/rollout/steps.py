@@ -1,9 +1,8 @@
 """Steps of a rollout and their order. Each step can be repeated. Imports no torch.
 
-Every request can be answered at every moment, for this reason: a host serves a version only after every host has loaded
-it and every gateway has its user tower, and the previous version stays loaded until the next rollout. The hosts of a
-request therefore always have a version in common, with one shard or with many. A rollback takes the same steps in
-reverse order.
+A host serves a version only after every host has loaded it and every gateway has its user tower, and the previous
+version stays loaded until the next rollout. So the hosts of a request always have a version in common, with one shard
+or many, and every request can be answered during a rollout. A rollback takes the same steps in reverse order.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ class RolloutStep:
     """One change of one server or store.
 
     Attributes:
-        place: name of the server, or folder of the store.
-        what: description of the change.
+        target: name of the server, or folder of the store.
+        change: description of the change.
         do: makes the change. It raises `UnreachableError` or `RefusedError` if the server fails it.
-        is_done: asks the server if the change is made; a step for which that costs as much as `do` is never done.
-        is_verified: the server is asked again after the change.
+        is_done: returns whether the server has made the change; always False if the check would cost as much as `do`.
+        is_verified: `is_done` is checked after the change.
         switches: the step changes the version that a host serves.
     """
 
-    place: str
-    what: str
+    target: str
+    change: str
     _: KW_ONLY
     do: Callable[[Cluster], None]
     is_done: Callable[[Cluster], bool] = lambda cluster: False  # noqa: ARG005, E731
@@ -61,14 +60,14 @@ def load(host: str, version: str, *, model: str | None) -> RolloutStep:
 
 def load_tower(gateway: str, version: str) -> RolloutStep:
     """Return the step that lets a gateway load the user tower of a version."""
-    what = f"load the user tower of {version}"
-    return RolloutStep(gateway, what, do=lambda cluster: cluster.gateways[gateway].load_tower(version))
+    change = f"load the user tower of {version}"
+    return RolloutStep(gateway, change, do=lambda cluster: cluster.gateways[gateway].load_tower(version))
 
 
 def set_canary(gateway: str, version: str, *, share: float) -> RolloutStep:
     """Return the step that lets a gateway give a version to a share of the users; a share of 0 ends the canary."""
-    what = f"{version} for {share:.3g} of the users" if share else "no canary"
-    return RolloutStep(gateway, what, do=lambda cluster: cluster.gateways[gateway].canary(version, share))
+    change = f"{version} for {share:.3g} of the users" if share else "no canary"
+    return RolloutStep(gateway, change, do=lambda cluster: cluster.gateways[gateway].canary(version, share))
 
 
 def serve(host: str, version: str, *, model: str | None) -> RolloutStep:

@@ -37,7 +37,7 @@ class IdMap:
         self._order = np.argsort(keys)
         self._sorted: npt.NDArray[np.int64] = keys[self._order]
         if self._is_string:
-            # Ids with equal hashes are found by their text, because the search returns only the first of them.
+            # The search returns only the first of several ids with equal hashes, so these are found by their text.
             same = self._sorted[1:] == self._sorted[:-1]
             rows = self._order[np.r_[same, False] | np.r_[False, same]] if len(same) else self._order[:0]
             self._clashing = dict(zip(self.ids.take(pa.array(rows)).to_pylist(), rows.tolist(), strict=True))

@@ -21,7 +21,7 @@ from recsys.release.runtime.query_encoder import ItemId, load_known_items
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.shard import CorpusShard
 
-# Number of inner products that take milliseconds.
+# Number of inner products above which a search takes milliseconds.
 MANY_PRODUCTS = 10_000_000
 
 
@@ -106,7 +106,7 @@ class ItemSearch:
         else:
             ids = self.known_items.outside(self._known_rows[flat])
         bounds = np.concatenate([[0], found.sum(axis=1).cumsum()]).tolist()
-        # Absent results are behind all others.
+        # Absent results come after all others.
         return [Hits(ids[lo:hi], scores[b, : hi - lo]) for b, (lo, hi) in enumerate(pairwise(bounds))]
 
     def rows_of_items(self, ids: Sequence[Sequence[ItemId]]) -> Ragged:
@@ -129,10 +129,10 @@ class ItemSearch:
         return is_filtered or (self.index.is_exact and len(self.items) * num_embeddings > MANY_PRODUCTS)
 
     def check(self) -> None:
-        """Check that the index finds what it found when the release was made.
+        """Check that the index returns the same results as when the release was made.
 
         Raises:
-            UserError: If it does not.
+            UserError: If it returns other results.
         """
         check = stored_check(self.folder)
         scores, _ = search_users(self.index, check["embeddings"], k=1)

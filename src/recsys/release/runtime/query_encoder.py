@@ -156,10 +156,10 @@ class QueryEncoder:
                 raise UserError(f"{place}.{name}: no such feature{nearest(name, valid)}")
 
     def check(self) -> None:
-        """Check that the tower embeds its stored inputs as it did when the release was made.
+        """Check that the tower returns the same embeddings of its stored inputs as when the release was made.
 
         Raises:
-            UserError: If it does not.
+            UserError: If the embeddings differ.
         """
         check = stored_check(self.folder)
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}

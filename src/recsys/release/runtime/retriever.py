@@ -29,7 +29,7 @@ class Answer:
     """Ranked items for one request.
 
     Attributes:
-        item_ids: ids, best first; the embeddings of a user who has several take turns.
+        item_ids: ids, best first; several embeddings of a user take turns.
         scores: float32, of the same length; each is the score of the embedding that found the item.
         history_length: number of events that the tower read.
         unknown_items: distinct items of the history that the release does not know, in order.

@@ -1,4 +1,4 @@
-"""Self-check of a release: inputs that it stores with the results of tower and index. Imports no torch."""
+"""Self-check of a release: stored inputs with the results of tower and index. Imports no torch."""
 
 from __future__ import annotations
 

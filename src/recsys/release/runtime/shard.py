@@ -17,7 +17,7 @@ _SHARD = re.compile(r"(\d{1,4})/(\d{1,4})")
 class CorpusShard:
     """Part `number` of `count`: the rows with row % count == number.
 
-    Neighbouring rows are in different parts, so the parts have about the same work whatever the order of the items.
+    Neighbouring rows are in different parts, so all parts have about the same work for any order of the items.
     """
 
     number: int

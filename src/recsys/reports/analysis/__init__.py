@@ -1,1 +1,1 @@
-"""A look into one finished run: where it fails, what lies near what, how the embedding space is laid out."""
+"""Analysis of one finished run: its failures, the neighbours of items, and the embedding space."""

@@ -44,9 +44,11 @@ def groups(found: Sequence[Group], k: int) -> Picture | None:
         axis.set(xlim=(0, max(0.001, 1.15 * max(group.high for group in found))), xlabel=f"recall@{k}")
         axis.locator_params(axis="x", nbins=6)
         wins = f"Recall is highest for {strong.label}, lowest for {weak.label}"
-        headline(axis, wins, what=f"test recall@{k} by {found[0].kind}, with 95% interval")
-    said = "; ".join(f"{g.label}: {g.recall:.4f} ({g.low:.4f} to {g.high:.4f}, {g.num_users:,} users)" for g in found)
-    return Picture.of(axis, f"Bars of test recall@{k} by {found[0].kind}. {wins}. {said}.")
+        headline(axis, wins, caption=f"test recall@{k} by {found[0].kind}, with 95% interval")
+    details = "; ".join(
+        f"{g.label}: {g.recall:.4f} ({g.low:.4f} to {g.high:.4f}, {g.num_users:,} users)" for g in found
+    )
+    return Picture.of(axis, f"Bars of test recall@{k} by {found[0].kind}. {wins}. {details}.")
 
 
 def embedding_space(space: ItemSpace, descriptions: ItemDescriptions, *, category: str | None = None) -> Picture:
@@ -93,10 +95,10 @@ def embedding_space(space: ItemSpace, descriptions: ItemDescriptions, *, categor
             ylabel=f"second principal axis, {shares[1]:.0%}",
         )
         wins = f"{same:.0%} of an item's ten nearest items share its {name}; by chance {chance:.0%} would"
-        headline(axis, wins, what=f"items by {name}; large marks: the median of each; grey: others, or none")
+        headline(axis, wins, caption=f"items by {name}; large marks: the median of each; grey: others, or none")
         label_points(axis, centres)
         for text in axis.texts:
             text.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})
             text.set_fontweight("bold")
-    said = ", ".join(f"{label.text} around ({label.x:.2f}, {label.y:.2f})" for label in centres)
-    return Picture.of(axis, f"Scatter of item embeddings on two principal axes, by {name}. {wins}. {said}.")
+    details = ", ".join(f"{label.text} around ({label.x:.2f}, {label.y:.2f})" for label in centres)
+    return Picture.of(axis, f"Scatter of item embeddings on two principal axes, by {name}. {wins}. {details}.")

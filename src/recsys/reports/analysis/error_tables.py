@@ -42,7 +42,7 @@ def missed_items(results: Results, descriptions: ItemDescriptions, *, num: int =
 
 
 def failed_users(results: Results, descriptions: ItemDescriptions, *, num: int = 5) -> ReportTable:
-    """Tabulate the users with the lowest recall, those with most items to find first, and the items shown to them."""
+    """Tabulate the users with the lowest recall, those with most relevant items first, and the items shown to them."""
     recall, num_wanted = results.recall, np.bincount(results.row)
     order = np.lexsort((-results.history_length, -num_wanted, recall))[:num]
     return _users(results, descriptions, rows=order.tolist(), title="Users with the lowest recall")

@@ -1,6 +1,6 @@
 """Items that a run finds and misses for its test users, by groups of users and items.
 
-Shapes: R users with something to find, K items shown, P pairs of a user and an item to find.
+Shapes: R users with relevant items, K items shown, P pairs of a user and a relevant item.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _CATEGORIES = 12
 
 @dataclass(frozen=True)
 class Results:
-    """Items shown to users, and items that they engaged with.
+    """Items shown to users, and their relevant items.
 
     Attributes:
         requests: users and ends of their histories, [R].
         shown: item_idx int64 [R, K], 0 after the end of a list.
         row: position of each pair's user in `requests`, [P].
-        item_idx: item to find, [P].
+        item_idx: relevant item, [P].
         found: whether the item is among those shown, bool [P].
-        age_days: days between the first event of anybody with the item and the user's event; None without times. [P]
+        age_days: days between the item's first event and the user's event, [P]; None without times.
     """
 
     dataset: PreparedDataset
@@ -69,7 +69,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Group:
-    """Recall in a group of users or items: the mean over its users with something to find, with its 95% interval."""
+    """Recall in a group of users or items: the mean over its users with relevant items, with its 95% interval."""
 
     kind: str
     label: str
@@ -81,7 +81,7 @@ class Group:
 
 
 def examine(run: TrainedRun, k: int = 10, *, num_users: int = 20_000) -> Results:
-    """Rank for test users as the run's evaluation does.
+    """Rank items for test users in the same way as the run's evaluation.
 
     Args:
         run: finished run.
@@ -116,7 +116,7 @@ def by_history(results: Results) -> list[Group]:
 
 
 def by_popularity(results: Results) -> list[Group]:
-    """Group by the number of training events of the item to find."""
+    """Group by the number of training events of the relevant item."""
     bins = np.digitize(results.dataset.train_count[results.item_idx], _EVENTS) - 1
     return _grouped(results, "item's training events", bins=bins, labels=_ranges(_EVENTS, "events"))
 
@@ -130,7 +130,7 @@ def by_age(results: Results) -> list[Group]:
 
 
 def by_category(results: Results, descriptions: ItemDescriptions, *, name: str | None = None) -> list[Group]:
-    """Group by the category of the item to find, for the most frequent categories."""
+    """Group by the category of the relevant item, for the most frequent categories."""
     kind, values = descriptions.categories(name)
     wanted = values[results.item_idx]
     labels, counts = np.unique([value for value in wanted if value is not None], return_counts=True)
@@ -169,7 +169,7 @@ def _ages(dataset: PreparedDataset, requests: Requests, *, row: Ints, item_idx: 
     lengths = dataset.part_bounds("test")[1][requests.user_idx] - requests.end
     positions = ragged_positions(requests.end, lengths)
     width = dataset.num_items + 1
-    # A user's events are sorted by time, so the first of equal keys is the user's first event with the item.
+    # Events of a user are sorted by time, so the first of equal keys is the user's first event with the item.
     keys, places = np.unique(
         np.repeat(np.arange(len(lengths)), lengths) * width + dataset.item_idx[positions], return_index=True
     )

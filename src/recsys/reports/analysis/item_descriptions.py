@@ -27,7 +27,7 @@ _MOST_VALUES = 60
 class ItemDescriptions:
     """Titles and categories of the items of a run.
 
-    Titles come from the source: a column whose values are all distinct is no feature, so it is not prepared.
+    Titles come from the source, because a column of distinct values is not a feature and therefore not prepared.
 
     Args:
         run: finished run.

@@ -63,7 +63,7 @@ class ItemSpace:
             spread += block.T @ block
         values, directions = np.linalg.eigh(spread)
         directions = directions[:, ::-1]
-        # The sign of an axis is arbitrary. The largest entry is made positive, so that pictures are reproducible.
+        # The sign of an axis is arbitrary. The largest entry is made positive to get reproducible pictures.
         signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(len(middle))])
         return middle, values[::-1].clip(0), directions * signs
 

@@ -1,1 +1,1 @@
-"""Finished runs beside each other: tests over the same users, tables, pictures, one page."""
+"""Comparison of finished runs: tests over the same users, tables, pictures and one HTML page."""

@@ -1,4 +1,4 @@
-"""Paired differences between runs, and whether the test users suffice to tell the runs apart."""
+"""Paired differences between runs, with their significance."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def differences(
 
 
 def chosen_metrics(runs: Sequence[MeasuredRun], asked: Sequence[str]) -> list[str]:
-    """Return the columns of `per_user.parquet` for the metrics that a user names.
+    """Return the columns of `per_user.parquet` for the requested metrics.
 
     Args:
         runs: runs of the same test.

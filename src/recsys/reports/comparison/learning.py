@@ -30,7 +30,7 @@ def learning_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], 
         curve: metric, such as `val/ndcg@10`.
     """
     drawn = [run for run in runs if curve in run.curves]
-    said, rising = [], []
+    details, rising = [], []
     with canvas() as axis:
         labels = []
         for run in sorted(drawn, key=lambda run: style[run.name].is_named):
@@ -42,7 +42,7 @@ def learning_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], 
                 labels.append(Label(run.name, steps[-1], values[-1], look.colour))
             if best == len(values) - 1 and len(values) > 1:
                 rising.append(run.name)
-            said.append(f"{run.name}: best {values[best]:.4f} at step {steps[best]:,} of {steps[-1]:,}")
+            details.append(f"{run.name}: best {values[best]:.4f} at step {steps[best]:,} of {steps[-1]:,}")
         axis.set(ylim=(0, None), xlabel="training steps")
         if len(rising) > 3:
             wins = f"{len(rising)} of {len(drawn)} runs were still rising at the end"
@@ -50,6 +50,6 @@ def learning_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], 
             wins = f"Still rising at the end: {', '.join(rising)}"
         else:
             wins = "All runs had reached their best before the end"
-        headline(axis, wins, what=f"{curve.removeprefix('val/')} on validation; the ring is the best checkpoint")
+        headline(axis, wins, caption=f"{curve.removeprefix('val/')} on validation; the ring is the best checkpoint")
         label_ends(axis, labels)
-    return Picture.of(axis, f"Line chart of {curve} over training steps. {wins}. {'; '.join(said)}.")
+    return Picture.of(axis, f"Line chart of {curve} over training steps. {wins}. {'; '.join(details)}.")

@@ -68,12 +68,12 @@ class MeasuredRun:
     @property
     def test(self) -> dict[str, str]:
         """Settings besides the model that metrics per user depend on, as far as the run records them."""
-        said = {
+        settings = {
             "dataset_fingerprint": self.state.dataset_fingerprint,
             "split": self.config.get("split"),
             "exclude_seen": self.config.get("exclude_seen", self.state.exclude_seen),
         }
-        return {name: str(value) for name, value in said.items() if value is not None}
+        return {name: str(value) for name, value in settings.items() if value is not None}
 
 
 def read_folder(path: Path) -> list[MeasuredRun]:

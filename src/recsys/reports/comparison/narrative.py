@@ -47,7 +47,7 @@ def title_of(metric: str) -> str:
 def verdicts(runs: Sequence[MeasuredRun], found: Sequence[Difference]) -> list[str]:
     """Return one sentence about all runs, and one per run: the first metric in full, then the other metrics in short.
 
-    If many runs are compared with one baseline, only the best have a sentence of their own.
+    If many runs are compared with one baseline, only the best ones have their own sentence.
     """
     by_name = {run.name: run for run in runs}
     decisive = [difference for difference in found if difference.paired.metric == found[0].paired.metric]
@@ -97,7 +97,7 @@ def _first(difference: Difference, corrected: str) -> str:
 
 
 def _shown(run: MeasuredRun, baseline: MeasuredRun, *, metric: str) -> list[str]:
-    """Return what the lists of a run show: how much of the corpus, and how popular items."""
+    """Return a sentence about the coverage and popularity of a run's lists."""
     cutoff = metric.rpartition("@")[2]
     parts = []
     for name, more, less in (
@@ -105,7 +105,7 @@ def _shown(run: MeasuredRun, baseline: MeasuredRun, *, metric: str) -> list[str]
         (f"popularity@{cutoff}", "shows more popular items", "shows less popular items"),
     ):
         mine, its = run.metrics.get(PART + name), baseline.metrics.get(PART + name)
-        # Smaller differences than a tenth are not worth a sentence.
+        # Differences below a tenth are not mentioned.
         if mine is not None and its is not None and abs(mine - its) > 0.1 * abs(its):
             sizes = [f"{value:.1%}" if name.startswith("coverage") else f"{value:.1f}" for value in (mine, its)]
             parts.append(f"{more if mine > its else less} ({name} {' against '.join(sizes)})")

@@ -22,7 +22,7 @@ _PARTS = ("val/", "test/", "test_rolling/")
 
 
 class Api(Protocol):
-    """The part of `wandb.Api` that is used."""
+    """The part of `wandb.Api` that this module uses."""
 
     def runs(self, path: str, *, filters: dict[str, Any]) -> Iterable[Any]:
         """Return the runs of `ENTITY/PROJECT` or `PROJECT`."""
@@ -114,7 +114,7 @@ def _find(address: str, api: Api | None) -> list[Any]:
 def _measured(run: Any, cache: Path) -> MeasuredRun | None:
     metrics, state = _summary(run)
     if not any(name.startswith("test/") for name in metrics):
-        # Releases are W&B runs of the project too, without test metrics.
+        # Releases are also W&B runs of the project, but have no test metrics.
         return None
     folder = _folder(run, cache)
     if not _download(run, PER_USER, folder=folder):

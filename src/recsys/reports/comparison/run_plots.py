@@ -35,12 +35,12 @@ def recall_curves(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *,
         axis.xaxis.set_minor_locator(NullLocator())
         best = {max(found, key=lambda name: found[name][cutoff]) for cutoff in cutoffs}
         wins = f"{best.pop()} finds most, whatever is shown" if len(best) == 1 else "Which run finds most depends on K"
-        headline(axis, wins, what=f"share of a user's test items among the K shown; dashed: the baseline {baseline}")
+        headline(axis, wins, caption=f"share of a user's test items among the K shown; dashed: the baseline {baseline}")
         label_ends(axis, labels)
-    said = "; ".join(
+    details = "; ".join(
         f"{name}: " + ", ".join(f"{recall[c]:.4f} at {c}" for c in cutoffs) for name, recall in found.items()
     )
-    return Picture.of(axis, f"Line chart of test recall at K for {len(runs)} runs. {wins}. {said}.")
+    return Picture.of(axis, f"Line chart of test recall at K for {len(runs)} runs. {wins}. {details}.")
 
 
 def forest(found: Sequence[Difference]) -> Picture:
@@ -92,14 +92,14 @@ def forest(found: Sequence[Difference]) -> Picture:
         sure = [difference for difference, _ in rows if difference.verdict != "unclear"]
         wins = f"{len(sure)} of {len(rows)} differences shown are more than chance"
         headline(
-            axis, wins, what="blue: better, orange: worse (p < 0.05, corrected by Holm), grey: no difference shown"
+            axis, wins, caption="blue: better, orange: worse (p < 0.05, corrected by Holm), grey: no difference shown"
         )
-    said = "; ".join(
+    details = "; ".join(
         f"{d.run} against {d.baseline} in {d.paired.metric}: {words.gain(d)}, interval {words.interval(d)}, "
         f"p {words.p_equals(d.p_value)}"
         for d in found
     )
-    return Picture.of(axis, f"Differences with 95% intervals. {wins}. {said}.")
+    return Picture.of(axis, f"Differences with 95% intervals. {wins}. {details}.")
 
 
 def slices(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, names: Sequence[str]) -> Picture:
@@ -137,12 +137,12 @@ def slices(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, names:
         ranges = {name: [found[run.name][name].mean for run in drawn] for name in kept}
         weak = min(kept, key=lambda name: max(ranges[name]))
         wins = f"Weakest for {words.title_of(weak)}"
-        headline(axis, wins, what=f"test recall@{cutoff} among these items or users, with 95% interval")
-    said = "; ".join(
+        headline(axis, wins, caption=f"test recall@{cutoff} among these items or users, with 95% interval")
+    details = "; ".join(
         f"{words.title_of(name)}: " + ", ".join(f"{r.name} {found[r.name][name].mean:.4f}" for r in drawn)
         for name in kept
     )
-    return Picture.of(axis, f"Bars of test recall in slices with 95% intervals. {wins}. {said}.")
+    return Picture.of(axis, f"Bars of test recall in slices with 95% intervals. {wins}. {details}.")
 
 
 def _bars(axis: Axes, values: Sequence[Mean], *, places: np.ndarray, height: float, look: RunStyle) -> None:

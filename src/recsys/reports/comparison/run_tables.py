@@ -11,7 +11,7 @@ from recsys.reports.comparison.measured import MeasuredRun
 from recsys.reports.presentation.report_table import ReportTable
 
 _SETTINGS_SHOWN = 30
-# Data and split are equal by their fingerprints, however they are spelled; loggers change no figure.
+# Data and split are compared by fingerprints, and loggers do not change figures.
 _ALIKE = ("data", "split", "logger")
 
 

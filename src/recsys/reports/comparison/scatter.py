@@ -44,13 +44,13 @@ def against(
         else:
             axis.set_xlabel(f"{other} (1: that of the average trained item; log scale)")
             _logarithmic(axis, values)
-        headline(axis, wins, what=f"test {metric} with 95% interval; {corner}")
+        headline(axis, wins, caption=f"test {metric} with 95% interval; {corner}")
         _points(axis, drawn, places=values, style=style, found=found)
-    said = "; ".join(
+    details = "; ".join(
         f"{run.name}: {metric} {found[run.name].mean:.4f}, {other} {value:.4f}"
         for run, value in zip(drawn, values, strict=True)
     )
-    return Picture.of(axis, f"Scatter of test {metric} over {other}. {wins}. {said}.")
+    return Picture.of(axis, f"Scatter of test {metric} over {other}. {wins}. {details}.")
 
 
 def cost(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, found: Mapping[str, Mean]) -> Picture:
@@ -70,13 +70,13 @@ def cost(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle], *, found: M
     with canvas(3.6) as axis:
         axis.set_xlabel("seconds, evaluation included (log scale)")
         _logarithmic(axis, seconds)
-        headline(axis, wins, what=f"test {metric} with 95% interval; up and to the left is better")
+        headline(axis, wins, caption=f"test {metric} with 95% interval; up and to the left is better")
         _points(axis, drawn, places=seconds, style=style, found=found)
-    said = "; ".join(
+    details = "; ".join(
         f"{run.name}: {metric} {found[run.name].mean:.4f} in {value:,.0f} seconds"
         for run, value in zip(drawn, seconds, strict=True)
     )
-    return Picture.of(axis, f"Scatter of test {metric} over seconds. {wins}. {said}.")
+    return Picture.of(axis, f"Scatter of test {metric} over seconds. {wins}. {details}.")
 
 
 def _points(

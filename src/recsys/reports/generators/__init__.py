@@ -1,1 +1,1 @@
-"""Which candidate generators earn their place: learned and heuristic ones under one budget, and blends of them."""
+"""Comparison of learned and heuristic candidate generators under one budget, and of blends of them."""

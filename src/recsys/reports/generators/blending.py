@@ -17,7 +17,7 @@ from recsys.reports.generators.lists import Lists
 Budgets = tuple[int, ...]
 # Number of users whose lists are merged at once.
 _BLOCK = 1024
-# Number of steps in which a budget is chosen.
+# Number of steps in which a blend's budgets are assigned.
 _STEPS = 10
 
 
@@ -29,7 +29,7 @@ class Funnel:
 
     Args:
         lists: lists of every generator.
-        keep: keep the merged form of all users in memory, some 10 bytes per candidate; pays if many blends are tried.
+        keep: keep the merged lists of all users in memory (about 10 bytes per candidate), for many blends.
     """
 
     def __init__(self, lists: Lists, keep: bool = False) -> None:

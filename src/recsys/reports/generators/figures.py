@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class GeneratorFigures:
-    """Figures of a generator by itself, and beside all others.
+    """Figures of a generator by itself and in combination with the others.
 
     Attributes:
         full: share of users with K candidates of this generator: user coverage.
@@ -42,7 +42,7 @@ class GeneratorFigures:
         rate: hits per candidate shown, a proxy of the save rate.
         recall: share of relevant items that it finds, mean over users.
         unique: share of the hits of all generators that no other generator has.
-        lost: recall that the full blend loses if this generator is retired and the budgets are chosen anew.
+        lost: recall that the full blend loses if this generator is retired and the budgets are chosen again.
         last: recall that it adds to all others if lists take equal turns, under the same total budget.
     """
 
@@ -79,7 +79,7 @@ class Figures:
     Attributes:
         names: names of the generators.
         k: number of candidates of each generator, and of each blend.
-        num_users: number of users with something to find.
+        num_users: number of users with relevant items.
         alone: figures of each generator.
         shared_lists: mean Jaccard similarity of a user's two lists, over users with any; {(g, h): ...} for g < h.
         shared_hits: Jaccard similarity of all hits.
@@ -143,7 +143,7 @@ def measure(lists: Lists, plan: BlendPlan, *, segments: Mapping[str, npt.NDArray
     """Measure generators and blends.
 
     Args:
-        lists: lists of users that chose nothing.
+        lists: lists of users on whom nothing was chosen.
         plan: blends.
         segments: rows of each group of users, by name.
     """

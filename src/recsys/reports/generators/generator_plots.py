@@ -22,7 +22,7 @@ _DARK = 0.55
 
 
 def bars(
-    names: Sequence[str], values: Sequence[Estimate], *, learned: Sequence[bool], finding: str, what: str, label: str
+    names: Sequence[str], values: Sequence[Estimate], *, learned: Sequence[bool], finding: str, caption: str, label: str
 ) -> Picture:
     """Draw a figure of each generator as a bar with its interval, the largest first."""
     order = sorted(range(len(names)), key=lambda number: -values[number].value)
@@ -31,18 +31,18 @@ def bars(
             value, colour = values[number], LEARNED if learned[number] else HEURISTIC
             axis.barh(place, value.value, 0.68, color=colour)
             axis.plot([value.low, value.high], [place, place], color=INK, linewidth=1.3)
-            _say(axis, percent(value.value), x=max(value.high, value.value), place=place)
+            _write(axis, percent(value.value), x=max(value.high, value.value), place=place)
         _rows(axis, [names[number] for number in order])
         axis.set_xlim(0, 1.14 * max(max(value.high for value in values), 1e-6))
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel(label)
-        headline(axis, finding, what=what)
-    said = "; ".join(f"{names[n]} {percent(values[n].value)} ({interval(values[n])})" for n in order)
-    return Picture.of(axis, f"Bars with 95% intervals: {label}. {finding}. {said}.")
+        headline(axis, finding, caption=caption)
+    details = "; ".join(f"{names[n]} {percent(values[n].value)} ({interval(values[n])})" for n in order)
+    return Picture.of(axis, f"Bars with 95% intervals: {label}. {finding}. {details}.")
 
 
 def changes(
-    names: Sequence[str], values: Sequence[Estimate], *, base: Estimate, finding: str, what: str, label: str
+    names: Sequence[str], values: Sequence[Estimate], *, base: Estimate, finding: str, caption: str, label: str
 ) -> Picture:
     """Draw the recall that each generator adds or that its retirement costs, in shares of the best blend's recall.
 
@@ -51,7 +51,7 @@ def changes(
         values: changes of recall.
         base: recall of the best blend.
         finding: conclusion for the reader.
-        what: explanation of the picture.
+        caption: explanation of the picture.
         label: label of the axis.
     """
     with canvas(height=1.35 + 0.33 * len(names)) as axis:
@@ -71,11 +71,11 @@ def changes(
         axis.margins(x=0.08)
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel(label)
-        headline(axis, finding, what=what)
+        headline(axis, finding, caption=caption)
     return Picture.of(axis, f"Changes with 95% intervals: {label}. {finding}. {'; '.join(spoken)}.")
 
 
-def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], *, finding: str, what: str) -> Picture:
+def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], *, finding: str, caption: str) -> Picture:
     """Draw the overlap of every two generators as a matrix of shades."""
     size = len(names)
     values = np.full((size, size), np.nan)
@@ -83,12 +83,12 @@ def overlap(names: Sequence[str], shared: Mapping[tuple[int, int], Estimate], *,
         values[g, h] = values[h, g] = estimate.value
     with canvas(height=1.9 + 0.36 * size) as axis:
         _matrix(axis, values, rows=names, columns=names)
-        headline(axis, finding, what=what)
-    said = "; ".join(f"{names[g]} and {names[h]} {percent(e.value)}" for (g, h), e in shared.items())
-    return Picture.of(axis, f"Matrix of shared items. {finding}. {said}.")
+        headline(axis, finding, caption=caption)
+    details = "; ".join(f"{names[g]} and {names[h]} {percent(e.value)}" for (g, h), e in shared.items())
+    return Picture.of(axis, f"Matrix of shared items. {finding}. {details}.")
 
 
-def segments(figures: Figures, finding: str, *, what: str) -> Picture:
+def segments(figures: Figures, finding: str, *, caption: str) -> Picture:
     """Draw the recall of generators (rows) in groups of users (columns)."""
     groups = list(figures.segments)
     values = np.array(
@@ -101,22 +101,22 @@ def segments(figures: Figures, finding: str, *, what: str) -> Picture:
             rows=figures.names,
             columns=[group.replace(": ", ":\n").replace("back ", "back\n") for group in groups],
         )
-        headline(axis, finding, what=what)
-    said = "; ".join(
+        headline(axis, finding, caption=caption)
+    details = "; ".join(
         f"{group}: "
         + ", ".join(
             f"{n} {percent(r.value)}" for n, r in zip(figures.names, figures.segments[group].recall, strict=True)
         )
         for group in groups
     )
-    return Picture.of(axis, f"Matrix of recall by generator and group of users. {finding}. {said}.")
+    return Picture.of(axis, f"Matrix of recall by generator and group of users. {finding}. {details}.")
 
 
 def budgets(
-    figures: Figures, plan: BlendPlan, *, kept: Budgets, learned: Sequence[bool], finding: str, what: str
+    figures: Figures, plan: BlendPlan, *, kept: Budgets, learned: Sequence[bool], finding: str, caption: str
 ) -> Picture:
     """Draw the budgets of the best blend of all generators, and of the kept ones."""
-    shown = [("all", plan.everyone), ("those that stay", kept)]
+    shown = [("all", plan.everyone), ("kept", kept)]
     used = [g for g in range(len(figures.names)) if any(blend[g] for _, blend in shown)]
     used.sort(key=lambda g: -plan.everyone[g])
     with canvas(height=1.3 + 0.33 * len(used)) as axis:
@@ -124,22 +124,24 @@ def budgets(
             colour = LEARNED if learned[g] else HEURISTIC
             for offset, (_, blend), alpha in ((-0.19, shown[0], 0.45), (0.19, shown[1], 1.0)):
                 axis.barh(place + offset, blend[g], 0.34, color=colour, alpha=alpha)
-                _say(axis, str(blend[g]), x=blend[g], place=place + offset)
+                _write(axis, str(blend[g]), x=blend[g], place=place + offset)
         _rows(axis, [figures.names[g] for g in used])
         axis.set_xlim(0, 1.12 * max(max(blend) for _, blend in shown))
-        axis.set_xlabel(f"candidates of {figures.k}; pale: all generators, strong: those that stay")
-        headline(axis, finding, what=what)
-    said = "; ".join(f"{name}: " + ", ".join(f"{figures.names[g]} {blend[g]}" for g in used) for name, blend in shown)
-    return Picture.of(axis, f"Bars of budgets. {finding}. {said}.")
+        axis.set_xlabel(f"candidates of {figures.k}; pale: all generators, strong: kept")
+        headline(axis, finding, caption=caption)
+    details = "; ".join(
+        f"{name}: " + ", ".join(f"{figures.names[g]} {blend[g]}" for g in used) for name, blend in shown
+    )
+    return Picture.of(axis, f"Bars of budgets. {finding}. {details}.")
 
 
-def blends(figures: Figures, kept: Estimate, *, finding: str, what: str) -> Picture:
+def blends(figures: Figures, kept: Estimate, *, finding: str, caption: str) -> Picture:
     """Draw the recall of blends beside that of the best single generator."""
     best = max(range(len(figures.names)), key=lambda number: figures.alone[number].recall.value)
     shown = {
         f"{figures.names[best]} alone": figures.alone[best].recall,
         "all, equal turns": figures.equal,
-        "those that stay, best budgets": kept,
+        "kept generators, best budgets": kept,
         "all, best budgets": figures.everyone,
         "whole lists, no budget": figures.union,
     }
@@ -148,14 +150,14 @@ def blends(figures: Figures, kept: Estimate, *, finding: str, what: str) -> Pict
             is_limit = value is figures.union
             axis.barh(place, value.value, 0.68, color="#D8D8D8" if is_limit else "#00805E")
             axis.plot([value.low, value.high], [place, place], color=INK, linewidth=1.3)
-            _say(axis, percent(value.value), x=value.high, place=place)
+            _write(axis, percent(value.value), x=value.high, place=place)
         _rows(axis, list(shown))
         axis.set_xlim(0, 1.14 * figures.union.high)
         axis.xaxis.set_major_formatter(_percent)
         axis.set_xlabel("recall")
-        headline(axis, finding, what=what)
-    said = "; ".join(f"{name} {percent(value.value)} ({interval(value)})" for name, value in shown.items())
-    return Picture.of(axis, f"Bars of recall with 95% intervals. {finding}. {said}.")
+        headline(axis, finding, caption=caption)
+    details = "; ".join(f"{name} {percent(value.value)} ({interval(value)})" for name, value in shown.items())
+    return Picture.of(axis, f"Bars of recall with 95% intervals. {finding}. {details}.")
 
 
 def _matrix(axis: Axes, values: npt.NDArray[np.float64], *, rows: Sequence[str], columns: Sequence[str]) -> None:
@@ -185,7 +187,7 @@ def _rows(axis: Axes, names: Sequence[str]) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _say(axis: Axes, text: str, *, x: float, place: float) -> None:
+def _write(axis: Axes, text: str, *, x: float, place: float) -> None:
     axis.annotate(text, (x, place), (4, 0), "data", "offset points", va="center", size=9, color=QUIET)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from recsys.reports.generators.blending import BlendPlan
 from recsys.reports.generators.figures import Estimate, Figures
-from recsys.reports.generators.narrative import SHOWN, Advice, interval, kept, percent, relative
+from recsys.reports.generators.narrative import SHOWN, Advice, interval, kept_blend, percent, relative
 from recsys.reports.generators.studied_generators import StudiedGenerator
 from recsys.reports.presentation.report_table import ReportTable
 
@@ -19,29 +19,29 @@ _MOST_PAIRS = 12
 def main(figures: Figures, advice: Sequence[Advice]) -> ReportTable:
     """Tabulate every generator with its intervals, in the order of the advice."""
     rows = []
-    for said in advice:
-        alone = figures.alone[figures.names.index(said.name)]
+    for item in advice:
+        alone = figures.alone[figures.names.index(item.name)]
         changes = (relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone))
         cells = [_with_interval(share) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
-        rows.append((said.name, SHOWN[said.verdict], *cells, *(_with_interval(change, True) for change in changes)))
+        rows.append((item.name, SHOWN[item.verdict], *cells, *(_with_interval(change, True) for change in changes)))
     return ReportTable(_TITLE, _HEADS, tuple(rows), f"In brackets: 95% interval. {_note(figures)}")
 
 
 def terminal(figures: Figures, advice: Sequence[Advice]) -> ReportTable:
     """Tabulate every generator without intervals, except that of the loss."""
     rows = []
-    for said in advice:
-        alone = figures.alone[figures.names.index(said.name)]
+    for item in advice:
+        alone = figures.alone[figures.names.index(item.name)]
         lost, last = relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone)
         cells = [percent(share.value) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
-        rows.append((said.name, SHOWN[said.verdict], *cells, _with_interval(lost, True), percent(last.value, True)))
+        rows.append((item.name, SHOWN[item.verdict], *cells, _with_interval(lost, True), percent(last.value, True)))
     return ReportTable(_TITLE, _HEADS, tuple(rows), _note(figures))
 
 
 def recommendation(advice: Sequence[Advice]) -> ReportTable:
     """Tabulate the advice with its reasons."""
-    rows = tuple((said.name, SHOWN[said.verdict], said.why) for said in advice)
-    return ReportTable("What to keep, and what to retire", ("generator", "advice", "why"), rows)
+    rows = tuple((item.name, SHOWN[item.verdict], item.why) for item in advice)
+    return ReportTable("Generators to keep and to retire", ("generator", "advice", "why"), rows)
 
 
 def overlaps(figures: Figures) -> ReportTable:
@@ -89,10 +89,10 @@ def _groups(figures: Figures) -> tuple[str, ...]:
 
 def blends(figures: Figures, plan: BlendPlan, *, tolerance: float) -> ReportTable:
     """Tabulate the blends with their budgets."""
-    budgets_kept, recall_kept, _ = kept(figures, plan, tolerance=tolerance)
+    budgets_kept, recall_kept, _ = kept_blend(figures, plan, tolerance=tolerance)
     shown = (
         ("all, best budgets", figures.everyone, plan.everyone),
-        ("those that stay, best budgets", recall_kept, budgets_kept),
+        ("kept generators, best budgets", recall_kept, budgets_kept),
         ("all, equal turns", figures.equal, plan.equal),
     )
     rows = [
@@ -101,36 +101,34 @@ def blends(figures: Figures, plan: BlendPlan, *, tolerance: float) -> ReportTabl
     ]
     union = figures.union
     rows.append(
-        ("all lists whole, without a budget", percent(union.value), interval(union), *("" for _ in figures.names))
+        ("all lists in full, without a budget", percent(union.value), interval(union), *("" for _ in figures.names))
     )
     note = (
-        "Generators take turns, best candidate first, nothing twice, until a budget is spent; what one cannot spend is "
-        "left to the others, and then to what is popular."
+        "Generators take turns. Each adds its best candidate that is not in the list yet, until its budget is spent. "
+        "Unused budget goes to the other generators, then to popular items."
     )
     return ReportTable("Blends and their budgets", ("blend", "recall", "95%", *figures.names), tuple(rows), note)
 
 
 def sources(figures: Figures, found: Sequence[StudiedGenerator], *, missing: Mapping[str, str]) -> ReportTable:
     """Tabulate the generators, their settings and their methods."""
-    rows = [(s.name, "learned" if s.is_learned else "heuristic", s.detail, s.what) for s in found]
+    rows = [(s.name, "learned" if s.is_learned else "heuristic", s.detail, s.method) for s in found]
     rows += [(name, "left out", "", why) for name, why in missing.items()]
     note = (
-        f"A candidate generator picks items for a user from all there are; what follows ranks only what generators "
-        f"bring. Each gives up to {figures.k} items it knows something about, from the user's history before the test "
-        "part, and nothing where it knows nothing. Then one looks at what the user went on to engage with: an item of "
-        "the list among that is a hit."
+        "A candidate generator selects items for a user from the corpus; later stages rank only these candidates. "
+        f"Each generator gives up to {figures.k} items from the user's history before the test part, or fewer if "
+        "it can score fewer. A candidate is a hit if the user engaged with it in the test part."
     )
-    return ReportTable("Generators", ("generator", "kind", "settings", "what it does"), tuple(rows), note)
+    return ReportTable("Generators", ("generator", "kind", "settings", "method"), tuple(rows), note)
 
 
 def _note(figures: Figures) -> str:
     return (
-        f"{figures.k} candidates each, {figures.num_users:,} users. Recall: share of what a user went on to engage "
-        "with that is among them. Hit rate: share of the candidates that the user went on to engage with. User "
-        "coverage: "
-        f"users that get {figures.k} of its own. Unique hits: share of all hits that no other generator has. Lost if "
-        "retired: of the best blend's recall, what goes with it when the others share its budget. Added last: what it "
-        "adds when it joins all others in equal turns, at the same total."
+        f"{figures.k} candidates each, {figures.num_users:,} users. Recall: share of a user's later items that "
+        "are among the candidates. Hit rate: share of the candidates that are hits. User coverage: share of users with "
+        f"{figures.k} candidates of this generator. Unique hits: share of all hits that no other generator has. Lost "
+        "if retired: share of the best blend's recall that is lost if the others share its budget. Added last: recall "
+        "that it adds to all others in equal turns, with the same number of candidates."
     )
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.relevance import relevant_items
 
-# Name of the list that fills up after all generators. It is not a generator.
+# Name of the list that fills up blends after all generators. It is not a generator.
 FALLBACK = "popularity for the rest"
 _BLOCK = 1024
 
@@ -29,10 +29,10 @@ class Lists:
 
     Attributes:
         names: names of the generators; the fallback has none.
-        requests: users with something to find, U.
+        requests: users with relevant items, U.
         items: item_idx, 0 after the end of a list; the fallback comes last. int32 [U, G + 1, K].
         hits: whether the user engaged with the candidate later; bool [U, G + 1, K].
-        num_relevant: number of items to find, those outside the corpus included; int64 [U].
+        num_relevant: number of relevant items, including those outside the corpus; int64 [U].
     """
 
     names: tuple[str, ...]
@@ -58,7 +58,7 @@ class Lists:
 def answerable(
     dataset: PreparedDataset, part: Part, *, exclude_seen: bool, max_users: int | None, seed: int
 ) -> Requests:
-    """Return the requests of users with something to find in `part`, at most `max_users` of them, sampled at random."""
+    """Return the requests of users with relevant items in `part`, a random sample of at most `max_users`."""
     requests = dataset.requests(part)
     relevant = relevant_items(dataset, part, requests=requests, exclude_seen=exclude_seen)
     rows = np.flatnonzero(np.diff(relevant.offsets))
@@ -89,6 +89,6 @@ def collect(
         wanted = relevant.take(np.arange(begin, begin + len(block)))
         owner = np.repeat(np.arange(len(block)), np.diff(wanted.offsets))
         found = np.isin(np.arange(len(block))[:, None, None] * width + block, owner * width + wanted.values)
-        # A model may return items that the data set does not have; their numbers lie beyond `width`.
+        # A model may return items that the data set does not have; their numbers are `width` or higher.
         hits[begin : begin + _BLOCK] = found & (block > 0) & (block < width)
     return Lists(tuple(listers), requests, items, hits, np.diff(relevant.offsets))

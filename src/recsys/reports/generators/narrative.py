@@ -51,7 +51,7 @@ def num_confirmed(figures: Figures, tolerance: float) -> int:
     return next((n for n, gain in enumerate(figures.stage_gains) if gain.low < bound), len(figures.stage_gains))
 
 
-def kept(figures: Figures, plan: BlendPlan, *, tolerance: float) -> tuple[Budgets, Estimate, Estimate]:
+def kept_blend(figures: Figures, plan: BlendPlan, *, tolerance: float) -> tuple[Budgets, Estimate, Estimate]:
     """Return the budgets of the kept generators' blend, its recall, and its gain relative to the full blend."""
     number = num_confirmed(figures, tolerance) - 1
     if number < 0:
@@ -66,23 +66,23 @@ def advise(figures: Figures, plan: BlendPlan, *, tolerance: float) -> list[Advic
         is_gone = number in plan.retired[:confirmed]
         needed = figures.alone[number].lost if is_gone else figures.needed[confirmed].get(number)
         if needed is None:
-            found.append(Advice(name, "keep", "It is all that is left."))
+            found.append(Advice(name, "keep", "It is the only remaining generator."))
             continue
         lost = relative(needed, figures.everyone)
-        cost = f"Without it the blend {'' if is_gone or not confirmed else 'of those that stay '}{_loss(lost)}"
+        cost = f"Without it the blend {'' if is_gone or not confirmed else 'of the kept generators '}{_loss(lost)}"
         verdict: AdviceKind = "unclear"
         if is_gone:
             verdict = "retire"
-            why = f"{cost}: the others find what it finds."
+            why = f"{cost}: the others have the same hits."
             if not plan.everyone[number]:
-                why = "The best blend gives it no place: the others find what it finds, and more."
+                why = "It has no budget in the best blend: the others have its hits, and more."
         elif lost.low > 0:
             verdict = "keep"
-            why = f"{cost}, beyond chance. {percent(figures.alone[number].unique.value)} of all hits are its alone."
+            why = f"{cost}, beyond chance. {percent(figures.alone[number].unique.value)} of all hits are unique to it."
         elif number in plan.retired:
             why = f"{cost}. It may be dispensable, but these users cannot rule out a loss above {percent(tolerance)}."
         else:
-            why = f"{cost}: too close to zero to tell. It was chosen to stay."
+            why = f"{cost}: not significantly different from zero. The selection kept it."
         found.append(Advice(name, verdict, why))
     order = {"keep": 0, "unclear": 1, "retire": 2}
     value = {g: figures.needed[confirmed].get(g, figures.alone[g].lost).value for g in range(len(found))}
@@ -93,28 +93,28 @@ def advise(figures: Figures, plan: BlendPlan, *, tolerance: float) -> list[Advic
 def verdicts(figures: Figures, plan: BlendPlan, *, tolerance: float, chosen_on: str) -> list[str]:
     """Return the recommendation in a few sentences, the most important one first."""
     advice = advise(figures, plan, tolerance=tolerance)
-    named = {verdict: [said.name for said in advice if said.verdict == verdict] for verdict in SHOWN}
+    named = {verdict: [item.name for item in advice if item.verdict == verdict] for verdict in SHOWN}
     go, unclear = named["retire"], named["unclear"]
     stay = named["keep"] + unclear
     sentences = [f"Keep {joined(stay)}." + (f" Retire {joined(go)}." if go else " Retire none.")]
     if go:
-        _, recall, gain = kept(figures, plan, tolerance=tolerance)
+        _, recall, gain = kept_blend(figures, plan, tolerance=tolerance)
         sentences.append(
-            f"The {len(stay)} that stay find {percent(recall.value)} of what users go on to engage with, all "
+            f"The {len(stay)} kept generators have a recall of {percent(recall.value)}, all "
             f"{len(figures.names)} together {percent(figures.everyone.value)}: {_change(gain, tolerance)}."
         )
     if could := [figures.names[g] for g in plan.retired[len(go) :]]:
         gain = relative(figures.stage_gains[len(go)], figures.everyone)
         also = "also " if go else ""
         sentences.append(
-            f"{chosen_on[0].upper()}{chosen_on[1:]} {also}had {joined(could)} as dispensable, in this order; without "
-            f"{could[0]} the users measured do not confirm it: {_change(gain, tolerance)}."
+            f"{chosen_on[0].upper()}{chosen_on[1:]} {also}selected {joined(could)} as dispensable, in this order. The "
+            f"measured users do not confirm it for {could[0]}: {_change(gain, tolerance)}."
         )
     best = max(range(len(figures.names)), key=lambda number: figures.alone[number].recall.value)
     alone = figures.alone[best].recall
     sentences.append(
-        f"With {figures.k} candidates, the best blend of all finds {percent(figures.everyone.value)} "
-        f"({interval(figures.everyone)}); {figures.names[best]}, the best alone, {percent(alone.value)} "
+        f"With {figures.k} candidates, the best blend has a recall of {percent(figures.everyone.value)} "
+        f"({interval(figures.everyone)}); {figures.names[best]}, the best single generator, {percent(alone.value)} "
         f"({interval(alone)}); all in equal turns {percent(figures.equal.value)} ({interval(figures.equal)})."
     )
     return sentences

@@ -19,19 +19,19 @@ def segments(dataset: PreparedDataset, requests: Requests) -> dict[str, npt.NDAr
     last event of the history and the next event, if the data has times: up to a day, up to a week, more.
     """
     lengths = requests.end - dataset.offsets[requests.user_idx]
-    there = lengths > 0
-    median = int(np.median(lengths[there])) if there.any() else 0
+    present = lengths > 0
+    median = int(np.median(lengths[present])) if present.any() else 0
     found = {
-        "new: no history": ~there,
-        f"light: 1 to {median} events": there & (lengths <= median),
+        "new: no history": ~present,
+        f"light: 1 to {median} events": present & (lengths <= median),
         f"heavy: over {median} events": lengths > median,
     }
     if dataset.meta.time_resolution.has_clock:
         last = np.asarray(dataset.time[np.maximum(requests.end - 1, 0)])
         gap = np.asarray(dataset.time[requests.end]) - last
         found |= {
-            "back within a day": there & (gap <= _DAY),
-            "back within a week": there & (gap > _DAY) & (gap <= 7 * _DAY),
-            "back after a week": there & (gap > 7 * _DAY),
+            "back within a day": present & (gap <= _DAY),
+            "back within a week": present & (gap > _DAY) & (gap <= 7 * _DAY),
+            "back after a week": present & (gap > 7 * _DAY),
         }
     return {name: rows for name, rows in found.items() if rows.sum() >= MIN_USERS}

@@ -32,7 +32,7 @@ from recsys.release.runtime.retriever import Retriever
 from recsys.reports.generators.lists import Lister, answerable, collect
 
 log = logging.getLogger("recsys")
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 # Number of requests that a recommender ranks at once.
 _BATCH = 1024
@@ -46,22 +46,22 @@ class StudiedGenerator:
     Attributes:
         name: name in the report.
         is_learned: whether it is a model.
-        what: its method, in a sentence.
+        method: its method, in a sentence.
         detail: its settings, or the origin of the model.
-        knows_validation: whether it has learned from the validation part, so that nothing can be chosen there.
+        knows_validation: whether it has learned from the validation part, which then cannot be used for choices.
         open: function that returns its lister, fitted up to the named part (models are fitted already).
     """
 
     name: str
     is_learned: bool
-    what: str
+    method: str
     detail: str
     knows_validation: bool
     open: Callable[[Until], Lister]
 
 
 class Heuristic:
-    """Lister of a fitted heuristic, without the items that it fills lists up with."""
+    """Lister of a fitted heuristic, without the popular items that fill up its lists."""
 
     def __init__(self, generator: Generator, dataset: PreparedDataset, *, exclude_seen: bool) -> None:
         self._generator, self._dataset, self._exclude_seen = generator, dataset, exclude_seen
@@ -81,7 +81,7 @@ class Learned:
     def __init__(self, recommender: Recommender, dataset: PreparedDataset, *, exclude_seen: bool) -> None:
         self._recommender, self._exclude_seen = recommender, exclude_seen
         places = pc.index_in(recommender.item_ids, value_set=dataset.item_ids).fill_null(-1)
-        # Items that the data set does not have cannot be hits, but they take a place in the list.
+        # Items that the data set does not have cannot be hits, but they occupy positions in the list.
         self._item_idx = np.append(np.array(places, np.int64) + 1, 0)
         unknown = np.flatnonzero(self._item_idx[:-1] == 0)
         self._item_idx[unknown] = dataset.num_items + 1 + np.arange(len(unknown))
@@ -105,9 +105,9 @@ def popular(dataset: PreparedDataset, until: Until, *, exclude_seen: bool) -> Li
 
 
 def open_generators(
-    config: DictConfig, dataset: PreparedDataset, *, say: Say
+    config: DictConfig, dataset: PreparedDataset, *, progress: Progress
 ) -> tuple[list[StudiedGenerator], dict[str, str]]:
-    """Open all generators that a configuration names, and return the reasons for those that are left out.
+    """Open all generators of a configuration. Also return the reasons for those that are left out.
 
     Raises:
         UserError: If a run, release or generator cannot be used, or two have the same name.
@@ -121,10 +121,10 @@ def open_generators(
     missing = {}
     for name in config.generators:
         try:
-            sources.append(_heuristic(name, config, dataset=dataset, say=say))
+            sources.append(_heuristic(name, config, dataset=dataset, progress=progress))
         except UserError as error:
             missing[name] = str(error)
-            say(f"{name}: left out: {error}")
+            progress(f"{name}: left out: {error}")
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"generators: more than one is called '{twice[0]}'; expected different names")
@@ -133,7 +133,7 @@ def open_generators(
     return sources, missing
 
 
-def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, say: Say) -> StudiedGenerator:
+def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, progress: Progress) -> StudiedGenerator:
     grids: Any = OmegaConf.to_container(config.grids)
     node = config.generator[name]
     axes = axes_of(name, grids.get(name) or {}, start=OmegaConf.to_container(node, resolve=True), time=config.data.time)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, say: 
             exclude_seen=config.exclude_seen,
         )
         recall = float((lists.hits[:, 0].sum(1) / lists.num_relevant).mean())
-        say(f"{name} {describe(settings)}: val/recall@{config.k} {recall:.4f}")
+        progress(f"{name} {describe(settings)}: val/recall@{config.k} {recall:.4f}")
         tried[describe(settings)] = lists.items[:, 0]
         return recall
 

@@ -18,7 +18,7 @@ from recsys.reports.generators.lists import Lister, Lists, answerable, collect
 from recsys.reports.generators.segments import segments
 from recsys.reports.generators.studied_generators import StudiedGenerator, open_generators, popular
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Study:
         plan: blends.
         figures: figures of generators and blends.
         tolerance: share of recall that all retired generators together may lose.
-        chosen_on: users whose future chose the blends, in words.
+        chosen_on: description of the users on whom blends were chosen.
         fingerprint: fingerprint of the data.
     """
 
@@ -44,15 +44,15 @@ class Study:
     fingerprint: str
 
 
-def study(config: DictConfig, say: Say) -> Study:
+def study(config: DictConfig, progress: Progress) -> Study:
     """Collect the candidates of all generators, choose blends, and measure both.
 
     Settings, budgets and retired generators are chosen on validation and measured on test. If a model has learned from
-    validation too, one half of the test users takes the place of validation, and the other half is measured.
+    validation too, choices are made on one half of the test users and the other half is measured.
 
     Args:
         config: configuration composed from `conf/generators.yaml`.
-        say: function that shows a line of progress.
+        progress: function that shows a line of progress.
 
     Raises:
         UserError: If there are no users to measure on, or a generator cannot be used.
@@ -68,21 +68,21 @@ def study(config: DictConfig, say: Say) -> Study:
                 f"{dataset.path}: nobody has anything to find in the {part} part; generators are chosen on val and "
                 "measured on test"
             )
-    sources, missing = open_generators(config, dataset, say=say)
+    sources, missing = open_generators(config, dataset, progress=progress)
     in_halves = any(source.knows_validation for source in sources)
-    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources=sources, say=say)
-    say(f"choosing budgets for {len(choosing):,} users")
+    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources=sources, progress=progress)
+    progress(f"choosing budgets for {len(choosing):,} users")
     chosen = plan_blends(Funnel(choosing, keep=True), config.k, tolerance=config.tolerance)
-    say(f"measuring {len(measuring):,} users")
+    progress(f"measuring {len(measuring):,} users")
     figures = measure(measuring, chosen, segments=segments(dataset, measuring.requests))
     chosen_on = "one half of the test users" if in_halves else "the validation part"
     return Study(sources, missing, chosen, figures, config.tolerance, chosen_on, dataset.meta.fingerprint)
 
 
 def _parts(
-    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], say: Say
+    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], progress: Progress
 ) -> tuple[Lists, Lists]:
-    """Return the lists of validation, to choose by, and those of test, to measure."""
+    """Return the lists of the validation part, for choices, and of the test part, for measurement."""
     limits: Mapping[Part, int | None] = {"val": config.choosing_users, "test": config.max_users}
     val, test = (
         _collect(
@@ -91,7 +91,7 @@ def _parts(
             sources=sources,
             part=part,
             requests=answerable(dataset, part, exclude_seen=config.exclude_seen, max_users=limit, seed=config.seed),
-            say=say,
+            progress=progress,
         )
         for part, limit in limits.items()
     )
@@ -99,9 +99,9 @@ def _parts(
 
 
 def _halves(
-    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], say: Say
+    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], progress: Progress
 ) -> tuple[Lists, Lists]:
-    """Return the lists of one half of the test users, to choose by, and those of the other half, to measure."""
+    """Return the lists of one half of the test users, for choices, and of the other half, for measurement."""
     requests = answerable(
         dataset, "test", exclude_seen=config.exclude_seen, max_users=config.max_users, seed=config.seed
     )
@@ -109,7 +109,7 @@ def _halves(
     half = len(order) // 2
     if not half:
         raise UserError("one test user alone cannot be split into those to choose by and those to measure")
-    lists = _collect(config, dataset, sources=sources, part="test", requests=requests, say=say)
+    lists = _collect(config, dataset, sources=sources, part="test", requests=requests, progress=progress)
     return lists.take(np.sort(order[:half][: config.choosing_users])), lists.take(np.sort(order[half:]))
 
 
@@ -120,10 +120,10 @@ def _collect(
     sources: Sequence[StudiedGenerator],
     part: Part,
     requests: Requests,
-    say: Say,
+    progress: Progress,
 ) -> Lists:
     until: Until = "train" if part == "val" else "val"
-    say(f"{part}: {len(requests.user_idx):,} users x {len(sources)} generators x {config.k} candidates")
+    progress(f"{part}: {len(requests.user_idx):,} users x {len(sources)} generators x {config.k} candidates")
     listers = {source.name: _opened(source, until) for source in sources}
     fallback = popular(dataset, until, exclude_seen=config.exclude_seen)
     return collect(

@@ -37,9 +37,9 @@ def mirror(study: Study, logger: DictConfig) -> None:
 
 
 def tables(study: Study) -> dict[str, tuple[list[str], list[Cells]]]:
-    """Return heads and rows of each table by name; every figure is a number, followed by the ends of its interval."""
+    """Return column heads and rows of each table by name. Each figure is followed by the ends of its interval."""
     figures, names = study.figures, study.figures.names
-    verdict = {said.name: SHOWN[said.verdict] for said in advise(figures, study.plan, tolerance=study.tolerance)}
+    verdict = {item.name: SHOWN[item.verdict] for item in advise(figures, study.plan, tolerance=study.tolerance)}
     generators: list[Cells] = [
         [
             name,

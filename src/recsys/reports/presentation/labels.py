@@ -1,4 +1,4 @@
-"""Places names beside the points and lines that they name, in the place of a legend, without overlaps."""
+"""Placement of labels next to points and lines, without overlaps, instead of a legend."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def label_ends(axis: Axes, labels: Sequence[Label]) -> None:
 
 
 def label_points(axis: Axes, labels: Sequence[Label]) -> None:
-    """Write names beside points, each at the first place where it covers no other name, point or interval."""
+    """Write names next to points, each at the first position where it covers no other name, point or interval."""
     figure = figure_of(axis)
     figure.draw_without_rendering()
     points = axis.transData.transform([(label.x, label.y) for label in labels]).reshape(-1, 2)

@@ -12,7 +12,7 @@ from recsys.reports.presentation.templates import render
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: pictures side by side where there is room, then tables."""
+    """A part of a page: pictures, side by side if the page is wide enough, then tables."""
 
     heading: str
     pictures: tuple[Picture, ...] = ()

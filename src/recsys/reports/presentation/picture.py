@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 INK, QUIET, GRID = "#222222", "#5F5F5F", "#E4E4E4"
-# Inches: wide enough for a page, with letters that a phone still shows well.
+# Inches. At this width letters are readable on a phone.
 WIDTH = 5.6
 
 _STYLE: Any = {
@@ -102,18 +102,18 @@ def canvas(height: float = 3.6) -> Iterator[Axes]:
         yield figure.add_subplot()
 
 
-def headline(axis: Axes, finding: str, *, what: str) -> None:
+def headline(axis: Axes, finding: str, *, caption: str) -> None:
     """Write the finding in bold and its explanation beneath it, from the figure's left edge, in lines that fit.
 
     Args:
         axis: axes of the figure.
         finding: conclusion for the reader.
-        what: explanation of the axes and marks.
+        caption: explanation of the axes and marks.
     """
     figure = figure_of(axis)
     width, height = (float(size) * 72 for size in figure.get_size_inches())
     lines = textwrap.wrap(finding, int(width / 6.9))
-    beneath = textwrap.wrap(what, int(width / 5.9))
+    beneath = textwrap.wrap(caption, int(width / 5.9))
     top = 6.0
     for text, size, weight, colour in (
         *((line, 11, "bold", INK) for line in lines),

@@ -19,7 +19,7 @@ from recsys.core.schema import Schema
 from recsys.core.stored_config import load_config
 from recsys.data.histories import stream_events, stream_profiles
 from recsys.data.preparation.engines import DuckDB, Session
-from recsys.data.preparation.from_config import at_root, configured_data
+from recsys.data.preparation.from_config import configured_data, with_root
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.sources.files import fingerprint
 from recsys.release.manifest import CONFIG, SCHEMA
@@ -50,7 +50,7 @@ def backfill(store: EventStore, release: Path, *, root: str | None = None) -> in
         StoreError: If the store cannot be written.
     """
     config = load_config(release / CONFIG)
-    data = configured_data(config if root is None else at_root(config, root))
+    data = configured_data(config if root is None else with_root(config, root))
     job = data.plan()
     name = job.fingerprint
     schema = Schema.load(release / SCHEMA)

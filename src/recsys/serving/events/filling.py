@@ -8,7 +8,7 @@ from recsys.serving.events.backfill import backfill
 from recsys.serving.events.event_store import StoreError
 from recsys.serving.events.opening import open_store
 
-# Stands for the data that the release was trained on.
+# Value that means the data that the release was trained on.
 OWN = "own"
 
 

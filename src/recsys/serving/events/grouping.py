@@ -1,4 +1,4 @@
-"""Group commit: appends that arrive while another one is written share the next write."""
+"""Group commit: appends that arrive during a write share the next write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recsys.serving.events.event_store import Event, StoreError, UserId
 
 Events = Sequence[tuple[UserId, Event]]
 
-# Maximum number of events of one write; a longer list is a write of its own.
+# Maximum number of events of one write; a longer list gets its own write.
 MAX_EVENTS = 4096
 
 
@@ -23,7 +23,7 @@ class _Waiting:
 
 
 class GroupCommit:
-    """Combines concurrent appends: the thread that finds the store free writes all waiting events.
+    """Combines concurrent appends: the thread that gets the lock writes all waiting events.
 
     Args:
         write: writes events durably, all or none.
@@ -42,7 +42,7 @@ class GroupCommit:
             self._waiting.append(own)
         while not own.is_done:
             with self._turn:
-                # Another thread may have written them while this one waited for its turn.
+                # Another thread may have written them while this one waited for the lock.
                 if not own.is_done:
                     self._write_group()
         if own.error is not None:

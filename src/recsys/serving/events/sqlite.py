@@ -91,14 +91,14 @@ class SQLiteEvents:
         self._writer.execute("PRAGMA synchronous = FULL")
         # On macOS fsync alone returns before the data is on the disk.
         self._writer.execute("PRAGMA fullfsync = ON")
-        # Deleted data is overwritten, because a user may want to be forgotten.
+        # Deleted data is overwritten, because users may request deletion.
         self._writer.execute("PRAGMA secure_delete = ON")
         if not num_tables:
             self._writer.executescript(_TABLES)
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
         """Add events; see `EventStore.append`."""
-        # Encoding fails here, for the sender alone, instead of in a write that is shared with others.
+        # Encoding before the shared write makes an error affect only its own sender.
         encode_events([event for _, event in events])
         if events:
             self._group.append(events)

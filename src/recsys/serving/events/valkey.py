@@ -31,9 +31,9 @@ from recsys.serving.events.merging import (
 DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
 
 _CONNECT_SECONDS, _ANSWER_SECONDS, _RETRIES = 2.0, 5.0, 2
-# Search for users: number of keys of one SCAN, and of SCANs.
+# Search for users: number of keys of one SCAN, and maximum number of SCANs.
 _SCANNED, _SCANS = 1000, 200
-# Seconds in which a write is repeated because other gateways change the same users.
+# Seconds in which a write is retried because other gateways change the same users.
 _TIMEOUT_SECONDS = 10.0
 
 
@@ -121,7 +121,7 @@ class ValkeyEvents:
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
         """Add events; see `EventStore.append`."""
-        # Encoding fails here, for the sender alone, instead of in a write that is shared with others.
+        # Encoding before the shared write makes an error affect only its own sender.
         encode_events([event for _, event in events])
         if events:
             self._group.append(events)

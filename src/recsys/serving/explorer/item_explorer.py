@@ -90,7 +90,7 @@ class ItemExplorer:
         return self.cards(self._matches(text)[:limit])
 
     def find(self, name: str) -> NameMatch:
-        """Return the item that a pasted id or title most likely means, and the number of items that it could mean.
+        """Return the item that best matches a pasted id or title, and the number of matching items.
 
         A known id is that item. Otherwise the order is: equal title, title that begins with the name, title that
         contains all words. The most frequent item comes first among equals.

@@ -16,7 +16,7 @@ Limit = Annotated[int, Meta(ge=1, le=MAX_FOUND)]
 
 
 class ItemCard(Struct):
-    """Description of an item for people.
+    """Readable description of an item.
 
     Attributes:
         item_id: outside id.
@@ -51,7 +51,7 @@ class ExplainedItem(ItemCard):
 
 
 class NameMatch(Struct):
-    """Item that a name most likely means, None if there is none; `matches` counts the items that it could mean."""
+    """Item that best matches a name, None if there is none; `matches` is the number of matching items."""
 
     name: str
     item: ItemCard | None
@@ -74,7 +74,7 @@ class ItemsResponse(Struct):
 
 
 class FindRequest(Struct, forbid_unknown_fields=True):
-    """Ids or titles as people paste them, and release (default: the served one)."""
+    """Pasted ids or titles, and release (default: the served one)."""
 
     names: Annotated[list[Text], Meta(max_length=MAX_NAMES)]
     version: str | None = None

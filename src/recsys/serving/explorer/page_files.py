@@ -1,4 +1,4 @@
-"""The page at `/`: static files with the headers that a browser needs to distrust everything else. Imports no torch."""
+"""The page at `/`: static files with a strict content security policy. Imports no torch."""
 
 from __future__ import annotations
 

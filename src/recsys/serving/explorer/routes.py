@@ -105,7 +105,7 @@ class ExplorerRoutes:
         return ItemsResponse(version, await asyncio.to_thread(explorer.search, query.q, query.limit))
 
     async def find(self, request: FindRequest) -> FindResponse:
-        """Find the item that each name means."""
+        """Find the item that best matches each name."""
         version, explorer = await self._explorer(request.version)
         found = await asyncio.to_thread(lambda: [explorer.find(name) for name in request.names])
         return FindResponse(version, found)

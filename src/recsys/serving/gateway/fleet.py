@@ -1,4 +1,4 @@
-"""State of all hosts: which there are, which answer, and which versions each holds. Imports no torch.
+"""State of all hosts: their addresses, health and versions. Imports no torch.
 
 The state is refreshed in the background.
 """
@@ -21,13 +21,13 @@ from recsys.serving.observability.metrics import Metrics
 
 log = logging.getLogger("recsys")
 
-# Seconds between two probes of a host, each of which asks for its versions.
+# Seconds between two probes of a host, which return its versions.
 PROBE_EVERY = 0.5
 # Seconds between two discoveries of hosts.
 DISCOVER_EVERY = 5.0
 # Seconds after which the answer to a probe is too old to rely on.
 MAX_AGE = 2.5
-# Longest rest in seconds of a host that answers probes but fails searches again and again.
+# Longest rest in seconds of a host that answers probes but fails searches repeatedly.
 MAX_REST = 1.0
 
 
@@ -56,20 +56,20 @@ class HostState:
 
     @property
     def failure(self) -> str | None:
-        """Reason why the host is not used; None if it answered its last probe, and that was not long ago."""
+        """Reason why the host is not used; None if it answered its last probe recently."""
         if self._failure is None and time.monotonic() - self._answered > MAX_AGE:
             return f"{self.name}: has not been asked for {MAX_AGE:g} s"
         return self._failure
 
     @property
     def is_resting(self) -> bool:
-        """True if the host is used only if there is no other."""
+        """True if the host is used only as a last resort."""
         return time.monotonic() < self._rests_until
 
     def fail(self, reason: str) -> None:
         """Record a failed search: the host is not used until it answers a probe, which is sent at once."""
         if self._failure is not None:
-            # Many requests meet the same outage; it counts once.
+            # Many requests fail in the same outage, which counts once.
             return
         log.warning("host is not used until it answers: %s", reason)
         self._failure = reason
@@ -88,16 +88,16 @@ class HostState:
         self._searched = time.monotonic()
 
     def is_silent(self, seconds: float) -> bool:
-        """Return True if the host has answered no search for that time; a host that is only busy answers some."""
+        """Return True if the host has answered no search for that time; a busy host still answers some."""
         return time.monotonic() - self._searched >= seconds
 
     def suspect(self, seconds: float) -> None:
-        """Use the host only if there is no other for that time, and probe it at once."""
+        """Use the host only as a last resort for that time, and probe it at once."""
         self._rests_until = max(self._rests_until, time.monotonic() + seconds)
         self._probe_now.set()
 
     async def probe(self) -> None:
-        """Ask the host for its versions and record the answer."""
+        """Request the versions of the host and record the answer."""
         try:
             versions = await self.client.version()
             self._check_shard(versions)
@@ -183,7 +183,7 @@ class Fleet:
         await asyncio.gather(*(state.probe() for state in self.states))
 
     def probe_all(self) -> None:
-        """Probe every host soon, because the present state helps no request."""
+        """Probe every host soon, because no request can be answered in the present state."""
         for state in self.states:
             state.probe_now()
 

@@ -32,7 +32,7 @@ from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, t
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
 
-# Seconds between two attempts while nothing that could answer is up.
+# Seconds between two attempts while no host can answer.
 RETRY_EVERY = 0.05
 # Maximum number of requests of a microbatch.
 MAX_MICROBATCH = 64
@@ -47,7 +47,7 @@ class Limits:
         history: number of events of a history, and of excluded items.
         batch: number of requests, or of events, of one POST.
         body_bytes: size of one POST.
-        seconds: time after which a request that nothing could answer is given up.
+        seconds: time limit of a request that no host can answer.
     """
 
     k: int = 1000
@@ -95,7 +95,7 @@ class Gateway:
         )
 
     async def ready(self) -> None:
-        """Load the tower of the version that a request would get now.
+        """Load the tower of the version that currently answers requests.
 
         Raises:
             Problem: If nothing that could answer is up (503).
@@ -114,7 +114,7 @@ class Gateway:
         while True:
             try:
                 assignment = self.router.assign(request.user_id, request.version)
-                return await self._batches.ask(_BatchKey(assignment, request.k, wanted), request)
+                return await self._batches.submit(_BatchKey(assignment, request.k, wanted), request)
             except Problem as error:
                 moved = isinstance(error, VersionNotHeld)
                 if error.status != 503 and (not moved or request.version is not None):
@@ -126,7 +126,7 @@ class Gateway:
             await asyncio.sleep(0 if moved else RETRY_EVERY)
 
     async def event_names(self) -> set[str]:
-        """Return the features that an event may have: those of the release that a request would get now.
+        """Return the features that an event may have: those of the release that currently answers requests.
 
         Raises:
             Problem: If nothing that could answer is up (503).
@@ -184,7 +184,7 @@ class Gateway:
         with metrics.timed("host"):
             response, hosts = await self.router.search(key.assignment, search)
         if not metrics.versions_met(tower.version, response.version, answers=len(asked)):
-            # The last line of defence, whatever a host does.
+            # Final check of the answer, independent of the host.
             raise VersionNotHeld(tower.version, serving=None, loaded=[response.version])
         if hosts != tuple(state.name for state in key.assignment.hosts):
             metrics.fallbacks["host"].inc(len(asked))

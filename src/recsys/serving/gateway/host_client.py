@@ -1,4 +1,4 @@
-"""The protocol by which a gateway calls an ANN host, and the host in the same process. Imports no torch."""
+"""Protocol for calls of a gateway to an ANN host, and its implementation for the same process. Imports no torch."""
 
 from __future__ import annotations
 

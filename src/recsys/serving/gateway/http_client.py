@@ -36,7 +36,7 @@ class HTTPClient:
         self, address: tuple[str, int], connect_seconds: float = 0.5, *, max_bytes: int = MAX_RESPONSE_BYTES
     ) -> None:
         self.address, self.connect_seconds, self.max_bytes = address, connect_seconds, max_bytes
-        # Deadlines of the requests under way, and the reason why those of them that are given up end.
+        # Deadlines of the requests under way -> reason for giving up, empty if not given up.
         self._deadlines: dict[asyncio.Timeout, str] = {}
         self._open: aiohttp.ClientSession | None = None
         self._is_closed = False
@@ -51,7 +51,7 @@ class HTTPClient:
             path: path with the query.
             seconds: time limit, connecting included.
             body: JSON, or nothing.
-            headers: headers besides those that HTTP needs.
+            headers: headers in addition to the required ones of HTTP.
 
         Raises:
             NoAnswerError: If there is no whole response in time. The other side may have acted on the request.
@@ -101,7 +101,7 @@ class HTTPClient:
             return response.status, b"".join(parts)
 
     def _session(self) -> aiohttp.ClientSession:
-        # Made with the first request, because a session belongs to the event loop that runs then.
+        # Created by the first request, because a session belongs to the running event loop.
         if self._open is None:
             host, port = self.address
             self._open = aiohttp.ClientSession(

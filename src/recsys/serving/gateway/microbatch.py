@@ -1,4 +1,4 @@
-"""Microbatches: requests that wait at the same time are answered together. Imports no torch."""
+"""Microbatches: requests that arrive during an answer are answered together. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Resp = TypeVar("Resp")
 class Microbatcher(Generic[K, Req, Resp]):
     """Groups requests by key and answers each group with one call.
 
-    A microbatch starts as soon as the one before it, of the same key, has ended. No request waits for others to come;
-    requests that come meanwhile form the next microbatch.
+    A microbatch starts as soon as the previous one of the same key has ended. No request waits for later ones; requests
+    that arrive meanwhile form the next microbatch.
 
     Args:
         answer: returns a response or an exception for each request of a microbatch, in order.
@@ -29,7 +29,7 @@ class Microbatcher(Generic[K, Req, Resp]):
         self._waiting: dict[K, list[tuple[Req, asyncio.Future[Resp]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def ask(self, key: K, request: Req) -> Resp:
+    async def submit(self, key: K, request: Req) -> Resp:
         """Return the response, or raise the exception that `answer` returned for this request."""
         future: asyncio.Future[Resp] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.get(key)

@@ -1,4 +1,4 @@
-"""Queries of requests: what a request brings, completed by the stored history and profile of its user.
+"""Queries of requests: the fields of a request, completed by the stored history and profile of its user.
 
 Imports no torch.
 """

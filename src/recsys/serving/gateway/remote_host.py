@@ -44,12 +44,12 @@ class RemoteHost:
             HostFailed: If the host does not answer.
         """
         try:
-            body = await self._ask("GET", "/v1/version", seconds=self.probe_seconds)
+            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds)
         except HostFailed as error:
             if isinstance(error.__cause__, TooLateError):
                 raise
             # One connection that was cut is no reason to stop using the host.
-            body = await self._ask("GET", "/v1/version", seconds=self.probe_seconds)
+            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds)
         try:
             versions: Versions = _versions(body)
         except Problem as error:
@@ -65,14 +65,14 @@ class RemoteHost:
             Problem: If the request is invalid; another host would refuse it too.
         """
         body, seconds = encode(request), self.search_seconds
-        answer = await self._ask("POST", "/v1/search", seconds=seconds, body=body, version=request.version)
+        answer = await self._call("POST", "/v1/search", seconds=seconds, body=body, version=request.version)
         try:
             response: SearchResponse = _search_response(answer)
         except Problem as error:
             raise HostFailed(f"{self.name}: its answer cannot be read ({error})") from error
         return response
 
-    async def _ask(self, method: str, path: str, *, seconds: float, body: bytes = b"", version: str = "") -> bytes:
+    async def _call(self, method: str, path: str, *, seconds: float, body: bytes = b"", version: str = "") -> bytes:
         try:
             status, answer = await self._client.request(method, path, body=body, seconds=seconds)
         except NoAnswerError as error:

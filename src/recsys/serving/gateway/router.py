@@ -22,13 +22,13 @@ from recsys.serving.http.problems import VersionNotHeld, unavailable
 from recsys.serving.observability.metrics import Metrics
 
 UserId = int | str | None
-# Seconds without an answer to any search after which another host is asked too.
+# Seconds without an answer to any search after which a second host gets the request too.
 SILENCE = 0.3
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A version for a share of the users, in addition to the users whose host serves it.
+    """A version for a share of the users, in addition to users whose host serves it.
 
     Attributes:
         version: version of the release.
@@ -39,7 +39,7 @@ class Canary:
     share: float
 
     def __contains__(self, user_id: object) -> bool:
-        """Return True if a user gets the version: the same answer every time, but by chance for requests without user.
+        """Return True if a user gets the version: always the same for a user, random for requests without a user.
 
         The hash covers the version, so that different users are the first to get each new version.
         """
@@ -127,7 +127,7 @@ class Router:
         A host that does not answer is replaced by another one that holds the version.
 
         Raises:
-            VersionNotHeld: If in some shard no host that is up holds the version. Assign and embed the request again.
+            VersionNotHeld: If a shard has no running host with the version. Assign and embed the request again.
             HostFailed: If all hosts that hold the version failed.
             Problem: If the request is invalid (400).
         """
@@ -152,7 +152,7 @@ class Router:
     ) -> tuple[SearchResponse, str]:
         """Return the first response of a host of the shard, and the host's name.
 
-        While a silent host gets more time, another one is asked too ("The Tail at Scale", Dean and Barroso 2013).
+        If the first host is silent, a second one gets the request too ("The Tail at Scale", Dean and Barroso 2013).
         """
         tried: set[HostState] = set()
         if state.failure is not None and (others := self._holders(shard, request.version, tried=tried)):

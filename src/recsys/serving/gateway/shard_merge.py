@@ -26,10 +26,12 @@ def for_shards(request: SearchRequest) -> SearchRequest:
     if request.embeddings.ndim != 3:
         found = request.embeddings.ndim
         raise bad_request(f"embeddings: found {found} dimensions, expected [B, D] or [B, M, D]", "embeddings")
-    there = present_embeddings(request.embeddings)
-    owner = np.nonzero(there)[0]
+    present = present_embeddings(request.embeddings)
+    owner = np.nonzero(present)[0]
     exclude = None if request.exclude is None else [request.exclude[user] for user in owner]
-    return SearchRequest(request.version, request.embeddings[there], request.k, request.filter, exclude, request.model)
+    return SearchRequest(
+        request.version, request.embeddings[present], request.k, request.filter, exclude, request.model
+    )
 
 
 def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchResponse:

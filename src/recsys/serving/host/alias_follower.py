@@ -16,7 +16,7 @@ log = logging.getLogger("recsys")
 
 
 class AliasFollower:
-    """Reads an alias regularly. A new release is loaded beside the old one and checked before it is served.
+    """Reads an alias regularly. A new release is loaded in addition to the old one and checked before it is served.
 
     Only a move of the alias counts: a version that an operator serves by hand stays until the alias moves.
 

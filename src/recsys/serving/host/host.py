@@ -49,11 +49,11 @@ class SearchableIndex(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise `UserError` unless the index finds what it found when the release was made."""
+        """Raise `UserError` unless the index returns the same results as when the release was made."""
         ...
 
     def close(self) -> None:
-        """Release what the index holds besides memory; it was unloaded."""
+        """Free resources other than memory after the index was unloaded."""
         ...
 
 
@@ -103,7 +103,7 @@ class Host:
         }
 
     def load(self, name: str) -> str:
-        """Load a version or alias beside the loaded ones, verify and check it, and return the version.
+        """Load a version or alias in addition to the loaded ones, check it, and return the version.
 
         Raises:
             UserError: If there is no such release, it is damaged, or its index fails the self-check.
@@ -115,7 +115,7 @@ class Host:
             if version not in held:
                 index = self._open_index(folder, manifest, known_items=self._releases.known_items(version))
                 index.check()
-                # Give back the memory that only reading the tables needed.
+                # Free memory that was needed only to read the tables.
                 pa.default_memory_pool().release_unused()
                 self._loaded = {**self._loaded, model: {**held, version: index}}
             return version

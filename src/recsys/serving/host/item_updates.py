@@ -57,16 +57,16 @@ class ItemUpdates:
         # Ids in the order of the takedowns; version -> new items in the order in which they were added.
         self._removed: dict[ItemId, None] = {}
         self._added: dict[str, dict[ItemId, NewItem]] = {}
-        # Number of records read; what was computed at another number is outdated.
+        # Number of records read; results computed at another number are outdated.
         self.number = 0
         self.refresh()
 
     def refresh(self) -> None:
         """Apply the records that any process of this host has written since."""
-        if not self._journal.has_news:
+        if not self._journal.has_new:
             return
         with self._lock:
-            for record in self._journal.news():
+            for record in self._journal.read_new():
                 self._apply(record)
                 self.number += 1
 

@@ -31,14 +31,14 @@ class Journal:
         self._read_bytes, self._read_lines = 0, 0
 
     @property
-    def has_news(self) -> bool:
-        """True if there may be records that `news` has not returned yet; cheap enough to check before every search."""
+    def has_new(self) -> bool:
+        """True if there may be records that `read_new` has not returned; cheap enough for every search."""
         try:
             return os.stat(self.path).st_size > self._read_bytes
         except FileNotFoundError:
             return False
 
-    def news(self) -> list[dict[str, Any]]:
+    def read_new(self) -> list[dict[str, Any]]:
         """Return the records since the last call, oldest first.
 
         Raises:
@@ -49,7 +49,7 @@ class Journal:
         with self.path.open("rb") as file:
             file.seek(self._read_bytes)
             content = file.read()
-        # A last line without line break is being written, or was cut off.
+        # A last line without a line break is being written or was truncated.
         content = content[: content.rfind(b"\n") + 1]
         records = [self._parse(line, number) for number, line in enumerate(content.splitlines(), self._read_lines + 1)]
         self._read_bytes += len(content)
@@ -57,7 +57,7 @@ class Journal:
         return records
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record and return when it is on the disk. The next `news` returns it.
+        """Append a record and return when it is on the disk. The next `read_new` returns it.
 
         Raises:
             OSError: If the record could not be written; then the file is as before.

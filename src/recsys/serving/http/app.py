@@ -41,8 +41,8 @@ class App(Starlette):
         token: token of admin calls; None refuses all of them.
         pages: routes besides the API.
         observe: called after every response.
-        start: called in order when the server starts.
-        stop: called in order after the last accepted request was answered.
+        start: hooks called in order when the server starts.
+        stop: hooks called in order after the last accepted request was answered.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class App(Starlette):
             exception_handlers={HTTPException: _answer_http_exception},
             lifespan=lifespan,
         )
-        # An address has one spelling.
+        # A trailing slash makes another address.
         self.router.redirect_slashes = False
 
 

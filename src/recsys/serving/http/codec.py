@@ -54,10 +54,10 @@ class Decoder:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind, dec_hook=_from_plain)
 
     def __call__(self, body: bytes) -> Any:
-        """Return the message that a body holds.
+        """Decode a body into a message.
 
         Raises:
-            Problem: If the body is no such message (400); `field` names the wrong field.
+            Problem: If the body is not a valid message (400); `field` names the wrong field.
         """
         try:
             return self._decoder.decode(body)
@@ -76,7 +76,7 @@ class QueryDecoder:
         self._kind = kind
 
     def __call__(self, query: bytes) -> Any:
-        """Return the parameters that a query string holds.
+        """Decode the parameters of a query string.
 
         Raises:
             Problem: If a parameter is unknown, repeated or wrong (400); `field` names it.

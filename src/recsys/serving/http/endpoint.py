@@ -25,7 +25,7 @@ class Endpoint:
         summary: description for the OpenAPI document, a few words.
         errors: HTTP statuses besides 405 and 500.
         is_admin: require the token of the server.
-        media_type: of the response. A response that is not JSON is returned as bytes.
+        media_type: media type of the response. A response that is not JSON is returned as bytes.
         timed: context in which the response is encoded; measures it.
     """
 

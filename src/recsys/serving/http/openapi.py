@@ -46,13 +46,13 @@ def openapi(endpoints: Sequence[Endpoint]) -> Schema:
 
 
 def _types(endpoint: Endpoint) -> list[Any]:
-    """Types that stand in the document: bodies and JSON responses."""
+    """Return the types of the document: bodies and JSON responses."""
     body = [endpoint.request] if endpoint.method == "POST" and endpoint.request is not None else []
     return [*body, endpoint.response] if endpoint.media_type == JSON else body
 
 
 def _schema(kind: type) -> Schema:
-    """Schema of types that msgspec does not know; annotations add the shape."""
+    """Return the schema of a type that msgspec does not support; annotations add the shape."""
     if kind is np.ndarray:
         return {}
     raise NotImplementedError(f"{kind.__name__} is not part of a message")
@@ -86,7 +86,7 @@ def _parameters(query: type[msgspec.Struct]) -> list[Schema]:
 
 
 def _without_null(schema: Schema) -> Schema:
-    """Schema of a query parameter: it is left out instead of null."""
+    """Return the schema of a query parameter, which is left out instead of null."""
     options = [option for option in schema.get("anyOf", []) if option != {"type": "null"}]
     return options[0] if options else schema
 

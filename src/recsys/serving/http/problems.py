@@ -18,7 +18,7 @@ class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
     Args:
         status: HTTP status.
         code: stable code for programs.
-        message: what was found and what was expected.
+        message: found and expected value.
         field: path of the wrong field, such as `history[3].item_id`; None if the problem is not about one field.
     """
 

@@ -41,7 +41,7 @@ class Health:
 
     def __init__(self, ready: Callable[[], Awaitable[None]]) -> None:
         self._ready = ready
-        # Set when the server was told to end: it still answers, and /readyz asks for no more requests.
+        # Set on shutdown: the server still answers, but /readyz fails.
         self.is_draining = False
 
     def endpoints(self) -> list[Endpoint]:
@@ -241,7 +241,7 @@ def admin_endpoint(
     Args:
         name: last part of the path.
         handler: coroutine function of the request.
-        summary: for the OpenAPI document.
+        summary: summary in the OpenAPI document.
         errors: HTTP statuses besides those of every admin call.
     """
     return Endpoint(

@@ -1,4 +1,4 @@
-"""One thread for work beside serving. Serving never waits: work beyond the queue is dropped. Imports no torch."""
+"""One thread for background work. If its queue is full, work is dropped, so serving never waits. Imports no torch."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ log = logging.getLogger("recsys")
 def keep_going(task: str, metrics: Metrics) -> Iterator[None]:
     """Log an exception of the block with its traceback, count it in `recsys_task_errors_total`, and suppress it.
 
-    For one round of a task that repeats, after the failures that are expected of it have been handled: without the
-    next round, a host or an alias would be lost until the process is started again.
+    Use it around one round of a repeating task, after expected failures were handled. Without it, a host or an alias
+    would be lost until the process is restarted.
 
     Args:
         task: name of the task, in the log and as a label.

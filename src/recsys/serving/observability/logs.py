@@ -61,7 +61,7 @@ def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # The handlers of uvicorn would write every line a second time.
+    # The handlers of uvicorn would write every line twice.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -67,11 +67,11 @@ class Metrics:
         batch: sizes of microbatches, by [stage].
         fallbacks: requests that another attempt answered, by [reason]: `version` if the host no longer held the
             version, `host` if another host answered.
-        routing: searches by [what] happened to them on their way to a host.
+        routing: searches by [what] their routing did: retries and hedges, for example.
         stored_events: acknowledged events.
-        request_samples: sampled requests by [what] became of them: written, dropped or failed.
+        request_samples: sampled requests by [what] happened to them: written, dropped or failed.
         recall_missed: sampled searches whose recall was not measured.
-        task_errors: programming errors in background tasks that go on, by [task].
+        task_errors: programming errors in background tasks, by [task].
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Metrics:
         missed = "Sampled searches that were not measured: the queue was full, or the measurement failed."
         self.recall_missed = Gauge("recsys_index_recall_missed", missed, registry=registry, multiprocess_mode="sum")
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def count_answer(self, route: str, status: int, seconds: float) -> None:
         """Count an answer; an `Observer` of the application.
 
         Args:
@@ -127,7 +127,7 @@ class Metrics:
         self._latency[route].observe(seconds)
 
     def versions_met(self, user_tower: str, index: str, *, answers: int = 1) -> bool:
-        """Count answers by the versions in them; return True if the versions are equal, so that they may be given."""
+        """Count answers by their versions; return True if the versions are equal, so that the answer is valid."""
         if user_tower != index:
             self._mismatches.inc(answers)
             return False
@@ -159,7 +159,7 @@ class Metrics:
 
 
 class _WithMeanRecall(Collector):
-    """Adds the mean recall of each version, which no process of several can know alone.
+    """Adds the mean recall of each version over all processes.
 
     Args:
         source: all other metrics.

@@ -1,4 +1,4 @@
-"""Recall monitor: measures on a share of the searches whether the index finds what exact search finds.
+"""Recall monitor: compares a share of the searches with exact search.
 
 The recall of a release is measured on validation users; later requests, and their filters, may differ from those. A
 query of a sampled search is repeated in a background thread, with the index and exactly. Imports no torch.
@@ -21,7 +21,7 @@ from recsys.index import AllowedRows, Index, exact_search
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 
-# Number of latest searches of each version that the mean is taken over.
+# Number of latest searches of each version in the mean.
 WINDOW = 500
 
 
@@ -71,11 +71,11 @@ class RecallMonitor:
         self._lane = background.lane("recall_monitor", self._measure, depth=depth)
 
     def wants(self) -> bool:
-        """Return True if the search that comes now is to be repeated."""
+        """Return True if the next search must be repeated."""
         return self.share > 0 and self._random.random() < self.share
 
     def put(self, search: SampledSearch) -> None:
-        """Have a search repeated; returns at once."""
+        """Queue a search to be repeated; returns at once."""
         if not self._lane.put(search):
             self._metrics.recall_missed.inc()
 

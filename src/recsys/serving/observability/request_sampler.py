@@ -1,4 +1,4 @@
-"""Request sampler: keeps a share of the requests with their answers, so that another release can be asked the same.
+"""Request sampler: stores a share of the requests with their answers, so that they can be replayed on another release.
 
 A background thread writes the samples. Imports no torch.
 """
@@ -96,7 +96,7 @@ class RequestSampler:
         self._size = 0
 
     def wants(self) -> bool:
-        """Return True if the request that comes now is to be kept."""
+        """Return True if the next request must be kept."""
         return self.share > 0 and self._random.random() < self.share
 
     def put(self, answered: AnsweredRequest) -> None:
@@ -108,7 +108,7 @@ class RequestSampler:
         try:
             self._write([sample.line() for sample in samples])
         except OSError:
-            # For example a full disk. The file may end in the middle of a line, so the next samples begin another one.
+            # For example a full disk. The file may end in the middle of a line, so the next samples go to a new file.
             if not self._has_failed:
                 log.exception("samples of requests could not be written to %s", self.folder)
             self._has_failed, self._path = True, None

@@ -22,7 +22,7 @@ PATTERN = "*.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class RequestSample:
-    """One request as it was answered.
+    """One answered request.
 
     Attributes:
         at: time of the answer, in seconds since 1970.
@@ -41,7 +41,7 @@ class RequestSample:
     item_ids: Sequence[int | str]
 
     def query(self, tower: QueryEncoder) -> Query:
-        """Return the query that the gateway would make of it for a tower.
+        """Return the query that the gateway would build for a tower.
 
         Stored features that the tower does not know are left out. The tower refuses unknown features of the request.
         """

@@ -1,4 +1,4 @@
-"""Protocols of losses, the candidates that sampled losses take, and the weights of rows.
+"""Protocols of losses, the candidates of sampled losses, and the weights of rows.
 
 Shapes: P rows (targets), C candidates, D dim, H histories.
 """

@@ -106,7 +106,7 @@ class MinedNegatives(nn.Module):
         share = inputs.probabilities.unsqueeze(1).expand(neighbors.shape) / neighbors.shape[1]
         probabilities = torch.zeros_like(inputs.probabilities)
         probabilities.index_add_(0, neighbors.flatten(), share.flatten())
-        # If a neighbour is missing (item 0), any item of the corpus is drawn in its place.
+        # If a neighbour is missing (item 0), any item of the corpus is drawn instead.
         anything, probabilities[0] = probabilities[0].clone(), 0.0
         probabilities[inputs.corpus] += anything / len(inputs.corpus)
         self.register_buffer("neighbors", neighbors, persistent=False)
@@ -117,7 +117,7 @@ class MinedNegatives(nn.Module):
         uniform = self.uniform.draw(generator, target_idx)
         if not len(target_idx):
             return torch.cat([uniform, self.instead.draw(generator, target_idx)])
-        # The order must not depend on which process holds which target.
+        # The order must not depend on the distribution of targets over processes.
         ordered, shape, device = target_idx.sort().values, (self.num_mined,), generator.device
         targets = ordered[torch.randint(len(ordered), shape, generator=generator, device=device)]
         columns = torch.randint(self.neighbors.shape[1], shape, generator=generator, device=device)
