@@ -51,7 +51,7 @@ def stream_events(job: PreparationJob, session: Session, *, max_events: int) -> 
         users = table["user_id"].take(pa.array(ends - 1)).to_pylist()
         items = table["item_id"].to_pylist()
         times = times_of(job, np.asarray(table["time"])).tolist()
-        features = _named(table, plans)
+        features = _feature_values(table, plans)
         for user_id, begin, end in zip(users, (ends - lengths).tolist(), ends.tolist(), strict=True):
             yield UserEvents(user_id, items[begin:end], times[begin:end], features[begin:end])
 
@@ -68,7 +68,7 @@ def stream_profiles(job: PreparationJob, session: Session) -> Iterator[tuple[int
     ordered = read_entities(job, session, owner="users").order_by("user_id").select("user_id", *plans)
     for batch in session.stream(ordered):
         table = pa.Table.from_batches([batch])
-        for user_id, profile in zip(table["user_id"].to_pylist(), _named(table, plans), strict=True):
+        for user_id, profile in zip(table["user_id"].to_pylist(), _feature_values(table, plans), strict=True):
             if profile:
                 yield user_id, profile
 
@@ -89,7 +89,7 @@ def _whole_users(session: Session, ordered: ir.Table) -> Iterator[pa.Table]:
         yield left
 
 
-def _named(table: pa.Table, plans: Mapping[str, FeaturePlan]) -> list[dict[str, Any]]:
+def _feature_values(table: pa.Table, plans: Mapping[str, FeaturePlan]) -> list[dict[str, Any]]:
     """Return the features of each row by their outside names."""
     if not plans:
         return [{}] * len(table)

@@ -110,5 +110,5 @@ class _Block(nn.Module):
         return x + _gate(self.feed_gate, x, self.dropout(self.contract(self.dropout(F.silu(gate) * hidden))))
 
 
-def _gate(layer: nn.Module | None, x: Tensor, given: Tensor) -> Tensor:
-    return given if layer is None else torch.sigmoid(layer(x)) * given
+def _gate(layer: nn.Module | None, x: Tensor, branch: Tensor) -> Tensor:
+    return branch if layer is None else torch.sigmoid(layer(x)) * branch

@@ -43,11 +43,11 @@ def queries_of(
         ids = as_ids(ids, kind, "users")
     names = retriever.query_encoder.names
     check_columns(given, names["request"] | names["user"], "request or profile feature")
-    place = np.asarray(pc.index_in(owners, value_set=ids).cast(pa.int64()).fill_null(-1))
-    counts = np.bincount(place[place >= 0], minlength=len(ids))
+    position = np.asarray(pc.index_in(owners, value_set=ids).cast(pa.int64()).fill_null(-1))
+    counts = np.bincount(position[position >= 0], minlength=len(ids))
     if unknown == "error" and not counts.all():
         refuse_unknown(ids.filter(pa.array(counts == 0)))
-    rows = [] if table is None else _events(table, place, names["history"])
+    rows = [] if table is None else _events(table, position, names["history"])
     ends = np.cumsum(counts)
     others = given.to_pylist() if given.num_columns else [{} for _ in range(len(ids))]
     return ids, [
@@ -61,7 +61,7 @@ def queries_of(
     ]
 
 
-def _events(table: pa.Table, place: npt.NDArray[np.int64], names: set[str]) -> list[dict[str, Any]]:
+def _events(table: pa.Table, position: npt.NDArray[np.int64], names: set[str]) -> list[dict[str, Any]]:
     """Return the events of the users that have a position, sorted by position and time."""
     for name in table.column_names:
         if name != "user_id" and name not in names:
@@ -71,11 +71,11 @@ def _events(table: pa.Table, place: npt.NDArray[np.int64], names: set[str]) -> l
     if "timestamp" in table.column_names:
         seconds = _seconds(column(table, "timestamp", "histories"))
         table = table.set_column(table.column_names.index("timestamp"), "timestamp", pa.array(seconds))
-        order = np.lexsort((seconds, place))
+        order = np.lexsort((seconds, position))
     else:
-        order = np.argsort(place, kind="stable")
+        order = np.argsort(position, kind="stable")
     events: list[dict[str, Any]] = table.drop_columns(["user_id"]).to_pylist()
-    return [events[at] for at in order[place[order] >= 0].tolist()]
+    return [events[at] for at in order[position[order] >= 0].tolist()]
 
 
 def _seconds(times: pa.Array) -> npt.NDArray[np.int64]:

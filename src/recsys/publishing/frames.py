@@ -100,12 +100,12 @@ def as_ids(ids: pa.Array, expected: pa.DataType, place: str) -> pa.Array:
         raise UserError(f"{place}: {error}") from error
 
 
-def like(table: pa.Table, given: object) -> Frame:
-    """Return a table in the kind of frame that `given` is: pandas, Polars, or Arrow for anything else."""
+def like(table: pa.Table, original: object) -> Frame:
+    """Return a table in the kind of frame that `original` is: pandas, Polars, or Arrow for anything else."""
     pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
-    if pandas is not None and isinstance(given, pandas.DataFrame | pandas.Series):
+    if pandas is not None and isinstance(original, pandas.DataFrame | pandas.Series):
         return table.to_pandas()
-    if polars is not None and isinstance(given, polars.DataFrame | polars.Series):
+    if polars is not None and isinstance(original, polars.DataFrame | polars.Series):
         return polars.from_arrow(table)
     return table
 

@@ -77,16 +77,16 @@ class ServedUserTower(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return user embeddings [B, D] or [B, M, D]; the inputs come in the order of the specs."""
-        given = dict(zip(self.names, inputs, strict=True))
-        item_idx, lengths = given["item_idx"], given["lengths"]
-        user_idx = given.get("user_idx", torch.full_like(lengths, -1))
-        events = _with_prefix(given, "event.")
-        users, requests = _with_prefix(given, "user."), _with_prefix(given, "request.")
+        inputs_by_name = dict(zip(self.names, inputs, strict=True))
+        item_idx, lengths = inputs_by_name["item_idx"], inputs_by_name["lengths"]
+        user_idx = inputs_by_name.get("user_idx", torch.full_like(lengths, -1))
+        events = _with_prefix(inputs_by_name, "event.")
+        users, requests = _with_prefix(inputs_by_name, "user."), _with_prefix(inputs_by_name, "request.")
         embeddings = []
         for (model, _, max_history), items in zip(
             self.members, self.table[item_idx].split(self.widths, dim=2), strict=True
         ):
-            read = {"items": items, "time": given.get(TIMESTAMP), **events}
+            read = {"items": items, "time": inputs_by_name.get(TIMESTAMP), **events}
             kept = lengths
             if max_history is not None:
                 read = {name: _latest(value, lengths, max_history) for name, value in read.items()}
@@ -114,8 +114,8 @@ def _latest(rows: Tensor | None, lengths: Tensor, max_history: int) -> Tensor | 
     return rows.gather(1, at.expand(-1, -1, *rows.shape[2:]))
 
 
-def _with_prefix(given: dict[str, Tensor], prefix: str) -> FeatureTensors:
-    return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
+def _with_prefix(inputs_by_name: dict[str, Tensor], prefix: str) -> FeatureTensors:
+    return {name.removeprefix(prefix): value for name, value in inputs_by_name.items() if name.startswith(prefix)}
 
 
 def export_user_tower(

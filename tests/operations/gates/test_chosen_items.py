@@ -128,7 +128,7 @@ def test_a_release_older_than_the_test_part_has_no_reference(published: Publishe
     judged = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
     side = Side(Retriever.load(published.store, published.versions[0]), judged)
 
-    def judged(begin: int) -> Outcome:
+    def outcome_of(begin: int) -> Outcome:
         evidence = Evidence(
             run=run,
             judged=judged,
@@ -142,7 +142,7 @@ def test_a_release_older_than_the_test_part_has_no_reference(published: Publishe
         ).judge(evidence)
         return outcome
 
-    old = judged(0)
+    old = outcome_of(0)
     assert (old.status, old.reason) == ("untested", "the served release is older than all of the test part")
     times = np.sort(np.asarray(run.dataset.time))
-    assert judged(int(times[-20])).reason != old.reason
+    assert outcome_of(int(times[-20])).reason != old.reason

@@ -150,18 +150,18 @@ def _table(
         raise UserError(f"{place}: the column is {feature.kind}, expected categorical")
     if not isinstance(weights, Mapping):
         raise UserError(f"{place}={weights}: expected {{value: weight}}, such as {place}.VALUE={weights}")
-    codes = {_named(value): code for code, value in enumerate(vocabulary.to_pylist(), FIRST_CODE)}
+    codes = {_config_text(value): code for code, value in enumerate(vocabulary.to_pylist(), FIRST_CODE)}
     table = np.ones(feature.size)
     for value, weight in weights.items():
-        if _named(value) not in codes:
-            raise UserError(f"{place}.{value}: no training event has it{nearest(_named(value), codes)}")
+        if _config_text(value) not in codes:
+            raise UserError(f"{place}.{value}: no training event has it{nearest(_config_text(value), codes)}")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
             raise UserError(f"{place}.{value}: found {weight}, expected a number of 0 or more")
-        table[codes[_named(value)]] = weight
+        table[codes[_config_text(value)]] = weight
     return column.values, table
 
 
-def _named(value: object) -> str:
+def _config_text(value: object) -> str:
     """Return a value as configurations write it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -143,7 +143,7 @@ def parse_sweep(content: Any) -> Sweep:
         target=target,
         parameters=tuple(read_parameter(name, parameters[name]) for name in sorted(parameters, key=str)),
         hyperband=_hyperband(content["early_terminate"]) if "early_terminate" in content else None,
-        run_cap=_whole(content, "run_cap", place="") if "run_cap" in content else None,
+        run_cap=_positive_integer(content, "run_cap", place="") if "run_cap" in content else None,
     )
 
 
@@ -153,7 +153,7 @@ def _hyperband(node: Any) -> Hyperband:
     if node["type"] != "hyperband":
         raise UserError(f"{place}type: found '{node['type']}', expected hyperband")
     settings: dict[str, Any] = {
-        name: _whole(node, name, place=place) for name in ("min_iter", "max_iter", "s") if name in node
+        name: _positive_integer(node, name, place=place) for name in ("min_iter", "max_iter", "s") if name in node
     }
     if ("min_iter" in node) == ("max_iter" in node) or ("max_iter" in node) != ("s" in node):
         raise UserError(f"early_terminate: found {', '.join(node)}, expected min_iter, or max_iter and s")
@@ -168,7 +168,7 @@ def _hyperband(node: Any) -> Hyperband:
     return Hyperband(**settings)
 
 
-def _whole(node: Mapping[str, Any], name: str, *, place: str) -> int:
+def _positive_integer(node: Mapping[str, Any], name: str, *, place: str) -> int:
     value = node[name]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{place}{name}: found {value!r}, expected a whole number of at least 1")

@@ -211,7 +211,7 @@ class ItemShift:
         found, usual = self._distance(new, before), self._distance(before, earlier)
         reason = f"total variation distance, {usual:.3f} before"
         yield at_most(names[0], found, threshold=usual + self.max_distance_increase, reason=reason)
-        found, usual = self._risen(new, before), self._risen(before, earlier)
+        found, usual = self._risen_share(new, before), self._risen_share(before, earlier)
         reason = f"share of the events that {self.num_risen_items} items won, {usual:.3f} before"
         yield at_most(names[1], found, threshold=usual + self.max_risen_increase, reason=reason)
         found, expected = self._vanished(counts[0], before)
@@ -233,7 +233,7 @@ class ItemShift:
         vanished = float(before[expected & (counts == 0)].sum() / max(before[expected].sum(), 1e-9))
         return vanished, int(expected.sum())
 
-    def _risen(self, new: Float64Array, before: Float64Array) -> float:
+    def _risen_share(self, new: Float64Array, before: Float64Array) -> float:
         return float(np.sort(np.maximum(new - before, 0))[-self.num_risen_items :].sum())
 
 

@@ -134,16 +134,16 @@ def _judge_days(names: tuple[str, str], window: EventWindow, *, series: _Series,
     found = [_compare_with_reference(series, day, bounds.max_deviations) for day in judged]
     usual, ratios, wide = (np.array(column) for column in zip(*found, strict=True))
     lower, upper = np.minimum(bounds.min_ratio, 1 / wide), np.maximum(bounds.max_ratio, wide)
-    for name, compare, limits, place in (
+    for name, compare, limits, position in (
         (names[0], at_least, lower, np.argmin(ratios / lower)),
         (names[1], at_most, upper, np.argmax(ratios / upper)),
     ):
-        day = np.datetime64(int(days[judged[place]]), "D")
-        reason = f"{day}, relative to the usual {usual[place]:,.4g} {series.unit}"
-        yield compare(name, float(ratios[place]), threshold=float(limits[place]), reason=reason)
+        day = np.datetime64(int(days[judged[position]]), "D")
+        reason = f"{day}, relative to the usual {usual[position]:,.4g} {series.unit}"
+        yield compare(name, float(ratios[position]), threshold=float(limits[position]), reason=reason)
 
 
-def _compare_with_reference(series: _Series, place: int, max_deviations: float) -> tuple[float, float, float]:
+def _compare_with_reference(series: _Series, position: int, max_deviations: float) -> tuple[float, float, float]:
     """Return the expected value of a day, its value over that, and the ratio by which days usually differ.
 
     The expected value is the median of the days before, or that median times the usual ratio of the day of the week to
@@ -151,13 +151,13 @@ def _compare_with_reference(series: _Series, place: int, max_deviations: float) 
     day.
     """
     days, values = series.days, series.values
-    before = values[max(0, place - _REFERENCE_DAYS) : place]
+    before = values[max(0, position - _REFERENCE_DAYS) : position]
     usual = max(float(np.median(before)), 1.0)
     logs = np.log(np.maximum(before, 0.5) / usual)
     wide = float(np.exp(max_deviations * 1.48 * np.median(np.abs(logs))))
-    age = days[place] - days[:place]
+    age = days[position] - days[:position]
     same = np.flatnonzero((age % 7 == 0) & (age <= _WEEKDAY_DAYS))
     to_week = [values[day] / max(float(np.median(values[day - 6 : day + 1])), 1.0) for day in same if day >= 6]
     choices = [usual] if len(to_week) < 2 else [usual, max(usual * float(np.median(to_week)), 1.0)]
-    usual = min(choices, key=lambda choice: abs(np.log(max(float(values[place]), 0.5) / choice)))
-    return usual, float(values[place]) / usual, wide
+    usual = min(choices, key=lambda choice: abs(np.log(max(float(values[position]), 0.5) / choice)))
+    return usual, float(values[position]) / usual, wide

@@ -96,7 +96,7 @@ class Shadow:
         yield at_least(
             "overlap", float(np.mean(held)), threshold=self.min_overlap, reason="mean share of the served list"
         )
-        shown, served = (_shown(side, self.cutoff, dataset=dataset) for side in (ours, theirs))
+        shown, served = (_shown_items(side, self.cutoff, dataset=dataset) for side in (ours, theirs))
         distinct, usual = (len(np.unique(items)) for items in (shown, served))
         reason = f"in {len(ours)} lists of {self.cutoff}; served {usual} over {self.max_popularity_ratio:g}"
         yield at_least("different items", distinct, threshold=usual / self.max_popularity_ratio, reason=reason)
@@ -160,7 +160,7 @@ def _missing(side: Sequence[ReplayedAnswer], wanted: npt.NDArray[np.int64]) -> F
     return 1 - np.array([len(answer.item_ids) for answer in side]) / wanted
 
 
-def _shown(side: Sequence[ReplayedAnswer], cutoff: int, *, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
+def _shown_items(side: Sequence[ReplayedAnswer], cutoff: int, *, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """Return item_idx of all shown items that the data set knows."""
     rows = IdMap(dataset.item_ids).rows([item for answer in side for item in answer.item_ids[:cutoff]])
     return rows[rows >= 0] + 1

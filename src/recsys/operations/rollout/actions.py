@@ -47,7 +47,7 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
 def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
     try:
         with FileLock(state.lock, timeout=0):
-            rollout = _wanted(config, state)
+            rollout = _requested_rollout(config, state)
             state.unpause()
             try:
                 runner = RolloutRunner(
@@ -62,7 +62,7 @@ def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) ->
     console.print(_done(rollout), soft_wrap=True)
 
 
-def _wanted(config: DictConfig, state: RolloutStateFile) -> Rollout:
+def _requested_rollout(config: DictConfig, state: RolloutStateFile) -> Rollout:
     """Return the rollout of an action, with its goal."""
     if config.action in ("start", "canary"):
         current = state.read()

@@ -38,9 +38,9 @@ class Histories:
     users: Mapping[str, Column] = field(default_factory=dict)
     requests: Mapping[str, Column] = field(default_factory=dict)
 
-    def with_requests(self, given: Mapping[str, Column]) -> Histories:
+    def with_requests(self, replacements: Mapping[str, Column]) -> Histories:
         """Return the same histories with some request features replaced."""
-        return dataclasses.replace(self, requests={**self.requests, **given})
+        return dataclasses.replace(self, requests={**self.requests, **replacements})
 
 
 class UserTowerSession:

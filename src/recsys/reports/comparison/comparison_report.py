@@ -156,9 +156,9 @@ class ComparisonReport:
         training = self.learning_curves(), self.cost_picture()
         sections = [
             Section("Which run is better", quality, (metrics, gains)),
-            Section("Accuracy and variety", _there(variety)),
-            Section("Slices of items and users", _there((self.slices_picture(),)), tuple(in_slices)),
-            Section("Learning and cost", _there(training), (cost,)),
+            Section("Accuracy and variety", _existing(variety)),
+            Section("Slices of items and users", _existing((self.slices_picture(),)), tuple(in_slices)),
+            Section("Learning and cost", _existing(training), (cost,)),
             Section("Settings", (), (settings,)),
         ]
         users = int(self.runs[0].metrics.get(f"{PART}num_users", 0))
@@ -174,5 +174,5 @@ class ComparisonReport:
         return [self.metrics_table(), self.gains_table(), *in_slices, self.cost_table(), self.settings_table()]
 
 
-def _there(pictures: Sequence[Picture | None]) -> tuple[Picture, ...]:
+def _existing(pictures: Sequence[Picture | None]) -> tuple[Picture, ...]:
     return tuple(picture for picture in pictures if picture is not None)

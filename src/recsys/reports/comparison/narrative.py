@@ -66,7 +66,7 @@ def verdicts(runs: Sequence[MeasuredRun], found: Sequence[Difference]) -> list[s
             if names := [d.paired.metric for d in others if d.verdict == verdict]:
                 also = "also " if verdict == first.verdict and verdict != "unclear" else ""
                 parts.append(f"{also}{words} in {_joined(names)}")
-        parts += _shown(by_name[run], by_name[baseline], metric=first.paired.metric)
+        parts += _variety(by_name[run], by_name[baseline], metric=first.paired.metric)
         sentences.append("; ".join(parts) + ".")
     return sentences
 
@@ -96,7 +96,7 @@ def _first(difference: Difference, corrected: str) -> str:
     )
 
 
-def _shown(run: MeasuredRun, baseline: MeasuredRun, *, metric: str) -> list[str]:
+def _variety(run: MeasuredRun, baseline: MeasuredRun, *, metric: str) -> list[str]:
     """Return a sentence about the coverage and popularity of a run's lists."""
     cutoff = metric.rpartition("@")[2]
     parts = []

@@ -54,10 +54,10 @@ class GeneratorReport:
         by_group = (tables.segments(figures), tables.losses(figures)) if figures.segments else ()
         sections = [
             Section("Generators", (), (tables.sources(figures, study.sources, missing=study.missing),)),
-            Section("Value of each generator in the blend", self._worth()),
-            Section("Each generator by itself", self._alone(), (tables.main(figures, self.advice),)),
-            Section("Overlap between generators", self._shared(), (tables.overlaps(figures),)),
-            Section("Groups of users", self._for_whom(), by_group),
+            Section("Value of each generator in the blend", self._value_in_blend()),
+            Section("Each generator by itself", self._by_itself(), (tables.main(figures, self.advice),)),
+            Section("Overlap between generators", self._overlaps(), (tables.overlaps(figures),)),
+            Section("Groups of users", self._user_groups(), by_group),
             Section(
                 "Blends",
                 self._blends(),
@@ -71,7 +71,7 @@ class GeneratorReport:
         )
         atomic_write(file, content)
 
-    def _worth(self) -> tuple[Picture, ...]:
+    def _value_in_blend(self) -> tuple[Picture, ...]:
         figures, how = (
             self.figures,
             "blue and orange: significantly above and below zero",
@@ -116,7 +116,7 @@ class GeneratorReport:
         )  # fmt: skip
         return tuple(pictures)
 
-    def _alone(self) -> tuple[Picture, ...]:
+    def _by_itself(self) -> tuple[Picture, ...]:
         figures, names, k = self.figures, self.figures.names, self.figures.k
 
         def bars(values: Sequence[Estimate], finding: str, caption: str, label: str) -> Picture:
@@ -137,7 +137,7 @@ class GeneratorReport:
             bars(unique, f"Most: {alone}", "share of all hits that no other generator has", "unique hits"),
         )
 
-    def _shared(self) -> tuple[Picture, ...]:
+    def _overlaps(self) -> tuple[Picture, ...]:
         names, found = self.figures.names, []
         for what, shared in (("hits", self.figures.shared_hits), ("lists", self.figures.shared_lists)):
             g, h = max(shared, key=lambda pair: shared[pair].value)
@@ -146,7 +146,7 @@ class GeneratorReport:
             found.append(plots.overlap(names, shared, finding=finding, caption=how))
         return tuple(found)
 
-    def _for_whom(self) -> tuple[Picture, ...]:
+    def _user_groups(self) -> tuple[Picture, ...]:
         groups = self.figures.segments
         if not groups:
             return ()

@@ -64,7 +64,7 @@ def backfill(store: EventStore, release: Path, *, root: str | None = None) -> in
         return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, DuckDB().open(Path(scratch)) as session:
-        written = _restore(store, _known(job, session, store.max_events), source=source, done=done)
+        written = _restore(store, _known_users(job, session, store.max_events), source=source, done=done)
     log.info(
         "%s: %d histories and profiles written to the event store in %.1f s",
         job.interactions.place,
@@ -74,7 +74,7 @@ def backfill(store: EventStore, release: Path, *, root: str | None = None) -> in
     return written
 
 
-def _known(job: PreparationJob, session: Session, max_events: int) -> Iterator[Restored]:
+def _known_users(job: PreparationJob, session: Session, max_events: int) -> Iterator[Restored]:
     """Yield the events of all users, then all profiles, in the order of ids, so that a restart can skip a prefix."""
     for user_id, *columns in stream_events(job, session, max_events=max_events):
         yield Restored(user_id, [Event(*event) for event in zip(*columns, strict=True)], {})

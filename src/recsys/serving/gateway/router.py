@@ -95,7 +95,7 @@ class Router:
             if not shard:
                 self.fleet.probe_all()
                 reasons = "; ".join(state.failure or "" for state in self.fleet.shards[number]) or "there are none"
-                raise unavailable(f"{self._place(number)}no host is up: {reasons}")
+                raise unavailable(f"{self._shard_prefix(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
         common = set.intersection(*held)
         version = wanted
@@ -240,7 +240,7 @@ class Router:
             raise unavailable(f"{state.name} holds several models ({names}): the gateway needs model=NAME")
         return next(iter(state.versions.values()), _NOTHING)
 
-    def _place(self, shard: int) -> str:
+    def _shard_prefix(self, shard: int) -> str:
         return f"shard {shard}: " if len(self.fleet.shards) > 1 else ""
 
     def _nothing_common(self, held: Sequence[Collection[str]], common: Collection[str]) -> str:

@@ -69,7 +69,7 @@ class Journal:
             is_new = not self.path.exists()
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                end = _whole(descriptor)
+                end = _complete_bytes(descriptor)
                 os.ftruncate(descriptor, end)
                 try:
                     written = 0
@@ -92,7 +92,7 @@ class Journal:
         return record
 
 
-def _whole(descriptor: int, step: int = 1 << 16) -> int:
+def _complete_bytes(descriptor: int, step: int = 1 << 16) -> int:
     """Return the number of bytes up to the end of the last whole line."""
     end = os.fstat(descriptor).st_size
     while end > 0:

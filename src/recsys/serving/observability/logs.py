@@ -18,14 +18,14 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 LEVELS = ("debug", "info", "warning", "error")
 # Request ids that a caller may choose, since they go into logs and into a header unchanged.
-_GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Attributes of every record; the others were added with `extra=`.
 _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
-def new_request_id(given: str | None = None) -> str:
+def new_request_id(header: str | None = None) -> str:
     """Return the id of the header `X-Request-Id` if it has plain characters only, else a new one."""
-    return given if given is not None and _GIVEN.fullmatch(given) else uuid.uuid4().hex
+    return header if header is not None and _PLAIN_ID.fullmatch(header) else uuid.uuid4().hex
 
 
 class JSONFormatter(logging.Formatter):

@@ -67,7 +67,7 @@ class Metrics:
         batch: sizes of microbatches, by [stage].
         fallbacks: requests that another attempt answered, by [reason]: `version` if the host no longer held the
             version, `host` if another host answered.
-        routing: searches by [what] their routing did: retries and hedges, for example.
+        routing: events in the routing of searches, by [what]: retry, hedge, canary_not_held or mismatch_refused.
         stored_events: acknowledged events.
         request_samples: sampled requests by [what] happened to them: written, dropped or failed.
         recall_missed: sampled searches whose recall was not measured.
