@@ -63,7 +63,7 @@ def test_crontab() -> None:
         # In a crontab a percent sign ends the command.
         assert "%" not in command
         words = shlex.split(command)
-        begin = words.index("retrain.py")
+        begin = words.index("retrain")
         check_command(words[begin + 1 : words.index(">>")])
 
 
@@ -75,14 +75,14 @@ def test_cron_job_of_kubernetes() -> None:
     # The lock of a model holds on one volume; two pods at a time would only wait for each other.
     assert job["spec"]["concurrencyPolicy"] == "Forbid"
     spec = job["spec"]["jobTemplate"]["spec"]
-    # What `retrain.py` says of a candidate that does not go out must not start it again.
+    # A candidate that was stopped or rolled back must not start the cycle again.
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert (rule["action"], rule["onExitCodes"]) == ("FailJob", {"operator": "In", "values": [3, 4]})
     pod = spec["template"]["spec"]
     # Kubernetes takes a podFailurePolicy with no other.
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
-    assert container["command"] == ["python", "retrain.py"]
+    assert container["command"] == ["recsys", "retrain"]
     check_command(container["args"])
     mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert {volume["name"] for volume in pod["volumes"]} == {*mounted}

@@ -4,8 +4,8 @@
     recsys baselines ... generators=[popularity,ease] evaluation.metric=val/recall@100
     recsys baselines ... against=RUN            compare a run of `recsys train` with each of them
 
-`OUT/<generator>/` is a run folder: config.yaml, metrics.json, per_user.parquet, run.json. The same command continues a
-killed one.
+`OUT/<generator>/` is a run folder: config.yaml, metrics.json, per_user.parquet, run.json. If the command was
+killed, run it again: it continues where it stopped.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
     recsys recommend release=production users=all out=FILE.parquet
     recsys recommend release=production data.root=DIR users=FILE.parquet out=FILE.parquet
 
-The last line of the output is the name of the file. The same command continues a killed one.
+The last line of the output is the name of the file. If the command was killed, run it again: it continues where it
+stopped.
 """
 
 from __future__ import annotations

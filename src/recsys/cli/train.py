@@ -5,7 +5,7 @@
     recsys train data=parquet data.root=DIR split=leave_last_out loss.logq=off hydra.run.dir=RUN
     recsys train +experiment=recommended data.root=DIR      several variants, and a blend of them if it is better
 
-The last line of the output is the run folder. The same command continues a killed one.
+The last line of the output is the run folder. If the command was killed, run it again: it continues where it stopped.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def promote(
         The release, with the data of the run.
 
     Raises:
-        UserError: If the index misses the recall target, or the alias is no name.
+        UserError: If the index misses the recall target, or the alias is not a valid name.
     """
     from recsys.experiments.compose import compose_command, quoted
 
@@ -116,7 +116,7 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
         config: composed from `conf/index.yaml`.
 
     Raises:
-        UserError: If the index misses the recall target, or the alias is no name.
+        UserError: If the index misses the recall target, or the alias is not a valid name.
     """
     from recsys.experiments.assembly import instantiate
     from recsys.experiments.wandb_mirror import mirror_release

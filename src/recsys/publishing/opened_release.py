@@ -93,8 +93,8 @@ class OpenedRelease:
             user_id, item_ids (best first) and scores, one row for each user.
 
         Raises:
-            UserError: If there are no histories, or an id is unknown, null, repeated or of another type, or a column
-                is none that the release reads.
+            UserError: If there are no histories, or an id is unknown, null, repeated or of another type, or the
+                release does not read a column.
         """
         check_k(k)
         if histories is None and self._data is not None:

@@ -99,7 +99,7 @@ def promote(
             f"choose another index= or a lower recall_target="
         )
     recall = 1.0 if index.is_exact else index_recall(index, embeddings, queries=halves[1], k=tuning.k)
-    log.info("index recall@%d %.4f on %d other users", tuning.k, recall, len(halves[1]))
+    log.info("index recall@%d %.4f, measured on %d users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
     version = store.publish(
