@@ -81,7 +81,7 @@ def random_users_with_one(rng: np.random.Generator) -> Any:
 
 @pytest.mark.parametrize("time_resolution", ["order", "none"])
 def test_days_need_a_clock(time_resolution: str) -> None:
-    with pytest.raises(UserError, match=f"data.time={time_resolution} knows no days"):
+    with pytest.raises(UserError, match=f"data.time={time_resolution} has no days"):
         fitted(dataset=handmade([([1], [], [])], time_resolution=time_resolution), half_life_days=1)
 
 

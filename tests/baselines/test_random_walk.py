@@ -141,7 +141,7 @@ def test_recent_items_alone(rank: Callable[..., Any]) -> None:
 def test_recent_items_need_an_order() -> None:
     dataset = handmade([([1, 2], [], [])], time_resolution="none")
     fitted(dataset)
-    with pytest.raises(UserError, match="generator.num_recent=3: data.time=none knows no recent events"):
+    with pytest.raises(UserError, match="generator.num_recent=3: data.time=none has no recent events"):
         fitted(dataset, num_recent=3)
 
 

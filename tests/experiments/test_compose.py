@@ -135,7 +135,7 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "history.order=backwards": "history.order: found 'backwards', expected 'time' or 'random'",
         "evaluation.metric=val/warm_user/recall@10": "did you mean 'val/warm_users/recall@10'?",
         "batch_size=0": "batch_size: found 0",
-        "negatives=none": "negatives=none goes with loss=full_softmax only",
+        "negatives=none": "negatives=none is valid only with loss=full_softmax",
         "loss=full_softmax": "add negatives=none",
         "loss=gbce": "add negatives=uniform",
         "negatives=uniform frequency=count_min": "expected frequency=exact",

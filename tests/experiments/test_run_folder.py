@@ -97,7 +97,7 @@ def test_the_configuration_is_resolved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"a": {"b": 2, "c": [1]}}, "a.b=1, but a.b=2 is asked for"),
+        ({"a": {"b": 2, "c": [1]}}, "a.b=1, but a.b=2 is requested"),
         ({"a": {"b": 1, "c": [2]}}, r"a.c=\[1\], but a.c=\[2\]"),
         ({"a": {"b": 1, "c": [1], "d": 3}}, "a.d=None, but a.d=3"),
         ({"a": {"b": 1}}, "a.c="),
@@ -121,7 +121,7 @@ def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
     # A run that was tested stays one.
     RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
     assert stored() is True
-    with pytest.raises(UserError, match="a=1, but a=2 is asked"):
+    with pytest.raises(UserError, match="a=1, but a=2 is requested"):
         RunFolder(tmp_path, OmegaConf.create({"a": 2, "test": True}))
 
 

@@ -288,7 +288,7 @@ def test_commands_that_name_no_model(published: Published, tmp_path: Path) -> No
         open_recommender(None, None, store="releases", root=None)
     with pytest.raises(UserError, match="expected one of run=RUN"):
         open_recommender("a", "b", store="releases", root=None)
-    with pytest.raises(UserError, match="data.root: goes with release="):
+    with pytest.raises(UserError, match="data.root: valid only with release="):
         open_recommender(str(published.runs[0]), None, store="releases", root="somewhere")
     with pytest.raises(UserError, match="not a folder"):
         open_recommender(str(tmp_path / "none"), None, store="releases", root=None)

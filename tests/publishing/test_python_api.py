@@ -167,7 +167,7 @@ def test_a_release_without_histories_says_so(bare: recsys.OpenedRelease, events:
         (["u001", "u001"], "users: 'u001' occurs more than once"),
         ("tset", "users: found 'tset', expected ids, a data frame, 'test' or 'all'"),
         (pd.DataFrame({"user": ["u001"]}), "users: column 'user_id' is missing; did you mean 'user'?"),
-        (pd.DataFrame({"user_id": ["u001"], "surfcae": ["home"]}), "'surfcae' is no request feature; did you mean"),
+        (pd.DataFrame({"user_id": ["u001"], "surfcae": ["home"]}), "'surfcae' is not a request feature; did you mean"),
     ],
 )
 def test_wrong_users(users: Any, message: str, run: recsys.OpenedRun) -> None:
@@ -181,7 +181,7 @@ def test_wrong_users(users: Any, message: str, run: recsys.OpenedRun) -> None:
     [
         (
             {"user_id": ["u1"], "itm_id": ["i1"]},
-            "histories: column 'itm_id' is no feature of events; did you mean 'item_id'",
+            "histories: column 'itm_id' is not a feature of events; did you mean 'item_id'",
         ),
         ({"user_id": ["u1"]}, "histories: column 'item_id' is missing"),
         ({"user_id": [None], "item_id": ["i1"]}, "histories: column 'user_id' is null in row 0"),
@@ -212,7 +212,7 @@ def test_similar_items(run: recsys.OpenedRun, bare: recsys.OpenedRelease) -> Non
         assert row["item_id"] == ids[3]
         assert row["item_ids"] == [ids[at] for at in expected]
         np.testing.assert_allclose(row["scores"], cosines[expected], atol=1e-5)
-        with pytest.raises(UserError, match="item_ids: 'nothing' unknown: the corpus holds no such item"):
+        with pytest.raises(UserError, match="item_ids: 'nothing' unknown: not in the corpus"):
             opened.similar(["nothing"])
         with pytest.raises(UserError, match="k: found 0, expected at least 1"):
             opened.similar([ids[0]], k=0)

@@ -361,7 +361,7 @@ def test_loss_and_negatives_go_together() -> None:
     sampler: Any = InBatchNegatives
     with pytest.raises(UserError, match="full_softmax ranges over the whole corpus"):
         RetrievalModule(model, FullSoftmax(), negatives=sampler, **rest)
-    with pytest.raises(UserError, match="negatives=none goes with loss=full_softmax only"):
+    with pytest.raises(UserError, match="negatives=none is valid only with loss=full_softmax"):
         RetrievalModule(model, SampledSoftmax(), negatives=None, **rest)
 
 

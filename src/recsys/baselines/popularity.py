@@ -37,7 +37,7 @@ class Popularity:
             if not dataset.meta.time_resolution.has_clock:
                 raise UserError(
                     "generator.window_days, generator.half_life_days: "
-                    f"data.time={dataset.meta.time_resolution} knows no days; "
+                    f"data.time={dataset.meta.time_resolution} has no days; "
                     "leave both at null, or use data.time=seconds|day"
                 )
             time = np.asarray(dataset.time[positions])

@@ -64,7 +64,7 @@ class RandomWalk:
         """Walk from every item, in blocks of items."""
         if self.num_recent is not None and not events.dataset.meta.time_resolution.has_order:
             raise UserError(
-                f"generator.num_recent={self.num_recent}: data.time=none knows no recent events; leave it at null"
+                f"generator.num_recent={self.num_recent}: data.time=none has no recent events; leave it at null"
             )
         users = events.users
         items = users.T.tocsr()

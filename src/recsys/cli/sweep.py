@@ -82,7 +82,7 @@ def _run(file: Path, config: DictConfig, overrides: list[str], options: list[str
     report(study, folder, console=console)
     statuses = [record.status for record in study.records()]
     if "done" not in statuses:
-        raise UserError(f"{folder}: none of {len(statuses)} runs came to a result; see {folder}/NUMBER/train.log")
+        raise UserError(f"{folder}: none of {len(statuses)} runs have a result; see {folder}/NUMBER/train.log")
 
 
 def _show(folder: Path, config: DictConfig) -> None:
@@ -91,6 +91,6 @@ def _show(folder: Path, config: DictConfig) -> None:
 
     rows = read_runs(folder)
     if not rows:
-        raise UserError(f"{folder}: holds no run")
+        raise UserError(f"{folder}: contains no run")
     ranked = best_first(rows, config.metric)
     print_runs([*ranked, *(row for row in rows if row not in ranked)], [config.metric])

@@ -18,4 +18,4 @@ def conf_folder() -> Path:
     for folder in (_PACKAGE / "conf", _PACKAGE.parents[1] / "conf"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise RuntimeError(f"{_PACKAGE}: found no conf/ beside it; install the package again")
+    raise RuntimeError(f"{_PACKAGE}: found no conf/ folder next to it; install the package again")

@@ -243,7 +243,7 @@ def _check_same(found: Any, wanted: Any, file: Path) -> None:
         held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
         asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
         raise UserError(
-            f"{file}: this folder holds a run with {held}, but {asked} is asked for; choose another hydra.run.dir"
+            f"{file}: this folder holds a run with {held}, but {asked} is requested; choose another hydra.run.dir"
         )
 
 

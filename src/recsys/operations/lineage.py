@@ -188,7 +188,7 @@ def _moment(seconds: int) -> str:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
     except (ValueError, OverflowError, OSError):
         # The times of the data are not in seconds.
-        return f"{seconds} s, which is no date"
+        return f"{seconds} s, which is not a date"
 
 
 def _verdict(run: Path, version: str) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ def similar_items(wanted: Iterable[Any], item_ids: pa.Array, *, embeddings: Floa
     rows = pc.index_in(ids, value_set=item_ids)
     if rows.null_count:
         missing = ids.filter(rows.is_null())[0].as_py()
-        raise UserError(f"item_ids: {missing!r} unknown: the corpus holds no such item")
+        raise UserError(f"item_ids: {missing!r} unknown: not in the corpus")
     place = np.asarray(rows.cast(pa.int64()))
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
     directions = np.ascontiguousarray(embeddings / np.maximum(lengths, 1e-12), np.float32)

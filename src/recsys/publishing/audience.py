@@ -83,7 +83,7 @@ def check_columns(table: pa.Table, valid: set[str], kind: str) -> None:
     """
     for name in table.column_names:
         if name not in valid:
-            raise UserError(f"users: column '{name}' is no {kind}{nearest(name, valid)}")
+            raise UserError(f"users: column '{name}' is not a {kind}{nearest(name, valid)}")
 
 
 def refuse_unknown(ids: pa.Array) -> None:

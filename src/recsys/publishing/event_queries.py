@@ -65,7 +65,7 @@ def _events(table: pa.Table, position: npt.NDArray[np.int64], names: set[str]) -
     """Return the events of the users that have a position, sorted by position and time."""
     for name in table.column_names:
         if name != "user_id" and name not in names:
-            raise UserError(f"histories: column '{name}' is no feature of events{nearest(name, names)}")
+            raise UserError(f"histories: column '{name}' is not a feature of events{nearest(name, names)}")
     column(table, "item_id", "histories")
     order = np.arange(len(table))
     if "timestamp" in table.column_names:

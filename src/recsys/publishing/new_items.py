@@ -106,8 +106,8 @@ class NewItems:
         rows = np.flatnonzero(np.asarray(pq.read_table(self.folder / ITEMS)["item_idx"]) > self._num_trained)
         if not len(rows):
             raise UserError(
-                f"{self.folder}: embeddings hold how popular items are now (model.prior_shift), and the release has no "
-                f"item without training events whose value a new one could take"
+                f"{self.folder}: embeddings contain the recent popularity (model.prior_shift), and the release has no "
+                "item without training events whose value a new item could use"
             )
         return float(load_array(self.folder / EMBEDDINGS)[rows[0], -1])
 
@@ -142,7 +142,9 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> s
     kind = shown.field("item_id").type
     ids = as_type(plain(table["item_id"]), kind)
     if ids.null_count:
-        raise UserError(f"{items}: item_id: found {table['item_id'].type} with values that are no {kind}, or nulls")
+        raise UserError(
+            f"{items}: item_id: found {table['item_id'].type} with values that are not of type {kind}, or nulls"
+        )
     columns = {"item_id": ids}
     for name in shown.names:
         if name not in ("item_id", "item_idx"):

@@ -129,7 +129,7 @@ def open_recommender(run: str | None, release: str | None, *, store: str, root: 
     if release is not None:
         return _open_release(store, release, root)
     if root is not None:
-        raise UserError("data.root: goes with release=; a run ranks from the data that it was trained on")
+        raise UserError("data.root: valid only with release=; a run ranks from the data that it was trained on")
     assert run is not None
     return RunRecommender(load_run(run))
 

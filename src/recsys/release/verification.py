@@ -51,9 +51,9 @@ def verify_release(folder: Path) -> Manifest:
     _check_files(folder, manifest)
     version = version_of(manifest.files)
     if version != manifest.version:
-        raise UserError(f"{folder / MANIFEST}: says version {manifest.version}, but its files make {version}")
+        raise UserError(f"{folder / MANIFEST}: has version {manifest.version}, but the files have {version}")
     if folder.name != version:
-        raise UserError(f"{folder}: holds release {version}; a release must lie under its own version")
+        raise UserError(f"{folder}: holds release {version}; the folder must be named by the version")
     _check_pair(folder, manifest)
     _check_items(folder, manifest)
     return manifest
@@ -63,15 +63,15 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name or name == MANIFEST:
-            raise UserError(f"{folder / MANIFEST}: lists '{name}', which is no name of a file of a release")
+            raise UserError(f"{folder / MANIFEST}: lists '{name}', which is not a valid file name of a release")
     for name in REQUIRED:
         if name not in manifest.files:
-            raise UserError(f"{folder / MANIFEST}: does not list {name}, which every release holds")
+            raise UserError(f"{folder / MANIFEST}: does not list {name}, which every release needs")
     found = set()
     for file in _walk(folder):
         name = file.relative_to(folder).as_posix()
         if file.is_symlink() or not (file.is_file() or file.is_dir()):
-            raise UserError(f"{file}: a link or special file; a release holds plain files only")
+            raise UserError(f"{file}: a link or special file; a release may contain only plain files")
         if file.is_file():
             found.add(name)
     if missing := sorted(manifest.files.keys() - found):
@@ -107,9 +107,7 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
     """Check that tower, index and the parts that they were made from have the same pair name."""
     expected = pair_of(manifest.files)
     if manifest.pair != expected:
-        raise UserError(
-            f"{folder / MANIFEST}: says pair {manifest.pair}, but its files make {expected}: mixed releases"
-        )
+        raise UserError(f"{folder / MANIFEST}: has pair {manifest.pair}, but the files have {expected}: mixed releases")
     model = read_tower(folder)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_same(folder / USER_TOWER, "pair", found=metadata.get(PAIR_KEY), expected=expected)
@@ -176,9 +174,7 @@ def read_tower(folder: Path) -> onnx.ModelProto:
     except Exception as error:  # protobuf's own errors share no base class
         raise UserError(f"{path}: not an ONNX model ({error})") from error
     if model.functions:
-        raise UserError(
-            f"{path}: holds functions of its own ({model.functions[0].name}); expected standard operators only"
-        )
+        raise UserError(f"{path}: has custom functions ({model.functions[0].name}); expected standard operators only")
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise UserError(f"{path}: operator '{node.domain}.{node.op_type}' is not a standard one")

@@ -56,7 +56,7 @@ class Settings:
             if (self.hosts is None) == (self.shards is None):
                 raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
         elif self.hosts is not None or self.shards is not None:
-            raise UserError(f"role={self.role}: hosts and shards are of role=gateway; this one searches itself")
+            raise UserError(f"role={self.role}: hosts and shards are settings of role=gateway")
         elif self.release is None:
             raise UserError(f"role={self.role}: expected release=VERSION|ALIAS")
         if self.shard is not None and self.role != "host":

@@ -260,7 +260,7 @@ def test_the_core_is_a_fixed_point(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, "recsys"):
         dataset = prepared(root, min_user_events=2, min_item_events=2)
     assert histories(dataset) == {u: ([1], [2], [3]) for u in (1, 2, 3)}
-    assert "9 of 12 events are left" in caplog.text
+    assert "9 of 12 events remain" in caplog.text
 
 
 def test_cuts_are_those_of_all_events_even_if_some_are_removed(tmp_path: Path) -> None:

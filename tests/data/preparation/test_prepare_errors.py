@@ -205,7 +205,7 @@ def test_parts_without_events(tmp_path: Path) -> None:
 def test_a_core_without_events(tmp_path: Path) -> None:
     fails(
         write_folder(tmp_path / "data", EVENTS),
-        "no events are left with data.min_user_events=10, data.min_item_events=0",
+        "no events remain with data.min_user_events=10, data.min_item_events=0",
         min_user_events=10,
     )
 

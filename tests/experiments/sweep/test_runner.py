@@ -91,7 +91,7 @@ def test_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_folder_holds_a_file_for_wandb_and_this_sweep_alone(tmp_path: Path) -> None:
     run(tmp_path, max_runs=1, metric={"name": "val/x", "goal": "maximize"})
     assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == content()
-    with pytest.raises(UserError, match=r"holds a sweep with method=grid, but method=random is asked for"):
+    with pytest.raises(UserError, match=r"holds a sweep with method=grid, but method=random is requested"):
         run(tmp_path, max_runs=2, method="random")
     # More runs are no other sweep.
     study, _ = run(tmp_path, run_cap=2)
@@ -170,7 +170,7 @@ def test_all_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(yaml.safe_dump(content(parameters={"fail": {"values": ["a", "b"]}})))
     with pytest.raises(SystemExit, match="1"):
         main(["sweep", str(file), f"dir={tmp_path}/out"])
-    assert f"error: {tmp_path}/out: none of 2 runs came to a result" in capsys.readouterr().err
+    assert f"error: {tmp_path}/out: none of 2 runs have a result" in capsys.readouterr().err
 
 
 def test_hyperband_stops_what_falls_behind(tmp_path: Path) -> None:

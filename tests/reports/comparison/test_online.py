@@ -101,7 +101,7 @@ def test_runs_of_a_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         runs = read_wandb("wandb:team/pins", tmp_path / "cache", api=api)
     assert api.asked == [("team/pins", {"state": "finished"})]
     assert [run.name for run in runs] == ["a", "bb"]
-    assert "offline (id-offline) is left out: it left no artifact with per_user.parquet" in caplog.text
+    assert "offline (id-offline) is left out: it has no artifact with per_user.parquet" in caplog.text
     run = runs[0]
     assert run.metrics == {"test/recall@10": pytest.approx(0.15), "val/ndcg@10": 0.5}
     assert run.state == RunState(RunStatus.FINISHED, "f00", seconds=9.0, other={"epoch": 3})
@@ -142,7 +142,7 @@ def test_a_run_folder_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected one run, wandb:ENTITY/PROJECT/ID"):
         fetch_run("wandb:team/pins", tmp_path / "cache", api=Api([run]))
     run.artifacts = run.artifacts[1:]
-    with pytest.raises(UserError, match="left no artifact with best.ckpt, config.yaml, per_user.parquet"):
+    with pytest.raises(UserError, match="has no artifact with best.ckpt, config.yaml, per_user.parquet"):
         fetch_run("wandb:team/pins/id-a", tmp_path / "cache", api=Api([run]))
 
 

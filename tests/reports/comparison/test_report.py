@@ -101,7 +101,8 @@ def test_what_runs_do_not_say_is_left_out(tmp_path: Path) -> None:
     assert report.cost_picture() is None
     assert report.metrics_table().columns == ("run", "recall@10")
     assert report.verdicts == [
-        "b and a cannot be told apart in recall@10 (0.5000 against 0.5000, +0.0%, 95% interval +0.0% to +0.0%, p = 1)."
+        "b and a do not differ significantly in recall@10 "
+        "(0.5000 against 0.5000, +0.0%, 95% interval +0.0% to +0.0%, p = 1)."
     ]
     report.write(tmp_path / "report.html")
 

@@ -55,10 +55,10 @@ def test_several_runs_against_one(runs: list[MeasuredRun]) -> None:
     ]
     overall, first, second = verdicts(runs, found)
     assert overall == (
-        "Against a in recall@10, better: none; worse: c; not told apart: b (at p < 0.05, corrected for 2 comparisons)."
+        "Against a in recall@10, better: none; worse: c; not significant: b (at p < 0.05, corrected for 2 comparisons)."
     )
     assert first == (
-        "b and a cannot be told apart in recall@10 (0.1900 against 0.2000, -5.0%, 95% interval -15.0% to +5.0%, "
+        "b and a do not differ significantly in recall@10 (0.1900 against 0.2000, -5.0%, 95% interval -15.0% to +5.0%, "
         "p = 0.500); shows less of the corpus (coverage@10 31.0% against 45.0%)."
     )
     assert second == (
@@ -75,7 +75,7 @@ def test_the_best_of_many_come_first_and_alone(runs: list[MeasuredRun]) -> None:
     ]
     found = [difference(name, "recall@10", 0.2, 0.2 + 0.01 * value, 0.001, 0.5) for name, value in named.items()]
     overall, *others = verdicts(more, found)
-    assert "not told apart: r7, r6, r5, r4, r3, r2, r1 and r0" in overall
+    assert "not significant: r7, r6, r5, r4, r3, r2, r1 and r0" in overall
     assert [sentence.split()[0] for sentence in others] == ["r7", "r6", "r5", "r4", "r3"]
 
 
@@ -86,7 +86,7 @@ def test_pairs_have_no_common_baseline(runs: list[MeasuredRun]) -> None:
     ]
     first, second = verdicts(runs, found)
     assert first.startswith("b is better than a")
-    assert second.startswith("c and b cannot be told apart")
+    assert second.startswith("c and b do not differ significantly")
     assert "p = 1, corrected for 2 comparisons" in second
 
 

@@ -122,7 +122,7 @@ def test_settings_that_cannot_be(published: Published, tmp_path: Path) -> None:
         ({"role": "both"}, "role: found both, expected one of all, host, gateway"),
         ({"release": None}, "expected release=VERSION|ALIAS"),
         ({"role": "gateway"}, "expected one of hosts="),
-        ({"hosts": ["http://a:1"]}, "hosts and shards are of role=gateway"),
+        ({"hosts": ["http://a:1"]}, "hosts and shards are settings of role=gateway"),
         ({"workers": 2}, "admin calls are not possible"),
         ({"k": 0}, "k: found 0"),
     ):

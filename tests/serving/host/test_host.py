@@ -130,7 +130,7 @@ def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Pu
         return ItemSearch(mixed, releases.open(new)[1])
 
     host = Host(releases, "one", open_index=other_index)
-    with pytest.raises(UserError, match="does not find the items of self_check.npz"):
+    with pytest.raises(UserError, match="does not return the items of self_check.npz"):
         host.load(old)
     assert host.version() == {}
 

@@ -153,9 +153,9 @@ def test_other_processes_of_the_host_see_changes_with_their_next_search(
         ([{"item_id": "i001"}], r"items\[0\].item_id: 'i001' is in the index"),
         ([{"item_id": "new"}, {"item_id": "new"}], r"items\[1\].item_id: 'new' is there twice"),
         ([{"title": "nameless"}], r"items\[0\].item_id: missing"),
-        ([{"item_id": 5}], "items.item_id: found a value that is no string"),
+        ([{"item_id": 5}], "items.item_id: found a value that is not of type string"),
         ([{"item_id": "new", "categry": "x"}], r"items\[0\].categry: .*'category'"),
-        ([{"item_id": "new", "price": "cheap"}], "items.price: found a value that is no double"),
+        ([{"item_id": "new", "price": "cheap"}], "items.price: found a value that is not of type double"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_kept(

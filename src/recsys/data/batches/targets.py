@@ -88,7 +88,7 @@ class TargetSampling:
         named = ", ".join(f"history.{key}={value:g}" for key, value in given.items())
         if given and not time_resolution.has_clock:
             raise UserError(
-                f"{named} with data.time={time_resolution}: expected none of it, or timestamps in seconds or days"
+                f"{named} with data.time={time_resolution}: expected it unset, or timestamps in seconds or days"
             )
         if self.targets_since and not time_resolution.has_order:
             raise UserError(f"history.targets_since={self.targets_since:g} with data.time=none: expected 0")

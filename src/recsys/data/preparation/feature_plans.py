@@ -106,7 +106,7 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
     if kind is None:
         kind = _kind_by_type(column)
         if kind is None or "/" in name:
-            _leave_out(table, name, why=f"holds {column}, which is no feature unless its kind is declared")
+            _leave_out(table, name, why=f"holds {column}, which is not a feature unless its kind is declared")
             return None
     elif kind not in KINDS:
         raise UserError(f"{place}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
@@ -156,7 +156,7 @@ def leave_out_distinct(table: Table, name: str, *, num_distinct: int, num_values
     _leave_out(
         table,
         name,
-        why=f"has {num_distinct} distinct values in {num_values} rows, so it is no category "
+        why=f"has {num_distinct} distinct values in {num_values} rows, so it is not a category "
         f"(data.features.{table.owner}.{name}.kind=categorical or text keeps it)",
     )
     return True

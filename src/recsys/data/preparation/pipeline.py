@@ -62,7 +62,7 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     _check_parts(job, users)
     if job.drops_rare:
         kept = int((users.train + users.val + users.test).sum())
-        log.info("%d of %d events are left by min_user_events and min_item_events", kept, job.interactions.num_rows)
+        log.info("%d of %d events remain after min_user_events and min_item_events", kept, job.interactions.num_rows)
     write_values(users.ids, folder / "vocabularies/users.parquet", name="user_id")
     write_values(items.ids, folder / "vocabularies/items.parquet", name="item_id")
     write_counts(users, items, folder=folder)
@@ -221,7 +221,7 @@ def _check_parts(job: PreparationJob, users: Entities) -> None:
     sizes = {"training": users.train.sum(), "validation": users.val.sum(), "test": users.test.sum()}
     if not any(sizes.values()):
         raise UserError(
-            f"{place}: no events are left with data.min_user_events={settings.min_user_events}, "
+            f"{place}: no events remain with data.min_user_events={settings.min_user_events}, "
             f"data.min_item_events={settings.min_item_events}"
         )
     for part, size in sizes.items():

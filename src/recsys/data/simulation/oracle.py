@@ -190,4 +190,4 @@ def _check(
         raise UserError(f"{dataset.path}: prepared with data.time={dataset.meta.time_resolution}, expected seconds")
     for name, ids, num in (("user_id", user_ids, settings.num_users), ("item_id", item_ids, settings.num_items)):
         if ids.dtype.kind != "i" or (len(ids) and (ids.min() < 1 or ids.max() > num)):
-            raise UserError(f"{dataset.path}: {name}s are not those of {root}, expected whole numbers from 1 to {num}")
+            raise UserError(f"{dataset.path}: {name}s do not belong to {root}, expected whole numbers from 1 to {num}")

@@ -170,7 +170,7 @@ def _table(
 
 
 _REMEDY = {
-    "timestamp": "; data.columns.timestamp names another column, and split=given does without",
+    "timestamp": "; data.columns.timestamp names another column; split=given does not need it",
     "split": "; split=given needs it, data.columns.split names another column",
 }
 

@@ -209,5 +209,5 @@ def _claim(folder: Path, sweep: Sweep) -> None:
         if found.get(key) != sweep.content.get(key):
             raise UserError(
                 f"{file}: this folder holds a sweep with {key}={found.get(key)}, but {key}={sweep.content.get(key)} is "
-                f"asked for; choose another dir="
+                "requested; choose another dir="
             )

@@ -73,7 +73,7 @@ class SweepStudy:
             bounds.append(len(self._grid))
         if not bounds:
             raise UserError(
-                f"max_runs: missing; method {sweep.method} has no end, so give max_runs=N, or run_cap in the file"
+                f"max_runs: missing; method {sweep.method} has no end, so set max_runs=N, or run_cap in the file"
             )
         self.max_runs = min(bounds)
         optuna.logging.set_verbosity(optuna.logging.WARNING)

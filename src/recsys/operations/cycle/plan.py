@@ -47,11 +47,11 @@ class CyclePlan:
                     f"{place}: trainer.devices={config.trainer.devices}, expected 1: a cycle trains in one process"
                 )
             if not config.test:
-                raise UserError(f"{place}: test=false, expected true: gates compare with what the run measured")
+                raise UserError(f"{place}: test=false, expected true: gates compare with the test metrics of the run")
             if config.warm_start is not None:
                 raise UserError(
-                    f"{place}: warm_start={config.warm_start}; a cycle chooses the run to start from itself: "
-                    "warm_start=true or false beside train="
+                    f"{place}: warm_start={config.warm_start}; a cycle chooses its starting run: "
+                    "set warm_start=true or false outside train="
                 )
 
     @property

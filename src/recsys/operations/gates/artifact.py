@@ -74,7 +74,7 @@ class Reproduces:
         """Return one outcome for each metric."""
         same = evidence.run.dataset.meta.fingerprint == evidence.judged.dataset.meta.fingerprint
         if not same or len(evidence.judged.requests.user_idx) < len(evidence.run.dataset.requests("test").user_idx):
-            yield untested("as measured", "the requests are not those of the run's own test part")
+            yield untested("as measured", "the requests differ from those of the run's own test part")
             return
         manifest = evidence.candidate.retriever.manifest
         chosen = manifest.chosen_metrics
@@ -218,7 +218,7 @@ class Fresh:
             return
         towers = ("user_tower.safetensors", "item_tower.safetensors")
         if all(ours.files[name].sha256 == theirs.files[name].sha256 for name in towers):
-            reason = "the weights are those of the served release, although the data is not"
+            reason = "the weights equal those of the served release, but the data differs"
             yield failed("new weights", 0.0, threshold=1.0, reason=reason)
         else:
             yield at_least(

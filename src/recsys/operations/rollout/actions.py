@@ -75,7 +75,7 @@ def _requested_rollout(config: DictConfig, state: RolloutStateFile) -> Rollout:
         version = str(config.version)
         hosts, gateways = _admins(config.hosts, config), _admins(config.gateways, config)
         if config.action == "canary" and not gateways:
-            raise UserError("gateways: found none; they give the canary to its share of the users")
+            raise UserError("gateways: found none, but only gateways give a canary to a share of the users")
         goal: Goal = "all" if config.action == "start" else "canary"
         return begin(
             version,
@@ -119,7 +119,7 @@ def _done(rollout: Rollout) -> str:
     if rollout.goal == "canary":
         return f"{rollout.share:.3g} of the users get {rollout.version}; `finish` gives it to all, `rollback` to none"
     served = rollout.version if rollout.goal == "all" else rollout.previous
-    alias = "" if rollout.store else " (without store= the alias `production` was left alone)"
+    alias = "" if rollout.store else " (without store= the alias `production` was not moved)"
     return f"every host serves {served}{alias}"
 
 

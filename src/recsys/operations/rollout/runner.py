@@ -138,7 +138,7 @@ class RolloutRunner:
         began = time.monotonic()
         step.do(cluster)
         if step.is_verified and not step.is_done(cluster):
-            raise RefusedError(f"{step.target}: answered that it did, but did not: {step.change}")
+            raise RefusedError(f"{step.target}: reported success, but did not do: {step.change}")
         took = time.monotonic() - began
         if step.switches and self.wait:
             time.sleep(self.wait)
@@ -169,7 +169,7 @@ def _advice(rollout: Rollout, done: Sequence[RolloutStep]) -> str:
     again = "`resume` after the fault is fixed (finished steps are not repeated), or `rollback`."
     if not any(step.switches for step in done):
         return f"No host was switched to {rollout.version} by this run. {again}"
-    return f"Hosts that were switched serve {rollout.version}, the others serve what they did. {again}"
+    return f"Hosts that were switched serve {rollout.version}, the others still serve their previous version. {again}"
 
 
 def show_status(

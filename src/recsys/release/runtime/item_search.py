@@ -139,7 +139,7 @@ class ItemSearch:
         # An approximate search may take another path on another processor, but not for most queries.
         if np.isclose(scores[:, 0], check["best_scores"], atol=TOLERANCE, rtol=TOLERANCE).mean() < 0.75:
             raise UserError(
-                f"{self.folder}: the index does not find the items of {SELF_CHECK}: tower and index are no pair"
+                f"{self.folder}: the index does not return the items of {SELF_CHECK}, so it belongs to another tower"
             )
 
     def close(self) -> None:

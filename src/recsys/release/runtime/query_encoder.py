@@ -165,7 +165,7 @@ class QueryEncoder:
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}
         found, expected = self.tower.run(inputs), check["embeddings"]
         if found.shape != expected.shape or not np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
-            raise UserError(f"{self.folder}: the user tower does not give the embeddings of {SELF_CHECK}")
+            raise UserError(f"{self.folder}: the user tower does not return the embeddings of {SELF_CHECK}")
 
     def _encoders(self, prefix: str) -> dict[str, FeatureEncoder]:
         owner = "users" if prefix == "user" else "interactions"

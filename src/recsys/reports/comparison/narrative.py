@@ -74,7 +74,7 @@ def verdicts(runs: Sequence[MeasuredRun], found: Sequence[Difference]) -> list[s
 def _overall(decisive: Sequence[Difference], corrected: str) -> str:
     """Return a sentence that compares all runs with one baseline."""
     parts = []
-    for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "not told apart")):
+    for verdict, words in (("better", "better"), ("worse", "worse"), ("unclear", "not significant")):
         names = [difference.run for difference in decisive if difference.verdict == verdict]
         parts.append(f"{words}: {_joined(names) if names else 'none'}")
     against = f"Against {decisive[0].baseline} in {decisive[0].paired.metric}"
@@ -86,7 +86,7 @@ def _first(difference: Difference, corrected: str) -> str:
     evidence = f"95% interval {interval(difference)}, p {p_equals(difference.p_value)}{corrected}"
     if difference.verdict == "unclear":
         return (
-            f"{difference.run} and {difference.baseline} cannot be told apart in {pair.metric} "
+            f"{difference.run} and {difference.baseline} do not differ significantly in {pair.metric} "
             f"({size}, {gain(difference)}, {evidence})"
         )
     by = gain(difference).lstrip("+-")

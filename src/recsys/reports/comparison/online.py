@@ -73,7 +73,7 @@ def fetch_run(address: str, cache: Path, *, api: Api | None = None) -> Path:
         folder = _folder(run, cache)
         names = {"best.ckpt": folder / "checkpoints", "config.yaml": folder, PER_USER: folder}
         if not all([_download(run, name, folder=root) for name, root in names.items()]):
-            raise UserError(f"{address}: it left no artifact with {', '.join(names)}; name its local folder")
+            raise UserError(f"{address}: it has no artifact with {', '.join(names)}; name its local folder")
         metrics, state = _summary(run)
     atomic_write(folder / "metrics.json", json.dumps(metrics))
     state.write(folder)
@@ -118,7 +118,7 @@ def _measured(run: Any, cache: Path) -> MeasuredRun | None:
         return None
     folder = _folder(run, cache)
     if not _download(run, PER_USER, folder=folder):
-        log.warning("%s (%s) is left out: it left no artifact with %s", run.name, run.id, PER_USER)
+        log.warning("%s (%s) is left out: it has no artifact with %s", run.name, run.id, PER_USER)
         return None
     config = dict(run.config)
     # W&B does not store the command line, so differing settings are found in the whole configuration.

@@ -59,7 +59,7 @@ def gains(found: Sequence[Difference], title: str) -> ReportTable:
     columns = ("", "run", "gain", "verdict", "95% interval", "p (Holm)", "mean", f"of {other}", "users")
     note = (
         f"Paired bootstrap over users, 10,000 samples; p corrected by Holm for these {len(rows)} comparisons; "
-        "better and worse: p < 0.05. Each interval is of its comparison alone."
+        "better and worse: p < 0.05. Intervals are not corrected."
     )
     return ReportTable(f"{title} from {other}" if is_one else title, columns, tuple(rows), note)
 

@@ -189,7 +189,7 @@ def _release(name: str, config: DictConfig, *, dataset: PreparedDataset) -> Stud
     is_other = retriever.manifest.dataset_fingerprint != own.meta.fingerprint
     if is_other:
         log.warning(
-            "release %s was made from other data (%s): if that holds events of this test part, its figures are too "
+            "release %s was made from other data (%s): if that contains events of this test part, its figures are too "
             "good", name, retriever.manifest.dataset_fingerprint,
         )  # fmt: skip
     lister = Learned(ReleaseRecommender(retriever, own), dataset, exclude_seen=config.exclude_seen)

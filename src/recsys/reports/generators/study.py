@@ -108,7 +108,7 @@ def _halves(
     order = np.random.default_rng(config.seed).permutation(len(requests.user_idx))
     half = len(order) // 2
     if not half:
-        raise UserError("one test user alone cannot be split into those to choose by and those to measure")
+        raise UserError("one test user cannot be split into one part for choices and one for measurement")
     lists = _collect(config, dataset, sources=sources, part="test", requests=requests, progress=progress)
     return lists.take(np.sort(order[:half][: config.choosing_users])), lists.take(np.sort(order[half:]))
 

@@ -26,7 +26,7 @@ def fill(store: str, release: str | None, *, events: str, max_events: int, root:
         UserError: If there is no release, or the data or the store cannot be used.
     """
     if release is None:
-        raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which says how the data is read")
+        raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which determines how the data is read")
     folder, _ = ReleaseStore(store).open(release)
     try:
         opened = open_store(events, max_events)

@@ -95,4 +95,6 @@ def _column(values: list[Any], kind: pa.DataType, name: str) -> pa.Array:
             return pa.array([None if value is None else str(value) for value in values], pa.string()).cast(kind)
         return pa.array(values, kind)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"items.{name}: found a value that is no {kind} ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"items.{name}: found a value that is not of type {kind} ({str(error).splitlines()[0]})"
+        ) from error

@@ -93,7 +93,7 @@ class CorpusLoss(Protocol):
 def check_sampler(negatives: NegativeSampler | None) -> NegativeSampler:
     """Return the sampler of a sampled loss, or raise a `UserError` if there is none."""
     if negatives is None:
-        raise UserError("negatives=none goes with loss=full_softmax only; this loss needs negatives to sample")
+        raise UserError("negatives=none is valid only with loss=full_softmax; this loss needs sampled negatives")
     return negatives
 
 
