@@ -20,7 +20,7 @@ from recsys.release.runtime.item_ids import IdMap
 
 # The replay represents serving if the release that made a recorded list returns this share of it again.
 _MIN_FIDELITY = 0.9
-_NO_SAMPLES = "skipped: no requests were sampled (serve.py samples.share=, and samples.folder= here)"
+_NO_SAMPLES = "skipped: no requests were sampled (recsys serve samples.share=, and samples.folder= here)"
 
 
 @dataclass(frozen=True, kw_only=True)
