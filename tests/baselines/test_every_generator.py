@@ -43,7 +43,7 @@ def test_these_are_all() -> None:
 
 
 @every
-def test_users_of_whom_nothing_is_known_get_the_most_popular(name: str, rank: Callable[..., Any]) -> None:
+def test_users_without_a_history_get_the_most_popular(name: str, rank: Callable[..., Any]) -> None:
     # Users 12 and 13: without events before the test part, with an item alone that training does not know.
     # Counts: 3 ten times, 1 seven, 4 six, 2 five, 5 once.
     popular = [[1, 2, 3, 4]] * 3 + [[2, 3], [3, 1], [4]] * 2 + [[1, 3]] * 2 + [[3, 4]]
@@ -58,7 +58,7 @@ def test_users_of_whom_nothing_is_known_get_the_most_popular(name: str, rank: Ca
 @every
 @pytest.mark.parametrize("time_resolution", ["seconds", "day", "order", "none"])
 @pytest.mark.parametrize("until", ["train", "val"])
-def test_lists_are_full_and_hold_nothing_seen(
+def test_lists_are_full_and_without_seen_items(
     name: str, time_resolution: str, until: str, rank: Callable[..., Any]
 ) -> None:
     dataset = handmade(random_users(np.random.default_rng(3), 60, 25), time_resolution=time_resolution)
@@ -90,7 +90,7 @@ def test_one_user_with_everything(name: str, rank: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["item_knn", "ease", "als", "random_walk"])
-def test_without_filling_lists_end_where_knowledge_does(name: str, rank: Callable[..., Any]) -> None:
+def test_without_filling_lists_end_after_the_scored_items(name: str, rank: Callable[..., Any]) -> None:
     # Nobody has items of both pairs; user 4 has no history.
     data = handmade([([1, 2], [], []), ([1, 2], [], []), ([3, 4], [], []), ([3, 4], [], []), ([], [], [1])])
     generator = GENERATORS[name]()

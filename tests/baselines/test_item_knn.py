@@ -57,7 +57,7 @@ def test_every_item_keeps_its_nearest(rank: Callable[..., Any]) -> None:
     assert scores[0] < 0
 
 
-def test_nothing_known_gives_the_most_popular(rank: Callable[..., Any]) -> None:
+def test_no_known_item_gives_the_most_popular(rank: Callable[..., Any]) -> None:
     # Counts: 1 and 2 three times each (2 twice by one user), 3 and 4 once.
     _, items = rank(fitted(), DATA, [4, -1, 3], [9, 0, 9], 5, ragged([], [], [4]))
     assert items == [[1, 2, 3, 4, 0], [1, 2, 3, 4, 0], [1, 2, 3, 0, 0]]

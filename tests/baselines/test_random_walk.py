@@ -176,7 +176,7 @@ def test_blocks_and_neighbours_bound_the_memory(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(kept.sum(1), best, atol=0.01)
 
 
-def test_nothing_to_walk_to_is_popularity(rank: Callable[..., Any]) -> None:
+def test_without_an_edge_to_walk_popularity_ranks(rank: Callable[..., Any]) -> None:
     # User 2's item leads to 2 and, beyond, to 3: with single steps 3 stays unvisited and comes last, below zero.
     [scores], [items] = rank(fitted(restart=1.0), DATA, [2], [6], 3, ragged([1]))
     assert items == [2, 3, 0]

@@ -27,7 +27,7 @@ def test_follows_one_axis_while_it_rises() -> None:
     assert [settings["l2"] for settings in tried] == [200, 600, 60, 20, 6]
 
 
-def test_does_not_look_back_where_it_rose() -> None:
+def test_known_values_are_not_scored_again() -> None:
     score, tried = traced(lambda x: x)
     assert search({"x": 2}, [Axis("x", [1, 2, 3, 4])], score=score) == {"x": 4}
     # In the second round the value before the best is known already.
@@ -52,11 +52,11 @@ def test_settings_depend_on_each_other() -> None:
     assert len(tried) == len({tuple(settings.items()) for settings in tried})
 
 
-def test_the_first_of_equals_stays() -> None:
+def test_the_first_of_equal_settings_wins() -> None:
     assert search({"x": 2}, [Axis("x", [1, 2, 3], every=True)], score=lambda _: 1.0) == {"x": 2}
 
 
-def test_nothing_to_search() -> None:
+def test_an_empty_grid_returns_the_start() -> None:
     score, tried = traced(lambda: 1.0)
     assert search({}, [], score=score) == {}
     assert tried == [{}]

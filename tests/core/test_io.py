@@ -13,7 +13,7 @@ from recsys.core import io
 from recsys.core.io import atomic_file, atomic_write, build_folder
 
 
-def test_content_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_content_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "state.json"
     atomic_write(file, "one")
     atomic_write(file, b"two")
@@ -50,7 +50,7 @@ def test_the_file_and_its_folder_are_synced_in_order(tmp_path: Path, monkeypatch
     assert calls == [f"sync .a.{os.getpid()}.part.json", "rename to a.json", f"sync {tmp_path.name}"]
 
 
-def test_a_folder_exists_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_built_atomically(tmp_path: Path) -> None:
     with build_folder(tmp_path / "made" / "v1") as aside:
         (aside / "inner").mkdir()
         (aside / "inner/file").write_text("x")

@@ -110,7 +110,7 @@ def test_numbers_are_standardised_and_nan_is_missing() -> None:
     assert np.isnan(column.values).all()
 
 
-def test_a_vector_is_missing_as_a_whole() -> None:
+def test_a_vector_with_a_missing_entry_is_missing_completely() -> None:
     encoder = FeatureEncoder(feature("vector", 2), None)
     vectors = [[1.0, 2.0], None, [math.nan, 1.0], [None, 1.0]]
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float64(), 2), pa.large_list(pa.float32())):

@@ -144,7 +144,7 @@ def brought(batch_exposures: RaggedTensor | None, dataset: PreparedDataset) -> l
     return [sorted(names[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
-def test_windows_bring_what_was_shown_in_their_time(tmp_path: Path) -> None:
+def test_windows_contain_the_exposures_of_their_time(tmp_path: Path) -> None:
     # All of user 1 but the last two events is training: a at 10, b at 20.
     dataset = prepared(write_folder(tmp_path / "data", columns(ROWS)), engaged="engaged")
     first = Windows(np.array([0]), np.array([0]), np.array([1]), np.array([True]))

@@ -64,7 +64,7 @@ def test_a_gateway_three_hosts_and_a_store_of_events() -> None:
         assert values(SERVICES[host])["port"] == port == str(instruction("EXPOSE"))
 
 
-def test_what_is_written_lies_in_a_volume_and_releases_are_read_only() -> None:
+def test_written_files_are_in_a_volume_and_releases_are_read_only() -> None:
     assert {name.split(":")[0] for s in SERVICES.values() for name in s["volumes"] if name[0] != "."} == {
         "host-1", "host-2", "host-3", "valkey",
     }  # fmt: skip

@@ -22,7 +22,7 @@ def test_seen_items_are_the_history_of_the_request() -> None:
     assert lists(seen_items(DATA, DATA.requests("val"))) == [[1, 2, 1], [1]]
 
 
-def test_users_that_nobody_knows_have_seen_nothing() -> None:
+def test_unknown_users_have_no_seen_items() -> None:
     assert lists(seen_items(DATA, Requests(np.array([-1, 0, -1]), np.array([0, 2, 0])))) == [[], [1, 2], []]
 
 

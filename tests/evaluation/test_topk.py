@@ -45,7 +45,7 @@ def test_equals_a_plain_sort(num_items: int, k: int, num_users: int, seed: int, 
     assert scores.tolist() == values
 
 
-def test_blocks_of_rows_and_the_reused_buffer_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_blocks_and_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "BLOCK_BYTES", 0)  # sixteen rows a block
     generator = torch.Generator().manual_seed(0)
     items, users = torch.randn(1500, 8, generator=generator), torch.randn(50, 8, generator=generator)
@@ -70,7 +70,7 @@ def test_no_requests() -> None:
     assert scores.shape == columns.shape == (0, 10)
 
 
-def test_write_is_told_where_its_block_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_gets_the_first_row_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "BLOCK_BYTES", 0)
 
     def write(begin: int, out: Tensor) -> None:

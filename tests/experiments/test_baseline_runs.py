@@ -65,7 +65,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_folders_hold_what_run_folders_hold(world: Path, measured: Path) -> None:
+def test_folders_are_run_folders(world: Path, measured: Path) -> None:
     dataset = open_data(composed(world))
     for folder in measured.iterdir():
         state, metrics = read(folder / "run.json"), read(folder / "metrics.json")
@@ -118,7 +118,7 @@ def test_figures_are_those_of_the_evaluation(world: Path, measured: Path) -> Non
         )
 
 
-def test_finished_ones_are_not_done_again(
+def test_finished_baselines_are_not_measured_again(
     world: Path, measured: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("recsys.experiments.baseline_runs.evaluate", None)
@@ -147,7 +147,7 @@ def test_data_that_has_changed_is_not_mixed(world: Path, tmp_path: Path) -> None
     assert "measured on data other, but the source now gives" in str(failed["popularity"])
 
 
-def test_one_that_is_not_for_the_data_leaves_the_others(world: Path, tmp_path: Path) -> None:
+def test_an_unsuitable_baseline_does_not_stop_the_others(world: Path, tmp_path: Path) -> None:
     config = composed(world, "generators=[ease,popularity]", "generator.ease.max_gigabytes=1e-6")
     runs, failed = measure_baselines(config, tmp_path)
     assert [*runs] == ["popularity"]
@@ -167,7 +167,7 @@ def test_refuses(override: str, message: str, world: Path, tmp_path: Path) -> No
         measure_baselines(composed(world, override), tmp_path)
 
 
-def test_what_a_run_gains(world: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gain_of_a_run_over_baselines(world: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs, _ = measure_baselines(composed(world, "generators=[popularity,item_knn]"), measured)
     capsys.readouterr()
     print_gains(measured / "item_knn", runs)
@@ -183,7 +183,7 @@ def test_what_a_run_gains(world: Path, measured: Path, capsys: pytest.CaptureFix
         print_gains(measured, runs)
 
 
-def test_batches_are_smaller_where_histories_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_histories_make_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.baselines.request_batches.NUM_ENTRIES", 40)
     monkeypatch.setattr("recsys.baselines.request_batches._BATCH", 20)
     assert interactions.NUM_ENTRIES > 40
@@ -202,7 +202,7 @@ def test_described() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_command_goes_on(world: Path, measured: Path, tmp_path: Path) -> None:
+def test_a_killed_command_continues(world: Path, measured: Path, tmp_path: Path) -> None:
     command = [
         "recsys",
         "baselines",

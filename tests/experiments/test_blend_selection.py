@@ -53,7 +53,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> list
     return asked
 
 
-def test_members_join_by_what_they_add(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
         if everyone:
             return 0.45
@@ -81,7 +81,7 @@ def test_members_join_by_what_they_add(folders: dict[str, Path], monkeypatch: py
     assert sum(biased for _, biased in asked) == 20
 
 
-def test_what_was_popular_last_must_earn_more(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prior_shift_needs_a_larger_gain(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     shifts = []
 
     def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
@@ -101,7 +101,7 @@ def test_what_was_popular_last_must_earn_more(folders: dict[str, Path], monkeypa
     torch.testing.assert_close(shifts[2], prior_shift(dataset, 10.0).mul(0.5).float())
 
 
-def test_the_best_stays_alone_where_nothing_improves_it(
+def test_the_best_run_stays_alone_if_no_other_improves_it(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(monkeypatch, lambda *_: 0.5)

@@ -28,7 +28,7 @@ def test_every_earlier_target_is_found(target: str) -> None:
     assert callable(get_object(current_target(target)))
 
 
-def test_a_path_that_never_moved_stays() -> None:
+def test_an_unmoved_path_is_unchanged() -> None:
     assert current_target("recsys.models.encoders.Transformer") == "recsys.models.encoders.Transformer"
     assert current_target("my_package.averaging.EMA") == "my_package.averaging.EMA"
 

@@ -102,7 +102,7 @@ def test_negatives_are_mined_once(folder: Path, monkeypatch: pytest.MonkeyPatch)
         build_module(config, dataset, model=model, mine=miner(config))
 
 
-def test_a_run_that_is_none_is_refused(folder: Path) -> None:
+def test_a_folder_without_a_run_is_refused(folder: Path) -> None:
     config = config_of(folder / "new", "negatives=mined", f"negatives.run={folder / 'nothing'}")
     dataset = open_data(config)
     with pytest.raises(UserError, match="negatives.run=.*nothing: no .*best.ckpt; expected the folder of a finished"):

@@ -34,7 +34,7 @@ def test_csv_always_with_a_file_for_each_start(tmp_path: Path) -> None:
     assert (tmp_path / "logs/0/metrics.csv").exists()
 
 
-def test_what_goes_with_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_uploaded_with_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[Any] = []
     logger = WandbLogger.__new__(WandbLogger)
     monkeypatch.setattr(WandbLogger, "experiment", SimpleNamespace(id="abc", log_artifact=logged.append), raising=False)
@@ -143,7 +143,7 @@ def test_a_logger_of_an_outside_package_receives_the_metrics_of_a_run(outside: P
 
 
 @pytest.mark.usefixtures("outside")
-def test_what_is_no_logger_is_refused(tmp_path: Path) -> None:
+def test_an_object_that_is_not_a_logger_is_refused(tmp_path: Path) -> None:
     config = compose("train", ["logger=csv", "+logger.wrong={_target_: datetime.timedelta}"])
     with pytest.raises(UserError, match="logger.wrong: found datetime.timedelta, expected a Lightning logger"):
         loggers.build_loggers(config, tmp_path)

@@ -65,7 +65,7 @@ def test_the_oldest_events_by_hand() -> None:
 
 
 @pytest.mark.parametrize("source", [SVDEmbeddings(until=0.5), ALSEmbeddings(until=0.5)])
-def test_what_only_later_events_know_is_not_pretrained(source: SVDEmbeddings | ALSEmbeddings) -> None:
+def test_items_of_later_events_are_not_pretrained(source: SVDEmbeddings | ALSEmbeddings) -> None:
     """Items 1 to 4 until a day, then item 5: it has no row, and who took it changes nothing."""
     early = [[(1, 0), (2, 1)], [(2, 0), (3, 1)], [(3, 0), (4, 1)], [(1, 0), (4, 1)]]
     tables = []
@@ -84,7 +84,7 @@ def test_a_width_that_the_data_does_not_have() -> None:
 
 @pytest.mark.parametrize("source", [SVDEmbeddings, ALSEmbeddings])
 @pytest.mark.parametrize("until", [0.0, 1.5])
-def test_shares_that_are_none(source: type[SVDEmbeddings | ALSEmbeddings], until: float) -> None:
+def test_invalid_shares_are_refused(source: type[SVDEmbeddings | ALSEmbeddings], until: float) -> None:
     with pytest.raises(ValueError, match=f"until: found {until}"):
         source(until=until)
 

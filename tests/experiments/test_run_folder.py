@@ -47,7 +47,7 @@ def test_every_field_is_written_and_read(tmp_path: Path) -> None:
     assert content["status"] == "finished"
 
 
-def test_what_is_not_known_yet_is_left_out_but_for_what_readers_rely_on() -> None:
+def test_unknown_values_are_left_out_except_required_keys() -> None:
     assert RunState(RunStatus.RUNNING).to_json() == {"status": "running", "git_commit": None, "seconds": 0.0}
 
 

@@ -25,7 +25,7 @@ def write(path: Path, overrides: list[str] | None = None, status: str = "finishe
     return path
 
 
-def test_runs_are_found_and_what_is_within_them_is_not(tmp_path: Path) -> None:
+def test_runs_are_found_but_not_folders_within_them(tmp_path: Path) -> None:
     write(tmp_path / "b", ["+experiment=x", "model.dim=8"], **{"val/recall@10": 0.5})
     write(tmp_path / "b/variants/mean", **{"val/recall@10": 0.9})
     write(tmp_path / "a/2", ["model.dim=16", "~callbacks.early_stopping"], "running")
@@ -48,7 +48,7 @@ def test_numbers_come_by_value(tmp_path: Path) -> None:
     assert [row.name for row in read_runs(tmp_path)] == ["a", "b/1", "1", "2", "10"]
 
 
-def test_what_differs(tmp_path: Path) -> None:
+def test_differing_overrides(tmp_path: Path) -> None:
     write(tmp_path / "0", ["model.dim=8", "loss.logq=off", "user_tower=mean"])
     write(tmp_path / "1", ["model.dim=8", "loss.logq=classic"])
     write(tmp_path / "2", ["model.dim=8", "loss.logq=off"])
@@ -82,7 +82,7 @@ def test_printed(tmp_path: Path) -> None:
     assert ["1", "running", "model.dim=16", "12"] in lines
 
 
-def test_what_is_no_folder_or_damaged_is_refused(tmp_path: Path) -> None:
+def test_missing_and_damaged_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         read_runs(tmp_path / "nowhere")
     path = write(tmp_path / "0")

@@ -88,7 +88,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert read(whole, "run.json")["steps"] > 8
 
 
-def test_a_run_that_is_told_to_end_does_not_say_that_it_is_done(tmp_path: Path, cache: Path) -> None:
+def test_a_terminated_run_is_not_marked_as_finished(tmp_path: Path, cache: Path) -> None:
     arguments = command(tmp_path / "run", cache)
     (stopped, output), (resumed, log) = run_all(
         [{"args": arguments, "kill": [STEP, 8, "SIGTERM"]}, {"args": arguments}], tmp_path
@@ -168,7 +168,7 @@ def test_a_run_without_test_is_finished_later(tmp_path: Path, cache: Path) -> No
     assert (half / "config.yaml").read_text() == (whole / "config.yaml").read_text()
 
 
-def test_averaged_weights_are_what_is_evaluated(tmp_path: Path, cache: Path) -> None:
+def test_averaged_weights_are_evaluated(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
     ((code, output),) = run_all([{"args": command(run, cache, *AVERAGED)}], tmp_path)
     assert code == 0, output

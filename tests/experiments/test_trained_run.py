@@ -27,7 +27,7 @@ def embeddings(run: TrainedRun) -> torch.Tensor:
         )
 
 
-def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> None:
+def test_an_old_run_keeps_the_values_of_settings_added_later(path: Path) -> None:
     now = embeddings(load_run(path))
     config = OmegaConf.load(path / "config.yaml")
     for group, settings in EARLIER.items():
@@ -46,7 +46,7 @@ def test_a_run_from_before_a_setting_existed_means_what_it_meant(path: Path) -> 
     assert torch.equal(embeddings(load_run(path)), now)
 
 
-def test_what_negatives_remember_is_no_part_of_the_model(path: Path) -> None:
+def test_memory_banks_are_not_part_of_the_model(path: Path) -> None:
     now = embeddings(load_run(path))
     content = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
     content["state_dict"]["negatives.bank.embeddings"] = torch.ones(3, 16)
@@ -54,7 +54,7 @@ def test_what_negatives_remember_is_no_part_of_the_model(path: Path) -> None:
     assert torch.equal(embeddings(load_run(path)), now)
 
 
-def test_what_is_no_finished_run_is_refused(path: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"run.json: missing or damaged"):

@@ -168,7 +168,7 @@ def test_two_processes_equal_one(variant: str, outcome: tuple[dict[str, Any], li
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["cross_batch", "streaming", "count_min"])
-def test_two_processes_remember_what_one_does(
+def test_two_processes_fill_the_same_bank_as_one(
     variant: str, outcome: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     expected = outcome[0]["state"][variant]

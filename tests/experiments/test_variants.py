@@ -54,7 +54,7 @@ def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> No
     assert any("test/recall@10" in line for line in (whole / "metrics.json").read_text().splitlines())
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_variants_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     configs = {name: compose("train", [f"evaluation.metric=val/{name}@10"]) for name in ("recall", "ndcg")}
     with pytest.raises(UserError, match="found 2 metrics .*'val/ndcg@10'.*, expected one evaluation.metric"):
         train_best(configs, tmp_path)

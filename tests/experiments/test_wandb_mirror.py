@@ -31,7 +31,7 @@ class Recorder:
         self.linked.append((artifact, target_path, aliases))
 
 
-def test_both_halves_go_as_one_artifact_when_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_both_halves_are_uploaded_as_one_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "0123456789abcdef"
     folder.mkdir()
     for name in ("user_tower.onnx", "item_index.faiss"):

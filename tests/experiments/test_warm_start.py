@@ -75,7 +75,7 @@ def test_rows_go_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower
         assert torch.equal(table[0], old[0])
 
 
-def test_users_and_values_go_by_what_they_are(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
+def test_users_and_values_are_matched_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
     dataset, model = now
     start_from(earlier, model, dataset=dataset)
     rows, rows_before = model.user_tower.users.rows, earlier.weights["user_tower.users.rows"]
@@ -131,7 +131,7 @@ def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monke
     assert begun == [40]
 
 
-def test_what_has_another_shape_stays_fresh(base: Path, earlier: EarlierRun) -> None:
+def test_weights_of_another_shape_stay_fresh(base: Path, earlier: EarlierRun) -> None:
     settings = [f"data.root={base / 'early/data'}", f"data.cache={base / 'early/cache'}", "split=leave_last_out"]
     deeper = [
         *settings,

@@ -34,7 +34,7 @@ def test_curve_rises_and_is_plain_json(items, queries):
     assert set(content["chosen"]) == {"breadth", "refine", "recall", "queries_per_second"}
 
 
-def test_refines_where_codes_alone_are_too_coarse(items, queries):
+def test_refines_if_codes_are_too_coarse(items, queries):
     index = IVFPQFastScan(num_codes=8)
     index.build(items)
     tuning = tune(index, items, queries=queries)
@@ -42,7 +42,7 @@ def test_refines_where_codes_alone_are_too_coarse(items, queries):
     assert tuning.chosen.refine > 1
 
 
-def test_says_when_the_target_is_out_of_reach():
+def test_an_unreachable_target_is_reported():
     # One code of 4 bits for an item: sixteen kinds of items, whatever the effort.
     rng = np.random.default_rng(0)
     items, queries = (rng.standard_normal((num, 32), np.float32) for num in (12_000, 50))

@@ -36,14 +36,14 @@ def test_an_item_counts_once_and_costs_its_first_list_a_turn() -> None:
     assert one_user([first, second], 4) == [(9, 1), (4, 2), (7, 3), (3, 5)]
 
 
-def test_what_a_list_cannot_spend_is_left_to_the_others() -> None:
+def test_the_other_lists_use_an_unspent_budget() -> None:
     # Six results of three lists: two each. The first has one, the third one that is not given yet; the second has four.
     lists = [[(9.0, 1)], [(8.0, 2), (7.0, 3), (6.0, 4), (5.0, 5)], [(4.0, 2), (3.0, 6)]]
     assert one_user(lists, 6) == [(9, 1), (8, 2), (3, 6), (7, 3), (6, 4), (5, 5)]
     assert one_user(lists, 7)[6] == (NONE, -1)
 
 
-def test_users_with_fewer_embeddings_and_none_at_all() -> None:
+def test_users_with_fewer_or_no_embeddings() -> None:
     rows = np.array([[[3, 4], [-1, -1]], [[-1, -1], [7, 8]], [[-1, -1], [-1, -1]]])
     scores = np.where(rows < 0, NONE, rows / 2).astype(np.float32)
     found_scores, found = take_turns(scores, rows, k=2)
@@ -52,7 +52,7 @@ def test_users_with_fewer_embeddings_and_none_at_all() -> None:
     assert take_turns(scores[:0], rows[:0], k=3)[1].shape == (0, 3)
 
 
-def test_an_embedding_of_zeros_is_none_but_for_the_first() -> None:
+def test_embeddings_of_zeros_are_absent_except_the_first() -> None:
     users = np.array([[[0, 1], [1, 0], [0, 0]], [[0, 0], [0, 0], [0, -1]]], np.float32)
     assert present_embeddings(users).tolist() == [[True, True, False], [True, False, True]]
 
@@ -86,7 +86,7 @@ def test_equals_a_plain_loop(num_lists: int, k: int, num_items: int, seed: int) 
             assert row < 0 or score in scores[user][rows[user] == row]
 
 
-def test_deep_lists_give_what_endless_ones_would() -> None:
+def test_lists_of_k_results_are_deep_enough() -> None:
     rng = np.random.default_rng(0)
     rows = np.stack([np.stack([rng.permutation(40) for _ in range(4)]) for _ in range(50)])
     scores = np.zeros(rows.shape, np.float32)

@@ -141,7 +141,7 @@ def forget(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_a_package_that_nobody_trusts_is_not_imported(backends, items, folder, monkeypatch):
+def test_an_untrusted_package_is_not_imported(backends, items, folder, monkeypatch):
     index = backends.Halves()
     index.build(items)
     save_index(index, folder)
@@ -175,7 +175,7 @@ def test_a_release_names_the_package_that_is_not_installed(backends, items, fold
         ("make", r"make\.<locals>\.Inner cannot be imported by this name; define it at the top level"),
     ],
 )
-def test_what_could_not_be_opened_is_not_saved(backends, make, message, items, folder):
+def test_an_index_that_could_not_be_opened_is_not_saved(backends, make, message, items, folder):
     index = getattr(backends, make)()
     index.build(items)
     with pytest.raises(UserError, match=message):

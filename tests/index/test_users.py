@@ -17,7 +17,7 @@ def users(items):
     return users
 
 
-def test_each_embedding_is_asked_alone_and_absent_ones_are_not(items, users):
+def test_each_present_embedding_is_searched(items, users):
     index = Exact()
     index.build(items)
     rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def test_each_embedding_is_asked_alone_and_absent_ones_are_not(items, users):
     assert (np.diff(scores[6]) <= 0).all()
 
 
-def test_an_approximate_index_is_asked_alike(items, users):
+def test_an_approximate_index_finds_almost_the_same(items, users):
     index = IVFFlat()
     index.build(items)
     tune(index, items, queries=make_queries(items, 100), recall_target=1.0, k=20)
@@ -53,7 +53,7 @@ def test_an_approximate_index_is_asked_alike(items, users):
     assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(found, expected, strict=True)]) > 0.97
 
 
-def test_one_embedding_is_searched_as_ever(items, queries):
+def test_one_embedding_is_searched_directly(items, queries):
     index = Exact()
     index.build(items)
     for found, expected in zip(search_users(index, queries, k=9), index.search(queries, 9), strict=True):

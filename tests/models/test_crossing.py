@@ -95,7 +95,7 @@ def test_dropout_is_a_layer_or_none(build: Callable[..., nn.Module]) -> None:
     [(CrossNetwork, {"num_layers": 0}), (CrossNetwork, {"rank": 0}), (MaskNet, {"num_blocks": 0}),
      (MaskNet, {"reduction": 0})],
 )  # fmt: skip
-def test_settings_that_mean_nothing(build: Callable[..., nn.Module], settings: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(build: Callable[..., nn.Module], settings: dict[str, int]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name}: found 0, expected"):
         build([2, 2], 3, **settings)

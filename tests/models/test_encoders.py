@@ -140,7 +140,7 @@ def test_a_longer_history_changes_no_earlier_state(causal: nn.Module) -> None:
         torch.testing.assert_close(prefix, whole[: len(prefix)], atol=1e-5, rtol=1e-4)
 
 
-def test_who_says_that_it_is_not_causal_is_not() -> None:
+def test_an_encoder_that_is_not_causal_changes_earlier_states() -> None:
     encoder = build("bsarec")
     assert not encoder.is_causal
     before = encode_packed(encoder, sequences())

@@ -83,6 +83,6 @@ def test_equals_the_paper() -> None:
         ({"alpha": 1.1}, "alpha: found 1.1"),
     ],
 )
-def test_what_cannot_be_is_refused(setting: dict[str, float], message: str) -> None:
+def test_impossible_settings_are_refused(setting: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BSARec(8, 10, **setting)  # type: ignore[arg-type]

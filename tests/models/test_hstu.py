@@ -26,7 +26,7 @@ def test_buckets_of_time_by_hand() -> None:
     assert time_bucket(torch.tensor(elapsed)).tolist() == [0, 0, 2, 13, 27, 37, 44, 57, NUM_BUCKETS - 1]
 
 
-def test_no_whole_second_is_near_a_border_of_a_bucket() -> None:
+def test_no_integer_second_is_near_a_bucket_border() -> None:
     """So that another library's logarithm gives the same bucket."""
     borders = np.floor(np.exp(0.301 * np.arange(1, NUM_BUCKETS)))
     seconds = np.concatenate([borders, borders + 1])

@@ -108,7 +108,7 @@ def test_repeated_items_start_no_further_capsules() -> None:
         assert sum(there) == num_kinds
 
 
-def test_what_comes_later_and_padding_change_nothing() -> None:
+def test_later_tokens_and_padding_do_not_change_the_result() -> None:
     capsules = Capsules(8, 3).eval()
     tokens = torch.randn(2, 30, 8)
     lengths = torch.tensor([[1, 9, 20], [5, 17, 30]])
@@ -170,7 +170,7 @@ def test_everything_learns() -> None:
 
 
 @pytest.mark.parametrize(("settings", "message"), [({"num_embeddings": 1}, "found 1"), ({"num_iterations": 0}, "0")])
-def test_settings_that_mean_nothing(settings: dict[str, int], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Capsules(8, **settings)
 

@@ -79,7 +79,7 @@ def test_a_block_reaches_as_far_as_its_window() -> None:
         assert read == list(range(16 - reach, 16))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="dim 6 is not a multiple of twice num_heads 2"):
         ModernTransformer(6, 30, num_heads=2)
     with pytest.raises(ValueError, match="window: found 0"):

@@ -66,7 +66,7 @@ def test_the_projection_begins_at_the_size_of_an_id_embedding() -> None:
     assert float(out.square().mean()) == pytest.approx(1 / 64, rel=0.1)
 
 
-def test_dropout_is_on_what_is_read(dataset: PreparedDataset) -> None:
+def test_dropout_applies_to_the_read_embeddings(dataset: PreparedDataset) -> None:
     module = filled(dataset, dropout=0.5)
     with torch.no_grad():
         module.projection.weight.copy_(torch.eye(DIM)[:, :WIDTH])

@@ -26,7 +26,7 @@ def test_the_gate_chooses_by_dimension() -> None:
     torch.testing.assert_close(encoder(tokens, layout), expected)
 
 
-def test_the_long_one_sees_what_the_recent_one_has_forgotten() -> None:
+def test_the_long_encoder_reads_events_before_the_window() -> None:
     encoder = LongAndRecent(4, long=MeanPooling(4), recent=ModernTransformer(4, 20, num_blocks=1, window=2)).eval()
     encoder.gate.weight.data[:, :4] = 0.0
     tokens, layout = torch.randn(15, 4, requires_grad=True), Packed(np.array([15]), torch.device("cpu"))
@@ -39,7 +39,7 @@ def test_the_long_one_sees_what_the_recent_one_has_forgotten() -> None:
     assert not torch.allclose(tokens.grad[13], tokens.grad[0])
 
 
-def test_it_is_what_its_parts_are() -> None:
+def test_it_is_causal_and_timed_like_its_parts() -> None:
     causal = LongAndRecent(4, long=MeanPooling(4), recent=ModernTransformer(4, 20))
     assert (causal.is_causal, causal.reads_time) == (True, False)
     timed = LongAndRecent(4, long=MeanPooling(4), recent=HSTU(4, 20))

@@ -182,7 +182,7 @@ def test_features_alone_ignore_ids(world: Path) -> None:
         ("item_tower=ids_and_features", False, True),
     ],
 )
-def test_what_an_item_tower_is(world: Path, override: str, lookup: bool, reads: bool) -> None:
+def test_properties_of_item_towers(world: Path, override: str, lookup: bool, reads: bool) -> None:
     tower = build(world, override)[0].item_tower
     assert (tower.is_lookup, tower.reads_features) == (lookup, reads)
 

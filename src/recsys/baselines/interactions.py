@@ -162,7 +162,6 @@ class Interactions:
         return scores, found + 1
 
     def _cells(self, items: Ragged) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the row and the column of every item that the baseline has learned."""
         rows = np.repeat(np.arange(len(items)), np.diff(items.offsets))
         known = (items.values > 0) & (items.values <= self.num_items)
         return rows[known], items.values[known].astype(np.int64) - 1

@@ -23,8 +23,6 @@ def complete() -> None:
 
 
 class _Words:
-    """Overrides that a command takes."""
-
     def __init__(self, config_name: str) -> None:
         self._file = conf_folder() / f"{config_name}.yaml"
 

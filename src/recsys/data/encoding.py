@@ -73,7 +73,6 @@ class FeatureEncoder:
         return codes.astype(np.int32)
 
     def _positions(self, values: pa.Array) -> Int64Array:
-        """Return the row of each value in the vocabulary, -1 if it is missing."""
         assert self.vocabulary is not None
         if not len(self.vocabulary):
             return np.full(len(values), -1, np.int64)

@@ -90,7 +90,6 @@ def _whole_users(session: Session, ordered: ir.Table) -> Iterator[pa.Table]:
 
 
 def _feature_values(table: pa.Table, plans: Mapping[str, FeaturePlan]) -> list[dict[str, Any]]:
-    """Return the features of each row by their outside names."""
     if not plans:
         return [{}] * len(table)
     columns = [_values(table[name], plan) for name, plan in plans.items()]

@@ -206,7 +206,6 @@ def _same_users(values: Float64Array) -> list[tuple[list[int], npt.NDArray[np.bo
 
 
 def _read(path: Path, metrics: Sequence[str]) -> tuple[pa.Array, Float64Array]:
-    """Return user_id [U] and the metrics [U, M] of a file; nan for users outside a slice."""
     try:
         names = pq.read_schema(path).names
         if unknown := [name for name in ("user_id", *metrics) if name not in names]:

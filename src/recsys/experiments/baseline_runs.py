@@ -136,7 +136,6 @@ class _Baseline:
         return search({axis.name: node[axis.name] for axis in axes}, axes, score=score)
 
     def _test(self, settings: Settings) -> None:
-        """Fit the generator on train + val and measure it on the test part."""
         data, metrics = self.dataset.refit(), self.run.metrics
         generator = self._fitted(settings, Interactions(self.dataset, "val"))
         counted = self._metrics(data, keep_users=True)

@@ -125,8 +125,6 @@ def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling:
 
 
 class _Validation:
-    """Validation requests, and the embeddings of the runs for them."""
-
     def __init__(self, config: DictConfig) -> None:
         self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
         self.requests = self.dataset.requests("val")

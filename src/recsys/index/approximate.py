@@ -224,7 +224,6 @@ class FaissIndex(ABC):
         return int(min(math.ceil(self.effort.breadth * deeper * wider**2), self.max_breadth))
 
     def _exact_scores(self, queries: Float32Array, rows: Rows) -> Float32Array:
-        """Return the inner products [Q, C] with the candidates, computed without a copy; -inf for row -1."""
         scores = np.empty(rows.shape, np.float32)
         embeddings = np.ascontiguousarray(self._embeddings)
         faiss.fvec_inner_products_by_idx(

@@ -138,7 +138,6 @@ class _Sweep:
         return self.measured[breadth, refine].queries_per_second
 
     def measure(self, breadth: int, refine: int) -> Measurement:
-        """Return recall and speed at one effort."""
         if (breadth, refine) not in self.measured:
             self.index.effort = Effort(breadth, refine, self.k)
             start = time.perf_counter()

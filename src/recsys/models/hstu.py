@@ -119,7 +119,6 @@ class _Unit(nn.Module):
         return x + self.output(self.dropout(gate * self.attended_norm(attended.flatten(-2))))  # type: ignore[no-any-return]
 
     def _attend(self, rows: Tensor, pairs: _UnitPairs) -> Tensor:
-        """Return the gathered values [H, B, L, E] of queries, keys and values [3, H, B, L, E]."""
         query, key, value = rows.unbind(0)
         # Rows that several sequences share may be longer than any sequence.
         bias = _look_up(self.distance_bias, pairs.distance.clamp(max=len(self.distance_bias) - 1))

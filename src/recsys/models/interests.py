@@ -122,7 +122,6 @@ def _by_history(queries: Tensor, shared: Tensor) -> Tensor:
 
 
 def _weights(logits: Tensor, valid: Tensor) -> Tensor:
-    """Return the share of each event that goes to each capsule; [H, Q, M, L]."""
     return logits.softmax(2) * valid.unsqueeze(2)
 
 

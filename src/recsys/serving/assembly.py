@@ -149,7 +149,6 @@ class _Builder:
         self._ready = gateway.ready
 
     def app(self) -> tuple[App, Health]:
-        """Return the application and its health."""
         assert self._ready is not None
         health = Health(self._ready)
         schema = Endpoint(method="GET", path="/schema", handler=self._schema, summary="This document")

@@ -111,7 +111,7 @@ def test_to_moves_every_tensor() -> None:
 
 
 @pytest.mark.parametrize("predict_first", [False, True])
-def test_a_horizon_moves_queries_back_and_nothing_else(predict_first: bool) -> None:
+def test_a_horizon_only_moves_queries_back(predict_first: bool) -> None:
     dataset = training_only([[(1, time) for time in range(40)]])
     window = Windows(np.array([0]), np.array([0]), np.array([39]), np.array([True]))
     near = visible(BatchBuilder(dataset, 40, predict_first=predict_first).training(window))
@@ -152,7 +152,7 @@ def test_without_time_the_order_of_the_file_is_not_learned(predict_first: bool, 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 20), min_size=2, max_size=12), min_size=1, max_size=4), st.integers(1, 9))
-def test_a_gap_hides_what_is_too_recent(days: list[list[int]], gap: int) -> None:
+def test_a_gap_hides_recent_events(days: list[list[int]], gap: int) -> None:
     dataset = training_only([[(1, day * 86_400) for day in sorted(of_user)] for of_user in days])
     begin = dataset.offsets[:-1]
     windows = Windows(np.arange(len(days)), begin, dataset.train_end - 1, np.ones(len(days), bool))

@@ -88,7 +88,7 @@ def test_cuts_move_from_epoch_to_epoch() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5, 7])
-def test_a_loader_goes_on_where_another_stopped(stop: int) -> None:
+def test_a_loader_continues_from_a_saved_state(stop: int) -> None:
     def forever(loader: TrainingLoader) -> Iterator[list[int]]:
         while True:
             for batch in loader:
@@ -106,7 +106,7 @@ def test_a_loader_goes_on_where_another_stopped(stop: int) -> None:
         assert next(resumed) == next(whole)
 
 
-def test_the_last_batch_ends_the_epoch_even_if_nobody_asks_for_more() -> None:
+def test_the_last_batch_ends_the_epoch_without_another_request() -> None:
     loader = TrainingLoader(builder(), 3, seed=0)
     stream = iter(loader)
     for _ in range(len(loader)):
@@ -148,7 +148,7 @@ def test_a_user_with_one_event_is_a_target_of_the_empty_history_only() -> None:
     assert [p for batch in without for p in positions(batch)] == [2]
 
 
-def test_request_loader_gives_every_request_to_one_process() -> None:
+def test_every_request_is_given_to_one_process() -> None:
     requests = Requests(np.arange(7), np.array([1, 2, 3, 4, 5, 6, 7]))
     requests = Requests(requests.user_idx, builder().dataset.offsets[1:])
     seen: list[int] = []

@@ -111,7 +111,7 @@ def test_actions_and_age_weigh_together(actions: PreparedDataset) -> None:
     assert batch.weight.tolist() == [0.25, 1.5, 1, 0.25]
 
 
-def test_old_events_count_nothing_as_targets() -> None:
+def test_old_events_have_no_weight_as_targets() -> None:
     # Times 0, 1, 2, 3, 4 and 6 days: the median is 2.5.
     dataset = training_only([[(1, 0), (2, DAY), (3, 4 * DAY)], [(1, 2 * DAY), (2, 3 * DAY), (3, 6 * DAY)]])
     assert dataset.training_time(0.5) == 2.5 * DAY

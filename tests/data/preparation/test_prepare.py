@@ -399,7 +399,7 @@ def test_two_at_once_build_once(tmp_path: Path) -> None:
     assert len(found) == 1
 
 
-def test_a_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_preparation_leaves_no_folder(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", EVENTS, items={"item_id": [10, 10]})
     with pytest.raises(ValueError, match="in 2 rows"):
         prepared(root)

@@ -118,7 +118,7 @@ def test_events_of_equal_time_keep_the_order_of_shards_and_rows(tmp_path: Path) 
     assert histories(prepared(root)) == {1: ([5, 30, 10], [20], [10])}
 
 
-def test_given_holds_out_the_last_training_event_where_no_row_says_val(tmp_path: Path) -> None:
+def test_a_given_split_without_validation_holds_out_the_last_training_event(tmp_path: Path) -> None:
     rows = {
         "user_id": [1, 1, 1, 2, 2],
         "item_id": [3, 4, 5, 3, 4],

@@ -328,7 +328,7 @@ def test_oracle_equals_plain_arithmetic(small: Path, tmp_path: Path) -> None:
     )
 
 
-def test_oracle_does_not_see_what_was_drawn(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_ignores_the_drawn_items(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = prepared(small, tmp_path)
     ranked: list[bytes] = []
 
@@ -365,7 +365,7 @@ def test_oracle_samples_users_and_refuses_other_data(small: Path, tiny: Path, tm
 # The source
 
 
-def test_source_reuses_what_is_there(tmp_path: Path) -> None:
+def test_the_source_reuses_existing_data(tmp_path: Path) -> None:
     source = Synthetic(num_users=50, num_items=100, num_events=500)
     tables = source.tables(tmp_path)
     written = {path: os.stat(path).st_mtime_ns for path in (*tables.interactions, *tables.items, *tables.users)}
@@ -377,7 +377,7 @@ def test_source_reuses_what_is_there(tmp_path: Path) -> None:
         generate(source.folder(tmp_path), source)
 
 
-def test_killed_generator_leaves_nothing_that_is_reused(tmp_path: Path) -> None:
+def test_partial_data_of_a_killed_generator_is_not_reused(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; import recsys.data.simulation.synthetic as s\n"
         "s._write_shard = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"

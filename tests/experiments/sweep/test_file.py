@@ -158,14 +158,14 @@ def test_a_run_of_wandbs_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"early_terminate": {"type": "hyperband", "min_iter": 1, "strict": 1}}, "strict: found 1"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_sweep(GOOD | change)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["program", "command", "method", "metric", "parameters"])
-def test_what_is_missing_is_named(key: str) -> None:
+def test_errors_name_the_missing_key(key: str) -> None:
     with pytest.raises(UserError, match=f"^{key}: missing"):
         parse_sweep({name: value for name, value in GOOD.items() if name != key})
 

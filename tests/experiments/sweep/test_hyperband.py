@@ -37,7 +37,7 @@ def test_strict_looks_at_the_band_alone() -> None:
     assert Hyperband(min_iter=2, eta=3, strict=True).stops(runs[0], runs, maximize=True)
 
 
-def test_alone_or_before_the_first_band_nothing_stops() -> None:
+def test_a_single_run_or_one_before_the_first_band_continues() -> None:
     assert not Hyperband(min_iter=2, eta=3).stops([0.1], [[0.1], [0.9], [0.9]], maximize=True)
     assert not Hyperband(min_iter=2, eta=3, strict=True).stops([0.1, 0.1], [[0.1, 0.1]], maximize=True)
     # Runs that have not come so far have no say.
@@ -45,7 +45,7 @@ def test_alone_or_before_the_first_band_nothing_stops() -> None:
 
 
 @pytest.mark.parametrize("runs", [2, 3, 4, 9])
-def test_one_of_eta_goes_on(runs: int) -> None:
+def test_one_run_in_eta_continues(runs: int) -> None:
     histories = [[float(number)] for number in range(runs)]
     stopped = [Hyperband(min_iter=1, eta=3).stops(run, histories, maximize=True) for run in histories]
     # Counted from 0, the run in place int(runs / 3) is as good as the threshold.

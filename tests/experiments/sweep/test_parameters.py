@@ -90,7 +90,7 @@ def test_grids_are_those_of_wandb() -> None:
 
 
 @pytest.mark.parametrize("node", [{"min": 0.0, "max": 1.0}, {"values": [1, 2], "probabilities": [0.5, 0.5]}])
-def test_what_has_no_list_of_values_has_no_grid(node: dict[str, Any]) -> None:
+def test_a_distribution_without_values_has_no_grid(node: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"parameters.p: method grid takes .*, found"):
         read_parameter("p", node).grid()
 
@@ -119,7 +119,7 @@ def test_what_has_no_list_of_values_has_no_grid(node: dict[str, Any]) -> None:
         ("+experiment", {"value": "x"}, "belongs into `command`"),
     ],
 )
-def test_what_is_wrong_is_named(name: str, node: Any, message: str) -> None:
+def test_errors_name_the_key(name: str, node: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         read_parameter(name, node)
     assert message in str(error.value)

@@ -116,7 +116,7 @@ def test_draws_depend_on_the_number_of_the_run_alone(tmp_path: Path, method: str
         run(tmp_path / "endless", **change)
 
 
-def test_bayes_draws_where_it_is_good(tmp_path: Path) -> None:
+def test_bayes_draws_near_good_values(tmp_path: Path) -> None:
     """Against random draws, in a valley at (0.3, 0.01); the study alone, without processes."""
 
     def last(method: str) -> float:
@@ -137,7 +137,7 @@ def test_bayes_draws_where_it_is_good(tmp_path: Path) -> None:
     assert last("bayes") < 0.7 * last("random")
 
 
-def test_no_more_runs_once_one_is_good_enough(tmp_path: Path) -> None:
+def test_no_runs_start_after_the_target_is_reached(tmp_path: Path) -> None:
     study, _ = run(tmp_path, metric={"name": "val/x", "goal": "maximize", "target": 0.4})
     assert values(study) == [0.2, 0.5]
     study, _ = run(tmp_path / "low", metric={"name": "val/x", "goal": "minimize", "target": 0.25})
@@ -145,7 +145,7 @@ def test_no_more_runs_once_one_is_good_enough(tmp_path: Path) -> None:
     assert study.ranked()[0].number == 0
 
 
-def test_failures_are_told_and_stop_nothing(tmp_path: Path) -> None:
+def test_failed_runs_are_reported_and_the_sweep_continues(tmp_path: Path) -> None:
     study, output = run(
         tmp_path,
         parameters={
@@ -173,7 +173,7 @@ def test_all_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"error: {tmp_path}/out: none of 2 runs have a result" in capsys.readouterr().err
 
 
-def test_hyperband_stops_what_falls_behind(tmp_path: Path) -> None:
+def test_hyperband_stops_the_worse_runs(tmp_path: Path) -> None:
     study, output = run(
         tmp_path,
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
@@ -320,7 +320,7 @@ def test_wrong_arguments(
         ({"batch_size": {"min": 8.0, "max": 9.0}}, "batch_size: found 8.5, expected an integer"),
     ],
 )
-def test_what_would_fail_in_every_run_fails_before_the_first(
+def test_an_error_of_every_run_is_raised_before_the_first(
     parameters: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(REPOSITORY)

@@ -45,7 +45,7 @@ def test_values_in_the_order_of_validations(tmp_path: Path) -> None:
     assert history(tmp_path, "val/x") == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
-def test_a_process_and_what_it_says(tmp_path: Path) -> None:
+def test_the_output_of_a_process_is_logged(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import os, sys; print(os.environ['SAID']); print('error: no'); sys.exit(3)"]
     assert wait(TrialProcess(tmp_path, command, environment={"SAID": "hello"})) == 3
     assert (tmp_path / "train.log").read_text() == "hello\nerror: no\n"

@@ -27,7 +27,7 @@ from recsys.release.runtime.retriever import Retriever
 METRICS = ["recall@10", "ndcg@10", "recall@100"]
 
 
-def test_the_chosen_items_are_judged(published: Published, tmp_path: Path) -> None:
+def test_gates_judge_the_chosen_items(published: Published, tmp_path: Path) -> None:
     shutil.copytree(published.runs[0], tmp_path / "run")
     run, deny = load_run(tmp_path / "run"), tmp_path / "deny.txt"
     denied = run.dataset.item_ids.to_pylist()[:30]

@@ -165,7 +165,7 @@ def test_fewer_hits_stop(data: PreparedDataset) -> None:
     assert outcome(served, served, has_times=False).reason == "the data set has no times"
 
 
-def test_real_releases_are_asked_the_same(published: Published) -> None:
+def test_real_releases_replay_the_same_requests(published: Published) -> None:
     one, other = (open_release(published.store, version) for version in published.versions)
     run = load_run(published.runs[0])
     users = run.dataset.user_ids.to_pylist()[:8]

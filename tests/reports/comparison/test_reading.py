@@ -73,7 +73,7 @@ def test_the_baseline_by_name_or_folder(tmp_path: Path) -> None:
         choose(runs, "secnd")
 
 
-def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no runs given"):
         read_runs([])
     with pytest.raises(UserError, match="nowhere is not a folder"):

@@ -199,7 +199,6 @@ class BatchBuilder:
         )
 
     def _last_targets(self, windows: Windows) -> Int64Array:
-        """Return the position of the last target of each window."""
         last = windows.end.copy()
         if self.predict_first or not self._has_baskets:
             return last

@@ -137,7 +137,6 @@ class TargetWeights:
 def _table(
     dataset: PreparedDataset, name: str, *, weights: Mapping[str, float]
 ) -> tuple[npt.NDArray[np.generic], Float64Array]:
-    """Return the codes of the column, and the weight of each code."""
     place = f"history.action_weights.{name}"
     features = {f.name: f for f in dataset.schema.owned_by("interactions")}
     if name not in features:
@@ -162,7 +161,6 @@ def _table(
 
 
 def _config_text(value: object) -> str:
-    """Return a value as configurations write it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -131,6 +131,5 @@ def times_of(job: PreparationJob, raw: Int64Array) -> Int64Array:
 
 
 def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:
-    """Mark the training events in the final order of the events."""
     lengths = np.stack([users.train, users.val + users.test], axis=1).ravel()
     return np.repeat(np.tile([True, False], len(users)), lengths)

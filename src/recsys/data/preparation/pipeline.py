@@ -118,7 +118,6 @@ def _write_features(
 
 
 def _sizes(users: Entities, items: Entities) -> dict[str, int]:
-    """Return the sizes in `Meta`."""
     return {
         "num_users": len(users),
         "num_events": int((users.train + users.val + users.test).sum()),
@@ -165,7 +164,6 @@ def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.T
 
 
 def _read_events(job: PreparationJob, session: Session) -> ir.Table:
-    """Return all rows of the interactions, unordered."""
     table, engaged = job.interactions, job.settings.engaged
     wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
     wanted |= {name: plan.read for name, plan in job.features_of("interactions").items()}

@@ -73,7 +73,6 @@ class MovieLens:
         return find_tables(str(folder), ".parquet")
 
     def _contents(self, cache: Path) -> list[bytes]:
-        """Return the content of the three files: ratings, items, users."""
         names = _FILES[self.variant]
         root = Path(self.root) if self.root is not None else self._download(cache)
         for place in (root, root / self.variant):

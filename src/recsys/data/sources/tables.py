@@ -176,7 +176,6 @@ _REMEDY = {
 
 
 def _footer(file: str) -> tuple[dict[str, pa.DataType], int]:
-    """Return the types of the columns and the number of rows."""
     try:
         with fsspec.open(file, "rb") as opened:
             parquet = pq.ParquetFile(opened)

@@ -91,8 +91,6 @@ def report(study: SweepStudy, folder: Path, *, console: Console) -> None:
 
 
 class _Runner:
-    """Processes of a running sweep."""
-
     def __init__(self, study: SweepStudy, folder: Path, *, workers: int, console: Console) -> None:
         self.study, self.sweep, self.folder, self.workers = study, study.sweep, folder, workers
         self.console = console

@@ -65,7 +65,6 @@ class JudgedRequests:
         return ragged_positions(self.requests.end, end - self.requests.end)
 
     def _relevant_at(self, chosen: npt.NDArray[np.bool_]) -> Ragged:
-        """Return the relevant items of the chosen events among `_places`."""
         data, width = self.dataset, self.dataset.num_items + 1
         lengths = data.offsets[1:][self.requests.user_idx] - self.requests.end
         row = np.repeat(np.arange(len(lengths)), lengths)[chosen]

@@ -114,7 +114,6 @@ def _retrieve(retriever: Retriever, sample: RequestSample) -> ReplayedAnswer:
 
 
 def _excluded(sample: RequestSample) -> list[int | str]:
-    """Return the items that the request excluded from its list."""
     history = sample.history if sample.history is not None else sample.asked["history"] or ()
     seen = [event["item_id"] for event in history] if sample.asked["exclude_seen"] else []
     return [*seen, *(sample.asked["exclude"] or ())]

@@ -161,7 +161,6 @@ def _missing(side: Sequence[ReplayedAnswer], wanted: npt.NDArray[np.int64]) -> F
 
 
 def _shown_items(side: Sequence[ReplayedAnswer], cutoff: int, *, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
-    """Return item_idx of all shown items that the data set knows."""
     rows = IdMap(dataset.item_ids).rows([item for answer in side for item in answer.item_ids[:cutoff]])
     return rows[rows >= 0] + 1
 

@@ -63,7 +63,6 @@ def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) ->
 
 
 def _requested_rollout(config: DictConfig, state: RolloutStateFile) -> Rollout:
-    """Return the rollout of an action, with its goal."""
     if config.action in ("start", "canary"):
         current = state.read()
         if current is not None and not current.is_finished:

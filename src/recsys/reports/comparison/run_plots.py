@@ -162,7 +162,6 @@ def _recall(run: MeasuredRun) -> dict[int, float]:
 
 
 def _in_front_last(runs: Sequence[MeasuredRun], style: Mapping[str, RunStyle]) -> list[MeasuredRun]:
-    """Return the runs with names last, so that they are drawn on top of the others."""
     return sorted(runs, key=lambda run: style[run.name].is_named)
 
 

@@ -101,7 +101,6 @@ def _points(
 
 
 def _logarithmic(axis: Axes, values: Sequence[float]) -> None:
-    """Give the horizontal axis a log scale with plain numbers at its ticks."""
     low, high = min(values) / 1.3, max(values) * 1.3
     steps = [base * 10.0**power for power in range(-3, 7) for base in (1, 2, 5)]
     inside = [step for step in steps if low <= step <= high]

@@ -198,7 +198,6 @@ def _segment(columns: Columns, rows: npt.NDArray[np.bool_], *, every: Sequence[i
 
 
 def _of_lists(lists: Lists) -> Columns:
-    """Return the counts per user of each generator and each pair, [U] by name."""
     every = range(len(lists.names))
     pairs = [(g, h) for g in every for h in every if g < h]
     kinds = [f"{kind} {g}" for kind in ("full", "some", "hits", "shown", "recall", "unique") for g in every]
@@ -239,7 +238,6 @@ def _members(items: npt.NDArray[np.int64], chosen: npt.NDArray[np.bool_]) -> npt
 
 
 def _of_blends(lists: Lists, plan: BlendPlan) -> Columns:
-    """Return the recall per user of each blend, [U] by name."""
     blends = {"everyone": plan.everyone, "equal": plan.equal}
     blends |= {f"stage {number}": budgets for number, budgets in enumerate(plan.stages)}
     blends |= {f"{n} without {g}": budgets for n, found in enumerate(plan.without) for g, budgets in found.items()}

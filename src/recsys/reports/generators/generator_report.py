@@ -200,6 +200,5 @@ def screen() -> Console:
 
 
 def _above(values: Mapping[str, Estimate]) -> str:
-    """Return the names of generators whose interval is above zero."""
     names = [name for name, value in values.items() if value.low > 0]
     return words.joined(names) if names else "none"

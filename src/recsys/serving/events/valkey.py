@@ -255,7 +255,6 @@ class ValkeyEvents:
 
 
 def _literal(text: str) -> str:
-    """Escape a text for a glob pattern."""
     return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 

@@ -144,7 +144,6 @@ class ItemExplorer:
 
     @cached_property
     def _titles(self) -> pa.Array | None:
-        """Titles in lower case."""
         return None if self.title_column is None else pc.utf8_lower(plain(self._items[self.title_column]))
 
     @cached_property

@@ -150,7 +150,6 @@ class UpdatedIndex:
         return ids
 
     def _view(self) -> _View:
-        """Return the view of the latest state."""
         self._updates.refresh()
         view = self._state
         if view is None or view.number != self._updates.number:
@@ -177,7 +176,6 @@ class UpdatedIndex:
 
 
 def _append(rows: Ragged, more: Sequence[Sequence[int]]) -> Ragged:
-    """Return each list of `rows` followed by the list of `more`."""
     if not any(more):
         return rows
     parts = [

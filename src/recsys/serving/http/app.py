@@ -140,8 +140,6 @@ class RequestContext:
 
 
 class _Responder:
-    """ASGI application of one row of the route table."""
-
     def __init__(self, endpoint: Endpoint, body_bytes: int, token: str | None) -> None:
         self.endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
         reader = QueryDecoder if endpoint.method == "GET" else Decoder
@@ -172,12 +170,6 @@ class _Responder:
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the whole body.
-
-    Raises:
-        Problem: If it has more than `limit` bytes (413).
-        ClientDisconnect: If the client closes the connection before the end of the body.
-    """
     length = _header(scope, b"content-length")
     if length is not None and length.isdigit() and int(length) > limit:
         raise too_large(f"body: expected at most {limit} bytes")
@@ -195,7 +187,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 
 def _header(scope: Scope, name: bytes) -> bytes | None:
-    """Return the first header of a name (lower case)."""
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
@@ -214,7 +205,6 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
 
 
 def _response(problem: Problem, **headers: str) -> Response:
-    """Return the response that reports a problem."""
     if problem.status == 401:
         headers["www-authenticate"] = "Bearer"
     elif problem.status == 413:

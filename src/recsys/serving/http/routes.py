@@ -255,6 +255,5 @@ def admin_endpoint(
 
 
 def _in_list(problem: Problem, number: int) -> Problem:
-    """Return the problem of request `number` of a list."""
     field = f"[{number}]" + (f".{problem.field}" if problem.field else "")
     return Problem(problem.status, problem.code, message=f"[{number}]: {problem.message}", field=field)
