@@ -142,7 +142,7 @@ def test_search_versions_and_hosts(server: tuple[Scripted, str]) -> None:
     assert [path for _, path, _ in told.asked] == ["/v1/search", "/v1/version", "/v1/hosts"]
 
 
-def test_503_and_lost_connections_are_asked_again_until_retries_end(server: tuple[Scripted, str]) -> None:
+def test_calls_are_retried_after_503_and_lost_connections(server: tuple[Scripted, str]) -> None:
     told, url = server
     full = {"error": {"code": "unavailable", "message": "no host answers"}}
     told.script = [(503, full), HANG_UP, (200, ANSWER), (503, full), (503, full), (503, b"<h1>proxy</h1>")]
@@ -154,7 +154,7 @@ def test_503_and_lost_connections_are_asked_again_until_retries_end(server: tupl
     assert len(told.asked) == 6
 
 
-def test_no_other_failure_is_asked_again(server: tuple[Scripted, str]) -> None:
+def test_no_other_failure_is_retried(server: tuple[Scripted, str]) -> None:
     told, url = server
     told.script = [(500, {"error": {"code": "internal", "message": "a mistake"}}), (200, b"no JSON"), (502, b"")]
     with Client(url) as client:

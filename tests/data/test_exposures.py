@@ -187,7 +187,7 @@ def test_between_equals_brute_force(users: list[tuple[list[int], int, int]], mos
         assert found.values[found.offsets[row] : found.offsets[row + 1]].tolist() == expected
 
 
-def test_an_epoch_brings_every_exposure_of_its_time(tmp_path: Path) -> None:
+def test_an_epoch_contains_every_exposure_of_its_time(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     items, flags = rng.integers(0, 15, (6, 60)), rng.random((6, 60)) < 0.5
     rows = [

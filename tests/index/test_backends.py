@@ -190,14 +190,14 @@ def test_builds_are_equal(name, items, queries):
         assert np.array_equal(a, b)
 
 
-def test_fewer_items_than_lists_is_said(caplog):
+def test_fewer_items_than_lists_are_logged(caplog):
     items = np.random.default_rng(0).standard_normal((30, 4), np.float32)
     index = IVFFlat(num_lists=64)
     index.build(items)
     assert "num_lists=64, but there are only 30 items" in caplog.text
 
 
-def test_codes_that_do_not_divide_the_dimension_are_said(caplog):
+def test_a_number_of_codes_that_does_not_divide_the_dimension_is_logged(caplog):
     items = np.random.default_rng(0).standard_normal((2000, 10), np.float32)
     IVFPQFastScan(num_codes=4).build(items)
     assert "num_codes=4 does not divide dimension 10; using 2" in caplog.text

@@ -95,7 +95,7 @@ def test_lists_of_k_results_are_deep_enough() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_no_list_has_more_than_its_share(k: int) -> None:
+def test_no_list_exceeds_its_budget(k: int) -> None:
     rows = np.arange(30).reshape(1, 3, 10)
     _, found = take_turns(np.zeros(rows.shape, np.float32), rows, k=k)
     assert np.bincount(found[0] // 10, minlength=3).max() == -(-k // 3)

@@ -152,7 +152,7 @@ def test_an_encoder_that_is_not_causal_changes_earlier_states() -> None:
         torch.testing.assert_close(after[other], before[other])
 
 
-def test_training_drops_and_learns_everywhere(encoder: nn.Module) -> None:
+def test_training_applies_dropout_and_has_gradients_everywhere(encoder: nn.Module) -> None:
     encoder.train()
     first, second = (torch.cat(encode_packed(encoder, sequences())) for _ in range(2))
     assert not torch.allclose(first, second)

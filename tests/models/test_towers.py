@@ -187,7 +187,7 @@ def test_properties_of_item_towers(world: Path, override: str, lookup: bool, rea
     assert (tower.is_lookup, tower.reads_features) == (lookup, reads)
 
 
-def test_a_tower_of_nothing_is_refused(world: Path) -> None:
+def test_a_tower_without_inputs_is_refused(world: Path) -> None:
     with pytest.raises(UserError, match="needs ids, features or both"):
         build(world, "item_tower=ids", "item_tower.use_id=false")
 

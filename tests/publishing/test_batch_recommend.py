@@ -181,7 +181,7 @@ class Counting:
         return self.inner.rank(requests, k, exclude_seen=exclude_seen, request_features=request_features)
 
 
-def test_goes_on_where_it_was_stopped(run: RunRecommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_command_continues(run: RunRecommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.publishing.batch_recommend.PART", 20)
     monkeypatch.setattr("recsys.publishing.batch_recommend.BATCH", 8)
     out = tmp_path / "out.parquet"
@@ -221,7 +221,7 @@ def test_parts_of_other_settings_are_not_reused(
     assert again.users == 60
 
 
-def test_a_killed_command_leaves_no_file_and_goes_on(published: Published, tmp_path: Path) -> None:
+def test_a_killed_command_leaves_no_file_and_continues(published: Published, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     script = f"""
         import os, signal

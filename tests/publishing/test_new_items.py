@@ -56,7 +56,7 @@ def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
     np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_embedded_is_told(
+def test_items_that_cannot_be_embedded_are_reported(
     published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "nameless.parquet")

@@ -144,7 +144,7 @@ def test_unknown_users(kind: str, run: recsys.OpenedRun, release: recsys.OpenedR
             call(["u001"], unknown="ignore")
 
 
-def test_a_release_without_histories_says_so(bare: recsys.OpenedRelease, events: pa.Table) -> None:
+def test_an_error_explains_that_a_release_has_no_histories(bare: recsys.OpenedRelease, events: pa.Table) -> None:
     with pytest.raises(UserError, match=r"histories: a release has none.*data='own'.*histories=EVENTS"):
         bare.recommend(["u001"], k=5)
     with pytest.raises(UserError, match="evaluate: needs histories; open the release with data='own'"):

@@ -26,7 +26,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("serving_faults")
 
 
-def test_what_was_mixed_or_wrong_is_counted(faults: Any) -> None:
+def test_mixed_and_wrong_answers_are_counted(faults: Any) -> None:
     # Two items; each pair of tower and index has scores of its own.
     scores = {("a", "a"): [0.9, 0.2], ("a", "b"): [0.5, 0.4], ("b", "a"): [0.3, 0.1], ("b", "b"): [0.8, 0.7]}
     answers = {pair: [(np.array(best), {"x": best[0], "y": best[1], "z": 0.0})] for pair, best in scores.items()}

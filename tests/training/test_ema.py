@@ -28,7 +28,7 @@ def test_decay_grows_with_the_steps_up_to_its_bound() -> None:
     assert averaged.module.weight.item() == pytest.approx(expected / 2)
 
 
-def test_behind_an_earlier_run_the_decay_goes_on_from_its_steps() -> None:
+def test_after_a_warm_start_the_decay_continues_from_the_earlier_steps() -> None:
     model, ema = nn.Linear(1, 1, bias=False), EMA(decay=0.999)
     averaged = AveragedModel(model, **ema._kwargs)
     ema.steps_before = 89

@@ -96,7 +96,7 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     assert prior_shift(dataset, 1, target_sampling=TargetSampling(half_life_days=1)).abs().max() < 1e-12
 
 
-def test_the_prior_knows_what_targets_count(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_prior_uses_the_weights_of_targets(tmp_path_factory: pytest.TempPathFactory) -> None:
     day = 86_400
     table = events([(1, 10, 0), (1, 10, day), (2, 11, day), (2, 11, day)]) | {
         "split": ["train"] * 4,
@@ -224,7 +224,7 @@ def test_count_min_converges_on_a_stationary_stream() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: StreamingFrequency(64, 2), lambda: CountMinFrequency(64)])
-def test_a_restored_estimator_goes_on(make: type[nn.Module]) -> None:
+def test_a_restored_estimator_continues(make: type[nn.Module]) -> None:
     _, stream = zipf_stream(30, 20, 5)
     whole, first, second = make(), make(), make()
     for estimators, steps in (((whole,), stream), ((first,), stream[:9])):

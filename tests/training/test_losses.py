@@ -196,7 +196,7 @@ def test_the_hardest_by_hand() -> None:
     assert sampled("off", nothing, hardest=3).item() == pytest.approx(sampled("off", nothing).item())
 
 
-def test_what_a_history_brings_itself_is_no_draw() -> None:
+def test_an_exposure_has_the_weight_one() -> None:
     users, positives, given = one_row(torch.tensor([[False, False, False]]))
     # The last candidate is there for certain: two are drawn, and its term has the weight 1.
     given = given._replace(num_drawn=torch.tensor([2]), log_q=given.log_q.clone())
@@ -270,7 +270,7 @@ def test_a_calibration_that_is_no_share_is_refused() -> None:
         GBCE(10, 2)
 
 
-def test_rows_that_weigh_nothing_add_nothing() -> None:
+def test_rows_of_weight_zero_do_not_change_the_loss() -> None:
     users, positives, given = one_row(torch.tensor([[False, False, False]]))
     users.requires_grad_()
     for loss in (SampledSoftmax(), GBCE(10)):

@@ -160,7 +160,7 @@ def test_cross_batch_steps_by_hand(world: Path) -> None:
     assert len(item_idx) == 150 < sum(len(batch.target_idx) for batch in batches)
 
 
-def test_nothing_is_learned_through_the_bank(world: Path) -> None:
+def test_the_bank_gets_no_gradient(world: Path) -> None:
     config = settings(world, "negatives=cross_batch", "negatives.warmup_steps=0", "item_tower=ids")
     module = still(build(config))
     first, second = next_batches(config, 2)
@@ -283,7 +283,7 @@ def test_a_step_depends_on_seed_and_step_alone(world: Path) -> None:
     assert not torch.equal(other.training_step(batch, 0), first)
 
 
-def test_a_batch_without_targets_changes_nothing() -> None:
+def test_a_batch_without_targets_changes_no_estimate() -> None:
     # One basket: without first events there is nothing to predict.
     dataset = training_only([[(1, 0), (2, 0), (3, 0)], [(1, 0), (2, 1)]])
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
@@ -350,7 +350,7 @@ def test_every_parameter_that_matters_learns(world: Path) -> None:
         (["negatives=uniform", "loss=gbce", "loss.calibration=2.0"], "calibration: found 2.0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(world: Path, overrides: list[str], message: str) -> None:
+def test_incompatible_settings_are_refused(world: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(settings(world, *overrides))
 

@@ -26,7 +26,7 @@ def test_new_files() -> None:
     assert str(found) == "10 new events in 2 files"
 
 
-def test_nothing_new() -> None:
+def test_no_new_events() -> None:
     for now in ([A, B], [B, A], [A]):
         assert not find_arrivals(now, [A, B]).has_events
     assert find_arrivals([A], [A, B]).missing == ("b",)

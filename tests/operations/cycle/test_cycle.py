@@ -198,7 +198,7 @@ def test_a_gate_of_another_package_judges_in_both_commands(
     assert nothing == 0, last
 
 
-def test_a_stopped_candidate_changes_nothing_and_is_not_made_again(first: Scene, tmp_path: Path) -> None:
+def test_a_stopped_candidate_is_not_published_or_trained_again(first: Scene, tmp_path: Path) -> None:
     scene = first.copy("stopped")
     served, versions = scene.store.aliases()["production"], scene.store.versions()
     jobs = [scene.job(UNREACHABLE, **scene.arrives(15)), scene.job(UNREACHABLE), scene.job(**scene.arrives(16))]

@@ -71,7 +71,7 @@ def serving(hosts: list[FakeHost]) -> list[str]:
     return [host.serving for host in hosts]
 
 
-def test_a_release_goes_out_and_stays(store: ReleaseStore, hosts: list[FakeHost]) -> None:
+def test_a_release_is_rolled_out_and_kept(store: ReleaseStore, hosts: list[FakeHost]) -> None:
     plan = plan_of(store, hosts)
     cycle = cycle_of(plan)
     hosts[0].answers = {("/v1/search", 500): 1000}

@@ -36,7 +36,7 @@ def test_volume_that_scatters_by_itself_has_wide_bounds() -> None:
     assert status(VOLUME.judge(evidence(days_of_events([*counts, 4])))) == ["fail", "pass"]
 
 
-def test_a_missing_day_counts_as_nothing_and_little_reference_is_untested() -> None:
+def test_a_missing_day_has_no_events_and_a_short_reference_is_untested() -> None:
     data = days_of_events([95] + [100] * 9 + [100])
     outcomes = list(VOLUME.judge(evidence(data, end=12 * DAY)))
     assert outcomes[0].status == "fail"

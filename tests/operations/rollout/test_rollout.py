@@ -197,7 +197,7 @@ def test_a_canary_is_rolled_back(world: World) -> None:
     assert world.serving() == [OLD] * 3
 
 
-def test_killed_at_any_step_it_goes_on(world: World) -> None:
+def test_a_cycle_killed_at_any_step_continues(world: World) -> None:
     reached = set()
     for command, more in (("start", [f"version='{NEW}'"]), ("rollback", [])):
         for number in range(1, 15):

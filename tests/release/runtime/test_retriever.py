@@ -106,7 +106,7 @@ def test_seen_items_stay_where_asked_for(retriever: Retriever, queries: dict[str
     assert rest.item_ids == unseen.item_ids[3:]
 
 
-def test_unknown_items_and_users_are_served_and_told(retriever: Retriever) -> None:
+def test_unknown_items_and_users_are_served_and_reported(retriever: Retriever) -> None:
     history = [{"item_id": "new"}, {"item_id": "i001"}, {"item_id": 7}, {"item_id": "new"}]
     answers = retriever.retrieve([Query(history, "nobody"), Query()], k=5)
     assert answers[0].unknown_items == ["new", 7]
@@ -146,9 +146,7 @@ def test_filters_over_columns_of_the_items(retriever: Retriever) -> None:
         (Query(), {"k": 0}, "k: found 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
-    retriever: Retriever, query: Query, options: dict[str, Any], message: str
-) -> None:
+def test_invalid_options_are_refused(retriever: Retriever, query: Query, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         retriever.retrieve([query], **options)
 

@@ -100,7 +100,7 @@ def test_evaluation_measures_what_is_recommended(several: Several, tmp_path: Pat
     assert values["recall@20"] > 0
 
 
-def test_what_serving_answers_is_every_embeddings_best_in_turns(several: Several) -> None:
+def test_several_embeddings_take_turns_in_an_answer(several: Several) -> None:
     retriever = Retriever.load(several.store, several.version)
     ids = retriever.items["item_id"].to_pylist()
     rng = np.random.default_rng(0)
@@ -174,7 +174,7 @@ def test_users_without_history_have_one_embedding(several: Several) -> None:
     assert users.any(2).tolist() == [[True, False, False, False]]
 
 
-def test_a_manifest_from_before_several_embeddings_means_what_it_meant(several: Several) -> None:
+def test_an_early_manifest_has_one_embedding_per_user(several: Several) -> None:
     content = json.loads((several.folder / "manifest.json").read_text())
     earlier = content | {"num_embeddings": content["num_items"]}
     del earlier["num_items"]

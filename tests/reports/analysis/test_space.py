@@ -36,7 +36,7 @@ def test_neighbours(run: TrainedRun) -> None:
     assert run.dataset.num_items + 1 not in space
 
 
-def test_what_retrieval_adds_is_no_direction(tmp_path: Path) -> None:
+def test_the_popularity_term_is_not_a_direction(tmp_path: Path) -> None:
     root = write_world(tmp_path / "data")
     plain = ItemSpace(load_run(write_run(tmp_path / "plain", root, "split=temporal")))
     shifted = write_run(tmp_path / "shifted", root, "split=temporal", "model.prior_shift.weight=1")

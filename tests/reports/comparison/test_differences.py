@@ -88,7 +88,7 @@ def test_without_anything_to_relate_to() -> None:
     assert difference.verdict == "better"
 
 
-def test_metrics_that_are_asked_for(runs: list[MeasuredRun]) -> None:
+def test_requested_metrics(runs: list[MeasuredRun]) -> None:
     assert chosen_metrics(runs, ["test/hit@10", "recall@10"]) == ["hit@10", "recall@10"]
     assert chosen_metrics(runs, []) == ["recall@10"]
     with pytest.raises(UserError, match="not every run has 'test/recal@10'.*did you mean 'test/recall@10'"):

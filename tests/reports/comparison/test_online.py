@@ -146,7 +146,7 @@ def test_a_run_folder_is_fetched(tmp_path: Path) -> None:
         fetch_run("wandb:team/pins/id-a", tmp_path / "cache", api=Api([run]))
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_projects_and_runs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = Api([])
     with pytest.raises(UserError, match="wandb:team/pins: 0 finished runs, none with test metrics"):
         read_wandb("wandb:team/pins", tmp_path, api=api)
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_wandb("wandb:team/pins", tmp_path)
 
 
-def test_the_stand_in_has_what_the_api_has() -> None:
+def test_the_fake_api_has_the_methods_of_the_real_one() -> None:
     """Names that are used of the client exist in the version that is installed."""
     from wandb.apis.public import Run as PublicRun
 

@@ -81,7 +81,7 @@ def test_recall_curves(runs: list[MeasuredRun]) -> None:
     assert "b: 0.2000 at 5, 0.4000 at 10, 0.4000 at 100" in picture.alt
 
 
-def test_against_what_is_shown(runs: list[MeasuredRun]) -> None:
+def test_the_scatter_of_accuracy_over_variety(runs: list[MeasuredRun]) -> None:
     picture = scatter.against(runs, style(runs), found=found(runs), other="coverage@10")
     marks = [line for line in axes(picture).lines if line.get_marker() != "None"]
     assert [(float(m.get_xdata()[0]), float(m.get_ydata()[0])) for m in marks] == [

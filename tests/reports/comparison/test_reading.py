@@ -31,13 +31,13 @@ def test_a_run_and_a_baseline(tmp_path: Path) -> None:
     assert baseline.curves == {}
 
 
-def test_what_a_baseline_settled_on(tmp_path: Path) -> None:
+def test_the_chosen_settings_of_a_baseline(tmp_path: Path) -> None:
     state = {"generator": "ease", "settings": {"l2": 60}, "tried": [{"settings": {"l2": 60}, "val/ndcg@10": 0.1}]}
     (run,) = read_folder(write(tmp_path / "ease", RECALL, state))
     assert run.row.overrides == {"generator": "ease", "generator.l2": "60"}
 
 
-def test_a_folder_with_nothing_but_what_was_measured(tmp_path: Path) -> None:
+def test_a_folder_with_only_metrics(tmp_path: Path) -> None:
     path = write(tmp_path / "knn", RECALL, config=None)
     (path / "run.json").unlink()
     (run,) = read_folder(path)
@@ -121,7 +121,7 @@ def test_other_settings_do_not_matter(tmp_path: Path) -> None:
     assert len(read_runs([first, second])) == 2
 
 
-def test_curves_go_on_where_a_run_was_started_again(tmp_path: Path) -> None:
+def test_curves_continue_after_a_restart(tmp_path: Path) -> None:
     path = write(tmp_path / "a", RECALL)
     write_log(
         path, 0, [{"step": 3, "train/loss": 2.0}, {"step": 4, "val/ndcg@10": 0.1}, {"step": 9, "val/ndcg@10": 0.2}]

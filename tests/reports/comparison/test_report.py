@@ -91,7 +91,7 @@ def test_all_pairs(folder: Path) -> None:
     assert {row[1] for row in report.gains_table().rows} == {"knn − good", "plain − good", "plain − knn"}
 
 
-def test_what_runs_do_not_say_is_left_out(tmp_path: Path) -> None:
+def test_missing_values_of_runs_are_left_out(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, {"recall@10": [0.0, 1.0]}, config=None)
     report = ComparisonReport(read_runs([tmp_path]))

@@ -32,7 +32,7 @@ def test_budgets(budgets: tuple[int, int], hits: int, keep: bool) -> None:
     assert recall(A, B, budgets, keep) == pytest.approx(hits / 3)
 
 
-def test_what_a_generator_cannot_spend_is_left_to_the_others_and_then_to_what_is_popular() -> None:
+def test_an_unspent_budget_goes_to_the_others_and_then_to_popular_items() -> None:
     # The second gives 2 alone: 1, 2, 3 and, beyond its budget, 4.
     assert recall(A, [2], (2, 2)) == pytest.approx(1 / 3)
     # Both run out: 1, 2, then 8 and 9.
@@ -52,7 +52,7 @@ def test_budgets_are_chosen_step_by_step_for_who_adds_most() -> None:
     assert funnel.mean_recall((1, 0)) == 0.25
 
 
-def test_of_twins_one_goes_and_what_is_needed_stays() -> None:
+def test_of_duplicate_generators_one_is_retired() -> None:
     users = [[[1, 2, 3], [1, 2, 3], [5, 6, 7], []]] * 2
     chosen = plan_blends(Funnel(made(["one", "twin", "other"], users, [[1, 2], [5]], 3), keep=True), 3, tolerance=0.01)
     assert chosen.everyone == (2, 0, 1)

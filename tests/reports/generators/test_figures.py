@@ -41,7 +41,7 @@ def test_each_alone(found: Figures) -> None:
     assert found.union.value == pytest.approx(1 / 3)
 
 
-def test_what_they_share(found: Figures) -> None:
+def test_overlap_of_generators(found: Figures) -> None:
     # First user: 2 of 1, 2, 3; second: nothing of 4. Hits: 2 of 2 and 3.
     assert found.shared_lists[0, 1].value == pytest.approx(1 / 6)
     assert found.shared_hits[0, 1].value == pytest.approx(1 / 2)

@@ -14,7 +14,7 @@ from recsys.reports.generators.segments import segments
 DATA = handmade([([1, 2], [3], [4, 1]), ([1], [2], [1]), ([], [], [5]), ([1, 2], [], [])])
 
 
-def test_users_who_have_something_to_find() -> None:
+def test_users_with_relevant_items() -> None:
     assert answerable(DATA, "test", exclude_seen=True, max_users=None, seed=0).user_idx.tolist() == [0, 2]
     assert answerable(DATA, "test", exclude_seen=False, max_users=None, seed=0).user_idx.tolist() == [0, 1, 2]
     assert answerable(DATA, "val", exclude_seen=True, max_users=None, seed=0).user_idx.tolist() == [0, 1]

@@ -57,7 +57,7 @@ def found(published: Published) -> Study:
     return studied(published, f"runs=[{published.runs[1]}]", "releases=[candidate]")[0]
 
 
-def test_everyone_is_asked(found: Study) -> None:
+def test_all_configured_generators_are_measured(found: Study) -> None:
     assert found.figures.names == (
         "run1", "candidate", "popularity", "recent popularity", "followed interests", "item knn", "random walk", "ease",
         "als",
@@ -116,7 +116,7 @@ def test_settings_are_chosen_on_validation(published: Published) -> None:
     assert result.sources[1].detail == f"num_neighbours={max((100, 1), key=lambda n: recall[n])}, shrink=0"
 
 
-def test_what_the_data_is_not_for_is_left_out(published: Published) -> None:
+def test_generators_that_do_not_suit_the_data_are_left_out(published: Published) -> None:
     result, lines = studied(published, "data.time=order", "generators=[popularity,recent_popularity,ease]")
     assert result.figures.names == ("popularity", "ease")
     assert "data.time=order knows no days" in result.missing["recent_popularity"]

@@ -70,7 +70,7 @@ def test_forms_of_a_time() -> None:
         ({"tags": [["x"]]}, "tags: found"),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_invalid_input_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse(**fields)
     good = {"user_id": 5, "item_id": "a"}
@@ -92,7 +92,7 @@ anything = st.recursive(
 
 
 @given(st.fixed_dictionaries({}, optional={n: anything for n in ("user_id", "item_id", "timestamp", "rating", "tags")}))
-def test_whatever_is_accepted_can_be_stored(posted: Any) -> None:
+def test_accepted_events_can_be_stored(posted: Any) -> None:
     try:
         ((_, event),) = parse_events(posted, NAMES, now=NOW)
     except UserError:

@@ -134,7 +134,7 @@ def _plain(history: list[Event]) -> list[tuple[Any, ...]]:
     return [(repr(e.item_id), e.timestamp, sorted((k, repr(v)) for k, v in e.features.items())) for e in history]
 
 
-def test_a_late_event_takes_its_place_and_a_repeat_none(open_new: Open) -> None:
+def test_a_late_event_is_inserted_by_time_and_a_repeat_is_ignored(open_new: Open) -> None:
     store = open_new(3)
     store.append([(5, Event(1, 10)), (5, Event(2, 30))])
     store.append([(5, Event(3, 20, {"rating": 4.5}))])
@@ -148,7 +148,7 @@ def test_a_late_event_takes_its_place_and_a_repeat_none(open_new: Open) -> None:
     assert [event.item_id for event in store.history(5)] == [4, 6, 5]
 
 
-def test_a_restored_history_keeps_its_repeats_and_lies_before_what_came_meanwhile(open_new: Open) -> None:
+def test_a_restored_history_keeps_repeats_and_precedes_newer_events(open_new: Open) -> None:
     store = open_new(10)
     store.append([(5, Event(7, 20)), (5, Event(2, 10))])
     folder = [Event(1, 10), Event(1, 10), Event(2, 10), Event(3, 20)]

@@ -37,7 +37,7 @@ def expected(prefix: str) -> list[int | str]:
 @pytest.mark.parametrize(
     "prefix", ["", "1", "12", "-", "-1", "0", "01", "a", "a*", "*", '"', "\\", "ä", "x", "9223372036854775807"]
 )
-def test_users_whose_id_begins_so(store: EventStore, prefix: str) -> None:
+def test_users_by_prefix_of_the_id(store: EventStore, prefix: str) -> None:
     found = store.users(prefix, 100)
     assert sorted(map(repr, found)) == sorted(map(repr, expected(prefix)))
     assert [isinstance(user, str) for user in found] == sorted(isinstance(user, str) for user in found)

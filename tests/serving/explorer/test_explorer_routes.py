@@ -55,7 +55,7 @@ def test_pasted_names(published: Published, events: Path, titles: dict[str, str]
     assert [entry["matches"] for entry in found.body["found"]] == [1, 1, 0]
 
 
-def test_what_explains_an_answer(published: Published, events: Path, titles: dict[str, str]) -> None:
+def test_explanations_of_an_answer(published: Published, events: Path, titles: dict[str, str]) -> None:
     """The nearest items of the stored history, by the embeddings that the release holds."""
     query = max(queries_of(published).values(), key=lambda one: len(one.history))
     user, version = query.user_id, published.versions[0]

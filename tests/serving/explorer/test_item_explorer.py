@@ -56,7 +56,7 @@ def test_only_addresses_are_pictures(films: ItemExplorer) -> None:
         ("Image", "https://shop.test/item/1", "Image"),
     ],
 )
-def test_which_column_holds_pictures(column: str, value: str, expected: str | None) -> None:
+def test_the_column_of_pictures_is_detected(column: str, value: str, expected: str | None) -> None:
     assert explorer(**{column: [None, value, None, None, None]}).picture_column == expected
 
 
@@ -73,7 +73,7 @@ def test_search_finds_ids_by_their_beginning(films: ItemExplorer) -> None:
     assert [card.item_id for card in films.search("3")] == [30]
 
 
-def test_what_a_pasted_name_means(films: ItemExplorer) -> None:
+def test_find_items_by_pasted_names(films: ItemExplorer) -> None:
     star_wars = films.card(10)
     assert films.find(" 10 ") == NameMatch("10", star_wars, 1)
     assert films.find("star wars") == NameMatch("star wars", star_wars, 2)

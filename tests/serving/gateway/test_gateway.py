@@ -89,7 +89,7 @@ def test_stored_histories_and_profiles(published: Published, events: EventStore,
         check(answer, retriever, query, 7)
 
 
-def test_what_requests_can_say(published: Published, events: EventStore, queries: dict[str, Query]) -> None:
+def test_requests_with_all_fields(published: Published, events: EventStore, queries: dict[str, Query]) -> None:
     version = published.versions[1]
     retriever, client = Retriever.load(published.store, version), LocalHost(host_of(published, version))
     user = max(queries, key=lambda name: len(queries[name].history))
@@ -123,7 +123,7 @@ def test_what_requests_can_say(published: Published, events: EventStore, queries
     assert answers[3].unknown_items == ["new", 7]
 
 
-def test_what_is_wrong_with_one_spoils_nothing_for_others(published: Published, events: EventStore) -> None:
+def test_an_invalid_request_does_not_affect_the_others(published: Published, events: EventStore) -> None:
     version = published.versions[0]
     retriever, client = Retriever.load(published.store, version), LocalHost(host_of(published, version))
     wrong = [
@@ -318,7 +318,7 @@ def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypa
     assert opened == [old, new, "0123456789abcdef"]
 
 
-def test_a_store_that_keeps_less_than_the_tower_reads_is_told(
+def test_a_store_that_keeps_less_than_the_tower_reads_is_logged(
     published: Published, caplog: pytest.LogCaptureFixture
 ) -> None:
     releases, version = ReleaseCache(published.store), published.versions[0]

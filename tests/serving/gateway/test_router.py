@@ -126,7 +126,7 @@ def test_a_version_that_is_gone_is_resolved_again() -> None:
     route([host], run=run)
 
 
-def test_a_version_can_be_asked_for() -> None:
+def test_a_request_can_name_a_version() -> None:
     hosts = [FakeHost("v1", ["v1"]), FakeHost("v1", ["v1", "v2"])]
 
     async def run(router: Router) -> None:
@@ -342,7 +342,7 @@ def test_a_host_whose_searches_fail_rests_although_it_answers_probes(clock: Cloc
     route(hosts, run=run)
 
 
-def test_nobody_is_up_and_why() -> None:
+def test_an_error_lists_why_no_host_is_up() -> None:
     hosts = [FakeHost(), FakeHost(None, [])]
 
     async def run(router: Router) -> None:
@@ -430,7 +430,7 @@ def test_shards_answer_together_in_one_version() -> None:
     route(left, right, run=run)
 
 
-def test_a_host_at_the_wrong_place_of_the_shard_map_is_not_asked() -> None:
+def test_a_host_of_another_shard_is_not_used() -> None:
     hosts = [FakeHost(shard="0/2"), FakeHost(shard="0/2"), FakeHost(shard=None)]
 
     async def run(router: Router) -> None:

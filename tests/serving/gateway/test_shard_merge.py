@@ -81,6 +81,6 @@ def test_shards_cover_the_corpus_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["2/2", "0/0", "1", "-1/2", "a/b", ""])
-def test_what_is_no_shard_is_refused(text: str) -> None:
+def test_invalid_shards_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected I/N"):
         CorpusShard.parse(text)

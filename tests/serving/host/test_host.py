@@ -82,7 +82,7 @@ def test_a_version_that_is_not_held_is_refused(host: Host, published: Published)
         host.search(ask(published, new, model="tset"))
 
 
-def test_the_oldest_go_but_not_what_is_served(host: Host, published: Published) -> None:
+def test_the_oldest_runs_are_pruned_except_the_served_one(host: Host, published: Published) -> None:
     old, new = published.versions
     host.load(old)
     host.load(new)
@@ -107,7 +107,7 @@ def test_the_oldest_go_but_not_what_is_served(host: Host, published: Published) 
         ((3, 16), [["i001"]], "exclude: found 1 lists, expected one for each of 3 users"),
     ],
 )
-def test_what_does_not_fit(
+def test_values_that_do_not_fit_are_refused(
     host: Host, published: Published, shape: tuple[int, ...], exclude: object, message: str
 ) -> None:
     host.serve(host.load("candidate"))

@@ -158,7 +158,7 @@ def test_other_processes_of_the_host_see_changes_with_their_next_search(
         ([{"item_id": "new", "price": "cheap"}], "items.price: found a value that is not of type double"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_kept(
+def test_items_that_do_not_fit_are_refused_and_not_stored(
     published: Published, tmp_path: Path, items: list[dict[str, Any]], message: str
 ) -> None:
     updates, held = opened(published, tmp_path / "journal")

@@ -42,7 +42,7 @@ def test_every_torn_tail_is_left_out_and_overwritten(tmp_path: Path) -> None:
         assert Journal(path).read_new() == [{"n": 1}, {"n": 3}]
 
 
-def test_damage_is_told_with_file_and_line(tmp_path: Path) -> None:
+def test_damage_is_reported_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     for number in range(3):
         Journal(path).write({"n": number})

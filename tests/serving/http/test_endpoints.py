@@ -137,7 +137,7 @@ def test_a_client_that_disconnects_gets_no_answer_and_is_not_counted() -> None:
     assert counted == []
 
 
-def test_unexpected_errors_are_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_errors_are_logged_but_not_returned(caplog: pytest.LogCaptureFixture) -> None:
     answer = ask("GET", "/fail", x_request_id="abc2")
     assert (answer.status, answer.body["error"]["code"]) == (500, "internal")
     assert "secret" not in str(answer.body)
@@ -174,7 +174,7 @@ def test_every_answer_is_counted_by_route() -> None:
     assert counted == [("/double", 200), ("/fail", 500), ("/double", 405), (OTHER, 404)]
 
 
-def test_a_server_that_cannot_start_says_why() -> None:
+def test_a_server_that_cannot_start_reports_the_reason() -> None:
     sent: list[dict[str, Any]] = []
 
     async def start() -> None:

@@ -81,7 +81,7 @@ def test_every_kind_is_drawn_and_a_seed_draws_the_same(fuzzing: Any, parts: Any)
         (b'{"user_id": "\xff", "item_id": 2}', False),
     ],
 )
-def test_what_may_be_events(parts: Any, body: bytes, may_be: bool) -> None:
+def test_every_valid_event_may_be_an_event(parts: Any, body: bytes, may_be: bool) -> None:
     assert parts.may_be_events(body) == may_be
     # It never calls malformed what the server takes.
     try:

@@ -65,7 +65,7 @@ def test_new_and_removed_items_in_the_next_answer_and_after_a_restart(published:
         ("takedown", {"ids": ["i001"]}, 400, None),
     ],
 )
-def test_what_is_wrong_is_refused(
+def test_invalid_input_is_refused(
     published: Published, tmp_path: Path, path: str, body: dict[str, Any], status: int, field: str | None
 ) -> None:
     # None stands for the version that is served.

@@ -25,7 +25,7 @@ def lines() -> Iterator[io.StringIO]:
     root.setLevel(level)
 
 
-def test_a_line_holds_everything(lines: io.StringIO) -> None:
+def test_a_line_contains_all_fields(lines: io.StringIO) -> None:
     log = logging.getLogger("recsys.test")
     log.info("served %d", 3, extra={"host": "a:1", "level": "not the level"})
     try:

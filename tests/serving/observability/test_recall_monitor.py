@@ -74,7 +74,7 @@ def test_means_of_each_version(metrics: Metrics) -> None:
     background.close()
 
 
-def test_a_full_queue_drops_and_nobody_waits(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_drops_items_without_waiting(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     def slow(_: SampledSearch) -> float:

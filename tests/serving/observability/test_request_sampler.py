@@ -56,7 +56,7 @@ def users_of(folder: Path, newest: int = 10_000) -> list[Any]:
     return [sample.asked["user_id"] for sample in read_samples(folder, newest)]
 
 
-def test_what_is_kept_is_what_was_asked_and_answered(tmp_path: Path) -> None:
+def test_a_sample_contains_request_and_answer(tmp_path: Path) -> None:
     sampling = Sampling(1.0, tmp_path / "samples", max_bytes=1 << 20)
     before = time.time()
     asked = RetrieveRequest(5, 2, None, {"age": 7}, {"query": "çay"}, ["a"], False, {"category": ["x", "y"]}, "v")
@@ -185,7 +185,7 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
     assert sum(sample.asked["user_id"] == 0 for sample in samples) == 3
 
 
-def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_never_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling, stuck = Sampling(1.0, tmp_path, max_bytes=1 << 20, depth=4), threading.Event()
     write = os.write
 
@@ -204,7 +204,7 @@ def test_whoever_asks_never_waits_for_the_disk(tmp_path: Path, monkeypatch: pyte
     assert users_of(tmp_path) == [0, 1, 2, 3, 4]
 
 
-def test_a_full_disk_tears_one_line_and_is_told_once(
+def test_a_full_disk_truncates_one_line_and_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     sampling, write, calls = Sampling(1.0, tmp_path, max_bytes=1 << 20), os.write, iter(range(100))
@@ -229,7 +229,7 @@ def test_a_full_disk_tears_one_line_and_is_told_once(
     assert caplog.text.count("could not be written") == 1
 
 
-def test_served_requests_are_kept_and_asked_again_alike(
+def test_sampled_requests_are_replayed_with_the_same_answers(
     published: Published, stored: Path, queries: dict[str, Query]
 ) -> None:
     users, folder = list(queries)[:6], stored.with_name("samples")
@@ -267,7 +267,7 @@ def test_served_requests_are_kept_and_asked_again_alike(
         assert again.item_ids == list(sample.item_ids)
 
 
-def test_nothing_is_kept_unless_told(published: Published, stored: Path) -> None:
+def test_no_requests_are_sampled_by_default(published: Published, stored: Path) -> None:
     async def use(app: App) -> None:
         for _ in range(20):
             assert (await call(app, "POST", "/v1/retrieve", {"k": 3})).status == 200
