@@ -266,3 +266,14 @@ def test_from_a_frame_to_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         recsys.train(["modle.dim=8"])
     # The command opens what Python published.
     main(["releases", "show", "version=production", "store=store"])
+
+
+def test_a_missing_extra_is_named() -> None:
+    script = (
+        "import sys; sys.modules['lightning'] = None; import recsys\n"
+        "try: recsys.train([])\n"
+        "except recsys.UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    expected = "recsys.train needs the package 'lightning', which is not installed: pip install 'recsys[train]'"
+    assert done.stdout.strip() == expected

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from recsys.core.errors import UserError
 from recsys.publishing.opened_release import OpenedRelease
 from recsys.release.runtime.retriever import Retriever
 
@@ -17,6 +19,30 @@ if TYPE_CHECKING:
     from recsys.publishing.promote import Promotion
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _needs_extra(function: Callable[P, R]) -> Callable[P, R]:
+    """Name the extra to install if a package that the function imports is missing."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            package = str(error.name).partition(".")[0]
+            if package == "recsys":
+                raise
+            raise UserError(
+                f"recsys.{function.__name__} needs the package '{package}', which is not installed: "
+                "pip install 'recsys[train]'"
+            ) from error
+
+    return call
+
+
+@_needs_extra
 def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> OpenedRun:
     """Train one model, or the best of several, as `recsys train` does.
 
@@ -45,6 +71,7 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
     return load_run(run.path)
 
 
+@_needs_extra
 def load_run(path: str | Path) -> OpenedRun:
     """Open the folder of a finished run.
 
@@ -78,6 +105,7 @@ def load_release(
     return OpenedRelease(Retriever.load(store, release, threads=threads), data)
 
 
+@_needs_extra
 def promote(
     run: OpenedRun | str | Path,
     *,
