@@ -354,7 +354,7 @@ def test_oracle_samples_users_and_refuses_other_data(small: Path, tiny: Path, tm
     sample = best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100)
     assert sample == best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100)
     assert sample != best_reachable(small, dataset, part="test", cutoffs=(10,), max_users=100, seed=1)
-    with pytest.raises(UserError, match="not those of .*tiny, expected whole numbers from 1 to 30"):
+    with pytest.raises(UserError, match="do not belong to .*tiny, expected whole numbers from 1 to 30"):
         best_reachable(tiny, dataset, part="test")
     with pytest.raises(UserError, match=r"data\.time=day, expected seconds"):
         best_reachable(small, prepared(small, tmp_path, time_resolution="day"), part="test")

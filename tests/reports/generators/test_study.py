@@ -119,7 +119,7 @@ def test_settings_are_chosen_on_validation(published: Published) -> None:
 def test_generators_that_do_not_suit_the_data_are_left_out(published: Published) -> None:
     result, lines = studied(published, "data.time=order", "generators=[popularity,recent_popularity,ease]")
     assert result.figures.names == ("popularity", "ease")
-    assert "data.time=order knows no days" in result.missing["recent_popularity"]
+    assert "data.time=order has no days" in result.missing["recent_popularity"]
     assert any(line.startswith("recent_popularity: left out") for line in lines)
 
 
