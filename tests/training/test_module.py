@@ -340,7 +340,7 @@ def test_every_parameter_that_matters_learns(world: Path) -> None:
     ("overrides", "message"),
     [
         (["loss=full_softmax"], "add negatives=none"),
-        (["negatives=none"], "needs negatives to sample"),
+        (["negatives=none"], "needs sampled negatives"),
         (["loss=gbce"], "add negatives=uniform"),
         (["negatives=uniform", "frequency=streaming"], "expected frequency=exact"),
         (["negatives=none", "loss=full_softmax", "frequency=count_min"], "expected frequency=exact"),
