@@ -120,7 +120,7 @@ def test_structure_of_another_index(items, tmp_path):
         ({"class": "pathlib.Path"}, "class pathlib.Path does not implement recsys.index.Index; it lacks build, search"),
         (
             {"class": "no_such_package.Tree"},
-            "is a no_such_package.Tree, but package 'no_such_package' is not installed",
+            "is a no_such_package.Tree, which would run code of 'no_such_package'; if you trust",
         ),
         ({"class": "IVFFlatt"}, "did you mean 'IVFFlat'"),
         ({"class": None}, "unknown class None"),
