@@ -22,6 +22,11 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: many tests wait for servers and commands that they have started."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with most slow tests first: whichever worker gets the last file leaves the others idle."""
     slow = Counter(item.path for item in items if {"slow", "spark"} & {mark.name for mark in item.iter_markers()})

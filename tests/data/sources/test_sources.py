@@ -124,7 +124,9 @@ def test_configurations_of_a_hub_data_set(tmp_path: Path) -> None:
 
 
 def test_a_hub_data_set_out_of_reach(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere: 'train' cannot be loaded .* expected a reachable data set of the Hub"):
+    with pytest.raises(
+        UserError, match="nowhere: 'train' cannot be loaded .* expected a reachable data set of the Hub"
+    ):
         HubDataset(str(tmp_path / "nowhere")).tables(tmp_path / "cache")
 
 
