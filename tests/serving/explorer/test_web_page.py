@@ -237,7 +237,7 @@ def test_a_rollout_is_seen_as_it_happens(page: sync_api.Page, url: str, made: Ha
     assert drawn.locator("rect").count() >= 4
 
 
-LABEL = "Share of hosts that serve each version, the last 90 seconds; now"
+LABEL = "Share of hosts that serve each version during the last 90 seconds; now"
 
 
 def test_errors_are_shown(page: sync_api.Page, url: str, made: HandMade) -> None:
