@@ -21,6 +21,12 @@ def basket_begins(dataset: PreparedDataset) -> np.ndarray:
     return begins
 
 
+def own_items(batch: Batch, history: int) -> torch.Tensor:
+    """Return the training items of the user of a history."""
+    row = int(batch.owner[history])
+    return batch.positives.values[batch.positives.offsets[row] : batch.positives.offsets[row + 1]]
+
+
 def visible(batch: Batch) -> list[tuple[int, int, list[int]]]:
     """Return (position, item, positions of the events that the query sees) of each target, from the features."""
     seen = batch.events["outcome"]

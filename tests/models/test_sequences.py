@@ -40,7 +40,8 @@ def batch(query: list[int]) -> Batch:
         history=nothing,
         requests={},
         target_idx=nothing,
-        positives=RaggedTensor(nothing, torch.zeros(4, dtype=torch.int64)),
+        positives=RaggedTensor(nothing, torch.zeros(1, dtype=torch.int64)),
+        owner=nothing,
     )
 
 

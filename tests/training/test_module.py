@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_checks import own_items
 from handmade import training_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from worlds import FEATURES, compose, write_world
 
 from recsys.core.errors import UserError
+from recsys.data.batches import builder
 from recsys.data.batches.batch import Batch, RaggedTensor, Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.experiments.assembly import build_data, build_module, build_towers, corpus_of, open_data
+from recsys.training.candidates import describe_candidates
 from recsys.training.frequency import CountMinFrequency, ExactFrequency, target_probabilities
 from recsys.training.losses import FullSoftmax, SampledCandidates, SampledSoftmax
 from recsys.training.module import RetrievalModule
@@ -110,7 +113,7 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower
     losses = []
     for row in range(num_targets):
         history = int(batch.history[row])
-        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        own = own_items(batch, history)
         allowed = ~torch.isin(candidates, own)
         assert not allowed[row]
         positive, logits = positive_logits[row], negatives_logits[row][allowed]
@@ -134,7 +137,7 @@ def corrected_loss(module: RetrievalModule, batch: Batch, item_idx: Tensor, embe
     positive_logits = (users * module.model.encode_items(batch.target_idx)).sum(1)
     losses = []
     for row, history in enumerate(batch.history.tolist()):
-        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        own = own_items(batch, history)
         allowed = ~torch.isin(item_idx, own)
         n_q = int(allowed.sum()) * q[item_idx[allowed]] / (1.0 - q[own.unique()].sum())
         logits = users[row] @ embeddings[allowed].T - n_q.log()
@@ -196,11 +199,36 @@ def test_a_hard_step_is_that_of_the_best_scored(world: Path) -> None:
     positives = (users * module.model.encode_items(batch.target_idx)).sum(1)
     losses = []
     for row, history in enumerate(batch.history.tolist()):
-        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        own = own_items(batch, history)
         allowed = candidates[~torch.isin(candidates, own)]
         best = (module.model.encode_items(allowed) @ users[row]).sort(descending=True).values[:3]
         losses.append(torch.logsumexp(torch.cat([positives[row].unsqueeze(0), best]), 0) - positives[row])
     torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_positives_of_users_equal_those_of_each_history(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks and probabilities of distinct items of users, against those of all events of each history."""
+    config = settings(world, "negatives=mixed", "history.max_events=2", "batch_size=64")
+    monkeypatch.setattr(builder, "LONG", 5)
+    module, dataset = build(config), open_data(config)
+    (batch,) = next_batches(config, 1)
+    sampler = module.negatives
+    assert sampler is not None
+    # Users have several windows, and events of items that they have already.
+    users, num_windows = batch.user_idx.unique(return_counts=True)
+    assert int(num_windows.max()) > 1
+    items = torch.cat([batch.target_idx, torch.arange(1, 40)])
+    found = describe_candidates(
+        sampler, items, embeddings=torch.zeros(len(items), 8), num_targets=len(batch.target_idx), batch=batch
+    )
+    for row, user in enumerate(batch.user_idx.tolist()):
+        events = torch.from_numpy(dataset.item_idx[dataset.offsets[user] : dataset.train_end[user]].astype(np.int64))
+        assert torch.equal(found.mask[row], torch.isin(items, events))
+        sum_of_each = torch.zeros(())
+        for q in sampler.log_q(events.unique(), len(batch.target_idx)).exp():
+            sum_of_each += q
+        # Equal to the last bit, because the order of the sum is the same.
+        assert found.q_masked[row] == sum_of_each
 
 
 def test_exposures_are_negatives_of_their_user_for_certain(world: Path) -> None:
@@ -208,8 +236,8 @@ def test_exposures_are_negatives_of_their_user_for_certain(world: Path) -> None:
     module = still(build(config))
     (batch,) = next_batches(config, 1)
     # The first history was shown a positive of its own, the targets of others and another item; the second one thing.
-    taken = int(batch.positives.values[batch.positives.offsets[0]])
-    others = sorted({*batch.target_idx.tolist()} - {*batch.positives.values[: batch.positives.offsets[1]].tolist()})
+    taken = int(own_items(batch, 0)[0])
+    others = sorted({*batch.target_idx.tolist()} - {*own_items(batch, 0).tolist()})
     free = [item for item in range(1, 60) if item not in {*batch.positives.values.tolist()}][:2]
     shown = [[taken, *others[:2], free[0]], [free[1]], *([[]] * (len(batch.lengths) - 2))]
     flat, ends = [item for row in shown for item in row], np.cumsum([0, *map(len, shown)])
@@ -219,7 +247,7 @@ def test_exposures_are_negatives_of_their_user_for_certain(world: Path) -> None:
     q = target_probabilities(open_data(config), predict_first=True).float()
     losses = []
     for row, history in enumerate(batch.history.tolist()):
-        own = batch.positives.values[batch.positives.offsets[history] : batch.positives.offsets[history + 1]]
+        own = own_items(batch, history)
         certain = torch.tensor([item for item in shown[history] if item not in {*own.tolist()}], dtype=torch.int64)
         known = torch.cat([own, certain]).unique()
         drawn = batch.target_idx[~torch.isin(batch.target_idx, known)]

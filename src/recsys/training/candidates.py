@@ -12,7 +12,6 @@ from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.training.losses import SampledCandidates
 from recsys.training.negatives import (
     NegativeSampler,
-    merge_rows,
     positives_among,
     probability_of_positives,
     renormalisation,
@@ -34,14 +33,20 @@ def describe_candidates(
         num_targets: number of candidates that are targets, of the batch or of earlier steps.
         batch: batch of this process.
     """
-    known = batch.positives if batch.exposures is None else merge_rows(batch.positives, batch.exposures)
-    mask = positives_among(item_idx, known)
+    mask = positives_among(item_idx, batch.positives)[batch.owner]
+    log_q = sampler.log_q(batch.positives.values, num_targets)
+    q_masked = probability_of_positives(log_q, batch.positives)[batch.owner]
+    if batch.exposures is not None:
+        mask |= positives_among(item_idx, batch.exposures)
+        own = _own_positives(batch.exposures, batch)
+        log_q = sampler.log_q(batch.exposures.values, num_targets).masked_fill(own, -torch.inf)
+        q_masked += probability_of_positives(log_q, batch.exposures)
     return SampledCandidates(
         embeddings=embeddings,
         log_q=sampler.log_q(item_idx, num_targets),
         log_q_target=sampler.log_q(batch.target_idx, num_targets),
         mask=mask,
-        q_masked=probability_of_positives(sampler.log_q(known.values, num_targets), known),
+        q_masked=q_masked,
         num_drawn=(~mask).sum(1),
         history=batch.history,
         hardest=sampler.hardest,
@@ -49,7 +54,7 @@ def describe_candidates(
 
 
 def add_exposures(
-    sampled: SampledCandidates, embeddings: Tensor, *, exposures: RaggedTensor, positives: RaggedTensor
+    sampled: SampledCandidates, embeddings: Tensor, *, exposures: RaggedTensor, batch: Batch
 ) -> SampledCandidates:
     """Return the candidates together with the exposures of each history, which are not sampled.
 
@@ -60,7 +65,7 @@ def add_exposures(
         sampled: candidates that were drawn.
         embeddings: [X, D], embeddings of `exposures.values`.
         exposures: items shown to each history's user, H rows without repeats.
-        positives: items of each history's user, H rows, which are not negatives.
+        batch: batch of this process; the positives of a user are not negatives.
     """
     owner = rows_of(exposures)
     foreign = owner != torch.arange(len(sampled.mask), device=owner.device).unsqueeze(1)
@@ -68,5 +73,11 @@ def add_exposures(
     return sampled._replace(
         embeddings=torch.cat([sampled.embeddings, embeddings]),
         log_q=torch.cat([sampled.log_q, certain]),
-        mask=torch.cat([sampled.mask, foreign | positives_among(exposures.values, positives)], dim=1),
+        mask=torch.cat([sampled.mask, foreign | _own_positives(exposures, batch)], dim=1),
     )
+
+
+def _own_positives(exposures: RaggedTensor, batch: Batch) -> Tensor:
+    """Return a mask bool [X] of the exposures that are positives of their own user."""
+    among = positives_among(exposures.values, batch.positives)
+    return among[batch.owner[rows_of(exposures)], torch.arange(len(exposures.values), device=among.device)]

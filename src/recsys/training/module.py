@@ -157,7 +157,7 @@ class RetrievalModule(L.LightningModule):
             drawn, extra = torch.cat([batch_idx, drawn]), torch.cat([embeddings, extra])
         sampled = describe_candidates(sampler, drawn, embeddings=extra, num_targets=num_targets, batch=batch)
         if batch.exposures is not None:
-            sampled = add_exposures(sampled, exposed, exposures=batch.exposures, positives=batch.positives)
+            sampled = add_exposures(sampled, exposed, exposures=batch.exposures, batch=batch)
         return self.loss(users, targets, sampled=sampled, weight=batch.weight)
 
     def _targets(self, item_idx: Tensor, embeddings: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:

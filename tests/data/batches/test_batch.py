@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from batch_checks import check_targets, users_strategy, visible, with_times
+from batch_checks import check_targets, own_items, users_strategy, visible, with_times
 from handmade import training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.core.columns import Column, Dense, Ragged
 from recsys.core.errors import UserError
+from recsys.data.batches import builder
 from recsys.data.batches.batch import RaggedTensor, Windows, take_or_missing
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.targets import TargetSampling
@@ -32,8 +33,23 @@ def test_whole_histories(users: list[list[tuple[int, int]]], predict_first: bool
     batch = builder.training(Windows(chosen, begin, end - 1, np.ones(len(chosen), bool)))
     check_targets(dataset, [batch], 20, predict_first)
     for row, user in enumerate(chosen):
-        positives = batch.positives.values[batch.positives.offsets[row] : batch.positives.offsets[row + 1]]
-        assert set(positives.tolist()) == {item for item, _ in users[user]}
+        assert own_items(batch, row).tolist() == sorted({item for item, _ in users[user]})
+
+
+def test_many_windows_of_a_long_history_share_its_distinct_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [(1 + step * step % 7, step) for step in range(40)]
+    dataset = training_only([history, [(3, 0), (1, 1), (3, 2)], history])
+    order = np.array([2, 0, 2, 1, 0, 2])
+    begin = dataset.offsets[order] + np.array([0, 4, 20, 0, 8, 30])
+    windows = Windows(order, begin, begin + 2, np.ones(6, bool))
+    usual = BatchBuilder(dataset, 3).training(windows)
+    monkeypatch.setattr(builder, "LONG", 10)
+    several = BatchBuilder(dataset, 3)
+    for batch in (usual, several.training(windows), several.training(windows)):
+        items = {0: [1, 2, 3, 5], 1: [1, 3], 2: [1, 2, 3, 5]}
+        assert [own_items(batch, row).tolist() for row in range(6)] == [items[user] for user in order]
+        # Memory grows with users, not with windows.
+        assert len(batch.positives.values) == 10
 
 
 def test_a_basket_that_a_window_cuts_through_is_predicted_by_it() -> None:

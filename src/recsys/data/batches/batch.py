@@ -67,7 +67,8 @@ class Batch:
         history: int64 [P], history of each target or request.
         requests: request features of the P targets or requests.
         target_idx: int64 [P], items to predict; empty for requests.
-        positives: training items of each history's user, for masking; rows H.
+        positives: distinct training items of the users of the batch, ascending, for masking; a row for each user.
+        owner: int64 [H], row of `positives` of each history's user.
         weight: float32 [P], weight of each target in the loss; None for equal weights.
         exposures: items that each history's user was shown and did not engage with, each once; rows H; None for none.
     """
@@ -83,6 +84,7 @@ class Batch:
     requests: FeatureTensors
     target_idx: Tensor
     positives: RaggedTensor
+    owner: Tensor
     weight: Tensor | None = None
     exposures: RaggedTensor | None = None
 

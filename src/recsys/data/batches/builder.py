@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.core.columns import Column, Ragged, ragged_positions
+from recsys.core.columns import Column, Ragged, distinct, ragged_positions
 from recsys.core.types import Int64Array
 from recsys.data.batches.batch import Batch, RaggedTensor, Windows, take_or_missing, to_tensor
 from recsys.data.batches.targets import DAY, TargetSampling, TargetWeights, num_older
 from recsys.data.dataset import PreparedDataset, Requests
+
+# The distinct items of users with more training events than this are kept from batch to batch.
+LONG = 1000
 
 
 class _Reads(NamedTuple):
@@ -76,6 +79,7 @@ class BatchBuilder:
         self._has_baskets = dataset.meta.time_resolution.has_order and sampling.order == "time"
         self._gap = round(sampling.gap_days * DAY)
         self._weights = TargetWeights(dataset, sampling)
+        self._items_of_long: dict[int, Int64Array] = {}
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Return a batch whose targets are all next events of each window, so each event is a target once.
@@ -118,6 +122,7 @@ class BatchBuilder:
         is_event = local < lengths[window]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         history = window[keep]
+        users, owner = np.unique(windows.user_idx, return_inverse=True)
         reads = _Reads(
             positions=positions[is_event],
             item_idx=items[is_event],
@@ -131,7 +136,8 @@ class BatchBuilder:
         return self._batch(
             reads,
             target_idx=items[keep],
-            positives=self._positives(windows.user_idx),
+            positives=self._positives(users),
+            owner=owner,
             exposures=self._exposures(windows, last),
             weight=self._weights(positions[keep]),
         )
@@ -162,8 +168,9 @@ class BatchBuilder:
             history=history,
             requests=np.where(has_next, requests.end, -1),
         )
-        nothing = Ragged(np.zeros(0, np.int32), np.zeros(len(users) + 1, np.int64))
-        return self._batch(reads, target_idx=np.zeros(0, np.int64), positives=nothing, request_columns=columns)
+        nothing = np.zeros(0, np.int64)
+        positives = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
+        return self._batch(reads, target_idx=nothing, positives=positives, owner=nothing, request_columns=columns)
 
     def _draw_known(
         self, known: Int64Array, times: Int64Array, *, window: Int64Array, rng: np.random.Generator | None
@@ -213,9 +220,24 @@ class BatchBuilder:
         return last
 
     def _positives(self, users: Int64Array) -> Ragged:
-        begin, lengths = self.dataset.offsets[users], self.dataset.train_end[users] - self.dataset.offsets[users]
-        values = np.asarray(self.dataset.item_idx[ragged_positions(begin, lengths)])
-        return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+        """Return the distinct training items of each user, ascending."""
+        data = self.dataset
+        width = data.num_items + 1
+        begin, lengths = data.offsets[users], data.train_end[users] - data.offsets[users]
+        is_long = lengths > LONG
+        row = np.repeat(np.flatnonzero(~is_long), lengths[~is_long])
+        items = data.item_idx[ragged_positions(begin[~is_long], lengths[~is_long])]
+        # The items of long histories are ordered already, so the sort takes no time for them.
+        of_long = (row * width + self._items_of(int(users[row])) for row in np.flatnonzero(is_long))
+        rows, values = np.divmod(distinct(np.concatenate([row * width + items, *of_long])), width)
+        counts = np.bincount(rows, minlength=len(users))
+        return Ragged(values.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
+
+    def _items_of(self, user: int) -> Int64Array:
+        if user not in self._items_of_long:
+            events = self.dataset.item_idx[self.dataset.offsets[user] : self.dataset.train_end[user]]
+            self._items_of_long[user] = np.unique(events).astype(np.int64)
+        return self._items_of_long[user]
 
     def _batch(
         self,
@@ -223,6 +245,7 @@ class BatchBuilder:
         *,
         target_idx: Int64Array,
         positives: Ragged,
+        owner: Int64Array,
         exposures: Ragged | None = None,
         weight: Tensor | None = None,
         request_columns: dict[str, Column] | None = None,
@@ -244,6 +267,7 @@ class BatchBuilder:
             },
             target_idx=torch.from_numpy(target_idx),
             positives=_to_tensors(positives),
+            owner=torch.from_numpy(owner),
             exposures=None if exposures is None else _to_tensors(exposures),
             weight=weight,
         )

@@ -135,6 +135,32 @@ def softmax_loss(
     return loss
 
 
+# Share of masked logits from which their exponentials are skipped on a CPU.
+SKIP_FROM = 0.1
+# Every float32 below it has the exponential zero.
+ZERO_BELOW = -104.0
+
+
+def exp_(block: Tensor, *, skips: bool) -> Tensor:
+    """Replace logits by their exponentials.
+
+    Args:
+        block: logits, at most 0.
+        skips: leave out those whose exponential is zero. One of them takes a CPU twenty times as long as another logit,
+            and the further passes take as long as a tenth of the logits.
+    """
+    if not skips:
+        return block.exp_()
+    is_zero = block < ZERO_BELOW
+    return block.masked_fill_(is_zero, 0.0).exp_().masked_fill_(is_zero, 0.0)
+
+
+def _hidden_share(terms: SoftmaxTerms) -> float:
+    if terms.mask is None or terms.history is None:
+        return 0.0
+    return float(terms.mask.float().mean(1)[terms.history].mean())
+
+
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -149,6 +175,8 @@ class _SoftmaxLoss(torch.autograd.Function):
         positive_gradient = None if positive_logits is None else torch.empty_like(losses)
         transposed = items.t()
         least = lowest(users)
+        can_skip = users.device.type == "cpu" and users.dtype == torch.float32
+        skips = can_skip and (selects or _hidden_share(terms) > SKIP_FROM)
         for rows in blocks(num_rows, num_columns, device=users.device):
             block = buffer.block(rows.stop - rows.start, num_columns, like=users)
             if bias is None or selects:
@@ -166,7 +194,7 @@ class _SoftmaxLoss(torch.autograd.Function):
                 kept, at = block.topk(hardest, dim=1, sorted=False)
                 block.fill_(least).scatter_(1, at, kept if bias is None else kept + bias[at])
             highest = block.amax(1, keepdim=True)
-            block.sub_(highest).exp_()
+            exp_(block.sub_(highest), skips=skips)
             total = block.sum(1, keepdim=True)
             log_sum = total.log().add_(highest)
             if positive_logits is None or positive_gradient is None:

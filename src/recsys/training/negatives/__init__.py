@@ -3,7 +3,6 @@
 from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.hard import HardNegatives, MinedNegatives
 from recsys.training.negatives.masks import (
-    merge_rows,
     positives_among,
     probability_of_positives,
     renormalisation,
@@ -29,7 +28,6 @@ __all__ = [
     "NegativeSampler",
     "PopularityNegatives",
     "UniformNegatives",
-    "merge_rows",
     "positives_among",
     "probability_of_positives",
     "renormalisation",

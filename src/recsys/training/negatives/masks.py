@@ -1,6 +1,6 @@
 """Masks of candidates that are positives of a user, and the probabilities that remain for the others.
 
-Shapes: H histories, C candidates, M items of all histories.
+Shapes: U users, H histories, C candidates, M items of all users.
 """
 
 from __future__ import annotations
@@ -12,40 +12,32 @@ from recsys.data.batches.batch import RaggedTensor
 
 
 def positives_among(candidates: Tensor, positives: RaggedTensor) -> Tensor:
-    """Return a mask bool [H, C] of the candidates that are positives of the history's own user.
+    """Return a mask bool [U, C] of the candidates that are among the positives of each user.
 
     Accidental hits are masked too, because a target is a training item of its own user.
     """
     order = candidates.argsort()
     ordered = candidates[order]
-    lengths = positives.offsets.diff()
-    history = rows_of(positives)
+    user = rows_of(positives)
     left = torch.searchsorted(ordered, positives.values)
     counts = torch.searchsorted(ordered, positives.values, right=True) - left
     # A positive may be in several columns, which are adjacent in `ordered`.
     run = torch.arange(int(counts.sum()), device=counts.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    mask = torch.zeros(len(lengths), len(candidates), dtype=torch.bool, device=candidates.device)
-    mask[history.repeat_interleave(counts), order[left.repeat_interleave(counts) + run]] = True
+    num_users = len(positives.offsets) - 1
+    mask = torch.zeros(num_users, len(candidates), dtype=torch.bool, device=candidates.device)
+    mask[user.repeat_interleave(counts), order[left.repeat_interleave(counts) + run]] = True
     return mask
 
 
 def probability_of_positives(log_q: Tensor, positives: RaggedTensor) -> Tensor:
-    """Return the probability that one draw is a positive of the history's user; float32 [H].
+    """Return the probability that one draw is among the positives of each user; float32 [U].
 
     Args:
         log_q: [M], log probability of each of `positives.values`.
-        positives: items of H users; a repeated item counts once.
+        positives: items of U users, each once.
     """
-    num_histories = len(positives.offsets) - 1
-    history = rows_of(positives)
-    if len(history) == 0:
-        return torch.zeros(num_histories, device=log_q.device)
-    key = history * (int(positives.values.max()) + 1) + positives.values
-    key, order = key.sort()
-    fresh = torch.ones_like(key, dtype=torch.bool)
-    fresh[1:] = key[1:] != key[:-1]
-    probability = torch.where(fresh, log_q[order].exp(), 0.0)
-    return torch.zeros(num_histories, device=log_q.device).index_add_(0, history[order], probability)
+    nothing = torch.zeros(len(positives.offsets) - 1, device=log_q.device)
+    return nothing.index_add_(0, rows_of(positives), log_q.exp())
 
 
 def renormalisation(q_masked: Tensor, num_drawn: Tensor) -> Tensor:
@@ -56,13 +48,6 @@ def renormalisation(q_masked: Tensor, num_drawn: Tensor) -> Tensor:
         num_drawn: [H], n, the number of candidates that were drawn and are not masked.
     """
     return torch.log1p(-q_masked.clamp(max=1 - 1e-6)) - num_drawn.clamp(min=1).log()
-
-
-def merge_rows(one: RaggedTensor, other: RaggedTensor) -> RaggedTensor:
-    """Return the rows of both, each row of `one` followed by that of `other`."""
-    rows = torch.cat([rows_of(one), rows_of(other)])
-    order = rows.argsort(stable=True)
-    return RaggedTensor(torch.cat([one.values, other.values])[order], one.offsets + other.offsets)
 
 
 def rows_of(ragged: RaggedTensor) -> Tensor:
