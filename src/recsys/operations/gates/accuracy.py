@@ -12,7 +12,7 @@ from recsys.evaluation.significance import paired_bootstrap
 from recsys.operations.gates.event_window import DAY, NO_TIMES
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
-from recsys.operations.gates.verdict import Outcome, at_least, untested
+from recsys.operations.gates.verdict import Outcome, Status, at_least, untested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,6 @@ class NotWorse:
     paired by user and corrected for the number of metrics and slices, so that honest candidates are not stopped by the
     number of tests. Both releases are measured now, on the same window, because older figures are about other users and
     days.
-
-    Attributes:
-        metrics: metrics over all users.
-        slices: slices of items or users, each measured by `slice_metric`.
-        slice_metric: recall at a cut-off, for slices and for types of action.
-        non_inferiority_margin: share of the served release's metric that the candidate may lose.
-        slice_non_inferiority_margin: the same for a slice or a type of action.
-        significance_level: probability that at least one check fails by chance.
-        detectable_loss: a check whose power is below 0.8 for a loss of this share is untested.
     """
 
     metrics: Sequence[str]
@@ -52,7 +43,8 @@ class NotWorse:
         pairs = {}
         for name, margin in margins.items():
             rows = ~np.isnan(candidate[name])
-            pairs[name] = PairedMetric(candidate[name][rows], served[name][rows], margin=margin)
+            setting = "non_inferiority_margin" if name in self.metrics else "slice_non_inferiority_margin"
+            pairs[name] = PairedMetric(candidate[name][rows], served[name][rows], margin=margin, setting=setting)
         return non_inferiority(pairs, self.significance_level, detectable_loss=self.detectable_loss)
 
 
@@ -63,14 +55,6 @@ class KeepsRecord:
     If the newest events are corrupted, the candidate and the served release both fail on them, and a comparison of the
     two shows nothing. Slices that the served release cannot serve now, such as items newer than it, have no other
     reference either.
-
-    Attributes:
-        metrics: metrics of the served release over the items of its index, slices included.
-        min_ratio: candidate's metric over the record; below 1, because every window differs.
-        significance_level: probability that at least one check fails by chance.
-        detectable_loss: a check whose power is below 0.8 for a loss of this share is untested.
-        min_users: minimum number of users for a test of a metric. The record is about other users, and if a dozen users
-            all miss, their spread is zero and chance would seem to be excluded.
     """
 
     metrics: Sequence[str]
@@ -92,7 +76,8 @@ class KeepsRecord:
             if len(values) < self.min_users:
                 missing.append(untested(name, f"{len(values)} users, fewer than {self.min_users}"))
                 continue
-            pairs[name] = PairedMetric(values, _simulated_users(known, values), margin=1 - self.min_ratio)
+            simulated = _simulated_users(known, values)
+            pairs[name] = PairedMetric(values, simulated, margin=1 - self.min_ratio, setting="min_ratio")
         return [*non_inferiority(pairs, self.significance_level, detectable_loss=self.detectable_loss), *missing]
 
 
@@ -117,12 +102,6 @@ class Predictable:
     the mean of a longer test part, one such day would not be visible. If the whole test part is newer than the served
     release, there is nothing to compare with, because the metrics of a release at its creation do not show how it ages.
     The gate `record` compares the candidate with those.
-
-    Attributes:
-        metric: recall at a cut-off.
-        min_ratio: metric on the newest events over the metric on the events before them.
-        significance_level: probability of failing by chance.
-        detectable_loss: the check is untested if its power is below 0.8 for a loss of this share.
     """
 
     metric: str
@@ -140,7 +119,7 @@ class Predictable:
             return [untested(check, "the served release is older than all of the test part")]
         found = side.measure(new)[1][self.metric]
         usual = float(side.measure(before)[1][self.metric].mean())
-        pair = PairedMetric(found, np.full(len(found), usual), margin=1 - self.min_ratio)
+        pair = PairedMetric(found, np.full(len(found), usual), margin=1 - self.min_ratio, setting="min_ratio")
         return non_inferiority({check: pair}, self.significance_level, detectable_loss=self.detectable_loss)
 
 
@@ -150,11 +129,6 @@ class BeatsPopularity:
 
     This comparison needs no earlier figures. A model that learned nothing fails it even if nothing is served. Floors
     are for teams that know the usual figures of their data.
-
-    Attributes:
-        metric: metric over all users.
-        min_ratio: metric of the candidate over that of the popular list.
-        floors: metric -> minimum value.
     """
 
     metric: str
@@ -166,13 +140,15 @@ class BeatsPopularity:
         found = float(evidence.candidate.per_user[self.metric].mean())
         popular = float(evidence.popular[self.metric].mean())
         reason = f"{self.min_ratio:g} times popularity's {popular:.4f}"
-        yield at_least(self.metric, found, threshold=self.min_ratio * popular, reason=reason)
+        fits: Mapping[str, object] = {"min_ratio": found / (popular or np.nan)}
+        yield at_least(self.metric, found, threshold=self.min_ratio * popular, reason=reason, fits=fits)
         for name, floor in self.floors.items():
             value = evidence.candidate.metrics.get(name)
             if value is None:
                 yield untested(name, "the candidate has no such metric")
             else:
-                yield at_least(name, value, threshold=floor, reason="fixed floor")
+                fits = {"floors": {name: value}}
+                yield at_least(name, value, threshold=floor, reason="fixed floor", fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,13 +158,6 @@ class NotTooGood:
     A model that was trained on the answers is far better than any honest one. The gain is measured on items that the
     served release knows, because items that it cannot know bring a gain that is large and honest. An old served release
     has lost accuracy, which explains a larger gain.
-
-    Attributes:
-        metric: recall at a cut-off.
-        max_gain: largest plausible gain, as a share of the served release's metric.
-        max_gain_per_day: addition to `max_gain` for each day between the newest event of the served release's data and
-            the newest event of the data now.
-        min_absolute_gain: gain in the metric itself below which nothing is suspicious.
     """
 
     metric: str
@@ -215,4 +184,6 @@ class NotTooGood:
         gain = float(found.mean() / served.mean() - 1) if served.mean() else np.inf
         reason = f"{found.mean():.4f} against {served.mean():.4f} on items that both releases can know"
         is_suspicious = low > 0 and found.mean() - served.mean() > self.min_absolute_gain
-        return [Outcome(check, gain, threshold=most, status="fail" if is_suspicious else "pass", reason=reason)]
+        fits = {"max_gain": gain - most + self.max_gain} if is_suspicious and np.isfinite(gain) else {}
+        status: Status = "fail" if is_suspicious else "pass"
+        return [Outcome(check, gain, threshold=most, status=status, reason=reason, bound="most", fits=fits)]

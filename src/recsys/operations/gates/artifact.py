@@ -24,10 +24,6 @@ class SameAsTrained:
 
     Export, index, order of the items and vocabularies are each verified when a release is made. This gate checks them
     together from end to end, and does not rely on the recall that the manifest gives.
-
-    Attributes:
-        min_recall: share of the exact top k that the release must return.
-        max_requests: number of test requests to use.
     """
 
     min_recall: float
@@ -51,7 +47,8 @@ class SameAsTrained:
         hits = ((wanted[:, :, None] == found[:, None, :]) & (wanted[:, :, None] > 0)).any(2).sum()
         recall = float(hits / max(1, (wanted > 0).sum()))
         reason = f"of the exact top {k} of the trained towers, {len(requests.user_idx)} users"
-        yield at_least(f"index recall@{k}", recall, threshold=self.min_recall, reason=reason)
+        fits = {"min_recall": recall}
+        yield at_least(f"index recall@{k}", recall, threshold=self.min_recall, reason=reason, fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +58,6 @@ class Reproduces:
     The packed model may differ from the measured one if a checkpoint was replaced, a configuration was edited or a
     vocabulary changed. If a corpus policy chose the items of the index, the model must reach the run's metrics over all
     items, and the release must reach those over the chosen items.
-
-    Attributes:
-        metrics: metrics over all users.
-        max_relative_difference: difference over the measured value; an approximate index finds a little less.
     """
 
     metrics: Sequence[str]
@@ -88,8 +81,9 @@ class Reproduces:
     def _compare(self, check: str, found: float, *, measured: float | None) -> Outcome:
         if measured is None:
             return untested(check, "the run has no such metric")
-        bound = self.max_relative_difference * measured
-        return at_most(check, abs(found - measured), threshold=bound, reason=f"difference to {measured:.4f}")
+        difference, bound = abs(found - measured), self.max_relative_difference * measured
+        fits = {"max_relative_difference": difference / (measured or np.nan)}
+        return at_most(check, difference, threshold=bound, reason=f"difference to {measured:.4f}", fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +92,6 @@ class TowerLatency:
 
     The user tower runs once for each request, before anything else. Both towers are timed alternately on the same
     users, one user at a time on one thread, and compared by their medians, so that a busy machine slows both alike.
-
-    Attributes:
-        max_ratio: median time over that of the served tower.
-        slack_ms: increase in milliseconds that is accepted in any case.
-        num_requests: number of timed requests for each tower.
     """
 
     max_ratio: float
@@ -123,7 +112,8 @@ class TowerLatency:
                     spent[which].append(1000 * (time.perf_counter() - begin))
         found, served = (float(np.median(times)) for times in spent)
         bound = max(self.max_ratio * served, served + self.slack_ms)
-        yield at_most("median ms", found, threshold=bound, reason=f"one user on one thread; served {served:.3f} ms")
+        reason, fits = f"one user on one thread; served {served:.3f} ms", {"max_ratio": found / served}
+        yield at_most("median ms", found, threshold=bound, reason=reason, fits=fits)
 
 
 def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
@@ -142,12 +132,6 @@ class Size:
 
     Hosts hold several releases in memory at once. A sudden change in the size of the corpus is usually a fault of
     preparation.
-
-    Attributes:
-        max_bytes_ratio: bytes over those of the served release.
-        min_items_ratio: number of items over that of the served release, at least.
-        max_items_ratio: number of items over that of the served release, at most.
-        min_kept_items: share of the served release's items that the candidate must have.
     """
 
     max_bytes_ratio: float
@@ -160,20 +144,22 @@ class Size:
         ours, theirs = (side.retriever.manifest for side in (evidence.candidate, evidence.served))
         found, served = (sum(entry.bytes for entry in m.files.values()) / 2**20 for m in (ours, theirs))
         reason = f"{self.max_bytes_ratio:g} times the served {served:.1f}"
-        yield at_most("MiB", found, threshold=self.max_bytes_ratio * served, reason=reason)
-        num_items, reason = ours.num_items, f"served {theirs.num_items:,}"
-        yield at_least("fewest items", num_items, threshold=self.min_items_ratio * theirs.num_items, reason=reason)
-        yield at_most("most items", num_items, threshold=self.max_items_ratio * theirs.num_items, reason=reason)
+        fits = {"max_bytes_ratio": found / served}
+        yield at_most("MiB", found, threshold=self.max_bytes_ratio * served, reason=reason, fits=fits)
+        held, usual, reason = ours.num_items, theirs.num_items, f"served {theirs.num_items:,}"
+        fits = {"min_items_ratio": held / usual}
+        yield at_least("fewest items", held, threshold=self.min_items_ratio * usual, reason=reason, fits=fits)
+        fits = {"max_items_ratio": held / usual}
+        yield at_most("most items", held, threshold=self.max_items_ratio * usual, reason=reason, fits=fits)
         served_ids = evidence.served.retriever.items["item_id"].combine_chunks()
-        held = evidence.candidate.retriever.items["item_id"].combine_chunks()
-        if served_ids.type != held.type:
-            reason = f"ids are {held.type}, served {served_ids.type}"
+        held_ids = evidence.candidate.retriever.items["item_id"].combine_chunks()
+        if served_ids.type != held_ids.type:
+            reason = f"ids are {held_ids.type}, served {served_ids.type}"
             yield failed("kept items", 0.0, threshold=self.min_kept_items, reason=reason)
             return
-        kept = 1 - pc.index_in(served_ids, value_set=held).null_count / len(served_ids)
-        yield at_least(
-            "kept items", kept, threshold=self.min_kept_items, reason="share of the served items that the candidate has"
-        )
+        kept = 1 - pc.index_in(served_ids, value_set=held_ids).null_count / len(served_ids)
+        reason, fits = "share of the served items that the candidate has", {"min_kept_items": kept}
+        yield at_least("kept items", kept, threshold=self.min_kept_items, reason=reason, fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +168,6 @@ class Fresh:
 
     An old run, or a run on a folder that no longer gets new events, passes every comparison with the served model,
     because it is a copy of it.
-
-    Attributes:
-        max_days_behind: days by which the newest event of the candidate's data may be older than the newest event that
-            both releases are measured on.
-        min_span_ratio: days that the candidate's data span over those of the served release.
     """
 
     max_days_behind: float
@@ -205,15 +186,12 @@ class Fresh:
                 (data["until"] - data.get("begin", data["until"])) / DAY for data in (ours.data, theirs.data)
             )
             reason = f"days from the oldest event to the newest; {usual:.1f} of the served release's data"
-            yield at_least("past", span, threshold=self.min_span_ratio * usual, reason=reason)
+            fits = {"min_span_ratio": span / (usual or np.nan)}
+            yield at_least("past", span, threshold=self.min_span_ratio * usual, reason=reason, fits=fits)
         if until is not None and evidence.window.has_times:
             behind = (int(evidence.window.time.max()) - until) / DAY
-            yield at_most(
-                "days behind",
-                behind,
-                threshold=self.max_days_behind,
-                reason="from its newest event to the newest of all",
-            )
+            reason, fits = "from its newest event to the newest of all", {"max_days_behind": behind}
+            yield at_most("days behind", behind, threshold=self.max_days_behind, reason=reason, fits=fits)
         if ours.dataset_fingerprint == theirs.dataset_fingerprint:
             return
         towers = ("user_tower.safetensors", "item_tower.safetensors")
@@ -221,6 +199,5 @@ class Fresh:
             reason = "the weights equal those of the served release, but the data differs"
             yield failed("new weights", 0.0, threshold=1.0, reason=reason)
         else:
-            yield at_least(
-                "new weights", 1.0, threshold=1.0, reason="the weights differ from those of the served release"
-            )
+            reason = "the weights differ from those of the served release"
+            yield at_least("new weights", 1.0, threshold=1.0, reason=reason)

@@ -22,10 +22,6 @@ class Coverage:
 
     A model that shows the same few items to everyone can keep its recall for some time. But items that are not shown
     get no events, so the next model cannot learn them.
-
-    Attributes:
-        min_ratio: coverage over that of the served release.
-        cutoff: length of the lists.
     """
 
     min_ratio: float
@@ -35,9 +31,8 @@ class Coverage:
         """Return one outcome."""
         name = f"coverage@{self.cutoff}"
         found, served = evidence.candidate.metrics[name], evidence.served.metrics[name]
-        yield at_least(
-            name, found, threshold=self.min_ratio * served, reason=f"{self.min_ratio:g} of the served {served:.4f}"
-        )
+        reason, fits = f"{self.min_ratio:g} of the served {served:.4f}", {"min_ratio": found / (served or np.nan)}
+        yield at_least(name, found, threshold=self.min_ratio * served, reason=reason, fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +40,6 @@ class PopularityDrift:
     """Stop a candidate that shows more popular items than the served release.
 
     Each retraining learns from the items that the previous model showed, so a bias towards the head reinforces itself.
-
-    Attributes:
-        max_ratio: popularity of the shown items (mean number of training events) over that of the served release.
-        max_head_increase: increase in the share of head items among the shown items.
-        cutoff: length of the lists.
     """
 
     max_ratio: float
@@ -60,12 +50,12 @@ class PopularityDrift:
         """Return one outcome for popularity and one for the head."""
         name = f"popularity@{self.cutoff}"
         found, served = evidence.candidate.metrics[name], evidence.served.metrics[name]
-        yield at_most(
-            name, found, threshold=self.max_ratio * served, reason=f"{self.max_ratio:g} times the served {served:.3g}"
-        )
+        reason, fits = f"{self.max_ratio:g} times the served {served:.3g}", {"max_ratio": found / (served or np.nan)}
+        yield at_most(name, found, threshold=self.max_ratio * served, reason=reason, fits=fits)
         found, served = (_head_share(side, self.cutoff) for side in (evidence.candidate, evidence.served))
         reason = f"the served {served:.4f} plus {self.max_head_increase:g}"
-        yield at_most(f"head@{self.cutoff}", found, threshold=served + self.max_head_increase, reason=reason)
+        check, fits = f"head@{self.cutoff}", {"max_head_increase": found - served}
+        yield at_most(check, found, threshold=served + self.max_head_increase, reason=reason, fits=fits)
 
 
 def _head_share(side: Side, cutoff: int) -> float:
@@ -85,10 +75,6 @@ class Overlap:
 
     If two releases of about the same quality share no items, ids were mixed up or it is another model. Users would see
     everything change at once.
-
-    Attributes:
-        min_overlap: mean share of the served list that the candidate's list must hold.
-        cutoff: length of the lists.
     """
 
     min_overlap: float
@@ -98,13 +84,9 @@ class Overlap:
         """Return one outcome."""
         ours, theirs = (side.shown[:, : self.cutoff] for side in (evidence.candidate, evidence.served))
         both = ((ours[:, :, None] == theirs[:, None, :]) & (ours[:, :, None] > 0)).any(2).sum(1)
-        share = both / np.maximum((theirs > 0).sum(1), 1)
-        yield at_least(
-            f"overlap@{self.cutoff}",
-            float(share.mean()),
-            threshold=self.min_overlap,
-            reason="mean share of the served list",
-        )
+        share = float((both / np.maximum((theirs > 0).sum(1), 1)).mean())
+        check, reason = f"overlap@{self.cutoff}", "mean share of the served list"
+        yield at_least(check, share, threshold=self.min_overlap, reason=reason, fits={"min_overlap": share})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +95,6 @@ class Embeddings:
 
     Collapsed embeddings give everyone the same answer, and exploded norms let a few items win everywhere. Both can
     begin long before the metrics fall.
-
-    Attributes:
-        min_distance_ratio: mean distance (1 - cosine) of two items, or of two users, over that of the served release.
-        max_norm_spread_ratio: spread of item norms (0.99 quantile over median) over that of the served release.
-        min_score_spread_ratio: relative spread of scores within a list over that of the served release.
     """
 
     min_distance_ratio: float
@@ -133,10 +110,12 @@ class Embeddings:
             yield at_least(f"finite {name} embeddings", finite, threshold=1.0, reason="share without nan and inf")
             found, served = _distance(ours), _distance(theirs)
             reason = f"mean 1 - cosine of two; {self.min_distance_ratio:g} of the served {served:.3f}"
-            yield at_least(f"{name} distance", found, threshold=self.min_distance_ratio * served, reason=reason)
+            bound, fits = self.min_distance_ratio * served, {"min_distance_ratio": found / (served or np.nan)}
+            yield at_least(f"{name} distance", found, threshold=bound, reason=reason, fits=fits)
         found, served = _norm_spread(items), _norm_spread(served_items)
         reason = f"0.99 quantile over median; served {served:.3g}"
-        yield at_most("norm spread", found, threshold=self.max_norm_spread_ratio * served, reason=reason)
+        bound, fits = self.max_norm_spread_ratio * served, {"max_norm_spread_ratio": found / (served or np.nan)}
+        yield at_most("norm spread", found, threshold=bound, reason=reason, fits=fits)
         found, served = _score_spread(evidence.candidate), _score_spread(evidence.served)
         yield judge_score_spread(found, served, min_ratio=self.min_score_spread_ratio)
 
@@ -146,7 +125,8 @@ def judge_score_spread(found: float, served: float, *, min_ratio: float) -> Outc
     reason = f"first score minus the last, over the mean size; {min_ratio:g} of the served {served:.3g}"
     if not served > 0:
         return untested("score spread", reason)
-    return at_least("score spread", found, threshold=min_ratio * served, reason=reason)
+    fits = {"min_score_spread_ratio": found / served}
+    return at_least("score spread", found, threshold=min_ratio * served, reason=reason, fits=fits)
 
 
 def _items(side: Side) -> Float64Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -26,11 +26,9 @@ class Nulls:
 
     If a producer stops writing a column, it is null from that day on. The tower treats it as missing and gets worse
     without an error.
-
-    Attributes:
-        max_increase: increase in the share of nulls.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_increase: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
@@ -41,9 +39,7 @@ class Nulls:
             rows = {"items": window.item, "users": window.user}.get(feature.owner)
             values = missing if rows is None else missing[rows]
             found, usual = share(values, window.new), share(values, window.before)
-            yield at_most(
-                feature.key, found, threshold=usual + self.max_increase, reason=f"share of nulls, {usual:.3f} before"
-            )
+            yield self._share(feature.key, found, usual=usual, when="before")
         ours, theirs = (side.retriever for side in (evidence.candidate, evidence.served))
         for name in theirs.items.column_names[2:]:
             check = f"catalogue {name}"
@@ -51,15 +47,14 @@ class Nulls:
                 yield failed(check, 1.0, threshold=0.0, reason="the candidate's items do not have this column")
                 continue
             found, usual = (side.items[name].null_count / max(1, len(side.items)) for side in (ours, theirs))
-            yield at_most(
-                check,
-                found,
-                threshold=usual + self.max_increase,
-                reason=f"share of nulls, {usual:.3f} in the served release",
-            )
+            yield self._share(check, found, usual=usual, when="in the served release")
         lost = {f.key for f in theirs.schema.features} - {f.key for f in ours.schema.features}
         reason = f"missing: {', '.join(sorted(lost))}" if lost else "the candidate has all features of the served one"
         yield at_most("features lost", float(len(lost)), threshold=0.0, reason=reason)
+
+    def _share(self, check: str, found: float, *, usual: float, when: str) -> Outcome:
+        reason, fits = f"share of nulls, {usual:.3f} {when}", {"max_increase": found - usual}
+        return at_most(check, found, threshold=usual + self.max_increase, reason=reason, fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +63,9 @@ class Unseen:
 
     Ids that are written differently, or that come from another system, look new. If the events of users who join are
     lost, there are no new users. A lack of new items stops nothing, because items may come in batches.
-
-    Attributes:
-        max_increase: increase in the share of events with a new item or user.
-        max_ratio: share of events with a new item or user over the usual share, if that allows more.
-        min_new_users_ratio: number of new users over the usual number, at least.
-        min_usual_new_users: usual number of new users without which their number is not judged.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_increase: float
     max_ratio: float
     min_new_users_ratio: float
@@ -94,16 +84,17 @@ class Unseen:
                 yield untested(name, "no events before the reference", value=found.share)
                 continue
             bound = max(usual.share + self.max_increase, self.max_ratio * usual.share)
-            yield at_most(
-                name, found.share, threshold=bound, reason=f"share of events, {usual.share:.3f} in an equal time before"
-            )
+            reason = f"share of events, {usual.share:.3f} in an equal time before"
+            fits = {"max_increase": found.share - usual.share}
+            yield at_most(name, found.share, threshold=bound, reason=reason, fits=fits)
         found, usual = news[names[1]]
         if usual is None or usual.number < self.min_usual_new_users:
             number = usual.number if usual else 0
             yield untested(names[2], f"{number} in an equal time before, expected {self.min_usual_new_users}")
             return
         bound = self.min_new_users_ratio * usual.number
-        yield at_least(names[2], float(found.number), threshold=bound, reason=f"{usual.number} in an equal time before")
+        reason, fits = f"{usual.number} in an equal time before", {"min_new_users_ratio": found.number / usual.number}
+        yield at_least(names[2], float(found.number), threshold=bound, reason=reason, fits=fits)
 
 
 class _NewValues(NamedTuple):
@@ -139,11 +130,9 @@ class LabelShift:
 
     If saves turn into clicks overnight, the logging changed, not the users. Targets that depend on the type of action
     then count something else.
-
-    Attributes:
-        max_distance: total variation distance between the shares before and after, at most.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_distance: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
@@ -154,9 +143,8 @@ class LabelShift:
             # The gate `nulls` judges missing values.
             shares = [_shares(codes[rows & (codes != MISSING)], feature.size) for rows in (window.new, window.before)]
             distance = 0.5 * float(np.abs(shares[0] - shares[1]).sum())
-            yield at_most(
-                feature.key, distance, threshold=self.max_distance, reason="total variation distance to the reference"
-            )
+            reason, fits = "total variation distance to the reference", {"max_distance": distance}
+            yield at_most(feature.key, distance, threshold=self.max_distance, reason=reason, fits=fits)
 
 
 def _shares(codes: Ints, size: int) -> Float64Array:
@@ -171,17 +159,9 @@ class ItemShift:
     equal length. Ids that were mixed up leave the number of items, users and events as it is, but they change which
     items are popular. A campaign, a bot or a default value raises a few items by more than items usually rise. A part
     of the export that is missing leaves popular items without events.
-
-    Attributes:
-        max_distance_increase: increase in the total variation distance of the shares of the most popular items.
-        num_popular_items: number of these items; the others count as one.
-        max_risen_increase: increase in the share of the events that the items with the largest gains won.
-        num_risen_items: number of items with the largest gains.
-        max_vanished_increase: increase in the share of earlier events whose items have none now, among items with at
-            least five expected events.
-        min_expected_items: number of such items without which `vanished items` is not judged.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_distance_increase: float
     num_popular_items: int
     max_risen_increase: float
@@ -210,10 +190,12 @@ class ItemShift:
         new, before, earlier = (count / count.sum() for count in counts)
         found, usual = self._distance(new, before), self._distance(before, earlier)
         reason = f"total variation distance, {usual:.3f} before"
-        yield at_most(names[0], found, threshold=usual + self.max_distance_increase, reason=reason)
+        fits = {"max_distance_increase": found - usual}
+        yield at_most(names[0], found, threshold=usual + self.max_distance_increase, reason=reason, fits=fits)
         found, usual = self._risen_share(new, before), self._risen_share(before, earlier)
         reason = f"share of the events that {self.num_risen_items} items won, {usual:.3f} before"
-        yield at_most(names[1], found, threshold=usual + self.max_risen_increase, reason=reason)
+        fits = {"max_risen_increase": found - usual}
+        yield at_most(names[1], found, threshold=usual + self.max_risen_increase, reason=reason, fits=fits)
         found, expected = self._vanished(counts[0], before)
         usual, expected_before = self._vanished(counts[1], earlier)
         if min(expected, expected_before) < self.min_expected_items:
@@ -221,7 +203,8 @@ class ItemShift:
             yield untested(names[2], reason, value=found)
             return
         reason = f"share of the earlier events of {expected} items that should have some, {usual:.3f} before"
-        yield at_most(names[2], found, threshold=usual + self.max_vanished_increase, reason=reason)
+        fits = {"max_vanished_increase": found - usual}
+        yield at_most(names[2], found, threshold=usual + self.max_vanished_increase, reason=reason, fits=fits)
 
     def _distance(self, new: Float64Array, before: Float64Array) -> float:
         top = np.argsort(-before, kind="stable")[: self.num_popular_items]

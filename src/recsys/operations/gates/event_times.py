@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -27,13 +28,9 @@ class TimeGaps:
     the events that the reference has at those times of the day: six hours at night are normal, six hours in the evening
     are not. The end of the window counts as the end of a gap, so that a day that was cut off is found. A gap of months
     in the data shows that some times have another unit or come from another clock.
-
-    Attributes:
-        max_ratio: longest gap in the window over the longest gap of the reference, in hours and in events.
-        max_gap_days: longest gap between two successive events of the whole data set.
-        known_days: dates (UTC) such as 2026-11-24; a gap that touches one of them passes.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_ratio: float
     max_gap_days: float
     known_days: Sequence[str] = ()
@@ -55,6 +52,7 @@ class TimeGaps:
             everywhere,
             threshold=self.max_gap_days,
             reason="between two successive events of the data",
+            fits={"max_gap_days": everywhere},
         )
         if window.dataset.meta.time_resolution is TimeResolution.DAY:
             yield from (untested(name, "data.time=day: times have no hours") for name in names)
@@ -66,15 +64,16 @@ class TimeGaps:
             return
         bounded = np.sort(np.concatenate([[window.begin], new[new < window.end], [window.end]]))
         usual, found = (float(self._gaps(times).max(initial=0)) / 3600 for times in (before, bounded))
-        yield at_most(
-            names[0], found, threshold=self.max_ratio * usual + 1, reason=f"hours without an event; {usual:.1f} before"
-        )
+        reason = f"hours without an event; {usual:.1f} before"
+        fits = {"max_ratio": (found - 1) / usual} if usual else {}
+        yield at_most(names[0], found, threshold=self.max_ratio * usual + 1, reason=reason, fits=fits)
         usual, found = (
             float(self._gaps(times, _expected(times, before, window.begin)).max(initial=0))
             for times in (before, bounded)
         )
         reason = f"events that usually fall into the longest gap; {usual:.1f} before"
-        yield at_most(names[1], found, threshold=self.max_ratio * usual + _CHANCE, reason=reason)
+        fits = {"max_ratio": (found - _CHANCE) / usual} if usual else {}
+        yield at_most(names[1], found, threshold=self.max_ratio * usual + _CHANCE, reason=reason, fits=fits)
 
     def _gaps(self, times: Ints, measured: Float64Array | None = None) -> Float64Array:
         """Return the gaps between successive times that touch no known day, in seconds or in units of `measured`."""
@@ -91,11 +90,9 @@ class Clock:
 
     Milliseconds read as seconds, a wrong time zone or a wrong clock produce such events. They remain the newest events
     for years, so every window that ends at the newest event is wrong.
-
-    Attributes:
-        max_ahead_hours: tolerated difference between clocks.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_ahead_hours: float
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
@@ -105,7 +102,8 @@ class Clock:
             yield untested("future events", NO_TIMES)
             return
         found = float((window.time > evidence.now + 3600 * self.max_ahead_hours).mean())
-        yield at_most("future events", found, threshold=0.0, reason="share of all events")
+        fits = {"max_ahead_hours": (int(window.time.max(initial=0)) - evidence.now) / 3600}
+        yield at_most("future events", found, threshold=0.0, reason="share of all events", fits=fits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +112,9 @@ class Duplicates:
 
     An export that ran twice counts every event twice, which doubles the popularity of the items of that day. One user
     with very many events is a bot or a default user id.
-
-    Attributes:
-        max_increase: increase in the share of copies (same user, item and time).
-        max_busiest_user_increase: increase in the busiest user's share of the events.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_increase: float
     max_busiest_user_increase: float
 
@@ -129,14 +124,14 @@ class Duplicates:
         if window.has_times:
             copies = _copies(window)
             found, usual = share(copies, window.new), share(copies, window.before)
-            yield at_most(
-                "copies", found, threshold=usual + self.max_increase, reason=f"share of events, {usual:.4f} before"
-            )
+            reason, fits = f"share of events, {usual:.4f} before", {"max_increase": found - usual}
+            yield at_most("copies", found, threshold=usual + self.max_increase, reason=reason, fits=fits)
         else:
             yield untested("copies", NO_TIMES)
         found, usual = (_largest_share(window.user[rows]) for rows in (window.new, window.before))
         bound = usual + self.max_busiest_user_increase
-        yield at_most("busiest user", found, threshold=bound, reason=f"share of the events, {usual:.4f} before")
+        reason, fits = f"share of the events, {usual:.4f} before", {"max_busiest_user_increase": found - usual}
+        yield at_most("busiest user", found, threshold=bound, reason=reason, fits=fits)
 
 
 def _expected(times: Ints, before: Ints, end: int) -> Float64Array:

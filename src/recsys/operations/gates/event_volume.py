@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 
 # A day is compared with the days of the two weeks before it, and with its day of the week in the four weeks before it.
 _REFERENCE_DAYS, _WEEKDAY_DAYS = 14, 28
+_NO_DAYS: Ints = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +25,9 @@ class Volume:
     The events of such a day are incomplete, lost, duplicated or invalid. The expected volume of a day is the median of
     the two weeks before it, adjusted to its day of the week by the four weeks before it. The bounds are wider if days
     vary much.
-
-    Attributes:
-        min_ratio: events of a day over the expected number, at least.
-        max_ratio: events of a day over the expected number, at most.
-        max_deviations: a day within this many typical deviations (1.48 times the median deviation) of the logarithm
-            passes too.
-        min_reference_days: days before a new day without which it is not judged.
-        known_days: dates (UTC) such as 2026-11-24 that are unusual for a known reason; they are neither judged nor part
-            of the reference.
     """
 
+    is_data_gate: ClassVar[bool] = True
     min_ratio: float
     max_ratio: float
     max_deviations: float
@@ -46,14 +40,10 @@ class Volume:
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome for the smallest day and one for the largest."""
         window = evidence.window
-        names = "smallest day", "largest day"
-        if not window.has_times:
-            yield from (untested(name, NO_TIMES) for name in names)
-            return
+        days, counts = window.days if window.has_times else (_NO_DAYS, _NO_DAYS)
         bounds = _Bounds(self.min_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
-        days, counts = window.days
-        known = as_days("gates.volume.known_days", self.known_days)
-        yield from _judge_days(names, window, series=_Series(days, counts, "events").without(known), bounds=bounds)
+        series = _Series(days, counts, "events")
+        yield from _judge_days(("smallest day", "largest day"), window, series=series, bounds=bounds, gate=self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +52,9 @@ class Activity:
 
     If every other event is lost, each user who comes has half of the usual events. The `volume` gate does not see this
     if the number of users varies from day to day.
-
-    Attributes:
-        max_ratio: events per user over the median of the days before, at most; its inverse is the lower bound.
-        max_deviations: as in `Volume`.
-        min_reference_days: as in `Volume`.
-        min_users: users without whom a day is neither judged nor part of the reference.
-        known_days: as in `Volume`.
     """
 
+    is_data_gate: ClassVar[bool] = True
     max_ratio: float
     max_deviations: float
     min_reference_days: int
@@ -83,17 +67,13 @@ class Activity:
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome for the day with the fewest events per user, and one for the day with the most."""
         window = evidence.window
-        names = "least active day", "most active day"
-        if not window.has_times:
-            yield from (untested(name, NO_TIMES) for name in names)
-            return
-        bounds = _Bounds(1 / self.max_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
-        days, counts = window.days
-        users = window.users_by_day
+        days, counts = window.days if window.has_times else (_NO_DAYS, _NO_DAYS)
+        users = window.users_by_day if window.has_times else _NO_DAYS
         enough = users >= self.min_users
+        bounds = _Bounds(1 / self.max_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
         series = _Series(days[enough], counts[enough] / users[enough], "events per user")
-        known = as_days("gates.activity.known_days", self.known_days)
-        yield from _judge_days(names, window, series=series.without(known), bounds=bounds)
+        names = "least active day", "most active day"
+        yield from _judge_days(names, window, series=series, bounds=bounds, gate=self)
 
 
 @dataclass(frozen=True)
@@ -112,17 +92,20 @@ class _Series:
     values: Ints | Float64Array
     unit: str
 
-    def without(self, known: Ints) -> _Series:
-        kept = ~np.isin(self.days, known)
-        return _Series(self.days[kept], self.values[kept], self.unit)
 
-
-def _judge_days(names: tuple[str, str], window: EventWindow, *, series: _Series, bounds: _Bounds) -> Iterable[Outcome]:
+def _judge_days(
+    names: tuple[str, str], window: EventWindow, *, series: _Series, bounds: _Bounds, gate: Volume | Activity
+) -> Iterable[Outcome]:
     """Yield two outcomes: for the smallest and the largest new day, each compared with its expected value.
 
     The reference of a new day may contain other new days, so that slow growth or decline passes although the served
     release is old.
     """
+    if not window.has_times:
+        yield from (untested(name, NO_TIMES) for name in names)
+        return
+    kept = ~np.isin(series.days, as_days("known_days", gate.known_days))
+    series = _Series(series.days[kept], series.values[kept], series.unit)
     days = series.days
     # The day on which the window begins is partly reference and partly new. It is judged whole, as a new day.
     new = np.flatnonzero(days >= window.begin // DAY)
@@ -134,13 +117,21 @@ def _judge_days(names: tuple[str, str], window: EventWindow, *, series: _Series,
     found = [_compare_with_reference(series, day, bounds.max_deviations) for day in judged]
     usual, ratios, wide = (np.array(column) for column in zip(*found, strict=True))
     lower, upper = np.minimum(bounds.min_ratio, 1 / wide), np.maximum(bounds.max_ratio, wide)
-    for name, compare, limits, position in (
-        (names[0], at_least, lower, np.argmin(ratios / lower)),
-        (names[1], at_most, upper, np.argmax(ratios / upper)),
+    for name, compare, limits, position, is_wrong in (
+        (names[0], at_least, lower, np.argmin(ratios / np.maximum(lower, 1e-9)), ratios < lower),
+        (names[1], at_most, upper, np.argmax(ratios / upper), ratios > upper),
     ):
-        day = np.datetime64(int(days[judged[position]]), "D")
-        reason = f"{day}, relative to the usual {usual[position]:,.4g} {series.unit}"
-        yield compare(name, float(ratios[position]), threshold=float(limits[position]), reason=reason)
+        dates = [str(np.datetime64(int(day), "D")) for day in days[judged]]
+        wrong = [date for date, is_one in zip(dates, is_wrong, strict=True) if is_one]
+        fits: dict[str, object] = {"known_days": [*gate.known_days, *wrong]} if wrong else {}
+        if wrong and compare is at_most:
+            fits["max_ratio"] = float(ratios[is_wrong].max())
+        elif wrong:
+            least = float(ratios[is_wrong].min())
+            fits |= {"min_ratio": least} if isinstance(gate, Volume) else {"max_ratio": 1 / least if least else np.inf}
+        reason = f"{dates[position]}, relative to the usual {usual[position]:,.4g} {series.unit}"
+        ratio, limit = float(ratios[position]), float(limits[position])
+        yield compare(name, ratio, threshold=limit, reason=reason, fits=fits)
 
 
 def _compare_with_reference(series: _Series, position: int, max_deviations: float) -> tuple[float, float, float]:

@@ -6,11 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
@@ -18,7 +19,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import log_verdict
-from recsys.operations.gates.event_window import EventWindow
+from recsys.operations.gates.event_window import DAY, EventWindow
 from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
 from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
@@ -28,10 +29,16 @@ from recsys.release.runtime.retriever import Retriever
 from recsys.serving.observability.samples import RequestSample, read_samples
 
 log = logging.getLogger("recsys")
+# Newest days whose volume a verdict holds.
+_SHOWN_DAYS = 90
 
 
 class Gate(Protocol):
-    """One reason to stop a candidate. An outside package adds a gate by `+gates.NAME._target_=package.Class`."""
+    """One reason to stop a candidate. An outside package adds a gate by `+gates.NAME._target_=package.Class`.
+
+    A gate with the attribute `is_data_gate = True` judges the new events, not the candidate. While no release is
+    served, there is nothing to protect from them, and its failures are recorded as warnings.
+    """
 
     def judge(self, evidence: Evidence) -> Iterable[Outcome]:
         """Return one outcome for each check.
@@ -111,7 +118,7 @@ def judge_run(
         candidate = stage(run, settings.packing) if candidate is None else candidate
     except PackingError as error:
         outcome = failed("a release can be made", 0.0, threshold=1.0, reason=str(error)).of("packed")
-        return _verdict(run, served, dataset=dataset, candidate=None, outcomes=[outcome], measured={})
+        return _verdict(run, served, window=window, candidate=None, outcomes=[outcome], measured={})
     judged = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
     if not len(judged.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
@@ -127,9 +134,7 @@ def judge_run(
     )
     outcomes = [outcome.of(name) for name, gate in settings.gates.items() for outcome in _outcomes(gate, evidence)]
     measured = {name: _measured(side) for name, side in sides.items()}
-    return _verdict(
-        run, served, dataset=dataset, candidate=candidate.version, outcomes=outcomes, measured=measured
-    )  # fmt: skip
+    return _verdict(run, served, window=window, candidate=candidate.version, outcomes=outcomes, measured=measured)
 
 
 def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
@@ -195,8 +200,9 @@ def _outcomes(gate: Gate, evidence: Evidence) -> list[Outcome]:
     begin = time.monotonic()
     outcomes: list[Outcome] = []
     try:
+        warns = evidence.served_side is None and getattr(gate, "is_data_gate", False)
         for outcome in gate.judge(evidence):
-            outcomes.append(outcome)
+            outcomes.append(replace(outcome, status="warn") if warns and outcome.status == "fail" else outcome)
     except NothingServedError:
         outcomes.append(untested("beside the served release", "skipped: nothing is served yet"))
     except UserError as error:
@@ -219,17 +225,24 @@ def _verdict(
     run: TrainedRun,
     served: Retriever | None,
     *,
-    dataset: PreparedDataset,
+    window: EventWindow,
     candidate: str | None,
     outcomes: Sequence[Outcome],
     measured: Mapping[str, Mapping[str, float]],
 ) -> Verdict:
+    days, counts = (column[-_SHOWN_DAYS:].tolist() for column in window.days) if window.has_times else ([], [])
     return Verdict(
         run=str(run.path),
         candidate=candidate,
         against=None if served is None else served.version,
-        dataset_fingerprint=dataset.meta.fingerprint,
+        dataset_fingerprint=window.dataset.meta.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         outcomes=tuple(outcomes),
         measured=measured,
+        days={_date(day): count for day, count in zip(days, counts, strict=True)},
+        new_from=_date(window.begin // DAY) if window.has_times else None,
     )
+
+
+def _date(day: int) -> str:
+    return str(np.datetime64(day, "D"))

@@ -17,9 +17,6 @@ class TrainedBefore:
     """Stop a candidate if it, or the served release, was trained on events that both are measured on.
 
     Such a candidate would be measured on its own training data. Such a served release is newer than the candidate.
-
-    Attributes:
-        max_overlap_days: days by which the training data may reach into the test part.
     """
 
     max_overlap_days: float
@@ -49,6 +46,7 @@ class TrainedBefore:
                     days,
                     threshold=self.max_overlap_days,
                     reason="days that its training reaches beyond the border",
+                    fits={"max_overlap_days": days},
                 )
             elif manifest.dataset_fingerprint == window.dataset.meta.fingerprint:
                 yield self._by_user(check, evidence)
@@ -73,9 +71,6 @@ class NotRepeated:
 
     Copies of the new events among the old ones, even with other times, put the answers into the training data. An
     export that was appended twice does the same.
-
-    Attributes:
-        max_increase: increase in the share of events that repeat an item.
     """
 
     max_increase: float
@@ -88,7 +83,8 @@ class NotRepeated:
         held_out = ~window.is_test & ~window.is_train
         usual = share(repeats, held_out if held_out.any() else window.is_train)
         reason = f"share of test events with an item of the user's history; {usual:.3f} in the part before"
-        yield at_most("repeated items", measured, threshold=usual + self.max_increase, reason=reason)
+        fits = {"max_increase": measured - usual}
+        yield at_most("repeated items", measured, threshold=usual + self.max_increase, reason=reason, fits=fits)
 
 
 def _repeats(user: Ints, item: Ints) -> Mask:

@@ -23,12 +23,14 @@ class PairedMetric:
         candidate: value of each user, float64 [R], without nan.
         reference: value of each user, float64 [R], without nan; constant if the reference is one number.
         margin: non-inferiority margin, as a share of the reference's mean.
+        setting: parameter of the gate that sets the margin, or, if it begins with `min_`, one minus the margin.
     """
 
     candidate: Float64Array
     reference: Float64Array
     _: KW_ONLY
     margin: float
+    setting: str = ""
 
     @property
     def excess(self) -> Float64Array:
@@ -59,7 +61,9 @@ def non_inferiority(
             is_inferior, has_power = p_values[name] < level, smallest <= detectable_loss
             outcome = _outcome(name, pair, p_value=p_values[name])
             if is_inferior:
-                outcomes.append(replace(outcome, status="fail"))
+                kept = float(pair.candidate.mean()) / float(pair.reference.mean())
+                fit = kept if pair.setting.startswith("min_") else 1 - kept
+                outcomes.append(replace(outcome, status="fail", fits={pair.setting: fit} if pair.setting else {}))
             elif has_power:
                 reason = f"{outcome.reason}; a loss of {smallest:.0%} would be detected"
                 outcomes.append(replace(outcome, reason=reason))
@@ -87,7 +91,8 @@ def _p_value(pair: PairedMetric, num_samples: int) -> float:
 def _outcome(name: str, pair: PairedMetric, *, p_value: float) -> Outcome:
     found, expected = float(pair.candidate.mean()), float(pair.reference.mean())
     reason = f"{found / expected - 1:+.1%} against {expected:.4f}, {len(pair.candidate)} users, p {p_value:.2g}"
-    return Outcome(name, found, threshold=(1 - pair.margin) * expected, status="pass", reason=reason)
+    bound = (1 - pair.margin) * expected
+    return Outcome(name, found, threshold=bound, status="pass", reason=reason, bound="least")
 
 
 def _why_untestable(pair: PairedMetric) -> str:

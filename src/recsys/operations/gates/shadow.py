@@ -29,16 +29,6 @@ class Shadow:
 
     Test users send requests with the default settings. Real users send filters, features, histories of their own and
     any k. A release may refuse these, return fewer items, or show everyone the same, and still reach its metrics.
-
-    Attributes:
-        min_requests: number of sampled requests without which the gate is untested.
-        max_increase: increase in the share of errors, of missing items and of unknown history items.
-        min_overlap: mean share of the served list that the candidate's list must hold.
-        max_popularity_ratio: mean popularity of the shown items over that of the served release; its inverse bounds the
-            number of distinct shown items.
-        min_score_spread_ratio: relative spread of scores within a list over that of the served release.
-        max_latency_ratio: median over the requests of the time over that of the served release.
-        cutoff: length of the lists for distinct items and popularity.
     """
 
     min_requests: int
@@ -75,12 +65,15 @@ class Shadow:
         ratio = float(np.median([a.seconds / b.seconds for a, b in both]))
         served_ms = 1000 * float(np.median([answer.seconds for answer in other]))
         reason = f"median over the requests; served {served_ms:.3f} ms"
-        yield at_most("times as long", ratio, threshold=self.max_latency_ratio, reason=reason)
+        fits = {"max_latency_ratio": ratio}
+        yield at_most("times as long", ratio, threshold=self.max_latency_ratio, reason=reason, fits=fits)
 
     def _share(self, check: str, found: Float64Array, *, served: Float64Array, example: str = "") -> Outcome:
         reason = f"{len(found)} requests, served {served.mean():.4f} plus {self.max_increase:g}"
         reason += f": such as {example}" if example else ""
-        return at_most(check, float(found.mean()), threshold=float(served.mean()) + self.max_increase, reason=reason)
+        mean, usual = float(found.mean()), float(served.mean())
+        fits = {"max_increase": mean - usual}
+        return at_most(check, mean, threshold=usual + self.max_increase, reason=reason, fits=fits)
 
     def _lists(
         self, ours: Sequence[ReplayedAnswer], theirs: Sequence[ReplayedAnswer], *, dataset: PreparedDataset
@@ -93,17 +86,18 @@ class Shadow:
         if not held:
             yield untested("lists", "the served release shows nothing")
             return
-        yield at_least(
-            "overlap", float(np.mean(held)), threshold=self.min_overlap, reason="mean share of the served list"
-        )
+        overlap, reason = float(np.mean(held)), "mean share of the served list"
+        yield at_least("overlap", overlap, threshold=self.min_overlap, reason=reason, fits={"min_overlap": overlap})
         shown, served = (_shown_items(side, self.cutoff, dataset=dataset) for side in (ours, theirs))
         distinct, usual = (len(np.unique(items)) for items in (shown, served))
         reason = f"in {len(ours)} lists of {self.cutoff}; served {usual} over {self.max_popularity_ratio:g}"
-        yield at_least("different items", distinct, threshold=usual / self.max_popularity_ratio, reason=reason)
+        bound, fits = usual / self.max_popularity_ratio, {"max_popularity_ratio": usual / (distinct or np.nan)}
+        yield at_least("different items", distinct, threshold=bound, reason=reason, fits=fits)
         counts = dataset.train_count
         found, expected = (float(counts[items].mean()) if len(items) else 0.0 for items in (shown, served))
         reason = f"mean events of the shown items; {self.max_popularity_ratio:g} times the served {expected:.3g}"
-        yield at_most("popularity", found, threshold=self.max_popularity_ratio * expected, reason=reason)
+        bound, fits = self.max_popularity_ratio * expected, {"max_popularity_ratio": found / (expected or np.nan)}
+        yield at_most("popularity", found, threshold=bound, reason=reason, fits=fits)
         yield judge_score_spread(_spread(ours), _spread(theirs), min_ratio=self.min_score_spread_ratio)
 
 
@@ -113,11 +107,6 @@ class ShadowHits:
 
     Each test user sends one request, at the border of the test part. Sampled requests are spread over time, with the
     histories of that moment, and active users send more of them.
-
-    Attributes:
-        non_inferiority_margin: share of the served release's hit rate that the candidate may lose.
-        significance_level: probability of failing by chance.
-        detectable_loss: the check is untested if its power is below 0.8 for a loss of this share.
     """
 
     non_inferiority_margin: float
@@ -134,7 +123,9 @@ class ShadowHits:
         candidate, served = replayed.hits(evidence.judged.dataset)
         if not len(candidate):
             return [untested(check, "no user of a sampled request has events of the test part after it")]
-        pair = PairedMetric(candidate, served, margin=self.non_inferiority_margin)
+        pair = PairedMetric(
+            candidate, served, margin=self.non_inferiority_margin, setting="non_inferiority_margin"
+        )  # fmt: skip
         return non_inferiority({check: pair}, self.significance_level, detectable_loss=self.detectable_loss)
 
 

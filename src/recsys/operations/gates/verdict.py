@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,9 +16,9 @@ from rich.text import Text
 
 from recsys.core.io import atomic_write
 
-Status = Literal["pass", "fail", "untested"]
+Status = Literal["pass", "fail", "untested", "warn"]
 VERDICT = "verdict.json"
-_STYLES = {"pass": "green", "fail": "bold red", "untested": "yellow"}
+_STYLES = {"pass": "green", "fail": "bold red", "untested": "yellow", "warn": "bold yellow"}
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class Outcome:
         check: name of the check, such as `tail/recall@100`.
         value: measured value; None if it could not be measured.
         threshold: bound of the value; None if there is no bound.
-        status: `untested` means that there is too little data to decide; it is neither pass nor fail.
+        status: `untested` means that there is too little data to decide; it is neither pass nor fail. `warn` is a
+            failure of a data gate while no release is served, which does not stop the candidate.
         reason: explanation with the figures behind it.
         gate: name of the gate in the configuration; a gate leaves it empty, and it is filled in afterwards.
+        bound: `least` or `most` for a threshold that is a lower or upper bound.
+        fits: parameter of the gate -> value with which this check would have passed.
     """
 
     check: str
@@ -40,22 +44,53 @@ class Outcome:
     status: Status
     reason: str
     gate: str = ""
+    bound: Literal["least", "most", ""] = ""
+    fits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> str:
+        """Value and bound in words, such as `3.2, expected at most 1.67`."""
+        if self.value is None or self.threshold is None:
+            return "not measured" if self.value is None else number(self.value)
+        return f"{number(self.value)}, expected {f'at {self.bound} ' if self.bound else ''}{number(self.threshold)}"
 
     def of(self, gate: str) -> Outcome:
         """Return the same outcome with the name of its gate."""
         return replace(self, gate=gate)
 
 
-def at_least(check: str, value: float, *, threshold: float, reason: str) -> Outcome:
-    """Return an outcome that passes if the value is at or above the threshold; nan fails."""
+def at_least(
+    check: str, value: float, *, threshold: float, reason: str, fits: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Return an outcome that passes if the value is at or above the threshold; nan fails.
+
+    Args:
+        check: name of the check.
+        value: measured value.
+        threshold: lower bound.
+        reason: explanation with the figures behind it.
+        fits: parameter of the gate -> value with which the check would pass.
+    """
     status: Status = "pass" if value >= threshold else "fail"
-    return Outcome(check, value, threshold=threshold, status=status, reason=reason)
+    return _bounded(Outcome(check, value, threshold=threshold, status=status, reason=reason, bound="least"), fits)
 
 
-def at_most(check: str, value: float, *, threshold: float, reason: str) -> Outcome:
-    """Return an outcome that passes if the value is at or below the threshold; nan fails."""
+def at_most(
+    check: str, value: float, *, threshold: float, reason: str, fits: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Return an outcome that passes if the value is at or below the threshold; see `at_least`."""
     status: Status = "pass" if value <= threshold else "fail"
-    return Outcome(check, value, threshold=threshold, status=status, reason=reason)
+    return _bounded(Outcome(check, value, threshold=threshold, status=status, reason=reason, bound="most"), fits)
+
+
+def _bounded(outcome: Outcome, fits: Mapping[str, Any] | None) -> Outcome:
+    if outcome.status == "pass" or not fits:
+        return outcome
+    return replace(outcome, fits={name: fit for name, fit in fits.items() if _is_usable(fit)})
+
+
+def _is_usable(fit: Any) -> bool:
+    return math.isfinite(fit) if isinstance(fit, int | float) else bool(fit)
 
 
 def failed(check: str, value: float | None, *, threshold: float | None, reason: str) -> Outcome:
@@ -66,6 +101,35 @@ def failed(check: str, value: float | None, *, threshold: float | None, reason: 
 def untested(check: str, reason: str, *, value: float | None = None, threshold: float | None = None) -> Outcome:
     """Return an outcome for a check that has too little data to decide."""
     return Outcome(check, value, threshold=threshold, status="untested", reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceptance:
+    """Decision of a person to release a candidate that gates stopped.
+
+    Attributes:
+        who: login name and host, or the name that was given.
+        when: time in UTC, ISO 8601.
+        why: reason that was given.
+        overridden: failures that were known, each with gate, check, value, threshold and reason.
+    """
+
+    who: str
+    when: str
+    why: str
+    overridden: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def of(cls, failures: Sequence[Outcome], *, who: str, when: str, why: str) -> Acceptance:
+        """Return the acceptance of these failures."""
+        names = ("gate", "check", "value", "threshold", "reason")
+        rows = [{name: _finite(getattr(row, name)) for name in names} for row in failures]
+        return cls(who=who, when=when, why=why, overridden=rows)
+
+    def covers(self, failures: Sequence[Outcome]) -> bool:
+        """Return True if every one of these failures was known."""
+        known = {(row["gate"], row["check"]) for row in self.overridden}
+        return all((row.gate, row.check) in known for row in failures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +144,10 @@ class Verdict:
         created: time in UTC, ISO 8601.
         outcomes: in the order of the gates.
         measured: `candidate` and `served` -> metric -> mean over the test users of both.
+        days: date (UTC) -> events, from the first day of the reference to the last new one.
+        new_from: first new date among them; None if the data has no times.
+        accepted: decision to release the candidate in spite of its failures; None if there is none.
+        former: earlier verdicts on the same run, oldest first.
     """
 
     run: str
@@ -89,10 +157,14 @@ class Verdict:
     created: str
     outcomes: tuple[Outcome, ...]
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    days: Mapping[str, int] = field(default_factory=dict)
+    new_from: str | None = None
+    accepted: Acceptance | None = None
+    former: tuple[Verdict, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """True if nothing failed. An untested check stops nothing, but the summary counts it."""
+        """True if nothing failed. An untested check or a warning stops nothing, but the summary counts it."""
         return not self.failed
 
     @property
@@ -101,25 +173,49 @@ class Verdict:
         return [outcome for outcome in self.outcomes if outcome.status == "fail"]
 
     @property
+    def warnings(self) -> list[Outcome]:
+        """Failures of data gates that stop nothing, because no release is served."""
+        return [outcome for outcome in self.outcomes if outcome.status == "warn"]
+
+    @property
     def stopped_by(self) -> list[str]:
         """Names of the gates that failed, each once."""
         return list(dict.fromkeys(outcome.gate for outcome in self.failed))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `verdict.json`; numbers that are not finite become null."""
-        content = {name: value for name, value in asdict(self).items() if name != "outcomes"}
+        content = {name: value for name, value in asdict(self).items() if name not in ("outcomes", "former")}
         rows = [{name: _finite(value) for name, value in asdict(outcome).items()} for outcome in self.outcomes]
-        return {**content, "passed": self.passed, "stopped_by": self.stopped_by, "outcomes": rows}
+        former = [verdict.to_json() for verdict in self.former]
+        return {**content, "passed": self.passed, "stopped_by": self.stopped_by, "outcomes": rows, "former": former}
 
     @classmethod
     def load(cls, path: Path) -> Verdict:
         """Read `verdict.json`."""
-        content = json.loads(path.read_text())
-        outcomes = tuple(Outcome(**row) for row in content.pop("outcomes"))
-        return cls(**{k: v for k, v in content.items() if k not in ("passed", "stopped_by")}, outcomes=outcomes)
+        return cls.from_json(json.loads(path.read_text()))
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Verdict:
+        """Return the verdict that `to_json` described."""
+        accepted, former = content.get("accepted"), content.get("former", ())
+        given = {name: value for name, value in content.items() if name not in ("passed", "stopped_by")}
+        given |= {
+            "outcomes": tuple(Outcome(**row) for row in content["outcomes"]),
+            "accepted": None if accepted is None else Acceptance(**accepted),
+            "former": tuple(map(cls.from_json, former)),
+        }
+        return cls(**given)
 
     def save(self, folder: Path) -> Path:
-        """Write `verdict.json` into the folder and return its path."""
+        """Write `verdict.json` into the folder and return its path. A verdict that is there becomes a former one."""
+        try:
+            earlier = Verdict.load(folder / VERDICT)
+        except (OSError, ValueError, TypeError, KeyError):
+            return self.write(folder)
+        return replace(self, former=(*earlier.former, replace(earlier, former=()))).write(folder)
+
+    def write(self, folder: Path) -> Path:
+        """Write `verdict.json` as it is into the folder and return its path."""
         path = folder / VERDICT
         atomic_write(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
         return path
@@ -138,8 +234,8 @@ class Verdict:
             table.add_row(
                 "" if row.gate == before else row.gate,
                 row.check,
-                _number(row.value),
-                _number(row.threshold),
+                number(row.value),
+                number(row.threshold),
                 Text(row.status, style=_STYLES[row.status]),
                 row.reason,
             )
@@ -149,8 +245,9 @@ class Verdict:
 
     def summary(self) -> str:
         """Return one line with the result and the number of outcomes of each status."""
-        count = {status: sum(row.status == status for row in self.outcomes) for status in _STYLES}
+        count = Counter(row.status for row in self.outcomes)
         counts = f"{count['pass']} passed, {count['fail']} failed, {count['untested']} untested"
+        counts += f", {count['warn']} warned" if count["warn"] else ""
         if self.passed:
             return f"passed: {counts}"
         return f"stopped by {', '.join(self.stopped_by)}: {counts}"
@@ -162,9 +259,10 @@ def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
     return heads, [[getattr(outcome, head) for head in heads] for outcome in outcomes]
 
 
+def number(value: float | None) -> str:
+    """Return a number with four digits; empty for None."""
+    return "" if value is None else f"{value:.4g}"
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
