@@ -116,7 +116,7 @@ def test_nulls_of_other_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["user_id", "item_id"])
-@pytest.mark.parametrize("values", [[1.0] * 6, [True] * 6, [[1]] * 6])
+@pytest.mark.parametrize("values", [[1.0] * 6, [True] * 6, [[1.0]] * 6])
 def test_ids_of_other_types(tmp_path: Path, name: str, values: list[Any]) -> None:
     root = write_folder(tmp_path / "data", EVENTS | {name: values})
     fails(root, rf"interactions\.parquet: column '{name}' holds .*, expected integers or strings")

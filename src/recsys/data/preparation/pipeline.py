@@ -24,6 +24,7 @@ from recsys.data.preparation.array_writers import (
 from recsys.data.preparation.engines import Engine, Read, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.reading import read_table
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, keep_core, write_values
 from recsys.data.sources.tables import id_type, reads
@@ -169,7 +170,7 @@ def _read_events(job: PreparationJob, session: Session) -> ir.Table:
     wanted |= {name: plan.read for name, plan in job.features_of("interactions").items()}
     if engaged is not None:
         wanted["engaged"] = Read(engaged)
-    events = session.read(table.files, wanted)
+    events = read_table(session, table, wanted)
     if engaged is not None:
         events = events.mutate(engaged=events.engaged.cast("boolean"))
     return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
@@ -198,7 +199,7 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
     """
     table, key = job.tables[owner], KEYS[owner]
     wanted = reads(table, (key,)) | {name: plan.read for name, plan in job.features_of(owner).items()}
-    entities = session.read(table.files, wanted)
+    entities = read_table(session, table, wanted)
     missing = entities.filter(entities[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
     nulls = rows(session, missing.order_by("shard").limit(1))
     if nulls:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -13,10 +13,19 @@ import pyarrow.parquet as pq
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import Owner
 from recsys.data.preparation.engines import Read
+from recsys.data.sources.common_types import common_type, plain_type
 from recsys.data.sources.files import Tables
 
 # Names of columns that are not features.
 NAMES = ("user_id", "item_id", "timestamp", "split")
+
+
+class Shard(NamedTuple):
+    """One file of a table: its address, the plain type of each column, and the number of rows."""
+
+    file: str
+    types: Mapping[str, pa.DataType]
+    num_rows: int
 
 
 @dataclass(frozen=True)
@@ -25,17 +34,29 @@ class Table:
 
     Attributes:
         owner: interactions, items or users.
-        files: shards in name order.
-        types: type of each column by its name in the files, without dictionaries and large or view types.
-        num_rows: number of rows of all shards.
+        shards: files in name order.
+        types: type of each column by its name in the files, wide enough for every shard, without dictionaries and large
+            or view types. Of a column in `lists` it is the type of an entry.
         names: our names (`NAMES`) -> names in the files, of the columns that exist.
+        lists: columns that hold lists with an entry for each event. They are not empty if a row of the interactions is
+            a whole session: `item_id` holds lists.
     """
 
     owner: Owner
-    files: tuple[str, ...]
+    shards: tuple[Shard, ...]
     types: Mapping[str, pa.DataType]
-    num_rows: int
     names: Mapping[str, str]
+    lists: frozenset[str] = frozenset()
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files in name order."""
+        return tuple(shard.file for shard in self.shards)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of all shards."""
+        return sum(shard.num_rows for shard in self.shards)
 
     @property
     def place(self) -> str:
@@ -48,14 +69,15 @@ class Table:
 
 
 def inspect(
-    tables: Tables, columns: Mapping[str, str], *, split_needs: str, event_columns: Iterable[str] = ()
+    tables: Tables, columns: Mapping[str, str], *, split_needs: str | None, event_columns: Iterable[str] = ()
 ) -> dict[str, Table]:
     """Return the tables of a source by owner, checked as far as the footers of the files allow.
 
     Args:
         tables: files of the source.
         columns: our names -> names in the files.
-        split_needs: column that the split requires, `timestamp` or `split`.
+        split_needs: column that the split requires, `timestamp` or `split`; `order` for a timestamp that only orders
+            the events; None if it requires none.
         event_columns: other columns of interactions that are used.
 
     Raises:
@@ -123,35 +145,39 @@ def _table(
     files: tuple[str, ...],
     *,
     wanted: Mapping[str, str],
-    split_needs: str,
+    split_needs: str | None,
     event_columns: Iterable[str],
 ) -> Table:
-    types, num_rows = _footer(files[0])
-    required = {"interactions": ["user_id", "item_id", split_needs], "items": ["item_id"], "users": ["user_id"]}[owner]
+    shards = tuple(_shard(file) for file in files)
+    required_key = [] if split_needs is None else ["timestamp" if split_needs == "order" else split_needs]
+    ids = {"interactions": ["user_id", "item_id"], "items": ["item_id"], "users": ["user_id"]}[owner]
+    required = ids + (required_key if owner == "interactions" else [])
     optional = ["timestamp", "split"] if owner == "interactions" else []
     names: dict[str, str] = {}
     for key in dict.fromkeys(required + optional):
         # An id that is renamed in the interactions may have its plain name in the other tables.
         candidates = [wanted[key]] if owner == "interactions" else [wanted[key], key]
-        column = next((name for name in candidates if name in types), None)
+        column = next((name for name in candidates if name in shards[0].types), None)
         if column is not None:
             names[key] = column
         elif key in required:
             raise UserError(
-                f"{files[0]}: column '{wanted[key]}' is missing{nearest(wanted[key], types)}"
-                + _REMEDY.get(key if key == split_needs else "", "")
+                f"{files[0]}: column '{wanted[key]}' is missing{nearest(wanted[key], shards[0].types)}"
+                + (_REMEDY.get(str(split_needs), "") if key not in ids else "")
             )
-    for file in files[1:]:
-        others, rows = _footer(file)
-        num_rows += rows
-        used = {*names.values(), *event_columns} if owner == "interactions" else types.keys() | others.keys()
-        for name in sorted(used):
-            if types.get(name) != others.get(name):
-                one, other = (kinds.get(name, "no such column") for kinds in (types, others))
-                raise UserError(f"{file}: column '{name}' holds {other}, but {one} in {files[0]}; expected one type")
-    if not num_rows:
+    full = [shard for shard in shards if shard.num_rows]
+    if not full:
         raise UserError(f"{files[0]}: no rows" + (f", nor in {len(files) - 1} other shards" if len(files) > 1 else ""))
-    table = Table(owner, files, types, num_rows, names)
+    types = dict(full[0].types)
+    for shard in full[1:]:
+        used = {*names.values(), *event_columns} if owner == "interactions" else types.keys() | shard.types.keys()
+        for name in sorted(used):
+            types[name] = _joined(name, types.get(name), shards=full, shard=shard)
+    lists: frozenset[str] = frozenset()
+    if owner == "interactions" and pa.types.is_list(types[names["item_id"]]):
+        lists = frozenset(name for name, kind in types.items() if pa.types.is_list(kind))
+        types |= {name: types[name].value_type for name in lists}
+    table = Table(owner, shards, types, names, lists)
     for key in names:
         if key in ("user_id", "item_id"):
             id_type(table, key)
@@ -175,25 +201,29 @@ _REMEDY = {
 }
 
 
-def _footer(file: str) -> tuple[dict[str, pa.DataType], int]:
+def _shard(file: str) -> Shard:
     try:
         with fsspec.open(file, "rb") as opened:
             parquet = pq.ParquetFile(opened)
-            return {field.name: _plain(field.type) for field in parquet.schema_arrow}, parquet.metadata.num_rows
+            types = {field.name: plain_type(field.type) for field in parquet.schema_arrow}
+            return Shard(file, types, parquet.metadata.num_rows)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file}: not a readable Parquet file ({error})") from error
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind.storage_type
-    return kind
+def _joined(name: str, kind: pa.DataType | None, *, shards: Sequence[Shard], shard: Shard) -> pa.DataType:
+    """Return the type of a column in the shards before `shard`, which is `kind`, and in `shard`."""
+    found = shard.types.get(name)
+    joined = None if kind is None or found is None else common_type(kind, found)
+    if joined is not None:
+        return joined
+    missing, other = "no such column", shards[0]
+    if kind is not None and found is not None:
+        other = next((s for s in shards if common_type(s.types[name], found) is None), other)
+    raise UserError(
+        f"{shard.file}: column '{name}' holds {missing if found is None else found}, but "
+        f"{other.types.get(name, missing)} in {other.file}; expected one type"
+    )
 
 
 def settings_keys(node: Mapping[str, Any], valid: Iterable[str], *, place: str) -> None:
