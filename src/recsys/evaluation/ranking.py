@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.columns import Ragged
+from recsys.core.progress import track
 from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
@@ -105,7 +106,8 @@ class ModelRanker:
 @torch.inference_mode()
 def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536) -> Tensor:
     """Return the item embeddings [N, D] of the corpus, computed in blocks."""
-    return torch.cat([model.encode_items(part) for part in item_idx.split(block)])
+    blocks = track(item_idx.split(block), "encoding items", total=len(item_idx), unit="items", size=len)
+    return torch.cat([model.encode_items(part) for part in blocks])
 
 
 def evaluate(

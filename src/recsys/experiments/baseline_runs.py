@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from recsys.baselines.interactions import Generator, Interactions
 from recsys.baselines.request_batches import request_batches
 from recsys.baselines.tuning import Axis, Settings, axes_of, describe, search
 from recsys.core.errors import UserError, nearest
+from recsys.core.progress import Progress, say, track
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate, per_user_table
@@ -54,31 +53,20 @@ def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFold
                 f"{dataset.path}: no events in the {part} part; baselines are chosen on val, measured on test"
             )
     runs, failed = {}, {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(soft_wrap=True)) as progress:
-        task = progress.add_task("baselines", total=len(axes))
-
-        def report(line: str) -> None:
-            progress.console.print(line, markup=False, highlight=False)
-
-        for name in axes:
-            progress.update(task, description=name)
-            try:
-                runs[name] = _Baseline(name, config, dataset=dataset, path=path, report=report).measure(axes[name])
-            except UserError as error:
-                failed[name] = error
-                report(f"{name}: left out: {error}")
-            progress.advance(task)
+    for name in track(axes, "baselines", total=len(axes), unit="baselines"):
+        try:
+            runs[name] = _Baseline(name, config, dataset=dataset, path=path).measure(axes[name])
+        except UserError as error:
+            failed[name] = error
+            say(f"{name}: left out: {error}")
     return runs, failed
 
 
 class _Baseline:
     """One generator on one data set; the run folder records its progress."""
 
-    def __init__(
-        self, name: str, config: DictConfig, *, dataset: PreparedDataset, path: Path, report: Callable[[str], None]
-    ) -> None:
-        self.name, self.config, self.dataset, self.report = name, config, dataset, report
+    def __init__(self, name: str, config: DictConfig, *, dataset: PreparedDataset, path: Path) -> None:
+        self.name, self.config, self.dataset = name, config, dataset
         asked = {key: config[key] for key in ("data", "split", "seed", "exclude_seen", "evaluation")}
         grid = config.grids.get(name) or {}
         self.run = RunFolder(path / name, OmegaConf.create(asked | {"generator": config.generator[name], "grid": grid}))
@@ -129,7 +117,7 @@ class _Baseline:
                 self.run.write_metrics(values)
             tried.append({"settings": settings, metric: values[metric]})
             self.run.update(tried=tried, seconds=self._seconds())
-            self.report(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
+            say(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
             return values[metric]
 
         node = self.config.generator[self.name]
@@ -150,7 +138,8 @@ class _Baseline:
 
     def _fitted(self, settings: Settings, events: Interactions) -> Generator:
         generator: Generator = instantiate(self.config.generator[self.name], **settings)
-        generator.fit(events)
+        with Progress(f"fitting {self.name}"):
+            generator.fit(events)
         return generator
 
     def _evaluate(
@@ -164,7 +153,13 @@ class _Baseline:
         rolling: bool = False,
     ) -> dict[str, float]:
         metrics = metrics or self._metrics(data)
-        batches = request_batches(data, requests)
+        batches = track(
+            request_batches(data, requests),
+            f"{self.name} on {part}",
+            total=len(requests.user_idx),
+            unit="requests",
+            size=lambda pair: len(pair[1].user_idx),
+        )
         values = evaluate(
             generator,
             data,

@@ -10,6 +10,7 @@ import pyarrow as pa
 from omegaconf import DictConfig
 
 from recsys.core import distributed
+from recsys.core.progress import track
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.dataset import PreparedDataset, Requests
@@ -51,10 +52,11 @@ def rolling_metrics(
     corpus = corpus_of(model, dataset)
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)
+    batches = track(requests, "rolling test", total=len(requests), unit="batches")
     metrics = RetrievalMetrics(dataset, len(corpus))
     ranker = ModelRanker(model.eval(), corpus)
     values = evaluate(
-        ranker, dataset, part="test", batches=requests, metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
+        ranker, dataset, part="test", batches=batches, metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
     )
     return {f"test_rolling/{name}": value for name, value in values.items()}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
@@ -29,6 +29,7 @@ from recsys.experiments.assembly import (
     corpus_of,
     instantiate,
 )
+from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
@@ -112,16 +113,36 @@ def fit_again(session: TrainingSession) -> None:
         mine=miner(session.config),
     )
     callbacks = [c for name, c in _named_callbacks(session, folder) if name not in ("early_stopping", "best")]
-    trainer = build_trainer(session, callbacks, max_steps=run.state.selected, max_epochs=-1, limit_val_batches=0)
+    trainer = build_trainer(
+        session,
+        callbacks,
+        what="training on train + val",
+        max_steps=run.state.selected,
+        max_epochs=-1,
+        limit_val_batches=0,
+    )
     trainer.fit(module, _training_data(session), ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(run.checkpoints / BEST)
     run.update(refitted=True)
     distributed.barrier()
 
 
-def build_trainer(session: TrainingSession, callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
-    """Return the trainer of the configuration, with some of its settings replaced."""
-    trainer = instantiate(session.config.trainer, default_root_dir=str(session.run.path), **settings)
+def build_trainer(
+    session: TrainingSession, callbacks: list[L.Callback], *, what: str = "training", **settings: Any
+) -> L.Trainer:
+    """Return the trainer of the configuration, with some of its settings replaced.
+
+    Args:
+        session: configuration, run folder and loggers.
+        callbacks: callbacks besides that of progress.
+        what: name of the work in lines of progress.
+        **settings: arguments of `lightning.Trainer`.
+    """
+    config = session.config
+    trainer = instantiate(config.trainer, default_root_dir=str(session.run.path), **settings)
+    has_own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    if config.trainer.get("enable_progress_bar", True) and not has_own:
+        callbacks = [*callbacks, FitProgress(config.evaluation.metric, what)]
     trainer = complete(trainer, callbacks=callbacks, logger=session.loggers, plugins=[AtomicCheckpointIO()])
     assert isinstance(trainer, L.Trainer)
     return trainer

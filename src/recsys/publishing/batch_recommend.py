@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_file, atomic_write
+from recsys.core.progress import Progress
 from recsys.core.schema import Schema
 from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset, Requests
@@ -189,22 +188,22 @@ def _write_parts(recommender: Recommender, audience: Audience, *, parts: Path, k
         for leftover in parts.glob("part-*"):
             leftover.unlink()
         atomic_write(mark, settings)
-    columns = (TextColumn("ranking"), BarColumn(), MofNCompleteColumn(), TextColumn("users"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("ranking", total=len(audience))
+    with Progress("ranking", len(audience), unit="users") as progress:
         for number, begin in enumerate(range(0, len(audience), PART)):
             end = min(begin + PART, len(audience))
             file = parts / f"part-{number:06d}.parquet"
-            if not file.exists():
+            if file.exists():
+                # Ranked by an earlier start, so it says nothing about the speed of this one.
+                progress.total = (progress.total or 0) - (end - begin)
+            else:
                 tables = []
                 for first in range(begin, end, BATCH):
                     last = min(first + BATCH, end)
                     some = slice(first, last)
                     tables.append(rank_slice(recommender, audience, rows=some, k=k, exclude_seen=exclude_seen))
-                    progress.advance(task, last - first)
+                    progress.advance(last - first)
                 with atomic_file(file) as aside:
                     pq.write_table(pa.concat_tables(tables), aside)
-            progress.update(task, completed=end)
 
 
 def rank_slice(recommender: Recommender, audience: Audience, *, rows: slice, k: int, exclude_seen: bool) -> pa.Table:

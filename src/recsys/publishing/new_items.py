@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
+from recsys.core.progress import track
 from recsys.core.schema import Schema, TimeResolution
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
@@ -26,6 +27,9 @@ from recsys.models.items import ItemTower
 from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, SCHEMA, Manifest
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import save_additions
+
+# Items that are embedded at once.
+BLOCK = 65536
 
 
 class NewItems:
@@ -58,6 +62,11 @@ class NewItems:
 
     def embed(self, table: pa.Table) -> Float32Array:
         """Return the embeddings float32 [A, D] of the rows, comparable with those of the index."""
+        blocks = [table.slice(begin, BLOCK) for begin in range(0, max(len(table), 1), BLOCK)]
+        tracked = track(blocks, "embedding items", total=len(table), unit="items", size=len)
+        return np.concatenate([self._embed(block) for block in tracked])
+
+    def _embed(self, table: pa.Table) -> Float32Array:
         features = self._features(table)
         parts = []
         with torch.inference_mode():

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError
+from recsys.core.progress import Progress
 from recsys.core.types import Float32Array
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.dataset import Requests
@@ -86,13 +87,15 @@ def promote(
     """
     run, embeddings, corpus = _choose(run, policy or AllItems())
     log.info("building the index")
-    index.build(embeddings)
+    with Progress("building the index"):
+        index.build(embeddings)
     queries = _validation_embeddings(run)
     # Recall is measured on other users than those that tune the index, if there are enough.
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
     # A search for most of a small corpus would find everything with any index.
     k = min(TOP_K, max(1, len(embeddings) // 10))
-    tuning = tune(index, embeddings, queries=halves[0], recall_target=recall_target, k=k)
+    with Progress("tuning the index"):
+        tuning = tune(index, embeddings, queries=halves[0], recall_target=recall_target, k=k)
     if not tuning.reached:
         raise UserError(
             f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "
@@ -115,7 +118,7 @@ def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32A
     """Return the run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice."""
     chosen = choose_items(policy, run.dataset, corpus=run.corpus)
     record = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
-    log.info("encoding %d items", len(run.corpus))
+    log.info("encoding %s items", f"{len(run.corpus):,}")
     embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus))
     if len(chosen) < len(run.corpus):
         rows = torch.from_numpy(np.searchsorted(run.corpus, chosen))

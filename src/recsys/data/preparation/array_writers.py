@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from recsys.core.progress import track
 from recsys.core.schema import MISSING, Feature, TimeResolution
 from recsys.core.types import Int64Array
 from recsys.data.exposures import FOLDER as EXPOSURES
@@ -40,7 +41,7 @@ def write_entities(
     writers = _open(drafts, folder, num_rows=entities.first + len(entities))
     for name, field in zip(ordered.columns, ordered.schema().to_pyarrow(), strict=True):
         writers[name].add(pa.nulls(entities.first, field.type))
-    for batch in session.stream(ordered):
+    for batch in track(session.stream(ordered), f"writing {folder.name}", total=len(entities), unit="rows", size=len):
         for name, writer in writers.items():
             writer.add(batch[name])
     trained = np.concatenate([np.zeros(entities.first, bool), entities.train > 0])
@@ -88,7 +89,7 @@ def write_events(
     times = open_array(folder / "events/time.npy", (num_events,), dtype=np.int64)
     writers = _open(drafts, folder / "events", num_rows=num_events)
     at = 0
-    for batch in session.stream(ordered):
+    for batch in track(session.stream(ordered), "writing events", total=num_events, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job, np.asarray(batch["time"]))
@@ -109,7 +110,7 @@ def write_exposures(job: PreparationJob, session: Session, *, ordered: ir.Table,
     times = open_array(inner / "time.npy", (num_rows,), dtype=np.int64)
     lengths = np.zeros(num_users, np.int64)
     at = 0
-    for batch in session.stream(ordered):
+    for batch in track(session.stream(ordered), "writing exposures", total=num_rows, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job, np.asarray(batch["time"]))

@@ -12,6 +12,7 @@ import ibis
 import ibis.expr.types as ir
 
 from recsys.core.errors import UserError
+from recsys.core.progress import Progress
 from recsys.core.schema import Feature, Schema
 from recsys.data.dataset import Meta
 from recsys.data.preparation.array_writers import (
@@ -53,13 +54,14 @@ def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
 
 
 def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
-    log.info("preparing %s", job.interactions.place)
+    log.info("preparing %s: %s rows", job.interactions.place, f"{job.interactions.num_rows:,}")
     events, exposed = open_events(job, session)
     tables = {owner: read_entities(job, session, owner=owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
-    users = collect_users(session, events, table=tables.get("users"))
-    items = collect_items(session, events, table=tables.get("items"))
+    with Progress("users and items"):
+        users = collect_users(session, events, table=tables.get("users"))
+        items = collect_items(session, events, table=tables.get("items"))
     _check_parts(job, users)
     if job.drops_rare:
         kept = int((users.train + users.val + users.test).sum())
@@ -83,7 +85,8 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     log.info("events")
     plans = job.features_of("interactions")
     trained = events.filter(events.part == TRAIN)
-    drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
+    with Progress("features of interactions"):
+        drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
     ordered = _ordered(events, joins, plans)
     features = write_events(job, session, ordered=ordered, drafts=drafts, users=users, folder=folder) + features
     if exposed is not None:
@@ -106,12 +109,13 @@ def _write_features(
     plans = job.features_of(owner)
     if not plans:
         return []
-    log.info("features of %s", owner)
+    log.info("features of %s %s", f"{len(entities):,}", owner)
     key = KEYS[owner]
-    plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
-    known = join.inner_join(table, key)
-    trained = known.filter(known[f"{key}_trained"])
-    drafts = draft(job.tables, session, plans=plans, trained=trained, everything=table, folder=folder)
+    with Progress(f"features of {owner}"):
+        plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
+        known = join.inner_join(table, key)
+        trained = known.filter(known[f"{key}_trained"])
+        drafts = draft(job.tables, session, plans=plans, trained=trained, everything=table, folder=folder)
     if not plans:
         return []
     ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans)

@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import Progress
 
 from recsys.core.errors import UserError
+from recsys.core.progress import Progress
 from recsys.core.types import Int64Array
 from recsys.data.simulation import pins
 from recsys.data.simulation.oracle import best_reachable
@@ -106,10 +105,9 @@ def _write(root: Path, settings: WorldSettings) -> None:
     shards.mkdir()
     queries = pins.query_pool(settings)
     with (
-        Progress(console=Console(stderr=True)) as progress,
+        Progress("simulating pins", settings.num_events, unit="events") as progress,
         pq.ParquetWriter(root / "users.parquet", pins.USERS_SCHEMA, store_schema=False) as users_file,
     ):
-        task = progress.add_task("Simulating pins", total=settings.num_events)
         for number, (first, last) in enumerate(_shard_bounds(lengths)):
             blocks, profiles = [], []
             for begin in range(first, last, _USERS_PER_BLOCK):
@@ -128,7 +126,7 @@ def _write(root: Path, settings: WorldSettings) -> None:
             if len(user_id):
                 file = shards / f"part-{number:05d}.parquet"
                 _write_shard(file, world, queries=queries, user_id=user_id, columns=columns)
-            progress.update(task, completed=offsets[last])
+            progress.advance(offsets[last] - offsets[first])
 
 
 def _create(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:

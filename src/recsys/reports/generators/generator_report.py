@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from recsys.core.io import atomic_write
+from recsys.core.progress import Progress, say
 from recsys.reports.generators import generator_plots as plots
 from recsys.reports.generators import generator_tables as tables
 from recsys.reports.generators import narrative as words
@@ -188,9 +188,9 @@ class GeneratorReport:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that prints a line of progress with the seconds since the start."""
-    begin, console = time.monotonic(), Console(stderr=True, soft_wrap=True)
-    yield lambda line: console.print(f"{time.monotonic() - begin:6.0f} s  {line}", markup=False, highlight=False)
+    """Yield a function that writes a line of progress; a bar with the time so far stays below it in a terminal."""
+    with Progress("generators", first=60.0):
+        yield say
 
 
 def screen() -> Console:
