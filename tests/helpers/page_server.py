@@ -96,9 +96,8 @@ class HandMade:
                 explorer, events = self.explorers[asked.version], self.history(body)
                 history = [event["item_id"] for event in events]
                 past = explorer.past(history, [event.get("timestamp") for event in events])
-                return ExplainResponse(
-                    asked.version, past, explorer.explain(history, asked.item_ids, num_reasons=asked.num_reasons)
-                )
+                explained = explorer.explain(history, asked.item_ids, num_reasons=asked.num_reasons)
+                return ExplainResponse(asked.version, past, explained, explorer.similarity)
             case "/v1/retrieve":
                 return self.retrieve(body)
         raise KeyError(path)

@@ -87,11 +87,11 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     expected = [log((1 - SMOOTHING) * now / then + SMOOTHING) for now, then in zip(recent, trained, strict=True)]
     # The unknown item, and one without events, stay where they are.
     assert shift == pytest.approx([0, *expected, 0])
-    # A power leans further to what is popular now; what has no events is as popular as the rarest.
+    # A power leans further to what is popular now; what has no events is treated like the item of an average event.
     smoothed = [(1 - SMOOTHING) * now + SMOOTHING * then for now, then in zip(recent, trained, strict=True)]
     leaning = [log(now**3 / then) for now, then in zip(smoothed, trained, strict=True)]
-    least = 2 * log(min(smoothed))
-    assert prior_shift(dataset, 1, power=3).tolist() == pytest.approx([least, *leaning, least])
+    average = 2 * sum(now * log(now) for now in smoothed)
+    assert prior_shift(dataset, 1, power=3).tolist() == pytest.approx([average, *leaning, average])
     # Where training decayed alike, nothing moved.
     assert prior_shift(dataset, 1, target_sampling=TargetSampling(half_life_days=1)).abs().max() < 1e-12
 

@@ -26,7 +26,7 @@ from recsys.training.candidates import describe_candidates
 from recsys.training.frequency import CountMinFrequency, ExactFrequency, target_probabilities
 from recsys.training.losses import FullSoftmax, SampledCandidates, SampledSoftmax
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import CrossBatchNegatives, InBatchNegatives, SamplerInputs
+from recsys.training.negatives import CrossBatchNegatives, InBatchNegatives, MixedNegatives, SamplerInputs
 from recsys.training.optimizers import AdamW
 
 
@@ -88,6 +88,8 @@ def test_full_softmax_step_by_hand(world: Path, similarity: str, user_tower: lis
     module, dataset = still(build(config)), open_data(config)
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     corpus = torch.from_numpy(corpus_of(module.model, dataset))
+    # What has no training events is no negative.
+    corpus = corpus[corpus <= dataset.num_trained]
     users = for_targets(module.model.encode_users(batch), module.model.encode_items(batch.target_idx))
     logits = users @ module.model.encode_items(corpus).T / 0.05
     expected = F.cross_entropy(logits, torch.searchsorted(corpus, batch.target_idx))
@@ -329,6 +331,14 @@ def test_a_batch_without_targets_changes_no_estimate() -> None:
         assert float(value.detach()) == 0.0
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         assert all(bool(torch.isfinite(g).all()) and float(g.abs().sum()) == 0.0 for g in gradients)
+
+
+def test_items_without_training_events_are_recommended_but_no_negatives(world: Path) -> None:
+    config = settings(world, "negatives=mixed")
+    module, dataset = build(config), open_data(config)
+    assert corpus_of(module.model, dataset).max() > dataset.num_trained
+    assert isinstance(module.negatives, MixedNegatives)
+    assert module.negatives.uniform.corpus.tolist() == list(range(1, dataset.num_trained + 1))
 
 
 def test_items_that_cannot_be_recommended_are_no_labels(world: Path) -> None:

@@ -43,6 +43,21 @@ def test_cards_say_what_the_columns_hold(films: ItemExplorer) -> None:
     ]
 
 
+def test_details_are_dates_and_short_numbers() -> None:
+    dated = explorer(
+        born=[1_703_980_800, None, 1_700_000_000, 1_710_000_000, 946_684_800],
+        price=[0.3333333333, 1234567.891, None, -2.0, 1e-7],
+        seen=pa.array([0, 86_400, None, 1, 2], pa.timestamp("s")),
+    )
+    assert dated.card(10).details == {"born": "2023-12-31", "price": "0.333", "seen": "1970-01-01"}
+    assert dated.card(20).details == {"price": "1234568", "seen": "1970-01-02"}
+    assert dated.card(50).details["price"] == "1e-07"
+
+
+def test_integers_that_are_not_all_times_stay_integers() -> None:
+    assert explorer(stock=[1_703_980_800, 5, 6, 7, 8]).card(10).details == {"stock": "1703980800"}
+
+
 def test_only_addresses_are_pictures(films: ItemExplorer) -> None:
     assert [card.picture for card in films.cards([30, 50])] == [None, "http://p.test/5"]
 

@@ -88,7 +88,7 @@ def retrieves(made: HandMade) -> list[dict[str, object]]:
 
 
 def test_a_user_is_found_by_keyboard_alone(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the answers"
     page.keyboard.press("Tab")
@@ -115,12 +115,12 @@ def test_a_user_is_found_by_keyboard_alone(page: sync_api.Page, url: str, made: 
     for _ in range(6):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')"))
-    assert reached[:4] == ["k", "release", "beside", None]
-    assert reached[4].startswith("Add ")
+    assert reached[:5] == ["sample", "k", "release", "beside", None]
+    assert reached[5].startswith("Add ")
 
 
 def test_items_come_with_titles_reasons_and_history(page: sync_api.Page, url: str) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.get_by_label("User", exact=True).fill("7")
     page.locator("[role=option]").first.click()
     page.locator(".items li").first.wait_for()
@@ -128,7 +128,7 @@ def test_items_come_with_titles_reasons_and_history(page: sync_api.Page, url: st
     assert names(page)[:2] == ["Film 3", "Film 4"]
     first = page.locator(".items li").first
     assert first.locator(".reasons").inner_text() == "similar to Film 2 0.99, Film 1 0.98"
-    assert first.locator("small").first.inner_text() == "3 · 1992"
+    assert first.locator("small").first.inner_text() == "item 3 · year 1992"
     assert page.locator("#events b").all_text_contents() == ["Film 2", "Film 1"]
     assert "1970-01-03" in page.locator("#events li").first.inner_text()
     assert page.locator(".latency").inner_text().endswith(" ms")
@@ -138,15 +138,44 @@ def test_items_come_with_titles_reasons_and_history(page: sync_api.Page, url: st
     assert page.locator("#events li.because").count() == 0
 
 
-def test_text_of_items_stays_text(page: sync_api.Page, url: str) -> None:
+def test_the_first_load_shows_a_user_and_a_button_another(page: sync_api.Page, url: str, made: HandMade) -> None:
     page.goto(url)
+    sync_api.expect(page.locator("#answers-heading")).to_have_text("Recommended for user 7")
+    assert retrieves(made) == [{"user_id": 7, "k": 20}]
+    page.get_by_role("button", name="Another user").click()
+    sync_api.expect(page.locator("#message")).to_contain_text("items from")
+    page.wait_for_function("document.querySelectorAll('.items li').length > 0")
+    assert len(retrieves(made)) == 2
+    assert retrieves(made)[1]["user_id"] in ("7", BIG)
+
+
+# The mean of the arc has the length .941, and the angles between it and the items are .05 to .55.
+@pytest.mark.parametrize(
+    ("similarity", "head", "widths"),
+    [("cosine", "similarity", ["94%", "80%"]), ("dot", "score", ["100%", "85%"])],
+)
+def test_bars_show_similarity_and_not_rank(
+    page: sync_api.Page, url: str, made: HandMade, *, similarity: str, head: str, widths: list[str]
+) -> None:
+    made.explorers[OLD].similarity = similarity
+    page.goto(f"{url}#k=20")
+    ask(page, "nobody")
+    assert page.locator(".heads span").all_text_contents() == ["rank and item", head]
+    bars = page.locator(".bar i").evaluate_all("(bars) => bars.map((bar) => bar.style.width)")
+    assert [bars[0], bars[-1]] == widths
+    scores = page.locator(".score").all_text_contents()
+    assert [scores[0], scores[-1]] == ["0.94", "0.80"]
+
+
+def test_text_of_items_stays_text(page: sync_api.Page, url: str) -> None:
+    page.goto(f"{url}#k=20")
     ask(page, "7")
     assert EVIL in names(page)
     assert page.title() == "recsys"
 
 
 def test_ids_beyond_53_bits_stay_exact(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.get_by_label("User", exact=True).fill(str(BIG)[:6])
     page.locator("[role=option]").first.click()
     page.locator(".items li").first.wait_for()
@@ -161,7 +190,7 @@ def test_ids_beyond_53_bits_stay_exact(page: sync_api.Page, url: str, made: Hand
 
 
 def test_a_history_is_put_together_pasted_and_shortened(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.get_by_label("a history").check()
     field = page.get_by_label("Items of the history")
     field.press_sequentially("film 3")
@@ -185,7 +214,7 @@ def test_a_history_is_put_together_pasted_and_shortened(page: sync_api.Page, url
 
 
 def test_an_item_joins_the_history_and_the_focus_stays(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     ask(page, "nobody")
     page.locator(".plus").first.focus()
     page.keyboard.press("Enter")
@@ -197,7 +226,7 @@ def test_an_item_joins_the_history_and_the_focus_stays(page: sync_api.Page, url:
 
 def test_two_releases_side_by_side(page: sync_api.Page, url: str, made: HandMade) -> None:
     made.hosts["two:1"] = {"films": {"serving": OLD, "loaded": [OLD, NEW]}}
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.locator(f"#beside option[value='{NEW}']").wait_for(state="attached")
     page.select_option("#release", OLD)
     page.select_option("#beside", NEW)
@@ -224,7 +253,7 @@ def test_two_releases_side_by_side(page: sync_api.Page, url: str, made: HandMade
 
 
 def test_a_rollout_is_seen_as_it_happens(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     drawn = page.locator(".timeline")
     sync_api.expect(drawn).to_have_attribute("aria-label", f"{LABEL} {OLD[:8]} 100%")
     made.hosts["two:1"] = {"films": {"serving": NEW, "loaded": [OLD, NEW]}}
@@ -241,7 +270,7 @@ LABEL = "Share of hosts that serve each version during the last 90 seconds; now"
 
 
 def test_errors_are_shown(page: sync_api.Page, url: str, made: HandMade) -> None:
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.get_by_role("button", name="Recommend").click()
     assert page.locator("#message").inner_text() == "Type the id of a user."
     assert page.evaluate("document.activeElement.id") == "user"
@@ -264,7 +293,7 @@ def test_pictures_take_their_place_before_they_come(page: sync_api.Page, url: st
             route.fulfill(content_type="image/svg+xml", body=drawing)
 
     page.route("https://pictures.test/**", answer)
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     ask(page, "nobody")
     page.wait_for_function("document.querySelectorAll('.picture img').length === 1")
     frames = page.locator(".picture")
@@ -288,7 +317,7 @@ def test_nothing_moves_and_nothing_is_cut(
         "window.shifted = 0; new PerformanceObserver((list) => { for (const entry of list.getEntries())"
         "if (!entry.hadRecentInput) window.shifted += entry.value; }).observe({type: 'layout-shift', buffered: true});"
     )
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.locator(".hostlist").wait_for()
     ask(page, "7")
     page.wait_for_timeout(1200)
@@ -310,7 +339,7 @@ def test_nothing_moves_and_nothing_is_cut(
 def test_text_can_be_read_on_either_ground(browser: sync_api.Browser, url: str, scheme: str) -> None:
     context = browser.new_context(color_scheme=scheme)
     page = context.new_page()
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     ask(page, "7")
     page.locator(".hostlist").wait_for()
     ratios = page.evaluate(CONTRASTS)
@@ -348,7 +377,7 @@ def test_the_page_is_its_own_files_alone(browser: sync_api.Browser, url: str) ->
     page = browser.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
+    page.goto(f"{url}#k=20")
     page.locator(".hostlist").wait_for()
     assert all(address.startswith(url) for address in asked)
     assert page.evaluate("Boolean(document.querySelector('script:not([src]), style, [style], [onclick]'))") is False
@@ -372,7 +401,7 @@ def test_the_page_of_a_real_server(page: sync_api.Page, published: Published, tm
         headers = {"authorization": "Bearer secret", "content-type": "application/json"}
         loaded = page.request.post(f"{url}/v1/admin/load", headers=headers, data={"version": other})
         assert loaded.status == 200
-        page.goto(url)
+        page.goto(f"{url}#k=20")
         page.locator(f"#beside option[value='{other}']").wait_for(state="attached")
         page.select_option("#k", "10")
         page.select_option("#beside", other)

@@ -44,7 +44,9 @@ def build_module(
         schedule_steps: length of the learning-rate schedule; None for the steps that the trainer will make.
         mine: finds neighbours in an earlier run, for negatives that need them.
     """
+    # An item without training events may not have existed at the time of a target, so it is no negative.
     corpus = torch.from_numpy(corpus_of(model, dataset))
+    corpus = corpus[corpus <= dataset.num_trained]
     loss = instantiate(config.loss)
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))

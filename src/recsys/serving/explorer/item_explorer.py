@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from recsys.core.columns import load_array
 from recsys.core.types import Float32Array
 from recsys.data.encoding import plain
-from recsys.release.manifest import EMBEDDINGS, ITEMS
+from recsys.release.manifest import EMBEDDINGS, ITEMS, Manifest
 from recsys.release.runtime.item_ids import IdMap
 from recsys.serving.explorer.messages import ExplainedItem, ItemCard, ItemId, NameMatch, PastItem, Reason
 
@@ -42,12 +43,18 @@ class ItemExplorer:
         items: `items.parquet` of the release, in the order of the index.
         embeddings: float32 [N, D], rows as in `items`.
         rows: function from outside ids to rows of `items`; -1 for an unknown id.
+        similarity: `cosine` or `dot`, what the scores of the release are.
     """
 
     def __init__(
-        self, items: pa.Table, embeddings: Float32Array, *, rows: Callable[[Sequence[object]], npt.NDArray[Any]]
+        self,
+        items: pa.Table,
+        embeddings: Float32Array,
+        *,
+        rows: Callable[[Sequence[object]], npt.NDArray[Any]],
+        similarity: str = "dot",
     ) -> None:
-        self._items, self._embeddings, self._rows = items, embeddings, rows
+        self._items, self._embeddings, self._rows, self.similarity = items, embeddings, rows, similarity
         self._ids = plain(items["item_id"])
         self._has_string_ids = pa.types.is_string(self._ids.type)
         texts = [field.name for field in items.schema if _is_text(field.type) and field.name != "item_id"]
@@ -55,6 +62,7 @@ class ItemExplorer:
         self.picture_column = self._picture_column(texts)
         shown = {"item_id", "item_idx", self.title_column, self.picture_column}
         self._details = [f.name for f in items.schema if f.name not in shown and _is_detail(f.type)][:_NUM_DETAILS]
+        self._dates = {name for name in self._details if _holds_seconds(items[name])}
 
     @classmethod
     def open(cls, folder: Path, known_items: IdMap) -> ItemExplorer:
@@ -69,7 +77,12 @@ class ItemExplorer:
         row_of_item = np.full(len(known_items) + 1, -1)
         row_of_item[np.asarray(items["item_idx"])] = np.arange(len(items))
         embeddings = load_array(folder / EMBEDDINGS).view(np.float32)
-        return cls(items, embeddings, rows=lambda ids: row_of_item[known_items.rows(ids) + 1])
+        return cls(
+            items,
+            embeddings,
+            rows=lambda ids: row_of_item[known_items.rows(ids) + 1],
+            similarity=Manifest.load(folder).similarity,
+        )
 
     def card(self, item_id: ItemId) -> ItemCard:
         """Return the card of an item; an unknown item has its id only."""
@@ -181,7 +194,8 @@ class ItemExplorer:
     def _card(self, row: dict[str, Any]) -> ItemCard:
         title = row[self.title_column] if self.title_column else None
         picture = row[self.picture_column] if self.picture_column else None
-        details = {name: text for name in self._details if (text := _detail(row[name])) is not None}
+        values = {name: _date(row[name]) if name in self._dates else row[name] for name in self._details}
+        details = {name: text for name, value in values.items() if (text := _detail(value)) is not None}
         return ItemCard(row["item_id"], title, picture if picture and _ADDRESS.fullmatch(picture) else None, details)
 
     def _picture_column(self, texts: list[str]) -> str | None:
@@ -208,7 +222,21 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_detail(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_text(kind.value_type)
-    return _is_text(kind) or bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(_is_text(kind) or is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+def _holds_seconds(column: pa.ChunkedArray) -> bool:
+    """Return whether all values are integers that are Unix times of the years 2000 to 2099."""
+    if not pa.types.is_integer(column.type) or column.null_count == len(column):
+        return False
+    first, last = pc.min_max(column).as_py().values()
+    times = range(946_684_800, 4_102_444_800)
+    return first in times and last in times
+
+
+def _date(seconds: int | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _detail(value: Any) -> str | None:
@@ -217,7 +245,10 @@ def _detail(value: Any) -> str | None:
     if isinstance(value, list):
         more = ", …" if len(value) > _NUM_VALUES else ""
         value = ", ".join(str(part) for part in value[:_NUM_VALUES]) + more
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        text = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    else:
+        text = value.date().isoformat() if isinstance(value, datetime) else str(value)
     return text if len(text) <= _NUM_CHARACTERS else f"{text[: _NUM_CHARACTERS - 1]}…"
 
 

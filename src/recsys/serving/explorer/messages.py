@@ -113,11 +113,12 @@ class ExplainRequest(Struct, forbid_unknown_fields=True):
 
 
 class ExplainResponse(Struct):
-    """The history, oldest first, and each recommended item with its reasons."""
+    """The history, oldest first, each recommended item with its reasons, and the similarity that scores are."""
 
     version: str
     history: list[PastItem]
     items: list[ExplainedItem]
+    similarity: str
 
 
 class UsersQuery(Struct, forbid_unknown_fields=True):

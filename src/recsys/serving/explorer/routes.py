@@ -124,7 +124,7 @@ class ExplorerRoutes:
         def explain() -> ExplainResponse:
             past = explorer.past(item_ids, [event.timestamp for event in events])
             explained = explorer.explain(item_ids, request.item_ids, num_reasons=request.num_reasons)
-            return ExplainResponse(version, past, explained)
+            return ExplainResponse(version, past, explained, explorer.similarity)
 
         return await asyncio.to_thread(explain)
 

@@ -48,8 +48,10 @@ def prior_shift(
 
     A softmax over the corpus learns the posterior under the popularity of its targets. If only the prior moves (label
     shift), today's posterior is the learned one times the ratio of the priors (Saerens et al. 2002, equation 4). A
-    power above 1 favours popular items beyond that, for data on which the model is too confident about users. An item
-    without training events is not shifted, and counts as popular as the rarest item that has some.
+    power above 1 favours popular items beyond that, for data on which the model is too confident about users.
+
+    An item without training events may be new, so its missing count says nothing about its popularity: its ratio is 1,
+    and the power treats it like the item of an average recent event (the mean of `log p_recent` over those events).
 
     Args:
         dataset: training events, with time in seconds or days.
@@ -77,7 +79,8 @@ def prior_shift(
     recent, trained = share(dataclasses.replace(target_sampling, half_life_days=half_life_days)), share(target_sampling)
     smoothed = (1 - SMOOTHING) * recent + SMOOTHING * trained
     known = trained > 0
-    lean = (power - 1) * torch.where(known, smoothed, smoothed[known].min()).log()
+    average = torch.special.entr(smoothed).sum().neg()
+    lean = (power - 1) * torch.where(known, smoothed.log(), average)
     return torch.where(known, (smoothed / trained).log(), 0.0) + lean
 
 

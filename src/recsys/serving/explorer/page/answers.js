@@ -1,6 +1,12 @@
 // Ranked items of one release, each with its reasons.
 
-import { chip, duration, element, keyOf } from "./parts.js";
+import { chip, detailsOf, duration, element, keyOf, rounded } from "./parts.js";
+
+// A score is a similarity: a bar shows it on a scale that contains 0, so equal bars are equal scores.
+const SCALES = {
+  cosine: { name: "similarity", hint: "cosine of user and item, at most 1; a full bar is 1" },
+  dot: { name: "score", hint: "inner product of user and item; bars start at 0 or at the least score below it, and end at the highest" },
+};
 
 /**
  * @param one { content, milliseconds, server, explained }
@@ -12,18 +18,20 @@ export function answerList(one, other, past, extend) {
   const { content, explained } = one;
   const ranks = other && new Map(other.content.items.map(({ item_id }, at) => [keyOf(item_id), at]));
   const scores = content.items.map(({ score }) => score);
-  const best = Math.max(...scores);
-  const least = Math.min(...scores);
+  const isCosine = explained.similarity === "cosine";
+  const [least, best] = [Math.min(0, ...(isCosine ? [] : scores)), isCosine ? 1 : Math.max(0, ...scores)];
+  const scale = SCALES[explained.similarity];
   const cards = explained.items;
   const hasPictures = cards.some(({ picture }) => picture);
   const lines = cards.map((card, at) => {
-    const share = best > least ? (scores[at] - least) / (best - least) : 1;
+    const share = best > least ? Math.max(0, (scores[at] - least) / (best - least)) : 0;
     return line(card, at, { score: scores[at], share, move: ranks && moveOf(ranks.get(keyOf(card.item_id)), at), hasPictures, past, extend });
   });
   return element(
     "section",
     { class: "list", "aria-label": `Release ${content.version}` },
     heading(one),
+    lines.length > 0 && element("p", { class: "heads", "aria-hidden": "true" }, element("span", {}, "rank and item"), element("span", { title: scale.hint }, scale.name)),
     lines.length ? element("ol", { class: "items" }, ...lines) : element("p", { class: "empty" }, "No items are left to recommend."),
   );
 }
@@ -49,7 +57,6 @@ function moveOf(before, at) {
 
 function line(card, at, { score, share, move, hasPictures, past, extend }) {
   const name = card.title ?? String(card.item_id);
-  const details = [card.title && String(card.item_id), ...Object.values(card.details ?? {})].filter(Boolean).join(" · ");
   const bar = element("span", { class: "bar", "aria-hidden": "true" }, element("i"));
   bar.firstChild.style.width = `${Math.round(100 * share)}%`;
   const made = element(
@@ -57,12 +64,12 @@ function line(card, at, { score, share, move, hasPictures, past, extend }) {
     {},
     element("span", { class: "rank", "aria-hidden": "true" }, String(at + 1)),
     hasPictures && picture(card),
-    element("div", { class: "what" }, element("b", {}, name), element("small", {}, details)),
+    element("div", { class: "what" }, element("b", {}, name), element("small", {}, detailsOf(card))),
     element(
       "div",
       { class: "how" },
       move && element("span", { class: `move ${move.class}`, title: move.hint, "aria-label": move.hint, role: "img" }, move.text),
-      element("span", { class: "score" }, score.toFixed(3)),
+      element("span", { class: "score" }, rounded(score)),
       bar,
     ),
     element("button", { type: "button", class: "plus", "aria-label": `Add ${name} to the history`, title: "Add to the history", onclick: () => extend(card) }, "+"),

@@ -3,7 +3,7 @@
 import { answerList } from "./answers.js";
 import { combobox } from "./combobox.js";
 import { watchHosts } from "./hosts.js";
-import { Refused, call, element, keyOf } from "./parts.js";
+import { Refused, call, detailsOf, element, keyOf } from "./parts.js";
 
 const find = (id) => document.getElementById(id);
 const form = find("ask");
@@ -48,7 +48,7 @@ combobox(
   async (text, signal) => {
     if (!text) return [];
     const { content } = await call(`v1/items?limit=8&q=${encodeURIComponent(text)}`, undefined, signal);
-    return content.items.map((card) => ({ value: card, label: card.title ?? String(card.item_id), hint: hintOf(card) }));
+    return content.items.map((card) => ({ value: card, label: card.title ?? String(card.item_id), hint: detailsOf(card) }));
   },
   (suggestion, text) => {
     if (suggestion) add([suggestion.value]);
@@ -56,9 +56,6 @@ combobox(
     else if (state.chosen.length) ask();
   },
 );
-
-const hintOf = ({ item_id, title, details }) =>
-  [title && String(item_id), ...Object.values(details ?? {})].filter(Boolean).join(" · ");
 
 item.addEventListener("paste", (event) => {
   const lines = event.clipboardData.getData("text").split(/\r?\n/).filter((line) => line.trim());
@@ -179,6 +176,7 @@ function showAnswers(answers) {
   const place = find("answers");
   // Replacing the focused button would lose the focus.
   const hadFocus = place.contains(document.activeElement);
+  find("answers-heading").textContent = kind() === "user" ? `Recommended for user ${state.userId}` : "Recommended for this history";
   place.replaceChildren(
     find("answers-heading"),
     ...(both ? [element("p", { class: "both" }, both)] : []),
@@ -201,12 +199,12 @@ function showHistory(history, { history_length: read, unknown_items: unknown }) 
   if (unknown.length) notes.push(`unknown to this release: ${unknown.join(", ")}`);
   find("history-length").textContent = history.length ? notes.join(" · ") : "This user has no events.";
   const when = (seconds) => new Date(Number(seconds) * 1000).toISOString().slice(0, 10);
-  const line = ({ item_id, title, details, timestamp }) =>
+  const line = (card) =>
     element(
       "li",
-      { "data-item": keyOf(item_id) },
-      element("b", {}, title ?? String(item_id)),
-      element("small", {}, [timestamp && when(timestamp), title && item_id, ...Object.values(details ?? {})].filter(Boolean).join(" · ")),
+      { "data-item": keyOf(card.item_id) },
+      element("b", {}, card.title ?? String(card.item_id)),
+      element("small", {}, [card.timestamp && when(card.timestamp), detailsOf(card)].filter(Boolean).join(" · ")),
     );
   find("events").replaceChildren(...history.toReversed().map(line));
 }
@@ -235,7 +233,26 @@ function remember() {
   history.replaceState(null, "", `#${address}`);
 }
 
+/** Show one of the first users by id, who have events: the first, or any other than the one that is shown. */
+async function sample(isFirst) {
+  try {
+    const { content } = await call(`v1/users?limit=${isFirst ? 1 : 100}`);
+    const ids = content.user_ids.filter((id) => isFirst || id !== state.userId);
+    if (!ids.length) return say("No user has events yet. Compose a history.");
+    // The user may have typed or asked in the meantime.
+    if (isFirst && (user.value || asking || kind() !== "user")) return;
+    state.userId = ids[Math.floor(Math.random() * ids.length)];
+    user.value = String(state.userId);
+    await ask();
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+find("sample").addEventListener("click", () => sample(false));
+
 async function recall() {
+  if (!location.hash) return sample(true);
   const address = new URLSearchParams(location.hash.slice(1));
   if ([...form.elements.k.options].some(({ value }) => value === address.get("k"))) form.elements.k.value = address.get("k");
   const number = address.get("number");

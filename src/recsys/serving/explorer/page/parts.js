@@ -70,6 +70,13 @@ function serverTime(header) {
 /** Return an id as a key; 5 and "5" are different ids. */
 export const keyOf = (id) => `${typeof id === "string" ? "text" : "number"}:${id}`;
 
+/** Return what a card tells beside its title: the id, and the values of its columns with their names. */
+export const detailsOf = ({ item_id, title, details }) =>
+  [title && `item ${item_id}`, ...Object.entries(details ?? {}).map((pair) => pair.join(" "))].filter(Boolean).join(" · ");
+
+/** Return a number with three digits, or with all digits before the point. */
+export const rounded = (value) => value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(Math.max(1, Math.abs(value))))));
+
 const versions = [];
 const NUM_COLOURS = 6;
 
