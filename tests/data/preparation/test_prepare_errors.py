@@ -245,7 +245,7 @@ def test_declarations_that_do_not_fit(tmp_path: Path, features: dict[str, Any], 
 
 def test_settings_that_do_not_exist(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data", EVENTS)
-    fails(root, r"data\.columns\.userid: no such column; did you mean 'user_id'", columns={"userid": "x"})
+    fails(root, r"data\.columns\.userid: no such key; did you mean 'user_id'", columns={"userid": "x"})
     with pytest.raises(UserError, match=r"data\.time=second: .*did you mean 'seconds'"):
         DataSettings(time_resolution="second")  # type: ignore[arg-type]
 

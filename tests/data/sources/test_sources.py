@@ -54,7 +54,7 @@ def test_csv_is_typed_by_whole_columns(tmp_path: Path) -> None:
     assert found["user_id"] == pa.int64()
     assert found["rating"] == pa.float64()
     assert pa.types.is_string(found["item_id"]) or pa.types.is_large_string(found["item_id"])
-    assert pq.read_table(tables.interactions[0])["code"].to_pylist() == ["007", "12", None]
+    assert [pq.read_table(file)["code"].to_pylist() for file in tables.interactions] == [["007", "12"], [None]]
     assert pq.read_table(tables.items[0]).to_pylist()[0] == {"item_id": "7", "title": 'a "red", one', "year": 1999}
     dataset = prepared(source, tmp_path / "cache")
     # Shards in name order.
@@ -90,7 +90,7 @@ def test_text_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             TextFolder(root, "csv").tables(tmp_path / "cache")
     root = write_text(tmp_path / "e", {"interactions.jsonl": '{"user_id": 1\n'})
-    with pytest.raises(UserError, match=r"interactions\.jsonl: not readable as jsonl"):
+    with pytest.raises(UserError, match=r"interactions\.jsonl: line 1: not a JSON object"):
         TextFolder(root, "jsonl").tables(tmp_path / "cache")
     with pytest.raises(UserError, match="format=tsv: expected csv or jsonl"):
         TextFolder(root, "tsv")  # type: ignore[arg-type]

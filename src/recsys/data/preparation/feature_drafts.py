@@ -103,7 +103,7 @@ def _width(table: Table, session: Session, *, everything: ir.Table, name: str, p
     if len(found) > 1:
         other = found[1]
         raise UserError(
-            f"{table.files[other['shard']]}: column '{plan.name}' holds vectors of lengths "
+            f"{table.shown[other['shard']]}: column '{plan.name}' holds vectors of lengths "
             f"{', '.join(str(row['length']) for row in found)}; expected one length "
             f"({found[0]['length']} is the most frequent)"
         )

@@ -12,7 +12,8 @@ import pyarrow as pa
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FIRST_CODE, KINDS, OWNERS, Kind, Owner, Role
 from recsys.data.preparation.engines import Read
-from recsys.data.sources.tables import Table, read_time, settings_keys
+from recsys.data.sources.keys import settings_keys
+from recsys.data.sources.tables import Table, read_time
 
 log = logging.getLogger("recsys")
 
@@ -103,6 +104,8 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         return None
     kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place=place)
     column = table.types[name]
+    if not (kind in ("categorical", "text") and pa.types.is_string(column)):
+        table.check(name)
     if kind is None:
         kind = _kind_by_type(column)
         if kind is None or "/" in name:

@@ -191,7 +191,7 @@ def _check_events(job: PreparationJob, session: Session, events: ir.Table) -> No
         for key in keys:
             if found[key]:
                 raise UserError(
-                    f"{table.files[found['shard']]}: column '{names[key]}' has {found[key]} nulls, expected none"
+                    f"{table.shown[found['shard']]}: column '{names[key]}' has {found[key]} nulls, expected none"
                 )
 
 
@@ -208,7 +208,7 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
     nulls = rows(session, missing.order_by("shard").limit(1))
     if nulls:
         raise UserError(
-            f"{table.files[nulls[0]['shard']]}: column '{table.names[key]}' has {nulls[0]['n']} nulls, expected none"
+            f"{table.shown[nulls[0]['shard']]}: column '{table.names[key]}' has {nulls[0]['n']} nulls, expected none"
         )
     counted = entities.group_by(key).aggregate(n=ibis._.count())
     if twice := rows(session, counted.filter(counted.n > 1).order_by(key).limit(1)):

@@ -28,7 +28,8 @@ from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
 from recsys.data.sources.files import build_once, digest
-from recsys.data.sources.tables import NAMES, Table, inspect
+from recsys.data.sources.keys import NAMES
+from recsys.data.sources.tables import Table, inspect
 
 log = logging.getLogger("recsys")
 
@@ -97,7 +98,10 @@ def _check_engaged(settings: DataSettings, table: Table) -> None:
 
 
 def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
-    columns = {name: settings.columns.get(name) or name for name in NAMES}
+    columns: dict[str, Any] = {name: settings.columns.get(name) or name for name in NAMES}
+    for owner in OWNERS:
+        if own := {key: name for key, name in (settings.columns.get(owner) or {}).items() if name}:
+            columns[owner] = own
     features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
     described = asdict(replace(settings, columns=columns, features=features))
     # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.

@@ -8,7 +8,7 @@ from typing import Any
 
 from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
-from recsys.data.sources.tables import NAMES
+from recsys.data.sources.keys import NAMES
 
 
 def _same_names() -> dict[str, str]:
@@ -21,7 +21,8 @@ class DataSettings:
 
     Attributes:
         time_resolution: precision of the timestamps, the configuration key `data.time`; `DAY` rounds them down.
-        columns: our names (user_id, item_id, timestamp, split) -> names in the files.
+        columns: our names (user_id, item_id, timestamp, split) -> names in the files; table -> our names -> names in
+            the files of that table.
         features: owner -> column -> {kind, role, ignore, buckets}.
         engaged: column of interactions that is true (or not 0) if the user engaged with what was shown. Rows with a
             false value are exposures and no events. If it is null, every row is an event.
@@ -31,7 +32,7 @@ class DataSettings:
     """
 
     time_resolution: TimeResolution = TimeResolution.SECONDS
-    columns: Mapping[str, str] = field(default_factory=_same_names)
+    columns: Mapping[str, Any] = field(default_factory=_same_names)
     features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     engaged: str | None = None
     min_user_events: int = 0

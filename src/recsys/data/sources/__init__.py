@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from recsys.data.sources.delimited import TextFormat
 from recsys.data.sources.files import ParquetFiles, ParquetFolder, Tables
+from recsys.data.sources.hub import HubDataset
 from recsys.data.sources.movielens import MovieLens
-from recsys.data.sources.text import HubDataset, TextFolder
+from recsys.data.sources.text import TextFolder
 
 
 class Source(Protocol):
@@ -17,4 +19,4 @@ class Source(Protocol):
         """Return the tables as Parquet files. Other formats are converted into the folder `cache`."""
 
 
-__all__ = ["HubDataset", "MovieLens", "ParquetFiles", "ParquetFolder", "Source", "Tables", "TextFolder"]
+__all__ = ["HubDataset", "MovieLens", "ParquetFiles", "ParquetFolder", "Source", "Tables", "TextFolder", "TextFormat"]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import xxhash
 from filelock import FileLock
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 from recsys.core.io import build_folder
+from recsys.core.schema import OWNERS
 
 log = logging.getLogger("recsys")
 
@@ -23,15 +26,29 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Tables:
-    """Parquet files (paths or URLs) of each table, with shards in name order. A missing table has no files."""
+    """Parquet files (paths or URLs) of each table, with shards in name order. A missing table has no files.
+
+    Attributes:
+        interactions, items, users: files of each table.
+        origins: converted file -> file of the user that it was made from, for messages.
+    """
 
     interactions: tuple[str, ...]
     items: tuple[str, ...] = ()
     users: tuple[str, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, owner: str) -> tuple[str, ...]:
         """Return the files of the table `owner`."""
         return {"interactions": self.interactions, "items": self.items, "users": self.users}[owner]
+
+    def shown(self, owner: str) -> tuple[str, ...]:
+        """Return the names that messages use for the files of the table `owner`."""
+        return tuple(self.origins.get(file, file) for file in self.of(owner))
+
+
+# Names of the files of each table, where they differ from `interactions`, `items` and `users`.
+Files = Mapping[str, str | Sequence[str] | None]
 
 
 @dataclass(frozen=True)
@@ -40,13 +57,15 @@ class ParquetFolder:
 
     Attributes:
         root: path, or address that fsspec reads (s3://, gs://, hf://, memory://).
+        files: table -> its file or files in the folder, if they have other names.
     """
 
     root: str
+    files: Files | None = None
 
     def tables(self, cache: Path) -> Tables:  # noqa: ARG002 - the files are read in place
         """Return the files of the folder."""
-        return find_tables(self.root, ".parquet")
+        return find_tables(self.root, [".parquet"], self.files)
 
 
 @dataclass(frozen=True)
@@ -66,49 +85,121 @@ class ParquetFiles:
         return Tables(tuple(self.interactions), tuple(self.items), tuple(self.users))
 
 
-def find_tables(root: str, ending: str) -> Tables:
-    """Return `interactions<ending>`, `items<ending>` and `users<ending>` of a folder: files, or folders of shards.
+# Endings of files, in the order of preference, by the name of the configuration that reads them.
+ENDINGS = {
+    "parquet": (".parquet",),
+    "csv": (".csv", ".tsv", ".txt", ".dat"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+}
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
+# RecBole names its files DATASET.inter, DATASET.item and DATASET.user.
+_RECBOLE = {"interactions": ".inter", "items": ".item", "users": ".user"}
+
+
+def find_tables(root: str, endings: Sequence[str], files: Files | None = None) -> Tables:
+    """Return the files of the three tables of a folder. Each is one file, or a folder of shards.
+
+    Args:
+        root: folder.
+        endings: endings that the files may have after `interactions`, `items` and `users`, such as `.csv`.
+        files: table -> its file, folder of shards or list of them, relative to the folder. It replaces the usual name.
 
     Raises:
-        UserError: If the folder or its interactions are missing, or a folder of shards is empty.
+        UserError: If the folder or its interactions are missing, a folder of shards is empty, or two files could be
+            one table.
     """
-    filesystem, path = _filesystem(root)
+    filesystem, path = open_filesystem(root)
     if not filesystem.exists(path):
-        raise UserError(f"{root}: no such folder; expected one with interactions{ending}")
+        raise UserError(f"{root}: no such folder; expected one with interactions{endings[0]}")
     if not filesystem.isdir(path):
-        raise UserError(f"{root}: found a file, expected a folder with interactions{ending}")
-    interactions = _shards(root, f"interactions{ending}", ending)
-    if not interactions:
-        names = sorted(name["name"].rstrip("/").rsplit("/", 1)[-1] for name in filesystem.ls(path, detail=True))
-        found = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise UserError(f"{root}: found a file, expected a folder with interactions{endings[0]}")
+    if unknown := [owner for owner in files or {} if owner not in OWNERS]:
+        raise UserError(f"data.files.{unknown[0]}: no such table{nearest(unknown[0], OWNERS)}")
+    names = sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=True))
+    found: dict[str, tuple[str, ...]] = {}
+    for owner in OWNERS:
+        given = (files or {}).get(owner)
+        chosen = [given] if isinstance(given, str) else list(given or _usual(owner, names, endings, root=root))
+        found[owner] = tuple(file for name in chosen for file in _shards(root, name, endings))
+    if not found["interactions"]:
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise UserError(
-            f"{root}: no interactions{ending}; found {found or 'nothing'}, "
-            f"expected a file or a folder of shards of that name"
+            f"{root}: no interactions{endings[0]}; found {shown or 'nothing'}, expected a file or a folder of shards "
+            f"of that name{_advice(names, endings)}"
         )
-    return Tables(interactions, _shards(root, f"items{ending}", ending), _shards(root, f"users{ending}", ending))
+    return Tables(found["interactions"], found["items"], found["users"])
 
 
-def _shards(root: str, name: str, ending: str) -> tuple[str, ...]:
-    filesystem, path = _filesystem(root)
-    path = path.rstrip("/") + "/" + name
+def _usual(owner: str, names: Sequence[str], endings: Sequence[str], *, root: str) -> list[str]:
+    """Return the usual name that exists among `names`, or nothing."""
+    usual = [owner + ending + packed for ending in endings for packed in ("", *_packing(endings))]
+    found = [name for name in usual if name in names]
+    if not found and ".csv" in endings:
+        found = [name for name in names if _unpacked(name).endswith(_RECBOLE[owner])]
+    if len(found) > 1:
+        raise UserError(f"{root}: found {' and '.join(found)}; data.files.{owner}={found[0]} chooses one")
+    return found
+
+
+def _packing(endings: Sequence[str]) -> Iterable[str]:
+    return () if ".parquet" in endings else COMPRESSED
+
+
+def _unpacked(name: str) -> str:
+    """Return a name without the ending of its compression."""
+    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
+
+
+def _advice(names: Sequence[str], endings: Sequence[str]) -> str:
+    """Return what to type where a folder has no interactions under their usual name."""
+    for format, others in ENDINGS.items():
+        if endings[0] not in others and any(_unpacked(name).startswith(f"interactions{others[0]}") for name in names):
+            return f"; data={format} reads it"
+    files = [name for name in names if _unpacked(name).endswith((*endings, *_RECBOLE.values()))]
+    return f"; data.files.interactions={files[0]} names another file" if files else ""
+
+
+def _shards(root: str, name: str, endings: Sequence[str]) -> tuple[str, ...]:
+    """Return the files of a table. `name` is relative to `root` unless it is an absolute path or an address."""
+    filesystem, path = open_filesystem(name if "://" in name else root)
+    if "://" not in name:
+        path = name if name.startswith("/") and is_local(filesystem) else path.rstrip("/") + "/" + name
     if filesystem.isfile(path):
         return (_address(filesystem, path),)
     if not filesystem.isdir(path):
-        return ()
+        raise UserError(f"{_address(filesystem, path)}: no such file or folder")
     # Writers such as Spark leave markers and unfinished parts under names that begin with _ or a dot.
-    inner = [file for file in filesystem.find(path) if file.endswith(ending)]
+    ends = (*endings, *_RECBOLE.values())
+    inner = [file for file in filesystem.find(path) if _unpacked(file).endswith(ends)]
     kept = [f for f in inner if not any(part[:1] in "_." for part in f[len(path) :].strip("/").split("/"))]
     if not kept:
-        raise UserError(f"{_address(filesystem, path)}: a folder without shards; expected files named *{ending}")
+        raise UserError(f"{_address(filesystem, path)}: a folder without shards; expected files named *{endings[0]}")
     return tuple(_address(filesystem, file) for file in sorted(kept))
 
 
-def _filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a path or address, and the path within it. A path without `://` is read literally.
+
+    Raises:
+        UserError: If no file system reads such addresses.
+    """
     try:
+        if "://" not in url:
+            return fsspec.filesystem("file"), os.path.join(os.getcwd(), os.path.expanduser(url)).rstrip("/") or "/"
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
         raise UserError(f"{url}: {error}") from error
     return filesystem, path
+
+
+def open_file(file: str) -> Any:
+    """Open a file for reading bytes.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+    filesystem, path = open_filesystem(file)
+    return filesystem.open(path, "rb")
 
 
 def _address(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
@@ -119,7 +210,7 @@ def _address(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
 
 def local_copy(file: str, folder: Path) -> Path:
     """Return the path of a local file, or of a copy of a remote one in `folder`."""
-    filesystem, path = _filesystem(file)
+    filesystem, path = open_filesystem(file)
     if is_local(filesystem):
         return Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +232,7 @@ def digest(file: str) -> str:
     Raises:
         UserError: If the file cannot be read.
     """
-    filesystem, path = _filesystem(file)
+    filesystem, path = open_filesystem(file)
     try:
         if not is_local(filesystem):
             return str(filesystem.ukey(path))

@@ -70,7 +70,7 @@ class MovieLens:
 
         folder = cache / f"{self.variant}-{name}"
         build_once(folder, build)
-        return find_tables(str(folder), ".parquet")
+        return find_tables(str(folder), [".parquet"])
 
     def _contents(self, cache: Path) -> list[bytes]:
         names = _FILES[self.variant]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -14,18 +13,29 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.schema import Owner
 from recsys.data.preparation.engines import Read
 from recsys.data.sources.common_types import common_type, plain_type
-from recsys.data.sources.files import Tables
+from recsys.data.sources.files import Tables, open_file
+from recsys.data.sources.keys import key_names
 
-# Names of columns that are not features.
-NAMES = ("user_id", "item_id", "timestamp", "split")
+# Field metadata of converted files: why a column cannot be used.
+PROBLEM = b"recsys.problem"
 
 
 class Shard(NamedTuple):
-    """One file of a table: its address, the plain type of each column, and the number of rows."""
+    """One file of a table.
+
+    Attributes:
+        file: its address.
+        types: plain type of each column.
+        num_rows: number of rows.
+        shown: its name in messages: the file of the user that `file` was converted from.
+        problems: columns that cannot be used as they are -> why. Columns of strings may still be read as text.
+    """
 
     file: str
     types: Mapping[str, pa.DataType]
     num_rows: int
+    shown: str
+    problems: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,23 +69,42 @@ class Table:
         return sum(shard.num_rows for shard in self.shards)
 
     @property
+    def shown(self) -> tuple[str, ...]:
+        """Names of the files in messages."""
+        return tuple(shard.shown for shard in self.shards)
+
+    @property
     def place(self) -> str:
         """Name in messages: the file, or the folder of several shards."""
-        return self.files[0] if len(self.files) == 1 else self.files[0].rsplit("/", 1)[0]
+        return self.shown[0] if len(self.shown) == 1 else self.shown[0].rsplit("/", 1)[0]
 
     def feature_columns(self) -> list[str]:
         """Return the columns that are not key columns (`NAMES`): the possible features."""
         return [name for name in self.types if name not in self.names.values()]
 
+    def check(self, column: str) -> None:
+        """Refuse a column whose values could not be read without a guess.
+
+        Raises:
+            UserError: If the column has a problem.
+        """
+        for shard in self.shards:
+            if column in shard.problems:
+                raise UserError(
+                    f"{shard.shown}: column '{column}' {shard.problems[column]}".replace(
+                        "FEATURE", f"features.{self.owner}.{column}"
+                    )
+                )
+
 
 def inspect(
-    tables: Tables, columns: Mapping[str, str], *, split_needs: str | None, event_columns: Iterable[str] = ()
+    tables: Tables, columns: Mapping[str, Any], *, split_needs: str | None, event_columns: Iterable[str] = ()
 ) -> dict[str, Table]:
     """Return the tables of a source by owner, checked as far as the footers of the files allow.
 
     Args:
         tables: files of the source.
-        columns: our names -> names in the files.
+        columns: our names -> names in the files, see `key_names`.
         split_needs: column that the split requires, `timestamp` or `split`; `order` for a timestamp that only orders
             the events; None if it requires none.
         event_columns: other columns of interactions that are used.
@@ -83,14 +112,12 @@ def inspect(
     Raises:
         UserError: If a file is unreadable or empty, a column is missing or of a wrong type, or shards differ.
     """
-    if unknown := [name for name in columns if name not in NAMES]:
-        raise UserError(f"data.columns.{unknown[0]}: no such column{nearest(unknown[0], NAMES)}")
-    wanted = {name: columns.get(name) or name for name in NAMES}
     found: dict[str, Table] = {}
     owners: tuple[Owner, ...] = ("interactions", "items", "users")
     for owner in owners:
-        if files := tables.of(owner):
-            found[owner] = _table(owner, files, wanted=wanted, split_needs=split_needs, event_columns=event_columns)
+        if tables.of(owner):
+            names = key_names(columns, owner)
+            found[owner] = _table(owner, tables, wanted=names, split_needs=split_needs, event_columns=event_columns)
     events = found["interactions"]
     for owner, key in (("items", "item_id"), ("users", "user_id")):
         if owner in found:
@@ -142,32 +169,28 @@ def read_time(column: str, kind: pa.DataType) -> Read:
 
 def _table(
     owner: Owner,
-    files: tuple[str, ...],
+    tables: Tables,
     *,
-    wanted: Mapping[str, str],
+    wanted: Mapping[str, tuple[str, ...]],
     split_needs: str | None,
     event_columns: Iterable[str],
 ) -> Table:
-    shards = tuple(_shard(file) for file in files)
-    required_key = [] if split_needs is None else ["timestamp" if split_needs == "order" else split_needs]
-    ids = {"interactions": ["user_id", "item_id"], "items": ["item_id"], "users": ["user_id"]}[owner]
-    required = ids + (required_key if owner == "interactions" else [])
-    optional = ["timestamp", "split"] if owner == "interactions" else []
+    shards = tuple(map(_shard, tables.of(owner), tables.shown(owner)))
+    needed = "timestamp" if split_needs == "order" else split_needs
     names: dict[str, str] = {}
-    for key in dict.fromkeys(required + optional):
-        # An id that is renamed in the interactions may have its plain name in the other tables.
-        candidates = [wanted[key]] if owner == "interactions" else [wanted[key], key]
+    for key, candidates in wanted.items():
         column = next((name for name in candidates if name in shards[0].types), None)
         if column is not None:
             names[key] = column
-        elif key in required:
+        elif key in ("user_id", "item_id", needed):
             raise UserError(
-                f"{files[0]}: column '{wanted[key]}' is missing{nearest(wanted[key], shards[0].types)}"
-                + (_REMEDY.get(str(split_needs), "") if key not in ids else "")
+                f"{shards[0].shown}: column '{candidates[0]}' is missing{nearest(candidates[0], shards[0].types)}"
+                + (_REMEDY.get(str(split_needs), "") if key == needed else "")
             )
     full = [shard for shard in shards if shard.num_rows]
     if not full:
-        raise UserError(f"{files[0]}: no rows" + (f", nor in {len(files) - 1} other shards" if len(files) > 1 else ""))
+        others = f", nor in {len(shards) - 1} other shards" if len(shards) > 1 else ""
+        raise UserError(f"{shards[0].shown}: no rows{others}")
     types = dict(full[0].types)
     for shard in full[1:]:
         used = {*names.values(), *event_columns} if owner == "interactions" else types.keys() | shard.types.keys()
@@ -178,19 +201,21 @@ def _table(
         lists = frozenset(name for name, kind in types.items() if pa.types.is_list(kind))
         types |= {name: types[name].value_type for name in lists}
     table = Table(owner, shards, types, names, lists)
-    for key in names:
+    for key, name in names.items():
+        table.check(name)
         if key in ("user_id", "item_id"):
             id_type(table, key)
     if "timestamp" in names:
         kind = types[names["timestamp"]]
         if not (pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
             raise UserError(
-                f"{files[0]}: column '{names['timestamp']}' holds {kind}, "
+                f"{table.place}: column '{names['timestamp']}' holds {kind}, "
                 f"expected integer seconds, a date or a timestamp"
             )
     if split_needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
         raise UserError(
-            f"{files[0]}: column '{names['split']}' holds {types[names['split']]}, expected strings: train, val or test"
+            f"{table.place}: column '{names['split']}' holds {types[names['split']]}, "
+            f"expected strings: train, val or test"
         )
     return table
 
@@ -201,14 +226,17 @@ _REMEDY = {
 }
 
 
-def _shard(file: str) -> Shard:
+def _shard(file: str, shown: str) -> Shard:
     try:
-        with fsspec.open(file, "rb") as opened:
+        with open_file(file) as opened:
             parquet = pq.ParquetFile(opened)
             types = {field.name: plain_type(field.type) for field in parquet.schema_arrow}
-            return Shard(file, types, parquet.metadata.num_rows)
+            problems = {
+                f.name: f.metadata[PROBLEM].decode() for f in parquet.schema_arrow if PROBLEM in (f.metadata or {})
+            }
+            return Shard(file, types, parquet.metadata.num_rows, shown, problems)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: not a readable Parquet file ({error})") from error
+        raise UserError(f"{shown}: not a readable Parquet file ({error})") from error
 
 
 def _joined(name: str, kind: pa.DataType | None, *, shards: Sequence[Shard], shard: Shard) -> pa.DataType:
@@ -221,13 +249,6 @@ def _joined(name: str, kind: pa.DataType | None, *, shards: Sequence[Shard], sha
     if kind is not None and found is not None:
         other = next((s for s in shards if common_type(s.types[name], found) is None), other)
     raise UserError(
-        f"{shard.file}: column '{name}' holds {missing if found is None else found}, but "
-        f"{other.types.get(name, missing)} in {other.file}; expected one type"
+        f"{shard.shown}: column '{name}' holds {missing if found is None else found}, but "
+        f"{other.types.get(name, missing)} in {other.shown}; expected one type"
     )
-
-
-def settings_keys(node: Mapping[str, Any], valid: Iterable[str], *, place: str) -> None:
-    """Refuse keys of `node` that are not `valid`. `place` is the key of `node` in the configuration."""
-    for key in node:
-        if key not in valid:
-            raise UserError(f"{place}.{key}: no such key{nearest(str(key), valid)}")

@@ -1,14 +1,13 @@
-"""Sources that Hugging Face `datasets` reads: CSV, JSON Lines and the Hub. They are converted to Parquet once."""
+"""Source of text files: delimited text and JSON Lines. They are converted to Parquet once, by whole columns."""
 
 from __future__ import annotations
 
-import csv
-import os
+import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,16 +15,30 @@ import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
 from recsys.core.schema import OWNERS
-from recsys.data.sources.files import Tables, build_once, digest, find_tables, fingerprint, local_copy
+from recsys.data.sources.column_types import Problem, cast_text, text_type
+from recsys.data.sources.delimited import DelimitedFile, TextFormat, plain_name
+from recsys.data.sources.files import ENDINGS, Files, Tables, build_once, digest, find_tables, fingerprint
+from recsys.data.sources.json_lines import line_of, read_json_lines
+from recsys.data.sources.keys import key_names
+from recsys.data.sources.tables import PROBLEM
+
+log = logging.getLogger("recsys")
 
 Format = Literal["csv", "jsonl"]
 
 # Increase this number if the conversion gives other values: it is part of the names in the cache.
-_VERSION = 1
-# Codes such as 007 stay strings, because ids must not change.
-_PLAIN_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
-_NUMBER = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-_PART_OF_SPLIT = {"validation": "val", "valid": "val", "dev": "val"}
+_VERSION = 2
+_ONE_NAME = "expected names that occur once"
+
+
+class _Shard(NamedTuple):
+    """One file: its columns (of strings, if it is delimited), the kinds that its header names, problems, and lines."""
+
+    file: str
+    table: pa.Table
+    kinds: Mapping[str, str]
+    problems: Mapping[str, Problem]
+    line: Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -34,13 +47,19 @@ class TextFolder:
 
     Attributes:
         root: path, or address that fsspec reads.
-        format: csv (with a header) or jsonl.
-        timestamp: column of times. Strings in it are read as dates.
+        format: csv (delimited text) or jsonl.
+        timestamp: column of times, if `columns` is null.
+        columns: names of the key columns, see `recsys.data.sources.tables.key_names`.
+        files: table -> its file or files in the folder, if they have other names.
+        text: how the files are written.
     """
 
     root: str
     format: Format
     timestamp: str = "timestamp"
+    columns: Mapping[str, Any] | None = None
+    files: Files | None = None
+    text: TextFormat = field(default_factory=TextFormat)
 
     def __post_init__(self) -> None:
         if self.format not in get_args(Format):
@@ -52,158 +71,153 @@ class TextFolder:
         Raises:
             UserError: If a file cannot be read.
         """
-        found = find_tables(self.root, f".{self.format}")
+        found = find_tables(self.root, ENDINGS[self.format], self.files)
+        columns = self.columns or {"timestamp": self.timestamp}
+        keys = {owner: key_names(columns, owner) for owner in OWNERS}
         digests = [[digest(file) for file in found.of(owner)] for owner in OWNERS]
-        folder = cache / f"{self.format}-{fingerprint([_VERSION, self.timestamp, digests])}"
+        folder = cache / f"{self.format}-{fingerprint([_VERSION, keys, asdict(self.text), digests])}"
 
         def build(aside: Path) -> None:
-            for owner in OWNERS:
-                if files := found.of(owner):
-                    table = self._read(files, aside / "scratch")
-                    _write(table, aside / f"{owner}.parquet", timestamp=self.timestamp, origin=files[0])
-            shutil.rmtree(aside / "scratch")
+            scratch = aside / "scratch"
+            scratch.mkdir()
+            shards = {owner: self._read(owner, found.of(owner), keys=keys[owner], scratch=scratch) for owner in OWNERS}
+            if self.format == "csv":
+                shards = _with_types(shards, keys, self.text.decimal)
+            for owner, files in shards.items():
+                timestamp = keys[owner].get("timestamp", [""])[0]
+                paths = _paths(aside / f"{owner}.parquet", len(files))
+                if len(files) > 1:
+                    (aside / f"{owner}.parquet").mkdir()
+                for shard, path in zip(files, paths, strict=True):
+                    table = _with_problems(shard)
+                    write_parquet(table, path, timestamp=timestamp, origin=shard.file)
+            shutil.rmtree(scratch)
 
         build_once(folder, build)
-        return find_tables(str(folder), ".parquet")
+        made = [tuple(map(str, _paths(folder / f"{o}.parquet", len(found.of(o))))) for o in OWNERS]
+        origins = {m: f for o, files in zip(OWNERS, made, strict=True) for m, f in zip(files, found.of(o), strict=True)}
+        return Tables(made[0], made[1], made[2], origins=origins)
 
-    def _read(self, files: Sequence[str], scratch: Path) -> pa.Table:
-        import datasets
+    def _read(
+        self, owner: str, files: Sequence[str], *, keys: Mapping[str, Sequence[str]], scratch: Path
+    ) -> list[_Shard]:
+        shards = []
+        for number, file in enumerate(files):
+            log.info("reading %s", file)
+            path = scratch / f"{owner}-{number}.arrow"
+            shards.append(self._json(file) if self.format == "jsonl" else self._csv(owner, file, keys, path))
+        return shards
 
-        copies = [local_copy(file, scratch / "copies") for file in files]
-        for file, copy in zip(files, copies, strict=True):
-            if not copy.stat().st_size:
-                raise UserError(f"{file}: no rows")
-        try:
-            return self._load(copies, scratch)
-        except datasets.exceptions.DatasetGenerationError as error:
-            # `datasets` does not name the file that failed, so each is read alone.
-            for file, copy in zip(files, copies, strict=True):
-                try:
-                    self._load([copy], scratch)
-                except datasets.exceptions.DatasetGenerationError as inner:
-                    why = inner.__cause__ or inner
-                    raise UserError(f"{file}: not readable as {self.format} ({why})") from inner
-            why = error.__cause__ or error
-            raise UserError(f"{files[0]}: columns or types differ between shards ({why})") from error
+    def _json(self, file: str) -> _Shard:
+        encoding = self.text.encoding
+        table, problems = read_json_lines(file, encoding)
+        return _Shard(file, table, {}, problems, lambda row: line_of(file, encoding, row))
 
-    def _load(self, files: Sequence[Path], scratch: Path) -> pa.Table:
-        import datasets
-
-        names = [str(file) for file in files]
-        cache = str(scratch / "datasets")
-        if self.format == "jsonl":
-            loaded = datasets.load_dataset("json", data_files=names, split="train", cache_dir=cache)
-            return loaded.data.table
-        # All columns are read as strings and typed as a whole: a type guessed from the first rows can fail later.
-        with files[0].open(encoding="utf-8-sig", newline="", errors="replace") as opened:
-            header = next(csv.reader(opened), [])
-        features = datasets.Features({name: datasets.Value("string") for name in header})
-        loaded = datasets.load_dataset("csv", data_files=names, split="train", cache_dir=cache, features=features)
-        table = loaded.data.table
-        return pa.table({name: _typed(table[name]) for name in table.column_names})
+    def _csv(self, owner: str, file: str, keys: Mapping[str, Sequence[str]], path: Path) -> _Shard:
+        names = (self.text.header or {}).get(owner)
+        expected = [candidates[0] for key, candidates in keys.items() if key in ("user_id", "item_id")]
+        opened = DelimitedFile(file, self.text, names=names, expected=expected)
+        opened.write_columns(path)
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        names, kinds = list(table.column_names), {}
+        if all(plain_name(name) != name for name in names):
+            # A configuration may name a column with its type, too.
+            named = {name for candidates in keys.values() for name in candidates}
+            header, names = names, [name if name in named else plain_name(name) for name in names]
+            kinds = {name: full.rpartition(":")[2] for name, full in zip(names, header, strict=True)}
+        problems = {name: Problem(-1, "occurs twice in", _ONE_NAME) for name in names if names.count(name) > 1}
+        columns = dict(zip(names, table.columns, strict=True))
+        table = pa.table(columns | {name: pa.nulls(len(table), pa.string()) for name in problems})
+        return _Shard(file, table, kinds, problems, opened.line)
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """Source: a data set of the Hugging Face Hub, or a local folder that `datasets.load_dataset` reads.
+def _paths(place: Path, num: int) -> list[Path]:
+    return [place] if num == 1 else [place / f"{number:05}.parquet" for number in range(num)]
 
-    Attributes:
-        name: `owner/name` on the Hub, or a local folder.
-        interactions: SPLIT or CONFIG/SPLIT. Several splits joined with + are kept apart by a new column `split`.
-        items: SPLIT or CONFIG/SPLIT of the items table, or null for none.
-        users: the same for users.
-        revision: branch, tag or commit on the Hub.
-        timestamp: column of times. Strings in it are read as dates.
-    """
 
-    name: str
-    interactions: str = "train"
-    items: str | None = None
-    users: str | None = None
-    revision: str | None = None
-    timestamp: str = "timestamp"
-
-    def tables(self, cache: Path) -> Tables:
-        """Return the data set as Parquet. It is downloaded once.
-
-        Raises:
-            UserError: If the data set cannot be found or reached.
-        """
-        addresses = {"interactions": self.interactions, "items": self.items, "users": self.users}
-        loaded = {owner: self._load(address, cache / "hub") for owner, address in addresses.items() if address}
-        digests = [
-            (owner, part, [digest(file["filename"]) for file in dataset.cache_files])
-            for owner, parts in loaded.items()
-            for part, dataset in parts.items()
+def _with_types(
+    shards: Mapping[str, list[_Shard]], keys: Mapping[str, Mapping[str, Sequence[str]]], decimal: str
+) -> dict[str, list[_Shard]]:
+    """Return the tables with a type for each column: that of its values in all shards, and of an id in all tables."""
+    kinds: dict[tuple[str, str], pa.DataType] = {}
+    problems: dict[tuple[str, str], Problem] = {}
+    for owner, files in shards.items():
+        for name in dict.fromkeys(name for shard in files for name in shard.table.column_names):
+            holders = [shard for shard in files if name in shard.table.column_names]
+            column = pa.chunked_array([c for shard in holders for c in shard.table[name].chunks], pa.string())
+            kinds[owner, name], problem = text_type(column, decimal, holders[0].kinds.get(name))
+            if problem is not None:
+                problems[owner, name] = problem
+    for key in ("user_id", "item_id"):
+        ids = [
+            next(((owner, name) for name in keys[owner][key] if (owner, name) in kinds), (owner, ""))
+            for owner in OWNERS
+            if key in keys[owner]
         ]
-        folder = cache / f"hub-{fingerprint([_VERSION, self.timestamp, digests])}"
-
-        def build(aside: Path) -> None:
-            for owner, parts in loaded.items():
-                tables = [dataset.data.table for dataset in parts.values()]
-                if len(parts) > 1:
-                    tables = [
-                        table.append_column("split", pa.array([part], pa.string()).take(pa.array([0] * len(table))))
-                        for part, table in zip(parts, tables, strict=True)
-                    ]
-                file = aside / f"{owner}.parquet"
-                _write(pa.concat_tables(tables), file, timestamp=self.timestamp, origin=self.name)
-
-        build_once(folder, build)
-        return find_tables(str(folder), ".parquet")
-
-    def _load(self, address: str, cache: Path) -> dict[str, Any]:
-        """Return the data sets by part (train, val, test) or, of other splits, by the name of the split."""
-        import datasets
-
-        config, _, splits = address.rpartition("/")
-        try:
-            return {
-                _PART_OF_SPLIT.get(split, split): datasets.load_dataset(
-                    self.name, config or None, split=split, revision=self.revision, cache_dir=str(cache)
-                )
-                for split in splits.split("+")
-            }
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise UserError(
-                f"{self.name}: '{address}' cannot be loaded ({error}); expected a reachable data set of the Hub, "
-                f"or a local folder"
-            ) from error
+        ids = [one for one in ids if one in kinds]
+        if not all(pa.types.is_integer(kinds[one]) for one in ids):
+            # One id such as B7 or 007 makes the ids of every table text, exactly as the files have it.
+            for one in ids:
+                problems.pop(one, None)
+                kinds[one] = kinds[one] if pa.types.is_floating(kinds[one]) else pa.string()
+    return {owner: _cast(owner, files, kinds, problems, decimal) for owner, files in shards.items()}
 
 
-def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column of strings as integers or floats if every value is one."""
-    if column.null_count == len(column):
-        return column
-    if pc.all(pc.match_substring_regex(column, _PLAIN_INTEGER)).as_py():
-        return column.cast(pa.int64())
-    # Integers of many digits are codes unless some value has a point or an exponent, which makes them measurements.
-    if (
-        pc.all(pc.match_substring_regex(column, _NUMBER)).as_py()
-        and pc.any(pc.match_substring_regex(column, r"[.eE]")).as_py()
-    ):
-        return column.cast(pa.float64())
-    return column
+def _cast(
+    owner: str,
+    files: Sequence[_Shard],
+    kinds: Mapping[tuple[str, str], pa.DataType],
+    problems: Mapping[tuple[str, str], Problem],
+    decimal: str,
+) -> list[_Shard]:
+    found, before = [], dict.fromkeys([name for one, name in kinds if one == owner], 0)
+    for shard in files:
+        columns, own = {}, dict(shard.problems)
+        for name in shard.table.column_names:
+            column, problem = shard.table[name], problems.get((owner, name))
+            if problem is not None and 0 <= problem.row - before[name] < len(column):
+                own.setdefault(name, problem._replace(row=problem.row - before[name]))
+            before[name] += len(column)
+            columns[name], problem = cast_text(column, kinds[owner, name], decimal)
+            if problem is not None:
+                own.setdefault(name, problem)
+        found.append(shard._replace(table=pa.table(columns), problems=own))
+    return found
 
 
-def _write(table: pa.Table, file: Path, *, timestamp: str, origin: str) -> None:
+def _with_problems(shard: _Shard) -> pa.Table:
+    """Return the columns of a shard with their problems as metadata, which keeps them with the converted file."""
+    fields = []
+    for column in shard.table.schema:
+        if (problem := shard.problems.get(column.name)) is not None:
+            line = shard.line(problem.row) if problem.row >= 0 else 1
+            column = column.with_metadata({PROBLEM: f"{problem.found} line {line}; {problem.advice}"})
+        fields.append(column.with_nullable(True))
+    return shard.table.cast(pa.schema(fields))
+
+
+def write_parquet(table: pa.Table, file: Path, *, timestamp: str, origin: str) -> None:
+    """Write a table. Strings in the column `timestamp` are read as times, and floats without fraction as integers.
+
+    Raises:
+        UserError: If a time cannot be read. The message names `origin`.
+    """
     if timestamp in table.column_names:
-        column = table[timestamp]
+        field, column = table.field(timestamp), table[timestamp]
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            try:
-                moments = column.cast(pa.string()).cast(pa.timestamp("us", "UTC" if _has_zone(column) else None))
-            except pa.ArrowInvalid as error:
-                raise UserError(
-                    f"{origin}: column '{timestamp}' cannot be read as times ({error}); expected integer seconds, or "
-                    f"dates such as 2024-05-31 or 2024-05-31T12:00:00"
-                ) from error
-            table = table.set_column(table.column_names.index(timestamp), timestamp, moments)
+            column = _times(column, timestamp, origin=origin)
+        elif pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
+            column = column.cast(pa.int64())
+        table = table.set_column(table.column_names.index(timestamp), field.with_type(column.type), column)
     pq.write_table(table.replace_schema_metadata(None), file, row_group_size=1 << 20)
 
 
-def _has_zone(column: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.match_substring_regex(column, r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py())
-
-
-# The log has one line for a conversion, so progress bars are switched off.
-os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+def _times(column: pa.ChunkedArray, name: str, *, origin: str) -> pa.ChunkedArray:
+    has_zone = pc.any(pc.match_substring_regex(column, r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py()
+    try:
+        return column.cast(pa.string()).cast(pa.timestamp("us", "UTC" if has_zone else None))
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{origin}: column '{name}' cannot be read as times ({error}); expected integer seconds, or dates such as "
+            f"2024-05-31 or 2024-05-31T12:00:00"
+        ) from error

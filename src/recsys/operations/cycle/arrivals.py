@@ -107,7 +107,7 @@ def list_folder(root: str) -> FolderListing:
     Raises:
         UserError: If there is no such folder, or a file cannot be read.
     """
-    return FolderListing.of(find_tables(root, ".parquet"))
+    return FolderListing.of(find_tables(root, [".parquet"]))
 
 
 def find_arrivals(now: Sequence[DataFile], read: Sequence[DataFile]) -> Arrivals:

@@ -1,0 +1,44 @@
+"""Names of the key columns in the files of each table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recsys.core.errors import UserError, nearest
+from recsys.core.schema import OWNERS
+
+# Names of columns that are not features.
+NAMES = ("user_id", "item_id", "timestamp", "split")
+# Those of each table.
+KEYS = {"interactions": NAMES, "items": ("item_id",), "users": ("user_id",)}
+
+
+def key_names(columns: Mapping[str, Any], owner: str) -> dict[str, tuple[str, ...]]:
+    """Return the names that the key columns of a table may have, the first that exists counts.
+
+    Args:
+        columns: `data.columns`: our names -> names in the files, and for single tables owner -> our names -> names.
+        owner: interactions, items or users.
+
+    Raises:
+        UserError: If `columns` has a key that does not exist.
+    """
+    settings_keys(columns, (*NAMES, *OWNERS), place="data.columns")
+    for table in OWNERS:
+        settings_keys(columns.get(table) or {}, KEYS[table], place=f"data.columns.{table}")
+    own = columns.get(owner) or {}
+    found = {}
+    for key in KEYS[owner]:
+        common = columns.get(key) or key
+        # An id that is renamed in the interactions may have its plain name in the other tables.
+        usual = (common,) if owner == "interactions" else tuple(dict.fromkeys([common, key]))
+        found[key] = (own[key],) if own.get(key) else usual
+    return found
+
+
+def settings_keys(node: Mapping[str, Any], valid: Iterable[str], *, place: str) -> None:
+    """Refuse keys of `node` that are not `valid`. `place` is the key of `node` in the configuration."""
+    for key in node:
+        if key not in valid:
+            raise UserError(f"{place}.{key}: no such key{nearest(str(key), valid)}")
