@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.columns import Ragged
+from recsys.core.errors import UserError
 from recsys.core.progress import track
 from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.data.dataset import Part, PreparedDataset, Requests
@@ -56,6 +57,7 @@ class CorpusSearch:
 
         The results of several embeddings take turns. Each score comes from the embedding that found the item.
         """
+        check_finite(users, "user embeddings")
         if users.ndim == 3:
             return self._search_several(users, k, exclude=exclude)
         scores, rows = self._search(users, k, exclude=None if exclude is None else self._corpus_rows(exclude))
@@ -107,7 +109,23 @@ class ModelRanker:
 def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536) -> Tensor:
     """Return the item embeddings [N, D] of the corpus, computed in blocks."""
     blocks = track(item_idx.split(block), "encoding items", total=len(item_idx), unit="items", size=len)
-    return torch.cat([model.encode_items(part) for part in blocks])
+    embeddings = torch.cat([model.encode_items(part) for part in blocks])
+    check_finite(embeddings, "item embeddings")
+    return embeddings
+
+
+def check_finite(rows: Tensor, what: str) -> None:
+    """Refuse rows [R, ...] with a number that is not finite.
+
+    Raises:
+        UserError: If there are any. Rankings of such rows mean nothing, whatever their metrics.
+    """
+    finite = torch.isfinite(rows.flatten(1)).all(1) if rows.numel() else torch.ones(0)
+    if not bool(finite.all()):
+        raise UserError(
+            f"evaluation: {int((~finite).sum())} of {len(finite)} {what} are not finite, expected finite numbers; "
+            "the model has diverged: train it again, for example with a lower optimizer.lr"
+        )
 
 
 def evaluate(
@@ -130,10 +148,14 @@ def evaluate(
         metrics: counters, which are updated.
         exclude_seen: leave out items of the history.
         rolling: count only the event that follows the history as relevant.
+
+    Raises:
+        UserError: If a score is not finite.
     """
     for batch, requests in batches:
         exclude = seen_items(dataset, requests) if exclude_seen else None
-        _, ranked = ranker.rank(batch, requests, k=metrics.cutoffs[-1], exclude=exclude)
+        scores, ranked = ranker.rank(batch, requests, k=metrics.cutoffs[-1], exclude=exclude)
+        check_finite(scores.where(ranked > 0, 0.0), "lists of scores")
         relevant = relevant_items(dataset, part, requests=requests, exclude_seen=exclude_seen, rolling=rolling)
         metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
     return metrics.compute()

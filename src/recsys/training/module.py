@@ -17,6 +17,7 @@ from recsys.models.blend import Model
 from recsys.models.items import ItemTower
 from recsys.models.two_tower import TwoTower, select_best_interest
 from recsys.training.candidates import add_exposures, describe_candidates
+from recsys.training.finite import FiniteWatch
 from recsys.training.losses import CorpusLoss, SampledLoss
 from recsys.training.negatives import NegativeSampler
 from recsys.training.optimizers import AdamW
@@ -39,7 +40,7 @@ class RetrievalModule(L.LightningModule):
         schedule_steps: length of the schedule; None for the steps that the trainer will make.
 
     Raises:
-        UserError: If the loss does not work with these negatives.
+        UserError: If the loss does not work with these negatives. Later: if training diverges.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RetrievalModule(L.LightningModule):
         self.model, self.loss, self.negatives = model, loss, negatives
         self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
         self.schedule_steps = schedule_steps
+        self._watch = FiniteWatch(getattr(optimizer, "lr", None), clip_norm)
         # Row 0 embeds unknown items of histories and is never a candidate.
         self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
         num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
@@ -75,6 +77,7 @@ class RetrievalModule(L.LightningModule):
         own = batch.weight.sum() if batch.weight is not None else torch.tensor(float(len(batch.target_idx)))
         everyone = distributed.total(own.to(self.device))
         loss = self._corpus_loss(batch, self.loss) if self.loss.reads_corpus is True else self._sampled_loss(batch)
+        self._watch.add("loss", distributed.total(loss), step=self.global_step + 1)
         self.num_targets += int(count)
         self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
         if self.model.log_inverse_temperature.requires_grad:
@@ -101,7 +104,19 @@ class RetrievalModule(L.LightningModule):
         """Clip dense gradients. Adam normalises rows of sparse tables by their own second moments."""
         if self.clip_norm > 0.0:
             dense = [p for p in self.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-            nn.utils.clip_grad_norm_(dense, self.clip_norm)
+            norm = nn.utils.clip_grad_norm_(dense, self.clip_norm)
+            # With a scaler a norm that is not finite is usual: the step is skipped and the scale reduced.
+            plugin = None if self._trainer is None else self._trainer.precision_plugin
+            if getattr(plugin, "scaler", None) is None:
+                self._watch.add("gradient", norm, step=self.global_step + 1)
+
+    def on_validation_start(self) -> None:
+        """Refuse to measure a model that has diverged."""
+        self._watch.check_weights(self.model, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keep a model that has diverged from replacing a checkpoint."""
+        self._watch.check()
 
     def _seed(self, seed: int) -> None:
         # `torch.manual_seed` seeds every kind of device, which takes longer than a small layer.
