@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 from commands import REPOSITORY, run_all
+from composing import composition_error
 from tiny_run import command as tiny
 
 from recsys.core.columns import Ragged
-from recsys.experiments import compose as composing
 from recsys.index import Exact
 from recsys.training.frequency import ExactFrequency
 from recsys.training.losses import SampledCandidates
@@ -88,7 +88,7 @@ def test_the_encoder_passes_its_test(outside: Path) -> None:
     ],
 )
 def test_options_outside_are_checked_like_ours(words: list[str], message: str | None, outside: Path) -> None:
-    problem = composing.composition_error("train", [word.format(outside / "my_conf") for word in words])
+    problem = composition_error("train", [word.format(outside / "my_conf") for word in words])
     if message is None:
         assert problem is None
     else:

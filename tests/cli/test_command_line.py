@@ -118,7 +118,7 @@ def test_values_without_a_key() -> None:
         (["compare", "a", "b", "--html", "x"], 1, "--html: expected html=VALUE"),
         (["compare", "a", "--metric", "x"], 1, "--metric: expected metrics=VALUE"),
         (["compare", "a", "--all-pairs"], 1, "--all-pairs: expected all_pairs=VALUE"),
-        (["lineage", "a", "--jsn"], 1, "--jsn: no such option"),
+        (["lineage", "a", "--jsn"], 1, "--jsn: expected json=VALUE"),
         (["lineage", "a", "stor=x"], 1, "unknown configuration key 'stor'; did you mean 'store'?"),
         (["rollout", "strat"], 1, "action: found 'strat'; did you mean 'start'?"),
         (["rollout", "start", "share=2"], 1, "share: found 2, expected a share above 0 and up to 1"),

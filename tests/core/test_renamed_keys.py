@@ -6,12 +6,12 @@ import functools
 from pathlib import Path
 
 import pytest
+from composing import composition_error
 from omegaconf import DictConfig, OmegaConf, open_dict
 from worlds import compose
 
 from recsys.core.errors import UserError
 from recsys.core.renamed_keys import RENAMED
-from recsys.experiments.compose import composition_error
 from recsys.experiments.config_check import check
 
 COMMANDS = {"gates": ["run=RUN", "against=RELEASE"], "retrain": ["data.root=DIR"]}

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import REPOSITORY
+from composing import composition_error
 
 from recsys.cli.commands import COMMANDS as RECSYS
 from recsys.core.renamed_keys import RENAMED
-from recsys.experiments.compose import CONF, composition_error
+from recsys.experiments.conf_files import CONF
 
 PAGES = [
     *sorted((REPOSITORY / "docs").glob("*.md")),

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 from commands import run_all
+from composing import composition_error
 from worlds import compose
 
 from recsys.core.errors import UserError
-from recsys.experiments import compose as composing
+from recsys.experiments.conf_files import REMOVED_EXPERIMENTS
 from recsys.experiments.config_check import check
 
 
 def problem(*overrides: str, config_name: str = "train") -> str | None:
-    return composing.composition_error(config_name, list(overrides))
+    return composition_error(config_name, list(overrides))
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
     [
         # Misspelled keys, with and without a plus.
         (["modle.dim=3"], "unknown configuration key 'modle.dim'; did you mean 'model.dim'?"),
-        (["+modl.dim=3"], "unknown configuration key 'modl'; did you mean 'model'?"),
+        (["+modl.dim=3"], "unknown configuration key 'modl.dim'; did you mean 'model.dim'?"),
         (["+model.dmi=3"], "unknown configuration key 'model.dmi'; did you mean 'model.dim'?"),
         (["bach_size=3"], "unknown configuration key 'bach_size'; did you mean 'batch_size'?"),
         (["+refitt=true"], "unknown configuration key 'refitt'; did you mean 'refit'?"),
@@ -32,7 +33,7 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         (["+loss.log=off"], "did you mean 'loss.logq'?"),
         (["+trainer.precisio=64"], "unknown configuration key 'trainer.precisio'; did you mean 'trainer.precision'?"),
         (["+data.min_item_event=3"], "did you mean 'data.min_item_events'?"),
-        (["+data.feature.items.x.kind=text"], "did you mean 'data.features'?"),
+        (["+data.feature.items.x.kind=text"], "did you mean 'data.features.items.x.kind'?"),
         # Options of groups.
         (["loss=sampled_softmx"], "loss=sampled_softmx: no such option; did you mean 'sampled_softmax'?"),
         (["+experiment=beuty"], "experiment=beuty: no such option; did you mean 'beauty'?"),
@@ -49,8 +50,8 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         (["optimizer.betas=0.9"], "optimizer.betas: found 0.9, expected a list"),
         (["model=3"], "model"),
         (["evaluation.metric=10"], "evaluation.metric: found 10, expected a string"),
-        # What Hydra cannot read.
-        (["a==b"], "Error parsing override 'a==b'"),
+        # What Hydra's grammar cannot read.
+        (["loss.logq=[a=b]"], "loss.logq=[a=b]: not a value that Hydra's grammar reads"),
     ],
 )
 def test_wrong_overrides(overrides: list[str], message: str) -> None:
@@ -86,18 +87,28 @@ def test_right_overrides(overrides: list[str]) -> None:
     assert problem(*overrides) is None
 
 
-@pytest.mark.parametrize(("name", "override"), composing.REMOVED_EXPERIMENTS.items())
+@pytest.mark.parametrize(("name", "override"), REMOVED_EXPERIMENTS.items())
 def test_a_removed_experiment_names_its_override(name: str, override: str) -> None:
     assert problem(f"+experiment={name}") == f"experiment={name}: removed; expected the override {override} instead"
     assert problem(*override.split()) is None
 
 
-def test_options_of_hydra_are_left_to_it() -> None:
-    assert problem("-m", "no.such.key=1") is None
+def test_the_runs_of_a_multirun_are_checked_before_the_first_one() -> None:
+    assert problem("-m", "model.dim=8,16", "user_tower=mean,transformer", "--cfg", "job") is None
+    for words, message in {
+        "no.such.key=1,2": "unknown configuration key 'no.such.key'",
+        "model.dim=8,x": "model.dim: found 'x', expected an integer",
+        "user_tower=mean,transfomer": "did you mean 'transformer'?",
+        "user_tower=mean,transformer user_tower.encoder.dropuot=0.1,0.2": "Type user_tower.encoder.dropout=0.1,0.2",
+        "user_tower=transformer,mean user_tower.encoder.num_heads=2,4": "user_tower.encoder.num_heads",
+    }.items():
+        found = problem("-m", *words.split())
+        assert found is not None
+        assert message in found
 
 
 def test_other_commands_are_checked_alike() -> None:
-    assert problem("rn=x", config_name="index") == "unknown configuration key 'rn'; did you mean 'run'?"
+    assert problem("rn=x", config_name="index") == "unknown configuration key 'rn'; did you mean 'run'? Type run=x"
     assert problem("+recall_targt=0.9", config_name="index") is not None
     assert problem("run=RUN", "index=hnsw", config_name="index") is None
 
@@ -150,8 +161,8 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "callbacks.early_stopping.patience=x": "patience",
         "split.train=1.5": "split",
         "data.root=x": "unknown configuration key 'data.root'",
-        "+modl.dim=3": "did you mean 'model'?",
-        "-m +modl.dim=3": "did you mean 'model'?",
+        "+modl.dim=3": "did you mean 'model.dim'?",
+        "-m +modl.dim=3": "did you mean 'model.dim'?",
         "data=parquet": "data.root: missing",
         "data=parquet data.root=/nowhere/at/all": "/nowhere/at/all",
     }

@@ -7,11 +7,11 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from composing import composition_error
 from omegaconf import DictConfig, OmegaConf
 from worlds import CONF, FEATURES, compose, write_run, write_world
 
 from recsys.cli.reference import keys
-from recsys.experiments import compose as composing
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, instantiate, open_data
 from recsys.experiments.hard_negative_mining import miner
 
@@ -75,7 +75,7 @@ def test_options_of_training(option: str, world: Path, tmp_path: Path) -> None:
 def test_networks_over_features(option: str, world: Path, tmp_path: Path) -> None:
     choice = [f"crossing@{tower}.crossing={option}" for tower in ("user_tower", "item_tower")]
     overrides = ["data=parquet", *on(world, *FEATURES), *choice]
-    assert composing.composition_error("train", overrides) is None
+    assert composition_error("train", overrides) is None
     config = compose("train", overrides)
     assert config.user_tower.crossing["_target_"] == config.item_tower.crossing["_target_"]
     check_builds(config, tmp_path)
@@ -87,7 +87,7 @@ def test_pretrained_item_embeddings(option: str, world: Path, tmp_path: Path) ->
     if option == "earlier_run":
         choice.append(f"item_tower.pretrained.source.path={write_run(tmp_path / 'run', world, 'model.dim=8')}")
     overrides = ["data=parquet", *on(world, *FEATURES), *choice]
-    assert composing.composition_error("train", overrides) is None
+    assert composition_error("train", overrides) is None
     check_builds(compose("train", overrides), tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_options_of_other_commands(option: str) -> None:
 
 @pytest.mark.parametrize("file", sorted(file.stem for file in CONF.glob("*.yaml")))
 def test_commands_compose(file: str) -> None:
-    assert composing.composition_error(file, []) is None
+    assert composition_error(file, []) is None
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -122,11 +122,11 @@ def test_experiments(name: str, world: Path, tmp_path: Path) -> None:
     if own_data:
         config = compose("train", [f"+experiment={name}"])
         assert config.model.dim > 0
-        assert composing.composition_error("train", [f"+experiment={name}"]) is None
+        assert composition_error("train", [f"+experiment={name}"]) is None
         return
     # It is not about one data set: it composes with any.
     overrides = [f"+experiment={name}", "data=parquet", "split=leave_last_out", *on(world)]
-    assert composing.composition_error("train", overrides) is None
+    assert composition_error("train", overrides) is None
     check_builds(compose("train", overrides), tmp_path)
 
 

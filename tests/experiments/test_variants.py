@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from commands import run_all
+from composing import composition_error
 from omegaconf import OmegaConf
 from tiny_run import STEP, assert_same_run, command
 from worlds import CONF, compose
 
 from recsys.core.errors import UserError
-from recsys.experiments.compose import composition_error
 from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,28 +11,21 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recsys.cli.commands import Command
 from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
-from recsys.experiments.compose import (
-    CONFIG_DIR,
-    compose_command,
-    composition_error,
-    keys_of,
-    quoted,
-    readable,
-    reference,
-    search_path,
-)
+from recsys.experiments.compose import compose_command
+from recsys.experiments.conf_files import readable, reference, search_path
 from recsys.experiments.config_check import check
+from recsys.experiments.override_check import checked
+from recsys.experiments.overrides import CONFIG_DIR, quoted
 
 # Exit code of a command that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
-# The version of a release may consist of digits only and must stay a string.
-_VERSION = re.compile(r"^(version|release|against)=([0-9a-f]{16})$")
 
 
 def run_command(command: Command, arguments: list[str]) -> None:
@@ -50,7 +42,7 @@ def run_command(command: Command, arguments: list[str]) -> None:
     # At INFO faiss reports each build of itself that is not installed, which reads like a failure.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
-        words = [_VERSION.sub(r"\1='\2'", word) for word in with_keys(command, arguments)]
+        words = with_keys(command, arguments)
         if not command.is_job:
             _interrupt_on_sigterm()
         # The command separates its own keys from those that it passes on to training.
@@ -59,7 +51,6 @@ def run_command(command: Command, arguments: list[str]) -> None:
         elif command.is_job:
             _run_job(command, words)
         else:
-            _refuse_options(command, words)
             _main_of(command)(compose_command(command.config_name, words))
     except (UserError, OmegaConfBaseException) as error:
         fail(readable(error))
@@ -98,20 +89,8 @@ def _is_plain(before: str, word: str) -> bool:
     return "=" not in word and not word.startswith(("-", "~", "+")) and before not in CONFIG_DIR
 
 
-def _refuse_options(command: Command, words: list[str]) -> None:
-    for before, word in _pairs(words):
-        if not word.startswith("-") or word.partition("=")[0] in CONFIG_DIR or before in CONFIG_DIR:
-            continue
-        name = re.sub(r"^-+", "", word.partition("=")[0]).replace("-", "_")
-        keys = keys_of(command.config_name)
-        key = name if name in keys else f"{name}s"
-        raise UserError(f"{word}: expected {key}=VALUE" if key in keys else f"{word}: no such option")
-
-
 def _run_job(command: Command, words: list[str]) -> None:
-    problem = composition_error(command.config_name, words)
-    if problem is not None:
-        raise UserError(problem)
+    words = checked(command.config_name, words)
     given, main = sys.argv, _main_of(command)
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.config_name)
@@ -120,8 +99,10 @@ def _run_job(command: Command, words: list[str]) -> None:
         sys.argv = given
         try:
             task = HydraConfig.get()
-            path = search_path(task.overrides.hydra)
-            check(config, reference(command.config_name, task.runtime.choices, search_path=path))
+            if task.mode is RunMode.MULTIRUN:
+                # The sweeper may have chosen values that were not known before.
+                path = search_path(task.overrides.hydra)
+                check(config, reference(command.config_name, task.runtime.choices, search_path=path))
             main(config)
         except (UserError, OmegaConfBaseException) as error:
             fail(readable(error))

@@ -30,11 +30,12 @@ def main(config: DictConfig) -> None:
         once = [word for word in words if word.partition("=")[0] != "every"]
         return loop([sys.executable, "-m", "recsys.cli", "retrain", *once], parse_every(config.every))
     from recsys.experiments.compose import compose_training
+    from recsys.experiments.overrides import quoted
     from recsys.operations.cycle.cycle import run_cycle
     from recsys.operations.cycle.plan import CyclePlan
 
-    root = str(config.data.root).replace("'", "\\'")
-    training, variants = compose_training(["data=parquet", f"data.root='{root}'", *config.train])
+    root = quoted(str(config.data.root))
+    training, variants = compose_training(["data=parquet", f"data.root={root}", *config.train])
     cycle = run_cycle(CyclePlan(config, training, variants=variants), config.wait)
     if cycle is None:
         print("nothing new")

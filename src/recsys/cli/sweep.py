@@ -31,7 +31,8 @@ def main(words: list[str]) -> None:
 
     from recsys.cli.entry import INTERRUPTED
     from recsys.core.errors import UserError
-    from recsys.experiments.compose import CONFIG_DIR, compose_command, keys_of
+    from recsys.experiments.compose import compose_command, keys_of
+    from recsys.experiments.overrides import CONFIG_DIR
 
     own: list[str] = []
     overrides: list[str] = []

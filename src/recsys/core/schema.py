@@ -21,6 +21,8 @@ Role = Literal["event", "request", "profile", "item"]
 
 OWNERS: tuple[str, ...] = get_args(Owner)
 KINDS: tuple[str, ...] = get_args(Kind)
+# Keys of `data.features.OWNER.COLUMN`.
+FEATURE_SETTINGS = ("kind", "role", "ignore", "buckets")
 
 # First codes of categorical values, bags and hashed words. An empty bag counts as missing, like a null.
 MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2

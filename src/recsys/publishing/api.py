@@ -59,7 +59,8 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
     Raises:
         UserError: If the configuration or the data is wrong.
     """
-    from recsys.experiments.compose import compose_run, quoted
+    from recsys.experiments.compose import compose_run
+    from recsys.experiments.overrides import quoted
     from recsys.experiments.run_table import write_overrides
     from recsys.experiments.train import train as train_one
     from recsys.experiments.variants import train_best
@@ -127,7 +128,8 @@ def promote(
     Raises:
         UserError: If the index misses the recall target, or the alias is not a valid name.
     """
-    from recsys.experiments.compose import compose_command, quoted
+    from recsys.experiments.compose import compose_command
+    from recsys.experiments.overrides import quoted
 
     opened = load_run(run) if isinstance(run, str | Path) else run
     own = [f"store={quoted(str(store))}", "alias=null" if alias is None else f"alias={quoted(alias)}"]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from composing import composition_error
 from publishing import Published
 from worlds import compose
 
 from recsys.core.errors import UserError
-from recsys.experiments.compose import composition_error
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.operations.gates import staging
 from recsys.operations.gates.evidence import Evidence

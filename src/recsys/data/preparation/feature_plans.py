@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import FIRST_CODE, KINDS, OWNERS, Kind, Owner, Role
+from recsys.core.schema import FEATURE_SETTINGS, FIRST_CODE, KINDS, OWNERS, Kind, Owner, Role
 from recsys.data.preparation.engines import Read
 from recsys.data.sources.keys import settings_keys
 from recsys.data.sources.tables import Table, read_time
@@ -18,7 +18,6 @@ from recsys.data.sources.tables import Table, read_time
 log = logging.getLogger("recsys")
 
 DEFAULT_BUCKETS = 2**15
-_KEYS = ("kind", "role", "ignore", "buckets")
 _OWN_ROLE: dict[Owner, Role] = {"items": "item", "users": "profile"}
 
 
@@ -99,7 +98,7 @@ def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> l
 
 def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePlan | None:
     place = f"data.features.{table.owner}.{name}"
-    settings_keys(settings, _KEYS, place=place)
+    settings_keys(settings, FEATURE_SETTINGS, place=place)
     if settings.get("ignore"):
         return None
     kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place=place)

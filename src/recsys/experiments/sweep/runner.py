@@ -17,7 +17,8 @@ from rich.table import Table
 
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
-from recsys.experiments.compose import CONF, check_overrides
+from recsys.experiments.compose import check_overrides
+from recsys.experiments.conf_files import CONF
 from recsys.experiments.run_folder import DONE
 from recsys.experiments.sweep import trial
 from recsys.experiments.sweep.file import Sweep, read_sweep
