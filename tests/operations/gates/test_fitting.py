@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
+from composing import composition_error
 from days import NUM_ITEMS, days_of_events, evidence, of_columns
 from worlds import compose
 
@@ -19,7 +20,6 @@ from recsys.core.columns import Dense
 from recsys.core.schema import Feature, Schema
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
-from recsys.experiments.compose import composition_error
 from recsys.operations.gates.event_window import DAY, EventWindow
 from recsys.operations.gates.fitting import fitting_settings
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
