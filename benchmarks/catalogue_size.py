@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
 
 from recsys.experiments.assembly import build_data, build_module, build_towers, open_data
-from recsys.experiments.compose import CONF
+from recsys.experiments.conf_files import CONF
 
 
 class Steps:

@@ -29,7 +29,7 @@ from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
 from recsys.data.sources import ParquetFolder
-from recsys.experiments.compose import CONF
+from recsys.experiments.conf_files import CONF
 from recsys.experiments.train import train
 from recsys.training.frequency import (
     CountMinFrequency,

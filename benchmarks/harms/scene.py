@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from recsys.data.preparation.from_config import with_root
 from recsys.data.simulation.synthetic import WorldSettings, generate
 from recsys.experiments.assembly import instantiate, open_data
-from recsys.experiments.compose import CONF
+from recsys.experiments.conf_files import CONF
 from recsys.experiments.train import train
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.operations.gates.judge import JudgeSettings, judge_run

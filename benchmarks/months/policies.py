@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from recsys.core.errors import UserError
-from recsys.experiments.compose import CONF
+from recsys.experiments.conf_files import CONF
 from recsys.operations.cycle.cycle import run_cycle
 from recsys.operations.cycle.plan import PRODUCTION, CyclePlan
 from recsys.operations.gates.staging import open_release
