@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import io
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from made import made
+from rich.console import Console
 
 from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
 from recsys.reports.generators.figures import Estimate, Figures, measure
+from recsys.reports.generators.generator_report import GeneratorReport
 from recsys.reports.generators.narrative import advise, interval, kept_blend, num_confirmed, percent, verdicts
+from recsys.reports.generators.studied_generators import StudiedGenerator
+from recsys.reports.generators.study import Study
 
 NAMES = ["one", "twin", "other"]
 
@@ -70,6 +78,27 @@ def test_an_unconfirmed_retirement_keeps_the_generator() -> None:
     assert first.endswith("Retire none.")
     assert second.startswith("The validation part selected twin as dispensable")
     assert "a change of −2.0% (95% interval −5.0% to +1.0%" in second
+
+
+def test_the_terminal_says_what_the_page_says(tmp_path: Path) -> None:
+    figures, chosen = situation()
+    sources = [StudiedGenerator(name, name == "one", "method", "settings", False, _no_lists) for name in NAMES]
+    found = Study(sources, {"missing": "no times"}, chosen, figures, 0.01, "the validation part", "data")
+    report, console = GeneratorReport(found), Console(width=200, record=True, file=io.StringIO())
+    report.print(console)
+    report.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    texts = re.findall(r"<(?:h1|h2|caption|p|th|td)[ >](.*?)</(?:h1|h2|caption|p|th|td)>", page)
+    # The first sentence of a picture's alternative text describes its axes, the second is the finding.
+    findings = re.findall(r'alt="[^"]*?\. ([^".]*)\.', page)
+    assert (len(texts) > 80, len(findings)) == (True, 12)
+    said = "".join(console.export_text().split())
+    plain = [html.unescape(re.sub("<[^>]*>|^[^<>]*>", "", text)) for text in (*texts, *findings)]
+    assert [text for text in plain if "".join(text.split()) not in said] == []
+
+
+def _no_lists(until: str) -> Any:
+    raise AssertionError(until)
 
 
 def test_percent() -> None:

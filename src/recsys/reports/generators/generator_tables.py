@@ -10,8 +10,6 @@ from recsys.reports.generators.narrative import SHOWN, Advice, interval, kept_bl
 from recsys.reports.generators.studied_generators import StudiedGenerator
 from recsys.reports.presentation.report_table import ReportTable
 
-_TITLE = "Generators under one budget"
-_HEADS = ("generator", "advice", "recall", "hit rate", "user coverage", "unique hits", "lost if retired", "added last")
 # Maximum number of pairs in the table.
 _MOST_PAIRS = 12
 
@@ -21,21 +19,19 @@ def main(figures: Figures, advice: Sequence[Advice]) -> ReportTable:
     rows = []
     for item in advice:
         alone = figures.alone[figures.names.index(item.name)]
-        changes = (relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone))
         cells = [_with_interval(share) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
-        rows.append((item.name, SHOWN[item.verdict], *cells, *(_with_interval(change, True) for change in changes)))
-    return ReportTable(_TITLE, _HEADS, tuple(rows), f"In brackets: 95% interval. {_note(figures)}")
-
-
-def terminal(figures: Figures, advice: Sequence[Advice]) -> ReportTable:
-    """Tabulate every generator without intervals, except that of the loss."""
-    rows = []
-    for item in advice:
-        alone = figures.alone[figures.names.index(item.name)]
-        lost, last = relative(alone.lost, figures.everyone), relative(alone.last, figures.everyone)
-        cells = [percent(share.value) for share in (alone.recall, alone.rate, alone.full, alone.unique)]
-        rows.append((item.name, SHOWN[item.verdict], *cells, _with_interval(lost, True), percent(last.value, True)))
-    return ReportTable(_TITLE, _HEADS, tuple(rows), _note(figures))
+        changes = [_with_interval(relative(gain, figures.everyone), True) for gain in (alone.lost, alone.last)]
+        rows.append((item.name, SHOWN[item.verdict], *cells, *changes))
+    shares = ("recall", "hit rate", "user coverage", "unique hits")
+    heads = ("generator", "advice", *shares, "lost if retired", "added last")
+    note = (
+        f"In brackets: 95% interval. {figures.k} candidates each, {figures.num_users:,} users. Recall: share of a "
+        "user's later items that are among the candidates. Hit rate: share of the candidates that are hits. User "
+        f"coverage: share of users with {figures.k} candidates of this generator. Unique hits: share of all hits that "
+        "no other generator has. Lost if retired: share of the best blend's recall that is lost if the others share "
+        "its budget. Added last: recall that it adds to all others in equal turns, with the same number of candidates."
+    )
+    return ReportTable("Generators under one budget", heads, tuple(rows), note)
 
 
 def recommendation(advice: Sequence[Advice]) -> ReportTable:
@@ -60,31 +56,22 @@ def overlaps(figures: Figures) -> ReportTable:
     return ReportTable("Pairs that share most", ("pair", "hits", "lists"), tuple(rows), note)
 
 
-def segments(figures: Figures) -> ReportTable:
-    """Tabulate the recall of each generator in each group of users."""
-    groups = figures.segments.values()
-    rows = [("best blend", *(_with_interval(group.blend) for group in groups))]
-    rows += [
-        (name, *(_with_interval(group.recall[number]) for group in groups)) for number, name in enumerate(figures.names)
-    ]
-    return ReportTable("Recall by group of users", _groups(figures), tuple(rows), "In brackets: 95% interval.")
-
-
-def losses(figures: Figures) -> ReportTable:
-    """Tabulate the loss of each group of users if a generator is retired."""
-    rows = [
-        (
-            name,
-            *(_with_interval(relative(group.lost[number], group.blend), True) for group in figures.segments.values()),
-        )
-        for number, name in enumerate(figures.names)
-    ]
+def groups(figures: Figures) -> tuple[ReportTable, ...]:
+    """Tabulate recall, and the loss if a generator is retired, in each group of users; nothing without groups."""
+    segments = figures.segments.values()
+    if not segments:
+        return ()
+    heads = ("generator", *(f"{name} ({group.num_users:,})" for name, group in figures.segments.items()))
+    recall = [("best blend", *(_with_interval(group.blend) for group in segments))]
+    losses = []
+    for g, name in enumerate(figures.names):
+        recall.append((name, *(_with_interval(group.recall[g]) for group in segments)))
+        losses.append((name, *(_with_interval(relative(group.lost[g], group.blend), True) for group in segments)))
     note = "Share of the best blend's recall in the group; in brackets: 95% interval. Above zero: the group loses."
-    return ReportTable("Lost if retired, by group of users", _groups(figures), tuple(rows), note)
-
-
-def _groups(figures: Figures) -> tuple[str, ...]:
-    return ("generator", *(f"{name} ({group.num_users:,})" for name, group in figures.segments.items()))
+    return (
+        ReportTable("Recall by group of users", heads, tuple(recall), "In brackets: 95% interval."),
+        ReportTable("Lost if retired, by group of users", heads, tuple(losses), note),
+    )
 
 
 def blends(figures: Figures, plan: BlendPlan, *, tolerance: float) -> ReportTable:
@@ -119,17 +106,7 @@ def sources(figures: Figures, found: Sequence[StudiedGenerator], *, missing: Map
         f"Each generator gives up to {figures.k} items from the user's history before the test part, or fewer if "
         "it can score fewer. A candidate is a hit if the user engaged with it in the test part."
     )
-    return ReportTable("Generators", ("generator", "kind", "settings", "method"), tuple(rows), note)
-
-
-def _note(figures: Figures) -> str:
-    return (
-        f"{figures.k} candidates each, {figures.num_users:,} users. Recall: share of a user's later items that "
-        "are among the candidates. Hit rate: share of the candidates that are hits. User coverage: share of users with "
-        f"{figures.k} candidates of this generator. Unique hits: share of all hits that no other generator has. Lost "
-        "if retired: share of the best blend's recall that is lost if the others share its budget. Added last: recall "
-        "that it adds to all others in equal turns, with the same number of candidates."
-    )
+    return ReportTable("Kinds and settings", ("generator", "kind", "settings", "method"), tuple(rows), note)
 
 
 def _with_interval(estimate: Estimate, signed: bool = False) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.console import Console
+from rich.text import Text
+
 from recsys.reports.presentation.picture import Picture
 from recsys.reports.presentation.report_table import ReportTable
 from recsys.reports.presentation.templates import render
@@ -29,3 +32,27 @@ def page(title: str, verdicts: Sequence[str], *, sections: Sequence[Section], fo
         foot: origin of the figures.
     """
     return render("page.html.jinja", title=title, verdicts=verdicts, sections=sections, foot=foot)
+
+
+def print_page(
+    console: Console, title: str, *, verdicts: Sequence[str], sections: Sequence[Section], foot: str
+) -> None:
+    """Print the text of a page to a terminal, with the finding of each picture, and the verdicts at the end.
+
+    Args:
+        console: terminal.
+        title: first heading.
+        verdicts: sentences with the result.
+        sections: parts of the page.
+        foot: origin of the figures.
+    """
+    console.rule(Text(title, style="bold"), align="left")
+    for section in sections:
+        console.print(Text(f"\n{section.heading}", style="bold underline"))
+        for picture in section.pictures:
+            console.print(Text(f"{picture.finding}."))
+        for table in section.tables:
+            table.print(console)
+    console.print(Text(f"\n{foot}\n", style="dim"))
+    for verdict in verdicts:
+        console.print(verdict, style="bold", markup=False, highlight=False)

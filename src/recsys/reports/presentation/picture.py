@@ -67,6 +67,11 @@ class Picture:
         figure.set_layout_engine("none")
         return cls(figure, alt)
 
+    @property
+    def finding(self) -> str:
+        """Conclusion that `headline` wrote above the drawing; empty without one."""
+        return str(self.figure.get_label())
+
     def svg(self) -> str:
         """Return the drawing as SVG without external references."""
         content = io.StringIO()
@@ -111,6 +116,7 @@ def headline(axis: Axes, finding: str, *, caption: str) -> None:
         caption: explanation of the axes and marks.
     """
     figure = figure_of(axis)
+    figure.set_label(finding)
     width, height = (float(size) * 72 for size in figure.get_size_inches())
     lines = textwrap.wrap(finding, int(width / 6.9))
     beneath = textwrap.wrap(caption, int(width / 5.9))
