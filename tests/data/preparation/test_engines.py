@@ -77,6 +77,8 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
             "code": [f"code {i}" for i in items],
             "made": some(draw.integers(0, 1000, len(items)).astype("datetime64[D]")),
             "new": some(draw.random(len(items)) < 0.5),
+            "_metadata": some(draw.choice(["x", "y"], len(items))),
+            "": [1] * len(items),
         },
         users={"user_id": named(range(30, 50)), "age": some(draw.integers(1, 5, 20)), "time": list(range(20))},
     )
@@ -98,11 +100,12 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
 def test_spark_writes_the_bytes_of_duckdb(
     tmp_path: Path, ids: Any, stamps: pa.DataType, split: Split, settings: dict[str, Any]
 ) -> None:
-    write_world(tmp_path / "a b/data", ids, stamps)
-    one = prepared(tmp_path / "a b/data", split, SMALL, tmp_path / "duckdb", features=FEATURES, **settings)
-    other = prepared(
-        tmp_path / "a b/data", split, Spark(memory="1g"), tmp_path / "spark", features=FEATURES, **settings
-    )
+    # Patterns, a partition, an escape and a list of folders for engines that interpret paths.
+    root, cache = tmp_path / "a=b, {c} %20/data[1]", tmp_path / "a,b [*]"
+    write_world(root, ids, stamps)
+    write_world(root.with_name("data1"), ids, stamps, seed=1)
+    one = prepared(root, split, SMALL, cache / "duckdb", features=FEATURES, **settings)
+    other = prepared(root, split, Spark(memory="1g"), cache / "spark", features=FEATURES, **settings)
     assert one.path.name == other.path.name
     names = {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
     assert names == {path.relative_to(other.path) for path in other.path.rglob("*") if path.is_file()}

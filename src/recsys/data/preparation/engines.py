@@ -6,6 +6,9 @@ integers, and results too large for memory as an ordered stream.
 
 from __future__ import annotations
 
+import re
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -37,10 +40,19 @@ class Read(NamedTuple):
 
 
 class Session(Protocol):
-    """Open engine."""
+    """Open engine.
+
+    Attributes:
+        scratch: folder for files that live as long as the session.
+    """
+
+    scratch: Path
 
     def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
-        """Return columns of Parquet files by new names, and the place of each row: `shard` int64, `row` int64."""
+        """Return columns of Parquet files by new names, and the place of each row: `shard` int64, `row` int64.
+
+        Engines interpret names; `plain_files` makes files whose names they cannot mistake.
+        """
 
     def keep(self, table: ir.Table) -> ir.Table:
         """Compute a table once and return the result, which lives as long as the session."""
@@ -54,6 +66,21 @@ class Engine(Protocol):
 
     def open(self, scratch: Path) -> AbstractContextManager[Session]:
         """Start the engine. It spills data into the folder `scratch`."""
+
+
+# Paths that no engine takes for a pattern, a partition or an address with escapes.
+_LITERAL = re.compile(r"/([A-Za-z0-9][\w.+-]*/)*[A-Za-z0-9][\w.+-]*", re.ASCII)
+
+
+def _literal(files: Sequence[str], links: Path) -> list[str]:
+    """Return the files, with links in the folder `links` in place of local paths that engines might interpret."""
+    return [file if "://" in file or _LITERAL.fullmatch(file) else _link(Path(file), links) for file in files]
+
+
+def _link(path: Path, links: Path) -> str:
+    link = links / f"{uuid.uuid4().hex}.parquet"
+    link.symlink_to(path.absolute())
+    return str(link)
 
 
 def first_row(session: Session, table: ir.Table) -> dict[str, Any]:
@@ -95,7 +122,8 @@ class DuckDB:
         except duckdb.Error as error:
             raise UserError(f"data.engine: {error}") from error
         try:
-            yield _DuckDBSession(connection)
+            with tempfile.TemporaryDirectory(prefix="recsys-") as links:
+                yield _DuckDBSession(connection, scratch, links=Path(links))
         except duckdb.OutOfMemoryException as error:
             raise UserError(f"data.engine.memory={self.memory} is not enough: {error}") from error
         except duckdb.Error as error:
@@ -108,8 +136,8 @@ class DuckDB:
 
 
 class _DuckDBSession:
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, connection: Any, scratch: Path, *, links: Path) -> None:
+        self._connection, self.scratch, self._links = connection, scratch, links
         self._num_names = 0
 
     def _create(self, kind: str, sql: str) -> ir.Table:
@@ -124,7 +152,7 @@ class _DuckDBSession:
                 self._connection.register_filesystem(fsspec.filesystem(protocol))
         wanted = [f"{_duckdb(read)} AS {_quoted(name)}" for name, read in columns.items()]
         wanted += ["file_index::BIGINT AS shard", "file_row_number AS row"]
-        names = ", ".join("'" + file.replace("'", "''") + "'" for file in files)
+        names = ", ".join("'" + file.replace("'", "''") + "'" for file in _literal(files, self._links))
         return self._create("VIEW", f"SELECT {', '.join(wanted)} FROM read_parquet([{names}], hive_partitioning=false)")
 
     def keep(self, table: ir.Table) -> ir.Table:
@@ -185,7 +213,17 @@ class Spark:
             from pyspark.sql import SparkSession
         except ImportError as error:
             raise UserError("data.engine: Spark needs PySpark; install with pip install 'recsys[spark]'") from error
-        builder = SparkSession.builder.master(self.master).appName("recsys")
+        with tempfile.TemporaryDirectory(prefix="recsys-") as name:
+            # Spark cuts a list of folders at commas, so its scratch folder has a plain path as well.
+            links = Path(name)
+            (links / "scratch").symlink_to(scratch.absolute())
+            session = self._start(SparkSession.builder.appName("recsys"), links / "scratch")
+            try:
+                yield _SparkSession(session, links / "scratch", links=links)
+            finally:
+                session.stop()
+
+    def _start(self, builder: SparkSession.Builder, scratch: Path) -> SparkSession:
         options = {
             "spark.driver.memory": self.memory,
             "spark.local.dir": str(scratch / "spark"),
@@ -198,19 +236,16 @@ class Spark:
         }
         for key, value in options.items():
             builder = builder.config(key, value)
-        session = builder.getOrCreate()
+        session = builder.master(self.master).getOrCreate()
         session.sparkContext.setLogLevel("ERROR")
-        try:
-            yield _SparkSession(session, scratch)
-        finally:
-            session.stop()
+        return session
 
 
 class _SparkSession:
-    def __init__(self, session: SparkSession, scratch: Path) -> None:
+    def __init__(self, session: SparkSession, scratch: Path, *, links: Path) -> None:
         self._session = session
         self._connection = ibis.pyspark.connect(session)
-        self._scratch = scratch
+        self.scratch, self._links = scratch, links
         self._num_names = 0
 
     def _name(self, stem: str) -> str:
@@ -219,6 +254,7 @@ class _SparkSession:
 
     def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
         wanted = [f"{_spark(read)} AS `{name}`" for name, read in columns.items()]
+        files = _literal(files, self._links)
         frame = self._session.read.parquet(*files)
         frame = frame.selectExpr(*wanted, "_metadata.file_path AS file_path", "_metadata.row_index AS row")
         name = self._name("source")
@@ -243,7 +279,7 @@ class _SparkSession:
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         # Spark writes a sorted frame in parts whose names are in its order, so the driver never holds all rows.
-        folder = self._scratch / self._name("result")
+        folder = self.scratch / self._name("result")
         self._session.sql(self._connection.compile(table)).write.parquet(str(folder))
         expected = table.schema().to_pyarrow()
         for file in sorted(folder.glob("part-*.parquet")):

@@ -107,15 +107,16 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         table.check(name)
     if kind is None:
         kind = _kind_by_type(column)
-        if kind is None or "/" in name:
-            _leave_out(table, name, why=f"holds {column}, which is not a feature unless its kind is declared")
+        if kind is None or not _is_file_name(name):
+            why = f"holds {column}" if kind is None else "has a name that no file can have"
+            _leave_out(table, name, why=f"{why}, which is not a feature unless its kind is declared")
             return None
     elif kind not in KINDS:
         raise UserError(f"{place}.kind={kind}: no such kind{nearest(str(kind), KINDS)}")
     elif not _fits(kind, column):
         raise UserError(f"{place}.kind={kind}: {table.place} holds {column} there, expected {_EXPECTED[kind]}")
-    if "/" in name:
-        raise UserError(f"{place}: a feature's name cannot hold '/'; map or rename the column")
+    if not _is_file_name(name):
+        raise UserError(f"{place}: a feature's name cannot hold '/', nor more than 150 bytes; rename the column")
     buckets = settings.get("buckets", DEFAULT_BUCKETS)
     if not isinstance(buckets, int) or buckets < 1:
         raise UserError(f"{place}.buckets={buckets}: expected a positive integer")
@@ -128,6 +129,11 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         declared=settings.get("kind") is not None,
         buckets=buckets,
     )
+
+
+def _is_file_name(name: str) -> bool:
+    """Return whether a file of the prepared data set can have the name."""
+    return "/" not in name and "\0" not in name and len(name.encode()) <= 150
 
 
 def _role(owner: Owner, role: Any, *, place: str) -> Role:

@@ -29,6 +29,7 @@ from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
 from recsys.data.sources.files import build_once, digest
 from recsys.data.sources.keys import NAMES
+from recsys.data.sources.refusals import check_columns
 from recsys.data.sources.tables import Table, inspect
 
 log = logging.getLogger("recsys")
@@ -81,6 +82,9 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
     if settings.engaged is not None:
         _check_engaged(settings, tables["interactions"])
     features = plan_features(tables, settings.features)
+    for owner, table in tables.items():
+        read = [*table.names.values(), *(plan.name for plan in features if plan.owner == owner)]
+        check_columns(table, read + ([settings.engaged] if settings.engaged and owner == "interactions" else []))
     return PreparationJob(tables, features, split, settings, _describe(split, settings, tables))
 
 
@@ -90,6 +94,7 @@ def _check_engaged(settings: DataSettings, table: Table) -> None:
         raise UserError(
             f"data.engaged={column}: {table.place} has no such column{nearest(str(column), table.feature_columns())}"
         )
+    table.check(str(column))
     kind = table.types[column]
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):
         raise UserError(f"data.engaged={column}: {table.place} holds {kind} there, expected booleans or integers")

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Read, Session, first_row
+from recsys.data.preparation.plain_files import plain_files
 from recsys.data.sources.tables import Table, read_time
 
 _TIMES = ("date", "time", "nanoseconds")
@@ -50,7 +51,6 @@ def _read_group(
     places: list[int],
 ) -> ir.Table:
     """Read the shards at `places`, which share the types of all columns."""
-    files = [table.files[place] for place in places]
     reads, casts = {}, {}
     for name, read in wanted.items():
         kind, common = types[read.column], table.types[read.column]
@@ -65,7 +65,8 @@ def _read_group(
             reads[name] = read_time(read.column, kind)
         if reads[name].reading == "as_is" and kind != common:
             casts[name] = ibis._[name].cast(dt.DataType.from_pyarrow(common))
-    found = session.read(files, reads).mutate(**casts)
+    files, plain = plain_files([table.shards[place] for place in places], reads, session.scratch / "plain")
+    found = session.read(files, plain).mutate(**casts)
     if places == list(range(len(table.files))):
         return found.select(*wanted, "shard", "row")
     places_of = ibis.array(places)

@@ -13,7 +13,7 @@ import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ class DelimitedFile:
         file: path or address.
         format: how it is written.
         names: names of the columns if the file has no header, else None.
-        expected: names that one reading of the header must have; they decide between several possible delimiters.
+        expected: names of each key column. They decide between several possible delimiters.
 
     Attributes:
         header: names of the columns; a field that is unnamed has the name "".
@@ -142,27 +142,33 @@ class DelimitedFile:
         UserError: If the file cannot be read, or its delimiter is not clear.
     """
 
-    def __init__(self, file: str, format: TextFormat, *, names: Sequence[str] | None, expected: Sequence[str]) -> None:
+    def __init__(
+        self, file: str, format: TextFormat, *, names: Sequence[str] | None, expected: Sequence[Sequence[str]]
+    ) -> None:
         self._file, self._format, self._names = file, format, names
         with open_text(file, format.encoding) as text:
             start = text.read(1 << 20)
         if not start.strip("\r\n"):
             raise UserError(f"{file}: no rows")
         self._delimiter = self._detect(start, expected) if format.delimiter is None else format.delimiter
-        self.header = list(names) if names is not None else self._first(start, self._delimiter)
+        try:
+            self.header = list(names) if names is not None else self._first(start, self._delimiter)
+        except csv.Error as error:
+            raise UserError(f"{file}: line 1: {self._why(error)}") from error
 
     def _first(self, start: str, delimiter: str) -> list[str]:
-        try:
-            return next((row for row in self._reader(io.StringIO(start, newline=""), delimiter) if row), [])
-        except csv.Error as error:
-            raise UserError(f"{self._file}: line 1: {self._why(error)}") from error
+        return next((row for row in self._reader(io.StringIO(start, newline=""), delimiter) if row), [])
 
-    def _detect(self, start: str, expected: Sequence[str]) -> str:
-        splits = {delimiter: self._first(start, delimiter) for delimiter in _DETECTED}
+    def _detect(self, start: str, expected: Sequence[Sequence[str]]) -> str:
+        splits = {}
+        for delimiter in _DETECTED:
+            with suppress(csv.Error):
+                splits[delimiter] = self._first(start, delimiter)
+        names = {delimiter: {*fields, *map(plain_name, fields)} for delimiter, fields in splits.items()}
         if self._names is not None:
             fitting = [delimiter for delimiter, fields in splits.items() if len(fields) == len(self._names)]
         else:
-            fitting = [d for d, fields in splits.items() if {*expected} <= {plain_name(field) for field in fields}]
+            fitting = [d for d in splits if all(not names[d].isdisjoint(candidates) for candidates in expected)]
         possible = fitting or [delimiter for delimiter, fields in splits.items() if len(fields) > 1]
         if len({tuple(splits[delimiter]) for delimiter in possible}) > 1:
             choices = " or ".join(f"data.delimiter={_DETECTED[delimiter]}" for delimiter in possible)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from recsys.data.sources.keys import key_names
 
 # Field metadata of converted files: why a column cannot be used.
 PROBLEM = b"recsys.problem"
+# Columns without a name, and what pandas calls the index of a table without one.
+_UNNAMED = re.compile(r"(__index_level_\d+__)?")
 
 
 class Shard(NamedTuple):
@@ -25,10 +28,11 @@ class Shard(NamedTuple):
 
     Attributes:
         file: its address.
-        types: plain type of each column.
+        types: plain type of each column that has a name.
         num_rows: number of rows.
         shown: its name in messages: the file of the user that `file` was converted from.
         problems: columns that cannot be used as they are -> why. Columns of strings may still be read as text.
+        names: names of all columns in the order of the file; two may be equal.
     """
 
     file: str
@@ -36,6 +40,7 @@ class Shard(NamedTuple):
     num_rows: int
     shown: str
     problems: Mapping[str, str]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -230,11 +235,10 @@ def _shard(file: str, shown: str) -> Shard:
     try:
         with open_file(file) as opened:
             parquet = pq.ParquetFile(opened)
-            types = {field.name: plain_type(field.type) for field in parquet.schema_arrow}
-            problems = {
-                f.name: f.metadata[PROBLEM].decode() for f in parquet.schema_arrow if PROBLEM in (f.metadata or {})
-            }
-            return Shard(file, types, parquet.metadata.num_rows, shown, problems)
+            schema = parquet.schema_arrow
+            types = {field.name: plain_type(field.type) for field in schema if not _UNNAMED.fullmatch(field.name)}
+            problems = {f.name: f.metadata[PROBLEM].decode() for f in schema if PROBLEM in (f.metadata or {})}
+            return Shard(file, types, parquet.metadata.num_rows, shown, problems, tuple(schema.names))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{shown}: not a readable Parquet file ({error})") from error
 

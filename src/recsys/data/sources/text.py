@@ -115,7 +115,7 @@ class TextFolder:
 
     def _csv(self, owner: str, file: str, keys: Mapping[str, Sequence[str]], path: Path) -> _Shard:
         names = (self.text.header or {}).get(owner)
-        expected = [candidates[0] for key, candidates in keys.items() if key in ("user_id", "item_id")]
+        expected = [candidates for key, candidates in keys.items() if key in ("user_id", "item_id")]
         opened = DelimitedFile(file, self.text, names=names, expected=expected)
         opened.write_columns(path)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
