@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import REPOSITORY, run_all
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tiny_run import command
 from worlds import compose
 
@@ -77,6 +78,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
 OUTSIDE = """
 import json
 import os
+import sys
 from pathlib import Path
 
 from lightning.pytorch.loggers import Logger
@@ -140,6 +142,37 @@ def test_a_logger_of_an_outside_package_receives_the_metrics_of_a_run(outside: P
     # Two at once, each with its own settings; CSV files are written too.
     assert "test/recall@10" in (outside / "lines.jsonl").read_text()
     assert (run / "logs/0/metrics.csv").exists()
+
+
+def test_several_loggers_in_any_order_with_the_name_and_group_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(WandbLogger, "experiment", SimpleNamespace(config={}), raising=False)
+    (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['model.dim=8,16']}}")
+    run = tmp_path / "0"
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra/overrides.yaml").write_text("['model.dim=8']")
+    config = compose("train", ["logger=[wandb,tensorboard,csv]", "logger.examples=0"])
+    made = {type(logger): logger for logger in loggers.build_loggers(config, run)}
+    assert [*made] == [CSVLogger, WandbLogger, TensorBoardLogger]
+    assert made[WandbLogger]._wandb_init | {"name": "dim=8", "group": tmp_path.name} == made[WandbLogger]._wandb_init
+    assert Path(made[TensorBoardLogger].log_dir) == run / "tensorboard/dim=8"
+    named = compose("train", ["logger=tensorboard", "logger.name=mine"])
+    assert Path(loggers.build_loggers(named, run)[1].log_dir) == run / "tensorboard/mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "install"), [("MLflowLogger", r"pip install 'recsys\[mlflow\]'"), ("CometLogger", "install it with pip")]
+)
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, install: str) -> None:
+    (tmp_path / "needing.py").write_text(f"def {name}(save_dir):\n    raise ModuleNotFoundError('no x')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = compose("train", ["logger=csv", f"+logger.one={{_target_: needing.{name}, _partial_: true}}"])
+    message = rf"logger.one: needing.{name} needs a package that is not installed \(no x\): {install}"
+    with pytest.raises(UserError, match=message):
+        loggers.build_loggers(config, tmp_path)
+    sys.modules.pop("needing")
 
 
 @pytest.mark.usefixtures("outside")

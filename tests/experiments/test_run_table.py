@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
+from run_rows import write
 
 from recsys.core.errors import UserError
-from recsys.experiments.run_table import best_first, differing, is_maximized, print_runs, read_runs
-
-
-def write(path: Path, overrides: list[str] | None = None, status: str = "finished", **metrics: float) -> Path:
-    path.mkdir(parents=True)
-    (path / "run.json").write_text(json.dumps({"status": status, "seconds": 12.5}))
-    if metrics:
-        (path / "metrics.json").write_text(json.dumps(metrics))
-    if overrides is not None:
-        (path / ".hydra").mkdir()
-        (path / ".hydra/overrides.yaml").write_text(yaml.safe_dump(overrides))
-    return path
+from recsys.experiments.run_table import best_first, is_maximized, print_runs, read_runs
 
 
 def test_runs_are_found_but_not_folders_within_them(tmp_path: Path) -> None:
@@ -48,17 +36,6 @@ def test_numbers_come_by_value(tmp_path: Path) -> None:
     assert [row.name for row in read_runs(tmp_path)] == ["a", "b/1", "1", "2", "10"]
 
 
-def test_differing_overrides(tmp_path: Path) -> None:
-    write(tmp_path / "0", ["model.dim=8", "loss.logq=off", "user_tower=mean"])
-    write(tmp_path / "1", ["model.dim=8", "loss.logq=classic"])
-    write(tmp_path / "2", ["model.dim=8", "loss.logq=off"])
-    assert differing(read_runs(tmp_path)) == [
-        {"loss.logq": "off", "user_tower": "mean"},
-        {"loss.logq": "classic"},
-        {"loss.logq": "off"},
-    ]
-
-
 def test_best_first_by_the_direction_of_the_metric(tmp_path: Path) -> None:
     for number, (recall, loss) in enumerate([(0.1, 3.0), (0.3, 2.0), (0.3, 1.0)]):
         write(tmp_path / str(number), **{"val/recall@10": recall, "train/loss": loss})
@@ -78,8 +55,8 @@ def test_printed(tmp_path: Path) -> None:
     output = io.StringIO()
     print_runs(read_runs(tmp_path), ["val/recall@10"], console=Console(file=output, width=120))
     lines = [line.replace("│", " ").split() for line in output.getvalue().splitlines()]
-    assert ["0", "finished", "model.dim=8", "0.2500", "12"] in lines
-    assert ["1", "running", "model.dim=16", "12"] in lines
+    assert ["model.dim=8", "finished", "0.2500", "12", "0"] in lines
+    assert ["model.dim=16", "running", "12", "1"] in lines
 
 
 def test_missing_and_damaged_folders_are_refused(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_terminated_run_is_not_marked_as_finished(tmp_path: Path, cache: Path)
 
 def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
-    first = command(run, cache, "trainer.max_epochs=2", "evaluation.rolling=true")
+    first = command(run, cache, "trainer.max_epochs=2", "evaluation.rolling=true", "trainer.profiler=simple")
     jobs = [
         {"args": first},
         # Finished: it only reports.
@@ -112,7 +112,14 @@ def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     assert code == 0, output
     assert output.splitlines()[-1] == str(run)
     assert "Traceback" not in output
+    profile = (run / "profile/fit-profile.txt").read_text()
+    assert "RetrievalModule.optimizer_step" in profile
+    assert profile.splitlines()[2] in output
+    beside = output.splitlines()[-2]
+    assert beside.startswith("test/ndcg@10 ")
+    assert " popularity " in beside
     assert again == 0, repeated
+    assert repeated.splitlines()[-2] == beside
     assert repeated.splitlines()[-1] == str(run)
     for (refused, message), key in zip(
         others, ("model.dim=16", "with optimizer.lr=0.01, but optimizer.lr=0.02 is"), strict=True
@@ -205,6 +212,8 @@ def test_two_processes(tmp_path: Path, cache: Path) -> None:
     states = [read(run, "run.json") for run in (one, two)]
     assert states[0]["steps"] == states[1]["steps"]
     assert states[0]["selected"] == states[1]["selected"]
+    # Each process ranks its share of the requests.
+    assert states[0]["popularity"]["popularity"] == pytest.approx(states[1]["popularity"]["popularity"])
     pairs = [weights(run, "best.ckpt") for run in (one, two)]
     for name, value in pairs[0].items():
         if name.endswith("projection.bias"):

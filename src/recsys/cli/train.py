@@ -31,5 +31,5 @@ def main(config: DictConfig) -> None:
     variants = variants_of(config)
     run = train_best(variants, path, blend=config.blend) if variants else train(config, path)
     if is_first():
-        print_run(run)
+        print_run(run, selection=config.evaluation.metric)
         print(run.path)

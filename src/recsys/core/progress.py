@@ -61,6 +61,11 @@ class Progress:
         self.close()
 
     @property
+    def has_bar(self) -> bool:
+        """True in a terminal."""
+        return self._bar is not None
+
+    @property
     def seconds(self) -> float:
         """Seconds since the start."""
         return now() - self._begin
@@ -165,7 +170,7 @@ def _add_bar(what: str, total: float | None) -> tuple[bars.Progress, bars.TaskID
         # Rich takes FORCE_COLOR for a terminal, which build servers set.
         if not (sys.stderr.isatty() and console.is_interactive):
             return None
-        columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(24))
+        columns = (bars.TextColumn("{task.description}", markup=False), bars.BarColumn(16))
         texts = bars.TextColumn("{task.fields[text]}", markup=False)
         _screen.append(bars.Progress(*columns, texts, console=console, transient=True, refresh_per_second=4))
         _screen[0].start()

@@ -18,8 +18,16 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
 from recsys.experiments.assembly import build_data, build_model, corpus_of, oracle_recall
-from recsys.experiments.fitting import BEST, TrainingSession, build_evaluation, build_trainer, logged_metrics
+from recsys.experiments.fitting import (
+    BEST,
+    TrainingSession,
+    build_evaluation,
+    build_trainer,
+    count_parameters,
+    logged_metrics,
+)
 from recsys.experiments.loggers import log_examples
+from recsys.experiments.popularity_check import measure_popularity
 from recsys.experiments.trained_run import load_weights
 from recsys.models.blend import Model
 from recsys.training.module import EmbeddingModule
@@ -42,6 +50,8 @@ def measure_on_test(session: TrainingSession) -> None:
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
+    popularity = measure_popularity(config, dataset, "test")
+    run.update(popularity=popularity, parameters=count_parameters(model))
     log_examples(session.loggers, lambda: examples(config, dataset, model=model, builder=data.builder))
 
 

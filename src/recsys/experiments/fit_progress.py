@@ -125,16 +125,19 @@ class FitProgress(ProgressBar):
         per_epoch, total = _steps_per_epoch(trainer), self._fit.total
         epochs = "" if total is None else f" of {math.ceil(total / per_epoch)}"
         words = f"epoch {trainer.current_epoch + 1}{epochs}"
-        if of_step:
+        # The bar of a terminal has little room, and the lines of the epochs above it have the rest.
+        is_bar = of_step and self._fit.has_bar
+        if of_step and not is_bar:
             steps = "" if total is None else f" of {total:,.0f}"
             words += f", step {trainer.global_step:,}{steps}"
         parts = [f"loss {float(self._losses[0]) / self._batches:.4f}"] if self._batches else []
-        if self._best is not None:
+        if self._best is not None and not is_bar:
             best = f"best {self._best[0]:.4f} in epoch {self._best[1]}"
             is_new = self._score is not None and not of_step
             parts.append(f"{self.metric} {self._score:.4f} ({best})" if is_new else f"{self.metric} {best}")
-        training = max(now() - self._epoch_begin - self._validated, 1e-9)
-        parts.append(f"{(module.num_targets - self._targets) / training:,.0f} targets/s")
+        if not is_bar:
+            training = max(now() - self._epoch_begin - self._validated, 1e-9)
+            parts.append(f"{(module.num_targets - self._targets) / training:,.0f} targets/s")
         left = self._seconds_left(trainer)
         if left:
             stops_early = bool(trainer.early_stopping_callbacks)

@@ -14,9 +14,12 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
+from torch import nn
 
 from recsys.core import distributed
+from recsys.core.progress import say
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.callback import FullCorpusEvaluation
@@ -31,6 +34,7 @@ from recsys.experiments.assembly import (
 )
 from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
+from recsys.experiments.popularity_check import measure_popularity
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
 from recsys.experiments.warm_start import open_earlier_run, start_from
@@ -39,6 +43,7 @@ from recsys.models.two_tower import TwoTower
 from recsys.training.checkpoints import AtomicCheckpointIO, KeepEarlyStopped
 from recsys.training.ema import EMA
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 LAST = "last.ckpt"
 BEST = "best.ckpt"
 
@@ -77,6 +82,7 @@ def select_checkpoint(session: TrainingSession) -> None:
     begin = time.monotonic()
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     seconds = time.monotonic() - begin
+    say_profile(trainer)
     trainer.save_checkpoint(run.checkpoints / LAST)
     best = run.checkpoints / BEST
     if not any(isinstance(c, ModelCheckpoint) and c.best_model_path for c in callbacks):
@@ -87,10 +93,13 @@ def select_checkpoint(session: TrainingSession) -> None:
     validator = build_trainer(session, [build_evaluation(session, module.model)])
     validator.validate(module, data, verbose=False)
     run.write_metrics(logged_metrics(validator, "val/"))
+    if not config.test:
+        run.update(popularity=measure_popularity(config, dataset, "val"))
     run.update(
         selected=int(torch.load(best, map_location="cpu", weights_only=True)["global_step"]),
         steps=trainer.global_step,
         schedule_steps=module.schedule_steps,
+        parameters=count_parameters(module.model),
         # A start after the last step trains no targets, so the speed of the earlier start stays.
         targets_per_second=round(module.num_targets / seconds, 1)
         if module.num_targets
@@ -139,6 +148,8 @@ def build_trainer(
         **settings: arguments of `lightning.Trainer`.
     """
     config = session.config
+    if (name := config.trainer.get("profiler")) in PROFILERS:
+        settings["profiler"] = PROFILERS[name](dirpath=session.run.path / "profile", filename="profile")
     trainer = instantiate(config.trainer, default_root_dir=str(session.run.path), **settings)
     has_own = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if config.trainer.get("enable_progress_bar", True) and not has_own:
@@ -146,6 +157,12 @@ def build_trainer(
     trainer = complete(trainer, callbacks=callbacks, logger=session.loggers, plugins=[AtomicCheckpointIO()])
     assert isinstance(trainer, L.Trainer)
     return trainer
+
+
+def say_profile(trainer: Any) -> None:
+    """Write the table of the profiler, if the configuration names one."""
+    if table := trainer.profiler.summary():
+        say(table)
 
 
 def build_evaluation(session: TrainingSession, model: Model) -> FullCorpusEvaluation:
@@ -159,6 +176,18 @@ def build_evaluation(session: TrainingSession, model: Model) -> FullCorpusEvalua
 def logged_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     """Return the metrics that a trainer logged under names with the prefix."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def count_parameters(model: Model) -> dict[str, int]:
+    """Return the number of parameters: all, trained ones, of both towers, of embedding tables, and of each table."""
+    tables = {name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    counts = {"total": 0, "trainable": 0, "user_tower": 0, "item_tower": 0, "tables": sum(tables.values())}
+    for name, parameter in model.named_parameters():
+        # A blend has both towers of each member.
+        kinds = {"total", *(["trainable"] if parameter.requires_grad else []), *name.split(".")}
+        for kind in kinds & counts.keys():
+            counts[kind] += parameter.numel()
+    return counts | tables
 
 
 def silence_lightning() -> None:

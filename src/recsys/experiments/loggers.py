@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,11 @@ from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.run_folder import CONFIG, PER_USER
+from recsys.experiments.run_names import group_of, name_of
 from recsys.experiments.wandb_mirror import wandb_mode, wandb_online
+
+# Extras of the package that loggers need.
+OPTIONAL = ("tensorboard", "mlflow")
 
 
 def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
@@ -24,11 +30,11 @@ def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
 
     Args:
         config: configuration of the run. Every node of `config.logger` with a `_target_` is a Lightning logger; if it
-            also has `_partial_: true`, it gets the run folder as `save_dir`.
+            also has `_partial_: true`, it gets the run folder as `save_dir`, and the name and group of the run.
         run: folder of the run.
 
     Raises:
-        UserError: If a node is not a Lightning logger, or has no name.
+        UserError: If a node is not a Lightning logger, has no name, or needs a package that is not installed.
     """
     if "_target_" in config.logger:
         raise UserError(
@@ -39,27 +45,49 @@ def build_loggers(config: DictConfig, run: Path) -> list[Logger]:
     if not distributed.is_first():
         return loggers
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    name = config.logger.get("name") or name_of(run)
+    group = config.logger.group or group_of(run)
     if config.logger.project is not None:
         logger = WandbLogger(
             project=config.logger.project,
             entity=config.logger.entity,
-            group=config.logger.group,
+            # Without a group W&B takes that of its environment, which a sweep sets.
+            group=None if "WANDB_RUN_GROUP" in os.environ and config.logger.group is None else group,
             tags=list(config.logger.tags),
-            name=run.name,
+            name=name,
             save_dir=run,
             mode=wandb_mode(),
         )
         logger.experiment.config.update(settings, allow_val_change=True)
         loggers.append(logger)
-    for name, node in config.logger.items():
+    usual = {"save_dir": str(run), "name": name, "run_name": name, "version": name, "group": group}
+    for key, node in config.logger.items():
         if isinstance(node, DictConfig) and "_target_" in node:
-            other = instantiate(node)
-            other = complete(other, save_dir=str(run)) if node.get("_partial_") else other
-            if not isinstance(other, Logger):
-                raise UserError(f"logger.{name}: found {node['_target_']}, expected a Lightning logger")
-            other.log_hyperparams(settings)
-            loggers.append(other)
+            loggers.append(_build(str(key), node, usual=usual, settings=settings))
     return loggers
+
+
+def _build(key: str, node: DictConfig, *, usual: Mapping[str, str | None], settings: dict[str, Any]) -> Logger:
+    """Return the logger of a node. A partial one gets the usual arguments that its class takes and the node lacks."""
+    place, target = f"logger.{key}", node["_target_"]
+    try:
+        other = instantiate(node)
+        if node.get("_partial_"):
+            taken = inspect.signature(other.func).parameters.keys() - {
+                name for name, v in node.items() if v is not None
+            }
+            other = complete(other, **{name: value for name, value in usual.items() if name in taken})
+        if not isinstance(other, Logger):
+            raise UserError(f"{place}: found {target}, expected a Lightning logger")
+        other.log_hyperparams(settings)
+    except ModuleNotFoundError as error:
+        package = next((name for name in OPTIONAL if name in str(target).lower()), None)
+        install = f"pip install 'recsys[{package}]'" if package else "install it with pip"
+        raise UserError(f"{place}: {target} needs a package that is not installed ({error}): {install}") from error
+    except Exception as error:
+        # Loggers raise errors of their own kinds, for example about the address of a server.
+        raise error if isinstance(error, UserError) else UserError(f"{place}: {target}: {error}") from error
+    return other
 
 
 def log_examples(loggers: list[Logger], examples: Callable[[], Mapping[str, list[Any]]]) -> None:

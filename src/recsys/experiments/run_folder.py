@@ -61,6 +61,8 @@ class RunState:
         peak_memory_bytes: largest resident memory of the process.
         train_until: time of the newest event that training was given, in seconds.
         steps_before: steps of the run whose weights this one began from.
+        parameters: number of parameters: `total`, `trainable`, both towers, all embedding `tables`, each table by name.
+        popularity: metrics of popularity, by name of the baseline, on the part on which the run was measured.
         refitted: the selected checkpoint was trained again on train + val.
         variant: name of the variant, or description of the blend, that became the run.
         variants: validation metric of each variant.
@@ -83,6 +85,8 @@ class RunState:
     peak_memory_bytes: int | None = None
     train_until: int | None = None
     steps_before: int = 0
+    parameters: dict[str, int] = field(default_factory=dict)
+    popularity: dict[str, dict[str, float]] = field(default_factory=dict)
     refitted: bool = False
     variant: str | None = None
     variants: dict[str, float] = field(default_factory=dict)

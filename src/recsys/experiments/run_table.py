@@ -10,14 +10,13 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write
 from recsys.experiments.run_folder import METRICS, STATE, RunState, read_json, read_state
-
-# File of a run folder with the overrides of its command.
-OVERRIDES = ".hydra/overrides.yaml"
+from recsys.experiments.run_names import OVERRIDES, differences, read_overrides
 
 
 @dataclass(frozen=True)
@@ -97,28 +96,22 @@ def best_first(rows: Sequence[RunRow], metric: str, *, maximize: bool | None = N
     return [row for _, row in sorted(having, key=lambda pair: sign * pair[0])]
 
 
-def differing(rows: Sequence[RunRow]) -> list[dict[str, str]]:
-    """Return for each row its overrides whose values not all rows share."""
-    keys = {key: None for row in rows for key in row.overrides}
-    varied = [key for key in keys if len({row.overrides.get(key) for row in rows}) > 1]
-    return [{key: row.overrides[key] for key in varied if key in row.overrides} for row in rows]
-
-
 def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], *, console: Console | None = None) -> None:
-    """Print the rows in their order: name, status, differing overrides, metrics and seconds."""
+    """Print the rows in their order: the overrides that differ, status, metrics, seconds and folder."""
     table = Table()
-    for title in ("run", "status", "overrides that differ"):
+    for title in ("run", "status"):
         table.add_column(title, overflow="fold")
     for title in (*metrics, "seconds"):
         table.add_column(title, justify="right")
-    for row, differs in zip(rows, differing(rows), strict=True):
+    table.add_column("folder", overflow="fold")
+    for row, differs in zip(rows, differences([row.overrides for row in rows]), strict=True):
         values = [row.value(metric) for metric in metrics]
         table.add_row(
-            row.name,
+            escape(" ".join(f"{key}={value}" for key, value in differs.items()) or row.name),
             row.state.status or "unknown",
-            " ".join(f"{key}={value}" for key, value in differs.items()),
             *("" if value is None else f"{value:.4f}" for value in values),
             f"{row.state.seconds:.0f}",
+            row.name,
         )
     (console or Console()).print(table)
 
@@ -137,12 +130,4 @@ def _order(path: Path) -> list[tuple[int, str]]:
 def _read(path: Path, root: Path) -> RunRow:
     name = path.relative_to(root).as_posix() if path != root else path.name
     metrics = read_json(path / METRICS) if (path / METRICS).exists() else {}
-    return RunRow(path, name, _overrides(path), read_state(path), metrics)
-
-
-def _overrides(path: Path) -> dict[str, str]:
-    file = path / OVERRIDES
-    if not file.exists():
-        return {}
-    pairs = (str(override).partition("=") for override in yaml.safe_load(file.read_text()) or [])
-    return {key.lstrip("+"): value for key, _, value in pairs}
+    return RunRow(path, name, read_overrides(path), read_state(path), metrics)

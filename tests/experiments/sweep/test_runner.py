@@ -337,7 +337,7 @@ def test_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path)
     main(["sweep", str(tmp_path), "metric=val/x"])
     lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines if "selected" in line] == ["1", "2", "0"]
+    assert [line[-1] for line in lines if "selected" in line] == ["1", "2", "0"]
     (tmp_path / "empty").mkdir()
     for arguments in ([str(tmp_path), "metric=val/y"], [str(tmp_path), "model.dim=2"], [str(tmp_path / "empty")]):
         with pytest.raises(SystemExit, match="1"):

@@ -17,6 +17,7 @@ import yaml
 
 from recsys.core.errors import UserError, nearest
 from recsys.experiments.run_folder import RunState
+from recsys.experiments.run_names import names_of
 from recsys.experiments.run_table import RunRow
 from recsys.experiments.run_table import read_runs as read_rows
 
@@ -100,6 +101,8 @@ def read_folder(path: Path) -> list[MeasuredRun]:
 def unique_names(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
     """Return the runs with distinct names; runs of equal names are prefixed by the folders above them.
 
+    Runs whose folders are numbers, as in a multirun or a sweep, or times are named by the overrides that differ.
+
     Raises:
         UserError: If a run is given twice.
     """
@@ -113,16 +116,17 @@ def unique_names(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
             if name in doubled:
                 depth[path] += 1
                 names[number] = Path(*path.parts[-depth[path] :]).as_posix()
+    rows = [(name, run.row.path, run.row.overrides) for run, name in zip(runs, names, strict=True)]
     return [
         dataclasses.replace(run, row=dataclasses.replace(run.row, name=name))
-        for run, name in zip(runs, names, strict=True)
+        for run, name in zip(runs, names_of(rows), strict=True)
     ]
 
 
 def choose(runs: Sequence[MeasuredRun], name: str) -> MeasuredRun:
     """Return the run with the given name or folder."""
     for run in runs:
-        if name == run.name or Path(name).resolve() == run.row.path.resolve():
+        if name in (run.name, run.row.path.name) or Path(name).resolve() == run.row.path.resolve():
             return run
     raise UserError(f"baseline: no run '{name}'{nearest(name, (run.name for run in runs))}")
 

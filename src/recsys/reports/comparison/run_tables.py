@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from recsys.experiments.run_table import differing
+from recsys.experiments.run_names import differences
 from recsys.reports.comparison import narrative as words
 from recsys.reports.comparison.differences import PART, Difference
 from recsys.reports.comparison.measured import MeasuredRun
@@ -84,7 +84,7 @@ def cost(runs: Sequence[MeasuredRun]) -> ReportTable:
 
 def settings(runs: Sequence[MeasuredRun]) -> ReportTable:
     """Tabulate the settings in which the runs differ."""
-    varied = differing([run.row for run in runs])
+    varied = differences([run.row.overrides for run in runs])
     found = {key for one in varied for key in one if key.partition(".")[0] not in _ALIKE}
     # Keys that are interpolated from others differ too, so the shortest keys come first.
     keys = sorted(found, key=lambda key: (key.count("."), key))
