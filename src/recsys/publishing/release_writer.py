@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -24,6 +23,9 @@ from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
+from recsys.data.sources.files import open_file
+from recsys.data.sources.keys import key_column
+from recsys.data.sources.literal_columns import read_columns
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, save_index, search_users
@@ -175,14 +177,14 @@ def _source_items(config: DictConfig, id_type: pa.DataType) -> pa.Table | None:
     tables = instantiate(config.data.source).tables(Path(config.data.cache) / "sources")
     shards = []
     for file in tables.items:
-        with fsspec.open(file, "rb") as opened:
-            parquet = pq.ParquetFile(opened)
-            shards.append(parquet.read([field.name for field in parquet.schema_arrow if _is_shown(field.type)]))
+        with open_file(file) as opened:
+            schema = pq.read_schema(opened)
+        names = [f.name for f in schema if f.name and _is_shown(f.type) and schema.names.count(f.name) == 1]
+        shards.append(read_columns(file, names))
     if not shards:
         return None
-    table = pa.concat_tables(shards, promote_options="default")
-    renamed = config.data.columns.get("item_id") or "item_id"
-    key = renamed if renamed in table.column_names else "item_id"
+    table = pa.concat_tables(shards, promote_options="permissive")
+    key = key_column(config.data.columns, "items", table.column_names)
     ids = plain(table[key]).cast(id_type)
     table = table.drop_columns([name for name in {key, "item_id"} if name in table.column_names])
     return table.append_column("item_id", ids)

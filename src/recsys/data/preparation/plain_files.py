@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.core.errors import UserError
-from recsys.data.preparation.engines import BATCH_ROWS, Read
+from recsys.data.preparation.engines import Read
 from recsys.data.sources.files import open_file
+from recsys.data.sources.literal_columns import read_batches
 from recsys.data.sources.tables import Shard
 
 _PLAIN_ADDRESS = re.compile(r"[^*?\[\]{}\\%#\s]+")
@@ -61,25 +59,14 @@ def _plain_address(shard: Shard, folder: Path) -> str:
 
 def _copy(shard: Shard, names: Mapping[str, str], folder: Path) -> str:
     """Write the columns `names` of a shard under their new names, in the order of the rows."""
-    path = _new(folder)
-    # Arrow takes a name with a point as the path of a nested column, too, and knows no two columns of one name.
-    is_clear = max(Counter(shard.names).values()) == 1 and not any("." in name for name in shard.names)
-    try:
-        with open_file(shard.file) as opened:
-            parquet = pq.ParquetFile(opened)
-            schema = pa.schema([parquet.schema_arrow.field(_place(parquet.schema_arrow, n)) for n in names])
-            schema = pa.schema([field.with_name(names[field.name]) for field in schema])
-            with pq.ParquetWriter(path, schema) as writer:
-                for batch in parquet.iter_batches(BATCH_ROWS, columns=list(names) if is_clear else None):
-                    columns = [batch.column(_place(batch.schema, name)) for name in names]
-                    writer.write_batch(pa.record_batch(columns, schema=schema))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{shard.shown}: cannot be read ({error})") from error
+    path, writer = _new(folder), None
+    for batch in read_batches(shard.file, list(names), shown=shard.shown):
+        renamed = batch.rename_columns(list(names.values()))
+        writer = writer or pq.ParquetWriter(path, renamed.schema)
+        writer.write_batch(renamed)
+    if writer is not None:
+        writer.close()
     return str(path)
-
-
-def _place(schema: pa.Schema, name: str) -> int:
-    return int(schema.names.index(name))
 
 
 def _new(folder: Path) -> Path:

@@ -208,17 +208,6 @@ def _address(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     return str(filesystem.unstrip_protocol(path))
 
 
-def local_copy(file: str, folder: Path) -> Path:
-    """Return the path of a local file, or of a copy of a remote one in `folder`."""
-    filesystem, path = open_filesystem(file)
-    if is_local(filesystem):
-        return Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / f"{fingerprint([file])}-{path.rsplit('/', 1)[-1]}"
-    filesystem.get_file(path, str(copy))
-    return copy
-
-
 def is_local(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Return whether a file system is the local one."""
     return bool(filesystem.protocol == "file" or "file" in filesystem.protocol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from recsys.core.errors import UserError, nearest
@@ -35,6 +35,19 @@ def key_names(columns: Mapping[str, Any], owner: str) -> dict[str, tuple[str, ..
         usual = (common,) if owner == "interactions" else tuple(dict.fromkeys([common, key]))
         found[key] = (own[key],) if own.get(key) else usual
     return found
+
+
+def key_column(columns: Mapping[str, Any], owner: str, names: Sequence[str]) -> str:
+    """Return the name of the id of items or users among the names of the columns of their table.
+
+    Raises:
+        UserError: If there is none.
+    """
+    (candidates,) = key_names(columns, owner).values()
+    for name in candidates:
+        if name in names:
+            return name
+    raise UserError(f"{owner}: column '{candidates[0]}' is missing{nearest(candidates[0], names)}")
 
 
 def settings_keys(node: Mapping[str, Any], valid: Iterable[str], *, place: str) -> None:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
-from recsys.data.sources.files import open_file
+from recsys.data.sources.literal_columns import read_batches
 from recsys.data.sources.tables import Shard, Table
 
 
@@ -39,12 +38,9 @@ def check_columns(table: Table, columns: Sequence[str]) -> None:
 
 
 def _check_range(shard: Shard, name: str) -> None:
-    with open_file(shard.file) as opened:
-        for batch in pq.ParquetFile(opened).iter_batches(columns=[name]):
-            for column in batch.columns:
-                values = column.flatten() if pa.types.is_nested(column.type) else column
-                largest = pc.max(values).as_py() if pa.types.is_uint64(values.type) else None
-                if largest is not None and largest >= 2**63:
-                    raise UserError(
-                        f"{shard.shown}: column '{name}' holds {largest}, expected integers below 2^63, or strings"
-                    )
+    for batch in read_batches(shard.file, [name], shown=shard.shown):
+        column = batch.column(0)
+        values = column.flatten() if pa.types.is_nested(column.type) else column
+        largest = pc.max(values).as_py() if pa.types.is_uint64(values.type) else None
+        if largest is not None and largest >= 2**63:
+            raise UserError(f"{shard.shown}: column '{name}' holds {largest}, expected integers below 2^63, or strings")

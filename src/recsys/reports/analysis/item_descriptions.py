@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ from recsys.core.columns import Dense, Ragged
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FIRST_CODE
 from recsys.data.dataset import PreparedDataset
-from recsys.data.sources.files import local_copy
+from recsys.data.sources.files import open_file
+from recsys.data.sources.keys import key_column
+from recsys.data.sources.literal_columns import read_columns
 from recsys.evaluation.slices import ITEM_SLICES, item_slices
 from recsys.experiments.assembly import source_of
 from recsys.experiments.trained_run import TrainedRun
@@ -40,19 +42,20 @@ class ItemDescriptions:
     def __init__(self, run: TrainedRun, title: str | None = None) -> None:
         self.dataset = run.dataset
         self._titles = self.dataset.item_ids.cast(pa.string())
-        files = [
-            local_copy(file, Path(run.config.data.cache) / "sources" / "items") for file in source_of(run.config).items
-        ]
-        names = pq.read_schema(files[0]).names if files else []
+        files = source_of(run.config).items
+        names: list[str] = []
+        if files:
+            with open_file(files[0]) as opened:
+                names = pq.read_schema(opened).names
         if title is not None and title not in names:
             raise UserError(f"title: the items table has no column '{title}'{nearest(title, names)}")
         chosen = title or next((name for name in _TITLES if name in names), None)
         if chosen is not None:
-            self._titles = self._read(files, run.config.data.columns.item_id, chosen)
+            self._titles = self._read(files, key_column(run.config.data.columns, "items", names), chosen)
 
-    def _read(self, files: list[Path], item_id: str, title: str) -> pa.Array:
-        columns = [item_id, title]
-        table = pa.concat_tables([pq.read_table(f, columns=columns) for f in files], promote_options="permissive")
+    def _read(self, files: Sequence[str], item_id: str, title: str) -> pa.Array:
+        shards = [read_columns(file, [item_id, title]) for file in files]
+        table = pa.concat_tables(shards, promote_options="permissive")
         ids = table[item_id].combine_chunks().cast(self.dataset.item_ids.type)
         rows = pc.index_in(self.dataset.item_ids, value_set=ids)
         try:
