@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.core.columns import ragged_positions
+from recsys.core.schema import TimeResolution
+from recsys.core.types import Int64Array
 from recsys.data.preparation.array_writers import times_of
 from recsys.data.preparation.engines import Session
 from recsys.data.preparation.feature_plans import FeaturePlan
@@ -24,7 +26,8 @@ class UserEvents(NamedTuple):
     Attributes:
         user_id: outside id.
         item_ids: outside id of the item of each event.
-        times: time of each event, as in the prepared data set.
+        times: time of each event in seconds, rounded down to days or 0 as `data.time` says; the place of its row if the
+            data has no times.
         features: values of each event by name, without missing ones.
     """
 
@@ -41,7 +44,7 @@ def stream_events(job: PreparationJob, session: Session, *, max_events: int) -> 
         UserError: If an id or a timestamp is null.
     """
     plans = job.features_of("interactions")
-    events, _ = open_events(job, session)
+    events, _, per_second = open_events(job, session)
     ordered = events.order_by("user_id", "part", "time", "shard", "row").select("user_id", "item_id", "time", *plans)
     for table in _whole_users(session, ordered):
         codes = np.asarray(pc.run_end_encode(table["user_id"].combine_chunks()).run_ends).astype(np.int64)
@@ -50,7 +53,7 @@ def stream_events(job: PreparationJob, session: Session, *, max_events: int) -> 
         ends = np.cumsum(lengths)
         users = table["user_id"].take(pa.array(ends - 1)).to_pylist()
         items = table["item_id"].to_pylist()
-        times = times_of(job, np.asarray(table["time"])).tolist()
+        times = _times(job, np.asarray(table["time"]), per_second).tolist()
         features = _feature_values(table, plans)
         for user_id, begin, end in zip(users, (ends - lengths).tolist(), ends.tolist(), strict=True):
             yield UserEvents(user_id, items[begin:end], times[begin:end], features[begin:end])
@@ -71,6 +74,12 @@ def stream_profiles(job: PreparationJob, session: Session) -> Iterator[tuple[int
         for user_id, profile in zip(table["user_id"].to_pylist(), _feature_values(table, plans), strict=True):
             if profile:
                 yield user_id, profile
+
+
+def _times(job: PreparationJob, raw: Int64Array, per_second: int) -> Int64Array:
+    # Only the order counts in training, but later events arrive with seconds and must follow these.
+    is_order = job.time_resolution is TimeResolution.ORDER
+    return times_of(TimeResolution.SECONDS if is_order else job.time_resolution, raw, per_second=per_second)
 
 
 def _whole_users(session: Session, ordered: ir.Table) -> Iterator[pa.Table]:

@@ -15,6 +15,7 @@ from recsys.publishing.audience import Unknown, check_columns, refuse_unknown, u
 from recsys.publishing.frames import Frame, as_ids, column, to_table
 from recsys.release.runtime.query_encoder import Query
 from recsys.release.runtime.retriever import Retriever
+from recsys.release.runtime.timestamps import check_seconds
 
 
 def queries_of(
@@ -80,7 +81,9 @@ def _events(table: pa.Table, position: npt.NDArray[np.int64], names: set[str]) -
 
 def _seconds(times: pa.Array) -> npt.NDArray[np.int64]:
     if pa.types.is_integer(times.type):
-        return np.asarray(times.cast(pa.int64()))
+        seconds = np.asarray(times.cast(pa.int64()))
+        check_seconds(int(seconds.max(initial=0)), "histories: column 'timestamp'")
+        return seconds
     if pa.types.is_date(times.type):
         return np.asarray(times.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())) * 86_400
     if pa.types.is_timestamp(times.type):

@@ -13,7 +13,7 @@ import pytest
 from folders import SMALL, prepared, write_folder
 
 from recsys.data.preparation.engines import Spark
-from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
 
 pytestmark = [
     pytest.mark.spark,
@@ -45,7 +45,7 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
         return [ids(f"é{n}" if n % 7 == 0 else n) if ids is str else int(n) for n in numbers]
 
     shards = []
-    for _ in range(3):
+    for shard in range(3):
         size = 150
         micros = pa.array(draw.integers(-5, 40, size) * 43_200_000_000 + 123_456)
         shards.append(
@@ -57,7 +57,7 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
                 "rating": some(draw.normal(size=size)),
                 "surface": some(draw.choice(["home", "search", "Ähnlich"], size)),
                 "query": some([" ".join(draw.choice(words, 3)) for _ in range(size)]),
-                "engaged": draw.integers(0, 3, size),
+                "engaged": draw.integers(0, 3, size).astype(np.int64 if shard else np.int8),
             }
         )
     items = np.arange(5, 45)
@@ -94,6 +94,7 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, see
             {"min_user_events": 4, "min_item_events": 5, "time_resolution": "day", "engaged": "engaged"},
         ),
         (int, pa.timestamp("ns"), GivenSplit(), {"time_resolution": "order"}),
+        (int, pa.string(), RandomSplit(0.6, 0.2), {"engaged": "engaged"}),
         (str, pa.timestamp("ms", "Asia/Tokyo"), TemporalSplit(0.6, 0.2), {}),
     ],
 )

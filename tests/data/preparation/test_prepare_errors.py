@@ -140,12 +140,6 @@ def test_an_id_beyond_64_bits(tmp_path: Path) -> None:
     fails(write_folder(tmp_path / "data", EVENTS | {"item_id": ids}), message)
 
 
-@pytest.mark.parametrize("values", [[1.5] * 6, ["2024-01-01"] * 6, [True] * 6])
-def test_timestamps_of_other_types(tmp_path: Path, values: list[Any]) -> None:
-    root = write_folder(tmp_path / "data", EVENTS | {"timestamp": values})
-    fails(root, r"column 'timestamp' holds .*, expected integer seconds, a date or a timestamp")
-
-
 def test_duplicates(tmp_path: Path) -> None:
     fails(
         write_folder(tmp_path / "a", EVENTS, items={"item_id": [10, 11, 11]}),

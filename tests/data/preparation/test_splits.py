@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
-from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, Split, TemporalSplit
+from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
 
 REAL = Path(os.environ.get("RECSYS_DATA", "/nowhere"))
 Parts = dict[Any, tuple[list[Any], list[Any], list[Any]]]
@@ -174,3 +174,44 @@ def test_parts_of_real_data(tmp_path: Path, name: str, protocol: str, split: Spl
             mine = {user: parts[i] for user, parts in ours.items()}
         grouped = expected.groupby("user_id")["item_id"].agg(list).to_dict()
         assert {user: items for user, items in mine.items() if items} == grouped
+
+
+def test_a_random_split_draws_every_event(tmp_path: Path) -> None:
+    """The shares are those asked for, in every shard and for every user, and seeds are independent of each other."""
+    num_rows = 4000
+    shards = [
+        {
+            "user_id": [row % 20 for row in range(num_rows)],
+            "item_id": list(range(shard * num_rows, (shard + 1) * num_rows)),
+        }
+        for shard in range(2)
+    ]
+    parts = []
+    for seed in (0, 1):
+        dataset = prepared(write_folder(tmp_path / f"data{seed}", shards), RandomSplit(0.7, 0.2, seed))
+        assert dataset.meta.time_resolution is TimeResolution.NONE
+        part = np.empty(2 * num_rows, int)
+        for user in histories(dataset).values():
+            for code, of_part in enumerate(user):
+                part[of_part] = code
+        for rows in (part, part[:num_rows], part[num_rows:], part[0::20], part[7::20]):
+            shares = np.bincount(rows, minlength=3) / len(rows)
+            assert np.abs(shares - [0.7, 0.2, 0.1]).max() < 4 * np.sqrt(0.25 / len(rows))
+        # Neighbouring events, and equal rows of two shards, are independent.
+        for one, other in ((part[1:], part[:-1]), (part[num_rows:], part[:num_rows])):
+            assert abs(np.corrcoef(one == 0, other == 0)[0, 1]) < 0.06
+        parts.append(part)
+    assert abs(np.corrcoef(parts[0] == 0, parts[1] == 0)[0, 1]) < 0.06
+
+
+def test_a_random_split_does_not_change_with_later_shards(tmp_path: Path) -> None:
+    shards = [{"user_id": [1, 2] * 50, "item_id": list(range(at, at + 100))} for at in (0, 100)]
+    two = histories(prepared(write_folder(tmp_path / "two", shards), RandomSplit()))
+    for user, parts in histories(prepared(write_folder(tmp_path / "one", shards[:1]), RandomSplit())).items():
+        assert [[item for item in part if item < 100] for part in two[user]] == [list(part) for part in parts]
+
+
+@pytest.mark.parametrize("settings", [{"train": 1.0}, {"train": 0.9, "val": 0.1}, {"seed": -1}])
+def test_settings_of_a_random_split(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="split.(train|seed)="):
+        RandomSplit(**settings)

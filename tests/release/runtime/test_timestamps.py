@@ -47,7 +47,7 @@ def test_missing_times_are_those_of_a_neighbour() -> None:
 
 @pytest.mark.parametrize("value", ["yesterday", "", True, float("nan"), float("inf"), 2**70, [3]])
 def test_invalid_times_are_refused(value: object) -> None:
-    with pytest.raises(UserError, match="history.timestamp: found .*, expected integer seconds, a date or a time"):
+    with pytest.raises(UserError, match="history.timestamp: found .*, expected (integer )?seconds"):
         seconds(value)
 
 

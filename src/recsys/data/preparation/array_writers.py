@@ -16,6 +16,7 @@ from recsys.core.types import Int64Array
 from recsys.data.exposures import FOLDER as EXPOSURES
 from recsys.data.preparation.column_writers import ColumnWriter, open_array, open_writer
 from recsys.data.preparation.engines import Session, first_row
+from recsys.data.preparation.event_times import to_seconds
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.vocabulary import Entities
@@ -81,6 +82,7 @@ def write_events(
     ordered: ir.Table,
     drafts: Mapping[str, Draft],
     users: Entities,
+    per_second: int,
     folder: Path,
 ) -> list[Feature]:
     """Write items, times and features of the events, which `ordered` gives in their final order."""
@@ -92,7 +94,7 @@ def write_events(
     for batch in track(session.stream(ordered), "writing events", total=num_events, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = times_of(job, np.asarray(batch["time"]))
+        times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
         for name, writer in writers.items():
             writer.add(batch[name])
         at = end
@@ -101,7 +103,9 @@ def write_events(
     return [writer.close(trained) for writer in writers.values()]
 
 
-def write_exposures(job: PreparationJob, session: Session, *, ordered: ir.Table, num_users: int, folder: Path) -> None:
+def write_exposures(
+    job: PreparationJob, session: Session, *, ordered: ir.Table, num_users: int, per_second: int, folder: Path
+) -> None:
     """Write items and times of the exposures, which `ordered` gives in their final order, and each user's bounds."""
     inner = folder / EXPOSURES
     inner.mkdir()
@@ -113,22 +117,21 @@ def write_exposures(job: PreparationJob, session: Session, *, ordered: ir.Table,
     for batch in track(session.stream(ordered), "writing exposures", total=num_rows, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = times_of(job, np.asarray(batch["time"]))
+        times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
         lengths += np.bincount(np.asarray(batch["user_id_idx"]), minlength=num_users)
         at = end
     assert at == num_rows, (at, num_rows)
     np.save(inner / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def times_of(job: PreparationJob, raw: Int64Array) -> Int64Array:
-    """Convert the engine's integers (microseconds, or the integers of the files) to the time resolution of the job."""
-    if job.time_resolution is TimeResolution.NONE:
+def times_of(resolution: TimeResolution, raw: Int64Array, *, per_second: int) -> Int64Array:
+    """Convert the engine's times, `per_second` units a second, to a resolution."""
+    if resolution is TimeResolution.NONE:
         return np.zeros_like(raw)
-    if job.time_resolution is TimeResolution.ORDER:
+    if resolution is TimeResolution.ORDER:
         return raw
-    table = job.interactions
-    seconds = raw if pa.types.is_integer(table.types[table.names["timestamp"]]) else raw // 1_000_000
-    return seconds // _DAY * _DAY if job.time_resolution is TimeResolution.DAY else seconds
+    seconds = to_seconds(raw, per_second)
+    return seconds // _DAY * _DAY if resolution is TimeResolution.DAY else seconds
 
 
 def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:

@@ -44,6 +44,8 @@ def configured_data(config: DictConfig) -> ConfiguredData:
     data = config.data
     settings = DataSettings(
         time_resolution=data.time,
+        time_unit=data.get("time_unit"),
+        time_format=data.get("time_format"),
         columns=plain(data.columns),
         features=plain(data.features),
         engaged=data.get("engaged"),

@@ -45,8 +45,15 @@ class PreparationJob:
 
     @property
     def time_resolution(self) -> TimeResolution:
-        """The resolution of the settings, or `NONE` if the interactions have no timestamps."""
-        return self.settings.time_resolution if "timestamp" in self.interactions.names else TimeResolution.NONE
+        """The resolution of the settings; without timestamps only `ORDER`, the order of the rows, or `NONE`."""
+        if "timestamp" in self.interactions.names or self.takes_row_order:
+            return self.settings.time_resolution
+        return TimeResolution.NONE
+
+    @property
+    def takes_row_order(self) -> bool:
+        """True if the order of the rows is the order of events: there are no timestamps, and `data.time=order`."""
+        return self.settings.time_resolution is TimeResolution.ORDER and "timestamp" not in self.interactions.names
 
     @property
     def drops_rare(self) -> bool:

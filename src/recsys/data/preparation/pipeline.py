@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
@@ -23,6 +23,7 @@ from recsys.data.preparation.array_writers import (
     write_has_features,
 )
 from recsys.data.preparation.engines import Engine, Read, Session, rows
+from recsys.data.preparation.event_times import with_times
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.reading import read_table
@@ -55,7 +56,7 @@ def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
 
 def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
     log.info("preparing %s: %s rows", job.interactions.place, f"{job.interactions.num_rows:,}")
-    events, exposed = open_events(job, session)
+    events, exposed, per_second = open_events(job, session)
     tables = {owner: read_entities(job, session, owner=owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
@@ -88,10 +89,13 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     with Progress("features of interactions"):
         drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
     ordered = _ordered(events, joins, plans)
-    features = write_events(job, session, ordered=ordered, drafts=drafts, users=users, folder=folder) + features
+    features = (
+        write_events(job, session, ordered=ordered, drafts=drafts, users=users, per_second=per_second, folder=folder)
+        + features
+    )
     if exposed is not None:
         ordered = _ordered_exposures(exposed, joins)
-        write_exposures(job, session, ordered=ordered, num_users=len(users), folder=folder)
+        write_exposures(job, session, ordered=ordered, num_users=len(users), per_second=per_second, folder=folder)
     return features, _sizes(users, items)
 
 
@@ -133,14 +137,23 @@ def _sizes(users: Entities, items: Entities) -> dict[str, int]:
     }
 
 
-def open_events(job: PreparationJob, session: Session) -> tuple[ir.Table, ir.Table | None]:
-    """Return the events with their `part`, and the exposures or None if the data has none. Both are unordered.
+class OpenedEvents(NamedTuple):
+    """Unordered events with their `part`, exposures or None if the data has none, and the units of `time` a second."""
+
+    events: ir.Table
+    exposed: ir.Table | None
+    per_second: int
+
+
+def open_events(job: PreparationJob, session: Session) -> OpenedEvents:
+    """Return the events and exposures.
 
     Raises:
         UserError: If an id, a timestamp or the column of engagement is null.
     """
     settings, source = job.settings, _read_events(job, session)
     _check_events(job, session, source)
+    source, per_second = with_times(job, session, source)
     exposed = None
     if settings.engaged is not None:
         source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
@@ -152,7 +165,7 @@ def open_events(job: PreparationJob, session: Session) -> tuple[ir.Table, ir.Tab
             min_user_events=settings.min_user_events,
             min_item_events=settings.min_item_events,
         )
-    return session.keep(job.split.assign(session, events, source=source)), exposed
+    return OpenedEvents(session.keep(job.split.assign(session, events, source=source)), exposed, per_second)
 
 
 def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
@@ -177,7 +190,7 @@ def _read_events(job: PreparationJob, session: Session) -> ir.Table:
     events = read_table(session, table, wanted)
     if engaged is not None:
         events = events.mutate(engaged=events.engaged.cast("boolean"))
-    return events if "time" in wanted else events.mutate(time=ibis.literal(0, "int64"))
+    return events
 
 
 def _check_events(job: PreparationJob, session: Session, events: ir.Table) -> None:

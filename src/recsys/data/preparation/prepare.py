@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import OWNERS
+from recsys.core.schema import OWNERS, TimeResolution
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
@@ -78,7 +78,9 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
     declared = settings.features.get("interactions") or {}
     used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
     used += [settings.engaged] if settings.engaged is not None else []
-    tables = inspect(files, settings.columns, split_needs=split.needs, event_columns=used)
+    rows_order = split.needs == "order" and settings.time_resolution is TimeResolution.ORDER
+    needs = None if rows_order else split.needs
+    tables = inspect(files, settings.columns, split_needs=needs, event_columns=used)
     if settings.engaged is not None:
         _check_engaged(settings, tables["interactions"])
     features = plan_features(tables, settings.features)
@@ -111,8 +113,11 @@ def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table])
     described = asdict(replace(settings, columns=columns, features=features))
     # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.
     described["time"] = described.pop("time_resolution")
-    if settings.engaged is None:
-        del described["engaged"]
+    for name in ("engaged", "time_unit", "time_format"):
+        if described[name] is None:
+            del described[name]
+    if settings.time_resolution is TimeResolution.ORDER and "timestamp" not in tables["interactions"].names:
+        described["order"] = "rows"
     return {
         "format": FORMAT,
         "split": fingerprint_text(split),

@@ -70,7 +70,7 @@ def _read_group(
     if places == list(range(len(table.files))):
         return found.select(*wanted, "shard", "row")
     places_of = ibis.array(places)
-    return found.mutate(shard=places_of[found.shard].cast("int64")).select(*wanted, "shard", "row")
+    return found.mutate(shard=places_of[found.shard.cast("int32")].cast("int64")).select(*wanted, "shard", "row")
 
 
 def _engine_type(read: Read, table: Table) -> dt.DataType:
@@ -101,7 +101,9 @@ def _exploded(
                 f"not as long as the one in '{wanted[first].column}'; expected an entry for each event"
             )
     flat = sessions.rename(events_of_row=first).unnest("events_of_row", offset="place_in_list")
-    columns = {name: flat[name][flat.place_in_list] for name in lists if name != first} | {first: flat.events_of_row}
+    columns = {name: flat[name][flat.place_in_list.cast("int32")] for name in lists if name != first} | {
+        first: flat.events_of_row
+    }
     flat = flat.mutate(row=flat.row * max(found["longest"], 1) + flat.place_in_list, **columns)
     typed = {name: _converted(flat[name], wanted[name]) for name in lists}
     return flat.mutate(**typed).select(*wanted, "shard", "row")

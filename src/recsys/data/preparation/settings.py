@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 from recsys.core.schema import TimeResolution
+from recsys.core.time_units import PER_SECOND, TimeUnit
+from recsys.data.preparation.date_formats import named_format
 from recsys.data.sources.keys import NAMES
 
 
@@ -21,6 +23,8 @@ class DataSettings:
 
     Attributes:
         time_resolution: precision of the timestamps, the configuration key `data.time`; `DAY` rounds them down.
+        time_unit: unit of timestamps that are numbers: s, ms, us or ns. None refuses numbers too large for seconds.
+        time_format: format of timestamps that are text, in the words of `strptime`. None recognises it.
         columns: our names (user_id, item_id, timestamp, split) -> names in the files; table -> our names -> names in
             the files of that table.
         features: owner -> column -> {kind, role, ignore, buckets}.
@@ -32,6 +36,8 @@ class DataSettings:
     """
 
     time_resolution: TimeResolution = TimeResolution.SECONDS
+    time_unit: TimeUnit | None = None
+    time_format: str | None = None
     columns: Mapping[str, Any] = field(default_factory=_same_names)
     features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     engaged: str | None = None
@@ -40,6 +46,10 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))
+        if self.time_unit is not None and self.time_unit not in PER_SECOND:
+            raise UserError(f"data.time_unit={self.time_unit}: no such unit{nearest(str(self.time_unit), PER_SECOND)}")
+        if self.time_format is not None:
+            named_format(str(self.time_format))
         for owner, columns in self.features.items():
             if columns is not None and not isinstance(columns, Mapping):
                 raise UserError(

@@ -19,6 +19,7 @@ from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Session, first_row, rows
 
 TRAIN, VAL, TEST = 0, 1, 2
+_PRIME = 2**31 - 1
 PART_CODES = {"train": TRAIN, "val": VAL, "test": TEST}
 
 
@@ -28,10 +29,11 @@ class Split(Protocol):
     Implementations are frozen dataclasses: their `repr` is part of the fingerprint of a prepared data set.
 
     Attributes:
-        needs: column that the split requires besides the ids: `timestamp` or `split`.
+        needs: column that the split requires besides the ids: `timestamp`, `split`, or `order` for timestamps or the
+            order of the rows. None for no column.
     """
 
-    needs: ClassVar[str]
+    needs: ClassVar[str | None]
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`."""
@@ -52,11 +54,7 @@ class TemporalSplit:
     val: float = 0.1
 
     def __post_init__(self) -> None:
-        if not (0 < self.train < 1 and 0 < self.val < 1 and self.train + self.val < 1):
-            raise UserError(
-                f"split.train={self.train}, split.val={self.val}: expected two shares between 0 and 1, "
-                f"with a sum below 1"
-            )
+        _check_shares(self.train, self.val)
 
     needs: ClassVar[str] = "timestamp"
 
@@ -71,10 +69,11 @@ class TemporalSplit:
 class LeaveLastOutSplit:
     """Split off the last event of each user as test and the one before it as validation.
 
-    All events of users with fewer than three are training events. Events of equal time keep the order of the files.
+    All events of users with fewer than three are training events. Events of equal time keep the order of the files, and
+    so do all events of data without times (`data.time=order`).
     """
 
-    needs: ClassVar[str] = "timestamp"
+    needs: ClassVar[str] = "order"
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
         """Return `events` with the column `part`."""
@@ -82,6 +81,47 @@ class LeaveLastOutSplit:
         long = ranked.num_of_user >= 3
         part = ibis.cases((long & (ranked.from_end == 0), TEST), (long & (ranked.from_end == 1), VAL), else_=TRAIN)
         return ranked.mutate(part=part.cast("int8")).drop("from_end", "num_of_user")
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """Split every event at random, whoever its user is and whenever it happened.
+
+    The part of an event depends on the seed and on the place of its row alone, so a further shard changes no part of
+    earlier events. A model may learn from events that are later than those of the test part: for data with times,
+    `TemporalSplit` measures what a deployed model meets.
+
+    Attributes:
+        train: probability of the training part.
+        val: probability of the validation part.
+        seed: seed of the draw.
+    """
+
+    train: float = 0.8
+    val: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_shares(self.train, self.val)
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UserError(f"split.seed={self.seed}: expected an integer of 0 or more")
+
+    needs: ClassVar[str | None] = None
+
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
+        """Return `events` with the column `part`."""
+        # A keyed permutation of the integers below the prime, the same on every engine: rounds of adding a key and
+        # taking the fifth power. No product exceeds 64 bits.
+        keys = np.random.default_rng(self.seed).integers(1, _PRIME, 4).tolist()
+        draw = (events.row % _PRIME + events.shard % 2**20 * keys[0]) % _PRIME
+        drawn = events.mutate(draw=draw)
+        for key in keys[1:]:
+            drawn = drawn.mutate(draw=(drawn.draw + key) % _PRIME)
+            drawn = drawn.mutate(squared=drawn.draw * drawn.draw % _PRIME)
+            drawn = drawn.mutate(draw=drawn.squared * drawn.squared % _PRIME * drawn.draw % _PRIME)
+        cuts = [math.floor(share * _PRIME) for share in (self.train, self.train + self.val)]
+        part = (drawn.draw >= cuts[0]).cast("int8") + (drawn.draw >= cuts[1]).cast("int8")
+        return drawn.mutate(part=part.cast("int8")).drop("draw", "squared")
 
 
 @dataclass(frozen=True)
@@ -127,6 +167,13 @@ def fingerprint_text(split: Split) -> str:
     """
     name = _NAMES_IN_FINGERPRINTS.get(type(split))
     return repr(split) if name is None else repr(split).replace(type(split).__name__, name, 1)
+
+
+def _check_shares(train: float, val: float) -> None:
+    if not (0 < train < 1 and 0 < val < 1 and train + val < 1):
+        raise UserError(
+            f"split.train={train}, split.val={val}: expected two shares between 0 and 1, with a sum below 1"
+        )
 
 
 def _from_the_end(events: ir.Table, *also_by: str) -> ir.Table:

@@ -13,7 +13,7 @@ from recsys.core.errors import UserError
 from recsys.data.sources.files import Tables, build_once, digest, find_tables, fingerprint
 from recsys.data.sources.text import write_parquet
 
-_VERSION = 1
+_VERSION = 2
 _PART_OF_SPLIT = {"validation": "val", "valid": "val", "dev": "val"}
 
 
@@ -27,7 +27,7 @@ class HubDataset:
         items: SPLIT or CONFIG/SPLIT of the items table, or null for none.
         users: the same for users.
         revision: branch, tag or commit on the Hub.
-        timestamp: column of times. Strings in it are read as dates.
+        timestamp: not used; configurations of earlier versions name it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class HubDataset:
             for owner, parts in loaded.items()
             for part, dataset in parts.items()
         ]
-        folder = cache / f"hub-{fingerprint([_VERSION, self.timestamp, digests])}"
+        folder = cache / f"hub-{fingerprint([_VERSION, digests])}"
 
         def build(aside: Path) -> None:
             for owner, parts in loaded.items():
@@ -61,7 +61,7 @@ class HubDataset:
                         for part, table in zip(parts, tables, strict=True)
                     ]
                 file = aside / f"{owner}.parquet"
-                write_parquet(pa.concat_tables(tables), file, timestamp=self.timestamp, origin=self.name)
+                write_parquet(pa.concat_tables(tables), file)
 
         build_once(folder, build)
         return find_tables(str(folder), [".parquet"])

@@ -164,9 +164,13 @@ def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
 
 
 def read_time(column: str, kind: pa.DataType) -> Read:
-    """Return the rule that reads a column of dates, times or integers as integers."""
+    """Return the rule that reads times: dates and timestamps as microseconds, numbers and text as they are."""
     if pa.types.is_integer(kind):
         return Read(column, "int64")
+    if pa.types.is_string(kind):
+        return Read(column, "string")
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return Read(column)
     if pa.types.is_date(kind):
         return Read(column, "date")
     return Read(column, "nanoseconds" if kind.unit == "ns" else "time")
@@ -212,10 +216,10 @@ def _table(
             id_type(table, key)
     if "timestamp" in names:
         kind = types[names["timestamp"]]
-        if not (pa.types.is_integer(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if not (is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_string(kind)):
             raise UserError(
-                f"{table.place}: column '{names['timestamp']}' holds {kind}, "
-                f"expected integer seconds, a date or a timestamp"
+                f"{table.place}: column '{names['timestamp']}' holds {kind}, expected seconds, dates or timestamps"
             )
     if split_needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
         raise UserError(
@@ -226,7 +230,10 @@ def _table(
 
 
 _REMEDY = {
-    "timestamp": "; data.columns.timestamp names another column; split=given does not need it",
+    "timestamp": "; data.columns.timestamp names another column; for data without times: split=random, or "
+    "split=leave_last_out data.time=order (the order of the rows)",
+    "order": "; data.columns.timestamp names another column; for data without times: data.time=order (the order of the "
+    "rows), or split=random",
     "split": "; split=given needs it, data.columns.split names another column",
 }
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
@@ -27,7 +26,7 @@ log = logging.getLogger("recsys")
 Format = Literal["csv", "jsonl"]
 
 # Increase this number if the conversion gives other values: it is part of the names in the cache.
-_VERSION = 2
+_VERSION = 3
 _ONE_NAME = "expected names that occur once"
 
 
@@ -84,13 +83,11 @@ class TextFolder:
             if self.format == "csv":
                 shards = _with_types(shards, keys, self.text.decimal)
             for owner, files in shards.items():
-                timestamp = keys[owner].get("timestamp", [""])[0]
                 paths = _paths(aside / f"{owner}.parquet", len(files))
                 if len(files) > 1:
                     (aside / f"{owner}.parquet").mkdir()
                 for shard, path in zip(files, paths, strict=True):
-                    table = _with_problems(shard)
-                    write_parquet(table, path, timestamp=timestamp, origin=shard.file)
+                    write_parquet(_with_problems(shard), path)
             shutil.rmtree(scratch)
 
         build_once(folder, build)
@@ -196,28 +193,6 @@ def _with_problems(shard: _Shard) -> pa.Table:
     return shard.table.cast(pa.schema(fields))
 
 
-def write_parquet(table: pa.Table, file: Path, *, timestamp: str, origin: str) -> None:
-    """Write a table. Strings in the column `timestamp` are read as times, and floats without fraction as integers.
-
-    Raises:
-        UserError: If a time cannot be read. The message names `origin`.
-    """
-    if timestamp in table.column_names:
-        field, column = table.field(timestamp), table[timestamp]
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = _times(column, timestamp, origin=origin)
-        elif pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
-            column = column.cast(pa.int64())
-        table = table.set_column(table.column_names.index(timestamp), field.with_type(column.type), column)
+def write_parquet(table: pa.Table, file: Path) -> None:
+    """Write a table without the metadata of its source."""
     pq.write_table(table.replace_schema_metadata(None), file, row_group_size=1 << 20)
-
-
-def _times(column: pa.ChunkedArray, name: str, *, origin: str) -> pa.ChunkedArray:
-    has_zone = pc.any(pc.match_substring_regex(column, r"[0-9](Z|[+-][0-9]{2}:?[0-9]{2})$")).as_py()
-    try:
-        return column.cast(pa.string()).cast(pa.timestamp("us", "UTC" if has_zone else None))
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{origin}: column '{name}' cannot be read as times ({error}); expected integer seconds, or dates such as "
-            f"2024-05-31 or 2024-05-31T12:00:00"
-        ) from error

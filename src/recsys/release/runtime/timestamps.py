@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
+from recsys.core.time_units import LATEST, NAMES, PER_SECOND, moment_text, unit_of
 
 
 def event_seconds(histories: Sequence[Sequence[Mapping[str, Any]]]) -> npt.NDArray[np.int64]:
@@ -38,14 +40,14 @@ def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
 
 
 def to_seconds(value: Any, place: str = "history.timestamp") -> int:
-    """Return a timestamp in seconds.
+    """Return a timestamp in whole seconds, rounded down.
 
     Args:
-        value: whole number of seconds, date or time, also as ISO 8601 (without a zone it is UTC).
+        value: seconds since 1970, date or time, also as ISO 8601 (without a zone it is UTC).
         place: name of the value in messages.
 
     Raises:
-        UserError: If the value has another form.
+        UserError: If the value has another form, or is beyond the year 9999, as milliseconds are.
     """
     try:
         if isinstance(value, str):
@@ -53,8 +55,23 @@ def to_seconds(value: Any, place: str = "history.timestamp") -> int:
         if isinstance(value, date):
             moment = value if isinstance(value, datetime) else datetime.combine(value, time())
             value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-        if isinstance(value, bool) or not -(2**62) < value < 2**62:
+        if isinstance(value, bool) or not math.isfinite(value):
             raise ValueError
-        return int(value // 1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{place}: found {value!r}, expected integer seconds, a date or a time (ISO 8601)") from error
+    check_seconds(value, place)
+    return int(value // 1)
+
+
+def check_seconds(value: float, place: str) -> None:
+    """Refuse a time beyond the year 9999: such a number has another unit.
+
+    Raises:
+        UserError: If the time is beyond it. The message names the unit that the number seems to have.
+    """
+    if abs(value) > LATEST:
+        unit = unit_of(value)
+        raise UserError(
+            f"{place}: found {value!r:.60}, expected seconds since 1970; as {NAMES[unit]} it is "
+            f"{moment_text(value, unit)}, so divide it by {PER_SECOND[unit]}"
+        )

@@ -9,8 +9,6 @@ from recsys.core.errors import UserError, nearest
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events.event_store import Event, UserId
 
-# The last second of the year 9999. Timestamps in milliseconds are larger and therefore refused.
-LATEST = 253_402_300_799
 _OWN = ("user_id", "item_id", "timestamp")
 
 
@@ -37,8 +35,8 @@ def _parse(event: Any, features: Collection[str], *, now: int, place: str) -> tu
     ids = [_id(event, name, prefix) for name in ("user_id", "item_id")]
     given = event.get("timestamp")
     seconds = now if given is None else to_seconds(given, f"{prefix}timestamp")
-    if not 0 <= seconds <= LATEST:
-        raise UserError(f"{prefix}timestamp: found {_short(given)}, expected seconds from 0 (1970) to {LATEST} (9999)")
+    if seconds < 0:
+        raise UserError(f"{prefix}timestamp: found {_short(given)}, expected seconds from 0 (1970)")
     kept = {}
     for name, value in event.items():
         if name in _OWN:

@@ -1,0 +1,229 @@
+"""Times of events: from numbers in any unit, dates, timestamps and text to integers that the engine compares.
+
+Whole seconds stay seconds; everything else becomes microseconds. A unit or a format is recognised from all values, and
+values that can be read in two ways are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from recsys.core.errors import UserError
+from recsys.core.time_units import LATEST, NAMES, PER_SECOND, TimeUnit, clear_unit, moment_text, unit_of
+from recsys.core.types import Int64Array
+from recsys.data.preparation.date_formats import COMPACT, FORMATS, BadDateError, DateFormat, FormatSearch, named_format
+from recsys.data.preparation.engines import Read, Session, first_row, rows
+from recsys.data.preparation.job import PreparationJob
+
+log = logging.getLogger("recsys")
+
+_MICROSECONDS = 1_000_000
+_NUMBER = r"^\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*$"
+_INTEGER = r"^\s*[+-]?(\d{1,18}|[1-8]\d{18})\s*$"
+# Dates that are written as integers: 20150427, 201504271305 and 20150427130500.
+_COMPACT_RANGES = tuple((1900 * 10**digits, 2101 * 10**digits) for digits in (4, 8, 10))
+
+
+class TimedEvents(NamedTuple):
+    """Events with a column `time`, int64, that has `per_second` units a second; 0 if it only orders the events."""
+
+    events: ir.Table
+    per_second: int
+
+
+def with_times(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
+    """Return the events with times as integers.
+
+    Args:
+        job: the preparation. Its settings may name the unit or the format of the times.
+        session: open engine.
+        events: rows of the interactions, with a column `time` if they have one and it counts.
+
+    Raises:
+        UserError: If a time is missing, cannot be read, or can be read in several ways. The message names the file.
+    """
+    if "time" not in events.columns:
+        order = _by_row(job, events) if job.takes_row_order else events.mutate(time=ibis.literal(0, "int64"))
+        return TimedEvents(order, 0)
+    kind = job.interactions.types[job.interactions.names["timestamp"]]
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        timed = TimedEvents(events, _MICROSECONDS)
+    elif pa.types.is_string(kind):
+        timed = _from_text(job, session, events)
+    else:
+        timed = _from_numbers(job, session, events)
+    _report(job, session, timed)
+    return timed
+
+
+def _by_row(job: PreparationJob, events: ir.Table) -> ir.Table:
+    """Add the place of each row among all rows as its time. A further shard changes no time of an earlier one."""
+    if job.interactions.lists:
+        return events.mutate(time=ibis.row_number().over(ibis.window(order_by=["shard", "row"])).cast("int64"))
+    num_rows = [shard.num_rows for shard in job.interactions.shards]
+    begins = ibis.array((np.cumsum(num_rows) - num_rows).tolist())
+    return events.mutate(time=(begins[events.shard.cast("int32")] + events.row).cast("int64"))
+
+
+def _from_numbers(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
+    is_whole = events.time.type().is_integer()
+    events = events.mutate(time=events.time.cast("int64" if is_whole else "float64"))
+    if not is_whole:
+        # As text, because DuckDB trusts statistics of Parquet files, which leave out nan.
+        wrong = events.time.cast("string").lower().isin(["nan", "inf", "-inf", "infinity", "-infinity"])
+        _refuse(job, session, events.filter(wrong), "expected a finite number")
+        fractions = events.aggregate(n=(events.time != events.time.floor()).sum())
+        is_whole = not first_row(session, fractions)["n"]
+        events = events.mutate(time=events.time.cast("int64")) if is_whole else events
+    bounds = events.group_by("shard").aggregate(low=events.time.min(), high=events.time.max()).order_by("shard")
+    shards = rows(session, bounds)
+    if is_whole and job.settings.time_unit is None and _are_compact_dates(job, session, events, shards=shards):
+        return _from_text(job, session, events.mutate(time=events.time.cast("string")))
+    unit = _unit(job, shards)
+    per_second = PER_SECOND[unit]
+    if not is_whole:
+        micros = (events.time * (_MICROSECONDS / per_second)).floor().cast("int64")
+    elif unit == "s":
+        return TimedEvents(events, 1)
+    elif per_second <= _MICROSECONDS:
+        micros = events.time * (_MICROSECONDS // per_second)
+    else:
+        # The remainder is taken off first, so that the quotient is exact.
+        micros = ((events.time - (events.time % 1000 + 1000) % 1000) / 1000).round().cast("int64")
+    return TimedEvents(events.mutate(time=micros), _MICROSECONDS)
+
+
+def _are_compact_dates(
+    job: PreparationJob, session: Session, events: ir.Table, *, shards: list[dict[str, Any]]
+) -> bool:
+    """Decide whether integers are dates such as 20150427, in every shard or in none."""
+    found: dict[bool, int] = {}
+    for shard in shards:
+        is_date = any(low <= shard["low"] and shard["high"] < high for low, high in _COMPACT_RANGES)
+        if is_date:
+            of_shard = events.filter(events.shard == shard["shard"]).select(text=events.time.cast("string")).distinct()
+            # Every batch is read, because an engine takes no query before the end of a stream.
+            is_date = all([COMPACT.parse(batch["text"]).valid.all() for batch in session.stream(of_shard)])
+        found.setdefault(is_date, shard["shard"])
+    if len(found) == 2:
+        files, name = job.interactions.shown, job.interactions.names["timestamp"]
+        raise UserError(
+            f"{files[found[True]]}: column '{name}' holds dates such as {shards[found[True]]['low']}, but "
+            f"{files[found[False]]} holds other numbers; expected one kind in all shards"
+        )
+    return True in found
+
+
+def _unit(job: PreparationJob, shards: list[dict[str, Any]]) -> TimeUnit:
+    """Return the unit of numbers, given the lowest and highest of each shard.
+
+    Raises:
+        UserError: If it is not seconds and not given, if shards differ, or if a time is beyond the year 9999.
+    """
+    files, name, given = job.interactions.shown, job.interactions.names["timestamp"], job.settings.time_unit
+    seen: dict[TimeUnit | None, tuple[str, float]] = {}
+    for shard in shards:
+        place, highest = files[shard["shard"]], max(shard["low"], shard["high"], key=abs)
+        unit = given or unit_of(highest)
+        if abs(highest) > LATEST * PER_SECOND[unit]:
+            raise UserError(
+                f"{place}: column '{name}' holds {highest}, which in {NAMES[unit]} is beyond the year 9999; "
+                f"data.time_unit={unit_of(highest)} reads {NAMES[unit_of(highest)]}"
+            )
+        lowest = clear_unit(shard["low"])
+        if given is None and lowest not in (None, unit):
+            raise UserError(
+                f"{place}: column '{name}' holds {shard['low']} and {shard['high']}, which are "
+                f"{NAMES[str(lowest)]} and {NAMES[unit]}; expected one unit"
+            )
+        # Small numbers, which count from some other moment, show no unit.
+        shown = clear_unit(highest) if given else unit
+        for other, (file, value) in seen.items():
+            if shown is not None and other is not None and other != shown and given in (None, other, shown):
+                raise UserError(
+                    f"{place}: column '{name}' holds {NAMES[shown]} ({highest}), but {file} holds {NAMES[other]} "
+                    f"({value}); expected one unit in all shards"
+                )
+        seen.setdefault(shown, (place, highest))
+    if given:
+        return given
+    unit, (place, value) = next((unit, where) for unit, where in seen.items() if unit is not None)
+    if unit != "s":
+        raise UserError(
+            f"{place}: column '{name}' holds {value}, expected seconds; as {NAMES[unit]} it is "
+            f"{moment_text(value, unit)}, and data.time_unit={unit} reads it so"
+        )
+    return unit
+
+
+def _from_text(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
+    named = job.settings.time_format
+    distinct = session.keep(events.select(text=events.time).distinct())
+    search = FormatSearch(FORMATS if named is None else (named_format(named),))
+    are_numbers, are_whole, are_dates = True, True, True
+    for batch in session.stream(distinct):
+        texts = batch["text"]
+        search.add(texts)
+        are_numbers = are_numbers and _all_match(texts, _NUMBER)
+        if are_numbers:
+            are_whole = are_whole and _all_match(texts, _INTEGER)
+            are_dates = are_dates and bool(COMPACT.parse(texts).valid.all())
+    if named is None and are_numbers and not are_dates:
+        return _from_numbers(
+            job, session, events.mutate(time=events.time.strip().cast("int64" if are_whole else "float64"))
+        )
+    try:
+        found = search.result()
+    except BadDateError as error:
+        _refuse(job, session, events.filter(events.time == error.text), str(error))
+        raise
+    file = session.scratch / "times.parquet"
+    _write_times(session, distinct, found=found, file=file)
+    micros = session.read([str(file)], {"text_of_time": Read("text"), "micros": Read("micros")}).drop("shard", "row")
+    joined = events.rename(text_of_time="time").inner_join(micros, "text_of_time")
+    others = [name for name in events.columns if name != "time"]
+    return TimedEvents(joined.select(*others, time=joined.micros), _MICROSECONDS)
+
+
+def _all_match(texts: pa.Array, pattern: str) -> bool:
+    return pc.all(pc.match_substring_regex(texts, pattern)).as_py() is not False
+
+
+def _write_times(session: Session, distinct: ir.Table, *, found: DateFormat, file: Path) -> None:
+    schema = pa.schema({"text": pa.string(), "micros": pa.int64()})
+    with pq.ParquetWriter(file, schema) as writer:
+        for batch in session.stream(distinct):
+            writer.write_table(pa.table({"text": batch["text"], "micros": found.parse(batch["text"]).micros}, schema))
+
+
+def _refuse(job: PreparationJob, session: Session, wrong: ir.Table, why: str) -> None:
+    """Refuse the first of the rows `wrong`, if there are any."""
+    table = job.interactions
+    for row in rows(session, wrong.order_by("shard", "row").select("shard", "row", "time").limit(1)):
+        place = "" if table.lists else f", row {row['row'] + 1}"
+        raise UserError(
+            f"{table.shown[row['shard']]}: column '{table.names['timestamp']}'{place}: found {row['time']!r}; {why}"
+        )
+
+
+def _report(job: PreparationJob, session: Session, timed: TimedEvents) -> None:
+    """Log the first and last time, which show a wrong unit or format at a glance."""
+    time = timed.events.time
+    found = first_row(session, timed.events.aggregate(low=time.min(), high=time.max()))
+    unit: TimeUnit = "s" if timed.per_second == 1 else "us"
+    if job.time_resolution.has_clock and found["low"] is not None:
+        log.info("times from %s to %s UTC", *(moment_text(found[name], unit) for name in ("low", "high")))
+
+
+def to_seconds(raw: Int64Array, per_second: int) -> Int64Array:
+    """Return times of the engine in whole seconds, rounded down; times that only order stay as they are."""
+    return raw // per_second if per_second > 1 else raw
