@@ -75,10 +75,36 @@ def test_a_damaged_state_is_refused(tmp_path: Path, content: str, message: str) 
         read_state(tmp_path)
 
 
+def make_checkpoint(run: RunFolder) -> None:
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+
+
+def test_an_attempt_without_a_checkpoint_gives_way_to_another_configuration(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, OmegaConf.create({"a": 1}))
+    run.claim()
+    run.update(status=RunStatus.RUNNING, seconds=9.0)
+    run.write_metrics({"val/recall@10": 0.5})
+    (tmp_path / "logs/0").mkdir(parents=True)
+    (tmp_path / "notes.txt").touch()
+    # The same configuration continues.
+    assert RunFolder(tmp_path, OmegaConf.create({"a": 1})).state.seconds == 9.0
+    other = RunFolder(tmp_path, OmegaConf.create({"a": 2}))
+    assert other.state == RunState()
+    # Until it is claimed, nothing changes.
+    assert RunFolder(tmp_path, OmegaConf.create({"a": 1})).state.seconds == 9.0
+    other.claim()
+    assert (other.state, other.metrics) == (RunState(), {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]
+    assert OmegaConf.load(tmp_path / "config.yaml").a == 2
+
+
 def test_state_and_metrics_are_added_to(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run", OmegaConf.create({"a": 1}))
     assert run.state == RunState()
     assert run.metrics == {}
+    assert not run.path.exists()
+    run.claim()
     run.update(status=RunStatus.RUNNING, seconds=1.0)
     run.update(status=RunStatus.FINISHED)
     assert run.state == RunState(RunStatus.FINISHED, seconds=1.0)
@@ -90,7 +116,7 @@ def test_state_and_metrics_are_added_to(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_resolved(tmp_path: Path) -> None:
-    RunFolder(tmp_path, OmegaConf.create({"a": 1, "b": "${a}"}))
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "b": "${a}"})).claim()
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False) == {"a": 1, "b": 1}
 
 
@@ -105,8 +131,10 @@ def test_the_configuration_is_resolved(tmp_path: Path) -> None:
 )
 def test_another_configuration_is_refused(tmp_path: Path, other: dict[str, object], message: str) -> None:
     config = OmegaConf.create({"a": {"b": 1, "c": [1]}})
-    RunFolder(tmp_path, config)
-    RunFolder(tmp_path, config)
+    run = RunFolder(tmp_path, config)
+    run.claim()
+    make_checkpoint(run)
+    RunFolder(tmp_path, config).claim()
     with pytest.raises(UserError, match=message):
         RunFolder(tmp_path, OmegaConf.create(other))
 
@@ -115,11 +143,13 @@ def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
     def stored() -> object:
         return OmegaConf.load(tmp_path / "config.yaml").test
 
-    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
-    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": True}))
+    run = RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    run.claim()
+    make_checkpoint(run)
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": True})).claim()
     assert stored() is True
     # A run that was tested stays one.
-    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False}))
+    RunFolder(tmp_path, OmegaConf.create({"a": 1, "test": False})).claim()
     assert stored() is True
     with pytest.raises(UserError, match="a=1, but a=2 is requested"):
         RunFolder(tmp_path, OmegaConf.create({"a": 2, "test": True}))
@@ -128,6 +158,7 @@ def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
 def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.core.distributed.is_first", lambda: False)
     run = RunFolder(tmp_path, OmegaConf.create({"a": 1}))
+    run.claim()
     run.update(status=RunStatus.RUNNING)
     run.write_metrics({"a": 1.0})
     run.write_per_user(pa.table({"user_id": [1]}))

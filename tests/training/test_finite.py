@@ -61,6 +61,9 @@ def test_a_learning_rate_beyond_use_is_named(world: Path, tmp_path: Path, overri
     assert read_state(tmp_path / "run").status == RunStatus.RUNNING
     assert not (tmp_path / "run/metrics.json").exists()
     assert not (tmp_path / "run/checkpoints/best.ckpt").exists()
+    # Nothing was trained, so the folder is free for another configuration.
+    config.optimizer.lr, config.trainer.max_epochs = 0.01, 1
+    assert train(config, tmp_path / "run").state.status == RunStatus.FINISHED
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -76,6 +76,7 @@ class _Baseline:
                 f"{self.run.path / 'run.json'}: measured on data {fingerprint}, but the source now gives "
                 f"{dataset.meta.fingerprint}: the data has changed; choose another hydra.run.dir"
             )
+        self.run.claim()
         self._begin, self._before = time.monotonic(), self.run.state.seconds
 
     def measure(self, axes: Sequence[Axis]) -> RunFolder:

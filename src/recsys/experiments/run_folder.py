@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -168,8 +169,11 @@ def read_json(file: Path) -> dict[str, Any]:
 class RunFolder:
     """Reads and writes the files of one run. Of several processes only the first writes.
 
+    Nothing is written before `claim`. What an earlier attempt with another configuration left does not count unless it
+    has made a checkpoint.
+
     Args:
-        path: folder of the run; it is created.
+        path: folder of the run.
         config: configuration of the run. `test` may differ from that of an earlier start, because a run that was
             selected without a look at the test part can be finished later.
 
@@ -178,22 +182,38 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, config: DictConfig) -> None:
-        self.path = path
+        self.path, self.config = path, config
         self.checkpoints = path / "checkpoints"
-        path.mkdir(parents=True, exist_ok=True)
-        existing = path / CONFIG
-        if existing.exists():
-            found, wanted = (OmegaConf.to_container(c, resolve=True) for c in (load_config(existing), config))
-            assert isinstance(wanted, dict)
-            _check_same(found, wanted, existing)
-            if found == wanted or not wanted.get("test", True):
-                return
-        write_config(path, config)
+        self._is_current = True
+        if (path / CONFIG).exists():
+            found = OmegaConf.to_container(load_config(path / CONFIG), resolve=True)
+            difference = _difference(found, OmegaConf.to_container(config, resolve=True))
+            self._is_current = difference is None
+            if difference is not None and self._has_results():
+                raise UserError(f"{path / CONFIG}: {difference}; choose another hydra.run.dir")
+
+    def _has_results(self) -> bool:
+        state = read_state(self.path) if (self.path / STATE).exists() else RunState()
+        return any(self.checkpoints.rglob("*.ckpt")) or state.is_selected or bool(state.tried)
+
+    def claim(self) -> None:
+        """Create the folder and write `config.yaml`. What another configuration left there is removed."""
+        if not distributed.is_first():
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self._is_current:
+            for name in (STATE, METRICS):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "logs", ignore_errors=True)
+            self._is_current = True
+        # A run that was tested stays one.
+        if self.config.get("test", True) or not (self.path / CONFIG).exists():
+            write_config(self.path, self.config)
 
     @property
     def state(self) -> RunState:
         """Content of `run.json`; empty for a new run."""
-        return read_state(self.path) if (self.path / STATE).exists() else RunState()
+        return read_state(self.path) if self._is_current and (self.path / STATE).exists() else RunState()
 
     def update(self, **changes: Any) -> None:
         """Replace values of `run.json`, given as fields of `RunState`."""
@@ -239,16 +259,16 @@ def _describe(hint: Any) -> str:
     return names.get(kinds[-1], "keys and values")
 
 
-def _check_same(found: Any, wanted: Any, file: Path) -> None:
+def _difference(found: Any, wanted: Any) -> str | None:
+    """Return a description of the keys, except `test`, in which two configurations differ; None if in none."""
     differences = [difference for difference in _differences(found, wanted) if difference[0] != "test"]
-    if differences:
-        # A key that is interpolated from another one differs too. The shortest names are the causes.
-        differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
-        held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
-        asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
-        raise UserError(
-            f"{file}: this folder holds a run with {held}, but {asked} is requested; choose another hydra.run.dir"
-        )
+    if not differences:
+        return None
+    # A key that is interpolated from another one differs too. The shortest names are the causes.
+    differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
+    held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
+    asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
+    return f"this folder holds a run with {held}, but {asked} is requested"
 
 
 def _differences(found: Any, wanted: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from recsys.experiments.assembly import open_data
+from recsys.experiments.assembly import build_data, open_data
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
 from recsys.experiments.fitting import TrainingSession, fit_again, select_checkpoint, silence_lightning
 from recsys.experiments.loggers import build_loggers, close_loggers, log_checkpoint, log_summary
 from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
+from recsys.experiments.run_lock import hold
 from recsys.experiments.trained_run import stored_config
 
 
@@ -27,26 +28,28 @@ def train(config: DictConfig, path: Path) -> RunFolder:
         path: folder of the run.
 
     Raises:
-        UserError: If the configuration or the data is wrong, or the folder holds a run of another configuration.
+        UserError: If the configuration or the data is wrong, or the folder holds a run of another configuration or is
+            in use.
     """
-    if not config.test:
-        return select(config, path)
-    run = RunFolder(path, config)
-    if run.state.status == RunStatus.FINISHED:
+    with hold(path):
+        if not config.test:
+            return select(config, path)
+        run = RunFolder(path, config)
+        if run.state.status == RunStatus.FINISHED:
+            return run
+        begin = time.monotonic()
+        before = run.state.seconds
+        session = _start(config, run)
+        if not run.state.is_selected:
+            select_checkpoint(session)
+            run.update(seconds=before + time.monotonic() - begin)
+        if config.refit:
+            session = session.refit()
+            if not run.state.refitted:
+                fit_again(session)
+        measure_on_test(session)
+        _end(session, RunStatus.FINISHED, seconds=before + time.monotonic() - begin)
         return run
-    begin = time.monotonic()
-    before = run.state.seconds
-    session = _start(config, run)
-    if not run.state.is_selected:
-        select_checkpoint(session)
-        run.update(seconds=before + time.monotonic() - begin)
-    if config.refit:
-        session = session.refit()
-        if not run.state.refitted:
-            fit_again(session)
-    measure_on_test(session)
-    _end(session, RunStatus.FINISHED, seconds=before + time.monotonic() - begin)
-    return run
 
 
 def select(config: DictConfig, path: Path) -> RunFolder:
@@ -56,17 +59,18 @@ def select(config: DictConfig, path: Path) -> RunFolder:
         config: configuration composed from `conf/train.yaml`.
         path: folder of the run.
     """
-    run = RunFolder(path, config)
-    if run.state.is_selected:
-        if run.state.status != RunStatus.FINISHED:
-            run.update(status=RunStatus.SELECTED)
+    with hold(path):
+        run = RunFolder(path, config)
+        if run.state.is_selected:
+            if run.state.status != RunStatus.FINISHED:
+                run.update(status=RunStatus.SELECTED)
+            return run
+        begin = time.monotonic()
+        before = run.state.seconds
+        session = _start(config, run)
+        select_checkpoint(session)
+        _end(session, RunStatus.SELECTED, seconds=before + time.monotonic() - begin)
         return run
-    begin = time.monotonic()
-    before = run.state.seconds
-    session = _start(config, run)
-    select_checkpoint(session)
-    _end(session, RunStatus.SELECTED, seconds=before + time.monotonic() - begin)
-    return run
 
 
 def refit(config: DictConfig, path: Path) -> RunFolder:
@@ -76,15 +80,16 @@ def refit(config: DictConfig, path: Path) -> RunFolder:
         config: configuration composed from `conf/train.yaml`.
         path: folder of a run that `select` returned.
     """
-    run = RunFolder(path, config)
-    if not config.refit or run.state.refitted:
+    with hold(path):
+        run = RunFolder(path, config)
+        if not config.refit or run.state.refitted:
+            return run
+        begin = time.monotonic()
+        session = _start(config, run)
+        fit_again(session.refit())
+        run.update(status=RunStatus.SELECTED, seconds=round(run.state.seconds + time.monotonic() - begin, 1))
+        close_loggers(session.loggers)
         return run
-    begin = time.monotonic()
-    session = _start(config, run)
-    fit_again(session.refit())
-    run.update(status=RunStatus.SELECTED, seconds=round(run.state.seconds + time.monotonic() - begin, 1))
-    close_loggers(session.loggers)
-    return run
 
 
 def finish(path: Path) -> RunFolder:
@@ -93,16 +98,20 @@ def finish(path: Path) -> RunFolder:
     Args:
         path: folder of the run.
     """
-    config = stored_config(path)
-    config.test = True
-    write_config(path, config)
-    return train(config, path)
+    with hold(path):
+        config = stored_config(path)
+        config.test = True
+        write_config(path, config)
+        return train(config, path)
 
 
 def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     silence_lightning()
     dataset = open_data(config)
     fingerprint = dataset.meta.fingerprint
+    # The folder is claimed when settings and data are known to be right.
+    build_data(config, dataset)
+    run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())
     loggers = build_loggers(config, run.path)
     log_summary(loggers, {"dataset_fingerprint": fingerprint})

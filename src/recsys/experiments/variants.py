@@ -18,7 +18,8 @@ from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
-from recsys.experiments.run_folder import METRICS, STATE, RunFolder, RunStatus
+from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
+from recsys.experiments.run_lock import hold
 from recsys.experiments.train import refit, select, train
 
 log = logging.getLogger("recsys")
@@ -42,7 +43,11 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
         raise UserError(
             f"variants: found {len(metrics)} metrics {sorted(metrics)}, expected one evaluation.metric for all"
         )
-    metric = metrics.pop()
+    with hold(path):
+        return _train_best(variants, path, metric=metrics.pop(), blend=blend)
+
+
+def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, blend: bool) -> RunFolder:
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
         log.info("training variant %s (%d of %d)", name, number, len(variants))
@@ -55,7 +60,8 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
             return _finish_blend(variants, runs, chosen=chosen, scores=scores, metric=metric, path=path)
     if distributed.is_first():
         _print(scores, metric=metric, best=best)
-        _adopt(runs[best], path, variant=best, variants=scores, seconds=_seconds(runs))
+        target = RunFolder(path, variants[best])
+        _adopt(runs[best], target, variant=best, variants=scores, seconds=_seconds(runs))
     distributed.barrier()
     return train(variants[best], path)
 
@@ -92,6 +98,7 @@ def _finish_blend(
     config = blend_config(members, chosen.weights, prior_shift=chosen.prior_shift)
     run = RunFolder(path, config)
     if not run.state.is_selected and distributed.is_first():
+        run.claim()
         run.checkpoints.mkdir(exist_ok=True)
         for file in ("best.ckpt", "last.ckpt"):
             write_checkpoint(members, runs, path=run.checkpoints / file)
@@ -120,15 +127,16 @@ def _seconds(runs: Mapping[str, RunFolder]) -> float:
     return sum(run.state.seconds for run in runs.values())
 
 
-def _adopt(run: RunFolder, path: Path, **changes: Any) -> None:
-    """Copy what `run` selected into the run `path`. `run.json` is written last, because it makes the folder valid."""
-    if (path / STATE).exists():
+def _adopt(run: RunFolder, target: RunFolder, **changes: Any) -> None:
+    """Copy what `run` selected into the run `target`. `run.json` is written last, because it makes the folder valid."""
+    if target.state.status is not None:
         return
-    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    target.claim()
+    target.checkpoints.mkdir(exist_ok=True)
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", METRICS):
-        with atomic_file(path / name) as aside:
+        with atomic_file(target.path / name) as aside:
             shutil.copyfile(run.path / name, aside)
-    dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(path)
+    dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(target.path)
 
 
 def _print(scores: Mapping[str, float], *, metric: str, best: str) -> None:

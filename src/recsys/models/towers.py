@@ -14,6 +14,7 @@ from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import DataSizes
 from recsys.models.crossing import MLP, Crossing
+from recsys.models.encoder_check import check_attributes
 from recsys.models.encoders import HistoryEncoder
 from recsys.models.features import FeatureEmbedding, mask_codes, take
 from recsys.models.interests import Interests, interests_of_prefixes
@@ -38,7 +39,8 @@ class UserTower(nn.Module):
         own_items: item tower for the items of histories; None for the one that embeds the candidates.
 
     Raises:
-        UserError: If the encoder reads time and the timestamps of the data are not times of a clock.
+        UserError: If the encoder reads time and the timestamps of the data are not times of a clock, or lacks an
+            attribute.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class UserTower(nn.Module):
         own_items: ItemTower | None = None,
     ) -> None:
         super().__init__()
+        check_attributes(encoder)
         self.dim, self.unknown_rate = dim, unknown_rate
         self.encoder, self.interests, self.own_items = encoder, interests, own_items
         self.time_unit = _time_unit(encoder, sizes)

@@ -14,6 +14,7 @@ from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
 from recsys.models.blend import Model
+from recsys.models.encoder_check import check_encoder
 from recsys.models.items import ItemTower
 from recsys.models.two_tower import TwoTower, select_best_interest
 from recsys.training.candidates import add_exposures, describe_candidates
@@ -67,6 +68,16 @@ class RetrievalModule(L.LightningModule):
         self._row_of = torch.zeros(num_rows, dtype=torch.int64)
         self._row_of[self._rows] = torch.arange(len(self._rows))
         self.num_targets = 0
+        # Longest history of the first batch; None before it. The encoder is checked with untrained weights, and with
+        # trained ones, because untrained ones may be zero where histories mix.
+        self._longest: int | None = None
+        self._checks_left = 2
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Check the encoder before the first step."""
+        if self._longest is None:
+            self._longest = int(batch.lengths.max(initial=0))
+            self._check_encoder()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the mean loss over the targets of all processes."""
@@ -113,10 +124,17 @@ class RetrievalModule(L.LightningModule):
     def on_validation_start(self) -> None:
         """Refuse to measure a model that has diverged."""
         self._watch.check_weights(self.model, self.global_step)
+        self._check_encoder()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Keep a model that has diverged from replacing a checkpoint."""
         self._watch.check()
+
+    def _check_encoder(self) -> None:
+        tower = self.model.user_tower
+        if self._checks_left and self._longest is not None:
+            check_encoder(tower.encoder, tower.dim, max_history=self._longest, device=self.device)
+            self._checks_left -= 1
 
     def _seed(self, seed: int) -> None:
         # `torch.manual_seed` seeds every kind of device, which takes longer than a small layer.
