@@ -13,6 +13,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from recsys.core.errors import UserError
 from recsys.models.encoders import HistoryEncoder
@@ -23,8 +24,6 @@ LONGEST = 12
 # States are equal up to rounding if they differ by less than this share of the largest one.
 TOLERANCE = 1e-3
 HALF_PRECISION_TOLERANCE = 0.1
-# Content of the places behind the end of a padded sequence.
-PADDING = (7.0, -7.0, 3.0)
 
 
 def check_attributes(encoder: HistoryEncoder) -> None:
@@ -63,27 +62,26 @@ def check_encoder(encoder: HistoryEncoder, dim: int, *, max_history: int, device
         time[0] = time[min(1, len(time) - 1)]
     with _evaluating(encoder, device):
         check = _Check(encoder, HALF_PRECISION_TOLERANCE if weight.dtype.itemsize < 4 else TOLERANCE)
-        together = check.packed(tokens, times)
-        for own_tokens, own_times, states in zip(tokens, times, together, strict=True):
-            check.sequence(own_tokens, own_times, states)
+        for sequence in zip(tokens, times, check.packed(tokens, times), check.padded(tokens, times), strict=True):
+            check.sequence(*sequence)
 
 
 class _Check:
     def __init__(self, encoder: HistoryEncoder, tolerance: float) -> None:
         self.encoder, self.tolerance = encoder, tolerance
 
-    def sequence(self, tokens: Tensor, time: Tensor, states: Tensor) -> None:
-        """Compare the states of a sequence among others with those in other forms."""
+    def sequence(self, tokens: Tensor, time: Tensor, packed: Tensor, padded: Tensor) -> None:
+        """Compare the states of a sequence among others, in both layouts, with those of the sequence alone."""
         (alone,) = self.packed([tokens], [time])
         self._same(
-            states,
+            packed,
             alone,
             "the states of a history depend on the other histories of the batch",
             "none to do so: packed tokens [N, D] hold several users one after the other, so what mixes places must go "
             "through the layout",
         )
         self._same(
-            self.padded(tokens, time),
+            padded,
             alone,
             "packed tokens [N, D] and padded ones [B, L, D] give different states",
             "equal ones, because training packs the histories and the exported tower pads them",
@@ -103,13 +101,14 @@ class _Check:
         layout = Packed(np.array(lengths, np.int64), tokens.device, time=time)
         return list(self._states(tokens, layout, "packed tokens [N, D]").split(lengths))
 
-    def padded(self, tokens: Tensor, time: Tensor) -> Tensor:
-        padding = torch.tensor(PADDING).to(tokens).unsqueeze(1).expand(-1, tokens.shape[1])
-        rows = torch.cat([tokens, padding]).unsqueeze(0)
-        times = torch.cat([time, time[-1:].expand(len(padding))]).unsqueeze(0)
-        lengths = torch.tensor([len(tokens)], device=tokens.device)
-        layout = Padded(rows, lengths, time=times if self.encoder.reads_time else None)
-        return self._states(rows, layout, "padded tokens [B, L, D]")[0, : len(tokens)]
+    def padded(self, sequences: list[Tensor], times: list[Tensor]) -> list[Tensor]:
+        # Padding may hold anything.
+        tokens = pad_sequence(sequences, batch_first=True, padding_value=7.0)
+        time = pad_sequence(times, batch_first=True) if self.encoder.reads_time else None
+        lengths = [len(sequence) for sequence in sequences]
+        layout = Padded(tokens, torch.tensor(lengths, device=tokens.device), time=time)
+        states = self._states(tokens, layout, "padded tokens [B, L, D]")
+        return [row[:length] for row, length in zip(states, lengths, strict=True)]
 
     def _same(self, found: Tensor, wanted: Tensor, fault: str, expected: str) -> None:
         if not self.encoder.is_causal:
