@@ -29,7 +29,7 @@ _ALONE = (*_MULTIRUN, "--resolve", "--run", "-r", "--hydra-help", "--version", "
 _TEXT = {
     "root", "run", "dir", "subdir", "out", "store", "users", "items", "file", "folder", "cache", "html", "sweep",
     "warm_start", "against", "state", "events", "changes", "allow", "deny", "path", "save_dir", "dirpath", "release",
-    "version", "alias", "why", "revision",
+    "version", "alias", "why", "by", "revision",
 }  # fmt: skip
 # Combinations of a multirun that are checked before the first one starts.
 _MOST_COMBINATIONS = 64
@@ -158,7 +158,9 @@ def literal(word: str, is_multirun: bool = False) -> str:
         return word
     parsed = _parsed(word)
     as_typed = f"{sign}{key}={quoted(value)}"
-    if key.rpartition(".")[2] in _TEXT and not key.startswith("data.features."):
+    # A hook is one text, or a list of words.
+    texts = _TEXT if value[0] == "[" else {*_TEXT, "notify"}
+    if key.rpartition(".")[2] in texts and not key.startswith("data.features."):
         if value.startswith("~/"):
             return f"{sign}{key}={quoted(str(Path(value).expanduser()))}"
         if parsed is not None and parsed.value() == value:

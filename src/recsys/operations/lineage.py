@@ -96,6 +96,10 @@ class Lineage:
         else:
             against = self.verdict["against"] or "nothing: no release was served"
             table.add_row("gates", f"{self.verdict['summary']} (against {against})")
+            if accepted := self.verdict["accepted"]:
+                failures = "; ".join(f"{row['gate']}, {row['check']}" for row in accepted["overridden"])
+                by = f"by {accepted['who']} at {accepted['when']}: {accepted['why']}"
+                table.add_row("accepted", f"{by}\nin spite of {failures}")
         for one in self.served:
             until = "now" if one.until is None else one.until
             table.add_row(f"as {one.alias}", f"{one.since} to {until}: {one.why}")
@@ -192,10 +196,19 @@ def _moment(seconds: int) -> str:
 
 
 def _verdict(run: Path, version: str) -> dict[str, Any] | None:
+    # Pruning moves the verdict out of the run that it removes.
+    path = next((path for path in (run / VERDICT, run.parent / VERDICT) if path.exists()), run / VERDICT)
     try:
-        verdict = Verdict.load(run / VERDICT)
-    except (OSError, ValueError, TypeError):
+        verdict = Verdict.load(path)
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     if verdict.candidate != version:
         return None
-    return {"passed": verdict.passed, "against": verdict.against, "summary": verdict.summary(), "when": verdict.created}
+    accepted = next((one.accepted for one in (verdict, *reversed(verdict.former)) if one.accepted), None)
+    return {
+        "passed": verdict.passed,
+        "against": verdict.against,
+        "summary": verdict.summary(),
+        "when": verdict.created,
+        "accepted": None if accepted is None else asdict(accepted),
+    }

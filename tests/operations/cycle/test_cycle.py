@@ -11,6 +11,7 @@ import pytest
 from commands import run_all
 from cycles import Scene, begin
 
+from recsys.operations.lineage import lineage
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 
@@ -180,7 +181,7 @@ def test_a_gate_of_another_package_judges_in_both_commands(
         scene.job(*mine),
         scene.job(*mine[:1], "+gates.mine.limit=1000"),
     ]
-    (stopped, output), (wrong, error), (faulty, trace), (judged_again, log), (nothing, last) = run_all(jobs, tmp_path)
+    (stopped, output), (wrong, error), (faulty, trace), (judged_again, log), (kept, last) = run_all(jobs, tmp_path)
     assert stopped == 3, output
     assert "mine" in json.loads((run / "verdict.json").read_text())["stopped_by"]
     assert wrong == 1, error
@@ -189,34 +190,76 @@ def test_a_gate_of_another_package_judges_in_both_commands(
     # A fault of a gate is no verdict: nothing is published, and the cycle is judged again by other gates.
     assert faulty == 1, trace
     assert "TypeError" in trace
-    assert scene.store.versions() == first.store.versions()
+    assert "publish: " not in trace
     assert judged_again == 3, log
     assert "abandoned" in log
     assert "stopped by mine" in log
-    assert [cycle["outcome"] for cycle in scene.history()] == ["kept", "abandoned", "stopped"]
-    assert scene.store.aliases() == first.store.aliases()
-    assert nothing == 0, last
+    # With a limit that the candidate keeps, the same candidate goes out.
+    assert [cycle["outcome"] for cycle in scene.history()] == ["kept", "abandoned", "stopped", "kept"]
+    assert (kept, scene.history()[-1]["number"]) == (0, 3), last
+    assert "cycle 3 was stopped by mine" in last
+    assert "train: " not in last
+    assert len(scene.store.versions()) == 2
+    assert scene.store.aliases()["production"] == scene.history()[2]["version"]
+    earlier = json.loads((scene.folder / "cycles/3/run/verdict.json").read_text())["former"]
+    assert [verdict["stopped_by"] for verdict in earlier] == [["mine"]]
 
 
-def test_a_stopped_candidate_is_not_published_or_trained_again(first: Scene, tmp_path: Path) -> None:
+# Kills of an acceptance: before it is recorded, before and after its first step, and before the release is out.
+ACCEPT_KILLS: list[list[Any]] = [
+    ["step:accept", "before"],
+    ["step:accept", "after"],
+    ["file:verdict.json", 1],
+    ["step:publish", "before"],
+    ["file:candidate", 1],
+    ["step:end", "after"],
+]
+
+
+def test_a_stopped_candidate_is_named_by_every_call_until_it_is_accepted(first: Scene, tmp_path: Path) -> None:
     scene = first.copy("stopped")
     served, versions = scene.store.aliases()["production"], scene.store.versions()
-    jobs = [scene.job(UNREACHABLE, **scene.arrives(15)), scene.job(UNREACHABLE), scene.job(**scene.arrives(16))]
-    (stopped, output), (again, log), (kept, last) = run_all(jobs, tmp_path)
-    assert stopped == 3, output
-    assert "absolute, recall@100: " in output
-    assert output.splitlines()[-1].startswith("stopped ")
-    assert again == 0, log
+    # Neither data nor training are needed to accept.
+    places = [f"store={scene.store.root}", f"folder={scene.folder.parent}"]
+    accept = ["recsys", "retrain", "accept=2", "why=the sale, as planned: 'ok'", *places]
+    hook = f"notify=tee {tmp_path}/told.json"
+    jobs = [
+        scene.job(UNREACHABLE, hook, **scene.arrives(15)),
+        scene.job(UNREACHABLE),
+        {"args": ["recsys", "retrain", "accept=2", "why= ", *places]},
+        {"args": ["recsys", "retrain", "accept=7", "why=ok", *places]},
+        *({"args": accept, "kill": kill} for kill in ACCEPT_KILLS),
+        {"args": accept[:2] + ["data.root=nowhere", *places]},
+    ]
+    (stopped, output), (again, log), (empty, error), (unknown, message), *kills, (_, last) = run_all(jobs, tmp_path)
+    assert (stopped, again) == (3, 3), output + log
+    for text in (output, log):
+        assert "absolute, recall@100: " in text
+        assert "accept=2 why=REASON" in text
+        assert text.splitlines()[-1].startswith("stopped ")
+        assert "gates.absolute.min_ratio=" in text
     assert "no new events" in log
-    assert kept == 0, last
+    assert json.loads((tmp_path / "told.json").read_text())["event"] == "stop"
+    assert (empty, unknown) == (1, 1), error + message
+    assert "why: found nothing, expected accept=2 why='REASON'" in error
+    assert "accept=7: no such cycle is stopped; stopped: 2" in message
+    assert [code for code, _ in kills] == [-9] * len(kills), kills
     history = scene.history()
-    assert [cycle["outcome"] for cycle in history] == ["kept", "stopped", "kept"]
-    assert history[1]["version"] not in scene.store.versions()
-    assert history[1]["served"] == history[2]["served"] == served
-    assert history[2]["new_events"] == pq.ParquetFile(scene.base / "later/day-016.parquet").metadata.num_rows
+    assert [(end["number"], end["outcome"]) for end in history] == [(1, "kept"), (2, "stopped"), (2, "kept")], last
+    version = history[2]["version"]
+    assert scene.store.versions() == sorted([*versions, version])
+    assert scene.store.aliases() == {"candidate": version, "production": version, "previous": served}
+    verify_release(scene.store.root / version)
     verdict = json.loads((scene.folder / "cycles/2/run/verdict.json").read_text())
     assert verdict["stopped_by"] == ["absolute"]
-    assert scene.store.versions() == sorted([*versions, history[2]["version"]])
-    assert scene.store.aliases() == {
-        "candidate": history[2]["version"], "production": history[2]["version"], "previous": served,
-    }  # fmt: skip
+    assert verdict["accepted"]["why"] == "the sale, as planned: 'ok'"
+    assert [row["gate"] for row in verdict["accepted"]["overridden"]] == ["absolute"]
+    found = lineage(scene.store, version)
+    assert found.verdict is not None
+    assert found.verdict["accepted"] == verdict["accepted"]
+    assert "the sale, as planned: 'ok'" in found.served[-1].why
+    page = (scene.folder / "cycles/2/run/verdict.html").read_text()
+    assert "stopped by absolute, then accepted" in page
+    cycles = (scene.folder / "cycles.html").read_text()
+    assert "the sale, as planned: &#39;ok&#39;" in cycles
+    assert 'href="cycles/2/run/verdict.html"' in cycles

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from recsys.experiments.assembly import instantiate, open_data
 from recsys.experiments.train import train as train_one
-from recsys.experiments.trained_run import load_run
+from recsys.experiments.trained_run import load_run, stored_config
 from recsys.experiments.variants import train_best
 from recsys.experiments.wandb_mirror import mirror_release
 from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import Cycle
 from recsys.operations.gates.judge import JudgeSettings, judge_run, record_verdict
 from recsys.operations.gates.staging import STAGED, open_release
+from recsys.operations.gates.verdict import VERDICT, Verdict, explain
 from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose_items
 
@@ -51,16 +54,28 @@ def judge(plan: CyclePlan, cycle: Cycle) -> str:
     cycle.served = plan.served()
     served = None if cycle.served is None else open_release(plan.config.store, cycle.served)
     verdict = judge_run(run, served, settings=JudgeSettings.from_config(plan.config))
+    if cycle.accepted is not None and cycle.accepted.covers(verdict.failed):
+        verdict = replace(verdict, accepted=cycle.accepted)
     path = record_verdict(run, verdict)
     cycle.version, cycle.measured = verdict.candidate, {name: dict(m) for name, m in verdict.measured.items()}
-    if verdict.passed:
+    cycle.verdict = verdict.summary()
+    if verdict.passed or verdict.accepted:
         cycle.step = "publish"
     else:
+        cycle.accepted = None
         cycle.end("stopped", verdict.summary())
-    failed = [
-        f"\n  {row.gate}, {row.check}: {row.value} against {row.threshold} ({row.reason})" for row in verdict.failed
-    ]
-    return f"{verdict.summary()}; {path}{''.join(failed)}"
+    rows = [f"\n  {one.status}: {explain(one)}" for one in (*verdict.failed, *verdict.warnings)]
+    return f"{verdict.summary()}; {path}{''.join(rows)}"
+
+
+def accept(plan: CyclePlan, cycle: Cycle) -> str:
+    """Record in the verdict that the candidate is released in spite of its failures."""
+    assert cycle.accepted is not None
+    run = plan.run_folder(cycle)
+    replace(Verdict.load(run / VERDICT), accepted=cycle.accepted).write(run)
+    cycle.step = "publish"
+    failures = [f"{row['gate']}, {row['check']}" for row in cycle.accepted.overridden]
+    return f"by {cycle.accepted.who} in spite of {'; '.join(failures)}: {cycle.accepted.why}"
 
 
 def publish(plan: CyclePlan, cycle: Cycle) -> str:
@@ -74,8 +89,8 @@ def publish(plan: CyclePlan, cycle: Cycle) -> str:
     assert cycle.version is not None, "the gates stop a candidate without a release"
     run, store = plan.run_folder(cycle), plan.store
     version = store.adopt(run / STAGED / cycle.version)
-    store.set_alias("candidate", version, why=f"retraining cycle {cycle.number}")
-    project = next(iter(plan.trainings.values())).logger.project
+    store.set_alias("candidate", version, why=plan.reason(cycle))
+    project = stored_config(run).logger.project
     folder, config = store.root / version, plan.config
     mirror(lambda: mirror_release(project, folder, model=config.model, alias="candidate", registry=config.registry))
     cycle.step = "roll_out"

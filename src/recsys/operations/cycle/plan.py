@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -28,12 +29,14 @@ class CyclePlan:
         config: configuration of `conf/retrain.yaml`.
         training: configuration of `conf/train.yaml`.
         variants: configurations of the training's variants by name; empty if it has none.
+        command: overrides of the command line, without secrets, for the commands that messages name.
     """
 
     config: DictConfig
     training: DictConfig
     _: KW_ONLY
     variants: Mapping[str, DictConfig]
+    command: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
         if self.config.keep is not None and self.config.keep < 0:
@@ -77,18 +80,21 @@ class CyclePlan:
 
     @property
     def digest(self) -> str:
-        """Digest of all settings of training, packing and gates."""
-        config = self.config
-        named = {
-            name: config[name] for name in ("index", "corpus", "gates", "recall_target", "warm_start", "max_users")
-        }
-        named |= {"training": self.training, "variants": OmegaConf.create(dict(self.variants))}
-        plain = {
-            name: OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            for name, node in named.items()
-        }
-        content = json.dumps([self.root, plain], sort_keys=True, default=repr)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """Digests of the settings of training, and of packing and gates, as `TRAINING-JUDGING`."""
+        training = [self.root, self.config.warm_start, self.training, OmegaConf.create(dict(self.variants))]
+        names = ("index", "corpus", "gates", "recall_target", "max_users", "samples")
+        return "-".join(_digest(nodes) for nodes in (training, [self.config[name] for name in names]))
+
+    def command_line(self, *words: str) -> str:
+        """Return the command of this cycle for a shell, with further overrides in place of those of the same keys."""
+        keys = {word.partition("=")[0].lstrip("+") for word in words}
+        kept = [word for word in self.command if word.partition("=")[0].lstrip("+") not in keys]
+        return shlex.join(["recsys", "retrain", *kept, *words])
+
+    def reason(self, cycle: Cycle) -> str:
+        """Return the reason for a move of an alias, which the store's history and the lineage show."""
+        by = f", accepted by {cycle.accepted.who}: {cycle.accepted.why}" if cycle.accepted else ""
+        return f"retraining cycle {cycle.number}{by}"
 
     def cycle_folder(self, cycle: Cycle) -> Path:
         """Return the folder of one cycle."""
@@ -154,3 +160,8 @@ def _with_data(config: DictConfig, listing: FolderListing, *, warm_start: str | 
         copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **listing.paths}
         copy.warm_start = warm_start
     return copy
+
+
+def _digest(nodes: Sequence[object]) -> str:
+    plain = [OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node for node in nodes]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=repr).encode()).hexdigest()[:16]

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 from recsys.operations.cycle.plan import CyclePlan
+from recsys.operations.cycle.state import CycleStateFile
+from recsys.operations.gates.verdict import VERDICT
 from recsys.release.manifest import Manifest
 
 
@@ -13,7 +15,7 @@ def prune(plan: CyclePlan) -> list[Path]:
     """Remove the run folders of all but the newest `keep` cycles.
 
     The run of a release with an alias is always kept: training starts from it, a rollback returns to it, and `recsys
-        lineage` reads it.
+    lineage` reads it. So is the run of a stopped cycle that can be accepted. Verdicts move into the cycle's folder.
 
     Returns:
         The removed folders.
@@ -31,7 +33,11 @@ def prune(plan: CyclePlan) -> list[Path]:
         return []
     store = plan.store
     needed = {Path(Manifest.load(store.root / version).run).resolve() for version in store.aliases().values()}
+    needed |= {plan.run_folder(stop).resolve() for stop in CycleStateFile(plan.folder).stops()}
     removed = [path for path in runs if path.resolve() not in needed]
     for path in removed:
+        for file in (path / VERDICT, path / "verdict.html"):
+            if file.exists():
+                file.replace(path.parent / file.name)
         shutil.rmtree(path)
     return removed

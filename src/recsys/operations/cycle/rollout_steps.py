@@ -23,7 +23,7 @@ def roll_out(plan: CyclePlan, cycle: Cycle) -> str:
     if (message := plan.judge_again(cycle)) is not None:
         return message
     if not plan.config.hosts or cycle.served is None:
-        plan.store.set_alias(PRODUCTION, cycle.version, why=f"retraining cycle {cycle.number}")
+        plan.store.set_alias(PRODUCTION, cycle.version, why=plan.reason(cycle))
         cycle.step = "watch"
         first = "; nothing was served before, so start the hosts with it" if plan.config.hosts else ""
         return f"{PRODUCTION} is {cycle.version}{first}"

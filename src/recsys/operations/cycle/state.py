@@ -1,7 +1,8 @@
 """State of the retraining cycles of a model, in a file that survives a crash, and the history of cycles that ended.
 
 <folder>/<model>/state.json     files that were read, and the current cycle
-                 cycles.jsonl   every cycle that ended, oldest first
+                 cycles.jsonl   a line for every end of a cycle, oldest first; a stopped cycle may end again
+                 cycles.html    page of all cycles
                  cycles/<n>/    run, verdict and rollout of one cycle
                  .lock
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,8 +19,9 @@ from typing import Any, Literal, get_args
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.operations.cycle.arrivals import DataFile, FolderListing
+from recsys.operations.gates.verdict import Acceptance
 
-CycleStep = Literal["prepare", "train", "judge", "publish", "roll_out", "watch", "roll_back", "end"]
+CycleStep = Literal["prepare", "train", "judge", "accept", "publish", "roll_out", "watch", "roll_back", "end"]
 # kept: the candidate is served. stopped: gates stopped it before it was published. rolled_back: it was served, and the
 # previous release was restored. failed: its data or settings are wrong. abandoned: its data or settings changed after
 # it began.
@@ -35,9 +37,11 @@ class Cycle:
     Attributes:
         number: number of the cycle of this model, from 1.
         began: time in UTC, ISO 8601.
-        settings: digest of all settings of training, packing and gates.
+        settings: digests of the settings of training, and of packing and gates.
         listing: files that the cycle reads.
         new_events: number of events that had arrived.
+        files: number of files of interactions.
+        store: folder of releases.
         step: next step.
         served: version that was served when the candidate was judged; None if none was.
         warm_start: variant (empty without variants) -> run folder whose weights training starts from; None: random
@@ -46,9 +50,12 @@ class Cycle:
         newest: time of its newest event in seconds.
         version: version of the candidate's release.
         measured: metrics, as in `recsys.operations.gates.verdict.Verdict.measured`.
+        verdict: summary of the verdict; empty before there is one.
         outcome: result; None while the cycle runs.
         why: reason for the result.
         error: error that interrupted the step; empty once the step has succeeded.
+        attempt: 1, and one more each time that the stopped cycle is judged again or accepted.
+        accepted: decision to release the candidate although gates stopped it.
         seconds: duration of each step, over all starts.
         ended: time in UTC, ISO 8601.
     """
@@ -59,6 +66,8 @@ class Cycle:
     settings: str
     listing: FolderListing
     new_events: int
+    files: int = 0
+    store: str = ""
     step: CycleStep = "prepare"
     served: str | None = None
     warm_start: dict[str, str | None] = field(default_factory=dict)
@@ -66,9 +75,12 @@ class Cycle:
     newest: int | None = None
     version: str | None = None
     measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    verdict: str = ""
     outcome: CycleOutcome | None = None
     why: str = ""
     error: str = ""
+    attempt: int = 1
+    accepted: Acceptance | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     ended: str | None = None
 
@@ -77,11 +89,27 @@ class Cycle:
         self.step, self.outcome, self.why = "end", outcome, why
         self.ended = self.ended or now()
 
+    def reopened(self, step: CycleStep, settings: str, *, accepted: Acceptance | None = None) -> Cycle:
+        """Return the next attempt of this stopped cycle, at a step."""
+        fresh: dict[str, Any] = {"outcome": None, "why": "", "ended": None, "attempt": self.attempt + 1}
+        return replace(self, step=step, settings=settings, accepted=accepted, **fresh)
+
     def record(self) -> dict[str, Any]:
         """Return the cycle's line of the history."""
-        left_out = ("listing", "step", "settings", "error")
-        content = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return content | {"files": len(self.listing.interactions)}
+        return {name: value for name, value in asdict(self).items() if name not in _UNRECORDED}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Cycle:
+        """Return the cycle of a line of the history, or of `state.json`. Lines of earlier versions lack some values."""
+        known: dict[str, Any] = {name: content[name] for name in {one.name for one in fields(cls)} & {*content}}
+        if known.get("accepted") is not None:
+            known["accepted"] = Acceptance(**known["accepted"])
+        listing = FolderListing.from_json(content.get("listing", {}))
+        defaults: dict[str, Any] = {"settings": "", "files": len(listing.interactions)}
+        return cls(**defaults | known | {"listing": listing})
+
+
+_UNRECORDED = ("listing", "step", "error")
 
 
 @dataclass
@@ -122,7 +150,7 @@ class CycleStateFile:
             current = content.pop("current")
             read = tuple(DataFile(**file) for file in content.pop("read"))
             if current is not None:
-                current = Cycle(**(current | {"listing": FolderListing.from_json(current["listing"])}))
+                current = Cycle.from_json(current)
                 if current.step not in get_args(CycleStep):
                     raise ValueError(f"step '{current.step}'")
             return CycleState(**content, read=read, current=current)
@@ -136,7 +164,7 @@ class CycleStateFile:
         atomic_write(self.path, json.dumps(asdict(state), indent=2) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """Return every cycle that ended, oldest first."""
+        """Return every end of a cycle, oldest first."""
         lines = self.history_path.read_text().splitlines() if self.history_path.exists() else []
         cycles = []
         for line in lines:
@@ -147,9 +175,16 @@ class CycleStateFile:
                 continue
         return cycles
 
+    def stops(self) -> list[Cycle]:
+        """Return the stopped cycles after which no release went out, oldest first, each as it ended last."""
+        last = {record["number"]: record for record in self.history()}
+        went_out = max((n for n, record in last.items() if record["outcome"] in ("kept", "rolled_back")), default=0)
+        stopped = (last[n] for n in sorted(last) if n > went_out and last[n]["outcome"] == "stopped")
+        return [Cycle.from_json(record) for record in stopped]
+
     def append(self, cycle: Cycle) -> None:
-        """Append a cycle to the history unless it is there already."""
-        if any(ended["number"] == cycle.number for ended in self.history()):
+        """Append the end of a cycle to the history unless it is there already."""
+        if any((end["number"], end.get("attempt", 1)) == (cycle.number, cycle.attempt) for end in self.history()):
             return
         with self.history_path.open("a+b") as file:
             size = file.seek(0, os.SEEK_END)

@@ -259,6 +259,11 @@ def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
     return heads, [[getattr(outcome, head) for head in heads] for outcome in outcomes]
 
 
+def explain(outcome: Outcome) -> str:
+    """Return gate, check, value, bound and reason of an outcome in one line."""
+    return f"{outcome.gate}, {outcome.check}: {outcome.measured} ({outcome.reason})"
+
+
 def number(value: float | None) -> str:
     """Return a number with four digits; empty for None."""
     return "" if value is None else f"{value:.4g}"

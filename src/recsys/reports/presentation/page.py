@@ -13,13 +13,27 @@ from recsys.reports.presentation.report_table import ReportTable
 from recsys.reports.presentation.templates import render
 
 
+class CommandLine(str):
+    """A paragraph that is a command for a shell."""
+
+    is_command = True
+
+
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: pictures, side by side if the page is wide enough, then tables."""
+    """A part of a page.
+
+    Attributes:
+        heading: heading of the part.
+        pictures: pictures, side by side if the page is wide enough.
+        tables: tables below the pictures.
+        text: paragraphs and command lines below the heading.
+    """
 
     heading: str
     pictures: tuple[Picture, ...] = ()
     tables: tuple[ReportTable, ...] = ()
+    text: tuple[str, ...] = ()
 
 
 def page(title: str, verdicts: Sequence[str], *, sections: Sequence[Section], foot: str) -> str:
@@ -49,6 +63,8 @@ def print_page(
     console.rule(Text(title, style="bold"), align="left")
     for section in sections:
         console.print(Text(f"\n{section.heading}", style="bold underline"))
+        for paragraph in section.text:
+            console.print(Text(paragraph))
         for picture in section.pictures:
             console.print(Text(f"{picture.finding}."))
         for table in section.tables:

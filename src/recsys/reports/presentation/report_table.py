@@ -18,6 +18,18 @@ _NUMBER = re.compile(r"[-+−<]?\s?[\d.]")
 _SENTENCE = 80
 
 
+class Link(str):
+    """A cell that is a link in HTML, and its text elsewhere."""
+
+    href: str
+
+    def __new__(cls, text: str, href: str) -> Link:
+        """Return the cell with this text and address."""
+        cell = super().__new__(cls, text)
+        cell.href = href
+        return cell
+
+
 @dataclass(frozen=True)
 class ReportTable:
     """Rows of text under a title.

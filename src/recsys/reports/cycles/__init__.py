@@ -1,0 +1,1 @@
+"""Pages about retraining cycles: one for each verdict, and one for all cycles of a model."""
