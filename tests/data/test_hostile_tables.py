@@ -49,7 +49,7 @@ def check_read(case: Case, cache: Path, settings: DataSettings) -> None:
     job = plan_preparation(source_of(case), LeaveLastOutSplit(), settings=settings, cache=cache)
     (cache / "scratch").mkdir(parents=True)
     with SMALL.open(cache / "scratch") as session:
-        events, _ = open_events(job, session)
+        events = open_events(job, session).events
         found = {"interactions": rows(session, events.order_by("shard", "row"))}
         if "items" in job.tables:
             found["items"] = rows(session, read_entities(job, session, owner="items").order_by("shard", "row"))
