@@ -26,6 +26,7 @@ from recsys.core.types import Float32Array, Float64Array, Int64Array
 
 # For at most this many values a binary search is faster than the hash table that `index_in` builds at each call.
 _FEW = 64
+_LARGEST = float(np.finfo(np.float32).max)
 _ASCII_WORD = re.compile(r"\w+")
 _INTEGER = r"^[+-]?[0-9]{1,18}$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?$"
@@ -58,8 +59,9 @@ class FeatureEncoder:
         if kind == "multi_categorical":
             return self._bags(values)
         if kind == "numeric":
-            standardised = (to_floats(values) - self.feature.mean) / self.feature.std
-            return Dense(standardised.astype(np.float32))
+            with np.errstate(over="ignore"):
+                standardised = (to_floats(values) - self.feature.mean) / self.feature.std
+            return Dense(standardised.clip(-_LARGEST, _LARGEST).astype(np.float32))
         if kind == "vector":
             return Dense(to_vectors(values, self.feature.size, name=self.feature.key))
         return self._words(values)
@@ -216,7 +218,8 @@ def to_vectors(values: pa.Array, width: int, *, name: str) -> Float32Array:
     lengths = np.asarray(pc.list_value_length(values).fill_null(width))
     if len(others := np.unique(lengths[lengths != width])):
         raise UserError(f"{name}: found a vector of length {others[0]}, expected {width} as in training")
-    vectors[present] = to_floats(pc.list_flatten(values)).reshape(-1, width)
+    with np.errstate(over="ignore"):
+        vectors[present] = to_floats(pc.list_flatten(values)).reshape(-1, width)
     vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
     return vectors
 

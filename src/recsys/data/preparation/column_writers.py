@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -17,6 +21,13 @@ from recsys.core.types import Float64Array
 from recsys.data.encoding import FeatureEncoder, to_floats
 from recsys.data.preparation.feature_drafts import Draft
 
+log = logging.getLogger("recsys")
+
+# Numbers whose median and tails are looked at, spread over the column.
+_SAMPLE = 1 << 20
+# If the deviation is this many times that of the numbers without their tail (this share, farthest from the median), the
+# tail would leave the others no difference that a model could see.
+_TAIL, _FAR = 0.025, 50.0
 # Rows that are reduced or copied at a time. The same for every engine, so that sums are the same to the last bit.
 _BLOCK = 1 << 20
 
@@ -104,7 +115,8 @@ class _NumericWriter:
 
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._raw) == len(trained)
-        mean, std = _moments(self._raw, trained)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, std = _moments(self._raw, trained, name=self._draft.feature.key)
         feature = dataclasses.replace(self._draft.feature, mean=mean, std=std)
         encoder = FeatureEncoder(feature, None)
         array = open_array(_beside(self._stem, ".npy"), self._raw.shape, dtype=np.float32)
@@ -116,7 +128,9 @@ class _NumericWriter:
         return feature
 
 
-def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_], *, name: str) -> tuple[float, float]:
+    """Return mean and deviation of the trained numbers, without a tail that would hide the others."""
+
     def trained_values() -> Iterator[Float64Array]:
         for block in _blocks(len(numbers)):
             values = numbers[block][trained[block]]
@@ -125,19 +139,68 @@ def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_]) -> tuple[flo
     count = sum(len(values) for values in trained_values())
     if not count:
         return 0.0, 1.0
-    mean = float(sum(values.sum() for values in trained_values()) / count)
-    std = float(np.sqrt(sum(np.square(values - mean).sum() for values in trained_values()) / count))
+    mean, std = _mean_and_deviation(trained_values, count)
+    sample = np.concatenate([values[:: max(count // _SAMPLE, 1)] for values in trained_values()])
+    center = float(np.quantile(sample, 0.5, method="lower"))
+    reach = float(np.quantile(np.abs(sample - center), 1.0 - _TAIL, method="lower"))
+
+    def inner_values() -> Iterator[Float64Array]:
+        for values in trained_values():
+            yield values[np.abs(values - center) <= reach]
+
+    num_inner = sum(len(values) for values in inner_values())
+    inner_mean, inner_std = _mean_and_deviation(inner_values, num_inner)
+    is_hidden = _is_spread(inner_mean, inner_std) and not std <= _FAR * inner_std
+    if is_hidden:
+        mean, std = inner_mean, inner_std
+        log.warning(
+            "%s: %d of %d numbers are far from the others, which lie from %g to %g; they are read as values at the end "
+            "of the scale",
+            name,
+            count - num_inner,
+            count,
+            center - reach,
+            center + reach,
+        )
     # Rounding leaves a constant column a tiny deviation, which would blow up other values of the column.
-    return mean, std if np.isfinite(std) and std > 1e-12 * abs(mean) else 1.0
+    return mean if np.isfinite(mean) else center, std if _is_spread(mean, std) else 1.0
+
+
+def _mean_and_deviation(parts: Callable[[], Iterator[Float64Array]], count: int) -> tuple[float, float]:
+    mean = float(sum(values.sum() for values in parts()) / count)
+    return mean, float(np.sqrt(sum(np.square(values - mean).sum() for values in parts()) / count))
+
+
+def _is_spread(mean: float, std: float) -> bool:
+    return bool(np.isfinite(std) and std > 1e-12 * abs(mean))
 
 
 def open_array(path: Path, shape: tuple[int, ...], *, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Return a new memory-mapped `.npy` file to fill in place. An empty one cannot be mapped and is written at once."""
+    """Return a new memory-mapped `.npy` file to fill in place. An empty one cannot be mapped and is written at once.
+
+    Raises:
+        OSError: If the disk has no space for it.
+    """
     if 0 in shape:
         empty = np.zeros(shape, dtype)
         np.save(path, empty)
         return empty
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # A mapped file has holes, and a full disk kills the process that writes to one. So its space is taken now.
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file, _named(path):
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the file to an error of the disk. A file system that cannot reserve space does without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _beside(stem: Path, ending: str) -> Path:
