@@ -125,7 +125,7 @@ def test_values_without_a_key() -> None:
         (["rollout", "start", "hosts=A:1"], 1, "hosts: found 'A:1', expected a list"),
         (["releases", "shwo"], 1, "action: found 'shwo'; did you mean 'show'?"),
         (["releases", "show"], 1, "version: missing, expected recsys releases show version=VERSION"),
-        (["embed-items", "release=x"], 1, "out: missing, expected out=..."),
+        (["embed-items", "release=x"], 1, "items: missing, expected items=FILE"),
         (["train", "modle.dim=3"], 1, "unknown configuration key 'modle.dim'; did you mean 'model.dim'?"),
         (["train", "--help", "user_towr"], 2, "user_towr: no such group; did you mean 'user_tower'?"),
         (["help", "train", "user_towr"], 2, "user_towr: no such group; did you mean 'user_tower'?"),
@@ -140,11 +140,35 @@ def test_mistakes(arguments: list[str], code: int, message: str, capsys: pytest.
     assert said.count("\n") == 1
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    fails(["lineage", "x"])
-    expected = "recsys lineage needs the package 'rich', which is not installed: pip install 'recsys[train]'"
-    assert expected in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("missing", "line", "extra"),
+    [
+        ("torch", "train", "train"),
+        ("lightning", "train trainer.max_epochs=1", "train"),
+        ("rich.console", "compare here", "train"),
+        ("filelock", "serve", "serving"),
+    ],
+)
+def test_a_missing_package_is_named(
+    missing: str,
+    line: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    # What other tests have imported must not hide that the package is missing.
+    for name in [name for name in sys.modules if name.startswith(("recsys.", f"{missing}.")) or name == missing]:
+        if not name.startswith(("recsys.cli", "recsys.core", "recsys.experiments.co")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    fails(line.split())
+    package = missing.partition(".")[0]
+    expected = f"recsys {line.split()[0]} needs the package '{package}', which is not installed: "
+    assert f"{expected}pip install 'recsys[{extra}]'" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
 def test_completion() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import os
 import shutil
@@ -29,6 +32,7 @@ from recsys.publishing.batch_recommend import Recommender, choose_users, write_r
 from recsys.publishing.promote import best_run, choose_run, promote
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender, open_recommender
 from recsys.publishing.release_writer import real_requests
+from recsys.publishing.table_files import read_table
 from recsys.release.store import ReleaseStore
 
 
@@ -140,7 +144,7 @@ def test_columns_of_a_file_are_request_features(
         ({"userid": ["u001"]}, "column 'user_id' is missing; did you mean 'userid'"),
         ({"user_id": ["u001", "u002", "u001"]}, "user 'u001' occurs more than once"),
         ({"user_id": ["u001", None]}, "column 'user_id' is null in row 1"),
-        ({"user_id": [1, 2]}, "holds int64, but the data's users are string"),
+        ({"user_id": [1, 2]}, "holds int64, but the ids of the data are string"),
         ({"user_id": pa.array([], pa.string())}, "no rows"),
     ],
 )
@@ -157,13 +161,69 @@ def test_files_that_cannot_be_read(run: RunRecommender, tmp_path: Path) -> None:
     (tmp_path / "users.parquet").write_text("no parquet")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         choose_users(str(tmp_path / "users.parquet"), run.dataset)
-    with pytest.raises(UserError, match="expected test, all or a Parquet file"):
+    with pytest.raises(UserError, match="no such file; expected test, all or a file with a column of users"):
         choose_users("tset", run.dataset)
     audience = choose_users("test", run.dataset)
     with pytest.raises(UserError, match="k: found 0"):
         write_recommendations(run, audience, k=0, exclude_seen=True, out=tmp_path / "out.parquet")
     with pytest.raises(UserError, match="is a folder"):
         write_recommendations(run, audience, k=5, exclude_seen=True, out=tmp_path)
+    with pytest.raises(UserError, match=r"out.xlsx: expected a name that ends in .parquet, .csv, .jsonl, .csv.gz"):
+        write_recommendations(run, audience, k=5, exclude_seen=True, out=tmp_path / "out.xlsx")
+
+
+def test_the_name_of_the_file_says_its_format(run: RunRecommender, tmp_path: Path) -> None:
+    expected = _recommend(run, "test", tmp_path / "out.parquet", k=5)
+    for name in ("out.jsonl", "out.jsonl.gz", "out.csv", "out.csv.gz"):
+        out = tmp_path / name
+        write_recommendations(run, choose_users("test", run.dataset), k=5, exclude_seen=True, out=out)
+        text = gzip.decompress(out.read_bytes()).decode() if name.endswith("gz") else out.read_text()
+        if ".jsonl" in name:
+            found = {row["user_id"]: row["item_ids"] for row in map(json.loads, text.splitlines())}
+            assert found == {user: row["item_ids"] for user, row in expected.items()}
+            continue
+        rows = list(csv.DictReader(io.StringIO(text)))
+        flat = [(u, str(n), i) for u, row in expected.items() for n, i in enumerate(row["item_ids"], 1)]
+        assert [(row["user_id"], row["rank"], row["item_id"]) for row in rows] == flat
+        assert float(rows[0]["score"]) == pytest.approx(next(iter(expected.values()))["scores"][0])
+
+
+FILES = {
+    "users.csv": "visitor;surface\nu001;home\n007;\n",
+    "users.tsv": "user_id\tsurface\nu001\thome\n007\t\n",
+    "users.jsonl": '{"visitor": "u001", "surface": "home"}\n{"visitor": "007"}\n',
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_users_are_read_as_the_training_data(name: str, run: RunRecommender, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(FILES[name])
+    data = {"columns": {"user_id": "visitor"}, "encoding": "utf-8", "delimiter": None, "decimal": "point"}
+    audience = choose_users(str(tmp_path / name), run.dataset, data=data)
+    assert audience.user_ids.to_pylist() == ["u001", "007"]
+    assert {key: values.to_pylist() for key, values in audience.request_features.items()} == {"surface": ["home", None]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("u.csv", "visitr\n1\n", "column 'visitor' is missing; did you mean 'visitr'.*; data.columns.user_id names it"),
+        ("u.csv", "visitor\n12\nB7\n", "column 'visitor' holds 'B7' in row 1, but the ids of the data are int64"),
+        ("u.csv", "visitor,x\n007,1\n", "column 'visitor' holds '007' in row 0"),
+        ("u.csv", "visitor,x\n,1\n", "column 'visitor' is null in row 0"),
+        ("u.jsonl", '{"visitor": "12"}\n', "column 'visitor' holds string, but the ids of the data are int64"),
+    ],
+)
+def test_ids_of_another_type(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / name, "users", id_type=pa.int64(), data={"columns": {"user_id": "visitor"}})
+
+
+def test_a_release_remembers_the_names_of_columns(published: Published, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", published.root, "data.columns.users.user_id=user_id")
+    assert RunRecommender(load_run(path)).data.columns.users.user_id == "user_id"
+    assert open_recommender(None, "candidate", store=str(published.store), root=None).data.columns.item_id == "item_id"
 
 
 class Counting:
@@ -278,7 +338,7 @@ def test_release_with_data_that_lacks_features(published: Published, tmp_path: P
     root.mkdir()
     shutil.copyfile(published.root / "interactions.parquet", root / "interactions.parquet")
     rows = _recommend(
-        open_recommender(None, "candidate", store=str(published.store), root=str(root)), "test", tmp_path / "o"
+        open_recommender(None, "candidate", store=str(published.store), root=str(root)), "test", tmp_path / "o.parquet"
     )
     assert all(len(row["item_ids"]) == 10 for row in rows.values())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 from publishing import Published
 from worlds import write_blend, write_run
 
 from recsys.cli.main import main
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
+from recsys.publishing import new_items
 from recsys.publishing.new_items import embed_items
 from recsys.publishing.promote import promote
 from recsys.release.store import ReleaseStore
@@ -31,7 +34,9 @@ def untrained(store: Path, version: str, num_trained: int, root: Path) -> tuple[
     return source.take(at), np.load(store / version / "item_embeddings.npy")[rows]
 
 
-def test_embeddings_are_those_of_the_release(published: Published, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_the_release(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = load_run(published.runs[0])
     table, expected = untrained(published.store, published.versions[0], run.dataset.num_trained, published.root)
     pq.write_table(table, tmp_path / "new.parquet")
@@ -42,6 +47,14 @@ def test_embeddings_are_those_of_the_release(published: Published, tmp_path: Pat
     np.testing.assert_allclose(found.embeddings, expected, atol=1e-6)
     assert [item["item_id"] for item in found.items] == table["item_id"].to_pylist()
     assert [item["category"] for item in found.items] == table["category"].to_pylist()
+    lines = [json.dumps(row) for row in table.rename_columns({"item_id": "id"}).to_pylist()]
+    (tmp_path / "new.jsonl").write_text("\n".join(lines))
+    config = OmegaConf.create({"data": {"columns": {"items": {"item_id": "id"}}}})
+    with monkeypatch.context() as patch:
+        stored = new_items.stored_config
+        patch.setattr(new_items, "stored_config", lambda folder: OmegaConf.merge(stored(folder), config))
+        embed_items(published.store, "candidate", items=tmp_path / "new.jsonl", out=out)
+    np.testing.assert_allclose(load_additions(out).embeddings, expected, atol=1e-6)
 
 
 def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
@@ -63,9 +76,9 @@ def test_items_that_cannot_be_embedded_are_reported(
     pq.write_table(pa.table({"item_id": [None, "b"]}), tmp_path / "null.parquet")
     command = ["embed-items", "release=candidate", f"out={tmp_path / 'out'}", f"store={published.store}"]
     for file, message in (
-        ("none.parquet", "none.parquet: unreadable"),
-        ("nameless.parquet", "has no column item_id; found id"),
-        ("null.parquet", "or nulls"),
+        ("none.parquet", "none.parquet: no such file"),
+        ("nameless.parquet", "column 'item_id' is missing"),
+        ("null.parquet", "column 'item_id' is null in row 0"),
     ):
         with pytest.raises(SystemExit):
             main([*command, f"items={tmp_path / file}"])

@@ -3,9 +3,9 @@
     recsys embed-items release=production items=new_items.parquet out=embedded.parquet
     recsys embed-items release=production items=new_items.parquet out=embedded.parquet hosts=[http://10.0.0.1:8080]
 
-The file of items has `item_id`, in the type of the release's ids, and any columns that the item tower reads or the
-release shows. Hosts in `hosts` get the items at once. The last line of the output is the version of the release; only
-an index of this version takes the file.
+The file of items (.parquet, .csv or .jsonl) has a column of items, named as in training (data.columns.item_id) or
+item_id, and any columns that the item tower reads or the release shows. Hosts in `hosts` get the items at once. The
+last line of the output is the version of the release; only an index of this version takes the file.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -16,9 +20,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recsys.cli.commands import Command
+from recsys.cli.preflight import check_places, check_run_folder
 from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
-from recsys.experiments.compose import compose_command
+from recsys.experiments.compose import compose_command, compose_job
 from recsys.experiments.conf_files import readable, reference, search_path
 from recsys.experiments.config_check import check
 from recsys.experiments.override_check import checked
@@ -26,6 +31,8 @@ from recsys.experiments.overrides import CONFIG_DIR, quoted
 
 # Exit code of a command that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
+# Errors of the operating system about a file or folder that the user named.
+_OF_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def run_command(command: Command, arguments: list[str]) -> None:
@@ -45,15 +52,19 @@ def run_command(command: Command, arguments: list[str]) -> None:
         words = with_keys(command, arguments)
         if not command.is_job:
             _interrupt_on_sigterm()
-        # The command separates its own keys from those that it passes on to training.
-        if command.name == "sweep":
-            importlib.import_module("recsys.cli.sweep").main(words)
-        elif command.is_job:
-            _run_job(command, words)
-        else:
-            _main_of(command)(compose_command(command.config_name, words))
-    except (UserError, OmegaConfBaseException) as error:
-        fail(readable(error))
+        module = importlib.import_module(f"recsys.cli.{command.config_name}")
+        with _names_extra(command):
+            # The command separates its own keys from those that it passes on to training.
+            if command.name == "sweep":
+                module.main(words)
+            elif command.is_job:
+                _run_job(command, words, module.main)
+            else:
+                config = compose_command(command.config_name, words)
+                check_places(command.name, config)
+                module.main(config)
+    except (UserError, OmegaConfBaseException, OSError) as error:
+        _fail_with(error)
 
 
 def with_keys(command: Command, arguments: list[str]) -> list[str]:
@@ -89,9 +100,14 @@ def _is_plain(before: str, word: str) -> bool:
     return "=" not in word and not word.startswith(("-", "~", "+")) and before not in CONFIG_DIR
 
 
-def _run_job(command: Command, words: list[str]) -> None:
+def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], None]) -> None:
     words = checked(command.config_name, words)
-    given, main = sys.argv, _main_of(command)
+    given = sys.argv
+    own = [word for before, word in _pairs(words) if not {before, word.partition("=")[0]} & {*CONFIG_DIR}]
+    if not any(word.startswith("-") for word in own):
+        config, folder = compose_job(command.config_name, [*own, *search_path(words)])
+        check_places(command.name, config)
+        check_run_folder(folder)
 
     @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command.config_name)
     def job(config: DictConfig) -> None:
@@ -103,12 +119,17 @@ def _run_job(command: Command, words: list[str]) -> None:
                 # The sweeper may have chosen values that were not known before.
                 path = search_path(task.overrides.hydra)
                 check(config, reference(command.config_name, task.runtime.choices, search_path=path))
-            main(config)
-        except (UserError, OmegaConfBaseException) as error:
-            fail(readable(error))
+                check_places(command.name, config)
+            # Hydra would report the error in its own way.
+            with _names_extra(command):
+                main(config)
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            _fail_with(error)
         except SystemExit as stop:
             # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
+        finally:
+            _forget_unused(Path(output_dir()))
 
     # Hydra reads the arguments of the process.
     sys.argv = [given[0], *words]
@@ -118,22 +139,39 @@ def _run_job(command: Command, words: list[str]) -> None:
         sys.argv = given
 
 
-def _main_of(command: Command) -> Callable[[DictConfig], None]:
-    module = importlib.import_module(f"recsys.cli.{command.config_name}")
+def _forget_unused(folder: Path) -> None:
+    """Remove the folder of a run that failed before it wrote anything."""
+    if folder.absolute() == Path.cwd() or [entry.name for entry in folder.iterdir()] != [".hydra"]:
+        return
+    shutil.rmtree(folder)
+    for above in folder.parents:
+        if above == Path.cwd() or any(above.iterdir()):
+            return
+        above.rmdir()
 
-    def main(config: DictConfig) -> None:
-        try:
-            module.main(config)
-        except ModuleNotFoundError as error:
-            package = str(error.name).partition(".")[0]
-            if package == "recsys":
-                raise
-            fail(
-                f"recsys {command.name} needs the package '{package}', which is not installed: "
-                f"pip install 'recsys[{command.extra}]'"
-            )
 
-    return main
+def _fail_with(error: Exception) -> NoReturn:
+    """Report an error that the user can mend; raise any other."""
+    if not isinstance(error, OSError):
+        fail(readable(error))
+    if error.errno not in _OF_PLACES or error.filename is None:
+        raise error
+    fail(f"{error.filename}: {str(error.strerror).lower()}")
+
+
+@contextmanager
+def _names_extra(command: Command) -> Iterator[None]:
+    """Say what to install if a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "recsys":
+            raise
+        fail(
+            f"recsys {command.name} needs the package '{package}', which is not installed: "
+            f"pip install 'recsys[{command.extra}]'"
+        )
 
 
 def output_dir() -> str:

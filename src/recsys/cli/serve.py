@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 def main(config: DictConfig) -> None:
     """Serve until SIGTERM or SIGINT."""
+    from recsys.cli.preflight import check_state
     from recsys.serving.server import run
     from recsys.serving.settings import Settings
 
     limits = config.limits
+    if config.role != "host":
+        check_state("events", config.events, store=config.store)
+    if config.role != "gateway":
+        check_state("changes", config.changes, store=config.store)
     settings = Settings(
         role=config.role,
         release=config.release,

@@ -30,6 +30,7 @@ def main(words: list[str]) -> None:
     from pathlib import Path
 
     from recsys.cli.entry import INTERRUPTED
+    from recsys.cli.preflight import check_places
     from recsys.core.errors import UserError
     from recsys.experiments.compose import compose_command, keys_of
     from recsys.experiments.overrides import CONFIG_DIR
@@ -49,6 +50,7 @@ def main(words: list[str]) -> None:
         else:
             (own if key in names else overrides).append(word)
     config = compose_command("sweep", own)
+    check_places("sweep", config)
     place = Path(config.file)
     if place.is_dir():
         if overrides or options:

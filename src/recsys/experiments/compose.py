@@ -7,10 +7,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from recsys.core.errors import UserError, nearest
-from recsys.experiments.conf_files import initialized, search_path, usual
+from recsys.experiments.conf_files import initialized, search_path, usual, without_hydra
 from recsys.experiments.key_hints import keys_below
 from recsys.experiments.override_check import checked
 from recsys.experiments.overrides import CONFIG_DIR
@@ -46,13 +46,21 @@ def compose_run(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]
         UserError: If the overrides do not compose, or a key is unknown.
     """
     words = checked("train", overrides, CONFIG_DIR)
-    with initialized():
-        config = hydra.compose("train", overrides=words, return_hydra_config=True)
-        folder = Path(str(config.hydra.run.dir))
-        with open_dict(config):
-            del config["hydra"]
+    config, folder = compose_job("train", words)
     own = [word for word in words if not re.match(r"[+~]*hydra[./]", word) or "searchpath" in word]
     return config, variants_of(config, own), folder
+
+
+def compose_job(config_name: str, words: list[str]) -> tuple[DictConfig, Path]:
+    """Return the configuration of a command and its folder, `hydra.run.dir`.
+
+    Args:
+        config_name: name of a file in `conf/`.
+        words: checked overrides.
+    """
+    with initialized():
+        config = hydra.compose(config_name, overrides=words, return_hydra_config=True)
+        return without_hydra(config), Path(str(config.hydra.run.dir))
 
 
 def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 from recsys.core.renamed_keys import renamed
-from recsys.core.schema import FEATURE_SETTINGS, OWNERS
+from recsys.core.schema import FEATURE_SETTINGS, KINDS, OWNERS
 from recsys.core.signatures import Signature, TargetNotFoundError, signature_of
 from recsys.experiments.key_hints import hint
 
@@ -107,6 +107,9 @@ class _Check:
                 for name in settings if isinstance(settings, DictConfig) else ():
                     if name not in FEATURE_SETTINGS:
                         self._refuse(f"{place}.{column!s}.{name!s}")
+                    if name == "kind" and settings[name] not in (*KINDS, None):
+                        close = nearest(str(settings[name]), KINDS)
+                        raise UserError(f"{place}.{column!s}.kind={settings[name]}: no such kind{close}")
 
     def _refuse(self, key: str) -> None:
         found, text = hint(key, self._reference)

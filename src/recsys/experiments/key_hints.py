@@ -90,11 +90,15 @@ def _nearest_beside(name: str, keys: Iterable[str]) -> str | None:
 
 def _leaves(tree: DictConfig, prefix: str = "") -> Iterator[str]:
     """Yield the keys that hold no further ones, with the arguments of classes that are not in the configuration."""
+    node = OmegaConf.select(tree, prefix) if prefix else tree
     for key in _children(tree, prefix):
-        node = OmegaConf.select(tree, key, throw_on_missing=False, default=None)
-        if isinstance(node, DictConfig) and key != "hydra":
-            yield from _leaves(tree, key)
-        elif key != "hydra":
+        name = key.rpartition(".")[2]
+        is_open = (
+            OmegaConf.is_missing(node, name) or name not in map(str, node) or OmegaConf.is_interpolation(node, name)
+        )
+        if not is_open and isinstance(node[name], DictConfig):
+            yield from _leaves(tree, key) if key != "hydra" else ()
+        else:
             yield key
 
 

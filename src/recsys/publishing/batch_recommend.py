@@ -1,4 +1,4 @@
-"""Batch retrieval: ranked items for many users, streamed to one Parquet file.
+"""Batch retrieval: ranked items for many users, streamed to one file.
 
 Finished parts are kept in `<out>.parts/`. A killed command that is started again with the same inputs computes only the
 missing parts.
@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_file, atomic_write
@@ -29,6 +30,8 @@ from recsys.core.schema import Schema
 from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
+from recsys.publishing.recommendation_files import check_name, write_parts
+from recsys.publishing.table_files import read_table
 
 log = logging.getLogger("recsys")
 
@@ -45,11 +48,13 @@ class Recommender(Protocol):
         identity: name of model and data; recommenders with equal names rank alike.
         dataset: histories and profiles of the users.
         item_ids: outside ids of the items; results are rows of it.
+        data: configuration of the data; it names the columns of a file of users.
     """
 
     identity: str
     dataset: PreparedDataset
     item_ids: pa.Array
+    data: DictConfig | None
 
     def rank(
         self, requests: Requests, k: int, *, exclude_seen: bool, request_features: Mapping[str, pa.Array]
@@ -83,13 +88,18 @@ class Audience:
         return len(self.user_ids)
 
 
-def choose_users(users: str, dataset: PreparedDataset) -> Audience:
-    """Return the users that `users=` names: `test`, `all`, or those of a Parquet file.
+def choose_users(users: str, dataset: PreparedDataset, *, data: Mapping[str, Any] | None = None) -> Audience:
+    """Return the users that `users=` names: `test`, `all`, or those of a file.
 
     The histories of `test` end before the test part; other histories are whole.
 
+    Args:
+        users: test, all or the name of a Parquet, CSV or JSON Lines file with a column of users.
+        dataset: data set with the histories.
+        data: configuration of the training data, which names the columns of the file.
+
     Raises:
-        UserError: If there are no such users, or the file has no usable column `user_id`.
+        UserError: If there are no such users, or the file has no usable column of users.
     """
     if users == "test":
         requests = dataset.requests("test")
@@ -98,34 +108,14 @@ def choose_users(users: str, dataset: PreparedDataset) -> Audience:
         return Audience(dataset.user_ids.take(pa.array(requests.user_idx)), requests)
     if users == "all":
         return Audience(dataset.user_ids, Requests(np.arange(dataset.num_users), dataset.offsets[1:]))
-    return _users_of_file(Path(users), dataset)
+    return _users_of_file(Path(users), dataset, data)
 
 
-def _users_of_file(path: Path, dataset: PreparedDataset) -> Audience:
+def _users_of_file(path: Path, dataset: PreparedDataset, data: Mapping[str, Any] | None) -> Audience:
     if not path.is_file():
-        raise UserError(
-            f"users={path}: expected test, all or a Parquet file with a column user_id; there is no such file"
-        )
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({error})") from error
-    if "user_id" not in table.column_names:
-        raise UserError(f"{path}: column 'user_id' is missing{nearest('user_id', table.column_names)}")
-    if not len(table):
-        raise UserError(f"{path}: no rows")
+        raise UserError(f"users={path}: no such file; expected test, all or a file with a column of users")
+    table = read_table(path, "users", id_type=dataset.user_ids.type, data=data)
     ids = plain(table["user_id"])
-    if ids.null_count:
-        row = int(np.flatnonzero(np.asarray(pc.is_null(ids)))[0])
-        raise UserError(f"{path}: column 'user_id' is null in row {row}")
-    wanted = dataset.user_ids.type
-    is_same = pa.types.is_string(ids.type) if pa.types.is_string(wanted) else pa.types.is_integer(ids.type)
-    if not is_same:
-        raise UserError(f"{path}: column 'user_id' holds {ids.type}, but the data's users are {wanted}")
-    try:
-        ids = ids.cast(wanted)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: column 'user_id': {error}") from error
     counts = pc.value_counts(ids)
     if len(counts) < len(ids):
         twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"]
@@ -146,14 +136,14 @@ def _request_features(table: pa.Table, schema: Schema) -> dict[str, pa.Array]:
 def write_recommendations(
     recommender: Recommender, audience: Audience, *, k: int, exclude_seen: bool, out: str | Path
 ) -> int:
-    """Rank items for every user and write `user_id`, `item_ids` and `scores` to a Parquet file.
+    """Rank items for every user and write `user_id`, `item_ids` and `scores` to a file.
 
     Args:
         recommender: run or release that ranks.
         audience: users.
         k: number of items for each user.
         exclude_seen: leave out the items of the whole history.
-        out: name of the Parquet file.
+        out: name of the file, which says its format; see `recommendation_files`.
 
     Returns:
         The number of users.
@@ -165,7 +155,8 @@ def write_recommendations(
     if k < 1:
         raise UserError(f"k: found {k}, expected at least 1")
     if out.is_dir():
-        raise UserError(f"out: {out} is a folder, expected the name of a Parquet file")
+        raise UserError(f"out: {out} is a folder, expected the name of a file in it")
+    check_name(out)
     parts = out.with_name(out.name + ".parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -174,7 +165,7 @@ def write_recommendations(
     try:
         with FileLock(parts / ".lock", timeout=0):
             _write_parts(recommender, audience, parts=parts, k=k, exclude_seen=exclude_seen)
-            _merge(parts, out)
+            write_parts(sorted(parts.glob("part-*.parquet")), out)
     except Timeout as error:
         raise UserError(f"out: another process is writing {out}") from error
     shutil.rmtree(parts, ignore_errors=True)
@@ -228,13 +219,6 @@ def rank_slice(recommender: Recommender, audience: Audience, *, rows: slice, k: 
             "scores": pa.ListArray.from_arrays(offsets, pa.array(scores[real].astype(np.float32))),
         }
     )
-
-
-def _merge(parts: Path, out: Path) -> None:
-    files = sorted(parts.glob("part-*.parquet"))
-    with atomic_file(out) as aside, pq.ParquetWriter(aside, pq.read_schema(files[0])) as writer:
-        for file in files:
-            writer.write_table(pq.read_table(file))
 
 
 def _digest(audience: Audience) -> str:

@@ -20,10 +20,11 @@ from recsys.core.schema import Schema, TimeResolution
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
 from recsys.data.dataset import DataSizes
-from recsys.data.encoding import FeatureEncoder, as_type, plain
+from recsys.data.encoding import FeatureEncoder, plain
 from recsys.experiments.assembly import complete, instantiate
 from recsys.experiments.trained_run import stored_config
 from recsys.models.items import ItemTower
+from recsys.publishing.table_files import read_table
 from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, SCHEMA, Manifest
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import save_additions
@@ -126,12 +127,13 @@ class NewItems:
 
 
 def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> str:
-    """Embed the rows of a Parquet file.
+    """Embed the rows of a file.
 
     Args:
         store: folder of releases.
         release: version or alias.
-        items: Parquet file with `item_id`, and any columns that the item tower reads or the release shows.
+        items: Parquet, CSV or JSON Lines file with a column of items, named as in training (`data.columns.item_id`) or
+            `item_id`, and any columns that the item tower reads or the release shows.
         out: file to write.
 
     Returns:
@@ -141,23 +143,17 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> s
         UserError: If there is no such release, it cannot embed new items, or `items` is not such a file.
     """
     folder, manifest = ReleaseStore(store).open(release)
-    try:
-        table = pq.read_table(items)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{items}: unreadable ({error})") from error
-    if "item_id" not in table.column_names:
-        raise UserError(f"{items}: has no column item_id; found {', '.join(table.column_names)}")
     shown = pq.read_schema(folder / ITEMS)
     kind = shown.field("item_id").type
-    ids = as_type(plain(table["item_id"]), kind)
-    if ids.null_count:
-        raise UserError(
-            f"{items}: item_id: found {table['item_id'].type} with values that are not of type {kind}, or nulls"
-        )
+    table = read_table(items, "items", id_type=kind, data=stored_config(folder).data)
+    ids = plain(table["item_id"])
     columns = {"item_id": ids}
     for name in shown.names:
         if name not in ("item_id", "item_idx"):
             given = plain(table[name]) if name in table.column_names else pa.nulls(len(table))
-            columns[name] = given.cast(shown.field(name).type) if pa.types.is_null(given.type) else given
+            try:
+                columns[name] = given.cast(shown.field(name).type)
+            except pa.ArrowException as error:
+                raise UserError(f"{items}: column '{name}' holds {given.type} ({error})") from error
     save_additions(pa.table(columns), NewItems(folder, manifest).embed(table), version=manifest.version, path=out)
     return manifest.version

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 import torch
+from omegaconf import DictConfig
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError
@@ -39,6 +40,7 @@ class RunRecommender:
         weights = describe_file(run.path / "checkpoints/best.ckpt").sha256
         self.identity = f"run {weights} {describe_file(run.path / 'config.yaml').sha256} {run.dataset.meta.fingerprint}"
         self.dataset, self.item_ids = run.dataset, run.dataset.item_ids
+        self.data = run.config.data
         self._model, self._builder = run.model, run.builder
         self._ranker = ModelRanker(run.model, run.corpus)
         self._encoders = {
@@ -69,11 +71,13 @@ class ReleaseRecommender:
     Args:
         retriever: opened release.
         dataset: histories and profiles; ids and codes are translated if it is not the data set of the release.
+        data: configuration of the data, for the names of columns in a file of users.
     """
 
-    def __init__(self, retriever: Retriever, dataset: PreparedDataset) -> None:
+    def __init__(self, retriever: Retriever, dataset: PreparedDataset, *, data: DictConfig | None = None) -> None:
         self.identity = f"release {retriever.version} {dataset.meta.fingerprint}"
         self.dataset, self.item_ids = dataset, retriever.items["item_id"].combine_chunks()
+        self.data = data
         self._retriever = retriever
         self._builder = BatchBuilder(dataset, retriever.manifest.max_history)
         self._num_items = len(retriever.known_items)
@@ -158,4 +162,4 @@ def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
             f"release {retriever.version}: was made from data {expected}, but its source now gives "
             f"{dataset.meta.fingerprint}; data.root= names the data to use"
         )
-    return ReleaseRecommender(retriever, dataset)
+    return ReleaseRecommender(retriever, dataset, data=config.data)

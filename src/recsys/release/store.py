@@ -122,25 +122,34 @@ class ReleaseStore:
             return {}
         return {path.name: self._read_alias(path) for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name)}
 
-    def resolve(self, name: str) -> str:
+    def resolve(self, name: str, key: str = "release") -> str:
         """Return the version of `name`, which is a version or an alias.
+
+        Args:
+            name: version or alias.
+            key: key that holds the name, for errors.
 
         Raises:
             UserError: If there is no such release.
         """
         if not self.root.is_dir():
-            raise UserError(f"store: {self.root} is not a folder; `recsys index` publishes releases")
+            raise UserError(f"store: {self.root.absolute()} is not a folder; `recsys index` publishes releases")
         version = name
         if _ALIAS.fullmatch(name) and not _VERSION.fullmatch(name):
             path = self.root / "aliases" / name
             if not path.is_file():
-                valid = [*self.aliases(), *self.versions()]
-                raise UserError(f"release: {self.root} has no alias '{name}'{nearest(name, valid)}")
+                raise self._absent(name, f"{key}: {self.root} has no alias '{name}'")
             version = self._read_alias(path)
         if not _VERSION.fullmatch(version) or not (self.root / version).is_dir():
-            valid = [*self.aliases(), *self.versions()]
-            raise UserError(f"release: {self.root} has no release '{version}'{nearest(version, valid)}")
+            raise self._absent(version, f"{key}: {self.root} has no release '{version}'")
         return version
+
+    def _absent(self, name: str, message: str) -> UserError:
+        valid = [*self.aliases(), *self.versions()]
+        if not valid:
+            return UserError(f"store: {self.root.absolute()} holds no releases; `recsys index` publishes them")
+        close = nearest(name, valid)
+        return UserError(message + (close if "valid:" in close else f"{close} valid: {', '.join(valid)}"))
 
     def open(self, name: str) -> tuple[Path, Manifest]:
         """Verify a release, and return its folder and manifest.

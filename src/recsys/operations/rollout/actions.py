@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,8 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
         raise UserError(f"action: found '{config.action}'{nearest(config.action, ACTIONS)}")
     if not 0 < config.share <= 1:
         raise UserError(f"share: found {config.share}, expected a share above 0 and up to 1")
-    console, state = console or Console(), RolloutStateFile(Path(config.state))
+    place = config.state or f"{config.store or 'releases'}/state/rollout.json"
+    console, state = console or Console(), RolloutStateFile(Path(place))
     if config.action == "status":
         _status(config, state, console=console)
     elif config.action == "pause":
@@ -45,6 +47,7 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
 
 
 def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
+    state.path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(state.lock, timeout=0):
             rollout = _requested_rollout(config, state)
@@ -59,7 +62,20 @@ def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) ->
                 return
     except Timeout as error:
         raise UserError(f"{state.path}: another process is running its rollout; `pause` stops it") from error
+    finally:
+        _remove_unused(state)
     console.print(_done(rollout), soft_wrap=True)
+
+
+def _remove_unused(state: RolloutStateFile) -> None:
+    """Remove the lock and the folders of a rollout that never began."""
+    if state.path.exists():
+        return
+    state.lock.unlink(missing_ok=True)
+    # A folder that holds anything else stays.
+    with contextlib.suppress(OSError):
+        state.path.parent.rmdir()
+        state.path.parent.parent.rmdir()
 
 
 def _requested_rollout(config: DictConfig, state: RolloutStateFile) -> Rollout:
