@@ -126,7 +126,7 @@ def test_data_without_exposures_keeps_its_name(tmp_path: Path) -> None:
             {"time_resolution": "none"},
             r"data.engaged=engaged: exposures need times",
         ),
-        ({"engaged": [False] * 16}, LeaveLastOutSplit(), {}, "no events"),
+        ({"engaged": [False] * 16}, LeaveLastOutSplit(), {}, "nobody engaged"),
     ],
 )
 def test_columns_that_cannot_mark_exposures_are_refused(

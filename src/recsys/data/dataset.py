@@ -5,7 +5,8 @@
                   vocabularies/items.parquet    item_id; row r is item_idx r + 1 (item_idx 0: an unknown item)
                   vocabularies/users.parquet    user_id; row r is user_idx r
                   vocabularies/<owner>.<feature>.parquet    value; row r is code r + 2 (0 missing, 1 unknown)
-                  events/item_idx.npy int32 [E], time.npy int64 [E], feature.<name>.npy ...
+                  events/item_idx.npy int32 [E], time.npy int64 [E], feature.<name>.npy ..., weight.npy float32 [E] if
+                      the events are weighted
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
                   exposures/...                 `recsys.data.exposures`, if the source declares any
@@ -132,6 +133,7 @@ class PreparedDataset:
         has_features: bool [N + 1], whether an item has a value in any feature.
         columns: encoded features by `Feature.key`.
         exposures: items that users were shown and did not engage with; None if the source declares none.
+        weight: float32 [E], weight of each event as a target; None for equal weights.
     """
 
     path: Path
@@ -146,6 +148,7 @@ class PreparedDataset:
     has_features: npt.NDArray[np.bool_]
     columns: dict[str, Column]
     exposures: Exposures | None = None
+    weight: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def open(cls, path: Path) -> PreparedDataset:
@@ -169,6 +172,7 @@ class PreparedDataset:
             has_features=np.asarray(load_array(path / "items/has_features.npy")),
             columns={f.key: load_column(_stem(path, f), ragged=f.is_ragged) for f in schema.features},
             exposures=load_exposures(path),
+            weight=load_array(path / "events/weight.npy") if meta.settings["settings"].get("weight") else None,
         )
 
     @property

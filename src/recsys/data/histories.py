@@ -17,7 +17,8 @@ from recsys.data.preparation.array_writers import times_of
 from recsys.data.preparation.engines import Session
 from recsys.data.preparation.feature_plans import FeaturePlan
 from recsys.data.preparation.job import PreparationJob
-from recsys.data.preparation.pipeline import open_events, read_entities
+from recsys.data.preparation.opened_events import open_events
+from recsys.data.preparation.pipeline import read_entities
 
 
 class UserEvents(NamedTuple):

@@ -15,6 +15,8 @@ from recsys.experiments.key_hints import hint
 
 # Sections whose keys are names that the user chooses.
 OPEN = ("data.features", "history.action_weights", "variants", "grids", "gates.absolute.floors")
+# Sections that a name alone may replace.
+SHORT = ("data.engaged",)
 # Values that may be null although their defaults are not.
 NULLABLE = (
     "evaluation.val_users",
@@ -84,7 +86,7 @@ class _Check:
                 self._refuse(_first_leaf(key, given))
             if key == "data.features" and isinstance(given, DictConfig):
                 self._features(given)
-            if is_open or key in OPEN:
+            if is_open or key in OPEN or (key in SHORT and isinstance(given, str)):
                 continue
             is_known = name in names and not OmegaConf.is_missing(known, name)
             usual = known[name] if is_known and not OmegaConf.is_interpolation(known, name) else None

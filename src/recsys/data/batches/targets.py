@@ -99,10 +99,10 @@ class TargetSampling:
 
 
 class TargetWeights:
-    """Weights of training events as targets: the product of the weights of their age and of their action.
+    """Weights of training events as targets: the product of their own weight and those of their age and action.
 
     Args:
-        dataset: events; their times need a clock if age counts.
+        dataset: events, perhaps weighted; their times need a clock if age counts.
         sampling: half-life, first target and weights of actions.
 
     Raises:
@@ -114,15 +114,18 @@ class TargetWeights:
         self._half_life = None if sampling.half_life_days is None else sampling.half_life_days * DAY
         self._tables = [_table(dataset, name, weights=weights) for name, weights in sampling.action_weights.items()]
         self._since = dataset.training_time(sampling.targets_since) if sampling.targets_since else None
+        # The mean of all weights is 1, so that their sum stays in the range of floats.
+        self._mean = 1.0 if dataset.weight is None else float(np.mean(dataset.weight, dtype=np.float64))
         if self._half_life is not None:
             last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
             self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
 
     def __call__(self, positions: Int64Array) -> Tensor | None:
         """Return the weights float32 [P] of the events at `positions`, or None if all are equal."""
-        if self._half_life is None and self._since is None and not self._tables:
+        own = self._dataset.weight
+        if self._half_life is None and self._since is None and not self._tables and own is None:
             return None
-        weight = np.ones(len(positions))
+        weight = np.ones(len(positions)) if own is None else own[positions] / self._mean
         if self._half_life is not None:
             # Bounded, so that a batch of old targets alone has a positive sum.
             age = (self._newest - np.asarray(self._dataset.time[positions])) / self._half_life

@@ -89,12 +89,17 @@ def write_events(
     num_events = int((users.train + users.val + users.test).sum())
     item_idx = open_array(folder / "events/item_idx.npy", (num_events,), dtype=np.int32)
     times = open_array(folder / "events/time.npy", (num_events,), dtype=np.int64)
+    weights = None
+    if job.settings.weight is not None:
+        weights = open_array(folder / "events/weight.npy", (num_events,), dtype=np.float32)
     writers = _open(drafts, folder / "events", num_rows=num_events)
     at = 0
     for batch in track(session.stream(ordered), "writing events", total=num_events, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
+        if weights is not None:
+            weights[at:end] = np.asarray(batch["weight"])
         for name, writer in writers.items():
             writer.add(batch[name])
         at = end

@@ -42,13 +42,15 @@ def configured_data(config: DictConfig) -> ConfiguredData:
         UserError: If a key or value is not valid.
     """
     data = config.data
+    engaged = data.get("engaged")
     settings = DataSettings(
         time_resolution=data.time,
         time_unit=data.get("time_unit"),
         time_format=data.get("time_format"),
         columns=plain(data.columns),
         features=plain(data.features),
-        engaged=data.get("engaged"),
+        engaged=plain(engaged) if isinstance(engaged, DictConfig) else engaged,
+        weight=data.get("weight"),
         min_user_events=data.min_user_events,
         min_item_events=data.min_item_events,
     )

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -22,13 +22,13 @@ from recsys.data.preparation.array_writers import (
     write_exposures,
     write_has_features,
 )
-from recsys.data.preparation.engines import Engine, Read, Session, rows
-from recsys.data.preparation.event_times import with_times
+from recsys.data.preparation.engines import Engine, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.opened_events import open_events
 from recsys.data.preparation.reading import read_table
 from recsys.data.preparation.splits import TRAIN
-from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, keep_core, write_values
+from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, write_values
 from recsys.data.sources.tables import id_type, reads
 
 log = logging.getLogger("recsys")
@@ -88,7 +88,7 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     trained = events.filter(events.part == TRAIN)
     with Progress("features of interactions"):
         drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
-    ordered = _ordered(events, joins, plans)
+    ordered = _ordered(events, joins, [*plans, *(["weight"] if job.settings.weight is not None else [])])
     features = (
         write_events(job, session, ordered=ordered, drafts=drafts, users=users, per_second=per_second, folder=folder)
         + features
@@ -137,37 +137,6 @@ def _sizes(users: Entities, items: Entities) -> dict[str, int]:
     }
 
 
-class OpenedEvents(NamedTuple):
-    """Unordered events with their `part`, exposures or None if the data has none, and the units of `time` a second."""
-
-    events: ir.Table
-    exposed: ir.Table | None
-    per_second: int
-
-
-def open_events(job: PreparationJob, session: Session) -> OpenedEvents:
-    """Return the events and exposures.
-
-    Raises:
-        UserError: If an id, a timestamp or the column of engagement is null.
-    """
-    settings, source = job.settings, _read_events(job, session)
-    _check_events(job, session, source)
-    source, per_second = with_times(job, session, source)
-    exposed = None
-    if settings.engaged is not None:
-        source, exposed = source.filter(source.engaged), source.filter(~source.engaged)
-    events = source
-    if job.drops_rare:
-        events = keep_core(
-            session,
-            source,
-            min_user_events=settings.min_user_events,
-            min_item_events=settings.min_item_events,
-        )
-    return OpenedEvents(session.keep(job.split.assign(session, events, source=source)), exposed, per_second)
-
-
 def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
     """Return the events with dense items, in the order of the prepared data set."""
     coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
@@ -179,33 +148,6 @@ def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.T
     """Return the exposures of known users to known items, both dense, ordered by user and time."""
     coded = exposed.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
     return coded.order_by("user_id_idx", "time", "shard", "row").select("user_id_idx", "item_id_idx", "time")
-
-
-def _read_events(job: PreparationJob, session: Session) -> ir.Table:
-    table, engaged = job.interactions, job.settings.engaged
-    wanted = reads(table, ("user_id", "item_id", "timestamp", "split"))
-    wanted |= {name: plan.read for name, plan in job.features_of("interactions").items()}
-    if engaged is not None:
-        wanted["engaged"] = Read(engaged)
-    events = read_table(session, table, wanted)
-    if engaged is not None:
-        events = events.mutate(engaged=events.engaged.cast("boolean"))
-    return events
-
-
-def _check_events(job: PreparationJob, session: Session, events: ir.Table) -> None:
-    """Refuse nulls in columns that every event needs. The message names the shard."""
-    table, engaged = job.interactions, job.settings.engaged
-    names = dict(table.names) | ({"engaged": engaged} if engaged is not None else {})
-    keys = {"user_id": "user_id", "item_id": "item_id", "timestamp": "time", "engaged": "engaged"}
-    keys = {key: name for key, name in keys.items() if key in names}
-    nulls = {key: events[name].isnull().sum() for key, name in keys.items()}
-    for found in rows(session, events.group_by("shard").aggregate(**nulls).order_by("shard")):
-        for key in keys:
-            if found[key]:
-                raise UserError(
-                    f"{table.shown[found['shard']]}: column '{names[key]}' has {found[key]} nulls, expected none"
-                )
 
 
 def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Table:

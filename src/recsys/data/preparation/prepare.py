@@ -77,31 +77,32 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
     files = source.tables(Path(cache) / "sources")
     declared = settings.features.get("interactions") or {}
     used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
-    used += [settings.engaged] if settings.engaged is not None else []
+    others = [*([settings.engaged.column] if settings.engaged else []), *([settings.weight] if settings.weight else [])]
     rows_order = split.needs == "order" and settings.time_resolution is TimeResolution.ORDER
     needs = None if rows_order else split.needs
-    tables = inspect(files, settings.columns, split_needs=needs, event_columns=used)
+    tables = inspect(files, settings.columns, split_needs=needs, event_columns=used + others)
     if settings.engaged is not None:
-        _check_engaged(settings, tables["interactions"])
+        has_order = settings.time_resolution.has_order and "timestamp" in tables["interactions"].names
+        settings.engaged.check(tables["interactions"], has_order=has_order)
+    if settings.weight is not None:
+        _check_weight(settings.weight, tables["interactions"])
     features = plan_features(tables, settings.features)
     for owner, table in tables.items():
         read = [*table.names.values(), *(plan.name for plan in features if plan.owner == owner)]
-        check_columns(table, read + ([settings.engaged] if settings.engaged and owner == "interactions" else []))
+        check_columns(table, read + (others if owner == "interactions" else []))
     return PreparationJob(tables, features, split, settings, _describe(split, settings, tables))
 
 
-def _check_engaged(settings: DataSettings, table: Table) -> None:
-    column = settings.engaged
+def _check_weight(column: str, table: Table) -> None:
+    place = f"data.weight={column}"
     if column not in table.feature_columns():
-        raise UserError(
-            f"data.engaged={column}: {table.place} has no such column{nearest(str(column), table.feature_columns())}"
-        )
-    table.check(str(column))
+        raise UserError(f"{place}: {table.place} has no such column{nearest(column, table.feature_columns())}")
     kind = table.types[column]
-    if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind)):
-        raise UserError(f"data.engaged={column}: {table.place} holds {kind} there, expected booleans or integers")
-    if not settings.time_resolution.has_order or "timestamp" not in table.names:
-        raise UserError(f"data.engaged={column}: exposures need times, which place them between the events of a user")
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        raise UserError(
+            f"{place}: {table.place} holds {kind} there, expected numbers; "
+            f"history.action_weights.{column}.VALUE=WEIGHT weighs the values of a category"
+        )
 
 
 def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
@@ -113,7 +114,8 @@ def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table])
     described = asdict(replace(settings, columns=columns, features=features))
     # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.
     described["time"] = described.pop("time_resolution")
-    for name in ("engaged", "time_unit", "time_format"):
+    described["engaged"] = settings.engaged.described() if settings.engaged is not None else None
+    for name in ("engaged", "weight", "time_unit", "time_format"):
         if described[name] is None:
             del described[name]
     if settings.time_resolution is TimeResolution.ORDER and "timestamp" not in tables["interactions"].names:

@@ -10,6 +10,7 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.schema import TimeResolution
 from recsys.core.time_units import PER_SECOND, TimeUnit
 from recsys.data.preparation.date_formats import named_format
+from recsys.data.preparation.engagement import Engagement
 from recsys.data.sources.keys import NAMES
 
 
@@ -28,8 +29,9 @@ class DataSettings:
         columns: our names (user_id, item_id, timestamp, split) -> names in the files; table -> our names -> names in
             the files of that table.
         features: owner -> column -> {kind, role, ignore, buckets}.
-        engaged: column of interactions that is true (or not 0) if the user engaged with what was shown. Rows with a
-            false value are exposures and no events. If it is null, every row is an event.
+        engaged: which rows are events, and what the others are; a column alone is true (or not 0) for events, and the
+            others are exposures. If it is None, every row is an event.
+        weight: numeric column of interactions: the weight of an event as a target. None for equal weights.
         min_user_events: users with fewer events are left out, together with items that have fewer than
             `min_item_events`, until every user and item that is left has enough.
         min_item_events: see `min_user_events`; the events of such items are left out.
@@ -40,12 +42,14 @@ class DataSettings:
     time_format: str | None = None
     columns: Mapping[str, Any] = field(default_factory=_same_names)
     features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    engaged: str | None = None
+    engaged: Engagement | None = None
+    weight: str | None = None
     min_user_events: int = 0
     min_item_events: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))
+        object.__setattr__(self, "engaged", Engagement.parse(self.engaged))
         if self.time_unit is not None and self.time_unit not in PER_SECOND:
             raise UserError(f"data.time_unit={self.time_unit}: no such unit{nearest(str(self.time_unit), PER_SECOND)}")
         if self.time_format is not None:
