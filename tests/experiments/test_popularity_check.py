@@ -16,6 +16,7 @@ from recsys.experiments.fitting import count_parameters
 from recsys.experiments.popularity_check import measure_popularity, verdict
 from recsys.experiments.run_folder import RunFolder, RunState, RunStatus
 from recsys.experiments.run_summary import print_run
+from recsys.experiments.train import train
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,15 @@ def test_parameters_are_counted_by_tower_and_table(data: list[str]) -> None:
     assert counts["tables"] == sum(count for name, count in counts.items() if name.endswith("table"))
     # Besides the towers there is only the temperature, which is fixed.
     assert counts["total"] == counts["user_tower"] + counts["item_tower"] + 1 == counts["trainable"] + 1
+
+
+def test_a_run_that_ends_before_its_first_validation(data: list[str], tmp_path: Path) -> None:
+    small = ["model.dim=8", "user_tower=mean", "item_tower=ids", "history.max_events=8", "batch_size=8", "logger=csv"]
+    config = compose("train", [*data, *small, "trainer.max_steps=2", "test=false"])
+    run = train(config, tmp_path / "run")
+    assert (run.state.status, run.state.steps, run.state.selected) == (RunStatus.SELECTED, 2, 2)
+    # Without a test the model stands beside popularity on validation.
+    line = verdict(run.state, run.metrics, "val/ndcg@10")
+    assert line is not None
+    assert line.startswith(f"val/ndcg@10 {run.metrics['val/ndcg@10']:.4f}, popularity ")
+    assert run.state.parameters["item_tower.table"] > 0

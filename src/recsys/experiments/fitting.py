@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
@@ -226,6 +226,9 @@ def _named_callbacks(session: TrainingSession, folder: Path) -> list[tuple[str, 
     callbacks = session.config.callbacks
     named = list(zip(map(str, callbacks), build_callbacks(session.config, folder), strict=True))
     for _, callback in named:
+        if isinstance(callback, EarlyStopping):
+            # `trainer.max_steps` may end training within an epoch, before its validation.
+            callback.strict = False
         if isinstance(callback, EMA):
             callback.steps_before = session.run.state.steps_before
     return named
