@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recsys.baselines.interactions import Interactions
 from recsys.baselines.item_knn import ItemKNN
 from recsys.baselines.request_batches import request_batches
 from recsys.baselines.tuning import describe
+from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
@@ -28,7 +30,7 @@ from recsys.evaluation.ranking import evaluate
 from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments.assembly import open_data
 from recsys.experiments.baseline_runs import measure_baselines
-from recsys.experiments.baseline_tables import print_baselines, print_gains
+from recsys.experiments.baseline_tables import print_baselines
 
 SMALL = [
     "generator.als.factors=32",
@@ -167,20 +169,23 @@ def test_refuses(override: str, message: str, world: Path, tmp_path: Path) -> No
         measure_baselines(composed(world, override), tmp_path)
 
 
-def test_the_gain_of_a_run_over_baselines(world: Path, measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs, _ = measure_baselines(composed(world, "generators=[popularity,item_knn]"), measured)
-    capsys.readouterr()
-    print_gains(measured / "item_knn", runs)
-    lines = capsys.readouterr().out.splitlines()
-    [same] = [line for line in lines if "recall@100" in line and "item_knn" in line]
-    assert "+0.0000" in same
-    assert "1.0000" in same
-    [gain] = [line for line in lines if "recall@100" in line and "popularity" in line]
-    means = [runs[name].metrics["test/recall@100"] for name in ("popularity", "item_knn")]
-    assert f"{means[0]:.4f}" in gain
-    assert f"{means[1] - means[0]:+.4f}" in gain
-    with pytest.raises(UserError, match="against: .*run.json is missing"):
-        print_gains(measured, runs)
+def test_the_gain_of_a_run_over_baselines(
+    world: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(measured / "item_knn", tmp_path / "mine")
+    command = ["baselines", *options(world, "split=leave_last_out", f"hydra.run.dir={measured}")]
+    main([*command, "generators=[popularity,item_knn]", f"against={tmp_path}/mine"])
+    output = capsys.readouterr().out
+    assert "Differences from mine" in output
+    [same] = [line for line in output.splitlines() if "recall@100 │ item_knn" in line]
+    assert "+0.0% │ no difference shown" in same
+    mine, other = (
+        read(path / "metrics.json")["test/recall@100"] for path in (tmp_path / "mine", measured / "popularity")
+    )
+    [gain] = [line for line in output.splitlines() if "recall@100 │ popularity" in line]
+    assert f"{other / mine - 1:+.1%}" in gain
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "generators=[popularity]", f"against={tmp_path}/nowhere"])
 
 
 def test_long_histories_make_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:

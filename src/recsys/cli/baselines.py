@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from omegaconf import DictConfig
 
 
@@ -23,14 +25,28 @@ def main(config: DictConfig) -> None:
     from recsys.cli.entry import output_dir
     from recsys.core.errors import UserError
     from recsys.experiments.baseline_runs import measure_baselines
-    from recsys.experiments.baseline_tables import print_baselines, print_gains
+    from recsys.experiments.baseline_tables import print_baselines
 
     path = Path(output_dir())
     runs, failed = measure_baselines(config, path)
     if runs:
         print_baselines(runs, config.evaluation.metric)
     if runs and config.against is not None:
-        print_gains(Path(config.against), runs)
+        _print_gains(Path(config.against), [run.path for run in runs.values()])
     if failed:
         raise UserError("; ".join(f"{name}: {error}" for name, error in failed.items()))
     print(path)
+
+
+def _print_gains(against: Path, baselines: list[Path]) -> None:
+    """Compare each baseline with a run. Settings of features may differ, so users are paired by `user_id`."""
+    import logging
+
+    from recsys.core.screen import screen
+    from recsys.reports.comparison.comparison_report import ComparisonReport
+    from recsys.reports.comparison.measured import read_folder, unique_names
+
+    runs = unique_names([run for path in (against, *baselines) for run in read_folder(path)])
+    if len(prepared := {str(run.state.dataset_fingerprint) for run in runs}) > 1:
+        logging.getLogger("recsys").warning("%s: prepared as data %s", against, " and ".join(sorted(prepared)))
+    ComparisonReport(runs, baseline=str(against)).print(screen())

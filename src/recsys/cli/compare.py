@@ -16,17 +16,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# Columns of a table that goes to a file or a pipe.
-WIDTH = 160
-
 
 def main(config: DictConfig) -> None:
     """Print the comparison, and write it as a page if `html` names a file."""
     from pathlib import Path
 
-    from rich.console import Console
-
     from recsys.core.errors import UserError
+    from recsys.core.screen import screen
     from recsys.reports.comparison.comparison_report import ComparisonReport
     from recsys.reports.comparison.reading import read_runs
 
@@ -39,7 +35,6 @@ def main(config: DictConfig) -> None:
     report = ComparisonReport(runs, metrics, baseline=config.baseline, all_pairs=config.all_pairs)
     if html is not None:
         report.write(html)
-    console = Console()
-    report.print(console if console.is_terminal else Console(width=WIDTH))
+    report.print(screen())
     if html is not None:
         print(html)

@@ -21,7 +21,9 @@ def main(config: DictConfig) -> None:
     from pathlib import Path
 
     from recsys.core.errors import UserError, nearest
-    from recsys.reports.generators.generator_report import GeneratorReport, progress, screen
+    from recsys.core.progress import Progress
+    from recsys.core.screen import screen
+    from recsys.reports.generators.generator_report import GeneratorReport
     from recsys.reports.generators.study import study
     from recsys.reports.generators.wandb_tables import mirror
 
@@ -30,8 +32,8 @@ def main(config: DictConfig) -> None:
     out = Path(config.out)
     if not out.parent.is_dir():
         raise UserError(f"out: {out.parent} is not a folder")
-    with progress() as progress_line:
-        found = study(config, progress_line)
+    with Progress("generators", first=60.0):
+        found = study(config)
     report = GeneratorReport(found)
     report.write(out)
     mirror(found, config.logger)

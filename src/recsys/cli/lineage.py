@@ -17,9 +17,7 @@ def main(config: DictConfig) -> None:
     """Print the lineage as a table, or as JSON for programs."""
     import json
 
-    from rich.console import Console
-
-    from recsys.cli.compare import WIDTH
+    from recsys.core.screen import screen
     from recsys.operations.lineage import lineage
     from recsys.release.store import ReleaseStore
 
@@ -27,5 +25,4 @@ def main(config: DictConfig) -> None:
     if config.json:
         print(json.dumps(found.to_json(), indent=2))
         return
-    console = Console()
-    found.print(console if console.is_terminal else Console(width=WIDTH))
+    found.print(screen())

@@ -86,8 +86,9 @@ def _rows(store: ReleaseStore) -> list[dict[str, Any]]:
 
 
 def _print(rows: list[dict[str, Any]], store: str) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from recsys.core.screen import screen
 
     if not rows:
         return print(f"{store}: no releases")
@@ -97,8 +98,7 @@ def _print(rows: list[dict[str, Any]], store: str) -> None:
     for row in rows:
         numbers = f"{row['items']:,}", f"{row['bytes'] / 1e6:,.1f}"
         table.add_row(row["version"], " ".join(row["aliases"]), row["model"], row["created"], *numbers)
-    console = Console()
-    return (console if console.is_terminal else Console(width=160)).print(table)
+    return screen().print(table)
 
 
 def _show(store: ReleaseStore, version: str, as_json: bool) -> None:

@@ -92,10 +92,6 @@ class FitProgress(ProgressBar):
         """Begin a validation, within an epoch or alone."""
         self._begin_evaluation("validation", sum(map(int, trainer.num_val_batches)))
 
-    def on_validation_batch_end(self, *_: Any, **settings: Any) -> None:  # noqa: ARG002
-        """Count a batch."""
-        self._advance()
-
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:  # noqa: ARG002
         """Remember the metric, if this validation is part of a training."""
         seconds = self._end_evaluation()
@@ -113,7 +109,10 @@ class FitProgress(ProgressBar):
 
     def on_test_batch_end(self, *_: Any, **settings: Any) -> None:  # noqa: ARG002
         """Count a batch."""
-        self._advance()
+        if self._evaluation is not None:
+            self._evaluation.advance()
+
+    on_validation_batch_end = on_test_batch_end
 
     def on_test_end(self, trainer: L.Trainer, module: Any) -> None:  # noqa: ARG002
         """Remove the bar."""
@@ -156,10 +155,6 @@ class FitProgress(ProgressBar):
     def _begin_evaluation(self, what: str, num_batches: int) -> None:
         if self._is_shown:
             self._evaluation = Progress(what, num_batches, unit="batches", first=MINUTE)
-
-    def _advance(self) -> None:
-        if self._evaluation is not None:
-            self._evaluation.advance()
 
     def _end_evaluation(self) -> float:
         """Remove the bar of an evaluation and return its seconds."""

@@ -92,34 +92,34 @@ def _build(key: str, node: DictConfig, *, usual: Mapping[str, str | None], setti
 
 def log_examples(loggers: list[Logger], examples: Callable[[], Mapping[str, list[Any]]]) -> None:
     """Log a table of examples to W&B; it is computed only if W&B is used."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            table = examples()
-            rows = [list(row) for row in zip(*table.values(), strict=True)]
-            logger.log_table("examples", columns=list(table), data=rows)
+    for logger in _wandb(loggers):
+        table = examples()
+        rows = [list(row) for row in zip(*table.values(), strict=True)]
+        logger.log_table("examples", columns=list(table), data=rows)
 
 
 def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
     """Log values that describe the whole run to W&B's summary."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(dict(values))
+    for logger in _wandb(loggers):
+        logger.experiment.summary.update(dict(values))
 
 
 def log_checkpoint(loggers: list[Logger], run: Path, *, fingerprint: str) -> None:
     """Upload checkpoint, configuration and metrics of users as a W&B artifact; nothing happens offline."""
     import wandb
 
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and wandb_online():
-            artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
-            for name in ("checkpoints/best.ckpt", CONFIG, PER_USER):
-                artifact.add_file(str(run / name))
-            logger.experiment.log_artifact(artifact)
+    for logger in _wandb(loggers) if wandb_online() else ():
+        artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
+        for name in ("checkpoints/best.ckpt", CONFIG, PER_USER):
+            artifact.add_file(str(run / name))
+        logger.experiment.log_artifact(artifact)
 
 
 def close_loggers(loggers: list[Logger]) -> None:
     """Finish W&B runs."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+    for logger in _wandb(loggers):
+        logger.experiment.finish()
+
+
+def _wandb(loggers: list[Logger]) -> list[WandbLogger]:
+    return [logger for logger in loggers if isinstance(logger, WandbLogger)]

@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from rich.console import Console
 
 
 class MultirunReport(Callback):
@@ -16,6 +15,7 @@ class MultirunReport(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Print the table."""
+        from recsys.core.screen import screen
         from recsys.experiments.run_folder import PER_USER
         from recsys.experiments.run_table import best_first, print_runs, read_runs
 
@@ -26,11 +26,7 @@ class MultirunReport(Callback):
         tested = f"test/{metric.partition('/')[2]}"
         ranked = best_first(rows, metric)
         metrics = [metric, tested] if any(row.value(tested) is not None for row in rows) else [metric]
-        console = Console()
-        if not console.is_terminal:
-            # A narrow table would cut names off.
-            console = Console(width=160)
-        print_runs([*ranked, *(row for row in rows if row not in ranked)], metrics, console=console)
+        print_runs([*ranked, *(row for row in rows if row not in ranked)], metrics, console=screen())
         print("promote:", shlex.join(["recsys", "index", f"sweep={folder}", f"metric={metric}"]))
         if sum((row.path / PER_USER).exists() for row in rows) > 1:
             print("compare:", shlex.join(["recsys", "compare", str(folder)]))

@@ -15,9 +15,9 @@ from written import CONFIG, write
 from recsys.core.errors import UserError
 from recsys.experiments import wandb_mirror
 from recsys.experiments.run_folder import RunState, RunStatus
+from recsys.experiments.run_logs import Curve
 from recsys.reports.comparison import online, reading
 from recsys.reports.comparison.differences import differences
-from recsys.reports.comparison.measured import Curve
 from recsys.reports.comparison.online import fetch_run, read_wandb
 
 

@@ -11,7 +11,8 @@ from written import CONFIG, write, write_log
 
 from recsys.core.errors import UserError
 from recsys.experiments.run_folder import RunState
-from recsys.reports.comparison.measured import Curve, choose, curves_of, read_folder
+from recsys.experiments.run_logs import Curve, curves_of
+from recsys.reports.comparison.measured import choose, read_folder
 from recsys.reports.comparison.reading import read_runs, run_folder
 
 RECALL = {"recall@10": [0.0, 1.0]}

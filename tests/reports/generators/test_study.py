@@ -49,7 +49,10 @@ def options(published: Published, *overrides: str) -> list[str]:
 
 def studied(published: Published, *overrides: str) -> tuple[Study, list[str]]:
     lines: list[str] = []
-    return study(compose("generators", options(published, *overrides)), lines.append), lines
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("study", "studied_generators"):
+            patch.setattr(f"recsys.reports.generators.{module}.say", lines.append)
+        return study(compose("generators", options(published, *overrides))), lines
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import math
@@ -17,6 +16,7 @@ from typing import IO
 
 from recsys.core.errors import UserError, nearest
 from recsys.experiments.run_folder import DONE, METRICS, STATE, RunState, RunStatus, read_json, read_state
+from recsys.experiments.run_logs import curves_of, read_logs
 
 LOG = "train.log"
 # File with the id of a run's process, which locks it for as long as it lives.
@@ -87,21 +87,8 @@ def history(folder: Path, metric: str) -> list[float]:
 
     A start from a checkpoint repeats the steps after it. Each step counts once, with its first value.
     """
-    values: list[float] = []
-    last = -1
-    logs = (folder / "logs").glob("*/metrics.csv")
-    for file in sorted(logs, key=lambda path: int(path.parent.name)):
-        with file.open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                try:
-                    step, value = int(row["step"]), float(row[metric] or "nan")
-                except (KeyError, TypeError, ValueError):
-                    # The metric is not logged yet, or the line is being written.
-                    continue
-                if step > last and math.isfinite(value):
-                    values.append(value)
-                    last = step
-    return values
+    curves = curves_of(read_logs(folder))
+    return curves[metric].values if metric in curves else []
 
 
 def state(folder: Path) -> RunState:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +16,7 @@ import yaml
 
 from recsys.core.errors import UserError, nearest
 from recsys.experiments.run_folder import RunState
+from recsys.experiments.run_logs import Curve, curves_of, read_logs
 from recsys.experiments.run_names import names_of
 from recsys.experiments.run_table import RunRow
 from recsys.experiments.run_table import read_runs as read_rows
@@ -24,13 +24,6 @@ from recsys.experiments.run_table import read_runs as read_rows
 log = logging.getLogger("recsys")
 
 PER_USER = "per_user.parquet"
-
-
-class Curve(NamedTuple):
-    """Values of a metric after given numbers of training steps."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass(frozen=True)
@@ -149,31 +142,6 @@ def require_same_test(runs: Sequence[MeasuredRun]) -> None:
                 )
 
 
-def curves_of(rows: Iterable[Mapping[str, Any]], step: str) -> dict[str, Curve]:
-    """Return the curves of logged rows, in the order of logging.
-
-    A restarted run repeats steps. Rows logged after training (validation of the selected checkpoint, a second training
-    on train + val) count steps from zero again. Only rows with a step beyond all earlier ones count.
-
-    Args:
-        rows: logged values by name; empty or absent if a row does not have one.
-        step: name of the column that counts steps from 0.
-    """
-    curves: dict[str, Curve] = {}
-    for row in rows:
-        if row.get(step) in (None, ""):
-            continue
-        number = int(float(row[step])) + 1
-        for name, value in row.items():
-            if not name.startswith(("val/", "train/")) or value in (None, ""):
-                continue
-            curve = curves.setdefault(name, Curve([], []))
-            if not curve.steps or number > curve.steps[-1]:
-                curve.steps.append(number)
-                curve.values.append(float(value))
-    return curves
-
-
 def measured(row: RunRow, config: Mapping[str, Any], *, per_user: Path, curves: Mapping[str, Curve]) -> MeasuredRun:
     """Return a run together with the columns of its file per user.
 
@@ -192,7 +160,6 @@ def _measured(row: RunRow) -> MeasuredRun:
     if row.state.variant is not None:
         # A run that was selected from variants has its training logs in the variant's folder.
         folders.insert(0, row.path / "variants" / row.state.variant)
-    logs = [file for folder in folders for file in sorted(folder.glob("logs/*/metrics.csv"), key=_start)]
     config = row.path / "config.yaml"
     if row.state.generator is not None:
         # The settings of a baseline are the result of tuning, not overrides.
@@ -202,17 +169,8 @@ def _measured(row: RunRow) -> MeasuredRun:
         row,
         yaml.safe_load(config.read_text()) if config.exists() else {},
         per_user=row.path / PER_USER,
-        curves=curves_of((line for file in logs for line in _lines(file)), "step"),
+        curves=curves_of(row for folder in folders for row in read_logs(folder)),
     )
-
-
-def _start(file: Path) -> int:
-    return int(file.parent.name)
-
-
-def _lines(file: Path) -> list[dict[str, str]]:
-    with open(file, newline="") as opened:
-        return list(csv.DictReader(opened))
 
 
 def _differing(one: MeasuredRun, other: MeasuredRun) -> str:

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.experiments.run_folder import RunState
+from recsys.experiments.run_logs import curves_of
 from recsys.experiments.run_table import RunRow
-from recsys.reports.comparison.measured import PER_USER, MeasuredRun, curves_of, flat, measured
+from recsys.reports.comparison.measured import PER_USER, MeasuredRun, flat, measured
 
 log = logging.getLogger("recsys")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -19,9 +17,6 @@ from recsys.reports.generators.figures import Estimate
 from recsys.reports.generators.study import Study
 from recsys.reports.presentation.page import Section, page, print_page
 from recsys.reports.presentation.picture import Picture
-
-# Width of tables in files.
-_WIDTH = 160
 
 
 class GeneratorReport:
@@ -175,16 +170,3 @@ class GeneratorReport:
                 caption=f"chosen on {study.chosen_on}, in steps of a tenth, each for the generator that adds most",
             ),
         )  # fmt: skip
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that prints a line of progress with the seconds since the start."""
-    begin, console = time.monotonic(), Console(stderr=True, soft_wrap=True)
-    yield lambda line: console.print(f"{time.monotonic() - begin:6.0f} s  {line}", markup=False, highlight=False)
-
-
-def screen() -> Console:
-    """Return a console for tables: as wide as the terminal, or as wide as needed in a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.progress import track
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.relevance import relevant_items
 
@@ -82,7 +83,8 @@ def collect(
     num_users, width = len(requests.user_idx), dataset.num_items + 1
     items = np.zeros((num_users, len(listers) + 1, k), np.int32)
     hits = np.zeros(items.shape, bool)
-    for number, lister in enumerate((*listers.values(), fallback)):
+    everyone = (*listers.values(), fallback)
+    for number, lister in enumerate(track(everyone, f"candidates on {part}", total=len(everyone), unit="generators")):
         items[:, number] = lister(requests, k)
     for begin in range(0, num_users, _BLOCK):
         block = items[begin : begin + _BLOCK]

@@ -20,6 +20,7 @@ from recsys.baselines.popularity import Popularity
 from recsys.baselines.request_batches import request_batches
 from recsys.baselines.tuning import Settings, axes_of, describe, search
 from recsys.core.errors import UserError, nearest
+from recsys.core.progress import say
 from recsys.core.stored_config import load_config
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.relevance import seen_items
@@ -32,7 +33,6 @@ from recsys.release.runtime.retriever import Retriever
 from recsys.reports.generators.lists import Lister, answerable, collect
 
 log = logging.getLogger("recsys")
-Progress = Callable[[str], None]
 
 # Number of requests that a recommender ranks at once.
 _BATCH = 1024
@@ -104,9 +104,7 @@ def popular(dataset: PreparedDataset, until: Until, *, exclude_seen: bool) -> Li
     return Heuristic(generator, dataset, exclude_seen=exclude_seen)
 
 
-def open_generators(
-    config: DictConfig, dataset: PreparedDataset, *, progress: Progress
-) -> tuple[list[StudiedGenerator], dict[str, str]]:
+def open_generators(config: DictConfig, dataset: PreparedDataset) -> tuple[list[StudiedGenerator], dict[str, str]]:
     """Open all generators of a configuration. Also return the reasons for those that are left out.
 
     Raises:
@@ -121,10 +119,10 @@ def open_generators(
     missing = {}
     for name in config.generators:
         try:
-            sources.append(_heuristic(name, config, dataset=dataset, progress=progress))
+            sources.append(_heuristic(name, config, dataset=dataset))
         except UserError as error:
             missing[name] = str(error)
-            progress(f"{name}: left out: {error}")
+            say(f"{name}: left out: {error}")
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"generators: more than one is called '{twice[0]}'; expected different names")
@@ -133,7 +131,7 @@ def open_generators(
     return sources, missing
 
 
-def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, progress: Progress) -> StudiedGenerator:
+def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:
     grids: Any = OmegaConf.to_container(config.grids)
     node = config.generator[name]
     axes = axes_of(name, grids.get(name) or {}, start=OmegaConf.to_container(node, resolve=True), time=config.data.time)  # type: ignore[arg-type]
@@ -159,7 +157,7 @@ def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset, progr
             exclude_seen=config.exclude_seen,
         )
         recall = float((lists.hits[:, 0].sum(1) / lists.num_relevant).mean())
-        progress(f"{name} {describe(settings)}: val/recall@{config.k} {recall:.4f}")
+        say(f"{name} {describe(settings)}: val/recall@{config.k} {recall:.4f}")
         tried[describe(settings)] = lists.items[:, 0]
         return recall
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from recsys.baselines.interactions import Until
 from recsys.core.errors import UserError
+from recsys.core.progress import say
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.experiments.assembly import open_data
 from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
@@ -17,8 +18,6 @@ from recsys.reports.generators.figures import Figures, measure
 from recsys.reports.generators.lists import Lister, Lists, answerable, collect
 from recsys.reports.generators.segments import segments
 from recsys.reports.generators.studied_generators import StudiedGenerator, open_generators, popular
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Study:
     fingerprint: str
 
 
-def study(config: DictConfig, progress: Progress) -> Study:
+def study(config: DictConfig) -> Study:
     """Collect the candidates of all generators, choose blends, and measure both.
 
     Settings, budgets and retired generators are chosen on validation and measured on test. If a model has learned from
@@ -52,7 +51,6 @@ def study(config: DictConfig, progress: Progress) -> Study:
 
     Args:
         config: configuration composed from `conf/generators.yaml`.
-        progress: function that shows a line of progress.
 
     Raises:
         UserError: If there are no users to measure on, or a generator cannot be used.
@@ -68,20 +66,18 @@ def study(config: DictConfig, progress: Progress) -> Study:
                 f"{dataset.path}: nobody has anything to find in the {part} part; generators are chosen on val and "
                 "measured on test"
             )
-    sources, missing = open_generators(config, dataset, progress=progress)
+    sources, missing = open_generators(config, dataset)
     in_halves = any(source.knows_validation for source in sources)
-    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources=sources, progress=progress)
-    progress(f"choosing budgets for {len(choosing):,} users")
+    choosing, measuring = (_halves if in_halves else _parts)(config, dataset, sources=sources)
+    say(f"choosing budgets for {len(choosing):,} users")
     chosen = plan_blends(Funnel(choosing, keep=True), config.k, tolerance=config.tolerance)
-    progress(f"measuring {len(measuring):,} users")
+    say(f"measuring {len(measuring):,} users")
     figures = measure(measuring, chosen, segments=segments(dataset, measuring.requests))
     chosen_on = "one half of the test users" if in_halves else "the validation part"
     return Study(sources, missing, chosen, figures, config.tolerance, chosen_on, dataset.meta.fingerprint)
 
 
-def _parts(
-    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], progress: Progress
-) -> tuple[Lists, Lists]:
+def _parts(config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator]) -> tuple[Lists, Lists]:
     """Return the lists of the validation part, for choices, and of the test part, for measurement."""
     limits: Mapping[Part, int | None] = {"val": config.choosing_users, "test": config.max_users}
     val, test = (
@@ -91,7 +87,6 @@ def _parts(
             sources=sources,
             part=part,
             requests=answerable(dataset, part, exclude_seen=config.exclude_seen, max_users=limit, seed=config.seed),
-            progress=progress,
         )
         for part, limit in limits.items()
     )
@@ -99,7 +94,7 @@ def _parts(
 
 
 def _halves(
-    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator], progress: Progress
+    config: DictConfig, dataset: PreparedDataset, *, sources: Sequence[StudiedGenerator]
 ) -> tuple[Lists, Lists]:
     """Return the lists of one half of the test users, for choices, and of the other half, for measurement."""
     requests = answerable(
@@ -109,7 +104,7 @@ def _halves(
     half = len(order) // 2
     if not half:
         raise UserError("one test user cannot be split into one part for choices and one for measurement")
-    lists = _collect(config, dataset, sources=sources, part="test", requests=requests, progress=progress)
+    lists = _collect(config, dataset, sources=sources, part="test", requests=requests)
     return lists.take(np.sort(order[:half][: config.choosing_users])), lists.take(np.sort(order[half:]))
 
 
@@ -120,10 +115,9 @@ def _collect(
     sources: Sequence[StudiedGenerator],
     part: Part,
     requests: Requests,
-    progress: Progress,
 ) -> Lists:
     until: Until = "train" if part == "val" else "val"
-    progress(f"{part}: {len(requests.user_idx):,} users x {len(sources)} generators x {config.k} candidates")
+    say(f"{part}: {len(requests.user_idx):,} users x {len(sources)} generators x {config.k} candidates")
     listers = {source.name: _opened(source, until) for source in sources}
     fallback = popular(dataset, until, exclude_seen=config.exclude_seen)
     return collect(
