@@ -200,7 +200,7 @@ def _verdict(run: Path, version: str) -> dict[str, Any] | None:
     path = next((path for path in (run / VERDICT, run.parent / VERDICT) if path.exists()), run / VERDICT)
     try:
         verdict = Verdict.load(path)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         return None
     if verdict.candidate != version:
         return None

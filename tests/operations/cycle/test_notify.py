@@ -117,7 +117,7 @@ def test_a_webhook_gets_what_a_person_needs(plan: CyclePlan, hook: Hook) -> None
         "verdict": str(run / "verdict.json"),
         "page": str(run / "verdict.html"),
         "commands": {
-            "accept": "recsys retrain data.root=DIR keep=3 accept=3 why=REASON",
+            "accept": "recsys retrain keep=3 accept=3 why=REASON",
             "fits": "recsys retrain data.root=DIR keep=3 gates.volume.max_ratio=3.21",
         },
     }

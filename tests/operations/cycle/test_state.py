@@ -241,7 +241,7 @@ def test_the_state_is_read_as_it_was_written_and_another_file_is_refused(root: P
     assert not list(tmp_path.glob(".state*"))
     content = json.loads(file.path.read_text())
     content["current"]["step"] = "fly"
-    for wrong in ("{", "[]", json.dumps(content), json.dumps({"current": None})):
+    for wrong in ("{", "[]", json.dumps(content), json.dumps({"current": {"number": 1}})):
         file.path.write_text(wrong)
         with pytest.raises(UserError, match="not the state of a retraining cycle"):
             file.read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class World:
         config.folder, config.store = str(self.root / "retraining"), str(self.root / "store")
         for key, value in changes.items():
             OmegaConf.update(config, key.replace("__", "."), value)
-        words = [f"data.root={self.root}/data", "gates.volume.max_ratio=1.5"]
+        words = [f"data.root={self.root}/data", f"store={self.root}/store", "gates.volume.max_ratio=1.5"]
         return CyclePlan(config, self.training, variants={}, command=words)  # type: ignore[arg-type]
 
     def run(self, request: AcceptRequest | None = None, **changes: Any) -> tuple[Cycle | None, str]:
@@ -128,12 +129,20 @@ def test_a_stop_is_named_with_its_commands_by_every_call(world: World) -> None:
         assert (cycle and cycle.outcome) == outcome
         assert "cycle 1 is stopped by volume: 0 passed, 1 failed, 0 untested; no release went out since" in told
         assert "volume, largest day: 3.2, expected at most 1.67 (2026-11-20)" in told
-        assert f"recsys retrain data.root={world.root}/data gates.volume.max_ratio=3.21" in told
         # The command is the caller's own, but for the key that it replaces.
-        assert f"recsys retrain data.root={world.root}/data gates.volume.max_ratio=1.5 accept=1 why=REASON" in told
+        places = f"data.root={world.root}/data store={world.root}/store"
+        assert f"recsys retrain {places} gates.volume.max_ratio=3.21" in told
+        assert f"recsys retrain store={world.root}/store accept=1 why=REASON" in told
         assert "TOKEN" not in told
     assert world.done == ["prepare", "train", "judge"]
     assert world.outcomes() == [(1, "stopped")]
+
+
+def test_commands_are_words_of_a_shell(world: World) -> None:
+    words = ["train=['user_tower=mean','model.dim=8']", "data.root=it's $HOME", "store=a b", "~gates.overlap"]
+    line = dataclasses.replace(world.plan(), command=words).command_line("gates.volume.known_days=[2026-11-20]")
+    assert shlex.split(line) == ["recsys", "retrain", *words, "gates.volume.known_days=[2026-11-20]"]
+    assert "\"train=['user_tower=mean','model.dim=8']\"" in line
 
 
 def test_changed_settings_of_gates_judge_the_same_candidate_again(world: World) -> None:

@@ -52,13 +52,14 @@ def test_untested_checks_stop_nothing_and_are_counted() -> None:
 def test_file_is_plain_json_and_comes_back(tmp_path: Path) -> None:
     verdict = _verdict(
         at_least("x", np.inf, threshold=0.0, reason="why").of("a"),
-        at_most("y", np.nan, threshold=0.5, reason="").of("b"),
+        at_most("y", np.float64("nan"), threshold=np.float32(0.5), reason="", fits={"z": np.int64(3)}).of("b"),
     )
     path = verdict.save(tmp_path)
     content = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["passed"] is False
     assert content["stopped_by"] == ["b"]
     assert [row["value"] for row in content["outcomes"]] == [None, None]
+    assert content["outcomes"][1]["fits"] == {"z": 3}
     assert Verdict.load(path).stopped_by == ["b"]
     assert [file.name for file in tmp_path.iterdir()] == ["verdict.json"]
 

@@ -79,7 +79,7 @@ def test_a_stop_is_explained_with_its_commands_and_pictures() -> None:
         assert words in text
     pictures = re.findall(r'<img src="data:image/svg\+xml;base64,[^"]+" alt="([^"]+)"', html)
     assert len(pictures) == 2
-    assert pictures[0].startswith("1 checks miss their limit. volume, largest day: 3.2, expected at most 1.67")
+    assert pictures[0].startswith("One check misses its limit. volume, largest day: 3.2, expected at most 1.67")
     assert pictures[1].startswith("2026-11-20 differs from the days before. Usual 100 events a day.")
     assert "2026-11-20: 320" in pictures[1]
 

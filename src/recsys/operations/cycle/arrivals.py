@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import fsspec
 import pyarrow as pa
@@ -18,14 +17,7 @@ from recsys.data.sources.files import Tables, digest, find_tables
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a table, at the moment when it was listed.
-
-    Attributes:
-        path: local path or address.
-        digest: digest of its content.
-        bytes: size.
-        rows: number of rows.
-    """
+    """One file of a table, at the moment when it was listed, with the digest of its content and its size in bytes."""
 
     path: str
     digest: str
@@ -35,11 +27,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """Files of a data folder at one moment. A cycle reads only these files; later files are for the next cycle.
-
-    Attributes:
-        interactions, items, users: files of each table, in order.
-    """
+    """Files of a data folder at one moment. A cycle reads only these files; later files are for the next cycle."""
 
     interactions: tuple[DataFile, ...] = ()
     items: tuple[DataFile, ...] = ()
@@ -53,15 +41,6 @@ class FolderListing:
             UserError: If a file cannot be read.
         """
         return cls(*(tuple(_describe(file) for file in tables.of(owner)) for owner in OWNERS))
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> FolderListing:
-        """Return the listing that `to_json` wrote."""
-        return cls(**{owner: tuple(DataFile(**file) for file in files) for owner, files in content.items()})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain containers."""
-        return asdict(self)
 
     @property
     def paths(self) -> dict[str, list[str]]:

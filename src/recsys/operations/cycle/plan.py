@@ -85,11 +85,17 @@ class CyclePlan:
         names = ("index", "corpus", "gates", "recall_target", "max_users", "samples")
         return "-".join(_digest(nodes) for nodes in (training, [self.config[name] for name in names]))
 
-    def command_line(self, *words: str) -> str:
-        """Return the command of this cycle for a shell, with further overrides in place of those of the same keys."""
+    def command_line(self, *words: str, only: Sequence[str] | None = None) -> str:
+        """Return the command of this cycle for a shell, with further overrides in place of those of the same keys.
+
+        Args:
+            words: further overrides.
+            only: keys of the command to repeat, or their beginnings; None for all.
+        """
         keys = {word.partition("=")[0].lstrip("+") for word in words}
         kept = [word for word in self.command if word.partition("=")[0].lstrip("+") not in keys]
-        return shlex.join(["recsys", "retrain", *kept, *words])
+        kept = [word for word in kept if only is None or word.startswith(tuple(only))]
+        return " ".join(["recsys", "retrain", *map(_shell_word, [*kept, *words])])
 
     def reason(self, cycle: Cycle) -> str:
         """Return the reason for a move of an alias, which the store's history and the lineage show."""
@@ -160,6 +166,11 @@ def _with_data(config: DictConfig, listing: FolderListing, *, warm_start: str | 
         copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **listing.paths}
         copy.warm_start = warm_start
     return copy
+
+
+def _shell_word(word: str) -> str:
+    # A list of quoted words reads better between double quotes.
+    return f'"{word}"' if "'" in word and not {*word} & {*'"$`\\!'} else shlex.quote(word)
 
 
 def _digest(nodes: Sequence[object]) -> str:

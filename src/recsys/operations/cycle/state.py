@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+import msgspec
 
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.operations.cycle.arrivals import DataFile, FolderListing
-from recsys.operations.gates.verdict import Acceptance
+from recsys.operations.gates.verdict import Acceptance, to_plain
 
 CycleStep = Literal["prepare", "train", "judge", "accept", "publish", "roll_out", "watch", "roll_back", "end"]
 # kept: the candidate is served. stopped: gates stopped it before it was published. rolled_back: it was served, and the
@@ -63,9 +65,9 @@ class Cycle:
     number: int
     began: str
     _: KW_ONLY
-    settings: str
-    listing: FolderListing
-    new_events: int
+    settings: str = ""
+    listing: FolderListing = FolderListing()
+    new_events: int = 0
     files: int = 0
     store: str = ""
     step: CycleStep = "prepare"
@@ -96,17 +98,8 @@ class Cycle:
 
     def record(self) -> dict[str, Any]:
         """Return the cycle's line of the history."""
-        return {name: value for name, value in asdict(self).items() if name not in _UNRECORDED}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Cycle:
-        """Return the cycle of a line of the history, or of `state.json`. Lines of earlier versions lack some values."""
-        known: dict[str, Any] = {name: content[name] for name in {one.name for one in fields(cls)} & {*content}}
-        if known.get("accepted") is not None:
-            known["accepted"] = Acceptance(**known["accepted"])
-        listing = FolderListing.from_json(content.get("listing", {}))
-        defaults: dict[str, Any] = {"settings": "", "files": len(listing.interactions)}
-        return cls(**defaults | known | {"listing": listing})
+        content: dict[str, Any] = to_plain(self)
+        return {name: value for name, value in content.items() if name not in _UNRECORDED}
 
 
 _UNRECORDED = ("listing", "step", "error")
@@ -146,22 +139,15 @@ class CycleStateFile:
             UserError: If the file is not the state of a retraining cycle.
         """
         try:
-            content = json.loads(self.path.read_text())
-            current = content.pop("current")
-            read = tuple(DataFile(**file) for file in content.pop("read"))
-            if current is not None:
-                current = Cycle.from_json(current)
-                if current.step not in get_args(CycleStep):
-                    raise ValueError(f"step '{current.step}'")
-            return CycleState(**content, read=read, current=current)
+            return msgspec.json.decode(self.path.read_bytes(), type=CycleState)
         except FileNotFoundError:
             return CycleState()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, msgspec.DecodeError) as error:
             raise UserError(f"{self.path}: not the state of a retraining cycle ({error})") from error
 
     def write(self, state: CycleState) -> None:
         """Replace the file."""
-        atomic_write(self.path, json.dumps(asdict(state), indent=2) + "\n")
+        atomic_write(self.path, msgspec.json.format(msgspec.json.encode(to_plain(state)), indent=2) + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """Return every end of a cycle, oldest first."""
@@ -180,7 +166,7 @@ class CycleStateFile:
         last = {record["number"]: record for record in self.history()}
         went_out = max((n for n, record in last.items() if record["outcome"] in ("kept", "rolled_back")), default=0)
         stopped = (last[n] for n in sorted(last) if n > went_out and last[n]["outcome"] == "stopped")
-        return [Cycle.from_json(record) for record in stopped]
+        return [msgspec.convert(record, Cycle) for record in stopped]
 
     def append(self, cycle: Cycle) -> None:
         """Append the end of a cycle to the history unless it is there already."""

@@ -16,6 +16,9 @@ from recsys.operations.gates.fitting import fitting_settings
 from recsys.operations.gates.staging import STAGED
 from recsys.operations.gates.verdict import VERDICT, Acceptance, Verdict, explain
 
+# Keys that an acceptance needs. Its candidate is trained and judged.
+_PLACES = ("store=", "folder=", "model=", "hosts=", "gateways=", "followers=", "watch.", "keep=", "registry=")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptRequest:
@@ -79,11 +82,11 @@ def advise(plan: CyclePlan, cycle: Cycle) -> StopAdvice:
     """Return the explanation of a stopped cycle, with the commands that end the stop."""
     try:
         verdict = Verdict.load(plan.run_folder(cycle) / VERDICT)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError):
         verdict = None
     failures = [] if verdict is None else verdict.failed
     fits, days = (fitting_settings(failures, names_days=named) for named in (False, True))
-    accept = plan.command_line(f"accept={cycle.number}", "why=REASON")
+    accept = plan.command_line(f"accept={cycle.number}", "why=REASON", only=_PLACES)
     return StopAdvice(
         cycle=cycle,
         verdict=verdict,
@@ -125,7 +128,7 @@ def accepted_cycle(plan: CyclePlan, state: CycleState, *, stops: Sequence[Cycle]
         raise UserError(f"{place}: {run} holds no release of the candidate ({stop.why}), so there is nothing to accept")
     try:
         verdict = Verdict.load(run / VERDICT)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{run / VERDICT}: cannot be read ({error}), expected the verdict to be accepted") from error
     failures = next((one.failed for one in (verdict, *reversed(verdict.former)) if one.failed), [])
     who = request.who or _login()

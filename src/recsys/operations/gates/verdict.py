@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -123,8 +123,7 @@ class Acceptance:
     def of(cls, failures: Sequence[Outcome], *, who: str, when: str, why: str) -> Acceptance:
         """Return the acceptance of these failures."""
         names = ("gate", "check", "value", "threshold", "reason")
-        rows = [{name: _finite(getattr(row, name)) for name in names} for row in failures]
-        return cls(who=who, when=when, why=why, overridden=rows)
+        return cls(who=who, when=when, why=why, overridden=[{n: getattr(row, n) for n in names} for row in failures])
 
     def covers(self, failures: Sequence[Outcome]) -> bool:
         """Return True if every one of these failures was known."""
@@ -183,41 +182,31 @@ class Verdict:
         return list(dict.fromkeys(outcome.gate for outcome in self.failed))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `verdict.json`; numbers that are not finite become null."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("outcomes", "former")}
-        rows = [{name: _finite(value) for name, value in asdict(outcome).items()} for outcome in self.outcomes]
-        former = [verdict.to_json() for verdict in self.former]
-        return {**content, "passed": self.passed, "stopped_by": self.stopped_by, "outcomes": rows, "former": former}
+        """Return the content of `verdict.json`."""
+        return {**to_plain(self), "passed": self.passed, "stopped_by": self.stopped_by}
 
     @classmethod
     def load(cls, path: Path) -> Verdict:
-        """Read `verdict.json`."""
-        return cls.from_json(json.loads(path.read_text()))
+        """Read `verdict.json`.
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Verdict:
-        """Return the verdict that `to_json` described."""
-        accepted, former = content.get("accepted"), content.get("former", ())
-        given = {name: value for name, value in content.items() if name not in ("passed", "stopped_by")}
-        given |= {
-            "outcomes": tuple(Outcome(**row) for row in content["outcomes"]),
-            "accepted": None if accepted is None else Acceptance(**accepted),
-            "former": tuple(map(cls.from_json, former)),
-        }
-        return cls(**given)
+        Raises:
+            OSError: If there is no such file.
+            ValueError: If it is not a verdict.
+        """
+        return msgspec.json.decode(path.read_bytes(), type=cls)
 
     def save(self, folder: Path) -> Path:
         """Write `verdict.json` into the folder and return its path. A verdict that is there becomes a former one."""
         try:
             earlier = Verdict.load(folder / VERDICT)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             return self.write(folder)
         return replace(self, former=(*earlier.former, replace(earlier, former=()))).write(folder)
 
     def write(self, folder: Path) -> Path:
-        """Write `verdict.json` as it is into the folder and return its path."""
+        """Write `verdict.json` as it is into the folder and return its path; null stands for nan and infinity."""
         path = folder / VERDICT
-        atomic_write(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+        atomic_write(path, msgspec.json.format(msgspec.json.encode(self.to_json()), indent=2) + b"\n")
         return path
 
     def print(self, console: Console | None = None) -> None:
@@ -253,6 +242,11 @@ class Verdict:
         return f"stopped by {', '.join(self.stopped_by)}: {counts}"
 
 
+def to_plain(content: Any) -> Any:
+    """Return dictionaries, lists and numbers of Python. Gates may yield numbers of NumPy."""
+    return msgspec.to_builtins(content, enc_hook=lambda value: value.item())
+
+
 def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
     """Return column heads and rows of a table of the outcomes."""
     heads = ["gate", "check", "value", "threshold", "status", "reason"]
@@ -267,7 +261,3 @@ def explain(outcome: Outcome) -> str:
 def number(value: float | None) -> str:
     """Return a number with four digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -39,7 +39,7 @@ def bounds_picture(outcomes: Sequence[Outcome]) -> Picture | None:
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("value relative to its limit")
         num_wrong = sum(row.status in colours for row in outcomes)
-        finding = f"{num_wrong} checks miss their limit" if num_wrong else "Every check keeps its limit"
+        finding = "One check misses its limit" if num_wrong == 1 else f"{num_wrong or 'No'} checks miss their limit"
         headline(axis, finding, caption="line: the limit; orange: failed, brown: warned, blue: the nearest that passed")
     return Picture.of(axis, f"{finding}. " + "; ".join(f"{row.gate}, {row.check}: {row.measured}" for row, _ in drawn))
 
