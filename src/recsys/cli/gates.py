@@ -24,10 +24,10 @@ def main(config: DictConfig) -> None:
     from recsys.data.preparation.from_config import with_root
     from recsys.experiments.assembly import open_data
     from recsys.experiments.trained_run import load_run
-    from recsys.operations.gates.fitting import fitting_settings
     from recsys.operations.gates.judge import JudgeSettings, judge_run, published_release, record_verdict
     from recsys.operations.gates.staging import open_release
     from recsys.operations.gates.verdict import Verdict
+    from recsys.reports.cycles.fitting import fitting_settings
     from recsys.reports.cycles.write import write_verdict_page
 
     settings = JudgeSettings.from_config(config)

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from recsys.operations.cycle.notify import Notifier
     from recsys.operations.cycle.plan import CyclePlan
     from recsys.operations.cycle.state import Cycle
+    from recsys.reports.cycles.notify import Notifier
 
 EXIT = {"kept": 0, "stopped": 3, "rolled_back": 4}
 # Keys that the commands in messages leave out: secrets, and what is meant for one call only.
@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         words = sys.argv[2:] if sys.argv[1:2] == ["retrain"] else sys.argv[1:]
         once = [word for word in words if word.partition("=")[0] != "every"]
         return loop([sys.executable, "-m", "recsys.cli", "retrain", *once], parse_every(config.every))
-    from recsys.operations.cycle.notify import Notifier
+    from recsys.reports.cycles.notify import Notifier
 
     notifier = Notifier(config)
     try:
@@ -46,9 +46,9 @@ def main(config: DictConfig) -> None:
     except Exception as error:
         notifier.failed(error)
         raise
-    from recsys.operations.cycle.state import CycleStateFile
+    from recsys.reports.cycles.stop_advice import print_stops
 
-    stops = CycleStateFile(plan.folder).stops()
+    stops = print_stops(plan)
     if cycle is not None:
         print(cycle.outcome, cycle.version or "")
     elif stops:

@@ -26,6 +26,7 @@ from recsys.operations.cycle.pruning import prune
 from recsys.operations.cycle.state import Cycle, CycleStateFile
 from recsys.operations.cycle.stops import AcceptRequest
 from recsys.operations.gates.verdict import Verdict, at_most
+from recsys.reports.cycles.stop_advice import print_stops
 
 VERSION = "0123456789abcde{}"
 
@@ -56,7 +57,9 @@ class World:
 
     def run(self, request: AcceptRequest | None = None, **changes: Any) -> tuple[Cycle | None, str]:
         screen = io.StringIO()
-        cycle = run_cycle(self.plan(**changes), console=Console(file=screen, width=200), request=request)
+        plan, console = self.plan(**changes), Console(file=screen, width=200)
+        cycle = run_cycle(plan, console=console, request=request)
+        print_stops(plan, console)
         return cycle, screen.getvalue()
 
     def accept(self, number: object, why: str = "the sale", **changes: Any) -> tuple[Cycle | None, str]:

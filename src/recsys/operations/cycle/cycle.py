@@ -30,7 +30,7 @@ from recsys.operations.cycle.state import (
     CycleStep,
     now,
 )
-from recsys.operations.cycle.stops import AcceptRequest, accepted_cycle, advise
+from recsys.operations.cycle.stops import AcceptRequest, accepted_cycle
 
 # A step updates the cycle, including its next step, and returns a message for the terminal.
 STEPS: Mapping[CycleStep, Callable[[CyclePlan, Cycle], str]] = {
@@ -105,9 +105,6 @@ class _CycleRunner:
             self._run_step(cycle)
         if cycle is not None:
             self._end(cycle)
-        for stop in self._file.stops():
-            for line in advise(self._plan, stop).lines():
-                self._print(line)
         return cycle
 
     def _accepted(self, request: AcceptRequest) -> Cycle:

@@ -1,1 +1,1 @@
-"""Pages about retraining cycles: one for each verdict, and one for all cycles of a model."""
+"""What people get to know about retraining cycles: pages, commands that end a stop, notifications."""

@@ -10,9 +10,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from recsys.operations.cycle.stops import StopAdvice
-from recsys.operations.gates.fitting import fitting_settings
 from recsys.operations.gates.verdict import Outcome, Verdict, number
+from recsys.reports.cycles.fitting import fitting_settings
+from recsys.reports.cycles.stop_advice import StopAdvice
 from recsys.reports.cycles.verdict_plots import bounds_picture, days_picture
 from recsys.reports.presentation.page import CommandLine, Section, page
 from recsys.reports.presentation.report_table import ReportTable

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from recsys.core.io import atomic_write
 from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import Cycle
-from recsys.operations.cycle.stops import advise
 from recsys.operations.gates.verdict import VERDICT, Verdict
 from recsys.reports.cycles.cycles_page import cycles_page
+from recsys.reports.cycles.stop_advice import advise
 from recsys.reports.cycles.verdict_page import gate_purposes, verdict_page
 
 log = logging.getLogger("recsys")

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.operations.cycle.arrivals import FolderListing
-from recsys.operations.cycle.notify import Notifier
 from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import Cycle
 from recsys.operations.gates.verdict import Acceptance, Verdict, at_most
+from recsys.reports.cycles.notify import Notifier
 
 SECRET = "T0KEN"
 

@@ -21,9 +21,9 @@ from recsys.core.schema import Feature, Schema
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
 from recsys.operations.gates.event_window import DAY, EventWindow
-from recsys.operations.gates.fitting import fitting_settings
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, failed
+from recsys.reports.cycles.fitting import fitting_settings
 
 GATES = ["run=RUN", "against=RELEASE"]
 

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, ListConfig
 from recsys.core.errors import UserError
 from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import Cycle, now
-from recsys.operations.cycle.stops import advise
+from recsys.reports.cycles.stop_advice import advise
 
 log = logging.getLogger("recsys")
 
