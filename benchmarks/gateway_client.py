@@ -28,7 +28,7 @@ from serving_process import serving
 
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import open_store
-from recsys.serving.gateway.discovery import FixedHosts
+from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.remote_host import RemoteHost, parse_address
@@ -68,7 +68,7 @@ async def measure(store: Path, address: str, before: Path, rounds: int) -> Table
         host = RemoteHost(parse_address(address))
         if name == "before":
             host._client = Before(before, parse_address(address))  # type: ignore[assignment]
-        fleet = Fleet([FixedHosts(host)])
+        fleet = Fleet([fixed_hosts(host)])
         await fleet.start()
         events = open_store(str(Path(tempfile.mkdtemp()) / "events.sqlite"), 1000)
         gateways[name] = Gateway(

@@ -19,7 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from recsys.experiments.compose import check_overrides
-from recsys.serving.gateway.discovery import AddressedHosts
+from recsys.serving.gateway.discovery import HostDiscovery
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -57,7 +57,7 @@ def test_a_gateway_three_hosts_and_a_store_of_events() -> None:
     assert port == "6379"
     # The name that the gateway looks up is one that every host answers to, at the port that they listen at.
     (place,) = yaml.safe_load(gateway["hosts"])
-    AddressedHosts([place])
+    HostDiscovery([place])
     _, name, port = place.split(":")
     for host in ("host-1", "host-2", "host-3"):
         assert name in SERVICES[host]["networks"]["default"]["aliases"]

@@ -13,9 +13,8 @@ from recsys.core.errors import UserError
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.events import StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
-from recsys.serving.explorer.routes import ExplorerCache, ExplorerRoutes
-from recsys.serving.gateway.admin import GatewayAdmin
-from recsys.serving.gateway.discovery import AddressedHosts, Discovery, FixedHosts
+from recsys.serving.explorer.routes import ExplorerRoutes
+from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import LocalHost
@@ -26,12 +25,12 @@ from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.host.updated_index import UpdatedIndex
+from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin
 from recsys.serving.http.app import App, Hook
-from recsys.serving.http.endpoint import Endpoint
-from recsys.serving.http.item_routes import ItemRoutes
-from recsys.serving.http.openapi import Schema, openapi
+from recsys.serving.http.endpoint import endpoints_of
+from recsys.serving.http.openapi import openapi
 from recsys.serving.http.problems import unavailable
-from recsys.serving.http.routes import AdminRoutes, GatewayRoutes, Health, HostRoutes, metrics_endpoint
+from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
@@ -39,15 +38,13 @@ from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.settings import Settings
 
 
-def build_app(settings: Settings) -> tuple[App, Health]:
+def build_app(settings: Settings) -> tuple[App, ProcessRoutes]:
     """Return the application of a role, with its release and event store loaded and checked.
 
     Raises:
         UserError: If the release or the event store cannot be used.
     """
     builder = _Builder(settings)
-    if settings.role != "host":
-        builder.create_towers()
     if settings.role != "gateway":
         builder.add_host()
     if settings.role != "host":
@@ -60,19 +57,16 @@ class _Builder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._releases = settings, ReleaseCache(settings.store)
-        self._endpoints: list[Endpoint] = []
+        self._routes: list[object] = []
         self._pages: list[BaseRoute] = []
         self._start: list[Hook] = []
         self._stop: list[Hook] = []
         self._host: Host | None = None
         self._towers: TowerCache | None = None
-        self._ready: Hook | None = None
+        if settings.role != "host":
+            self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
         self._metrics = Metrics()
         self._background = BackgroundThread(self._metrics)
-
-    def create_towers(self) -> None:
-        settings = self._settings
-        self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
 
     def add_host(self) -> None:
         """Load the index of the release, and follow its alias."""
@@ -89,9 +83,7 @@ class _Builder:
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(self._towers.open(version))
-        self._endpoints += HostRoutes(host, settings.k).endpoints()
-        self._endpoints += AdminRoutes(host, self._towers).endpoints()
-        self._endpoints += ItemRoutes(host, updates).endpoints()
+        self._routes += [HostRoutes(host, settings.k), HostAdmin(host, updates, towers=self._towers)]
         if settings.release != version:
             follower = AliasFollower(
                 self._releases,
@@ -109,7 +101,7 @@ class _Builder:
             if not host.is_ready:
                 raise unavailable(f"{host.name} serves nothing yet")
 
-        self._ready = ready
+        self._ready: Hook = ready
 
     def add_gateway(self) -> None:
         """Open the event store, and route requests to hosts."""
@@ -120,9 +112,9 @@ class _Builder:
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:
-            shards: list[Discovery] = [FixedHosts(LocalHost(self._host))]
+            shards: list[Discovery] = [fixed_hosts(LocalHost(self._host))]
         else:
-            shards = [AddressedHosts(places) for places in settings.shards or [settings.hosts or []]]
+            shards = [HostDiscovery(places) for places in settings.shards or [settings.hosts or []]]
         fleet = Fleet(shards, self._metrics)
         limits = Limits(k=settings.k, history=settings.history, batch=settings.batch, body_bytes=settings.body_bytes)
         router = Router(fleet, settings.model, metrics=self._metrics)
@@ -134,36 +126,30 @@ class _Builder:
             metrics=self._metrics,
         )
         gateway = Gateway(router, self._towers, events=events, limits=limits, metrics=self._metrics, sampler=sampler)
-        self._endpoints += GatewayRoutes(gateway).endpoints()
-        self._endpoints += GatewayAdmin(router, self._towers).endpoints()
+        self._routes += [GatewayRoutes(gateway), GatewayAdmin(router, self._towers)]
         if settings.has_page:
-            explorers = ExplorerCache(self._releases, settings.towers)
-            explorer = ExplorerRoutes(router, explorers, events=events, max_history=settings.history)
-            self._endpoints += explorer.endpoints()
+            self._routes.append(
+                ExplorerRoutes(
+                    router, self._releases, size=settings.towers, events=events, max_history=settings.history
+                )
+            )
             self._pages += page_routes()
         self._start.append(fleet.start)
-        self._stop += [
-            fleet.close,
-            functools.partial(asyncio.to_thread, events.close),
-        ]
+        self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 
-    def app(self) -> tuple[App, Health]:
-        assert self._ready is not None
-        health = Health(self._ready)
-        schema = Endpoint(method="GET", path="/schema", handler=self._schema, summary="This document")
-        self._endpoints += [*health.endpoints(), metrics_endpoint(self._metrics), schema]
-        self._document = openapi(self._endpoints)
+    def app(self) -> tuple[App, ProcessRoutes]:
+        process = ProcessRoutes(self._ready, self._metrics)
+        endpoints = endpoints_of(*self._routes, process)
+        process.document = openapi(endpoints)
         app = App(
-            self._endpoints,
+            endpoints,
             body_bytes=self._settings.body_bytes,
             token=self._settings.admin_token,
             pages=self._pages,
             observe=self._metrics.count_answer,
+            timed=self._metrics.timed,
             start=self._start,
             stop=[*self._stop, functools.partial(asyncio.to_thread, self._background.close)],
         )
-        return app, health
-
-    async def _schema(self) -> Schema:
-        return self._document
+        return app, process

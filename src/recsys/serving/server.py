@@ -14,7 +14,7 @@ import uvicorn
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
 from recsys.serving.host.releases import ReleaseCache
-from recsys.serving.http.routes import Health
+from recsys.serving.http.routes import ProcessRoutes
 from recsys.serving.observability.logs import log_as_json
 from recsys.serving.settings import Settings
 from recsys.serving.workers import CANNOT_START, bind, supervise
@@ -30,21 +30,21 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         config: uvicorn's configuration.
-        health: state that /readyz reports.
+        process: state that /readyz reports.
         drain_seconds: seconds between the signal and the end of accepting requests.
     """
 
-    def __init__(self, config: uvicorn.Config, health: Health, *, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, process: ProcessRoutes, *, drain_seconds: float) -> None:
         super().__init__(config)
-        self._health, self._drain_seconds = health, drain_seconds
+        self._process, self._drain_seconds = process, drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and SIGINT; a second signal does not wait."""
-        if self._health.is_draining or not self._drain_seconds:
-            self._health.is_draining = True
+        if self._process.is_draining or not self._drain_seconds:
+            self._process.is_draining = True
             super().handle_exit(sig, frame)
             return
-        self._health.is_draining = True
+        self._process.is_draining = True
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(loop.call_later, self._drain_seconds, super().handle_exit, sig, frame)
 
@@ -75,7 +75,7 @@ def _work(settings: Settings) -> None:
 
 def _serve(settings: Settings) -> None:
     log_as_json(settings.log_level)
-    app, health = build_app(settings)
+    app, process = build_app(settings)
     config = uvicorn.Config(
         app,
         interface="asgi3",
@@ -95,4 +95,4 @@ def _serve(settings: Settings) -> None:
     gc.set_threshold(50_000, 20, 100)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
-    DrainingServer(config, health, drain_seconds=settings.drain_seconds).run([listening])
+    DrainingServer(config, process, drain_seconds=settings.drain_seconds).run([listening])

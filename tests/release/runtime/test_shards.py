@@ -14,7 +14,7 @@ from publishing import Published
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.shard import CorpusShard
-from recsys.serving.gateway.discovery import FixedHosts
+from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
@@ -42,7 +42,7 @@ def test_shards_answer_as_the_whole(published: Published, number: int, wanted: d
     request = SearchRequest(version, retriever.embed(queries), 7, wanted, seen)
 
     async def search() -> Any:
-        fleet = Fleet([FixedHosts(sharded(published, version, part, 3)) for part in range(3)])
+        fleet = Fleet([fixed_hosts(sharded(published, version, part, 3)) for part in range(3)])
         await fleet.start()
         try:
             router = Router(fleet)

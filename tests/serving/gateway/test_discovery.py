@@ -11,7 +11,7 @@ import pytest
 from fake_hosts import FakeHost, running
 
 from recsys.core.errors import UserError
-from recsys.serving.gateway.discovery import AddressedHosts
+from recsys.serving.gateway.discovery import HostDiscovery
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.host_client import HostClient
 from recsys.serving.gateway.remote_host import parse_address
@@ -42,7 +42,7 @@ def test_addresses(text: str, address: tuple[str, int] | None) -> None:
 
 def test_no_hosts_are_refused() -> None:
     with pytest.raises(UserError, match="hosts: found none"):
-        AddressedHosts([])
+        HostDiscovery([])
 
 
 class Names:
@@ -64,19 +64,19 @@ class Names:
 
 def test_a_name_is_resolved_again_and_hosts_that_stay_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     names = Names(monkeypatch)
-    listed = AddressedHosts(["dns:ann.internal:8001", "http://10.0.0.9:8001"])
+    listed = HostDiscovery(["dns:ann.internal:8001", "http://10.0.0.9:8001"])
 
     async def scenario() -> None:
         names.addresses = ["10.0.0.2", "10.0.0.1", "10.0.0.1"]
-        first = await listed.hosts()
+        first = await listed()
         assert [host.name for host in first] == ["10.0.0.9:8001", "10.0.0.1:8001", "10.0.0.2:8001"]
         names.addresses = ["10.0.0.2", "10.0.0.3"]
-        second = await listed.hosts()
+        second = await listed()
         assert [host.name for host in second] == ["10.0.0.9:8001", "10.0.0.2:8001", "10.0.0.3:8001"]
         assert second[:2] == [first[0], first[2]]
         # No answer is not the answer that there is none.
         names.addresses = None
-        assert await listed.hosts() == second
+        assert await listed() == second
 
     asyncio.run(scenario())
 
@@ -88,7 +88,7 @@ def test_a_fleet_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         host = FakeHost()
         async with running(host):
-            fleet = Fleet([AddressedHosts([f"dns:ann.internal:{host.port}"])])
+            fleet = Fleet([HostDiscovery([f"dns:ann.internal:{host.port}"])])
             await fleet.start()
             assert fleet.states == []
             names.addresses = ["127.0.0.1"]
@@ -116,7 +116,7 @@ class Failing:
         self.clients: list[HostClient] = [host.client()]
         self.errors: list[Exception] = []
 
-    async def hosts(self) -> Sequence[HostClient]:
+    async def __call__(self) -> Sequence[HostClient]:
         if self.errors:
             raise self.errors.pop(0)
         return self.clients

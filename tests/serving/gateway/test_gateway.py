@@ -15,7 +15,7 @@ from publishing import Published
 
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.events import Event, EventStore, SQLiteEvents, StoreError
-from recsys.serving.gateway.discovery import FixedHosts
+from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import HostClient, LocalHost
@@ -51,7 +51,7 @@ def with_gateway(
     limits: Limits = Limits(seconds=1.0),  # noqa: B008
 ) -> Any:
     async def run() -> Any:
-        fleet = Fleet([FixedHosts(client)])
+        fleet = Fleet([fixed_hosts(client)])
         await fleet.start()
         try:
             towers = TowerCache(ReleaseCache(published.store))

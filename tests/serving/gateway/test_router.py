@@ -11,9 +11,10 @@ import pytest
 from fake_hosts import FakeHost, items, request, running
 
 from recsys.serving.gateway import fleet as fleet_module
-from recsys.serving.gateway.discovery import FixedHosts
+from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet, HostState
-from recsys.serving.gateway.router import Canary, RoutedResponse, Router
+from recsys.serving.gateway.router import RoutedResponse, Router
+from recsys.serving.http.messages import Canary
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
 Scenario = Callable[[Router], Awaitable[None]]
@@ -50,7 +51,7 @@ def route(*shards: list[FakeHost], run: Scenario, probe_seconds: float = 0.3) ->
     async def with_hosts() -> None:
         async with running(*(host for shard in shards for host in shard)):
             options = {"search_seconds": 3600.0, "probe_seconds": probe_seconds}
-            fleet = Fleet([FixedHosts(*(host.client(**options) for host in shard)) for shard in shards])
+            fleet = Fleet([fixed_hosts(*(host.client(**options) for host in shard)) for shard in shards])
             await fleet.start()
             try:
                 async with asyncio.timeout(PATIENCE):

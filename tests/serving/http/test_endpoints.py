@@ -12,8 +12,7 @@ from msgspec import Struct
 
 from recsys.core.errors import UserError
 from recsys.serving.http.app import OTHER, App
-from recsys.serving.http.endpoint import Endpoint
-from recsys.serving.http.routes import admin_endpoint
+from recsys.serving.http.endpoint import ADMIN_ERRORS, Endpoint
 
 LIMIT = 20
 
@@ -39,11 +38,11 @@ async def text() -> bytes:
 
 
 ENDPOINTS = [
-    Endpoint(method="POST", path="/double", handler=double, summary=""),
-    Endpoint(method="GET", path="/fail", handler=fail, summary=""),
-    Endpoint(method="GET", path="/refuse", handler=refuse, summary=""),
-    Endpoint(method="GET", path="/text", handler=text, summary="", media_type="text/plain; charset=utf-8"),
-    admin_endpoint("double", double, summary=""),
+    Endpoint(method="POST", path="/double", handler=double),
+    Endpoint(method="GET", path="/fail", handler=fail),
+    Endpoint(method="GET", path="/refuse", handler=refuse),
+    Endpoint(method="GET", path="/text", handler=text, media_type="text/plain; charset=utf-8"),
+    Endpoint(method="POST", path="/v1/admin/double", handler=double, errors=ADMIN_ERRORS, is_admin=True),
 ]
 
 

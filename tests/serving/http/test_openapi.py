@@ -84,7 +84,7 @@ def test_a_change_of_a_handler_changes_the_document() -> None:
         return len(request)
 
     one, other = (
-        openapi([Endpoint(method="POST", path="/new", handler=handler, summary="")])["paths"]["/new"]["post"]
+        openapi([Endpoint(method="POST", path="/new", handler=handler)])["paths"]["/new"]["post"]
         for handler in (before, after)
     )
     assert one["requestBody"] != other["requestBody"]

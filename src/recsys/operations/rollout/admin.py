@@ -11,7 +11,7 @@ from recsys.serving.gateway.remote_host import Address
 from recsys.serving.host.additions import Additions
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import (
-    CanaryRequest,
+    Canary,
     ChangesResponse,
     ErrorResponse,
     ItemsRequest,
@@ -103,7 +103,7 @@ class AdminClient:
 
     def canary(self, version: str, share: float) -> None:
         """Let a gateway give a version to a share of the users."""
-        self._call("POST", "/v1/admin/canary", message=CanaryRequest(version, share), seconds=ASK_SECONDS)
+        self._call("POST", "/v1/admin/canary", message=Canary(version, share), seconds=ASK_SECONDS)
 
     def add_items(self, additions: Additions) -> int:
         """Add items to the index of the version that they were embedded for, and return their number.

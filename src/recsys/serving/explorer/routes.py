@@ -22,35 +22,10 @@ from recsys.serving.explorer.messages import (
 )
 from recsys.serving.gateway.router import Router
 from recsys.serving.host.releases import ReleaseCache
-from recsys.serving.http.endpoint import Endpoint
+from recsys.serving.http.endpoint import route
 from recsys.serving.http.problems import too_large, unavailable
 
 T = TypeVar("T")
-
-
-class ExplorerCache:
-    """Item explorers of the most recently used versions, for one event loop.
-
-    Args:
-        releases: releases of the store.
-        size: maximum number of explorers.
-    """
-
-    def __init__(self, releases: ReleaseCache, size: int) -> None:
-        self._releases = releases
-        self._explorers = AsyncLRU(self._open, size)
-
-    async def get(self, version: str) -> ItemExplorer:
-        """Return the explorer of a version; concurrent callers share one opening.
-
-        Raises:
-            UserError: If there is no such release, or it is damaged.
-        """
-        return await self._explorers.get(version)
-
-    def _open(self, version: str) -> ItemExplorer:
-        folder, _ = self._releases.open(version)
-        return ItemExplorer.open(folder, self._releases.known_items(version))
 
 
 class ExplorerRoutes:
@@ -58,60 +33,34 @@ class ExplorerRoutes:
 
     Args:
         router: router of the gateway; determines which versions may be opened.
-        explorers: item explorers by version.
+        releases: releases of the store.
+        size: maximum number of releases whose items are kept in memory.
         events: histories of known users.
         max_history: maximum number of events of a request.
     """
 
-    def __init__(self, router: Router, explorers: ExplorerCache, *, events: EventStore, max_history: int) -> None:
-        self._router, self._explorers, self._events, self._max_history = router, explorers, events, max_history
+    def __init__(
+        self, router: Router, releases: ReleaseCache, *, size: int, events: EventStore, max_history: int
+    ) -> None:
+        self._router, self._releases, self._events, self._max_history = router, releases, events, max_history
+        self._explorers = AsyncLRU(self._open, size)
 
-    def endpoints(self) -> list[Endpoint]:
-        """Return /v1/items, /v1/items/find, /v1/explain and /v1/users."""
-        return [
-            Endpoint(
-                method="GET",
-                path="/v1/items",
-                handler=self.items,
-                summary="Items by the beginning of an id, or words of a title",
-                errors=(400, 409, 503),
-            ),
-            Endpoint(
-                method="POST",
-                path="/v1/items/find",
-                handler=self.find,
-                summary="Items for pasted names: ids or titles",
-                errors=(400, 409, 413, 503),
-            ),
-            Endpoint(
-                method="POST",
-                path="/v1/explain",
-                handler=self.explain,
-                summary="Recommended items with the most similar items of the history",
-                errors=(400, 409, 413, 503),
-            ),
-            Endpoint(
-                method="GET",
-                path="/v1/users",
-                handler=self.users,
-                summary="Users with stored events, by the beginning of an id",
-                errors=(400, 503),
-            ),
-        ]
-
+    @route("GET", "/v1/items", errors=(400, 409, 503))
     async def items(self, query: ItemsQuery) -> ItemsResponse:
-        """Search items by id or title."""
+        """Find items by the beginning of an id, or words of a title."""
         version, explorer = await self._explorer(query.version)
         return ItemsResponse(version, await asyncio.to_thread(explorer.search, query.q, query.limit))
 
+    @route("POST", "/v1/items/find", errors=(400, 409, 413, 503))
     async def find(self, request: FindRequest) -> FindResponse:
-        """Find the item that best matches each name."""
+        """Find the item that best matches each pasted name: an id or a title."""
         version, explorer = await self._explorer(request.version)
         found = await asyncio.to_thread(lambda: [explorer.find(name) for name in request.names])
         return FindResponse(version, found)
 
+    @route("POST", "/v1/explain", errors=(400, 409, 413, 503))
     async def explain(self, request: ExplainRequest) -> ExplainResponse:
-        """Explain recommended items by the given history, or by the stored history of the user."""
+        """Return recommended items with the most similar items of the history, given or stored."""
         if request.history is not None and len(request.history) > self._max_history:
             found = len(request.history)
             raise too_large(f"history: found {found} entries, expected at most {self._max_history}", "history")
@@ -128,14 +77,19 @@ class ExplorerRoutes:
 
         return await asyncio.to_thread(explain)
 
+    @route("GET", "/v1/users", errors=(400, 503))
     async def users(self, query: UsersQuery) -> UsersResponse:
-        """Find users by the beginning of their id."""
+        """Find users with stored events by the beginning of their id."""
         return UsersResponse(await self._read(self._events.users, query.prefix, query.limit))
 
     async def _explorer(self, wanted: str | None) -> tuple[str, ItemExplorer]:
         # Only versions that a host holds are opened; otherwise any caller could make the server load any release.
         version = self._router.assign(None, wanted).version
         return version, await self._explorers.get(version)
+
+    def _open(self, version: str) -> ItemExplorer:
+        folder, _ = self._releases.open(version)
+        return ItemExplorer.open(folder, self._releases.known_items(version))
 
     async def _read(self, read: Callable[..., T], *given: Any) -> T:
         try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Sequence
 
 from recsys.core.errors import UserError
 from recsys.serving.gateway.host_client import HostClient
@@ -14,44 +13,35 @@ from recsys.serving.gateway.remote_host import Address, RemoteHost, parse_addres
 
 log = logging.getLogger("recsys")
 
-
-class Discovery(Protocol):
-    """Source of the hosts of one shard, which may come and go."""
-
-    async def hosts(self) -> Sequence[HostClient]:
-        """Return all present hosts; a host that was returned before is the same object."""
-        ...
+# Returns the present hosts of one shard, which may come and go; a host that was returned before is the same object.
+Discovery = Callable[[], Awaitable[Sequence[HostClient]]]
 
 
-class FixedHosts:
-    """Hosts that stay, such as one in the same process."""
+def fixed_hosts(*clients: HostClient) -> Discovery:
+    """Return the discovery of hosts that stay, such as one in the same process."""
 
-    def __init__(self, *clients: HostClient) -> None:
-        self._clients = clients
+    async def hosts() -> Sequence[HostClient]:
+        return clients
 
-    async def hosts(self) -> Sequence[HostClient]:
-        """Return all hosts."""
-        return self._clients
+    return hosts
 
 
-class AddressedHosts:
-    """Hosts by address or DNS name.
+class HostDiscovery:
+    """Discovery of hosts by address or DNS name.
 
     Args:
         places: `http://HOST:PORT`, and `dns:NAME:PORT` for every address that the name has at the moment.
-        connect: makes the client of an address.
     """
 
-    def __init__(self, places: Sequence[str], connect: Callable[[Address], HostClient] = RemoteHost) -> None:
+    def __init__(self, places: Sequence[str]) -> None:
         if not places:
             raise UserError("hosts: found none, expected http://HOST:PORT or dns:NAME:PORT")
         self._addresses = [parse_address(place) for place in places if not place.startswith("dns:")]
         self._names = [parse_address(place.removeprefix("dns:")) for place in places if place.startswith("dns:")]
         self._resolved: dict[Address, list[Address]] = {}
         self._clients: dict[Address, HostClient] = {}
-        self._connect = connect
 
-    async def hosts(self) -> Sequence[HostClient]:
+    async def __call__(self) -> Sequence[HostClient]:
         """Return the hosts at the addresses and names; a name that does not resolve keeps its last addresses."""
         for name in self._names:
             try:
@@ -59,7 +49,7 @@ class AddressedHosts:
             except OSError as error:
                 log.warning("dns:%s:%d does not resolve: %s", *name, error)
         addresses = [*self._addresses, *(address for name in self._names for address in self._resolved.get(name, []))]
-        self._clients = {address: self._clients.get(address) or self._connect(address) for address in addresses}
+        self._clients = {address: self._clients.get(address) or RemoteHost(address) for address in addresses}
         return list(self._clients.values())
 
 

@@ -165,7 +165,7 @@ class Fleet:
 
     async def _discover_shard(self, number: int) -> None:
         states = {state.client: state for state in self.shards[number]}
-        clients = await self._discoveries[number].hosts()
+        clients = await self._discoveries[number]()
         shard = CorpusShard(number, len(self.shards))
         self.shards[number] = [
             states.pop(client) if client in states else HostState(client, shard) for client in clients

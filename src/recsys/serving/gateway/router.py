@@ -8,45 +8,19 @@ assigns the request again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from recsys.serving.gateway.fleet import Fleet, HostState
 from recsys.serving.gateway.remote_host import HostFailed
 from recsys.serving.gateway.shard_merge import for_shards, merge
-from recsys.serving.http.messages import Hosts, ModelVersions, SearchRequest, SearchResponse
+from recsys.serving.http.messages import Canary, Hosts, ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.http.problems import VersionNotHeld, unavailable
 from recsys.serving.observability.metrics import Metrics
 
 UserId = int | str | None
 # Seconds without an answer to any search after which a second host gets the request too.
 SILENCE = 0.3
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A version for a share of the users, in addition to users whose host serves it.
-
-    Attributes:
-        version: version of the release.
-        share: share of the users, 0 to 1.
-    """
-
-    version: str
-    share: float
-
-    def __contains__(self, user_id: object) -> bool:
-        """Return True if a user gets the version: always the same for a user, random for requests without a user.
-
-        The hash covers the version, so that different users are the first to get each new version.
-        """
-        if user_id is None:
-            return random.random() < self.share
-        digest = hashlib.blake2b(f"{self.version}:{user_id!r}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest) < self.share * 2**64
 
 
 class Assignment(NamedTuple):

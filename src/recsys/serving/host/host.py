@@ -4,65 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 
 from recsys.core.errors import nearest
-from recsys.core.types import Float32Array
-from recsys.release.manifest import Manifest
-from recsys.release.runtime.item_ids import Filter, IdMap
-from recsys.release.runtime.item_search import Hits, ItemSearch
-from recsys.release.runtime.query_encoder import ItemId
+from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
 
-
-class SearchableIndex(Protocol):
-    """The index of one version, as a host searches it: `ItemSearch`, or a class around it."""
-
-    manifest: Manifest
-
-    @property
-    def version(self) -> str:
-        """Version of the release that the index belongs to."""
-        ...
-
-    def search(
-        self,
-        embeddings: Float32Array,
-        k: int,
-        *,
-        filter: Filter | None = None,
-        exclude: Sequence[Sequence[ItemId]] | None = None,
-    ) -> list[Hits]:
-        """Return the k best items for each user; see `ItemSearch.search`."""
-        ...
-
-    def takes_long(self, num_embeddings: int, *, is_filtered: bool) -> bool:
-        """Return True if a search keeps the thread busy for milliseconds."""
-        ...
-
-    def check(self) -> None:
-        """Raise `UserError` unless the index returns the same results as when the release was made."""
-        ...
-
-    def close(self) -> None:
-        """Free resources other than memory after the index was unloaded."""
-        ...
-
-
-class OpenIndex(Protocol):
-    """Function that opens the index of a release from its folder, manifest and item ids."""
-
-    def __call__(self, folder: Path, manifest: Manifest, *, known_items: IdMap) -> SearchableIndex:
-        """Return the index."""
-        ...
+SearchableIndex = ItemSearch | UpdatedIndex
+# Opens the index of a release: (folder, manifest, *, known_items).
+OpenIndex = Callable[..., SearchableIndex]
 
 
 class Host:
@@ -130,14 +87,6 @@ class Host:
             model = self._model_of(version, model)
             self._index(model, version)
             self._serving = {**self._serving, model: version}
-
-    def require(self, version: str, model: str | None = None) -> None:
-        """Refuse a version that is not loaded.
-
-        Raises:
-            Problem: If the version is not loaded (409), or there is no such model (400).
-        """
-        self._index(self._model_of(version, model), version)
 
     def unload(self, version: str, model: str | None = None) -> None:
         """Unload a version; searches that have begun finish.

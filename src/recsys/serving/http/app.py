@@ -6,7 +6,7 @@ import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,6 +28,8 @@ log = logging.getLogger("recsys")
 Hook = Callable[[], Awaitable[None]]
 # Called after every response with the path of its route, the HTTP status and the seconds from request to response.
 Observer = Callable[[str, int, float], None]
+# Returns a context that measures a stage of a retrieval.
+Timer = Callable[[str], AbstractContextManager[None]]
 # Label of requests that match no route, so that made-up paths do not become metric series.
 OTHER = "other"
 
@@ -41,6 +43,7 @@ class App(Starlette):
         token: token of admin calls; None refuses all of them.
         pages: routes besides the API.
         observe: called after every response.
+        timed: measures the encoding of responses whose row names a stage.
         start: hooks called in order when the server starts.
         stop: hooks called in order after the last accepted request was answered.
     """
@@ -53,6 +56,7 @@ class App(Starlette):
         token: str | None = None,
         pages: Sequence[BaseRoute] = (),
         observe: Observer | None = None,
+        timed: Timer | None = None,
         start: Sequence[Hook] = (),
         stop: Sequence[Hook] = (),
     ) -> None:
@@ -66,7 +70,7 @@ class App(Starlette):
             for hook in stop:
                 await hook()
 
-        responders = [_Responder(one, body_bytes, token) for one in endpoints]
+        responders = [_Responder(one, body_bytes, token=token, timed=timed) for one in endpoints]
         routes = [Route(one.endpoint.path, one, methods=[one.endpoint.method]) for one in responders]
         super().__init__(
             routes=[*routes, *pages],
@@ -140,12 +144,13 @@ class RequestContext:
 
 
 class _Responder:
-    def __init__(self, endpoint: Endpoint, body_bytes: int, token: str | None) -> None:
+    def __init__(self, endpoint: Endpoint, body_bytes: int, *, token: str | None, timed: Timer | None) -> None:
         self.endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
         reader = QueryDecoder if endpoint.method == "GET" else Decoder
         self._decode = None if endpoint.request is None else reader(endpoint.request)
         self._media_type = endpoint.media_type.encode()
         self._encode = encode if endpoint.media_type == JSON else bytes
+        self._timed, self._stage = timed, endpoint.stage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self.endpoint
@@ -155,7 +160,7 @@ class _Responder:
         if endpoint.is_admin:
             self._require_token(scope)
         message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))
-        with endpoint.timed():
+        with self._timed(self._stage) if self._timed and self._stage else nullcontext():
             body = self._encode(message)
         headers = [(b"content-type", self._media_type), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 JSON = "application/json"
+# Statuses of every admin call.
+ADMIN_ERRORS = (400, 401, 403, 409, 413)
+
+Handler = Callable[..., Awaitable[Any]]
+H = TypeVar("H", bound=Handler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,27 +21,30 @@ class Endpoint:
     """One address of the API.
 
     The types of request and response are written once, in the annotations of the handler. They decode the request, and
-    the OpenAPI document describes them.
+    the OpenAPI document describes them. The first line of the handler's docstring is the summary in the document.
 
     Attributes:
         method: GET or POST. An address that answers GET also answers HEAD.
         path: exact path.
         handler: coroutine function with at most one argument: the query parameters of a GET, or the body of a POST.
-        summary: description for the OpenAPI document, a few words.
         errors: HTTP statuses besides 405 and 500.
         is_admin: require the token of the server.
         media_type: media type of the response. A response that is not JSON is returned as bytes.
-        timed: context in which the response is encoded; measures it.
+        stage: stage of a retrieval that encoding the response belongs to, in the metrics.
     """
 
     method: str
     path: str
-    handler: Callable[..., Awaitable[Any]]
-    summary: str
+    handler: Handler
     errors: tuple[int, ...] = ()
     is_admin: bool = False
     media_type: str = JSON
-    timed: Callable[[], AbstractContextManager[object]] = nullcontext
+    stage: str | None = None
+
+    @property
+    def summary(self) -> str:
+        """Summary for the OpenAPI document."""
+        return (inspect.getdoc(self.handler) or "").partition("\n")[0].rstrip(".")
 
     @cached_property
     def request(self) -> Any:
@@ -54,3 +62,28 @@ class Endpoint:
     @cached_property
     def _types(self) -> dict[str, Any]:
         return get_type_hints(self.handler, include_extras=True)
+
+
+def route(method: str, path: str, **row: Any) -> Callable[[H], H]:
+    """Mark a method as the handler of an address; `row` are further fields of its `Endpoint`."""
+
+    def mark(handler: H) -> H:
+        handler.__dict__["route"] = {"method": method, "path": path, **row}
+        return handler
+
+    return mark
+
+
+def admin(name: str, *errors: int) -> Callable[[H], H]:
+    """Mark a method as the handler of `/v1/admin/NAME`, with statuses besides those of every admin call."""
+    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True)
+
+
+def endpoints_of(*objects: object) -> list[Endpoint]:
+    """Return the rows of all marked methods of these objects."""
+    return [
+        Endpoint(handler=getattr(one, name), **member.route)
+        for one in objects
+        for name, member in vars(type(one)).items()
+        if hasattr(member, "route")
+    ]

@@ -5,6 +5,8 @@ Shapes: B users, M embeddings of one user, D dim, A new items.
 
 from __future__ import annotations
 
+import hashlib
+import random
 from typing import Annotated, Any
 
 import numpy as np
@@ -161,18 +163,28 @@ class VersionRequest(Struct, forbid_unknown_fields=True):
     model: str | None = None
 
 
-class CanaryRequest(Struct, forbid_unknown_fields=True):
+class Canary(Struct, forbid_unknown_fields=True):
     """Share of the users, from 0 to 1, that a gateway gives this version to; 0 ends the canary."""
 
     version: str
     share: Annotated[float, Meta(ge=0, le=1)]
+
+    def __contains__(self, user_id: object) -> bool:
+        """Return True if a user gets the version: always the same for a user, random for requests without a user.
+
+        The hash covers the version, so that different users are the first to get each new version.
+        """
+        if user_id is None:
+            return random.random() < self.share
+        digest = hashlib.blake2b(f"{self.version}:{user_id!r}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest) < self.share * 2**64
 
 
 class GatewayState(Struct):
     """State of a gateway after an admin call: versions of the loaded user towers, and the canary."""
 
     towers: list[str]
-    canary: CanaryRequest | None
+    canary: Canary | None
 
 
 class ItemsRequest(Struct, forbid_unknown_fields=True):

@@ -1,0 +1,107 @@
+"""Rows of the route table that change a running host or gateway. Imports no torch."""
+
+from __future__ import annotations
+
+import asyncio
+
+from recsys.serving.gateway.router import Router
+from recsys.serving.gateway.tower_cache import TowerCache
+from recsys.serving.host.additions import Additions
+from recsys.serving.host.host import Host
+from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.host.updated_index import UpdatedIndex
+from recsys.serving.http.endpoint import admin
+from recsys.serving.http.messages import (
+    Canary,
+    ChangesResponse,
+    GatewayState,
+    ItemsRequest,
+    TakedownRequest,
+    VersionRequest,
+    Versions,
+)
+from recsys.serving.http.problems import bad_request
+
+
+class HostAdmin:
+    """Admin calls that change the versions and the items of a host.
+
+    Args:
+        host: host whose indexes were opened with `updates`.
+        updates: journal of new items and takedowns.
+        towers: user towers of the gateway in the same process; it loads the tower of a version before the version is
+            served. None if there is no gateway.
+    """
+
+    def __init__(self, host: Host, updates: ItemUpdates, *, towers: TowerCache | None) -> None:
+        self._host, self._updates, self._towers = host, updates, towers
+
+    @admin("load")
+    async def load(self, request: VersionRequest) -> Versions:
+        """Load a version or alias; index and tower are self-checked before this returns."""
+        version = await asyncio.to_thread(self._host.load, request.version)
+        return await self._with_tower(version)
+
+    @admin("serve")
+    async def serve(self, request: VersionRequest) -> Versions:
+        """Serve a loaded version."""
+        self._host.held(request.version, request.model)
+        await self._with_tower(request.version)
+        self._host.serve(request.version, request.model)
+        return self._host.version()
+
+    @admin("unload")
+    async def unload(self, request: VersionRequest) -> Versions:
+        """Unload a version that is not served."""
+        self._host.unload(request.version, request.model)
+        return self._host.version()
+
+    @admin("items")
+    async def add(self, request: ItemsRequest) -> ChangesResponse:
+        """Add items to the index of one version; durable when acknowledged, and in the next answer."""
+        held = self._host.held(request.version, request.model)
+        assert isinstance(held, UpdatedIndex), "the host's indexes are opened by `UpdatedIndex.open`"
+        # An empty list of embeddings is decoded as an array of one dimension.
+        embeddings = request.embeddings if request.embeddings.size else request.embeddings.reshape(0, held.manifest.dim)
+        if embeddings.ndim != 2:
+            raise bad_request(
+                f"embeddings: found shape {list(embeddings.shape)}, expected two dimensions", "embeddings"
+            )
+        additions = Additions(request.version, request.items, embeddings)
+        return ChangesResponse(await asyncio.to_thread(self._updates.add, additions, held))
+
+    @admin("takedown")
+    async def take_down(self, request: TakedownRequest) -> ChangesResponse:
+        """Never show these items again, in any version; durable when acknowledged."""
+        return ChangesResponse(await asyncio.to_thread(self._updates.take_down, request.item_ids))
+
+    async def _with_tower(self, version: str) -> Versions:
+        if self._towers is not None:
+            await self._towers.get(version)
+        return self._host.version()
+
+
+class GatewayAdmin:
+    """Admin calls that change a gateway. A canary ends with the process; then users get what the hosts serve."""
+
+    def __init__(self, router: Router, towers: TowerCache) -> None:
+        self._router, self._towers = router, towers
+
+    @admin("tower", 404, 503)
+    async def tower(self, request: VersionRequest) -> GatewayState:
+        """Load the user tower of a version."""
+        return await self._loaded(request.version)
+
+    @admin("canary", 404, 503)
+    async def canary(self, request: Canary) -> GatewayState:
+        """Give a version to a share of the users."""
+        if request.share:
+            # Loaded before the first user of the canary comes.
+            await self._loaded(request.version)
+        self._router.canary = request if request.share else None
+        return GatewayState(self._towers.versions, self._router.canary)
+
+    async def _loaded(self, version: str) -> GatewayState:
+        self._towers.require(version)
+        await self._towers.get(version)
+        return GatewayState(self._towers.versions, self._router.canary)
