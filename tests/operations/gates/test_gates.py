@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow.compute as pc
 import pytest
 from commands import run_all
@@ -137,8 +138,8 @@ def samples(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[Requ
     given = {"max_events": 200, "samples_share": 1.0, "samples_bytes": 1 << 26, "monitor": 0.0, "release": version}
     living(settings(published, folder / "events.sqlite", **given), use)
     kept = read_samples(folder / "samples", 10_000)
-    assert [sample.asked["user_id"] for sample in kept] == users
-    return [dataclasses.replace(sample, at=float(now)) for sample in kept]
+    assert [sample.request.user_id for sample in kept] == users
+    return [msgspec.structs.replace(sample, at=float(now)) for sample in kept]
 
 
 def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[RequestSample]) -> Verdict:

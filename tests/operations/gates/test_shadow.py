@@ -24,6 +24,7 @@ from recsys.operations.gates.shadow import Shadow, ShadowHits
 from recsys.operations.gates.staging import open_release
 from recsys.operations.gates.verdict import Outcome
 from recsys.release.runtime.retriever import Answer
+from recsys.serving.http.messages import RetrieveRequest
 from recsys.serving.observability.samples import RequestSample
 
 SETTINGS: dict[str, Any] = {
@@ -43,11 +44,10 @@ def data(tmp_path: Path) -> PreparedDataset:
 
 
 def sample(
-    at: float = 0.0, user: int | None = None, version: str = "old", ids: Sequence[int] = (), **asked: Any
+    at: float = 0.0, user: int | None = None, version: str = "old", ids: Sequence[int] = (), **fields: Any
 ) -> RequestSample:
-    fields = {"user_id": user, "k": 2, "history": None, "user": None, "request": None, "exclude": None,
-              "exclude_seen": True, "filter": None, "version": None} | asked  # fmt: skip
-    return RequestSample(at, fields, None if user is None else [], {}, version, ids)
+    request = RetrieveRequest(**{"user_id": user, "k": 2, **fields})
+    return RequestSample(at, request, None if user is None else [], {}, version, ids)
 
 
 def given(
@@ -136,7 +136,7 @@ def test_hits_are_of_events_after_the_request(data: PreparedDataset) -> None:
         sample(0.0, 72), sample(0.0), sample(0.0, 99),
     ]  # fmt: skip
     samples = [
-        one if one.asked["history"] is None else RequestSample(one.at, one.asked, None, {}, one.version, ())
+        one if one.request.history is None else RequestSample(one.at, one.request, None, {}, one.version, ())
         for one in samples
     ]
     ours = [given([40]), given([40]), given([50]), given([60]), *[given([60])] * 3, *[given([10])] * 3]
@@ -176,7 +176,7 @@ def test_real_releases_replay_the_same_requests(published: Published) -> None:
     for retriever, side in ((one, replayed.candidate), (other, replayed.served)):
         for made, found in zip(samples[:-1], side, strict=False):
             (answer,) = retriever.retrieve(
-                [made.query(retriever.query_encoder)], made.asked["k"], exclude_seen=True, filter=made.asked["filter"]
+                [made.query(retriever.query_encoder)], made.request.k, exclude_seen=True, filter=made.request.filter
             )
             assert found.item_ids == answer.item_ids
             assert found.seconds > 0

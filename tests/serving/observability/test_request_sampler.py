@@ -24,7 +24,7 @@ from recsys.serving.http.app import App
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
+from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample, read_samples
 
 ANSWER = RetrieveResponse([ScoredItem(7, 0.5), ScoredItem("7", 0.25)], "v", "v", "v", "host", 1, [])
@@ -40,7 +40,8 @@ class Sampling:
         self.wants, self.close = self.sampler.wants, self.background.close
 
     def put(self, request: RetrieveRequest, history: Any, profile: Any, response: RetrieveResponse) -> None:
-        self.sampler.put(AnsweredRequest(time.time(), request, history, profile, response))
+        ids = [item.item_id for item in response.items]
+        self.sampler.put(RequestSample(time.time(), request, history, profile, response.version, ids))
 
 
 def keep(sampling: Sampling, *users: int) -> None:
@@ -53,7 +54,7 @@ def count(sampling: Sampling, what: str) -> float:
 
 
 def users_of(folder: Path, newest: int = 10_000) -> list[Any]:
-    return [sample.asked["user_id"] for sample in read_samples(folder, newest)]
+    return [sample.request.user_id for sample in read_samples(folder, newest)]
 
 
 def test_a_sample_contains_request_and_answer(tmp_path: Path) -> None:
@@ -65,18 +66,9 @@ def test_a_sample_contains_request_and_answer(tmp_path: Path) -> None:
     sampling.close()
     one, other = read_samples(tmp_path / "samples", 10)
     assert before <= one.at <= other.at <= time.time()
-    assert one == RequestSample(
-        one.at,
-        {
-            "user_id": 5, "k": 2, "history": None, "user": {"age": 7}, "request": {"query": "çay"}, "exclude": ["a"],
-            "exclude_seen": False, "filter": {"category": ["x", "y"]}, "version": "v",
-        },
-        [{"item_id": 3, "timestamp": 9, "action": None}],
-        {"country": "de"},
-        "v",
-        [7, "7"],
-    )  # fmt: skip
-    assert (other.asked["history"], other.history, other.profile) == ([{"item_id": "3"}], None, None)
+    past = [{"item_id": 3, "timestamp": 9, "action": None}]
+    assert one == RequestSample(one.at, asked, past, {"country": "de"}, "v", [7, "7"])
+    assert (other.request.history, other.history, other.profile) == ([{"item_id": "3"}], None, None)
     assert [count(sampling, what) for what in ("written", "dropped", "failed")] == [2, 0, 0]
     # Histories of users: nobody else's to read.
     (file,) = (tmp_path / "samples").iterdir()
@@ -141,7 +133,7 @@ def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
     for end in range(len(whole)):
         file.write_bytes(whole + b'{"at": 1}\n[]\nnonsense\n' + later + b"\n" + whole[:end])
         # The older one first, whichever file it is in; what was cut off is none, even where its end alone is missing.
-        assert [(sample.at == 1.0, sample.asked["user_id"]) for sample in read_samples(tmp_path, 10)] == [
+        assert [(sample.at == 1.0, sample.request.user_id) for sample in read_samples(tmp_path, 10)] == [
             (True, 1), (False, 1), (False, 2),
         ]  # fmt: skip
     assert read_samples(None, 10) == read_samples(tmp_path / "nowhere", 10) == []
@@ -149,17 +141,17 @@ def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, itertools
-from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
+from recsys.serving.http.messages import RetrieveRequest
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
+from recsys.serving.observability.request_sampler import RequestSampler
+from recsys.serving.observability.samples import RequestSample
 metrics = Metrics()
 background = BackgroundThread(metrics)
 sampler = RequestSampler(1.0, sys.argv[1], max_bytes=1 << 30, background=background, metrics=metrics)
-answer = RetrieveResponse([], "v", "v", "v", "host", 1, [])
 for number in itertools.count():
     request, history = RetrieveRequest(user_id=number), [{"item_id": n} for n in range(2000)]
-    sampler.put(AnsweredRequest(0.0, request, history, {}, answer))
+    sampler.put(RequestSample(0.0, request, history, {}, "v", []))
     if number == 50:
         print("goes", flush=True)
 """
@@ -180,9 +172,9 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
         assert samples
         assert all(len(sample.history or ()) == 2000 for sample in samples)
     assert len([*tmp_path.iterdir()]) == 3
-    assert {sample.asked["user_id"] for sample in samples} >= {0}
+    assert {sample.request.user_id for sample in samples} >= {0}
     # Each start wrote samples that are read beside what the one before had torn.
-    assert sum(sample.asked["user_id"] == 0 for sample in samples) == 3
+    assert sum(sample.request.user_id == 0 for sample in samples) == 3
 
 
 def test_requests_never_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,8 +253,8 @@ def test_sampled_requests_are_replayed_with_the_same_answers(
     retriever = Retriever.load(published.store, published.versions[0])
     for sample in samples:
         (again,) = retriever.retrieve(
-            [sample.query(retriever.query_encoder)], sample.asked["k"], exclude_seen=sample.asked["exclude_seen"],
-            filter=sample.asked["filter"],
+            [sample.query(retriever.query_encoder)], sample.request.k, exclude_seen=sample.request.exclude_seen,
+            filter=sample.request.filter,
         )  # fmt: skip
         assert again.item_ids == list(sample.item_ids)
 
@@ -278,8 +270,7 @@ def test_no_requests_are_sampled_by_default(published: Published, stored: Path) 
 
 def test_features_that_another_tower_does_not_know(published: Published) -> None:
     tower = Retriever.load(published.store, published.versions[0]).query_encoder
-    asked = {"user_id": 1, "k": 1, "history": None, "user": {"age": 3}, "request": None, "exclude": None,
-             "exclude_seen": True, "filter": None, "version": None}  # fmt: skip
+    asked = RetrieveRequest(user_id=1, k=1, user={"age": 3})
     stored = RequestSample(
         0.0, asked, [{"item_id": "i001", "gone": 1, "action": "save"}], {"gone": 2, "age": 9}, "v", []
     )
@@ -287,6 +278,6 @@ def test_features_that_another_tower_does_not_know(published: Published) -> None
     # What was stored is left out, as the gateway does; what the request brings itself is refused there, and here.
     assert list(query.history) == [{"item_id": "i001", "action": "save"}]
     assert query.user == {"age": 3}
-    given = RequestSample(0.0, asked | {"history": [{"item_id": "i001", "gone": 1}]}, None, {}, "v", [])
+    given = RequestSample(0.0, RetrieveRequest(history=[{"item_id": "i001", "gone": 1}]), None, {}, "v", [])
     with pytest.raises(UserError, match=r"history\.gone: no such feature"):
         tower.encode([given.query(tower)])

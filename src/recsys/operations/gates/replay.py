@@ -57,7 +57,7 @@ class Replay:
 
     def num_wanted(self) -> npt.NDArray[np.int64]:
         """Return the number of items that each request asked for, [R]."""
-        return np.array([sample.asked["k"] for sample in self.samples])
+        return np.array([sample.request.k for sample in self.samples])
 
     def hits(self, dataset: PreparedDataset) -> tuple[Float64Array, Float64Array]:
         """Return hit rates of candidate and served release for each user with later events; float64 [users].
@@ -66,7 +66,7 @@ class Replay:
         before the test part do not count, because the candidate was trained on them.
         """
         users, items = IdMap(dataset.user_ids), IdMap(dataset.item_ids)
-        rows = users.rows([sample.asked["user_id"] for sample in self.samples])
+        rows = users.rows([sample.request.user_id for sample in self.samples])
         found: dict[int, list[tuple[bool, bool]]] = {}
         for row, sample, ours, theirs in zip(rows.tolist(), self.samples, self.candidate, self.served, strict=True):
             if row < 0:
@@ -97,11 +97,11 @@ def replay(samples: Sequence[RequestSample], candidate: Retriever, *, served: Re
 
 
 def _retrieve(retriever: Retriever, sample: RequestSample) -> ReplayedAnswer:
-    asked = sample.asked
+    request = sample.request
     begin = time.perf_counter()
     try:
         query = sample.query(retriever.query_encoder)
-        (answer,) = retriever.retrieve([query], asked["k"], exclude_seen=asked["exclude_seen"], filter=asked["filter"])
+        (answer,) = retriever.retrieve([query], request.k, exclude_seen=request.exclude_seen, filter=request.filter)
     except UserError as error:
         return ReplayedAnswer(None, f"refused: {error}", np.nan, np.nan)
     except Exception as error:
@@ -114,6 +114,6 @@ def _retrieve(retriever: Retriever, sample: RequestSample) -> ReplayedAnswer:
 
 
 def _excluded(sample: RequestSample) -> list[int | str]:
-    history = sample.history if sample.history is not None else sample.asked["history"] or ()
-    seen = [event["item_id"] for event in history] if sample.asked["exclude_seen"] else []
-    return [*seen, *(sample.asked["exclude"] or ())]
+    history = sample.history if sample.history is not None else sample.request.history or ()
+    seen = [event["item_id"] for event in history] if sample.request.exclude_seen else []
+    return [*seen, *(sample.request.exclude or ())]

@@ -30,7 +30,8 @@ from recsys.serving.http.messages import (
 )
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.request_sampler import AnsweredRequest, RequestSampler
+from recsys.serving.observability.request_sampler import RequestSampler
+from recsys.serving.observability.samples import RequestSample
 
 # Seconds between two attempts while no host can answer.
 RETRY_EVERY = 0.05
@@ -154,40 +155,40 @@ class Gateway:
                     raise bad_request(str(error), place) from error
 
     async def _answer_all(
-        self, key: _BatchKey, asked: Sequence[RetrieveRequest]
+        self, key: _BatchKey, requests: Sequence[RetrieveRequest]
     ) -> Sequence[RetrieveResponse | Exception]:
         """Answer a microbatch; an invalid request does not affect the others."""
         try:
-            return await self._answer(key, asked)
+            return await self._answer(key, requests)
         except UserError as error:
             # Together they may be too large for a host, although each alone is not.
-            if len(asked) == 1 or (isinstance(error, Problem) and error.status not in (400, 413)):
-                return [error] * len(asked)
+            if len(requests) == 1 or (isinstance(error, Problem) and error.status not in (400, 413)):
+                return [error] * len(requests)
         answers: list[RetrieveResponse | Exception] = []
-        for one in asked:
+        for one in requests:
             answers.extend(await self._answer_all(key, [one]))
         return answers
 
-    async def _answer(self, key: _BatchKey, asked: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
+    async def _answer(self, key: _BatchKey, requests: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
         version = key.assignment.version
         tower = self.towers.held(version) or await self.towers.get(version)
         metrics = self.metrics
-        metrics.batch["tower"].observe(len(asked))
-        queries = await self._query_builder.build(tower, asked)
+        metrics.batch["tower"].observe(len(requests))
+        queries = await self._query_builder.build(tower, requests)
         with metrics.timed("encode"):
             histories, unknown = tower.encode(queries)
-            exclude = [_excluded(one, query) for one, query in zip(asked, queries, strict=True)]
+            exclude = [_excluded(one, query) for one, query in zip(requests, queries, strict=True)]
         with metrics.timed("tower"):
             embeddings = tower.tower(histories)
-        wanted, model = asked[0].filter, self.router.model
+        wanted, model = requests[0].filter, self.router.model
         search = SearchRequest(tower.version, embeddings, key.k, wanted, exclude, model)
         with metrics.timed("host"):
             response, hosts = await self.router.search(key.assignment, search)
-        if not metrics.versions_met(tower.version, response.version, answers=len(asked)):
+        if not metrics.versions_met(tower.version, response.version, answers=len(requests)):
             # Final check of the answer, independent of the host.
             raise VersionNotHeld(tower.version, serving=None, loaded=[response.version])
         if hosts != tuple(state.name for state in key.assignment.hosts):
-            metrics.fallbacks["host"].inc(len(asked))
+            metrics.fallbacks["host"].inc(len(requests))
         host, lengths = "+".join(hosts), histories.lengths.tolist()
         answers = [
             RetrieveResponse(
@@ -202,21 +203,21 @@ class Gateway:
             for found, length, names in zip(response.results, lengths, unknown, strict=True)
         ]
         if self._sampler is not None and self._sampler.share:
-            for one, query, answer in zip(asked, queries, answers, strict=True):
+            for one, query, answer in zip(requests, queries, answers, strict=True):
                 if self._sampler.wants():
                     self._sampler.put(_sample_of(one, query, answer))
         return [*answers]
 
 
-def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveResponse) -> AnsweredRequest:
-    is_stored = request.user_id is not None
-    posted = request.user or {}
-    return AnsweredRequest(
-        time.time(),
-        request,
+def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveResponse) -> RequestSample:
+    is_stored, posted = request.user_id is not None, request.user or {}
+    return RequestSample(
+        at=time.time(),
+        request=request,
         history=query.history if is_stored and request.history is None else None,
         profile={name: value for name, value in query.user.items() if name not in posted} if is_stored else None,
-        response=response,
+        version=response.version,
+        item_ids=[item.item_id for item in response.items],
     )
 
 

@@ -9,16 +9,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from recsys.core.errors import UserError
 from recsys.serving.http.codec import encode
-from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.samples import PATTERN
+from recsys.serving.observability.samples import PATTERN, RequestSample
 
 log = logging.getLogger("recsys")
 
@@ -27,36 +25,6 @@ _FILES = 8
 # Maximum number of files: every start of a server begins a new one.
 _MAX_FILES = 64
 _BATCH = 64
-
-
-class AnsweredRequest(NamedTuple):
-    """A request and its response; see `recsys.serving.observability.samples.RequestSample`.
-
-    Attributes:
-        at: seconds since 1970.
-        request: request.
-        history: stored events of the user; None if the request has a history or no user.
-        profile: stored features of the user; None if the request has no user.
-        response: response.
-    """
-
-    at: float
-    request: RetrieveRequest
-    history: Sequence[Mapping[str, Any]] | None
-    profile: Mapping[str, Any] | None
-    response: RetrieveResponse
-
-    def line(self) -> bytes:
-        """Return the sample as a line of a file."""
-        content = {
-            "at": self.at,
-            "asked": self.request,
-            "history": self.history,
-            "profile": self.profile,
-            "version": self.response.version,
-            "item_ids": [item.item_id for item in self.response.items],
-        }
-        return encode(content) + b"\n"
 
 
 class RequestSampler:
@@ -99,14 +67,14 @@ class RequestSampler:
         """Return True if the next request must be kept."""
         return self.share > 0 and self._random.random() < self.share
 
-    def put(self, answered: AnsweredRequest) -> None:
+    def put(self, sample: RequestSample) -> None:
         """Keep a request; returns at once."""
-        if not self._lane.put(answered):
+        if not self._lane.put(sample):
             self._outcomes["dropped"].inc()
 
-    def _write_all(self, samples: Sequence[AnsweredRequest]) -> None:
+    def _write_all(self, samples: Sequence[RequestSample]) -> None:
         try:
-            self._write([sample.line() for sample in samples])
+            self._write([encode(sample) + b"\n" for sample in samples])
         except OSError:
             # For example a full disk. The file may end in the middle of a line, so the next samples go to a new file.
             if not self._has_failed:

@@ -6,27 +6,27 @@
 from __future__ import annotations
 
 import heapq
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from recsys.release.runtime.query_encoder import Query, QueryEncoder
+from recsys.serving.http.messages import RetrieveRequest
 
 log = logging.getLogger("recsys")
 
 PATTERN = "*.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSample:
+class RequestSample(msgspec.Struct):
     """One answered request.
 
     Attributes:
         at: time of the answer, in seconds since 1970.
-        asked: fields of the request, as in `recsys.serving.http.messages.RetrieveRequest`.
+        request: request; `asked` in the files.
         history: stored events of the user at that time; None if the request has a history or no user.
         profile: stored features of the user at that time; None if the request has no user.
         version: version of the release that answered.
@@ -34,7 +34,7 @@ class RequestSample:
     """
 
     at: float
-    asked: Mapping[str, Any]
+    request: RetrieveRequest = msgspec.field(name="asked")
     history: Sequence[Mapping[str, Any]] | None
     profile: Mapping[str, Any] | None
     version: str
@@ -45,18 +45,17 @@ class RequestSample:
 
         Stored features that the tower does not know are left out. The tower refuses unknown features of the request.
         """
-        history: Sequence[Mapping[str, Any]] = self.asked["history"] or ()
+        request = self.request
+        history: Sequence[Mapping[str, Any]] = request.history or ()
         if self.history is not None:
             known = tower.names["history"]
             history = [{name: value for name, value in event.items() if name in known} for event in self.history]
         stored = {name: value for name, value in (self.profile or {}).items() if name in tower.names["user"]}
-        return Query(
-            history,
-            self.asked["user_id"],
-            {**stored, **(self.asked["user"] or {})},
-            self.asked["request"] or {},
-            self.asked["exclude"] or (),
-        )
+        user = {**stored, **(request.user or {})}
+        return Query(history, request.user_id, user, request.request or {}, request.exclude or ())
+
+
+_decoder = msgspec.json.Decoder(RequestSample)
 
 
 def read_samples(folder: str | Path | None, newest: int) -> list[RequestSample]:
@@ -79,19 +78,15 @@ def _all(folder: Path) -> Iterator[RequestSample]:
     skipped = 0
     for path in sorted(folder.rglob(PATTERN)):
         try:
-            file = path.open("rb")
+            *lines, torn = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             # A running server has removed it.
             continue
-        with file:
-            for line in file:
-                try:
-                    sample = RequestSample(**json.loads(line)) if line.endswith(b"\n") else None
-                except (ValueError, TypeError):
-                    sample = None
-                if sample is None:
-                    skipped += 1
-                else:
-                    yield sample
+        skipped += bool(torn)
+        for line in lines:
+            try:
+                yield _decoder.decode(line)
+            except ValueError:
+                skipped += 1
     if skipped:
         log.info("samples: %d lines below %s skipped: cut off by a kill, or of another format", skipped, folder)
