@@ -14,12 +14,9 @@ V = TypeVar("V")
 
 
 class AsyncLRU(Generic[V]):
-    """Values by key, for one event loop. Loading a value does not block requests for other values.
+    """Values by key, for one event loop. Loading a value in a thread does not block requests for other values.
 
-    Args:
-        load: loads the value of a key; runs in a thread.
-        size: maximum number of values; the least recently used one is dropped.
-        retry_seconds: time for which a `UserError` of `load` is raised again instead of loading again.
+    A `UserError` of `load` is raised again for `retry_seconds` instead of loading again.
     """
 
     def __init__(self, load: Callable[[str], V], size: int, *, retry_seconds: float = 0.0) -> None:
@@ -48,11 +45,7 @@ class AsyncLRU(Generic[V]):
             self._held.popitem(last=False)
 
     async def get(self, key: str) -> V:
-        """Return the value of a key. Concurrent callers share one load, which continues if a caller is cancelled.
-
-        Raises:
-            UserError: If `load` raises it, now or within the last `retry_seconds`.
-        """
+        """Return the value of a key. Concurrent callers share one load, which continues if a caller is cancelled."""
         value = self.held(key)
         if value is not None:
             return value

@@ -16,13 +16,7 @@ ItemId = int | str
 
 
 class Event(NamedTuple):
-    """One event of a user.
-
-    Attributes:
-        item_id: outside id.
-        timestamp: UTC seconds.
-        features: values of columns of interactions by name; may lack columns.
-    """
+    """One event of a user, in UTC seconds. `features` are values of columns of interactions; columns may be missing."""
 
     item_id: ItemId
     timestamp: int
@@ -30,13 +24,7 @@ class Event(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """Events and profile of one user from a data folder.
-
-    Attributes:
-        user_id: outside id.
-        events: oldest first; repeated events count as separate ones.
-        profile: features of the user.
-    """
+    """Events (oldest first, repeated ones count separately) and profile features of one user from a data folder."""
 
     user_id: UserId
     events: Sequence[Event]

@@ -23,11 +23,7 @@ class _Waiting:
 
 
 class GroupCommit:
-    """Combines concurrent appends: the thread that gets the lock writes all waiting events.
-
-    Args:
-        write: writes events durably, all or none.
-    """
+    """Combines concurrent appends: the thread that gets the lock writes all waiting events, all or none, durably."""
 
     def __init__(self, write: Callable[[Events], None]) -> None:
         self._write = write

@@ -15,13 +15,7 @@ _OWN = ("user_id", "item_id", "timestamp")
 def parse_events(posted: Any, features: Collection[str], *, now: int) -> list[tuple[UserId, Event]]:
     """Return the events of a request: one or a list of `{user_id, item_id, timestamp?, feature: value, ...}`.
 
-    Args:
-        posted: parsed JSON.
-        features: names of features that an event may have.
-        now: UTC seconds for events without a timestamp.
-
-    Raises:
-        UserError: If an event is wrong; the message names the field (`[3].timestamp` in a list).
+    `now` is the time of events without a timestamp. Errors name the field (`[3].timestamp` in a list).
     """
     if isinstance(posted, list):
         return [_parse(event, features, now=now, place=f"[{number}]") for number, event in enumerate(posted)]

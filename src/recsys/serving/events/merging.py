@@ -46,11 +46,7 @@ def _time(event: Event) -> int:
 
 
 def encode_events(events: Sequence[Event]) -> bytes:
-    """Return the bytes of a history.
-
-    Raises:
-        UserError: If a feature is not a plain value.
-    """
+    """Return the bytes of a history; raise `UserError` if a feature is not a plain value."""
     try:
         return _encoder.encode(events)
     except (TypeError, ValueError, OverflowError) as error:

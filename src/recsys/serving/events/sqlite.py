@@ -48,14 +48,7 @@ _TIMEOUT_SECONDS = 30.0
 class SQLiteEvents:
     """`EventStore` in a file in WAL mode; a write returns after fsync.
 
-    A history is one row, so that a read is one look-up.
-
-    Args:
-        path: path of the file; created if it is missing. WAL needs shared memory, so it must be on a local disk.
-        max_events: maximum number of events of a user.
-
-    Raises:
-        UserError: If the file is not an event store, or cannot be opened.
+    A history is one row, so that a read is one look-up. WAL needs shared memory, so the file must be on a local disk.
     """
 
     is_embedded = True

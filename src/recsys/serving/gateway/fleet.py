@@ -32,12 +32,7 @@ MAX_REST = 1.0
 
 
 class HostState:
-    """A host as the gateway sees it.
-
-    Args:
-        client: client of the host.
-        shard: part of the corpus that it must search.
-    """
+    """A host as the gateway sees it; `shard` is the part of the corpus that it must search."""
 
     def __init__(self, client: HostClient, shard: CorpusShard) -> None:
         self.client, self.shard = client, shard
@@ -134,12 +129,7 @@ class HostState:
 
 
 class Fleet:
-    """The hosts of all shards, each probed twice a second. A probe is the health check, and refreshes the versions.
-
-    Args:
-        shards: discovery of the hosts of each shard; a list of one if the corpus is not split.
-        metrics: counts programming errors of the background tasks; None if nothing reads them.
-    """
+    """The hosts of all shards, each probed twice a second. A probe is the health check, and refreshes the versions."""
 
     def __init__(self, shards: Sequence[Discovery], metrics: Metrics | None = None) -> None:
         self._discoveries, self._metrics = shards, metrics or Metrics()

@@ -67,16 +67,7 @@ class _BatchKey(NamedTuple):
 
 
 class Gateway:
-    """Retrieval for users.
-
-    Args:
-        router: chooses hosts and versions.
-        towers: tower cache.
-        events: histories and profiles of known users.
-        limits: upper limits of one request.
-        metrics: metrics of the server.
-        sampler: keeps a share of the requests; None to keep none.
-    """
+    """Retrieval for users. The sampler keeps a share of the requests."""
 
     def __init__(
         self,
@@ -96,11 +87,7 @@ class Gateway:
         )
 
     async def ready(self) -> None:
-        """Load the tower of the version that currently answers requests.
-
-        Raises:
-            Problem: If nothing that could answer is up (503).
-        """
+        """Load the tower of the version that currently answers requests, or raise `Problem` (503)."""
         await self.towers.get(self.router.assign().version)
 
     async def retrieve(self, request: RetrieveRequest) -> RetrieveResponse:
@@ -127,11 +114,7 @@ class Gateway:
             await asyncio.sleep(0 if moved else RETRY_EVERY)
 
     async def event_names(self) -> set[str]:
-        """Return the features that an event may have: those of the release that currently answers requests.
-
-        Raises:
-            Problem: If nothing that could answer is up (503).
-        """
+        """Return the features that an event may have: those of the release that currently answers requests."""
         tower = await self.towers.get(self.router.assign().version)
         return tower.names["history"] - set(EVENT_KEYS)
 

@@ -40,11 +40,7 @@ class HostClient(Protocol):
 
 
 class LocalHost:
-    """A host in this process.
-
-    Args:
-        host: searched in the event loop, or in a thread if the search takes long.
-    """
+    """A host in this process, searched in the event loop, or in a thread if the search takes long."""
 
     def __init__(self, host: Host) -> None:
         self.name, self._host = host.name, host

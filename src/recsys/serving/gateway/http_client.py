@@ -25,11 +25,6 @@ class HTTPClient:
     """Requests to one address over connections that are kept for the next requests.
 
     Only for requests that may be sent twice: a request whose connection closes before the response is sent once more.
-
-    Args:
-        address: host and port.
-        connect_seconds: time limit of a new connection.
-        max_bytes: largest body of a response.
     """
 
     def __init__(
@@ -44,14 +39,7 @@ class HTTPClient:
     async def request(
         self, method: str, path: str, *, seconds: float, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes]:
-        """Send a request and return status and body of the response.
-
-        Args:
-            method: HTTP method.
-            path: path with the query.
-            seconds: time limit, connecting included.
-            body: JSON, or nothing.
-            headers: headers in addition to the required ones of HTTP.
+        """Send a request and return status and body of the response. The time limit includes connecting.
 
         Raises:
             NoAnswerError: If there is no whole response in time. The other side may have acted on the request.

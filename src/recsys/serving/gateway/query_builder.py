@@ -17,22 +17,13 @@ from recsys.serving.observability.metrics import Metrics
 
 
 class QueryBuilder:
-    """Builds the queries of a microbatch with one read of the event store.
-
-    Args:
-        events: histories and profiles of known users.
-        metrics: metrics of the server.
-    """
+    """Builds the queries of a microbatch with one read of the event store."""
 
     def __init__(self, events: EventStore, metrics: Metrics) -> None:
         self._events, self._metrics = events, metrics
 
     async def build(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
-        """Return the query of each request; stored features that the tower does not know are left out.
-
-        Raises:
-            Problem: If the event store does not answer (503).
-        """
+        """Return the query of each request; stored features that the tower does not know are left out."""
         stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]
         profiled = [r.user_id for r in requests if r.user_id is not None] if tower.reads_profiles else []
         histories: dict[int | str, list[Mapping[str, Any]]] = {}

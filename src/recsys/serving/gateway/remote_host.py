@@ -25,11 +25,8 @@ class HostFailed(Problem):
 class RemoteHost:
     """A `HostClient` over HTTP.
 
-    Args:
-        address: host and port.
-        search_seconds: time limit of a search. It is long, because a host that is busy with searches still answers
-            probes, and a host that hangs is found by its probes.
-        probe_seconds: time limit of a probe (`/v1/version`), and of a new connection.
+    The time limit of a search is long, because a host that is busy with searches still answers probes, and a host that
+    hangs is found by its probes. `probe_seconds` also limits a new connection.
     """
 
     def __init__(self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0) -> None:
@@ -38,11 +35,7 @@ class RemoteHost:
         self._client = HTTPClient(address, connect_seconds=probe_seconds)
 
     async def version(self) -> Versions:
-        """Return model -> versions that the host serves and has loaded now.
-
-        Raises:
-            HostFailed: If the host does not answer.
-        """
+        """Return model -> versions that the host serves and has loaded now."""
         try:
             body = await self._call("GET", "/v1/version", seconds=self.probe_seconds)
         except HostFailed as error:
@@ -57,13 +50,7 @@ class RemoteHost:
         return versions
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """Search the version that the request names.
-
-        Raises:
-            VersionNotHeld: If the host does not hold that version.
-            HostFailed: If the host does not answer.
-            Problem: If the request is invalid; another host would refuse it too.
-        """
+        """Search the version that the request names."""
         body, seconds = encode(request), self.search_seconds
         answer = await self._call("POST", "/v1/search", seconds=seconds, body=body, version=request.version)
         try:
@@ -101,11 +88,7 @@ class RemoteHost:
 
 
 def parse_address(text: str) -> Address:
-    """Return host and port of `http://HOST:PORT` or `HOST:PORT`.
-
-    Raises:
-        UserError: If the text has another form.
-    """
+    """Return host and port of `http://HOST:PORT` or `HOST:PORT`."""
     host, _, port = text.removeprefix("http://").rstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:

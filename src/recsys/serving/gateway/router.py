@@ -38,13 +38,7 @@ class RoutedResponse(NamedTuple):
 
 
 class Router:
-    """Sends searches to hosts.
-
-    Args:
-        fleet: hosts, started.
-        model: name of the model that is served; None if every host has one model.
-        metrics: counts retries and hedges; None if nothing reads them.
-    """
+    """Sends searches to hosts. `model` names the model that is served; None if every host has one model."""
 
     def __init__(self, fleet: Fleet, model: str | None = None, *, metrics: Metrics | None = None) -> None:
         self.fleet, self.model = fleet, model
@@ -55,10 +49,6 @@ class Router:
 
     def assign(self, user_id: UserId = None, wanted: str | None = None) -> Assignment:
         """Choose the hosts of a request, and a version that all of them hold, by their last probes.
-
-        Args:
-            user_id: user, for the canary; None if the request has none.
-            wanted: version that the request names; None if it names none.
 
         Raises:
             VersionNotHeld: If some shard does not hold the version that is wanted.

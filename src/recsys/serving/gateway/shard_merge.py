@@ -35,11 +35,7 @@ def for_shards(request: SearchRequest) -> SearchRequest:
 
 
 def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchResponse:
-    """Return the response to `request`, merged from the responses of all shards to `for_shards(request)`.
-
-    Raises:
-        ValueError: If a response has another version than the request, or another number of users.
-    """
+    """Return the response to `request`, merged from the responses of all shards to `for_shards(request)`."""
     lists = len(for_shards(request).embeddings)
     for answer in answers:
         if answer.version != request.version or len(answer.results) != lists:

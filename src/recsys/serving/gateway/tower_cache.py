@@ -20,9 +20,6 @@ class TowerCache:
     """User towers of the most recently used versions.
 
     Args:
-        releases: releases of the store.
-        size: maximum number of towers.
-        threads: threads of one call of a tower.
         max_events: number of events that are stored of each user; a warning is logged if a tower reads more.
     """
 
@@ -44,11 +41,7 @@ class TowerCache:
         return self._towers.held(version)
 
     def require(self, version: str) -> None:
-        """Refuse a version that the store does not have.
-
-        Raises:
-            Problem: If there is no release of that version (404).
-        """
+        """Raise `Problem` (404) if the store has no release of that version."""
         try:
             self._releases.store.resolve(version)
         except UserError as error:
@@ -70,11 +63,7 @@ class TowerCache:
         self._towers.keep(tower.version, tower)
 
     def open(self, version: str) -> QueryEncoder:
-        """Load a tower in the caller's thread and run its self-check.
-
-        Raises:
-            UserError: If there is no such release, or it is damaged.
-        """
+        """Load a tower in the caller's thread and run its self-check; raise `UserError` if the release is damaged."""
         folder, manifest = self._releases.open(version)
         known_items = self._releases.known_items(manifest.version)
         tower = QueryEncoder(folder, manifest, known_items=known_items, threads=self._threads)

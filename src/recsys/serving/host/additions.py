@@ -38,14 +38,7 @@ class Additions:
 
 
 def save_additions(table: pa.Table, embeddings: Float32Array, *, version: str, path: Path) -> None:
-    """Write a file of new items.
-
-    Args:
-        table: columns of the items, [A] rows.
-        embeddings: float32 [A, D].
-        version: version whose item tower made them.
-        path: path of the file.
-    """
+    """Write a file of new items: their columns [A], their embeddings [A, D], and the version that embedded them."""
     flat = pa.array(embeddings.reshape(-1), pa.float32())
     vectors = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
     table = table.append_column(EMBEDDING, vectors).replace_schema_metadata({VERSION_KEY: version.encode()})
@@ -53,11 +46,7 @@ def save_additions(table: pa.Table, embeddings: Float32Array, *, version: str, p
 
 
 def load_additions(path: Path) -> Additions:
-    """Read a file of new items.
-
-    Raises:
-        UserError: If the file is unreadable, or is not a file of new items.
-    """
+    """Read a file of new items."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -71,11 +60,7 @@ def load_additions(path: Path) -> Additions:
 
 
 def to_table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Return the items as rows of a release's table, without `item_idx`.
-
-    Raises:
-        UserError: If the release's items do not have a column, or a column cannot hold a value.
-    """
+    """Return the items as rows of a release's table, without `item_idx`; raise `UserError` if they do not fit."""
     names = [name for name in schema.names if name != "item_idx"]
     for number, item in enumerate(items):
         for name in item:

@@ -21,14 +21,9 @@ class AliasFollower:
     Only a move of the alias counts: a version that an operator serves by hand stays until the alias moves.
 
     Args:
-        releases: releases of the store.
-        alias: alias to follow.
-        host: host that serves the release.
         towers: tower cache of the gateway in the same process, which gets the tower before the host serves the version;
             None without a gateway.
-        metrics: counts programming errors.
         keep: number of versions that stay loaded, for rollback and for requests under way.
-        seconds: time between two readings of the alias.
     """
 
     def __init__(

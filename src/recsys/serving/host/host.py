@@ -26,9 +26,6 @@ class Host:
     """Loaded versions of each model, one of which is served. Thread-safe; a search takes no lock.
 
     Args:
-        releases: releases of the store.
-        name: name of this host in responses.
-        open_index: opens the index of a release.
         shard: part of the corpus that these indexes search; None for all of it.
     """
 
@@ -60,11 +57,7 @@ class Host:
         }
 
     def load(self, name: str) -> str:
-        """Load a version or alias in addition to the loaded ones, check it, and return the version.
-
-        Raises:
-            UserError: If there is no such release, it is damaged, or its index fails the self-check.
-        """
+        """Load a version or alias in addition to the loaded ones, check it, and return the version."""
         with self._lock:
             folder, manifest = self._releases.open(name)
             model, version = manifest.model, manifest.version
@@ -78,22 +71,14 @@ class Host:
             return version
 
     def serve(self, version: str, model: str | None = None) -> None:
-        """Serve a loaded version: requests without a version get it from now on.
-
-        Raises:
-            Problem: If the version is not loaded (409).
-        """
+        """Serve a loaded version: requests without a version get it from now on."""
         with self._lock:
             model = self._model_of(version, model)
             self._index(model, version)
             self._serving = {**self._serving, model: version}
 
     def unload(self, version: str, model: str | None = None) -> None:
-        """Unload a version; searches that have begun finish.
-
-        Raises:
-            Problem: If the version is not loaded, or is served (409).
-        """
+        """Unload a version; searches that have begun finish. A served version is refused (409)."""
         with self._lock:
             model = self._model_of(version, model)
             index = self._index(model, version)
@@ -129,12 +114,7 @@ class Host:
         return held.takes_long(num_embeddings, is_filtered=request.filter is not None)
 
     def search(self, request: SearchRequest) -> SearchResponse:
-        """Search the version that the request names, and no other.
-
-        Raises:
-            Problem: If the host does not hold that version (409), or the request does not fit it (400).
-            UserError: If a value of the filter does not fit the version.
-        """
+        """Search the version that the request names, and no other."""
         model = self._model_of(request.version, request.model)
         index = self._index(model, request.version)
         embeddings, manifest = request.embeddings, index.manifest
@@ -150,11 +130,7 @@ class Host:
         return SearchResponse(index.version, [SearchResult(*found) for found in hits])
 
     def held(self, version: str, model: str | None = None) -> SearchableIndex:
-        """Return the index of a version.
-
-        Raises:
-            Problem: If the host does not hold the version (409).
-        """
+        """Return the index of a version, or raise `Problem` (409) if the host does not hold it."""
         return self._index(self._model_of(version, model), version)
 
     def _model_of(self, version: str, model: str | None) -> str:

@@ -43,12 +43,7 @@ class AcceptsItems(Protocol):
 class ItemUpdates:
     """All item updates of one host. Thread-safe.
 
-    Args:
-        path: path of the journal.
-        shard: part of the corpus that the host searches. Each new item belongs to one shard, chosen by its id.
-
-    Raises:
-        UserError: If the journal is damaged.
+    Each new item belongs to one shard of the corpus, chosen by its id.
     """
 
     def __init__(self, path: Path, shard: CorpusShard | None = None) -> None:
@@ -86,10 +81,7 @@ class ItemUpdates:
     def add(self, additions: Additions, index: AcceptsItems) -> int:
         """Add items to the index of one version, and return their number once that is durable.
 
-        An item that was added before is replaced.
-
-        Raises:
-            UserError: If the items are of another version or do not fit it, or one was indexed or taken down already.
+        An item that was added before is replaced. `UserError` if one was indexed or taken down already.
         """
         with self._lock:
             self.refresh()

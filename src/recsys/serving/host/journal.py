@@ -20,11 +20,7 @@ from recsys.core.io import sync
 
 
 class Journal:
-    """Records of one host.
-
-    Args:
-        path: path of the file; the first record makes it, and its folder.
-    """
+    """Records of one host. The first record makes the file, and its folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,11 +35,7 @@ class Journal:
             return False
 
     def read_new(self) -> list[dict[str, Any]]:
-        """Return the records since the last call, oldest first.
-
-        Raises:
-            UserError: If a record is damaged; the records behind it are not read.
-        """
+        """Return the records since the last call, oldest first; raise `UserError` at a damaged one."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:

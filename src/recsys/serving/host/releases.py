@@ -13,11 +13,7 @@ from recsys.release.store import ReleaseStore
 
 
 class ReleaseCache:
-    """Verified releases of a store. Thread-safe.
-
-    Args:
-        store: folder of releases.
-    """
+    """Verified releases of a store. Thread-safe."""
 
     def __init__(self, store: str | Path) -> None:
         self.store = ReleaseStore(store)
@@ -26,11 +22,7 @@ class ReleaseCache:
         self._lock = threading.Lock()
 
     def open(self, name: str) -> tuple[Path, Manifest]:
-        """Return folder and manifest of a version or alias. A release never changes, so it is verified once.
-
-        Raises:
-            UserError: If there is no such release, or it is damaged.
-        """
+        """Return folder and manifest of a version or alias. A release never changes, so it is verified once."""
         version = self.store.resolve(name)
         with self._lock:
             if version not in self._verified:

@@ -27,14 +27,7 @@ from recsys.serving.observability.recall_monitor import RecallMonitor, SampledSe
 
 
 class _View(NamedTuple):
-    """Data of a search, computed from one state of the updates.
-
-    Attributes:
-        number: number of records of that state.
-        filter: filter of the index's rows, without the items that were taken down.
-        ids, embeddings, row_of: ids [A], embeddings [A, D] and id -> position of the new items.
-        new_filter: filter of the new items.
-    """
+    """Data of a search, computed from one state of the updates: of the index's rows, and of the new items."""
 
     number: int
     filter: ItemFilter
@@ -45,13 +38,7 @@ class _View(NamedTuple):
 
 
 class UpdatedIndex:
-    """A `SearchableIndex` of one release and the item updates of its host.
-
-    Args:
-        base: index of the release.
-        updates: item updates of the host.
-        monitor: gets a share of the searches; None to measure none.
-    """
+    """A `SearchableIndex` of one release and the item updates of its host. The monitor gets a share of the searches."""
 
     def __init__(self, base: ItemSearch, updates: ItemUpdates, *, monitor: RecallMonitor | None = None) -> None:
         self.base, self.manifest, self._updates, self._monitor = base, base.manifest, updates, monitor
@@ -122,11 +109,7 @@ class UpdatedIndex:
         self.base.close()
 
     def check_additions(self, additions: Additions) -> list[ItemId]:
-        """Return the ids of new items.
-
-        Raises:
-            UserError: If the items are of another version or do not fit this one, or one is in its index already.
-        """
+        """Return the ids of new items; raise `UserError` if they do not fit the release or are in its index already."""
         if additions.version != self.version:
             raise UserError(f"version: found embeddings of {additions.version}, expected {self.version}")
         shape = (len(additions.items), self.manifest.dim)

@@ -14,14 +14,7 @@ T = TypeVar("T")
 
 
 class Lane(Generic[T]):
-    """Queue of one kind of work.
-
-    Args:
-        handle: handles waiting items, oldest first; runs in the thread.
-        depth: maximum number of waiting items.
-        batch: maximum number of items of one call of `handle`.
-        thread: thread that the lane belongs to.
-    """
+    """Queue of one kind of work. `handle` gets up to `batch` items, oldest first, in the thread."""
 
     def __init__(
         self, handle: Callable[[Sequence[T]], None], *, depth: int, batch: int, thread: BackgroundThread
@@ -40,11 +33,7 @@ class Lane(Generic[T]):
 
 
 class BackgroundThread:
-    """A thread that serves its lanes in turn. It starts with the first item.
-
-    Args:
-        metrics: counts programming errors of the lanes, which do not end the thread.
-    """
+    """A thread that serves its lanes in turn. It starts with the first item, and outlives errors of its lanes."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.changed = threading.Condition()

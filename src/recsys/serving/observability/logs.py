@@ -49,11 +49,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
-    """Write all logs of the process to `stream` (default: stderr) as JSON, from `level` on.
-
-    Raises:
-        UserError: If there is no such level.
-    """
+    """Write all logs of the process to `stream` (default: stderr) as JSON, from `level` on."""
     if level not in LEVELS:
         raise UserError(f"log_level: found '{level}'{nearest(level, LEVELS)}")
     handler = logging.StreamHandler(stream or sys.stderr)

@@ -116,13 +116,7 @@ class Metrics:
         self.recall_missed = Gauge("recsys_index_recall_missed", missed, registry=registry, multiprocess_mode="sum")
 
     def count_answer(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer; an `Observer` of the application.
-
-        Args:
-            route: a route of the server, never a path that a caller chose: each value is a time series.
-            status: HTTP status.
-            seconds: time from request to answer.
-        """
+        """Count an answer. Each route is a time series: it must be one of the server, never a path that a caller chose."""
         self._requests[route, str(status)].inc()
         self._latency[route].observe(seconds)
 
@@ -159,11 +153,7 @@ class Metrics:
 
 
 class _WithMeanRecall(Collector):
-    """Adds the mean recall of each version over all processes.
-
-    Args:
-        source: all other metrics.
-    """
+    """Adds the mean recall of each version over all processes."""
 
     def __init__(self, source: Collector) -> None:
         self._source = source

@@ -27,17 +27,7 @@ WINDOW = 500
 
 @dataclass(frozen=True, slots=True)
 class SampledSearch:
-    """One query of one search.
-
-    Attributes:
-        version: version of the index.
-        index: index that answered.
-        embeddings: embeddings of its items, [N, D].
-        query: [D].
-        k: number of results.
-        allow: rows that may be returned; None for all rows.
-        exclude: rows int32 [E] that may not be returned.
-    """
+    """One query [D] among the items' embeddings [N, D], with the allowed rows and the excluded ones (int32 [E])."""
 
     version: str
     index: Index
@@ -52,11 +42,7 @@ class RecallMonitor:
     """Running mean of the recall of indexes against exact search.
 
     Args:
-        share: share of the searches that are repeated, 0 to 1.
-        background: thread that repeats them.
-        metrics: shows the recall of each version.
         depth: maximum number of waiting searches; more are dropped.
-        seed: seed of the choice of searches.
     """
 
     def __init__(

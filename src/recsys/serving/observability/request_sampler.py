@@ -28,16 +28,9 @@ _BATCH = 64
 
 
 class RequestSampler:
-    """Samples of one process; several processes may share the folder.
+    """Samples of one process; several processes may share the folder, whose files only the owner can read.
 
-    Args:
-        share: share of the requests that are kept, 0 to 1.
-        folder: folder of the files. The first sample makes it, readable by its owner only.
-        max_bytes: maximum size of all files in the folder; the oldest files are removed.
-        background: thread that writes the samples.
-        metrics: counts the samples by outcome.
-        depth: maximum number of waiting samples; more are dropped.
-        seed: seed of the choice of requests.
+    All files hold at most `max_bytes`, so the oldest are removed. At most `depth` samples wait; more are dropped.
     """
 
     def __init__(

@@ -59,12 +59,7 @@ _decoder = msgspec.json.Decoder(RequestSample)
 
 
 def read_samples(folder: str | Path | None, newest: int) -> list[RequestSample]:
-    """Return the newest samples below a folder, oldest first; none if there is no folder.
-
-    Args:
-        folder: folder of one server, or a folder with those of several servers.
-        newest: maximum number of samples.
-    """
+    """Return the newest samples below the folder of one or several servers, oldest first; none without a folder."""
     if folder is None:
         return []
     if not Path(folder).is_dir():
