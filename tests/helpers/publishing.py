@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,20 @@ class Published:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The folder of the whole test run: exporting two towers takes ten seconds, so one process does it for all.
+        base = base.parent
+    with FileLock(base / "published.lock"):
+        done = base / "published.versions"
+        if not done.exists():
+            done.write_text(" ".join(_publish(base / "published")))
+    first, second = done.read_text().split()
+    base /= "published"
+    return Published(base / "data", (base / "run0", base / "run1"), base / "store", (first, second))
+
+
+def _publish(base: Path) -> list[str]:
     # Imported here, since every test imports this file.
     from worlds import write_run, write_world
 
@@ -28,12 +44,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     from recsys.publishing.promote import promote
     from recsys.release.store import ReleaseStore
 
-    base = tmp_path_factory.mktemp("published")
     root = write_world(base / "data")
     store = ReleaseStore(base / "store")
-    runs, versions = [], []
+    versions = []
     for seed, index in ((0, Exact()), (1, IVFFlat())):
-        runs.append(write_run(base / f"run{seed}", root, "user_tower.use_user_id=true", seed=seed))
-        versions.append(promote(load_run(runs[-1]), index, store=store, model="test", recall_target=1.0).version)
+        run = write_run(base / f"run{seed}", root, "user_tower.use_user_id=true", seed=seed)
+        versions.append(promote(load_run(run), index, store=store, model="test", recall_target=1.0).version)
     store.set_alias("candidate", versions[0], why="test")
-    return Published(root, (runs[0], runs[1]), store.root, (versions[0], versions[1]))
+    return versions

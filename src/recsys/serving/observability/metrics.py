@@ -116,7 +116,7 @@ class Metrics:
         self.recall_missed = Gauge("recsys_index_recall_missed", missed, registry=registry, multiprocess_mode="sum")
 
     def count_answer(self, route: str, status: int, seconds: float) -> None:
-        """Count an answer. Each route is a time series: it must be one of the server, never a path that a caller chose."""
+        """Count an answer. Each route is a time series, so it must be one of the server, not a path of a caller."""
         self._requests[route, str(status)].inc()
         self._latency[route].observe(seconds)
 
