@@ -15,11 +15,7 @@ KEPT_ROWS = 65536
 
 
 class AllowedRows:
-    """Rows of an index that may be returned, one bit each.
-
-    Args:
-        mask: bool [N], true for the allowed rows.
-    """
+    """Rows of an index that may be returned, one bit each, made from a mask bool [N]."""
 
     def __init__(self, mask: Mask) -> None:
         self.num_items = len(mask)

@@ -115,9 +115,6 @@ class Index(Protocol):
             folder: folder that `save` wrote to.
             embeddings: float32 [N, D], the array that the index was built from.
             names: names of the files that `save` wrote; their sizes and digests have been checked.
-
-        Raises:
-            UserError: If a file is missing or cannot be read.
         """
         ...
 

@@ -14,12 +14,8 @@ from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 class ExtendedIndex:
     """N items of an index, rows 0..N-1, and A added items, rows N..N+A-1.
 
-    Scores of both are inner products, so they can be compared.
-
-    Args:
-        index: index of the N items.
-        added: float32 [A, D], embeddings of the added items.
-        allowed: rows of `added` that may be returned, ascending; None for all.
+    Scores of both are inner products, so they can be compared. `allowed` are the rows of `added` [A, D] that may be
+    returned, ascending; None for all.
     """
 
     def __init__(self, index: Index, added: Float32Array, *, allowed: Rows | None = None) -> None:
@@ -28,16 +24,9 @@ class ExtendedIndex:
     def search(
         self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
-        """Return scores and rows of the k best items of both.
+        """Return scores and rows of the k best items of both, as `Index.search` does; `exclude` holds rows of both.
 
-        Args:
-            queries: float32 [Q, D].
-            k: results for each query.
-            allow: rows of the index that may be returned; None for all.
-            exclude: Q lists of rows of both; query q gets none of list q.
-
-        Returns:
-            Scores and rows as in `Index.search`. If scores are equal, items of the index come first.
+        If scores are equal, items of the index come first.
         """
         num_items = self._index.num_items
         inside, beside = (exclude, None) if exclude is None else _split(exclude, num_items)

@@ -26,16 +26,9 @@ class StoredFile(NamedTuple):
         return cls(path.stat().st_size, _digest(path))
 
     def check(self, path: Path, *, digest: bool) -> None:
-        """Compare the file at `path` with this description.
+        """Raise a `UserError` if the file at `path` is missing or differs; comparing the digest reads the whole file.
 
         faiss notices some truncated files but not all, and no changed bytes.
-
-        Args:
-            path: file that the description was made of.
-            digest: compare the digest too, which reads the whole file.
-
-        Raises:
-            UserError: If the file is missing or differs.
         """
         if not path.is_file():
             raise UserError(f"{path}: missing; the description of the index expects it")
@@ -53,16 +46,7 @@ def write_structure(structure: Any, folder: Path) -> list[str]:
 
 
 def read_structure(folder: Path, kind: str, *, embeddings: Float32Array) -> Any:
-    """Memory-map `item_index.faiss`.
-
-    Args:
-        folder: folder that `write_structure` wrote to.
-        kind: name of the faiss class that is expected.
-        embeddings: embeddings [N, D] that the structure was built from.
-
-    Raises:
-        UserError: If faiss cannot read the file, or it holds another kind of structure or another number of items.
-    """
+    """Memory-map `item_index.faiss`, or raise `UserError` unless it has class `kind` and as many items as `embeddings`."""
     path = folder / STRUCTURE
     try:
         structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

@@ -29,13 +29,7 @@ HALVINGS = 10
 
 
 class InvertedLists:
-    """Lists of an inverted file index.
-
-    Args:
-        centroids: float32 [L, D].
-        list_of_row: number of the list that holds each item, int32 [N].
-        embeddings: float32 [N, D], of which few rows are read.
-    """
+    """Lists of an inverted file index: centroids [L, D], and the number of the list that holds each item, int32 [N]."""
 
     def __init__(
         self, centroids: Float32Array, list_of_row: npt.NDArray[np.int32], *, embeddings: Float32Array

@@ -51,15 +51,7 @@ def take_turns(scores: Float32Array, rows: Rows, *, k: int) -> tuple[Float32Arra
 
 
 class RankedLists:
-    """Ranked lists of users, which `merge` can merge in several ways.
-
-    Args:
-        rows: int64 [B, M, K], each row at most once in a list; -1 after the last result.
-
-    Attributes:
-        number: numbers below M * K instead of rows, equal for equal rows of a user; int64 [B, M, K].
-        length: number of results of each list; int64 [B, M].
-    """
+    """Ranked lists, rows int64 [B, M, K] with -1 after the last result, which `merge` can merge in several ways."""
 
     def __init__(self, rows: Rows) -> None:
         self.number = _numbered(rows)

@@ -123,10 +123,6 @@ def backend_class(name: object, path: Path) -> Callable[..., Index]:
     its package is listed in the environment variable `RECSYS_TRUST` (with commas). Without that rule, a stranger's
     release could import any installed module.
 
-    Args:
-        name: class name (`HNSW`) or import path (`my_package.backends.Tree`), as found in the description.
-        path: file of the description, for error messages.
-
     Raises:
         UserError: If the name is unknown, its package is not trusted or not installed, or the class does not implement
             the protocol.

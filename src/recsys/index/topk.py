@@ -67,16 +67,8 @@ def exact_search(
 ) -> tuple[Float32Array, Rows]:
     """Return the k rows of highest inner product with each query, from all inner products.
 
-    Args:
-        embeddings: float32 [N, D], may be memory-mapped.
-        queries: float32 [Q, D].
-        k: results for each query.
-        rows: rows that may be returned, ascending; None for all.
-        exclude: Q lists of rows; query q gets none of list q.
-
-    Returns:
-        Scores float32 [Q, k] and rows int64 [Q, k], best first, equal scores by the lower row. Missing results are
-        -inf and -1.
+    Arguments and results are those of `Index.search`, for embeddings float32 [N, D] that may be memory-mapped. `rows`
+    are those that may be returned, ascending; None for all. Of equal scores the lower row comes first.
     """
     num_columns = len(embeddings) if rows is None else len(rows)
     out_scores = np.full((len(queries), k), -np.inf, np.float32)

@@ -59,20 +59,11 @@ class Tuning:
 def tune(
     index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float = 0.98, k: int = 100
 ) -> Tuning:
-    """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target`.
+    """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target` (above 0, at most 1).
 
     For each refine factor the breadth doubles until the target is reached, and is then bisected. The target counts as
-    reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
-
-    Args:
-        index: index built from `embeddings`.
-        embeddings: float32 [N, D].
-        queries: float32 [Q, D], like those of serving: user embeddings, not item embeddings.
-        recall_target: share of the exact top-k that a search should find; above 0, at most 1.
-        k: results for each query.
-
-    Raises:
-        UserError: If the recall target is out of range, or there are no queries.
+    reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too. The
+    queries must be like those of serving: user embeddings, not item embeddings.
     """
     if not 0 < recall_target <= 1:
         raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")

@@ -139,11 +139,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read `manifest.json`.
-
-        Raises:
-            UserError: If it is missing, damaged or of another format.
-        """
+        """Read the manifest of a release; raise `UserError` if it is missing, damaged or of another format."""
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text())

@@ -163,11 +163,7 @@ def _check_items(folder: Path, manifest: Manifest) -> None:
 
 
 def read_tower(folder: Path) -> onnx.ModelProto:
-    """Return the graph of the user tower without its external data. Refuse one that could run or read anything else.
-
-    Raises:
-        UserError: If it cannot be read, has custom operators, or reads a file other than `user_tower.onnx.data`.
-    """
+    """Return the graph of the user tower without its external data. Refuse one that could run or read anything else."""
     path = folder / USER_TOWER
     try:
         model = onnx.load(str(path), load_external_data=False)

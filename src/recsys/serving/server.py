@@ -26,13 +26,7 @@ SHUTDOWN_SECONDS = 30
 
 
 class DrainingServer(uvicorn.Server):
-    """Server that reports itself as not ready for a while before it stops accepting requests.
-
-    Args:
-        config: uvicorn's configuration.
-        process: state that /readyz reports.
-        drain_seconds: seconds between the signal and the end of accepting requests.
-    """
+    """Server that reports itself as not ready for some seconds before it stops accepting requests."""
 
     def __init__(self, config: uvicorn.Config, process: ProcessRoutes, *, drain_seconds: float) -> None:
         super().__init__(config)
@@ -50,11 +44,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
-
-    Raises:
-        UserError: If the release, the event store or the address cannot be used.
-    """
+    """Serve until SIGTERM or SIGINT; raise `UserError` if the release, event store or address cannot be used."""
     if settings.workers == 1:
         _serve(settings)
         return

@@ -34,15 +34,9 @@ THREAD_LIMITS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 def bind(host: str, port: int, *, shared: bool) -> socket.socket:
-    """Return a socket that is bound to an address.
+    """Return a socket that is bound to an address, or raise `UserError`.
 
-    Args:
-        host: address of this machine.
-        port: port number.
-        shared: let other processes of this user bind the address too; the kernel spreads connections among them.
-
-    Raises:
-        UserError: If the address is taken, or does not belong to this machine.
+    Other processes of this user can bind a shared address too; the kernel spreads connections among them.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
@@ -63,11 +57,6 @@ def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[No
     """Set the environment of a worker that is started in this context: number of threads, and folder of metrics.
 
     Without a limit each process uses a thread for every core, and the threads of their matrix products compete.
-
-    Args:
-        number: number of the worker, from 0.
-        count: number of workers.
-        metrics: folder of the metrics of all workers.
     """
     threads = str(max(1, (os.cpu_count() or 1) // count))
     added = {name: threads for name in THREAD_LIMITS if name not in os.environ}
@@ -83,12 +72,7 @@ def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[No
 def supervise(work: Callable[[], None], count: int) -> None:
     """Run `work` in `count` processes until SIGTERM or SIGINT, then end the processes and wait for them.
 
-    Args:
-        work: function that can be pickled. It exits with `CANNOT_START` if a restart would not help.
-        count: number of processes.
-
-    Raises:
-        UserError: If a process cannot start.
+    `work` can be pickled. It exits with `CANNOT_START` if a restart would not help, which raises `UserError` here.
     """
     context = multiprocessing.get_context("spawn")
     ending: int | None = None

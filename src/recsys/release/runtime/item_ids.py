@@ -21,11 +21,7 @@ Filter = Mapping[str, Value | Sequence[Value]]
 
 
 class IdMap:
-    """Map from outside ids to rows, in little more memory than the ids themselves.
-
-    Args:
-        ids: distinct ids, int64 or string; element r is the id of row r.
-    """
+    """Map from outside ids to rows, in little more memory than the ids themselves; `ids[r]` is the id of row r."""
 
     def __init__(self, ids: pa.Array) -> None:
         self.ids = plain(ids)
@@ -100,12 +96,7 @@ def _fits(value: object) -> bool:
 
 
 class ItemFilter:
-    """Rows that pass a filter; the results of recent filters are kept.
-
-    Args:
-        table: `items.parquet` of the release, in the order of the index.
-        mask: bool [N], rows that may pass; None for all rows.
-    """
+    """Rows of a release's items that pass a filter; the results of recent filters are kept. `mask` limits the rows."""
 
     def __init__(self, table: pa.Table, mask: Mask | None = None) -> None:
         self.columns: list[str] = [name for name in table.column_names if name != "item_idx"]
@@ -121,11 +112,7 @@ class ItemFilter:
         return ItemFilter(self._table, mask)
 
     def __call__(self, wanted: Filter) -> AllowedRows | None:
-        """Return the rows that pass; None for all rows.
-
-        Raises:
-            UserError: If there is no such column, or the column cannot hold a value.
-        """
+        """Return the rows that pass; None for all. Refuse unknown columns, and values that a column cannot hold."""
         if not wanted and self._mask is None:
             return None
         key: list[tuple[str, tuple[Value, ...]]] = []
@@ -172,11 +159,7 @@ def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:
 
 
 def to_values(values: list[Any], place: str) -> pa.Array:
-    """Return outside values as an array.
-
-    Raises:
-        UserError: If the values are of types that one column cannot hold.
-    """
+    """Return outside values as an array; raise `UserError` if one column cannot hold them."""
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError) as error:

@@ -41,8 +41,6 @@ class ItemSearch:
     """The index of one release, with ids and filters.
 
     Args:
-        folder: folder of the release.
-        manifest: manifest that `verify_release` returned.
         known_items: ids of the item vocabulary if they are in memory already; None to read them.
         shard: part of the corpus that is searched; None for all of it.
     """
@@ -129,11 +127,7 @@ class ItemSearch:
         return is_filtered or (self.index.is_exact and len(self.items) * num_embeddings > MANY_PRODUCTS)
 
     def check(self) -> None:
-        """Check that the index returns the same results as when the release was made.
-
-        Raises:
-            UserError: If it returns other results.
-        """
+        """Raise `UserError` unless the index returns the same results as when the release was made."""
         check = stored_check(self.folder)
         scores, _ = search_users(self.index, check["embeddings"], k=1)
         # An approximate search may take another path on another processor, but not for most queries.

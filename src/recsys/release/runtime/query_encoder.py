@@ -51,8 +51,6 @@ class QueryEncoder:
     """Encodes requests as in training, and runs the user tower of one release.
 
     Args:
-        folder: folder of the release.
-        manifest: manifest that `verify_release` returned.
         known_items: ids of the item vocabulary if they are in memory already; None to read them.
         threads: threads of one call of the tower; 0 for one per core.
     """
@@ -90,11 +88,7 @@ class QueryEncoder:
         return self.tower(histories)
 
     def encode(self, queries: Sequence[Query]) -> tuple[Histories, list[list[ItemId]]]:
-        """Return the encoded histories of the queries, and the distinct unknown items of each query.
-
-        Raises:
-            UserError: If a feature is not declared, or a value cannot be read.
-        """
+        """Return the encoded histories of the queries, and the distinct unknown items of each query."""
         for query in queries:
             self.check_names(query)
         ids = [_item_ids(query.history) for query in queries]
@@ -135,11 +129,7 @@ class QueryEncoder:
         return FeatureEncoder(feature, vocabulary)
 
     def check_names(self, query: Query) -> None:
-        """Refuse features that are not declared. Declared features that this tower does not read are accepted.
-
-        Raises:
-            UserError: If a feature is not declared; the message has the nearest valid name.
-        """
+        """Refuse features that are not declared. Declared features that this tower does not read are accepted."""
         given = set[str]().union(*query.history)
         if not given <= self.names["history"]:
             self.refuse("history", given)
@@ -156,11 +146,7 @@ class QueryEncoder:
                 raise UserError(f"{place}.{name}: no such feature{nearest(name, valid)}")
 
     def check(self) -> None:
-        """Check that the tower returns the same embeddings of its stored inputs as when the release was made.
-
-        Raises:
-            UserError: If the embeddings differ.
-        """
+        """Raise `UserError` unless the tower returns the same embeddings as when the release was made."""
         check = stored_check(self.folder)
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}
         found, expected = self.tower.run(inputs), check["embeddings"]

@@ -42,13 +42,7 @@ class Answer:
 
 
 class Retriever:
-    """Both halves of one verified release.
-
-    Args:
-        folder: folder of the release.
-        manifest: manifest that `verify_release` returned.
-        threads: threads of one call of the tower; 0 for one per core.
-    """
+    """Both halves of one verified release. `threads` are those of one call of the tower; 0 for one per core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
         self.folder, self.manifest = folder, manifest

@@ -16,11 +16,7 @@ TOLERANCE = 1e-3
 
 
 def stored_check(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of `self_check.npz`: the tower's `input:*`, its `embeddings`, and the index's `best_scores`.
-
-    Raises:
-        UserError: If the file is damaged.
-    """
+    """Return the arrays of `self_check.npz`: the tower's `input:*`, its `embeddings`, and the index's `best_scores`."""
     path = folder / SELF_CHECK
     try:
         with np.load(path, allow_pickle=False) as stored:

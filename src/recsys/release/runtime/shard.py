@@ -32,11 +32,7 @@ class CorpusShard:
 
     @classmethod
     def parse(cls, text: str) -> CorpusShard:
-        """Return the shard `I/N`, counted from 0.
-
-        Raises:
-            UserError: If the text has another form.
-        """
+        """Return the shard `I/N`, counted from 0; raise `UserError` if the text has another form."""
         found = _SHARD.fullmatch(text)
         if found is None:
             raise UserError(f"shard: found {text!r}, expected I/N, such as 0/2 and 1/2 for two shards")

@@ -40,14 +40,9 @@ def _of_history(timestamps: Sequence[Any]) -> npt.NDArray[np.int64]:
 
 
 def to_seconds(value: Any, place: str = "history.timestamp") -> int:
-    """Return a timestamp in whole seconds, rounded down.
+    """Return a timestamp in whole seconds, rounded down; `event_seconds` lists the forms, `place` is for messages.
 
-    Args:
-        value: seconds since 1970, date or time, also as ISO 8601 (without a zone it is UTC).
-        place: name of the value in messages.
-
-    Raises:
-        UserError: If the value has another form, or is beyond the year 9999, as milliseconds are.
+    Times beyond the year 9999, as milliseconds are, are refused.
     """
     try:
         if isinstance(value, str):

@@ -44,13 +44,7 @@ class Histories:
 
 
 class UserTowerSession:
-    """Runs `user_tower.onnx` of a release.
-
-    Args:
-        folder: folder of the release, verified.
-        manifest: manifest of the release.
-        threads: threads of one call; 0 for one per core.
-    """
+    """Runs `user_tower.onnx` of a verified release. `threads` are those of one call; 0 for one per core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
         options = onnxruntime.SessionOptions()

@@ -39,11 +39,8 @@ _PICTURE_FILE = re.compile(r"https?://\S+\.(?:jpe?g|png|webp|gif|avif)(?:\?\S*)?
 class ItemExplorer:
     """The items of one release, for people: cards, search by name, and explanations of recommendations.
 
-    Args:
-        items: `items.parquet` of the release, in the order of the index.
-        embeddings: float32 [N, D], rows as in `items`.
-        rows: function from outside ids to rows of `items`; -1 for an unknown id.
-        similarity: `cosine` or `dot`, what the scores of the release are.
+    `rows` maps outside ids to rows of `items` and of `embeddings` [N, D]; -1 for an unknown id. Scores of the release are
+    of `similarity`, cosine or dot.
     """
 
     def __init__(
@@ -66,12 +63,7 @@ class ItemExplorer:
 
     @classmethod
     def open(cls, folder: Path, known_items: IdMap) -> ItemExplorer:
-        """Return the explorer of a verified release.
-
-        Args:
-            folder: folder of the release.
-            known_items: ids of its vocabulary of items.
-        """
+        """Return the explorer of a verified release, with the ids of its vocabulary of items."""
         items = pq.read_table(folder / ITEMS)
         # Entry 0 belongs to ids that the vocabulary lacks.
         row_of_item = np.full(len(known_items) + 1, -1)

@@ -29,15 +29,7 @@ T = TypeVar("T")
 
 
 class ExplorerRoutes:
-    """Items by name, explanations of recommendations, and users by prefix.
-
-    Args:
-        router: router of the gateway; determines which versions may be opened.
-        releases: releases of the store.
-        size: maximum number of releases whose items are kept in memory.
-        events: histories of known users.
-        max_history: maximum number of events of a request.
-    """
+    """Items by name, explanations of recommendations, and users by prefix; `size` releases are kept in memory."""
 
     def __init__(
         self, router: Router, releases: ReleaseCache, *, size: int, events: EventStore, max_history: int

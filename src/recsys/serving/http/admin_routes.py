@@ -26,11 +26,7 @@ from recsys.serving.http.problems import bad_request
 class HostAdmin:
     """Admin calls that change the versions and the items of a host.
 
-    Args:
-        host: host whose indexes were opened with `updates`.
-        updates: journal of new items and takedowns.
-        towers: user towers of the gateway in the same process; it loads the tower of a version before the version is
-            served. None if there is no gateway.
+    The gateway in the same process, if there is one, loads the tower of a version before the version is served.
     """
 
     def __init__(self, host: Host, updates: ItemUpdates, *, towers: TowerCache | None) -> None:

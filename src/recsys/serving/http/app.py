@@ -38,14 +38,9 @@ class App(Starlette):
     """The HTTP application of one server.
 
     Args:
-        endpoints: rows of the route table.
-        body_bytes: maximum size of a request body.
         token: token of admin calls; None refuses all of them.
-        pages: routes besides the API.
         observe: called after every response.
         timed: measures the encoding of responses whose row names a stage.
-        start: hooks called in order when the server starts.
-        stop: hooks called in order after the last accepted request was answered.
     """
 
     def __init__(
@@ -87,11 +82,6 @@ class RequestContext:
 
     A row of the route table is found by a dictionary, because the router tries its routes one after the other. The
     wrapped application answers everything else: pages, other methods and unknown addresses.
-
-    Args:
-        app: the wrapped application.
-        responders: rows of the route table.
-        observe: called after every response.
     """
 
     def __init__(self, app: ASGIApp, *, responders: Sequence[_Responder], observe: Observer | None) -> None:

@@ -44,21 +44,13 @@ def encode(message: Any) -> bytes:
 
 
 class Decoder:
-    """Reader of one type of message.
-
-    Args:
-        kind: a Struct of `messages`, or a type made of them.
-    """
+    """Reader of one type of message: a Struct of `messages`, or a type made of them."""
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind, dec_hook=_from_plain)
 
     def __call__(self, body: bytes) -> Any:
-        """Decode a body into a message.
-
-        Raises:
-            Problem: If the body is not a valid message (400); `field` names the wrong field.
-        """
+        """Decode a body, or raise `Problem` (400) whose `field` names the wrong field."""
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -66,21 +58,13 @@ class Decoder:
 
 
 class QueryDecoder:
-    """Reader of the parameters of a query string.
-
-    Args:
-        kind: a Struct; its fields are the parameters.
-    """
+    """Reader of the parameters of a query string, which are the fields of a Struct."""
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
 
     def __call__(self, query: bytes) -> Any:
-        """Decode the parameters of a query string.
-
-        Raises:
-            Problem: If a parameter is unknown, repeated or wrong (400); `field` names it.
-        """
+        """Decode the parameters, or raise `Problem` (400) whose `field` names the wrong one."""
         try:
             pairs = parse_qsl(
                 query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_PARAMETERS

@@ -13,14 +13,7 @@ _FIELD_OF_TABLE = {"users": "user", "interactions": "history"}
 
 
 class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
-    """Refusal of one request.
-
-    Args:
-        status: HTTP status.
-        code: stable code for programs.
-        message: found and expected value.
-        field: path of the wrong field, such as `history[3].item_id`; None if the problem is not about one field.
-    """
+    """Refusal of one request: HTTP status, code for programs, found and expected value, and path of the field."""
 
     def __init__(self, status: int, code: str, *, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -28,13 +21,7 @@ class Problem(UserError):  # noqa: N818 (the word of RFC 9457)
 
 
 class VersionNotHeld(Problem):
-    """Search for a version that the host does not hold (409); the answer lists the versions that it holds.
-
-    Args:
-        version: requested version.
-        serving: version that the host serves; None before it serves any.
-        loaded: versions that the host can search.
-    """
+    """Search for a version that the host does not hold (409); the answer lists the versions that it holds."""
 
     def __init__(self, version: str, *, serving: str | None, loaded: Sequence[str]) -> None:
         held = ", ".join(loaded) or "none"
