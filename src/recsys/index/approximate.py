@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 
 from recsys.core.columns import Ragged
@@ -22,7 +23,6 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows, to_allowed_rows
 from recsys.index.ann_index import Effort, check_embeddings, check_search
-from recsys.index.engine import faiss
 from recsys.index.files import STRUCTURE, read_structure, write_structure
 from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import faiss
+
 from recsys.core.types import Float32Array
 from recsys.index.approximate import FaissIndex, check_at_least
-from recsys.index.engine import faiss
 
 
 class FaissFlat(FaissIndex):

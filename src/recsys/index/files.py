@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import faiss
+
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file
 from recsys.core.types import Float32Array
-from recsys.index.engine import faiss
 
 STRUCTURE = "item_index.faiss"
 
@@ -46,7 +47,7 @@ def write_structure(structure: Any, folder: Path) -> list[str]:
 
 
 def read_structure(folder: Path, kind: str, *, embeddings: Float32Array) -> Any:
-    """Memory-map `item_index.faiss`, or raise `UserError` unless it has class `kind` and as many items as `embeddings`."""
+    """Memory-map `item_index.faiss`; `UserError` unless it has class `kind` and as many items as `embeddings`."""
     path = folder / STRUCTURE
     try:
         structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)

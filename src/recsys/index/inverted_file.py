@@ -7,13 +7,13 @@ import math
 from functools import cached_property
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.approximate import FaissIndex, check_at_least
-from recsys.index.engine import faiss
 from recsys.index.lists import InvertedLists
 from recsys.index.topk import Rows
 

@@ -59,11 +59,11 @@ class Tuning:
 def tune(
     index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float = 0.98, k: int = 100
 ) -> Tuning:
-    """Set `index.effort` to the fastest one whose recall of the exact top-k reaches `recall_target` (above 0, at most 1).
+    """Set `index.effort` to the fastest one whose recall of the exact top-k reaches the target (above 0, at most 1).
 
     For each refine factor the breadth doubles until the target is reached, and is then bisected. The target counts as
-    reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too. The
-    queries must be like those of serving: user embeddings, not item embeddings.
+    reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
+    The queries must be like those of serving: user embeddings, not item embeddings.
     """
     if not 0 < recall_target <= 1:
         raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")
