@@ -167,11 +167,17 @@ def _copy(places: list[str] | None) -> None:
 
 def main() -> None:
     os.chdir(REPOSITORY)
-    for name in ("experiments.train", "experiments.run_summary", "operations.cycle.cycle"):
+    for name in ("experiments.train", "experiments.run_summary", "operations.cycle.cycle", "publishing.promote"):
         importlib.import_module(f"recsys.{name}")
+    # Every fork would compose this again, and import what composing and preparation import late.
+    for name in ("duckdb", "hydra.main", "ibis.backends.duckdb", "pandas", "pyarrow.dataset"):
+        importlib.import_module(name)
+    conf_files = importlib.import_module("recsys.experiments.conf_files")
+    for name in ("train", "index", "recommend", "retrain"):
+        conf_files.usual(name)
     for line in sys.stdin:
         asked = json.loads(line)
-        # What importing said goes before: forks would say it again.
+        # Forks would repeat output that is still in the buffer.
         sys.stdout.flush()
         print(json.dumps([_run(job, asked["environment"]) for job in asked["jobs"]]), flush=True)
 

@@ -40,22 +40,27 @@ def initialized() -> Iterator[None]:
             yield
 
 
-@functools.cache
+@functools.lru_cache(maxsize=32)
+def composed(config_name: str, *overrides: str) -> DictConfig:
+    """Return a configuration with Hydra's own part; it must not be changed. A command needs the same ones repeatedly."""
+    with initialized():
+        return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
+
+
 def usual(config_name: str) -> DictConfig:
     """Return the configuration of a command without arguments, with Hydra's own part."""
-    with initialized():
-        return hydra.compose(config_name, return_hydra_config=True)
+    return composed(config_name)
 
 
 def reference(config_name: str, choices: Mapping[str, str | None], *, search_path: list[str]) -> DictConfig:
     """Return the configuration of the same groups, without experiment and overrides."""
-    default = usual(config_name)
-    listed, names = default.hydra.runtime.choices, groups(search_path)
-    chosen = [f"{group}={choice}" for group, choice in choices.items() if group in names and group in listed]
-    if all(listed[group] == choice for group, choice in (word.split("=") for word in chosen)):
-        return without_hydra(default)
-    with initialized():
-        return hydra.compose(config_name, overrides=[*search_path, *chosen])
+    listed, names = usual(config_name).hydra.runtime.choices, groups(search_path)
+    chosen = [
+        f"{group}={choice}"
+        for group, choice in choices.items()
+        if group in names and group in listed and listed[group] != choice
+    ]
+    return without_hydra(composed(config_name, *(search_path if chosen else ()), *chosen))
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

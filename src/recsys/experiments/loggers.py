@@ -106,9 +106,9 @@ def log_summary(loggers: list[Logger], values: Mapping[str, Any]) -> None:
 
 def log_checkpoint(loggers: list[Logger], run: Path, *, fingerprint: str) -> None:
     """Upload checkpoint, configuration and metrics of users as a W&B artifact; nothing happens offline."""
-    import wandb
-
     for logger in _wandb(loggers) if wandb_online() else ():
+        import wandb
+
         artifact = wandb.Artifact(f"model-{logger.experiment.id}", "model", metadata={"fingerprint": fingerprint})
         for name in ("checkpoints/best.ckpt", CONFIG, PER_USER):
             artifact.add_file(str(run / name))

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +15,7 @@ from recsys.core.renamed_keys import renamed_override
 from recsys.experiments.conf_files import (
     CONF,
     commands_with,
+    composed,
     groups,
     initialized,
     options,
@@ -115,9 +115,7 @@ class _Command:
     def _composed(self, words: list[str]) -> DictConfig:
         # Hydra's own groups, such as a launcher, need a command that Hydra runs.
         own = [word for word in words if not re.match(r"[+~]*hydra/", word)]
-        if not own:
-            return self._usual
-        return hydra.compose(self.name, overrides=[*self.path, *own], return_hydra_config=True)
+        return composed(self.name, *self.path, *own) if own else self._usual
 
     def _is_group(self, word: str) -> bool:
         _, key, value = split_override(word)

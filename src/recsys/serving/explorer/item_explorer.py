@@ -39,8 +39,8 @@ _PICTURE_FILE = re.compile(r"https?://\S+\.(?:jpe?g|png|webp|gif|avif)(?:\?\S*)?
 class ItemExplorer:
     """The items of one release, for people: cards, search by name, and explanations of recommendations.
 
-    `rows` maps outside ids to rows of `items` and of `embeddings` [N, D]; -1 for an unknown id. Scores of the release are
-    of `similarity`, cosine or dot.
+    `rows` maps outside ids to rows of `items` and of `embeddings` [N, D]; -1 for an unknown id. The scores of
+    the release are of `similarity`, cosine or dot.
     """
 
     def __init__(
