@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from commands import REPOSITORY
+from commands import REPOSITORY, run_all
 
 pytestmark = pytest.mark.slow
 
@@ -26,13 +23,16 @@ def events() -> pa.Table:
     return pa.table({"user_id": user, "item_id": 4 * item + user % 4, "timestamp": time})
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECSYS_CACHE", str(tmp_path / "cache"))
+
+
 def run(program: str, folder: Path) -> str:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "src"), "RECSYS_CACHE": str(folder / "cache")}
-    environment |= {"WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    (folder / "program.py").write_text(program)
+    ((code, output),) = run_all([{"args": [str(folder / "program.py")], "folder": str(folder)}], folder)
+    assert code == 0, output
+    return output
 
 
 def test_the_example_of_the_readme(tmp_path: Path) -> None:
@@ -52,7 +52,6 @@ def test_the_examples_of_the_python_page(tmp_path: Path) -> None:
     assert list(programs) == ["train.py", "recommend.py", "embed.py"]
     (tmp_path / "events").mkdir()
     pq.write_table(events(), tmp_path / "events/interactions.parquet")
-    # In one process, which loads torch once.
     shown = run("\n".join(f"print('#', {name!r})\n{program}" for name, program in programs.items()), tmp_path)
     _, trained, recommended, embedded = re.split("# (?:train|recommend|embed).py", shown)
     assert "shape: (2, 3)" in trained
