@@ -165,6 +165,8 @@ class Writer:
     def _array(self, name: str, column: list[Any]) -> pa.Array:
         """Return an array, of one type for all parts of a column if its values allow."""
         for kind in self._types.setdefault(name, self._rng.sample(ARROW + STRINGS, 2)):
+            if kind in ARROW and float in {*map(type, column)}:
+                continue
             try:
                 return pa.array(column, kind)
             except (pa.ArrowException, TypeError, OverflowError):

@@ -13,14 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from folders import SMALL, histories
+from omegaconf import OmegaConf
 
 from recsys.core.errors import UserError
+from recsys.core.instantiate import instantiate
 from recsys.data.dataset import PreparedDataset
+from recsys.data.preparation.from_config import with_root
 from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import LeaveLastOutSplit
 from recsys.data.sources import Tables, TextFolder, TextFormat
 
+CONF = Path(__file__).parents[3] / "conf"
 HEAD = "user_id,item_id,timestamp\n"
 Content = dict[str, str | bytes]
 
@@ -237,6 +241,15 @@ def test_messages_name_the_file_of_the_user(tmp_path: Path) -> None:
         prepared(parts, tmp_path / "shards")
     with pytest.raises(UserError, match=r"interactions\.csv: column 'item_id' occurs twice in line 1"):
         prepared({"interactions.csv": "user_id,item_id,item_id,timestamp\n1,2,3,4\n"}, tmp_path / "twice")
+
+
+def test_another_folder_is_read_in_the_same_format(tmp_path: Path) -> None:
+    config = OmegaConf.create({"data": OmegaConf.load(CONF / "data/csv.yaml")})
+    config.data.merge_with({"root": str(tmp_path / "one"), "cache": str(tmp_path / "cache"), "encoding": "latin-1"})
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two/interactions.tsv").write_text("user_id\titem_id\ttimestamp\nJosé\t2\t3\n", encoding="latin-1")
+    source = instantiate(with_root(config, str(tmp_path / "two")).data.source)
+    assert columns(source.tables(tmp_path / "cache").interactions[0])["user_id"] == ["José"]
 
 
 EVENT = {"user_id": 1, "item_id": 1, "timestamp": 1}

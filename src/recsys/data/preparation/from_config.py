@@ -14,7 +14,7 @@ from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.prepare import plan_preparation, prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split
-from recsys.data.sources import ParquetFolder, Source
+from recsys.data.sources import Source
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,21 @@ def configured_data(config: DictConfig) -> ConfiguredData:
     return ConfiguredData(instantiate(data.source), instantiate(config.split), settings, Path(data.cache))
 
 
+# Sources of a folder, which read another folder in the same way.
+_FOLDERS = ("recsys.data.sources.ParquetFolder", "recsys.data.sources.TextFolder")
+
+
 def with_root(config: DictConfig, root: str) -> DictConfig:
-    """Return the configuration with another folder as its source. Tables that are missing there have no features."""
-    tables = ParquetFolder(root).tables(Path(config.data.cache) / "sources")
+    """Return the configuration with another folder as its source. Tables that are missing there have no features.
+
+    The folder has the format of the source if that is a folder, and else Parquet files.
+    """
     changed = config.copy()
-    changed.data.source = {"_target_": "recsys.data.sources.ParquetFolder", "root": root}
+    if changed.data.source["_target_"] in _FOLDERS:
+        changed.data.source.root = root
+    else:
+        changed.data.source = {"_target_": _FOLDERS[0], "root": root}
+    tables = instantiate(changed.data.source).tables(Path(config.data.cache) / "sources")
     for owner in ("items", "users"):
         if not tables.of(owner):
             changed.data.features[owner] = {}

@@ -19,8 +19,8 @@ from recsys.data.sources.keys import key_names
 
 # Field metadata of converted files: why a column cannot be used.
 PROBLEM = b"recsys.problem"
-# Columns without a name, and what pandas calls the index of a table without one.
-_UNNAMED = re.compile(r"(__index_level_\d+__)?")
+# Name that pandas gives to an index without a name. It is no feature.
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 class Shard(NamedTuple):
@@ -85,7 +85,7 @@ class Table:
 
     def feature_columns(self) -> list[str]:
         """Return the columns that are not key columns (`NAMES`): the possible features."""
-        return [name for name in self.types if name not in self.names.values()]
+        return [name for name in self.types if name not in self.names.values() and not _INDEX.fullmatch(name)]
 
     def check(self, column: str) -> None:
         """Refuse a column whose values could not be read without a guess.
@@ -243,7 +243,7 @@ def _shard(file: str, shown: str) -> Shard:
         with open_file(file) as opened:
             parquet = pq.ParquetFile(opened)
             schema = parquet.schema_arrow
-            types = {field.name: plain_type(field.type) for field in schema if not _UNNAMED.fullmatch(field.name)}
+            types = {field.name: plain_type(field.type) for field in schema if field.name}
             problems = {f.name: f.metadata[PROBLEM].decode() for f in schema if PROBLEM in (f.metadata or {})}
             return Shard(file, types, parquet.metadata.num_rows, shown, problems, tuple(schema.names))
     except (OSError, pa.ArrowException) as error:
