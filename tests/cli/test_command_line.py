@@ -124,7 +124,9 @@ def test_values_without_a_key() -> None:
         (["rollout", "start", "share=2"], 1, "share: found 2, expected a share above 0 and up to 1"),
         (["rollout", "start", "hosts=A:1"], 1, "hosts: found 'A:1', expected a list"),
         (["releases", "shwo"], 1, "action: found 'shwo'; did you mean 'show'?"),
-        (["releases", "show"], 1, "version: missing, expected recsys releases show version=VERSION"),
+        (["releases", "show"], 1, "version: missing, expected recsys releases show VERSION"),
+        (["releases", "alias", "production"], 1, "expected recsys releases alias ALIAS VERSION"),
+        (["releases", "show", "a", "b"], 1, "b: expected KEY=VALUE"),
         (["embed-items", "release=x"], 1, "items: missing, expected items=FILE"),
         (["train", "modle.dim=3"], 1, "unknown configuration key 'modle.dim'; did you mean 'model.dim'?"),
         (["train", "--help", "user_towr"], 2, "user_towr: no such group; did you mean 'user_tower'?"),
@@ -197,24 +199,37 @@ def test_releases(published: Published, tmp_path: Path, capsys: pytest.CaptureFi
         main(["releases", *arguments, place])
         return capsys.readouterr().out
 
-    assert run("alias", "alias=production", f"version={one}") == f"production -> {one}\n"
+    assert run("alias", "production", one) == f"production -> {one}\n"
     run("alias", f"version={two}", "why=better")
     assert store.history()[-1]["why"] == "better"
     (listed, other) = sorted(json.loads(run("list", "json=true")), key=lambda row: row["version"] != two)
     assert (listed["version"], listed["aliases"], other["aliases"]) == (two, ["production"], ["previous"])
     assert two in run()
-    assert json.loads(run("show", "version=production", "json=true"))["version"] == two
+    assert json.loads(run("show", "production", "json=true"))["version"] == two
     assert "user_tower.onnx: " in run("show", f"version={one}")
     assert run("rollback") == f"production -> {one}\n"
     for version, message in ((one, "the alias 'production' points at"), ("production", "found 'production', expected")):
         fails(["releases", "delete", f"version={version}", place])
         assert message in capsys.readouterr().err
     store.set_alias("previous", one, why="test")
+    rollout = {"version": one, "previous": two, "goal": "all", "share": 1.0, "hosts": [], "gateways": []}
+    state = store.root / "state/rollout.json"
+    state.parent.mkdir()
+    state.write_text(json.dumps(rollout | {"model": None, "store": None, "alias_before": None}))
+    fails(["releases", "delete", two, place])
+    assert f"a rollout under way needs {two}" in capsys.readouterr().err
+    state.unlink()
+    # A deletion that was killed after the release had its hidden name.
+    (store.root / ".tmp-killed").mkdir()
+    (store.root / ".tmp-killed.lock").touch()
     assert run("delete", f"version={two}") == f"deleted {two}\n"
     assert store.versions() == [one]
     assert {path.name for path in store.root.glob(".tmp*")} == set()
-    fails(["releases", "rollback", "alias=candidate", place])
+    fails(["releases", "rollback", "candidate", place])
     assert "has no alias 'candidate'" in capsys.readouterr().err
+    assert run("delete", one, "force=true") == f"deleted {one}\n"
+    assert (store.versions(), store.aliases()) == ([], {})
+    assert store.history()[-1]["to"] is None
 
 
 def test_thin_entries_take_the_same_arguments(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Command:
         extra: extra of the package that installs the libraries of the command.
         words: key that arguments without `=` are values of; empty if there is none.
         takes_several: whether `words` is a list.
+        operands: value of `words` -> keys that the arguments without `=` after it are values of.
         is_job: whether Hydra runs the command, with its own options (`--multirun`, `--cfg job`) and its run folder.
     """
 
@@ -25,6 +27,7 @@ class Command:
     extra: str
     words: str = ""
     takes_several: bool = False
+    operands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_job: bool = True
 
     @property
@@ -56,7 +59,10 @@ COMMANDS = {
                 is_job=False),
         Command("embed-items", "embed new items for the index of a release", "release=ALIAS items=FILE out=FILE", "all",
                 is_job=False),
-        Command("releases", "list, show and delete releases, and move aliases", "ACTION [KEY=VALUE ...]", "serving",
-                "action", is_job=False),
+        Command("releases", "list, show and delete releases, and move aliases",
+                "list | show VERSION|ALIAS | alias ALIAS VERSION | rollback [ALIAS] | delete VERSION [KEY=VALUE ...]",
+                "serving", "action", is_job=False,
+                operands={"show": ("version",), "alias": ("alias", "version"), "rollback": ("alias",),
+                          "delete": ("version",)}),
     )
 }  # fmt: skip

@@ -87,9 +87,10 @@ def with_keys(command: Command, arguments: list[str]) -> list[str]:
         return others
     if command.takes_several:
         return [f"{command.words}=[{','.join(map(quoted, plain))}]", *others]
-    if not command.words or len(plain) > 1:
+    keys = (command.words, *command.operands.get(plain[0], ())) if command.words else ()
+    if len(plain) > len(keys):
         raise UserError(f"{plain[-1]}: expected KEY=VALUE; recsys {command.name} --help lists the keys")
-    return [f"{command.words}={quoted(plain[0])}", *others]
+    return [*(f"{key}={quoted(word)}" for key, word in zip(keys, plain, strict=False)), *others]
 
 
 def _pairs(words: list[str]) -> Iterator[tuple[str, str]]:

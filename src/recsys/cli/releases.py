@@ -1,12 +1,15 @@
 """List, show and delete releases, and move the aliases that point at them.
 
-    recsys releases list [store=releases]                       versions, newest first, with their aliases
-    recsys releases show version=VERSION|ALIAS                  manifest of one release
-    recsys releases alias alias=production version=VERSION      point an alias at a release
-    recsys releases rollback [alias=production]                 point it at the release before its last move
-    recsys releases delete version=VERSION                      remove a release that no alias points at
+    recsys releases list [store=releases]              versions, newest first, with their aliases
+    recsys releases show VERSION|ALIAS                 manifest of one release
+    recsys releases alias production VERSION|ALIAS     point an alias at a release
+    recsys releases rollback [production]              point it at the release before its last move
+    recsys releases delete VERSION                     remove a release
 
-`json=true` prints JSON for programs. Every change of an alias is added to the history of the store.
+The words are values of keys: `recsys releases delete VERSION` is `recsys releases action=delete version=VERSION`.
+`json=true` prints JSON for programs. Every change of an alias is added to the history of the store. A release that an
+alias points at, that a rollout under way needs or that one of `servers` has loaded is deleted only with `force=true`,
+which removes those aliases.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ def main(config: DictConfig) -> None:
     if action not in ACTIONS:
         raise UserError(f"action: found '{action}'{nearest(action, ACTIONS)}")
     if action in ("show", "alias", "delete") and config.version is None:
-        raise UserError(f"version: missing, expected recsys releases {action} version=VERSION")
+        operands = "ALIAS VERSION" if action == "alias" else "VERSION"
+        raise UserError(f"version: missing, expected recsys releases {action} {operands}")
     version = None if config.version is None else str(config.version)
     if action == "list":
         rows = _rows(store)
@@ -44,12 +48,29 @@ def main(config: DictConfig) -> None:
     elif action == "show":
         _show(store, str(version), config.json)
     elif action == "delete":
-        store.delete(str(version))
+        _delete(store, str(version), config)
         print(f"deleted {version}")
     else:
         wanted = version if action == "alias" else _before(store, config.alias)
         store.set_alias(config.alias, str(wanted), why=config.why or f"recsys releases {action}")
         print(f"{config.alias} -> {store.aliases()[config.alias]}")
+
+
+def _delete(store: ReleaseStore, version: str, config: DictConfig) -> None:
+    from recsys.core.errors import UserError
+    from recsys.operations.rollout.admin import AdminClient
+    from recsys.operations.rollout.state import RolloutStateFile
+    from recsys.serving.gateway.remote_host import parse_address
+
+    if not config.force:
+        state = RolloutStateFile(store.root / "state/rollout.json")
+        rollout = state.read()
+        if rollout is not None and not rollout.is_finished and version in (rollout.version, rollout.previous):
+            raise UserError(f"{state.path}: a rollout under way needs {version}; finish it, or force=true deletes it")
+        for server in config.servers:
+            if version in AdminClient(parse_address(server), config.admin_token).versions(None).loaded:
+                raise UserError(f"servers: {server} has loaded {version}; force=true deletes it all the same")
+    store.delete(version, force=config.force)
 
 
 def _before(store: ReleaseStore, alias: str) -> str:

@@ -57,8 +57,7 @@ class ReleaseStore:
                 aside.mkdir()
                 manifest = write(aside)
                 files = describe_files(aside)
-                created = datetime.now(UTC).isoformat(timespec="seconds")
-                manifest = dataclasses.replace(manifest, version=version_of(files), created=created, files=files)
+                manifest = dataclasses.replace(manifest, version=version_of(files), created=_now(), files=files)
                 manifest.save(aside)
                 _finish(aside)
                 self._move(aside, manifest.version)
@@ -184,11 +183,12 @@ class ReleaseStore:
                 )
             self._move_alias(alias, current.get(alias), new=version, why=why)
 
-    def delete(self, version: str) -> None:
-        """Remove a release.
+    def delete(self, version: str, *, force: bool = False) -> None:
+        """Remove a release. A reader sees the whole release or none, and a crash leaves nothing that stays for ever.
 
         Args:
             version: version, not an alias.
+            force: remove the aliases that point at the release, too.
 
         Raises:
             UserError: If there is no such release, or an alias points at it.
@@ -196,14 +196,24 @@ class ReleaseStore:
         if not _VERSION.fullmatch(version):
             raise UserError(f"version: found '{version}', expected a version of {self.root}, not an alias")
         self.resolve(version)
+        self._clean()
         with FileLock(self.root / ".aliases.lock"):
             holders = [alias for alias, target in self.aliases().items() if target == version]
-            if holders:
-                raise UserError(f"release: the alias '{holders[0]}' points at {version}; move it before deleting")
-            # The rename hides a partly deleted release from readers.
+            if holders and not force:
+                raise UserError(
+                    f"release: the alias '{holders[0]}' points at {version}; move it before deleting, or force=true "
+                    "removes it"
+                )
+            for alias in holders:
+                self._append({"when": _now(), "alias": alias, "from": version, "to": None, "why": "release deleted"})
+                (self.root / "aliases" / alias).unlink()
+            # The next writer of the store removes what a killed process leaves, by its lock.
             aside = self.root / f".tmp-{uuid.uuid4().hex}"
-            os.rename(self.root / version, aside)
-        shutil.rmtree(aside)
+            with FileLock(f"{aside}.lock") as lock:
+                os.rename(self.root / version, aside)
+                sync(self.root)
+                shutil.rmtree(aside)
+                Path(lock.lock_file).unlink(missing_ok=True)
 
     def history(self) -> list[dict[str, Any]]:
         """Return all changes of aliases, oldest first."""
@@ -222,8 +232,7 @@ class ReleaseStore:
     def _move_alias(self, alias: str, old: str | None, *, new: str, why: str) -> None:
         if old == new:
             return
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        self._append({"when": when, "alias": alias, "from": old, "to": new, "why": why})
+        self._append({"when": _now(), "alias": alias, "from": old, "to": new, "why": why})
         atomic_write(self.root / "aliases" / alias, new + "\n")
 
     def _append(self, change: dict[str, Any]) -> None:
@@ -255,6 +264,10 @@ class ReleaseStore:
         if not _VERSION.fullmatch(version):
             raise UserError(f"{path}: damaged, expected the version of a release")
         return version
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _finish(folder: Path) -> None:
