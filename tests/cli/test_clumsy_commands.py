@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import recsys
+from recsys.cli.commands import COMMANDS
 from recsys.cli.main import main
+from recsys.cli.preflight import check_state
+from recsys.core.errors import UserError
+from recsys.experiments.compose import compose_command
 
 # Command line -> exit code and what the answer holds. It runs in a folder with the data sets `events` (Parquet) and
 # `week=1, [2]`, the run `runs/first`, the store `models` with a broken alias, and the file `notes.txt`.
@@ -114,3 +121,47 @@ def test_a_clumsy_command_line(
     assert said.err.count("\n") == 1
     assert answer.format(here=folder) in said.err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_leaves_nothing_where_it_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: recsys {name} ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["D/week=1, [2]", "D/it's 50% (new)", "D/ü;x", "7", "[x]", "a\\b\\"])
+def test_a_path_is_taken_literally(path: str) -> None:
+    assert compose_command("train", ["data=parquet", f"data.root={path}"]).data.root == path
+
+
+def test_the_python_api_says_what_to_type() -> None:
+    for overrides, message in (
+        (["lr=0.1"], "Type optimizer.lr=0.1"),
+        ("data=parquet", "overrides: found a text, expected a list such as ['data=parquet']"),
+        (["-m", "seed=1,2"], "-m: no such option"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            recsys.train(overrides)
+
+
+def test_a_folder_that_may_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The tests may run as root, whom modes do not bind.
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode & os.W_OK and Path(path) == tmp_path))
+    with pytest.raises(SystemExit):
+        main(["train", f"hydra.run.dir={tmp_path}/runs/x"])
+    assert capsys.readouterr().err == f"error: hydra.run.dir: cannot write to {tmp_path}: permission denied\n"
+
+
+def test_state_of_an_earlier_version_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("events.sqlite").touch()
+    check_state("events", "elsewhere.sqlite", store="releases")
+    check_state("events", "redis://localhost/0", store="releases")
+    with pytest.raises(UserError, match="Type events=events.sqlite to go on with it, or move it to"):
+        check_state("events", "releases/state/events.sqlite", store="releases")

@@ -15,6 +15,7 @@ from composing import composition_error
 
 from recsys.cli.commands import COMMANDS as RECSYS
 from recsys.core.renamed_keys import RENAMED
+from recsys.core.signatures import signature_of
 from recsys.experiments.conf_files import CONF
 
 PAGES = [
@@ -124,7 +125,7 @@ def test_options_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", CURRENT, ids=ids)
 def test_configuration_keys_exist(page: Path) -> None:
-    known = all_keys()
+    known = {*all_keys(), *(f"trainer.{name}" for name in signature_of("lightning.Trainer").kinds)}
     roots = {key.partition(".")[0] for key in known if "." in key}
     for span in spans(page):
         match = re.fullmatch(r"[~+]*((?:[a-z]\w*\.)+[a-z]\w*)(?:=.*)?", span)

@@ -65,6 +65,8 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
     from recsys.experiments.train import train as train_one
     from recsys.experiments.variants import train_best
 
+    if isinstance(overrides, str):
+        raise UserError(f"overrides: found a text, expected a list such as {overrides.split()}")
     words = [*overrides, *([] if path is None else [f"hydra.run.dir={quoted(str(path))}"])]
     config, variants, folder = compose_run(words)
     run = train_best(variants, folder, blend=config.blend) if variants else train_one(config, folder)
