@@ -19,6 +19,7 @@ OPEN = ("data.features", "history.action_weights", "variants", "grids", "gates.a
 SHORT = ("data.engaged",)
 # Values that may be null although their defaults are not.
 NULLABLE = (
+    "data.quote",
     "evaluation.val_users",
     "history.half_life_days",
     "history.window_days",
