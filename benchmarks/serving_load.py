@@ -46,7 +46,7 @@ from serving_start import make_release
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import Event, SQLiteEvents, UserId
-from recsys.serving.events.filling import OWN, fill
+from recsys.serving.events.backfill import OWN, fill
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem
 from recsys.serving.workers import worker_environment

@@ -60,7 +60,7 @@ def main(config: DictConfig) -> None:
     )
     if config.data.root is not None and config.role != "host":
         # The import loads a database engine, which serving itself does not need.
-        from recsys.serving.events.filling import fill
+        from recsys.serving.events.backfill import fill
 
         fill(
             settings.store,

@@ -40,7 +40,7 @@ class Translation:
                 raise UserError(f"data.root: {name.removesuffix('_type')} is {found}, but {expected} in the release")
         known = retriever.known_items.rows_of(dataset.item_ids)
         self._items = np.concatenate([[0], known + 1])
-        self._users = retriever.user_rows(dataset.user_ids)
+        self._users = retriever.query_encoder.user_rows(dataset.user_ids)
         self._features: dict[str, tuple[Feature, Feature | None]] = {}
         self._codes: dict[str, npt.NDArray[np.int32]] = {}
         own = {feature.key: feature for feature in dataset.schema.features}
@@ -60,7 +60,7 @@ class Translation:
             )
         if feature.has_vocabulary:
             values = self._dataset.vocabulary(found)
-            codes = self._retriever.encoder(feature).encode(values).values
+            codes = self._retriever.query_encoder.encoder(feature).encode(values).values
             self._codes[feature.key] = np.concatenate([[MISSING, UNKNOWN], codes]).astype(np.int32)
         return found
 
@@ -92,7 +92,7 @@ class Translation:
             if feature.owner == owner and feature.role in roles:
                 column = columns.get(feature.name)
                 if found is None or column is None:
-                    column = self._retriever.encoder(feature).encode(pa.nulls(num_rows))
+                    column = self._retriever.query_encoder.encoder(feature).encode(pa.nulls(num_rows))
                 else:
                     column = self._column(feature, found, column)
                 translated[feature.name] = column

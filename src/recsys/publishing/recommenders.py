@@ -90,7 +90,7 @@ class ReleaseRecommender:
     ) -> tuple[Float32Array, Rows]:
         """Return scores and rows of `item_ids`; see `Recommender.rank`."""
         histories, seen = self._read(requests)
-        exclude = self._retriever.index_rows(seen) if exclude_seen else None
+        exclude = self._retriever.item_search.index_rows(seen) if exclude_seen else None
         users = self._embed(histories, request_features)
         return search_users(self._retriever.index, users, k=k, exclude=exclude)
 
@@ -99,7 +99,7 @@ class ReleaseRecommender:
         return self._embed(self._read(requests)[0], request_features)
 
     def _embed(self, histories: Histories, request_features: Mapping[str, pa.Array]) -> Float32Array:
-        encoders = self._retriever.request_encoders
+        encoders = self._retriever.query_encoder.request_encoders
         columns: dict[str, Column] = {n: encoders[n].encode(v) for n, v in request_features.items() if n in encoders}
         return self._retriever.tower(histories.with_requests(columns))
 

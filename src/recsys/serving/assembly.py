@@ -77,12 +77,12 @@ class _Builder:
         shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
         monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
         updates = ItemUpdates(Path(settings.changes), shard)
-        open_index = functools.partial(UpdatedIndex.open, updates=updates, monitor=monitor)
+        open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
-            self._towers.keep(self._towers.open(version))
+            self._towers.keep(version, self._towers.open(version))
         self._routes += [HostRoutes(host, settings.k), HostAdmin(host, updates, towers=self._towers)]
         if settings.release != version:
             follower = AliasFollower(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from servers import needs_server
 
 from recsys.serving.events import Event, EventStore, open_store
-from recsys.serving.events.prefixes import number_ranges
+from recsys.serving.events.sqlite import number_ranges
 
 USERS = [0, 1, -1, 12, 120, 1299, 13, -12, 2**63 - 1, -(2**63), "1", "12", "a", "ab", "a*b", "b", '"', "\\x", "ä", "-1"]
 

@@ -309,7 +309,7 @@ def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypa
         assert len(set(map(id, towers))) == 1
         assert towers[0].version == old
         assert (await cache.get(new)).version == new
-        assert cache.versions == [new]
+        assert cache.keys == [new]
         with pytest.raises(Problem, match="user tower of version 0123456789abcdef cannot be loaded") as refused:
             await cache.get("0123456789abcdef")
         assert refused.value.status == 503

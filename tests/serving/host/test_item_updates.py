@@ -12,6 +12,7 @@ from publishing import Published
 
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
+from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.runtime.shard import CorpusShard
 from recsys.release.store import ReleaseStore
@@ -33,7 +34,7 @@ def opened(published: Published, path: Path, number: int = 0) -> tuple[ItemUpdat
 
 def open_index(published: Published, number: int, updates: ItemUpdates) -> UpdatedIndex:
     folder, manifest = ReleaseStore(published.store).open(published.versions[number])
-    return UpdatedIndex.open(folder, manifest, known_items=load_known_items(folder), updates=updates)
+    return UpdatedIndex(folder, manifest, known_items=load_known_items(folder), updates=updates)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def additions(items: UpdatedIndex, users: Float32Array) -> Additions:
 def test_without_changes_nothing_changes(published: Published, tmp_path: Path, users: Float32Array) -> None:
     _, items = opened(published, tmp_path / "journal")
     for options in ({}, {"filter": {"category": "x"}}, {"exclude": [["i001", "none"]] * 5}):
-        assert ids_of(items, users, 7, **options) == [h.item_ids for h in items.base.search(users, 7, **options)]
+        assert ids_of(items, users, 7, **options) == [h.item_ids for h in ItemSearch.search(items, users, 7, **options)]
 
 
 def test_a_takedown_holds_at_once_for_all_versions_and_after_a_restart(
@@ -178,7 +179,7 @@ def test_files_of_new_items(published: Published, tmp_path: Path, users: Float32
     _, items = opened(published, tmp_path / "journal")
     given = additions(items, users)
     save_additions(
-        to_table(given.items, items.base.items.schema), given.embeddings, version=given.version, path=tmp_path / "f"
+        to_table(given.items, items.items.schema), given.embeddings, version=given.version, path=tmp_path / "f"
     )
     loaded = load_additions(tmp_path / "f")
     assert loaded.version == given.version
@@ -207,7 +208,7 @@ def test_the_recall_of_a_version_that_was_unloaded_is_not_shown(
     metrics = Metrics()
     background = BackgroundThread(metrics)
     monitor = RecallMonitor(1.0, background, metrics=metrics)
-    opener = functools.partial(UpdatedIndex.open, updates=ItemUpdates(tmp_path / "journal"), monitor=monitor)
+    opener = functools.partial(UpdatedIndex, updates=ItemUpdates(tmp_path / "journal"), monitor=monitor)
     host = Host(ReleaseCache(published.store), "here", open_index=opener)
     old, new = (host.load(version) for version in published.versions)
     host.serve(new)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-
-from recsys.core.columns import Ragged
-from recsys.core.schema import Feature
 from recsys.core.types import Float32Array
-from recsys.data.encoding import FeatureEncoder
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.query_encoder import ItemId, Query, QueryEncoder, load_known_items
-from recsys.release.runtime.user_tower import Histories
 from recsys.release.store import ReleaseStore
 
 __all__ = ["Answer", "ItemId", "Query", "Retriever", "seen_items"]
@@ -69,11 +61,6 @@ class Retriever:
         """Version of the release."""
         return self.manifest.version
 
-    @property
-    def request_encoders(self) -> Mapping[str, FeatureEncoder]:
-        """Encoders of the request features that the tower reads."""
-        return self.query_encoder.request_encoders
-
     def retrieve(
         self, queries: Sequence[Query], k: int = 100, *, exclude_seen: bool = True, filter: Filter | None = None
     ) -> list[Answer]:
@@ -88,7 +75,7 @@ class Retriever:
         Raises:
             UserError: If a feature, column or value does not fit the release.
         """
-        histories, unknown = self.encode(queries)
+        histories, unknown = self.query_encoder.encode(queries)
         excluded = [[*(seen_items(query) if exclude_seen else []), *query.exclude] for query in queries]
         hits = self.item_search.search(self.tower(histories), k, filter=filter, exclude=excluded)
         lengths = histories.lengths.tolist()
@@ -99,22 +86,6 @@ class Retriever:
     def embed(self, queries: Sequence[Query]) -> Float32Array:
         """Return user embeddings float32 [B, D], or [B, M, D] if the tower returns several per user."""
         return self.query_encoder.embed(queries)
-
-    def encode(self, queries: Sequence[Query]) -> tuple[Histories, list[list[ItemId]]]:
-        """Return the encoded histories of the queries, and the distinct unknown items of each query."""
-        return self.query_encoder.encode(queries)
-
-    def user_rows(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """Return the tower's index of each user, -1 for users without an embedding of their own."""
-        return self.query_encoder.user_rows(ids)
-
-    def index_rows(self, items: Ragged) -> Ragged:
-        """Return, for each list of item_idx, the rows of the index; items that it does not hold are left out."""
-        return self.item_search.index_rows(items)
-
-    def encoder(self, feature: Feature) -> FeatureEncoder:
-        """Return the encoder of a feature, equal to that of training."""
-        return self.query_encoder.encoder(feature)
 
 
 def seen_items(query: Query) -> list[ItemId]:

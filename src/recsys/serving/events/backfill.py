@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from recsys.core.errors import UserError
 from recsys.core.schema import Schema
 from recsys.core.stored_config import load_config
 from recsys.data.histories import stream_events, stream_profiles
@@ -23,10 +24,14 @@ from recsys.data.preparation.from_config import configured_data, with_root
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.sources.files import fingerprint
 from recsys.release.manifest import CONFIG, SCHEMA
-from recsys.serving.events.event_store import Event, EventStore, Restored
+from recsys.release.store import ReleaseStore
+from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError
+from recsys.serving.events.opening import open_store
 
 log = logging.getLogger("recsys")
 
+# Value of `data.root` that means the data that the release was trained on.
+OWN = "own"
 # Number of users in one write, and the progress of a source that is restored completely.
 USERS_PER_WRITE = 2000
 _WHOLE = -1
@@ -99,3 +104,29 @@ def _distinct(users: list[Restored]) -> list[Restored]:
         other = found.get(user.user_id)
         found[user.user_id] = user if other is None else other._replace(profile=user.profile)
     return list(found.values())
+
+
+def fill(store: str, release: str | None, *, events: str, max_events: int, root: str) -> int:
+    """Merge a data folder into the event store, and return the number of written histories and profiles.
+
+    Args:
+        store: folder of releases.
+        release: version or alias; determines how the data is read and which features it has.
+        events: path or address of the event store.
+        max_events: maximum number of stored events of a user.
+        root: folder of Parquet files, or `own`.
+
+    Raises:
+        UserError: If there is no release, or the data or the store cannot be used.
+    """
+    if release is None:
+        raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which determines how the data is read")
+    folder, _ = ReleaseStore(store).open(release)
+    try:
+        opened = open_store(events, max_events)
+        try:
+            return backfill(opened, folder, root=None if root == OWN else root)
+        finally:
+            opened.close()
+    except StoreError as error:
+        raise UserError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
-from recsys.serving.events.prefixes import number_ranges
 
 # "recs" marks the files of this store among other SQLite files. The format is the version of the tables below.
 APPLICATION, FORMAT = 0x72656373, 1
@@ -38,6 +38,9 @@ COMMIT;
 _HISTORY = "SELECT events FROM histories WHERE user_id = ?"
 _USERS = "SELECT user_id FROM histories WHERE user_id BETWEEN ? AND ? ORDER BY user_id LIMIT ?"
 _SAVE_HISTORY = "INSERT OR REPLACE INTO histories VALUES (?, ?)"
+
+_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
+_NUMBER = re.compile(r"-?[1-9][0-9]*", re.ASCII)
 
 # Maximum number of parameters of one statement.
 _BATCH = 10_000
@@ -203,3 +206,23 @@ class SQLiteEvents:
             raise StoreError(f"events: {self._path}: {error}") from error
         finally:
             self._readers.append(reader)
+
+
+def number_ranges(prefix: str) -> list[tuple[int, int]]:
+    """Return closed ranges of 64-bit integers that begin with `prefix`: 12, 120 to 129, 1200 to 1299, ..."""
+    if prefix == "":
+        return [(_SMALLEST, _LARGEST)]
+    if prefix == "-":
+        return [(_SMALLEST, -1)]
+    if prefix == "0":
+        return [(0, 0)]
+    # Longer prefixes match no integer of 64 bits.
+    if not _NUMBER.fullmatch(prefix) or len(prefix) > 20:
+        return []
+    number, ranges = abs(int(prefix)), []
+    while number <= (_LARGEST if prefix[0] != "-" else -_SMALLEST):
+        width = len(str(number)) - len(prefix.lstrip("-"))
+        first, last = number, number + 10**width - 1
+        ranges.append((first, min(last, _LARGEST)) if prefix[0] != "-" else (max(-last, _SMALLEST), -first))
+        number *= 10
+    return ranges

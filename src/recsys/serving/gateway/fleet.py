@@ -16,7 +16,6 @@ from recsys.serving.gateway.discovery import Discovery
 from recsys.serving.gateway.host_client import HostClient
 from recsys.serving.http.messages import Versions
 from recsys.serving.http.problems import Problem, unavailable
-from recsys.serving.observability.guard import keep_going
 from recsys.serving.observability.metrics import Metrics
 
 log = logging.getLogger("recsys")
@@ -124,7 +123,7 @@ class HostState:
             except TimeoutError:
                 pass
             self._probe_now.clear()
-            with keep_going("probe", metrics):
+            with metrics.keep_going("probe"):
                 await self.probe()
 
 
@@ -190,7 +189,7 @@ class Fleet:
         while True:
             await asyncio.sleep(DISCOVER_EVERY)
             for number in range(len(self.shards)):
-                with keep_going("discovery", self._metrics):
+                with self._metrics.keep_going("discovery"):
                     try:
                         await self._discover_shard(number)
                     except (OSError, UserError) as error:

@@ -16,7 +16,7 @@ log = logging.getLogger("recsys")
 RETRY_AFTER = 5.0
 
 
-class TowerCache:
+class TowerCache(AsyncLRU[QueryEncoder]):
     """User towers of the most recently used versions.
 
     Args:
@@ -28,17 +28,8 @@ class TowerCache:
     ) -> None:
         if size < 1:
             raise UserError(f"towers: found {size}, expected at least 1")
+        super().__init__(self._open, size, retry_seconds=RETRY_AFTER)
         self._releases, self._threads, self._max_events = releases, threads, max_events
-        self._towers = AsyncLRU(self._open, size, retry_seconds=RETRY_AFTER)
-
-    @property
-    def versions(self) -> list[str]:
-        """Versions of the towers that are loaded, the most recently used one last."""
-        return self._towers.keys
-
-    def held(self, version: str) -> QueryEncoder | None:
-        """Return the tower of a version if it is loaded."""
-        return self._towers.held(version)
 
     def require(self, version: str) -> None:
         """Raise `Problem` (404) if the store has no release of that version."""
@@ -54,13 +45,9 @@ class TowerCache:
             Problem: If the store has no release of that version, or a damaged one (503).
         """
         try:
-            return await self._towers.get(version)
+            return await super().get(version)
         except UserError as error:
             raise unavailable(f"the user tower of version {version} cannot be loaded") from error
-
-    def keep(self, tower: QueryEncoder) -> None:
-        """Keep a tower that `open` returned."""
-        self._towers.keep(tower.version, tower)
 
     def open(self, version: str) -> QueryEncoder:
         """Load a tower in the caller's thread and run its self-check; raise `UserError` if the release is damaged."""

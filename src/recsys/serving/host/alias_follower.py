@@ -9,7 +9,6 @@ from recsys.core.errors import UserError
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
-from recsys.serving.observability.guard import keep_going
 from recsys.serving.observability.metrics import Metrics
 
 log = logging.getLogger("recsys")
@@ -74,7 +73,7 @@ class AliasFollower:
     async def _keep_following(self) -> None:
         while True:
             await asyncio.sleep(self._seconds)
-            with keep_going("alias_follower", self._metrics):
+            with self._metrics.keep_going("alias_follower"):
                 try:
                     await self.follow()
                 except UserError as error:

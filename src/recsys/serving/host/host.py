@@ -13,13 +13,11 @@ from recsys.core.errors import nearest
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.releases import ReleaseCache
-from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
 
-SearchableIndex = ItemSearch | UpdatedIndex
 # Opens the index of a release: (folder, manifest, *, known_items).
-OpenIndex = Callable[..., SearchableIndex]
+OpenIndex = Callable[..., ItemSearch]
 
 
 class Host:
@@ -40,7 +38,7 @@ class Host:
         self.name, self._shard = name, None if shard is None else str(shard)
         self._releases, self._open_index = releases, open_index
         # These dictionaries are replaced, never changed, so that a search reads one state of them.
-        self._loaded: dict[str, dict[str, SearchableIndex]] = {}
+        self._loaded: dict[str, dict[str, ItemSearch]] = {}
         self._serving: dict[str, str] = {}
         self._lock = threading.RLock()
 
@@ -129,7 +127,7 @@ class Host:
         hits = index.search(embeddings, request.k, filter=request.filter, exclude=request.exclude)
         return SearchResponse(index.version, [SearchResult(*found) for found in hits])
 
-    def held(self, version: str, model: str | None = None) -> SearchableIndex:
+    def held(self, version: str, model: str | None = None) -> ItemSearch:
         """Return the index of a version, or raise `Problem` (409) if the host does not hold it."""
         return self._index(self._model_of(version, model), version)
 
@@ -145,7 +143,7 @@ class Host:
             raise bad_request(f"model: found {model}{nearest(model, self._loaded)}", "model")
         return model
 
-    def _index(self, model: str, version: str) -> SearchableIndex:
+    def _index(self, model: str, version: str) -> ItemSearch:
         loaded = self._loaded[model]
         if version not in loaded:
             raise VersionNotHeld(version, serving=self._serving.get(model), loaded=list(loaded))

@@ -37,32 +37,22 @@ class _View(NamedTuple):
     new_filter: ItemFilter
 
 
-class UpdatedIndex:
-    """A `SearchableIndex` of one release and the item updates of its host. The monitor gets a share of the searches."""
+class UpdatedIndex(ItemSearch):
+    """The index of one release with the item updates of its host. The monitor gets a share of the searches."""
 
-    def __init__(self, base: ItemSearch, updates: ItemUpdates, *, monitor: RecallMonitor | None = None) -> None:
-        self.base, self.manifest, self._updates, self._monitor = base, base.manifest, updates, monitor
-        self._state: _View | None = None
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         folder: Path,
         manifest: Manifest,
         *,
         known_items: IdMap,
         updates: ItemUpdates,
         monitor: RecallMonitor | None = None,
-    ) -> UpdatedIndex:
-        """Open the index of a release; the arguments are those of `ItemSearch` and of this class."""
-        base = ItemSearch(folder, manifest, known_items=known_items, shard=updates.shard)
-        return cls(base, updates, monitor=monitor)
-
-    @property
-    def version(self) -> str:
-        """Version of the release."""
-        return self.base.version
+    ) -> None:
+        super().__init__(folder, manifest, known_items=known_items, shard=updates.shard)
+        self._updates, self._monitor = updates, monitor
+        self._state: _View | None = None
+        self._lock = threading.Lock()
 
     def search(
         self,
@@ -75,38 +65,28 @@ class UpdatedIndex:
         """Search as `ItemSearch.search` does, with new items and without those that were taken down."""
         view = self._view()
         allow = view.filter(filter or {})
-        excluded = None if exclude is None else self.base.rows_of_items(exclude)
+        excluded = None if exclude is None else self.rows_of_items(exclude)
         if self._monitor is not None and len(embeddings) and self._monitor.wants():
             of_first = np.zeros(0, np.int32) if excluded is None else excluded.values[: excluded.offsets[1]]
             query = embeddings[0] if embeddings.ndim == 2 else embeddings[0, 0]
-            index, vectors = self.base.index, self.base.embeddings
+            index, vectors = self.index, self.embeddings
             self._monitor.put(SampledSearch(self.version, index, vectors, query, k=k, allow=allow, exclude=of_first))
         if not view.ids:
-            return self.base.hits(*search_users(self.base.index, embeddings, k=k, allow=allow, exclude=excluded))
+            return self.hits(*search_users(self.index, embeddings, k=k, allow=allow, exclude=excluded))
         allow_new = view.new_filter(filter or {})
-        extended = ExtendedIndex(
-            self.base.index, view.embeddings, allowed=None if allow_new is None else allow_new.rows
-        )
+        extended = ExtendedIndex(self.index, view.embeddings, allowed=None if allow_new is None else allow_new.rows)
         if exclude is not None and excluded is not None:
-            num_items = self.base.index.num_items
+            num_items = self.index.num_items
             more = [[num_items + view.row_of[item] for item in row if item in view.row_of] for row in exclude]
             excluded = _append(excluded, more)
         scores, rows = search_users(extended, embeddings, k=k, allow=allow, exclude=excluded)
-        return self.base.hits(scores, rows, added=view.ids)
-
-    def takes_long(self, num_embeddings: int, *, is_filtered: bool) -> bool:
-        """Return True if a search keeps the thread busy for milliseconds; see `ItemSearch.takes_long`."""
-        return self.base.takes_long(num_embeddings, is_filtered=is_filtered)
-
-    def check(self) -> None:
-        """Check the index as it was built; see `ItemSearch.check`."""
-        self.base.check()
+        return self.hits(scores, rows, added=view.ids)
 
     def close(self) -> None:
         """Stop measuring a version that was unloaded."""
         if self._monitor is not None:
             self._monitor.forget(self.version)
-        self.base.close()
+        super().close()
 
     def check_additions(self, additions: Additions) -> list[ItemId]:
         """Return the ids of new items; raise `UserError` if they do not fit the release or are in its index already."""
@@ -117,8 +97,8 @@ class UpdatedIndex:
             raise UserError(f"embeddings: found shape {list(additions.embeddings.shape)}, expected {list(shape)}")
         if not np.isfinite(additions.embeddings).all():
             raise UserError("embeddings: found nan or inf, expected finite numbers")
-        ids: list[ItemId] = to_table(additions.items, self.base.items.schema)["item_id"].to_pylist()
-        rows = self.base.rows_of_items([[item] for item in ids])
+        ids: list[ItemId] = to_table(additions.items, self.items.schema)["item_id"].to_pylist()
+        rows = self.rows_of_items([[item] for item in ids])
         is_indexed = np.diff(rows.offsets) > 0
         seen: set[ItemId] = set()
         for number, item in enumerate(ids):
@@ -144,13 +124,13 @@ class UpdatedIndex:
 
     def _make_view(self) -> _View:
         number, removed, new = self._updates.of(self.version)
-        rows = self.base.rows_of_items([removed]).values.astype(np.int64)
-        table = to_table([one.item for one in new], self.base.items.schema)
+        rows = self.rows_of_items([removed]).values.astype(np.int64)
+        table = to_table([one.item for one in new], self.items.schema)
         ids: list[ItemId] = table["item_id"].to_pylist()
         embeddings = np.array([one.embedding for one in new], np.float32).reshape(len(new), self.manifest.dim)
         return _View(
             number=number,
-            filter=self.base.item_filter.without(rows),
+            filter=self.item_filter.without(rows),
             ids=ids,
             embeddings=embeddings,
             row_of={item: row for row, item in enumerate(ids)},

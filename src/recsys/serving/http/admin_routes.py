@@ -56,7 +56,7 @@ class HostAdmin:
     async def add(self, request: ItemsRequest) -> ChangesResponse:
         """Add items to the index of one version; durable when acknowledged, and in the next answer."""
         held = self._host.held(request.version, request.model)
-        assert isinstance(held, UpdatedIndex), "the host's indexes are opened by `UpdatedIndex.open`"
+        assert isinstance(held, UpdatedIndex), "the indexes of the host are `UpdatedIndex`"
         # An empty list of embeddings is decoded as an array of one dimension.
         embeddings = request.embeddings if request.embeddings.size else request.embeddings.reshape(0, held.manifest.dim)
         if embeddings.ndim != 2:
@@ -95,9 +95,9 @@ class GatewayAdmin:
             # Loaded before the first user of the canary comes.
             await self._loaded(request.version)
         self._router.canary = request if request.share else None
-        return GatewayState(self._towers.versions, self._router.canary)
+        return GatewayState(self._towers.keys, self._router.canary)
 
     async def _loaded(self, version: str) -> GatewayState:
         self._towers.require(version)
         await self._towers.get(version)
-        return GatewayState(self._towers.versions, self._router.canary)
+        return GatewayState(self._towers.keys, self._router.canary)

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from recsys.serving.observability.guard import keep_going
 from recsys.serving.observability.metrics import Metrics
 
 T = TypeVar("T")
@@ -84,5 +83,5 @@ class BackgroundThread:
                 with self.changed:
                     items = [lane.waiting.popleft() for _ in range(min(lane.batch, len(lane.waiting)))]
                 if items:
-                    with keep_going(name, self._metrics):
+                    with self._metrics.keep_going(name):
                         lane.handle(items)

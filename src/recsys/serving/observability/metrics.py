@@ -7,6 +7,7 @@ again continues the counters of the one that it replaces, so a counter falls onl
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 __all__ = ["CONTENT_TYPE", "SHARED_FOLDER", "WORKER_NUMBER", "Metrics"]
+
+log = logging.getLogger("recsys")
 
 # Environment of a process that shares its metrics: the folder, and a number that no other running process has.
 SHARED_FOLDER, WORKER_NUMBER = "PROMETHEUS_MULTIPROC_DIR", "RECSYS_WORKER_NUMBER"
@@ -136,6 +139,19 @@ class Metrics:
             yield
         finally:
             self._stages[stage].observe(time.perf_counter() - start)
+
+    @contextmanager
+    def keep_going(self, task: str) -> Iterator[None]:
+        """Log an exception of the block with its traceback, count it in `recsys_task_errors_total`, and suppress it.
+
+        Use it around one round of a repeating task, after expected failures were handled. Without it, a host or an
+        alias would be lost until the process is restarted.
+        """
+        try:
+            yield
+        except Exception:
+            self.task_errors[task].inc()
+            log.exception("%s failed, and is tried again", task)
 
     def set_recall(self, version: str, total: float, *, samples: int) -> None:
         """Replace sum and number of the latest recalls of a version; a version without samples is not shown."""
