@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from worlds import compose, write_world
 
+from recsys.core.errors import UserError
 from recsys.experiments.assembly import build_towers, open_data
 from recsys.experiments.baseline_runs import measure_baselines
 from recsys.experiments.fitting import count_parameters
@@ -92,9 +94,23 @@ def test_parameters_are_counted_by_tower_and_table(data: list[str]) -> None:
     assert counts["total"] == counts["user_tower"] + counts["item_tower"] + 1 == counts["trainable"] + 1
 
 
+SMALL = ["model.dim=8", "user_tower=mean", "item_tower=ids", "history.max_events=8", "batch_size=8", "logger=csv"]
+
+
+def test_patience_alone_may_end_a_training(data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "recsys")
+    endless = [*data, *SMALL, "test=false", "trainer.max_epochs=-1", "callbacks.early_stopping.patience=1"]
+    run = train(compose("train", [*endless, "optimizer.lr=0"]), tmp_path / "run")
+    assert run.state.status == RunStatus.SELECTED
+    lines = [line for line in caplog.messages if line.startswith("training: epoch")]
+    assert [line.partition(",")[0] for line in lines] == ["training: epoch 1", "training: epoch 2"]
+    assert not any("left" in line for line in lines)
+    with pytest.raises(UserError, match="optimizer.schedule=cosine: needs the number of steps"):
+        train(compose("train", [*endless, "optimizer.schedule=cosine"]), tmp_path / "cosine")
+
+
 def test_a_run_that_ends_before_its_first_validation(data: list[str], tmp_path: Path) -> None:
-    small = ["model.dim=8", "user_tower=mean", "item_tower=ids", "history.max_events=8", "batch_size=8", "logger=csv"]
-    config = compose("train", [*data, *small, "trainer.max_steps=2", "test=false"])
+    config = compose("train", [*data, *SMALL, "trainer.max_steps=2", "test=false"])
     run = train(config, tmp_path / "run")
     assert (run.state.status, run.state.steps, run.state.selected) == (RunStatus.SELECTED, 2, 2)
     # Without a test the model stands beside popularity on validation.

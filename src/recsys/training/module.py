@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import lightning as L
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.core import distributed
+from recsys.core.errors import UserError
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Requests
@@ -104,8 +107,17 @@ class RetrievalModule(L.LightningModule):
         """Return the optimizer and its schedule, which advances with every batch."""
         optimizer = self.optimizer_factory.optimizer(self.model)
         if self.schedule_steps is None:
-            self.schedule_steps = int(self.trainer.estimated_stepping_batches)
-        total_steps = self.schedule_steps
+            steps, kind = (
+                self.trainer.estimated_stepping_batches,
+                getattr(self.optimizer_factory, "schedule", "constant"),
+            )
+            if math.isinf(steps) and kind != "constant":
+                raise UserError(
+                    f"optimizer.schedule={kind}: needs the number of steps, and only time or patience ends this "
+                    "training; set trainer.max_epochs or trainer.max_steps, or optimizer.schedule=constant"
+                )
+            self.schedule_steps = None if math.isinf(steps) else int(steps)
+        total_steps = self.schedule_steps or sys.maxsize
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optimizer_factory.factor(step, total_steps)
         )
