@@ -135,7 +135,7 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
     ]
     cases = {
         "optimizer.lr=-1": "lr: found -1",
-        "model.dim=7": "dim 7 is not a multiple of num_heads 2",
+        "model.dim=7": "num_heads: found 2, expected a divisor of dim 7",
         "model.similarity=foo": "similarity: found 'foo'",
         "loss.logq=foo": "logq: found 'foo'",
         "model.temperature=0": "temperature: found 0",

@@ -40,5 +40,5 @@ def test_after_a_warm_start_the_decay_continues_from_the_earlier_steps() -> None
 
 
 def test_a_decay_that_forgets_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ema.decay: found 1.0, expected a number from 0 to below 1"):
+    with pytest.raises(ValueError, match=r"^decay: found 1.0, expected a number from 0 to below 1"):
         EMA(decay=1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import hydra
@@ -25,13 +27,37 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
     for key in OmegaConf.missing_keys(node):
         place = node._get_full_key(key)
         raise UserError(f"{place}: missing, expected {place}=...")
+    place = node._get_full_key(None)
     try:
-        return hydra.utils.instantiate(node, **settings)
+        made = hydra.utils.instantiate(node, **settings)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(f"{node.get('_target_')}: {cause or error}") from error
+        # An object within the node may be the wrong one.
+        inner = re.search(r"full_key: (\S+)", str(error))
+        place = inner[1] if inner else place
+        below = OmegaConf.select(node, place.removeprefix(node._get_full_key(None)).lstrip(".")) if inner else node
+        found = below if isinstance(below, DictConfig) else node
+        raise UserError(named_fault(place, str(found.get("_target_")), cause or error)) from error
+    if isinstance(made, functools.partial):
+        # Read by whoever calls it with the other arguments.
+        made.__dict__["place"] = place
+    return made
+
+
+def named_fault(place: str, target: str, cause: BaseException) -> str:
+    """Return a message that names the key of an argument, if the error begins with its name, else that of the object.
+
+    Args:
+        place: key of the object in the configuration; may be empty.
+        target: path of its class.
+        cause: error of its constructor.
+    """
+    text = str(cause)
+    if place and re.match(r"\w+(\.\w+)*: ", text):
+        return f"{place}.{text}"
+    return f"{place}: {target}: {text}" if place else f"{target}: {text}"
 
 
 def plain(node: DictConfig) -> Any:

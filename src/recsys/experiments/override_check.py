@@ -127,6 +127,8 @@ class _Command:
         if sign.startswith("~") or "@" in key:
             return word
         if key in self._choices:
+            if value is None or re.fullmatch(r"[-+.\d]*\d|null|true|false", value, re.IGNORECASE):
+                raise UserError(f"{word}: expected the name of an option; valid: {', '.join(options(key))}")
             return f"{key}={value}"
         places = sorted(place for place in self._choices if place.startswith(f"{key}@"))
         if places:

@@ -122,8 +122,8 @@ class Transformer(nn.Module):
         activation: Activation = "gelu",
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads: found {num_heads}, expected a divisor of dim {dim}")
         if activation not in ("gelu", "relu"):
             raise ValueError(f"activation: found '{activation}', expected 'gelu' or 'relu'")
         self.position = nn.Embedding(max_history + 1, dim)

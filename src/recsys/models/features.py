@@ -101,6 +101,10 @@ class FeatureEmbedding(nn.Module):
 
     def __init__(self, features: Sequence[Feature], width: int, *, unknown_rate: float = 0.01) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"feature_width: found {width}, expected at least 1")
+        if not 0.0 <= unknown_rate <= 1.0:
+            raise ValueError(f"unknown_rate: found {unknown_rate}, expected a share between 0 and 1")
         self.names = [feature.name for feature in features]
         self.inputs = nn.ModuleList(_input(feature, width, unknown_rate=unknown_rate) for feature in features)
         self.widths = [width] * len(self.names)

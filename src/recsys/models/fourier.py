@@ -43,8 +43,8 @@ class BSARec(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads: found {num_heads}, expected a divisor of dim {dim}")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha: found {alpha}, expected a share between 0 and 1")
         self.low_pass = LowPass(max_history + 1, num_frequencies)

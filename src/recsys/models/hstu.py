@@ -50,8 +50,8 @@ class HSTU(nn.Module):
         use_time: bool = True,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not a multiple of num_heads {num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads: found {num_heads}, expected a divisor of dim {dim}")
         self.num_heads, self.reads_time = num_heads, use_time
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(

@@ -59,6 +59,8 @@ class UserTower(nn.Module):
     ) -> None:
         super().__init__()
         check_attributes(encoder)
+        if not 0.0 <= unknown_rate <= 1.0:
+            raise ValueError(f"unknown_rate: found {unknown_rate}, expected a share between 0 and 1")
         self.dim, self.unknown_rate = dim, unknown_rate
         self.encoder, self.interests, self.own_items = encoder, interests, own_items
         self.time_unit = _time_unit(encoder, sizes)

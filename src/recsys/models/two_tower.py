@@ -51,7 +51,11 @@ class TwoTower(nn.Module):
         super().__init__()
         if similarity not in ("cosine", "dot"):
             raise ValueError(f"similarity: found '{similarity}', expected 'cosine' or 'dot'")
-        if temperature <= 0:
+        if user_tower.dim != item_tower.dim:
+            raise ValueError(
+                f"dim: found user_tower.dim={user_tower.dim} and item_tower.dim={item_tower.dim}, expected one width"
+            )
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature: found {temperature}, expected a positive number")
         self.user_tower, self.item_tower, self.similarity = user_tower, item_tower, similarity
         self.log_inverse_temperature = nn.Parameter(

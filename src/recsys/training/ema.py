@@ -26,7 +26,7 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0.0 <= decay < 1.0:
-            raise ValueError(f"ema.decay: found {decay}, expected a number from 0 to below 1")
+            raise ValueError(f"decay: found {decay}, expected a number from 0 to below 1")
 
         self.steps_before = 0
 

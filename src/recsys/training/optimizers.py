@@ -74,9 +74,9 @@ class AdamW:
             raise ValueError(f"schedule: found '{schedule}', expected 'constant', 'linear' or 'cosine'")
         rates = {"lr": lr, "sparse_lr": sparse_lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
         for name, value in rates.items():
-            if value is not None and value < 0:
-                raise ValueError(f"{name}: found {value}, expected no negative number")
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}: found {value}, expected a finite number of 0 or more")
+        if len(betas) != 2 or not all(isinstance(beta, float | int) and 0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"betas: found {list(betas)}, expected two numbers from 0 to below 1")
         self.lr, self.sparse_lr, self.weight_decay, self.betas = lr, sparse_lr, weight_decay, (betas[0], betas[1])
         self.schedule, self.warmup_steps = schedule, warmup_steps

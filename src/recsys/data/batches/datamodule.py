@@ -53,6 +53,10 @@ class RetrievalData(L.LightningDataModule):
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 
+    def check_processes(self, world_size: int) -> None:
+        """Raise a `UserError` if there are no targets, or fewer windows with targets than processes."""
+        TrainingLoader(self.builder, self.batch_size, seed=self.seed, world_size=world_size)
+
     @property
     def _process(self) -> dict[str, int]:
         trainer = self.trainer

@@ -34,7 +34,7 @@ class TrainingLoader:
         world_size: number of processes.
 
     Raises:
-        UserError: If there are fewer windows with targets than processes.
+        UserError: If there are no targets, or fewer windows with targets than processes.
     """
 
     def __init__(
@@ -60,10 +60,16 @@ class TrainingLoader:
         most = int(self._num_windows(np.where(is_cut, 1, self._num_events)).sum())
         fewest = int(self._num_windows(np.where(is_cut, self._stride, self._num_events)).sum())
         self._num_batches = min(-(-most // batch_size), fewest // world_size)
+        if not fewest:
+            raise UserError(
+                f"history.predict_first={str(builder.predict_first).lower()}: found no user with the "
+                f"{1 if builder.predict_first else 2} training events that a target needs; expected true, or users "
+                "with more events"
+            )
         if not self._num_batches:
             raise UserError(
-                f"{data.path}: {fewest} training windows with targets, expected at least {world_size} "
-                "(one for each process)"
+                f"trainer.devices: found {world_size} processes for {fewest} training histories with targets, expected "
+                f"at most {fewest} processes"
             )
 
     def __len__(self) -> int:

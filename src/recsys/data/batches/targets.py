@@ -11,12 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from recsys.core.columns import Dense
+from recsys.core.columns import Dense, ragged_positions
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FIRST_CODE, TimeResolution
 from recsys.core.types import Float64Array, Int64Array
 from recsys.data.dataset import PreparedDataset
 
+# Users whose events are read at once.
+_USERS = 10_000
 Order = Literal["time", "random"]
 DAY = 86_400
 
@@ -64,6 +66,11 @@ class TargetSampling:
                 raise UserError(f"history.{key}: found {days}, expected a positive number, or null")
         if not 0 <= self.targets_since < 1:
             raise UserError(f"history.targets_since: found {self.targets_since}, expected a share of 0 to below 1")
+        if not isinstance(self.action_weights, Mapping):
+            raise UserError(
+                f"history.action_weights: found {self.action_weights}, expected {{COLUMN: {{VALUE: WEIGHT}}}}, such as "
+                "history.action_weights.action.purchase=3"
+            )
         if self.order not in get_args(Order):
             raise UserError(f"history.order: found '{self.order}', expected 'time' or 'random'")
         if self.horizon > 1 and self.window_days is not None:
@@ -106,7 +113,8 @@ class TargetWeights:
         sampling: half-life, first target and weights of actions.
 
     Raises:
-        UserError: If a weight is negative or no number, or if its column or value is missing or not categorical.
+        UserError: If a weight is negative or no number, if its column or value is missing or not categorical, or if all
+            weights are 0.
     """
 
     def __init__(self, dataset: PreparedDataset, sampling: TargetSampling) -> None:
@@ -119,6 +127,21 @@ class TargetWeights:
         if self._half_life is not None:
             last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
             self._newest = int(np.asarray(dataset.time[last]).max(initial=0))
+        if self._tables and not self._any():
+            raise UserError(
+                "history.action_weights: every training event has the weight 0 as a target, expected a positive weight "
+                "for some"
+            )
+
+    def _any(self) -> bool:
+        """Return whether a training event has a positive weight."""
+        begin, end = self._dataset.offsets[:-1], self._dataset.train_end
+        for first in range(0, len(begin), _USERS):
+            users = slice(first, first + _USERS)
+            weight = self(ragged_positions(begin[users], end[users] - begin[users]))
+            if weight is None or bool((weight > 0).any()):
+                return True
+        return False
 
     def __call__(self, positions: Int64Array) -> Tensor | None:
         """Return the weights float32 [P] of the events at `positions`, or None if all are equal."""

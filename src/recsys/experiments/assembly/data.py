@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, plain
@@ -58,13 +58,16 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         UserError: If a setting of the history or the batches is wrong.
     """
     check_keys(config.history, HISTORY_KEYS, name="history")
-    if config.history.max_events < 1:
-        raise UserError(f"history.max_events: found {config.history.max_events}, expected at least 1")
-    if config.history.max_exposures < 0:
-        raise UserError(f"history.max_exposures: found {config.history.max_exposures}, expected 0 or more")
-    if config.batch_size < 1:
-        raise UserError(f"batch_size: found {config.batch_size}, expected at least 1")
-    return RetrievalData(
+    least = {"history.max_events": 1, "history.max_exposures": 0, "batch_size": 1, "clip_norm": 0}
+    least |= {"trainer.check_val_every_n_epoch": 1, "trainer.devices": 1}
+    least |= {} if config.evaluation.val_users is None else {"evaluation.val_users": 1}
+    for key, lowest in least.items():
+        found = OmegaConf.select(config, key)
+        # Lightning also takes words and lists of devices.
+        if isinstance(found, int | float) and not found >= lowest:
+            or_null = ", or null for all" if key == "evaluation.val_users" else ""
+            raise UserError(f"{key}: found {found}, expected at least {lowest}{or_null}")
+    data = RetrievalData(
         dataset,
         max_history=config.history.max_events,
         batch_size=config.batch_size,
@@ -74,6 +77,11 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
+    devices, nodes = config.trainer.get("devices"), config.trainer.get("num_nodes", 1)
+    if isinstance(devices, int) and isinstance(nodes, int):
+        # Before processes are started, which would wait for each other.
+        data.check_processes(devices * nodes)
+    return data
 
 
 def target_sampling_of(config: DictConfig) -> TargetSampling:

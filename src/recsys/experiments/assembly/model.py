@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.errors import UserError
-from recsys.core.instantiate import instantiate
+from recsys.core.instantiate import instantiate, named_fault
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
@@ -51,8 +51,12 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     """
     check_keys(config.model, MODEL_KEYS, name="model")
     check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), name="model.prior_shift")
-    L.seed_everything(config.seed, verbose=False)
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed: found {config.seed}, expected 0 to {2**32 - 1}")
     model = config.model
+    if model.dim < 1:
+        raise UserError(f"model.dim: found {model.dim}, expected at least 1")
+    L.seed_everything(config.seed, verbose=False)
     try:
         towers = TwoTower(
             user_tower=_user_tower(config, dataset),
@@ -63,7 +67,8 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
             item_bias=_item_bias(config, dataset),
         )
     except ValueError as error:
-        raise error if isinstance(error, UserError) else UserError(f"model: {error}") from error
+        fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
+        raise error if isinstance(error, UserError) else UserError(fault) from error
     for module in towers.modules():
         if fresh and isinstance(module, PretrainedItems):
             module.fill(dataset)
@@ -90,6 +95,8 @@ def _item_tower(config: DictConfig, dataset: PreparedDataset) -> ItemTower:
     sparse = config.item_tower.sparse
     if sparse == "auto":
         sparse = dataset.num_trained >= SPARSE_ROWS and not _reads_corpus(config.loss)
+    if not isinstance(sparse, bool):
+        raise UserError(f"item_tower.sparse: found '{sparse}', expected true, false or auto")
     tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse)
     return tower
 

@@ -8,20 +8,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.instantiate import named_fault
 
 
 def complete(partial: Any, **runtime: Any) -> Any:
-    """Call a `_partial_` object with run-time arguments.
+    """Call a `_partial_` object, which `instantiate` returned, with run-time arguments.
 
     Raises:
         UserError: If a value is wrong.
     """
     try:
         return partial(**runtime)
-    except (TypeError, ValueError, MisconfigurationException) as error:
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MisconfigurationException) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{partial.func.__module__}.{partial.func.__qualname__}: {error}") from error
+        target = f"{partial.func.__module__}.{partial.func.__qualname__}"
+        raise UserError(named_fault(getattr(partial, "place", ""), target, error)) from error
 
 
 def check_keys(node: DictConfig, valid: tuple[str, ...], *, name: str) -> None:

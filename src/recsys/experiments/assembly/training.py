@@ -67,18 +67,20 @@ def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
     """Return the callbacks of a configuration; those with `_partial_: true` get the folder `checkpoints`."""
     check_metric(config.evaluation.metric)
     callbacks = []
-    for node in config.callbacks.values():
+    for name, node in config.callbacks.items():
+        if node.get("monitor") is not None:
+            check_metric(node.monitor, place=f"callbacks.{name}.monitor", others=("train/loss",))
         callback = instantiate(node)
         callbacks.append(complete(callback, dirpath=checkpoints) if node.get("_partial_") else callback)
     return callbacks
 
 
-def check_metric(metric: str) -> None:
-    """Refuse a name that is not a validation metric."""
+def check_metric(metric: str, *, place: str = "evaluation.metric", others: tuple[str, ...] = ()) -> None:
+    """Refuse a name that is neither a validation metric nor one of the others."""
     of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
     names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
-    if metric not in names:
-        raise UserError(f"evaluation.metric: found '{metric}'{nearest(metric, names)}")
+    if metric not in (*names, *others):
+        raise UserError(f"{place}: found '{metric}'{nearest(metric, (*names, *others))}")
 
 
 def _build_negatives(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recsys.training.frequency import Frequency
 from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.samplers import UniformNegatives
-from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, log
+from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, at_least, log
 
 
 class HardNegatives(nn.Module):
@@ -31,8 +31,7 @@ class HardNegatives(nn.Module):
 
     def __init__(self, inputs: SamplerInputs, of: Callable[..., NegativeSampler], *, hardest: int = 64) -> None:
         super().__init__()
-        if hardest < 1:
-            raise ValueError(f"hardest: found {hardest}, expected at least 1")
+        at_least(1, hardest=hardest)
         self.of, self.hardest = of(inputs=inputs), hardest
 
     @property
@@ -97,8 +96,7 @@ class MinedNegatives(nn.Module):
         max_targets: int | None = 1024,
     ) -> None:
         super().__init__()
-        if num_neighbors < 1:
-            raise ValueError(f"num_neighbors: found {num_neighbors}, expected at least 1")
+        at_least(1, num_neighbors=num_neighbors, num_mined=num_mined, max_targets=max_targets)
         self.max_targets, self.frequency, self.num_mined = max_targets, inputs.frequency, num_mined
         self.uniform = UniformNegatives(inputs, num_negatives)
         self.instead = UniformNegatives(inputs, num_mined)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.training.negatives.bank import Bank
-from recsys.training.negatives.sampling import LEAST, SamplerInputs, log
+from recsys.training.negatives.sampling import LEAST, SamplerInputs, at_least, log
 
 
 class InBatchNegatives(nn.Module):
@@ -25,6 +25,7 @@ class InBatchNegatives(nn.Module):
 
     def __init__(self, inputs: SamplerInputs, max_targets: int | None = 2048) -> None:
         super().__init__()
+        at_least(1, max_targets=max_targets)
         self.max_targets, self.frequency = max_targets, inputs.frequency
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
@@ -53,6 +54,7 @@ class UniformNegatives(nn.Module):
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256) -> None:
         super().__init__()
+        at_least(1, num_negatives=num_negatives)
         self.num_negatives = num_negatives
         self.register_buffer("corpus", inputs.corpus, persistent=False)
 
@@ -89,6 +91,7 @@ class PopularityNegatives(nn.Module):
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, exponent: float = 0.75) -> None:
         super().__init__()
+        at_least(1, num_negatives=num_negatives)
         self.num_negatives = num_negatives
         popular = inputs.probabilities[inputs.corpus]
         seen = popular > 0
@@ -128,6 +131,7 @@ class MixedNegatives(nn.Module):
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, max_targets: int | None = 2048) -> None:
         super().__init__()
+        at_least(1, max_targets=max_targets)
         self.max_targets, self.frequency = max_targets, inputs.frequency
         self.uniform = UniformNegatives(inputs, num_negatives)
 
@@ -167,6 +171,7 @@ class CrossBatchNegatives(nn.Module):
         max_targets: int | None = 1024,
     ) -> None:
         super().__init__()
+        at_least(1, max_targets=max_targets)
         self.max_targets, self.frequency = max_targets, inputs.frequency
         self.bank = Bank(bank_size, inputs.dim, warmup_steps=warmup_steps)
 

@@ -94,6 +94,13 @@ class NegativeSampler(Protocol):
         ...
 
 
+def at_least(lowest: int, **values: int | None) -> None:
+    """Raise a `ValueError` that names an argument below `lowest`; None is not checked."""
+    for name, value in values.items():
+        if value is not None and value < lowest:
+            raise ValueError(f"{name}: found {value}, expected at least {lowest}")
+
+
 def log(probabilities: Tensor) -> Tensor:
     """Return float32 logarithms that are at least `LEAST`: an item that is never drawn can still be a row's target."""
     return probabilities.log().float().clamp(min=LEAST)
