@@ -16,6 +16,7 @@ from recsys.operations.gates.verdict import Verdict, at_least
 from recsys.operations.lineage import AliasPeriod, lineage, served_times
 from recsys.release.manifest import Manifest, describe_file
 from recsys.release.store import ReleaseStore
+from recsys.reports.cycles.tables import lineage_table
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_changed_or_missing_run_is_reported(store: ReleaseStore, published: Pu
     assert "missing" in found.run["note"]
     assert len(found.config_sha256) == 64
     console = Console(width=160, record=True)
-    found.print(console)
+    lineage_table(found).print(console)
     assert "the folder is missing" in console.export_text()
 
 

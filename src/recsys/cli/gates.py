@@ -21,6 +21,7 @@ STOPPED = 3
 
 def main(config: DictConfig) -> None:
     """Judge the run, write its verdict, and exit with 3 if a gate stops it."""
+    from recsys.core.screen import screen
     from recsys.data.preparation.from_config import with_root
     from recsys.experiments.assembly import open_data
     from recsys.experiments.trained_run import load_run
@@ -28,6 +29,7 @@ def main(config: DictConfig) -> None:
     from recsys.operations.gates.staging import open_release
     from recsys.operations.gates.verdict import Verdict
     from recsys.reports.cycles.fitting import fitting_settings
+    from recsys.reports.cycles.tables import checks_table
     from recsys.reports.cycles.write import write_verdict_page
 
     settings = JudgeSettings.from_config(config)
@@ -36,7 +38,8 @@ def main(config: DictConfig) -> None:
     dataset = run.dataset if config.data.root is None else open_data(with_root(run.config, config.data.root))
     verdict = judge_run(run, served, settings=settings, dataset=dataset, candidate=candidate)
     path = record_verdict(run, verdict)
-    verdict.print()
+    checks_table(verdict.outcomes).print(screen())
+    print(f"{run.path} against release {verdict.against}: {verdict.summary()}")
     if fitting := fitting_settings(verdict.failed):
         print("settings that fit, if such values are legitimate:", " ".join(fitting))
     print(write_verdict_page(run.path, Verdict.load(path), gates=config.gates))

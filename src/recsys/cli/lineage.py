@@ -20,9 +20,10 @@ def main(config: DictConfig) -> None:
     from recsys.core.screen import screen
     from recsys.operations.lineage import lineage
     from recsys.release.store import ReleaseStore
+    from recsys.reports.cycles.tables import lineage_table
 
     found = lineage(ReleaseStore(config.store), config.version)
     if config.json:
         print(json.dumps(found.to_json(), indent=2))
         return
-    found.print(screen())
+    lineage_table(found).print(screen())

@@ -46,8 +46,12 @@ def main(config: DictConfig) -> None:
     except Exception as error:
         notifier.failed(error)
         raise
+    from recsys.core.screen import screen
     from recsys.reports.cycles.stop_advice import print_stops
+    from recsys.reports.cycles.tables import result_table
 
+    if cycle is not None:
+        result_table(cycle).print(screen())
     stops = print_stops(plan)
     if cycle is not None:
         print(cycle.outcome, cycle.version or "")

@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from recsys.core.errors import UserError
 from recsys.experiments.run_folder import read_state
 from recsys.operations.gates.verdict import VERDICT, Verdict
@@ -26,14 +23,7 @@ _PARTS = {"user tower": "user_tower.", "item tower": "item_tower.", "index": "it
 
 @dataclass(frozen=True)
 class AliasPeriod:
-    """Period in which an alias pointed at the version.
-
-    Attributes:
-        alias: name, such as `production`.
-        since: time in UTC, ISO 8601.
-        until: time in UTC, ISO 8601; None if the alias still points at the version.
-        why: reason that was given for the change.
-    """
+    """Period in which an alias pointed at the version, in UTC, with the reason of the change; `until` may be open."""
 
     alias: str
     since: str
@@ -76,36 +66,6 @@ class Lineage:
     def to_json(self) -> dict[str, Any]:
         """Return plain containers."""
         return asdict(self)
-
-    def print(self, console: Console | None = None) -> None:
-        """Print a table."""
-        table = Table("version", self.version, title_justify="left", show_lines=False)
-        table.columns[1].overflow = "fold"
-        table.add_row("files", self.sound)
-        table.add_row("model", f"{self.model}, released {self.created}")
-        for part, files in self.parts.items():
-            table.add_row(part, "\n".join(f"{sha[:16]}  {name}" for name, sha in files.items()))
-        table.add_row("pair", self.pair)
-        table.add_row("index", ", ".join(f"{name} {value}" for name, value in self.index.items()))
-        table.add_row("run", "\n".join(f"{name}: {value}" for name, value in self.run.items()))
-        table.add_row("config", f"{self.config_sha256[:16]}  {CONFIG}")
-        table.add_row("data", "\n".join(f"{name}: {value}" for name, value in self.data.items()))
-        table.add_row("commit", self.git_commit or "unknown: not run from a checkout")
-        if self.verdict is None:
-            table.add_row("gates", "no verdict on this run")
-        else:
-            against = self.verdict["against"] or "nothing: no release was served"
-            table.add_row("gates", f"{self.verdict['summary']} (against {against})")
-            if accepted := self.verdict["accepted"]:
-                failures = "; ".join(f"{row['gate']}, {row['check']}" for row in accepted["overridden"])
-                by = f"by {accepted['who']} at {accepted['when']}: {accepted['why']}"
-                table.add_row("accepted", f"{by}\nin spite of {failures}")
-        for one in self.served:
-            until = "now" if one.until is None else one.until
-            table.add_row(f"as {one.alias}", f"{one.since} to {until}: {one.why}")
-        if not self.served:
-            table.add_row("served", "never: no alias has pointed at it")
-        (console or Console()).print(table)
 
 
 def lineage(store: ReleaseStore, name: str) -> Lineage:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from recsys.operations.gates.verdict import Outcome, Verdict, at_least, at_most, untested
 
@@ -62,11 +61,3 @@ def test_file_is_plain_json_and_comes_back(tmp_path: Path) -> None:
     assert content["outcomes"][1]["fits"] == {"z": 3}
     assert Verdict.load(path).stopped_by == ["b"]
     assert [file.name for file in tmp_path.iterdir()] == ["verdict.json"]
-
-
-def test_table_names_every_gate_and_reason() -> None:
-    console = Console(width=120, record=True)
-    _verdict(at_least("recall@10", 0.1, threshold=0.2, reason="because").of("not_worse")).print(console)
-    text = console.export_text()
-    for word in ("not_worse", "recall@10", "0.1", "0.2", "fail", "because", "stopped by not_worse"):
-        assert word in text

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from recsys.operations.cycle.arrivals import FolderListing
 from recsys.operations.cycle.plan import CyclePlan
@@ -20,6 +21,7 @@ from recsys.operations.gates.verdict import Acceptance, Verdict, at_least, at_mo
 from recsys.release.store import ReleaseStore
 from recsys.reports.cycles import write
 from recsys.reports.cycles.cycles_page import cycles_page
+from recsys.reports.cycles.tables import checks_table, result_table
 from recsys.reports.cycles.verdict_page import gate_purposes, verdict_page
 from recsys.reports.cycles.write import write_pages
 
@@ -188,3 +190,22 @@ def test_a_page_that_cannot_be_written_fails_nothing(
     assert [record.getMessage().partition(": ")[2] for record in caplog.records] == [
         "not written (OSError: no space left)"
     ] * 2
+
+
+def test_tables_in_a_terminal_show_words_as_they_are() -> None:
+    console = Console(width=200, record=True)
+    words = "[/b] [red]x[/red]"
+    checks_table([dataclasses.replace(LARGEST, reason=words), untested("x", "few").of("y")]).print(console)
+    cycle = Cycle(3, "then", version="c" * 16, measured={"candidate": {"recall@10": 0.5}}, seconds={"roll_out": 1.0})
+    cycle.accepted = Acceptance.of([LARGEST], who="ann", when="now", why=words)
+    cycle.end("kept", words)
+    result_table(cycle).print(console)
+    text = " ".join(console.export_text().split())
+    for expected in (
+        f"volume │ largest day │ 3.2 │ at most 1.67 │ failed │ {words}",
+        f"accepted │ by ann: {words}",
+        f"reason │ {words}",
+        "recall@10 │ candidate 0.5000",
+        "time │ roll out 1.0 s",
+    ):
+        assert expected in text

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from recsys.core.errors import UserError
@@ -24,7 +23,6 @@ from recsys.operations.cycle.rollout_steps import roll_back, roll_out, watch
 from recsys.operations.cycle.state import (
     PRIVATE_STEPS,
     Cycle,
-    CycleOutcome,
     CycleState,
     CycleStateFile,
     CycleStep,
@@ -43,7 +41,6 @@ STEPS: Mapping[CycleStep, Callable[[CyclePlan, Cycle], str]] = {
     "watch": watch,
     "roll_back": roll_back,
 }
-_STYLES: Mapping[CycleOutcome, str] = {"kept": "green", "stopped": "bold red", "rolled_back": "bold red"}
 
 
 def run_cycle(
@@ -200,13 +197,13 @@ class _CycleRunner:
         """Append the cycle to the history and clear it. Its files count as read unless it failed or was abandoned."""
         self._file.write(self._state)
         self._file.append(cycle)
+        self._print(f"cycle {cycle.number} is {str(cycle.outcome).replace('_', ' ')}: {cycle.why}")
         self._report(cycle)
         read = (self._state.read, self._state.newest)
         if cycle.attempt == 1 and cycle.outcome not in ("failed", "abandoned"):
             read = (cycle.listing.interactions, cycle.newest)
         self._state = CycleState(self._state.cycles, *read, current=None)
         self._file.write(self._state)
-        self._print_result(cycle)
 
     def _report_nothing_new(self, arrived: Arrivals) -> None:
         self._print(f"no new events in {self._plan.root} since the last cycle read it")
@@ -215,20 +212,3 @@ class _CycleRunner:
 
     def _print(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
-
-    def _print_result(self, cycle: Cycle) -> None:
-        assert cycle.outcome is not None
-        table = Table(title=f"cycle {cycle.number}", title_justify="left", title_style="bold", show_header=False)
-        table.add_row("outcome", Text(cycle.outcome.replace("_", " "), style=_STYLES.get(cycle.outcome, "yellow")))
-        table.add_row("reason", cycle.why)
-        if cycle.accepted:
-            table.add_row("accepted", f"by {cycle.accepted.who}: {cycle.accepted.why}")
-        table.add_row("candidate", cycle.version or "")
-        table.add_row("served before", cycle.served or "nothing")
-        for name in ("recall@10", "recall@100"):
-            values = [f"{side} {metrics[name]:.4f}" for side, metrics in cycle.measured.items() if name in metrics]
-            if values:
-                table.add_row(name, ", ".join(values))
-        durations = ", ".join(f"{step.replace('_', ' ')} {seconds:.1f} s" for step, seconds in cycle.seconds.items())
-        table.add_row("time", durations)
-        self._console.print(table)

@@ -25,16 +25,7 @@ _Counters = Mapping[tuple[str, str], float]
 
 @dataclass(frozen=True, kw_only=True)
 class WatchSettings:
-    """Duration of a watch, and limits that bring the old release back.
-
-    Attributes:
-        seconds: duration.
-        every: seconds between two checks.
-        most_errors: largest share of the answers since the watch began that may have a status of 500 or above.
-        fewest_answers: number of answers below which the share is not judged.
-        unready: number of consecutive failed checks (server not ready, or not serving the release) that end the watch.
-        switch_seconds: time limit for servers that follow the alias to switch to the release.
-    """
+    """Duration of a watch, and limits that bring the old release back, as in `conf/retrain.yaml`."""
 
     seconds: float
     every: float

@@ -155,10 +155,11 @@ def _norm_spread(rows: Float64Array) -> float:
 
 
 def _score_spread(side: Side) -> float:
-    """Return the mean over all full lists of: first score minus the last, over the mean size of the scores."""
-    scores = np.where(np.isfinite(side.scores), side.scores, np.nan).astype(np.float64)
-    full = ~np.isnan(scores).any(1)
-    if not full.any():
-        return 0.0
-    apart = scores[full, 0] - scores[full, -1]
-    return float((apart / np.maximum(np.abs(scores[full]).mean(1), 1e-30)).mean())
+    """Return the mean spread of the scores of all full lists."""
+    full = np.isfinite(side.scores).all(1)
+    return relative_spread(side.scores[full].astype(np.float64)) if full.any() else 0.0
+
+
+def relative_spread(scores: Float64Array) -> float:
+    """Return the mean over rows of: first score minus the last, over the mean size of the scores."""
+    return float(((scores[:, 0] - scores[:, -1]) / np.maximum(np.abs(scores).mean(1), 1e-30)).mean())

@@ -23,7 +23,7 @@ from recsys.operations.gates.event_window import DAY, EventWindow
 from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
 from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
-from recsys.operations.gates.verdict import Outcome, Verdict, columns, failed, untested
+from recsys.operations.gates.verdict import Outcome, Verdict, failed, untested
 from recsys.operations.mirroring import mirror
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.observability.samples import RequestSample, read_samples
@@ -52,16 +52,7 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
-    """Settings of judging a candidate.
-
-    Attributes:
-        gates: gates by name, in order.
-        packing: settings of the candidate's release.
-        begin, end: seconds between which events count as new; None for the defaults of `new_events`.
-        max_users: number of test users; None for all.
-        now: seconds; None for the time of the clock.
-        samples: requests of users, oldest first, which both releases answer again.
-    """
+    """Settings of judging a candidate. Times are in seconds; for values that are None see `conf/gates.yaml`."""
 
     gates: Mapping[str, Gate]
     packing: PackingSettings
@@ -142,7 +133,8 @@ def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
     path = verdict.save(run.path)
     content = verdict.to_json()
     del content["outcomes"]
-    project, (heads, rows) = run.config.logger.project, columns(verdict.outcomes)
+    project, heads = run.config.logger.project, ["gate", "check", "value", "threshold", "status", "reason"]
+    rows = [[getattr(outcome, head) for head in heads] for outcome in verdict.outcomes]
     mirror(lambda: log_verdict(project, run.path, values=content, columns=heads, rows=rows))
     return path
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from recsys.core.types import Float64Array
 from recsys.data.dataset import PreparedDataset
-from recsys.operations.gates.drift import judge_score_spread
+from recsys.operations.gates.drift import judge_score_spread, relative_spread
 from recsys.operations.gates.event_window import NO_TIMES
 from recsys.operations.gates.evidence import Evidence
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
@@ -157,8 +157,8 @@ def _shown_items(side: Sequence[ReplayedAnswer], cutoff: int, *, dataset: Prepar
 
 
 def _spread(side: Sequence[ReplayedAnswer]) -> float:
-    """Return the mean over lists of two and more of: first score minus the last, over the mean size of the scores."""
+    """Return the mean spread of the scores of all lists of two and more."""
     lists = [answer.answer.scores.astype(np.float64) for answer in side if answer.answer and len(answer.item_ids) > 1]
     if not lists:
         return 0.0
-    return float(np.mean([(row[0] - row[-1]) / max(float(np.abs(row).mean()), 1e-30) for row in lists]))
+    return float(np.mean([relative_spread(row[None]) for row in lists]))

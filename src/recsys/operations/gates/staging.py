@@ -30,14 +30,7 @@ class PackingError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class PackingSettings:
-    """Settings of the release that is made of a run.
-
-    Attributes:
-        index: option of the group `index`.
-        corpus: option of the group `corpus`.
-        model: name of the model.
-        recall_target: share of the exact top 100 that the index must find.
-    """
+    """Settings of the release that is made of a run, as in `conf/gates.yaml`."""
 
     index: DictConfig
     corpus: DictConfig

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from recsys.core.io import atomic_write
 
 Status = Literal["pass", "fail", "untested", "warn"]
 VERDICT = "verdict.json"
-_STYLES = {"pass": "green", "fail": "bold red", "untested": "yellow", "warn": "bold yellow"}
 
 
 @dataclass(frozen=True)
@@ -209,29 +205,6 @@ class Verdict:
         atomic_write(path, msgspec.json.format(msgspec.json.encode(self.to_json()), indent=2) + b"\n")
         return path
 
-    def print(self, console: Console | None = None) -> None:
-        """Print every outcome as a row of a table, and the summary below it."""
-        console = console or Console()
-        against = "nothing: no release is served yet" if self.against is None else f"release {self.against}"
-        table = Table(title=f"{self.run} against {against}", title_justify="left", title_style="bold")
-        for title in ("gate", "check", "value", "threshold", "verdict", "reason"):
-            table.add_column(title, justify="right" if title in ("value", "threshold") else "left", overflow="fold")
-        before = ""
-        for row in self.outcomes:
-            if before and row.gate != before:
-                table.add_section()
-            table.add_row(
-                "" if row.gate == before else row.gate,
-                row.check,
-                number(row.value),
-                number(row.threshold),
-                Text(row.status, style=_STYLES[row.status]),
-                row.reason,
-            )
-            before = row.gate
-        console.print(table)
-        console.print(Text(self.summary(), style=_STYLES["pass" if self.passed else "fail"]))
-
     def summary(self) -> str:
         """Return one line with the result and the number of outcomes of each status."""
         count = Counter(row.status for row in self.outcomes)
@@ -245,12 +218,6 @@ class Verdict:
 def to_plain(content: Any) -> Any:
     """Return dictionaries, lists and numbers of Python. Gates may yield numbers of NumPy."""
     return msgspec.to_builtins(content, enc_hook=lambda value: value.item())
-
-
-def columns(outcomes: Sequence[Outcome]) -> tuple[list[str], list[list[Any]]]:
-    """Return column heads and rows of a table of the outcomes."""
-    heads = ["gate", "check", "value", "threshold", "status", "reason"]
-    return heads, [[getattr(outcome, head) for head in heads] for outcome in outcomes]
 
 
 def explain(outcome: Outcome) -> str:

@@ -10,15 +10,15 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from recsys.operations.gates.verdict import Outcome, Verdict, number
+from recsys.operations.gates.verdict import Outcome, Verdict
 from recsys.reports.cycles.fitting import fitting_settings
 from recsys.reports.cycles.stop_advice import StopAdvice
+from recsys.reports.cycles.tables import checks_table
 from recsys.reports.cycles.verdict_plots import bounds_picture, days_picture
 from recsys.reports.presentation.page import CommandLine, Section, page
 from recsys.reports.presentation.report_table import ReportTable
 
 _METRICS = ("recall@10", "recall@100", "ndcg@10")
-_STATUS = {"pass": "passed", "fail": "failed", "untested": "untested", "warn": "warned"}
 
 
 def gate_purposes(gates: DictConfig) -> dict[str, str]:
@@ -49,7 +49,7 @@ def verdict_page(name: str, verdict: Verdict, *, purposes: Mapping[str, str], ad
         *(_gate_section(gate, shown, purpose=purposes.get(gate, "")) for gate in dict.fromkeys(r.gate for r in shown)),
         _what_to_do(verdict, advice),
         Section("Metrics of both", tables=(_metrics(verdict),)),
-        Section("All checks", tables=(_checks(verdict.outcomes),)),
+        Section("All checks", tables=(checks_table(verdict.outcomes),)),
     ]
     if verdict.former:
         sections.append(Section("Earlier verdicts on this candidate", tables=(_former(verdict),)))
@@ -122,19 +122,6 @@ def _metrics(verdict: Verdict) -> ReportTable:
         if any(metric in verdict.measured[side] for side in sides)
     )
     return ReportTable("Means over test users", ("metric", *sides), rows)
-
-
-def _checks(outcomes: Sequence[Outcome]) -> ReportTable:
-    rows = tuple(
-        (row.gate, row.check, number(row.value), _limit(row), _STATUS[row.status], row.reason) for row in outcomes
-    )
-    bold = frozenset(at for at, row in enumerate(outcomes) if row.status in ("fail", "warn"))
-    heads = ("gate", "check", "value", "limit", "result", "reason")
-    return ReportTable("Checks of every gate", heads, rows, bold=bold)
-
-
-def _limit(row: Outcome) -> str:
-    return "" if row.threshold is None else f"{f'at {row.bound} ' if row.bound else ''}{number(row.threshold)}"
 
 
 def _former(verdict: Verdict) -> ReportTable:
