@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
 
     from recsys.operations.cycle.schedule import loop, parse_every
 
-    if config.every is not None:
+    if config.every is not None and config.accept is None:
         words = sys.argv[2:] if sys.argv[1:2] == ["retrain"] else sys.argv[1:]
         once = [word for word in words if word.partition("=")[0] != "every"]
         return loop([sys.executable, "-m", "recsys.cli", "retrain", *once], parse_every(config.every))

@@ -73,10 +73,6 @@ def lineage(store: ReleaseStore, name: str) -> Lineage:
 
     A damaged release is reported as damaged, because its manifest may still help.
 
-    Args:
-        store: store of the release.
-        name: version or alias.
-
     Raises:
         UserError: If there is no such release, or its manifest cannot be read.
     """
@@ -108,12 +104,7 @@ def lineage(store: ReleaseStore, name: str) -> Lineage:
 
 
 def served_times(history: list[dict[str, Any]], version: str) -> list[AliasPeriod]:
-    """Return the periods in which an alias pointed at the version, oldest first.
-
-    Args:
-        history: changes of all aliases, oldest first.
-        version: version of the release.
-    """
+    """Return the periods in which an alias pointed at the version, oldest first, from the changes of all aliases."""
     times: list[AliasPeriod] = []
     for number, change in enumerate(history):
         if change["to"] != version:

@@ -90,12 +90,7 @@ def list_folder(root: str) -> FolderListing:
 
 
 def find_arrivals(now: Sequence[DataFile], read: Sequence[DataFile]) -> Arrivals:
-    """Compare files by content, so that a renamed file is not new.
-
-    Args:
-        now: files in the folder.
-        read: files that were read before.
-    """
+    """Compare the files in the folder with those that were read, by content, so that a renamed file is not new."""
     known, before = Counter(file.digest for file in read), {file.path: file for file in read}
     new: list[DataFile] = []
     for file in now:

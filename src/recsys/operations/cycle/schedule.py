@@ -34,13 +34,7 @@ def parse_every(text: str) -> float:
 
 
 def next_start(last: float, now: float, *, seconds: float) -> float:
-    """Return the time of the next cycle; times that passed while the last cycle ran are skipped.
-
-    Args:
-        last: time at which the last cycle was due, in seconds.
-        now: present time.
-        seconds: time from one start to the next.
-    """
+    """Return the time of the next cycle in seconds; times that passed while the last cycle ran are skipped."""
     return last + seconds * max(1, math.ceil((now - last) / seconds))
 
 
@@ -48,10 +42,6 @@ def loop(command: Sequence[str], seconds: float) -> None:
     """Run a command now and then every `seconds`, until SIGTERM or SIGINT.
 
     If a cycle fails, a warning is logged and the next one starts at its time.
-
-    Args:
-        command: command line of one cycle.
-        seconds: time from one start to the next.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -123,11 +123,7 @@ class CycleState:
 
 
 class CycleStateFile:
-    """State and history of one model on disk.
-
-    Args:
-        folder: folder of the model.
-    """
+    """State and history of one model on disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.history_path = folder, folder / "state.json", folder / "cycles.jsonl"

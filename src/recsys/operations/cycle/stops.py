@@ -37,12 +37,6 @@ class AcceptRequest:
 def accepted_cycle(plan: CyclePlan, state: CycleState, *, stops: Sequence[Cycle], request: AcceptRequest) -> Cycle:
     """Return the accepted cycle, ready for its first step.
 
-    Args:
-        plan: settings of the command.
-        state: present state.
-        stops: stopped cycles, oldest first.
-        request: what is to be accepted, and why.
-
     Raises:
         UserError: If the cycle is not stopped, has no release, or another cycle is unfinished.
     """

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from recsys.core.errors import UserError
+from recsys.operations.rollout.admin import call
 from recsys.serving.gateway.remote_host import Address
 
 _TIMEOUT_SECONDS = 5.0
@@ -74,12 +75,13 @@ class WatchedServer:
     def problem(self) -> str | None:
         """Return the reason why the server cannot serve the release; None if it can."""
         try:
-            status, _ = self._get("/readyz")
+            status, _ = call(self.address, "GET", "/readyz", seconds=_TIMEOUT_SECONDS)
             if status != 200:
                 return f"{self.name}: /readyz answers {status}"
             if self.version is None:
                 return None
-            serving = [held["serving"] for held in json.loads(self._get("/v1/version")[1]).values()]
+            _, held = call(self.address, "GET", "/v1/version", seconds=_TIMEOUT_SECONDS)
+            serving = [model["serving"] for model in json.loads(held).values()]
         except (OSError, http.client.HTTPException, ValueError, TypeError, KeyError, AttributeError) as error:
             return f"{self.name}: does not answer ({str(error) or type(error).__name__})"
         if self.version not in serving:
@@ -89,7 +91,7 @@ class WatchedServer:
     def counters(self) -> _Counters | None:
         """Return the server's counters of answers to users since it started; None if they cannot be read."""
         try:
-            status, body = self._get("/metrics")
+            status, body = call(self.address, "GET", "/metrics", seconds=_TIMEOUT_SECONDS)
             if status != 200:
                 return None
             return {
@@ -100,15 +102,6 @@ class WatchedServer:
             }
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
-
-    def _get(self, path: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(*self.address, timeout=_TIMEOUT_SECONDS)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
 
 
 def watch_servers(

@@ -135,13 +135,7 @@ class Duplicates:
 
 
 def _expected(times: Ints, before: Ints, end: int) -> Float64Array:
-    """Return the events that the reference would have had until each time, if all its days were alike.
-
-    Args:
-        times: seconds to return a value for.
-        before: times of the reference in seconds, sorted.
-        end: second at which the reference ends.
-    """
+    """Return the events that the reference (`before`, sorted) would have until each time if all days were alike."""
     borders = np.arange(0, DAY + 1, _BIN)
     counts = np.histogram(before % DAY, borders)[0]
     per_day = np.concatenate([[0.0], np.cumsum(counts)]) * DAY / (end - int(before[0]))

@@ -41,9 +41,8 @@ class Volume:
         """Return one outcome for the smallest day and one for the largest."""
         window = evidence.window
         days, counts = window.days if window.has_times else (_NO_DAYS, _NO_DAYS)
-        bounds = _Bounds(self.min_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
         series = _Series(days, counts, "events")
-        yield from _judge_days(("smallest day", "largest day"), window, series=series, bounds=bounds, gate=self)
+        yield from _judge_days(("smallest day", "largest day"), window, series=series, least=self.min_ratio, gate=self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +69,9 @@ class Activity:
         days, counts = window.days if window.has_times else (_NO_DAYS, _NO_DAYS)
         users = window.users_by_day if window.has_times else _NO_DAYS
         enough = users >= self.min_users
-        bounds = _Bounds(1 / self.max_ratio, self.max_ratio, self.max_deviations, self.min_reference_days)
         series = _Series(days[enough], counts[enough] / users[enough], "events per user")
         names = "least active day", "most active day"
-        yield from _judge_days(names, window, series=series, bounds=bounds, gate=self)
-
-
-@dataclass(frozen=True)
-class _Bounds:
-    min_ratio: float
-    max_ratio: float
-    max_deviations: float
-    min_reference_days: int
+        yield from _judge_days(names, window, series=series, least=1 / self.max_ratio, gate=self)
 
 
 @dataclass(frozen=True)
@@ -94,7 +84,7 @@ class _Series:
 
 
 def _judge_days(
-    names: tuple[str, str], window: EventWindow, *, series: _Series, bounds: _Bounds, gate: Volume | Activity
+    names: tuple[str, str], window: EventWindow, *, series: _Series, least: float, gate: Volume | Activity
 ) -> Iterable[Outcome]:
     """Yield two outcomes: for the smallest and the largest new day, each compared with its expected value.
 
@@ -109,14 +99,14 @@ def _judge_days(
     days = series.days
     # The day on which the window begins is partly reference and partly new. It is judged whole, as a new day.
     new = np.flatnonzero(days >= window.begin // DAY)
-    judged = new[new >= bounds.min_reference_days]
+    judged = new[new >= gate.min_reference_days]
     if not len(judged):
-        reason = f"{len(days) - len(new)} days of reference, expected {bounds.min_reference_days}; {len(new)} new ones"
+        reason = f"{len(days) - len(new)} days of reference, expected {gate.min_reference_days}; {len(new)} new ones"
         yield from (untested(name, reason) for name in names)
         return
-    found = [_compare_with_reference(series, day, bounds.max_deviations) for day in judged]
+    found = [_compare_with_reference(series, day, gate.max_deviations) for day in judged]
     usual, ratios, wide = (np.array(column) for column in zip(*found, strict=True))
-    lower, upper = np.minimum(bounds.min_ratio, 1 / wide), np.maximum(bounds.max_ratio, wide)
+    lower, upper = np.minimum(least, 1 / wide), np.maximum(gate.max_ratio, wide)
     for name, compare, limits, position, is_wrong in (
         (names[0], at_least, lower, np.argmin(ratios / np.maximum(lower, 1e-9)), ratios < lower),
         (names[1], at_most, upper, np.argmax(ratios / upper), ratios > upper),
@@ -127,8 +117,8 @@ def _judge_days(
         if wrong and compare is at_most:
             fits["max_ratio"] = float(ratios[is_wrong].max())
         elif wrong:
-            least = float(ratios[is_wrong].min())
-            fits |= {"min_ratio": least} if isinstance(gate, Volume) else {"max_ratio": 1 / least if least else np.inf}
+            low = float(ratios[is_wrong].min())
+            fits |= {"min_ratio": low} if isinstance(gate, Volume) else {"max_ratio": 1 / low if low else np.inf}
         reason = f"{dates[position]}, relative to the usual {usual[position]:,.4g} {series.unit}"
         ratio, limit = float(ratios[position]), float(limits[position])
         yield compare(name, ratio, threshold=limit, reason=reason, fits=fits)

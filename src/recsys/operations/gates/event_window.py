@@ -89,10 +89,6 @@ class EventWindow:
 def as_days(key: str, days: Sequence[str]) -> Ints:
     """Return days such as 2026-11-24 as days since 1970.
 
-    Args:
-        key: configuration key that holds them, for the error message.
-        days: dates.
-
     Raises:
         UserError: If one is not a date.
     """

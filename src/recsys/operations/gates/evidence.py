@@ -5,7 +5,7 @@ Shapes: R requests, K items shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,12 +38,7 @@ _EMBEDDED = 2048
 
 
 class Side:
-    """One of the two compared releases, with its answers to the test requests.
-
-    Args:
-        retriever: opened release.
-        judged: test requests.
-    """
+    """One of the two compared releases, with its answers to the test requests."""
 
     def __init__(self, retriever: Retriever, judged: JudgedRequests) -> None:
         self.retriever, self.judged = retriever, judged
@@ -54,16 +49,9 @@ class Side:
 
     @cached_property
     def _ranked(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        requests = self.judged.requests
-        blocks = [slice(at, at + _BLOCK) for at in range(0, len(requests.user_idx), _BLOCK)]
         answers = [
-            self.recommender.rank(
-                Requests(*(column[rows] for column in requests)),
-                K,
-                exclude_seen=self.judged.exclude_seen,
-                request_features={},
-            )
-            for rows in blocks
+            self.recommender.rank(requests, K, exclude_seen=self.judged.exclude_seen, request_features={})
+            for requests in _blocks(self.judged)
         ]
         scores, rows = (np.concatenate(parts) for parts in zip(*answers, strict=True))
         return scores, np.where(rows >= 0, self.item_idx[np.maximum(rows, 0)], 0)
@@ -179,10 +167,14 @@ def measure(
     return metrics.compute(), {name: values.numpy().astype(np.float64) for name, values in columns.items()}
 
 
+def _blocks(judged: JudgedRequests) -> Iterator[Requests]:
+    for at in range(0, len(judged.requests.user_idx), _BLOCK):
+        yield Requests(*(column[at : at + _BLOCK] for column in judged.requests))
+
+
 def _rank_all(ranker: Ranker, judged: JudgedRequests) -> npt.NDArray[np.int64]:
     blocks = []
-    for at in range(0, len(judged.requests.user_idx), _BLOCK):
-        requests = Requests(*(column[at : at + _BLOCK] for column in judged.requests))
+    for requests in _blocks(judged):
         exclude = seen_items(judged.dataset, requests) if judged.exclude_seen else None
         found: tuple[Tensor, Tensor] = ranker.rank(None, requests, k=K, exclude=exclude)  # type: ignore[arg-type]
         blocks.append(found[1].numpy())

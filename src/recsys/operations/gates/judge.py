@@ -131,8 +131,7 @@ def judge_run(
 def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
     """Write `verdict.json` into the run folder, mirror it to W&B, and return its path."""
     path = verdict.save(run.path)
-    content = verdict.to_json()
-    del content["outcomes"]
+    content = {name: value for name, value in verdict.to_json().items() if name not in ("outcomes", "former", "days")}
     project, heads = run.config.logger.project, ["gate", "check", "value", "threshold", "status", "reason"]
     rows = [[getattr(outcome, head) for head in heads] for outcome in verdict.outcomes]
     mirror(lambda: log_verdict(project, run.path, values=content, columns=heads, rows=rows))
@@ -141,11 +140,6 @@ def record_verdict(run: TrainedRun, verdict: Verdict) -> Path:
 
 def published_release(run: TrainedRun, release: str, *, store: str) -> Retriever:
     """Return a release that was published from the run.
-
-    Args:
-        run: run that is judged.
-        release: version or alias.
-        store: folder of releases.
 
     Raises:
         UserError: If there is no such release, or it was made from another run.
@@ -171,10 +165,6 @@ def new_events(
 
 def seconds(when: str | int | None, key: str) -> int | None:
     """Return seconds since 1970 of a date, of a time (UTC unless it has a zone) or of a number of seconds.
-
-    Args:
-        when: value of a configuration key.
-        key: the key, for the error message.
 
     Raises:
         UserError: If the value has another form.

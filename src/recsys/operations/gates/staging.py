@@ -48,10 +48,6 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
 
     The release is made once for the same weights, configuration, data and settings.
 
-    Args:
-        run: finished run.
-        settings: settings of the release.
-
     Raises:
         UserError: If the settings are wrong.
         PackingError: If promotion refuses the run.
@@ -90,10 +86,6 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
 
 def open_release(store: str | Path, name: str) -> Retriever:
     """Open a release on one thread, so that timings do not depend on the number of cores.
-
-    Args:
-        store: folder of releases.
-        name: version or alias.
 
     Raises:
         UserError: If there is no such release, or it fails verification.

@@ -58,15 +58,7 @@ class Outcome:
 def at_least(
     check: str, value: float, *, threshold: float, reason: str, fits: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Return an outcome that passes if the value is at or above the threshold; nan fails.
-
-    Args:
-        check: name of the check.
-        value: measured value.
-        threshold: lower bound.
-        reason: explanation with the figures behind it.
-        fits: parameter of the gate -> value with which the check would pass.
-    """
+    """Return an outcome that passes if the value is at or above the threshold; nan fails. See `Outcome`."""
     status: Status = "pass" if value >= threshold else "fail"
     return _bounded(Outcome(check, value, threshold=threshold, status=status, reason=reason, bound="least"), fits)
 
@@ -74,7 +66,7 @@ def at_least(
 def at_most(
     check: str, value: float, *, threshold: float, reason: str, fits: Mapping[str, Any] | None = None
 ) -> Outcome:
-    """Return an outcome that passes if the value is at or below the threshold; see `at_least`."""
+    """Return an outcome that passes if the value is at or below the threshold; nan fails. See `Outcome`."""
     status: Status = "pass" if value <= threshold else "fail"
     return _bounded(Outcome(check, value, threshold=threshold, status=status, reason=reason, bound="most"), fits)
 

@@ -23,10 +23,6 @@ ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback")
 def run_action(config: DictConfig, console: Console | None = None) -> None:
     """Run one action.
 
-    Args:
-        config: configuration of `conf/rollout.yaml`.
-        console: terminal to print the steps on.
-
     Raises:
         UserError: If an argument is wrong or missing, or a server refuses a step.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from recsys.core.errors import UserError
@@ -40,12 +41,7 @@ class UnreachableError(UserError):
 
 
 class RefusedError(UserError):
-    """A server refused a change.
-
-    Args:
-        message: error message.
-        status: status of the answer; None if the answer itself was no refusal.
-    """
+    """A server refused a change. `status` is that of the answer; None if the answer itself was no refusal."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -70,9 +66,6 @@ class AdminClient:
 
     def versions(self, model: str | None) -> ModelVersions:
         """Return the versions that the host serves and has loaded.
-
-        Args:
-            model: name of the model; None for the only one.
 
         Raises:
             UnreachableError: If the host does not answer.
@@ -127,7 +120,7 @@ class AdminClient:
         give_up = time.monotonic() + self.patience
         while True:
             try:
-                status, answer = self._once(method, path, body=body, seconds=seconds)
+                status, answer = call(self.address, method, path, seconds=seconds, body=body, headers=self._headers)
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() > give_up:
                     reason = str(error) or type(error).__name__
@@ -144,11 +137,21 @@ class AdminClient:
                 reason = answer.decode(errors="replace")[:200] or "without a reason"
             raise RefusedError(f"{self.name}: {path} was refused with status {status}: {reason}", status)
 
-    def _once(self, method: str, path: str, *, body: bytes, seconds: float) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(*self.address, timeout=seconds)
-        try:
-            connection.request(method, path, body, self._headers)
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
+
+def call(
+    address: Address,
+    method: str,
+    path: str,
+    *,
+    seconds: float,
+    body: bytes = b"",
+    headers: Mapping[str, str] | None = None,
+) -> tuple[int, bytes]:
+    """Send one request on a connection of its own, and return status and body of the answer."""
+    connection = http.client.HTTPConnection(*address, timeout=seconds)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()

@@ -41,16 +41,7 @@ def begin(
     model: str | None = None,
     store: str | None = None,
 ) -> Rollout:
-    """Return a new rollout, whose previous version is the one that most hosts serve.
-
-    Args:
-        version: version to serve; with a store also an alias.
-        goal: `canary` or `all`.
-        hosts: clients of the hosts, in the order of switching.
-        gateways: clients of the gateways.
-        share: share of the users that get the canary.
-        model: name of the model; None if hosts have only one.
-        store: folder of releases whose alias `production` moves; None to leave the alias alone.
+    """Return a new rollout (see `Rollout`), whose previous version is the one that most hosts serve.
 
     Raises:
         UserError: If a host does not answer, no host serves a version, or the store has no such release.
@@ -80,15 +71,7 @@ def begin(
 
 
 class RolloutRunner:
-    """Brings a rollout to its goal.
-
-    Args:
-        state: file of the rollout.
-        console: terminal to print the steps on.
-        token: token of the servers' admin calls.
-        wait: seconds between the switches of two hosts.
-        patience: seconds in which calls to a server that does not answer are repeated.
-    """
+    """Brings a rollout to its goal, with the settings of `conf/rollout.yaml`."""
 
     def __init__(
         self,

@@ -43,11 +43,7 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RolloutStateFile:
-    """File of a rollout, and a second file by which another process can pause the rollout.
-
-    Args:
-        path: path of the file. Lock file and pause file are in the same folder.
-    """
+    """File of a rollout, and a second file by which another process can pause the rollout."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.lock = path, Path(f"{path}.lock")
