@@ -7,10 +7,10 @@ from recsys.index.backends import HNSW, FaissFlat
 from recsys.index.exact import Exact
 from recsys.index.extended import ExtendedIndex
 from recsys.index.inverted_file import IVFSQ8, IVFFlat, IVFPQFastScan
+from recsys.index.merging import search_users
 from recsys.index.storage import load_index, save_index
 from recsys.index.topk import exact_search
 from recsys.index.tuning import Measurement, Tuning, tune
-from recsys.index.users import search_users
 
 __all__ = [
     "HNSW",

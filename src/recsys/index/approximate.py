@@ -23,8 +23,9 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows, to_allowed_rows
 from recsys.index.ann_index import Effort, check_embeddings, check_search
+from recsys.index.exact import Embeddings
 from recsys.index.files import STRUCTURE, read_structure, write_structure
-from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
+from recsys.index.topk import Mask, Rows, pack, to_results
 
 # This number of inner products costs less than any widened search.
 ALWAYS_EXACT = 4096
@@ -34,7 +35,7 @@ CANDIDATES = 1 << 22
 LEVEL = 1.5
 
 
-class FaissIndex(ABC):
+class FaissIndex(Embeddings, ABC):
     """A faiss structure together with the embeddings. Subclasses define construction, search, and the cost of a search.
 
     Attributes:
@@ -45,13 +46,8 @@ class FaissIndex(ABC):
     refine_factors: tuple[int, ...] = (1,)
 
     def __init__(self) -> None:
-        self.effort = Effort(0)
-        self._embeddings: Float32Array = np.empty((0, 0), np.float32)
+        super().__init__()
         self._ann: Any = None
-
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
 
     @property
     @abstractmethod
@@ -81,16 +77,6 @@ class FaissIndex(ABC):
     def is_exact(self) -> bool:
         """True if there were too few items for the structure, so that every search is exact."""
         return self._ann is None
-
-    @property
-    def num_items(self) -> int:
-        """Number of items, N."""
-        return len(self._embeddings)
-
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings, D."""
-        return int(self._embeddings.shape[1])
 
     def build(self, embeddings: Float32Array) -> None:
         """Index `embeddings` [N, D] and set a modest effort, which `tune` replaces."""
@@ -137,12 +123,6 @@ class FaissIndex(ABC):
                 queries[members], k, wanted=wanted, allowed=allowed, exclude=exclude.take(members) if size else None
             )
         return scores, found
-
-    def _exact(
-        self, queries: Float32Array, k: int, *, allowed: AllowedRows | None, exclude: Ragged | None
-    ) -> tuple[Float32Array, Rows]:
-        rows = None if allowed is None else allowed.rows
-        return exact_search(self._embeddings, queries, k=k, rows=rows, exclude=exclude)
 
     def _search(
         self, queries: Float32Array, k: int, *, wanted: int, allowed: AllowedRows | None, exclude: Ragged | None

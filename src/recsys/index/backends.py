@@ -21,10 +21,6 @@ class FaissFlat(FaissIndex):
     max_breadth = 0
     refine_factors: tuple[int, ...] = ()
 
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor (none)."""
-        return {}
-
     def least_breadth(self, k: int) -> int:  # noqa: ARG002
         """Return 0: exhaustive search has no effort to choose."""
         return 0
@@ -70,10 +66,6 @@ class HNSW(FaissIndex):
     def least_breadth(self, k: int) -> int:
         """Return k, because faiss keeps at least as many candidates as results."""
         return min(k, self.max_breadth)
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"m": self.m, "ef_construction": self.ef_construction, "build_threads": self.build_threads}
 
     def _make(self, embeddings: Float32Array) -> Any:
         index = faiss.IndexHNSWFlat(embeddings.shape[1], self.m, faiss.METRIC_INNER_PRODUCT)

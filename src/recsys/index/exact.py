@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from recsys.index.ann_index import Effort, check_embeddings, check_search
 from recsys.index.topk import Mask, Rows, exact_search
 
 
-class Exact:
-    """Inner products with every allowed item. Only the embeddings are stored."""
-
-    is_exact = True
-    max_breadth = 0
-    refine_factors: tuple[int, ...] = ()
+class Embeddings:
+    """The embeddings of an index, and exact search among them; the base of all indexes of this package."""
 
     def __init__(self) -> None:
         self.effort = Effort(0)
         self._embeddings: Float32Array = np.empty((0, 0), np.float32)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, which has an attribute for each."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
     def num_items(self) -> int:
@@ -35,6 +36,20 @@ class Exact:
     def dim(self) -> int:
         """Width of the embeddings, D."""
         return int(self._embeddings.shape[1])
+
+    def _exact(
+        self, queries: Float32Array, k: int, *, allowed: AllowedRows | None, exclude: Ragged | None
+    ) -> tuple[Float32Array, Rows]:
+        rows = None if allowed is None else allowed.rows
+        return exact_search(self._embeddings, queries, k=k, rows=rows, exclude=exclude)
+
+
+class Exact(Embeddings):
+    """Inner products with every allowed item. Only the embeddings are stored."""
+
+    is_exact = True
+    max_breadth = 0
+    refine_factors: tuple[int, ...] = ()
 
     def least_breadth(self, k: int) -> int:  # noqa: ARG002
         """Return 0: exact search has no effort to choose."""
@@ -50,9 +65,7 @@ class Exact:
     ) -> tuple[Float32Array, Rows]:
         """Return scores and rows of the k best allowed items; see `Index.search`."""
         queries = check_search(self, queries, k=k, allow=allow, exclude=exclude)
-        allowed = to_allowed_rows(allow)
-        rows = None if allowed is None else allowed.rows
-        return exact_search(self._embeddings, queries, k=k, rows=rows, exclude=exclude)
+        return self._exact(queries, k, allowed=to_allowed_rows(allow), exclude=exclude)
 
     def save(self, folder: Path) -> list[str]:  # noqa: ARG002
         """Write no files."""
@@ -61,7 +74,3 @@ class Exact:
     def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:  # noqa: ARG002
         """Keep the embeddings; there are no files to read."""
         self._embeddings = embeddings
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor (none)."""
-        return {}

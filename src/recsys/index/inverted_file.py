@@ -55,10 +55,6 @@ class IVFFlat(FaissIndex):
         """Return the number of lists that hold about 4 k items; with fewer, many queries would get too few results."""
         return min(math.ceil(4 * k * self.max_breadth / self.num_items), self.max_breadth)
 
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"num_lists": self.num_lists, "seed": self.seed}
-
     def _make(self, embeddings: Float32Array) -> Any:
         # An earlier build may have left its lists here.
         self.__dict__.pop("_lists", None)
@@ -148,10 +144,6 @@ class IVFPQFastScan(IVFFlat):
         super().__init__(num_lists, seed)
         check_at_least("num_codes", num_codes, least=1)
         self.num_codes = num_codes
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"num_lists": self.num_lists, "num_codes": self.num_codes, "seed": self.seed}
 
     def _needs_structure(self, num_items: int) -> bool:
         return num_items >= MIN_PQ_ITEMS

@@ -116,7 +116,7 @@ class _Builder:
         else:
             shards = [HostDiscovery(places) for places in settings.shards or [settings.hosts or []]]
         fleet = Fleet(shards, self._metrics)
-        limits = Limits(k=settings.k, history=settings.history, batch=settings.batch, body_bytes=settings.body_bytes)
+        limits = Limits(k=settings.k, history=settings.history, batch=settings.batch)
         router = Router(fleet, settings.model, metrics=self._metrics)
         sampler = RequestSampler(
             settings.samples_share,

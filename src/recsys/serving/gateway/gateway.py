@@ -47,14 +47,12 @@ class Limits:
         k: number of items of a response.
         history: number of events of a history, and of excluded items.
         batch: number of requests, or of events, of one POST.
-        body_bytes: size of one POST.
         seconds: time limit of a request that no host can answer.
     """
 
     k: int = 1000
     history: int = 10_000
     batch: int = 1000
-    body_bytes: int = 1 << 20
     seconds: float = 4.0
 
 
