@@ -138,6 +138,11 @@ def test_a_path_is_taken_literally(path: str) -> None:
     assert compose_command("train", ["data=parquet", f"data.root={path}"]).data.root == path
 
 
+def test_a_shell_may_remove_the_quotes_in_a_list() -> None:
+    config = compose_command("retrain", ["data.root=x", "train=[model.dim=32,a b]"])
+    assert list(config.train) == ["model.dim=32", "a b"]
+
+
 def test_the_python_api_says_what_to_type() -> None:
     for overrides, message in (
         (["lr=0.1"], "Type optimizer.lr=0.1"),

@@ -51,7 +51,7 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         (["model=3"], "model"),
         (["evaluation.metric=10"], "evaluation.metric: found 10, expected a string"),
         # What Hydra's grammar cannot read.
-        (["loss.logq=[a=b]"], "loss.logq=[a=b]: not a value that Hydra's grammar reads"),
+        (["loss.logq=[[a=b]]"], "loss.logq=[[a=b]]: not a value that Hydra's grammar reads"),
     ],
 )
 def test_wrong_overrides(overrides: list[str], message: str) -> None:

@@ -19,10 +19,10 @@ _RUNS = {
     "index": ("run",),
     "recommend": ("run",),
     "gates": ("run",),
-    "baselines": ("against",),
     "train": ("warm_start", "negatives.run"),
 }
-_RUN_LISTS = {"compare": ("runs",), "generators": ("runs",)}
+# Keys of folders that only hold the metrics of a run.
+_RUN_LISTS = {"compare": ("runs",), "generators": ("runs",), "baselines": ("against",)}
 _READ = {"embed-items": ("items",), "sweep": ("file",)}
 _WRITTEN = {"recommend": ("out",), "embed-items": ("out",), "compare": ("html",), "generators": ("out",)}
 # Keys of releases, by command.
@@ -69,7 +69,8 @@ def check_places(command: str, config: DictConfig) -> None:
         if (run := OmegaConf.select(config, key, default=None)) is not None:
             _check_run(key, str(run))
     for key in _RUN_LISTS.get(command, ()):
-        for run in config[key]:
+        runs = config[key]
+        for run in [runs] if isinstance(runs, str) else runs or ():
             if not str(run).startswith("wandb:") and not Path(run).exists():
                 raise UserError(f"{key}: {_absent(Path(run))}{_other_runs(Path(run))}")
     for key in _READ.get(command, ()):

@@ -155,7 +155,7 @@ def _check_kind(key: str, value: Any, *, kinds: frozenset[str]) -> None:
     if _kind(value) not in kinds:
         kinds -= {"integer"} if "number" in kinds else set()
         expected = " or ".join(sorted((_KINDS.get(kind, kind) for kind in kinds), key=lambda kind: kind == "null"))
-        raise UserError(f"{key}: found {value!r}, expected {expected}")
+        raise UserError(f"{key}: found {value!r}, expected {expected}{_as_list(key, value, 'list' in kinds)}")
 
 
 def _kind(value: Any) -> str:
@@ -169,4 +169,9 @@ def _check_type(key: str, value: Any, *, usual: Any, nullable: bool) -> None:
     expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}
-        raise UserError(f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}")
+        found = f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}"
+        raise UserError(found + _as_list(key, value, isinstance(usual, ListConfig)))
+
+
+def _as_list(key: str, value: Any, is_list: bool) -> str:
+    return f", such as {key}=[{value}]" if is_list and isinstance(value, str | int | float) else ""

@@ -169,7 +169,10 @@ def literal(word: str, is_multirun: bool = False) -> str:
             return word
         return as_typed
     if parsed is None:
-        if value[0] in "[{" or "," in value:
+        if re.fullmatch(r"\[[^\[\]{}'\"]+\]", value):
+            # A shell has removed the quotes around the texts of a list.
+            return f"{sign}{key}=[{','.join(quoted(text.strip()) for text in value[1:-1].split(','))}]"
+        if value[0] in "[{" or ("," in value and re.search(r"\w", value)):
             raise UserError(
                 f"{word}: not a value that Hydra's grammar reads; texts with special characters are quoted twice, such "
                 f"as {key}=\"['a=b','c d']\""
