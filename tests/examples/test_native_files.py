@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from native_files import KINDS, draw
 
@@ -65,3 +67,25 @@ def test_a_release_by_settings_alone(tmp_path: Path, kind: str) -> None:
         assert ids.to_pylist() == first
     else:
         assert sorted(dataset.time) == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "message"),
+    [
+        (
+            lambda at: 7,
+            lambda at: at % 5,
+            r"column 'visitor' .*: every training event has 7, expected several; data.col",
+        ),
+        (lambda at: at % 5, lambda at: "x", r"column 'item_id' .*: every training event has 'x', expected several"),
+    ],
+)
+def test_nothing_to_tell_apart(
+    tmp_path: Path, user: Callable[[int], object], item: Callable[[int], object], message: str
+) -> None:
+    rows = range(40)
+    table = {"visitor": list(map(user, rows)), "item_id": list(map(item, rows)), "timestamp": list(rows)}
+    pq.write_table(pa.table(table), tmp_path / "interactions.parquet")
+    overrides = ["data=parquet", f"data.root={tmp_path}", "data.columns.user_id=visitor", *TINY]
+    with pytest.raises(recsys.UserError, match=message):
+        recsys.train([*overrides, f"data.cache={tmp_path / 'cache'}"], path=tmp_path / "run")

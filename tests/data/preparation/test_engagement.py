@@ -98,10 +98,10 @@ def test_numeric_weights(tmp_path: Path, kind: pa.DataType) -> None:
     dataset = read(tmp_path, numbers, None, weight="column")
     assert dataset.weight is not None
     assert dataset.weight.tolist() == [4, 0, 1, 9, 1, 2, 3, 4]
-    # Targets weigh in proportion, with a mean of 1 over all events.
+    # Targets weigh in proportion, with a mean of 1 over the training events.
     weights = TargetWeights(dataset, TargetSampling())(np.array([0, 1, 4]))
     assert weights is not None
-    assert weights.tolist() == pytest.approx([4 / 3, 0, 1 / 3])
+    assert weights.tolist() == pytest.approx([4 / 1.75, 0, 1 / 1.75])
 
 
 def test_weights_of_two_kinds_multiply(tmp_path: Path) -> None:
@@ -111,6 +111,12 @@ def test_weights_of_two_kinds_multiply(tmp_path: Path) -> None:
     weights = TargetWeights(dataset, sampling)(np.array([0, 4]))
     assert weights is not None
     assert weights.tolist() == pytest.approx([2 / 3, 2 / 3])
+
+
+def test_no_training_event_has_a_weight(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [0, 0, 0, 1, 0, 0, 0, 1], None, weight="column")
+    with pytest.raises(UserError, match="data.weight: the weight of every training event is 0"):
+        TargetWeights(dataset, TargetSampling())
 
 
 def test_equal_weights_stay_none(tmp_path: Path) -> None:

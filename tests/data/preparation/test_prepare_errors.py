@@ -189,7 +189,11 @@ def test_parts_without_events(tmp_path: Path) -> None:
     short = events([(1, 1, 1), (1, 2, 2), (2, 1, 1)])
     fails(write_folder(tmp_path / "a", short), r"LeaveLastOutSplit\(\) leaves no validation events \(3 training, 0 val")
     same = events([(1, i, 7) for i in range(9)])
-    fails(write_folder(tmp_path / "b", same), r"TemporalSplit\(.*\) leaves no training events", TemporalSplit())
+    fails(
+        write_folder(tmp_path / "b", same),
+        r"TemporalSplit\(.*\) leaves no training .*also work if many events have one time",
+        TemporalSplit(),
+    )
     fails(
         write_folder(tmp_path / "c", EVENTS | {"split": ["train"] * 6}),
         r"GivenSplit\(\) leaves no test events",

@@ -122,8 +122,13 @@ class TargetWeights:
         self._half_life = None if sampling.half_life_days is None else sampling.half_life_days * DAY
         self._tables = [_table(dataset, name, weights=weights) for name, weights in sampling.action_weights.items()]
         self._since = dataset.training_time(sampling.targets_since) if sampling.targets_since else None
-        # The mean of all weights is 1, so that their sum stays in the range of floats.
-        self._mean = 1.0 if dataset.weight is None else float(np.mean(dataset.weight, dtype=np.float64))
+        # The mean weight of training events is 1, so that sums stay in the range of floats.
+        self._mean = 1.0
+        if dataset.weight is not None:
+            trained = ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
+            self._mean = float(np.mean(dataset.weight[trained], dtype=np.float64))
+            if not self._mean:
+                raise UserError("data.weight: the weight of every training event is 0, expected some larger ones")
         if self._half_life is not None:
             last = dataset.train_end[dataset.train_end > dataset.offsets[:-1]] - 1
             self._newest = int(np.asarray(dataset.time[last]).max(initial=0))

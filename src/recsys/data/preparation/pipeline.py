@@ -185,4 +185,5 @@ def _check_parts(job: PreparationJob, users: Entities) -> None:
     for part, size in sizes.items():
         if not size:
             counts = ", ".join(f"{size} {part}" for part, size in sizes.items())
-            raise UserError(f"{place}: {job.split} leaves no {part} events ({counts}); expected some in every part")
+            advice = getattr(job.split, "advice", "expected some in every part")
+            raise UserError(f"{place}: {job.split} leaves no {part} events ({counts}); {advice}")

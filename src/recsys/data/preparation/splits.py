@@ -31,6 +31,7 @@ class Split(Protocol):
     Attributes:
         needs: column that the split requires besides the ids: `timestamp`, `split`, or `order` for timestamps or the
             order of the rows. None for no column.
+        advice: optional; end of the message if a part has no events.
     """
 
     needs: ClassVar[str | None]
@@ -57,6 +58,10 @@ class TemporalSplit:
         _check_shares(self.train, self.val)
 
     needs: ClassVar[str] = "timestamp"
+    advice: ClassVar[str] = (
+        "expected more different times, or other shares (split.train, split.val); split=leave_last_out and "
+        "split=random also work if many events have one time"
+    )
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`."""
@@ -74,6 +79,7 @@ class LeaveLastOutSplit:
     """
 
     needs: ClassVar[str] = "order"
+    advice: ClassVar[str] = "expected users with at least three events; split=random and split=temporal need none"
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
         """Return `events` with the column `part`."""
@@ -107,6 +113,7 @@ class RandomSplit:
             raise UserError(f"split.seed={self.seed}: expected an integer of 0 or more")
 
     needs: ClassVar[str | None] = None
+    advice: ClassVar[str] = "expected more events, or other shares (split.train, split.val)"
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
         """Return `events` with the column `part`."""
@@ -132,6 +139,7 @@ class GivenSplit:
     """
 
     needs: ClassVar[str] = "split"
+    advice: ClassVar[str] = "expected rows with train and test in the column 'split'"
 
     def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:
         """Return `events` with the column `part`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
@@ -58,6 +59,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         UserError: If a setting of the history or the batches is wrong.
     """
     check_keys(config.history, HISTORY_KEYS, name="history")
+    _check_variety(config, dataset)
     least = {"history.max_events": 1, "history.max_exposures": 0, "batch_size": 1, "clip_norm": 0}
     least |= {"trainer.check_val_every_n_epoch": 1, "trainer.devices": 1}
     least |= {} if config.evaluation.val_users is None else {"evaluation.val_users": 1}
@@ -82,6 +84,22 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         # Before processes are started, which would wait for each other.
         data.check_processes(devices * nodes)
     return data
+
+
+def _check_variety(config: DictConfig, dataset: PreparedDataset) -> None:
+    """Refuse training events of one user or of one item, from which nothing can be told apart."""
+    trained_users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
+    columns = config.data.columns
+    for key, num, ids, first in (
+        ("user_id", len(trained_users), dataset.user_ids, int(trained_users[0]) if len(trained_users) else 0),
+        ("item_id", dataset.num_trained, dataset.item_ids, 0),
+    ):
+        if num == 1:
+            column = columns.get(key) or key
+            raise UserError(
+                f"column '{column}' of the interactions: every training event has {ids[first].as_py()!r}, expected "
+                f"several; data.columns.{key} names another column"
+            )
 
 
 def target_sampling_of(config: DictConfig) -> TargetSampling:
