@@ -27,7 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = write(
             folder / name,
             {"recall@10": recall.tolist(), "recall@100": (recall + 0.1).tolist(), "tail/recall@10": tail},
-            {"seconds": 100.0, "steps": 20, "targets_per_second": 5e3, "peak_memory_bytes": 2e9},
+            {
+                "seconds": 100.0,
+                "steps": 20,
+                "targets_per_second": 5e3,
+                "peak_memory_bytes": 2e9,
+                "parameters": {"total": 1234},
+            },
             CONFIG | {"evaluation": {"metric": "val/ndcg@10"}},
             [f"model.dim={dim}", "seed=1", f"data.root={name}", f"logger={'csv' if dim == 8 else 'wandb'}"],
             coverage_at_10=0.4,
@@ -48,7 +54,7 @@ def test_in_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         r"plain \(baseline\) +│ +0\.2775 ",
         r"recall@10 │ good │ \+\d+\.\d% │ ▲ better │ \+\d+\.\d% to \+\d+\.\d% │ +< 0\.001 │",
         r"rare items \(tail\) │ good │ .* ▲ better .* │ +133 │",
-        r"good +│ +100 │ +20 │ +5,000 │ +2\.00 │",
+        r"good +│ +100 │ +20 │ +5,000 │ +1,234 │ +2\.00 │",
         r"model.dim │ +8 │ +16 │",
     ):
         assert re.search(line, output), line
@@ -122,7 +128,7 @@ def test_a_slice_decides(folder: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["plain"], "found 1 run (plain), expected at least two to compare"),
-        (["plain", "nowhere"], "nowhere is not a folder"),
+        (["plain", "nowhere"], "runs: nowhere: no such file or folder"),
         (["plain", "good", "metrics=[test/coverage@10]"], "not every run has 'test/coverage@10' for each test user"),
         (["plain", "good", "baseline=godo"], "baseline: no run 'godo'; did you mean 'good'"),
         (["plain", "good", "html=no/where.html"], "html: no is not a folder"),

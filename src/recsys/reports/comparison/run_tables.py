@@ -65,21 +65,21 @@ def gains(found: Sequence[Difference], title: str) -> ReportTable:
 
 
 def cost(runs: Sequence[MeasuredRun]) -> ReportTable:
-    """Tabulate the time, steps, speed and memory of each run."""
-    rows = []
-    for run in runs:
-        state = run.state
-        rows.append(
-            (
-                run.name,
-                _count(state.seconds or None),
-                _count(state.steps),
-                _count(state.targets_per_second),
-                _gigabytes(state.peak_memory_bytes),
-            )
+    """Tabulate the time, steps, speed, size and memory of each run."""
+    rows = [
+        (
+            run.name,
+            _count(run.state.seconds or None),
+            _count(run.state.steps),
+            _count(run.state.targets_per_second),
+            _count(run.state.parameters.get("total")),
+            _gigabytes(run.state.peak_memory_bytes),
         )
+        for run in runs
+    ]
     note = "Seconds over all starts, evaluation included. Times of different machines or loads are not comparable."
-    return ReportTable("Cost", ("run", "seconds", "steps", "targets per second", "peak memory, GB"), tuple(rows), note)
+    columns = ("run", "seconds", "steps", "targets per second", "parameters", "peak memory, GB")
+    return ReportTable("Cost", columns, tuple(rows), note)
 
 
 def settings(runs: Sequence[MeasuredRun]) -> ReportTable:
