@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from run_rows import write
 
+from recsys.cli.entry import output_dir
+from recsys.cli.main import main
+from recsys.core.errors import UserError
 from recsys.experiments.multirun import MultirunReport
 from recsys.experiments.run_names import describe, differences, group_of, name_of, names_of
 
@@ -96,3 +99,27 @@ def test_a_multirun_ends_with_its_table_and_what_to_type(tmp_path: Path, capsys:
     assert rows.index(first) < rows.index(second)
     assert promote == f"promote: recsys index 'sweep={folder}' metric=val/ndcg@10"
     assert compare == f"compare: recsys compare '{folder}'"
+
+
+def test_a_run_that_fails_does_not_end_its_multirun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: DictConfig) -> None:
+        run = Path(output_dir())
+        (run / "run.json").write_text('{"status": "running"}')
+        if config.seed == 2:
+            raise UserError("optimizer.lr=1e12: the loss is not finite")
+        (run / "run.json").write_text('{"status": "finished"}')
+        (run / "metrics.json").write_text(f'{{"val/ndcg@10": {config.seed / 10}}}')
+
+    monkeypatch.setattr("recsys.cli.train.main", train)
+    with pytest.raises(SystemExit, match="1"):
+        main(["train", "-m", "seed=1,2,3", f"hydra.sweep.dir={tmp_path}/all"])
+    output, errors = capsys.readouterr()
+    assert errors.splitlines() == [
+        "error: optimizer.lr=1e12: the loss is not finite",
+        "error: multirun: run 1 failed; the reasons are above",
+    ]
+    rows = [line.replace("│", " ").split()[:3] for line in output.splitlines() if "seed=" in line and "│" in line]
+    assert rows == [["seed=3", "finished", "0.3000"], ["seed=1", "finished", "0.1000"], ["seed=2", "failed", "0"]]
+    assert output.splitlines()[-1] == f"promote: recsys index sweep={tmp_path}/all metric=val/ndcg@10"

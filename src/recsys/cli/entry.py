@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import logging
@@ -104,6 +105,7 @@ def _is_plain(before: str, word: str) -> bool:
 def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], None]) -> None:
     words = checked(command.config_name, words)
     given = sys.argv
+    failed: list[str] = []
     own = [word for before, word in _pairs(words) if not {before, word.partition("=")[0]} & {*CONFIG_DIR}]
     if not any(word.startswith("-") for word in own):
         config, folder = compose_job(command.config_name, [*own, *search_path(words)])
@@ -114,8 +116,8 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
     def job(config: DictConfig) -> None:
         # Lightning starts further processes with the arguments of this one.
         sys.argv = given
+        task = HydraConfig.get()
         try:
-            task = HydraConfig.get()
             if task.mode is RunMode.MULTIRUN:
                 # The sweeper may have chosen values that were not known before.
                 path = search_path(task.overrides.hydra)
@@ -125,7 +127,12 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
             with _names_extra(command):
                 main(config)
         except (UserError, OmegaConfBaseException, OSError) as error:
-            _fail_with(error)
+            if task.mode is not RunMode.MULTIRUN:
+                _fail_with(error)
+            # The other runs of a multirun go on; the command fails at its end.
+            with contextlib.suppress(SystemExit):
+                _fail_with(error)
+            failed.append(str(task.job.num))
         except SystemExit as stop:
             # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
@@ -138,6 +145,8 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
         job()
     finally:
         sys.argv = given
+    if failed:
+        fail(f"multirun: {'runs' if len(failed) > 1 else 'run'} {', '.join(failed)} failed; the reasons are above")
 
 
 def _forget_unused(folder: Path) -> None:

@@ -26,7 +26,7 @@ class MultirunReport(Callback):
         tested = f"test/{metric.partition('/')[2]}"
         ranked = best_first(rows, metric)
         metrics = [metric, tested] if any(row.value(tested) is not None for row in rows) else [metric]
-        print_runs([*ranked, *(row for row in rows if row not in ranked)], metrics, console=screen())
+        print_runs([*ranked, *(row for row in rows if row not in ranked)], metrics, console=screen(), have_ended=True)
         print("promote:", shlex.join(["recsys", "index", f"sweep={folder}", f"metric={metric}"]))
         if sum((row.path / PER_USER).exists() for row in rows) > 1:
             print("compare:", shlex.join(["recsys", "compare", str(folder)]))

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write
-from recsys.experiments.run_folder import METRICS, STATE, RunState, read_json, read_state
+from recsys.experiments.run_folder import METRICS, STATE, RunState, RunStatus, read_json, read_state
 from recsys.experiments.run_names import OVERRIDES, differences, read_overrides
 
 
@@ -96,8 +96,17 @@ def best_first(rows: Sequence[RunRow], metric: str, *, maximize: bool | None = N
     return [row for _, row in sorted(having, key=lambda pair: sign * pair[0])]
 
 
-def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], *, console: Console | None = None) -> None:
-    """Print the rows in their order: the overrides that differ, status, metrics, seconds and folder."""
+def print_runs(
+    rows: Sequence[RunRow], metrics: Sequence[str], *, console: Console | None = None, have_ended: bool = False
+) -> None:
+    """Print the rows in their order: the overrides that differ, status, metrics, seconds and folder.
+
+    Args:
+        rows: runs.
+        metrics: metrics to show.
+        console: where to print; the terminal by default.
+        have_ended: no run is running any more, so one without an end has failed.
+    """
     table = Table()
     for title in ("run", "status"):
         table.add_column(title, overflow="fold")
@@ -108,7 +117,7 @@ def print_runs(rows: Sequence[RunRow], metrics: Sequence[str], *, console: Conso
         values = [row.value(metric) for metric in metrics]
         table.add_row(
             escape(" ".join(f"{key}={value}" for key, value in differs.items()) or row.name),
-            row.state.status or "unknown",
+            "failed" if have_ended and row.state.status == RunStatus.RUNNING else row.state.status or "unknown",
             *("" if value is None else f"{value:.4f}" for value in values),
             f"{row.state.seconds:.0f}",
             row.name,
