@@ -91,3 +91,14 @@ def test_a_killed_writer_leaves_the_old_content(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", script, str(file)])
     assert killed.returncode == -signal.SIGKILL
     assert file.read_text() == "old"
+
+
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def fill() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device: '.*/run.json'"), atomic_file(tmp_path / "run.json"):
+        fill()
+    with pytest.raises(OSError, match="No space left on device: '.*/data'"), build_folder(tmp_path / "data"):
+        fill()
+    assert list(tmp_path.iterdir()) == []

@@ -151,7 +151,8 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
 
 def _forget_unused(folder: Path) -> None:
     """Remove the folder of a run that failed before it wrote anything."""
-    if folder.absolute() == Path.cwd() or [entry.name for entry in folder.iterdir()] != [".hydra"]:
+    # The lock is that of `recsys.experiments.run_lock`, which imports too much for this module.
+    if folder.absolute() == Path.cwd() or not {entry.name for entry in folder.iterdir()} <= {".hydra", ".lock"}:
         return
     shutil.rmtree(folder)
     for above in folder.parents:

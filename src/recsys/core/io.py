@@ -43,8 +43,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield aside
         sync(aside)
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(aside)):
+            # The error of a full disk names no file.
+            error.filename = str(path)
         raise
     sync(path.parent)
 
@@ -79,8 +82,10 @@ def build_folder(path: Path) -> Iterator[Path]:
             if not path.is_dir():
                 raise
             shutil.rmtree(aside)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
         raise
     sync(path.parent)
 

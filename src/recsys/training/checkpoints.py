@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -89,4 +91,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as aside:
-            torch.save(checkpoint, aside)
+            try:
+                torch.save(checkpoint, aside)
+            except RuntimeError as error:
+                # The writer of torch reports a full disk as a wrong position in the file.
+                if not re.search("PytorchStreamWriter|inline_container", str(error)):
+                    raise
+                raise OSError(
+                    errno.ENOSPC,
+                    "no space left for the checkpoint; free some and type the same command again, which continues from "
+                    "the checkpoint before",
+                    str(path),
+                ) from error
