@@ -25,7 +25,8 @@ from recsys.core.errors import UserError
 from recsys.data.sources.files import COMPRESSED, open_file
 
 BLOCK_ROWS = 65_536
-_WORDS = {
+_WORDS: dict[Any, str | None] = {
+    "none": None,
     "comma": ",",
     "tab": "\t",
     "\\t": "\t",
@@ -47,7 +48,7 @@ class TextFormat:
     Attributes:
         delimiter: character between fields, or comma, tab, semicolon, pipe, space. Null detects it in the header.
         encoding: encoding of the files, such as utf-8, latin-1, cp1252 or utf-16.
-        quote: character around fields that hold a delimiter or a line break; null reads quotes as text.
+        quote: character around fields that hold a delimiter or a line break; none reads quotes as text.
         decimal: decimal mark of numbers: point or comma.
         missing: words that stand for a missing value, beside the empty field.
         header: table -> names of its columns, for files without a header.
@@ -68,11 +69,11 @@ class TextFormat:
         if self.decimal not in (".", ","):
             raise UserError(f"data.decimal={self.decimal}: expected point or comma")
         if self.quote is not None and len(self.quote) != 1:
-            raise UserError(f"data.quote={self.quote}: expected one character, or null")
+            raise UserError(f"data.quote={self.quote}: expected one character, or none")
         if self.delimiter is not None and len(self.delimiter) > 1 and self.quote is not None:
             raise UserError(
                 f"data.delimiter={self.delimiter}: quotes cannot be read with a delimiter of several characters; "
-                f"data.quote=null reads them as text"
+                f"data.quote=none reads them as text"
             )
         try:
             codecs.lookup(self.encoding)
@@ -188,8 +189,8 @@ class DelimitedFile:
     def _why(self, error: csv.Error) -> str:
         quote = self._format.quote
         if "unexpected end" in str(error):
-            return f"the quote {quote} is never closed; data.quote=null reads quotes as text"
-        return f"text after the closing quote {quote}; data.quote=null reads quotes as text"
+            return f"the quote {quote} is never closed; data.quote=none reads quotes as text"
+        return f"text after the closing quote {quote}; data.quote=none reads quotes as text"
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield each row below the header with the line on which it begins, slowly. Errors name their line."""
