@@ -34,7 +34,6 @@ _WORDS: dict[Any, str | None] = {
     "pipe": "|",
     "space": " ",
     "point": ".",
-    "none": None,
 }
 _DETECTED = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
 # Stands for delimiters of several characters.
