@@ -107,3 +107,16 @@ def test_the_best_epoch_survives_a_kill(fit: Fit, tmp_path: Path) -> None:
     fit([0.5, 0.1], ModelCheckpoint(tmp_path, save_last=True))
     (line,) = fit([0.5, 0.1, 0.2], resume=tmp_path / "last.ckpt")
     assert line.startswith("training: epoch 3 of 3, loss 0.5000, val/ndcg@10 0.2000 (best 0.5000 in epoch 1), ")
+
+
+def test_a_run_that_was_killed_within_an_epoch_continues(fit: Fit, tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    fit([0.5, 0.1], checkpoints)
+    first, second = fit([0.5, 0.1], checkpoints, resume=tmp_path / "step=2.ckpt")
+    # Lightning begins no epoch here; loss and speed are those of the steps since the start.
+    assert first.startswith(
+        "training: epoch 1 of 2, loss 2.0000, val/ndcg@10 0.5000 (best 0.5000 in epoch 1), 100 targe"
+    )
+    assert second.startswith(
+        "training: epoch 2 of 2, loss 1.0000, val/ndcg@10 0.1000 (best 0.5000 in epoch 1), 100 targe"
+    )

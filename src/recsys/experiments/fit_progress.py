@@ -53,8 +53,10 @@ class FitProgress(ProgressBar):
         """Continue with the best value of earlier starts of the run."""
         self._best = state_dict["best"]
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         """Begin the bar of the run."""
+        # A run that continues within an epoch does not begin the epoch again.
+        self.on_train_epoch_start(trainer, module)
         if self._is_shown:
             self._fit = Progress(self.what, _total_steps(trainer), first=MINUTE)
             self._first_step = self._fit.done = trainer.global_step
