@@ -138,6 +138,11 @@ def test_a_path_is_taken_literally(path: str) -> None:
     assert compose_command("train", ["data=parquet", f"data.root={path}"]).data.root == path
 
 
+def test_a_time_format_may_have_commas_and_blanks() -> None:
+    config = compose_command("train", ["data=parquet", "data.root=x", "data.time_format=%b %d, %Y %H:%M"])
+    assert config.data.time_format == "%b %d, %Y %H:%M"
+
+
 def test_a_shell_may_remove_the_quotes_in_a_list() -> None:
     config = compose_command("retrain", ["data.root=x", "train=[model.dim=32,a b]"])
     assert list(config.train) == ["model.dim=32", "a b"]

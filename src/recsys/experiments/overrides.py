@@ -29,7 +29,7 @@ _ALONE = (*_MULTIRUN, "--resolve", "--run", "-r", "--hydra-help", "--version", "
 _TEXT = {
     "root", "run", "dir", "subdir", "out", "store", "users", "items", "file", "folder", "cache", "html", "sweep",
     "warm_start", "against", "state", "events", "changes", "allow", "deny", "path", "save_dir", "dirpath", "release",
-    "version", "alias", "why", "by", "revision",
+    "version", "alias", "why", "by", "revision", "time_format",
 }  # fmt: skip
 # Combinations of a multirun that are checked before the first one starts.
 _MOST_COMBINATIONS = 64

@@ -80,18 +80,23 @@ def test_other_units_are_never_read_as_seconds(tmp_path: Path, unit: str, scale:
 
 
 def test_the_unit_that_was_named_is_wrong(tmp_path: Path) -> None:
-    nanoseconds = [value * 10**9 for value in SECONDS]
-    with pytest.raises(UserError, match="in milliseconds is beyond the year 9999; data.time_unit=ns reads nanoseconds"):
-        times(tmp_path, nanoseconds, time_unit="ms")
+    """A number of today in another unit is never read with the one that was named."""
+    for scale, other, given in ((10**9, "ns", "ms"), (10**3, "ms", "s"), (1, "s", "ms"), (10**3, "ms", "us")):
+        wrong = [value * scale for value in SECONDS]
+        with pytest.raises(UserError, match=rf"holds 1430300000\d*, as .*; data.time_unit={other} reads"):
+            times(tmp_path / other / given, wrong, time_unit=given)
     with pytest.raises(UserError, match=r"data.time_unit=sec: no such unit"):
         times(tmp_path / "b", SECONDS, time_unit="sec")
+    # Numbers that count from some other moment show no unit.
+    assert times(tmp_path / "c", [500, 1500, 2500] * 2, time_unit="ms") == [0, 1, 2] * 2
 
 
-@pytest.mark.parametrize("unit", [None, "ms"])
-def test_shards_of_two_units(tmp_path: Path, unit: str | None) -> None:
+def test_shards_of_two_units(tmp_path: Path) -> None:
     thousands = [value * 1000 for value in SECONDS]
     with pytest.raises(UserError, match=r"part-001.*holds milliseconds \(\d+\), but .*part-000.* holds seconds"):
-        times(tmp_path, SECONDS, thousands, time_unit=unit)
+        times(tmp_path / "a", SECONDS, thousands)
+    with pytest.raises(UserError, match=r"part-001.*holds 1430300000, as milliseconds 1970-01-17T13:18:20, as seconds"):
+        times(tmp_path / "b", thousands, SECONDS, time_unit="ms")
 
 
 def test_two_units_in_one_shard(tmp_path: Path) -> None:

@@ -130,14 +130,15 @@ def _unit(job: PreparationJob, shards: list[dict[str, Any]]) -> TimeUnit:
         UserError: If it is not seconds and not given, if shards differ, or if a time is beyond the year 9999.
     """
     files, name, given = job.interactions.shown, job.interactions.names["timestamp"], job.settings.time_unit
-    seen: dict[TimeUnit | None, tuple[str, float]] = {}
+    units: dict[TimeUnit, tuple[str, float]] = {}
     for shard in shards:
         place, highest = files[shard["shard"]], max(shard["low"], shard["high"], key=abs)
-        unit = given or unit_of(highest)
-        if abs(highest) > LATEST * PER_SECOND[unit]:
+        unit, clear = given or unit_of(highest), clear_unit(highest)
+        if clear not in (None, unit) or abs(highest) > LATEST * PER_SECOND[unit]:
+            other = clear or unit_of(highest)
             raise UserError(
-                f"{place}: column '{name}' holds {highest}, which in {NAMES[unit]} is beyond the year 9999; "
-                f"data.time_unit={unit_of(highest)} reads {NAMES[unit_of(highest)]}"
+                f"{place}: column '{name}' holds {highest}, as {NAMES[unit]} {moment_text(highest, unit)}, as "
+                f"{NAMES[other]} {moment_text(highest, other)}; data.time_unit={other} reads {NAMES[other]}"
             )
         lowest = clear_unit(shard["low"])
         if given is None and lowest not in (None, unit):
@@ -145,19 +146,15 @@ def _unit(job: PreparationJob, shards: list[dict[str, Any]]) -> TimeUnit:
                 f"{place}: column '{name}' holds {shard['low']} and {shard['high']}, which are "
                 f"{NAMES[str(lowest)]} and {NAMES[unit]}; expected one unit"
             )
-        # Small numbers, which count from some other moment, show no unit.
-        shown = clear_unit(highest) if given else unit
-        for other, (file, value) in seen.items():
-            if shown is not None and other is not None and other != shown and given in (None, other, shown):
+        for other, (file, value) in units.items():
+            if other != unit:
                 raise UserError(
-                    f"{place}: column '{name}' holds {NAMES[shown]} ({highest}), but {file} holds {NAMES[other]} "
+                    f"{place}: column '{name}' holds {NAMES[unit]} ({highest}), but {file} holds {NAMES[other]} "
                     f"({value}); expected one unit in all shards"
                 )
-        seen.setdefault(shown, (place, highest))
-    if given:
-        return given
-    unit, (place, value) = next((unit, where) for unit, where in seen.items() if unit is not None)
-    if unit != "s":
+        units.setdefault(unit, (place, highest))
+    unit, (place, value) = next(iter(units.items()))
+    if given is None and unit != "s":
         raise UserError(
             f"{place}: column '{name}' holds {value}, expected seconds; as {NAMES[unit]} it is "
             f"{moment_text(value, unit)}, and data.time_unit={unit} reads it so"
