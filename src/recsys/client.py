@@ -113,8 +113,7 @@ class Client:
         retries: number of further attempts if the connection is lost or the answer is 503. Repeating a call is safe:
             the client sets the time of events, and the server stores a repeated event once.
 
-    Raises:
-        ValueError: If the address is malformed, the timeout is not positive, or `retries` is negative.
+    Calls raise `RequestError` if the server refuses them, and `UnavailableError` if no attempt got an answer.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8080", *, timeout: float = 5.0, retries: int = 2) -> None:
@@ -163,9 +162,6 @@ class Client:
             exclude_seen: leave out the items of the history.
             filter: column of the items -> value or values.
 
-        Raises:
-            RequestError: If the request is invalid.
-            UnavailableError: If no attempt got an answer.
         """
         given = {"user_id": user_id, "history": history, "user": user, "request": request, "exclude": exclude}
         body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
@@ -177,9 +173,7 @@ class Client:
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Store events durably: `user_id`, `item_id`, optional `timestamp` (UTC seconds; default: now), features.
 
-        Raises:
-            RequestError: If an event is invalid; then none is stored.
-            UnavailableError: If no attempt got an answer.
+        If one is invalid, none is stored.
         """
         now = int(time.time())
         self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])

@@ -61,18 +61,10 @@ def search_users(
     allow: Mask | AllowedRows | None = None,
     exclude: Ragged | None = None,
 ) -> tuple[Float32Array, Rows]:
-    """Return the k best items of each user.
+    """Return the k best items of each user: scores float32 [B, k] and rows int64 [B, k].
 
-    Args:
-        index: index of the items.
-        users: float32 [B, D], or [B, M, D] if a user has up to M embeddings; absent embeddings are zeros.
-        k: results for each user.
-        allow: rows that may be returned; None for all.
-        exclude: B lists of rows; user b gets none of list b.
-
-    Returns:
-        Scores float32 [B, k] and rows int64 [B, k]. With one embedding a user, best first, as in `Index.search`. With
-        several, in the order of `take_turns`; each score comes from the embedding that found the item.
+    Users have one embedding [B, D], then the result is that of `Index.search`, or up to M [B, M, D], absent ones zeros.
+    Then the order is that of `take_turns`, and each score comes from the embedding that found the item.
     """
     if users.ndim == 2:
         return index.search(users, k, allow=allow, exclude=exclude)
@@ -95,9 +87,7 @@ class RankedLists:
     def merge(self, k: int, rounds: Sequence[Sequence[int]]) -> Rows:
         """Return the origin of each result of a merged list: m * K + place in list m; int64 [B, k], -1 after the last.
 
-        Args:
-            k: results of a user.
-            rounds: M budgets for each round. In a round lists take turns until each has spent its budget or run out.
+        `rounds` has M budgets for each round. In a round lists take turns until each has spent its budget or run out.
         """
         num_users, num_lists, depth = self.number.shape
         out = np.full((num_users, k), -1, np.int64)

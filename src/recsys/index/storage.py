@@ -39,11 +39,9 @@ METHODS = ("build", "search", "save", "load", "parameters", "least_breadth")
 
 
 def save_index(index: Index, folder: Path) -> list[str]:
-    """Write an index and its description, and return the names of the files.
+    """Write an index that has been built, and its description, into an existing folder; return the names of the files.
 
-    Args:
-        index: index that has been built. If it is an `Auto`, the index that it chose is saved.
-        folder: folder that exists. The embeddings are saved by the caller.
+    Of an `Auto` the chosen index is saved. The caller saves the embeddings.
 
     Raises:
         UserError: If `load_index` could not open the result: the class cannot be imported by its name, a constructor
@@ -76,13 +74,9 @@ def save_index(index: Index, folder: Path) -> list[str]:
 
 
 def load_index(folder: Path, embeddings: Float32Array, *, verify: bool = True) -> Index:
-    """Open the index that `save_index` wrote.
+    """Open the index that `save_index` wrote, with the embeddings [N, D] that it was built from, best memory-mapped.
 
-    Args:
-        folder: folder with `item_index.json` and the files that it lists.
-        embeddings: float32 [N, D], the array that the index was built from, best memory-mapped
-            (`np.load(path, mmap_mode="r")`).
-        verify: compare digests. A caller that has just verified the release need not read its files twice.
+    A caller that has just verified the release need not compare digests, which reads all files again.
 
     Raises:
         UserError: If a file is missing or damaged, the class cannot be used (see `backend_class`), or the embeddings

@@ -73,27 +73,15 @@ class ItemSearch:
     ) -> list[Hits]:
         """Return the k best items for each user; fewer if filter and exclusions leave fewer.
 
-        Args:
-            embeddings: float32 [B, D], or [B, M, D] if a user has up to M embeddings (absent ones are zeros).
-            k: number of items for each user.
-            filter: column -> value or values, over the columns of the release's items.
-            exclude: B lists of items that are not returned; ids that the index does not hold are ignored.
-
-        Raises:
-            UserError: If a column, value or shape does not fit the release.
+        Users have one embedding [B, D], or up to M [B, M, D], absent ones zeros. `filter` maps columns of the items to
+        values. `exclude` has B lists of items; ids that the index does not hold are ignored.
         """
         allow = self.item_filter(filter or {})
         excluded = None if exclude is None else self.rows_of_items(exclude)
         return self.hits(*search_users(self.index, embeddings, k=k, allow=allow, exclude=excluded))
 
     def hits(self, scores: Float32Array, rows: npt.NDArray[np.int64], *, added: Sequence[ItemId] = ()) -> list[Hits]:
-        """Return ids for rows.
-
-        Args:
-            scores: float32 [B, k], from `search_users`.
-            rows: int64 [B, k], from `search_users`; -1 for absent results.
-            added: ids of rows N and on, of items that were added to the index.
-        """
+        """Return ids for scores and rows [B, k] of `search_users`; `added` are the ids of rows N and on."""
         found = rows >= 0
         flat, num_items = rows[found], len(self._known_rows)
         if added:

@@ -48,11 +48,7 @@ class Retriever:
 
     @classmethod
     def load(cls, store: str | Path, release: str, *, threads: int = 0) -> Retriever:
-        """Open a release by version or alias.
-
-        Raises:
-            UserError: If there is no such release, or it is damaged.
-        """
+        """Open a release by version or alias; raise `UserError` if there is none, or it is damaged."""
         folder, manifest = ReleaseStore(store).open(release)
         return cls(folder, manifest, threads=threads)
 
@@ -66,11 +62,7 @@ class Retriever:
     ) -> list[Answer]:
         """Return the k best items for each query; fewer if filter and exclusions leave fewer.
 
-        Args:
-            queries: B queries.
-            k: number of items for each query.
-            exclude_seen: True to leave out the items of the whole history.
-            filter: column -> value or values, over the columns of the release's items.
+        `exclude_seen` leaves out the items of the whole history. `filter` maps columns of the items to values.
 
         Raises:
             UserError: If a feature, column or value does not fit the release.

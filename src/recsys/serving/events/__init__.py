@@ -1,8 +1,8 @@
 """Recent events of every user: durable when acknowledged, and read by the next request. Imports no torch."""
 
+from recsys.core.errors import UserError
 from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError, UserId
 from recsys.serving.events.incoming import parse_events
-from recsys.serving.events.opening import open_store
 from recsys.serving.events.sqlite import SQLiteEvents
 
 __all__ = [
@@ -15,3 +15,23 @@ __all__ = [
     "open_store",
     "parse_events",
 ]
+
+_SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys")
+
+
+def open_store(place: str, max_events: int = 200) -> EventStore:
+    """Return the store at `place`: the path of an SQLite file, or the address of a server (`redis://` and others).
+
+    Raises:
+        UserError: If the place cannot be used.
+        StoreError: If the server cannot be reached.
+    """
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return SQLiteEvents(place, max_events)
+    if scheme not in _SERVERS:
+        raise UserError(f"events: {scheme}://: no such store; expected a path or one of {', '.join(_SERVERS)}://")
+    # Imported late, so that SQLite works without the client library.
+    from recsys.serving.events.valkey import ValkeyEvents
+
+    return ValkeyEvents(place, max_events)

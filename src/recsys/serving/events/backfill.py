@@ -25,8 +25,8 @@ from recsys.data.preparation.job import PreparationJob
 from recsys.data.sources.files import fingerprint
 from recsys.release.manifest import CONFIG, SCHEMA
 from recsys.release.store import ReleaseStore
+from recsys.serving.events import open_store
 from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError
-from recsys.serving.events.opening import open_store
 
 log = logging.getLogger("recsys")
 
@@ -38,21 +38,11 @@ _WHOLE = -1
 
 
 def backfill(store: EventStore, release: Path, *, root: str | None = None) -> int:
-    """Merge a data folder into a store. Stored events stay, and no event is stored twice.
+    """Merge a data folder into a store, and return the number of histories and profiles that were written.
 
-    A folder that was restored completely is not read again. An interrupted backfill continues after its last write.
-
-    Args:
-        store: event store.
-        release: folder of a release; its configuration determines how the data is read, its schema which features are.
-        root: folder of Parquet files; None for the data that the release was trained on.
-
-    Returns:
-        Number of histories and profiles that were written.
-
-    Raises:
-        UserError: If the data is wrong; the message names file and column.
-        StoreError: If the store cannot be written.
+    Stored events stay, and no event is stored twice. A folder that was restored completely is not read again. An
+    interrupted backfill continues after its last write. The release determines how the data is read, and which features
+    are. Without `root` it is the data that the release was trained on.
     """
     config = load_config(release / CONFIG)
     data = configured_data(config if root is None else with_root(config, root))
@@ -107,17 +97,9 @@ def _distinct(users: list[Restored]) -> list[Restored]:
 
 
 def fill(store: str, release: str | None, *, events: str, max_events: int, root: str) -> int:
-    """Merge a data folder into the event store, and return the number of written histories and profiles.
+    """Merge a data folder into the event store at `events`, and return the number of written histories and profiles.
 
-    Args:
-        store: folder of releases.
-        release: version or alias; determines how the data is read and which features it has.
-        events: path or address of the event store.
-        max_events: maximum number of stored events of a user.
-        root: folder of Parquet files, or `own`.
-
-    Raises:
-        UserError: If there is no release, or the data or the store cannot be used.
+    `root` is a folder of Parquet files, or `own`.
     """
     if release is None:
         raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which determines how the data is read")

@@ -48,8 +48,6 @@ class ValkeyEvents:
 
     Args:
         url: `redis://host:port/db`, `rediss://` or `unix://` as in redis-py, or `valkey://` and `valkeys://`.
-        max_events: maximum number of events of a user.
-        prefix: prefix of all keys.
 
     Raises:
         UserError: If the address is malformed, or the settings of the server allow it to lose acknowledged events.

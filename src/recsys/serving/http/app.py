@@ -35,12 +35,10 @@ OTHER = "other"
 
 
 class App(Starlette):
-    """The HTTP application of one server.
+    """The HTTP application of one server. `timed` measures the encoding of responses whose row names a stage.
 
-    Args:
-        token: token of admin calls; None refuses all of them.
-        observe: called after every response.
-        timed: measures the encoding of responses whose row names a stage.
+    Without a token all admin calls are refused. Hooks run in order: `start` when the server starts, `stop` after the
+    last accepted request was answered.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recsys.core.errors import UserError
 
@@ -30,34 +30,22 @@ class VersionNotHeld(Problem):
         self.version, self.serving, self.loaded = version, serving, list(loaded)
 
 
-def bad_request(message: str, field: str | None = None) -> Problem:
-    """Return a 400: the request is invalid."""
-    return Problem(400, "bad_request", message=message, field=field)
+def _kind(status: int, code: str) -> Callable[..., Problem]:
+    def problem(message: str, field: str | None = None) -> Problem:
+        return Problem(status, code, message=message, field=field)
+
+    return problem
 
 
-def too_large(message: str, field: str | None = None) -> Problem:
-    """Return a 413: the request exceeds a limit of this server."""
-    return Problem(413, "too_large", message=message, field=field)
-
-
-def unauthorized(message: str) -> Problem:
-    """Return a 401: an admin call without the right token."""
-    return Problem(401, "unauthorized", message=message)
-
-
-def forbidden(message: str) -> Problem:
-    """Return a 403: the server takes no admin calls."""
-    return Problem(403, "forbidden", message=message)
-
-
-def not_found(message: str, field: str | None = None) -> Problem:
-    """Return a 404: there is no such address, release or item."""
-    return Problem(404, "not_found", message=message, field=field)
-
-
-def unavailable(message: str) -> Problem:
-    """Return a 503: nothing that could answer is available; the request can be repeated."""
-    return Problem(503, "unavailable", message=message)
+bad_request = _kind(400, "bad_request")
+# An admin call without the right token, and one to a server that takes none.
+unauthorized, forbidden = _kind(401, "unauthorized"), _kind(403, "forbidden")
+# There is no such address, release or item.
+not_found = _kind(404, "not_found")
+# The request exceeds a limit of this server.
+too_large = _kind(413, "too_large")
+# Nothing that could answer is available; the request can be repeated.
+unavailable = _kind(503, "unavailable")
 
 
 def from_user_error(error: UserError) -> Problem:
