@@ -1,4 +1,4 @@
-"""What all tests share: one thread, fixed seeds, and small worlds."""
+"""Settings of all tests: one thread, and the same seeds for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container files say what the repository does: commands compose, roles fit, the image holds what serving imports.
+"""The container files fit the repository: commands compose, roles match, and the image has what serving imports.
 
 No container runs here.
 """
@@ -28,7 +28,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 
 
 def instruction(name: str) -> Any:
-    """The last of its kind, of the JSON form where it has one."""
+    """Return the last instruction of a kind; one in JSON form as a list."""
     found = re.findall(rf"^\s*{name} (.*)$", DOCKERFILE, re.MULTILINE)[-1]
     return json.loads(found) if found.startswith("[") else found
 
@@ -144,7 +144,7 @@ def test_the_image_holds_what_serving_imports() -> None:
 
 
 def _required(distribution: str) -> set[str]:
-    """Without extras, and without what other systems and versions need."""
+    """Return the requirements of a distribution on this system, without extras."""
     listed = (Requirement(entry) for entry in requires(distribution) or [])
     return {entry.name for entry in listed if entry.marker is None or entry.marker.evaluate({"extra": ""})}
 

@@ -1,4 +1,4 @@
-"""What the documentation refers to exists: files, modules, commands, options, configuration keys and tests."""
+"""Files, modules, commands, options, keys and tests that the documentation names exist."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_modules_exist(page: Path) -> None:
 
 
 def resolves(path: str) -> bool:
-    """Whether a dotted path names a module or an attribute."""
+    """Return True if a dotted path names a module or an attribute."""
     parts = path.split(".")
     for length in range(len(parts), 0, -1):
         try:

@@ -1,4 +1,4 @@
-"""What tests of servers share: settings, stored users of the small world, and calls without a socket."""
+"""Helpers for tests of servers: settings, stored users of the small world, and calls without a socket."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def settings(published: HasStore, events: Path, **changes: Any) -> Settings:
 
 
 def queries_of(published: Published) -> dict[str, Query]:
-    """Each user's whole history and profile, as the tables hold them."""
+    """Return the whole history and the profile of each user, read from the tables."""
     users = {row.pop("user_id"): row for row in pq.read_table(published.root / "users.parquet").to_pylist()}
     histories: dict[str, list[dict[str, Any]]] = {}
     for row in pq.read_table(published.root / "interactions.parquet").to_pylist():
@@ -77,7 +77,7 @@ def queries_of(published: Published) -> dict[str, Query]:
 
 
 def store_users(path: Path, queries: Mapping[str, Query]) -> None:
-    """Histories and profiles as stored ones."""
+    """Store the histories and profiles of the queries."""
     store = SQLiteEvents(path, MAX_EVENTS)
     users = []
     for user, query in queries.items():

@@ -130,7 +130,7 @@ def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
     try:
         os.environ.clear()
         os.environ.update(environment)
-        # As an interpreter that starts would.
+        # A new interpreter would do this.
         sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
         if job["kill"]:
             _kill_on_call(*job["kill"])

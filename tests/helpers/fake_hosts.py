@@ -1,4 +1,4 @@
-"""Hosts that speak the contract over real sockets, without a release, and fail as they are told."""
+"""Hosts without a release that answer over real sockets, and fail when a test says so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recsys.serving.http.messages import SearchRequest
 
 
 def embedding(version: str, user: int) -> list[float]:
-    """What the tower of a version makes of a user: a mix of versions shows in the items that are found."""
+    """Return the embedding of a user by the tower of a version; items found with another version's embedding differ."""
     return [float(int(version[1:])), float(user)]
 
 
@@ -24,7 +24,7 @@ def request(version: str, *users: int, k: int = 2) -> SearchRequest:
 
 
 def items(version: str, user: int, k: int = 2) -> list[str]:
-    """What a search of this version must find for a user."""
+    """Return the items that a search of this version must find for a user."""
     return [f"{version}-{version}-{user}-{rank}" for rank in range(k)]
 
 
@@ -34,11 +34,11 @@ class FakeHost:
     def __init__(self, serving: str | None = "v1", loaded: Sequence[str] = ("v1",), shard: str | None = None) -> None:
         self.serving, self.loaded, self.shard = serving, list(loaded), shard
         self.requests: list[str] = []
-        # What goes wrong: requests wait for `running`; so many searches are cut, or get an answer in place of theirs.
+        # Faults: requests wait for `running`; the next `cut` searches are cut; `instead` replaces every answer.
         self.running = asyncio.Event()
         self.running.set()
         self.cut = 0
-        # Of the searches that arrive, the one with this number waits for `released`.
+        # The search with this number waits for `released`.
         self.holds: int | None = None
         self.released = asyncio.Event()
         self.instead: tuple[int, Any] | None = None
@@ -59,7 +59,7 @@ class FakeHost:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """As a process that is killed."""
+        """Close everything at once, as the kernel does for a killed process."""
         if self._server is not None:
             self._server.close()
         for writer in list(self._writers):

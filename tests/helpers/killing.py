@@ -29,7 +29,7 @@ def _shared(name: str) -> str:
 
 
 def write(place: str, name: str, pipe: int) -> None:
-    """Append lists for ever."""
+    """Append lists until the process is killed."""
     store = open_store(place, LIMIT)
     number = 0
     while True:
@@ -39,7 +39,7 @@ def write(place: str, name: str, pipe: int) -> None:
 
 
 def kill_writers(place: str, names: list[str], seconds: float) -> dict[str, int]:
-    """How many lists of each writer were acknowledged when it was killed."""
+    """Kill each writer, and return the number of its lists that were acknowledged by then."""
     children: dict[int, tuple[str, int]] = {}
     for name in names:
         end, pipe = os.pipe()
@@ -51,7 +51,7 @@ def kill_writers(place: str, names: list[str], seconds: float) -> dict[str, int]
                 os._exit(1)
         os.close(pipe)
         children[child] = (name, end)
-    # At least one acknowledgement each, then any moment.
+    # Wait for one acknowledgement of each writer, then for a random time.
     waiting = {end for _, end in children.values()}
     while waiting:
         waiting -= set(select.select(list(waiting), [], [])[0])
@@ -66,7 +66,7 @@ def kill_writers(place: str, names: list[str], seconds: float) -> dict[str, int]
 
 
 def missing(store: EventStore, name: str, acknowledged: set[int], attempted: int) -> tuple[int, int]:
-    """Acknowledged lists of a writer that are not there as a whole, and lists of which only a part is there."""
+    """Return the number of acknowledged lists that are not complete, and of lists that are stored in part."""
     held = {(user, event) for user in (name, _shared(name)) for event in _plain(store, user)}
     lost = torn = 0
     for number in range(attempted):

@@ -54,7 +54,7 @@ def write(
 
 
 def write_log(path: Path, start: int, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What a start of the run logged."""
+    """Return the log of one start of the run."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [",".join(names), *(",".join(str(row.get(name, "")) for name in names) for row in rows)]
     folder = path / "logs" / str(start)

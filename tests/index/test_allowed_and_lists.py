@@ -1,4 +1,4 @@
-"""What a filter's searches share, and how many lists it is predicted to need."""
+"""Data that the searches of a filter share, and the predicted number of lists."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What holds for every index."""
+"""Properties of every index."""
 
 import numpy as np
 import pytest

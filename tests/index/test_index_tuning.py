@@ -16,7 +16,7 @@ def test_reaches_the_target_and_no_further(items, queries):
     assert index.effort == Effort(tuning.chosen.breadth, 1, 50)
     below = [m for m in tuning.curve if m.breadth < tuning.chosen.breadth / 1.2]
     assert all(m.recall < 0.92 for m in below)
-    # What was measured is what the caller gets.
+    # The chosen effort is set on the index.
     found, expected = index.search(queries, 50)[1], exact_search(items, queries, k=50)[1]
     ids = np.mean([np.isin(e, f).mean() for f, e in zip(found, expected, strict=True)])
     assert ids == pytest.approx(tuning.chosen.recall, abs=1e-3)

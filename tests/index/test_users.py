@@ -23,7 +23,7 @@ def test_each_present_embedding_is_searched(items, users):
     rng = np.random.default_rng(0)
     allow = rng.random(len(items)) < 0.5
     gone = [rng.integers(0, len(items), rng.integers(0, 9)) for _ in users]
-    # What a user would be shown first is excluded.
+    # The first result of each user is excluded.
     gone[0] = np.append(gone[0], np.argmax(np.where(allow, items @ users[0, 0], -np.inf)))
     exclude = Ragged(np.concatenate(gone).astype(np.int32), np.cumsum([0, *(len(row) for row in gone)], dtype=np.int64))
     scores, rows = search_users(index, users, k=12, allow=allow, exclude=exclude)

@@ -50,7 +50,7 @@ def _copy(published: Published, number: int, store: Path) -> Path:
 
 
 def _sign_again(folder: Path) -> Path:
-    """What a careful forger does: digests, sizes and version made to fit, and the folder renamed."""
+    """Forge a release carefully: fit digests, sizes and version, and rename the folder."""
     content = json.loads((folder / "manifest.json").read_text())
     files = describe_files(folder)
     content["files"] = {name: {"sha256": entry.sha256, "bytes": entry.bytes} for name, entry in files.items()}

@@ -85,7 +85,7 @@ def test_raw_times_give_the_embeddings_of_training(published: tuple[Path, Path, 
         ]
         return retriever.embed(queries)
 
-    # Where only the day counts, events of a day keep the order of the file, not of the second.
+    # If only the day counts, events of a day keep the order of the file.
     histories_of_data = np.split(run.dataset.time, run.dataset.offsets[1:-1])
     same = [bool((np.diff(time) > 0).all()) for time in histories_of_data]
     assert sum(same) > 5

@@ -65,7 +65,7 @@ class Model:
             match = next((row for row in rest if _same(row[2], event)), None)
             if match is not None:
                 rest.remove(match)
-        # What is restored came before whatever else there is of the same second.
+        # Restored events come before other events of the same second.
         first = min((rank for _, rank, _ in rest), default=0) - len(recent)
         self.rows[key] = rest + [(event.timestamp, first + n, event) for n, event in enumerate(recent)]
         self._cut(key)

@@ -46,7 +46,7 @@ def test_no_hosts_are_refused() -> None:
 
 
 class Names:
-    """A name service that says what it is told."""
+    """A name service with addresses that a test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses: list[str] | None = []
@@ -74,7 +74,7 @@ def test_a_name_is_resolved_again_and_hosts_that_stay_are_kept(monkeypatch: pyte
         second = await listed()
         assert [host.name for host in second] == ["10.0.0.9:8001", "10.0.0.2:8001", "10.0.0.3:8001"]
         assert second[:2] == [first[0], first[2]]
-        # No answer is not the answer that there is none.
+        # A name service that does not answer changes nothing.
         names.addresses = None
         assert await listed() == second
 

@@ -104,7 +104,7 @@ def test_requests_with_all_fields(published: Published, events: EventStore, quer
         # A history that is given replaces the stored one; the profile stays.
         (RetrieveRequest(user_id=user, history=history), Query(history, user, query.user), 100, {}),
         (RetrieveRequest(user_id=user, history=[]), Query([], user, query.user), 100, {}),
-        # What is said of the user goes over what is stored.
+        # Features in the request replace stored ones.
         (
             RetrieveRequest(user_id=user, user={"country": "fr"}),
             Query(query.history, user, {**query.user, "country": "fr"}),

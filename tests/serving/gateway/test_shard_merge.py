@@ -1,4 +1,4 @@
-"""What shards find together is what one index finds alone."""
+"""Merged results of shards equal those of one index."""
 
 from __future__ import annotations
 

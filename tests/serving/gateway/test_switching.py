@@ -1,4 +1,4 @@
-"""What changes which version is served: an alias that moves, and admin calls."""
+"""The served version changes when an alias moves, or by admin calls."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_each_version_answers_for_itself(host: Host, published: Published) -> No
             assert result.item_ids == [ids[row] for row in allowed]
             np.testing.assert_allclose(result.scores, scores[allowed], atol=1e-5)
         found[version] = [result.item_ids for result in response.results]
-    # So a mix would show.
+    # The releases differ, so a mix would be noticed.
     assert found[old] != found[new]
 
 
@@ -117,12 +117,12 @@ def test_values_that_do_not_fit_are_refused(
     assert refused.value.status == 400
 
 
-def test_an_index_that_does_not_answer_its_questions_is_not_served(published: Published, tmp_path: Path) -> None:
+def test_an_index_that_fails_its_self_check_is_not_served(published: Published, tmp_path: Path) -> None:
     old, new = published.versions
     releases = ReleaseCache(published.store)
 
     def other_index(folder: Path, *_: object, **__: object) -> ItemSearch:
-        # The index of one release with the questions of the other, as after a mix-up below the manifest.
+        # The index of one release with the self-check of the other, as after a mix-up of files.
         mixed = tmp_path / "mixed"
         shutil.copytree(published.store / new, mixed)
         (mixed / "self_check.npz").unlink()

@@ -48,7 +48,7 @@ def ids_of(items: UpdatedIndex, users: Float32Array, k: int = 1000, **options: A
 
 
 def additions(items: UpdatedIndex, users: Float32Array) -> Additions:
-    """`near` is what user 0 likes best, `far` what it likes least."""
+    """Return two items: `near` has the embedding of user 0, `far` its opposite."""
     described = [
         {"item_id": "near", "title": "Near", "category": "x", "tags": ["a"], "price": 3.5},
         {"item_id": "far", "category": "new"},

@@ -35,7 +35,7 @@ def test_new_and_removed_items_in_the_next_answer_and_after_a_restart(published:
         assert (answer.status, answer.body) == (200, {"changed": 1})
         assert {*await retrieved(app)} == {*before, "new"}
         assert await retrieved(app, filter={"category": "fresh"}) == ["new"]
-        # What nobody could have known in training is unknown in a history, and left out as seen.
+        # An item that is newer than the training is unknown in a history, and left out as seen.
         told = await call(app, "POST", "/v1/retrieve", {"history": [{"item_id": "new"}], "k": 1000})
         assert told.body["unknown_items"] == ["new"]
         assert "new" not in [item["item_id"] for item in told.body["items"]]

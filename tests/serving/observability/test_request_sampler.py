@@ -1,4 +1,4 @@
-"""A share of the requests is kept with what was answered: whole lines, bounded files, and no request that waits."""
+"""A share of the requests is kept with the answers: whole lines, bounded files, and no request waits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_sample_contains_request_and_answer(tmp_path: Path) -> None:
     assert one == RequestSample(one.at, asked, past, {"country": "de"}, "v", [7, "7"])
     assert (other.request.history, other.history, other.profile) == ([{"item_id": "3"}], None, None)
     assert [count(sampling, what) for what in ("written", "dropped", "failed")] == [2, 0, 0]
-    # Histories of users: nobody else's to read.
+    # Histories of users must not be readable by others.
     (file,) = (tmp_path / "samples").iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -99,7 +99,7 @@ def test_the_oldest_files_give_way(tmp_path: Path) -> None:
     assert max(sizes) <= 8_000
     assert sizes[-1] > 6_000
     found = users_of(tmp_path)
-    # A stretch without holes, up to the last.
+    # The latest samples, without gaps.
     assert found == list(range(found[0], 1000))
     assert len(found) > 20
     assert users_of(tmp_path, newest=3) == [997, 998, 999]
@@ -132,7 +132,7 @@ def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
     later = json.dumps({**json.loads(whole), "at": 1.0}).encode()
     for end in range(len(whole)):
         file.write_bytes(whole + b'{"at": 1}\n[]\nnonsense\n' + later + b"\n" + whole[:end])
-        # The older one first, whichever file it is in; what was cut off is none, even where its end alone is missing.
+        # The oldest first, in whichever file; a line that was cut off is skipped, even if only its end is missing.
         assert [(sample.at == 1.0, sample.request.user_id) for sample in read_samples(tmp_path, 10)] == [
             (True, 1), (False, 1), (False, 2),
         ]  # fmt: skip
@@ -163,7 +163,7 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "goes\n"
-            # A file may be there before its first line is.
+            # The file may exist before its first line.
             while sum(b"\n" in file.read_bytes() for file in tmp_path.iterdir()) <= start:
                 time.sleep(0.001)
             time.sleep(0.02 * start)
@@ -173,7 +173,7 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
         assert all(len(sample.history or ()) == 2000 for sample in samples)
     assert len([*tmp_path.iterdir()]) == 3
     assert {sample.request.user_id for sample in samples} >= {0}
-    # Each start wrote samples that are read beside what the one before had torn.
+    # Samples of each start are read, although the start before left a torn line.
     assert sum(sample.request.user_id == 0 for sample in samples) == 3
 
 
@@ -233,7 +233,7 @@ def test_sampled_requests_are_replayed_with_the_same_answers(
 
     async def use(app: App) -> tuple[list[Any], str]:
         answers = [(await call(app, "POST", "/v1/retrieve", body)).body for body in posted]
-        # What is refused is no request that another release could be asked.
+        # A refused request is not sampled.
         assert (await call(app, "POST", "/v1/retrieve", {"request": {"nothing": 1}})).status == 400
         give_up = time.monotonic() + 30
         wanted = f'recsys_request_samples{{what="written"}} {len(posted)}.0'
@@ -275,7 +275,7 @@ def test_features_that_another_tower_does_not_know(published: Published) -> None
         0.0, asked, [{"item_id": "i001", "gone": 1, "action": "save"}], {"gone": 2, "age": 9}, "v", []
     )
     query = stored.query(tower)
-    # What was stored is left out, as the gateway does; what the request brings itself is refused there, and here.
+    # Unknown stored features are left out, as in the gateway; unknown features of the request are refused.
     assert list(query.history) == [{"item_id": "i001", "action": "save"}]
     assert query.user == {"age": 3}
     given = RequestSample(0.0, RetrieveRequest(history=[{"item_id": "i001", "gone": 1}]), None, {}, "v", [])
