@@ -23,14 +23,21 @@ os.environ["WANDB_SILENT"] = "true"
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: many tests wait for servers and commands that they have started."""
+    """Return one worker more than there are cores, because many tests wait for processes that they have started."""
     return (os.cpu_count() or 1) + 1
 
 
+# Files that take half a minute of a processor or more.
+LONG = {
+    "test_cycle.py", "test_examples.py", "test_extending.py", "test_gates.py", "test_onnx_export.py", "test_train.py",
+    "test_web_page.py", "test_wheel.py",
+}  # fmt: skip
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests first: whichever worker gets the last file leaves the others idle."""
+    """Run long files first, then those with most slow tests: the worker with the last file leaves the others idle."""
     slow = Counter(item.path for item in items if {"slow", "spark"} & {mark.name for mark in item.iter_markers()})
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.name not in LONG, -slow[item.path]))
 
 
 @pytest.fixture(autouse=True)
