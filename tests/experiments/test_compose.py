@@ -41,7 +41,7 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         (["negatives=hard", "negatives.of.num_negativ=3"], "unknown configuration key 'negatives.of.num_negativ'"),
         (["+history.window_dayz=3"], "did you mean 'history.window_days'?"),
         # Types.
-        (["batch_size=abc"], "batch_size: found 'abc', expected an integer"),
+        (["batch_size=abc"], "batch_size: found 'abc', expected an integer, or auto"),
         (["batch_size=1.5"], "batch_size: found 1.5, expected an integer"),
         (["seed=null"], "seed: found None, expected an integer"),
         (["refit=1"], "refit: found 1, expected true or false"),
@@ -146,6 +146,7 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "history.order=backwards": "history.order: found 'backwards', expected 'time' or 'random'",
         "evaluation.metric=val/warm_user/recall@10": "did you mean 'val/warm_users/recall@10'?",
         "batch_size=0": "batch_size: found 0",
+        "max_batch_size=0": "max_batch_size: found 0",
         "negatives=none": "negatives=none is valid only with loss=full_softmax",
         "loss=full_softmax": "add negatives=none",
         "loss=gbce": "add negatives=uniform",

@@ -139,6 +139,17 @@ def test_another_configuration_is_refused(tmp_path: Path, other: dict[str, objec
         RunFolder(tmp_path, OmegaConf.create(other))
 
 
+def test_an_automatic_batch_size_is_that_of_the_earlier_start(tmp_path: Path) -> None:
+    RunFolder(tmp_path, OmegaConf.create({"batch_size": 16, "seed": 0})).claim()
+    again = OmegaConf.create({"batch_size": "auto", "seed": 0})
+    RunFolder(tmp_path, again)
+    assert again.batch_size == 16
+    # An attempt with other settings may have had other data.
+    other = OmegaConf.create({"batch_size": "auto", "seed": 1})
+    RunFolder(tmp_path, other)
+    assert other.batch_size == "auto"
+
+
 def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:
     def stored() -> object:
         return OmegaConf.load(tmp_path / "config.yaml").test

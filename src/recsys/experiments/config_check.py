@@ -164,12 +164,15 @@ def _kind(value: Any) -> str:
 
 
 def _check_type(key: str, value: Any, *, usual: Any, nullable: bool) -> None:
-    if usual is None or (value is None and nullable):
+    if usual is None or (value is None and nullable) or value == usual == "auto":
         return
+    # A number that the program chooses if the default stays.
+    or_auto = ", or auto" if usual == "auto" else ""
+    usual = 1 if or_auto else usual
     expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}
-        found = f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}"
+        found = f"{key}: found {value!r}, expected {kinds.get(type(usual), 'keys below it')}{or_auto}"
         raise UserError(found + _as_list(key, value, isinstance(usual, ListConfig)))
 
 

@@ -187,7 +187,14 @@ class RunFolder:
         self._is_current = True
         if (path / CONFIG).exists():
             found = OmegaConf.to_container(load_config(path / CONFIG), resolve=True)
-            difference = _difference(found, OmegaConf.to_container(config, resolve=True))
+            wanted = OmegaConf.to_container(config, resolve=True)
+            is_auto = isinstance(found, dict) and isinstance(wanted, dict) and wanted.get("batch_size") == "auto"
+            if is_auto:
+                # The number that the earlier start chose from the same data.
+                wanted["batch_size"] = found.get("batch_size")
+            difference = _difference(found, wanted)
+            if is_auto and difference is None:
+                config.batch_size = found["batch_size"]
             self._is_current = difference is None
             if difference is not None and self._has_results():
                 raise UserError(f"{path / CONFIG}: {difference}; choose another hydra.run.dir")

@@ -110,7 +110,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     dataset = open_data(config)
     fingerprint = dataset.meta.fingerprint
     # The folder is claimed when settings and data are known to be right.
-    build_data(config, dataset)
+    config.batch_size = build_data(config, dataset).batch_size
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())
     loggers = build_loggers(config, run.path)

@@ -33,6 +33,10 @@ HISTORY_KEYS = (
 )
 
 
+# Bounds of `batch_size=auto`: histories in a step, and steps in an epoch.
+LEAST_BATCH, LEAST_STEPS = 8, 12
+
+
 def open_data(config: DictConfig) -> PreparedDataset:
     """Prepare the data of a configuration, or open it if it is already prepared."""
     return configured_data(config).prepare(instantiate(config.data.engine))
@@ -53,15 +57,15 @@ def oracle_recall(config: DictConfig, dataset: PreparedDataset, *, part: Part) -
 
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
-    """Return the loaders of batches and requests.
+    """Return the loaders of batches and requests, with the number of histories that `batch_size=auto` stands for.
 
     Raises:
         UserError: If a setting of the history or the batches is wrong.
     """
     check_keys(config.history, HISTORY_KEYS, name="history")
     _check_variety(config, dataset)
-    least = {"history.max_events": 1, "history.max_exposures": 0, "batch_size": 1, "clip_norm": 0}
-    least |= {"trainer.check_val_every_n_epoch": 1, "trainer.devices": 1}
+    least = {"history.max_events": 1, "history.max_exposures": 0, "clip_norm": 0}
+    least |= {"batch_size": 1, "max_batch_size": 1, "trainer.check_val_every_n_epoch": 1, "trainer.devices": 1}
     least |= {} if config.evaluation.val_users is None else {"evaluation.val_users": 1}
     for key, lowest in least.items():
         found = OmegaConf.select(config, key)
@@ -69,10 +73,11 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         if isinstance(found, int | float) and not found >= lowest:
             or_null = ", or null for all" if key == "evaluation.val_users" else ""
             raise UserError(f"{key}: found {found}, expected at least {lowest}{or_null}")
+    is_auto = config.batch_size == "auto"
     data = RetrievalData(
         dataset,
         max_history=config.history.max_events,
-        batch_size=config.batch_size,
+        batch_size=config.max_batch_size if is_auto else config.batch_size,
         predict_first=config.history.predict_first,
         target_sampling=target_sampling_of(config),
         max_exposures=config.history.max_exposures,
@@ -83,6 +88,9 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
     if isinstance(devices, int) and isinstance(nodes, int):
         # Before processes are started, which would wait for each other.
         data.check_processes(devices * nodes)
+    # On small data an epoch of large batches has too few steps: training would stop early before it has learned much.
+    while is_auto and data.batch_size > LEAST_BATCH and len(data.train_dataloader()) < LEAST_STEPS:
+        data.batch_size = max(data.batch_size // 2, LEAST_BATCH)
     return data
 
 
