@@ -31,6 +31,8 @@ def main(run_path: str, recommendations: str, picture: str) -> None:
     run = load_run(run_path)
     recall = {"best reachable (the simulation's truth)": _recall(run.metrics, "test/best_reachable/")}
     recall["two-tower model"] = _recall(run.metrics, "test/")
+    # Items without any event before the test part, which no baseline can find.
+    recall["two-tower model, new items alone"] = _recall(run.metrics, "test/cold_items/")
     for name, generator in {"item-kNN": ItemKNN(), "popularity": Popularity()}.items():
         generator.fit(Interactions(run.dataset, "val"))
         recall[name] = _recall(_evaluate(run, generator), "")
@@ -78,7 +80,7 @@ def _print_user(run: TrainedRun, recommendations: str) -> None:
 
 def _draw(recall: dict[str, list[float]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6.5, 4), layout="constrained")
-    for (name, values), style in zip(recall.items(), ("k--", "C0o-", "C1o-", "C2o-"), strict=True):
+    for (name, values), style in zip(recall.items(), ("k--", "C0o-", "C0o:", "C1o-", "C2o-"), strict=True):
         axis.plot(CUTOFFS, values, style, label=name)
         axis.annotate(
             name, (CUTOFFS[-1], values[-1]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8
