@@ -186,15 +186,14 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._is_current = True
         if (path / CONFIG).exists():
-            found = OmegaConf.to_container(load_config(path / CONFIG), resolve=True)
-            wanted = OmegaConf.to_container(config, resolve=True)
-            is_auto = isinstance(found, dict) and isinstance(wanted, dict) and wanted.get("batch_size") == "auto"
-            if is_auto:
+            found = load_config(path / CONFIG)
+            if is_auto := config.get("batch_size") == "auto":
                 # The number that the earlier start chose from the same data.
-                wanted["batch_size"] = found.get("batch_size")
-            difference = _difference(found, wanted)
-            if is_auto and difference is None:
-                config.batch_size = found["batch_size"]
+                config.batch_size = found.get("batch_size")
+            stored, wanted = (OmegaConf.to_container(each, resolve=True) for each in (found, config))
+            difference = _difference(stored, wanted)
+            if is_auto and difference is not None:
+                config.batch_size = "auto"
             self._is_current = difference is None
             if difference is not None and self._has_results():
                 raise UserError(f"{path / CONFIG}: {difference}; choose another hydra.run.dir")
