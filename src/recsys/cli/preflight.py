@@ -62,7 +62,7 @@ def check_places(command: str, config: DictConfig) -> None:
     for key, expected in _EXPECTED.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(config, parent, default=None) if parent else config
-        if node is not None and OmegaConf.is_missing(node, name):
+        if node is not None and OmegaConf.is_missing(node, name) and command != "retrain":
             raise UserError(f"{key}: missing, expected {key}={expected}")
     _check_choice(command, config)
     for key in _RUNS.get(command, ()):
@@ -89,8 +89,9 @@ def check_places(command: str, config: DictConfig) -> None:
         _check_releases(config, key)
     root = OmegaConf.select(config, "data.root", default=None)
     source = config.data.get("name", "parquet") if root is not None else None
-    if source in _FOLDERS and root != "own" and "://" not in str(root):
-        _check_data(Path(str(root)), source)
+    # `recsys retrain` checks its data itself, because its hook is notified of a failure.
+    if source in _FOLDERS and root != "own" and "://" not in str(root) and command != "retrain":
+        check_data(Path(str(root)), source)
 
 
 def check_run_folder(path: Path) -> None:
@@ -176,7 +177,12 @@ def _check_written(key: str, path: Path) -> None:
         raise UserError(f"{key}: cannot write to {parent}: permission denied")
 
 
-def _check_data(root: Path, source: str) -> None:
+def check_data(root: Path, source: str) -> None:
+    """Refuse a folder of tables that is missing or unreadable, or that is a file.
+
+    Raises:
+        UserError: If the tables cannot be read.
+    """
     if not root.exists():
         raise UserError(f"data.root: {_absent(root)}; expected a folder with interactions.{source}")
     if not root.is_dir():

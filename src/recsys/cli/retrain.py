@@ -64,9 +64,12 @@ def main(config: DictConfig) -> None:
 
 
 def _run(config: DictConfig, notifier: Notifier) -> tuple[CyclePlan, Cycle | None]:
+    from pathlib import Path
+
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from recsys.cli.preflight import check_data
     from recsys.core.errors import UserError
     from recsys.experiments.compose import compose_training
     from recsys.experiments.overrides import quoted
@@ -82,7 +85,11 @@ def _run(config: DictConfig, notifier: Notifier) -> tuple[CyclePlan, Cycle | Non
     elif config.why is not None or config.by is not None:
         raise UserError("why: expected accept=CYCLE, the stopped cycle that the reason is for")
     # The run of an accepted cycle is finished, so neither data nor settings of training are needed.
-    root = "" if request is not None and OmegaConf.is_missing(config.data, "root") else str(config.data.root)
+    root = "" if OmegaConf.is_missing(config.data, "root") else str(config.data.root)
+    if request is None and not root:
+        raise UserError("data.root: missing, expected data.root=DIR")
+    if request is None and "://" not in root:
+        check_data(Path(root), "parquet")
     training, variants = compose_training(["data=parquet", f"data.root={quoted(root)}", *config.train])
     words = [*HydraConfig.get().overrides.task, *HydraConfig.get().overrides.hydra]
     command = [

@@ -229,9 +229,13 @@ def test_a_stopped_candidate_is_named_by_every_call_until_it_is_accepted(first: 
         {"args": ["recsys", "retrain", "accept=2", "why= ", *places]},
         {"args": ["recsys", "retrain", "accept=7", "why=ok", *places]},
         *({"args": accept, "kill": kill} for kill in ACCEPT_KILLS),
-        {"args": accept[:2] + ["data.root=nowhere", *places]},
+        {"args": [*accept[:2], "data.root=nowhere", *places]},
+        {"args": [*accept[:2], f"data.root={scene.data}", *places]},
     ]
-    (stopped, output), (again, log), (empty, error), (unknown, message), *kills, (_, last) = run_all(jobs, tmp_path)
+    (stopped, output), (again, log), (empty, error), (unknown, message), *kills, (nowhere, absent), (_, last) = run_all(
+        jobs, tmp_path
+    )  # fmt: skip
+    assert (nowhere, "data.root: nowhere: no such file or folder" in absent) == (1, True), absent
     assert (stopped, again) == (3, 3), output + log
     for text in (output, log):
         assert "absolute, recall@100: " in text

@@ -163,6 +163,7 @@ def test_changed_settings_of_gates_judge_the_same_candidate_again(world: World) 
     assert world.file.stops() == []
     verdict = world.verdict(1)
     assert [one.outcomes[0].threshold for one in verdict.former] == [1.67, 2.0]
+    assert [one["stopped_by"] for one in verdict.to_json()["former"]] == [["volume"], ["volume"]]
     assert verdict.passed
     # The files count as read once, by the first attempt.
     assert world.run(gates__volume__max_ratio=9.0)[0] is None

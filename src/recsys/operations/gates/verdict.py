@@ -171,7 +171,8 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `verdict.json`."""
-        return {**to_plain(self), "passed": self.passed, "stopped_by": self.stopped_by}
+        former = [verdict.to_json() for verdict in self.former]
+        return {**to_plain(self), "passed": self.passed, "stopped_by": self.stopped_by, "former": former}
 
     @classmethod
     def load(cls, path: Path) -> Verdict:
