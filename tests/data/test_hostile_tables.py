@@ -60,8 +60,13 @@ def check_read(case: Case, cache: Path, settings: DataSettings) -> None:
         assert len(held) == len(read)
         for row, one in zip(held, read, strict=True):
             for name, own in columns.items():
-                value = one[own] // 10**6 if own == "time" and one[own] > 10**12 else one[own]
-                assert equal(value, row[name], case.format), (owner, name, row[name], value)
+                value = one[own]
+                if own == "time":
+                    # Seconds stay seconds, also those in text; dates become microseconds.
+                    value = str(value // 10**6 if value > 10**12 else value)
+                    assert value == str(row[name])
+                else:
+                    assert equal(value, row[name], case.format), (owner, name, row[name], value)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

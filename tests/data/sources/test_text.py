@@ -69,6 +69,13 @@ def test_one_event_in_many_forms(tmp_path: Path, text: str) -> None:
     assert events_of(tmp_path / "data", text) == ONE_EVENT
 
 
+def test_rows_of_one_column_that_end_in_a_delimiter(tmp_path: Path) -> None:
+    content: Content = {"interactions.csv": HEAD + "1,7,3\n", "items.csv": "item_id\n7;\n8;\n"}
+    assert columns(converted(tmp_path / "data", content).items[0]) == {"item_id": [7, 8]}
+    with pytest.raises(UserError, match=r"items\.csv: line 3: found 1 fields, expected 2 as in the first row"):
+        converted(tmp_path / "other", content | {"items.csv": "item_id\na;\nb\n"})
+
+
 def test_words_for_missing_values_are_text(tmp_path: Path) -> None:
     text = "user_id,item_id,timestamp,country\nNone,NA,1,NA\nnan,null,2,\nnull,n/a,3,nan\n"
     assert events_of(tmp_path / "data", text) == {
@@ -160,7 +167,7 @@ def test_typed_headers_of_recbole(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (HEAD + "1,2,3\n4,5,6,7\n", r"line 3: found 4 fields, expected 3 as in the header"),
-        (HEAD + "1,2,3,\n4,5,6,7\n", r"line 3: found 4 fields, expected 3"),
+        (HEAD + "1,2,3,\n4,5,6,7\n", r"line 3: found 4 fields, expected 4 as in the first row, the last one empty"),
         (HEAD + '1,"a\nb",3\n4,5\n', r"line 4: found 2 fields"),
         (HEAD + '1,"2,3\n', r'line 2: the quote " is never closed; data\.quote=none'),
         (HEAD + '1,"Weird" Al,3\n', r"line 2: text after the closing quote"),

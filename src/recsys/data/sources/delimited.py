@@ -174,7 +174,12 @@ class DelimitedFile:
             choices = " or ".join(f"data.delimiter={_DETECTED[delimiter]}" for delimiter in possible)
             line = start.splitlines()[0][:200]
             raise UserError(f"{self._file}: line 1 can be split in several ways ({line}); {choices} chooses one")
-        return possible[0] if possible else ","
+        chosen = possible[0] if possible else ","
+        rows = [line for line in start.splitlines() if line][1:]
+        if self._names is None and rows and len(splits[chosen]) == 1 and rows[0][-1] in _DETECTED:
+            # A header of one column shows no delimiter, but its rows may end in one.
+            return rows[0][-1]
+        return chosen
 
     def _reader(self, text: Any, delimiter: str) -> Any:
         csv.field_size_limit(sys.maxsize)
@@ -264,6 +269,8 @@ class DelimitedFile:
         for line, row in self._rows():
             if len(row) != num_named or (num_named > num_fields and row[-1]):
                 expected = f"{num_fields} as in the header" if self._names is None else f"{num_fields} (data.header)"
+                if num_named > num_fields:
+                    expected = f"{num_named} as in the first row, the last one empty"
                 raise UserError(f"{self._file}: line {line}: found {len(row)} fields, expected {expected}")
 
 
