@@ -62,8 +62,8 @@ COUNTING = (
             ],
         ),
         (AVERAGED, [[STEP, 9], [STEP, 14]]),
-        # Some twenty steps to select, as many again of the refit.
-        (SPARSE_REFIT, [[STEP, 8], [STEP, 24], [STEP, 26]]),
+        # Twenty steps to select, then those of the refit.
+        (SPARSE_REFIT, [[STEP, 8], [STEP, 22], [STEP, 24]]),
         (REMEMBERING, [[STEP, 6], [STEP, 14]]),
         (COUNTING, [[STEP, 9]]),
     ],
