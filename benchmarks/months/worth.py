@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from recsys.data.dataset import PreparedDataset
-from recsys.operations.gates.evidence import Side
+from recsys.operations.gates.evidence import JudgedRelease
 from recsys.operations.gates.judged_requests import JudgedRequests
 from recsys.release.runtime.retriever import Retriever
 
@@ -26,5 +26,5 @@ def requests_since(dataset: PreparedDataset, moment: int) -> JudgedRequests:
 
 def worth(release: Retriever, asked: JudgedRequests) -> dict[str, float]:
     """Return the metrics of the release, through its exported tower and index. Items unknown to it are misses."""
-    metrics = Side(release, asked).metrics
+    metrics = JudgedRelease(release, asked).metrics
     return {name: float(metrics[name]) for name in METRICS}

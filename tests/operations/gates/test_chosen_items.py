@@ -17,7 +17,7 @@ from recsys.experiments.trained_run import load_run
 from recsys.operations.gates.accuracy import KeepsRecord, Predictable
 from recsys.operations.gates.artifact import Reproduces, SameAsTrained
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease
 from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.non_inferiority import PairedMetric, non_inferiority
 from recsys.operations.gates.staging import PackingSettings, stage
@@ -47,7 +47,7 @@ def test_gates_judge_the_chosen_items(published: Published, tmp_path: Path) -> N
 
     finished = dataclasses.replace(run, metrics={f"test/{name}": everything[name] for name in METRICS})
     judged = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
-    side = Side(retriever, judged)
+    side = JudgedRelease(retriever, judged)
     evidence = Evidence(
         run=finished, judged=judged, candidate=side, served_side=side, window=EventWindow(run.dataset), now=0
     )
@@ -126,7 +126,7 @@ def test_a_release_of_all_items_has_the_record_of_its_run(published: Published) 
 def test_a_release_older_than_the_test_part_has_no_reference(published: Published) -> None:
     run = load_run(published.runs[0])
     judged = choose_requests(run.dataset, bool(run.config.exclude_seen), most=None)
-    side = Side(Retriever.load(published.store, published.versions[0]), judged)
+    side = JudgedRelease(Retriever.load(published.store, published.versions[0]), judged)
 
     def outcome_of(begin: int) -> Outcome:
         evidence = Evidence(

@@ -17,7 +17,7 @@ from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.experiments.assembly import open_data
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, K, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease, K
 from recsys.operations.gates.judged_requests import action_columns, choose_requests
 from recsys.operations.gates.staging import open_release
 from recsys.publishing.recommenders import with_root
@@ -29,11 +29,13 @@ def run(published: Published) -> TrainedRun:
 
 
 @pytest.fixture(scope="module")
-def side(published: Published, run: TrainedRun) -> Side:
-    return Side(open_release(published.store, published.versions[0]), choose_requests(run.dataset, True, most=None))
+def side(published: Published, run: TrainedRun) -> JudgedRelease:
+    return JudgedRelease(
+        open_release(published.store, published.versions[0]), choose_requests(run.dataset, True, most=None)
+    )
 
 
-def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: Side) -> None:
+def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: JudgedRelease) -> None:
     dataset = run.dataset
     metrics = RetrievalMetrics(dataset, len(run.corpus), keep_users=True)
     batches = RequestLoader(run.builder, dataset.requests("test"))
@@ -47,7 +49,7 @@ def test_a_release_is_measured_as_training_measures(run: TrainedRun, side: Side)
             np.testing.assert_allclose(values, table[name].to_numpy(), atol=1e-6)
 
 
-def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side: Side) -> None:
+def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side: JudgedRelease) -> None:
     dataset, judged = run.dataset, side.judged
     assert [feature.name for feature in action_columns(dataset)] == ["action"]
     (feature,) = action_columns(dataset)
@@ -68,7 +70,7 @@ def test_recall_by_action_counts_items_with_such_an_event(run: TrainedRun, side:
         np.testing.assert_allclose(side.per_user[f"action={value}/recall@{K}"], expected)
 
 
-def test_relevant_items_before_and_after_a_moment(run: TrainedRun, side: Side) -> None:
+def test_relevant_items_before_and_after_a_moment(run: TrainedRun, side: JudgedRelease) -> None:
     dataset, judged = run.dataset, side.judged
     moment = int(np.median(dataset.time[dataset.val_end[judged.requests.user_idx]]))
     new, before = judged.relevant_since(moment)
@@ -79,10 +81,10 @@ def test_relevant_items_before_and_after_a_moment(run: TrainedRun, side: Side) -
         assert set(new.values[new.offsets[row] : new.offsets[row + 1]].tolist()) == late & wanted
 
 
-def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: Side, tmp_path: Path) -> None:
+def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: JudgedRelease, tmp_path: Path) -> None:
     root = write_world(tmp_path / "data", seed=5)
     dataset = open_data(with_root(run.config, str(root)))
-    other = Side(side.retriever, choose_requests(dataset, True, most=20))
+    other = JudgedRelease(side.retriever, choose_requests(dataset, True, most=20))
     assert len(other.judged.requests.user_idx) == 20
     ids = side.retriever.items["item_id"].combine_chunks()
     known = np.array([item in set(dataset.item_ids.to_pylist()) for item in ids.to_pylist()])
@@ -96,7 +98,7 @@ def test_items_unknown_to_the_data_set_are_shown_as_zero(run: TrainedRun, side: 
     np.testing.assert_array_equal(other.scores, scores)
 
 
-def test_popularity_is_that_of_training(run: TrainedRun, side: Side) -> None:
+def test_popularity_is_that_of_training(run: TrainedRun, side: JudgedRelease) -> None:
     evidence = Evidence(
         run=run, judged=side.judged, candidate=side, served_side=side, window=EventWindow(run.dataset), now=0
     )

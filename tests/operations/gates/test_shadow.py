@@ -17,7 +17,7 @@ from publishing import Published
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.trained_run import load_run
 from recsys.operations.gates.event_window import EventWindow
-from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease, NothingServedError
 from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.replay import Replay, ReplayedAnswer, replay
 from recsys.operations.gates.shadow import Shadow, ShadowHits
@@ -188,7 +188,7 @@ def test_real_releases_replay_the_same_requests(published: Published) -> None:
     evidence = Evidence(
         run=run,
         judged=judged,
-        candidate=Side(one, judged),
+        candidate=JudgedRelease(one, judged),
         served_side=None,
         window=EventWindow(run.dataset),
         now=0,

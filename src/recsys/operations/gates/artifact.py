@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from recsys.data.dataset import Requests
 from recsys.operations.gates.event_window import DAY
-from recsys.operations.gates.evidence import Evidence, K, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease, K
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, failed, untested
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender
 from recsys.release.runtime.user_tower import pad
@@ -116,7 +116,7 @@ class TowerLatency:
         yield at_most("median ms", found, threshold=bound, reason=reason, fits=fits)
 
 
-def _single_requests(side: Side, most: int) -> list[dict[str, np.ndarray]]:
+def _single_requests(side: JudgedRelease, most: int) -> list[dict[str, np.ndarray]]:
     requests = side.judged.requests
     chosen = np.linspace(0, len(requests.user_idx) - 1, min(most, len(requests.user_idx), 100)).astype(np.int64)
     tower = side.retriever.tower

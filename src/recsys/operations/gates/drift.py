@@ -9,7 +9,7 @@ import numpy as np
 
 from recsys.core.columns import load_array
 from recsys.core.types import Float64Array
-from recsys.operations.gates.evidence import Evidence, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
 from recsys.release.manifest import EMBEDDINGS
 
@@ -58,7 +58,7 @@ class PopularityDrift:
         yield at_most(check, found, threshold=served + self.max_head_increase, reason=reason, fits=fits)
 
 
-def _head_share(side: Side, cutoff: int) -> float:
+def _head_share(side: JudgedRelease, cutoff: int) -> float:
     """Return the share of head items (first half of the training events) among the shown items."""
     counts = side.judged.dataset.train_count
     order = np.argsort(-counts, kind="stable")
@@ -129,11 +129,11 @@ def judge_score_spread(found: float, served: float, *, min_ratio: float) -> Outc
     return at_least("score spread", found, threshold=min_ratio * served, reason=reason, fits=fits)
 
 
-def _items(side: Side) -> Float64Array:
+def _items(side: JudgedRelease) -> Float64Array:
     return np.asarray(load_array(side.retriever.folder / EMBEDDINGS)).astype(np.float64)
 
 
-def _users(side: Side) -> Float64Array:
+def _users(side: JudgedRelease) -> Float64Array:
     users = side.embeddings.astype(np.float64)
     return users.reshape(len(users), -1)
 
@@ -154,7 +154,7 @@ def _norm_spread(rows: Float64Array) -> float:
     return float(np.quantile(size, 0.99) / max(float(np.median(size)), 1e-30))
 
 
-def _score_spread(side: Side) -> float:
+def _score_spread(side: JudgedRelease) -> float:
     """Return the mean spread of the scores of all full lists."""
     full = np.isfinite(side.scores).all(1)
     return relative_spread(side.scores[full].astype(np.float64)) if full.any() else 0.0

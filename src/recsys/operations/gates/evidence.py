@@ -37,7 +37,7 @@ _BLOCK = 1024
 _EMBEDDED = 2048
 
 
-class Side:
+class JudgedRelease:
     """One of the two compared releases, with its answers to the test requests."""
 
     def __init__(self, retriever: Retriever, judged: JudgedRequests) -> None:
@@ -118,14 +118,14 @@ class Evidence:
 
     run: TrainedRun
     judged: JudgedRequests
-    candidate: Side
-    served_side: Side | None
+    candidate: JudgedRelease
+    served_side: JudgedRelease | None
     window: EventWindow
     now: int
     samples: Sequence[RequestSample] = ()
 
     @property
-    def served(self) -> Side:
+    def served(self) -> JudgedRelease:
         """Answers of the served release.
 
         Raises:

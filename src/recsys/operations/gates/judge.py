@@ -20,7 +20,7 @@ from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import log_verdict
 from recsys.operations.gates.event_window import DAY, EventWindow
-from recsys.operations.gates.evidence import Evidence, NothingServedError, Side
+from recsys.operations.gates.evidence import Evidence, JudgedRelease, NothingServedError
 from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
 from recsys.operations.gates.verdict import Outcome, Verdict, failed, untested
@@ -113,7 +113,9 @@ def judge_run(
     judged = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
     if not len(judged.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
-    sides = {"candidate": Side(candidate, judged)} | ({} if served is None else {"served": Side(served, judged)})
+    sides = {"candidate": JudgedRelease(candidate, judged)} | (
+        {} if served is None else {"served": JudgedRelease(served, judged)}
+    )
     evidence = Evidence(
         run=run,
         judged=judged,
@@ -195,7 +197,7 @@ def _outcomes(gate: Gate, evidence: Evidence) -> list[Outcome]:
     return outcomes
 
 
-def _measured(side: Side) -> dict[str, float]:
+def _measured(side: JudgedRelease) -> dict[str, float]:
     try:
         return {name: value for name, value in side.metrics.items() if math.isfinite(value)}
     except UserError:
