@@ -43,8 +43,8 @@ class ModernTransformer(nn.Module):
         window: int | None = None,
     ) -> None:
         super().__init__()
-        if dim % (2 * num_heads):
-            raise ValueError(f"dim {dim} is not a multiple of twice num_heads {num_heads}")
+        if num_heads < 1 or dim % (2 * num_heads):
+            raise ValueError(f"num_heads: found {num_heads}, expected a divisor of half of dim {dim}")
         if window is not None and window < 1:
             raise ValueError(f"window: found {window}, expected at least 1, or null")
         self.rotation = _Rotation(dim // num_heads, max_history + 1)
