@@ -80,7 +80,7 @@ def test_a_block_reaches_as_far_as_its_window() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="dim 6 is not a multiple of twice num_heads 2"):
+    with pytest.raises(ValueError, match="num_heads: found 2, expected a divisor of half of dim 6"):
         ModernTransformer(6, 30, num_heads=2)
     with pytest.raises(ValueError, match="window: found 0"):
         ModernTransformer(8, 30, window=0)
