@@ -22,7 +22,7 @@ from recsys.core.types import Float32Array
 from recsys.data.batches.batch import RaggedTensor
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.ranking import Ranker
-from recsys.evaluation.relevance import seen_items
+from recsys.evaluation.relevance import recent_items, seen_items
 from recsys.evaluation.topk import BlockedTopK
 
 Until = Literal["train", "val"]
@@ -99,11 +99,10 @@ class Interactions:
             requests: users, and the ends of their histories.
             num_recent: number of most recent events to read; None for all.
         """
-        seen = seen_items(self.dataset, requests)
-        if num_recent is not None:
-            lengths = np.minimum(np.diff(seen.offsets), num_recent)
-            values = seen.values[ragged_positions(seen.offsets[1:] - lengths, lengths)]
-            seen = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+        if num_recent is None:
+            seen = seen_items(self.dataset, requests)
+        else:
+            seen = recent_items(self.dataset, requests, num_recent)
         rows, columns = self._cells(seen)
         shape = (len(seen), self.num_items)
         matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from recsys.core.columns import Ragged, ragged_positions
+from recsys.core.types import Int64Array
 from recsys.data.dataset import Part, PreparedDataset, Requests
+
+# Events from which a history is long.
+LONG = 1000
 
 
 def seen_items(dataset: PreparedDataset, requests: Requests) -> Ragged:
-    """Return the item_idx of each request's whole history, with repeats. Unknown users have none."""
+    """Return the item_idx of each request's whole history. Unknown users have none.
+
+    Short histories are returned with repeats. Of a long one each item is returned once, because several requests of its
+    user (each event of a test part is one) would repeat all events.
+    """
     known = requests.user_idx >= 0
     begin = dataset.offsets[np.where(known, requests.user_idx, 0)]
     lengths = np.where(known, requests.end - begin, 0)
-    values = np.asarray(dataset.item_idx[ragged_positions(begin, lengths)])
+    is_long = lengths > LONG
+    found = dict(_distinct_items(dataset, requests, lengths=lengths, rows=np.flatnonzero(is_long)))
+    sizes = lengths.copy()
+    for row, items in found.items():
+        sizes[row] = len(items)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    values = np.empty(offsets[-1], np.int32)
+    short = ragged_positions(begin[~is_long], lengths[~is_long])
+    values[ragged_positions(offsets[:-1][~is_long], lengths[~is_long])] = dataset.item_idx[short]
+    for row, items in found.items():
+        values[offsets[row] : offsets[row + 1]] = items
+    return Ragged(values, offsets)
+
+
+def recent_items(dataset: PreparedDataset, requests: Requests, num_recent: int) -> Ragged:
+    """Return the item_idx of the last `num_recent` events of each history, with repeats. Unknown users have none."""
+    known = requests.user_idx >= 0
+    begin = dataset.offsets[np.where(known, requests.user_idx, 0)]
+    lengths = np.minimum(np.where(known, requests.end - begin, 0), num_recent)
+    values = np.asarray(dataset.item_idx[ragged_positions(requests.end - lengths, lengths)])
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _distinct_items(
+    dataset: PreparedDataset, requests: Requests, *, lengths: Int64Array, rows: Int64Array
+) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
+    """Yield some requests and the distinct items of their histories. The events of a user are read once."""
+    for user in np.unique(requests.user_idx[rows]):
+        own = rows[requests.user_idx[rows] == user]
+        begin = dataset.offsets[user]
+        items, first = np.unique(dataset.item_idx[begin : begin + lengths[own].max()], return_index=True)
+        for row in own:
+            yield int(row), items[first < lengths[row]]
 
 
 def relevant_items(
