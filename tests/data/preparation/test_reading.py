@@ -130,6 +130,12 @@ def test_times_of_sessions(tmp_path: Path) -> None:
         assert prepared(root, GivenSplit()).time.tolist() == [at * scale for at in (5, 6, 7, 1, 2)]
 
 
+def test_lists_of_one_length(tmp_path: Path) -> None:
+    items = pa.array([[10, 11, 12], [12, 10, 13]], pa.list_(pa.int64(), 3))
+    root = write_folder(tmp_path / "data", {"user_id": ["a", "b"], "item_id": items, "timestamp": [[1, 2, 3]] * 2})
+    assert histories(prepared(root)) == {"a": ([10], [11], [12]), "b": ([12], [10], [13])}
+
+
 def test_lists_of_other_lengths(tmp_path: Path) -> None:
     bad = SESSIONS | {"timestamp": [[5, 6, 7], [1]]}
     with pytest.raises(UserError, match=r"column 'timestamp' has 1 rows whose list .* as long as the one in 'item_id'"):

@@ -124,3 +124,11 @@ def test_batch_retrieval_reads_the_times_of_its_data(
         for recommender in (release, run)
     )
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit"), [(1_700_000_000_000, "milliseconds"), (1.7e15, "microseconds"), (17 * 10**17, "nanoseconds")]
+)
+def test_other_units_are_refused_by_name(value: float, unit: str) -> None:
+    with pytest.raises(UserError, match=rf"expected seconds since 1970; as {unit} it is 2023-11-14T22:13:20"):
+        seconds(value)

@@ -206,8 +206,9 @@ def _table(
         for name in sorted(used):
             types[name] = _joined(name, types.get(name), shards=full, shard=shard)
     lists: frozenset[str] = frozenset()
-    if owner == "interactions" and pa.types.is_list(types[names["item_id"]]):
-        lists = frozenset(name for name, kind in types.items() if pa.types.is_list(kind))
+    found_lists = {n for n, kind in types.items() if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)}
+    if owner == "interactions" and names["item_id"] in found_lists:
+        lists = frozenset(found_lists)
         types |= {name: types[name].value_type for name in lists}
     table = Table(owner, shards, types, names, lists)
     for key, name in names.items():
