@@ -98,11 +98,10 @@ def _check_variety(config: DictConfig, dataset: PreparedDataset) -> None:
     """Refuse training events of one user or of one item, from which nothing can be told apart."""
     trained_users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
     columns = config.data.columns
-    for key, num, ids, first in (
-        ("user_id", len(trained_users), dataset.user_ids, int(trained_users[0]) if len(trained_users) else 0),
-        ("item_id", dataset.num_trained, dataset.item_ids, 0),
-    ):
+    for key, num in (("user_id", len(trained_users)), ("item_id", dataset.num_trained)):
         if num == 1:
+            # Ids are read only for the message.
+            ids, first = (dataset.user_ids, int(trained_users[0])) if key == "user_id" else (dataset.item_ids, 0)
             column = columns.get(key) or key
             raise UserError(
                 f"column '{column}' of the interactions: every training event has {ids[first].as_py()!r}, expected "
