@@ -22,7 +22,7 @@ _RUNS = {
     "train": ("warm_start", "negatives.run"),
 }
 # Keys of folders that only hold the metrics of a run.
-_RUN_LISTS = {"compare": ("runs",), "generators": ("runs",), "baselines": ("against",)}
+_RUN_LISTS = {"compare": ("runs",), "generators": ("runs",), "baselines": ("against",), "index": ("sweep",)}
 _READ = {"embed-items": ("items",), "sweep": ("file",)}
 _WRITTEN = {"recommend": ("out",), "embed-items": ("out",), "compare": ("html",), "generators": ("out",)}
 # Keys of releases, by command.
@@ -44,6 +44,7 @@ _EXPECTED = {
     "items": "FILE",
     "file": "FILE|DIR",
     "out": "FILE",
+    "negatives.run": "RUN",
 }
 # Sources that are folders on this machine.
 _FOLDERS = ("csv", "jsonl", "parquet")
@@ -64,6 +65,12 @@ def check_places(command: str, config: DictConfig) -> None:
         node = OmegaConf.select(config, parent, default=None) if parent else config
         if node is not None and OmegaConf.is_missing(node, name) and command != "retrain":
             raise UserError(f"{key}: missing, expected {key}={expected}")
+    if "store" in config and config.store is not None and Path(config.store).is_file():
+        raise UserError(f"store: {config.store} is a file, expected a folder of releases")
+    if command == "index" and config.alias is not None:
+        from recsys.release.store import ReleaseStore
+
+        ReleaseStore(config.store).check_alias(config.alias)
     _check_choice(command, config)
     for key in _RUNS.get(command, ()):
         if (run := OmegaConf.select(config, key, default=None)) is not None:
@@ -91,6 +98,8 @@ def check_places(command: str, config: DictConfig) -> None:
     source = config.data.get("name", "parquet") if root is not None else None
     # `recsys retrain` checks its data itself, because its hook is notified of a failure.
     if source in _FOLDERS and root != "own" and "://" not in str(root) and command != "retrain":
+        if not str(root):
+            raise UserError("data.root: empty, expected data.root=DIR")
         check_data(Path(str(root)), source)
 
 
@@ -104,6 +113,8 @@ def check_run_folder(path: Path) -> None:
         if place.exists():
             if not place.is_dir():
                 raise UserError(f"hydra.run.dir: {place} is a file, expected a folder")
+            if place == path and (path / "aliases").is_dir():
+                raise UserError(f"hydra.run.dir: {path} is a folder of releases, expected the folder of a run")
             if not os.access(place, os.W_OK | os.X_OK):
                 raise UserError(f"hydra.run.dir: cannot write to {place.absolute()}: permission denied")
             return

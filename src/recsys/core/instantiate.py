@@ -24,8 +24,7 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
         UserError: If a value is missing, or the node cannot be instantiated.
     """
     # Hydra drops missing values (???) from a partial without an error.
-    for key in OmegaConf.missing_keys(node):
-        place = node._get_full_key(key)
+    for place in OmegaConf.missing_keys(node):
         raise UserError(f"{place}: missing, expected {place}=...")
     place = node._get_full_key(None)
     try:

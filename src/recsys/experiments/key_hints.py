@@ -139,4 +139,4 @@ def _is_interpolation(tree: DictConfig, key: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[-.]", "_", name).lower()
+    return re.sub(r"[-./]", "_", name).lower()

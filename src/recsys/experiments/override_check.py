@@ -90,7 +90,7 @@ class _Command:
         if self.name == "train":
             listed.append("experiment")
         names = {name: f"{'+' * (group == 'experiment')}{group}={name}" for group in listed for name in options(group)}
-        return names | {key: f"{key}=" for key in [*keys_below(config), *listed]}
+        return names | {key: f"{key}=" for key in [*keys_below(without_hydra(config)), *listed]}
 
     def with_word(self, error: UnknownKeyError, words: Sequence[str]) -> str:
         """Return the message of an unknown key, with the word to type instead of the one that was given."""

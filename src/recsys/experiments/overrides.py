@@ -20,10 +20,8 @@ from recsys.experiments.key_hints import elsewhere, near
 # Hydra's option for a folder of options outside `conf/`.
 CONFIG_DIR = ("--config-dir", "-cd")
 _MULTIRUN = ("-m", "--multirun")
-_WITH_VALUE = (
-    *CONFIG_DIR, "--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn",
-    "--experimental-rerun", "--info", "-i",
-)  # fmt: skip
+_CFG = ("--cfg", "-c")
+_WITH_VALUE = (*CONFIG_DIR, *_CFG, "--package", "-p", "--experimental-rerun", "--info", "-i")
 _ALONE = (*_MULTIRUN, "--resolve", "--run", "-r", "--hydra-help", "--version", "--shell-completion", "-sc")
 # Last parts of keys whose values are texts, mostly paths: every character stands for itself.
 _TEXT = {
@@ -77,7 +75,13 @@ def split_words(
         word = words.pop(0)
         name, equals, value = word.partition("=")
         if name in with_value:
-            found += [word] if equals or not words else [word, words.pop(0)]
+            given = [] if equals else words[:1]
+            if name in _CFG and (value if equals else "".join(given)) not in ("job", "hydra", "all"):
+                raise UserError(f"{name}: expected {name} job, which shows the configuration")
+            found += [word, *given]
+            words = words[len(given) :]
+        elif not word.strip():
+            raise UserError("found an empty word, expected KEY=VALUE")
         elif allowed is None and word in _ALONE:
             found.append(word)
         elif word.startswith("-"):
@@ -117,6 +121,9 @@ def _plain_word(word: str, after: Sequence[str], names: Mapping[str, str]) -> st
         return f"{word} {following}: expected {shown(f'{word}={following}')}"
     if start:
         return f"{word}: expected {start}{'VALUE' if start.endswith('=') else ''}"
+    key, colon, value = word.partition(":")
+    if colon and names.get(key, "").endswith("="):
+        return f"{word}: expected {shown(f'{key}={value}')}"
     if Path(word).is_dir():
         return f"{word}: expected KEY=VALUE, such as data=parquet data.root={shown(word)}"
     found = near(word, names)
