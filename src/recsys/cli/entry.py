@@ -107,6 +107,7 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
     given = sys.argv
     failed: list[str] = []
     own = [word for before, word in _pairs(words) if not {before, word.partition("=")[0]} & {*CONFIG_DIR}]
+    own = [word for word in own if "hydra.searchpath" not in word]
     if not any(word.startswith("-") for word in own):
         config, folder = compose_job(command.config_name, [*own, *search_path(words)])
         check_places(command.name, config)

@@ -57,7 +57,9 @@ def checked(config_name: str, arguments: Sequence[str], allowed: Sequence[str] |
         raise UserError(command.with_word(error, words.overrides)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(readable(error)) from error
-    return [*words.options, *overrides] if allowed is None else [*overrides, *command.path]
+    if allowed is not None:
+        return [*overrides, *command.path]
+    return [*words.options, *(word for word in words.overrides if "hydra.searchpath" in word), *overrides]
 
 
 class _Command:
