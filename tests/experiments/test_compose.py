@@ -10,6 +10,7 @@ from composing import composition_error
 from worlds import compose
 
 from recsys.core.errors import UserError
+from recsys.experiments.compose import compose_command
 from recsys.experiments.conf_files import REMOVED_EXPERIMENTS
 from recsys.experiments.config_check import check
 
@@ -81,10 +82,42 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["negatives=hard", "negatives.hardest=8", "negatives.of.num_negatives=32"],
         ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
         ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],
+        [
+            "data=csv",
+            "data.root=/somewhere",
+            "data.header.items=[item_id,Book Title]",
+            "data.files.users=[a.csv,b.csv]",
+        ],
     ],
 )
 def test_right_overrides(overrides: list[str]) -> None:
     assert problem(*overrides) is None
+
+
+def test_lists_of_files_and_of_columns_are_lists() -> None:
+    words = ["data=csv", "data.root=.", "data.header.items=[item_id,Book Title]", "data.files.users=[a.csv,b (2).csv]"]
+    data = compose_command("train", words).data
+    assert (data.header["items"], data.files.users) == (["item_id", "Book Title"], ["a.csv", "b (2).csv"])
+
+
+@pytest.mark.parametrize(
+    "name", ["Book Title", "a.b", "count(*)", "year=", "a, b", "x:y", "C:\\d", "50%", "[1]", "2nd", "2010"]
+)
+def test_settings_of_columns_with_any_name(name: str) -> None:
+    words = [
+        "data=parquet",
+        "data.root=.",
+        f"data.features.items.{name}.kind=text",
+        f"+data.features.items.{name}.buckets=8",
+    ]
+    features = compose_command("train", words).data.features["items"]
+    assert features == {name: {"kind": "text", "buckets": 8}}
+
+
+def test_a_column_that_a_command_line_cannot_name() -> None:
+    message = problem('data.features.items.a"b.kind=text')
+    assert message is not None
+    assert "cannot name the column 'a\"b'" in message
 
 
 @pytest.mark.parametrize(("name", "override"), REMOVED_EXPERIMENTS.items())

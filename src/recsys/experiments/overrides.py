@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from recsys.core.errors import UserError
+from recsys.core.schema import FEATURE_SETTINGS, OWNERS
 from recsys.experiments.key_hints import elsewhere, near
 
 # Hydra's option for a folder of options outside `conf/`.
@@ -29,6 +30,13 @@ _TEXT = {
     "warm_start", "against", "state", "events", "changes", "allow", "deny", "path", "save_dir", "dirpath", "release",
     "version", "alias", "why", "by", "revision", "time_format",
 }  # fmt: skip
+# Keys below which a text in brackets is a list.
+_LISTS = ("data.files.", "data.header.")
+# A setting of a column whose name Hydra's grammar does not allow in a key.
+_FEATURE = re.compile(
+    rf"(\+*)(data\.features\.(?:{'|'.join(OWNERS)}))\.([^=]*[^\w-].*|\d+[A-Za-z_]\w*)\.({'|'.join(FEATURE_SETTINGS)})=(.*)",
+    re.DOTALL,
+)
 # Combinations of a multirun that are checked before the first one starts.
 _MOST_COMBINATIONS = 64
 
@@ -158,6 +166,8 @@ def literal(word: str, is_multirun: bool = False) -> str:
     Raises:
         UserError: If the grammar does not allow the value. The message says what to type.
     """
+    if feature := _FEATURE.fullmatch(word):
+        return _of_feature(word, feature)
     sign, key, value = split_override(word)
     if sign.startswith("~") or value is None or not value or "${" in value or value == "null":
         return word
@@ -166,7 +176,9 @@ def literal(word: str, is_multirun: bool = False) -> str:
     parsed = _parsed(word)
     as_typed = f"{sign}{key}={quoted(value)}"
     # A hook is one text, or a list of words.
-    texts = _TEXT if value[0] == "[" else {*_TEXT, "notify"}
+    texts: Collection[str] = _TEXT if value[0] == "[" else {*_TEXT, "notify"}
+    if value[0] == "[" and key.startswith(_LISTS):
+        texts = ()
     if key.rpartition(".")[2] in texts and not key.startswith("data.features."):
         if value.startswith("~/"):
             return f"{sign}{key}={quoted(str(Path(value).expanduser()))}"
@@ -189,6 +201,19 @@ def literal(word: str, is_multirun: bool = False) -> str:
         point = f"; decimals have a point: {key}={value.replace(',', '.')}" if re.fullmatch(r"0,\d+", value) else ""
         raise UserError(f"{word}: several values need -m, which runs each of them{point}")
     return word
+
+
+def _of_feature(word: str, feature: re.Match[str]) -> str:
+    """Return the setting of a column as a mapping, in which more characters are allowed than in a key."""
+    sign, section, column, setting, value = feature.groups()
+    name = re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", column)
+    mapping = f"{sign}{section}={{{name}:{{{setting}:{value}}}}}"
+    if _parsed(mapping) is None:
+        raise UserError(
+            f"{word}: the command line cannot name the column '{column}'; a file DIR/experiment/NAME.yaml can, which "
+            f"--config-dir DIR +experiment=NAME adds"
+        )
+    return mapping
 
 
 def _parsed(word: str) -> Override | None:

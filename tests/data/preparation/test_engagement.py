@@ -142,6 +142,12 @@ def test_weights_that_are_no_weights(tmp_path: Path, column: Any, message: str) 
         read(tmp_path, column, None, weight="column")
 
 
+def test_rows_that_are_no_events_need_no_weight(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [1, 2, 3, 4, -5, 6, 7, 8], {"column": "column", "min": 1}, weight="column")
+    assert dataset.weight is not None
+    assert sorted(dataset.weight.tolist()) == [1, 2, 3, 4, 6, 7, 8]
+
+
 def test_a_weight_column_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.weight=colum: .* has no such column; did you mean 'column'"):
         read(tmp_path, RATING, None, weight="colum")

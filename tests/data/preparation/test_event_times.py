@@ -53,6 +53,7 @@ def texts(form: str, seconds: list[int] = SECONDS) -> list[str]:
         (texts("%Y-%m-%dT%H:%M:%S.5Z"), {}, 1),
         (texts("%m/%d/%Y %H:%M:%S"), {}, 1),
         (texts("%d.%m.%Y %H:%M:%S"), {"time_format": "%d.%m.%Y %H:%M:%S"}, 1),
+        ([int(text) for text in texts("%y%m%d%H%M%S")], {"time_format": "%y%m%d%H%M%S"}, 1),
         ([int(text) for text in texts("%Y%m%d%H%M%S")], {}, 1),
         ([int(text) for text in texts("%Y%m%d%H%M")], {}, 60),
         ([int(text) for text in texts("%Y%m%d")], {}, 86_400),

@@ -252,6 +252,15 @@ def test_small_tables_lose_titles_too(tmp_path: Path) -> None:
     assert [f.name for f in dataset.schema.features] == ["brand"]
 
 
+def test_a_table_of_other_ids_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = {name: [str(value) for value in EVENTS[name]] for name in ("user_id", "item_id")}
+    items = {"item_id": ["010", "011"], "brand": ["a", "a"]}
+    prepared(write_folder(tmp_path / "data", EVENTS | texts, items=items, users={"user_id": ["1", "7"]}))
+    (message,) = caplog.messages
+    assert "items.parquet: column 'item_id' holds none of the ids of" in message
+    assert message.endswith("interactions.parquet: '10' there, '010' here; no event has features of items")
+
+
 def test_the_core_is_a_fixed_point(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     # Item 9 goes (once); then user 4 has one event left and goes; then item 8 has one event left and goes.
     rows = [(u, i, t) for u in (1, 2, 3) for t, i in enumerate((1, 2, 3))]

@@ -240,6 +240,18 @@ def test_one_word_does_not_make_prices_a_category(tmp_path: Path, price: str, me
     assert not prepared(items, tmp_path / "data", features={"items": {"price": {"ignore": True}}}).schema.features
 
 
+def test_blanks_around_numbers(tmp_path: Path) -> None:
+    """They belong to an id, but not to a number."""
+    text = "user_id,item_id,timestamp,price,year\n 1,2,3 , 1.5,1999 \n1,2, 4,2, 2000\n"
+    assert events_of(tmp_path / "data", text) == {
+        "user_id": [" 1", "1"],
+        "item_id": [2, 2],
+        "timestamp": [3, 4],
+        "price": [1.5, 2.0],
+        "year": [1999, 2000],
+    }
+
+
 def test_messages_name_the_file_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data/interactions\.csv: column 'user_id' has 1 null"):
         prepared({"interactions.csv": EVENTS + ",1,9\n"}, tmp_path / "data")

@@ -76,6 +76,8 @@ def _by_row(job: PreparationJob, events: ir.Table) -> ir.Table:
 
 def _from_numbers(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
     is_whole = events.time.type().is_integer()
+    if job.settings.time_format is not None:
+        return _from_text(job, session, events.mutate(time=events.time.cast("string")))
     events = events.mutate(time=events.time.cast("int64" if is_whole else "float64"))
     if not is_whole:
         # As text, because DuckDB trusts statistics of Parquet files, which leave out nan.

@@ -45,7 +45,7 @@ def open_events(job: PreparationJob, session: Session) -> OpenedEvents:
     _check_nulls(job, session, source)
     if settings.weight is not None:
         source = source.mutate(weight=source.weight.cast("float64"))
-        _check_weights(job, session, source)
+        _check_weights(job, session, source if engaged is None else source.filter(source.engaged))
     source, per_second = with_times(job, session, source)
     exposed = None
     if engaged is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 
 from recsys.core.errors import UserError
 from recsys.core.progress import Progress
@@ -64,6 +65,9 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
         users = collect_users(session, events, table=tables.get("users"))
         items = collect_items(session, events, table=tables.get("items"))
     _check_parts(job, users)
+    for owner, entities in (("users", users), ("items", items)):
+        if owner in tables:
+            _check_overlap(job, owner, entities)
     if job.drops_rare:
         kept = int((users.train + users.val + users.test).sum())
         log.info("%d of %d events remain after min_user_events and min_item_events", kept, job.interactions.num_rows)
@@ -171,6 +175,18 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
             f"{table.place}: column '{table.names[key]}' has {twice[0][key]!r} in {twice[0]['n']} rows, expected one"
         )
     return entities
+
+
+def _check_overlap(job: PreparationJob, owner: str, entities: Entities) -> None:
+    """Warn if no entity of the events has a row in its own table: their ids are probably written differently."""
+    has_events = entities.train + entities.val + entities.test > 0
+    if not np.any(has_events & entities.in_table):
+        table, key = job.tables[owner], KEYS[owner]
+        one, other = (entities.ids[int(np.argmax(found))].as_py() for found in (has_events, entities.in_table))
+        log.warning(
+            "%s: column '%s' holds none of the ids of %s: %r there, %r here; no event has features of %s",
+            table.place, table.names[key], job.interactions.place, one, other, owner,
+        )  # fmt: skip
 
 
 def _check_parts(job: PreparationJob, users: Entities) -> None:

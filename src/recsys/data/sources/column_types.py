@@ -39,13 +39,16 @@ class Problem(NamedTuple):
 KEEP = "data.FEATURE.kind=categorical keeps its text, data.FEATURE.ignore=true leaves it out"
 
 
-def text_type(column: pa.ChunkedArray, decimal: str, kind: str | None) -> tuple[pa.DataType, Problem | None]:
+def text_type(
+    column: pa.ChunkedArray, decimal: str, kind: str | None, *, is_id: bool = False
+) -> tuple[pa.DataType, Problem | None]:
     """Return the type of a column of strings, and the problem of a column that remains text against all appearance.
 
     Args:
         column: values of all shards.
         decimal: decimal mark.
         kind: kind that the header names (RecBole): token, token_seq, float, float_seq; else None.
+        is_id: whether blanks around a number belong to the value.
     """
     if kind in ("token_seq", "float_seq"):
         return pa.list_(pa.float64() if kind == "float_seq" else pa.string()), None
@@ -63,6 +66,8 @@ def text_type(column: pa.ChunkedArray, decimal: str, kind: str | None) -> tuple[
         return pa.float64(), None
     if _all(column, _BOOLEAN):
         return pa.bool_(), None
+    if not is_id and _all(column, rf"^\s*({number[1:-1]})\s*$"):
+        return text_type(pc.ascii_trim_whitespace(column), decimal, kind)
     return pa.string(), _problem(column, number, decimal)
 
 
@@ -76,7 +81,10 @@ def cast_text(column: pa.ChunkedArray, kind: pa.DataType, decimal: str) -> tuple
             return words, Problem(0, f"holds a list with other words than numbers ({error}); the first row is", KEEP)
     if pa.types.is_boolean(kind):
         return pc.equal(pc.utf8_lower(column), "true"), None
-    if not pa.types.is_floating(kind):
+    if pa.types.is_string(kind):
+        return column, None
+    column = pc.ascii_trim_whitespace(column)
+    if pa.types.is_integer(kind):
         return column.cast(kind), None
     found = (pc.replace_substring(column, ",", ".") if decimal == "," else column).cast(kind)
     row = pc.index(pc.fill_null(pc.is_inf(found), False), True).as_py()

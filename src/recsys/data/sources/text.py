@@ -26,7 +26,7 @@ log = logging.getLogger("recsys")
 Format = Literal["csv", "jsonl"]
 
 # Increase this number if the conversion gives other values: it is part of the names in the cache.
-_VERSION = 3
+_VERSION = 4
 _ONE_NAME = "expected names that occur once"
 
 
@@ -139,22 +139,24 @@ def _with_types(
     kinds: dict[tuple[str, str], pa.DataType] = {}
     problems: dict[tuple[str, str], Problem] = {}
     for owner, files in shards.items():
+        ids = {name for key in ("user_id", "item_id") for name in keys[owner].get(key, ())}
         for name in dict.fromkeys(name for shard in files for name in shard.table.column_names):
             holders = [shard for shard in files if name in shard.table.column_names]
             column = pa.chunked_array([c for shard in holders for c in shard.table[name].chunks], pa.string())
-            kinds[owner, name], problem = text_type(column, decimal, holders[0].kinds.get(name))
+            kind = holders[0].kinds.get(name)
+            kinds[owner, name], problem = text_type(column, decimal, kind, is_id=name in ids)
             if problem is not None:
                 problems[owner, name] = problem
     for key in ("user_id", "item_id"):
-        ids = [
+        found = [
             next(((owner, name) for name in keys[owner][key] if (owner, name) in kinds), (owner, ""))
             for owner in OWNERS
             if key in keys[owner]
         ]
-        ids = [one for one in ids if one in kinds]
-        if not all(pa.types.is_integer(kinds[one]) for one in ids):
+        found = [one for one in found if one in kinds]
+        if not all(pa.types.is_integer(kinds[one]) for one in found):
             # One id such as B7 or 007 makes the ids of every table text, exactly as the files have it.
-            for one in ids:
+            for one in found:
                 problems.pop(one, None)
                 kinds[one] = kinds[one] if pa.types.is_floating(kinds[one]) else pa.string()
     return {owner: _cast(owner, files, kinds, problems, decimal) for owner, files in shards.items()}
