@@ -36,9 +36,9 @@ def _of_slice(dataset: PreparedDataset, name: str) -> torch.Tensor:
     return torch.from_numpy(rows[rows > 0])
 
 
-def tail_shuffled(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:
-    """The embeddings of tail items are shuffled among them."""
-    _permute(state[TABLE], _of_slice(dataset, "tail"), generator)
+def tail_reversed(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:  # noqa: ARG001
+    """The id embeddings of tail items point away from where they did."""
+    state[TABLE][_of_slice(dataset, "tail")] *= -2
 
 
 def mid_shuffled(state: State, dataset: PreparedDataset, generator: torch.Generator) -> None:
@@ -98,7 +98,7 @@ def forgotten_profile(state: State, dataset: PreparedDataset, generator: torch.G
 
 
 WEIGHT_HARMS: dict[WeightHarm, tuple[str, ...]] = {
-    tail_shuffled: ("not_worse",),
+    tail_reversed: ("not_worse",),
     mid_shuffled: ("not_worse",),
     head_shuffled: ("not_worse",),
     cold_users_broken: ("not_worse",),
