@@ -94,6 +94,11 @@ def test_right_overrides(overrides: list[str]) -> None:
     assert problem(*overrides) is None
 
 
+def test_blanks_in_quotes_belong_to_a_name() -> None:
+    data = compose_command("train", ["data=csv", "data.root=.", "data.columns.user_id=user "]).data
+    assert data.columns.user_id == "user "
+
+
 def test_lists_of_files_and_of_columns_are_lists() -> None:
     words = ["data=csv", "data.root=.", "data.header.items=[item_id,Book Title]", "data.files.users=[a.csv,b (2).csv]"]
     data = compose_command("train", words).data

@@ -13,7 +13,10 @@ class UserError(ValueError):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint such as `; did you mean 'timestamp'?` for a misspelled `name`, or the list of valid names."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    plain = {"".join(filter(str.isalnum, one)).casefold(): one for one in names}
+    same = plain.get("".join(filter(str.isalnum, name)).casefold())
+    close = [same] if same else difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
-        return f"; did you mean '{close[0]}'?"
+        # The notation of Python shows blanks and marks that have no glyph.
+        return f"; did you mean {str(close[0])!r}?"
     return f"; valid: {', '.join(names)}" if names else ""

@@ -175,6 +175,9 @@ def literal(word: str, is_multirun: bool = False) -> str:
         return word
     parsed = _parsed(word)
     as_typed = f"{sign}{key}={quoted(value)}"
+    if value != value.strip():
+        # Hydra takes off blanks, which a shell keeps only in quotes.
+        return as_typed
     # A hook is one text, or a list of words.
     texts: Collection[str] = _TEXT if value[0] == "[" else {*_TEXT, "notify"}
     if value[0] == "[" and key.startswith(_LISTS):

@@ -23,6 +23,7 @@ from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import LeaveLastOutSplit
 from recsys.data.sources import Tables, TextFolder, TextFormat
+from recsys.data.sources.tables import inspect
 
 CONF = Path(__file__).parents[3] / "conf"
 HEAD = "user_id,item_id,timestamp\n"
@@ -119,6 +120,13 @@ def test_compressed_files(tmp_path: Path, ending: str, pack: Any) -> None:
         events_of(tmp_path / "b", packed[:-9], f"interactions.csv{ending}")
 
 
+def test_content_decides_about_compression_and_byte_order_marks(tmp_path: Path) -> None:
+    text = (HEAD + "1,2,3\n").encode()
+    assert events_of(tmp_path / "a/data", gzip.compress(text)) == ONE_EVENT
+    assert events_of(tmp_path / "b/data", text, "interactions.csv.gz") == ONE_EVENT
+    assert events_of(tmp_path / "c/data", b"\xef\xbb\xbf" + text, encoding="latin-1") == ONE_EVENT
+
+
 def test_arrow_packs_and_unpacks_zstandard(tmp_path: Path) -> None:
     sink = pa.BufferOutputStream()
     with pa.CompressedOutputStream(sink, "zstd") as packed:
@@ -178,11 +186,19 @@ def test_typed_headers_of_recbole(tmp_path: Path) -> None:
             r"line 1 can be split in several ways \(a,b;c\); data\.delimiter=comma or",
         ),
         ("", "no rows"),
+        ("1::2::3\n", r"line 1 has no comma, tab, semicolon or pipe \(1::2::3\); data\.delimiter=\.\.\. names another"),
+        (b"PK\x03\x04\x14\x00", r"found an archive or a workbook \(zip, xlsx\), expected text"),
+        (
+            "user_id \titem_id\ttimestamp\n1\t2\t3\n",
+            r"column 'user_id' is missing; did you mean 'user_id '\?.*columns\.user_id",
+        ),
+        ("User\u200bID,item_id,timestamp\n1,2,3\n", r"column 'user_id' is missing; did you mean 'User\\u200bID'\?"),
+        (HEAD + "17.0,2,3\n", r"column 'user_id' holds double, expected integers or strings; .*Int64"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(UserError, match=r"data/interactions\.csv: " + message):
-        events_of(tmp_path / "data", text)
+        inspect(converted(tmp_path / "data", {"interactions.csv": text}), {}, split_needs="timestamp")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +311,10 @@ def test_json_values_keep_their_types(tmp_path: Path) -> None:
     [
         ('{"a": 1, "a": 2}', "line 1: not a JSON object .*'a' occurs twice"),
         ('{"a": 1}\n{"a": ', "line 2: not a JSON object"),
-        ('[{"a": 1}]', "line 1: found list, expected one JSON object per line"),
+        ('[{"a": 1}]', r"line 1: found list, expected one JSON object per line; jq -c '\.\[\]' writes"),
+        ('[\n{"a": 1}]', r"line 1: not a JSON object .*; jq -c '\.\[\]' writes a line for each object"),
+        ('{\n"a": 1}', r"line 1: not a JSON object .*; jq -c \. writes each object in one line"),
+        ("{'a': 1}", r"line 1: not a JSON object .*; single quotes are Python: json\.dumps"),
         (
             lines({"user_id": 1, "timestamp": 1, "item_id": 2**63}),
             r"column 'item_id' holds 9223372036854775808 in line 1; expected",

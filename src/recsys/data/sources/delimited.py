@@ -11,6 +11,7 @@ import csv
 import gc
 import io
 import itertools
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +37,13 @@ _WORDS: dict[Any, str | None] = {
     "point": ".",
 }
 _DETECTED = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
+# First bytes of compressed files, and of files that are no text.
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
+_OTHER_FILES = {
+    b"PK\x03\x04": "an archive or a workbook (zip, xlsx)",
+    b"\xfd7zXZ": "a file of xz",
+    b"PAR1": "a Parquet file (data=parquet reads it)",
+}
 # Stands for delimiters of several characters.
 _UNIT_SEPARATOR = "\x1f"
 
@@ -89,11 +97,11 @@ def open_text(file: str, encoding: str) -> Iterator[io.TextIOWrapper]:
     """
     try:
         with _open_bytes(file) as opened:
-            if codecs.lookup(encoding).name == "utf-8":
-                encoding = "utf-8-sig"
-                start = opened.read(2)
-                if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                    raise UserError(f"{file}: found UTF-16; data.encoding=utf-16 reads it")
+            start = opened.read(3)
+        if start == codecs.BOM_UTF8 or codecs.lookup(encoding).name == "utf-8":
+            encoding = "utf-8-sig"
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and not re.search("16|32", encoding):
+            raise UserError(f"{file}: found UTF-16; data.encoding=utf-16 reads it")
         with _open_bytes(file) as opened:
             yield io.TextIOWrapper(opened, encoding=encoding, newline="")
     except UnicodeError as error:
@@ -103,7 +111,12 @@ def open_text(file: str, encoding: str) -> Iterator[io.TextIOWrapper]:
 
 
 def _open_bytes(file: str) -> Any:
-    packing = next((packing for ending, packing in COMPRESSED.items() if file.endswith(ending)), None)
+    """Open a file, decompressed if its first bytes say so. Its name may have any ending."""
+    with open_file(file) as opened:
+        start = opened.read(6)
+    if other := next((name for magic, name in _OTHER_FILES.items() if start.startswith(magic)), None):
+        raise UserError(f"{file}: found {other}, expected text, which may be compressed ({', '.join(COMPRESSED)})")
+    packing = next((packing for magic, packing in _PACKED.items() if start.startswith(magic)), None)
     opened = open_file(file)
     return opened if packing is None else pa.CompressedInputStream(pa.PythonFile(opened, "r"), packing)
 
@@ -174,6 +187,11 @@ class DelimitedFile:
             choices = " or ".join(f"data.delimiter={_DETECTED[delimiter]}" for delimiter in possible)
             line = start.splitlines()[0][:200]
             raise UserError(f"{self._file}: line 1 can be split in several ways ({line}); {choices} chooses one")
+        if not possible and self._names is None and re.search(r"[^\w\s.-]", line := start.splitlines()[0]):
+            raise UserError(
+                f"{self._file}: line 1 has no comma, tab, semicolon or pipe ({line[:200]}); data.delimiter=... names "
+                f"another delimiter, one of several characters together with data.quote=none"
+            )
         chosen = possible[0] if possible else ","
         rows = [line for line in start.splitlines() if line][1:]
         if self._names is None and rows and len(splits[chosen]) == 1 and rows[0][-1] in _DETECTED:

@@ -70,15 +70,25 @@ def _blocks(file: str, encoding: str) -> Iterator[list[dict[str, Any]]]:
             try:
                 row = decode(line.strip())
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{file}: line {number}: not a JSON object ({error})") from error
+                raise UserError(f"{file}: line {number}: not a JSON object ({error}){_remedy(line)}") from error
             if not isinstance(row, dict):
-                raise UserError(f"{file}: line {number}: found {type(row).__name__}, expected one JSON object per line")
+                found = f"found {type(row).__name__}, expected one JSON object per line{_remedy(line)}"
+                raise UserError(f"{file}: line {number}: {found}")
             rows.append(row)
             if len(rows) == BLOCK_ROWS:
                 yield rows
                 rows = []
         if rows:
             yield rows
+
+
+def _remedy(line: str) -> str:
+    start = line.strip()
+    if start.startswith("{'"):
+        return "; single quotes are Python: json.dumps(ast.literal_eval(line)) writes JSON"
+    if start.startswith("["):
+        return "; jq -c '.[]' writes a line for each object of an array"
+    return "; jq -c . writes each object in one line" if start == "{" else ""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

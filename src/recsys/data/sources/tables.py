@@ -147,7 +147,8 @@ def id_type(table: Table, key: str) -> str:
         return "int64"
     if pa.types.is_string(kind):
         return "string"
-    raise UserError(f"{table.place}: column '{column}' holds {kind}, expected integers or strings")
+    advice = "; integers that pandas has as floats: .astype('Int64')" if pa.types.is_floating(kind) else ""
+    raise UserError(f"{table.place}: column '{column}' holds {kind}, expected integers or strings{advice}")
 
 
 def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
@@ -194,7 +195,7 @@ def _table(
         elif key in ("user_id", "item_id", needed):
             raise UserError(
                 f"{shards[0].shown}: column '{candidates[0]}' is missing{nearest(candidates[0], shards[0].types)}"
-                + (_REMEDY.get(str(split_needs), "") if key == needed else "")
+                + (_REMEDY.get(str(split_needs), "") if key == needed else f"; data.columns.{key} names it")
             )
     full = [shard for shard in shards if shard.num_rows]
     if not full:
@@ -257,10 +258,11 @@ def _joined(name: str, kind: pa.DataType | None, *, shards: Sequence[Shard], sha
     joined = None if kind is None or found is None else common_type(kind, found)
     if joined is not None:
         return joined
-    missing, other = "no such column", shards[0]
-    if kind is not None and found is not None:
-        other = next((s for s in shards if common_type(s.types[name], found) is None), other)
+    other = shards[0]
+    if kind is None or found is None:
+        without, has = (other, shard) if kind is None else (shard, other)
+        raise UserError(f"{without.shown}: column '{name}' is missing, but {has.shown} has it; expected it in both")
+    other = next((s for s in shards if common_type(s.types[name], found) is None), other)
     raise UserError(
-        f"{shard.shown}: column '{name}' holds {missing if found is None else found}, but "
-        f"{other.types.get(name, missing)} in {other.shown}; expected one type"
+        f"{shard.shown}: column '{name}' holds {found}, but {other.types[name]} in {other.shown}; expected one type"
     )
