@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tiny_run import command
 
 import recsys
 from recsys.cli.commands import COMMANDS
@@ -31,6 +32,8 @@ CLUMSY = {
     "recsys train data=parquet data.root events": (1, "data.root events: expected data.root=events"),
     "recsys train model.dim = 32": (1, "model.dim = 32: expected model.dim=32 without blanks"),
     "recsys train model.dim= 32": (1, "model.dim= 32: expected model.dim=32 without blanks"),
+    "recsys train -m optimizer.lr=0.1, 0.3": (1, "expected optimizer.lr=0.1,0.3 without blanks"),
+    "recsys train data=parquet data.root=my data": (1, "root=my data: expected 'data.root=my data', in quotes"),
     "recsys train quickstart": (1, "quickstart: expected +experiment=quickstart"),
     "recsys train events": (1, "events: expected KEY=VALUE, such as data=parquet data.root=events"),
     "recsys compare runs/first --metric test/recall@10": (1, "--metric: expected metrics="),
@@ -49,6 +52,15 @@ CLUMSY = {
     "recsys train data.root=events": (1, "data=synthetic has no 'root'; csv"),
     "recsys train data.features.interaction.action.role=event": (1, "Type data.features.interactions."),
     "recsys train data.features.items.text.kind=txt": (1, "kind=txt: no such kind; did you mean 'text'?"),
+    "recsys train data.features.items.text.type=txt": (1, "did you mean 'data.features.items.text.kind'?"),
+    "recsys train data.features.items.text=text": (1, "Type data.features.items.text.kind=text"),
+    "recsys train data.features.items.text=true": (1, "expected a kind, such as data.features.items.text.kind="),
+    "recsys train 'data.features={\"items\":{\"text\":\"text\"}}'": (1, "Type data.features.items.text.kind=text"),
+    "recsys train split.test_days=3": (1, "'; recsys.data.preparation.splits.TemporalSplit takes train, val"),
+    "recsys train loss=gbce loss.t=5": (1, "'loss.t'; recsys.training.losses.GBCE takes "),
+    "recsys train logger._target_=lightning.pytorch.loggers.CSVLogger": (1, "Type '+logger.NAME={{_target_: light"),
+    "recsys train ~loss": (1, "~loss: recsys train needs it; loss=NAME chooses another option: full_softmax"),
+    "recsys train ~model.dim": (1, "~model.dim: recsys train needs it"),
     "recsys train ~callbacks.early_stoping": (1, "Type ~callbacks.early_stopping"),
     "recsys train index=hnsw": (1, "recsys train has no group 'index'; it belongs to recsys gates, recsys index"),
     "recsys index run=runs/first index=hnsw index.build_thread=2": (1, "Type index.build_threads=2"),
@@ -98,6 +110,9 @@ CLUMSY = {
     "recsys embed-items release=candidate items=new.parquet out=x": (1, "items: new.parquet: no such file"),
     "recsys gates run=runs/first": (1, "against: missing, expected against=VERSION|ALIAS"),
     "recsys releases shwo": (1, "action: found 'shwo'; did you mean 'show'?"),
+    "recsys releases alais production x": (1, "action: found 'alais'; did you mean 'alias'?"),
+    "recsys releases remove x": (1, "action: found 'remove'; valid: alias, delete, list, rollback, show"),
+    "recsys releases list store=modls": (1, "store: modls: no such file or folder in {here}; did you mean models?"),
     "recsys rollout strat": (1, "action: found 'strat'; did you mean 'start'?"),
 }  # fmt: skip
 
@@ -176,6 +191,17 @@ def test_a_folder_that_may_not_be_written(
     with pytest.raises(SystemExit):
         main(["train", f"hydra.run.dir={tmp_path}/runs/x"])
     assert capsys.readouterr().err == f"error: hydra.run.dir: cannot write to {tmp_path}: permission denied\n"
+
+
+@pytest.mark.parametrize("word", ["model.dim=0", "trainer.precision=fp8", "variants={a:{overrides:[model.dim=0]}}"])
+def test_a_refused_training_leaves_nothing(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["train", *command(Path("runs/x"), tmp_path / "cache", "logger=wandb", word)[1:]])
+    assert "error: " in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
 def test_state_of_an_earlier_version_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

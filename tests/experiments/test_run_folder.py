@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.experiments.run_folder import RunFolder, RunState, RunStatus, read_state
+from recsys.experiments.run_names import OVERRIDES, read_overrides
 
 FULL = RunState(
     status=RunStatus.FINISHED,
@@ -150,6 +151,30 @@ def test_an_automatic_batch_size_is_that_of_the_earlier_start(tmp_path: Path) ->
     other = OmegaConf.create({"batch_size": "auto", "seed": 1})
     RunFolder(tmp_path, other)
     assert other.batch_size == "auto"
+
+
+def test_a_refused_start_does_not_rename_the_run(tmp_path: Path) -> None:
+    words = tmp_path / OVERRIDES
+    words.parent.mkdir()
+    words.write_text("[optimizer.lr=0.1]")
+    RunFolder(tmp_path, OmegaConf.create({"lr": 0.1})).claim()
+    words.write_text("[optimizer.lr=0.5]")
+    RunFolder(tmp_path, OmegaConf.create({"lr": 0.5}))
+    assert read_overrides(tmp_path) == {"optimizer.lr": "0.1"}
+
+
+def test_a_claim_can_be_undone_until_there_are_results(tmp_path: Path) -> None:
+    config = OmegaConf.create({"lr": 0.1})
+    run = RunFolder(tmp_path / "run", config)
+    run.claim()
+    run.update(status=RunStatus.RUNNING)
+    run.unclaim()
+    assert list((tmp_path / "run").iterdir()) == []
+    run.claim()
+    RunFolder(tmp_path / "run", config).unclaim()
+    (run.checkpoints / "last.ckpt").mkdir(parents=True)
+    run.unclaim()
+    assert (tmp_path / "run/config.yaml").exists()
 
 
 def test_whether_to_test_may_be_decided_later(tmp_path: Path) -> None:

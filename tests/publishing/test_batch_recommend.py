@@ -211,6 +211,8 @@ def test_files_of_users_are_read_as_the_training_data(name: str, run: RunRecomme
         ("u.csv", "visitor\n12\nB7\n", "column 'visitor' holds 'B7' in row 1, but the ids of the data are int64"),
         ("u.csv", "visitor,x\n007,1\n", "column 'visitor' holds '007' in row 0"),
         ("u.csv", "visitor,x\n,1\n", "column 'visitor' is null in row 0"),
+        ("u.csv", "visitor,visitor\n1,2\n", "u.csv: found two columns 'visitor', expected one"),
+        ("u.csv", "visitor,x,x\n1,2,3\n", "u.csv: found two columns 'x', expected one"),
         ("u.jsonl", '{"visitor": "12"}\n', "column 'visitor' holds string, but the ids of the data are int64"),
     ],
 )

@@ -89,6 +89,9 @@ def with_keys(command: Command, arguments: list[str]) -> list[str]:
     if command.takes_several:
         return [f"{command.words}=[{','.join(map(quoted, plain))}]", *others]
     keys = (command.words, *command.operands.get(plain[0], ())) if command.words else ()
+    if command.operands and plain[0] not in command.operands and plain[0] != "list":
+        # The command refuses its first word, with the nearest valid one.
+        return [f"{command.words}={quoted(plain[0])}", *others]
     if len(plain) > len(keys):
         raise UserError(f"{plain[-1]}: expected KEY=VALUE; recsys {command.name} --help lists the keys")
     return [*(f"{key}={quoted(word)}" for key, word in zip(keys, plain, strict=False)), *others]
@@ -153,7 +156,8 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
 def _forget_unused(folder: Path) -> None:
     """Remove the folder of a run that failed before it wrote anything."""
     # The lock is that of `recsys.experiments.run_lock`, which imports too much for this module.
-    if folder.absolute() == Path.cwd() or not {entry.name for entry in folder.iterdir()} <= {".hydra", ".lock"}:
+    files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+    if folder.absolute() == Path.cwd() or any(file.parts[0] != ".hydra" and file.name != ".lock" for file in files):
         return
     shutil.rmtree(folder)
     for above in folder.parents:

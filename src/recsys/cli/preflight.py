@@ -79,12 +79,12 @@ def check_places(command: str, config: DictConfig) -> None:
         runs = config[key]
         for run in [runs] if isinstance(runs, str) else runs or ():
             if not str(run).startswith("wandb:") and not Path(run).exists():
-                raise UserError(f"{key}: {_absent(Path(run))}{_other_runs(Path(run))}")
+                raise UserError(f"{key}: {absent(Path(run))}{_other_runs(Path(run))}")
     for key in _READ.get(command, ()):
         if not Path(config[key]).exists():
-            raise UserError(f"{key}: {_absent(Path(config[key]))}")
+            raise UserError(f"{key}: {absent(Path(config[key]))}")
     if command == "recommend" and config.users not in ("test", "all") and not Path(config.users).is_file():
-        raise UserError(f"users: {_absent(Path(config.users))}; expected test, all or a file with a column of users")
+        raise UserError(f"users: {absent(Path(config.users))}; expected test, all or a file with a column of users")
     for key in _WRITTEN.get(command, ()):
         if config[key] is not None:
             _check_written(key, Path(config[key]))
@@ -155,7 +155,7 @@ def _check_choice(command: str, config: DictConfig) -> None:
 def _check_run(key: str, given: str) -> None:
     path = Path(given)
     if not path.exists():
-        raise UserError(f"{key}: {_absent(path)}{_other_runs(path)}")
+        raise UserError(f"{key}: {absent(path)}{_other_runs(path)}")
     if not path.is_dir():
         where = f"; expected {key}={path.parent}" if (path.parent / "run.json").is_file() else ""
         raise UserError(f"{key}: {path} is a file, expected the folder of a run{where}")
@@ -195,14 +195,14 @@ def check_data(root: Path, source: str) -> None:
         UserError: If the tables cannot be read.
     """
     if not root.exists():
-        raise UserError(f"data.root: {_absent(root)}; expected a folder with interactions.{source}")
+        raise UserError(f"data.root: {absent(root)}; expected a folder with interactions.{source}")
     if not root.is_dir():
         raise UserError(f"data.root: {root} is a file, expected its folder: data.root={root.parent}")
     if not os.access(root, os.R_OK | os.X_OK):
         raise UserError(f"data.root: cannot read {root}: permission denied")
 
 
-def _absent(path: Path) -> str:
+def absent(path: Path) -> str:
     """Return a description of a missing file or folder: for a relative path, where it was looked for."""
     if path.is_absolute():
         missing = next((place for place in reversed(path.parents) if not place.exists()), path)

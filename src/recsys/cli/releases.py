@@ -31,13 +31,17 @@ def main(config: DictConfig) -> None:
         UserError: If the action is unknown, a key that it needs is missing, or the store refuses it.
     """
     import json
+    from pathlib import Path
 
+    from recsys.cli.preflight import absent
     from recsys.core.errors import UserError, nearest
     from recsys.release.store import ReleaseStore
 
     action, store = config.action, ReleaseStore(config.store)
     if action not in ACTIONS:
         raise UserError(f"action: found '{action}'{nearest(action, ACTIONS)}")
+    if not store.root.is_dir():
+        raise UserError(f"store: {absent(Path(config.store))}; `recsys index` publishes releases")
     if action in ("show", "alias", "delete") and config.version is None:
         operands = "ALIAS VERSION" if action == "alias" else "VERSION"
         raise UserError(f"version: missing, expected recsys releases {action} {operands}")

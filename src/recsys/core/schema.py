@@ -31,6 +31,21 @@ MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2
 UNKNOWN_ITEM = 0
 
 
+def short_feature(place: str, found: Any) -> str:
+    """Return the message for a feature whose settings are one value: what to type instead.
+
+    Args:
+        place: `data.features.OWNER.COLUMN`.
+        found: the value.
+    """
+    if found is False:
+        return f"{place}=false: expected settings of the feature. Type {place}.ignore=true"
+    if found in KINDS:
+        return f"{place}={found}: expected settings of the feature. Type {place}.kind={found}"
+    shown = str(found).lower() if isinstance(found, bool) else found
+    return f"{place}={shown}: expected a kind, such as {place}.kind={KINDS[0]}{nearest(str(found), KINDS)}"
+
+
 class TimeResolution(StrEnum):
     """Precision of the timestamps of events: the values of the configuration key `data.time`.
 

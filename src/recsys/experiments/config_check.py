@@ -9,9 +9,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.renamed_keys import renamed
-from recsys.core.schema import FEATURE_SETTINGS, KINDS, OWNERS
+from recsys.core.schema import FEATURE_SETTINGS, KINDS, OWNERS, short_feature
 from recsys.core.signatures import Signature, TargetNotFoundError, signature_of
-from recsys.experiments.key_hints import hint
+from recsys.experiments.key_hints import hint, near
 
 # Sections whose keys are names that the user chooses.
 OPEN = ("data.features", "history.action_weights", "variants", "grids", "gates.absolute.floors")
@@ -69,6 +69,8 @@ class _Check:
 
     def node(self, node: DictConfig, known: DictConfig, *, prefix: str) -> None:
         target = node.get("_target_") or known.get("_target_")
+        if prefix == "logger." and target is not None:
+            raise UserError(f"logger._target_: expected below a name. Type '+logger.NAME={{_target_: {target}}}'")
         taken = None if target is None else _signature(str(target), f"{prefix}_target_")
         # OmegaConf does not count a missing value as `in` its node.
         names = {*map(str, known)}
@@ -107,9 +109,16 @@ class _Check:
                 self._refuse(_first_leaf(place, columns))
             for column in columns if isinstance(columns, DictConfig) else ():
                 settings = columns[column]
+                if settings is not None and not isinstance(settings, DictConfig):
+                    raise UserError(short_feature(f"{place}.{column!s}", settings))
                 for name in settings if isinstance(settings, DictConfig) else ():
                     if name not in FEATURE_SETTINGS:
-                        self._refuse(f"{place}.{column!s}.{name!s}")
+                        key, found = f"{place}.{column!s}.{name!s}", near(str(name), FEATURE_SETTINGS)
+                        found = "kind" if str(name).lower().endswith("type") else found
+                        beside = found and f"{place}.{column!s}.{found}"
+                        hints = f"; did you mean '{beside}'?" if found else f"; valid: {', '.join(FEATURE_SETTINGS)}"
+                        message = f"unknown configuration key '{key}'{hints}"
+                        raise UnknownKeyError(key, found=beside, message=message)
                     if name == "kind" and settings[name] not in (*KINDS, None):
                         close = nearest(str(settings[name]), KINDS)
                         raise UserError(f"{place}.{column!s}.kind={settings[name]}: no such kind{close}")

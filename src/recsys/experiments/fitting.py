@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from recsys.core import distributed
+from recsys.core.errors import UserError
 from recsys.core.progress import say
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.dataset import PreparedDataset
@@ -34,6 +35,7 @@ from recsys.experiments.assembly import (
 )
 from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
+from recsys.experiments.loggers import close_loggers
 from recsys.experiments.popularity_check import measure_popularity
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights
@@ -73,14 +75,22 @@ def select_checkpoint(session: TrainingSession) -> None:
     """Train on the training part and keep the checkpoint with the best validation metric."""
     config, run, dataset = session.config, session.run, session.dataset
     last = _existing(run.checkpoints / LAST)
-    module = build_module(config, dataset, model=_towers(session, fresh=last is None), mine=miner(config))
-    data = _training_data(session)
-    # Evaluation must run after the callback that swaps in averaged weights.
-    named = _named_callbacks(session, run.checkpoints)
-    callbacks = [*(c for _, c in named), KeepEarlyStopped(), build_evaluation(session, module.model)]
-    trainer = build_trainer(session, callbacks)
-    begin = time.monotonic()
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    trainer = None
+    try:
+        module = build_module(config, dataset, model=_towers(session, fresh=last is None), mine=miner(config))
+        data = _training_data(session)
+        # Evaluation must run after the callback that swaps in averaged weights.
+        named = _named_callbacks(session, run.checkpoints)
+        callbacks = [*(c for _, c in named), KeepEarlyStopped(), build_evaluation(session, module.model)]
+        trainer = build_trainer(session, callbacks)
+        begin = time.monotonic()
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    except UserError:
+        if trainer is None or not trainer.global_step:
+            # Settings that only the first step shows to be wrong; the folder stays free.
+            close_loggers(session.loggers)
+            run.unclaim()
+        raise
     seconds = time.monotonic() - begin
     say_profile(trainer)
     trainer.save_checkpoint(run.checkpoints / LAST)

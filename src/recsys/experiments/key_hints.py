@@ -72,9 +72,15 @@ def _found(key: str, tree: DictConfig, siblings: list[str] | None) -> list[str]:
     by_name = own if len(own) <= 3 else []
     level = _nearest_beside(last, siblings) if siblings else _corrected(key, tree)
     corrected = [level] if level else []
-    fuzzy = [found] if (found := near(key, leaves)) else []
+    # A long common beginning makes any key below it similar.
+    alike = [other for other in leaves if _are_alike(last, other.rpartition(".")[2])]
+    fuzzy = [found] if (found := near(key, alike)) else []
     options = [joined[:1], elsewhere(last), *([corrected, by_name] if "." in key else [by_name, corrected]), fuzzy]
     return next((option for option in options if option), [])
+
+
+def _are_alike(name: str, other: str) -> bool:
+    return difflib.SequenceMatcher(None, _plain(name), _plain(other)).ratio() >= 0.5
 
 
 def elsewhere(name: str) -> list[str]:

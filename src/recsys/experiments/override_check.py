@@ -62,6 +62,10 @@ def checked(config_name: str, arguments: Sequence[str], allowed: Sequence[str] |
     return [*words.options, *(word for word in words.overrides if "hydra.searchpath" in word), *overrides]
 
 
+# Sections of `recsys train` all of whose keys are read.
+_SECTIONS = ("model", "history", "evaluation")
+
+
 class _Command:
     def __init__(self, name: str, path: list[str]) -> None:
         self.name, self.path, self.groups = name, path, groups(path)
@@ -69,6 +73,8 @@ class _Command:
         self._choices = self._usual.hydra.runtime.choices
 
     def checked(self, overrides: list[str]) -> list[str]:
+        for word in overrides:
+            self._refuse_deletion(word)
         chosen = [self._option(word) if self._is_group(word) else word for word in overrides]
         chosen = [word for word in chosen if "hydra.searchpath" not in word]
         runs = combinations([word for word in chosen if self._is_group(word)], self._is_group)
@@ -141,6 +147,16 @@ class _Command:
             return word
         where = ", ".join(f"recsys {name}" for name in commands_with(key))
         raise UserError(f"{word}: {self._shown_name} has no group '{key}'; it belongs to {where or 'no command'}")
+
+    def _refuse_deletion(self, word: str) -> None:
+        """Refuse to delete a key that the command reads in any case."""
+        sign, key, _ = split_override(word)
+        section = key.partition(".")[0]
+        if sign != "~" or not (key == section or section in _SECTIONS) or not _has(self._usual, key):
+            return
+        places = [key] if key in self._choices else [place for place in self._choices if place.startswith(f"{key}@")]
+        others = f"; {places[0]}=NAME chooses another option: {', '.join(options(key))}" if places else ""
+        raise UserError(f"{word}: {self._shown_name} needs it{others or f'; {key}=VALUE replaces it'}")
 
     def _signed(self, word: str, bases: Sequence[DictConfig]) -> str:
         """Return an override of a key with the sign that it needs: none for a key that exists."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -97,8 +98,8 @@ def split_words(
         elif equals and not name.strip("+~ "):
             raise UserError(f"{word}: expected KEY=VALUE without blanks around =")
         elif not equals and not word.startswith("~"):
-            if overrides and overrides[-1].endswith("=") and overrides[-1] == arguments[-len(words) - 2]:
-                raise UserError(f"{overrides[-1]} {word}: expected {shown(overrides[-1] + word)} without blanks")
+            if overrides and overrides[-1] == arguments[-len(words) - 2]:
+                _refuse_blank(overrides[-1], word, is_multirun=any(option in _MULTIRUN for option in arguments))
             raise UserError(_plain_word(word, words, names(arguments)))
         else:
             overrides.append(f"{name.strip()}{equals}{value}")
@@ -116,6 +117,16 @@ def _option(word: str, after: Sequence[str], names: Mapping[str, str]) -> str:
     if not equals:
         value = after[0] if after and "=" not in after[0] and not after[0].startswith("-") else "VALUE"
     return f"{word}: expected {shown(f'{key}={value}')} (settings have no --)"
+
+
+def _refuse_blank(before: str, word: str, *, is_multirun: bool) -> None:
+    """Refuse a word that probably belongs to the value of the word before."""
+    _, key, value = split_override(before)
+    if not value or (value.endswith(",") and is_multirun):
+        raise UserError(f"{before} {word}: expected {shown(before + word)} without blanks")
+    is_path = key.rpartition(".")[2] in _TEXT and not Path(value).exists()
+    if value[-1] in ",;:&" or value[0] in "[{" or (is_path and not Path(word).exists()):
+        raise UserError(f"{before} {word}: expected {shown(f'{before} {word}')}, in quotes, if the value has a blank")
 
 
 def _plain_word(word: str, after: Sequence[str], names: Mapping[str, str]) -> str:
@@ -191,6 +202,8 @@ def literal(word: str, is_multirun: bool = False) -> str:
             return word
         return as_typed
     if parsed is None:
+        if (mapping := _from_json(value)) is not None:
+            return f"{sign}{key}={mapping}"
         if re.fullmatch(r"\[[^\[\]{}'\"]+\]", value):
             # A shell has removed the quotes around the texts of a list.
             return f"{sign}{key}=[{','.join(quoted(text.strip()) for text in value[1:-1].split(','))}]"
@@ -209,14 +222,34 @@ def literal(word: str, is_multirun: bool = False) -> str:
 def _of_feature(word: str, feature: re.Match[str]) -> str:
     """Return the setting of a column as a mapping, in which more characters are allowed than in a key."""
     sign, section, column, setting, value = feature.groups()
-    name = re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", column)
-    mapping = f"{sign}{section}={{{name}:{{{setting}:{value}}}}}"
+    mapping = f"{sign}{section}={{{_as_key(column)}:{{{setting}:{value}}}}}"
     if _parsed(mapping) is None:
         raise UserError(
             f"{word}: the command line cannot name the column '{column}'; a file DIR/experiment/NAME.yaml can, which "
             f"--config-dir DIR +experiment=NAME adds"
         )
     return mapping
+
+
+def _from_json(value: str) -> str | None:
+    """Return a JSON object in Hydra's grammar, which has no quotes around keys; None if the value is none."""
+    try:
+        content = json.loads(value)
+    except ValueError:
+        return None
+    return _in_grammar(content) if isinstance(content, dict) else None
+
+
+def _as_key(name: str) -> str:
+    return re.sub(r"([\\()\[\]{}:=, ])", r"\\\1", name)
+
+
+def _in_grammar(content: Any) -> str:
+    if isinstance(content, dict):
+        return "{" + ",".join(f"{_as_key(name)}:{_in_grammar(value)}" for name, value in content.items()) + "}"
+    if isinstance(content, list):
+        return f"[{','.join(map(_in_grammar, content))}]"
+    return quoted(content) if isinstance(content, str) else json.dumps(content)
 
 
 def _parsed(word: str) -> Override | None:

@@ -24,6 +24,7 @@ from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
 from recsys.core.stored_config import load_config
+from recsys.experiments.run_names import ACCEPTED, OVERRIDES
 
 STATE = "run.json"
 METRICS = "metrics.json"
@@ -184,7 +185,7 @@ class RunFolder:
     def __init__(self, path: Path, config: DictConfig) -> None:
         self.path, self.config = path, config
         self.checkpoints = path / "checkpoints"
-        self._is_current = True
+        self._is_current, self._is_new = True, False
         if (path / CONFIG).exists():
             found = load_config(path / CONFIG)
             if is_auto := config.get("batch_size") == "auto":
@@ -206,15 +207,26 @@ class RunFolder:
         """Create the folder and write `config.yaml`. What another configuration left there is removed."""
         if not distributed.is_first():
             return
+        self._is_new = not (self.path / CONFIG).exists()
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._is_current:
             for name in (STATE, METRICS):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / "logs", ignore_errors=True)
             self._is_current = True
+        if (self.path / OVERRIDES).exists():
+            atomic_write(self.path / ACCEPTED, (self.path / OVERRIDES).read_text())
         # A run that was tested stays one.
         if self.config.get("test", True) or not (self.path / CONFIG).exists():
             write_config(self.path, self.config)
+
+    def unclaim(self) -> None:
+        """Remove what this start has written, if the folder was new and there are no results."""
+        if self._is_new and distributed.is_first() and not self._has_results():
+            for name in (CONFIG, STATE, ACCEPTED):
+                (self.path / name).unlink(missing_ok=True)
+            for name in ("logs", "wandb", "checkpoints"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
 
     @property
     def state(self) -> RunState:

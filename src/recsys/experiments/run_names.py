@@ -11,6 +11,8 @@ import yaml
 
 # File of a run folder with the overrides of its command.
 OVERRIDES = ".hydra/overrides.yaml"
+# Copy of it from the last start that was accepted: Hydra writes the file even if the run folder is then refused.
+ACCEPTED = ".hydra/accepted.yaml"
 # Folders that Hydra names: the number of a run of a multirun, or the time of its start.
 _UNNAMED = re.compile(r"\d+|\d{4}-\d\d-\d\d[_T]\d\d-\d\d-\d\d")
 # Groups that say nothing about a variant.
@@ -21,7 +23,8 @@ _LONGEST = 60
 
 def read_overrides(folder: Path) -> dict[str, str]:
     """Return the overrides of the command that trained into a folder, {key: value}; choices of groups are included."""
-    pairs = (str(override).partition("=") for override in _read(folder / OVERRIDES) or [])
+    overrides = _read(folder / ACCEPTED) or _read(folder / OVERRIDES) or []
+    pairs = (str(override).partition("=") for override in overrides)
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 

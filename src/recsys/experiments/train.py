@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recsys.core.errors import UserError
 from recsys.experiments.assembly import build_data, open_data
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
@@ -113,7 +114,11 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     config.batch_size = build_data(config, dataset).batch_size
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())
-    loggers = build_loggers(config, run.path)
+    try:
+        loggers = build_loggers(config, run.path)
+    except UserError:
+        run.unclaim()
+        raise
     log_summary(loggers, {"dataset_fingerprint": fingerprint})
     return TrainingSession(config, run, dataset, loggers)
 

@@ -48,6 +48,7 @@ def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[
         table, problems = read_json_lines(str(path), settings.get("encoding", "utf-8"))
     else:
         table, problems = _read_parquet(path), {}
+    _refuse_twins(path, table.column_names)
     name = next((name for name in candidates if name in table.column_names), None)
     if name is None:
         close = nearest(candidates[0], table.column_names)
@@ -58,6 +59,11 @@ def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[
     ids = _ids(table[name], id_type, place=f"{path}: column '{name}'", is_text=format == "csv")
     others = [column for column in table.column_names if column not in (name, key)]
     return pa.table({key: ids, **{column: table[column] for column in others}})
+
+
+def _refuse_twins(path: Path, names: list[str]) -> None:
+    if twin := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{path}: found two columns '{twin}', expected one")
 
 
 def _format(path: Path) -> str:
@@ -83,6 +89,7 @@ def _read_text(
     with tempfile.TemporaryDirectory() as folder:
         file.write_columns(Path(folder, "columns.arrow"))
         table = pa.ipc.open_file(Path(folder, "columns.arrow").read_bytes()).read_all()
+    _refuse_twins(path, table.column_names)
     columns, problems = {}, {}
     for name in table.column_names:
         column = table[name]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import TimeResolution
+from recsys.core.schema import TimeResolution, short_feature
 from recsys.core.time_units import PER_SECOND, TimeUnit
 from recsys.data.preparation.date_formats import named_format
 from recsys.data.preparation.engagement import Engagement
@@ -61,7 +61,4 @@ class DataSettings:
                 )
             for column, options in (columns or {}).items():
                 if options is not None and not isinstance(options, Mapping):
-                    raise UserError(
-                        f"data.features.{owner}.{column}={options}: expected {{kind, role, ignore, buckets}}, such as "
-                        f"data.features.{owner}.{column}.kind={options}"
-                    )
+                    raise UserError(short_feature(f"data.features.{owner}.{column}", options))
