@@ -109,9 +109,11 @@ class _Check:
                 self._refuse(_first_leaf(place, columns))
             for column in columns if isinstance(columns, DictConfig) else ():
                 settings = columns[column]
-                if settings is not None and not isinstance(settings, DictConfig):
+                if settings is None:
+                    continue
+                if not isinstance(settings, DictConfig):
                     raise UserError(short_feature(f"{place}.{column!s}", settings))
-                for name in settings if isinstance(settings, DictConfig) else ():
+                for name in settings:
                     if name not in FEATURE_SETTINGS:
                         key, found = f"{place}.{column!s}.{name!s}", near(str(name), FEATURE_SETTINGS)
                         found = "kind" if str(name).lower().endswith("type") else found

@@ -32,9 +32,12 @@ def against(
     values = [run.metrics[PART + other] for run in drawn]
     is_coverage = other.startswith("coverage")
     most = max(drawn, key=lambda run: found[run.name].mean).name
-    widest = (max if is_coverage else min)(drawn, key=lambda run: run.metrics[PART + other]).name
+    end = (max if is_coverage else min)(values)
+    widest = [run.name for run, value in zip(drawn, values, strict=True) if value == end]
     what = "shows most of the corpus" if is_coverage else "shows the least popular items"
-    wins = f"{most} has the highest {metric}{' and' if most == widest else f', {widest}'} {what}"
+    wins = f"{most} has the highest {metric}{' and' if widest == [most] else f', {widest[0]}'} {what}"
+    if len(widest) > 1:
+        wins = f"{most} has the highest {metric}; {' and '.join(widest[:3])} have the same {other}"
     corner = "up and to the right is better" if is_coverage else "up is more accurate, left is less popular"
     with canvas(3.6) as axis:
         if is_coverage:

@@ -68,7 +68,11 @@ def days_picture(verdict: Verdict) -> Picture:
         axis.grid(axis="x", visible=False)
         axis.set_ylabel("events")
         named = sorted(wrong & {*dates})
-        finding = f"{', '.join(named[:3])} differs from the days before" if named else "Events by day"
+        finding = (
+            f"{', '.join(named[:3])} {'differs' if len(named) == 1 else 'differ'} from the days before"
+            if named
+            else "Events by day"
+        )
         caption = "grey: before, blue: new, orange: new and named by a check; dashed: median of the days before"
         headline(axis, finding, caption=caption)
     listed = ", ".join(f"{date}: {count:,}" for date, count in [*verdict.days.items()][-14:])
