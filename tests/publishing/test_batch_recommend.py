@@ -213,6 +213,8 @@ def test_files_of_users_are_read_as_the_training_data(name: str, run: RunRecomme
         ("u.csv", "visitor,x\n,1\n", "column 'visitor' is null in row 0"),
         ("u.csv", "visitor,visitor\n1,2\n", "u.csv: found two columns 'visitor', expected one"),
         ("u.csv", "visitor,x,x\n1,2,3\n", "u.csv: found two columns 'x', expected one"),
+        ("u.csv", "visitor,x\n1,NA\n2,1\n", r"column 'x' holds numbers, but 'NA' in row 0; .* as missing$"),
+        ("u.csv", "visitor,x\n1,1e400\n", r"column 'x' holds '1e400', which is no finite number, in row 0; expected"),
         ("u.jsonl", '{"visitor": "12"}\n', "column 'visitor' holds string, but the ids of the data are int64"),
     ],
 )

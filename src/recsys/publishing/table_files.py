@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,9 @@ def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[
         raise UserError(f"{path}: column '{candidates[0]}' is missing{close}; data.columns.{key} names it")
     for other, problem in problems.items():
         if other != name:
-            raise UserError(f"{path}: column '{other}' {problem.found} row {problem.row}; {problem.advice}")
+            # The settings of features are those of the training.
+            advice = re.sub(r"(^|[,;] )data\.FEATURE.*", "", problem.advice) or "expected numbers"
+            raise UserError(f"{path}: column '{other}' {problem.found} row {problem.row}; {advice}")
     ids = _ids(table[name], id_type, place=f"{path}: column '{name}'", is_text=format == "csv")
     others = [column for column in table.column_names if column not in (name, key)]
     return pa.table({key: ids, **{column: table[column] for column in others}})

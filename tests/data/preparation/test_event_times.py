@@ -142,6 +142,25 @@ def test_the_range_of_times_is_logged(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "times from 2015-04-27T00:00:00 to 2015-04-29T00:00:00 UTC" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("first", "settings", "warned"),
+    [
+        (2015, {}, True),
+        (42206.5, {}, True),
+        (201504, {}, True),
+        (42206, {"time_unit": "s"}, False),
+        (42206, {"time_resolution": "order"}, False),
+        (BEGIN, {}, False),
+        (1, {}, False),
+    ],
+)
+def test_numbers_that_are_hardly_seconds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: float, settings: dict[str, Any], warned: bool
+) -> None:
+    times(tmp_path, [first + at for at in range(6)], **settings)
+    assert ("read as seconds after 1970; for years, months or days" in caplog.text) == warned
+
+
 def test_rows_give_the_order_without_times(tmp_path: Path) -> None:
     rows = {name: EVENTS[name] for name in ("user_id", "item_id")}
     root = write_folder(tmp_path / "data", [rows, {"user_id": [1, 2], "item_id": [15, 16]}])

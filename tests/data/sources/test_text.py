@@ -268,6 +268,17 @@ def test_blanks_around_numbers(tmp_path: Path) -> None:
     }
 
 
+def test_settings_of_features_are_no_advice_for_keys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'timestamp' holds numbers, but 'NA' in line 3; .* as missing$"):
+        prepared({"interactions.csv": HEAD + "1,2,3.5\n1,2,NA\n"}, tmp_path / "csv")
+    text = lines(EVENT, EVENT | {"user_id": "2"})
+    with pytest.raises(UserError, match=r"'user_id' holds .* in line 2; expected one type$"):
+        prepared({"interactions.jsonl": text}, tmp_path / "json", "jsonl")
+    items = lines({"item_id": 1, "x": 1}, {"item_id": 2, "x": "a"})
+    with pytest.raises(UserError, match=r"one type, data\.features\.items\.x\.ignore=true leaves it out$"):
+        prepared({"interactions.jsonl": lines(EVENT), "items.jsonl": items}, tmp_path / "items", "jsonl")
+
+
 def test_messages_name_the_file_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data/interactions\.csv: column 'user_id' has 1 null"):
         prepared({"interactions.csv": EVENTS + ",1,9\n"}, tmp_path / "data")

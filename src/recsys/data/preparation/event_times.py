@@ -29,6 +29,8 @@ log = logging.getLogger("recsys")
 _MICROSECONDS = 1_000_000
 _NUMBER = r"^\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*$"
 _INTEGER = r"^\s*[+-]?(\d{1,18}|[1-8]\d{18})\s*$"
+# Seconds of the first days of 1970 are rather years, months or days of a spreadsheet.
+_FIRST_DAYS = 1_000_000
 # Dates that are written as integers: 20150427, 201504271305 and 20150427130500.
 _COMPACT_RANGES = tuple((1900 * 10**digits, 2101 * 10**digits) for digits in (4, 8, 10))
 
@@ -221,6 +223,14 @@ def _report(job: PreparationJob, session: Session, timed: TimedEvents) -> None:
     unit: TimeUnit = "s" if timed.per_second == 1 else "us"
     if job.time_resolution.has_clock and found["low"] is not None:
         log.info("times from %s to %s UTC", *(moment_text(found[name], unit) for name in ("low", "high")))
+        low, high = (found[name] // timed.per_second for name in ("low", "high"))
+        is_number = not pa.types.is_temporal(job.interactions.types[job.interactions.names["timestamp"]])
+        if is_number and job.settings.time_unit is None and low >= 1900 and high < _FIRST_DAYS:
+            log.warning(
+                "%s: column '%s' holds %d to %d, read as seconds after 1970; for years, months or days of a "
+                "spreadsheet data.time=order takes their order alone; data.time_unit=s confirms seconds",
+                job.interactions.place, job.interactions.names["timestamp"], low, high,
+            )  # fmt: skip
 
 
 def to_seconds(raw: Int64Array, per_second: int) -> Int64Array:

@@ -119,7 +119,7 @@ def _array(values: Sequence[Any], *, first: int) -> tuple[pa.Array, Problem | No
         found = f"holds {_NAMES[seen]} and {_NAMES[type(values[row])]}, the first in"
         if seen is list and kinds:
             found = f"holds lists of {' and '.join(sorted(_NAMES.get(kind, 'nulls') for kind in kinds))}, the first in"
-        return nothing, Problem(first + row, found, "expected one type")
+        return nothing, Problem(first + row, found, _ONE_TYPE)
     try:
         if target == pa.float64() and int in kinds:
             for row, value in enumerate(values):
@@ -137,6 +137,7 @@ def _array(values: Sequence[Any], *, first: int) -> tuple[pa.Array, Problem | No
 
 
 _BITS = "expected integers of 64 bits, or strings"
+_ONE_TYPE = "expected one type, data.FEATURE.ignore=true leaves it out"
 _DIGITS = "expected integers below 2^53, or strings"
 
 

@@ -95,11 +95,11 @@ class Table:
         """
         for shard in self.shards:
             if column in shard.problems:
-                raise UserError(
-                    f"{shard.shown}: column '{column}' {shard.problems[column]}".replace(
-                        "FEATURE", f"features.{self.owner}.{column}"
-                    )
-                )
+                # A key column is no feature, so the settings of features do not help.
+                found = shard.problems[column]
+                found = re.sub(r"[,;] data\.FEATURE.*", "", found) if column in self.names.values() else found
+                found = found.replace("FEATURE", f"features.{self.owner}.{column}")
+                raise UserError(f"{shard.shown}: column '{column}' {found}")
 
 
 def inspect(
