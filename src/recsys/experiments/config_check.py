@@ -135,7 +135,9 @@ class _Check:
         valid = f"; {target} takes {', '.join(taken.kinds) or 'no arguments'}"
         if name in names:
             # The file of the group has it, for another class.
-            raise UnknownKeyError(key, found=None, message=f"{message}{valid}. Type ~{key}")
+            others = (other for other in sorted(names) if other not in taken.kinds and not other.startswith("_"))
+            typed = " ".join(f"~{prefix}.{other}" for other in others)
+            raise UnknownKeyError(key, found=None, message=f"{message}{valid}. Type {typed}")
         # Arguments that the program passes stand in no configuration file, but they are valid.
         found, text = hint(key, self._reference, [f"{prefix}.{other}" for other in taken.kinds])
         raise UnknownKeyError(key, found=found, message=message + (text if found else valid))

@@ -90,7 +90,9 @@ def test_the_scatter_of_accuracy_over_variety(runs: list[MeasuredRun]) -> None:
     ]
     assert "c has the highest recall@10, a shows most of the corpus" in picture.alt
     assert "b: recall@10 0.4000, coverage@10 0.4000" in picture.alt
-    equal = [dataclasses.replace(run, metrics={**run.metrics, "test/coverage@10": 0.5}) for run in runs[:2]]
+    metrics = [{**run.metrics, "test/coverage@10": 0.5} for run in runs[:2]]
+    rows = [dataclasses.replace(run.row, metrics=changed) for run, changed in zip(runs, metrics, strict=False)]
+    equal = [dataclasses.replace(run, row=row) for run, row in zip(runs, rows, strict=False)]
     picture = scatter.against(equal, style(equal), found=found(equal), other="coverage@10")
     assert "b has the highest recall@10; a and b have the same coverage@10" in picture.alt
     less_popular = scatter.against(runs, style(runs), found=found(runs), other="popularity@10")
