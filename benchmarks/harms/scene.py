@@ -38,7 +38,7 @@ RECIPE = (
     "model.dim=32",
     "optimizer.lr=0.005",
     "trainer.max_epochs=6",
-    "trainer.enable_progress_bar=false",
+    "+trainer.enable_progress_bar=false",
     "evaluation.metric=val/recall@100",
     "logger=csv",
 )

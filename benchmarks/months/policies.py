@@ -45,7 +45,7 @@ RECIPE = (
     "callbacks.ema.decay=0.99",
     "evaluation.metric=val/recall@100",
     "logger=csv",
-    "trainer.enable_progress_bar=false",
+    "+trainer.enable_progress_bar=false",
 )
 COLD = ("trainer.max_epochs=8", "callbacks.early_stopping.patience=2")
 WARM = ("trainer.max_epochs=1",)

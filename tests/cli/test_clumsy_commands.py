@@ -80,7 +80,7 @@ CLUMSY = {
     "recsys train optimizer.lr=0,001": (1, "decimals have a point: optimizer.lr=0.001"),
     "recsys train seed=1,2": (1, "seed=1,2: several values need -m"),
     "recsys train optimizer.betas=0.9": (1, "optimizer.betas: found 0.9, expected a list"),
-    "recsys train user_tower._target_=my_package.Tower": (1, "no module named 'my_package'"),
+    "recsys train user_tower._target_=no_such_package.Tower": (1, "no module named 'no_such_package'"),
     "recsys recommend run=runs/first k=many out=x.parquet": (1, "k: found 'many', expected an integer"),
     # Places.
     "recsys train data=parquet data.root=": (1, "data.root: empty, expected data.root=DIR"),

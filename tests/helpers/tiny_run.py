@@ -31,7 +31,7 @@ def command(run: Path, cache: Path, *overrides: str) -> list[str]:
         "optimizer.warmup_steps=3",
         "optimizer.schedule=cosine",
         "trainer.max_epochs=4",
-        "trainer.enable_progress_bar=false",
+        "+trainer.enable_progress_bar=false",
         "callbacks.last.every_n_train_steps=3",
         "callbacks.last.train_time_interval=null",
         "logger=csv",

@@ -446,7 +446,7 @@ def test_commands(published: Published, tmp_path: Path) -> None:
     assert log_2.splitlines()[-1] == str(out)
     assert all(len(row["item_ids"]) == 7 for row in _rows(out).values())
     assert "error: unknown configuration key 'relaese'; did you mean 'release'?" in log_3
-    assert "run.json: missing or damaged" in log_4
+    assert "is not a run; it has no run.json" in log_4
 
 
 @pytest.mark.slow

@@ -31,7 +31,6 @@ from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.data.encoding import plain
 from recsys.publishing.recommendation_files import check_name, write_parts
-from recsys.publishing.table_files import read_table
 
 log = logging.getLogger("recsys")
 
@@ -114,6 +113,9 @@ def choose_users(users: str, dataset: PreparedDataset, *, data: Mapping[str, Any
 def _users_of_file(path: Path, dataset: PreparedDataset, data: Mapping[str, Any] | None) -> Audience:
     if not path.is_file():
         raise UserError(f"users={path}: no such file; expected test, all or a file with a column of users")
+    # Reads files as training does; servers, which read none, have not installed its packages.
+    from recsys.publishing.table_files import read_table
+
     table = read_table(path, "users", id_type=dataset.user_ids.type, data=data)
     ids = plain(table["user_id"])
     counts = pc.value_counts(ids)
