@@ -50,7 +50,7 @@ _UNIT_SEPARATOR = "\x1f"
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How text files are written.
+    """Format of text files.
 
     Attributes:
         delimiter: character between fields, or comma, tab, semicolon, pipe, space. Null detects it in the header.

@@ -1,1 +1,1 @@
-"""What people get to know about retraining cycles: pages, commands that end a stop, notifications."""
+"""Information about retraining cycles for people: pages, commands that end a stop, notifications."""

@@ -19,7 +19,7 @@ _PLACES = ("store=", "folder=", "model=", "hosts=", "gateways=", "followers=", "
 
 @dataclass(frozen=True, kw_only=True)
 class StopAdvice:
-    """What a person needs to know about a stopped cycle.
+    """Reasons of a stopped cycle, and the commands that end the stop.
 
     Attributes:
         cycle: the cycle.
