@@ -256,7 +256,7 @@ def test_a_table_of_other_ids_is_reported(tmp_path: Path, caplog: pytest.LogCapt
     texts = {name: [str(value) for value in EVENTS[name]] for name in ("user_id", "item_id")}
     items = {"item_id": ["010", "011"], "brand": ["a", "a"]}
     prepared(write_folder(tmp_path / "data", EVENTS | texts, items=items, users={"user_id": ["1", "7"]}))
-    (message,) = caplog.messages
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "items.parquet: column 'item_id' holds none of the ids of" in message
     assert message.endswith("interactions.parquet: '10' there, '010' here; no event has features of items")
 

@@ -217,7 +217,10 @@ ITEMS = {"item_id": [10, 11], "color": ["a", "b"], "price": [1.0, 2.0], "look": 
     [
         ({"item": {}}, r"data\.features\.item: no such key; did you mean 'items'"),
         ({"users": {"age": {}}}, r"data\.features\.users\.age: the source has no users\.parquet"),
-        ({"items": {"color": "text"}}, r"data\.features\.items\.color=text: expected \{kind"),
+        (
+            {"items": {"color": "text"}},
+            r"expected settings of the feature. Type data\.features\.items\.color\.kind=text",
+        ),
         ({"items": "color"}, r"data\.features\.items=color: expected \{column"),
         ({"items": {"colour": {}}}, r"data\.features\.items\.colour: .*items\.parquet has no such column.*'color'"),
         ({"items": {"item_id": {}}}, r"data\.features\.items\.item_id: .*an id"),
