@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from recsys.cli.entry import forget_unused
 from recsys.core.errors import UserError
 from recsys.experiments.run_lock import LOCK, hold
 from recsys.experiments.train import train
@@ -45,3 +46,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"^hydra\.run\.dir={tmp_path}/file/run: cannot be written \(Not a directory"):
         train(OmegaConf.create({"test": True}), tmp_path / "file/run")
+
+
+def test_a_refused_start_leaves_the_folder_to_the_process_that_holds_it(tmp_path: Path) -> None:
+    run = tmp_path / "runs/first"
+    with hold(run):
+        # The holder still prepares its data: the folder has nothing but its lock and Hydra's files.
+        (run / ".hydra").mkdir()
+        forget_unused(run)
+        assert (run / LOCK).exists()
+        assert (run / ".hydra").exists()
+    forget_unused(run)
+    assert not (tmp_path / "runs").exists()

@@ -144,7 +144,7 @@ def test_columns_of_a_file_are_request_features(
         ({"userid": ["u001"]}, "column 'user_id' is missing; did you mean 'userid'"),
         ({"user_id": ["u001", "u002", "u001"]}, "user 'u001' occurs more than once"),
         ({"user_id": ["u001", None]}, "column 'user_id' is null in row 1"),
-        ({"user_id": [1, 2]}, "holds int64, but the ids of the data are string"),
+        ({"user_id": [1, 2]}, "found ids of type int64, expected string"),
         ({"user_id": pa.array([], pa.string())}, "no rows"),
     ],
 )
@@ -215,7 +215,7 @@ def test_files_of_users_are_read_as_the_training_data(name: str, run: RunRecomme
         ("u.csv", "visitor,x,x\n1,2,3\n", "u.csv: found two columns 'x', expected one"),
         ("u.csv", "visitor,x\n1,NA\n2,1\n", r"column 'x' holds numbers, but 'NA' in row 0; .* as missing$"),
         ("u.csv", "visitor,x\n1,1e400\n", r"column 'x' holds '1e400', which is no finite number, in row 0; expected"),
-        ("u.jsonl", '{"visitor": "12"}\n', "column 'visitor' holds string, but the ids of the data are int64"),
+        ("u.jsonl", '{"visitor": "12"}\n', "column 'visitor': found ids of type string, expected int64"),
     ],
 )
 def test_ids_of_another_type(name: str, content: str, message: str, tmp_path: Path) -> None:

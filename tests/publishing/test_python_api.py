@@ -256,7 +256,7 @@ def test_from_a_frame_to_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (row,) = read_runs("run one")
     assert (row.overrides["user_tower"], row.overrides["data.cache"]) == ("mean", "cache")
     assert "hydra.run.dir" not in row.overrides
-    assert run.metrics["test/recall@10"] == pytest.approx(run.evaluate()["test/recall@10"], abs=1e-6)
+    assert run.metrics["test/recall@10"] == pytest.approx(np.float32(run.evaluate()["test/recall@10"]), abs=1e-9)
     lists = run.recommend(pd.DataFrame({"user_id": events["user_id"].unique()}), k=5)
     assert lists["user_id"].tolist() == events["user_id"].unique().tolist()
     release = recsys.promote(run, store="store", alias="production", overrides=["index=exact"])

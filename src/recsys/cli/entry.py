@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import importlib
 import logging
 import shutil
@@ -141,7 +142,7 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
             # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
         finally:
-            _forget_unused(Path(output_dir()))
+            forget_unused(Path(output_dir()))
 
     # Hydra reads the arguments of the process.
     sys.argv = [given[0], *words]
@@ -153,13 +154,20 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
         fail(f"multirun: {'runs' if len(failed) > 1 else 'run'} {', '.join(failed)} failed; the reasons are above")
 
 
-def _forget_unused(folder: Path) -> None:
-    """Remove the folder of a run that failed before it wrote anything."""
-    # The lock is that of `recsys.experiments.run_lock`, which imports too much for this module.
+def forget_unused(folder: Path) -> None:
+    """Remove the folder of a run that failed before it wrote anything, unless another process trains in it."""
     files = (path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
     if folder.absolute() == Path.cwd() or any(file.parts[0] != ".hydra" and file.name != ".lock" for file in files):
         return
-    shutil.rmtree(folder)
+    with contextlib.ExitStack() as stack:
+        # The lock is that of `recsys.experiments.run_lock`, which imports too much for this module.
+        if (folder / ".lock").exists():
+            lock = stack.enter_context((folder / ".lock").open())
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+        shutil.rmtree(folder)
     for above in folder.parents:
         if above == Path.cwd() or any(above.iterdir()):
             return

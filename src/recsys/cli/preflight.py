@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
 
-# Keys of run folders, of files that are read and of files that are written, by command.
+# Command -> its keys whose values are run folders; below, files that it reads and files that it writes.
 _RUNS = {
     "index": ("run",),
     "recommend": ("run",),

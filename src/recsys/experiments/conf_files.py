@@ -42,7 +42,7 @@ def initialized() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=32)
 def composed(config_name: str, *overrides: str) -> DictConfig:
-    """Return a configuration with Hydra's own part; it must not be changed. A command needs some repeatedly."""
+    """Return a configuration with Hydra's own part. Callers share it and must not change it."""
     with initialized():
         return hydra.compose(config_name, overrides=list(overrides), return_hydra_config=True)
 

@@ -110,7 +110,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     silence_lightning()
     dataset = open_data(config)
     fingerprint = dataset.meta.fingerprint
-    # The folder is claimed when settings and data are known to be right.
+    # A run claims its folder only after its settings and data were checked, so a wrong start leaves the folder free.
     config.batch_size = build_data(config, dataset).batch_size
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())

@@ -145,7 +145,8 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> s
     folder, manifest = ReleaseStore(store).open(release)
     shown = pq.read_schema(folder / ITEMS)
     kind = shown.field("item_id").type
-    table = read_table(items, "items", id_type=kind, data=stored_config(folder).data)
+    texts = [field.name for field in shown if pa.types.is_string(field.type)]
+    table = read_table(items, "items", id_type=kind, data=stored_config(folder).data, texts=texts)
     ids = plain(table["item_id"])
     columns = {"item_id": ids}
     for name in shown.names:

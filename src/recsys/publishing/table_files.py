@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,24 @@ import pyarrow.parquet as pq
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import Owner
 from recsys.data.encoding import plain
-from recsys.data.sources.column_types import Problem, cast_text, text_type
+from recsys.data.sources.column_types import INTEGER, Problem, cast_text, text_type
 from recsys.data.sources.delimited import DelimitedFile, TextFormat
 from recsys.data.sources.files import COMPRESSED, ENDINGS
 from recsys.data.sources.json_lines import read_json_lines
 from recsys.data.sources.keys import key_names
+from recsys.publishing.frames import as_ids
 
 _FORMATS = {ending: format for format, endings in ENDINGS.items() for ending in endings}
 
 
-def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[str, Any] | None = None) -> pa.Table:
+def read_table(
+    path: Path,
+    owner: Owner,
+    *,
+    id_type: pa.DataType,
+    data: Mapping[str, Any] | None = None,
+    texts: Collection[str] = (),
+) -> pa.Table:
     """Return a table whose ids have our name and the type that the data has.
 
     Args:
@@ -33,6 +41,7 @@ def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[
         owner: users or items.
         id_type: type of the ids in the data.
         data: configuration of the training data, which names the ids and says how text files are written.
+        texts: columns that are text in the training data. They stay text here, even if all values look like numbers.
 
     Raises:
         UserError: If the file cannot be read, has no column of ids, or an id is null or of another type. The message
@@ -44,7 +53,7 @@ def read_table(path: Path, owner: Owner, *, id_type: pa.DataType, data: Mapping[
     key = "user_id" if owner == "users" else "item_id"
     candidates = key_names(settings.get("columns") or {}, owner)[key]
     if format == "csv":
-        table, problems = _read_text(path, owner, candidates, settings)
+        table, problems = _read_text(path, owner, candidates, settings=settings, texts=texts)
     elif format == "jsonl":
         table, problems = read_json_lines(str(path), settings.get("encoding", "utf-8"))
     else:
@@ -83,7 +92,7 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def _read_text(
-    path: Path, owner: Owner, candidates: tuple[str, ...], settings: Mapping[str, Any]
+    path: Path, owner: Owner, candidates: Sequence[str], *, settings: Mapping[str, Any], texts: Collection[str]
 ) -> tuple[pa.Table, dict[str, Problem]]:
     fields = {field.name for field in dataclasses.fields(TextFormat)} - {"header"}
     form = TextFormat(**{name: settings[name] for name in fields if name in settings})
@@ -96,7 +105,7 @@ def _read_text(
     columns, problems = {}, {}
     for name in table.column_names:
         column = table[name]
-        if name not in candidates:
+        if name not in candidates and name not in texts:
             kind, problem = text_type(column, form.decimal, None)
             column, other = cast_text(column, kind, form.decimal)
             if found := problem or other:
@@ -112,15 +121,9 @@ def _ids(column: pa.ChunkedArray, kind: pa.DataType, *, place: str, is_text: boo
     if ids.null_count:
         raise UserError(f"{place} is null in row {pc.index(pc.is_null(ids), True).as_py()}")
     if is_text and pa.types.is_integer(kind):
-        is_integer = pc.match_substring_regex(ids, r"^(0|-?[1-9][0-9]{0,17})$")
+        is_integer = pc.match_substring_regex(ids, INTEGER)
         if not pc.all(is_integer).as_py():
             row = pc.index(is_integer, False).as_py()
             raise UserError(f"{place} holds {ids[row].as_py()!r} in row {row}, but the ids of the data are {kind}")
         return ids.cast(kind)
-    is_same = pa.types.is_string(ids.type) if pa.types.is_string(kind) else pa.types.is_integer(ids.type)
-    if not is_same:
-        raise UserError(f"{place} holds {ids.type}, but the ids of the data are {kind}")
-    try:
-        return ids.cast(kind)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{place}: {error}") from error
+    return as_ids(ids, kind, place)

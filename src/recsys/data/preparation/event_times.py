@@ -29,7 +29,7 @@ log = logging.getLogger("recsys")
 _MICROSECONDS = 1_000_000
 _NUMBER = r"^\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*$"
 _INTEGER = r"^\s*[+-]?(\d{1,18}|[1-8]\d{18})\s*$"
-# Seconds of the first days of 1970 are rather years, months or days of a spreadsheet.
+# Numbers below this are probably years, months or days of a spreadsheet, because as seconds they are in January 1970.
 _FIRST_DAYS = 1_000_000
 # Dates that are written as integers: 20150427, 201504271305 and 20150427130500.
 _COMPACT_RANGES = tuple((1900 * 10**digits, 2101 * 10**digits) for digits in (4, 8, 10))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 # Codes such as 007 stay strings, because ids must not change.
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
+INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?((0|[1-9][0-9]*)(MARK[0-9]*)?|MARK[0-9]+)([eE][+-]?[0-9]+)?$"
 _BOOLEAN = r"^(true|false|True|False|TRUE|FALSE)$"
 _MARKS = {".": r"\.", ",": ","}
@@ -54,7 +54,7 @@ def text_type(
         return pa.list_(pa.float64() if kind == "float_seq" else pa.string()), None
     if column.null_count == len(column):
         return pa.string(), None
-    if kind != "float" and _all(column, _INTEGER):
+    if kind != "float" and _all(column, INTEGER):
         return pa.int64(), None
     if kind == "token":
         return pa.string(), None

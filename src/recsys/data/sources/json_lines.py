@@ -128,9 +128,7 @@ def _array(values: Sequence[Any], *, first: int) -> tuple[pa.Array, Problem | No
         return pa.array(values, target), None
     except (OverflowError, pa.ArrowInvalid):
         row = next((n for n, value in enumerate(values) if not _fits(value)), 0)
-        return nothing, Problem(
-            first + row, f"holds {str(values[row])[:60]} in", "expected integers of 64 bits, or strings"
-        )
+        return nothing, Problem(first + row, f"holds {str(values[row])[:60]} in", _BITS)
     except UnicodeEncodeError:
         row = next((n for n, value in enumerate(values) if not _is_text(value)), 0)
         return nothing, Problem(first + row, "holds half of a surrogate pair in", "expected text that UTF-8 can write")
@@ -155,9 +153,10 @@ def _fits(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     try:
-        return bool(json.dumps(value, ensure_ascii=False).encode()) or True
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _common(chunks: Sequence[pa.Array]) -> pa.DataType | None:

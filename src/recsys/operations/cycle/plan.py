@@ -86,7 +86,7 @@ class CyclePlan:
         return "-".join(_digest(nodes) for nodes in (training, [self.config[name] for name in names]))
 
     def command_line(self, *words: str, only: Sequence[str] | None = None) -> str:
-        """Return the command of this cycle for a shell, with further overrides in place of those of the same keys.
+        """Return the shell command that repeats this cycle; given overrides replace those of the same keys.
 
         Args:
             words: further overrides.

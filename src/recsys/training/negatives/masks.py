@@ -30,7 +30,7 @@ def positives_among(candidates: Tensor, positives: RaggedTensor) -> Tensor:
 
 
 def probability_of_positives(log_q: Tensor, positives: RaggedTensor) -> Tensor:
-    """Return the probability that one draw is among the positives of each user; float32 [U].
+    """Return, for each user, the probability that a sampled item is one of the user's positives; float32 [U].
 
     Args:
         log_q: [M], log probability of each of `positives.values`.
