@@ -45,7 +45,13 @@ def test_many_windows_of_a_long_history_share_its_distinct_items(monkeypatch: py
     usual = BatchBuilder(dataset, 3).training(windows)
     monkeypatch.setattr(builder, "LONG", 10)
     several = BatchBuilder(dataset, 3)
-    for batch in (usual, several.training(windows), several.training(windows)):
+    kept = [several.training(windows), several.training(windows)]
+    # Room for the four items of one of the two long histories alone.
+    monkeypatch.setattr(builder, "MOST_KEPT", 5)
+    bounded = BatchBuilder(dataset, 3)
+    kept += [bounded.training(windows), bounded.training(windows)]
+    assert (len(several._items_of_long), len(bounded._items_of_long)) == (2, 1)
+    for batch in (usual, *kept):
         items = {0: [1, 2, 3, 5], 1: [1, 3], 2: [1, 2, 3, 5]}
         assert [own_items(batch, row).tolist() for row in range(6)] == [items[user] for user in order]
         # Memory grows with users, not with windows.

@@ -16,6 +16,8 @@ from recsys.data.dataset import PreparedDataset, Requests
 
 # The distinct items of users with more training events than this are kept from batch to batch.
 LONG = 1000
+# So many items are kept at most, 80 MB; then the kept ones are dropped.
+MOST_KEPT = 10_000_000
 
 
 class _Reads(NamedTuple):
@@ -80,6 +82,7 @@ class BatchBuilder:
         self._gap = round(sampling.gap_days * DAY)
         self._weights = TargetWeights(dataset, sampling)
         self._items_of_long: dict[int, Int64Array] = {}
+        self._num_kept = 0
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Return a batch whose targets are all next events of each window, so each event is a target once.
@@ -236,7 +239,12 @@ class BatchBuilder:
     def _items_of(self, user: int) -> Int64Array:
         if user not in self._items_of_long:
             events = self.dataset.item_idx[self.dataset.offsets[user] : self.dataset.train_end[user]]
-            self._items_of_long[user] = np.unique(events).astype(np.int64)
+            items = np.unique(events).astype(np.int64)
+            if self._num_kept + len(items) > MOST_KEPT:
+                self._items_of_long.clear()
+                self._num_kept = 0
+            self._items_of_long[user] = items
+            self._num_kept += len(items)
         return self._items_of_long[user]
 
     def _batch(
