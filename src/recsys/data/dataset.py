@@ -9,6 +9,7 @@
                       the events are weighted
                   users/offsets.npy int64 [U+1], train_end.npy, val_end.npy int64 [U], feature.<name>.npy ...
                   items/train_count.npy, val_count.npy int64 [N+1], has_features.npy bool [N+1], feature.<name>.npy ...
+                  items/born.npy int64 [N+1] if a column of items holds their births
                   exposures/...                 `recsys.data.exposures`, if the source declares any
 
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
@@ -40,6 +41,8 @@ from recsys.data.exposures import Exposures, load_exposures
 
 FORMAT = 1
 Part = Literal["val", "test"]
+# Birth of an item that has none.
+NO_BIRTH = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,8 @@ class PreparedDataset:
         columns: encoded features by `Feature.key`.
         exposures: items that users were shown and did not engage with; None if the source declares none.
         weight: float32 [E], weight of each event as a target; None for equal weights.
+        born: int64 [N + 1], second since 1970 from which an item can be shown, or `NO_BIRTH`; None if no column of
+            items holds births.
     """
 
     path: Path
@@ -149,6 +154,7 @@ class PreparedDataset:
     columns: dict[str, Column]
     exposures: Exposures | None = None
     weight: npt.NDArray[np.float32] | None = None
+    born: Int64Array | None = None
 
     @classmethod
     def open(cls, path: Path) -> PreparedDataset:
@@ -173,6 +179,7 @@ class PreparedDataset:
             columns={f.key: load_column(_stem(path, f), ragged=f.is_ragged) for f in schema.features},
             exposures=load_exposures(path),
             weight=load_array(path / "events/weight.npy") if meta.settings["settings"].get("weight") else None,
+            born=np.asarray(load_array(born)) if (born := path / "items/born.npy").exists() else None,
         )
 
     @property

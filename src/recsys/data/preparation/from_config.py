@@ -75,4 +75,6 @@ def with_root(config: DictConfig, root: str) -> DictConfig:
     for owner in ("items", "users"):
         if not tables.of(owner):
             changed.data.features[owner] = {}
+    if not tables.items and changed.data.columns.get("born"):
+        changed.data.columns.born = None
     return changed

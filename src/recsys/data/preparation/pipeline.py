@@ -15,7 +15,7 @@ import numpy as np
 from recsys.core.errors import UserError
 from recsys.core.progress import Progress
 from recsys.core.schema import Feature, Schema
-from recsys.data.dataset import Meta
+from recsys.data.dataset import NO_BIRTH, Meta
 from recsys.data.preparation.array_writers import (
     write_counts,
     write_entities,
@@ -23,6 +23,7 @@ from recsys.data.preparation.array_writers import (
     write_exposures,
     write_has_features,
 )
+from recsys.data.preparation.births import read_births
 from recsys.data.preparation.engines import Engine, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
@@ -30,11 +31,12 @@ from recsys.data.preparation.opened_events import open_events
 from recsys.data.preparation.reading import read_table
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, write_values
+from recsys.data.sources.keys import KEYS
 from recsys.data.sources.tables import id_type, reads
 
 log = logging.getLogger("recsys")
 
-KEYS = {"users": "user_id", "items": "item_id"}
+IDS = {"users": "user_id", "items": "item_id"}
 
 
 def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
@@ -86,6 +88,9 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
                 job, session, owner=owner, table=tables[owner], join=joins[owner], entities=entities, folder=folder
             )
     write_has_features(features, len(items), folder=folder)
+    if "items" in tables and "born" in tables["items"].columns:
+        born = read_births(job, session, joins["items"].left_join(tables["items"], "item_id").order_by("item_id_idx"))
+        np.save(folder / "items/born.npy", np.concatenate([[NO_BIRTH], born]))
 
     log.info("events")
     plans = job.features_of("interactions")
@@ -118,7 +123,7 @@ def _write_features(
     if not plans:
         return []
     log.info("features of %s %s", f"{len(entities):,}", owner)
-    key = KEYS[owner]
+    key = IDS[owner]
     with Progress(f"features of {owner}"):
         plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
         known = join.inner_join(table, key)
@@ -160,8 +165,8 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
     Raises:
         UserError: If an id is null or has several rows.
     """
-    table, key = job.tables[owner], KEYS[owner]
-    wanted = reads(table, (key,)) | {name: plan.read for name, plan in job.features_of(owner).items()}
+    table, key = job.tables[owner], IDS[owner]
+    wanted = reads(table, KEYS[owner]) | {name: plan.read for name, plan in job.features_of(owner).items()}
     entities = read_table(session, table, wanted)
     missing = entities.filter(entities[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
     nulls = rows(session, missing.order_by("shard").limit(1))
@@ -181,7 +186,7 @@ def _check_overlap(job: PreparationJob, owner: str, entities: Entities) -> None:
     """Warn if no entity of the events has a row in its own table: their ids are probably written differently."""
     has_events = entities.train + entities.val + entities.test > 0
     if not np.any(has_events & entities.in_table):
-        table, key = job.tables[owner], KEYS[owner]
+        table, key = job.tables[owner], IDS[owner]
         one, other = (entities.ids[int(np.argmax(found))].as_py() for found in (has_events, entities.in_table))
         log.warning(
             "%s: column '%s' holds none of the ids of %s: %r there, %r here; no event has features of %s",

@@ -28,7 +28,7 @@ from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
 from recsys.data.sources.files import build_once, digest
-from recsys.data.sources.keys import NAMES
+from recsys.data.sources.keys import NAMED_ONLY, NAMES
 from recsys.data.sources.refusals import check_columns
 from recsys.data.sources.tables import Table, inspect
 
@@ -81,6 +81,9 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
     rows_order = split.needs == "order" and settings.time_resolution is TimeResolution.ORDER
     needs = None if rows_order else split.needs
     tables = inspect(files, settings.columns, split_needs=needs, event_columns=used + others)
+    for name in NAMED_ONLY:
+        if settings.columns.get(name) and "items" not in tables:
+            raise UserError(f"data.columns.{name}={settings.columns[name]}: the source has no items.parquet")
     if settings.engaged is not None:
         has_order = settings.time_resolution.has_order and "timestamp" in tables["interactions"].names
         settings.engaged.check(tables["interactions"], has_order=has_order)
@@ -107,6 +110,7 @@ def _check_weight(column: str, table: Table) -> None:
 
 def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table]) -> dict[str, Any]:
     columns: dict[str, Any] = {name: settings.columns.get(name) or name for name in NAMES}
+    columns |= {name: settings.columns[name] for name in NAMED_ONLY if settings.columns.get(name)}
     for owner in OWNERS:
         if own := {key: name for key, name in (settings.columns.get(owner) or {}).items() if name}:
             columns[owner] = own

@@ -11,7 +11,9 @@ from recsys.core.schema import OWNERS
 # Names of columns that are not features.
 NAMES = ("user_id", "item_id", "timestamp", "split")
 # Those of each table.
-KEYS = {"interactions": NAMES, "items": ("item_id",), "users": ("user_id",)}
+KEYS = {"interactions": NAMES, "items": ("item_id", "born"), "users": ("user_id",)}
+# Those that are read only if `data.columns` names them.
+NAMED_ONLY = ("born",)
 
 
 def key_names(columns: Mapping[str, Any], owner: str) -> dict[str, tuple[str, ...]]:
@@ -24,15 +26,17 @@ def key_names(columns: Mapping[str, Any], owner: str) -> dict[str, tuple[str, ..
     Raises:
         UserError: If `columns` has a key that does not exist.
     """
-    settings_keys(columns, (*NAMES, *OWNERS), place="data.columns")
+    settings_keys(columns, (*NAMES, *NAMED_ONLY, *OWNERS), place="data.columns")
     for table in OWNERS:
         settings_keys(columns.get(table) or {}, KEYS[table], place=f"data.columns.{table}")
     own = columns.get(owner) or {}
     found = {}
     for key in KEYS[owner]:
+        if key in NAMED_ONLY and not (columns.get(key) or own.get(key)):
+            continue
         common = columns.get(key) or key
         # An id that is renamed in the interactions may have its plain name in the other tables.
-        usual = (common,) if owner == "interactions" else tuple(dict.fromkeys([common, key]))
+        usual = (common,) if owner == "interactions" or key in NAMED_ONLY else tuple(dict.fromkeys([common, key]))
         found[key] = (own[key],) if own.get(key) else usual
     return found
 
@@ -43,7 +47,7 @@ def key_column(columns: Mapping[str, Any], owner: str, names: Sequence[str]) -> 
     Raises:
         UserError: If there is none.
     """
-    (candidates,) = key_names(columns, owner).values()
+    candidates = key_names(columns, owner)[KEYS[owner][0]]
     for name in candidates:
         if name in names:
             return name

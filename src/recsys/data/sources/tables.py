@@ -161,6 +161,8 @@ def reads(table: Table, key_names: Iterable[str]) -> dict[str, Read]:
             wanted["time"] = read_time(table.names[key], table.types[table.names[key]])
         elif key == "split" and key in table.names:
             wanted["split"] = Read(table.names[key], "string")
+        elif key == "born" and key in table.names:
+            wanted["born"] = read_time(table.names[key], table.types[table.names[key]])
     return wanted
 
 
@@ -192,7 +194,7 @@ def _table(
         column = next((name for name in candidates if name in shards[0].types), None)
         if column is not None:
             names[key] = column
-        elif key in ("user_id", "item_id", needed):
+        elif key in ("user_id", "item_id", "born", needed):
             raise UserError(
                 f"{shards[0].shown}: column '{candidates[0]}' is missing{nearest(candidates[0], shards[0].types)}"
                 + (_REMEDY.get(str(split_needs), "") if key == needed else f"; data.columns.{key} names it")
@@ -216,13 +218,13 @@ def _table(
         table.check(name)
         if key in ("user_id", "item_id"):
             id_type(table, key)
-    if "timestamp" in names:
-        kind = types[names["timestamp"]]
+    for key in ("timestamp", "born"):
+        if key not in names:
+            continue
+        kind = types[names[key]]
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         if not (is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_string(kind)):
-            raise UserError(
-                f"{table.place}: column '{names['timestamp']}' holds {kind}, expected seconds, dates or timestamps"
-            )
+            raise UserError(f"{table.place}: column '{names[key]}' holds {kind}, expected seconds, dates or timestamps")
     if split_needs == "split" and owner == "interactions" and not pa.types.is_string(types[names["split"]]):
         raise UserError(
             f"{table.place}: column '{names['split']}' holds {types[names['split']]}, "
