@@ -65,7 +65,7 @@ def test_wrong_variants_are_named(tmp_path: Path) -> None:
     cases = {
         "+variants.a={overides: []}": "unknown configuration key 'variants.a.overides'; did you mean 'overrides'?",
         "+variants.a={overrides: ['user_towr=mean']}": "variants.a: unknown configuration key 'user_towr'",
-        "+variants.a={overrides: [], time: [none]}": "variants: none suits data.time=seconds",
+        "+variants.a={overrides: [], time: [none]}": "variants: the data suits none (a: it needs data.time=none, ",
     }
     base = command(tmp_path / "run", tmp_path / "cache")
     results = run_all([{"args": [*base, case]} for case in cases], tmp_path)

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Bad input, configuration or file. The message names the place, what was found and what was expected."""
 
 
+class UnsuitableDataError(UserError):
+    """A valid setting that needs something which the data lacks. A variant with such a setting is left out."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint such as `; did you mean 'timestamp'?` for a misspelled `name`, or the list of valid names."""
     names = sorted(valid)

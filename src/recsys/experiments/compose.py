@@ -75,17 +75,21 @@ def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictCo
     return config, variants_of(config, words)
 
 
+_VARIANT_KEYS = ("overrides", "needs", "time")
+
+
 def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str, DictConfig]:
     """Return the variants of a configuration of `train.yaml`, each composed with the overrides of the command line.
 
-    A variant with a key `time` is left out if the list there does not contain the value of `data.time`.
+    What a variant needs of the data is the key `needs` of its configuration. Whether the data has it is decided when
+    the data is open (`suitable_variants`).
 
     Args:
         config: composed configuration.
         given: overrides that it was composed with; None for those of the command line.
 
     Raises:
-        UserError: If a variant does not compose, or none suits the data.
+        UserError: If a variant does not compose.
     """
     variants = {}
     if given is None:
@@ -93,12 +97,8 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
         given = [*command.task, *search_path(command.hydra)]
     for name, variant in config.variants.items():
         for key in variant:
-            if key not in ("overrides", "time"):
-                raise UserError(
-                    f"unknown configuration key 'variants.{name}.{key}'{nearest(key, ('overrides', 'time'))}"
-                )
-        if config.data.time not in variant.get("time", [config.data.time]):
-            continue
+            if key not in _VARIANT_KEYS:
+                raise UserError(f"unknown configuration key 'variants.{name}.{key}'{nearest(key, _VARIANT_KEYS)}")
         try:
             # The command line wins over the variant.
             words = checked("train", [*variant.overrides, *given], CONFIG_DIR)
@@ -108,8 +108,9 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
             variants[name] = hydra.compose("train", overrides=words)
             variants[name].variants = {}
             variants[name].blend = False
-    if config.variants and not variants:
-        raise UserError(f"variants: none suits data.time={config.data.time}")
+        variants[name].needs = [*variants[name].needs, *variant.get("needs", [])]
+        if "time" in variant:
+            variants[name].needs.append("|".join(f"data.time={time}" for time in variant.time))
     return variants
 
 

@@ -19,7 +19,7 @@ from scipy.sparse.linalg import svds
 from recsys.baselines import als
 from recsys.baselines.interactions import Interactions
 from recsys.core.columns import ragged_positions
-from recsys.core.errors import UserError
+from recsys.core.errors import UnsuitableDataError, UserError
 from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.ranking import encode_corpus
@@ -133,7 +133,7 @@ def oldest(dataset: PreparedDataset, share: float) -> PreparedDataset:
     if share == 1.0:
         return dataset
     if not dataset.meta.time_resolution.has_order:
-        raise UserError(f"until={share:g} with data.time=none: expected 1, or timestamps")
+        raise UnsuitableDataError(f"until={share:g} with data.time=none: expected 1, or timestamps")
     begin, lengths = dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1]
     is_old = np.asarray(dataset.time[ragged_positions(begin, lengths)]) < dataset.training_time(share)
     old = np.bincount(np.repeat(np.arange(len(begin)), lengths)[is_old], minlength=len(begin))

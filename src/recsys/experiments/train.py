@@ -15,6 +15,7 @@ from recsys.experiments.fitting import TrainingSession, fit_again, select_checkp
 from recsys.experiments.loggers import build_loggers, close_loggers, log_checkpoint, log_summary
 from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
 from recsys.experiments.run_lock import hold
+from recsys.experiments.suitability import check_needs
 from recsys.experiments.trained_run import stored_config
 
 
@@ -109,6 +110,7 @@ def finish(path: Path) -> RunFolder:
 def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     silence_lightning()
     dataset = open_data(config)
+    check_needs(config, dataset)
     fingerprint = dataset.meta.fingerprint
     # A run claims its folder only after its settings and data were checked, so a wrong start leaves the folder free.
     config.batch_size = build_data(config, dataset).batch_size

@@ -24,6 +24,7 @@ from recsys.models.blend import Model
 EARLIER: dict[str, Any] = {
     "warm_start": None,
     "members": {},
+    "needs": [],
     "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0}},
     "history": {
         "gap_days": 0.0,

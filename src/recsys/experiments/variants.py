@@ -20,15 +20,17 @@ from recsys.core.io import atomic_file, atomic_write
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
 from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
+from recsys.experiments.suitability import suitable_variants
 from recsys.experiments.train import refit, select, train
 
 log = logging.getLogger("recsys")
 
 
 def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = False) -> RunFolder:
-    """Train every variant in `path/variants/NAME`, and finish the one that is best on validation as the run `path`.
+    """Train the variants in `path/variants/NAME`, and finish the one that is best on validation as the run `path`.
 
-    A killed call continues where it was. Only the winner is evaluated on the test part.
+    Variants that need what the data lacks are left out. A killed call continues where it was. Only the winner is
+    evaluated on the test part.
 
     Args:
         variants: complete configurations by name, all of one data set and one `evaluation.metric`.
@@ -36,7 +38,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
         blend: whether the run may be a blend of several variants.
 
     Raises:
-        UserError: If there is no variant, or they are measured by different metrics.
+        UserError: If there is no variant, they are measured by different metrics, or the data suits none.
     """
     metrics = {config.evaluation.metric for config in variants.values()}
     if len(metrics) != 1:
@@ -48,6 +50,7 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
 
 
 def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, blend: bool) -> RunFolder:
+    variants = suitable_variants(variants, path / "variants/left_out.json")
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
         log.info("training variant %s (%d of %d)", name, number, len(variants))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import DataSizes
@@ -46,6 +47,8 @@ class ItemTower(nn.Module):
         super().__init__()
         self.dim, self.num_trained = dim, sizes.num_trained
         features = sizes.schema.owned_by("items") if use_features else ()
+        if not use_id and not features and use_features and pretrained is None:
+            raise UnsuitableDataError("item_tower.use_id=false: the data has no features of items, expected some")
         if not use_id and not features and pretrained is None:
             raise ValueError("an item tower needs ids, features or both; this one has neither")
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None

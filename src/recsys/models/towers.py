@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import DataSizes
@@ -39,8 +39,8 @@ class UserTower(nn.Module):
         own_items: item tower for the items of histories; None for the one that embeds the candidates.
 
     Raises:
-        UserError: If the encoder reads time and the timestamps of the data are not times of a clock, or lacks an
-            attribute.
+        UnsuitableDataError: If the encoder reads time and the timestamps of the data are not times of a
+            clock.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ def _time_unit(encoder: HistoryEncoder, sizes: DataSizes) -> int:
     """Return the number of seconds that the times of events are rounded down to."""
     resolution = sizes.time_resolution
     if encoder.reads_time and not resolution.has_clock:
-        raise UserError(
+        raise UnsuitableDataError(
             f"user_tower: the encoder reads time (use_time=true), found data.time={resolution}; "
             "expected use_time=false with it, or timestamps in seconds or days"
         )

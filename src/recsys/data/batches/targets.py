@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.columns import Dense, ragged_positions
-from recsys.core.errors import UserError, nearest
+from recsys.core.errors import UnsuitableDataError, UserError, nearest
 from recsys.core.schema import FIRST_CODE, TimeResolution
 from recsys.core.types import Float64Array, Int64Array
 from recsys.data.dataset import PreparedDataset
@@ -94,11 +94,11 @@ class TargetSampling:
         given = {key: value for key, value in days.items() if value}
         named = ", ".join(f"history.{key}={value:g}" for key, value in given.items())
         if given and not time_resolution.has_clock:
-            raise UserError(
+            raise UnsuitableDataError(
                 f"{named} with data.time={time_resolution}: expected it unset, or timestamps in seconds or days"
             )
         if self.targets_since and not time_resolution.has_order:
-            raise UserError(f"history.targets_since={self.targets_since:g} with data.time=none: expected 0")
+            raise UnsuitableDataError(f"history.targets_since={self.targets_since:g} with data.time=none: expected 0")
         if self.gap_days and not predict_first:
             raise UserError(f"{named}: expected history.predict_first=true with a gap, found false")
         if self.order == "random" and (self.gap_days or self.window_days):

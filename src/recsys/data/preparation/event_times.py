@@ -54,6 +54,12 @@ def with_times(job: PreparationJob, session: Session, events: ir.Table) -> Timed
         UserError: If a time is missing, cannot be read, or can be read in several ways. The message names the file.
     """
     if "time" not in events.columns:
+        if job.settings.time_resolution.has_clock:
+            log.info(
+                "%s: no column 'timestamp', so data.time=none: events have neither an order nor days; "
+                "data.columns.timestamp names another column",
+                job.interactions.place,
+            )
         order = _by_row(job, events) if job.takes_row_order else events.mutate(time=ibis.literal(0, "int64"))
         return TimedEvents(order, 0)
     kind = job.interactions.types[job.interactions.names["timestamp"]]

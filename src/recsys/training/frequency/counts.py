@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.columns import ragged_positions
-from recsys.core.errors import UserError
+from recsys.core.errors import UnsuitableDataError
 from recsys.data.batches.targets import TargetSampling, TargetWeights
 from recsys.data.dataset import PreparedDataset
 
@@ -60,10 +60,10 @@ def prior_shift(
         power: exponent of the recent popularity.
 
     Raises:
-        UserError: If the timestamps cannot be counted in days.
+        UnsuitableDataError: If the timestamps cannot be counted in days.
     """
     if not dataset.meta.time_resolution.has_clock:
-        raise UserError(
+        raise UnsuitableDataError(
             f"model.prior_shift with data.time={dataset.meta.time_resolution}: "
             "expected weight 0, or timestamps in seconds or days"
         )

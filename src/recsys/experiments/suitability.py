@@ -1,0 +1,127 @@
+"""Choice of the variants that the data allows, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recsys.core import distributed
+from recsys.core.errors import UnsuitableDataError, UserError, nearest
+from recsys.core.io import atomic_write
+from recsys.core.schema import TimeResolution
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, open_data
+
+log = logging.getLogger("recsys")
+
+# What data may have, by the words of the configuration key `needs`.
+PROPERTIES = {
+    "order": "an order of events",
+    "clock": "timestamps in seconds or days",
+    "births": "dates of birth of items (data.columns.born)",
+    "item_features": "features of items",
+    "user_features": "features of users",
+    "text": "a text feature of items (data.features.items.COLUMN.kind=text)",
+    **{f"data.time={time}": f"data.time={time}" for time in TimeResolution},
+}
+
+
+def suitable_variants(variants: Mapping[str, DictConfig], file: Path) -> dict[str, DictConfig]:
+    """Return the variants that the data allows, and log for each other one what the data lacks.
+
+    The choice is stored, so that a run that continues, or is finished, needs no second look at the data.
+
+    Args:
+        variants: complete configurations by name.
+        file: JSON file of the variants that were left out, with the reasons.
+
+    Raises:
+        UserError: If the data allows none, a setting of a variant is wrong, or the variants have different data.
+    """
+    if file.exists():
+        left_out = json.loads(file.read_text())
+    else:
+        left_out = _unsuitable(variants)
+        if distributed.is_first():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, json.dumps(left_out, indent=2) + "\n")
+    distributed.barrier()
+    for name, reason in left_out.items():
+        log.info("variant %s is left out: %s", name, reason)
+    return {name: config for name, config in variants.items() if name not in left_out}
+
+
+def _unsuitable(variants: Mapping[str, DictConfig]) -> dict[str, str]:
+    left_out = {}
+    first = next(iter(variants.values()))
+    dataset = open_data(first)
+    for name, config in variants.items():
+        if (config.data, config.split) != (first.data, first.split):
+            raise UserError(f"variants.{name}: other data or another split than the first variant, expected the same")
+        try:
+            check_start(config, dataset)
+        except UnsuitableDataError as error:
+            left_out[name] = str(error)
+        except UserError as error:
+            raise UserError(f"variants.{name}: {error}") from error
+    if len(left_out) == len(variants):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise UserError(f"variants: the data suits none ({reasons})")
+    return left_out
+
+
+def check_start(config: DictConfig, dataset: PreparedDataset) -> None:
+    """Build everything that the training of a configuration needs, without training.
+
+    Raises:
+        UnsuitableDataError: If the data lacks what the configuration needs.
+        UserError: If a setting is wrong.
+    """
+    check_needs(config, dataset)
+    build_data(config, dataset)
+    build_callbacks(config, Path())
+    # Neighbours take long to mine, and every data set has some.
+    build_module(config, dataset, model=build_towers(config, dataset, fresh=False), mine=_no_neighbors)
+
+
+def check_needs(config: DictConfig, dataset: PreparedDataset) -> None:
+    """Refuse data without the properties under the key `needs`; one of `order|clock` is enough.
+
+    Raises:
+        UnsuitableDataError: If the data lacks one.
+        UserError: If there is no such property.
+    """
+    found = properties(dataset)
+    for need in config.needs:
+        names = str(need).split("|")
+        for name in names:
+            if name not in PROPERTIES:
+                raise UserError(f"needs={need}: no such property of data{nearest(name, PROPERTIES)}")
+        if not found.intersection(names):
+            needed = " or ".join(PROPERTIES[name] for name in names)
+            raise UnsuitableDataError(f"it needs {needed}, and the data has none")
+
+
+def properties(dataset: PreparedDataset) -> set[str]:
+    """Return the `PROPERTIES` that a data set has."""
+    time, items = dataset.meta.time_resolution, dataset.schema.owned_by("items")
+    has = {
+        "order": time.has_order,
+        "clock": time.has_clock,
+        "births": getattr(dataset, "born", None) is not None,
+        "item_features": bool(items),
+        "user_features": bool(dataset.schema.owned_by("users")),
+        "text": any(feature.kind == "text" for feature in items),
+        f"data.time={time}": True,
+    }
+    return {name for name, there in has.items() if there}
+
+
+def _no_neighbors(dataset: PreparedDataset, _corpus: Tensor, _run: str, num_neighbors: int) -> Tensor:
+    return torch.zeros(dataset.num_items + 1, num_neighbors, dtype=torch.int64)
