@@ -108,7 +108,7 @@ class _Builder:
         settings = self._settings
         assert self._towers is not None
         try:
-            events = open_store(settings.events, settings.max_events)
+            events = open_store(settings.events, settings.max_events, unreadable=self._metrics.unreadable.inc)
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.core.errors import UserError
-from recsys.serving.events import Event, parse_events
+from recsys.core.schema import Feature
+from recsys.release.runtime.feature_values import ValueType
+from recsys.serving.events import Event, ignore, parse_events
 from recsys.serving.events.merging import decode_events, encode_events
 
 NOW = 1_700_000_000
-NAMES = ("rating", "device", "tags")
+NAMES = {
+    "rating": ValueType(Feature("rating", "interactions", "numeric", "event", 1)),
+    "device": ValueType(Feature("device", "interactions", "categorical", "event", 9), pa.string()),
+    "tags": ValueType(Feature("tags", "interactions", "multi_categorical", "event", 9), pa.string()),
+    "floor": ValueType(Feature("floor", "interactions", "categorical", "event", 9), pa.int64()),
+    "query": ValueType(Feature("query", "interactions", "text", "request", 9)),
+    "place": ValueType(Feature("place", "interactions", "vector", "event", 2)),
+}
 
 
 def parse(**fields: Any) -> list[tuple[Any, Event]]:
@@ -39,7 +49,7 @@ def test_forms_of_a_time() -> None:
         (12.9, 12),
         ("1970-01-02", 86_400),
         ("1970-01-02T02:00:00+02:00", 86_400),
-        ("9999-12-31T23:59:59Z", 253_402_300_799),
+        (NOW + 300, NOW + 300),
     ):
         ((_, event),) = parse(timestamp=given_time)
         assert (event.timestamp, type(event.timestamp)) == (expected, int)
@@ -68,6 +78,24 @@ def test_forms_of_a_time() -> None:
         ({"device": "\ud800"}, "device: found"),
         ({"rating": 2**63}, "rating: found"),
         ({"tags": [["x"]]}, "tags: found"),
+        ({"timestamp": NOW + 301}, "timestamp: found 1700000301, which is 301 s ahead of the server's clock"),
+        (
+            {"timestamp": "9999-12-31T23:59:59Z"},
+            "timestamp: .* ahead of the server's clock; expected at most 300",
+        ),
+        ({"user_id": ""}, "user_id: found ''"),
+        ({"item_id": ""}, "item_id: found ''"),
+        ({"item_id": "a\x00"}, "item_id: found"),
+        ({"device": 3}, "device: found 3, expected a string"),
+        ({"device": ["x"]}, "device: found"),
+        ({"rating": "4"}, "rating: found '4', expected a finite number"),
+        ({"rating": float("inf")}, "rating: found inf"),
+        ({"floor": "4"}, "floor: found '4', expected an integer"),
+        ({"floor": True}, "floor: found True"),
+        ({"query": 4}, "query: found 4, expected a string"),
+        ({"tags": ["x", 4]}, "tags: found .*, expected a string or a list of them"),
+        ({"place": [1.0]}, "place: found .*, expected a list of 2 numbers"),
+        ({"place": [1.0, None]}, "place: found"),
     ],
 )
 def test_invalid_input_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
@@ -76,6 +104,16 @@ def test_invalid_input_is_refused_by_name(fields: dict[str, Any], message: str) 
     good = {"user_id": 5, "item_id": "a"}
     with pytest.raises(UserError, match=r"^\[1\]\."):
         parse_events([good, {**good, **fields}], NAMES, now=NOW)
+
+
+def test_an_event_of_more_than_4096_bytes_is_refused() -> None:
+    for size in (4050, 4070):
+        posted = {"user_id": 5, "item_id": "a", "device": "x" * size}
+        if len(json.dumps(posted, separators=(",", ":"))) <= 4096:
+            assert len(parse_events([posted], NAMES, now=NOW)) == 1
+        else:
+            with pytest.raises(UserError, match=r"\[0\]: found an event of 41.. bytes, expected at most 4096"):
+                parse_events([posted], NAMES, now=NOW)
 
 
 @pytest.mark.parametrize("posted", [None, 3, "x", [None], [[]], [{"user_id": 1}], {"item_id": 1}])
@@ -97,5 +135,5 @@ def test_accepted_events_can_be_stored(posted: Any) -> None:
         ((_, event),) = parse_events(posted, NAMES, now=NOW)
     except UserError:
         return
-    (stored,) = decode_events(encode_events([event]), 1)
+    (stored,) = decode_events(encode_events([event]), 1, unreadable=ignore)
     assert json.dumps(stored) == json.dumps(event)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import needs_server
 
 from recsys.core.errors import UserError
-from recsys.serving.events import Event, EventStore, Restored, UserId, open_store
+from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, UserId, open_store
+from recsys.serving.events.merging import encode_events
 
 _numbers = itertools.count()
 Open = Callable[[int], EventStore]
@@ -136,12 +139,13 @@ def _plain(history: list[Event]) -> list[tuple[Any, ...]]:
 
 def test_a_late_event_is_inserted_by_time_and_a_repeat_is_ignored(open_new: Open) -> None:
     store = open_new(3)
-    store.append([(5, Event(1, 10)), (5, Event(2, 30))])
-    store.append([(5, Event(3, 20, {"rating": 4.5}))])
-    store.append([(5, Event(3, 20, {"rating": 1.0})), (5, Event(2, 30))])
+    assert store.append([(5, Event(1, 10)), (5, Event(2, 30))]) == ["stored", "stored"]
+    assert store.append([(5, Event(3, 20, {"rating": 4.5}))]) == ["stored"]
+    assert store.append([(5, Event(3, 20, {"rating": 1.0})), (5, Event(2, 30))]) == ["repeated", "repeated"]
     assert store.history(5) == [Event(1, 10), Event(3, 20, {"rating": 4.5}), Event(2, 30)]
     # Full: a later one pushes the oldest out, an older one finds no place.
-    store.append([(5, Event(4, 40)), (5, Event(9, 5))])
+    late = [(5, Event(4, 40)), (5, Event(9, 5)), (6, Event(4, 40)), (5, Event(4, 40))]
+    assert store.append(late) == ["stored", "dropped", "stored", "repeated"]
     assert store.history(5) == [Event(3, 20, {"rating": 4.5}), Event(2, 30), Event(4, 40)]
     # Events of one second stand as they came.
     store.append([(5, Event(6, 40)), (5, Event(5, 40))])
@@ -170,6 +174,42 @@ def test_features_that_cannot_be_stored_fail_for_their_sender_alone(open_new: Op
         with pytest.raises(UserError, match="features that cannot be stored"):
             store.append([(5, Event(1, 1)), (5, Event(2, 2, {"rating": value}))])
     assert store.history(5) == []
+
+
+def test_a_history_has_at_most_256_kb(open_new: Open) -> None:
+    store = open_new(200)
+    for number in range(100):
+        assert store.append([(5, Event(number, number, {"text": "x" * 4000}))]) == ["stored"]
+    found = store.history(5)
+    assert [event.item_id for event in found] == list(range(100 - len(found), 100))
+    assert 256 * 1024 - 4100 < len(encode_events(found)) <= 256 * 1024
+    assert store.append([(5, Event(200, 1, {"text": "x" * 4000}))]) == ["dropped"]
+
+
+def test_what_cannot_be_decoded_counts_as_missing(tmp_path: Path) -> None:
+    lost: list[int] = []
+    store = SQLiteEvents(tmp_path / "events.sqlite", 10, unreadable=lost.append)
+    good = Event(1, 10)
+    contents = {
+        "bytes": b"\xff\x00",
+        "nothing": b"",
+        "text": "text",
+        "nested": b"\x91" * 5000,
+        "other": msgspec.msgpack.encode({"item_id": 1}),
+        "events": msgspec.msgpack.encode(
+            [good, [1], ["", 1, {}], [2**64 - 1, 1, {}], [1.5, 1, {}], [1, 2**60, {}], [1, "now", {}], 5, None]
+        ),
+    }
+    with sqlite3.connect(tmp_path / "events.sqlite") as raw:
+        raw.executemany("INSERT INTO histories VALUES (?, ?)", list(contents.items()))
+        raw.execute("INSERT INTO profiles VALUES ('bytes', ?)", (b"\xff",))
+    expected = [[good] if user == "events" else [] for user in contents]
+    assert store.histories(list(contents)) == [store.history(user) for user in contents] == expected
+    assert sum(lost) == 2 * (5 + 8)
+    assert store.profile("bytes") == {}
+    assert store.append([("bytes", good)]) == ["stored"]
+    assert store.history("bytes") == [good]
+    store.close()
 
 
 def test_nothing_is_lost_between_threads(open_new: Open) -> None:

@@ -13,8 +13,9 @@ import pytest
 from asking import MAX_EVENTS
 from publishing import Published
 
+from recsys.core.errors import UserError
 from recsys.release.runtime.retriever import Query, Retriever
-from recsys.serving.events import Event, EventStore, SQLiteEvents, StoreError
+from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, StoreError
 from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
@@ -342,4 +343,34 @@ def test_features_that_a_release_does_not_know_are_left_out(published: Published
         retrieve(
             published, store, LocalHost(host_of(published, version)), RetrieveRequest(version=published.versions[1])
         )
+    store.close()
+
+
+def test_stored_values_of_other_types_count_as_missing(published: Published, tmp_path: Path) -> None:
+    version = published.versions[0]
+    store = SQLiteEvents(tmp_path / "events.sqlite")
+    wrong = {"action": 3, "dwell": "long", "labels": ["a", 3], "seen_vector": [1.0], "surface": ["x"], "query": [[1]]}
+    good = {"action": "save", "dwell": 1.5, "labels": ["a"], "seen_vector": [1.0, 2.0, 3.0], "query": "old house"}
+    events = [Event("i001", 5, good), Event("i002", 6, wrong), Event("i003", 7, {"item_id": 5, "timestamp": "never"})]
+    profile = {"country": 5, "taste": [1.0], "topics": [[1]], "age": "x", "about": {"a": 1}}
+    store.restore([Restored("new", events, profile), Restored("other", events[:1], {"country": "de"})], "s", done=1)
+
+    async def use(gateway: Gateway) -> tuple[list[RetrieveResponse], float]:
+        users = [RetrieveRequest(user_id="new"), RetrieveRequest(user_id="other")]
+        posted = RetrieveRequest(user_id="new", history=[{"item_id": "i001", "seen_vector": [1.0]}])
+        with pytest.raises(UserError, match="expected 3"):
+            await gateway.retrieve(posted)
+        return await asyncio.gather(*map(gateway.retrieve, users)), gateway.metrics.value("recsys_unreadable_total")
+
+    (found, other), unreadable = with_gateway(published, store, LocalHost(host_of(published, version)), use)
+    retriever = Retriever.load(published.store, version)
+    history = [
+        {"item_id": "i001", "timestamp": 5, **good},
+        {"item_id": "i002", "timestamp": 6},
+        {"item_id": "i003", "timestamp": 7},
+    ]
+    check(found, retriever, Query(history, "new"))
+    check(other, retriever, Query(history[:1], "other", {"country": "de"}))
+    known = {feature.name for feature in retriever.schema.owned_by("users")}
+    assert unreadable >= len(wrong) + len(known & profile.keys())
     store.close()

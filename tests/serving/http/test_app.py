@@ -144,14 +144,18 @@ def test_the_next_retrieve_sees_an_acknowledged_event(published: Published, tmp_
         for number in range(12):
             event = {"item_id": f"i{number:03d}", "timestamp": 1000 + number, "action": "save"}
             answer = await call(app, "POST", "/v1/events", {"user_id": "new", **event})
-            assert (answer.status, answer.body) == (200, {"stored": 1})
+            assert (answer.status, answer.body) == (200, {"stored": 1, "repeated": 0, "dropped": 0})
             history.append(event)
             found = await call(app, "POST", "/v1/retrieve", {"user_id": "new", "k": 5})
             (expected,) = retriever.retrieve([Query(history, "new")], 5)
             assert [item["item_id"] for item in found.body["items"]] == expected.item_ids
             assert found.body["history_length"] == min(number + 1, retriever.manifest.max_history)
         late = [{"user_id": "new", "item_id": "i050", "timestamp": 1}, {"user_id": 5, "item_id": "i001"}]
-        assert (await call(app, "POST", "/v1/events", late)).body == {"stored": 2}
+        stored = {"stored": 2, "repeated": 0, "dropped": 0}
+        assert (await call(app, "POST", "/v1/events", late)).body == stored
+        assert (await call(app, "POST", "/v1/events", late)).body == {"stored": 0, "repeated": 2, "dropped": 0}
+        far = {"user_id": "new", "item_id": "i001", "timestamp": "9999-01-01"}
+        assert (await call(app, "POST", "/v1/events", far)).status == 400
 
     living(settings(published, tmp_path / "events.sqlite"), use)
 

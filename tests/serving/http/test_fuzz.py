@@ -85,7 +85,7 @@ def test_every_valid_event_may_be_an_event(parts: Any, body: bytes, may_be: bool
     assert parts.may_be_events(body) == may_be
     # It never calls malformed what the server takes.
     try:
-        parse_events(json.loads(body.decode()), set(), now=0)
+        parse_events(json.loads(body.decode()), {}, now=0)
     except (UserError, ValueError):
         return
     assert may_be

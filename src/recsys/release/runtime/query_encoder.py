@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from recsys.core.columns import Column
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import Feature, Schema
+from recsys.core.time_units import LATEST
 from recsys.core.types import Float32Array
 from recsys.data.encoding import FeatureEncoder
 from recsys.release.manifest import ITEM_VOCABULARY, SCHEMA, SELF_CHECK, USER_VOCABULARY, Manifest
+from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.item_ids import IdMap, to_values
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.timestamps import event_seconds
@@ -71,6 +73,8 @@ class QueryEncoder:
         self._events = self._encoders("event")
         self._profile = self._encoders("user")
         self.request_encoders: Mapping[str, FeatureEncoder] = self._encoders("request")
+        self.event_values = self._values("interactions", {**self.request_encoders, **self._events})
+        self.profile_values = self._values("users", self._profile)
 
     @property
     def version(self) -> str:
@@ -118,6 +122,26 @@ class QueryEncoder:
         )
         return histories, unknown
 
+    def readable_events(self, history: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+        """Return what this release can read of stored events, and the number of events and values that it cannot."""
+        kept: list[Mapping[str, Any]] = []
+        unreadable = 0
+        for event in history:
+            item, seconds = event.get("item_id"), event.get("timestamp")
+            if not isinstance(item, str | int) or not (
+                seconds is None or (_is_whole(seconds) and abs(seconds) <= LATEST)
+            ):
+                unreadable += 1
+                continue
+            features, lost = _readable(event, self.event_values)
+            unreadable += lost
+            kept.append({**features, "item_id": item, "timestamp": seconds})
+        return kept, unreadable
+
+    def readable_profile(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """Return the stored profile features that this release can read, and the number of those that it cannot."""
+        return _readable(profile, self.profile_values)
+
     def user_rows(self, ids: pa.Array) -> npt.NDArray[np.int64]:
         """Return the tower's index of each user, -1 for users without an embedding of their own."""
         return np.full(len(ids), -1) if self._users is None else self._users.rows_of(ids)
@@ -153,6 +177,10 @@ class QueryEncoder:
         if found.shape != expected.shape or not np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
             raise UserError(f"{self.folder}: the user tower does not return the embeddings of {SELF_CHECK}")
 
+    def _values(self, owner: str, encoders: Mapping[str, FeatureEncoder]) -> dict[str, ValueType]:
+        types = {name: encoder.vocabulary.type for name, encoder in encoders.items() if encoder.vocabulary is not None}
+        return {f.name: ValueType(f, types.get(f.name)) for f in self.schema.features if f.owner == owner}
+
     def _encoders(self, prefix: str) -> dict[str, FeatureEncoder]:
         owner = "users" if prefix == "user" else "interactions"
         read = {name for spec in self.manifest.inputs for head, _, name in [spec.name.partition(".")] if head == prefix}
@@ -165,6 +193,17 @@ def _item_ids(history: Sequence[Mapping[str, Any]]) -> list[ItemId]:
     except KeyError:
         number = next(number for number, event in enumerate(history) if "item_id" not in event)
         raise UserError(f"history: event {number} has no item_id") from None
+
+
+def _readable(row: Mapping[str, Any], types: Mapping[str, ValueType]) -> tuple[dict[str, Any], int]:
+    kept = {
+        name: types[name].normal(value) for name, value in row.items() if name in types and types[name].holds(value)
+    }
+    return kept, sum(name in types and name not in kept for name in row)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def load_known_items(folder: Path) -> IdMap:

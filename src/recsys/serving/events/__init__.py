@@ -1,17 +1,29 @@
 """Recent events of every user: durable when acknowledged, and read by the next request. Imports no torch."""
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError, UserId
+from recsys.serving.events.event_store import (
+    Event,
+    EventStore,
+    Outcome,
+    Restored,
+    StoreError,
+    Unreadable,
+    UserId,
+    ignore,
+)
 from recsys.serving.events.incoming import parse_events
 from recsys.serving.events.sqlite import SQLiteEvents
 
 __all__ = [
     "Event",
     "EventStore",
+    "Outcome",
     "Restored",
     "SQLiteEvents",
     "StoreError",
+    "Unreadable",
     "UserId",
+    "ignore",
     "open_store",
     "parse_events",
 ]
@@ -19,8 +31,10 @@ __all__ = [
 _SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys")
 
 
-def open_store(place: str, max_events: int = 200) -> EventStore:
+def open_store(place: str, max_events: int = 200, *, unreadable: Unreadable = ignore) -> EventStore:
     """Return the store at `place`: the path of an SQLite file, or the address of a server (`redis://` and others).
+
+    `unreadable` is called with the number of stored events or profiles that cannot be decoded.
 
     Raises:
         UserError: If the place cannot be used.
@@ -28,10 +42,10 @@ def open_store(place: str, max_events: int = 200) -> EventStore:
     """
     scheme, separator, _ = place.partition("://")
     if not separator:
-        return SQLiteEvents(place, max_events)
+        return SQLiteEvents(place, max_events, unreadable=unreadable)
     if scheme not in _SERVERS:
         raise UserError(f"events: {scheme}://: no such store; expected a path or one of {', '.join(_SERVERS)}://")
     # Imported late, so that SQLite works without the client library.
     from recsys.serving.events.valkey import ValkeyEvents
 
-    return ValkeyEvents(place, max_events)
+    return ValkeyEvents(place, max_events, unreadable=unreadable)

@@ -1,25 +1,37 @@
 """Interface of event stores.
 
 A history contains at most `max_events` events, sorted by time, oldest first; events of one second keep their order of
-arrival. A late event is inserted by its time, or dropped if the history is full of later events. A repeated event (same
+arrival. A late event is inserted by its time, or dropped if the history is full of later events. A history has
+at most `MAX_HISTORY_BYTES`; beyond them its oldest events are dropped. A repeated event (same
 user, item and second, whatever its features) is stored once and the first one stays, so a client that got no answer can
 send its events again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, NamedTuple, Protocol
 
+from msgspec import Meta
+
+from recsys.core.time_units import LATEST
+
+# What a stored id and a stored time can be. A decoder checks it, so that other content counts as unreadable.
+_Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 UserId = int | str
-ItemId = int | str
+ItemId = _Integer | Annotated[str, Meta(min_length=1)]
+Seconds = Annotated[int, Meta(ge=-LATEST, le=LATEST)]
+
+# Size of the history of one user, as it is stored.
+MAX_HISTORY_BYTES = 256 << 10
 
 
 class Event(NamedTuple):
     """One event of a user, in UTC seconds. `features` are values of columns of interactions; columns may be missing."""
 
     item_id: ItemId
-    timestamp: int
+    timestamp: Seconds
     features: Mapping[str, Any] = {}
 
 
@@ -29,6 +41,22 @@ class Restored(NamedTuple):
     user_id: UserId
     events: Sequence[Event]
     profile: Mapping[str, Any]
+
+
+class Outcome(StrEnum):
+    """Result of adding one event. A dropped one is older than all events of a history that is full."""
+
+    STORED = "stored"
+    REPEATED = "repeated"
+    DROPPED = "dropped"
+
+
+# Called with the number of stored events or profiles that could not be decoded; they count as missing.
+Unreadable = Callable[[int], None]
+
+
+def ignore(number: int) -> None:
+    """Do not count what could not be decoded."""
 
 
 class StoreError(RuntimeError):
@@ -48,8 +76,8 @@ class EventStore(Protocol):
     max_events: int
     is_embedded: bool
 
-    def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
-        """Add events, all or none. When this returns they are durable and part of the next `history`.
+    def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
+        """Add events, all or none, and return the outcome of each. Stored ones are durable and in the next `history`.
 
         Raises:
             UserError: If a feature cannot be stored.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from recsys.serving.events.event_store import Event, StoreError, UserId
+from recsys.serving.events.event_store import Event, Outcome, StoreError, UserId
 
 Events = Sequence[tuple[UserId, Event]]
 
@@ -19,15 +19,15 @@ MAX_EVENTS = 4096
 class GroupCommit:
     """Combines concurrent appends: the thread that gets the lock writes all waiting events, all or none, durably."""
 
-    def __init__(self, write: Callable[[Events], None]) -> None:
+    def __init__(self, write: Callable[[Events], list[Outcome]]) -> None:
         self._write = write
-        self._waiting: deque[tuple[Events, Future[None]]] = deque()
+        self._waiting: deque[tuple[Events, Future[list[Outcome]]]] = deque()
         self._queue = threading.Lock()
         self._turn = threading.Lock()
 
-    def append(self, events: Events) -> None:
-        """Return when `events` are written, or raise the error of the write."""
-        written: Future[None] = Future()
+    def append(self, events: Events) -> list[Outcome]:
+        """Return the outcome of each event when they are written, or raise the error of the write."""
+        written: Future[list[Outcome]] = Future()
         with self._queue:
             self._waiting.append((events, written))
         while not written.done():
@@ -35,7 +35,7 @@ class GroupCommit:
                 # Another thread may have written them while this one waited for the lock.
                 if not written.done():
                     self._write_group()
-        written.result()
+        return written.result()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -45,20 +45,23 @@ class GroupCommit:
 
     def _write_group(self) -> None:
         with self._queue:
-            group: list[tuple[Events, Future[None]]] = []
+            group: list[tuple[Events, Future[list[Outcome]]]] = []
             size = 0
             while self._waiting and (not group or size + len(self._waiting[0][0]) <= MAX_EVENTS):
                 group.append(self._waiting.popleft())
                 size += len(group[-1][0])
         error: Exception | None = StoreError("events: the write was interrupted")
+        outcomes: list[Outcome] = []
         try:
-            self._write([event for events, _ in group for event in events])
+            outcomes = self._write([event for events, _ in group for event in events])
             error = None
         except Exception as found:
             error = found
         finally:
-            for _, written in group:
+            begin = 0
+            for events, written in group:
                 if error is None:
-                    written.set_result(None)
+                    written.set_result(outcomes[begin : begin + len(events)])
+                    begin += len(events)
                 else:
                     written.set_exception(error)

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from recsys.core.errors import UserError, nearest
+from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events.event_store import Event, UserId
 
+# Limits of one event: its size as JSON, and the time ahead of the clock of the server.
+MAX_BYTES, MAX_AHEAD_SECONDS = 4096, 300
 _OWN = ("user_id", "item_id", "timestamp")
+_json = msgspec.json.Encoder()
 
 
-def parse_events(posted: Any, features: Collection[str], *, now: int) -> list[tuple[UserId, Event]]:
+def parse_events(posted: Any, features: Mapping[str, ValueType], *, now: float) -> list[tuple[UserId, Event]]:
     """Return the events of a request: one or a list of `{user_id, item_id, timestamp?, feature: value, ...}`.
 
-    `now` is the time of events without a timestamp. Errors name the field (`[3].timestamp` in a list).
+    `features` are those that the release reads; `now` is the time of events without a timestamp. Errors name the field
+    (`[3].timestamp` in a list).
     """
     if isinstance(posted, list):
         return [_parse(event, features, now=now, place=f"[{number}]") for number, event in enumerate(posted)]
     return [_parse(posted, features, now=now, place="")]
 
 
-def _parse(event: Any, features: Collection[str], *, now: int, place: str) -> tuple[UserId, Event]:
+def _parse(event: Any, features: Mapping[str, ValueType], *, now: float, place: str) -> tuple[UserId, Event]:
     if not isinstance(event, Mapping):
         raise UserError(f"{place or 'events'}: found {_short(event)}, expected an event {{user_id, item_id, ...}}")
     prefix = f"{place}." if place else ""
     ids = [_id(event, name, prefix) for name in ("user_id", "item_id")]
     given = event.get("timestamp")
-    seconds = now if given is None else to_seconds(given, f"{prefix}timestamp")
+    seconds = int(now) if given is None else to_seconds(given, f"{prefix}timestamp")
     if seconds < 0:
         raise UserError(f"{prefix}timestamp: found {_short(given)}, expected seconds from 0 (1970)")
+    if seconds > now + MAX_AHEAD_SECONDS:
+        # Such events would stay the last ones of their user, and push out all others.
+        raise UserError(
+            f"{prefix}timestamp: found {_short(given)}, which is {seconds - int(now)} s ahead of the server's clock; "
+            f"expected at most {MAX_AHEAD_SECONDS} s"
+        )
     kept = {}
     for name, value in event.items():
         if name in _OWN:
             continue
         if name not in features:
-            raise UserError(f"{prefix}{name}: no such feature of events{nearest(name, [*_OWN, *features])}")
+            raise UserError(f"{prefix}{_shown(name)}: no such feature of events{nearest(name, [*_OWN, *features])}")
         kept[name] = _value(value, f"{prefix}{name}")
+        if not features[name].holds(kept[name]):
+            raise UserError(f"{prefix}{name}: found {_short(value)}, expected {features[name].expected}")
+    if (size := len(_json.encode(event))) > MAX_BYTES:
+        raise UserError(f"{place or 'events'}: found an event of {size} bytes, expected at most {MAX_BYTES}")
     return ids[0], Event(ids[1], seconds, kept)
 
 
@@ -45,7 +62,8 @@ def _id(event: Mapping[str, Any], name: str, prefix: str) -> int | str:
     if name not in event:
         raise UserError(f"{prefix}{name}: missing, expected an integer or a string")
     value = event[name]
-    if isinstance(value, str) and _is_text(value):
+    # Control characters take six bytes in JSON, so excluding them in a search could exceed the limit of its body.
+    if isinstance(value, str) and value and _is_text(value) and min(value) >= " ":
         return value
     if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
         return value
@@ -53,10 +71,10 @@ def _id(event: Mapping[str, Any], name: str, prefix: str) -> int | str:
 
 
 def _value(value: Any, place: str) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, list):
         if any(not _is_plain(entry) for entry in value):
             raise UserError(f"{place}: found {_short(value)}, expected a list of numbers or strings")
-        return list(value)
+        return value
     if not _is_plain(value):
         raise UserError(f"{place}: found {_short(value)}, expected a number, a string or a list of them")
     return value
@@ -73,6 +91,10 @@ def _is_plain(value: Any) -> bool:
 def _is_text(value: str) -> bool:
     # JSON allows half of a surrogate pair, but it cannot be encoded as UTF-8.
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _shown(name: str) -> str:
+    return name if _is_text(name) and len(name) <= 60 else _short(name)
 
 
 def _short(value: Any) -> str:

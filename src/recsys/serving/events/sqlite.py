@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import Event, Restored, StoreError, UserId
+from recsys.serving.events.event_store import Event, Outcome, Restored, StoreError, Unreadable, UserId, ignore
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
-    by_user,
+    Arrivals,
     decode_events,
     decode_profile,
     encode_events,
@@ -56,10 +56,10 @@ class SQLiteEvents:
 
     is_embedded = True
 
-    def __init__(self, path: str | Path, max_events: int = 200) -> None:
+    def __init__(self, path: str | Path, max_events: int = 200, *, unreadable: Unreadable = ignore) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
-        self._path, self.max_events = Path(path), max_events
+        self._path, self.max_events, self._unreadable = Path(path), max_events, unreadable
         self._readers: deque[sqlite3.Connection] = deque()
         self._group = GroupCommit(self._append)
         try:
@@ -92,20 +92,21 @@ class SQLiteEvents:
         if not num_tables:
             self._writer.executescript(_TABLES)
 
-    def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
+    def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         """Add events; see `EventStore.append`."""
         # Encoding before the shared write makes an error affect only its own sender.
         encode_events([event for _, event in events])
-        if events:
-            self._group.append(events)
+        return self._group.append(events) if events else []
 
-    def _append(self, events: Sequence[tuple[UserId, Event]]) -> None:
+    def _append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
+        arrivals = Arrivals(events, self.max_events)
         with self._transaction() as writer:
-            for user_id, arrivals in by_user(events).items():
+            for user_id in arrivals.users:
                 held = self._read(writer, user_id)
-                kept = merge(held, arrivals, max_events=self.max_events)
+                kept = arrivals.merge(user_id, held)
                 if kept != held:
                     writer.execute(_SAVE_HISTORY, (user_id, encode_events(kept)))
+        return arrivals.outcomes()
 
     def history(self, user_id: UserId) -> list[Event]:
         """Return the events of a user; see `EventStore.history`."""
@@ -114,7 +115,10 @@ class SQLiteEvents:
 
     def _read(self, connection: sqlite3.Connection, user_id: UserId) -> list[Event]:
         row = connection.execute(_HISTORY, (user_id,)).fetchone()
-        return [] if row is None else decode_events(row[0], self.max_events)
+        return [] if row is None else self._decode(row[0])
+
+    def _decode(self, content: Any) -> list[Event]:
+        return decode_events(content, self.max_events, unreadable=self._unreadable)
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
         """Return the history of each user; see `EventStore.histories`."""
@@ -126,13 +130,13 @@ class SQLiteEvents:
                 found.update(
                     reader.execute(f"SELECT user_id, events FROM histories WHERE user_id IN ({places})", batch)
                 )
-        return [decode_events(found[user], self.max_events) if user in found else [] for user in user_ids]
+        return [self._decode(found[user]) if user in found else [] for user in user_ids]
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Return the profile features of a user; see `EventStore.profile`."""
         with self._reader() as reader:
             row = reader.execute("SELECT profile FROM profiles WHERE user_id = ?", (user_id,)).fetchone()
-        return {} if row is None else decode_profile(row[0])
+        return {} if row is None else decode_profile(row[0], unreadable=self._unreadable)
 
     def users(self, prefix: str, limit: int) -> list[UserId]:
         """Return users in order, by the index; see `EventStore.users`."""

@@ -16,10 +16,10 @@ from redis.connection import Connection
 from redis.retry import Retry
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import Event, Restored, StoreError, UserId
+from recsys.serving.events.event_store import Event, Outcome, Restored, StoreError, Unreadable, UserId, ignore
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
-    by_user,
+    Arrivals,
     decode_events,
     decode_profile,
     encode_events,
@@ -56,9 +56,12 @@ class ValkeyEvents:
 
     is_embedded = False
 
-    def __init__(self, url: str, max_events: int = 200, *, prefix: str = "recsys") -> None:
+    def __init__(
+        self, url: str, max_events: int = 200, *, prefix: str = "recsys", unreadable: Unreadable = ignore
+    ) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
+        self._unreadable = unreadable
         scheme, separator, rest = url.partition("://")
         scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
         self._place, self.max_events, self._prefix = rest.rpartition("@")[2], max_events, prefix
@@ -117,24 +120,22 @@ class ValkeyEvents:
                 f"maxmemory-policy {policy}; expected noeviction"
             )
 
-    def append(self, events: Sequence[tuple[UserId, Event]]) -> None:
+    def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         """Add events; see `EventStore.append`."""
         # Encoding before the shared write makes an error affect only its own sender.
         encode_events([event for _, event in events])
-        if events:
-            self._group.append(events)
+        return self._group.append(events) if events else []
 
-    def _append(self, events: Sequence[tuple[UserId, Event]]) -> None:
-        arrivals = by_user(events)
-        keys = {user_id: self._key("history", user_id) for user_id in arrivals}
+    def _append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
+        arrivals = Arrivals(events, self.max_events)
+        keys = {user_id: self._key("history", user_id) for user_id in arrivals.users}
 
         def change(held: Mapping[str, list[Event]]) -> dict[str, bytes]:
-            kept = {
-                key: merge(held[key], arrivals[user_id], max_events=self.max_events) for user_id, key in keys.items()
-            }
+            kept = {key: arrivals.merge(user_id, held[key]) for user_id, key in keys.items()}
             return {key: encode_events(history) for key, history in kept.items() if history != held[key]}
 
         self._write(list(keys.values()), change)
+        return arrivals.outcomes()
 
     def _write(
         self, keys: Sequence[str], change: Callable[[Mapping[str, list[Event]]], Mapping[str, str | bytes]]
@@ -177,13 +178,13 @@ class ValkeyEvents:
         return [self._decode(content) for content in found]
 
     def _decode(self, content: Any) -> list[Event]:
-        return [] if content is None else decode_events(content, self.max_events)
+        return [] if content is None else decode_events(content, self.max_events, unreadable=self._unreadable)
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Return the profile features of a user; see `EventStore.profile`."""
         with self._answers():
             content: Any = self._client.get(self._key("profile", user_id))
-        return {} if content is None else decode_profile(content)
+        return {} if content is None else decode_profile(content, unreadable=self._unreadable)
 
     def users(self, prefix: str, limit: int) -> list[UserId]:
         """Return users in the order of ids from a bounded SCAN; see `EventStore.users`."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from recsys.core.errors import UserError
-from recsys.release.runtime.query_encoder import EVENT_KEYS, ItemId, Query
+from recsys.release.runtime.feature_values import ValueType
+from recsys.release.runtime.query_encoder import ItemId, Query
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events import EventStore
 from recsys.serving.gateway.microbatch import Microbatcher
@@ -111,10 +112,9 @@ class Gateway:
                     self.metrics.fallbacks["version"].inc()
             await asyncio.sleep(0 if moved else RETRY_EVERY)
 
-    async def event_names(self) -> set[str]:
+    async def event_values(self) -> Mapping[str, ValueType]:
         """Return the features that an event may have: those of the release that currently answers requests."""
-        tower = await self.towers.get(self.router.assign().version)
-        return tower.names["history"] - set(EVENT_KEYS)
+        return (await self.towers.get(self.router.assign().version)).event_values
 
     def _check(self, request: RetrieveRequest) -> None:
         limits = self.limits
@@ -157,7 +157,12 @@ class Gateway:
         metrics.batch["tower"].observe(len(requests))
         queries = await self._query_builder.build(tower, requests)
         with metrics.timed("encode"):
-            histories, unknown = tower.encode(queries)
+            try:
+                histories, unknown = tower.encode(queries)
+            except Exception:
+                # Another release may have stored values of other types. What is posted stays as it is.
+                queries = self._query_builder.readable(tower, requests, queries=queries)
+                histories, unknown = tower.encode(queries)
             exclude = [_excluded(one, query) for one, query in zip(requests, queries, strict=True)]
         with metrics.timed("tower"):
             embeddings = tower.tower(histories)

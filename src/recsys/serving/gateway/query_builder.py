@@ -6,6 +6,7 @@ Imports no torch.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,6 +51,24 @@ class QueryBuilder:
             )
         return queries
 
+    def readable(
+        self, tower: QueryEncoder, requests: Sequence[RetrieveRequest], *, queries: Sequence[Query]
+    ) -> list[Query]:
+        """Return queries without the stored values that the tower cannot read; they are counted."""
+        found, unreadable = [], 0
+        for request, query in zip(requests, queries, strict=True):
+            if request.user_id is not None:
+                history, posted, lost = query.history, request.user or {}, 0
+                if request.history is None:
+                    history, lost = tower.readable_events(history)
+                stored = {name: value for name, value in query.user.items() if name not in posted}
+                profile, lost_features = tower.readable_profile(stored)
+                query = dataclasses.replace(query, history=history, user={**profile, **posted})
+                unreadable += lost + lost_features
+            found.append(query)
+        self._metrics.unreadable.inc(unreadable)
+        return found
+
     def _read(
         self, stored: Sequence[int | str], profiled: Sequence[int | str]
     ) -> tuple[dict[int | str, list[Event]], dict[int | str, Mapping[str, Any]]]:
@@ -63,7 +82,7 @@ class QueryBuilder:
 def _as_history(events: Sequence[Event], known: set[str]) -> list[Mapping[str, Any]]:
     """Leave out stored features that the release does not know; another release may have stored them."""
     return [
-        {"item_id": item, "timestamp": seconds, **{name: value for name, value in features.items() if name in known}}
+        {**{name: value for name, value in features.items() if name in known}, "item_id": item, "timestamp": seconds}
         if features
         else {"item_id": item, "timestamp": seconds}
         for item, seconds, features in events

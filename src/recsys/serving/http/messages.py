@@ -216,9 +216,17 @@ class ChangesResponse(Struct):
 
 
 class EventsResponse(Struct):
-    """Number of stored events. They are durable, and the next retrieve uses them."""
+    """Outcomes of the posted events; the three numbers add up to their number.
+
+    Attributes:
+        stored: durable, and used by the next retrieve.
+        repeated: events that were stored already, or repeated in the list.
+        dropped: events older than all of a history that is full.
+    """
 
     stored: int
+    repeated: int
+    dropped: int
 
 
 class Status(Struct):

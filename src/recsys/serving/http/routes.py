@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from recsys.core.errors import UserError
-from recsys.serving.events import StoreError, parse_events
+from recsys.serving.events import Outcome, StoreError, parse_events
 from recsys.serving.gateway.gateway import Gateway
 from recsys.serving.host.host import Host
 from recsys.serving.http.endpoint import route
@@ -65,10 +65,10 @@ class ProcessRoutes:
 
 
 class GatewayRoutes:
-    """Retrieval and events."""
+    """Retrieval and events. `clock` returns the time in seconds since 1970."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    def __init__(self, gateway: Gateway, clock: Callable[[], float] = time.time) -> None:
+        self._gateway, self._clock = gateway, clock
 
     @route("POST", "/v1/retrieve", errors=(400, 409, 413, 503), stage="answer")
     async def retrieve(
@@ -96,14 +96,16 @@ class GatewayRoutes:
         """Store an event, or several; durable when acknowledged, and used by the next retrieve."""
         if isinstance(posted, list):
             self._check_length(posted, "events")
-        names = await self._gateway.event_names()
-        events = parse_events(posted, names, now=int(time.time()))
+        events = parse_events(posted, await self._gateway.event_values(), now=self._clock())
         try:
-            await asyncio.to_thread(self._gateway.events.append, events)
+            outcomes = await asyncio.to_thread(self._gateway.events.append, events)
         except StoreError as error:
             raise unavailable(str(error)) from error
+        counts = {outcome: outcomes.count(outcome) for outcome in Outcome}
         self._gateway.metrics.stored_events.inc(len(events))
-        return EventsResponse(len(events))
+        for outcome, number in counts.items():
+            self._gateway.metrics.event_outcomes[outcome].inc(number)
+        return EventsResponse(counts[Outcome.STORED], counts[Outcome.REPEATED], counts[Outcome.DROPPED])
 
     @route("GET", "/v1/hosts")
     async def hosts(self) -> Hosts:

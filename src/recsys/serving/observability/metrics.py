@@ -72,6 +72,8 @@ class Metrics:
             version, `host` if another host answered.
         routing: events in the routing of searches, by [what]: retry, hedge, canary_not_held or mismatch_refused.
         stored_events: acknowledged events.
+        event_outcomes: acknowledged events by [what] became of them: stored, repeated or dropped.
+        unreadable: stored events, profiles and features that counted as missing because they could not be read.
         request_samples: sampled requests by [what] happened to them: written, dropped or failed.
         recall_missed: sampled searches whose recall was not measured.
         task_errors: programming errors in background tasks, by [task].
@@ -101,11 +103,14 @@ class Metrics:
         )
         batch = histogram("recsys_batch_size", "Requests in one microbatch.", label="stage", buckets=SIZES)
         self.stored_events = counter("recsys_events_total", "Acknowledged events.")
+        outcomes = counter("recsys_event_outcomes_total", "Acknowledged events: stored, repeated or dropped.", "what")
+        self.unreadable = counter("recsys_unreadable_total", "Stored events and features that could not be read.")
         tasks = counter("recsys_task_errors_total", "Programming errors in background tasks, by task.", "task")
         kept = "Sampled requests by outcome: written, dropped (the queue was full), failed (the disk)."
         samples = Gauge("recsys_request_samples", kept, ("what",), registry=registry, multiprocess_mode="sum")
         self._requests, self._latency, self._stages = _Series(requests), _Series(latency), _Series(stages)
         self._met, self.fallbacks, self.routing = _Series(met), _Series(fallbacks), _Series(routing)
+        self.event_outcomes = _Series(outcomes)
         self.batch, self.request_samples, self.task_errors = _Series(batch), _Series(samples), _Series(tasks)
         for what in ("written", "dropped", "failed"):
             self.request_samples[what].inc(0)

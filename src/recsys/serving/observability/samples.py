@@ -43,14 +43,13 @@ class RequestSample(msgspec.Struct):
     def query(self, tower: QueryEncoder) -> Query:
         """Return the query that the gateway would build for a tower.
 
-        Stored features that the tower does not know are left out. The tower refuses unknown features of the request.
+        Stored values that the tower cannot read are left out. The tower refuses unknown features of the request.
         """
         request = self.request
         history: Sequence[Mapping[str, Any]] = request.history or ()
         if self.history is not None:
-            known = tower.names["history"]
-            history = [{name: value for name, value in event.items() if name in known} for event in self.history]
-        stored = {name: value for name, value in (self.profile or {}).items() if name in tower.names["user"]}
+            history, _ = tower.readable_events(self.history)
+        stored, _ = tower.readable_profile(self.profile or {})
         user = {**stored, **(request.user or {})}
         return Query(history, request.user_id, user, request.request or {}, request.exclude or ())
 
