@@ -135,7 +135,7 @@ class QueryEncoder:
                 continue
             features, lost = _readable(event, self.event_values)
             unreadable += lost
-            kept.append({**features, "item_id": item, "timestamp": seconds})
+            kept.append({**features, "item_id": item} | ({} if seconds is None else {"timestamp": seconds}))
         return kept, unreadable
 
     def readable_profile(self, profile: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
