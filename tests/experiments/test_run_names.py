@@ -101,6 +101,16 @@ def test_a_multirun_ends_with_its_table_and_what_to_type(tmp_path: Path, capsys:
     assert compare == f"compare: recsys compare '{folder}'"
 
 
+def test_new_items_in_the_table_of_a_multirun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = multirun(tmp_path / "runs", "model.dim=8,16")
+    new = {"test/cold_items/recall@10": 0.25, "test/cold_items/shown@10": 0.05}
+    write(folder / "0", [], **{"val/ndcg@10": 0.2, "test/ndcg@10": 0.1} | new)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}}, "evaluation": {"metric": "val/ndcg@10"}})
+    MultirunReport().on_multirun_end(config)
+    words = capsys.readouterr().out.replace("│", " ").split()
+    assert words[words.index("0.2000") :][:4] == ["0.2000", "0.1000", "0.2500", "0.0500"]
+
+
 def test_a_run_that_fails_does_not_end_its_multirun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,15 +7,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import ModelRanker
-from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.evaluation.ranking import ModelRanker, RequestCounter
 
 
 class FullCorpusEvaluation(L.Callback):
@@ -40,19 +38,21 @@ class FullCorpusEvaluation(L.Callback):
         self.dataset, self.corpus, self.exclude_seen = dataset, corpus, exclude_seen
         self.selection_metric = selection_metric
         self.metrics: RetrievalMetrics | None = None
-        self._ranker: ModelRanker | None = None
+        self._counter: RequestCounter | None = None
 
-    def _start(self, module: Any, *, keep_users: bool) -> None:
-        self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=keep_users)
-        self._ranker = ModelRanker(module.model, self.corpus)
+    def _start(self, module: Any, *, part: Part) -> None:
+        self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=part == "test", part=part)
+        self._counter = RequestCounter(
+            ModelRanker(module.model, self.corpus).search,
+            self.dataset,
+            part=part,
+            metrics=self.metrics,
+            exclude_seen=self.exclude_seen,
+        )
 
-    def _update(self, users: Tensor, requests: Requests, *, part: Part) -> None:
-        assert self._ranker is not None
-        assert self.metrics is not None
-        exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
-        _, ranked = self._ranker.search(users, self.metrics.cutoffs[-1], exclude=exclude)
-        relevant = relevant_items(self.dataset, part, requests=requests, exclude_seen=self.exclude_seen)
-        self.metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
+    def _update(self, users: Tensor, requests: Requests) -> None:
+        assert self._counter is not None
+        self._counter.count(users, requests)
 
     def _log(self, module: L.LightningModule, part: Part) -> None:
         assert self.metrics is not None
@@ -62,11 +62,11 @@ class FullCorpusEvaluation(L.Callback):
         for name, value in result.items():
             # The metric reduces its sums itself, so logging must not reduce again.
             module.log(name, value, prog_bar=name.endswith(("/recall@10", "/ndcg@10")) and name.count("/") == 1)
-        self._ranker = None
+        self._counter = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Embed the corpus."""
-        self._start(pl_module, keep_users=False)
+        self._start(pl_module, part="val")
 
     def on_validation_batch_end(
         self,
@@ -78,7 +78,7 @@ class FullCorpusEvaluation(L.Callback):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Rank and count a batch of requests."""
-        self._update(outputs, batch[1], part="val")
+        self._update(outputs, batch[1])
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Log the metrics of validation."""
@@ -86,7 +86,7 @@ class FullCorpusEvaluation(L.Callback):
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Embed the corpus."""
-        self._start(pl_module, keep_users=True)
+        self._start(pl_module, part="test")
 
     def on_test_batch_end(
         self,
@@ -98,7 +98,7 @@ class FullCorpusEvaluation(L.Callback):
         dataloader_idx: int = 0,  # noqa: ARG002
     ) -> None:
         """Rank and count a batch of requests."""
-        self._update(outputs, batch[1], part="test")
+        self._update(outputs, batch[1])
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Log the metrics of the test."""

@@ -5,7 +5,7 @@ Shapes: R requests, K longest cut-off, S slices, C cut-offs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torchmetrics import Metric
 
 from recsys.core.columns import Ragged
 from recsys.core.distributed import gather
-from recsys.data.dataset import PreparedDataset
-from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES, cold_users, item_slices
+from recsys.data.dataset import Part, PreparedDataset
+from recsys.evaluation.slices import AMONG_COLD, SHOWN, SliceTable, is_trained, item_tables, user_tables
 
 CUTOFFS = (5, 10, 20, 50, 100)
 NAMES = ("recall", "hit", "ndcg", "mrr")
@@ -28,11 +28,17 @@ class RetrievalMetrics(Metric):
     relative to min(K, relevant) hits on top. MRR is that of the first hit. Popularity is the number of training events
     of the shown items, relative to the average trained item (ARP of Yin et al. 2012, made relative).
 
+    The recall of a slice of items is the mean over requests with relevant items in it; that of a slice of users, over
+    their requests. `among_cold_items/recall` is the recall of the cold items in a list of cold items alone.
+    `cold_items/shown` is the share of the shown items that are cold, and `cold_items/relevant`, which has no cut-off,
+    the share of all relevant items.
+
     Args:
         dataset: data set whose slices are measured.
         corpus_size: number of items that can be shown.
         cutoffs: cut-offs, ascending.
         keep_users: keep the metrics of each request, for significance tests.
+        part: part of the requests; ages of items are those at its beginning.
     """
 
     full_state_update = False
@@ -43,6 +49,7 @@ class RetrievalMetrics(Metric):
     shown: Tensor
     shown_popularity: Tensor
     num_shown: Tensor
+    num_relevant: Tensor
 
     def __init__(
         self,
@@ -51,14 +58,19 @@ class RetrievalMetrics(Metric):
         *,
         cutoffs: Sequence[int] = CUTOFFS,
         keep_users: bool = False,
+        part: Part = "test",
     ) -> None:
         super().__init__()
         self.cutoffs, self.corpus_size, self.keep_users = tuple(cutoffs), corpus_size, keep_users
-        self._slices = torch.from_numpy(item_slices(dataset))
-        self._cold_users = torch.from_numpy(cold_users(dataset))
+        self._is_cold = ~torch.from_numpy(is_trained(dataset))
+        self._item_tables, self._user_tables = item_tables(dataset, part), user_tables(dataset)
+        self._has_cold = bool(self._is_cold[1:].any())
+        recalls = [name for table in (*self._item_tables, *self._user_tables) for name in table.names]
+        self._slice_names = [f"{name}/recall" for name in recalls]
+        self._slice_names += [f"{AMONG_COLD}/recall", SHOWN] if self._has_cold else []
         counts = torch.from_numpy(dataset.train_count.astype(np.float64))
         self._popularity = counts / counts[counts > 0].mean() if counts.any() else counts
-        num_cutoffs, num_slices = len(self.cutoffs), len(ITEM_SLICES) + len(USER_SLICES)
+        num_cutoffs, num_slices = len(self.cutoffs), len(self._slice_names)
         self.add_state("sums", _zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
         self.add_state("count", _zeros(1), dist_reduce_fx="sum")
         self.add_state("slice_sums", _zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
@@ -67,17 +79,23 @@ class RetrievalMetrics(Metric):
         self.add_state("shown", shown, dist_reduce_fx="max")
         self.add_state("shown_popularity", _zeros(num_cutoffs), dist_reduce_fx="sum")
         self.add_state("num_shown", _zeros(num_cutoffs), dist_reduce_fx="sum")
+        # All relevant items, and cold ones.
+        self.add_state("num_relevant", _zeros(2), dist_reduce_fx="sum")
         # These are not states, because torchmetrics cannot gather lists if one process has counted nothing.
         self._users: list[Tensor] = []
         self._rows: list[Tensor] = []
 
-    def update(self, ranked: Tensor, relevant: Ragged, *, user_idx: Tensor) -> None:
+    def update(
+        self, ranked: Tensor, relevant: Ragged, *, user_idx: Tensor, rank_cold: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         """Count the results of R requests.
 
         Args:
             ranked: int64 [R, K] item_idx, best first, 0 after the last result.
             relevant: distinct relevant items of each request; requests without any are not counted.
             user_idx: int64 [R].
+            rank_cold: returns the lists of cold items alone, like `ranked`, for some of the R requests, int64 [H]. It
+                is called for those with relevant cold items.
         """
         ranked, user_idx = ranked.cpu()[:, : self.cutoffs[-1]], user_idx.cpu()
         lengths = torch.from_numpy(np.diff(relevant.offsets))
@@ -87,9 +105,16 @@ class RetrievalMetrics(Metric):
         users = per_request(hits, lengths, cutoffs=self.cutoffs)[counted]
         self.sums += users.sum(0)
         self.count += counted.sum()
-        of_items = self._item_slices(hits, ranked, relevant=values, lengths=lengths)[counted]
-        of_users = self._user_slices(users[:, NAMES.index("recall")], user_idx[counted])
-        slices = torch.cat([of_items, of_users], dim=1)
+        self.num_relevant += torch.stack([lengths.sum(), self._is_cold[values].sum()])
+        parts = [
+            self._item_slices(hits, ranked, relevant=relevant, table=table)[counted] for table in self._item_tables
+        ]
+        recall = users[:, NAMES.index("recall")]
+        parts += [_user_slices(recall, user_idx[counted], table=table) for table in self._user_tables]
+        if self._has_cold:
+            parts.append(self._among_cold(relevant, rank_cold)[counted].unsqueeze(1))
+            parts.append(self._share_cold(ranked[counted]).unsqueeze(1))
+        slices = torch.cat(parts, dim=1)
         self.slice_sums += slices.nansum(0)
         self.slice_counts += (~slices[:, :, 0].isnan()).sum(0)
         for number, cutoff in enumerate(self.cutoffs):
@@ -117,11 +142,13 @@ class RetrievalMetrics(Metric):
         for j, cutoff in enumerate(self.cutoffs):
             result[f"coverage@{cutoff}"] = int(self.shown[j, 1:].sum()) / self.corpus_size
             result[f"popularity@{cutoff}"] = float(self.shown_popularity[j]) / max(float(self.num_shown[j]), 1.0)
-        for i, name in enumerate((*ITEM_SLICES, *USER_SLICES)):
+        for i, name in enumerate(self._slice_names):
             touched = float(self.slice_counts[i])
             if touched:
                 for j, cutoff in enumerate(self.cutoffs):
-                    result[f"{name}/recall@{cutoff}"] = float(self.slice_sums[i, j]) / touched
+                    result[f"{name}@{cutoff}"] = float(self.slice_sums[i, j]) / touched
+        if self._has_cold and self.num_relevant[0]:
+            result["cold_items/relevant"] = float(self.num_relevant[1] / self.num_relevant[0])
         result["num_users"] = float(self.count)
         return result
 
@@ -130,33 +157,49 @@ class RetrievalMetrics(Metric):
 
         The recall of a slice is nan for a request that has no relevant item in it, or whose user is not in it.
         """
-        names = [f"{name}@{cutoff}" for name in NAMES for cutoff in self.cutoffs]
-        names += [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES) for cutoff in self.cutoffs]
+        names = [f"{name}@{cutoff}" for name in (*NAMES, *self._slice_names) for cutoff in self.cutoffs]
         users = gather(torch.cat([torch.zeros(0, dtype=torch.int64), *self._users]))
         rows = gather(torch.cat([torch.zeros(0, len(names)), *self._rows]))
         return users, {name: rows[:, column] for column, name in enumerate(names)}
 
-    def _item_slices(self, hits: Tensor, ranked: Tensor, *, relevant: Tensor, lengths: Tensor) -> Tensor:
+    def _item_slices(self, hits: Tensor, ranked: Tensor, *, relevant: Ragged, table: SliceTable) -> Tensor:
         """Return the recall among the relevant items of each slice, nan if there are none; float64 [R, S, C]."""
-        row = torch.arange(len(lengths)).repeat_interleave(lengths)
-        num_slices = len(ITEM_SLICES)
-        relevant_in = torch.zeros(len(lengths), num_slices, dtype=torch.float64)
-        relevant_in.index_put_((row, self._slices[relevant]), torch.ones(1, dtype=torch.float64), accumulate=True)
-        shown_in = self._slices[ranked]
-        recall = torch.full((len(lengths), num_slices, len(self.cutoffs)), torch.nan, dtype=torch.float64)
-        for number in range(num_slices):
-            touched = relevant_in[:, number] > 0
-            if touched.any():
-                running = (hits[touched] & (shown_in[touched] == number)).cumsum(1)
-                for column, cutoff in enumerate(self.cutoffs):
-                    found = running[:, min(cutoff, running.shape[1]) - 1]
-                    recall[touched, number, column] = found / relevant_in[touched, number]
+        # The last column counts items of no slice.
+        of, width = torch.from_numpy(table.of), len(table.names) + 1
+        row = torch.arange(len(hits)).repeat_interleave(torch.from_numpy(np.diff(relevant.offsets)))
+        size = len(hits) * width
+
+        def count(row: Tensor, items: Tensor) -> Tensor:
+            return (row * width + of[items]).bincount(minlength=size).view(len(hits), width)[:, :-1].double()
+
+        relevant_in = count(row, torch.from_numpy(relevant.values.astype(np.int64)))
+        at, rank = hits.nonzero(as_tuple=True)
+        items = ranked[at, rank]
+        found = torch.stack([count(at[rank < cutoff], items[rank < cutoff]) for cutoff in self.cutoffs], dim=2)
+        return found / torch.where(relevant_in > 0, relevant_in, torch.nan).unsqueeze(2)
+
+    def _among_cold(self, relevant: Ragged, rank_cold: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Return the recall of cold items in lists of cold items, nan for requests without; float64 [R, C]."""
+        recall = torch.full((len(relevant), len(self.cutoffs)), torch.nan, dtype=torch.float64)
+        if rank_cold is None:
+            return recall
+        values = torch.from_numpy(relevant.values.astype(np.int64))
+        row = torch.arange(len(relevant)).repeat_interleave(torch.from_numpy(np.diff(relevant.offsets)))
+        is_cold = self._is_cold[values]
+        wanted = row[is_cold].bincount(minlength=len(relevant))
+        rows = wanted.nonzero().flatten()
+        if len(rows):
+            ranked = rank_cold(rows).cpu()[:, : self.cutoffs[-1]]
+            hits = _hits(ranked, values[is_cold], lengths=wanted[rows])
+            recall[rows] = per_request(hits, wanted[rows], cutoffs=self.cutoffs)[:, NAMES.index("recall")]
         return recall
 
-    def _user_slices(self, recall: Tensor, user_idx: Tensor) -> Tensor:
-        """Return the recall [R, C] of requests in each slice of users, nan for other requests; float64 [R, S, C]."""
-        cold = self._cold_users[user_idx]
-        return torch.stack([recall.where(chosen.unsqueeze(1), torch.nan) for chosen in (cold, ~cold)], dim=1)
+    def _share_cold(self, ranked: Tensor) -> Tensor:
+        """Return the share of cold items among those shown, 0 for an empty list; float64 [R, C]."""
+        is_shown = ranked > 0
+        shown, cold = is_shown.cumsum(1), (is_shown & self._is_cold[ranked]).cumsum(1)
+        places = [min(cutoff, ranked.shape[1]) - 1 for cutoff in self.cutoffs]
+        return cold[:, places] / shown[:, places].clamp(min=1).double()
 
 
 def per_request(hits: Tensor, num_relevant: Tensor, *, cutoffs: Sequence[int]) -> Tensor:
@@ -188,6 +231,13 @@ def _hits(ranked: Tensor, relevant: Tensor, *, lengths: Tensor) -> Tensor:
     row = torch.arange(len(lengths))
     wanted = row.repeat_interleave(lengths) * width + relevant
     return torch.isin(row.unsqueeze(1) * width + ranked, wanted) & (ranked > 0)
+
+
+def _user_slices(recall: Tensor, user_idx: Tensor, *, table: SliceTable) -> Tensor:
+    """Return the recall [R, C] of requests in each slice of users, nan for other requests; float64 [R, S, C]."""
+    of = torch.from_numpy(table.of)[user_idx]
+    chosen = [(of == number).unsqueeze(1) for number in range(len(table.names))]
+    return torch.stack([recall.where(rows, torch.nan) for rows in chosen], dim=1)
 
 
 def _zeros(*shape: int) -> Tensor:

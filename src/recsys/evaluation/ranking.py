@@ -18,6 +18,7 @@ from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.evaluation.slices import is_trained
 from recsys.evaluation.topk import ExactTopK
 from recsys.index.merging import present_embeddings, take_turns
 from recsys.models.blend import Model
@@ -47,6 +48,7 @@ class CorpusSearch:
     """
 
     def __init__(self, embeddings: Tensor, corpus: npt.NDArray[np.int64]) -> None:
+        self.corpus, self.embeddings = corpus, embeddings
         self._item_idx = torch.from_numpy(corpus).to(embeddings.device)
         self._row_of = np.full(int(corpus.max()) + 1, -1)
         self._row_of[corpus] = np.arange(len(corpus))
@@ -62,6 +64,13 @@ class CorpusSearch:
             return self._search_several(users, k, exclude=exclude)
         scores, rows = self._search(users, k, exclude=None if exclude is None else self._corpus_rows(exclude))
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
+
+    def among(self, is_chosen: npt.NDArray[np.bool_]) -> CorpusSearch | None:
+        """Return the search of the corpus items in a mask bool [N + 1]; None if there are none."""
+        rows = is_chosen[self.corpus]
+        if not rows.any():
+            return None
+        return CorpusSearch(self.embeddings[torch.from_numpy(rows).to(self.embeddings.device)], self.corpus[rows])
 
     def _search_several(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
         present = present_embeddings(users.cpu().numpy())
@@ -102,7 +111,62 @@ class ModelRanker:
     def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return scores and item_idx; see `Ranker`."""
         with torch.inference_mode():
-            return self.search(self.model.encode_users(batch.to(self.model.device)), k, exclude=exclude)
+            return self.search(self.encode(batch), k, exclude=exclude)
+
+    @torch.inference_mode()
+    def encode(self, batch: Batch) -> Tensor:
+        """Return the user embeddings of requests."""
+        return self.model.encode_users(batch.to(self.model.device))
+
+
+class RequestCounter:
+    """Ranks requests by their user embeddings, and counts the results.
+
+    Args:
+        search: search of the corpus.
+        dataset: data set of the requests.
+        part: part whose events are relevant.
+        metrics: counters, which are updated.
+        exclude_seen: leave out items of the history.
+        rolling: count only the event that follows the history as relevant.
+    """
+
+    def __init__(
+        self,
+        search: CorpusSearch,
+        dataset: PreparedDataset,
+        *,
+        part: Part,
+        metrics: RetrievalMetrics,
+        exclude_seen: bool = True,
+        rolling: bool = False,
+    ) -> None:
+        self.metrics = metrics
+        self._search, self._dataset, self._part = search, dataset, part
+        self._exclude_seen, self._rolling = exclude_seen, rolling
+        self._cold = search.among(~is_trained(dataset))
+
+    def count(self, users: Tensor, requests: Requests) -> None:
+        """Count the results of requests with user embeddings [R, D] or [R, M, D].
+
+        Raises:
+            UserError: If an embedding or a score is not finite.
+        """
+        k = self.metrics.cutoffs[-1]
+        exclude = seen_items(self._dataset, requests) if self._exclude_seen else None
+
+        def rank_cold(rows: Tensor) -> Tensor:
+            if self._cold is None:
+                return torch.zeros(len(rows), k, dtype=torch.int64)
+            excluded = None if exclude is None else exclude.take(rows.numpy())
+            return self._cold(users[rows.to(users.device)], k, exclude=excluded)[1]
+
+        scores, ranked = self._search(users, k, exclude=exclude)
+        check_finite(scores.where(ranked > 0, 0.0), "lists of scores")
+        relevant = relevant_items(
+            self._dataset, self._part, requests=requests, exclude_seen=self._exclude_seen, rolling=self._rolling
+        )
+        self.metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx), rank_cold=rank_cold)
 
 
 @torch.inference_mode()
@@ -152,6 +216,13 @@ def evaluate(
     Raises:
         UserError: If a score is not finite.
     """
+    if isinstance(ranker, ModelRanker):
+        counter = RequestCounter(
+            ranker.search, dataset, part=part, metrics=metrics, exclude_seen=exclude_seen, rolling=rolling
+        )
+        for batch, requests in batches:
+            counter.count(ranker.encode(batch), requests)
+        return metrics.compute()
     for batch, requests in batches:
         exclude = seen_items(dataset, requests) if exclude_seen else None
         scores, ranked = ranker.rank(batch, requests, k=metrics.cutoffs[-1], exclude=exclude)

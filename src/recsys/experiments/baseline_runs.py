@@ -127,7 +127,7 @@ class _Baseline:
     def _test(self, settings: Settings) -> None:
         data, metrics = self.dataset.refit(), self.run.metrics
         generator = self._fitted(settings, Interactions(self.dataset, "val"))
-        counted = self._metrics(data, keep_users=True)
+        counted = self._metrics(data, "test", keep_users=True)
         metrics |= self._evaluate(generator, data, part="test", requests=data.requests("test"), metrics=counted)
         if self.config.evaluation.rolling:
             requests = rolling_requests(data, "test")
@@ -153,7 +153,7 @@ class _Baseline:
         metrics: RetrievalMetrics | None = None,
         rolling: bool = False,
     ) -> dict[str, float]:
-        metrics = metrics or self._metrics(data)
+        metrics = metrics or self._metrics(data, part)
         batches = track(
             request_batches(data, requests),
             f"{self.name} on {part}",
@@ -172,9 +172,9 @@ class _Baseline:
         )
         return {f"{part}{'_rolling' if rolling else ''}/{name}": value for name, value in values.items()}
 
-    def _metrics(self, data: PreparedDataset, keep_users: bool = False) -> RetrievalMetrics:
+    def _metrics(self, data: PreparedDataset, part: Part, *, keep_users: bool = False) -> RetrievalMetrics:
         # The corpus of a model that reads ids and features, so that coverage has the same denominator.
-        return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users)
+        return RetrievalMetrics(data, len(data.corpus(reads_features=True)), keep_users=keep_users, part=part)
 
     def _seconds(self) -> float:
         return round(self._before + time.monotonic() - self._begin, 3)

@@ -19,8 +19,7 @@ from recsys.data.batches.loaders import RequestLoader
 from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import CorpusSearch, encode_corpus
-from recsys.evaluation.relevance import relevant_items, seen_items
+from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
 from recsys.experiments.assembly import build_model, corpus_of, open_data, target_sampling_of
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
@@ -158,14 +157,13 @@ class _Validation:
         if bias is not None:
             items = torch.cat([items, bias[torch.from_numpy(corpus)].unsqueeze(1)], dim=1)
             users = F.pad(users, (0, 1), value=1.0)
-        search, metrics = CorpusSearch(items, corpus), RetrievalMetrics(self.dataset, len(corpus))
+        metrics = RetrievalMetrics(self.dataset, len(corpus), part="val")
+        counter = RequestCounter(
+            CorpusSearch(items, corpus), self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen
+        )
         rows = np.arange(len(users)) if everyone else self.sample
         for some in np.split(rows, range(1024, len(rows), 1024)):
-            requests = Requests(*(column[some] for column in self.requests))
-            exclude = seen_items(self.dataset, requests) if self.exclude_seen else None
-            _, ranked = search(users[torch.from_numpy(some)], metrics.cutoffs[-1], exclude=exclude)
-            relevant = relevant_items(self.dataset, "val", requests=requests, exclude_seen=self.exclude_seen)
-            metrics.update(ranked, relevant, user_idx=torch.from_numpy(requests.user_idx))
+            counter.count(users[torch.from_numpy(some)], Requests(*(column[some] for column in self.requests)))
         return {f"val/{name}": value for name, value in metrics.compute().items()}
 
 

@@ -16,6 +16,7 @@ class MultirunReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: ARG002
         """Print the table."""
         from recsys.core.screen import screen
+        from recsys.evaluation.slices import NEW_ITEMS
         from recsys.experiments.run_folder import PER_USER
         from recsys.experiments.run_table import best_first, print_runs, read_runs
 
@@ -23,9 +24,10 @@ class MultirunReport(Callback):
         rows = read_runs(folder)
         if not any(row.value(metric) is not None for row in rows):
             return
-        tested = f"test/{metric.partition('/')[2]}"
+        name, _, cutoff = metric.partition("/")[2].rpartition("@")
+        tested = [f"test/{each}@{cutoff}" for each in dict.fromkeys((name, *NEW_ITEMS))]
         ranked = best_first(rows, metric)
-        metrics = [metric, tested] if any(row.value(tested) is not None for row in rows) else [metric]
+        metrics = [metric, *(each for each in tested if any(row.value(each) is not None for row in rows))]
         print_runs([*ranked, *(row for row in rows if row not in ranked)], metrics, console=screen(), have_ended=True)
         print("promote:", shlex.join(["recsys", "index", f"sweep={folder}", f"metric={metric}"]))
         if sum((row.path / PER_USER).exists() for row in rows) > 1:

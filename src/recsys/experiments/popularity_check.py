@@ -38,7 +38,7 @@ def measure_popularity(config: DictConfig, dataset: PreparedDataset, part: Part)
             dataset,
             part=part,
             batches=request_batches(dataset, requests),
-            metrics=RetrievalMetrics(dataset, events.num_items),
+            metrics=RetrievalMetrics(dataset, events.num_items, part=part),
             exclude_seen=config.exclude_seen,
         )
         results[name] = {f"{part}/{metric}": values[metric] for metric in sorted(kept & values.keys())}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 
 from recsys.evaluation.metrics import CUTOFFS, NAMES
-from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.evaluation.slices import SLICE_METRICS
 from recsys.experiments.popularity_check import verdict
 from recsys.experiments.run_folder import RunFolder
 
-PARTS = ("val", "test", "test_rolling")
+PARTS = ("val", "test", "test_rolling", "test_refreshed")
+# Share of the relevant items from which new items that are never found are worth a warning.
+_MANY = 0.01
+_ADVICE = ": NO NEW ITEM IS FOUND; only features of items can place them, try +experiment=recommended"
 
 
 def print_run(run: RunFolder, *, selection: str, console: Console | None = None) -> None:
-    """Print the metrics of a run by part, cut-off and slice, its time, size and memory, and popularity beside it.
+    """Print the metrics of a run by part, cut-off and slice, its time, size and memory, new items, and popularity.
 
     Args:
         run: finished or selected run.
@@ -29,13 +34,9 @@ def print_run(run: RunFolder, *, selection: str, console: Console | None = None)
     for cutoff in CUTOFFS:
         table.add_column(f"@{cutoff}", justify="right")
     for part in PARTS:
-        rows = [
-            *NAMES,
-            "coverage",
-            "popularity",
-            *(f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES, "best_reachable")),
-        ]
-        for name in rows:
+        oracle = [name for name in metrics if name.startswith(f"{part}/best_reachable")]
+        rows = [name.removeprefix(f"{part}/").rpartition("@")[0] for name in oracle]
+        for name in (*NAMES, "coverage", "popularity", *SLICE_METRICS, *dict.fromkeys(rows)):
             values = [metrics.get(f"{part}/{name}@{cutoff}") for cutoff in CUTOFFS]
             if any(value is not None for value in values):
                 table.add_row(part, name, *("" if value is None else f"{value:.4f}" for value in values))
@@ -48,5 +49,25 @@ def print_run(run: RunFolder, *, selection: str, console: Console | None = None)
         f"data {state.dataset_fingerprint}",
         soft_wrap=True,
     )
+    if (found := new_items(metrics)) is not None:
+        console.print(found, style="bold" if found.endswith(_ADVICE) else None, highlight=False, soft_wrap=True)
     if beside := verdict(state, metrics, selection):
         console.print(beside, style="bold", highlight=False, soft_wrap=True)
+
+
+def new_items(metrics: Mapping[str, float]) -> str | None:
+    """Return one line about new items, those without training events; None if nobody asks for them.
+
+    The line ends with a warning if they are more than 1% of the relevant items and none is found.
+
+    Args:
+        metrics: metrics of the run; those of test count, or those of validation if there was no test.
+    """
+    part = "test" if "test/num_users" in metrics else "val"
+    share, recall, shown = (
+        metrics.get(f"{part}/cold_items/{name}") for name in ("relevant", "recall@100", "shown@100")
+    )
+    if not share or recall is None or shown is None:
+        return None
+    line = f"new items: {share:.1%} of the relevant {part} items, recall@100 {recall:.4f}, {shown:.1%} of the 100 shown"
+    return f"{line}{_ADVICE}" if share > _MANY and not recall else line

@@ -119,7 +119,7 @@ def measure(recommender: Recommender, part: Part, *, corpus_size: int, exclude_s
     requests = dataset.requests(part)
     if not len(requests.user_idx):
         raise UserError(f"part: the data has no {part} part")
-    metrics = RetrievalMetrics(dataset, corpus_size)
+    metrics = RetrievalMetrics(dataset, corpus_size, part=part)
     places = pc.index_in(recommender.item_ids, value_set=dataset.item_ids).cast(pa.int64()).fill_null(-1)
     item_idx = np.concatenate([np.asarray(places) + 1, [0]])
     for rows in _blocks(len(requests.user_idx)):

@@ -154,3 +154,21 @@ def test_mistakes(
 def test_no_runs() -> None:
     with pytest.raises(UserError, match="no runs given"):
         read_runs([])
+
+
+def test_more_new_items_shown_are_not_better(tmp_path: Path) -> None:
+    for name, shown in (("a", 0.1), ("b", 0.3)):
+        found = {"recall@10": [0.2, 0.1, 0.4, 0.0] * 5, "cold_items/recall@10": [0.0, None, 0.5, 1.0] * 5}
+        write(tmp_path / name, found | {"cold_items/shown@10": [shown] * 20})
+    report = ComparisonReport(read_runs([tmp_path]))
+    assert [row[:4] for row in report.slices_table().rows] == [
+        ("new items", "b", "+0.0%", "no difference shown"),
+        ("share of new items shown", "b", "+200.0%", "▲ more"),
+    ]
+    picture = report.slices_picture()
+    assert picture is not None
+    assert "new items: a 0.5000" in picture.alt
+    assert "shown" not in picture.alt
+    table = report.metrics_table()
+    assert table.columns == ("run", "recall@10", "cold_items/recall@10", "cold_items/shown@10")
+    assert "shown: their share of the items shown" in table.note

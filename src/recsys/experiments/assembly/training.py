@@ -15,7 +15,7 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.instantiate import instantiate
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.metrics import CUTOFFS, NAMES
-from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.evaluation.slices import SLICE_METRICS
 from recsys.experiments.assembly.model import corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.models.two_tower import TwoTower
@@ -77,8 +77,7 @@ def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
 
 def check_metric(metric: str, *, place: str = "evaluation.metric", others: tuple[str, ...] = ()) -> None:
     """Refuse a name that is neither a validation metric nor one of the others."""
-    of_slices = (f"{name}/recall" for name in (*ITEM_SLICES, *USER_SLICES))
-    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *of_slices) for cutoff in CUTOFFS]
+    names = [f"val/{name}@{cutoff}" for name in (*NAMES, "coverage", *SLICE_METRICS) for cutoff in CUTOFFS]
     if metric not in (*names, *others):
         raise UserError(f"{place}: found '{metric}'{nearest(metric, (*names, *others))}")
 

@@ -66,7 +66,7 @@ class ComparisonReport:
 
     @cached_property
     def slice_differences(self) -> list[Difference]:
-        """Differences in the recall of slices, at the cut-off of the first metric."""
+        """Differences in the metrics of slices, at the cut-off of the first metric."""
         return (
             differences(self.runs, self.slices, baseline=self.baseline, all_pairs=self.all_pairs) if self.slices else []
         )
@@ -95,8 +95,8 @@ class ComparisonReport:
         return tables.gains(self.differences, "Differences")
 
     def slices_table(self) -> ReportTable:
-        """Return the differences in slices of items and users."""
-        return tables.gains(self.slice_differences, f"Slices, recall@{self.cutoff}: differences")
+        """Return the differences in the recall of slices, and in the share of new items shown."""
+        return tables.gains(self.slice_differences, f"Slices at {self.cutoff}: differences")
 
     def cost_table(self) -> ReportTable:
         """Return seconds, steps, speed and memory of each run."""
@@ -124,7 +124,8 @@ class ComparisonReport:
 
     def slices_picture(self) -> Picture | None:
         """Return the picture of recall in slices; None if the files per user lack it."""
-        return plots.slices(self.runs, self.styles, names=self.slices) if self.slices else None
+        recalls = [name for name in self.slices if not words.is_share(name)]
+        return plots.slices(self.runs, self.styles, names=recalls) if recalls else None
 
     def learning_curves(self) -> Picture | None:
         """Return the picture of validation over training steps; None if no run has logs."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from recsys.core.errors import UserError, nearest
 from recsys.evaluation.significance import Comparison, compare_runs, holm
-from recsys.evaluation.slices import ITEM_SLICES, USER_SLICES
+from recsys.evaluation.slices import SLICE_METRICS
 from recsys.reports.comparison.measured import MeasuredRun
 
 LEVEL = 0.05
@@ -98,7 +98,7 @@ def chosen_metrics(runs: Sequence[MeasuredRun], asked: Sequence[str]) -> list[st
 
 
 def slice_metrics(runs: Sequence[MeasuredRun], metric: str) -> list[str]:
-    """Return the columns with the recall of slices at the cut-off of `metric` that all runs have."""
+    """Return the columns with the metrics of slices at the cut-off of `metric` that all runs have."""
     cutoff = metric.rpartition("@")[2]
-    names = [f"{name}/recall@{cutoff}" for name in (*ITEM_SLICES, *USER_SLICES)]
+    names = [f"{name}@{cutoff}" for name in SLICE_METRICS]
     return [name for name in names if all(name in run.columns for run in runs)]

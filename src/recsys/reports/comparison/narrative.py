@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from recsys.evaluation.slices import SHOWN
 from recsys.reports.comparison.differences import LEVEL, PART, Difference
 from recsys.reports.comparison.measured import MeasuredRun
 
@@ -11,12 +12,23 @@ SLICES = {
     "head": "popular items (head)",
     "mid": "items in between (mid)",
     "tail": "rare items (tail)",
-    "cold_items": "items without training",
-    "cold_users": "users without training",
+    "cold_items": "new items",
+    "among_cold_items": "new items, ranked among themselves",
+    "age_0_to_1_days": "items up to a day old",
+    "age_1_to_7_days": "items of 1 to 7 days",
+    "age_7_to_30_days": "items of 7 to 30 days",
+    "age_30_to_90_days": "items of 30 to 90 days",
+    "age_over_90_days": "items older than 90 days",
+    "born_later": "items born in the test part",
+    "cold_users": "new users",
     "warm_users": "users with training",
+    "cold_users_with_profile": "new users with a profile",
+    "cold_users_without_profile": "new users without a profile",
 }
 _MOST_SENTENCES = 5
 JUDGED = {"better": "▲ better", "worse": "▼ worse", "unclear": "no difference shown"}
+# Of the share of new items that are shown, neither more nor less is better in itself.
+_SHARES = {"better": "▲ more", "worse": "▼ fewer", "unclear": JUDGED["unclear"]}
 
 
 def p_text(value: float) -> str:
@@ -41,7 +53,19 @@ def interval(difference: Difference) -> str:
 def title_of(metric: str) -> str:
     """Return a readable name of a slice's metric, such as `rare items (tail)` for `tail/recall@10`."""
     name, _, rest = metric.rpartition("/")
-    return f"{SLICES[name]}" if name in SLICES else rest
+    if is_share(metric):
+        return "share of new items shown"
+    return SLICES.get(name, rest)
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is the share of new items among those shown."""
+    return metric.startswith(SHOWN)
+
+
+def judged(difference: Difference) -> str:
+    """Return the verdict of a difference in a few words."""
+    return (_SHARES if is_share(difference.paired.metric) else JUDGED)[difference.verdict]
 
 
 def verdicts(runs: Sequence[MeasuredRun], found: Sequence[Difference]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from recsys.evaluation.slices import NEW_ITEMS, SHOWN
 from recsys.experiments.run_names import differences
 from recsys.reports.comparison import narrative as words
 from recsys.reports.comparison.differences import PART, Difference
@@ -19,7 +20,8 @@ def metrics(runs: Sequence[MeasuredRun], names: Sequence[str], *, baseline: Meas
     """Tabulate the test metrics of all runs, best first by the first metric."""
     ordered = sorted(runs, key=lambda run: -run.metrics[PART + names[0]])
     cutoff = names[0].rpartition("@")[2]
-    shown = [*names, *(f"{name}@{cutoff}" for name in ("coverage", "popularity"))]
+    shown = [*names, *(f"{name}@{cutoff}" for name in ("coverage", "popularity", *NEW_ITEMS))]
+    shown = list(dict.fromkeys(shown))
     shown = [name for name in shown if any(PART + name in run.metrics for run in runs)]
     rows = [
         (
@@ -32,6 +34,8 @@ def metrics(runs: Sequence[MeasuredRun], names: Sequence[str], *, baseline: Meas
     note = f"Best first in {names[0]}; mean over test users."
     if f"popularity@{cutoff}" in shown:
         note += " Popularity: training events of the items shown, in multiples of the average trained item's."
+    if f"{SHOWN}@{cutoff}" in shown:
+        note += " cold_items: items without training events; shown: their share of the items shown."
     return ReportTable("Test metrics", ("run", *shown), tuple(rows), note, frozenset(best))
 
 
@@ -47,7 +51,7 @@ def gains(found: Sequence[Difference], title: str) -> ReportTable:
                 words.title_of(pair.metric),
                 difference.run if is_one else f"{difference.run} − {difference.baseline}",
                 words.gain(difference),
-                words.JUDGED[difference.verdict],
+                words.judged(difference),
                 words.interval(difference),
                 words.p_text(difference.p_value),
                 f"{pair.second:.4f}",
