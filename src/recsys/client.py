@@ -45,6 +45,7 @@ class Answer:
         host: host that searched.
         history_length: number of events that the user tower read.
         unknown_items: items of the history that the release does not contain.
+        history_missing: the server could not read the stored history of the user in time.
     """
 
     items: list[ScoredItem]
@@ -54,6 +55,7 @@ class Answer:
     host: str
     history_length: int
     unknown_items: list[Id]
+    history_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class Client:
         found = self._call("POST", "/v1/retrieve", {**body, "k": k, "exclude_seen": exclude_seen})
         items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
         names = ("version", "user_tower_version", "index_version", "host", "history_length", "unknown_items")
-        return Answer(items, *(found[name] for name in names))
+        return Answer(items, *(found[name] for name in names), history_missing=found.get("history_missing", False))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Store events durably: `user_id`, `item_id`, optional `timestamp` (UTC seconds; default: now), features.
@@ -242,7 +244,10 @@ class Client:
 
     def _attempt(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, float]:
         """Return status, body, and the seconds of Retry-After."""
-        headers = {"accept": "application/json"} | ({"content-type": "application/json"} if body is not None else {})
+        # The server does not answer requests whose client has given up.
+        headers = {"accept": "application/json", "x-deadline-ms": str(int(1000 * self._timeout))} | (
+            {"content-type": "application/json"} if body is not None else {}
+        )
         while True:
             try:
                 connection, is_kept = self._idle.pop(), True

@@ -57,6 +57,13 @@ def main(config: DictConfig) -> None:
         batch=limits.batch,
         body_bytes=limits.body_bytes,
         log_level=config.log_level,
+        cost=limits.cost,
+        queue_seconds=limits.queue_seconds,
+        connections=limits.connections,
+        request_seconds=limits.request_seconds,
+        header_bytes=limits.header_bytes,
+        store_seconds=config.store_seconds,
+        load_seconds=config.load_seconds,
     )
     if config.data.root is not None and config.role != "host":
         # The import loads a database engine, which serving itself does not need.

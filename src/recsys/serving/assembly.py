@@ -26,10 +26,10 @@ from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin
+from recsys.serving.http.admission import Admission
 from recsys.serving.http.app import App, Hook
 from recsys.serving.http.endpoint import endpoints_of
 from recsys.serving.http.openapi import openapi
-from recsys.serving.http.problems import unavailable
 from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
@@ -64,9 +64,12 @@ class _Builder:
         self._host: Host | None = None
         self._towers: TowerCache | None = None
         if settings.role != "host":
-            self._towers = TowerCache(self._releases, settings.towers, max_events=settings.max_events)
+            self._towers = TowerCache(
+                self._releases, settings.towers, max_events=settings.max_events, load_seconds=settings.load_seconds
+            )
         self._metrics = Metrics()
         self._background = BackgroundThread(self._metrics)
+        self._admission = Admission(settings.queue_seconds)
 
     def add_host(self) -> None:
         """Load the index of the release, and follow its alias."""
@@ -83,7 +86,10 @@ class _Builder:
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(version, self._towers.open(version))
-        self._routes += [HostRoutes(host, settings.k), HostAdmin(host, updates, towers=self._towers)]
+        self._routes += [
+            HostRoutes(host, k=settings.k, batch=settings.batch, cost=settings.cost),
+            HostAdmin(host, updates, towers=self._towers, load_seconds=settings.load_seconds),
+        ]
         if settings.release != version:
             follower = AliasFollower(
                 self._releases,
@@ -93,13 +99,13 @@ class _Builder:
                 metrics=self._metrics,
                 keep=settings.towers,
                 seconds=settings.follow_seconds,
+                load_seconds=settings.load_seconds,
             )
             self._start.append(follower.start)
             self._stop.append(follower.stop)
 
         async def ready() -> None:
-            if not host.is_ready:
-                raise unavailable(f"{host.name} serves nothing yet")
+            host.require_ready()
 
         self._ready: Hook = ready
 
@@ -116,7 +122,13 @@ class _Builder:
         else:
             shards = [HostDiscovery(places) for places in settings.shards or [settings.hosts or []]]
         fleet = Fleet(shards, self._metrics)
-        limits = Limits(k=settings.k, history=settings.history, batch=settings.batch)
+        limits = Limits(
+            k=settings.k,
+            history=settings.history,
+            batch=settings.batch,
+            cost=settings.cost,
+            store_seconds=settings.store_seconds,
+        )
         router = Router(fleet, settings.model, metrics=self._metrics)
         sampler = RequestSampler(
             settings.samples_share,
@@ -125,7 +137,15 @@ class _Builder:
             background=self._background,
             metrics=self._metrics,
         )
-        gateway = Gateway(router, self._towers, events=events, limits=limits, metrics=self._metrics, sampler=sampler)
+        gateway = Gateway(
+            router,
+            self._towers,
+            events=events,
+            limits=limits,
+            metrics=self._metrics,
+            sampler=sampler,
+            admission=self._admission,
+        )
         self._routes += [GatewayRoutes(gateway), GatewayAdmin(router, self._towers)]
         if settings.has_page:
             self._routes.append(
@@ -142,8 +162,15 @@ class _Builder:
         process = ProcessRoutes(self._ready, self._metrics)
         endpoints = endpoints_of(*self._routes, process)
         process.document = openapi(endpoints)
+        # Probes of gateways, admin calls and health are always answered. Writes and the page do not count as reads.
+        posts = [one.path for one in endpoints if one.method == "POST" and not one.is_admin]
+        admissions = dict.fromkeys(posts, self._admission)
+        for path in ("/v1/events", "/v1/explain", "/v1/items/find"):
+            if path in admissions:
+                admissions[path] = Admission(self._settings.queue_seconds, most=256)
         app = App(
             endpoints,
+            admissions=admissions,
             body_bytes=self._settings.body_bytes,
             token=self._settings.admin_token,
             pages=self._pages,

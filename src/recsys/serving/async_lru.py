@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from recsys.core.errors import UserError
+from recsys.serving.pools import load
 
 V = TypeVar("V")
 
@@ -16,11 +17,19 @@ V = TypeVar("V")
 class AsyncLRU(Generic[V]):
     """Values by key, for one event loop. Loading a value in a thread does not block requests for other values.
 
-    A `UserError` of `load` is raised again for `retry_seconds` instead of loading again.
+    A `UserError` of `load` is raised again for `retry_seconds` instead of loading again. So is a load that did not end
+    within `load_seconds`.
     """
 
-    def __init__(self, load: Callable[[str], V], size: int, *, retry_seconds: float = 0.0) -> None:
-        self._load, self._size, self._retry_seconds = load, size, retry_seconds
+    def __init__(
+        self,
+        load: Callable[[str], V],
+        size: int,
+        *,
+        retry_seconds: float = 0.0,
+        load_seconds: float | None = None,
+    ) -> None:
+        self._load, self._size, self._retry_seconds, self._load_seconds = load, size, retry_seconds, load_seconds
         self._held: OrderedDict[str, V] = OrderedDict()
         self._loading: dict[str, asyncio.Task[V]] = {}
         self._failed: dict[str, tuple[float, UserError]] = {}
@@ -29,6 +38,15 @@ class AsyncLRU(Generic[V]):
     def keys(self) -> list[str]:
         """Keys of the values that are kept, the most recently used one last."""
         return list(self._held)
+
+    @property
+    def values(self) -> list[V]:
+        """Values that are kept, the most recently used one last."""
+        return list(self._held.values())
+
+    def has_failed(self, key: str) -> bool:
+        """Return True if the value could not be loaded, and is not loaded again for now."""
+        return key in self._failed and time.monotonic() < self._failed[key][0] + self._retry_seconds
 
     def held(self, key: str) -> V | None:
         """Return the value of a key if it is kept."""
@@ -49,17 +67,18 @@ class AsyncLRU(Generic[V]):
         value = self.held(key)
         if value is not None:
             return value
-        if key in self._failed:
-            failed_at, error = self._failed[key]
-            if time.monotonic() < failed_at + self._retry_seconds:
-                raise error
+        if self.has_failed(key):
+            raise self._failed[key][1]
         if key not in self._loading:
             self._loading[key] = asyncio.create_task(self._load_in_thread(key))
         return await asyncio.shield(self._loading[key])
 
     async def _load_in_thread(self, key: str) -> V:
         try:
-            value = await asyncio.to_thread(self._load, key)
+            try:
+                value = await load(self._load, key, seconds=self._load_seconds)
+            except TimeoutError as error:
+                raise UserError(f"{key} was not loaded within {self._load_seconds:g} s") from error
         except UserError as error:
             if self._retry_seconds:
                 self._failed[key] = time.monotonic(), error

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import gc
 import logging
+import resource
+import socket
 import sys
+from collections.abc import Awaitable, Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
 from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.http.acceptor import Acceptor
+from recsys.serving.http.connection import connections, sweep
+from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.http.routes import ProcessRoutes
 from recsys.serving.observability.logs import log_as_json
 from recsys.serving.settings import Settings
@@ -23,14 +32,68 @@ log = logging.getLogger("recsys")
 
 # Seconds after SIGTERM within which accepted requests must end.
 SHUTDOWN_SECONDS = 30
+# Seconds that /readyz waits for a busy event loop before it answers from the last known state.
+READY_SECONDS = 0.04
+# Descriptors that are not for connections of clients: files of releases, event stores, other servers.
+SPARE_DESCRIPTORS = 256
 
 
 class DrainingServer(uvicorn.Server):
     """Server that reports itself as not ready for some seconds before it stops accepting requests."""
 
-    def __init__(self, config: uvicorn.Config, process: ProcessRoutes, *, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, process: ProcessRoutes, *, settings: Settings) -> None:
         super().__init__(config)
-        self._process, self._drain_seconds = process, drain_seconds
+        self._process, self._drain_seconds, self._settings = process, settings.drain_seconds, settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Run the start hooks, then accept connections in a thread of its own."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(1)
+        loop, config, settings = asyncio.get_running_loop(), self.config, self._settings
+        state = self.server_state
+
+        def protocol() -> asyncio.Protocol:
+            kind: Any = config.http_protocol_class
+            made: asyncio.Protocol = kind(config, state, self.lifespan.state, loop)
+            return made
+
+        async def take(opened: socket.socket) -> None:
+            # A client that left meanwhile is no error.
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(
+                    protocol,
+                    opened,
+                    ssl=config.ssl,
+                    ssl_handshake_timeout=settings.request_seconds if config.ssl else None,
+                )
+
+        def hand_over(opened: socket.socket) -> None:
+            loop.call_soon_threadsafe(lambda: keep(asyncio.ensure_future(take(opened))))
+
+        taken: set[asyncio.Future[None]] = set()
+
+        def keep(task: asyncio.Future[None]) -> None:
+            taken.add(task)
+            task.add_done_callback(taken.discard)
+
+        readiness = LastReadiness(self._process.not_ready, loop)
+        most = raise_descriptors(settings.connections)
+        self.servers = []
+        for listening in sockets or []:
+            acceptor = Acceptor(
+                listening,
+                hand_over,
+                num_open=lambda: len(state.connections) + len(taken),
+                ready=readiness,
+                most=most,
+                seconds=settings.request_seconds,
+                peek=config.ssl is None,
+            )
+            acceptor.start()
+            self.servers.append(acceptor)  # type: ignore[arg-type]  # closed as uvicorn closes its own
+        keep(asyncio.ensure_future(sweep(lambda: state.connections, settings.request_seconds)))
+        self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle SIGTERM and SIGINT; a second signal does not wait."""
@@ -41,6 +104,39 @@ class DrainingServer(uvicorn.Server):
         self._process.is_draining = True
         loop = asyncio.get_running_loop()
         loop.call_soon_threadsafe(loop.call_later, self._drain_seconds, super().handle_exit, sig, frame)
+
+
+class LastReadiness:
+    """Readiness of the server for a thread: the present one, or the last one while the event loop is busy."""
+
+    def __init__(self, check: Callable[[], Awaitable[Problem | None]], loop: asyncio.AbstractEventLoop) -> None:
+        self._check, self._loop = check, loop
+        self._last: Problem | None = unavailable("the server is starting")
+
+    def __call__(self) -> Problem | None:
+        """Return None, or why the server is not ready."""
+
+        async def check() -> Problem | None:
+            self._last = await self._check()
+            return self._last
+
+        asked = asyncio.run_coroutine_threadsafe(check(), self._loop)
+        try:
+            return asked.result(READY_SECONDS)
+        except (TimeoutError, concurrent.futures.CancelledError):
+            return self._last
+
+
+def raise_descriptors(wanted: int) -> int:
+    """Raise the limit of open files as far as allowed, and return the number of connections that it leaves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE_DESCRIPTORS
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < needed:
+        log.warning("limits.connections: found %d, but the system allows %d open files", wanted, soft)
+    return max(1, min(wanted, soft - SPARE_DESCRIPTORS))
 
 
 def run(settings: Settings) -> None:
@@ -70,7 +166,7 @@ def _serve(settings: Settings) -> None:
         app,
         interface="asgi3",
         loop="uvloop",
-        http="httptools",
+        http=connections(app.admissions, settings.header_bytes),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -85,4 +181,4 @@ def _serve(settings: Settings) -> None:
     gc.set_threshold(50_000, 20, 100)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     log.info("serving at http://%s:%d", settings.host, settings.port)
-    DrainingServer(config, process, drain_seconds=settings.drain_seconds).run([listening])
+    DrainingServer(config, process, settings=settings).run([listening])

@@ -41,13 +41,23 @@ class Settings:
     batch: int
     body_bytes: int
     log_level: str
+    cost: int = 250_000
+    queue_seconds: float = 0.2
+    connections: int = 10_000
+    request_seconds: float = 10.0
+    header_bytes: int = 32 << 10
+    store_seconds: float = 1.0
+    load_seconds: float = 600.0
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UserError(f"role: found {self.role}, expected one of {', '.join(ROLES)}")
-        for name in ("workers", "towers", "k", "history", "batch", "body_bytes"):
+        for name in ("workers", "towers", "k", "history", "batch", "body_bytes", "cost", "connections"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        for name in ("queue_seconds", "request_seconds", "store_seconds", "load_seconds"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, expected more than 0")
         if self.workers > 1 and self.admin_token is not None:
             # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"

@@ -24,6 +24,7 @@ from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import ModelVersions, RetrieveRequest, RetrieveResponse, SearchRequest, SearchResponse
 from recsys.serving.http.problems import Problem, VersionNotHeld, from_user_error
 from recsys.serving.observability.metrics import Metrics
@@ -287,15 +288,64 @@ class Broken(SQLiteEvents):
         raise StoreError(f"events: away ({len(user_ids)})")
 
 
-def test_without_events_known_users_wait_and_others_are_served(published: Published, tmp_path: Path) -> None:
-    client = LocalHost(host_of(published, published.versions[0]))
-    store = Broken(tmp_path / "events.sqlite")
-    with pytest.raises(Problem, match="events: away") as refused:
-        retrieve(published, store, client, RetrieveRequest(user_id="u001"))
-    assert refused.value.status == 503
-    (answer,) = retrieve(published, store, client, RetrieveRequest())
-    assert len(answer.items) > 0
+class Hanging(Broken):
+    """A server that does not answer until it is released."""
+
+    is_embedded = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.go_on, self.asked = threading.Event(), 0
+
+    def histories(self, user_ids: Sequence[int | str]) -> list[list[Event]]:
+        self.asked += 1
+        assert self.go_on.wait(60)
+        return [[] for _ in user_ids]
+
+
+@pytest.mark.parametrize("kind", [Broken, Hanging])
+def test_without_events_requests_are_answered_without_history_and_say_so(
+    published: Published, tmp_path: Path, kind: type[Broken]
+) -> None:
+    version = published.versions[0]
+    store = kind(tmp_path / "events.sqlite")
+
+    async def use(gateway: Gateway) -> None:
+        known, posted, unknown = await asyncio.gather(
+            gateway.retrieve(RetrieveRequest(user_id="u001")),
+            gateway.retrieve(RetrieveRequest(history=[{"item_id": "i001"}])),
+            gateway.retrieve(RetrieveRequest()),
+        )
+        assert (known.history_missing, posted.history_missing, unknown.history_missing) == (True, False, False)
+        assert (known.history_length, len(known.items) > 0) == (0, True)
+        assert b"history_missing" in encode(known)
+        assert b"history_missing" not in encode(posted)
+        # The store rests, so nobody waits for it again.
+        assert (await gateway.retrieve(RetrieveRequest(user_id="u002"))).history_missing
+
+    with_gateway(published, store, LocalHost(host_of(published, version)), use, Limits(store_seconds=0.01))
+    if isinstance(store, Hanging):
+        assert store.asked == 1
+        store.go_on.set()
     store.close()
+
+
+def test_a_list_that_is_too_much_work_is_refused(published: Published, events: EventStore) -> None:
+    version = published.versions[0]
+
+    async def use(gateway: Gateway) -> None:
+        await gateway.ready()
+        items = gateway.towers.values[0].manifest.num_items
+        gateway.limits = Limits(cost=1000 + 100 * items // 100)
+        gateway.check_cost([RetrieveRequest(k=10)] * 100)
+        with pytest.raises(Problem, match="cost: found 100000 .* expected at most") as refused:
+            gateway.check_cost([RetrieveRequest(k=1000)] * 100)
+        assert refused.value.status == 413
+        filtered = [RetrieveRequest(k=1, filter={"category": str(number)}) for number in range(200)]
+        with pytest.raises(Problem, match=f"200 filters x {items} items"):
+            gateway.check_cost([*filtered, *[RetrieveRequest(k=10)] * 100])
+
+    with_gateway(published, events, LocalHost(host_of(published, version)), use)
 
 
 def test_towers_are_loaded_once_and_the_last_stay(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:

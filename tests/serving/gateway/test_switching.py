@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from asking import call, living, settings
 from publishing import Published
 
 from recsys.core.errors import UserError
+from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.assembly import build_app
+from recsys.serving.host.alias_follower import AliasFollower
+from recsys.serving.host.host import Host
+from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.app import App
+from recsys.serving.observability.metrics import Metrics
 
 
 def test_a_moved_alias_is_served_without_a_restart(
@@ -130,3 +136,49 @@ def test_settings_that_cannot_be(published: Published, tmp_path: Path) -> None:
             dataclasses.replace(wanted, **changes)
     with pytest.raises(UserError, match="has no alias 'prodution'"):
         build_app(dataclasses.replace(wanted, release="prodution"))
+
+
+def test_a_load_that_never_ends_delays_neither_switches_nor_the_next_release(
+    published: Published,
+) -> None:
+    old, new = published.versions
+    store = ReleaseStore(published.store)
+    store.set_alias("slow", old, why="test")
+    never, loading = threading.Event(), threading.Event()
+    releases = ReleaseCache(published.store)
+
+    class Slow(ItemSearch):
+        def check(self) -> None:
+            if self.version == new:
+                loading.set()
+                assert never.wait(60)
+            super().check()
+
+    host = Host(releases, "one", open_index=Slow)
+    host.serve(host.load(old))
+
+    async def scenario() -> None:
+        follower = AliasFollower(releases, "slow", host=host, towers=None, metrics=Metrics(), seconds=0.01)
+        store.set_alias("slow", new, why="test")
+        await follower.follow()
+        assert loading.wait(60)
+        # The lock is free during the load.
+        host.serve(old)
+        store.set_alias("slow", old, why="test")
+        host.load(old)
+        await follower.follow()
+        assert next(iter(host.version().values())).serving == old
+        late = AliasFollower(
+            releases, "slow", host=host, towers=None, metrics=Metrics(), seconds=60.0, load_seconds=0.01
+        )
+        store.set_alias("slow", new, why="test")
+        # Returns although the load goes on.
+        await late.follow()
+        await asyncio.gather(follower.stop(), late.stop())
+
+    asyncio.run(scenario())
+    never.set()
+    # The thread of the load ends, and its version is held but not served.
+    host.load(new)
+    assert next(iter(host.version().values())).serving == old
+    (published.store / "aliases/slow").unlink()

@@ -16,7 +16,7 @@ from recsys.release.runtime.retriever import Retriever
 from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import SearchRequest
-from recsys.serving.http.problems import Problem, VersionNotHeld
+from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld
 
 
 @pytest.fixture
@@ -32,11 +32,12 @@ def ask(published: Published, version: str, **more: object) -> SearchRequest:
 
 def test_each_version_answers_for_itself(host: Host, published: Published) -> None:
     old, new = published.versions
-    assert not host.is_ready
+    with pytest.raises(ServerFault):
+        host.require_ready()
     assert host.version() == {}
     assert [host.load("candidate"), host.load(new)] == [old, new]
     host.serve(old)
-    assert host.is_ready
+    host.require_ready()
     ((model, held),) = host.version().items()
     assert (model, held.serving, held.loaded) == ("test", old, [old, new])
     found = {}

@@ -24,8 +24,11 @@ from recsys.serving.gateway.router import Router
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.endpoint import route
 from recsys.serving.http.problems import too_large, unavailable
+from recsys.serving.pools import CATALOGUE, HISTORIES
 
 T = TypeVar("T")
+# Seconds that a call of the page waits for the event store.
+_STORE_SECONDS = 5.0
 
 
 class ExplorerRoutes:
@@ -41,13 +44,13 @@ class ExplorerRoutes:
     async def items(self, query: ItemsQuery) -> ItemsResponse:
         """Find items by the beginning of an id, or words of a title."""
         version, explorer = await self._explorer(query.version)
-        return ItemsResponse(version, await asyncio.to_thread(explorer.search, query.q, query.limit))
+        return ItemsResponse(version, await CATALOGUE.run(explorer.search, query.q, query.limit))
 
     @route("POST", "/v1/items/find", errors=(400, 409, 413, 503))
     async def find(self, request: FindRequest) -> FindResponse:
         """Find the item that best matches each pasted name: an id or a title."""
         version, explorer = await self._explorer(request.version)
-        found = await asyncio.to_thread(lambda: [explorer.find(name) for name in request.names])
+        found = await CATALOGUE.run(lambda: [explorer.find(name) for name in request.names])
         return FindResponse(version, found)
 
     @route("POST", "/v1/explain", errors=(400, 409, 413, 503))
@@ -67,7 +70,7 @@ class ExplorerRoutes:
             explained = explorer.explain(item_ids, request.item_ids, num_reasons=request.num_reasons)
             return ExplainResponse(version, past, explained, explorer.similarity)
 
-        return await asyncio.to_thread(explain)
+        return await CATALOGUE.run(explain)
 
     @route("GET", "/v1/users", errors=(400, 503))
     async def users(self, query: UsersQuery) -> UsersResponse:
@@ -85,6 +88,9 @@ class ExplorerRoutes:
 
     async def _read(self, read: Callable[..., T], *given: Any) -> T:
         try:
-            return await asyncio.to_thread(read, *given)
+            async with asyncio.timeout(_STORE_SECONDS):
+                return await HISTORIES.run(read, *given)
         except StoreError as error:
             raise unavailable(str(error)) from error
+        except TimeoutError as error:
+            raise unavailable("events: no answer in time") from error

@@ -14,14 +14,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.release.runtime.feature_values import ValueType
-from recsys.release.runtime.query_encoder import ItemId, Query
+from recsys.release.runtime.query_encoder import ItemId, Query, QueryEncoder
 from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events import EventStore
 from recsys.serving.gateway.microbatch import Microbatcher
 from recsys.serving.gateway.query_builder import QueryBuilder
+from recsys.serving.gateway.remote_host import HostBusy
 from recsys.serving.gateway.router import Assignment, Router
+from recsys.serving.gateway.stored_users import Stored, StoredUsers
 from recsys.serving.gateway.tower_cache import TowerCache
+from recsys.serving.http.admission import OVERLOADED, Admission, deadline, overloaded
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import (
     RetrieveRequest,
@@ -33,11 +37,15 @@ from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, t
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample
+from recsys.serving.pools import SEARCH
 
 # Seconds between two attempts while no host can answer.
 RETRY_EVERY = 0.05
 # Maximum number of requests of a microbatch.
 MAX_MICROBATCH = 64
+# Events of a microbatch that are encoded in the event loop; more would keep it busy for too long.
+MAX_EVENTS_IN_LOOP = 5000
+_NOTHING = Stored((), {})
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,17 @@ class Limits:
         k: number of items of a response.
         history: number of events of a history, and of excluded items.
         batch: number of requests, or of events, of one POST.
+        cost: work of one POST (see `Gateway.check_cost`).
         seconds: time limit of a request that no host can answer.
+        store_seconds: time limit of the event store; beyond it answers lack the stored history.
     """
 
     k: int = 1000
     history: int = 10_000
     batch: int = 1000
+    cost: int = 250_000
     seconds: float = 4.0
+    store_seconds: float = 1.0
 
 
 class _BatchKey(NamedTuple):
@@ -63,6 +75,21 @@ class _BatchKey(NamedTuple):
     assignment: Assignment
     k: int
     filter: bytes | None
+
+
+class _Embedded(NamedTuple):
+    queries: Sequence[Query]
+    embeddings: Float32Array
+    exclude: list[list[ItemId]]
+    lengths: list[int]
+    unknown: list[list[ItemId]]
+
+
+class _Asked(NamedTuple):
+    """A request, and what the event store has of its user; None if it is in this process and read later."""
+
+    request: RetrieveRequest
+    stored: Stored | None
 
 
 class Gateway:
@@ -77,12 +104,14 @@ class Gateway:
         limits: Limits,
         metrics: Metrics,
         sampler: RequestSampler | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
         self._sampler = sampler
-        self._query_builder = QueryBuilder(events, metrics)
-        self._batches: Microbatcher[_BatchKey, RetrieveRequest, RetrieveResponse] = Microbatcher(
-            self._answer_all, MAX_MICROBATCH
+        self._query_builder = QueryBuilder(metrics)
+        self._users = StoredUsers(events, metrics, seconds=limits.store_seconds)
+        self._batches: Microbatcher[_BatchKey, _Asked, RetrieveResponse] = Microbatcher(
+            self._answer_all, MAX_MICROBATCH, admission=admission
         )
 
     async def ready(self) -> None:
@@ -97,13 +126,21 @@ class Gateway:
         """
         self._check(request)
         wanted = None if not request.filter else encode(request.filter)
-        give_up = time.monotonic() + self.limits.seconds
+        give_up = min(time.monotonic() + self.limits.seconds, deadline.get() or float("inf"))
+        stored = None
         while True:
             try:
                 assignment = self.router.assign(request.user_id, request.version)
-                return await self._batches.submit(_BatchKey(assignment, request.k, wanted), request)
+                if stored is None and not self._users.is_embedded:
+                    stored = await self._stored(request, assignment.version)
+                return await self._batches.submit(_BatchKey(assignment, request.k, wanted), _Asked(request, stored))
             except Problem as error:
                 moved = isinstance(error, VersionNotHeld)
+                if isinstance(error, HostBusy):
+                    raise overloaded() from error
+                if error.code == OVERLOADED:
+                    # Another attempt would only add to the load.
+                    raise
                 if error.status != 503 and (not moved or request.version is not None):
                     raise
                 if time.monotonic() > give_up:
@@ -115,6 +152,36 @@ class Gateway:
     async def event_values(self) -> Mapping[str, ValueType]:
         """Return the features that an event may have: those of the release that currently answers requests."""
         return (await self.towers.get(self.router.assign().version)).event_values
+
+    def check_cost(self, requests: Sequence[RetrieveRequest]) -> None:
+        """Refuse a list of requests that is too much work together: users x k, and filters x items of the release.
+
+        An item that a filter reads costs a hundredth of one that is returned.
+        """
+        filters = {encode(one.filter) for one in requests if one.filter}
+        items = max((tower.manifest.num_items for tower in self.towers.values), default=0)
+        cost = sum(one.k for one in requests) + len(filters) * items // 100
+        if cost > self.limits.cost:
+            k = max(one.k for one in requests)
+            raise too_large(
+                f"cost: found {cost} ({len(requests)} users x up to k={k}, and {len(filters)} filters x {items} items "
+                f"/ 100), expected at most {self.limits.cost}: send fewer requests at once, or a smaller k"
+            )
+
+    async def _stored(self, request: RetrieveRequest, version: str) -> Stored:
+        tower = self.towers.held(version)
+        reads_profiles = tower is None or tower.reads_profiles
+        if request.user_id is None or (request.history is not None and not reads_profiles):
+            return _NOTHING
+        return await self._users.of(request.user_id, profiled=reads_profiles)
+
+    async def _embedded(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Stored]:
+        """Return what the store in this process has of the users of a microbatch."""
+        wanted = [r.user_id for r in requests if r.user_id is not None and (r.history is None or tower.reads_profiles)]
+        distinct = list(dict.fromkeys(wanted))
+        found = await self._users.all_of(distinct, profiled=tower.reads_profiles)
+        of = dict(zip(distinct, found, strict=True))
+        return [_NOTHING if r.user_id is None else of.get(r.user_id, _NOTHING) for r in requests]
 
     def _check(self, request: RetrieveRequest) -> None:
         limits = self.limits
@@ -135,9 +202,7 @@ class Gateway:
                 except UserError as error:
                     raise bad_request(str(error), place) from error
 
-    async def _answer_all(
-        self, key: _BatchKey, requests: Sequence[RetrieveRequest]
-    ) -> Sequence[RetrieveResponse | Exception]:
+    async def _answer_all(self, key: _BatchKey, requests: Sequence[_Asked]) -> Sequence[RetrieveResponse | Exception]:
         """Answer a microbatch; an invalid request does not affect the others."""
         try:
             return await self._answer(key, requests)
@@ -150,13 +215,12 @@ class Gateway:
             answers.extend(await self._answer_all(key, [one]))
         return answers
 
-    async def _answer(self, key: _BatchKey, requests: Sequence[RetrieveRequest]) -> list[RetrieveResponse | Exception]:
-        version = key.assignment.version
-        tower = self.towers.held(version) or await self.towers.get(version)
+    def _embed(
+        self, tower: QueryEncoder, requests: Sequence[RetrieveRequest], *, stored: Sequence[Stored]
+    ) -> _Embedded:
         metrics = self.metrics
-        metrics.batch["tower"].observe(len(requests))
-        queries = await self._query_builder.build(tower, requests)
         with metrics.timed("encode"):
+            queries = self._query_builder.build(tower, requests, stored=stored)
             try:
                 histories, unknown = tower.encode(queries)
             except Exception:
@@ -166,8 +230,26 @@ class Gateway:
             exclude = [_excluded(one, query) for one, query in zip(requests, queries, strict=True)]
         with metrics.timed("tower"):
             embeddings = tower.tower(histories)
+        return _Embedded(queries, embeddings, exclude, histories.lengths.tolist(), unknown)
+
+    async def _answer(self, key: _BatchKey, asked: Sequence[_Asked]) -> list[RetrieveResponse | Exception]:
+        requests = [one.request for one in asked]
+        version = key.assignment.version
+        tower = self.towers.held(version) or await self.towers.get(version)
+        metrics = self.metrics
+        metrics.batch["tower"].observe(len(requests))
+        given = [one.stored for one in asked if one.stored is not None]
+        stored = given if len(given) == len(asked) else await self._embedded(tower, requests)
+        num_events = sum(
+            len(found.history if one.history is None else one.history)
+            for one, found in zip(requests, stored, strict=True)
+        )
+        if num_events > MAX_EVENTS_IN_LOOP:
+            embedded = await SEARCH.run(self._embed, tower, requests, stored=stored)
+        else:
+            embedded = self._embed(tower, requests, stored=stored)
         wanted, model = requests[0].filter, self.router.model
-        search = SearchRequest(tower.version, embeddings, key.k, wanted, exclude, model)
+        search = SearchRequest(tower.version, embedded.embeddings, key.k, wanted, embedded.exclude, model)
         with metrics.timed("host"):
             response, hosts = await self.router.search(key.assignment, search)
         if not metrics.versions_met(tower.version, response.version, answers=len(requests)):
@@ -175,7 +257,7 @@ class Gateway:
             raise VersionNotHeld(tower.version, serving=None, loaded=[response.version])
         if hosts != tuple(state.name for state in key.assignment.hosts):
             metrics.fallbacks["host"].inc(len(requests))
-        host, lengths = "+".join(hosts), histories.lengths.tolist()
+        host = "+".join(hosts)
         answers = [
             RetrieveResponse(
                 list(map(ScoredItem, found.item_ids, found.scores.tolist())),
@@ -185,11 +267,14 @@ class Gateway:
                 host,
                 length,
                 names,
+                user.is_missing,
             )
-            for found, length, names in zip(response.results, lengths, unknown, strict=True)
+            for found, length, names, user in zip(
+                response.results, embedded.lengths, embedded.unknown, stored, strict=True
+            )
         ]
         if self._sampler is not None and self._sampler.share:
-            for one, query, answer in zip(requests, queries, answers, strict=True):
+            for one, query, answer in zip(requests, embedded.queries, answers, strict=True):
                 if self._sampler.wants():
                     self._sampler.put(_sample_of(one, query, answer))
         return [*answers]

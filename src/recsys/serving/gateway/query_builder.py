@@ -5,47 +5,37 @@ Imports no torch.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recsys.release.runtime.query_encoder import Query, QueryEncoder
-from recsys.serving.events import Event, EventStore, StoreError
+from recsys.serving.events import Event
+from recsys.serving.gateway.stored_users import Stored
 from recsys.serving.http.messages import RetrieveRequest
-from recsys.serving.http.problems import unavailable
 from recsys.serving.observability.metrics import Metrics
 
 
 class QueryBuilder:
-    """Builds the queries of a microbatch with one read of the event store."""
+    """Builds the queries of a microbatch."""
 
-    def __init__(self, events: EventStore, metrics: Metrics) -> None:
-        self._events, self._metrics = events, metrics
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
-    async def build(self, tower: QueryEncoder, requests: Sequence[RetrieveRequest]) -> list[Query]:
+    def build(
+        self, tower: QueryEncoder, requests: Sequence[RetrieveRequest], *, stored: Sequence[Stored]
+    ) -> list[Query]:
         """Return the query of each request; stored features that the tower does not know are left out."""
-        stored = [r.user_id for r in requests if r.history is None and r.user_id is not None]
-        profiled = [r.user_id for r in requests if r.user_id is not None] if tower.reads_profiles else []
-        histories: dict[int | str, list[Mapping[str, Any]]] = {}
-        profiles: dict[int | str, Mapping[str, Any]] = {}
-        if stored or profiled:
-            with self._metrics.timed("events"):
-                if self._events.is_embedded:
-                    stored_events, profiles = self._read(stored, profiled)
-                else:
-                    stored_events, profiles = await asyncio.to_thread(self._read, stored, profiled)
-            known = tower.names["history"]
-            histories = {user: _as_history(events, known) for user, events in stored_events.items()}
+        known = tower.names["history"]
         names = tower.names["user"]
         queries = []
-        for request in requests:
+        for request, found in zip(requests, stored, strict=True):
             user = request.user_id
             history: Sequence[Mapping[str, Any]] = request.history or ()
             profile: Mapping[str, Any] = {}
             if user is not None:
-                history = histories.get(user, []) if request.history is None else request.history
-                profile = {name: value for name, value in profiles.get(user, {}).items() if name in names}
+                history = _as_history(found.history, known) if request.history is None else request.history
+                profile = {name: value for name, value in found.profile.items() if name in names}
             queries.append(
                 Query(history, user, {**profile, **(request.user or {})}, request.request or {}, request.exclude or ())
             )
@@ -68,15 +58,6 @@ class QueryBuilder:
             found.append(query)
         self._metrics.unreadable.inc(unreadable)
         return found
-
-    def _read(
-        self, stored: Sequence[int | str], profiled: Sequence[int | str]
-    ) -> tuple[dict[int | str, list[Event]], dict[int | str, Mapping[str, Any]]]:
-        try:
-            histories = dict(zip(stored, self._events.histories(stored), strict=True))
-            return histories, {user: self._events.profile(user) for user in profiled}
-        except StoreError as error:
-            raise unavailable(str(error)) from error
 
 
 def _as_history(events: Sequence[Event], known: set[str]) -> list[Mapping[str, Any]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+
 from recsys.core.errors import UserError
 from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError, TooLateError
+from recsys.serving.http.admission import DEADLINE_HEADER, OVERLOADED, deadline, is_late, overloaded
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import ErrorResponse, SearchRequest, SearchResponse, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld
@@ -14,12 +18,20 @@ _versions = Decoder(Versions)
 _search_response = Decoder(SearchResponse)
 _reasonresponse = Decoder(ErrorResponse)
 
+# Refusals that may be about the request. Any other 4xx, such as a token that a host does not accept, is about the host.
+_OF_THE_REQUEST = (400, 413)
+_LATE = "the deadline of the request has passed"
+
 
 class HostFailed(Problem):
     """A host gave no usable answer (503), but another host may. The message names the host."""
 
     def __init__(self, message: str) -> None:
         super().__init__(503, "unavailable", message=message)
+
+
+class HostBusy(HostFailed):
+    """A host has more searches than it can answer. It works, and another one may have time."""
 
 
 class RemoteHost:
@@ -51,17 +63,39 @@ class RemoteHost:
 
     async def search(self, request: SearchRequest) -> SearchResponse:
         """Search the version that the request names."""
-        body, seconds = encode(request), self.search_seconds
-        answer = await self._call("POST", "/v1/search", seconds=seconds, body=body, version=request.version)
+        body, seconds, headers = encode(request), self.search_seconds, {}
+        if (until := deadline.get()) is not None:
+            remaining = until - time.monotonic()
+            if remaining <= 0:
+                raise overloaded(_LATE)
+            seconds, headers = min(seconds, remaining), {DEADLINE_HEADER: str(int(1000 * remaining))}
+        try:
+            answer = await self._call(
+                "POST", "/v1/search", seconds=seconds, body=body, headers=headers, version=request.version
+            )
+        except HostFailed as error:
+            if isinstance(error.__cause__, TooLateError) and is_late():
+                # The client set a time that was too short, which is no fault of the host.
+                raise overloaded(_LATE) from error
+            raise
         try:
             response: SearchResponse = _search_response(answer)
         except Problem as error:
             raise HostFailed(f"{self.name}: its answer cannot be read ({error})") from error
         return response
 
-    async def _call(self, method: str, path: str, *, seconds: float, body: bytes = b"", version: str = "") -> bytes:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        version: str = "",
+    ) -> bytes:
         try:
-            status, answer = await self._client.request(method, path, body=body, seconds=seconds)
+            status, answer = await self._client.request(method, path, body=body, seconds=seconds, headers=headers)
         except NoAnswerError as error:
             raise HostFailed(f"{self.name}: {error}") from error
         if status == 200:
@@ -73,7 +107,9 @@ class RemoteHost:
         if status == 409 and isinstance(refusal.loaded, list):
             serving = refusal.serving if isinstance(refusal.serving, str) else None
             raise VersionNotHeld(version, serving=serving, loaded=refusal.loaded)
-        if 400 <= status < 500:
+        if status == 503 and refusal.error.code == OVERLOADED:
+            raise HostBusy(f"{self.name}: {refusal.error.message}")
+        if status in _OF_THE_REQUEST:
             reason = refusal.error
             raise Problem(status, reason.code, message=reason.message, field=reason.field)
         raise HostFailed(f"{self.name}: status {status}, {refusal.error.message}")

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from recsys.serving.gateway.fleet import Fleet, HostState
-from recsys.serving.gateway.remote_host import HostFailed
+from recsys.serving.gateway.remote_host import HostBusy, HostFailed
 from recsys.serving.gateway.shard_merge import for_shards, merge
 from recsys.serving.http.messages import Canary, Hosts, ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.http.problems import VersionNotHeld, unavailable
@@ -21,6 +21,8 @@ from recsys.serving.observability.metrics import Metrics
 UserId = int | str | None
 # Seconds without an answer to any search after which a second host gets the request too.
 SILENCE = 0.3
+# Seconds in which a host that had too many searches is used only as a last resort.
+BUSY_REST = 0.1
 
 
 class Assignment(NamedTuple):
@@ -170,6 +172,9 @@ class Router:
         except VersionNotHeld as refusal:
             model = self.model or next(iter(state.versions), "")
             state.versions = {**state.versions, model: ModelVersions(refusal.serving, refusal.loaded)}
+            raise
+        except HostBusy:
+            state.suspect(BUSY_REST)
             raise
         except HostFailed as failure:
             state.fail(str(failure))

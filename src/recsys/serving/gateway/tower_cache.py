@@ -24,11 +24,17 @@ class TowerCache(AsyncLRU[QueryEncoder]):
     """
 
     def __init__(
-        self, releases: ReleaseCache, size: int = 3, *, threads: int = 1, max_events: int | None = None
+        self,
+        releases: ReleaseCache,
+        size: int = 3,
+        *,
+        threads: int = 1,
+        max_events: int | None = None,
+        load_seconds: float | None = None,
     ) -> None:
         if size < 1:
             raise UserError(f"towers: found {size}, expected at least 1")
-        super().__init__(self._open, size, retry_seconds=RETRY_AFTER)
+        super().__init__(self._open, size, retry_seconds=RETRY_AFTER, load_seconds=load_seconds)
         self._releases, self._threads, self._max_events = releases, threads, max_events
 
     def require(self, version: str) -> None:

@@ -10,6 +10,7 @@ from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.observability.metrics import Metrics
+from recsys.serving.pools import FILES, load
 
 log = logging.getLogger("recsys")
 
@@ -35,9 +36,11 @@ class AliasFollower:
         metrics: Metrics,
         keep: int = 3,
         seconds: float = 1.0,
+        load_seconds: float = 600.0,
     ) -> None:
         self._releases, self._alias, self._host, self._towers = releases, alias, host, towers
-        self._metrics, self._keep, self._seconds = metrics, keep, seconds
+        self._metrics, self._keep, self._seconds, self._load_seconds = metrics, keep, seconds, load_seconds
+        self._loading: asyncio.Task[None] | None = None
         self._seen: str | None = releases.store.resolve(alias)
         self._task: asyncio.Task[None] | None = None
 
@@ -47,28 +50,45 @@ class AliasFollower:
 
     async def stop(self) -> None:
         """Stop reading the alias."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._loading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def follow(self) -> None:
-        """Serve the release of the alias if the alias has moved.
+        """Load and serve the release of the alias if the alias has moved.
+
+        A damaged release, or one that is not loaded in time, leaves the present version, and is not tried again before
+        the alias moves. If the alias moves during a load, the new release is loaded at once.
 
         Raises:
-            UserError: If the alias or the release is damaged. The server keeps serving its present version, and does
-                not try the release again before the alias moves.
+            UserError: If the alias is damaged.
         """
-        version = await asyncio.to_thread(self._releases.store.resolve, self._alias)
+        version = await FILES.run(self._releases.store.resolve, self._alias)
         if version == self._seen:
             return
         self._seen = version
+        if self._loading is not None:
+            # The alias has moved on: what is loaded for it is not served any more.
+            self._loading.cancel()
+        self._loading = asyncio.create_task(self._switch(version))
+        await asyncio.wait({self._loading}, timeout=self._seconds)
+
+    async def _switch(self, version: str) -> None:
         log.info("%s moved to %s: loading", self._alias, version)
-        await asyncio.to_thread(self._host.load, version)
-        if self._towers is not None:
-            await self._towers.get(version)
-        self._host.serve(version)
-        self._host.trim(self._keep)
-        log.info("serving %s", version)
+        with self._metrics.keep_going("alias_follower"):
+            try:
+                await load(self._host.load, version, seconds=self._load_seconds)
+                if self._towers is not None:
+                    async with asyncio.timeout(self._load_seconds):
+                        await self._towers.get(version)
+                self._host.serve(version)
+                self._host.trim(self._keep)
+                log.info("serving %s", version)
+            except TimeoutError:
+                log.error("%s: %s was not loaded in time, and the present version stays", self._alias, version)
+            except UserError as error:
+                log.error("%s: the present version stays: %s", self._alias, error)
 
     async def _keep_following(self) -> None:
         while True:

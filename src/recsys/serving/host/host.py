@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
 
-from recsys.core.errors import nearest
+from recsys.core.errors import UserError, nearest
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
-from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
+from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld, bad_request
+from recsys.serving.pools import SEARCH
+
+log = logging.getLogger("recsys")
+
+# Results of a search that are turned into ids in the event loop; more would keep it busy for too long.
+MAX_RESULTS_IN_LOOP = 20_000
 
 # Opens the index of a release: (folder, manifest, *, known_items).
 OpenIndex = Callable[..., ItemSearch]
@@ -41,11 +49,19 @@ class Host:
         self._loaded: dict[str, dict[str, ItemSearch]] = {}
         self._serving: dict[str, str] = {}
         self._lock = threading.RLock()
+        self._loading: dict[str, Future[None]] = {}
+        self._fault: Callable[[], str | None] = lambda: None
 
-    @property
-    def is_ready(self) -> bool:
-        """True if the host serves a version; every loaded version has passed its self-check."""
-        return bool(self._serving)
+    def report_faults(self, fault: Callable[[], str | None]) -> None:
+        """Let the host rest while `fault` returns why it cannot answer."""
+        self._fault = fault
+
+    def require_ready(self) -> None:
+        """Raise `Problem` (503) if the host must not be used; every served version has passed its self-check."""
+        if not self._serving:
+            raise ServerFault(f"{self.name} serves nothing yet")
+        if (fault := self._fault()) is not None:
+            raise ServerFault(f"{self.name} rests: {fault}")
 
     def version(self) -> Versions:
         """Return model -> versions that are served and loaded, in the order of loading."""
@@ -56,17 +72,33 @@ class Host:
 
     def load(self, name: str) -> str:
         """Load a version or alias in addition to the loaded ones, check it, and return the version."""
+        folder, manifest = self._releases.open(name)
+        model, version = manifest.model, manifest.version
         with self._lock:
-            folder, manifest = self._releases.open(name)
-            model, version = manifest.model, manifest.version
-            held = self._loaded.get(model, {})
-            if version not in held:
-                index = self._open_index(folder, manifest, known_items=self._releases.known_items(version))
-                index.check()
-                # Free memory that was needed only to read the tables.
-                pa.default_memory_pool().release_unused()
-                self._loaded = {**self._loaded, model: {**held, version: index}}
+            if version in self._loaded.get(model, {}):
+                return version
+            loading = self._loading.get(version)
+            if is_first := loading is None:
+                loading = self._loading[version] = Future()
+        if not is_first:
+            # Another thread loads it.
+            loading.result()
             return version
+        # Without the lock, so that other versions can be served meanwhile.
+        try:
+            index = self._open_index(folder, manifest, known_items=self._releases.known_items(version))
+            index.check()
+            # Free memory that was needed only to read the tables.
+            pa.default_memory_pool().release_unused()
+            with self._lock:
+                self._loaded = {**self._loaded, model: {**self._loaded.get(model, {}), version: index}}
+        except BaseException as error:
+            loading.set_exception(error)
+            raise
+        finally:
+            del self._loading[version]
+        loading.set_result(None)
+        return version
 
     def serve(self, version: str, model: str | None = None) -> None:
         """Serve a loaded version: requests without a version get it from now on."""
@@ -100,13 +132,20 @@ class Host:
     async def answer(self, request: SearchRequest) -> SearchResponse:
         """Search from an event loop: a search that takes long runs in a thread, so that probes are answered."""
         if self._takes_long(request):
-            return await asyncio.to_thread(self.search, request)
+            return await SEARCH.run(self._search_in_turn, request)
+        return self.search(request)
+
+    def _search_in_turn(self, request: SearchRequest) -> SearchResponse:
+        if is_late():
+            raise overloaded("the deadline of the request has passed")
         return self.search(request)
 
     def _takes_long(self, request: SearchRequest) -> bool:
         held = next((loaded[request.version] for loaded in self._loaded.values() if request.version in loaded), None)
         if held is None:
             return False
+        if request.embeddings.ndim and len(request.embeddings) * request.k > MAX_RESULTS_IN_LOOP:
+            return True
         # The shape of the embeddings is not checked yet.
         num_embeddings = request.embeddings.size // held.manifest.dim
         return held.takes_long(num_embeddings, is_filtered=request.filter is not None)
@@ -124,7 +163,14 @@ class Host:
         if request.exclude is not None and len(request.exclude) != len(embeddings):
             found, wanted = len(request.exclude), len(embeddings)
             raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")
-        hits = index.search(embeddings, request.k, filter=request.filter, exclude=request.exclude)
+        try:
+            hits = index.search(embeddings, request.k, filter=request.filter, exclude=request.exclude)
+        except UserError:
+            # The filter does not fit the release.
+            raise
+        except Exception as error:
+            log.exception("search in %s failed", request.version)
+            raise ServerFault(f"{self.name}: the search failed; its log has the reason") from error
         return SearchResponse(index.version, [SearchResult(*found) for found in hits])
 
     def held(self, version: str, model: str | None = None) -> ItemSearch:

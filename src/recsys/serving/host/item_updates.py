@@ -65,6 +65,11 @@ class ItemUpdates:
                 self._apply(record)
                 self.number += 1
 
+    @property
+    def has_new(self) -> bool:
+        """True if there may be records that were not applied yet."""
+        return self._journal.has_new
+
     def take_down(self, item_ids: Sequence[ItemId]) -> int:
         """Remove items from every version, and return how many were not removed before, once that is durable.
 

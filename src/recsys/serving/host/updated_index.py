@@ -82,6 +82,16 @@ class UpdatedIndex(ItemSearch):
         scores, rows = search_users(extended, embeddings, k=k, allow=allow, exclude=excluded)
         return self.hits(scores, rows, added=view.ids)
 
+    def takes_long(self, num_embeddings: int, *, is_filtered: bool) -> bool:
+        """Return True for long searches, and for the first one after an update."""
+        state = self._state
+        return (
+            super().takes_long(num_embeddings, is_filtered=is_filtered)
+            or state is None
+            or state.number != self._updates.number
+            or self._updates.has_new
+        )
+
     def close(self) -> None:
         """Stop measuring a version that was unloaded."""
         if self._monitor is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.additions import Additions
@@ -20,7 +18,8 @@ from recsys.serving.http.messages import (
     VersionRequest,
     Versions,
 )
-from recsys.serving.http.problems import bad_request
+from recsys.serving.http.problems import bad_request, unavailable
+from recsys.serving.pools import FILES, load
 
 
 class HostAdmin:
@@ -29,13 +28,16 @@ class HostAdmin:
     The gateway in the same process, if there is one, loads the tower of a version before the version is served.
     """
 
-    def __init__(self, host: Host, updates: ItemUpdates, *, towers: TowerCache | None) -> None:
-        self._host, self._updates, self._towers = host, updates, towers
+    def __init__(self, host: Host, updates: ItemUpdates, *, towers: TowerCache | None, load_seconds: float) -> None:
+        self._host, self._updates, self._towers, self._load_seconds = host, updates, towers, load_seconds
 
-    @admin("load")
+    @admin("load", 503)
     async def load(self, request: VersionRequest) -> Versions:
         """Load a version or alias; index and tower are self-checked before this returns."""
-        version = await asyncio.to_thread(self._host.load, request.version)
+        try:
+            version = await load(self._host.load, request.version, seconds=self._load_seconds)
+        except TimeoutError as error:
+            raise unavailable(f"{request.version} was not loaded within {self._load_seconds:g} s") from error
         return await self._with_tower(version)
 
     @admin("serve")
@@ -64,12 +66,12 @@ class HostAdmin:
                 f"embeddings: found shape {list(embeddings.shape)}, expected two dimensions", "embeddings"
             )
         additions = Additions(request.version, request.items, embeddings)
-        return ChangesResponse(await asyncio.to_thread(self._updates.add, additions, held))
+        return ChangesResponse(await FILES.run(self._updates.add, additions, held))
 
     @admin("takedown")
     async def take_down(self, request: TakedownRequest) -> ChangesResponse:
         """Never show these items again, in any version; durable when acknowledged."""
-        return ChangesResponse(await asyncio.to_thread(self._updates.take_down, request.item_ids))
+        return ChangesResponse(await FILES.run(self._updates.take_down, request.item_ids))
 
     async def _with_tower(self, version: str) -> Versions:
         if self._towers is not None:

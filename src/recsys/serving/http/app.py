@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
+from recsys.serving.http.admission import DEADLINE_HEADER, Admission, set_deadline
 from recsys.serving.http.codec import Decoder, QueryDecoder, encode
 from recsys.serving.http.endpoint import JSON, Endpoint
 from recsys.serving.http.messages import error_response
@@ -32,12 +34,14 @@ Observer = Callable[[str, int, float], None]
 Timer = Callable[[str], AbstractContextManager[None]]
 # Label of requests that match no route, so that made-up paths do not become metric series.
 OTHER = "other"
+_DEADLINE = DEADLINE_HEADER.encode()
 
 
 class App(Starlette):
     """The HTTP application of one server. `timed` measures the encoding of responses whose row names a stage.
 
-    Without a token all admin calls are refused. Hooks run in order: `start` when the server starts, `stop` after the
+    `admissions` limit the requests in progress of some paths, which the connections of the server read. Without a
+    token all admin calls are refused. Hooks run in order: `start` when the server starts, `stop` after the
     last accepted request was answered.
     """
 
@@ -52,8 +56,9 @@ class App(Starlette):
         timed: Timer | None = None,
         start: Sequence[Hook] = (),
         stop: Sequence[Hook] = (),
+        admissions: Mapping[str, Admission] | None = None,
     ) -> None:
-        self.endpoints = tuple(endpoints)
+        self.endpoints, self.admissions = tuple(endpoints), admissions or {}
 
         @asynccontextmanager
         async def lifespan(_: App) -> AsyncIterator[None]:
@@ -98,6 +103,7 @@ class RequestContext:
         given = _header(scope, b"x-request-id")
         identifier = new_request_id(given.decode("latin-1") if given else None)
         request_id.set(identifier)
+        set_deadline(_header(scope, _DEADLINE))
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -115,7 +121,8 @@ class RequestContext:
                 await responder(scope, receive, send_with_id)
         except UserError as error:
             await _response(from_user_error(error))(scope, receive, send_with_id)
-        except ClientDisconnect:
+        except (ClientDisconnect, asyncio.CancelledError):
+            # The client left, or the server ends; nobody reads an answer.
             return
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
@@ -203,4 +210,6 @@ def _response(problem: Problem, **headers: str) -> Response:
     elif problem.status == 413:
         # The rest of the body is not read.
         headers["connection"] = "close"
+    elif problem.status == 503:
+        headers["retry-after"] = "1"
     return Response(encode(error_response(problem)), problem.status, headers, JSON)

@@ -84,7 +84,7 @@ class ScoredItem(Struct, gc=False):
     score: float
 
 
-class RetrieveResponse(Struct, gc=False):
+class RetrieveResponse(Struct, gc=False, omit_defaults=True):
     """Ranked items, and the versions of user tower and index that produced them.
 
     Attributes:
@@ -95,6 +95,8 @@ class RetrieveResponse(Struct, gc=False):
         host: host that searched.
         history_length: number of events that the user tower read.
         unknown_items: distinct items of the history that the release does not contain.
+        history_missing: present and true if the event store did not answer in time, so that the answer lacks what is
+            stored of the user; such an answer may contain items that the user has seen.
     """
 
     items: list[ScoredItem]
@@ -104,6 +106,7 @@ class RetrieveResponse(Struct, gc=False):
     host: str
     history_length: int
     unknown_items: list[int | str]
+    history_missing: bool = False
 
 
 class SearchRequest(Struct, forbid_unknown_fields=True):

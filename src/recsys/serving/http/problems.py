@@ -30,6 +30,13 @@ class VersionNotHeld(Problem):
         self.version, self.serving, self.loaded = version, serving, list(loaded)
 
 
+class ServerFault(Problem):
+    """Fault of a server and of no request (503): another server may answer the same request. Its log has the reason."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "unavailable", message=message)
+
+
 def _kind(status: int, code: str) -> Callable[..., Problem]:
     def problem(message: str, field: str | None = None) -> Problem:
         return Problem(status, code, message=message, field=field)

@@ -11,6 +11,7 @@ from recsys.core.errors import UserError
 from recsys.serving.events import Outcome, StoreError, parse_events
 from recsys.serving.gateway.gateway import Gateway
 from recsys.serving.host.host import Host
+from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.endpoint import route
 from recsys.serving.http.messages import (
     EventsResponse,
@@ -25,6 +26,7 @@ from recsys.serving.http.messages import (
 )
 from recsys.serving.http.problems import Problem, bad_request, from_user_error, too_large, unavailable
 from recsys.serving.observability.metrics import CONTENT_TYPE, Metrics
+from recsys.serving.pools import EVENTS
 
 
 class ProcessRoutes:
@@ -48,10 +50,20 @@ class ProcessRoutes:
     @route("GET", "/readyz", errors=(503,))
     async def readyz(self) -> Status:
         """Return ready if the server can answer requests."""
-        if self.is_draining:
-            raise unavailable("the server is about to end")
-        await self._ready()
+        problem = await self.not_ready()
+        if problem is not None:
+            raise problem
         return Status("ready")
+
+    async def not_ready(self) -> Problem | None:
+        """Return why the server cannot answer requests, or None."""
+        if self.is_draining:
+            return unavailable("the server is about to end")
+        try:
+            await self._ready()
+        except Problem as problem:
+            return problem
+        return None
 
     @route("GET", "/metrics", media_type=CONTENT_TYPE)
     async def metrics(self) -> bytes:
@@ -81,6 +93,7 @@ class GatewayRoutes:
         if isinstance(request, RetrieveRequest):
             return await self._gateway.retrieve(request)
         self._check_length(request, "requests")
+        self._gateway.check_cost(request)
         answers: list[RetrieveResponse] = []
         outcomes = await asyncio.gather(*map(self._gateway.retrieve, request), return_exceptions=True)
         for number, outcome in enumerate(outcomes):
@@ -98,7 +111,7 @@ class GatewayRoutes:
             self._check_length(posted, "events")
         events = parse_events(posted, await self._gateway.event_values(), now=self._clock())
         try:
-            outcomes = await asyncio.to_thread(self._gateway.events.append, events)
+            outcomes = await EVENTS.run(self._gateway.events.append, events)
         except StoreError as error:
             raise unavailable(str(error)) from error
         counts = {outcome: outcomes.count(outcome) for outcome in Outcome}
@@ -119,16 +132,23 @@ class GatewayRoutes:
 
 
 class HostRoutes:
-    """Search in the indexes of an ANN host, for at most `k` items of a result."""
+    """Search in the indexes of an ANN host, within the limits of a request."""
 
-    def __init__(self, host: Host, k: int) -> None:
-        self._host, self._k = host, k
+    def __init__(self, host: Host, *, k: int, batch: int, cost: int) -> None:
+        self._host, self._k, self._batch, self._cost = host, k, batch, cost
 
     @route("POST", "/v1/search", errors=(400, 409, 413, 503))
     async def search(self, request: SearchRequest) -> SearchResponse:
         """Return the items nearest to user embeddings, from exactly one version of the index."""
         if request.k > self._k:
             raise bad_request(f"k: found {request.k}, expected at most {self._k}", "k")
+        users = len(request.embeddings) if request.embeddings.ndim else 0
+        if users > self._batch:
+            raise too_large(f"embeddings: found {users} users, expected at most {self._batch}", "embeddings")
+        if users * request.k > self._cost:
+            raise too_large(f"cost: found {users} users x k={request.k}, expected at most {self._cost} items")
+        if is_late():
+            raise overloaded("the deadline of the request has passed")
         return await self._host.answer(request)
 
     @route("GET", "/v1/version")

@@ -1,0 +1,196 @@
+"""Accepts connections in a thread, and answers `/healthz` and `/readyz` in another one. Imports no torch.
+
+A connection goes to the event loop when its first bytes have arrived. So health is known while the loop is busy, and a
+connection that sends nothing costs the loop nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import queue
+import selectors
+import socket
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from recsys.serving.http.codec import encode
+from recsys.serving.http.messages import Status, error_response
+from recsys.serving.http.problems import Problem
+
+log = logging.getLogger("recsys")
+
+# Returns None if the server is ready, or the reason why not.
+Check = Callable[[], Problem | None]
+
+BACKLOG = 2048
+# Seconds between two looks at silent connections, between two log lines of one kind, and for one health request.
+_LOOK_SECONDS, _LOG_SECONDS, _HEALTH_SECONDS = 0.25, 10.0, 2.0
+_HEALTH = tuple(f"{method} /{path} ".encode() for method in ("GET", "HEAD") for path in ("healthz", "readyz"))
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket until it is closed.
+
+    Args:
+        listening: bound socket.
+        hand_over: takes a connection whose first bytes have arrived; called in the thread of the acceptor.
+        num_open: returns the number of connections that were taken and are still open.
+        ready: readiness of the server, asked in the thread of health.
+        most: maximum number of open connections. Beyond it, the connection that was silent for longest is closed.
+        seconds: time in which the first bytes must arrive.
+        peek: false to hand over connections at once, because TLS hides what they send.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        hand_over: Callable[[socket.socket], None],
+        *,
+        num_open: Callable[[], int],
+        ready: Check,
+        most: int = 10_000,
+        seconds: float = 10.0,
+        peek: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._listening, self._hand_over, self._num_open, self._ready = listening, hand_over, num_open, ready
+        self._most, self._seconds, self._peek, self._clock = most, seconds, peek, clock
+        self._silent: OrderedDict[socket.socket, float] = OrderedDict()
+        self._selector = selectors.DefaultSelector()
+        self._logged = -float("inf")
+        self._health: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
+        self._wake, self._woken = socket.socketpair()
+        self._is_closed = False
+        self._threads = [
+            threading.Thread(target=work, name=name, daemon=True)
+            for name, work in (("accept", self._work), ("health", self._answer_health))
+        ]
+
+    def start(self) -> None:
+        """Listen, and accept connections."""
+        self._listening.setblocking(False)
+        self._listening.listen(BACKLOG)
+        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Accept no more connections, and close those that have sent nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._wake.send(b"x")
+            self._health.put(None)
+            self._threads[0].join()
+            self._listening.close()
+
+    async def wait_closed(self) -> None:
+        """Do nothing: `close` waits already."""
+
+    def _work(self) -> None:
+        while not self._is_closed:
+            for key, _ in self._selector.select(_LOOK_SECONDS):
+                opened = key.fileobj
+                assert isinstance(opened, socket.socket)
+                if opened is self._listening:
+                    self._accept_all()
+                elif opened is not self._woken:
+                    self._look(opened)
+            self._close_overdue()
+        for opened in list(self._silent):
+            self._drop(opened)
+        self._selector.close()
+
+    def _accept_all(self) -> None:
+        for _ in range(BACKLOG):
+            if len(self._silent) + self._num_open() >= self._most:
+                self._warn("%d connections are open: the silent ones are closed", self._most)
+                if not self._drop_oldest():
+                    # The kernel keeps those that wait.
+                    time.sleep(0.01)
+                    return
+            try:
+                opened, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:
+                    self._warn("no connection can be accepted (%s); %d are open", error.strerror, self._num_open())
+                    if not self._drop_oldest():
+                        time.sleep(0.01)
+                # Otherwise the client has left already.
+                return
+            opened.setblocking(False)
+            with contextlib.suppress(OSError):
+                opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self._peek:
+                self._hand_over(opened)
+                continue
+            self._silent[opened] = self._clock()
+            self._selector.register(opened, selectors.EVENT_READ)
+
+    def _look(self, opened: socket.socket) -> None:
+        """Pass on a connection that has sent something."""
+        if opened not in self._silent:
+            return
+        try:
+            begin = opened.recv(4096, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            begin = b""
+        if not begin:
+            self._drop(opened)
+            return
+        self._forget(opened)
+        # Half a request would make the thread of health wait for the rest.
+        if begin.startswith(_HEALTH) and b"\r\n\r\n" in begin:
+            self._health.put(opened)
+        else:
+            self._hand_over(opened)
+
+    def _close_overdue(self) -> None:
+        limit = self._clock() - self._seconds
+        while self._silent and next(iter(self._silent.values())) < limit:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> bool:
+        oldest = next(iter(self._silent), None)
+        if oldest is not None:
+            self._drop(oldest)
+        return oldest is not None
+
+    def _drop(self, opened: socket.socket) -> None:
+        self._forget(opened)
+        opened.close()
+
+    def _forget(self, opened: socket.socket) -> None:
+        del self._silent[opened]
+        self._selector.unregister(opened)
+
+    def _warn(self, message: str, *values: object) -> None:
+        now = self._clock()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            log.warning(message, *values)
+
+    def _answer_health(self) -> None:
+        while (opened := self._health.get()) is not None:
+            # A client that left, or does not read, does not matter.
+            with contextlib.suppress(OSError), opened:
+                opened.settimeout(_HEALTH_SECONDS)
+                # The request is read, because closing a socket with unread bytes resets the connection.
+                opened.sendall(self._health_answer(opened.recv(4096)))
+
+    def _health_answer(self, head: bytes) -> bytes:
+        method, path, _ = head.split(b" ", 2)
+        problem = self._ready() if path == b"/readyz" else None
+        line = b"200 OK" if problem is None else b"503 Service Unavailable\r\nretry-after: 1"
+        body = encode(Status("ready" if path == b"/readyz" else "ok") if problem is None else error_response(problem))
+        headers = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        return b"HTTP/1.1 %s\r\n%s%s" % (line, headers, b"" if method == b"HEAD" else body)

@@ -1,0 +1,243 @@
+"""Connections of a real server on the loopback address: limits, and health while the event loop is blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import uvicorn
+from asking import settings
+
+from recsys.serving.http.acceptor import Acceptor
+from recsys.serving.http.admission import Admission
+from recsys.serving.http.connection import connections
+from recsys.serving.http.problems import Problem, unavailable
+from recsys.serving.server import DrainingServer
+from recsys.serving.workers import bind
+
+# A limit for what hangs; nothing depends on the time that it takes.
+PATIENCE = 60.0
+
+
+class Process:
+    """State of the process, as `ProcessRoutes` has it."""
+
+    is_draining = False
+    problem: Problem | None = None
+
+    async def not_ready(self) -> Problem | None:
+        return self.problem
+
+
+class Running(NamedTuple):
+    port: int
+    process: Process
+    admission: Admission
+    block: threading.Event
+    blocked: threading.Event
+    entered: threading.Semaphore
+    cancelled: threading.Event
+
+
+@pytest.fixture
+def running(published: Any, tmp_path: Any) -> Iterator[Running]:
+    admission = Admission(1.0, most=2, least=2)
+    block, blocked, cancelled, entered = threading.Event(), threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while (await receive())["type"] != "lifespan.shutdown":
+                await send({"type": "lifespan.startup.complete"})
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        if scope["path"] == "/block":
+            blocked.set()
+            block.wait(PATIENCE)
+        if scope["path"] == "/wait":
+            entered.release()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    wanted = settings(published, tmp_path / "events.sqlite", request_seconds=PATIENCE)
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        http=connections({"/wait": admission}, 2000),
+        lifespan="on",
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
+    process = Process()
+    server = DrainingServer(config, process, settings=wanted)  # type: ignore[arg-type]  # the part that is read
+    listening = bind("127.0.0.1", 0, shared=False)
+    port = listening.getsockname()[1]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    yield Running(port, process, admission, block, blocked, entered, cancelled)
+    block.set()
+    server.should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def send(port: int, content: bytes) -> socket.socket:
+    while True:
+        try:
+            opened = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+            break
+        except ConnectionRefusedError:
+            # The server is starting.
+            continue
+    opened.sendall(content)
+    return opened
+
+
+def ask(port: int, content: bytes) -> bytes:
+    """Send a request, and return the answer up to its end of connection."""
+    answer = b""
+    with send(port, content) as opened:
+        while part := opened.recv(65536):
+            answer += part
+    return answer
+
+
+def get(port: int, path: str, *headers: str) -> bytes:
+    return ask(port, "\r\n".join([f"GET {path} HTTP/1.1", "host: a", "connection: close", *headers, "", ""]).encode())
+
+
+def test_health_is_answered_while_the_loop_is_blocked(running: Running) -> None:
+    assert get(running.port, "/other").endswith(b"ok")
+    assert get(running.port, "/readyz").startswith(b"HTTP/1.1 200")
+    waiting = send(running.port, b"GET /block HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert running.blocked.wait(PATIENCE)
+    assert get(running.port, "/healthz").endswith(b'{"status":"ok"}')
+    assert get(running.port, "/readyz").endswith(b'{"status":"ready"}')
+    head = ask(running.port, b"HEAD /healthz HTTP/1.1\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert head.endswith(b"\r\n\r\n")
+    running.block.set()
+    assert waiting.recv(65536).startswith(b"HTTP/1.1 200")
+    waiting.close()
+    running.process.problem = unavailable("serves nothing yet")
+    refused = get(running.port, "/readyz")
+    assert refused.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 1" in refused
+    assert b"serves nothing yet" in refused
+
+
+def test_too_many_requests_are_refused_and_requests_of_clients_that_left_are_cancelled(running: Running) -> None:
+    wait = b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"
+    first, second = send(running.port, wait), send(running.port, wait)
+    for _ in range(2):
+        assert running.entered.acquire(timeout=PATIENCE)
+    with send(running.port, wait) as third:
+        refused = third.recv(65536)
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in refused
+        assert b'"overloaded"' in refused
+        # The connection is usable, and other paths are not limited.
+        third.sendall(b"GET /other HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert b"".join(iter(lambda: third.recv(65536), b"")).endswith(b"ok")
+    first.close()
+    assert running.cancelled.wait(PATIENCE)
+    with send(running.port, wait):
+        assert running.entered.acquire(timeout=PATIENCE)
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"GET /other HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 2100 + b"\r\n\r\n",
+        b"GET /other HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 2100,
+        b"GET /other?" + b"y" * 2100 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET /other HTTP/1.1\r\n" + b"".join(b"x%d: y\r\n" % number for number in range(600)) + b"\r\n",
+    ],
+)
+def test_headers_have_a_limit(running: Running, content: bytes) -> None:
+    assert ask(running.port, content).startswith(b"HTTP/1.1 431")
+
+
+class Accepted:
+    """An acceptor with a clock of its own."""
+
+    def __init__(self, most: int = 10) -> None:
+        self.now = 0.0
+        self.taken: list[socket.socket] = []
+        self.took = threading.Semaphore(0)
+        listening = bind("127.0.0.1", 0, shared=False)
+        self.port = listening.getsockname()[1]
+        self.acceptor = Acceptor(
+            listening,
+            self.take,
+            num_open=lambda: len(self.taken),
+            ready=lambda: None,
+            most=most,
+            clock=lambda: self.now,
+        )
+
+    def take(self, opened: socket.socket) -> None:
+        self.taken.append(opened)
+        self.took.release()
+
+    def __enter__(self) -> Accepted:
+        self.acceptor.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.acceptor.close()
+        for opened in self.taken:
+            opened.close()
+
+
+def test_silent_connections_are_closed_in_time() -> None:
+    with Accepted() as accepted, send(accepted.port, b"") as silent, send(accepted.port, b"G") as slow:
+        assert accepted.took.acquire(timeout=PATIENCE)
+        accepted.now = 10.1
+        assert silent.recv(1) == b""
+        slow.close()
+
+
+def test_half_open_connections_make_room_for_others(caplog: pytest.LogCaptureFixture) -> None:
+    with Accepted(most=3) as accepted:
+        silent = [send(accepted.port, b"") for _ in range(20)]
+        with send(accepted.port, b"GET / HTTP/1.1\r\n\r\n"):
+            assert accepted.took.acquire(timeout=PATIENCE)
+        for opened in silent:
+            opened.close()
+    assert caplog.text.count("3 connections are open") == 1
+
+
+def test_a_lack_of_descriptors_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Exhausted:
+        def __init__(self, real: socket.socket) -> None:
+            self.real, self.failures = real, 2
+
+        def accept(self) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(24, "Too many open files")
+            return self.real.accept()
+
+        def close(self) -> None:
+            self.real.close()
+
+    caplog.set_level(logging.WARNING)
+    with Accepted() as accepted:
+        acceptor: Any = accepted.acceptor
+        acceptor._listening, listening = Exhausted(acceptor._listening), acceptor._listening
+        acceptor._accept_all()
+        assert "no connection can be accepted (Too many open files)" in caplog.text
+        acceptor._listening = listening
+        with send(accepted.port, b"GET / HTTP/1.1\r\n\r\n"):
+            assert accepted.took.acquire(timeout=PATIENCE)
