@@ -248,7 +248,9 @@ def measure(args: argparse.Namespace, store: Path, *, name: str, folder: Path) -
             # A new user, because the history of a known user may already be as long as the tower reads.
             stored = call(f"{address}/v1/events", {"user_id": "somebody new", "item_id": item_ids[0]})
             longer = call(retrieve, {"user_id": "somebody new", "k": 10})["history_length"] == 1
-            ends.append(("a valid event is stored and seen", stored == {"stored": 1, "repeated": 0, "dropped": 0} and longer))
+            ends.append(
+                ("a valid event is stored and seen", stored == {"stored": 1, "repeated": 0, "dropped": 0} and longer)
+            )
     log = (folder / "server.log").read_text(errors="replace")
     ends.append(("no exception in its log", "Traceback" not in log and '"level": "error"' not in log))
     if not ends[-1][1]:
