@@ -169,8 +169,17 @@ class Client:
         body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
         found = self._call("POST", "/v1/retrieve", {**body, "k": k, "exclude_seen": exclude_seen})
         items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
-        names = ("version", "user_tower_version", "index_version", "host", "history_length", "unknown_items")
-        return Answer(items, *(found[name] for name in names), found.get("history_missing", False))
+        answer = {"history_missing": False, **found}
+        names = (
+            "version",
+            "user_tower_version",
+            "index_version",
+            "host",
+            "history_length",
+            "unknown_items",
+            "history_missing",
+        )
+        return Answer(items, *(answer[name] for name in names))
 
     def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Store events durably: `user_id`, `item_id`, optional `timestamp` (UTC seconds; default: now), features.
