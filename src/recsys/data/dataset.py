@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 
 from recsys.core.columns import Column, load_array, load_column, ragged_positions
 from recsys.core.errors import UserError
+from recsys.core.index_time import DAY, IndexTime
 from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.core.types import Int64Array
 from recsys.data.exposures import Exposures, load_exposures
@@ -215,6 +216,37 @@ class PreparedDataset:
             return None
         last = self.train_end[self.train_end > self.offsets[:-1]] - 1
         return int(np.asarray(self.time)[last].max())
+
+    @cached_property
+    def parts_follow_in_time(self) -> bool:
+        """True if timestamps have a clock, and validation begins after training and the test part after validation."""
+        if not self.meta.time_resolution.has_clock:
+            return False
+        val, test = self.part_times("val"), self.part_times("test")
+        trained = self.train_until
+        if trained is None or test is None or (val is not None and val[1] > test[0]):
+            return False
+        return trained <= (test if val is None else val)[0]
+
+    def part_times(self, part: Part) -> tuple[int, int] | None:
+        """Return the first and last time of the events of a part; None if it has no events."""
+        begin, end = self.part_bounds(part)
+        has = end > begin
+        if not has.any():
+            return None
+        time = np.asarray(self.time)
+        return int(time[begin[has]].min()), int(time[end[has] - 1].max())
+
+    def index_time(self, part: Part) -> IndexTime | None:
+        """Return the time of an index that serves a part: from its first event to its last.
+
+        Returns:
+            None if the parts do not follow each other in time, so that a part has no time of its own.
+        """
+        times = self.part_times(part)
+        if times is None or not self.parts_follow_in_time:
+            return None
+        return IndexTime(times[0], max((times[1] - times[0]) / DAY, 1.0))
 
     def refit(self) -> PreparedDataset:
         """Return the data with the validation part moved into training, for `refit=true`."""

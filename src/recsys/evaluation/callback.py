@@ -41,6 +41,7 @@ class FullCorpusEvaluation(L.Callback):
         self._counter: RequestCounter | None = None
 
     def _start(self, module: Any, *, part: Part) -> None:
+        module.model.set_item_bias(self.dataset, self.dataset.index_time(part))
         self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=part == "test", part=part)
         self._counter = RequestCounter(
             ModelRanker(module.model, self.corpus).search,

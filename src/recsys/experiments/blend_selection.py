@@ -137,6 +137,7 @@ class _Validation:
         """Embed with one run, unless it has several embeddings for a user."""
         model = build_model(config, self.dataset).eval()
         load_weights(model, run.checkpoints / "best.ckpt")
+        model.set_item_bias(self.dataset, self.dataset.index_time("val"))
         if model.num_embeddings > 1:
             return
         corpus = corpus_of(model, self.dataset)

@@ -25,7 +25,10 @@ EARLIER: dict[str, Any] = {
     "warm_start": None,
     "members": {},
     "needs": [],
-    "model": {"prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0}},
+    "model": {
+        "prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0},
+        "priors": {"age": False, "recency": False, "half_lives_days": [1, 4, 16], "lag_days": "auto"},
+    },
     "history": {
         "gap_days": 0.0,
         "window_days": None,
@@ -86,6 +89,7 @@ def load_run(path: str | Path) -> TrainedRun:
         dataset = dataset.refit()
     model = build_model(config, dataset)
     load_weights(model, path / "checkpoints/best.ckpt")
+    model.set_item_bias(dataset, dataset.index_time("test"))
     builder = BatchBuilder(dataset, config.history.max_events, predict_first=config.history.predict_first)
     metrics = read_json(path / METRICS)
     return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics, state)

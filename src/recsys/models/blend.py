@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from recsys.core.columns import ragged_positions
+from recsys.core.index_time import IndexTime
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import Batch, FeatureTensors
+from recsys.data.dataset import PreparedDataset
 from recsys.models.features import take
 from recsys.models.two_tower import Similarity, TwoTower
 
@@ -116,6 +118,11 @@ class Blend(nn.Module):
         return self.join(
             [model.encode_users(keep_latest_events(batch, max_history)) for model, _, max_history in self.members]
         )
+
+    def set_item_bias(self, dataset: PreparedDataset, index_time: IndexTime | None) -> None:
+        """Set the biases of all members for the time of an index; see `TwoTower.set_item_bias`."""
+        for member in self.members:
+            member.model.set_item_bias(dataset, index_time)
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return user embeddings [P, dim] from those of the members, each [P, D_m]."""

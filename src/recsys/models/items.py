@@ -12,6 +12,7 @@ from recsys.data.dataset import DataSizes
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
 from recsys.models.pretrained import PretrainedBuilder
+from recsys.models.priors import ItemPriors
 
 
 class ItemTower(nn.Module):
@@ -29,6 +30,7 @@ class ItemTower(nn.Module):
         unknown_rate: share of ids that training replaces by the unknown item, if there are features.
         sparse: update the id table by rows, which is faster for large tables.
         pretrained: builder of a table of embeddings that were learned elsewhere; None for no table.
+        priors: learned functions of the age and recent popularity of items, which become a bias; None for no bias.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class ItemTower(nn.Module):
         unknown_rate: float = 0.05,
         sparse: bool = False,
         pretrained: PretrainedBuilder | None = None,
+        priors: ItemPriors | None = None,
     ) -> None:
         super().__init__()
+        self.priors = priors
         self.dim, self.num_trained = dim, sizes.num_trained
         features = sizes.schema.owned_by("items") if use_features else ()
         if not use_id and not features and use_features and pretrained is None:

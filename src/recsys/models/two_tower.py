@@ -9,9 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recsys.core.index_time import IndexTime
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import Batch
+from recsys.data.dataset import PreparedDataset
 from recsys.models.items import ItemTower
+from recsys.models.priors import ItemPriors
 from recsys.models.towers import UserTower
 
 Similarity = Literal["cosine", "dot"]
@@ -33,10 +36,12 @@ class TwoTower(nn.Module):
         learn_temperature: learn the logarithm of the temperature. Its inverse is at most 100, as in CLIP and
             OmniSearchSage.
         item_bias: float32 [N + 1], added to the logits of retrieval but not to those of training; None for no bias.
-            Embeddings then have one more dimension, which is the same for every user.
+            Embeddings then have one more dimension, which is the same for every user. Item priors are added to it for
+            the time of an index, see `set_item_bias`.
     """
 
     item_bias: Tensor | None
+    fixed_bias: Tensor | None
 
     def __init__(
         self,
@@ -61,7 +66,32 @@ class TwoTower(nn.Module):
         self.log_inverse_temperature = nn.Parameter(
             torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
         )
-        self.register_buffer("item_bias", item_bias)
+        # The item priors change with the time of the index, so they are not part of a checkpoint.
+        has_priors = self.priors is not None
+        if has_priors and item_bias is None:
+            item_bias = torch.zeros(item_tower.num_trained + 1)
+        self.register_buffer("item_bias", item_bias, persistent=not has_priors)
+        self.register_buffer("fixed_bias", item_bias if has_priors else None, persistent=False)
+
+    @property
+    def priors(self) -> ItemPriors | None:
+        """Learned functions of the age and recent popularity of items, if the model has them."""
+        return getattr(self.item_tower, "priors", None)
+
+    def set_item_bias(self, dataset: PreparedDataset, index_time: IndexTime | None) -> None:
+        """Set the bias of items to that of an index: the fixed one, and the item priors at that time.
+
+        Args:
+            dataset: items and their events, perhaps newer than those of training.
+            index_time: time of the index; None for the fixed bias alone.
+        """
+        if self.priors is None or index_time is None:
+            return
+        bias = self.priors.item_bias(dataset, index_time)
+        if self.fixed_bias is not None:
+            shared = min(len(bias), len(self.fixed_bias))
+            bias[:shared] += self.fixed_bias[:shared].cpu()
+        self.item_bias = bias.to(self.device)
 
     @property
     def inverse_temperature(self) -> Tensor:

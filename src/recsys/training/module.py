@@ -25,6 +25,7 @@ from recsys.training.finite import FiniteWatch
 from recsys.training.losses import CorpusLoss, SampledLoss
 from recsys.training.negatives import NegativeSampler
 from recsys.training.optimizers import AdamW
+from recsys.training.prior_terms import TrainingPriors
 
 
 class RetrievalModule(L.LightningModule):
@@ -42,6 +43,7 @@ class RetrievalModule(L.LightningModule):
         clip_norm: bound on the norm of dense gradients; 0 for none.
         seed: seed of dropout and negatives.
         schedule_steps: length of the schedule; None for the steps that the trainer will make.
+        priors: item priors of targets and candidates; None for none.
 
     Raises:
         UserError: If the loss does not work with these negatives. Later: if training diverges.
@@ -58,9 +60,11 @@ class RetrievalModule(L.LightningModule):
         clip_norm: float = 0.0,
         seed: int = 0,
         schedule_steps: int | None = None,
+        priors: TrainingPriors | None = None,
     ) -> None:
         super().__init__()
         loss.check_negatives(negatives)
+        self.priors = priors
         self.model, self.loss, self.negatives = model, loss, negatives
         self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
         self.schedule_steps = schedule_steps
@@ -171,14 +175,18 @@ class RetrievalModule(L.LightningModule):
         users, labels, items = users[known], labels[known], self.model.normalize(embeddings[1:])
         if self.model.num_embeddings > 1:
             users = select_best_interest(users, F.embedding(labels, items))
-        return loss(users, items, labels=labels, weight=weight)
+        if self.priors is None:
+            return loss(users, items, labels=labels, weight=weight)
+        prior = self.priors.terms(
+            batch.target_time[known], batch.target_idx[known], rows[1:], generator=self._generator()
+        )
+        return loss(users, items, labels=labels, weight=weight, prior=prior)
 
     def _sampled_loss(self, batch: Batch) -> Tensor:
         assert self.negatives is not None
         assert self.loss.reads_corpus is False
         model, sampler = self.model, self.negatives
-        # The same seed on all processes, so that all draw the same items.
-        generator = torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
+        generator = self._generator()
         everyones = batch.target_idx[:0]
         if sampler.frequency is not None:
             everyones = distributed.gather(batch.target_idx)
@@ -203,7 +211,15 @@ class RetrievalModule(L.LightningModule):
         sampled = describe_candidates(sampler, drawn, embeddings=extra, num_targets=num_targets, batch=batch)
         if batch.exposures is not None:
             sampled = add_exposures(sampled, exposed, exposures=batch.exposures, batch=batch)
+        if self.priors is not None:
+            among = torch.cat([drawn, shown])
+            prior = self.priors.terms(batch.target_time, batch.target_idx, among, generator=generator)
+            sampled = sampled._replace(prior=prior)
         return self.loss(users, targets, sampled=sampled, weight=batch.weight)
+
+    def _generator(self) -> torch.Generator:
+        """Return a generator with the same seed on all processes, so that all draw the same items."""
+        return torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
 
     def _targets(self, item_idx: Tensor, embeddings: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return the targets of the step and of earlier steps that are used as candidates."""

@@ -69,6 +69,7 @@ class Batch:
         target_idx: int64 [P], items to predict; empty for requests.
         positives: distinct training items of the users of the batch, ascending, for masking; a row for each user.
         owner: int64 [H], row of `positives` of each history's user.
+        target_time: int64 [P], time of each target; empty for requests.
         weight: float32 [P], weight of each target in the loss; None for equal weights.
         exposures: items that each history's user was shown and did not engage with, each once; rows H; None for none.
     """
@@ -83,6 +84,7 @@ class Batch:
     history: Tensor
     requests: FeatureTensors
     target_idx: Tensor
+    target_time: Tensor
     positives: RaggedTensor
     owner: Tensor
     weight: Tensor | None = None

@@ -139,6 +139,7 @@ class BatchBuilder:
         return self._batch(
             reads,
             target_idx=items[keep],
+            target_time=times[keep],
             positives=self._positives(users),
             owner=owner,
             exposures=self._exposures(windows, last),
@@ -173,7 +174,9 @@ class BatchBuilder:
         )
         nothing = np.zeros(0, np.int64)
         positives = Ragged(np.zeros(0, np.int32), np.zeros(1, np.int64))
-        return self._batch(reads, target_idx=nothing, positives=positives, owner=nothing, request_columns=columns)
+        return self._batch(
+            reads, target_idx=nothing, target_time=nothing, positives=positives, owner=nothing, request_columns=columns
+        )
 
     def _draw_known(
         self, known: Int64Array, times: Int64Array, *, window: Int64Array, rng: np.random.Generator | None
@@ -252,6 +255,7 @@ class BatchBuilder:
         reads: _Reads,
         *,
         target_idx: Int64Array,
+        target_time: Int64Array,
         positives: Ragged,
         owner: Int64Array,
         exposures: Ragged | None = None,
@@ -274,6 +278,7 @@ class BatchBuilder:
                 for f in self._requests
             },
             target_idx=torch.from_numpy(target_idx),
+            target_time=torch.from_numpy(target_time),
             positives=_to_tensors(positives),
             owner=torch.from_numpy(owner),
             exposures=None if exposures is None else _to_tensors(exposures),

@@ -19,12 +19,14 @@ from recsys.experiments.assembly.objects import check_keys, complete
 from recsys.models.blend import Blend, Member, Model
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
+from recsys.models.priors import ItemPriors
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 from recsys.training.losses import CorpusLoss, SampledLoss
 
-MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift")
+MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift", "priors")
+PRIOR_KEYS = ("age", "recency", "half_lives_days", "lag_days")
 # Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
 SPARSE_ROWS = 100_000
 
@@ -50,6 +52,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
             will be loaded.
     """
     check_keys(config.model, MODEL_KEYS, name="model")
+    check_keys(config.model.get("priors") or {}, PRIOR_KEYS, name="model.priors")
     check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), name="model.prior_shift")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed: found {config.seed}, expected 0 to {2**32 - 1}")
@@ -60,7 +63,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     try:
         towers = TwoTower(
             user_tower=_user_tower(config, dataset),
-            item_tower=_item_tower(config, dataset),
+            item_tower=_item_tower(config, dataset, priors=_priors(config, dataset)),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
@@ -91,14 +94,47 @@ def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
     return tower
 
 
-def _item_tower(config: DictConfig, dataset: PreparedDataset) -> ItemTower:
+def _item_tower(config: DictConfig, dataset: PreparedDataset, *, priors: ItemPriors | None = None) -> ItemTower:
     sparse = config.item_tower.sparse
     if sparse == "auto":
         sparse = dataset.num_trained >= SPARSE_ROWS and not _reads_corpus(config.loss)
     if not isinstance(sparse, bool):
         raise UserError(f"item_tower.sparse: found '{sparse}', expected true, false or auto")
-    tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse)
+    # An item tower of an outside package need not know priors.
+    more = {} if priors is None else {"priors": priors}
+    tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse, **more)
     return tower
+
+
+def _priors(config: DictConfig, dataset: PreparedDataset) -> ItemPriors | None:
+    """Return the item priors of a configuration, or None if it has none or the data cannot have them."""
+    settings = config.model.get("priors")
+    if settings is None:
+        return None
+    needs = {"age": dataset.born is not None, "recency": True}
+    takes = getattr(get_class(config.loss["_target_"]), "takes_priors", False)
+    reads = {}
+    for name, has_births in needs.items():
+        wanted = settings[name]
+        if not isinstance(wanted, bool) and wanted != "auto":
+            raise UserError(f"model.priors.{name}: found '{wanted}', expected true, false or auto")
+        if wanted is True and not dataset.parts_follow_in_time:
+            raise UserError(
+                f"model.priors.{name}=true: expected training, validation and test parts that follow each other in "
+                "time, as with split=temporal and timestamps in seconds or days"
+            )
+        if wanted is True and not has_births:
+            raise UserError(
+                f"model.priors.{name}=true: expected data.columns.born, the column of items with their births"
+            )
+        if wanted is True and not takes:
+            raise UserError(f"model.priors.{name}=true: expected loss=sampled_softmax or full_softmax")
+        reads[name] = wanted is True or (
+            wanted == "auto" and dataset.born is not None and dataset.parts_follow_in_time and takes
+        )
+    if not any(reads.values()):
+        return None
+    return ItemPriors(reads_age=reads["age"], half_lives_days=settings.half_lives_days if reads["recency"] else ())
 
 
 def _reads_corpus(loss: DictConfig) -> bool:

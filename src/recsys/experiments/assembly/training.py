@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import Frequency, target_probabilities
 from recsys.training.module import RetrievalModule
 from recsys.training.negatives import NegativeSampler, SamplerInputs
+from recsys.training.prior_terms import TrainingPriors
 
 # Arguments: data set, corpus, folder of the earlier run, k. The first two are bound before negatives are built.
 Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
@@ -60,7 +62,23 @@ def build_module(
         clip_norm=config.clip_norm,
         seed=config.seed,
         schedule_steps=schedule_steps,
+        priors=_training_priors(config, dataset, model),
     )
+
+
+def _training_priors(config: DictConfig, dataset: PreparedDataset, model: TwoTower) -> TrainingPriors | None:
+    """Return the item priors of training steps. Without learned ones, births still mask negatives."""
+    masks = dataset.born is not None and getattr(get_class(config.loss["_target_"]), "takes_priors", False)
+    if model.priors is None and not (masks and dataset.meta.time_resolution.has_clock):
+        return None
+    lag = config.model.priors.lag_days
+    if lag == "auto":
+        # As old as the states are on average when the next part is evaluated.
+        ahead = dataset.index_time("val") or dataset.index_time("test")
+        lag = 0.0 if ahead is None else min(ahead.horizon_days, 30.0)
+    if isinstance(lag, bool) or not isinstance(lag, int | float) or lag < 0:
+        raise UserError(f"model.priors.lag_days: found '{lag}', expected days, 0 or more, or auto")
+    return TrainingPriors(dataset, model.priors, lag_days=lag)
 
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recsys.core.errors import UserError
+from recsys.models.priors import PriorTerms
 from recsys.training.negatives import NegativeSampler
 
 
@@ -26,6 +27,7 @@ class SampledCandidates(NamedTuple):
         num_drawn: [H], n, candidates that were drawn and are not masked. Exposures of a history are not drawn.
         history: int64 [P], the history of each row.
         hardest: number of candidates that a row keeps, those of the highest scores; None for all.
+        prior: item priors of the candidates and targets, which a loss with `takes_priors` adds; None for none.
     """
 
     embeddings: Tensor
@@ -36,6 +38,7 @@ class SampledCandidates(NamedTuple):
     num_drawn: Tensor
     history: Tensor
     hardest: int | None = None
+    prior: PriorTerms | None = None
 
 
 class SampledLoss(Protocol):
@@ -43,6 +46,7 @@ class SampledLoss(Protocol):
 
     Attributes:
         reads_corpus: False, because the loss takes sampled candidates.
+        takes_priors: True if the loss adds `SampledCandidates.prior` to logits; may be missing.
     """
 
     reads_corpus: Literal[False]
@@ -70,6 +74,7 @@ class CorpusLoss(Protocol):
 
     Attributes:
         reads_corpus: True, because every step computes the embeddings of all items.
+        takes_priors: True if the loss has the argument `prior`; may be missing.
     """
 
     reads_corpus: Literal[True]
@@ -78,7 +83,15 @@ class CorpusLoss(Protocol):
         """Raise a `UserError` if there is a sampler of negatives."""
         ...
 
-    def __call__(self, users: Tensor, items: Tensor, *, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        users: Tensor,
+        items: Tensor,
+        *,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        prior: PriorTerms | None = None,
+    ) -> Tensor:
         """Return the mean loss of P rows.
 
         Args:
@@ -86,6 +99,7 @@ class CorpusLoss(Protocol):
             items: [N, D], embeddings of the corpus.
             labels: int64 [P], row of each target in `items`.
             weight: [P], weight of each row in the mean; None for equal weights.
+            prior: item priors of the corpus and of the targets; only given to a loss with `takes_priors`.
         """
         ...
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recsys.core.errors import UserError
+from recsys.models.priors import PriorTerms
 from recsys.training.losses.blocks import Buffer, blocks, lowest
 from recsys.training.losses.sampled import SampledCandidates, check_sampler, shares
 from recsys.training.negatives import NegativeSampler, renormalisation
@@ -34,6 +35,7 @@ class SampledSoftmax(nn.Module):
     """
 
     reads_corpus: Literal[False] = False
+    takes_priors = True
 
     def __init__(self, logq: LogQ = "corrected") -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class SampledSoftmax(nn.Module):
     ) -> Tensor:
         """Return the mean loss of P rows; see `SampledLoss`."""
         positive_logits = (users * positives).sum(1)
+        if sampled.prior is not None:
+            positive_logits = positive_logits + sampled.prior.positive
         bias, row_bias = None, None
         if self.logq == "classic":
             positive_logits = positive_logits - sampled.log_q_target
@@ -65,9 +69,15 @@ class SampledSoftmax(nn.Module):
             history=sampled.history,
             weight=weight,
             hardest=sampled.hardest,
+            group=None if sampled.prior is None else sampled.prior.group,
         )
         return softmax_loss(
-            users, sampled.embeddings, positive_logits=positive_logits, terms=terms, buffer=self._buffer
+            users,
+            sampled.embeddings,
+            positive_logits=positive_logits,
+            terms=terms,
+            buffer=self._buffer,
+            prior=None if sampled.prior is None else sampled.prior.table,
         )
 
 
@@ -75,6 +85,7 @@ class FullSoftmax(nn.Module):
     """Cross entropy over the whole corpus, `-log(e^(u.v_p) / sum_i e^(u.v_i))`."""
 
     reads_corpus: Literal[True] = True
+    takes_priors = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,10 +96,25 @@ class FullSoftmax(nn.Module):
         if negatives is not None:
             raise UserError("loss=full_softmax ranges over the whole corpus: add negatives=none")
 
-    def forward(self, users: Tensor, items: Tensor, *, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Return the mean loss of P rows; see `CorpusLoss`."""
-        terms = SoftmaxTerms(labels=labels, weight=weight)
-        return softmax_loss(users, items, positive_logits=None, terms=terms, buffer=self._buffer)
+    def forward(
+        self,
+        users: Tensor,
+        items: Tensor,
+        *,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        prior: PriorTerms | None = None,
+    ) -> Tensor:
+        """Return the mean loss of P rows; see `CorpusLoss`. `prior`: item priors of the corpus and of the targets."""
+        if prior is None:
+            terms = SoftmaxTerms(labels=labels, weight=weight)
+            return softmax_loss(users, items, positive_logits=None, terms=terms, buffer=self._buffer)
+        # The positive is its own term, because its column may be masked for targets of the same hours.
+        positive_logits = (users * F.embedding(labels, items)).sum(1) + prior.positive
+        terms = SoftmaxTerms(labels=labels, weight=weight, group=prior.group)
+        return softmax_loss(
+            users, items, positive_logits=positive_logits, terms=terms, buffer=self._buffer, prior=prior.table
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +129,7 @@ class SoftmaxTerms:
         labels: int64 [P], the column of each row's positive, which is left out of the negatives.
         weight: [P], weight of each row in the mean; None for equal weights.
         hardest: number of columns that a row keeps, those of the highest `u.v_c`; None for all.
+        group: int64 [P], row of the priors for each row; None without priors.
     """
 
     bias: Tensor | None = None
@@ -112,10 +139,17 @@ class SoftmaxTerms:
     labels: Tensor | None = None
     weight: Tensor | None = None
     hardest: int | None = None
+    group: Tensor | None = None
 
 
 def softmax_loss(
-    users: Tensor, items: Tensor, *, positive_logits: Tensor | None, terms: SoftmaxTerms, buffer: Buffer
+    users: Tensor,
+    items: Tensor,
+    *,
+    positive_logits: Tensor | None,
+    terms: SoftmaxTerms,
+    buffer: Buffer,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted mean of `-log(e^p / (e^p + sum_c e^(u.v_c + bias_c + row_bias)))`, p the positive's logit.
 
@@ -128,9 +162,10 @@ def softmax_loss(
         positive_logits: [P]; None if the positive is the labelled column, which then gets its gradient too.
         terms: biases, masks and weights.
         buffer: memory to reuse.
+        prior: [G, C], added to the columns of rows of each group, with `positive_logits`; None for none.
     """
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-        users, items, positive_logits, terms, buffer
+        users, items, positive_logits, prior, terms, buffer
     )
     return loss
 
@@ -164,7 +199,13 @@ def _hidden_share(terms: SoftmaxTerms) -> float:
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, users: Tensor, items: Tensor, positive_logits: Tensor | None, terms: SoftmaxTerms, buffer: Buffer
+        ctx: Any,
+        users: Tensor,
+        items: Tensor,
+        positive_logits: Tensor | None,
+        prior: Tensor | None,
+        terms: SoftmaxTerms,
+        buffer: Buffer,
     ) -> Tensor:
         bias, mask, history, hardest = terms.bias, terms.mask, terms.history, terms.hardest
         num_rows, num_columns = len(users), len(items)
@@ -173,16 +214,20 @@ class _SoftmaxLoss(torch.autograd.Function):
         losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
         positive_gradient = None if positive_logits is None else torch.empty_like(losses)
+        prior_gradient = None if prior is None else torch.zeros_like(prior)
         transposed = items.t()
         least = lowest(users)
         can_skip = users.device.type == "cpu" and users.dtype == torch.float32
-        skips = can_skip and (selects or _hidden_share(terms) > SKIP_FROM)
+        hidden = _hidden_share(terms) + (0.0 if prior is None else float((prior < ZERO_BELOW).float().mean()))
+        skips = can_skip and (selects or hidden > SKIP_FROM)
         for rows in blocks(num_rows, num_columns, device=users.device):
             block = buffer.block(rows.stop - rows.start, num_columns, like=users)
             if bias is None or selects:
                 torch.mm(users[rows], transposed, out=block)
             else:
                 torch.addmm(bias, users[rows], transposed, out=block)
+            if prior is not None and terms.group is not None:
+                block.add_(prior.index_select(0, terms.group[rows]))
             if mask is not None and history is not None:
                 block.masked_fill_(mask.index_select(0, history[rows]), least)
             columns = None if terms.labels is None else terms.labels[rows].unsqueeze(1)
@@ -215,7 +260,9 @@ class _SoftmaxLoss(torch.autograd.Function):
                 factor = share.unsqueeze(1) / total
             torch.mm(block, items, out=user_gradient[rows]).mul_(factor)
             item_gradient.addmm_(block.t(), users[rows] * factor)
-        ctx.save_for_backward(user_gradient, item_gradient, positive_gradient)
+            if prior_gradient is not None and terms.group is not None:
+                prior_gradient.index_add_(0, terms.group[rows], block.mul_(factor))
+        ctx.save_for_backward(user_gradient, item_gradient, positive_gradient, prior_gradient)
         return losses @ part
 
     @staticmethod
