@@ -176,12 +176,16 @@ def _kind(value: Any) -> str:
     return names.get(type(value)) or ("list" if isinstance(value, ListConfig) else "mapping")
 
 
+# Values of the kind that a key with the default `auto` takes, if it is not an integer.
+_CHOSEN = {"model.priors.age": True, "model.priors.recency": True, "model.priors.lag_days": 1.0}
+
+
 def _check_type(key: str, value: Any, *, usual: Any, nullable: bool) -> None:
     if usual is None or (value is None and nullable) or value == usual == "auto":
         return
     # A number that the program chooses if the default stays.
     or_auto = ", or auto" if usual == "auto" else ""
-    usual = 1 if or_auto else usual
+    usual = _CHOSEN.get(key, 1) if or_auto else usual
     expected: tuple[type, ...] = (int, float) if isinstance(usual, float) else (type(usual),)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
         kinds = {int: "an integer", float: "a number", str: "a string", bool: "true or false", ListConfig: "a list"}

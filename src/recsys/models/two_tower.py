@@ -69,9 +69,11 @@ class TwoTower(nn.Module):
         # The item priors change with the time of the index, so they are not part of a checkpoint.
         has_priors = self.priors is not None
         if has_priors and item_bias is None:
-            item_bias = torch.zeros(item_tower.num_trained + 1)
+            raise ValueError("item_bias: found None, expected a bias (zeros at first) for an item tower with priors")
         self.register_buffer("item_bias", item_bias, persistent=not has_priors)
-        self.register_buffer("fixed_bias", item_bias if has_priors else None, persistent=False)
+        # A copy, since Lightning counts a shared tensor once.
+        fixed = None if item_bias is None or not has_priors else item_bias.clone()
+        self.register_buffer("fixed_bias", fixed, persistent=False)
 
     @property
     def priors(self) -> ItemPriors | None:

@@ -35,7 +35,7 @@ class TrainingPriors:
     def __init__(self, dataset: PreparedDataset, priors: ItemPriors | None, *, lag_days: float = 0.0) -> None:
         self.priors, self.lag = priors, lag_days * DAY
         self.origin, until = _training_times(dataset)
-        born = None if dataset.born is None else torch.from_numpy(dataset.born)
+        born = None if dataset.born is None else torch.from_numpy(np.array(dataset.born))
         # float32 holds the seconds since the first training event to within a minute for a dozen years.
         self.born = None
         if born is not None:

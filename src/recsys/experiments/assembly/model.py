@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
@@ -52,7 +53,8 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
             will be loaded.
     """
     check_keys(config.model, MODEL_KEYS, name="model")
-    check_keys(config.model.get("priors") or {}, PRIOR_KEYS, name="model.priors")
+    if "priors" in config.model:
+        check_keys(config.model.priors, PRIOR_KEYS, name="model.priors")
     check_keys(config.model.prior_shift, ("weight", "half_life_days", "power"), name="model.prior_shift")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed: found {config.seed}, expected 0 to {2**32 - 1}")
@@ -60,14 +62,15 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     if model.dim < 1:
         raise UserError(f"model.dim: found {model.dim}, expected at least 1")
     L.seed_everything(config.seed, verbose=False)
+    priors = _priors(config, dataset)
     try:
         towers = TwoTower(
             user_tower=_user_tower(config, dataset),
-            item_tower=_item_tower(config, dataset, priors=_priors(config, dataset)),
+            item_tower=_item_tower(config, dataset, priors=priors),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
-            item_bias=_item_bias(config, dataset),
+            item_bias=_item_bias(config, dataset, has_priors=priors is not None),
         )
     except ValueError as error:
         fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
@@ -142,10 +145,10 @@ def _reads_corpus(loss: DictConfig) -> bool:
     return kind.reads_corpus
 
 
-def _item_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
+def _item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors: bool = False) -> Tensor | None:
     shift = config.model.prior_shift
     if not shift.weight:
-        return None
+        return torch.zeros(dataset.num_items + 1) if has_priors else None
     for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
