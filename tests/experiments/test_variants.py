@@ -116,7 +116,8 @@ def test_a_blend_of_all_becomes_the_run_and_kills_change_nothing(tmp_path: Path)
     assert "test/recall@10" in metrics
     run = load_run(whole)
     assert [member.weight for member in run.model.members] == [0.75, 0.25]
-    assert run.model.dim == 8 + 8 + 1
+    # A dimension for the item priors of each member, and one for the prior shift.
+    assert run.model.dim == 9 + 9 + 1
     assert run.state.train_until == run.dataset.train_until == state["train_until"]
     # Of members that were trained on validation as well.
     assert run.dataset.num_trained == run.model.members[0].model.item_tower.num_trained

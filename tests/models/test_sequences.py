@@ -40,6 +40,7 @@ def batch(query: list[int]) -> Batch:
         history=nothing,
         requests={},
         target_idx=nothing,
+        target_time=nothing,
         positives=RaggedTensor(nothing, torch.zeros(1, dtype=torch.int64)),
         owner=nothing,
     )
