@@ -140,6 +140,8 @@ class PreparedDataset:
         weight: float32 [E], weight of each event as a target; None for equal weights.
         born: int64 [N + 1], second since 1970 from which an item can be shown, or `NO_BIRTH`; None if no column of
             items holds births.
+        known_users: bool [U], users with an embedding of their own in trained towers; None for those with training
+            events.
     """
 
     path: Path
@@ -156,6 +158,7 @@ class PreparedDataset:
     exposures: Exposures | None = None
     weight: npt.NDArray[np.float32] | None = None
     born: Int64Array | None = None
+    known_users: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def open(cls, path: Path) -> PreparedDataset:
@@ -205,9 +208,14 @@ class PreparedDataset:
             schema=self.schema,
             time_resolution=self.meta.time_resolution,
             num_trained=self.num_trained,
-            trained_users=self.train_end > self.offsets[:-1],
+            trained_users=self.trained_users,
             item_columns={f.key: self.columns[f.key] for f in self.schema.owned_by("items")},
         )
+
+    @property
+    def trained_users(self) -> npt.NDArray[np.bool_]:
+        """Users with training events, or those that trained towers know; bool [U]."""
+        return self.train_end > self.offsets[:-1] if self.known_users is None else self.known_users
 
     @property
     def train_until(self) -> int | None:

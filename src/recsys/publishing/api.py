@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from recsys.core.errors import UserError
 from recsys.publishing.opened_release import OpenedRelease
@@ -14,6 +14,7 @@ from recsys.release.runtime.retriever import Retriever
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from recsys.core.index_time import IndexTime
     from recsys.experiments.trained_run import TrainedRun
     from recsys.publishing.opened_run import OpenedRun
     from recsys.publishing.promote import Promotion
@@ -158,6 +159,7 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
     store = ReleaseStore(config.store)
     if config.alias is not None:
         store.check_alias(config.alias)
+    run, index_time, refreshed = _on_data(run, config)
     promotion = promote_run(
         run,
         instantiate(config.index),
@@ -165,9 +167,27 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
         model=config.model,
         recall_target=config.recall_target,
         policy=instantiate(config.corpus),
+        index_time=index_time,
+        refreshed=refreshed,
     )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"recsys index run={run.path}")
     folder = store.root / promotion.version
     mirror_release(run.config.logger.project, folder, model=config.model, alias=config.alias, registry=config.registry)
     return promotion
+
+
+def _on_data(run: TrainedRun, config: DictConfig) -> tuple[TrainedRun, IndexTime | None, dict[str, Any]]:
+    """Return the run with the data and the item biases that `data.root`, `now` and `horizon_days` name."""
+    from recsys.publishing.index_times import choose_index_time, newest_index_time, set_bias
+    from recsys.publishing.newer_data import absolute, on_newer_data, record
+    from recsys.publishing.towers import Towers
+
+    if config.data.root is None:
+        index_time = choose_index_time(config.now, config.horizon_days, dataset=run.dataset)
+        set_bias(run.model, run.dataset, config=run.config, index_time=index_time)
+        return run, index_time, {}
+    towers, root = Towers.of_run(run), absolute(str(config.data.root))
+    dataset = towers.prepare(root)
+    index_time = newest_index_time(config.now, config.horizon_days, dataset=dataset)
+    return on_newer_data(towers, dataset, root=root, index_time=index_time), index_time, record(towers, root)

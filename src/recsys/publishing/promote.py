@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.core.errors import UserError
+from recsys.core.index_time import IndexTime
 from recsys.core.progress import Progress
 from recsys.core.types import Float32Array
 from recsys.data.batches.loaders import RequestLoader
@@ -68,6 +69,8 @@ def promote(
     model: str,
     recall_target: float = 0.98,
     policy: CorpusPolicy | None = None,
+    index_time: IndexTime | None = None,
+    refreshed: Mapping[str, Any] | None = None,
 ) -> Promotion:
     """Publish a run with an index as one release, and open the release to check it.
 
@@ -80,6 +83,8 @@ def promote(
         model: name of the model that the release is a version of.
         recall_target: share of the exact top 100 that the index must find.
         policy: choice of the items of the index; all if None.
+        index_time: time for which the item biases of the model are; None for that of the evaluation.
+        refreshed: origin of an index of newer data than the run's; see `Manifest.refreshed`.
 
     Raises:
         UserError: If the index misses the recall target, or the written release cannot be opened or answers otherwise
@@ -107,7 +112,15 @@ def promote(
     measured = {"recall": recall, "tuning": tuning.to_json()}
     version = store.publish(
         lambda folder: pack(
-            folder, run, index=index, embeddings=embeddings, measured=measured, model=model, corpus=corpus
+            folder,
+            run,
+            index=index,
+            embeddings=embeddings,
+            measured=measured,
+            model=model,
+            corpus=corpus,
+            index_time=index_time,
+            refreshed=refreshed,
         )
     )
     check_release(run, store, version=version, queries=halves[1], k=tuning.k, recall=recall)

@@ -24,6 +24,7 @@ from recsys.index import search_users
 from recsys.publishing.batch_recommend import Recommender, Rows
 from recsys.publishing.id_translation import Translation
 from recsys.publishing.release_writer import to_histories
+from recsys.publishing.towers import Towers, prepare_for
 from recsys.release.manifest import CONFIG, describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.user_tower import Histories
@@ -155,7 +156,12 @@ def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
     config = load_config(retriever.folder / CONFIG)
     if root is not None:
         config = with_root(config, root)
-    dataset = open_data(config)
+    if root is None and retriever.manifest.refreshed:
+        codes = Towers.of_release(retriever.folder, retriever.manifest).codes
+        known = retriever.manifest.refreshed["known"]
+        dataset = prepare_for(config, codes.first(known["items"], known["users"]))
+    else:
+        dataset = open_data(config)
     expected = retriever.manifest.dataset_fingerprint
     if root is None and dataset.meta.fingerprint != expected:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -15,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from recsys.core.errors import UserError
+from recsys.core.index_time import IndexTime
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
@@ -29,7 +31,8 @@ from recsys.data.sources.literal_columns import read_columns
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, save_index, search_users
-from recsys.models.blend import Model
+from recsys.models.blend import Model, members_of
+from recsys.publishing.index_times import new_item_biases
 from recsys.publishing.onnx_export import batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
     CONFIG,
@@ -69,6 +72,8 @@ def pack(
     measured: Mapping[str, Any],
     model: str,
     corpus: Mapping[str, Any],
+    index_time: IndexTime | None = None,
+    refreshed: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write every file of a release except the manifest, and return the manifest without version, time and files.
 
@@ -80,6 +85,8 @@ def pack(
         measured: recall of the index and measurements of its tuning.
         model: name of the model.
         corpus: record of the choice of items.
+        index_time: time for which the item biases were computed; None for that of the evaluation.
+        refreshed: origin of an index of newer data than the run's; None for the run's own data.
 
     Raises:
         UserError: If the exported tower differs from the trained one.
@@ -88,7 +95,10 @@ def pack(
     np.save(folder / EMBEDDINGS, embeddings)
     save_file(_weights(run.model.user_tower), folder / USER_WEIGHTS)
     save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)
-    shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
+    if refreshed:
+        (folder / CONFIG).write_text(OmegaConf.to_yaml(run.config, resolve=True))
+    else:
+        shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
     dataset.schema.save(folder / SCHEMA)
     _write_vocabularies(folder, dataset, run.model.reads_users)
     pq.write_table(_items(run), folder / ITEMS)
@@ -122,6 +132,11 @@ def pack(
         files={},
         data=_times(run),
         corpus=corpus,
+        num_trained=dataset.num_trained,
+        temperatures=tuple(member.model.temperature for member in members_of(run.model)),
+        index_time={} if index_time is None else dataclasses.asdict(index_time),
+        new_item_biases=new_item_biases(run.model),
+        refreshed=refreshed or {},
     )
     _write_self_check(folder, run, manifest=manifest, index=index)
     return manifest
@@ -130,13 +145,17 @@ def pack(
 def _times(run: TrainedRun) -> dict[str, int]:
     """Return `Manifest.data`; empty if the data has no times."""
     dataset = run.dataset
-    if (until := dataset.train_until) is None:
+    if not dataset.meta.time_resolution.has_clock:
         return {}
+    # Newer data need not reach back to the training.
+    until = dataset.train_until if (dataset.train_end > dataset.offsets[:-1]).any() else None
+    until = run.state.train_until or 0 if until is None else until
     time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
     test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
     # A run records its newest training event, which may be newer than the configuration implies.
     until = max(until, run.state.train_until or until)
-    times = {"begin": time.min(), "train_until": until, "test_begin": test.min(), "until": time.max()}
+    times = {"begin": time.min(), "train_until": until, "until": time.max()}
+    times |= {"test_begin": test.min()} if len(test) else {}
     return {name: int(value) for name, value in times.items()}
 
 
@@ -250,8 +269,7 @@ def _check_equal(tower: UserTowerSession, model: Model, *, batch: Batch, num_ite
 def real_requests(run: TrainedRun) -> Requests:
     """Return the validation requests; without a validation part the histories of all users before the test part."""
     # A refitted data set has its validation part in training; the prepared one still separates it.
-    prepared = PreparedDataset.open(run.dataset.path)
-    requests = prepared.requests("val")
-    if len(requests.user_idx):
-        return requests
-    return Requests(np.arange(prepared.num_users), prepared.val_end)
+    for dataset in (run.dataset, PreparedDataset.open(run.dataset.path)):
+        if len((requests := dataset.requests("val")).user_idx):
+            return requests
+    return Requests(np.arange(run.dataset.num_users), run.dataset.val_end)

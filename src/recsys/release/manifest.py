@@ -77,6 +77,14 @@ class Manifest:
             (last training event), `test_begin` (first test event).
         corpus: policy that chose the items of the index, number of items that it chose from, and cost in recall; empty
             in early manifests.
+        num_trained: number of items with training events; None in early manifests.
+        temperatures: temperature of each member of a blend, or of the only model; empty in early manifests.
+        index_time: `now` and `horizon_days`, the time for which item biases were computed; empty if they have none.
+        new_item_biases: bias of an item without events, apart from its age, for each member, and last that of the
+            blend; None for a member without a bias. Empty in early manifests.
+        refreshed: origin of a release whose index was built from newer data than its towers: `data` (folder), `known`
+            (numbers of items and users that the towers knew before), and for a refresh `from` (version); empty for
+            other releases.
     """
 
     version: str
@@ -99,6 +107,11 @@ class Manifest:
     files: Mapping[str, FileEntry]
     data: Mapping[str, int] = field(default_factory=dict)
     corpus: Mapping[str, Any] = field(default_factory=dict)
+    num_trained: int | None = None
+    temperatures: tuple[float, ...] = ()
+    index_time: Mapping[str, float] = field(default_factory=dict)
+    new_item_biases: tuple[float | None, ...] = ()
+    refreshed: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
@@ -129,6 +142,8 @@ class Manifest:
                 **content,
                 "inputs": tuple(_spec(entry) for entry in content["inputs"]),
                 "output": _spec(content["output"]),
+                "temperatures": tuple(content.get("temperatures", ())),
+                "new_item_biases": tuple(content.get("new_item_biases", ())),
                 "files": {name: FileEntry(**entry) for name, entry in content["files"].items()},
             }
         )

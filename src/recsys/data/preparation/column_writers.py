@@ -116,8 +116,10 @@ class _NumericWriter:
     def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
         assert self._at == len(self._raw) == len(trained)
         with np.errstate(over="ignore", invalid="ignore"):
-            mean, std = _moments(self._raw, trained, name=self._draft.feature.key)
-        feature = dataclasses.replace(self._draft.feature, mean=mean, std=std)
+            feature = self._draft.feature
+            if not self._draft.is_fixed:
+                mean, std = _moments(self._raw, trained, name=feature.key)
+                feature = dataclasses.replace(feature, mean=mean, std=std)
         encoder = FeatureEncoder(feature, None)
         array = open_array(_beside(self._stem, ".npy"), self._raw.shape, dtype=np.float32)
         for block in _blocks(len(array)):

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from recsys.core.errors import UserError
 from recsys.core.schema import FIRST_CODE, Feature
+from recsys.data.codes import Codes
 from recsys.data.preparation.engines import Session, first_row, rows
 from recsys.data.preparation.feature_plans import FeaturePlan, leave_out_distinct
 from recsys.data.preparation.vocabulary import collect_values, write_values
@@ -25,11 +26,13 @@ class Draft(NamedTuple):
         feature: the feature.
         vocabulary: values of a categorical feature in the order of their codes, else None.
         divisor: divides the numbers of the engine.
+        is_fixed: whether mean and deviation are known already, from trained towers.
     """
 
     feature: Feature
     vocabulary: pa.Array | None
     divisor: float
+    is_fixed: bool = False
 
 
 def drop_names(
@@ -65,6 +68,7 @@ def draft(
     trained: ir.Table,
     everything: ir.Table,
     folder: Path,
+    codes: Codes | None = None,
 ) -> dict[str, Draft]:
     """Return the drafts of features by their names within the engine, and write their vocabularies.
 
@@ -75,13 +79,21 @@ def draft(
         trained: rows that occur in training events. Only their values enter vocabularies.
         everything: all rows of the table.
         folder: folder of the prepared data set.
+        codes: features of trained towers to keep.
 
     Raises:
         UserError: If the vectors of a column have several lengths.
     """
     drafts: dict[str, Draft] = {}
+    known = {} if codes is None else {feature.key: feature for feature in codes.schema.features}
     for name, plan in plans.items():
         vocabulary, size = None, 1
+        if (fixed := known.get(f"{plan.owner}.{plan.name}")) is not None:
+            assert codes is not None
+            if (vocabulary := codes.vocabularies.get(fixed.key)) is not None:
+                write_values(vocabulary, folder / f"vocabularies/{fixed.key}.parquet", name="value")
+            drafts[name] = Draft(fixed, vocabulary, plan.divisor, is_fixed=True)
+            continue
         if plan.kind in ("categorical", "multi_categorical"):
             vocabulary = collect_values(session, trained, column=name, is_bag=plan.kind == "multi_categorical")
             size = len(vocabulary) + FIRST_CODE

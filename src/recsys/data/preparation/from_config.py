@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recsys.core.instantiate import instantiate, plain
+from recsys.data.codes import Codes
 from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.engines import Engine
 from recsys.data.preparation.job import PreparationJob
@@ -30,9 +31,9 @@ class ConfiguredData:
         """Return the preparation, as `plan_preparation` does."""
         return plan_preparation(self.source, self.split, settings=self.settings, cache=self.cache)
 
-    def prepare(self, engine: Engine) -> PreparedDataset:
+    def prepare(self, engine: Engine, codes: Codes | None = None) -> PreparedDataset:
         """Return the prepared data set, as `prepare` does."""
-        return prepare(self.source, self.split, settings=self.settings, cache=self.cache, engine=engine)
+        return prepare(self.source, self.split, settings=self.settings, cache=self.cache, engine=engine, codes=codes)
 
 
 def configured_data(config: DictConfig) -> ConfiguredData:

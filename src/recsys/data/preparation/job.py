@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recsys.core.schema import TimeResolution
+from recsys.data.codes import Codes
 from recsys.data.preparation.feature_plans import FeaturePlan
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split
@@ -25,6 +26,7 @@ class PreparationJob:
         split: assigns events to training, validation and test.
         settings: how the tables are read.
         description: everything that the prepared data set depends on, as plain containers.
+        codes: ids and features of trained towers that the data set keeps; None to number them by the data.
     """
 
     tables: Mapping[str, Table]
@@ -32,6 +34,7 @@ class PreparationJob:
     split: Split
     settings: DataSettings
     description: dict[str, Any]
+    codes: Codes | None = None
 
     @property
     def fingerprint(self) -> str:

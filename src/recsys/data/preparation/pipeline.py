@@ -52,7 +52,12 @@ def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
         features, sizes = _run(job, session, folder)
     shutil.rmtree(scratch)
     ids = {f"{key}_type": id_type(job.interactions, key) for key in ("user_id", "item_id")}
-    Schema(tuple(features), **ids).save(folder / "schema.json")
+    schema = Schema(tuple(features), **ids)
+    if job.codes is not None:
+        # Towers read features in the order of their schema.
+        assert {feature.key for feature in features} == {feature.key for feature in job.codes.schema.features}
+        schema = job.codes.schema
+    schema.save(folder / "schema.json")
     meta = Meta(fingerprint=job.fingerprint, time_resolution=job.time_resolution, settings=job.description, **sizes)
     meta.save(folder / "meta.json")
 
@@ -66,7 +71,11 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     with Progress("users and items"):
         users = collect_users(session, events, table=tables.get("users"))
         items = collect_items(session, events, table=tables.get("items"))
-    _check_parts(job, users)
+    if job.codes is None:
+        _check_parts(job, users)
+    else:
+        items = items.known_first(job.codes.item_ids)
+        users = users if job.codes.user_ids is None else users.known_first(job.codes.user_ids)
     for owner, entities in (("users", users), ("items", items)):
         if owner in tables:
             _check_overlap(job, owner, entities)
@@ -96,7 +105,9 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     plans = job.features_of("interactions")
     trained = events.filter(events.part == TRAIN)
     with Progress("features of interactions"):
-        drafts = draft(job.tables, session, plans=plans, trained=trained, everything=events, folder=folder)
+        drafts = draft(
+            job.tables, session, plans=plans, trained=trained, everything=events, folder=folder, codes=job.codes
+        )
     ordered = _ordered(events, joins, [*plans, *(["weight"] if job.settings.weight is not None else [])])
     features = (
         write_events(job, session, ordered=ordered, drafts=drafts, users=users, per_second=per_second, folder=folder)
@@ -105,7 +116,10 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     if exposed is not None:
         ordered = _ordered_exposures(exposed, joins)
         write_exposures(job, session, ordered=ordered, num_users=len(users), per_second=per_second, folder=folder)
-    return features, _sizes(users, items)
+    sizes = _sizes(users, items)
+    if job.codes is not None:
+        sizes |= {"num_trained": job.codes.num_trained, "num_seen": len(items), "num_known": len(items)}
+    return features, sizes
 
 
 def _write_features(
@@ -128,7 +142,9 @@ def _write_features(
         plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
         known = join.inner_join(table, key)
         trained = known.filter(known[f"{key}_trained"])
-        drafts = draft(job.tables, session, plans=plans, trained=trained, everything=table, folder=folder)
+        drafts = draft(
+            job.tables, session, plans=plans, trained=trained, everything=table, folder=folder, codes=job.codes
+        )
     if not plans:
         return []
     ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import OWNERS, TimeResolution
+from recsys.data.codes import Codes
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
@@ -30,13 +31,19 @@ from recsys.data.sources import Source
 from recsys.data.sources.files import build_once, digest
 from recsys.data.sources.keys import NAMED_ONLY, NAMES
 from recsys.data.sources.refusals import check_columns
-from recsys.data.sources.tables import Table, inspect
+from recsys.data.sources.tables import Table, id_type, inspect
 
 log = logging.getLogger("recsys")
 
 
 def prepare(
-    source: Source, split: Split, *, settings: DataSettings, cache: Path, engine: Engine | None = None
+    source: Source,
+    split: Split,
+    *,
+    settings: DataSettings,
+    cache: Path,
+    engine: Engine | None = None,
+    codes: Codes | None = None,
 ) -> PreparedDataset:
     """Return the prepared data set. Build it first if the cache does not hold it.
 
@@ -46,11 +53,12 @@ def prepare(
         settings: how the tables are read.
         cache: folder of prepared data sets and other files that can be recomputed.
         engine: runs the relational steps; DuckDB by default. The result does not depend on it.
+        codes: ids and features of trained towers to keep; None to number them by the data.
 
     Raises:
         UserError: If the source or the settings are wrong. The message names file, column or key.
     """
-    job = plan_preparation(source, split, settings=settings, cache=cache)
+    job = plan_preparation(source, split, settings=settings, cache=cache, codes=codes)
     folder = Path(cache) / "prepared" / job.fingerprint
     started = time.monotonic()
     built = build_once(folder, lambda aside: build(job, engine or DuckDB(), folder=aside))
@@ -68,13 +76,17 @@ def prepare(
     return dataset
 
 
-def plan_preparation(source: Source, split: Split, *, settings: DataSettings, cache: Path) -> PreparationJob:
+def plan_preparation(
+    source: Source, split: Split, *, settings: DataSettings, cache: Path, codes: Codes | None = None
+) -> PreparationJob:
     """Return the preparation of a source. Only footers and digests of the files are read.
 
     Raises:
         UserError: If the source or the settings are wrong. The message names file, column or key.
     """
     files = source.tables(Path(cache) / "sources")
+    if codes is not None:
+        settings = replace(settings, features=codes.settings)
     declared = settings.features.get("interactions") or {}
     used = [name for name, options in declared.items() if not (options or {}).get("ignore")]
     others = [*([settings.engaged.column] if settings.engaged else []), *([settings.weight] if settings.weight else [])]
@@ -90,10 +102,23 @@ def plan_preparation(source: Source, split: Split, *, settings: DataSettings, ca
     if settings.weight is not None:
         _check_weight(settings.weight, tables["interactions"])
     features = plan_features(tables, settings.features)
+    if codes is not None:
+        features = [plan for plan in features if plan.name in codes.settings[plan.owner]]
     for owner, table in tables.items():
         read = [*table.names.values(), *(plan.name for plan in features if plan.owner == owner)]
         check_columns(table, read + (others if owner == "interactions" else []))
-    return PreparationJob(tables, features, split, settings, _describe(split, settings, tables))
+    described = _describe(split, settings, tables)
+    if codes is not None:
+        _check_codes(codes, tables["interactions"])
+        described["codes"] = codes.digest
+    return PreparationJob(tables, features, split, settings, described, codes)
+
+
+def _check_codes(codes: Codes, interactions: Table) -> None:
+    for key in ("user_id", "item_id"):
+        found, expected = id_type(interactions, key), getattr(codes.schema, f"{key}_type")
+        if found != expected:
+            raise UserError(f"{interactions.place}: {key} is {found}, but {expected} in the towers")
 
 
 def _check_weight(column: str, table: Table) -> None:

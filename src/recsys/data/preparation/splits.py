@@ -71,6 +71,17 @@ class TemporalSplit:
 
 
 @dataclass(frozen=True)
+class NoSplit:
+    """Leave all events in the training part, for data that trained towers only serve."""
+
+    needs: ClassVar[str | None] = None
+
+    def assign(self, session: Session, events: ir.Table, *, source: ir.Table) -> ir.Table:  # noqa: ARG002
+        """Return `events` with the column `part`."""
+        return events.mutate(part=ibis.literal(TRAIN, "int64"))
+
+
+@dataclass(frozen=True)
 class LeaveLastOutSplit:
     """Split off the last event of each user as test and the one before it as validation.
 

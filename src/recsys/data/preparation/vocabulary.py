@@ -14,6 +14,7 @@ import ibis.expr.types as ir
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.core.types import Int64Array
@@ -45,6 +46,15 @@ class Entities:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def known_first(self, known: pa.Array) -> Entities:
+        """Return the entities with those of `known` first, in its order, whether they occur or not."""
+        known = known.cast(self.ids.type)
+        place = np.asarray(pc.index_in(known, value_set=self.ids).cast(pa.int64()).fill_null(len(self)))
+        rows = np.concatenate([place, np.setdiff1d(np.arange(len(self)), place)])
+        counts = {name: np.append(getattr(self, name), 0)[rows] for name in _PARTS}
+        ids = pa.concat_arrays([known, self.ids.take(pa.array(rows[len(place) :]))])
+        return Entities(ids=ids, **counts, in_table=np.append(self.in_table, False)[rows], first=self.first)
 
     def join_table(self, session: Session, key: str, *, folder: Path) -> ir.Table:
         """Return the table `key, <key>_idx, <key>_trained` for joins, written to a file in `folder`."""

@@ -43,6 +43,7 @@ def prior_shift(
     *,
     target_sampling: TargetSampling | None = None,
     power: float = 1.0,
+    recent: PreparedDataset | None = None,
 ) -> Tensor:
     """Return `log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
@@ -58,6 +59,7 @@ def prior_shift(
         half_life_days: age at which an event counts half in `p_recent`.
         target_sampling: weights of the targets in training; None for equal weights.
         power: exponent of the recent popularity.
+        recent: data whose training events give `p_recent`; None for `dataset`.
 
     Raises:
         UnsuitableDataError: If the timestamps cannot be counted in days.
@@ -68,16 +70,17 @@ def prior_shift(
             "expected weight 0, or timestamps in seconds or days"
         )
     target_sampling = target_sampling or TargetSampling()
-    positions = _training_positions(dataset)
-    items = np.asarray(dataset.item_idx[positions])
 
-    def share(target_sampling: TargetSampling) -> Tensor:
-        weight = TargetWeights(dataset, target_sampling)(positions)
-        counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
+    def share(data: PreparedDataset, target_sampling: TargetSampling) -> Tensor:
+        positions = _training_positions(data)
+        weight = TargetWeights(data, target_sampling)(positions)
+        items = np.asarray(data.item_idx[positions])
+        counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=data.num_items + 1)
         return torch.from_numpy(counts / counts.sum())
 
-    recent, trained = share(dataclasses.replace(target_sampling, half_life_days=half_life_days)), share(target_sampling)
-    smoothed = (1 - SMOOTHING) * recent + SMOOTHING * trained
+    trained = share(dataset, target_sampling)
+    now = share(recent or dataset, dataclasses.replace(target_sampling, half_life_days=half_life_days))
+    smoothed = (1 - SMOOTHING) * now + SMOOTHING * trained
     known = trained > 0
     average = torch.special.entr(smoothed).sum().neg()
     lean = (power - 1) * torch.where(known, smoothed.log(), average)

@@ -1,0 +1,188 @@
+"""Item biases of a model for the time of an index."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from recsys.core.errors import UserError
+from recsys.core.index_time import IndexTime
+from recsys.core.types import Int64Array
+from recsys.data.dataset import PreparedDataset
+from recsys.experiments.assembly import target_sampling_of
+from recsys.models.blend import Model, members_of
+from recsys.training.frequency import prior_shift
+
+
+def parse_moment(when: str | int | None, key: str) -> int | None:
+    """Return seconds since 1970 of a date, of a time (UTC unless it has a zone) or of a number of seconds.
+
+    Raises:
+        UserError: If the value has another form.
+    """
+    if when is None or isinstance(when, int):
+        return when
+    try:
+        moment = datetime.fromisoformat(str(when))
+    except ValueError as error:
+        raise UserError(f"{key}: found '{when}', expected a date, a time or seconds since 1970") from error
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def choose_index_time(
+    now: str | int | None, horizon_days: float | None, *, dataset: PreparedDataset
+) -> IndexTime | None:
+    """Return the time of an index; None for that of the evaluation.
+
+    Args:
+        now: date, time or seconds; `newest` for the second after the newest event; `clock` for the present; None for
+            the time of the evaluation.
+        horizon_days: days that the index will serve; None for one day.
+        dataset: data of the index.
+
+    Raises:
+        UserError: If the data has no clock, or a value is wrong.
+    """
+    if now is None and horizon_days is None:
+        return None
+    if horizon_days is not None and (isinstance(horizon_days, bool) or not 0 < float(horizon_days) < np.inf):
+        raise UserError(f"horizon_days: found {horizon_days}, expected a positive number of days")
+    if now is None:
+        raise UserError(
+            f"horizon_days={horizon_days}: expected now=DATE too, the time at which the index begins to serve"
+        )
+    if not dataset.meta.time_resolution.has_clock:
+        raise UserError(
+            f"now={now}: data.time={dataset.meta.time_resolution} has no clock, expected timestamps in seconds or days"
+        )
+    if now == "newest":
+        moment: int | None = int(dataset.time.max()) + 1
+    elif now == "clock":
+        moment = int(time.time())
+    else:
+        moment = parse_moment(now, "now")
+    assert moment is not None
+    first = int(dataset.time.min())
+    if moment <= first:
+        raise UserError(f"now={now}: the first event is at {_date(first)}, expected a later time")
+    return IndexTime(moment, 1.0 if horizon_days is None else float(horizon_days))
+
+
+def newest_index_time(
+    now: str | int | None, horizon_days: float | None, *, dataset: PreparedDataset
+) -> IndexTime | None:
+    """Return the time of an index of newer data, `now=newest` unless another is given; None if it has no clock."""
+    if now in (None, "newest") and not dataset.meta.time_resolution.has_clock:
+        return None
+    return choose_index_time("newest" if now is None else now, horizon_days, dataset=dataset)
+
+
+def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, index_time: IndexTime | None) -> None:
+    """Set the item biases of a model for the time of an index: counts as of now, and ages as of now.
+
+    Args:
+        model: model that was built on the data.
+        dataset: events, of which the training part are those that the towers were trained on.
+        config: configuration of the run.
+        index_time: time of the index; None leaves the biases as they are.
+    """
+    if index_time is None:
+        return
+    for part, settings in _parts(model, config):
+        if settings.model.prior_shift.weight:
+            _set_fixed(part, _shift(dataset, settings, index_time.now))
+    set_priors: Callable[..., None] | None = getattr(model, "set_item_bias", None)
+    if set_priors is not None:
+        set_priors(dataset, index_time)
+
+
+def new_item_biases(model: Model) -> tuple[float | None, ...]:
+    """Return `Manifest.new_item_biases`. Row 0 of a bias belongs to items that no event has."""
+    parts = [*(member.model for member in members_of(model)), *([model] if model not in _models(model) else [])]
+    biases = []
+    for part in parts:
+        bias = getattr(part, "fixed_bias", None)
+        bias = part.item_bias if bias is None else bias
+        biases.append(None if bias is None else float(bias[0]))
+    return tuple(biases)
+
+
+def _models(model: Model) -> list[Model]:
+    return [member.model for member in members_of(model)]
+
+
+def _parts(model: Model, config: DictConfig) -> list[tuple[Model, DictConfig]]:
+    if not config.members:
+        return [(model, config)]
+    members = [member.config for member in config.members.values()]
+    return [*zip(_models(model), members, strict=True), (model, config)]
+
+
+def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> torch.Tensor:
+    if not (dataset.train_end > dataset.offsets[:-1]).any():
+        raise UserError(
+            "model.prior_shift: the data holds no event of the training of the towers, which the shift compares with; "
+            "expected data that reaches back to it"
+        )
+    shift, sampling = config.model.prior_shift, target_sampling_of(config)
+    recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
+    bias = prior_shift(dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent)
+    return bias.mul(shift.weight).float()
+
+
+def _set_fixed(model: Model, bias: torch.Tensor) -> None:
+    name = "item_bias" if getattr(model, "fixed_bias", None) is None else "fixed_bias"
+    setattr(model, name, bias.to(model.device))
+
+
+def ends_before(dataset: PreparedDataset, moment: int) -> Int64Array:
+    """Return the end of each user's events before a moment, as positions; int64 [U]."""
+    count = np.concatenate([[0], np.cumsum(np.asarray(dataset.time) < moment)])
+    begin, end = dataset.offsets[:-1], dataset.offsets[1:]
+    return np.asarray(begin + count[end] - count[begin])
+
+
+def with_parts(dataset: PreparedDataset, *, train_until: int | None, since: int, until: int) -> PreparedDataset:
+    """Return the events before `until`, split in time, for towers that were trained on earlier data.
+
+    Training events are those up to `train_until`, test events those from `since` on, and validation events those
+    between. Trained items keep a training event, even if the data does not reach back to it.
+    """
+    end = ends_before(dataset, until)
+    if (end < dataset.offsets[1:]).any():
+        dataset = _cut(dataset, end)
+    last = since - 1 if train_until is None else min(train_until, since - 1)
+    train_end = ends_before(dataset, last + 1)
+    counts = np.bincount(
+        np.asarray(dataset.item_idx)[np.asarray(dataset.time) <= last], minlength=dataset.num_items + 1
+    )
+    counts[0] = 0
+    counts[1 : dataset.num_trained + 1] = np.maximum(counts[1 : dataset.num_trained + 1], 1)
+    counts[dataset.num_trained + 1 :] = 0
+    return dataclasses.replace(dataset, train_end=train_end, val_end=ends_before(dataset, since), train_count=counts)
+
+
+def _cut(dataset: PreparedDataset, end: Int64Array) -> PreparedDataset:
+    lengths = end - dataset.offsets[:-1]
+    kept = np.repeat(end, np.diff(dataset.offsets)) > np.arange(len(dataset.time))
+    rows = np.flatnonzero(kept)
+    events = {f.key: dataset.columns[f.key].take(rows) for f in dataset.schema.owned_by("interactions")}
+    return dataclasses.replace(
+        dataset,
+        meta=dataclasses.replace(dataset.meta, num_events=len(rows)),
+        item_idx=np.asarray(dataset.item_idx)[rows],
+        time=np.asarray(dataset.time)[rows],
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        columns={**dataset.columns, **events},
+        weight=None if dataset.weight is None else np.asarray(dataset.weight)[rows],
+    )
+
+
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,183 @@
+"""Trained towers apart from their data, to build an index of newer data with the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor
+
+from recsys.core.errors import UserError
+from recsys.core.instantiate import instantiate
+from recsys.core.schema import Schema
+from recsys.data.codes import Codes
+from recsys.data.dataset import PreparedDataset
+from recsys.data.preparation.from_config import configured_data, with_root
+from recsys.data.preparation.splits import NoSplit
+from recsys.experiments.assembly import build_model
+from recsys.experiments.run_folder import RunState, RunStatus
+from recsys.experiments.trained_run import TrainedRun, stored_config
+from recsys.models.blend import Model, members_of
+from recsys.release.manifest import (
+    ITEM_VOCABULARY,
+    ITEM_WEIGHTS,
+    SCHEMA,
+    USER_VOCABULARY,
+    USER_WEIGHTS,
+    Manifest,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """Weights of trained towers, and the ids and codes that they know.
+
+    Attributes:
+        config: configuration of the run.
+        codes: ids and features that the towers know.
+        user_weights, item_weights: weights by name, as in the files of a release.
+        temperatures: temperature of each member; empty if that of the configuration is valid.
+        run: folder of the run.
+        metrics: metrics of the run.
+        git_commit: commit of the code that trained the towers.
+        train_until: time of the newest training event in seconds; None if the data has no times.
+    """
+
+    config: DictConfig
+    codes: Codes
+    user_weights: Mapping[str, Tensor]
+    item_weights: Mapping[str, Tensor]
+    temperatures: tuple[float, ...]
+    run: Path
+    metrics: dict[str, float]
+    git_commit: str | None
+    train_until: int | None
+
+    @classmethod
+    def of_run(cls, run: TrainedRun) -> Towers:
+        """Return the towers of a finished run."""
+        dataset = run.dataset
+        known = dataset.item_ids.slice(0, dataset.meta.num_known)
+        return cls(
+            config=run.config,
+            codes=Codes(
+                schema=dataset.schema,
+                item_ids=known,
+                num_trained=dataset.num_trained,
+                vocabularies={f.key: v for f in dataset.schema.features if (v := dataset.vocabulary(f)) is not None},
+                user_ids=dataset.user_ids if run.model.reads_users else None,
+                trained_users=dataset.trained_users if run.model.reads_users else None,
+            ),
+            user_weights=run.model.user_tower.state_dict(),
+            item_weights=run.model.item_tower.state_dict(),
+            temperatures=tuple(member.model.temperature for member in members_of(run.model)),
+            run=run.path,
+            metrics=run.metrics,
+            git_commit=run.state.git_commit,
+            train_until=run.state.train_until or dataset.train_until,
+        )
+
+    @classmethod
+    def of_release(cls, folder: Path, manifest: Manifest) -> Towers:
+        """Return the towers of a verified release.
+
+        Raises:
+            UserError: If the release lacks something that its towers depend on.
+        """
+        config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
+        temperatures = manifest.temperatures or ((manifest.temperature,) if not config.members else ())
+        if not temperatures and any(member.config.model.learn_temperature for member in config.members.values()):
+            raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
+        schema = Schema.load(folder / SCHEMA)
+        user_weights, users, trained = load_file(folder / USER_WEIGHTS), None, None
+        if (folder / USER_VOCABULARY).exists():
+            users = pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks()
+            rows = next(weight for name, weight in user_weights.items() if _is_user_rows(name))
+            trained = (rows[:-1] > 0).numpy()
+        files = {f.key: folder / f"vocabularies/{f.key}.parquet" for f in schema.features if f.has_vocabulary}
+        return cls(
+            config=config,
+            codes=Codes(
+                schema=schema,
+                item_ids=pq.read_table(folder / ITEM_VOCABULARY)["item_id"].combine_chunks(),
+                num_trained=num_trained(manifest, weights),
+                vocabularies={key: pq.read_table(file)["value"].combine_chunks() for key, file in files.items()},
+                user_ids=users,
+                trained_users=trained,
+            ),
+            user_weights=user_weights,
+            item_weights=weights,
+            temperatures=temperatures,
+            run=Path(manifest.run),
+            metrics=dict(manifest.metrics),
+            git_commit=manifest.git_commit,
+            train_until=manifest.data.get("train_until"),
+        )
+
+    def prepare(self, root: str) -> PreparedDataset:
+        """Prepare the data of a folder with the ids and codes of the towers. All events are training events.
+
+        Raises:
+            UserError: If the data lacks a column that the towers read, or is wrong.
+        """
+        return prepare_for(self.with_root(root), self.codes)
+
+    def with_root(self, root: str) -> DictConfig:
+        """Return the configuration with another data folder."""
+        return with_root(self.config, root)
+
+    def on(self, dataset: PreparedDataset) -> Model:
+        """Return the model on data that `prepare` returned, in evaluation mode."""
+        model = build_model(self.config, dataset)
+        # The rows of users are part of the weights. There are more of them if the data has more users.
+        rows = {name: value for name, value in model.user_tower.state_dict().items() if _is_user_rows(name)}
+        model.user_tower.load_state_dict({**self.user_weights, **rows})
+        model.item_tower.load_state_dict(self.item_weights)
+        if self.temperatures:
+            for member, temperature in zip(members_of(model), self.temperatures, strict=True):
+                with torch.no_grad():
+                    member.model.log_inverse_temperature.fill_(-math.log(temperature))
+        return model.eval()
+
+    def state(self, dataset: PreparedDataset) -> RunState:
+        """Return the state of a run with these towers on other data."""
+        return RunState(
+            status=RunStatus.FINISHED,
+            dataset_fingerprint=dataset.meta.fingerprint,
+            git_commit=self.git_commit,
+            train_until=self.train_until,
+        )
+
+
+def prepare_for(config: DictConfig, codes: Codes) -> PreparedDataset:
+    """Prepare the data of a configuration with the ids and codes of towers."""
+    configured = configured_data(config)
+    # The counts of a new item are few.
+    settings = dataclasses.replace(configured.settings, min_user_events=0, min_item_events=0)
+    configured = dataclasses.replace(configured, split=NoSplit(), settings=settings)
+    dataset = configured.prepare(instantiate(config.data.engine), codes)
+    if codes.trained_users is not None:
+        mask = np.zeros(dataset.num_users, bool)
+        mask[: len(codes.trained_users)] = codes.trained_users
+        dataset = dataclasses.replace(dataset, known_users=mask)
+    return dataset
+
+
+def num_trained(manifest: Manifest, weights: Mapping[str, Tensor]) -> int:
+    """Return the number of trained items of a release, which early manifests do not hold."""
+    if manifest.num_trained is not None:
+        return manifest.num_trained
+    names = ("table.weight", "pretrained.table.weight")
+    return max((len(weights[n]) - 1 for n in weights if n.lstrip("0123456789.") in names), default=0)
+
+
+def _is_user_rows(name: str) -> bool:
+    return name.endswith("users.rows")

@@ -1,0 +1,168 @@
+"""An index of newer data than the run's: the same towers, new items by their features, counts and ages as of now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from worlds import write_run, write_world
+
+from recsys.cli.main import main
+from recsys.core.index_time import IndexTime
+from recsys.data.dataset import Requests
+from recsys.evaluation.ranking import encode_corpus
+from recsys.experiments.trained_run import load_run
+from recsys.publishing.new_items import embed_items
+from recsys.publishing.newer_data import on_newer_data
+from recsys.publishing.opened_release import OpenedRelease
+from recsys.publishing.towers import Towers
+from recsys.release.runtime.retriever import Retriever
+from recsys.serving.host.additions import load_additions
+
+DAY = 86_400
+RISING = "i070"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world") / "data")
+
+
+@pytest.fixture(scope="module")
+def run(root: Path) -> Path:
+    shift = "model.prior_shift={weight: 0.5, half_life_days: 1.0, power: 1.0}"
+    return write_run(root.parent / "run", root, "user_tower.use_user_id=true", "split=temporal", shift)
+
+
+@pytest.fixture(scope="module")
+def newer(root: Path) -> Path:
+    """Return the data of two more days: new items, new users, and a known item with many events."""
+    folder = root.parent / "newer"
+    folder.mkdir()
+    events, items, users = (pq.read_table(root / f"{name}.parquet") for name in ("interactions", "items", "users"))
+    begin = 10**6
+    rows = [("u000", "new0"), ("u001", "new1"), ("newcomer", "new0"), *((f"u{n:03d}", RISING) for n in range(20, 50))]
+    more = pa.table(
+        {
+            "user_id": [user for user, _ in rows],
+            "item_id": [item for _, item in rows],
+            "timestamp": begin + np.arange(len(rows)) * (2 * DAY // len(rows)),
+            "surface": ["home"] * len(rows),
+        }
+    )
+    pq.write_table(pa.concat_tables([events, more], promote_options="default"), folder / "interactions.parquet")
+    new = items.slice(0, 3).set_column(0, "item_id", pa.array(["new0", "new1", "new2"]))
+    # Another order of columns and rows, and a category that the towers do not know.
+    new = new.set_column(2, "category", pa.array(["x", "never seen", None]))
+    items = pa.concat_tables([new, items]).select(["visual", "price", "tags", "category", "title", "item_id"])
+    pq.write_table(items, folder / "items.parquet")
+    pq.write_table(users, folder / "users.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def indexed(run: Path, newer: Path, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    store = tmp_path_factory.mktemp("store")
+    main(["index", f"run={run}", f"store={store}", "index=exact", f"data.root={newer}", "horizon_days=2"])
+    return Retriever.load(store, "candidate")
+
+
+def test_towers_stay_and_new_items_are_placed_by_their_features(
+    run: Path, newer: Path, indexed: Retriever, tmp_path: Path
+) -> None:
+    trained = load_run(run)
+    items, embeddings = indexed.items["item_id"].to_pylist(), np.load(indexed.folder / "item_embeddings.npy")
+    place = {item: row for row, item in enumerate(items)}
+    ids = trained.dataset.item_ids.take(pa.array(trained.corpus - 1)).to_pylist()
+    assert {"new0", "new1", "new2"} == {*items} - {*ids}
+    kept = [item in place for item in ids]
+    before = encode_corpus(trained.model, torch.from_numpy(trained.corpus)).numpy()[kept]
+    after = embeddings[[place[item] for item in ids if item in place]]
+    np.testing.assert_allclose(after[:, :-1], before[:, :-1], atol=1e-6)
+    assert indexed.manifest.num_trained == trained.dataset.num_trained
+    assert indexed.manifest.refreshed["data"] == str(newer)
+    newest = int(np.max(pq.read_table(newer / "interactions.parquet")["timestamp"]))
+    assert indexed.manifest.index_time == {"now": newest + 1, "horizon_days": 2.0}
+    # Two days in which one item had almost all events.
+    gain = dict(zip([item for item in ids if item in place], (after - before)[:, -1], strict=True))
+    assert max(gain, key=lambda item: gain[item]) == RISING
+    assert gain[RISING] > 0.1 > np.median([*gain.values()])
+    # The same embeddings as those of items that are added to the served index.
+    new = pq.read_table(newer / "items.parquet").slice(0, 3)
+    pq.write_table(new, tmp_path / "new.parquet")
+    embed_items(indexed.folder.parent, indexed.version, items=tmp_path / "new.parquet", out=tmp_path / "out")
+    added = load_additions(tmp_path / "out").embeddings
+    np.testing.assert_allclose(embeddings[[place[i] for i in new["item_id"].to_pylist()]], added, atol=1e-6)
+
+
+def test_histories_and_users_of_newer_data_are_known(indexed: Retriever) -> None:
+    lists = OpenedRelease(indexed, "own").recommend(["u000", "newcomer"], k=5)
+    assert all(len(row) == 5 for row in lists["item_ids"].to_pylist())
+    assert "new0" not in lists["item_ids"][0].as_py()
+    assert (indexed.query_encoder.user_rows(pa.array(["u000", "newcomer"])) >= 0).all()
+
+
+def test_a_release_gives_the_same_towers_as_its_run(run: Path, newer: Path, indexed: Retriever) -> None:
+    of_run, of_release = Towers.of_run(load_run(run)), Towers.of_release(indexed.folder, indexed.manifest)
+    # The release was made from newer data, so that it knows more items and users.
+    assert len(of_release.codes.item_ids) > len(of_run.codes.item_ids)
+    first, second = (
+        on_newer_data(towers, towers.prepare(str(newer)), root=str(newer), index_time=IndexTime(12 * DAY, 1.0))
+        for towers in (of_run, of_release)
+    )
+    assert first.dataset.item_ids.equals(second.dataset.item_ids)
+    one, other = (encode_corpus(made.model, torch.from_numpy(made.corpus)) for made in (first, second))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    requests = Requests(np.arange(first.dataset.num_users), first.dataset.val_end)
+    one, other = (made.model.encode_users(made.builder.requests(requests)) for made in (first, second))
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_counts_are_those_before_now(run: Path, newer: Path) -> None:
+    towers = Towers.of_run(load_run(run))
+    dataset = towers.prepare(str(newer))
+    rising = dataset.item_ids.to_pylist().index(RISING) + 1
+    bias = {}
+    for now in (11 * DAY, int(dataset.time.max()) + 1):
+        made = on_newer_data(towers, dataset, root=str(newer), index_time=IndexTime(now, 1.0))
+        bias[now] = float(made.model.item_bias[rising])
+        assert int(made.dataset.time.max()) < now
+        # Events after `now` are neither history nor counted.
+        assert made.dataset.meta.num_events == int((np.asarray(dataset.time) < now).sum())
+        assert made.dataset.train_until <= towers.train_until
+    early, late = bias.values()
+    assert late > early + 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["now=yesterday"], "now: found 'yesterday', expected a date, a time or seconds since 1970"),
+        (["now=newest", "horizon_days=0"], "horizon_days: found 0, expected a positive number of days"),
+        (["horizon_days=2"], "horizon_days=2: expected now=DATE too"),
+        (["now=1969-12-01"], "now=1969-12-01: the first event is at"),
+    ],
+)
+def test_wrong_times_are_refused(
+    words: list[str], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", f"run={run}", f"store={tmp_path}", *words])
+    assert message in capsys.readouterr().err
+
+
+def test_data_without_a_column_that_the_towers_read_is_refused(
+    run: Path, newer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for table in newer.iterdir():
+        (tmp_path / table.name).write_bytes(table.read_bytes())
+    pq.write_table(pq.read_table(newer / "items.parquet").drop_columns(["price"]), tmp_path / "items.parquet")
+    with pytest.raises(SystemExit):
+        main(["index", f"run={run}", f"store={tmp_path / 'store'}", f"data.root={tmp_path}"])
+    error = capsys.readouterr().err
+    assert "data.features.items.price" in error
+    assert "no such column" in error
