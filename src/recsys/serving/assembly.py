@@ -7,6 +7,7 @@ import functools
 import socket
 from pathlib import Path
 
+import numpy as np
 from starlette.routing import BaseRoute
 
 from recsys.core.errors import UserError
@@ -14,6 +15,7 @@ from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.events import StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerRoutes
+from recsys.serving.gateway.answer_check import Ids
 from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
@@ -62,6 +64,7 @@ class _Builder:
         self._start: list[Hook] = []
         self._stop: list[Hook] = []
         self._host: Host | None = None
+        self._updates: ItemUpdates | None = None
         self._towers: TowerCache | None = None
         if settings.role != "host":
             self._towers = TowerCache(
@@ -79,9 +82,10 @@ class _Builder:
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
         monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
-        updates = ItemUpdates(Path(settings.changes), shard)
+        updates = self._updates = ItemUpdates(Path(settings.changes), shard)
         open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
+        host.report_faults(updates.fault)
         version = host.load(settings.release)
         host.serve(version)
         if self._towers is not None:
@@ -129,7 +133,26 @@ class _Builder:
             cost=settings.cost,
             store_seconds=settings.store_seconds,
         )
-        router = Router(fleet, settings.model, metrics=self._metrics)
+        if self._updates is None:
+            # Additions and takedowns of the fleet, by which answers of hosts are checked.
+            self._updates = ItemUpdates(Path(settings.changes), None)
+        towers, updates = self._towers, self._updates
+
+        def screen(version: str, item_ids: Ids) -> tuple[Ids, Ids]:
+            tower = towers.held(version)
+            unknown: Ids = []
+            if tower is not None:
+                rows = tower.known_items.rows(item_ids)
+                unknown = [item_ids[place] for place in np.flatnonzero(rows < 0).tolist()]
+            return updates.not_added(version, unknown), updates.removed_of(item_ids)
+
+        router = Router(
+            fleet,
+            settings.model,
+            metrics=self._metrics,
+            screen=screen,
+            is_usable=lambda version: not towers.has_failed(version),
+        )
         sampler = RequestSampler(
             settings.samples_share,
             settings.samples,

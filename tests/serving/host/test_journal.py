@@ -6,12 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recsys.core.errors import UserError
+from recsys.serving.host import journal as journal_module
+from recsys.serving.host.additions import Additions
+from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.journal import Journal
+from recsys.serving.http.problems import ServerFault
 
 
 def test_records_come_back_in_order_and_once(tmp_path: Path) -> None:
@@ -98,3 +104,68 @@ def test_nothing_acknowledged_is_lost_when_writers_are_killed(tmp_path: Path) ->
         assert numbers == list(range(len(numbers)))
         assert len(numbers) >= count + 1
     assert records[-1] == {"by": "c", "n": 0}
+
+
+def test_a_large_journal_is_replaced_by_fewer_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 1000)
+    path = tmp_path / "journal"
+    writer, reader = Journal(path), Journal(path)
+    writer.write({"n": -1})
+    assert reader.read_new() == [{"n": -1}]
+    for number in range(200):
+        writer.write({"n": number}, lambda: [{"all": number}])  # noqa: B023
+    assert path.stat().st_size < 5000
+    # What the other process had read is replaced, so it reads all again.
+    assert reader.has_new
+    assert reader.read_new()[0].keys() == {"all"}
+    assert Journal(path).read_new()[-1] == {"n": 199}
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "gone", "not JSON", "another record"])
+def test_a_journal_that_lost_records_rests_its_host_until_it_is_restored(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "journal"
+    updates = ItemUpdates(path)
+    assert updates.take_down([1, 2]) == 2
+    assert updates.take_down([3]) == 1
+    whole = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage in ("emptied", "cut"):
+        os.truncate(path, 0 if damage == "emptied" else whole.index(b"\n") + 1)
+    else:
+        content = b"not JSON" if damage == "not JSON" else b'{"add": [1]}'
+        with path.open("ab") as file:
+            file.write(b"%08x %s\n" % (zlib.crc32(content), content))
+    for _ in range(2):
+        assert updates.fault() is not None
+        with pytest.raises(ServerFault) as refused:
+            updates.refresh()
+        # The path is for the log of the host.
+        assert str(path) not in str(refused.value)
+        assert refused.value.status == 503
+    path.write_bytes(whole)
+    assert updates.fault() is None
+    assert updates.removed_of([1, 2, 3, 4]) == [1, 2, 3]
+
+
+def test_a_year_of_changes_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "COMPACT_BYTES", 20_000)
+
+    class Accepts:
+        def check_additions(self, additions: Additions) -> list[int | str]:
+            return [item["item_id"] for item in additions.items]
+
+    updates = ItemUpdates(tmp_path / "journal")
+    rng = np.random.default_rng(0)
+    for day in range(60):
+        embeddings = rng.normal(size=(10, 8)).astype(np.float32)
+        rows = [{"item_id": number} for number in range(10)]
+        updates.add(Additions("v1", rows, embeddings), Accepts())
+        if day:
+            updates.take_down([-day])
+    assert (tmp_path / "journal").stat().st_size < 40_000
+    again = ItemUpdates(tmp_path / "journal")
+    _, removed, new = again.of("v1")
+    assert sorted(removed) == list(range(-59, 0))
+    assert [one.item["item_id"] for one in new] == list(range(10))
+    np.testing.assert_array_equal(np.stack([one.embedding for one in new]), embeddings)

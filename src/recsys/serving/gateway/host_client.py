@@ -12,6 +12,8 @@ class HostClient(Protocol):
     """A host, in this process or elsewhere."""
 
     name: str
+    # Answers of other processes are checked.
+    is_remote: bool
 
     async def version(self) -> Versions:
         """Return model -> versions that the host serves and has loaded now.
@@ -42,11 +44,14 @@ class HostClient(Protocol):
 class LocalHost:
     """A host in this process, searched in the event loop, or in a thread if the search takes long."""
 
+    is_remote = False
+
     def __init__(self, host: Host) -> None:
         self.name, self._host = host.name, host
 
     async def version(self) -> Versions:
         """Return the versions of the host."""
+        self._host.require_sound()
         return self._host.version()
 
     async def search(self, request: SearchRequest) -> SearchResponse:

@@ -37,7 +37,14 @@ class HTTPClient:
         self._is_closed = False
 
     async def request(
-        self, method: str, path: str, *, seconds: float, body: bytes = b"", headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        seconds: float,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_RESPONSE_BYTES,
     ) -> tuple[int, bytes]:
         """Send a request and return status and body of the response. The time limit includes connecting.
 
@@ -49,12 +56,16 @@ class HTTPClient:
         try:
             async with deadline:
                 try:
-                    return await self._send(method, path, body=body, headers=headers)
+                    return await self._send(
+                        method, path, body=body, headers=headers, max_bytes=min(max_bytes, self.max_bytes)
+                    )
                 except aiohttp.ClientConnectorError:
                     raise
                 except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                     # The other side closes connections that were idle for long, and may do so at this moment.
-                    return await self._send(method, path, body=body, headers=headers)
+                    return await self._send(
+                        method, path, body=body, headers=headers, max_bytes=min(max_bytes, self.max_bytes)
+                    )
         except aiohttp.ConnectionTimeoutError as error:
             raise TooLateError(f"took no connection within {self.connect_seconds:g} s") from error
         except TimeoutError as error:
@@ -77,15 +88,16 @@ class HTTPClient:
                 await self.close()
 
     async def _send(
-        self, method: str, path: str, *, body: bytes, headers: Mapping[str, str] | None
+        self, method: str, path: str, *, body: bytes, headers: Mapping[str, str] | None, max_bytes: int
     ) -> tuple[int, bytes]:
         async with self._session().request(method, path, data=body, headers=headers) as response:
             parts, size = [], 0
             async for part in response.content.iter_any():
                 parts.append(part)
                 size += len(part)
-                if size > self.max_bytes:
-                    raise NoAnswerError(f"answers with more than {self.max_bytes} bytes")
+                if size > max_bytes:
+                    response.close()
+                    raise NoAnswerError(f"answers with more than {max_bytes} bytes")
             return response.status, b"".join(parts)
 
     def _session(self) -> aiohttp.ClientSession:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 from recsys.core.errors import UserError
+from recsys.serving.gateway.answer_check import MAX_VERSION_BYTES, largest_answer, oddity_of_versions
 from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError, TooLateError
 from recsys.serving.http.admission import DEADLINE_HEADER, OVERLOADED, deadline, is_late, overloaded
 from recsys.serving.http.codec import Decoder, encode
@@ -41,6 +42,8 @@ class RemoteHost:
     hangs is found by its probes. `probe_seconds` also limits a new connection.
     """
 
+    is_remote = True
+
     def __init__(self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
@@ -49,16 +52,18 @@ class RemoteHost:
     async def version(self) -> Versions:
         """Return model -> versions that the host serves and has loaded now."""
         try:
-            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds)
+            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds, max_bytes=MAX_VERSION_BYTES)
         except HostFailed as error:
             if isinstance(error.__cause__, TooLateError):
                 raise
             # One connection that was cut is no reason to stop using the host.
-            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds)
+            body = await self._call("GET", "/v1/version", seconds=self.probe_seconds, max_bytes=MAX_VERSION_BYTES)
         try:
             versions: Versions = _versions(body)
         except Problem as error:
             raise HostFailed(f"{self.name}: its versions cannot be read ({error})") from error
+        if (oddity := oddity_of_versions(versions)) is not None:
+            raise HostFailed(f"{self.name}: {oddity}")
         return versions
 
     async def search(self, request: SearchRequest) -> SearchResponse:
@@ -71,7 +76,13 @@ class RemoteHost:
             seconds, headers = min(seconds, remaining), {DEADLINE_HEADER: str(int(1000 * remaining))}
         try:
             answer = await self._call(
-                "POST", "/v1/search", seconds=seconds, body=body, headers=headers, version=request.version
+                "POST",
+                "/v1/search",
+                seconds=seconds,
+                body=body,
+                headers=headers,
+                version=request.version,
+                max_bytes=largest_answer(request),
             )
         except HostFailed as error:
             if isinstance(error.__cause__, TooLateError) and is_late():
@@ -93,9 +104,12 @@ class RemoteHost:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         version: str = "",
+        max_bytes: int,
     ) -> bytes:
         try:
-            status, answer = await self._client.request(method, path, body=body, seconds=seconds, headers=headers)
+            status, answer = await self._client.request(
+                method, path, body=body, seconds=seconds, headers=headers, max_bytes=max_bytes
+            )
         except NoAnswerError as error:
             raise HostFailed(f"{self.name}: {error}") from error
         if status == 200:

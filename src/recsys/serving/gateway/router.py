@@ -8,14 +8,15 @@ assigns the request again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+from recsys.serving.gateway.answer_check import Screen, checked
 from recsys.serving.gateway.fleet import Fleet, HostState
 from recsys.serving.gateway.remote_host import HostBusy, HostFailed
 from recsys.serving.gateway.shard_merge import for_shards, merge
 from recsys.serving.http.messages import Canary, Hosts, ModelVersions, SearchRequest, SearchResponse
-from recsys.serving.http.problems import VersionNotHeld, unavailable
+from recsys.serving.http.problems import Problem, VersionNotHeld, unavailable
 from recsys.serving.observability.metrics import Metrics
 
 UserId = int | str | None
@@ -40,10 +41,24 @@ class RoutedResponse(NamedTuple):
 
 
 class Router:
-    """Sends searches to hosts. `model` names the model that is served; None if every host has one model."""
+    """Sends searches to hosts.
 
-    def __init__(self, fleet: Fleet, model: str | None = None, *, metrics: Metrics | None = None) -> None:
-        self.fleet, self.model = fleet, model
+    Args:
+        model: model that is served; None if every host has one model.
+        screen: finds unknown and removed items in the answers of other processes; None to trust hosts.
+        is_usable: returns False for versions whose user tower cannot be loaded, which are not assigned.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        model: str | None = None,
+        *,
+        metrics: Metrics | None = None,
+        screen: Screen | None = None,
+        is_usable: Callable[[str], bool] = lambda version: True,  # noqa: ARG005
+    ) -> None:
+        self.fleet, self.model, self._screen, self._is_usable = fleet, model, screen, is_usable
         self.canary: Canary | None = None
         self.metrics = metrics or Metrics()
         self._under_way: set[asyncio.Task[tuple[SearchResponse, str]]] = set()
@@ -56,14 +71,18 @@ class Router:
             VersionNotHeld: If some shard does not hold the version that is wanted.
             Problem: If no host of a shard is up, or the shards have no version in common (503).
         """
-        shards = [[state for state in shard if state.failure is None] for shard in self.fleet.shards]
+        shards = [[state for state in shard if self._failure(state) is None] for shard in self.fleet.shards]
         for number, shard in enumerate(shards):
             if not shard:
                 self.fleet.probe_all()
-                reasons = "; ".join(state.failure or "" for state in self.fleet.shards[number]) or "there are none"
+                reasons = (
+                    "; ".join(self._failure(state) or "" for state in self.fleet.shards[number]) or "there are none"
+                )
                 raise unavailable(f"{self._shard_prefix(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
         common = set.intersection(*held)
+        # If there is none, the reason comes from the tower itself.
+        common = {version for version in common if self._is_usable(version)} or common
         version = wanted
         if wanted is not None and wanted not in common:
             serving = self._first(shards, common)
@@ -127,16 +146,23 @@ class Router:
         if len(self.fleet.shards[shard]) == 1:
             return await self._attempt(state, request)
         tried.add(state)
-        waiting = {self._begin(state, request)}
+        of = {self._begin(state, request): state}
+        waiting = set(of)
+        refusal: tuple[HostState, Problem] | None = None
         while True:
             done, waiting = await asyncio.wait(waiting, timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
             errors = [task.exception() for task in done]
             if None in errors:
+                if refusal is not None:
+                    refusal[0].fail(f"{refusal[0].name}: refused what another host answers: {refusal[1]}")
                 return next(task.result() for task, error in zip(done, errors, strict=True) if error is None)
-            for error in errors:
+            for task, error in zip(done, errors, strict=True):
                 if not isinstance(error, VersionNotHeld | HostFailed):
                     assert error is not None
-                    raise error
+                    # Another host decides whether the request is wrong or this host is.
+                    if refusal is not None or not isinstance(error, Problem) or error.status not in (400, 413):
+                        raise error if refusal is None else refusal[1]
+                    refusal = of[task], error
             if not done:
                 if not state.is_silent(SILENCE):
                     continue
@@ -145,7 +171,11 @@ class Router:
                 self.metrics.routing["retry" if done else "hedge"].inc()
                 state = self._least_busy(holders)
                 tried.add(state)
-                waiting.add(self._begin(state, request))
+                task = self._begin(state, request)
+                of[task] = state
+                waiting.add(task)
+            elif not waiting and refusal is not None:
+                raise refusal[1]
             elif not waiting:
                 raise next(error for error in errors if error is not None)
 
@@ -169,6 +199,12 @@ class Router:
             if response.version != request.version:
                 self.metrics.routing["mismatch_refused"].inc()
                 raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
+            if state.client.is_remote:
+                answer = checked(request, response, self._screen)
+                if isinstance(answer, str):
+                    self.metrics.routing["answer_refused"].inc()
+                    raise HostFailed(f"{state.name}: {answer}")
+                response = answer
         except VersionNotHeld as refusal:
             model = self.model or next(iter(state.versions), "")
             state.versions = {**state.versions, model: ModelVersions(refusal.serving, refusal.loaded)}
@@ -184,9 +220,15 @@ class Router:
         state.succeed()
         return response, state.name
 
+    def _failure(self, state: HostState) -> str | None:
+        if state.failure is None and self.model is None and len(state.versions) > 1:
+            names = ", ".join(sorted(state.versions))
+            return f"{state.name} holds several models ({names}): the gateway needs model=NAME"
+        return state.failure
+
     def _holders(self, shard: int, version: str, *, tried: Collection[HostState]) -> list[HostState]:
         states = self.fleet.shards[shard]
-        return [s for s in states if s not in tried and s.failure is None and version in self._of(s).loaded]
+        return [s for s in states if s not in tried and self._failure(s) is None and version in self._of(s).loaded]
 
     def _first(self, shards: Sequence[Sequence[HostState]], common: Collection[str]) -> HostState | None:
         """Return the host whose version the request gets: the least busy one that serves a version all shards hold."""
@@ -204,9 +246,6 @@ class Router:
     def _of(self, state: HostState) -> ModelVersions:
         if self.model is not None:
             return state.versions.get(self.model, _NOTHING)
-        if len(state.versions) > 1:
-            names = ", ".join(sorted(state.versions))
-            raise unavailable(f"{state.name} holds several models ({names}): the gateway needs model=NAME")
         return next(iter(state.versions.values()), _NOTHING)
 
     def _shard_prefix(self, shard: int) -> str:

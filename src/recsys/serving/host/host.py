@@ -60,6 +60,10 @@ class Host:
         """Raise `Problem` (503) if the host must not be used; every served version has passed its self-check."""
         if not self._serving:
             raise ServerFault(f"{self.name} serves nothing yet")
+        self.require_sound()
+
+    def require_sound(self) -> None:
+        """Raise `Problem` (503) if the host rests because of a fault of its own."""
         if (fault := self._fault()) is not None:
             raise ServerFault(f"{self.name} rests: {fault}")
 

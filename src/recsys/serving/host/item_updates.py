@@ -8,6 +8,8 @@ applies them from its next search on. Shapes: A new items, D dim.
 from __future__ import annotations
 
 import base64
+import contextlib
+import logging
 import threading
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,9 @@ from recsys.release.runtime.query_encoder import ItemId
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.journal import Journal
+from recsys.serving.http.problems import ServerFault
+
+log = logging.getLogger("recsys")
 
 
 class NewItem(NamedTuple):
@@ -47,28 +52,46 @@ class ItemUpdates:
     """
 
     def __init__(self, path: Path, shard: CorpusShard | None = None) -> None:
-        self._journal, self.shard = Journal(path), shard
+        self._log, self.shard = Journal(path), shard
         self._lock = threading.RLock()
+        self._fault: str | None = None
         # Ids in the order of the takedowns; version -> new items in the order in which they were added.
         self._removed: dict[ItemId, None] = {}
         self._added: dict[str, dict[ItemId, NewItem]] = {}
         # Number of records read; results computed at another number are outdated.
         self.number = 0
-        self.refresh()
+        for record in self._log.read_new():
+            self._apply(record)
+            self.number += 1
 
     def refresh(self) -> None:
         """Apply the records that any process of this host has written since."""
-        if not self._journal.has_new:
+        if self._fault is None and not self._log.has_new:
             return
         with self._lock:
-            for record in self._journal.read_new():
-                self._apply(record)
-                self.number += 1
+            try:
+                for record in self._log.read_new():
+                    self._apply(record)
+                    self.number += 1
+            except Exception as error:
+                # Whatever is wrong with the journal is no fault of a request, and later takedowns are unknown.
+                self._log.read_again()
+                if self._fault is None:
+                    log.error("item updates cannot be read, and the host rests: %s: %s", type(error).__name__, error)
+                self._fault = "its item updates cannot be read; its log has the reason"
+                raise ServerFault(self._fault) from error
+            self._fault = None
+
+    def fault(self) -> str | None:
+        """Return why the updates cannot be read, or None."""
+        with contextlib.suppress(ServerFault):
+            self.refresh()
+        return self._fault
 
     @property
     def has_new(self) -> bool:
         """True if there may be records that were not applied yet."""
-        return self._journal.has_new
+        return self._log.has_new
 
     def take_down(self, item_ids: Sequence[ItemId]) -> int:
         """Remove items from every version, and return how many were not removed before, once that is durable.
@@ -79,7 +102,7 @@ class ItemUpdates:
             self.refresh()
             new = [item for item in dict.fromkeys(item_ids) if item not in self._removed]
             if new:
-                self._journal.write({"take_down": new})
+                self._log.write({"take_down": new}, self._compacted)
                 self.refresh()
             return len(new)
 
@@ -95,9 +118,8 @@ class ItemUpdates:
                 if item in self._removed:
                     raise UserError(f"items[{number}].item_id: {item!r} was taken down")
             if ids:
-                content = base64.b64encode(additions.embeddings.astype("<f4").tobytes()).decode()
                 rows = [{name: _to_json(value) for name, value in item.items()} for item in additions.items]
-                self._journal.write({"add": rows, "version": additions.version, "embeddings": content})
+                self._log.write(_addition(additions.version, rows, additions.embeddings), self._compacted)
                 self.refresh()
             return len(ids)
 
@@ -112,6 +134,31 @@ class ItemUpdates:
         # Every host gets every new item, and the hash puts an item into the same shard in every process.
         return self.shard is None or zlib.crc32(repr(item).encode()) % self.shard.count == self.shard.number
 
+    def not_added(self, version: str, item_ids: Sequence[ItemId]) -> list[ItemId]:
+        """Return those of the items that were not added to a version."""
+        if not item_ids:
+            return []
+        self.refresh()
+        added = self._added.get(version, {})
+        return [item for item in item_ids if item not in added]
+
+    def removed_of(self, item_ids: Sequence[ItemId]) -> list[ItemId]:
+        """Return those of the items that were taken down."""
+        self.refresh()
+        return [item for item in item_ids if item in self._removed] if self._removed else []
+
+    def _compacted(self) -> list[dict[str, Any]]:
+        """Return records that mean the same as all that were read."""
+        self.refresh()
+        records = [{"take_down": list(self._removed)}] if self._removed else []
+        for version, new in self._added.items():
+            kept = [one for item, one in new.items() if item not in self._removed]
+            if kept:
+                records.append(
+                    _addition(version, [dict(one.item) for one in kept], np.stack([n.embedding for n in kept]))
+                )
+        return records
+
     def _apply(self, record: Mapping[str, Any]) -> None:
         if "take_down" in record:
             self._removed |= dict.fromkeys(record["take_down"])
@@ -121,6 +168,11 @@ class ItemUpdates:
         added = self._added.setdefault(record["version"], {})
         for item, embedding in zip(rows, embeddings, strict=True):
             added[item["item_id"]] = NewItem(item, embedding)
+
+
+def _addition(version: str, rows: list[dict[str, Any]], embeddings: Float32Array) -> dict[str, Any]:
+    content = base64.b64encode(embeddings.astype("<f4").tobytes()).decode()
+    return {"add": rows, "version": version, "embeddings": content}
 
 
 def _to_json(value: Any) -> Any:

@@ -7,59 +7,101 @@ the others. The file is appended to in place, so a write costs the same for ever
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 from filelock import FileLock
 
 from recsys.core.errors import UserError
-from recsys.core.io import sync
+from recsys.core.io import atomic_write
+
+
+class _Position(NamedTuple):
+    """Place in a file up to which a process has read."""
+
+    inode: int
+    bytes: int
+    lines: int
+
+
+_START = _Position(-1, 0, 0)
+
+
+# A journal is compacted when it is larger than this, and than a multiple of its size after the last time.
+COMPACT_BYTES, COMPACT_FACTOR = 1 << 20, 4
 
 
 class Journal:
-    """Records of one host. The first record makes the file, and its folder."""
+    """Records in a file that several processes share. The first record makes the file, and its folder.
+
+    `write` with `compact` replaces the file by fewer records with the same meaning, which readers then apply again.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._read_bytes, self._read_lines = 0, 0
+        self.path, self.place = path, str(path)
+        self._position = self._before = _START
+        self._compact_bytes = 0
 
     @property
     def has_new(self) -> bool:
-        """True if there may be records that `read_new` has not returned; cheap enough for every search."""
+        """True if `read_new` may have something to say; cheap enough for every search."""
         try:
-            return os.stat(self.path).st_size > self._read_bytes
+            found = os.stat(self.path)
         except FileNotFoundError:
-            return False
+            return self._position.bytes > 0
+        return found.st_size != self._position.bytes or found.st_ino != self._position.inode
 
     def read_new(self) -> list[dict[str, Any]]:
-        """Return the records since the last call, oldest first; raise `UserError` at a damaged one."""
+        """Return the records since the last call, oldest first.
+
+        Raises:
+            UserError: If a record is damaged, or the file has lost records; the next call reads them again.
+        """
+        position = self._before = self._position
         if not self.path.exists():
+            if position.bytes:
+                raise UserError(f"{self.path}: is gone; restore the file")
             return []
         with self.path.open("rb") as file:
-            file.seek(self._read_bytes)
+            found = os.fstat(file.fileno())
+            if found.st_size == 0:
+                raise UserError(f"{self.path}: is empty, and a journal never is; restore or remove the file")
+            if found.st_ino != position.inode:
+                position = _Position(found.st_ino, 0, 0)
+            elif found.st_size < position.bytes:
+                raise UserError(f"{self.path}: has lost records; restore the file")
+            file.seek(position.bytes)
             content = file.read()
         # A last line without a line break is being written or was truncated.
         content = content[: content.rfind(b"\n") + 1]
-        records = [self._parse(line, number) for number, line in enumerate(content.splitlines(), self._read_lines + 1)]
-        self._read_bytes += len(content)
-        self._read_lines += len(records)
+        lines = content.split(b"\n")[:-1]
+        records = [self._parse(line, number) for number, line in enumerate(lines, position.lines + 1)]
+        self._position = _Position(position.inode, position.bytes + len(content), position.lines + len(records))
         return records
 
-    def write(self, record: dict[str, Any]) -> None:
+    def read_again(self) -> None:
+        """Let the next `read_new` return the records of the last one too."""
+        self._position = self._before
+
+    def write(self, record: dict[str, Any], compact: Callable[[], Sequence[dict[str, Any]]] | None = None) -> None:
         """Append a record and return when it is on the disk. The next `read_new` returns it.
+
+        A large journal is replaced by the records of `compact`, which mean the same as all of the file.
 
         Raises:
             OSError: If the record could not be written; then the file is as before.
         """
-        line = json.dumps(record, separators=(",", ":")).encode()
-        line = b"%08x %s\n" % (zlib.crc32(line), line)
+        line = _line(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self.path}.lock"):
-            is_new = not self.path.exists()
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            if not self.path.exists():
+                atomic_write(self.path, line)
+                return
+            descriptor = os.open(self.path, os.O_RDWR)
             try:
                 end = _complete_bytes(descriptor)
                 os.ftruncate(descriptor, end)
@@ -73,15 +115,23 @@ class Journal:
                     raise
             finally:
                 os.close(descriptor)
-            if is_new:
-                sync(self.path.parent)
+            if compact is not None and end > max(COMPACT_BYTES, COMPACT_FACTOR * self._compact_bytes):
+                content = b"".join(map(_line, compact()))
+                self._compact_bytes = len(content)
+                if content and 2 * len(content) < end:
+                    atomic_write(self.path, content)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         crc, _, content = line.partition(b" ")
         if crc != b"%08x" % zlib.crc32(content):
             raise UserError(f"{self.path}: line {number} is damaged; restore the file, or remove that line")
-        record: dict[str, Any] = json.loads(content)
+        record: dict[str, Any] = msgspec.json.decode(content)
         return record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    content = msgspec.json.encode(record)
+    return b"%08x %s\n" % (zlib.crc32(content), content)
 
 
 def _complete_bytes(descriptor: int, step: int = 1 << 16) -> int:

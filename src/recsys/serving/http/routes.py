@@ -151,9 +151,10 @@ class HostRoutes:
             raise overloaded("the deadline of the request has passed")
         return await self._host.answer(request)
 
-    @route("GET", "/v1/version")
+    @route("GET", "/v1/version", errors=(503,))
     async def version(self) -> Versions:
-        """Return model -> versions on this host."""
+        """Return model -> versions on this host; 503 while the host rests because of a fault of its own."""
+        self._host.require_sound()
         return self._host.version()
 
 
