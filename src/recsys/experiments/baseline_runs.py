@@ -18,7 +18,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
-from recsys.experiments.assembly import check_metric, instantiate, open_data, oracle_recall
+from recsys.experiments.assembly import check_metric, instantiate, open_data, oracle_metrics
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.run_folder import RunFolder, RunStatus
 
@@ -132,8 +132,7 @@ class _Baseline:
         if self.config.evaluation.rolling:
             requests = rolling_requests(data, "test")
             metrics |= self._evaluate(generator, data, part="test", requests=requests, rolling=True)
-        best = oracle_recall(self.config, data, part="test")
-        metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
+        metrics |= oracle_metrics(self.config, data, part="test")
         self.run.write_per_user(per_user_table(data, counted))
         self.run.write_metrics(metrics)
 

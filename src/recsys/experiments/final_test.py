@@ -17,7 +17,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests, seen_items
-from recsys.experiments.assembly import build_data, build_model, corpus_of, oracle_recall
+from recsys.experiments.assembly import build_data, build_model, corpus_of, oracle_metrics
 from recsys.experiments.fitting import (
     BEST,
     TrainingSession,
@@ -45,8 +45,7 @@ def measure_on_test(session: TrainingSession) -> None:
     metrics = logged_metrics(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
-    best = oracle_recall(config, dataset, part="test")
-    metrics |= {f"test/best_reachable/{name}": value for name, value in best.items()}
+    metrics |= oracle_metrics(config, dataset, part="test")
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)

@@ -15,15 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chi2
 
-import recsys.data.simulation.oracle
 import recsys.data.simulation.synthetic
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UserError
 from recsys.core.schema import Schema, TimeResolution
 from recsys.data.dataset import Meta, PreparedDataset
-from recsys.data.simulation.oracle import Moments, Truth
-from recsys.data.simulation.synthetic import Synthetic, WorldSettings, best_reachable, generate
+from recsys.data.simulation.oracle import Moments, Truth, oracle_scores
+from recsys.data.simulation.synthetic import Synthetic, WorldSettings, generate
+from recsys.data.simulation.unknown_popularity import unknown_popularity
 from recsys.data.simulation.world import DAY, Boards, World, pick, stay
+from recsys.experiments.assembly.oracle import best_reachable
 
 SMALL = WorldSettings(num_users=2_500, num_items=500, num_events=30_000, num_categories=5, topics_per_category=4)
 TINY = WorldSettings(
@@ -284,8 +285,8 @@ def test_drawn_frequencies_match_the_probabilities(tiny: Path) -> None:
 def test_oracle_beats_popularity_and_item_knn(small: Path, tmp_path: Path) -> None:
     dataset = prepared(small, tmp_path)
     oracle = best_reachable(small, dataset, part="test")
-    assert list(oracle) == [f"recall@{k}" for k in (5, 10, 20, 50, 100)]
-    assert sorted(oracle.values()) == list(oracle.values())
+    values = [oracle[f"best_reachable/recall@{k}"] for k in (5, 10, 20, 50, 100)]
+    assert sorted(values) == values
 
     begin, end = dataset.part_bounds("test")
     seen = np.zeros((dataset.num_users, dataset.num_items + 1), np.float32)
@@ -303,7 +304,7 @@ def test_oracle_beats_popularity_and_item_knn(small: Path, tmp_path: Path) -> No
             for name, scores in (("popular", popular), ("knn", seen[user] @ similar)):
                 best = np.argsort(-np.where(seen[user] > 0, -np.inf, scores), kind="stable")[:10]
                 recalls[name].append(len(relevant & set(best)) / len(relevant))
-    assert 2 * np.mean(recalls["popular"]) < np.mean(recalls["knn"]) < 0.75 * oracle["recall@10"]
+    assert 2 * np.mean(recalls["popular"]) < np.mean(recalls["knn"]) < 0.75 * oracle["best_reachable/recall@10"]
 
 
 def test_oracle_equals_plain_arithmetic(small: Path, tmp_path: Path) -> None:
@@ -323,30 +324,74 @@ def test_oracle_equals_plain_arithmetic(small: Path, tmp_path: Path) -> None:
         relevant = set(dataset.item_idx[begin[user] : end[user]]) - seen
         if relevant:
             recalls.append(len(relevant & set(ranked[:20])) / len(relevant))
-    assert best_reachable(small, dataset, part="val", cutoffs=(20,))["recall@20"] == pytest.approx(
-        np.mean(recalls), abs=2e-3
-    )
+    found = best_reachable(small, dataset, part="val", cutoffs=(20,))
+    assert found["best_reachable/recall@20"] == pytest.approx(np.mean(recalls), abs=2e-3)
 
 
-def test_the_oracle_ignores_the_drawn_items(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oracle_ignores_the_drawn_items(small: Path, tmp_path: Path) -> None:
     dataset = prepared(small, tmp_path)
-    ranked: list[bytes] = []
-
-    def keep(scores: np.ndarray, _: np.ndarray, cutoffs: tuple[int, ...]) -> np.ndarray:
-        ranked.append(scores.tobytes())
-        return np.zeros(len(cutoffs))
-
-    monkeypatch.setattr(recsys.data.simulation.oracle, "_recalls", keep)
-    best_reachable(small, dataset, part="test", max_users=200)
-    before = set(ranked)
-    ranked.clear()
     begin, end = dataset.part_bounds("test")
     drawn, items = ragged_positions(begin, end - begin), dataset.item_idx.copy()
     items[drawn] = np.random.default_rng(0).permutation(items[drawn])
-    best_reachable(small, dataclasses.replace(dataset, item_idx=items), part="test", max_users=200)
-    # A user whose items are all seen is left out; the others' scores are what they were, to the last bit.
-    assert len(ranked) > 150
-    assert sum(scores in before for scores in ranked) > 0.8 * len(ranked)
+    (before,), (after,) = (
+        list(oracle_scores(small, data, part="test", max_users=200))
+        for data in (dataset, dataclasses.replace(dataset, item_idx=items))
+    )
+    np.testing.assert_array_equal(before.best, after.best)
+    assert len(before.best) == 200
+
+
+def test_the_oracle_without_the_popularity_of_new_items(small: Path, tmp_path: Path) -> None:
+    dataset = prepared(small, tmp_path)
+    world, is_new = Truth(small).world, dataset.train_count[1:] == 0
+    (scores,) = oracle_scores(small, dataset, part="test", max_users=50)
+    assert scores.no_popularity is not None
+    # Items are in the order of their ids; new ones of one topic that are born on one day have one score.
+    kinds = np.stack([world.item_topic, world.born])[:, np.argsort(world.item_id)]
+    alike = np.unique(kinds[:, is_new], axis=1, return_inverse=True)[1].ravel()
+    known, unknown = (each[:, 1:][:, is_new] for each in (scores.best, scores.no_popularity))
+    pairs = [np.flatnonzero(alike == kind) for kind in np.unique(alike) if (alike == kind).sum() > 1]
+    assert len(pairs) > 3
+    for pair in pairs:
+        np.testing.assert_allclose(unknown[:, pair], unknown[:, pair[:1]].repeat(len(pair), 1), rtol=1e-6)
+        assert not np.allclose(known[:, pair], known[:, pair[:1]].repeat(len(pair), 1))
+    # What is unknown costs recall.
+    found = best_reachable(small, dataset, part="test")
+    best, without = (found[f"{name}/recall@20"] for name in ("best_reachable", "best_without_popularity"))
+    assert 0.9 * best < without < best
+    assert 0 < found["best_without_popularity/cold_items/shown@20"] < 0.2
+    known_alone = dataclasses.replace(dataset, train_count=np.ones_like(dataset.train_count))
+    assert next(oracle_scores(small, known_alone, part="test", max_users=5)).no_popularity is None
+
+
+def test_expected_weight_of_a_new_item_by_plain_arithmetic(small: Path, tmp_path: Path) -> None:
+    dataset, world = prepared(small, tmp_path), Truth(small).world
+    position, day = np.argsort(world.item_id), 85
+    weights = np.stack([world.item_weights(day)])
+    found = unknown_popularity(world, dataset, position=position, days=np.array([day]), weights=weights)[0]
+    changed = np.flatnonzero(dataset.train_count[1:] == 0)
+    assert {*np.flatnonzero(found != weights[0])} <= {*position[changed]}
+    train = np.concatenate([np.arange(*bounds) for bounds in zip(dataset.offsets[:-1], dataset.train_end, strict=True)])
+    days = world.day_of(dataset.time[train] - SMALL.start_seconds)
+    topics = world.item_topic[position[dataset.item_idx[train] - 1]]
+
+    def trend(at: int) -> float:
+        return 1 + sum(world.boost * np.exp(-0.5 * ((at - world.peak) / world.width) ** 2)) / SMALL.num_items
+
+    sample = world.half_life[:: SMALL.num_items // 256]
+    # One item that was born in training, and one that was not.
+    born = world.born[position[changed]]
+    for item in (position[changed[born < 60][0]], position[changed[born > 80][0]]):
+        topic, events = world.item_topic[item], 0.0
+        own = slice(world.topic_start[topic], world.topic_start[topic + 1])
+        for at in range(int(max(world.born[item], 0)), 90):
+            interest = np.mean(0.03 + 0.97 * 0.5 ** ((at - world.born[item]) / sample))
+            share = interest * np.mean([trend(t) for t in range(90)]) / world.item_weights(at)[own].sum()
+            events += share * ((days == at) & (topics == topic)).sum()
+        none = np.exp(-world.zipf[own] * events)
+        zipf = (world.zipf[own] * none).sum() / none.sum()
+        interest = np.mean(0.03 + 0.97 * 0.5 ** ((day - world.born[item]) / sample)) if day >= world.born[item] else 0
+        assert found[item] == pytest.approx(zipf * interest * trend(day), rel=1e-4)
 
 
 def test_oracle_samples_users_and_refuses_other_data(small: Path, tiny: Path, tmp_path: Path) -> None:

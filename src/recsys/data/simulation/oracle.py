@@ -1,24 +1,24 @@
-"""Best reachable recall of a simulated world: items ranked by the probabilities that drew the events.
+"""Oracle of a simulated world: items scored by the probabilities that drew the events.
 
 The oracle reads the world, the boards of the users, the board of each user's last event before the part, and the times
-of the events in the part. It ranks items by their expected number of events at those times.
+of the events in the part. It scores items by their expected number of events at those times.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from recsys.core.columns import load_array, ragged_positions
 from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
 from recsys.core.types import Float32Array, Float64Array, Int64Array
-from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.dataset import Part, PreparedDataset, Requests
+from recsys.data.simulation.unknown_popularity import unknown_popularity
 from recsys.data.simulation.world import Boards, World, WorldSettings, stay
 
 _SCORES_PER_BLOCK = 32_000_000
@@ -100,33 +100,38 @@ class Truth:
         return state, last
 
 
-def best_reachable(
-    root: Path,
-    dataset: PreparedDataset,
-    *,
-    part: Part,
-    cutoffs: Sequence[int] = (5, 10, 20, 50, 100),
-    max_users: int = 5_000,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Return recall@K in `part` of a ranking by the true probabilities, without the items of the history.
+class Scores(NamedTuple):
+    """Scores of an oracle for R requests by item_idx, float32 [R, N + 1]; -inf for items that a model cannot know.
+
+    Attributes:
+        requests: the requests, as positions in the data set.
+        best: expected number of events of each item in the part.
+        no_popularity: the same if nothing is known about the popularity of a new item but that it has no training
+            event, see `unknown_popularity`; None if the data has no new items.
+    """
+
+    requests: Requests
+    best: Float32Array
+    no_popularity: Float32Array | None
+
+
+def oracle_scores(
+    root: Path, dataset: PreparedDataset, *, part: Part, max_users: int = 5_000, seed: int = 0
+) -> Iterator[Scores]:
+    """Yield the scores of the requests of a part, in blocks of requests. Items of the history are not left out.
 
     Args:
         root: generated folder that `dataset` was prepared from.
         dataset: data set prepared with `data.time=seconds`.
         part: `val` or `test`.
-        cutoffs: values of K.
         max_users: maximum number of users. If the part has more, a sample is drawn.
         seed: seed of the sample.
-
-    Returns:
-        `{"recall@5": ...}`, the mean over users with relevant items; empty if there are none.
 
     Raises:
         UserError: If `root` has no truth, or `dataset` was not prepared from it.
     """
     truth = Truth(root)
-    world, num_items = truth.world, truth.settings.num_items
+    world, num_items, num_known = truth.world, truth.settings.num_items, dataset.meta.num_known
     users = dataset.requests(part).user_idx
     if len(users) > max_users:
         users = np.sort(np.random.default_rng(seed).choice(users, max_users, replace=False))
@@ -135,19 +140,16 @@ def best_reachable(
     )
     _check(root, dataset, settings=truth.settings, user_ids=user_ids, item_ids=item_ids)
 
-    # Position of each item_idx in the world's order of items. The unknown item 0 has none.
-    by_id = np.argsort(world.item_id)
-    position = np.concatenate([[-1], by_id[item_ids - 1]])
-    outside = np.ones(num_items, bool)
-    outside[position[1 : dataset.meta.num_known + 1]] = False
-
+    # Position of each known item in the world's order of items, in the order of item_idx.
+    position = np.argsort(world.item_id)[item_ids - 1]
+    known = position[:num_known]
     part_begin, part_end = (bounds[users] for bounds in dataset.part_bounds(part))
     seconds = dataset.time[ragged_positions(part_begin, part_end - part_begin)] - truth.settings.start_seconds
     days = np.unique(world.day_of(seconds))
-    likely = np.empty((len(days), num_items), np.float32)
-    for row, day in enumerate(days):
-        likely[row] = world.item_probability(int(day))
-    hits: list[Float64Array] = []
+    weights = [np.stack([world.item_weights(int(day)) for day in days])] if len(days) else []
+    if weights and (dataset.train_count[1:] == 0).any():
+        weights.append(unknown_popularity(world, dataset, position=position, days=days, weights=weights[0]))
+    likely = [world.within_topics(each) for each in weights]
     per_block = max(1, _SCORES_PER_BLOCK // max(num_items, truth.settings.num_topics * len(days)))
     for first in range(0, len(users), per_block):
         chunk = slice(first, first + per_block)
@@ -158,29 +160,16 @@ def best_reachable(
             seconds=dataset.time[ragged_positions(begin, end - begin)] - truth.settings.start_seconds,
         )
         mass = truth.expected(moments, days).astype(np.float32)
-        scores = np.empty((len(begin), num_items), np.float32)
-        for topic in range(truth.settings.num_topics):
-            items = slice(world.topic_start[topic], world.topic_start[topic + 1])
-            scores[:, items] = mass[:, topic] @ likely[:, items]
-        scores[:, outside] = -np.inf
-        for row, user in enumerate(users[chunk]):
-            seen = position[dataset.item_idx[dataset.offsets[user] : begin[row]]]
-            relevant = np.setdiff1d(position[dataset.item_idx[begin[row] : end[row]]], seen)
-            if len(relevant):
-                scores[row, seen[seen >= 0]] = -np.inf
-                hits.append(_recalls(scores[row], relevant, cutoffs=cutoffs))
-    if not hits:
-        return {}
-    return {f"recall@{k}": float(value) for k, value in zip(cutoffs, np.mean(hits, axis=0), strict=True)}
-
-
-def _recalls(scores: Float32Array, relevant: npt.NDArray[np.integer], *, cutoffs: Sequence[int]) -> Float64Array:
-    """Return the share of `relevant` among the best K, for each K. Items of score -inf are never shown."""
-    k = min(max(cutoffs), len(scores))
-    best = np.argpartition(scores, -k)[-k:]
-    best = best[np.argsort(-scores[best], kind="stable")]
-    found = np.cumsum(np.isin(best, relevant) & np.isfinite(scores[best]))
-    return np.array([found[min(cutoff, k) - 1] for cutoff in cutoffs]) / len(relevant)
+        found = []
+        for each in likely:
+            scores = np.empty((len(begin), num_items), np.float32)
+            for topic in range(truth.settings.num_topics):
+                items = slice(world.topic_start[topic], world.topic_start[topic + 1])
+                scores[:, items] = mass[:, topic] @ each[:, items]
+            by_index = np.full((len(begin), dataset.num_items + 1), -np.inf, np.float32)
+            by_index[:, 1 : num_known + 1] = scores[:, known]
+            found.append(by_index)
+        yield Scores(Requests(users[chunk], begin), found[0], found[1] if len(found) > 1 else None)
 
 
 def _check(

@@ -27,7 +27,6 @@ from recsys.core.errors import UserError
 from recsys.core.progress import Progress
 from recsys.core.types import Int64Array
 from recsys.data.simulation import pins
-from recsys.data.simulation.oracle import best_reachable
 from recsys.data.simulation.world import (
     DAY,
     EVENT_STREAM,
@@ -42,7 +41,7 @@ from recsys.data.simulation.world import (
 )
 from recsys.data.sources.files import Tables, build_once
 
-__all__ = ["Synthetic", "WorldSettings", "best_reachable", "generate"]
+__all__ = ["Synthetic", "WorldSettings", "generate"]
 
 # Increase this number if the same settings would give other values: it is part of the names in the cache.
 _VERSION = 1
@@ -57,7 +56,7 @@ class Synthetic(WorldSettings):
     """Source of simulated pins. They are generated once for each combination of settings."""
 
     def folder(self, cache: Path) -> Path:
-        """Return the folder of the data, where `best_reachable` finds the truth."""
+        """Return the folder of the data, where the oracle finds the truth."""
         content = json.dumps([_VERSION, dataclasses.asdict(self)], sort_keys=True)
         return cache / "synthetic" / hashlib.sha256(content.encode()).hexdigest()[:16]
 

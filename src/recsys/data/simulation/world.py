@@ -201,9 +201,7 @@ class World:
 
     def item_weights(self, day: int) -> Float32Array:
         """Return Zipf weight x age curve x trend, not normalised, 0 before birth; float32 [N]."""
-        weight: Float32Array = np.exp2(np.minimum(self.born - np.float32(day), 0) / self.half_life)
-        weight *= 1 - _OLD_ITEM_INTEREST
-        weight += _OLD_ITEM_INTEREST
+        weight = age_curve(np.maximum(np.float32(day) - self.born, 0), self.half_life)
         weight *= self.zipf
         weight[self.trending] *= 1 + self.boost * np.exp(-0.5 * ((day - self.peak) / self.width) ** 2)
         weight *= self.born <= day
@@ -211,9 +209,12 @@ class World:
 
     def item_probability(self, day: int) -> Float32Array:
         """Return p_t(i | topic of i), float32 [N], with sum 1 within each topic."""
-        weight = self.item_weights(day).astype(np.float64)
-        totals = np.add.reduceat(weight, self.topic_start[:-1])
-        return np.asarray(weight / np.repeat(totals, np.diff(self.topic_start)), np.float32)
+        return np.asarray(self.within_topics(self.item_weights(day)[None])[0])
+
+    def within_topics(self, weights: Float32Array) -> Float32Array:
+        """Return weights [D, N] of items on days divided by their sums within topics, float32 [D, N]."""
+        totals = np.add.reduceat(weights, self.topic_start[:-1], axis=1, dtype=np.float64)
+        return np.asarray(weights / np.repeat(totals, np.diff(self.topic_start), axis=1), np.float32)
 
     def save(self, path: Path) -> None:
         """Write all arrays into one `.npz` file."""
@@ -262,6 +263,14 @@ class Boards:
         weight = self.size[users] * np.exp(world.settings.drift * wave)
         weight *= world.heat[topic, world.day_of(seconds)[:, None]]
         return np.asarray(weight / weight.sum(1, keepdims=True))
+
+
+def age_curve(age: Float32Array, half_life: Float32Array) -> Float32Array:
+    """Return the interest in items of an age in days, float32, from 1 at birth down to that in old items."""
+    curve: Float32Array = np.exp2(-age / half_life)
+    curve *= 1 - _OLD_ITEM_INTEREST
+    curve += _OLD_ITEM_INTEREST
+    return curve
 
 
 def stay(settings: WorldSettings, gap: Int64Array) -> Float64Array:

@@ -1,9 +1,10 @@
 """Builds data, model and training step from a configuration."""
 
 from recsys.core.instantiate import instantiate
-from recsys.experiments.assembly.data import build_data, open_data, oracle_recall, source_of, target_sampling_of
+from recsys.experiments.assembly.data import build_data, open_data, source_of, target_sampling_of
 from recsys.experiments.assembly.model import build_model, build_towers, corpus_of
 from recsys.experiments.assembly.objects import complete
+from recsys.experiments.assembly.oracle import oracle_metrics
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
 
 __all__ = [
@@ -19,6 +20,6 @@ __all__ = [
     "instantiate",
     "target_sampling_of",
     "open_data",
-    "oracle_recall",
+    "oracle_metrics",
     "source_of",
 ]

@@ -10,12 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, plain
-from recsys.core.schema import TimeResolution
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.targets import TargetSampling
-from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.from_config import configured_data
-from recsys.data.simulation.synthetic import Synthetic, best_reachable
 from recsys.data.sources import Tables
 from recsys.experiments.assembly.objects import check_keys
 
@@ -44,16 +42,8 @@ def open_data(config: DictConfig) -> PreparedDataset:
 
 def source_of(config: DictConfig) -> Tables:
     """Return the raw tables of a configuration."""
-    tables: Tables = instantiate(config.data.source).tables(_sources(config))
+    tables: Tables = instantiate(config.data.source).tables(Path(config.data.cache) / "sources")
     return tables
-
-
-def oracle_recall(config: DictConfig, dataset: PreparedDataset, *, part: Part) -> dict[str, float]:
-    """Return `recall@K` of ranking by the true probabilities for simulated data; empty for other data."""
-    source = instantiate(config.data.source)
-    if not isinstance(source, Synthetic) or dataset.meta.time_resolution is not TimeResolution.SECONDS:
-        return {}
-    return best_reachable(source.folder(_sources(config)), dataset, part=part)
 
 
 def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
@@ -113,7 +103,3 @@ def target_sampling_of(config: DictConfig) -> TargetSampling:
     """Return the rule that chooses and weights training targets."""
     names = (field.name for field in dataclasses.fields(TargetSampling))
     return TargetSampling(**{name: plain(config.history)[name] for name in names})
-
-
-def _sources(config: DictConfig) -> Path:
-    return Path(config.data.cache) / "sources"
