@@ -188,7 +188,7 @@ def test_properties_of_item_towers(world: Path, override: str, lookup: bool, rea
 
 
 def test_a_tower_without_inputs_is_refused(world: Path) -> None:
-    with pytest.raises(UserError, match="needs ids, features or both"):
+    with pytest.raises(UserError, match="needs ids, features, content"):
         build(world, "item_tower=ids", "item_tower.use_id=false")
 
 

@@ -57,6 +57,23 @@ def test_embeddings_are_those_of_the_release(
     np.testing.assert_allclose(load_additions(out).embeddings, expected, atol=1e-6)
 
 
+def test_content_and_evidence_of_ids(published: Published, tmp_path: Path) -> None:
+    content = (
+        "item_tower=content",
+        "item_tower.content.columns=[tags, category, visual]",
+        "item_tower.content.width=6",
+    )
+    run = load_run(write_run(tmp_path / "run", published.root, "model.similarity=dot", *content))
+    store = ReleaseStore(tmp_path / "store")
+    version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
+    table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
+    assert expected[:, :6].any()
+    assert not expected[:, 6:].any()
+    pq.write_table(table, tmp_path / "new.parquet")
+    embed_items(store.root, version, items=tmp_path / "new.parquet", out=tmp_path / "out")
+    np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", published.root, "model.similarity=dot", "user_tower=mean")
     path = write_blend(tmp_path / "blend", {"a": (published.runs[0], 1.0), "b": (other, 0.5)}, shift_weight=0.5)

@@ -22,7 +22,7 @@ Role = Literal["event", "request", "profile", "item"]
 OWNERS: tuple[str, ...] = get_args(Owner)
 KINDS: tuple[str, ...] = get_args(Kind)
 # Keys of `data.features.OWNER.COLUMN`.
-FEATURE_SETTINGS = ("kind", "role", "ignore", "buckets")
+FEATURE_SETTINGS = ("kind", "role", "ignore", "buckets", "encoder")
 
 # First codes of categorical values, bags and hashed words. An empty bag counts as missing, like a null.
 MISSING, UNKNOWN, FIRST_CODE = 0, 1, 2
@@ -95,6 +95,8 @@ class Feature:
             width of a vector; 1 for numeric.
         mean, std: mean and standard deviation of numeric values in rows that occur in training events. Values are
             standardised with them.
+        encoder: model whose vectors stand for a column of text (`recsys.data.text_encoders`); empty for none.
+        encoder_digest: digest of that model.
     """
 
     name: str
@@ -104,6 +106,8 @@ class Feature:
     size: int
     mean: float = 0.0
     std: float = 1.0
+    encoder: str = ""
+    encoder_digest: str = ""
 
     @property
     def key(self) -> str:
@@ -139,7 +143,12 @@ class Schema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as plain containers."""
-        return asdict(self)
+        content = asdict(self)
+        for feature in content["features"]:
+            if not feature["encoder"]:
+                # The files of data sets and releases without encoders stay what they were.
+                del feature["encoder"], feature["encoder_digest"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Schema:

@@ -104,6 +104,7 @@ class DataSizes:
         num_trained: items 1..num_trained have training events.
         trained_users: bool [U], users with training events.
         item_columns: encoded features of items by `Feature.key`; row r belongs to item_idx r.
+        train_count: int64 [N + 1], number of training events of each item.
     """
 
     schema: Schema
@@ -111,6 +112,7 @@ class DataSizes:
     num_trained: int
     trained_users: npt.NDArray[np.bool_]
     item_columns: dict[str, Column]
+    train_count: Int64Array
 
 
 class Requests(NamedTuple):
@@ -210,6 +212,7 @@ class PreparedDataset:
             num_trained=self.num_trained,
             trained_users=self.trained_users,
             item_columns={f.key: self.columns[f.key] for f in self.schema.owned_by("items")},
+            train_count=self.train_count,
         )
 
     @property

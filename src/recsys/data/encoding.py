@@ -62,9 +62,25 @@ class FeatureEncoder:
             with np.errstate(over="ignore"):
                 standardised = (to_floats(values) - self.feature.mean) / self.feature.std
             return Dense(standardised.clip(-_LARGEST, _LARGEST).astype(np.float32))
+        if self.feature.encoder:
+            return Dense(self._encoded(values))
         if kind == "vector":
             return Dense(to_vectors(values, self.feature.size, name=self.feature.key))
         return self._words(values)
+
+    def _encoded(self, values: pa.Array) -> Float32Array:
+        """Return the vectors of texts. An empty text is missing."""
+        from recsys.data.text_encoders import open_text_encoder  # noqa: PLC0415  (serving reads no text of items)
+
+        coded = as_type(values, pa.string()).dictionary_encode()
+        texts = coded.dictionary.to_pylist()
+        vectors = np.full((len(texts) + 1, self.feature.size), np.nan, np.float32)
+        if filled := [row for row, text in enumerate(texts) if text.strip()]:
+            encoder = open_text_encoder(self.feature.encoder, self.feature.encoder_digest)
+            vectors[filled] = encoder.encode([texts[row] for row in filled])
+        # A null selects the last row.
+        rows: Float32Array = vectors[np.asarray(coded.indices.cast(pa.int64()).fill_null(-1))]
+        return rows
 
     def _codes(self, values: pa.Array) -> npt.NDArray[np.int32]:
         assert self.vocabulary is not None

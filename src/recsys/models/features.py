@@ -122,6 +122,11 @@ class FeatureRows(nn.Module):
         super().__init__()
         self.columns: FeatureTensors = {name: to_tensor(column) for name, column in columns.items()}
 
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, that of the unknown item included."""
+        return next(len(c) if isinstance(c, Tensor) else len(c.offsets) - 1 for c in self.columns.values())
+
     def forward(self, rows: Tensor) -> FeatureTensors:
         """Return the features of `rows` int64 [R], on the device of `rows`."""
         return {name: take(column, rows) for name, column in self.columns.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import DataSizes
+from recsys.models.content import ContentBuilder, ContentVectors
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
 from recsys.models.pretrained import PretrainedBuilder
@@ -18,7 +20,11 @@ from recsys.models.priors import ItemPriors
 class ItemTower(nn.Module):
     """The sum of an id embedding, a network over features, and pretrained embeddings; each may be left out.
 
-    Items without a trained id share one learned embedding (row 0), so that features alone place a new item.
+    Items without a trained id share one learned embedding (row 0), so that features alone place a new item. With
+    `id_evidence` it is zero instead, and an id with few events counts little.
+
+    Content stands beside the sum: the embedding is [frozen vectors of the content, sum], so that the similarity of a
+    user with an item is the one of its content plus the one that is learned.
 
     Args:
         dim: width of the embeddings, D.
@@ -31,7 +37,13 @@ class ItemTower(nn.Module):
         sparse: update the id table by rows, which is faster for large tables.
         pretrained: builder of a table of embeddings that were learned elsewhere; None for no table.
         priors: learned functions of the age and recent popularity of items, which become a bias; None for no bias.
+        content: builder of frozen vectors of content, which take their width of `dim`; None for no content.
+        id_evidence: the embedding of an id with n training events is multiplied by n / (n + id_evidence); None for 1.
+            Ignored if neither features nor content could place an item instead.
     """
+
+    content_scale: nn.Parameter
+    id_weight: Tensor | None
 
     def __init__(
         self,
@@ -46,32 +58,56 @@ class ItemTower(nn.Module):
         sparse: bool = False,
         pretrained: PretrainedBuilder | None = None,
         priors: ItemPriors | None = None,
+        content: ContentBuilder | None = None,
+        id_evidence: float | None = None,
     ) -> None:
         super().__init__()
         self.priors = priors
         self.dim, self.num_trained = dim, sizes.num_trained
-        features = sizes.schema.owned_by("items") if use_features else ()
-        if not use_id and not features and use_features and pretrained is None:
+        columns = sizes.schema.owned_by("items")
+        features = columns if use_features else ()
+        is_learned = use_id or bool(features) or pretrained is not None
+        if not is_learned and use_features:
             raise UnsuitableDataError("item_tower.use_id=false: the data has no features of items, expected some")
-        if not use_id and not features and pretrained is None:
-            raise ValueError("an item tower needs ids, features or both; this one has neither")
+        self.content = None if content is None else content(columns)
+        self._content_table, self._content_state = torch.zeros(0), ""
+        if self.content is not None:
+            dim -= self.content.width
+            if dim < 0 or is_learned == (dim == 0):
+                raise ValueError(
+                    f"content.width: found {self.content.width} of dim {self.dim}, expected less if ids or features "
+                    "are learned beside the content, else the same"
+                )
+            self.content_scale = nn.Parameter(torch.ones(()))
+        elif not is_learned:
+            raise ValueError("an item tower needs ids, features, content or several; this one has none")
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
         if self.table is not None:
             nn.init.normal_(self.table.weight, std=dim**-0.5)
         self.features = FeatureEmbedding(features, feature_width) if features else None
-        self.rows = FeatureRows({f.name: sizes.item_columns[f.key] for f in features})
+        self.rows = FeatureRows(
+            {f.name: sizes.item_columns[f.key] for f in (features if self.content is None else columns)}
+        )
         self.mlp: nn.Module | None = None
         if self.features is not None:
             self.mlp = crossing(self.features.widths, dim)
         self.pretrained = None
         if pretrained is not None:
             self.pretrained = pretrained(dim=dim, num_items=self.num_trained, sparse=sparse)
-        self.unknown_rate = unknown_rate if self.features is not None else 0.0
+        has_features = self.features is not None or self.content is not None
+        self.unknown_rate = unknown_rate if has_features else 0.0
+        self.register_buffer("id_weight", None)
+        if id_evidence is not None and has_features and self.reads_ids:
+            if id_evidence < 0:
+                raise ValueError(f"id_evidence: found {id_evidence}, expected at least 0")
+            counts = torch.from_numpy(sizes.train_count[: self.num_trained + 1].astype(np.float32))
+            self.id_weight = (counts / (counts + id_evidence)).nan_to_num().unsqueeze(1)
 
     @property
     def is_lookup(self) -> bool:
         """True if an embedding is one row of a dense table, so that computing it twice costs nothing."""
-        return self.mlp is None and self.pretrained is None and self.table is not None and not self.table.sparse
+        parts = (self.mlp, self.pretrained, self.content)
+        return all(part is None for part in parts) and self.table is not None and not self.table.sparse
 
     @property
     def reads_ids(self) -> bool:
@@ -80,27 +116,51 @@ class ItemTower(nn.Module):
 
     @property
     def reads_features(self) -> bool:
-        """True if features place an item without a trained id."""
-        return self.mlp is not None
+        """True if features or content place an item without a trained id."""
+        return self.mlp is not None or self.content is not None
+
+    def fit_content(self) -> None:
+        """Compute the weights of the content vectors from all items of the data set."""
+        if self.content is not None:
+            # Row 0 belongs to no item.
+            self.content.fit(self.rows(torch.arange(1, self.rows.num_rows)))
 
     def forward(self, item_idx: Tensor) -> Tensor:
         """Return the embeddings [R, D] of `item_idx` int64 [R]."""
-        if self.mlp is None or self.features is None:
-            return self._ids(item_idx)
-        by_features = self.mlp(self.features(self.rows(item_idx)))
-        return by_features + self._ids(item_idx) if self.reads_ids else by_features  # type: ignore[no-any-return]
+        features = self.rows(item_idx) if self.mlp is not None else {}
+        content = None
+        if self.content is not None:
+            content = self._content_rows(self.content)[item_idx.to("cpu")].to(item_idx.device)
+        return self._join(content, features, item_idx)
 
     def embed_new(self, features: FeatureTensors) -> Tensor:
         """Return the embeddings [R, D] of items outside the data set, from R rows of features by name."""
-        assert self.mlp is not None, "new items need an item tower that reads features"
-        assert self.features is not None
-        by_features = self.mlp(self.features(features))
-        if not self.reads_ids:
-            return by_features  # type: ignore[no-any-return]
-        return by_features + self._ids(torch.tensor([UNKNOWN_ITEM]))  # type: ignore[no-any-return]
+        assert self.reads_features, "new items need an item tower that reads features or content"
+        num_rows = next(len(f) if isinstance(f, Tensor) else len(f.offsets) - 1 for f in features.values())
+        content = None if self.content is None else self.content(features)
+        return self._join(content, features, torch.full((num_rows,), UNKNOWN_ITEM))
+
+    def _content_rows(self, content: ContentVectors) -> Tensor:
+        """Return the vectors [N + 1, W] of all items, computed again when a checkpoint has replaced the weights."""
+        weights = content.projection
+        if (state := f"{weights.data_ptr()} {weights._version}") != self._content_state:
+            self._content_table, self._content_state = content(self.rows.columns), state
+        return self._content_table
+
+    def _join(self, content: Tensor | None, features: FeatureTensors, item_idx: Tensor) -> Tensor:
+        parts = [self._ids(item_idx)] if self.reads_ids else []
+        if self.mlp is not None and self.features is not None:
+            parts.insert(0, self.mlp(self.features(features)))
+        learned = None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if content is None:
+            assert learned is not None
+            return learned
+        scaled = content * self.content_scale
+        return scaled if learned is None else torch.cat([scaled, learned], dim=1)
 
     def _ids(self, item_idx: Tensor) -> Tensor:
         rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)
         rows = mask_codes(rows, self.unknown_rate, training=self.training, unknown=UNKNOWN_ITEM)
         parts = [table(rows) for table in (self.table, self.pretrained) if table is not None]
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]  # type: ignore[no-any-return]
+        embeddings: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return embeddings if self.id_weight is None else embeddings * self.id_weight[rows]

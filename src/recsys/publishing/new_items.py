@@ -95,6 +95,7 @@ class NewItems:
             num_trained=num_trained,
             trained_users=np.zeros(0, bool),
             item_columns={f.key: self._encoder(f.name).encode(pa.nulls(0)) for f in self.schema.owned_by("items")},
+            train_count=np.zeros(num_trained + 1, np.int64),
         )
 
     def _encoder(self, name: str) -> FeatureEncoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,11 +99,16 @@ def draft(
             vocabulary = collect_values(session, trained, column=name, is_bag=plan.kind == "multi_categorical")
             size = len(vocabulary) + FIRST_CODE
             write_values(vocabulary, folder / f"vocabularies/{plan.owner}.{plan.name}.parquet", name="value")
+        elif plan.encoder is not None:
+            size = plan.encoder.width
         elif plan.kind == "text":
             size = plan.text_size
         elif plan.kind == "vector":
             size = _width(tables[plan.owner], session, everything=everything, name=name, plan=plan)
         feature = Feature(plan.name, plan.owner, plan.kind, plan.role, size)
+        if plan.encoder is not None:
+            model = plan.encoder
+            feature = replace(feature, kind="vector", encoder=model.name, encoder_digest=model.digest)
         drafts[name] = Draft(feature, vocabulary, plan.divisor)
     return drafts
 

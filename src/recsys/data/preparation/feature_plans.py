@@ -14,6 +14,7 @@ from recsys.core.schema import FEATURE_SETTINGS, FIRST_CODE, KINDS, OWNERS, Kind
 from recsys.data.preparation.engines import Read
 from recsys.data.sources.keys import settings_keys
 from recsys.data.sources.tables import Table, read_time
+from recsys.data.text_encoders import TFIDF, TextEncoder, open_text_encoder
 
 log = logging.getLogger("recsys")
 
@@ -33,6 +34,7 @@ class FeaturePlan:
         type: type of the column in the files.
         declared: whether the configuration names its kind. Such a column stays whatever its number of values.
         buckets: number of codes for hashed words.
+        encoder: model whose vectors stand for the text; None for hashed words.
     """
 
     name: str
@@ -42,6 +44,7 @@ class FeaturePlan:
     type: pa.DataType
     declared: bool
     buckets: int = DEFAULT_BUCKETS
+    encoder: TextEncoder | None = None
 
     @property
     def read(self) -> Read:
@@ -66,7 +69,7 @@ def plan_features(tables: Mapping[str, Table], declared: Mapping[str, Any]) -> l
 
     Args:
         tables: tables of the source by owner.
-        declared: owner -> column -> {kind, role, ignore, buckets}.
+        declared: owner -> column -> {kind, role, ignore, buckets, encoder}.
 
     Raises:
         UserError: If a declaration names a missing table or column, or does not fit the column.
@@ -128,7 +131,19 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         type=column,
         declared=settings.get("kind") is not None,
         buckets=buckets,
+        encoder=_encoder(settings.get("encoder"), kind, table.owner, place=place),
     )
+
+
+def _encoder(name: Any, kind: str, owner: Owner, *, place: str) -> TextEncoder | None:
+    if name is None:
+        return None
+    if kind != "text" or owner != "items":
+        raise UserError(f"{place}.encoder={name}: expected a column of items with kind=text; found {kind} of {owner}")
+    try:
+        return None if name == TFIDF else open_text_encoder(str(name))
+    except UserError as error:
+        raise UserError(f"{place}.{error}") from error
 
 
 def _is_file_name(name: str) -> bool:

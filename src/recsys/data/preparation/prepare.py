@@ -108,6 +108,8 @@ def plan_preparation(
         read = [*table.names.values(), *(plan.name for plan in features if plan.owner == owner)]
         check_columns(table, read + (others if owner == "interactions" else []))
     described = _describe(split, settings, tables)
+    if encoders := {f"{f.owner}.{f.name}": f.encoder.digest for f in features if f.encoder is not None}:
+        described["encoders"] = encoders
     if codes is not None:
         _check_codes(codes, tables["interactions"])
         described["codes"] = codes.digest
@@ -140,6 +142,9 @@ def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table])
         if own := {key: name for key, name in (settings.columns.get(owner) or {}).items() if name}:
             columns[owner] = own
     features = {owner: named for owner in OWNERS if (named := _plain(settings.features.get(owner)))}
+    for column in features.get("items", {}).values():
+        # The digest of a model is described, its place is not.
+        (column or {}).pop("encoder", None)
     described = asdict(replace(settings, columns=columns, features=features))
     # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.
     described["time"] = described.pop("time_resolution")

@@ -28,7 +28,7 @@ class DataSettings:
         time_format: format of timestamps that are text, in the words of `strptime`. None recognises it.
         columns: our names (user_id, item_id, timestamp, split) -> names in the files; table -> our names -> names in
             the files of that table.
-        features: owner -> column -> {kind, role, ignore, buckets}.
+        features: owner -> column -> {kind, role, ignore, buckets, encoder}.
         engaged: which rows are events, and what the others are; a column alone is true (or not 0) for events, and the
             others are exposures. If it is None, every row is an event.
         weight: numeric column of interactions: the weight of an event as a target. None for equal weights.
@@ -57,7 +57,7 @@ class DataSettings:
         for owner, columns in self.features.items():
             if columns is not None and not isinstance(columns, Mapping):
                 raise UserError(
-                    f"data.features.{owner}={columns}: expected {{column: {{kind, role, ignore, buckets}}}}"
+                    f"data.features.{owner}={columns}: expected {{column: {{kind, role, ignore, buckets, encoder}}}}"
                 )
             for column, options in (columns or {}).items():
                 if options is not None and not isinstance(options, Mapping):

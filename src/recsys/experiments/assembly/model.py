@@ -49,8 +49,8 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     Args:
         config: configuration composed from `conf/train.yaml`.
         dataset: data set to train on.
-        fresh: whether the towers will be trained. If not, pretrained embeddings are not computed, because a checkpoint
-            will be loaded.
+        fresh: whether the towers will be trained. If not, nothing is computed that a checkpoint will fill, such as
+            pretrained embeddings.
     """
     check_keys(config.model, MODEL_KEYS, name="model")
     if "priors" in config.model:
@@ -75,9 +75,11 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     except ValueError as error:
         fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
         raise error if isinstance(error, UserError) else UserError(fault) from error
-    for module in towers.modules():
-        if fresh and isinstance(module, PretrainedItems):
+    for module in towers.modules() if fresh else ():
+        if isinstance(module, PretrainedItems):
             module.fill(dataset)
+        elif isinstance(module, ItemTower):
+            module.fit_content()
     return towers
 
 

@@ -1,0 +1,147 @@
+"""Frozen vectors of items' content, which place an item that nobody has clicked yet.
+
+Shapes: R items, F features of a row side by side, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse import csr_matrix, diags, hstack
+from scipy.sparse.linalg import svds
+from torch import Tensor, nn
+
+from recsys.core.errors import UnsuitableDataError, UserError, nearest
+from recsys.core.schema import FIRST_CODE, Feature
+from recsys.core.types import Float32Array
+from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTensor
+
+# Rows whose vectors are computed at once.
+_BLOCK = 65_536
+
+
+class ContentBuilder(Protocol):
+    """A function that builds the content part of an item tower."""
+
+    def __call__(self, features: Sequence[Feature]) -> ContentVectors:
+        """Return the module, of which all other arguments are set. `features` are those of items."""
+        ...
+
+
+class ContentVectors(nn.Module):
+    """Unit vectors of the content of items: tf-idf with a truncated SVD, beside vectors from elsewhere.
+
+    A column of text, of lists or of categories becomes a row of tf-idf weights (a count tf weighs 1 + log tf), a column
+    of vectors stays what it is; each is scaled to unit length. Side by side, they are mapped to W dimensions by their
+    first singular vectors, divided by the roots of the singular values, so that the few largest topics do not decide
+    alone. Inner products are then similarities of content (latent semantic indexing, Deerwester et al. 1990).
+
+    Nothing is learned from events, so nothing overfits to the items that have some. Weights and singular vectors are in
+    checkpoints and releases, and embed items that come later.
+
+    Args:
+        features: features of items, in the order of the schema.
+        width: width of the vectors, W.
+        columns: names of the columns to read; None for all but numbers.
+
+    Raises:
+        UserError: If there is no such column, or none to read.
+    """
+
+    projection: Tensor
+    idf: Tensor
+
+    def __init__(self, features: Sequence[Feature], width: int = 256, *, columns: Sequence[str] | None = None) -> None:
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: found {width}, expected at least 1")
+        usable = [feature for feature in features if feature.kind != "numeric"]
+        for name in columns or ():
+            if name not in (names := [feature.name for feature in usable]):
+                raise UserError(f"item_tower.content.columns: items have no content '{name}'{nearest(name, names)}")
+        self.features = [feature for feature in usable if columns is None or feature.name in columns]
+        if not self.features:
+            raise UnsuitableDataError(
+                "item_tower.content: items have no text, lists, categories or vectors; declare a column, such as "
+                "data.features.items.COLUMN.kind=text, or choose another item_tower"
+            )
+        self.width = width
+        num_features = sum(feature.size for feature in self.features)
+        self.register_buffer("idf", torch.ones(num_features))
+        self.register_buffer("projection", torch.zeros(num_features, width))
+
+    def fit(self, values: FeatureTensors) -> None:
+        """Compute weights and singular vectors from all items, whether or not they have events.
+
+        Args:
+            values: features of the items by name.
+        """
+        counts = [_counts(feature, values[feature.name]) for feature in self.features]
+        idf = [_idf(part, feature) for part, feature in zip(counts, self.features, strict=True)]
+        self.idf.copy_(torch.from_numpy(np.concatenate(idf)))
+        rows = self._weigh(counts)
+        rank = min(self.width, min(rows.shape) - 1)
+        if rank < 1 or not rows.nnz:
+            raise UserError("item_tower.content: found fewer than two items with content, expected more")
+        start = np.random.default_rng(0).standard_normal(min(rows.shape))
+        _, extents, directions = svds(rows.astype(np.float64), k=rank, v0=start)
+        # The largest come first, and a direction without extent is noise.
+        order = np.argsort(-extents)
+        order = order[extents[order] > 1e-6 * extents.max()]
+        scaled = directions[order] / np.sqrt(extents[order])[:, None]
+        # The sign of a singular vector is arbitrary.
+        scaled *= np.sign(scaled[np.arange(len(order)), np.abs(scaled).argmax(1)])[:, None]
+        self.projection.zero_()
+        self.projection[:, : len(order)] = torch.from_numpy(np.ascontiguousarray(scaled.T, np.float32))
+
+    def forward(self, values: FeatureTensors) -> Tensor:
+        """Return the vectors [R, W] of R rows of features by name. A row without content is zero."""
+        counts = [_counts(feature, values[feature.name]) for feature in self.features]
+        rows, projection = self._weigh(counts), self.projection.cpu().numpy()
+        vectors = np.empty((rows.shape[0], self.width), np.float32)
+        for begin in range(0, len(vectors), _BLOCK):
+            vectors[begin : begin + _BLOCK] = rows[begin : begin + _BLOCK] @ projection
+        return F.normalize(torch.from_numpy(vectors), dim=1)
+
+    def _weigh(self, counts: Sequence[csr_matrix]) -> csr_matrix:
+        """Return the rows [R, F] of all columns side by side, each of unit length in each column."""
+        ends = np.cumsum([part.shape[1] for part in counts])[:-1]
+        parts = []
+        for part, idf in zip(counts, np.split(self.idf.cpu().numpy(), ends), strict=True):
+            weighted = part @ diags(idf)
+            norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)).ravel())
+            parts.append(diags(1.0 / np.maximum(norms, 1e-12)) @ weighted)
+        return hstack(parts, format="csr", dtype=np.float32)
+
+
+def _counts(feature: Feature, values: FeatureTensor) -> csr_matrix:
+    """Return the features of one column [R, size]: 1 + log of the number of times that a code occurs, or vectors."""
+    if feature.kind == "vector":
+        assert isinstance(values, Tensor)
+        return csr_matrix(np.nan_to_num(values.numpy()))
+    if isinstance(values, RaggedTensor):
+        codes, offsets = values.values.numpy(), values.offsets.numpy()
+    else:
+        codes, offsets = values.numpy(), np.arange(len(values) + 1)
+    ones = np.ones(len(codes), np.float32)
+    # A copy, because summing works in place and the codes are those of the data set.
+    counts = csr_matrix((ones, codes, offsets - offsets[0]), (len(offsets) - 1, feature.size), copy=True)
+    counts.sum_duplicates()
+    counts.data = 1.0 + np.log(counts.data)
+    return counts
+
+
+def _idf(counts: csr_matrix, feature: Feature) -> Float32Array:
+    """Return the inverse document frequency of each code, 0 for missing, unknown and absent ones; 1 for vectors."""
+    if feature.kind == "vector":
+        return np.ones(feature.size, np.float32)
+    documents = np.bincount(counts.indices, minlength=feature.size)
+    idf = 1.0 + np.log((1.0 + counts.shape[0]) / (1.0 + documents))
+    idf[documents == 0] = 0.0
+    idf[:FIRST_CODE] = 0.0
+    weights: Float32Array = idf.astype(np.float32)
+    return weights
