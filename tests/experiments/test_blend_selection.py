@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from worlds import write_run, write_world
+from worlds import write_blend, write_run, write_world
 
 from recsys.data.batches.loaders import RequestLoader
 from recsys.evaluation.metrics import RetrievalMetrics
@@ -118,6 +118,8 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
     validation = blending._Validation(run.config)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
+    # The run has no offset of new items.
+    validation.choices = None
     for everyone in (True, False):
         found = validation.measure({"a": 2.0}, everyone=everyone)
         assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
@@ -130,3 +132,47 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
     wants = [item in items for items in per_user if items]
     assert any(wants)
     assert validation.measure({"a": 1.0}, bias)["val/hit@5"] >= np.mean(wants)
+
+
+def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> None:
+    root = write_world(tmp_path / "data")
+    folders = {
+        "ids": write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids", "model.similarity=dot", seed=1),
+        "all": write_run(tmp_path / "all", root, "user_tower=mean", seed=2),
+    }
+    configs = {name: stored_config(folder) for name, folder in folders.items()}
+    weights = {"ids": 0.6, "all": 0.4}
+    validation = blending._Validation(configs["ids"])
+    for name, config in configs.items():
+        validation.add(name, config, run=SimpleNamespace(checkpoints=folders[name] / "checkpoints"))
+    dataset = validation.dataset
+    assert len(validation.known) > dataset.num_trained
+    # New items get the mean logit of the user from the member that cannot place them.
+    embedded = validation.embedded["ids"]
+    logits = embedded.users @ embedded.items.T
+    is_new = torch.from_numpy(validation.known > dataset.num_trained)
+    expected = logits[:, ~is_new].mean(1, keepdim=True).expand(-1, int(is_new.sum()))
+    torch.testing.assert_close(logits[:, is_new], expected)
+    # What the choice measures is what the finished blend gives, with the offset of the blend.
+    found, offset = validation.measure(weights, everyone=True), validation.offset(weights)
+    assert offset != 0
+    members = {name: (folders[name], weight) for name, weight in weights.items()}
+    run = load_run(write_blend(tmp_path / "blend", members, new_items_offset=offset))
+    assert run.corpus.tolist() == validation.known.tolist()
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    loader = RequestLoader(run.builder, run.dataset.requests("val"))
+    measured = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
+    assert found == pytest.approx({f"val/{name}": value for name, value in measured.items()})
+
+
+def test_the_best_run_without_features_is_measured_on_its_own_corpus(folders: dict[str, Path], tmp_path: Path) -> None:
+    root = Path(stored_config(folders["a"]).data.root)
+    ids = write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids")
+    run = load_run(ids)
+    validation = blending._Validation(run.config)
+    validation.add("ids", run.config, run=SimpleNamespace(checkpoints=ids / "checkpoints"))
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    loader = RequestLoader(run.builder, run.dataset.requests("val"))
+    measured = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
+    found = validation.measure({"ids": 1.0}, everyone=True)
+    assert found == pytest.approx({f"val/{name}": value for name, value in measured.items()})

@@ -122,7 +122,9 @@ def write_run(path: Path, root: Path, *overrides: str, seed: int = 0) -> Path:
     return path
 
 
-def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight: float = 0.0) -> Path:
+def write_blend(
+    path: Path, members: dict[str, tuple[Path, float]], shift_weight: float = 0.0, *, new_items_offset: float = 0.0
+) -> Path:
     """Write a run folder whose model is a blend of written runs, NAME: (folder, weight)."""
     from recsys.experiments.blend_selection import blend_config, write_checkpoint
     from recsys.experiments.trained_run import stored_config
@@ -131,7 +133,8 @@ def write_blend(path: Path, members: dict[str, tuple[Path, float]], shift_weight
     runs = {name: SimpleNamespace(checkpoints=folder / "checkpoints") for name, (folder, _) in members.items()}
     (path / "checkpoints").mkdir(parents=True)
     shift = {"weight": shift_weight, "half_life_days": 1.0, "power": 1.0}
-    config = blend_config(configs, {name: weight for name, (_, weight) in members.items()}, prior_shift=shift)
+    weights = {name: weight for name, (_, weight) in members.items()}
+    config = blend_config(configs, weights, prior_shift=shift, new_items_offset=new_items_offset)
     (path / "config.yaml").write_text(OmegaConf.to_yaml(config))
     write_checkpoint(configs, runs, path=path / "checkpoints/best.ckpt")
     for file in ("run.json", "metrics.json"):

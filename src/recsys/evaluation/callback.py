@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -25,6 +26,7 @@ class FullCorpusEvaluation(L.Callback):
         exclude_seen: leave out items of the history.
         selection_metric: metric that selects the checkpoint. It is an error if no validation request has it, which can
             happen to the metric of a slice.
+        calibrate: changes the bias of items of the model before each validation; None for no change.
     """
 
     def __init__(
@@ -34,14 +36,17 @@ class FullCorpusEvaluation(L.Callback):
         *,
         exclude_seen: bool = True,
         selection_metric: str | None = None,
+        calibrate: Callable[[Any], None] | None = None,
     ) -> None:
         self.dataset, self.corpus, self.exclude_seen = dataset, corpus, exclude_seen
-        self.selection_metric = selection_metric
+        self.selection_metric, self.calibrate = selection_metric, calibrate
         self.metrics: RetrievalMetrics | None = None
         self._counter: RequestCounter | None = None
 
     def _start(self, module: Any, *, part: Part) -> None:
         module.model.set_item_bias(self.dataset, self.dataset.index_time(part))
+        if part == "val" and self.calibrate is not None:
+            self.calibrate(module.model)
         self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=part == "test", part=part)
         self._counter = RequestCounter(
             ModelRanker(module.model, self.corpus).search,

@@ -7,22 +7,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from recsys.core.io import atomic_file
+from recsys.core.types import Int64Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
-from recsys.experiments.assembly import build_model, corpus_of, open_data, target_sampling_of
+from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
+from recsys.experiments.new_items_offset import MOST_LOGITS, fit_offset, validation_choices
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
+from recsys.models.items import ItemTower
+from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 
 # Shares of the logits that a further member may get.
@@ -43,11 +46,15 @@ class ValidationEmbeddings(NamedTuple):
 
     Attributes:
         users: embeddings of the validation requests, [R, D].
-        items: embeddings of the corpus, [N, D].
+        items: embeddings of the known items, [N, D].
+        reads_features: whether features place items without a trained id.
+        reads_ids: whether trained items have their own embeddings.
     """
 
     users: Tensor
     items: Tensor
+    reads_features: bool
+    reads_ids: bool
 
 
 class BlendChoice(NamedTuple):
@@ -57,11 +64,13 @@ class BlendChoice(NamedTuple):
         weights: weight of each run's logits; the weights add up to 1.
         prior_shift: `model.prior_shift` of the blend, with weight 0 for none.
         metrics: `val/*` of the blend for all validation users.
+        new_items_offset: `model.new_items_offset` of the blend, beside those of its members.
     """
 
     weights: dict[str, float]
     prior_shift: dict[str, float]
     metrics: dict[str, float]
+    new_items_offset: float = 0.0
 
     @property
     def is_one_run(self) -> bool:
@@ -72,8 +81,9 @@ class BlendChoice(NamedTuple):
 def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str) -> BlendChoice:
     """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
-    The best run comes first, then every run that improves the blend. If the data has times in days or seconds, a prior
-    shift towards recent popularity is tried at the end.
+    The best run comes first, then every run that improves the blend. The offset of new items is fitted anew for each
+    blend that is tried, because the levels of the members' logits differ. If the data has times in days or seconds, a
+    prior shift towards recent popularity is tried at the end.
 
     Args:
         configs: configurations of the runs by name, all of one data set.
@@ -89,7 +99,7 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
         return none
     weights, score = none.weights, validation.measure(none.weights)[metric]
     for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
-        if name == best or len(validation.corpora[name]) != len(validation.corpora[best]):
+        if name == best:
             continue
         tried = [{other: (1 - share) * w for other, w in weights.items()} | {name: share} for share in SHARES]
         scores = [validation.measure(candidate)[metric] for candidate in tried]
@@ -112,7 +122,8 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
     if chosen.is_one_run:
         return none
     bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
-    return chosen._replace(metrics=validation.measure(weights, bias, everyone=True))
+    metrics, offset = validation.measure(weights, bias, everyone=True), validation.offset(weights, bias)
+    return chosen._replace(metrics=metrics, new_items_offset=offset)
 
 
 def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling: TargetSampling) -> Tensor:
@@ -124,52 +135,77 @@ def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling:
 
 
 class _Validation:
+    """Validation requests, and all items that a member may place, as the members of a blend see them."""
+
     def __init__(self, config: DictConfig) -> None:
         self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
         self.sample = np.sort(order[:MOST_USERS])
         self.embedded: dict[str, ValidationEmbeddings] = {}
-        self.corpora: dict[str, npt.NDArray[np.int64]] = {}
+        self.known = self.dataset.corpus(reads_features=True)
+        self.choices = validation_choices(
+            self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
+        )
 
     @torch.inference_mode()
     def add(self, name: str, config: DictConfig, *, run: RunFolder) -> None:
         """Embed with one run, unless it has several embeddings for a user."""
-        model = build_model(config, self.dataset).eval()
+        model = build_towers(config, self.dataset, fresh=False).eval()
         load_weights(model, run.checkpoints / "best.ckpt")
-        model.set_item_bias(self.dataset, self.dataset.index_time("val"))
         if model.num_embeddings > 1:
             return
-        corpus = corpus_of(model, self.dataset)
+        model.set_item_bias(self.dataset, self.dataset.index_time("val"))
+        _place_unknown_items(model)
         builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
         users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
-        self.corpora[name] = corpus
-        self.embedded[name] = ValidationEmbeddings(
-            users, encode_corpus(model, torch.from_numpy(corpus)) / model.temperature
-        )
+        items = encode_corpus(model, torch.from_numpy(self.known)) / model.temperature
+        self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, model.reads_ids)
+
+    def offset(self, weights: Mapping[str, float], bias: Tensor | None = None) -> float:
+        """Return the offset of new items with the highest posterior probability for a blend; 0 if none can be new."""
+        choices = self.choices
+        if choices is None or not any(self.embedded[name].reads_features for name in weights):
+            return 0.0
+        joined = self._joined(weights, bias, rows=choices.rows)
+        return fit_offset(choices, joined.users, joined.items[np.searchsorted(self.known, choices.candidates)])
 
     def measure(
         self, weights: Mapping[str, float], bias: Tensor | None = None, *, everyone: bool = False
     ) -> dict[str, float]:
-        """Return `val/*` of a blend, for the sample of users or for everyone."""
-        corpus = self.corpora[next(iter(weights))]
-        items = torch.cat([weight * self.embedded[name].items for name, weight in weights.items()], dim=1)
-        users = torch.cat([self.embedded[name].users for name in weights], dim=1)
-        if bias is not None:
-            items = torch.cat([items, bias[torch.from_numpy(corpus)].unsqueeze(1)], dim=1)
-            users = F.pad(users, (0, 1), value=1.0)
+        """Return `val/*` of a blend with its offset of new items, for the sample of users or for everyone."""
+        rows = np.arange(len(self.requests.user_idx)) if everyone else self.sample
+        users, items, reads_features, reads_ids = self._joined(weights, bias, rows=rows)
+        if offset := self.offset(weights, bias):
+            shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
+            items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
+        corpus = self.dataset.corpus(reads_features=reads_features, reads_ids=reads_ids)
+        search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
         metrics = RetrievalMetrics(self.dataset, len(corpus), part="val")
-        counter = RequestCounter(
-            CorpusSearch(items, corpus), self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen
-        )
-        rows = np.arange(len(users)) if everyone else self.sample
-        for some in np.split(rows, range(1024, len(rows), 1024)):
-            counter.count(users[torch.from_numpy(some)], Requests(*(column[some] for column in self.requests)))
+        counter = RequestCounter(search, self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen)
+        for some in np.split(np.arange(len(rows)), range(1024, len(rows), 1024)):
+            requests = Requests(*(column[rows[some]] for column in self.requests))
+            counter.count(users[torch.from_numpy(some)], requests)
         return {f"val/{name}": value for name, value in metrics.compute().items()}
+
+    def _joined(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> ValidationEmbeddings:
+        """Return the embeddings of a blend for some requests."""
+        members = [(weight, self.embedded[name]) for name, weight in weights.items()]
+        items = torch.cat([weight * member.items for weight, member in members], dim=1)
+        users = torch.cat([member.users[torch.from_numpy(rows)] for _, member in members], dim=1)
+        if bias is not None:
+            items = torch.cat([items, bias[torch.from_numpy(self.known)].unsqueeze(1)], dim=1)
+            users = F.pad(users, (0, 1), value=1.0)
+        reads = (any(member[which] for _, member in members) for which in (2, 3))
+        return ValidationEmbeddings(users, items, *map(bool, reads))
 
 
 def blend_config(
-    configs: Mapping[str, DictConfig], weights: Mapping[str, float], *, prior_shift: Mapping[str, float]
+    configs: Mapping[str, DictConfig],
+    weights: Mapping[str, float],
+    *,
+    prior_shift: Mapping[str, float],
+    new_items_offset: float = 0.0,
 ) -> DictConfig:
     """Return the configuration of a blend.
 
@@ -179,12 +215,13 @@ def blend_config(
         configs: configurations of the runs by name.
         weights: weight of each member's logits.
         prior_shift: `model.prior_shift` of the blend.
+        new_items_offset: `model.new_items_offset` of the blend, which is added to those of the members.
     """
     heaviest = max(weights, key=lambda name: weights[name])
     config = OmegaConf.create(OmegaConf.to_container(configs[heaviest], resolve=True))
     assert isinstance(config, DictConfig)
     config.history.max_events = max(configs[name].history.max_events for name in weights)
-    config.model.prior_shift = dict(prior_shift)
+    config.model.prior_shift, config.model.new_items_offset = dict(prior_shift), new_items_offset
     config.members = {
         name: {"weight": weight, "config": OmegaConf.to_container(configs[name], resolve=True)}
         for name, weight in weights.items()
@@ -206,8 +243,18 @@ def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFo
     state: dict[str, Tensor] = {}
     steps = 0
     for number, name in enumerate(configs):
-        member = read_checkpoint(runs[name].checkpoints / "best.ckpt")
-        steps += member.steps
-        state |= {f"model.models.{number}.{key}": value for key, value in member.weights.items()}
+        config, best = configs[name], runs[name].checkpoints / "best.ckpt"
+        dataset = open_data(config)
+        model = build_towers(config, dataset.refit() if config.refit else dataset, fresh=False)
+        load_weights(model, best)
+        _place_unknown_items(model)
+        steps += read_checkpoint(best).steps
+        state |= {f"model.models.{number}.{key}": value for key, value in model.state_dict().items()}
     with atomic_file(path) as aside:
         torch.save({"state_dict": state, "global_step": steps}, aside)
+
+
+def _place_unknown_items(model: TwoTower) -> None:
+    # An item tower of an outside package need not be one of ours.
+    if isinstance(model.item_tower, ItemTower):
+        model.item_tower.place_unknown_items()

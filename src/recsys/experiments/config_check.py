@@ -177,7 +177,12 @@ def _kind(value: Any) -> str:
 
 
 # Values of the kind that a key with the default `auto` takes, if it is not an integer.
-_CHOSEN = {"model.priors.age": True, "model.priors.recency": True, "model.priors.lag_days": 1.0}
+_CHOSEN = {
+    "model.priors.age": True,
+    "model.priors.recency": True,
+    "model.priors.lag_days": 1.0,
+    "model.new_items_offset": 1.0,
+}
 
 
 def _check_type(key: str, value: Any, *, usual: Any, nullable: bool) -> None:

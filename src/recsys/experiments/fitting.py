@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from recsys.experiments.assembly import (
 from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.loggers import close_loggers
+from recsys.experiments.new_items_offset import calibration, fit_new_items_offset
 from recsys.experiments.popularity_check import measure_popularity
-from recsys.experiments.run_folder import RunFolder
+from recsys.experiments.run_folder import RunFolder, write_config
 from recsys.experiments.trained_run import load_weights
 from recsys.experiments.warm_start import open_earlier_run, start_from
 from recsys.models.blend import Model
@@ -81,7 +83,10 @@ def select_checkpoint(session: TrainingSession) -> None:
         data = _training_data(session)
         # Evaluation must run after the callback that swaps in averaged weights.
         named = _named_callbacks(session, run.checkpoints)
-        callbacks = [*(c for _, c in named), KeepEarlyStopped(), build_evaluation(session, module.model)]
+        evaluation = build_evaluation(
+            session, module.model, calibrate=calibration(config, dataset, model=module.model, builder=data.builder)
+        )
+        callbacks = [*(c for _, c in named), KeepEarlyStopped(), evaluation]
         trainer = build_trainer(session, callbacks)
         begin = time.monotonic()
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -99,6 +104,9 @@ def select_checkpoint(session: TrainingSession) -> None:
         # Training was too short for a validation.
         trainer.save_checkpoint(best)
     load_weights(module.model, best)
+    fit_new_items_offset(config, dataset, model=module.model, builder=data.builder)
+    if distributed.is_first():
+        write_config(run.path, config)
     # Other callbacks would replace the selected weights by averaged ones.
     validator = build_trainer(session, [build_evaluation(session, module.model)])
     validator.validate(module, data, verbose=False)
@@ -175,11 +183,17 @@ def say_profile(trainer: Any) -> None:
         say(table)
 
 
-def build_evaluation(session: TrainingSession, model: Model) -> FullCorpusEvaluation:
+def build_evaluation(
+    session: TrainingSession, model: Model, *, calibrate: Callable[[TwoTower], None] | None = None
+) -> FullCorpusEvaluation:
     """Return the callback that measures a model on the whole corpus."""
     config, dataset = session.config, session.dataset
     return FullCorpusEvaluation(
-        dataset, corpus_of(model, dataset), exclude_seen=config.exclude_seen, selection_metric=config.evaluation.metric
+        dataset,
+        corpus_of(model, dataset),
+        exclude_seen=config.exclude_seen,
+        selection_metric=config.evaluation.metric,
+        calibrate=calibrate,
     )
 
 

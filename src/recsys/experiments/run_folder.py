@@ -167,6 +167,10 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+# Keys whose value `auto` becomes a number in the configuration of a run.
+CHOSEN_NUMBERS = ("batch_size", "model.new_items_offset")
+
+
 class RunFolder:
     """Reads and writes the files of one run. Of several processes only the first writes.
 
@@ -188,13 +192,14 @@ class RunFolder:
         self._is_current, self._is_new = True, False
         if (path / CONFIG).exists():
             found = load_config(path / CONFIG)
-            if is_auto := config.get("batch_size") == "auto":
+            chosen = [key for key in CHOSEN_NUMBERS if OmegaConf.select(config, key) == "auto"]
+            for key in chosen:
                 # The number that the earlier start chose from the same data.
-                config.batch_size = found.get("batch_size")
+                OmegaConf.update(config, key, OmegaConf.select(found, key))
             stored, wanted = (OmegaConf.to_container(each, resolve=True) for each in (found, config))
             difference = _difference(stored, wanted)
-            if is_auto and difference is not None:
-                config.batch_size = "auto"
+            for key in chosen if difference is not None else ():
+                OmegaConf.update(config, key, "auto")
             self._is_current = difference is None
             if difference is not None and self._has_results():
                 raise UserError(f"{path / CONFIG}: {difference}; choose another hydra.run.dir")

@@ -27,6 +27,7 @@ EARLIER: dict[str, Any] = {
     "needs": [],
     "model": {
         "prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0},
+        "new_items_offset": 0.0,
         "priors": {"age": False, "recency": False, "half_lives_days": [1, 4, 16], "lag_days": "auto"},
     },
     "history": {
@@ -128,7 +129,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from error
     prefix = "model."
-    return Checkpoint({name.removeprefix(prefix): v for name, v in state if name.startswith(prefix)}, steps)
+    weights = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
+    # Earlier versions stored the bias of items, which is computed when a model is built.
+    return Checkpoint({name: value for name, value in weights.items() if not name.endswith("item_bias")}, steps)
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:

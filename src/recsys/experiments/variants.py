@@ -98,7 +98,9 @@ def _finish_blend(
     for number, member in enumerate(members, 1):
         log.info("refitting member %s (%d of %d)", member, number, len(members))
         refit(members[member], path / "variants" / member)
-    config = blend_config(members, chosen.weights, prior_shift=chosen.prior_shift)
+    config = blend_config(
+        members, chosen.weights, prior_shift=chosen.prior_shift, new_items_offset=chosen.new_items_offset
+    )
     run = RunFolder(path, config)
     if not run.state.is_selected and distributed.is_first():
         run.claim()

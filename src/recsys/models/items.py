@@ -125,6 +125,15 @@ class ItemTower(nn.Module):
             # Row 0 belongs to no item.
             self.content.fit(self.rows(torch.arange(1, self.rows.num_rows)))
 
+    @torch.no_grad()
+    def place_unknown_items(self) -> None:
+        """Give items that neither a trained id nor a feature places the mean of the trained embeddings.
+
+        Their logits are then the mean logit of the user. Training without features never reads the row that they share.
+        """
+        if self.table is not None and not self.reads_features:
+            self.table.weight[UNKNOWN_ITEM] = self.table.weight[UNKNOWN_ITEM + 1 :].mean(0)
+
     def forward(self, item_idx: Tensor) -> Tensor:
         """Return the embeddings [R, D] of `item_idx` int64 [R]."""
         features = self.rows(item_idx) if self.mlp is not None else {}

@@ -66,11 +66,11 @@ class TwoTower(nn.Module):
         self.log_inverse_temperature = nn.Parameter(
             torch.tensor(-math.log(temperature)), requires_grad=learn_temperature
         )
-        # The item priors change with the time of the index, so they are not part of a checkpoint.
+        # Not part of a checkpoint, because it is computed when the model is built, and for the time of an index.
         has_priors = self.priors is not None
         if has_priors and item_bias is None:
             raise ValueError("item_bias: found None, expected a bias (zeros at first) for an item tower with priors")
-        self.register_buffer("item_bias", item_bias, persistent=not has_priors)
+        self.register_buffer("item_bias", item_bias, persistent=False)
         # A copy, since Lightning counts a shared tensor once.
         fixed = None if item_bias is None or not has_priors else item_bias.clone()
         self.register_buffer("fixed_bias", fixed, persistent=False)

@@ -2,7 +2,7 @@
 
 from recsys.core.instantiate import instantiate
 from recsys.experiments.assembly.data import build_data, open_data, source_of, target_sampling_of
-from recsys.experiments.assembly.model import build_model, build_towers, corpus_of
+from recsys.experiments.assembly.model import build_item_bias, build_model, build_towers, corpus_of
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
@@ -11,6 +11,7 @@ __all__ = [
     "Miner",
     "build_callbacks",
     "build_data",
+    "build_item_bias",
     "build_model",
     "build_module",
     "build_towers",

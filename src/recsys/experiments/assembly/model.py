@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, named_fault
+from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
@@ -26,7 +27,7 @@ from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 from recsys.training.losses import CorpusLoss, SampledLoss
 
-MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift", "priors")
+MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift", "priors", "new_items_offset")
 PRIOR_KEYS = ("age", "recency", "half_lives_days", "lag_days")
 # Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
 SPARSE_ROWS = 100_000
@@ -40,7 +41,7 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
         Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
         for member in config.members.values()
     ]
-    return Blend(members, _item_bias(config, dataset))
+    return Blend(members, build_item_bias(config, dataset))
 
 
 def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = True) -> TwoTower:
@@ -70,7 +71,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
-            item_bias=_item_bias(config, dataset, has_priors=priors is not None),
+            item_bias=build_item_bias(config, dataset, has_priors=priors is not None),
         )
     except ValueError as error:
         fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
@@ -147,12 +148,32 @@ def _reads_corpus(loss: DictConfig) -> bool:
     return kind.reads_corpus
 
 
-def _item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors: bool = False) -> Tensor | None:
+def build_item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors: bool = False) -> Tensor | None:
+    """Return the bias of items float32 [N + 1] that does not depend on the time of an index; None for none.
+
+    Args:
+        config: configuration of a model, or of a blend.
+        dataset: data set that the model is trained on.
+        has_priors: whether item priors will be added.
+    """
+    offset = _new_items_offset(config, dataset)
     shift = config.model.prior_shift
     if not shift.weight:
-        return torch.zeros(dataset.num_items + 1) if has_priors else None
+        return torch.zeros(dataset.num_items + 1) if has_priors and offset is None else offset
     for name, low in (("weight", 0), ("half_life_days", 0), ("power", 0)):
         if shift[name] is None or shift[name] <= low:
             raise UserError(f"model.prior_shift.{name}: found {shift[name]}, expected a positive number")
     bias = prior_shift(dataset, shift.half_life_days, target_sampling=target_sampling_of(config), power=shift.power)
-    return bias.mul(shift.weight).float()
+    bias = bias.mul(shift.weight).float()
+    return bias if offset is None else bias + offset
+
+
+def _new_items_offset(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
+    """Return `model.new_items_offset` as a bias of all items; None for none, or if it is not fitted yet."""
+    offset = config.model.get("new_items_offset", 0.0)
+    if not offset or offset == "auto":
+        return None
+    bias = torch.zeros(dataset.num_items + 1)
+    bias[dataset.num_trained + 1 :] = offset
+    bias[UNKNOWN_ITEM] = offset
+    return bias
