@@ -86,6 +86,22 @@ def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
     np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_biases_of_members_and_members_without_features(published: Published, tmp_path: Path) -> None:
+    more = ["user_tower=mean", "model.similarity=dot"]
+    ids = write_run(tmp_path / "ids", published.root, *more, "item_tower=ids")
+    offset = write_run(tmp_path / "offset", published.root, *more, "model.new_items_offset=-1.5")
+    members = {"ids": (ids, 0.5), "offset": (offset, 0.25), "plain": (published.runs[0], 0.25)}
+    blend = write_blend(tmp_path / "blend", members, new_items_offset=0.75)
+    store = ReleaseStore(tmp_path / "store")
+    for path in (offset, blend):
+        run = load_run(path)
+        version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
+        table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
+        pq.write_table(table, tmp_path / "new.parquet")
+        embed_items(store.root, version, items=tmp_path / "new.parquet", out=tmp_path / "out")
+        np.testing.assert_allclose(load_additions(tmp_path / "out").embeddings, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_items_that_cannot_be_embedded_are_reported(
     published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

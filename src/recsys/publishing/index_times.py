@@ -15,7 +15,7 @@ from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
-from recsys.experiments.assembly import target_sampling_of
+from recsys.experiments.assembly import new_items_bias, target_sampling_of
 from recsys.models.blend import Model, members_of
 from recsys.training.frequency import prior_shift
 
@@ -133,7 +133,8 @@ def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> torch.Tens
     shift, sampling = config.model.prior_shift, target_sampling_of(config)
     recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
     bias = prior_shift(dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent)
-    return bias.mul(shift.weight).float()
+    offset = new_items_bias(config, dataset)
+    return bias.mul(shift.weight).float() + (0.0 if offset is None else offset)
 
 
 def _set_fixed(model: Model, bias: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,12 @@ from torch import Tensor
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.core.progress import track
-from recsys.core.schema import Schema, TimeResolution
+from recsys.core.schema import UNKNOWN_ITEM, Schema, TimeResolution
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
 from recsys.data.dataset import DataSizes
 from recsys.data.encoding import FeatureEncoder, plain
-from recsys.experiments.assembly import complete, instantiate
+from recsys.experiments.assembly import complete, has_item_bias, instantiate
 from recsys.experiments.trained_run import stored_config
 from recsys.models.items import ItemTower
 from recsys.publishing.table_files import read_table
@@ -31,6 +32,13 @@ from recsys.serving.host.additions import save_additions
 
 # Items that are embedded at once.
 BLOCK = 65536
+
+
+class _Member(NamedTuple):
+    tower: ItemTower
+    is_cosine: bool
+    scale: float
+    has_bias: bool
 
 
 class NewItems:
@@ -49,17 +57,20 @@ class NewItems:
         config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
         if config.members:
             # Weights and temperatures of the members are in the embeddings.
-            self._members = []
+            self._members: list[_Member] = []
             for number, member in enumerate(config.members.values()):
                 if member.config.model.learn_temperature:
                     raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
                 own = {n.removeprefix(f"{number}."): w for n, w in weights.items() if n.startswith(f"{number}.")}
                 scale = float(member.weight) / float(member.config.model.temperature)
-                self._members.append((self._tower(member.config, own), self._is_cosine(member.config), scale))
+                self._members.append(self._member(member.config, own, scale=scale))
+            self._has_bias = has_item_bias(config)
         else:
-            self._members = [(self._tower(config, weights), self._is_cosine(config), 1.0)]
-        self._has_bias = bool(config.model.prior_shift.weight)
-        self._num_trained = max(tower.num_trained for tower, _, _ in self._members)
+            self._members = [self._member(config, weights, scale=1.0)]
+            self._has_bias = False
+        if not any(member.tower.reads_features for member in self._members):
+            raise UserError(f"{self.folder}: its item tower reads no features, so it cannot place new items")
+        self._num_trained = max(member.tower.num_trained for member in self._members)
 
     def embed(self, table: pa.Table) -> Float32Array:
         """Return the embeddings float32 [A, D] of the rows, comparable with those of the index."""
@@ -71,21 +82,31 @@ class NewItems:
         features = self._features(table)
         parts = []
         with torch.inference_mode():
-            for tower, is_cosine, scale in self._members:
-                embeddings = tower.embed_new(features)
+            for tower, is_cosine, scale, has_bias in self._members:
+                if tower.reads_features:
+                    embeddings = tower.embed_new(features)
+                else:
+                    # The row that a blend gives to the items that this member cannot place.
+                    embeddings = tower(torch.full((len(table),), UNKNOWN_ITEM))
                 parts.append((F.normalize(embeddings, dim=-1) if is_cosine else embeddings) * scale)
+                if has_bias:
+                    parts.append(self._bias(sum(part.shape[1] for part in parts)).expand(len(table), 1))
             if self._has_bias:
-                parts.append(torch.full((len(table), 1), self._bias()))
+                parts.append(self._bias(sum(part.shape[1] for part in parts)).expand(len(table), 1))
             joined: Float32Array = torch.cat(parts, dim=1).numpy()
         return joined
+
+    def _member(self, config: DictConfig, weights: dict[str, Tensor], *, scale: float) -> _Member:
+        has_priors = any(name.startswith("priors.") for name in weights)
+        own = {name: value for name, value in weights.items() if not name.startswith("priors.")}
+        is_cosine = bool(config.model.similarity == "cosine")
+        return _Member(self._tower(config, own), is_cosine, scale, has_priors or has_item_bias(config))
 
     def _tower(self, config: DictConfig, weights: dict[str, Tensor]) -> ItemTower:
         tables = [weights[name] for name in ("table.weight", "pretrained.table.weight") if name in weights]
         num_trained = len(tables[0]) - 1 if tables else 0
         tower: ItemTower = complete(instantiate(config.item_tower), sizes=self._sizes(num_trained), sparse=False)
         tower.load_state_dict(weights)
-        if not tower.reads_features:
-            raise UserError(f"{self.folder}: its item tower reads no features, so it cannot place new items")
         return tower.eval()
 
     def _sizes(self, num_trained: int) -> DataSizes:
@@ -112,19 +133,19 @@ class NewItems:
             columns[feature.name] = to_tensor(self._encoder(feature.name).encode(given))
         return columns
 
-    def _bias(self) -> float:
-        """Return the popularity term of new items, the one that items without training events share."""
+    def _bias(self, column: int) -> Tensor:
+        """Return a bias of new items, the one that items without training events share.
+
+        Args:
+            column: its dimension in the embeddings of the release.
+        """
         rows = np.flatnonzero(np.asarray(pq.read_table(self.folder / ITEMS)["item_idx"]) > self._num_trained)
         if not len(rows):
             raise UserError(
-                f"{self.folder}: embeddings contain the recent popularity (model.prior_shift), and the release has no "
-                "item without training events whose value a new item could use"
+                f"{self.folder}: embeddings contain a bias of items (model.prior_shift, model.new_items_offset), and "
+                "the release has no item without training events whose value a new item could use"
             )
-        return float(load_array(self.folder / EMBEDDINGS)[rows[0], -1])
-
-    @staticmethod
-    def _is_cosine(config: DictConfig) -> bool:
-        return bool(config.model.similarity == "cosine")
+        return torch.tensor([float(load_array(self.folder / EMBEDDINGS)[rows[0], column])])
 
 
 def embed_items(store: str | Path, release: str, *, items: Path, out: Path) -> str:

@@ -124,9 +124,11 @@ class OpenedRelease:
         Raises:
             UserError: If the index does not hold an item.
         """
-        # The last dimension of a model with a popularity shift holds the shift, which says nothing about similarity.
-        shift = load_config(self.path / CONFIG).model.get("prior_shift")
-        vectors = self._item_vectors[:, :-1] if shift and shift.weight else self._item_vectors
+        # The last dimension of a model with a bias holds the bias, which says nothing about similarity.
+        model = load_config(self.path / CONFIG).model
+        shift = model.get("prior_shift")
+        has_bias = (shift and shift.weight) or model.get("new_items_offset", "auto") not in ("auto", 0)
+        vectors = self._item_vectors[:, :-1] if has_bias else self._item_vectors
         return like(similar_items(item_ids, self._item_ids, embeddings=vectors, k=k), item_ids)
 
     def user_embeddings(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from recsys.core.types import Float32Array
 from recsys.data.dataset import Part
 from recsys.evaluation.ranking import encode_corpus
+from recsys.experiments.assembly import has_item_bias
 from recsys.experiments.trained_run import TrainedRun
 from recsys.publishing.answers import measure, ranked_lists, similar_items, user_vectors, vector_table
 from recsys.publishing.audience import Unknown, Users, audience_of
@@ -86,8 +87,8 @@ class OpenedRun:
         Raises:
             UserError: If the corpus does not hold an item.
         """
-        # The last dimension of a model with a popularity shift holds the shift, which says nothing about similarity.
-        has_shift = bool(self.config.model.prior_shift.weight)
+        # The last dimension of a model with a bias holds the bias, which says nothing about similarity.
+        has_shift = has_item_bias(self.config)
         vectors = self._item_vectors[:, :-1] if has_shift else self._item_vectors
         return like(similar_items(item_ids, self._corpus_ids, embeddings=vectors, k=k), item_ids)
 

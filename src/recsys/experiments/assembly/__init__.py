@@ -2,7 +2,14 @@
 
 from recsys.core.instantiate import instantiate
 from recsys.experiments.assembly.data import build_data, open_data, source_of, target_sampling_of
-from recsys.experiments.assembly.model import build_item_bias, build_model, build_towers, corpus_of
+from recsys.experiments.assembly.model import (
+    build_item_bias,
+    build_model,
+    build_towers,
+    corpus_of,
+    has_item_bias,
+    new_items_bias,
+)
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
@@ -18,6 +25,8 @@ __all__ = [
     "check_metric",
     "complete",
     "corpus_of",
+    "has_item_bias",
+    "new_items_bias",
     "instantiate",
     "target_sampling_of",
     "open_data",

@@ -148,6 +148,11 @@ def _reads_corpus(loss: DictConfig) -> bool:
     return kind.reads_corpus
 
 
+def has_item_bias(config: DictConfig) -> bool:
+    """Return whether the configuration of a model, or of a blend beside its members, gives items a fixed bias."""
+    return bool(config.model.prior_shift.weight or config.model.get("new_items_offset") not in (None, 0, "auto"))
+
+
 def build_item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors: bool = False) -> Tensor | None:
     """Return the bias of items float32 [N + 1] that does not depend on the time of an index; None for none.
 
@@ -156,7 +161,7 @@ def build_item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors:
         dataset: data set that the model is trained on.
         has_priors: whether item priors will be added.
     """
-    offset = _new_items_offset(config, dataset)
+    offset = new_items_bias(config, dataset)
     shift = config.model.prior_shift
     if not shift.weight:
         return torch.zeros(dataset.num_items + 1) if has_priors and offset is None else offset
@@ -168,7 +173,7 @@ def build_item_bias(config: DictConfig, dataset: PreparedDataset, *, has_priors:
     return bias if offset is None else bias + offset
 
 
-def _new_items_offset(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
+def new_items_bias(config: DictConfig, dataset: PreparedDataset) -> Tensor | None:
     """Return `model.new_items_offset` as a bias of all items; None for none, or if it is not fitted yet."""
     offset = config.model.get("new_items_offset", 0.0)
     if not offset or offset == "auto":
