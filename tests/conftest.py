@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from exports import EXPORT, FOLDER, export_once
 from publishing import published  # noqa: F401
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,6 +24,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+# Java compiles small queries longer than it runs them, unless it stops at the first compiler.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+# Each of some hundred processes would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# The garbage collector takes a quarter of the time of an export with the default, which visits a million live objects.
+gc.set_threshold(50_000, 10, 10)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -38,6 +49,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run long files first, then those with most slow tests: the worker with the last file leaves the others idle."""
     slow = Counter(item.path for item in items if {"slow", "spark"} & {mark.name for mark in item.iter_markers()})
     items.sort(key=lambda item: (item.path.name not in LONG, -slow[item.path]))
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and collected tests out of the garbage collector."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    folder.mkdir(exist_ok=True)
+    os.environ[FOLDER] = str(folder)
+    export_once()
+    yield
+    torch.onnx.export = EXPORT
+    del os.environ[FOLDER]
 
 
 @pytest.fixture(autouse=True)

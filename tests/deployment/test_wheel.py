@@ -76,10 +76,10 @@ def test_the_wheel_holds_configurations_and_assets(wheel: Path) -> None:
 def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The console command of a fresh environment with the wheel."""
     home = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-    python = home / "bin/python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     (packages,) = home.glob("lib/python*/site-packages")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python"), "install", "--quiet"]
+    pip.append("--disable-pip-version-check")
     if os.environ.get("RECSYS_TEST_FRESH_INSTALL") == "1":
         pip += ["-c", str(ROOT / "constraints.txt"), f"{wheel}[all]"]
     else:

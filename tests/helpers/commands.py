@@ -16,6 +16,7 @@ next step is `judge`; "none" means that the cycle is cleared.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -132,6 +133,7 @@ def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
         os.environ.update(environment)
         # A new interpreter would do this.
         sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+        importlib.import_module("exports").export_once()
         if job["kill"]:
             _kill_on_call(*job["kill"])
         if job["folder"]:
@@ -175,6 +177,9 @@ def main() -> None:
     conf_files = importlib.import_module("recsys.experiments.conf_files")
     for name in ("train", "index", "recommend", "retrain"):
         conf_files.usual(name)
+    gc.set_threshold(50_000, 10, 10)
+    # A fork would visit, and so copy, all that is imported here.
+    gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
         # Forks would repeat output that is still in the buffer.

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from exports import EXPORT
 from worlds import CONF, MAX_HISTORY, write_blend, write_run, write_world
 
 from recsys.data.dataset import Requests
@@ -16,6 +17,11 @@ from recsys.publishing.onnx_export import export_user_tower, input_specs
 from recsys.publishing.release_writer import to_histories
 from recsys.release.runtime.user_tower import pad
 from recsys.release.verification import read_tower
+
+
+@pytest.fixture(autouse=True)
+def _real_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.onnx, "export", EXPORT)
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,9 @@ def test_spark_writes_the_bytes_of_duckdb(
     write_world(root, ids, stamps)
     write_world(root.with_name("data1"), ids, stamps, seed=1)
     one = prepared(root, split, SMALL, cache / "duckdb", features=FEATURES, **settings)
-    other = prepared(root, split, Spark(memory="1g"), cache / "spark", features=FEATURES, **settings)
+    other = prepared(
+        root, split, Spark(memory="1g", shuffle_partitions=3), cache / "spark", features=FEATURES, **settings
+    )
     assert one.path.name == other.path.name
     names = {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
     assert names == {path.relative_to(other.path) for path in other.path.rglob("*") if path.is_file()}
