@@ -68,6 +68,8 @@ class CorpusSearch:
     def among(self, is_chosen: npt.NDArray[np.bool_]) -> CorpusSearch | None:
         """Return the search of the corpus items in a mask bool [N + 1]; None if there are none."""
         rows = is_chosen[self.corpus]
+        if rows.all():
+            return self
         if not rows.any():
             return None
         return CorpusSearch(self.embeddings[torch.from_numpy(rows).to(self.embeddings.device)], self.corpus[rows])

@@ -28,6 +28,7 @@ from recsys.experiments.fitting import (
 )
 from recsys.experiments.loggers import log_examples
 from recsys.experiments.popularity_check import measure_popularity
+from recsys.experiments.refreshed_test import refreshed_metrics
 from recsys.experiments.trained_run import load_weights
 from recsys.models.blend import Model
 from recsys.training.module import EmbeddingModule
@@ -45,6 +46,8 @@ def measure_on_test(session: TrainingSession) -> None:
     metrics = logged_metrics(trainer, "test/")
     if config.evaluation.rolling:
         metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
+    if config.evaluation.get("refresh_days") is not None:
+        metrics |= refreshed_metrics(config, dataset, model=model, builder=data.builder)
     metrics |= oracle_metrics(config, dataset, part="test")
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))

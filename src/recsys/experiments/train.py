@@ -13,6 +13,7 @@ from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
 from recsys.experiments.fitting import TrainingSession, fit_again, select_checkpoint, silence_lightning
 from recsys.experiments.loggers import build_loggers, close_loggers, log_checkpoint, log_summary
+from recsys.experiments.refreshed_test import check_refresh
 from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
 from recsys.experiments.run_lock import hold
 from recsys.experiments.suitability import check_needs
@@ -113,6 +114,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     check_needs(config, dataset)
     fingerprint = dataset.meta.fingerprint
     # A run claims its folder only after its settings and data were checked, so a wrong start leaves the folder free.
+    check_refresh(config, dataset)
     config.batch_size = build_data(config, dataset).batch_size
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())

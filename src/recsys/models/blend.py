@@ -138,6 +138,24 @@ def members_of(model: Model) -> tuple[Member, ...]:
     return model.members if isinstance(model, Blend) else (Member(model, 1.0, None),)
 
 
+@torch.inference_mode()
+def write_bias(model: Model, embeddings: Tensor, *, item_idx: Tensor) -> None:
+    """Write the present item biases of a model into embeddings [R, dim] that `encode_items` returned for `item_idx`."""
+
+    def at(bias: Tensor) -> Tensor:
+        return bias[torch.where(item_idx < len(bias), item_idx, UNKNOWN_ITEM)]
+
+    end = 0
+    for member in members_of(model):
+        one = member.model
+        end += one.dim
+        if one.item_bias is not None:
+            scale = member.weight if isinstance(model, Blend) else 1 / one.inverse_temperature
+            embeddings[:, end - 1] = at(one.item_bias) * scale
+    if isinstance(model, Blend) and model.item_bias is not None:
+        embeddings[:, end] = at(model.item_bias)
+
+
 @torch.no_grad()
 def item_vectors(model: Model, item_idx: Tensor) -> Tensor:
     """Return the outputs of all item towers for `item_idx` int64 [R] side by side, as vectors of an item space."""
