@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from worlds import write_run, write_world
+from safetensors.torch import save_file
+from worlds import write_blend, write_run, write_world
 
 from recsys.cli.main import main
 from recsys.core.index_time import IndexTime
-from recsys.data.dataset import Requests
+from recsys.data.dataset import PreparedDataset, Requests
+from recsys.data.encoding import FeatureEncoder
 from recsys.evaluation.ranking import encode_corpus
 from recsys.experiments.trained_run import load_run
-from recsys.publishing.new_items import embed_items
+from recsys.models.blend import members_of
+from recsys.publishing import new_items
+from recsys.publishing.index_times import new_item_biases
+from recsys.publishing.new_items import NewItems, embed_items
 from recsys.publishing.newer_data import on_newer_data
 from recsys.publishing.opened_release import OpenedRelease
 from recsys.publishing.towers import Towers
@@ -166,3 +172,52 @@ def test_data_without_a_column_that_the_towers_read_is_refused(
     error = capsys.readouterr().err
     assert "data.features.items.price" in error
     assert "no such column" in error
+
+
+@pytest.mark.parametrize("is_blend", [False, True])
+def test_new_items_get_the_age_of_their_day(is_blend: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_world(tmp_path / "data")
+    items, now = pq.read_table(root / "items.parquet"), 12 * DAY
+    born = pa.array(np.random.default_rng(0).integers(0, 11, len(items)) * DAY)
+    pq.write_table(items.append_column("born", born), root / "items.parquet")
+    priors = ["split=temporal", "data.columns.born=born", "model.priors={age: true, recency: true}"]
+    shift = "model.prior_shift={weight: 0.5, half_life_days: 1.0, power: 1.5}"
+    path = write_run(tmp_path / "run", root, *priors, *([] if is_blend else [shift]))
+    if is_blend:
+        other = write_run(tmp_path / "other", root, "model.similarity=dot", "split=temporal", "data.columns.born=born")
+        path = write_blend(tmp_path / "blend", {"a": (path, 1.0), "b": (other, 0.5)}, shift_weight=0.5)
+    run = load_run(path)
+    for member in members_of(run.model):
+        if member.model.priors is not None:
+            for part in member.model.priors.parameters():
+                torch.nn.init.normal_(part)
+    towers = Towers.of_run(run)
+    # An item that was born on the day of the index, in newer data and as an addition to the served index.
+    new = items.slice(0, 1).set_column(0, "item_id", pa.array(["new0"])).append_column("born", pa.array([now]))
+    pq.write_table(pa.concat_tables([items.append_column("born", born), new]), root / "items.parquet")
+    newer = on_newer_data(towers, towers.prepare(str(root)), root=str(root), index_time=IndexTime(now, 2.0))
+    place = newer.dataset.item_ids.to_pylist().index("new0") + 1
+    expected = encode_corpus(newer.model, torch.tensor([place])).numpy()
+    manifest = SimpleNamespace(
+        new_item_biases=new_item_biases(newer.model, newer.dataset.num_trained),
+        temperatures=tuple(member.model.temperature for member in members_of(newer.model)),
+        temperature=newer.model.temperature,
+        index_time={"now": now - 3 * DAY, "horizon_days": 2.0},
+    )
+    save_file(
+        {n: w.clone() for n, w in newer.model.item_tower.state_dict().items()}, tmp_path / "item_tower.safetensors"
+    )
+    newer.dataset.schema.save(tmp_path / "schema.json")
+    monkeypatch.setattr(new_items, "stored_config", lambda folder: newer.config)  # noqa: ARG005
+    monkeypatch.setattr(NewItems, "_encoder", lambda self, name: _encoder(newer.dataset, name))  # noqa: ARG005
+    found = NewItems(tmp_path, manifest).embed(new)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # The age counts: on a later day the item is older.
+    later = NewItems(tmp_path, manifest, now=now + 20 * DAY).embed(new)
+    assert np.abs(later - found).max() > 1e-3
+    assert (np.abs(later - found) > 1e-6).sum() == len(members_of(newer.model))
+
+
+def _encoder(dataset: PreparedDataset, name: str) -> FeatureEncoder:
+    feature = next(f for f in dataset.schema.owned_by("items") if f.name == name)
+    return FeatureEncoder(feature, dataset.vocabulary(feature))

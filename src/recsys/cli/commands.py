@@ -45,6 +45,8 @@ COMMANDS = {
         Command("recommend", "write ranked items for many users to a file", f"run=RUN out=FILE {_JOB}", "train"),
         Command("serve", "answer requests over HTTP", f"release=VERSION|ALIAS {_JOB}", "serving"),
         Command("retrain", "run one retraining cycle: train, judge, publish, roll out", f"data.root=DIR {_JOB}", "all"),
+        Command("refresh", "refresh the index of a served release from newer data",
+                f"release=ALIAS data.root=DIR {_JOB}", "all"),
         Command("sweep", "run a sweep on this machine, or show its runs", "FILE|DIR [KEY=VALUE ...]", "train", "file",
                 is_job=False),
         Command("compare", "compare runs on metrics, with significance tests", "RUN RUN ... [KEY=VALUE ...]", "train",

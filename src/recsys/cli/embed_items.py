@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     from recsys.serving.host.additions import load_additions
 
     out = Path(config.out)
-    version = embed_items(config.store, config.release, items=Path(config["items"]), out=out)
+    version = embed_items(config.store, config.release, items=Path(config["items"]), out=out, now=config.now)
     additions = load_additions(out)
     for host in config.hosts:
         admin = AdminClient(parse_address(host), config.admin_token)

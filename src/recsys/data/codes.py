@@ -54,7 +54,9 @@ class Codes:
         settings: dict[str, dict[str, dict[str, Any]]] = {owner: {} for owner in OWNERS}
         for feature in self.schema.features:
             options: dict[str, Any] = {"kind": feature.kind, "role": feature.role}
-            if feature.kind == "text":
+            if feature.encoder:
+                options |= {"kind": "text", "encoder": feature.encoder}
+            elif feature.kind == "text":
                 options["buckets"] = feature.size - FIRST_CODE
             settings[feature.owner][feature.name] = options
         return settings

@@ -46,6 +46,7 @@ class Lineage:
         data: fingerprint, and times of the first and last events.
         git_commit: commit of the code; `+` marks uncommitted changes.
         verdict: verdict of the gates on the run; None if there is none.
+        refreshed: version that was refreshed, data, and time of the index; empty if the index is of the run's own data.
         served: periods in which an alias pointed at the release, oldest first.
     """
 
@@ -61,6 +62,7 @@ class Lineage:
     data: dict[str, Any]
     git_commit: str | None
     verdict: dict[str, Any] | None
+    refreshed: dict[str, Any]
     served: tuple[AliasPeriod, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +100,8 @@ def lineage(store: ReleaseStore, name: str) -> Lineage:
         config_sha256=config,
         data=_data(manifest),
         git_commit=manifest.git_commit,
-        verdict=_verdict(Path(manifest.run), version),
+        verdict=_verdict(Path(manifest.run), version, folder=manifest.refreshed.get("folder")),
+        refreshed=_refreshed(manifest),
         served=tuple(served_times(store.history(), version)),
     )
 
@@ -138,6 +141,13 @@ def _data(manifest: Manifest) -> dict[str, Any]:
     return {"fingerprint": manifest.dataset_fingerprint, **times}
 
 
+def _refreshed(manifest: Manifest) -> dict[str, Any]:
+    known = {name: value for name, value in manifest.refreshed.items() if name in ("from", "data")}
+    if "now" in manifest.index_time:
+        known |= {"now": _moment(int(manifest.index_time["now"])), "horizon_days": manifest.index_time["horizon_days"]}
+    return known if manifest.refreshed else {}
+
+
 def _moment(seconds: int) -> str:
     try:
         return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
@@ -146,9 +156,10 @@ def _moment(seconds: int) -> str:
         return f"{seconds} s, which is not a date"
 
 
-def _verdict(run: Path, version: str) -> dict[str, Any] | None:
-    # Pruning moves the verdict out of the run that it removes.
-    path = next((path for path in (run / VERDICT, run.parent / VERDICT) if path.exists()), run / VERDICT)
+def _verdict(run: Path, version: str, *, folder: str | None) -> dict[str, Any] | None:
+    # Pruning moves the verdict out of the run that it removes. That of a refresh lies in the folder of refreshes.
+    places = [run, run.parent] if folder is None else [Path(folder) / "verdicts" / version]
+    path = next((place / VERDICT for place in places if (place / VERDICT).exists()), run / VERDICT)
     try:
         verdict = Verdict.load(path)
     except (OSError, ValueError):

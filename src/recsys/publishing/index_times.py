@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
+from recsys.core.schema import UNKNOWN_ITEM
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import new_items_bias, target_sampling_of
-from recsys.models.blend import Model, members_of
+from recsys.models.blend import Blend, Model, members_of
+from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 
 
@@ -97,23 +99,41 @@ def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, inde
     for part, settings in _parts(model, config):
         if settings.model.prior_shift.weight:
             _set_fixed(part, _shift(dataset, settings, index_time.now))
-    set_priors: Callable[..., None] | None = getattr(model, "set_item_bias", None)
-    if set_priors is not None:
-        set_priors(dataset, index_time)
+    model.set_item_bias(dataset, index_time)
 
 
-def new_item_biases(model: Model) -> tuple[float | None, ...]:
-    """Return `Manifest.new_item_biases`. Row 0 of a bias belongs to items that no event has."""
-    parts = [*(member.model for member in members_of(model)), *([model] if model not in _models(model) else [])]
+def bias_columns(model: Model, item_idx: Tensor) -> dict[int, Tensor]:
+    """Return the columns of the embeddings of items that hold a bias, each [R], by their place."""
+    columns: dict[int, Tensor] = {}
+    begin = 0
+    parts = [(one, weight * one.inverse_temperature) for one, weight, _ in members_of(model)]
+    for one, scale in parts:
+        if one.item_bias is not None:
+            bias = one.item_bias[_rows(one.item_bias, item_idx)] / one.inverse_temperature
+            columns[begin + one.dim - 1] = (bias * scale if isinstance(model, Blend) else bias).detach()
+        begin += one.dim
+    if isinstance(model, Blend) and model.item_bias is not None:
+        columns[begin] = model.item_bias[_rows(model.item_bias, item_idx)]
+    return columns
+
+
+def _rows(bias: Tensor, item_idx: Tensor) -> Tensor:
+    return torch.where(item_idx < len(bias), item_idx, UNKNOWN_ITEM)
+
+
+def new_item_biases(model: Model, num_trained: int) -> tuple[float | None, ...]:
+    """Return `Manifest.new_item_biases`. All items without training events share the fixed part of a bias."""
     biases = []
+    parts: list[Model] = [*_models(model), *([model] if isinstance(model, Blend) else [])]
     for part in parts:
-        bias = getattr(part, "fixed_bias", None)
-        bias = part.item_bias if bias is None else bias
-        biases.append(None if bias is None else float(bias[0]))
+        bias: Tensor | None = part.item_bias
+        if isinstance(part, TwoTower) and part.fixed_bias is not None:
+            bias = part.fixed_bias
+        biases.append(None if bias is None else float(bias[num_trained + 1 if num_trained + 1 < len(bias) else 0]))
     return tuple(biases)
 
 
-def _models(model: Model) -> list[Model]:
+def _models(model: Model) -> list[TwoTower]:
     return [member.model for member in members_of(model)]
 
 
@@ -124,7 +144,7 @@ def _parts(model: Model, config: DictConfig) -> list[tuple[Model, DictConfig]]:
     return [*zip(_models(model), members, strict=True), (model, config)]
 
 
-def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> torch.Tensor:
+def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> Tensor:
     if not (dataset.train_end > dataset.offsets[:-1]).any():
         raise UserError(
             "model.prior_shift: the data holds no event of the training of the towers, which the shift compares with; "
@@ -137,9 +157,11 @@ def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> torch.Tens
     return bias.mul(shift.weight).float() + (0.0 if offset is None else offset)
 
 
-def _set_fixed(model: Model, bias: torch.Tensor) -> None:
-    name = "item_bias" if getattr(model, "fixed_bias", None) is None else "fixed_bias"
-    setattr(model, name, bias.to(model.device))
+def _set_fixed(model: Model, bias: Tensor) -> None:
+    if isinstance(model, TwoTower) and model.fixed_bias is not None:
+        model.fixed_bias = bias.to(model.device)
+    else:
+        model.item_bias = bias.to(model.device)
 
 
 def ends_before(dataset: PreparedDataset, moment: int) -> Int64Array:

@@ -134,12 +134,19 @@ def pack(
         corpus=corpus,
         num_trained=dataset.num_trained,
         temperatures=tuple(member.model.temperature for member in members_of(run.model)),
-        index_time={} if index_time is None else dataclasses.asdict(index_time),
-        new_item_biases=new_item_biases(run.model),
+        index_time=_index_time(run, index_time),
+        new_item_biases=new_item_biases(run.model, dataset.num_trained),
         refreshed=refreshed or {},
     )
     _write_self_check(folder, run, manifest=manifest, index=index)
     return manifest
+
+
+def _index_time(run: TrainedRun, index_time: IndexTime | None) -> dict[str, float]:
+    """Return `Manifest.index_time`. The item biases of a run are those of its test part."""
+    index_time = run.dataset.index_time("test") if index_time is None else index_time
+    has_bias = any(bias is not None for bias in new_item_biases(run.model, run.dataset.num_trained))
+    return dataclasses.asdict(index_time) if has_bias and index_time is not None else {}
 
 
 def _times(run: TrainedRun) -> dict[str, int]:

@@ -136,7 +136,7 @@ class Towers:
 
     def on(self, dataset: PreparedDataset) -> Model:
         """Return the model on data that `prepare` returned, in evaluation mode."""
-        model = build_model(self.config, dataset)
+        model = build_model(_with_priors(self.config, self.item_weights), dataset)
         # The rows of users are part of the weights. There are more of them if the data has more users.
         rows = {name: value for name, value in model.user_tower.state_dict().items() if _is_user_rows(name)}
         model.user_tower.load_state_dict({**self.user_weights, **rows})
@@ -169,6 +169,17 @@ def prepare_for(config: DictConfig, codes: Codes) -> PreparedDataset:
         mask[: len(codes.trained_users)] = codes.trained_users
         dataset = dataclasses.replace(dataset, known_users=mask)
     return dataset
+
+
+def _with_priors(config: DictConfig, weights: Mapping[str, Tensor]) -> DictConfig:
+    """Return the configuration with the item priors that the towers have, whatever other data would allow."""
+    changed = config.copy()
+    members = [member.config for member in changed.members.values()]
+    for number, node in enumerate(members or [changed]):
+        prefix = f"{number}.priors." if members else "priors."
+        if "priors" in node.model:
+            node.model.priors.age, node.model.priors.recency = (f"{prefix}{n}" in weights for n in ("age", "recency"))
+    return changed
 
 
 def num_trained(manifest: Manifest, weights: Mapping[str, Tensor]) -> int:

@@ -63,7 +63,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     if model.dim < 1:
         raise UserError(f"model.dim: found {model.dim}, expected at least 1")
     L.seed_everything(config.seed, verbose=False)
-    priors = _priors(config, dataset)
+    priors = _priors(config, dataset, fresh=fresh)
     try:
         towers = TwoTower(
             user_tower=_user_tower(config, dataset),
@@ -112,8 +112,11 @@ def _item_tower(config: DictConfig, dataset: PreparedDataset, *, priors: ItemPri
     return tower
 
 
-def _priors(config: DictConfig, dataset: PreparedDataset) -> ItemPriors | None:
-    """Return the item priors of a configuration, or None if it has none or the data cannot have them."""
+def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> ItemPriors | None:
+    """Return the item priors of a configuration, or None if it has none or the data cannot have them.
+
+    Data that trained towers only serve (`fresh` is false) needs no parts.
+    """
     settings = config.model.get("priors")
     if settings is None:
         return None
@@ -124,7 +127,7 @@ def _priors(config: DictConfig, dataset: PreparedDataset) -> ItemPriors | None:
         wanted = settings[name]
         if not isinstance(wanted, bool) and wanted != "auto":
             raise UserError(f"model.priors.{name}: found '{wanted}', expected true, false or auto")
-        if wanted is True and not dataset.parts_follow_in_time:
+        if wanted is True and fresh and not dataset.parts_follow_in_time:
             raise UserError(
                 f"model.priors.{name}=true: expected training, validation and test parts that follow each other in "
                 "time, as with split=temporal and timestamps in seconds or days"

@@ -19,12 +19,13 @@ from torch import Tensor
 from recsys.baselines.interactions import Interactions
 from recsys.baselines.popularity import Popularity
 from recsys.core.columns import Ragged
-from recsys.core.types import Float64Array
+from recsys.core.types import Float32Array, Float64Array
 from recsys.data.dataset import Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import Ranker
 from recsys.evaluation.relevance import seen_items
 from recsys.experiments.trained_run import TrainedRun
+from recsys.index import Exact
 from recsys.operations.gates.event_window import EventWindow
 from recsys.operations.gates.judged_requests import JudgedRequests
 from recsys.operations.gates.replay import Replay, replay
@@ -38,11 +39,22 @@ _EMBEDDED = 2048
 
 
 class JudgedRelease:
-    """One of the two compared releases, with its answers to the test requests."""
+    """One of the two compared releases, with its answers to the test requests.
 
-    def __init__(self, retriever: Retriever, judged: JudgedRequests) -> None:
+    Args:
+        retriever: opened release.
+        judged: test requests.
+        past: item embeddings [N, D], in the order of the index, of the time before the requests, if the index was built
+            from later events. They are searched exactly instead of the index.
+    """
+
+    def __init__(self, retriever: Retriever, judged: JudgedRequests, past: Float32Array | None = None) -> None:
         self.retriever, self.judged = retriever, judged
-        self.recommender = ReleaseRecommender(retriever, judged.dataset)
+        index = None
+        if past is not None:
+            index = Exact()
+            index.build(past)
+        self.recommender = ReleaseRecommender(retriever, judged.dataset, index=index)
         found = pc.index_in(retriever.items["item_id"].combine_chunks(), value_set=judged.dataset.item_ids)
         # item_idx in the data set of each row of the index; 0 for items that the data set does not have.
         self.item_idx = np.asarray(found.cast(pa.int64()).fill_null(-1)) + 1

@@ -15,6 +15,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
+from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
@@ -25,6 +26,7 @@ from recsys.operations.gates.judged_requests import choose_requests
 from recsys.operations.gates.staging import PackingError, PackingSettings, open_release, stage
 from recsys.operations.gates.verdict import Outcome, Verdict, failed, untested
 from recsys.operations.mirroring import mirror
+from recsys.publishing.index_times import parse_moment
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.observability.samples import RequestSample, read_samples
 
@@ -73,10 +75,10 @@ class JudgeSettings:
         return cls(
             gates={name: instantiate(node) for name, node in config.gates.items() if node is not None},
             packing=PackingSettings.from_config(config),
-            begin=seconds(begin, "window.begin"),
-            end=seconds(end, "window.end"),
+            begin=parse_moment(begin, "window.begin"),
+            end=parse_moment(end, "window.end"),
             max_users=config.max_users,
-            now=seconds(config.now, "now"),
+            now=parse_moment(config.now, "now"),
             samples=read_samples(config.samples.folder, config.samples.newest),
         )
 
@@ -88,6 +90,7 @@ def judge_run(
     settings: JudgeSettings,
     dataset: PreparedDataset | None = None,
     candidate: Retriever | None = None,
+    past: Float32Array | None = None,
 ) -> Verdict:
     """Return the verdict of all gates on a run.
 
@@ -99,6 +102,7 @@ def judge_run(
         dataset: data set whose test part both are measured on; None for the run's own.
         candidate: release of the run; None to pack one beside the run. If that fails, the verdict is a failure of the
             gate `packed`.
+        past: item embeddings of the candidate as of the time before the test part; see `JudgedRelease`.
 
     Raises:
         UserError: If no user has events in the test part.
@@ -113,7 +117,7 @@ def judge_run(
     judged = choose_requests(dataset, bool(run.config.exclude_seen), most=settings.max_users)
     if not len(judged.requests.user_idx):
         raise UserError(f"{dataset.path}: no user has events in the test part, so there is nothing to judge by")
-    sides = {"candidate": JudgedRelease(candidate, judged)} | (
+    sides = {"candidate": JudgedRelease(candidate, judged, past)} | (
         {} if served is None else {"served": JudgedRelease(served, judged)}
     )
     evidence = Evidence(
@@ -163,21 +167,6 @@ def new_events(
     if begin is None and until is not None and dataset.meta.time_resolution.has_clock and until < dataset.time.max():
         begin = until + 1
     return EventWindow(dataset, begin, end=end)
-
-
-def seconds(when: str | int | None, key: str) -> int | None:
-    """Return seconds since 1970 of a date, of a time (UTC unless it has a zone) or of a number of seconds.
-
-    Raises:
-        UserError: If the value has another form.
-    """
-    if when is None or isinstance(when, int):
-        return when
-    try:
-        moment = datetime.fromisoformat(when)
-    except ValueError as error:
-        raise UserError(f"{key}: found '{when}', expected a date, a time or seconds since 1970") from error
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _outcomes(gate: Gate, evidence: Evidence) -> list[Outcome]:
