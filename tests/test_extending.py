@@ -100,7 +100,7 @@ def test_trained_released_and_recommended_from(outside: Path, tmp_path: Path) ->
     jobs = [
         small(run, cache, "--config-dir", conf, "user_tower=recent_mean"),
         # Exported as ONNX, which is compared with the torch tower.
-        ["index.py", f"run={run}", f"store={store}", "recall_target=0.5"],
+        ["index.py", f"run={run}", f"store={store}", "recall_target=0.5", "trust=[my_package]"],
         ["recommend.py", "release=candidate", f"store={store}", "users=test", "k=5", f"out={out}"],
         small(tmp_path / "by_path", cache, f"hydra.searchpath=[file://{conf}]", "+experiment=mine"),
         small(tmp_path / "several", cache, f"hydra.searchpath=[file://{conf}]", *both),

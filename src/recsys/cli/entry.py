@@ -7,6 +7,7 @@ import errno
 import fcntl
 import importlib
 import logging
+import re
 import shutil
 import signal
 import sys
@@ -25,6 +26,7 @@ from recsys.cli.commands import Command
 from recsys.cli.preflight import check_places, check_run_folder
 from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
+from recsys.core.trust import name_targets, trust
 from recsys.experiments.compose import compose_command, compose_job
 from recsys.experiments.conf_files import readable, reference, search_path
 from recsys.experiments.config_check import check
@@ -51,7 +53,7 @@ def run_command(command: Command, arguments: list[str]) -> None:
     # At INFO faiss reports each build of itself that is not installed, which reads like a failure.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
-        words = with_keys(command, arguments)
+        words = with_keys(command, trusting(arguments))
         if not command.is_job:
             _interrupt_on_sigterm()
         module = importlib.import_module(f"recsys.cli.{command.config_name}")
@@ -67,6 +69,15 @@ def run_command(command: Command, arguments: list[str]) -> None:
                 module.main(config)
     except (UserError, OmegaConfBaseException, OSError) as error:
         _fail_with(error)
+
+
+def trusting(arguments: list[str]) -> list[str]:
+    """Trust the packages of `trust=[PACKAGE,...]`, which every command takes, and return the other arguments."""
+    given = [word for word in arguments if re.match(r"\+{0,2}trust=", word)]
+    for word in given:
+        names = word.partition("=")[2].strip("[]").split(",")
+        trust(name.strip(" '\"") for name in names if name.strip())
+    return [word for word in arguments if word not in given]
 
 
 def with_keys(command: Command, arguments: list[str]) -> list[str]:
@@ -128,6 +139,7 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
                 path = search_path(task.overrides.hydra)
                 check(config, reference(command.config_name, task.runtime.choices, search_path=path))
                 check_places(command.name, config)
+            name_targets(config)
             # Hydra would report the error in its own way.
             with _names_extra(command):
                 main(config)

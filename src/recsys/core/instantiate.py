@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
+from recsys.core.trust import STORED, check_targets
 
 
 def instantiate(node: DictConfig, **settings: Any) -> Any:
@@ -21,8 +22,11 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
         settings: further arguments, which replace those of the node.
 
     Raises:
-        UserError: If a value is missing, or the node cannot be instantiated.
+        UserError: If a value is missing, the node cannot be instantiated, or it is stored and names a class that is
+            not allowed (see `recsys.core.trust`).
     """
+    if node._get_flag(STORED):
+        check_targets(node)
     # Hydra drops missing values (???) from a partial without an error.
     for place in OmegaConf.missing_keys(node):
         raise UserError(f"{place}: missing, expected {place}=...")
@@ -43,6 +47,13 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
         # Read by whoever calls it with the other arguments.
         made.__dict__["place"] = place
     return made
+
+
+def class_of(node: DictConfig) -> Any:
+    """Return the class that a node names; refuse one of a stored configuration that is not allowed."""
+    if node._get_flag(STORED):
+        check_targets(node)
+    return hydra.utils.get_object(node["_target_"])
 
 
 def named_fault(place: str, target: str, cause: BaseException) -> str:

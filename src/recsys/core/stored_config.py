@@ -1,12 +1,22 @@
-"""Loading of stored configurations, whose `_target_` paths may belong to an earlier layout of this package."""
+"""Loading of stored configurations, whose `_target_` paths may belong to an earlier layout of this package.
+
+A stored configuration is data: `recsys.core.instantiate` builds only classes from it that `recsys.core.trust` allows.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from recsys.core.errors import UserError
+from recsys.core.trust import STORED
+
+# Limits of a configuration file. The largest one of a blend has some hundred kilobytes.
+MAX_BYTES, MAX_DEPTH = 8 << 20, 40
 # Earlier path of a module or class -> later path. The longest match is used. The table is applied until nothing
 # changes, so a class that moved and was then renamed needs one row for each step.
 MOVED = {
@@ -55,18 +65,47 @@ MOVED = {
 
 
 def load_config(path: Path) -> DictConfig:
-    """Return the configuration in a YAML file, with earlier `_target_` paths replaced by today's.
+    """Return the configuration in a YAML file, marked as stored, with earlier `_target_` paths replaced by today's.
 
     Args:
         path: `config.yaml` of a run or a release.
 
     Raises:
         OSError: If the file cannot be read.
+        UserError: If it is not a plain configuration: a mapping of resolved values.
     """
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    _translate(config)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: found {size} bytes, expected a configuration of at most {MAX_BYTES}")
+    try:
+        content = path.read_bytes()
+        _check_form(content)
+        config = OmegaConf.create(content.decode())
+        if not isinstance(config, DictConfig):
+            raise ValueError("expected a mapping")
+        _translate(config)
+    except OSError:
+        raise
+    except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a configuration of recsys ({reason[:300]})") from error
+    config._set_flag(STORED, True)
     return config
+
+
+def _check_form(content: bytes) -> None:
+    """Refuse YAML that grows when it is read: references to other parts, and deep nesting."""
+    depth, is_mapping = 0, False
+    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {line}: found a reference (*), expected plain values")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"line {line}: found more than {MAX_DEPTH} levels")
+        is_mapping = is_mapping or (depth == 1 and isinstance(event, yaml.MappingStartEvent))
+    if not is_mapping:
+        raise ValueError("expected a mapping")
 
 
 def current_target(target: str) -> str:
@@ -84,12 +123,13 @@ def current_target(target: str) -> str:
 
 
 def _translate(node: Any) -> None:
-    if isinstance(node, ListConfig):
-        for child in node:
-            _translate(child)
-    elif isinstance(node, DictConfig):
-        for key in node:
-            if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, str(key)):
+    if isinstance(node, ListConfig | DictConfig):
+        keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+        for key in keys:
+            if OmegaConf.is_interpolation(node, key):
+                # It could read the environment, or stand for a class after the check of the class.
+                raise ValueError(f"{node._get_full_key(key)}: found an interpolation, expected a resolved value")
+            if OmegaConf.is_missing(node, key):
                 continue
             child = node[key]
             if key == "_target_" and isinstance(child, str):

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.trust import name_targets
 from recsys.experiments.conf_files import initialized, search_path, usual, without_hydra
 from recsys.experiments.key_hints import keys_below
 from recsys.experiments.override_check import checked
@@ -28,7 +29,9 @@ def compose_command(config_name: str, arguments: list[str]) -> DictConfig:
     """
     words = checked(config_name, arguments, CONFIG_DIR)
     with initialized():
-        return hydra.compose(config_name, overrides=words)
+        config = hydra.compose(config_name, overrides=words)
+    name_targets(config)
+    return config
 
 
 def keys_of(config_name: str) -> list[str]:
@@ -60,6 +63,7 @@ def compose_job(config_name: str, words: list[str]) -> tuple[DictConfig, Path]:
     """
     with initialized():
         config = hydra.compose(config_name, overrides=words, return_hydra_config=True)
+        name_targets(without_hydra(config))
         return without_hydra(config), Path(str(config.hydra.run.dir))
 
 
@@ -72,6 +76,7 @@ def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictCo
     words = checked("train", [*overrides, *search_path(HydraConfig.get().overrides.hydra)], CONFIG_DIR)
     with initialized():
         config = hydra.compose("train", overrides=words)
+    name_targets(config)
     return config, variants_of(config, words)
 
 
@@ -106,6 +111,7 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
             raise UserError(f"variants.{name}: {error}") from error
         with initialized():
             variants[name] = hydra.compose("train", overrides=words)
+            name_targets(variants[name])
             variants[name].variants = {}
             variants[name].blend = False
         variants[name].needs = [*variants[name].needs, *variant.get("needs", [])]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.stored_config import load_config
+from recsys.core.trust import STORED
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_model, corpus_of, open_data
@@ -102,6 +103,7 @@ def stored_config(path: Path) -> DictConfig:
     # Merged twice to keep the order of the file's keys.
     config = OmegaConf.merge(stored, EARLIER, stored)
     assert isinstance(config, DictConfig)
+    config._set_flag(STORED, True)
     for tower in (config.user_tower, config.item_tower):
         # A tower of an outside package may have neither key.
         if "crossing" not in tower and "hidden" in tower:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write
+from recsys.core.trust import TRUST, is_trusted
 from recsys.core.types import Float32Array
 from recsys.index.ann_index import Effort, Index
 from recsys.index.auto import Auto
@@ -114,7 +114,7 @@ def backend_class(name: object, path: Path) -> Callable[..., Index]:
 
     This function alone decides which code a stored index may run. Classes of this package are always accepted. A class
     of another package is accepted if it has the methods of `recsys.index.Index` and its module is imported already, or
-    its package is listed in the environment variable `RECSYS_TRUST` (with commas). Without that rule, a stranger's
+    its package is trusted (`recsys.core.trust`). Without that rule, a stranger's
     release could import any installed module.
 
     Raises:
@@ -127,10 +127,10 @@ def backend_class(name: object, path: Path) -> Callable[..., Index]:
         raise UserError(f"{path}: unknown class {name!r} of index{nearest(str(name), CLASSES)}")
     module, _, attribute = name.rpartition(".")
     package = module.partition(".")[0]
-    if module not in sys.modules and package not in os.environ.get("RECSYS_TRUST", "").split(","):
+    if module not in sys.modules and not is_trusted(module):
         raise UserError(
             f"{path}: the index is a {name}, which would run code of '{package}'; "
-            f"if you trust that package, set the environment variable RECSYS_TRUST={package}"
+            f"if you trust that package, type 'trust=[{package}]' or set the environment variable {TRUST}={package}"
         )
     try:
         kind = getattr(importlib.import_module(module), attribute, None)

@@ -8,12 +8,11 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.errors import UserError
-from recsys.core.instantiate import instantiate, named_fault
+from recsys.core.instantiate import class_of, instantiate, named_fault
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
@@ -121,7 +120,7 @@ def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> Ite
     if settings is None:
         return None
     needs = {"age": dataset.born is not None, "recency": True}
-    takes = getattr(get_class(config.loss["_target_"]), "takes_priors", False)
+    takes = getattr(class_of(config.loss), "takes_priors", False)
     reads = {}
     for name, has_births in needs.items():
         wanted = settings[name]
@@ -147,7 +146,7 @@ def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> Ite
 
 
 def _reads_corpus(loss: DictConfig) -> bool:
-    kind: type[SampledLoss | CorpusLoss] = get_class(loss["_target_"])
+    kind: type[SampledLoss | CorpusLoss] = class_of(loss)
     return kind.reads_corpus
 
 

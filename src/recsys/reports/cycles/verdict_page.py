@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
+from recsys.core.instantiate import class_of
 from recsys.operations.gates.verdict import Outcome, Verdict
 from recsys.reports.cycles.fitting import fitting_settings
 from recsys.reports.cycles.stop_advice import StopAdvice
@@ -25,7 +25,7 @@ def gate_purposes(gates: DictConfig) -> dict[str, str]:
     """Return gate -> first paragraphs of the documentation of its class; empty if it has none."""
     purposes = {}
     for name, node in gates.items():
-        gate = None if node is None else hydra.utils.get_object(node["_target_"])
+        gate = None if node is None else class_of(node)
         words = re.split(r"\n\n(?:Args|Attributes):", inspect.getdoc(gate) or "")[0] if gate else ""
         purposes[str(name)] = " ".join(words.split())
     return purposes

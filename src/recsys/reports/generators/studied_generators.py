@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -20,6 +19,7 @@ from recsys.baselines.popularity import Popularity
 from recsys.baselines.request_batches import request_batches
 from recsys.baselines.tuning import Settings, axes_of, describe, search
 from recsys.core.errors import UserError, nearest
+from recsys.core.instantiate import class_of
 from recsys.core.progress import say
 from recsys.core.stored_config import load_config
 from recsys.data.dataset import PreparedDataset, Requests
@@ -167,7 +167,7 @@ def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset) -> St
         # Lists are cached instead of models, so that only one model is in memory at a time.
         return (lambda *_: tried[describe(settings)].astype(np.int64)) if until == "train" else fitted(settings, until)
 
-    module = inspect.getmodule(hydra.utils.get_object(node["_target_"]))
+    module = inspect.getmodule(class_of(node))
     what = (inspect.getdoc(module) or "").split("\n")[0].replace("`", "")
     return StudiedGenerator(name.replace("_", " "), False, what, describe(settings), False, opened)
 
