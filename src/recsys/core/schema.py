@@ -154,6 +154,14 @@ class Schema:
     def from_json(cls, content: dict[str, Any]) -> Schema:
         """Return the schema of containers from `to_json`."""
         features = tuple(Feature(**feature) for feature in content["features"])
+        for one in features:
+            if (
+                one.owner not in OWNERS
+                or one.kind not in KINDS
+                or type(one.size) is not int
+                or not 0 < one.size < 2**31
+            ):
+                raise ValueError(f"found {one!r:.120}, expected a feature with an owner, a kind and a size")
         return cls(features, content["user_id_type"], content["item_id_type"])
 
     def save(self, path: Path) -> None:
@@ -169,5 +177,5 @@ class Schema:
         """
         try:
             return cls.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}: not a schema of recsys ({error})") from error

@@ -13,6 +13,7 @@ from recsys.core.io import atomic_file
 from recsys.core.types import Float32Array
 
 STRUCTURE = "item_index.faiss"
+_FAISS_BYTES = faiss.get_deserialization_vector_byte_limit()
 
 
 class StoredFile(NamedTuple):
@@ -49,10 +50,16 @@ def write_structure(structure: Any, folder: Path) -> list[str]:
 def read_structure(folder: Path, kind: str, *, embeddings: Float32Array) -> Any:
     """Memory-map `item_index.faiss`; `UserError` unless it has class `kind` and as many items as `embeddings`."""
     path = folder / STRUCTURE
+    # A damaged header would ask for more memory than the file could fill.
+    faiss.set_deserialization_vector_byte_limit(max(path.stat().st_size, 1 << 20))
     try:
         structure = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise UserError(f"{path}: faiss cannot read it ({str(error).splitlines()[0]})") from error
+    except (RuntimeError, MemoryError) as error:
+        raise UserError(
+            f"{path}: faiss cannot read it ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from error
+    finally:
+        faiss.set_deserialization_vector_byte_limit(_FAISS_BYTES)
     found = (type(structure).__name__, structure.ntotal, structure.d, structure.metric_type)
     expected = (kind, *embeddings.shape, faiss.METRIC_INNER_PRODUCT)
     if found != expected:

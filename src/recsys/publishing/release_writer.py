@@ -256,9 +256,11 @@ def _write_self_check(folder: Path, run: TrainedRun, *, manifest: Manifest, inde
     batch = run.builder.requests(Requests(user_idx[few], end[few]))
     inputs = pad(to_histories(batch, run.dataset.meta.num_known), manifest.inputs)
     users = tower.run(inputs)
-    best, _ = search_users(index, users, k=1)
+    best, rows = search_users(index, users, k=1)
     stored: dict[str, npt.NDArray[Any]] = {f"input:{name}": value for name, value in inputs.items()}
     stored |= {"embeddings": users, "best_scores": best[:, 0]}
+    if (rows >= 0).all():
+        stored["best_items"] = np.asarray(pq.read_table(folder / ITEMS, columns=["item_idx"])["item_idx"])[rows[:, 0]]
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)
 
 

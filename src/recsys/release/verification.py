@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.columns import load_array
 from recsys.core.errors import UserError
+from recsys.release.bounds import check_archive, check_array, check_table, check_tower, damaged, read_json
 from recsys.release.manifest import (
     EMBEDDINGS,
     INDEX_PAIR,
@@ -23,6 +26,7 @@ from recsys.release.manifest import (
     MAX_HISTORY_KEY,
     PAIR_KEY,
     REQUIRED,
+    SELF_CHECK,
     SIMILARITY_KEY,
     USER_TOWER,
     USER_TOWER_DATA,
@@ -34,6 +38,8 @@ from recsys.release.manifest import (
     version_of,
 )
 
+# Limit of a protobuf message; larger weights lie in a file of their own.
+MAX_GRAPH = 1 << 31
 _TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
 
 
@@ -57,6 +63,44 @@ def verify_release(folder: Path) -> Manifest:
     _check_pair(folder, manifest)
     _check_items(folder, manifest)
     return manifest
+
+
+def file_states(folder: Path, manifest: Manifest) -> Mapping[str, tuple[int, ...]]:
+    """Return what changes if a file of a release is written or replaced: device, file, size and times.
+
+    Raises:
+        UserError: If a file is gone.
+    """
+    try:
+        found = {name: os.stat(folder / name) for name in manifest.files}
+    except OSError as error:
+        raise UserError(f"{folder}: a file is gone since it was verified ({error})") from error
+    return {name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found.items()}
+
+
+def check_unchanged(folder: Path, manifest: Manifest, states: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a release that has changed since `states` were taken, before it was verified."""
+    for name, state in file_states(folder, manifest).items():
+        # A new link to a file changes only its ctime, so the content decides.
+        if state != states[name] and (
+            state[:4] != states[name][:4] or not _is_same(folder / name, manifest.files[name])
+        ):
+            raise UserError(f"{folder / name}: changed since it was verified")
+
+
+def read_verified_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+    """Return an array of a release in memory of its own; refuse content other than that of the manifest."""
+    path = folder / name
+    check_array(path)
+    content = path.read_bytes()
+    if len(content) != manifest.files[name].bytes or hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
+        raise UserError(f"{path}: changed since it was verified")
+    array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+def _is_same(path: Path, entry: FileEntry) -> bool:
+    return describe_file(path) == entry
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
@@ -109,13 +153,12 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
     if manifest.pair != expected:
         raise UserError(f"{folder / MANIFEST}: has pair {manifest.pair}, but the files have {expected}: mixed releases")
     model = read_tower(folder)
+    check_tower(model, folder / USER_TOWER, sum(e.bytes for n, e in manifest.files.items() if n.startswith(USER_TOWER)))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_same(folder / USER_TOWER, "pair", found=metadata.get(PAIR_KEY), expected=expected)
-    try:
-        content = json.loads((folder / INDEX_PAIR).read_text())
+    with damaged(folder / INDEX_PAIR):
+        content = read_json(folder / INDEX_PAIR)
         pair, files = content["pair"], dict(content["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX_PAIR}: damaged ({error})") from error
     _check_same(folder / INDEX_PAIR, "pair", found=pair, expected=expected)
     index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
     if files != index:
@@ -146,17 +189,21 @@ def _check_same(path: Path, what: str, *, found: object, expected: object) -> No
 
 
 def _check_items(folder: Path, manifest: Manifest) -> None:
-    try:
+    check_array(folder / EMBEDDINGS)
+    check_archive(folder / SELF_CHECK)
+    for name in manifest.files:
+        if name.endswith(".parquet") and name != ITEMS:
+            check_table(folder / name)
+    with damaged(folder):
         embeddings = load_array(folder / EMBEDDINGS)
         num_items = pq.read_metadata(folder / ITEMS).num_rows
-    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise UserError(f"{folder}: embeddings or items are unreadable ({error})") from error
     shape = (manifest.num_items, manifest.dim)
     if embeddings.shape != shape or embeddings.dtype != np.float32:
         found = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise UserError(f"{folder / EMBEDDINGS}: found {found}, expected float32 {list(shape)}")
     if num_items != manifest.num_items:
         raise UserError(f"{folder / ITEMS}: found {num_items} rows, expected {manifest.num_items}")
+    check_table(folder / ITEMS, rows=manifest.num_items)
     output = embedding_shape(manifest.num_embeddings, manifest.dim)
     if manifest.output.shape != output:
         raise UserError(f"{folder / USER_TOWER}: gives {list(manifest.output.shape)}, expected {list(output)}")
@@ -166,9 +213,17 @@ def read_tower(folder: Path) -> onnx.ModelProto:
     """Return the graph of the user tower without its external data. Refuse one that could run or read anything else."""
     path = folder / USER_TOWER
     try:
+        if (size := path.stat().st_size) > MAX_GRAPH:
+            raise ValueError(f"found {size} bytes, expected at most {MAX_GRAPH}")
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's own errors share no base class
         raise UserError(f"{path}: not an ONNX model ({error})") from error
+    with damaged(path):
+        _check_graph(path, model)
+    return model
+
+
+def _check_graph(path: Path, model: onnx.ModelProto) -> None:
     if model.functions:
         raise UserError(f"{path}: has custom functions ({model.functions[0].name}); expected standard operators only")
     for node in _nodes(model.graph):
@@ -178,7 +233,6 @@ def read_tower(folder: Path) -> onnx.ModelProto:
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
         if tensor.data_location == onnx.TensorProto.EXTERNAL and location != USER_TOWER_DATA:
             raise UserError(f"{path}: reads '{location}'; expected no other file than {USER_TOWER_DATA}")
-    return model
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -9,20 +9,25 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.core.columns import Ragged, load_array
+from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index import Index, load_index, search_users
-from recsys.release.manifest import EMBEDDINGS, ITEMS, SELF_CHECK, Manifest
+from recsys.release.bounds import damaged
+from recsys.release.manifest import EMBEDDINGS, ITEM_VOCABULARY, ITEMS, SELF_CHECK, Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.query_encoder import ItemId, load_known_items
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.shard import CorpusShard
+from recsys.release.verification import read_verified_array
 
 # Number of inner products above which a search takes milliseconds.
 MANY_PRODUCTS = 10_000_000
+# Number of results of each query of the self-check.
+_CHECKED = 10
 
 
 class Hits(NamedTuple):
@@ -49,14 +54,29 @@ class ItemSearch:
         self, folder: Path, manifest: Manifest, *, known_items: IdMap | None = None, shard: CorpusShard | None = None
     ) -> None:
         self.folder, self.manifest = folder, manifest
-        self.embeddings: Float32Array = load_array(folder / EMBEDDINGS).view(np.float32)
-        self.index: Index = load_index(folder, self.embeddings, verify=False)
-        self.items = pq.read_table(folder / ITEMS)
-        self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
-        self.known_items = load_known_items(folder) if known_items is None else known_items
-        self.row_of_item = np.full(len(self.known_items) + 1, -1)
-        self.row_of_item[np.asarray(self.items["item_idx"])] = np.arange(len(self.items))
-        self._known_rows = np.asarray(self.items["item_idx"]) - 1
+        with damaged(folder):
+            # A copy: mapped rows would change with the file, under the same version.
+            self.embeddings: Float32Array = read_verified_array(folder, EMBEDDINGS, manifest).view(np.float32)
+            self.index: Index = load_index(folder, self.embeddings, verify=False)
+            self.items = pq.read_table(folder / ITEMS)
+            self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
+            self.known_items = load_known_items(folder) if known_items is None else known_items
+            item_idx = self._item_idx()
+            self.row_of_item = np.full(len(self.known_items) + 1, -1)
+            self.row_of_item[item_idx] = np.arange(len(self.items))
+            self._known_rows = item_idx - 1
+
+    def _item_idx(self) -> npt.NDArray[np.int64]:
+        """Return the item_idx of each row; refuse a table in which rows and items are not one to one."""
+        place = self.folder / ITEMS
+        item_idx = np.asarray(self.items["item_idx"].cast(pa.int64()))
+        if self.items["item_idx"].null_count or not ((item_idx > 0) & (item_idx <= len(self.known_items))).all():
+            raise UserError(f"{place}: item_idx: found a value outside 1 to {len(self.known_items)}")
+        if len(np.unique(item_idx)) != len(item_idx):
+            raise UserError(f"{place}: item_idx: found an item more than once")
+        if self.items["item_id"].to_pylist() != self.known_items.outside(item_idx - 1):
+            raise UserError(f"{place}: item_id: found other ids than {ITEM_VOCABULARY} has for these item_idx")
+        return item_idx
 
     @property
     def version(self) -> str:
@@ -117,12 +137,31 @@ class ItemSearch:
     def check(self) -> None:
         """Raise `UserError` unless the index returns the same results as when the release was made."""
         check = stored_check(self.folder)
-        scores, _ = search_users(self.index, check["embeddings"], k=1)
-        # An approximate search may take another path on another processor, but not for most queries.
-        if np.isclose(scores[:, 0], check["best_scores"], atol=TOLERANCE, rtol=TOLERANCE).mean() < 0.75:
-            raise UserError(
-                f"{self.folder}: the index does not return the items of {SELF_CHECK}, so it belongs to another tower"
-            )
+        with damaged(self.folder / SELF_CHECK):
+            k = min(_CHECKED, len(self.items))
+            if not k:
+                return
+            scores, rows = search_users(self.index, check["embeddings"], k=k)
+            best = np.isclose(scores[:, 0], check["best_scores"], atol=TOLERANCE, rtol=TOLERANCE)
+            if "best_items" in check:
+                # Items of equal scores are interchangeable.
+                best &= self._scores_of(check["embeddings"], check["best_items"]) >= scores[:, 0] - TOLERANCE
+            # An approximate search may take another path on another processor, but not for most queries.
+            if best.mean() < 0.75:
+                raise UserError(
+                    f"{self.folder}: the index does not return the items of {SELF_CHECK}, so it belongs to another "
+                    "tower"
+                )
+            found = rows >= 0
+            ordered = np.sort(np.where(found, rows, -np.arange(1, k + 1)), axis=1)
+            if (rows >= len(self.items)).any() or (np.diff(ordered, axis=1) == 0).any():
+                raise UserError(f"{self.folder}: the index returns rows that the release does not have, or one twice")
+
+    def _scores_of(self, users: Float32Array, item_idx: npt.NDArray[np.int64]) -> Float32Array:
+        """Return the best score of each user [B] for one item; several embeddings of a user take their maximum."""
+        items = self.embeddings[self.row_of_item[item_idx]]
+        scores: Float32Array = np.einsum("bmd,bd->bm", users.reshape(len(items), -1, items.shape[1]), items).max(axis=1)
+        return scores
 
     def close(self) -> None:
         """Do nothing: mapped files are released with the object."""

@@ -18,6 +18,7 @@ from recsys.core.schema import Feature, Schema
 from recsys.core.time_units import LATEST
 from recsys.core.types import Float32Array
 from recsys.data.encoding import FeatureEncoder
+from recsys.release.bounds import damaged
 from recsys.release.manifest import ITEM_VOCABULARY, SCHEMA, SELF_CHECK, USER_VOCABULARY, Manifest
 from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.item_ids import IdMap, to_values
@@ -27,6 +28,8 @@ from recsys.release.runtime.user_tower import Histories, UserTowerSession
 
 ItemId = int | str
 EVENT_KEYS = ("item_id", "timestamp")
+# Time limit of the tower in the self-check.
+CHECK_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +62,23 @@ class QueryEncoder:
 
     def __init__(self, folder: Path, manifest: Manifest, *, known_items: IdMap | None = None, threads: int = 1) -> None:
         self.folder, self.manifest = folder, manifest
-        self.schema = Schema.load(folder / SCHEMA)
-        self.tower = UserTowerSession(folder, manifest, threads=threads)
-        self.known_items = load_known_items(folder) if known_items is None else known_items
         self._users: IdMap | None = None
-        if (folder / USER_VOCABULARY).exists():
-            self._users = IdMap(pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks())
-        self.names = {
-            "history": {*EVENT_KEYS, *(f.name for f in self.schema.owned_by("interactions"))},
-            "user": {f.name for f in self.schema.owned_by("users")},
-            "request": {f.name for f in self.schema.with_role("request")},
-        }
-        self._events = self._encoders("event")
-        self._profile = self._encoders("user")
-        self.request_encoders: Mapping[str, FeatureEncoder] = self._encoders("request")
-        self.event_values = self._values("interactions", {**self.request_encoders, **self._events})
-        self.profile_values = self._values("users", self._profile)
+        with damaged(folder):
+            self.schema = Schema.load(folder / SCHEMA)
+            self.tower = UserTowerSession(folder, manifest, threads=threads)
+            self.known_items = load_known_items(folder) if known_items is None else known_items
+            if (folder / USER_VOCABULARY).exists():
+                self._users = IdMap(pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks())
+            self.names = {
+                "history": {*EVENT_KEYS, *(f.name for f in self.schema.owned_by("interactions"))},
+                "user": {f.name for f in self.schema.owned_by("users")},
+                "request": {f.name for f in self.schema.with_role("request")},
+            }
+            self._events = self._encoders("event")
+            self._profile = self._encoders("user")
+            self.request_encoders: Mapping[str, FeatureEncoder] = self._encoders("request")
+            self.event_values = self._values("interactions", {**self.request_encoders, **self._events})
+            self.profile_values = self._values("users", self._profile)
 
     @property
     def version(self) -> str:
@@ -173,7 +177,9 @@ class QueryEncoder:
         """Raise `UserError` unless the tower returns the same embeddings as when the release was made."""
         check = stored_check(self.folder)
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}
-        found, expected = self.tower.run(inputs), check["embeddings"]
+        expected = check["embeddings"]
+        with damaged(self.folder / SELF_CHECK):
+            found = self.tower.run(inputs, seconds=CHECK_SECONDS)
         if found.shape != expected.shape or not np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
             raise UserError(f"{self.folder}: the user tower does not return the embeddings of {SELF_CHECK}")
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.errors import UserError
+from recsys.release.bounds import check_archive, damaged
 from recsys.release.manifest import SELF_CHECK
 
 # Tolerance for the rounding of other processors.
@@ -16,13 +17,17 @@ TOLERANCE = 1e-3
 
 
 def stored_check(folder: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of `self_check.npz`: the tower's `input:*`, its `embeddings`, and the index's `best_scores`."""
+    """Return the arrays of `self_check.npz`: the tower's `input:*`, its `embeddings`, and the index's `best_scores`.
+
+    Later releases also have `best_items`, the item_idx of each best item.
+    """
     path = folder / SELF_CHECK
-    try:
+    check_archive(path)
+    with damaged(path):
         with np.load(path, allow_pickle=False) as stored:
             check: dict[str, npt.NDArray[Any]] = dict(stored)
-        if missing := {"embeddings", "best_scores"} - check.keys():
+        if missing := {"embeddings", "best_scores", "input:lengths"} - check.keys():
             raise KeyError(*sorted(missing))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error})") from error
+        if not len(check["embeddings"]) or len(check["embeddings"]) != len(check["best_scores"]):
+            raise UserError(f"{path}: holds no requests with their best scores")
     return check

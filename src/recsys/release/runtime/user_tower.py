@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,11 +62,21 @@ class UserTowerSession:
         """Return user embeddings float32 [B, D], or [B, M, D] if the tower returns several per user."""
         return self.run(pad(histories, self.inputs))
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Float32Array:
-        """Return user embeddings for padded inputs."""
+    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]], *, seconds: float | None = None) -> Float32Array:
+        """Return user embeddings for padded inputs; beyond a time limit in seconds, ONNX Runtime raises its error."""
         if not len(inputs["lengths"]):
             return np.zeros((0, *self.shape), np.float32)
-        (embeddings,) = self._session.run(None, dict(inputs))
+        if seconds is None:
+            (embeddings,) = self._session.run(None, dict(inputs))
+            return np.asarray(embeddings)
+        options = onnxruntime.RunOptions()
+        timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            (embeddings,) = self._session.run(None, dict(inputs), options)
+        finally:
+            timer.cancel()
         return np.asarray(embeddings)
 
 
