@@ -8,12 +8,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.errors import UserError, nearest
-from recsys.core.instantiate import instantiate
+from recsys.core.instantiate import class_of, instantiate
 from recsys.data.dataset import PreparedDataset
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import SLICE_METRICS
@@ -68,7 +67,7 @@ def build_module(
 
 def _training_priors(config: DictConfig, dataset: PreparedDataset, model: TwoTower) -> TrainingPriors | None:
     """Return the item priors of training steps. Without learned ones, births still mask negatives."""
-    masks = dataset.born is not None and getattr(get_class(config.loss["_target_"]), "takes_priors", False)
+    masks = dataset.born is not None and getattr(class_of(config.loss), "takes_priors", False)
     if model.priors is None and not (masks and dataset.meta.time_resolution.has_clock):
         return None
     lag = config.model.priors.lag_days
