@@ -15,7 +15,7 @@ from recsys.core.errors import UserError
 from recsys.experiments import variants as training
 from recsys.experiments.assembly import open_data
 from recsys.experiments.compose import compose_run
-from recsys.experiments.suitability import properties, suitable_variants
+from recsys.experiments.suitability import PROPERTIES, properties, suitable_variants
 from recsys.experiments.train import train
 
 ORDERED, TIMED = ["sequences", "modern"], ["tastes_lately"]
@@ -49,7 +49,7 @@ def chosen(tmp_path: Path, *given: str) -> list[str]:
 @pytest.mark.parametrize(
     ("data", "more", "expected"),
     [
-        ("timed", [], [*ORDERED, *ALWAYS, *TIMED]),
+        ("timed", [], [*ORDERED, *ALWAYS, *TIMED, "content"]),
         ("untimed", [], ALWAYS),
         ("untimed", ["split=random"], ALWAYS),
         ("untimed", ["split=leave_last_out", "data.time=order"], [*ORDERED, *ALWAYS]),
@@ -72,6 +72,7 @@ def test_each_variant_that_is_left_out_is_logged_with_what_the_data_lacks(
         "variant sequences is left out: it needs an order of events, and the data has none",
         "variant modern is left out: it needs an order of events, and the data has none",
         "variant tastes_lately is left out: it needs timestamps in seconds or days, and the data has none",
+        f"variant content is left out: it needs {PROPERTIES['content']}, and the data has none",
     ]
     assert sum("no column 'timestamp', so data.time=none" in record.getMessage() for record in caplog.records) == 1
 
@@ -145,6 +146,8 @@ def test_the_choice_is_kept_so_that_a_finished_run_needs_no_data(root: Path, tmp
 def test_a_single_run_is_refused_if_its_data_lacks_what_it_needs(root: Path, tmp_path: Path) -> None:
     config, _, _ = compose_run([*words(root, "untimed", "data=parquet"), "needs=[clock]"])
     assert properties(open_data(config)) == {"data.time=none"}
+    config_of_items, _, _ = compose_run([*words(root, "timed", "data=parquet"), "data.features.items.title.kind=text"])
+    assert {"text", "content", "item_features"} <= properties(open_data(config_of_items))
     with pytest.raises(UserError, match="it needs timestamps in seconds or days, and the data has none"):
         train(config, tmp_path)
     assert not (tmp_path / "config.yaml").exists()

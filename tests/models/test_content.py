@@ -133,6 +133,9 @@ def test_content_alone(world: Path) -> None:
     model, _ = build(world, "model.dim=4", "item_tower.use_id=false")
     assert not model.reads_ids
     assert model.item_tower(torch.arange(1, 5)).shape == (4, 4)
+    default, _ = build(world, "item_tower.content.width=null")
+    assert default.item_tower.content is not None
+    assert default.item_tower.content.width == 8
     with pytest.raises(UserError, match=r"content.width: found 4 of dim 12, expected less if .* else the same"):
         build(world, "item_tower.use_id=false")
     with pytest.raises(UserError, match=r"content.width: found 4 of dim 4, expected less"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from recsys.core import distributed
 from recsys.core.errors import UnsuitableDataError, UserError, nearest
 from recsys.core.io import atomic_write
-from recsys.core.schema import TimeResolution
+from recsys.core.schema import FIRST_CODE, TimeResolution
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, open_data
 
@@ -28,8 +28,11 @@ PROPERTIES = {
     "item_features": "features of items",
     "user_features": "features of users",
     "text": "a text feature of items (data.features.items.COLUMN.kind=text)",
+    "content": "content of items: text, vectors, or lists of more than 256 different values",
     **{f"data.time={time}": f"data.time={time}" for time in TimeResolution},
 }
+# Lists of so few values say nothing that features do not (`ContentVectors.width` directions hold them all).
+_FEW_VALUES = 256 + FIRST_CODE
 
 
 def suitable_variants(variants: Mapping[str, DictConfig], file: Path) -> dict[str, DictConfig]:
@@ -117,7 +120,11 @@ def properties(dataset: PreparedDataset) -> set[str]:
         "births": getattr(dataset, "born", None) is not None,
         "item_features": bool(items),
         "user_features": bool(dataset.schema.owned_by("users")),
-        "text": any(feature.kind == "text" for feature in items),
+        "text": any(feature.kind == "text" or feature.encoder for feature in items),
+        "content": any(
+            feature.kind in ("text", "vector") or (feature.kind == "multi_categorical" and feature.size > _FEW_VALUES)
+            for feature in items
+        ),
         f"data.time={time}": True,
     }
     return {name for name, there in has.items() if there}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_matrix, diags, hstack
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError, UserError, nearest
@@ -27,7 +27,7 @@ _BLOCK = 65_536
 class ContentBuilder(Protocol):
     """A function that builds the content part of an item tower."""
 
-    def __call__(self, features: Sequence[Feature]) -> ContentVectors:
+    def __call__(self, features: Sequence[Feature], default_width: int) -> ContentVectors:
         """Return the module, of which all other arguments are set. `features` are those of items."""
         ...
 
@@ -45,7 +45,8 @@ class ContentVectors(nn.Module):
 
     Args:
         features: features of items, in the order of the schema.
-        width: width of the vectors, W.
+        default_width: width if none is set.
+        width: width of the vectors, W; None for `default_width`.
         columns: names of the columns to read; None for all but numbers.
 
     Raises:
@@ -55,8 +56,16 @@ class ContentVectors(nn.Module):
     projection: Tensor
     idf: Tensor
 
-    def __init__(self, features: Sequence[Feature], width: int = 256, *, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        default_width: int,
+        *,
+        width: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
+        width = default_width if width is None else width
         if width < 1:
             raise ValueError(f"width: found {width}, expected at least 1")
         usable = [feature for feature in features if feature.kind != "numeric"]
@@ -84,19 +93,21 @@ class ContentVectors(nn.Module):
         idf = [_idf(part, feature) for part, feature in zip(counts, self.features, strict=True)]
         self.idf.copy_(torch.from_numpy(np.concatenate(idf)))
         rows = self._weigh(counts)
-        rank = min(self.width, min(rows.shape) - 1)
+        rank = min(self.width, rows.shape[0], rows.shape[1] - 1)
         if rank < 1 or not rows.nnz:
             raise UserError("item_tower.content: found fewer than two items with content, expected more")
-        start = np.random.default_rng(0).standard_normal(min(rows.shape))
-        _, extents, directions = svds(rows.astype(np.float64), k=rank, v0=start)
+        wide, tall = rows.astype(np.float64), rows.T.tocsr().astype(np.float64)
+        gram = LinearOperator((rows.shape[1],) * 2, matvec=lambda x: tall @ (wide @ x), dtype=np.float64)
+        # Eigenvalues of the Gram matrix are squares of the singular values, whose left vectors are not needed.
+        squares, directions = eigsh(gram, k=rank, v0=np.random.default_rng(0).standard_normal(rows.shape[1]))
         # The largest come first, and a direction without extent is noise.
-        order = np.argsort(-extents)
-        order = order[extents[order] > 1e-6 * extents.max()]
-        scaled = directions[order] / np.sqrt(extents[order])[:, None]
+        order = np.argsort(-squares)
+        order = order[squares[order] > 1e-8 * squares.max()]
+        scaled = directions[:, order] / squares[order] ** 0.25
         # The sign of a singular vector is arbitrary.
-        scaled *= np.sign(scaled[np.arange(len(order)), np.abs(scaled).argmax(1)])[:, None]
+        scaled *= np.sign(scaled[np.abs(scaled).argmax(0), np.arange(len(order))])
         self.projection.zero_()
-        self.projection[:, : len(order)] = torch.from_numpy(np.ascontiguousarray(scaled.T, np.float32))
+        self.projection[:, : len(order)] = torch.from_numpy(scaled.astype(np.float32))
 
     def forward(self, values: FeatureTensors) -> Tensor:
         """Return the vectors [R, W] of R rows of features by name. A row without content is zero."""

@@ -69,7 +69,8 @@ class ItemTower(nn.Module):
         is_learned = use_id or bool(features) or pretrained is not None
         if not is_learned and use_features:
             raise UnsuitableDataError("item_tower.use_id=false: the data has no features of items, expected some")
-        self.content = None if content is None else content(columns)
+        # By default a third of the dimensions is learned: 128 beside 256 of content.
+        self.content = None if content is None else content(columns, 2 * dim // 3 if is_learned else dim)
         self._content_table, self._content_state = torch.zeros(0), ""
         if self.content is not None:
             dim -= self.content.width
