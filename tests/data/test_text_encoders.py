@@ -38,7 +38,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "modules.json").write_text("[]")
     monkeypatch.setattr(TextEncoder, "_model", Lengths())
-    text_encoders.open_text_encoder.cache_clear()
+    text_encoders._open.cache_clear()
     return folder
 
 
@@ -78,14 +78,27 @@ def test_the_model_is_part_of_the_fingerprint_and_its_place_is_not(tmp_path: Pat
     moved = model.rename(tmp_path / "moved")
     assert prepared(tmp_path / "data", encoder=str(moved)).meta.fingerprint == first
     (moved / "weights").write_text("other")
-    open_text_encoder.cache_clear()
+    text_encoders._open.cache_clear()
     assert prepared(tmp_path / "data", encoder=str(moved)).meta.fingerprint != first
+
+
+def test_texts_are_computed_once(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(tmp_path / "data", encoder=str(model))
+    first = open_text_encoder(str(model))
+    text_encoders._open.cache_clear()
+    again = open_text_encoder(str(model))
+    again.cache = first.cache
+    computed: list[str] = []
+    lengths = Lengths().encode
+    monkeypatch.setattr(Lengths, "encode", lambda _, texts, **__: computed.extend(texts) or lengths(texts))
+    np.testing.assert_array_equal(again.encode(["bb", "new", "a", "new"]), [[2, 1], [3, 1], [1, 1], [3, 1]])
+    assert computed == ["new"]
 
 
 def test_a_changed_model_is_refused(tmp_path: Path, model: Path) -> None:
     feature = prepared(tmp_path / "data", encoder=str(model)).schema.features[0]
     (model / "weights").write_text("other")
-    open_text_encoder.cache_clear()
+    text_encoders._open.cache_clear()
     with pytest.raises(UserError, match="has changed since the data was prepared"):
         FeatureEncoder(feature, None).encode(pa.array(["a"]))
 

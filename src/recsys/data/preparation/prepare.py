@@ -108,8 +108,11 @@ def plan_preparation(
         read = [*table.names.values(), *(plan.name for plan in features if plan.owner == owner)]
         check_columns(table, read + (others if owner == "interactions" else []))
     described = _describe(split, settings, tables)
-    if encoders := {f"{f.owner}.{f.name}": f.encoder.digest for f in features if f.encoder is not None}:
-        described["encoders"] = encoders
+    encoders = {f"{f.owner}.{f.name}": f.encoder for f in features if f.encoder is not None}
+    for encoder in encoders.values():
+        encoder.cache = Path(cache) / "texts"
+    if encoders:
+        described["encoders"] = {name: encoder.digest for name, encoder in encoders.items()}
     if codes is not None:
         _check_codes(codes, tables["interactions"])
         described["codes"] = codes.digest
