@@ -94,7 +94,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(root: Path, *more: str) -> list[str]:
-    small = ["model.dim=8", "user_tower=mean", "history.order=random", "trainer.max_epochs=3", "logger.project=null"]
+    small = ["model.dim=8", "user_tower=mean", "history.order=random", "trainer.max_epochs=3", "callbacks=ema"]
     return ["data=parquet", f"data.root={root}", f"data.cache={root / 'cache'}", "split=given", *small, *more]
 
 

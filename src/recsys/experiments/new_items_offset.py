@@ -163,10 +163,16 @@ def calibration(
     if choices is None:
         return None
     is_new = torch.arange(dataset.num_items + 1) > dataset.num_trained
+    if model.item_bias is None:
+        # Averages of weights pair the buffers of two copies of the model, so a buffer must not appear in training.
+        model.item_bias = torch.zeros(len(is_new))
 
     def calibrate(now: TwoTower) -> None:
+        kept = now.item_bias
+        assert kept is not None
         shift = (is_new * _offset(config, dataset, now, choices=choices, builder=builder)).to(now.device)
-        now.item_bias = shift if now.item_bias is None else now.item_bias + shift
+        kept.copy_(shift if now.item_bias is None else now.item_bias + shift)
+        now.item_bias = kept
 
     return calibrate
 
