@@ -21,6 +21,7 @@ from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
+from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.alias_follower import AliasFollower
 from recsys.serving.host.host import Host
@@ -30,9 +31,10 @@ from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.app import App, Hook
+from recsys.serving.http.docs_page import docs_routes
 from recsys.serving.http.endpoint import endpoints_of
 from recsys.serving.http.openapi import openapi
-from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes
+from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes, SimilarRoutes
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
@@ -169,7 +171,12 @@ class _Builder:
             sampler=sampler,
             admission=self._admission,
         )
-        self._routes += [GatewayRoutes(gateway), GatewayAdmin(router, self._towers)]
+        similar = SimilarItems(router, self._releases, settings.towers, load_seconds=settings.load_seconds)
+        self._routes += [
+            GatewayRoutes(gateway),
+            SimilarRoutes(similar, k=settings.k, exclude=settings.history),
+            GatewayAdmin(router, self._towers),
+        ]
         if settings.has_page:
             self._routes.append(
                 ExplorerRoutes(
@@ -196,7 +203,7 @@ class _Builder:
             admissions=admissions,
             body_bytes=self._settings.body_bytes,
             token=self._settings.admin_token,
-            pages=self._pages,
+            pages=[*self._pages, *docs_routes()],
             observe=self._metrics.count_answer,
             timed=self._metrics.timed,
             start=self._start,

@@ -17,7 +17,11 @@ from recsys.index import AllowedRows
 
 Mask = npt.NDArray[np.bool_]
 Value = str | int | float | bool
-Filter = Mapping[str, Value | Sequence[Value]]
+Values = Value | Sequence[Value]
+Filter = Mapping[str, Values | Mapping[str, Values]]
+# Bounds of a range, besides `not` for values that a column must not have.
+_BOUNDS = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
+_Condition = tuple[str, str, tuple[Value, ...]]
 
 
 class IdMap:
@@ -115,39 +119,76 @@ class ItemFilter:
         """Return the rows that pass; None for all. Refuse unknown columns, and values that a column cannot hold."""
         if not wanted and self._mask is None:
             return None
-        key: list[tuple[str, tuple[Value, ...]]] = []
+        key: list[_Condition] = []
         for name in sorted(wanted):
             if name not in self.columns:
                 raise UserError(f"filter.{name}: the release's items have no such column{nearest(name, self.columns)}")
-            value = wanted[name]
-            values = (value,) if isinstance(value, str | int | float | bool) else tuple(value)
-            key.append((name, values))
-        return self._cached(tuple(key), tuple(type(value) for _, values in key for value in values))
+            key += _conditions(name, wanted[name])
+        return self._cached(tuple(key), tuple(type(value) for _, _, values in key for value in values))
 
-    def _allowed(self, wanted: tuple[tuple[str, tuple[Value, ...]], ...], types: tuple[type, ...]) -> AllowedRows:  # noqa: ARG002
+    def _allowed(self, wanted: tuple[_Condition, ...], types: tuple[type, ...]) -> AllowedRows:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
         mask = self._all()
-        for name, values in wanted:
-            mask &= self._column(name, values)
+        for name, operator, values in wanted:
+            passing = self._column(name, operator, values)
+            mask &= ~passing if operator == "not" else passing
         return AllowedRows(mask)
 
     def _all(self) -> Mask:
         return np.ones(len(self._table), bool) if self._mask is None else self._mask.copy()
 
-    def _column(self, name: str, values: tuple[Value, ...]) -> Mask:
+    def _column(self, name: str, operator: str, values: tuple[Value, ...]) -> Mask:
+        """Return the rows with one of the values, or within a bound; of lists, those with an element that is."""
         column = plain(self._table.column(name))
         is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
         kind = column.type.value_type if is_list else column.type
+        if operator in _BOUNDS and not _is_ordered(kind):
+            raise UserError(f"filter.{name}.{operator}: the column is {kind}, expected one of numbers or times")
         try:
+            if operator in _BOUNDS and pa.types.is_integer(kind):
+                # A bound may lie between two integers.
+                kind = pa.float64() if any(isinstance(value, float) for value in values) else kind
             allowed = _typed(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
+        found = pc.list_flatten(column) if is_list else column
+        if operator in _BOUNDS:
+            inside = pc.fill_null(_BOUNDS[operator](found.cast(kind, safe=False), allowed[0]), False)
+        else:
+            inside = pc.is_in(found, value_set=allowed, skip_nulls=True)
+        inside = np.asarray(inside).astype(bool)
         if not is_list:
-            return np.asarray(pc.is_in(column, value_set=allowed, skip_nulls=True)).astype(bool)
+            return inside
         mask = np.zeros(len(column), bool)
-        inside = np.asarray(pc.is_in(pc.list_flatten(column), value_set=allowed, skip_nulls=True)).astype(bool)
         mask[np.asarray(pc.list_parent_indices(column))[inside]] = True
         return mask
+
+
+def _conditions(name: str, wanted: Values | Mapping[str, Values]) -> list[_Condition]:
+    """Return the conditions of a column, all of which must hold."""
+    if not isinstance(wanted, Mapping):
+        return [(name, "in", _tuple(wanted))]
+    operators = ("not", *_BOUNDS)
+    if not wanted:
+        raise UserError(f"filter.{name}: found no condition, expected one of {', '.join(operators)}")
+    found = []
+    for operator in sorted(wanted):
+        place, values = f"filter.{name}.{operator}", _tuple(wanted[operator])
+        if operator not in operators:
+            raise UserError(f"{place}: no such condition{nearest(operator, operators)}")
+        if operator in _BOUNDS and (len(values) != 1 or isinstance(values[0], bool)):
+            raise UserError(f"{place}: found {list(values)}, expected one number or time")
+        found.append((name, operator, values))
+    return found
+
+
+def _tuple(wanted: Values) -> tuple[Value, ...]:
+    return (wanted,) if isinstance(wanted, str | int | float | bool) else tuple(wanted)
+
+
+def _is_ordered(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_date(kind) or types.is_timestamp(kind))
 
 
 def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.columns import Ragged
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 from recsys.core.types import Float32Array
 from recsys.index import Index, load_index, search_users
 from recsys.release.bounds import damaged
@@ -122,6 +122,24 @@ class ItemSearch:
         found = self.known_items.rows(flat) + 1
         return self.index_rows(Ragged(found.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])))
 
+    def groups(self, names: Sequence[str], item_ids: Sequence[ItemId]) -> list[list[list[Any]]]:
+        """Return, for each item, its values in each of some columns; raise `UserError` for an unknown column."""
+        for name in names:
+            if name not in self.item_filter.columns:
+                hint = nearest(name, self.item_filter.columns)
+                raise UserError(f"quotas.{name}: the release's items have no such column{hint}")
+        rows = self.row_of_item[self.known_items.rows(item_ids) + 1]
+        columns = [self.items.column(name).take(pa.array(np.maximum(rows, 0))).to_pylist() for name in names]
+        for place in np.flatnonzero(rows < 0).tolist():
+            given = self.added_columns(item_ids[place])
+            for name, column in zip(names, columns, strict=True):
+                column[place] = given.get(name)
+        return [list(map(_as_list, values)) for values in zip(*columns, strict=True)]
+
+    def added_columns(self, item_id: ItemId) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the columns of an item that the index does not hold; none, because this index takes no items."""
+        return {}
+
     def index_rows(self, items: Ragged) -> Ragged:
         """Return, for each list of item_idx, the rows of the index; items that it does not hold are left out."""
         owner = np.repeat(np.arange(len(items)), np.diff(items.offsets))
@@ -165,3 +183,8 @@ class ItemSearch:
 
     def close(self) -> None:
         """Do nothing: mapped files are released with the object."""
+
+
+def _as_list(value: Any) -> list[Any]:
+    found = value if isinstance(value, list) else [value]
+    return [one if isinstance(one, str | int | float) else str(one) for one in found if one is not None]

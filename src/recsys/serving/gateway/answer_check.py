@@ -21,7 +21,9 @@ _MAX_VERSIONS = 1000
 def largest_answer(request: SearchRequest) -> int:
     """Return the largest number of bytes that an answer to a search can have."""
     users, embeddings = len(request.embeddings), 1 if request.embeddings.ndim < 3 else request.embeddings.shape[1]
-    return _ANSWER_BYTES + users * embeddings * (_RESULT_BYTES + request.k * _ITEM_BYTES)
+    return _ANSWER_BYTES + users * embeddings * (
+        _RESULT_BYTES + request.k * _ITEM_BYTES * (1 + len(request.quotas or ()))
+    )
 
 
 def oddity_of_versions(versions: Versions) -> str | None:
@@ -52,6 +54,8 @@ def checked(request: SearchRequest, response: SearchResponse, screen: Screen | N
         # With several embeddings the best items of each take turns.
         if request.embeddings.ndim == 2 and (np.diff(scores) > 0).any():
             return f"{place}: scores that rise"
+        if request.quotas and not _has_groups(found, len(request.quotas)):
+            return f"{place}: no values of the columns with quotas"
     if screen is None:
         return response
     unknown, removed = screen(request.version, [item for found in response.results for item in found.item_ids])
@@ -65,4 +69,10 @@ def checked(request: SearchRequest, response: SearchResponse, screen: Screen | N
 
 def _without(found: SearchResult, gone: set[int | str]) -> SearchResult:
     kept = [place for place, item in enumerate(found.item_ids) if item not in gone]
-    return SearchResult([found.item_ids[place] for place in kept], found.scores[kept])
+    groups = found.groups and [found.groups[place] for place in kept]
+    return SearchResult([found.item_ids[place] for place in kept], found.scores[kept], groups)
+
+
+def _has_groups(found: SearchResult, num_columns: int) -> bool:
+    groups = found.groups or []
+    return len(groups) == len(found.item_ids) and all(len(of_item) == num_columns for of_item in groups)

@@ -70,7 +70,7 @@ class Limits:
 
 
 class _BatchKey(NamedTuple):
-    """Values that all requests of one microbatch share; `filter` is JSON."""
+    """Values that all requests of one microbatch share; `filter` is the JSON of filter and quotas."""
 
     assignment: Assignment
     k: int
@@ -125,7 +125,7 @@ class Gateway:
             Problem: If the request is invalid (4xx), or nothing that could answer was up in time (503).
         """
         self._check(request)
-        wanted = None if not request.filter else encode(request.filter)
+        wanted = encode((request.filter, request.quotas)) if request.filter or request.quotas else None
         give_up = min(time.monotonic() + self.limits.seconds, deadline.get() or float("inf"))
         stored = None
         while True:
@@ -158,7 +158,7 @@ class Gateway:
 
         An item that a filter reads costs a hundredth of one that is returned.
         """
-        filters = {encode(one.filter) for one in requests if one.filter}
+        filters = {encode((one.filter, one.quotas)) for one in requests if one.filter or one.quotas}
         items = max((tower.manifest.num_items for tower in self.towers.values), default=0)
         cost = sum(one.k for one in requests) + len(filters) * items // 100
         if cost > self.limits.cost:
@@ -249,7 +249,9 @@ class Gateway:
         else:
             embedded = self._embed(tower, requests, stored=stored)
         wanted, model = requests[0].filter, self.router.model
-        search = SearchRequest(tower.version, embedded.embeddings, key.k, wanted, embedded.exclude, model)
+        search = SearchRequest(
+            tower.version, embedded.embeddings, key.k, wanted, embedded.exclude, model, requests[0].quotas
+        )
         with metrics.timed("host"):
             response, hosts = await self.router.search(key.assignment, search)
         if not metrics.versions_met(tower.version, response.version, answers=len(requests)):

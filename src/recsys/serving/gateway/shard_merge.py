@@ -6,14 +6,15 @@ shards. Shapes: B users, M embeddings, D dim, K results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from recsys.index.merging import present_embeddings, take_turns
-from recsys.serving.http.messages import SearchRequest, SearchResponse, SearchResult
+from recsys.serving.http.messages import SearchRequest, SearchResponse, SearchResult, Value
 from recsys.serving.http.problems import bad_request
+from recsys.serving.quotas import within
 
 
 def for_shards(request: SearchRequest) -> SearchRequest:
@@ -30,7 +31,7 @@ def for_shards(request: SearchRequest) -> SearchRequest:
     owner = np.nonzero(present)[0]
     exclude = None if request.exclude is None else [request.exclude[user] for user in owner]
     return SearchRequest(
-        request.version, request.embeddings[present], request.k, request.filter, exclude, request.model
+        request.version, request.embeddings[present], request.k, request.filter, exclude, request.model, request.quotas
     )
 
 
@@ -42,10 +43,27 @@ def merge(request: SearchRequest, answers: Sequence[SearchResponse]) -> SearchRe
             raise ValueError(
                 f"found {len(answer.results)} results of {answer.version}, expected {lists} of {request.version}"
             )
-    merged = [_by_score([answer.results[row] for answer in answers], request.k) for row in range(lists)]
+    k = request.k * len(answers) if request.quotas else request.k
+    merged = [_by_score([answer.results[row] for answer in answers], k) for row in range(lists)]
     if request.embeddings.ndim == 3:
-        merged = _in_turns(merged, present_embeddings(request.embeddings).sum(axis=1), k=request.k)
+        merged = _in_turns(merged, present_embeddings(request.embeddings).sum(axis=1), k=k)
+    if request.quotas:
+        groups = {
+            item: of_item
+            for answer in answers
+            for found in answer.results
+            for item, of_item in zip(found.item_ids, found.groups or [], strict=True)
+        }
+        merged = [_within(found, groups, request) for found in merged]
     return SearchResponse(request.version, merged)
+
+
+def _within(found: SearchResult, groups: Mapping[int | str, list[list[Value]]], request: SearchRequest) -> SearchResult:
+    of_items = [groups[item] for item in found.item_ids]
+    kept = within(of_items, request.quotas or {}, request.k)
+    return SearchResult(
+        [found.item_ids[place] for place in kept], found.scores[kept], [of_items[place] for place in kept]
+    )
 
 
 def _by_score(parts: Sequence[SearchResult], k: int) -> SearchResult:

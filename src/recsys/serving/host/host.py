@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld, bad_request
 from recsys.serving.pools import SEARCH
+from recsys.serving.quotas import search_within
 
 log = logging.getLogger("recsys")
 
@@ -152,7 +154,7 @@ class Host:
             return True
         # The shape of the embeddings is not checked yet.
         num_embeddings = request.embeddings.size // held.manifest.dim
-        return held.takes_long(num_embeddings, is_filtered=request.filter is not None)
+        return held.takes_long(num_embeddings, is_filtered=bool(request.filter or request.quotas))
 
     def search(self, request: SearchRequest) -> SearchResponse:
         """Search the version that the request names, and no other."""
@@ -168,9 +170,16 @@ class Host:
             found, wanted = len(request.exclude), len(embeddings)
             raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")
         try:
-            hits = index.search(embeddings, request.k, filter=request.filter, exclude=request.exclude)
+            search = functools.partial(index.search, embeddings, filter=request.filter, exclude=request.exclude)
+            if request.quotas:
+                hits, groups = search_within(
+                    search, functools.partial(index.groups, sorted(request.quotas)), quotas=request.quotas, k=request.k
+                )
+                results = [SearchResult(*found, of_user) for found, of_user in zip(hits, groups, strict=True)]
+                return SearchResponse(index.version, results)
+            hits = search(request.k)
         except UserError:
-            # The filter does not fit the release.
+            # Filter or quotas do not fit the release.
             raise
         except Exception as error:
             log.exception("search in %s failed", request.version)

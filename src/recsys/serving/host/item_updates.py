@@ -142,6 +142,11 @@ class ItemUpdates:
         added = self._added.get(version, {})
         return [item for item in item_ids if item not in added]
 
+    def columns_of(self, version: str, item_id: ItemId) -> Mapping[str, Any]:
+        """Return the columns of an item that was added to a version; none for any other item."""
+        added = self._added.get(version, {}).get(item_id)
+        return {} if added is None else added.item
+
     def removed_of(self, item_ids: Sequence[ItemId]) -> list[ItemId]:
         """Return those of the items that were taken down."""
         self.refresh()

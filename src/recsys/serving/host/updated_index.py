@@ -7,9 +7,9 @@ Shapes: N items of an index, A new ones, D dim, B users, K results.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,10 @@ class UpdatedIndex(ItemSearch):
             or state.number != self._updates.number
             or self._updates.has_new
         )
+
+    def added_columns(self, item_id: ItemId) -> Mapping[str, Any]:
+        """Return the columns of a new item."""
+        return self._updates.columns_of(self.version, item_id)
 
     def close(self) -> None:
         """Stop measuring a version that was unloaded."""

@@ -5,15 +5,19 @@ Embeddings and scores are numpy arrays in messages and lists of numbers in JSON.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from typing import Any, get_args
 from urllib.parse import parse_qsl
 
 import msgspec
 import numpy as np
 
+from recsys.core.errors import nearest
 from recsys.serving.http.problems import Problem, bad_request
 
 _MAX_PARAMETERS = 32
+_UNKNOWN = re.compile("unknown field `(.+)`")
 
 
 def _to_plain(value: Any) -> Any:
@@ -48,20 +52,21 @@ class Decoder:
 
     def __init__(self, kind: Any) -> None:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind, dec_hook=_from_plain)
+        self._fields = _fields(kind)
 
     def __call__(self, body: bytes) -> Any:
         """Decode a body, or raise `Problem` (400) whose `field` names the wrong field."""
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _invalid(error) from error
+            raise _invalid(error, self._fields) from error
 
 
 class QueryDecoder:
     """Reader of the parameters of a query string, which are the fields of a Struct."""
 
     def __init__(self, kind: Any) -> None:
-        self._kind = kind
+        self._kind, self._fields = kind, _fields(kind)
 
     def __call__(self, query: bytes) -> Any:
         """Decode the parameters, or raise `Problem` (400) whose `field` names the wrong one."""
@@ -77,11 +82,20 @@ class QueryDecoder:
         try:
             return msgspec.convert(given, self._kind, strict=False)
         except msgspec.ValidationError as error:
-            raise _invalid(error) from error
+            raise _invalid(error, self._fields) from error
 
 
-def _invalid(error: Exception) -> Problem:
-    """Split msgspec's message, ``REASON - at `$.FIELD` ``, into reason and field."""
+def _fields(kind: Any) -> list[str]:
+    """Return the fields of a message, or of the messages of a list."""
+    found = [one for one in (kind, *get_args(kind)) if isinstance(one, type) and issubclass(one, msgspec.Struct)]
+    return [field.encode_name for one in found for field in msgspec.structs.fields(one)]
+
+
+def _invalid(error: Exception, fields: Sequence[str]) -> Problem:
+    """Split msgspec's message, ``REASON - at `$.FIELD` ``, into reason and field; hint at a misspelled field."""
     message, _, place = str(error).partition(" - at `$")
     field = place.rstrip("`").lstrip(".") or None
+    if unknown := _UNKNOWN.search(message):
+        message += nearest(unknown[1], fields)
+        field = f"{field}.{unknown[1]}" if field else unknown[1]
     return bad_request(f"{field}: {message}" if field else message, field)

@@ -18,6 +18,10 @@ from recsys.serving.http.problems import Problem, VersionNotHeld
 Id = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Annotated[str, Meta(min_length=1)]
 Value = bool | int | float | str
 K = Annotated[int, Meta(ge=1)]
+# Values of a column, or conditions: `not` with values, and the bounds `gt`, `gte`, `lt`, `lte`. All must hold.
+Values = Value | list[Value]
+Filter = dict[str, Values | dict[str, Values]]
+Quotas = Annotated[dict[str, Annotated[int, Meta(ge=1)]], Meta(max_length=8)]
 
 # Parts that Python's types leave open, because their names are the columns of a release.
 _ID = {"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}]}
@@ -64,6 +68,7 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
         exclude_seen: leave out the items of the whole history.
         filter: column of the release's items -> value or values.
         version: release that must answer (409 if no host holds it); None for the release that is served.
+        quotas: column of the release's items -> largest number of items with the same value.
     """
 
     user_id: Id | None = None
@@ -73,8 +78,29 @@ class RetrieveRequest(Struct, forbid_unknown_fields=True):
     request: dict[str, Any] | None = None
     exclude: list[Id] | None = None
     exclude_seen: bool = True
-    filter: dict[str, Value | list[Value]] | None = None
+    filter: Filter | None = None
     version: str | None = None
+    quotas: Quotas | None = None
+
+
+class SimilarRequest(Struct, forbid_unknown_fields=True):
+    """Request for items like the given ones.
+
+    Attributes:
+        item_ids: items; their directions are averaged.
+        k: number of items.
+        filter: column of the release's items -> value, values or conditions.
+        exclude: items that must not be in the answer, besides the given ones.
+        version: release that must answer (409 if no host holds it); None for the release that is served.
+        quotas: column of the release's items -> largest number of items with the same value.
+    """
+
+    item_ids: Annotated[list[Id], Meta(min_length=1, max_length=1000)]
+    k: K = 100
+    filter: Filter | None = None
+    exclude: list[Id] | None = None
+    version: str | None = None
+    quotas: Quotas | None = None
 
 
 class ScoredItem(Struct, gc=False):
@@ -109,6 +135,24 @@ class RetrieveResponse(Struct, gc=False, omit_defaults=True):
     history_missing: bool = False
 
 
+class SimilarResponse(Struct, gc=False):
+    """Similar items, best first.
+
+    Attributes:
+        items: scores are inner products with the mean direction of the given items.
+        version: release of the embeddings.
+        index_version: version of the searched index, as the host reports it; equal to `version`.
+        host: host that searched.
+        unknown_items: given items that the release does not have.
+    """
+
+    items: list[ScoredItem]
+    version: str
+    index_version: str
+    host: str
+    unknown_items: list[int | str]
+
+
 class SearchRequest(Struct, forbid_unknown_fields=True):
     """Search in one version of an index.
 
@@ -119,21 +163,27 @@ class SearchRequest(Struct, forbid_unknown_fields=True):
         filter: column of the release's items -> value or values.
         exclude: B lists of items that must not be in the answer.
         model: name of the model; None if the host has one model.
+        quotas: column of the release's items -> largest number of items with the same value, for each user.
     """
 
     version: str
     embeddings: UserEmbeddings
     k: K = 100
-    filter: dict[str, Value | list[Value]] | None = None
+    filter: Filter | None = None
     exclude: list[list[Id]] | None = None
     model: str | None = None
+    quotas: Quotas | None = None
 
 
-class SearchResult(Struct):
-    """Ranked items of one user: ids, and float32 scores of the same length."""
+class SearchResult(Struct, omit_defaults=True):
+    """Ranked items of one user: ids, and float32 scores of the same length.
+
+    `groups` is present if the request has quotas: for each item its values in each of these columns, by name.
+    """
 
     item_ids: list[int | str]
     scores: Scores
+    groups: list[list[list[Value]]] | None = None
 
 
 class SearchResponse(Struct):

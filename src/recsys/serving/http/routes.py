@@ -10,6 +10,7 @@ from typing import Any
 from recsys.core.errors import UserError
 from recsys.serving.events import Outcome, StoreError, parse_events
 from recsys.serving.gateway.gateway import Gateway
+from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.host.host import Host
 from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.endpoint import route
@@ -21,6 +22,8 @@ from recsys.serving.http.messages import (
     RetrieveResponse,
     SearchRequest,
     SearchResponse,
+    SimilarRequest,
+    SimilarResponse,
     Status,
     Versions,
 )
@@ -129,6 +132,23 @@ class GatewayRoutes:
         limit = self._gateway.limits.batch
         if len(posted) > limit:
             raise too_large(f"found {len(posted)} {name}, expected at most {limit}")
+
+
+class SimilarRoutes:
+    """Items like some items, within the limits of a request."""
+
+    def __init__(self, similar: SimilarItems, *, k: int, exclude: int) -> None:
+        self._similar, self._k, self._exclude = similar, k, exclude
+
+    @route("POST", "/v1/similar", errors=(400, 409, 413, 503))
+    async def similar(self, request: SimilarRequest) -> SimilarResponse:
+        """Return items like the given ones, from the same version."""
+        if request.k > self._k:
+            raise bad_request(f"k: found {request.k}, expected at most {self._k}", "k")
+        if request.exclude is not None and len(request.exclude) > self._exclude:
+            found = len(request.exclude)
+            raise too_large(f"exclude: found {found} entries, expected at most {self._exclude}", "exclude")
+        return await self._similar.similar(request)
 
 
 class HostRoutes:

@@ -1,0 +1,72 @@
+"""Ranges and negations of filters against the same conditions in Python."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys.core.errors import UserError
+from recsys.release.runtime.item_ids import ItemFilter
+
+YEARS = [1990, 1997, None, 2001, 2001]
+DAYS = [date(2020, 1, day) for day in range(1, 6)]
+TAGS = [["a"], ["a", "b"], [], None, ["c"]]
+TABLE = pa.table(
+    {
+        "item_idx": range(5),
+        "year": pa.array(YEARS, pa.int32()),
+        "price": pa.array([1.5, 2.0, np.inf, None, -1.0]),
+        "day": DAYS,
+        "kind": ["x", "y", None, "x", "z"],
+        "tags": TAGS,
+        "sizes": [[1], [5, 9], [], None, [3]],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "passing"),
+    [
+        ({"year": {"gte": 1997}}, [1, 3, 4]),
+        ({"year": {"gt": 1997, "lte": 2001}}, [3, 4]),
+        ({"year": {"lt": 1997.5}}, [0, 1]),
+        ({"year": {"not": 2001}}, [0, 1, 2]),
+        ({"year": {"not": [1990, 1997], "lt": 3000}}, [3, 4]),
+        ({"price": {"gte": 2}}, [1, 2]),
+        ({"price": {"lt": 0}}, [4]),
+        ({"day": {"gt": "2020-01-03"}}, [3, 4]),
+        ({"kind": {"not": ["x", "z"]}}, [1, 2]),
+        ({"tags": {"not": "a"}}, [2, 3, 4]),
+        ({"tags": {"not": ["a", "c"]}, "year": {"gte": 0}}, [3]),
+        ({"sizes": {"gt": 4}}, [1]),
+        ({"sizes": {"lte": 3}}, [0, 4]),
+        ({"kind": "x", "year": {"gte": 2000}}, [3]),
+    ],
+)
+def test_conditions(wanted: Any, passing: list[int]) -> None:
+    allowed = ItemFilter(TABLE)(wanted)
+    assert allowed is not None
+    assert allowed.rows.tolist() == passing
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"year": {"gtee": 1}}, r"filter.year.gtee: no such condition; did you mean 'gte'\?"),
+        ({"year": {}}, "filter.year: found no condition"),
+        ({"year": {"gte": [1, 2]}}, r"filter.year.gte: found \[1, 2\], expected one number or time"),
+        ({"year": {"gte": True}}, "filter.year.gte: found"),
+        ({"year": {"gte": "soon"}}, "filter.year: found"),
+        ({"kind": {"gte": "a"}}, "filter.kind.gte: the column is string, expected one of numbers or times"),
+        ({"day": {"gte": "soon"}}, "filter.day: found"),
+        ({"yaer": {"gte": 1}}, r"filter.yaer: the release's items have no such column; did you mean 'year'\?"),
+        ({"year": {"gte": 2**70}}, "filter.year: found"),
+    ],
+)
+def test_wrong_conditions(wanted: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ItemFilter(TABLE)(wanted)
