@@ -70,6 +70,23 @@ def test_segments(found: Figures) -> None:
     assert first.blend.low == first.blend.high == pytest.approx(1 / 3)
 
 
+def test_new_items() -> None:
+    users = [[[1, 9], [2, 3], [9, 8]], [[4], [6, 7], [5, 6]], [[7, 9], [], [1, 2]]]
+    lists = made("ab", users, [[2, 3, 9, 8], [5], [7]], 2, num_seen=5)
+    new = measure(lists, PLAN, segments={}, among_new={1: np.array([0.5, 0.0, 1.0])}).new_items
+    assert new is not None
+    assert new.among[0] is None
+    assert new.among[1] is not None
+    assert new.among[1].value == 0.75
+    # The first user wants 9 and 8, the third 7; six relevant items in all.
+    assert (new.num_users, new.relevant.value) == (2, 0.5)
+    assert [recall.value for recall in new.recall] == [(1 / 2 + 1) / 2, 0]
+    # a: one of two, none of one, both; b: none, both, no list.
+    assert [shown.value for shown in new.shown] == [pytest.approx((1 / 2 + 0 + 1) / 3), pytest.approx(1 / 3)]
+    # Nobody wants a new item.
+    assert measure(LISTS, PLAN, segments={}).new_items is None
+
+
 def test_intervals_are_those_of_the_paired_bootstrap() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.random((2, 300))

@@ -18,6 +18,7 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.experiments.assembly import open_data
 from recsys.experiments.trained_run import load_run
+from recsys.reports.generators.generator_report import GeneratorReport
 from recsys.reports.generators.study import Study, study
 from recsys.reports.generators.wandb_tables import tables
 
@@ -86,6 +87,35 @@ def test_recall_of_a_run_and_of_a_release_is_that_of_the_evaluation(published: P
         assert found.figures.num_users == values["num_users"]
         # Models have something for everyone.
         assert found.figures.alone[number].full.value == 1.0
+
+
+def test_new_items_of_a_run_are_those_of_the_evaluation(published: Published, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "temporal", published.root, "item_tower=features", "split=temporal", "split.train=0.5")
+    temporal = ("split=temporal", "split.train=0.5", "generators=[popularity,ease]")
+    found, _ = studied(published, *temporal, f"runs=[{path}]")
+    run, new = load_run(path), found.figures.new_items
+    assert new is not None
+    # New items have neither training nor validation events.
+    data = run.dataset.refit()
+    metrics = RetrievalMetrics(data, len(run.corpus), cutoffs=(K,))
+    batches = RequestLoader(run.builder, data.requests("test"))
+    values = evaluate(ModelRanker(run.model, run.corpus), data, part="test", batches=batches, metrics=metrics)
+    assert new.recall[0].value == pytest.approx(values[f"cold_items/recall@{K}"])
+    assert new.shown[0].value == pytest.approx(values[f"cold_items/shown@{K}"])
+    assert new.relevant.value == pytest.approx(values["cold_items/relevant"])
+    assert new.among[0] is not None
+    assert new.among[0].value == pytest.approx(values[f"among_cold_items/recall@{K}"])
+    assert new.among[0].value > 0
+    # No heuristic knows a new item.
+    assert [recall.value for recall in new.recall[1:]] == [shown.value for shown in new.shown[1:]] == [0.0] * 2
+    assert new.among[1:] == (None, None)
+    report = GeneratorReport(found)
+    assert any(sentence.startswith("New items are ") for sentence in report.verdicts)
+    assert (
+        "among new items"
+        in [section for section in report.sections if section.title == "New items"][0].tables[0].columns
+    )
+    assert len(tables(found)["new items"][1]) == 3
 
 
 def test_tables_of_numbers(found: Study) -> None:

@@ -5,8 +5,9 @@ Shapes: U users, G generators, K candidates, B bootstrap samples, M columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class NewItems:
+    """Figures of new items, those without an event before the test part.
+
+    Attributes:
+        num_users: number of users with relevant new items.
+        relevant: share of new items among the relevant ones.
+        recall: share of the relevant new items that are among the candidates of each generator, mean over these users.
+        among: the same for lists of new items alone; None for generators that have no such lists.
+        shown: share of new items among the candidates of each generator, mean over all users.
+    """
+
+    num_users: int
+    relevant: Estimate
+    recall: tuple[Estimate, ...]
+    among: tuple[Estimate | None, ...]
+    shown: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
 class Figures:
     """All figures of the report.
 
@@ -91,6 +111,7 @@ class Figures:
             well.
         budget_gain: recall of `everyone` minus that of `equal`.
         union: recall of all lists together, without a budget: the upper bound of any blend.
+        new_items: figures of new items; None if none is relevant.
     """
 
     names: tuple[str, ...]
@@ -107,6 +128,7 @@ class Figures:
     needed: tuple[Mapping[int, Estimate], ...]
     budget_gain: Estimate
     union: Estimate
+    new_items: NewItems | None
 
 
 class BootstrapSamples:
@@ -139,15 +161,23 @@ class BootstrapSamples:
         return self.of(lambda one, other: one / np.maximum(other, 1e-12), first, second)
 
 
-def measure(lists: Lists, plan: BlendPlan, *, segments: Mapping[str, npt.NDArray[np.bool_]]) -> Figures:
+def measure(
+    lists: Lists,
+    plan: BlendPlan,
+    *,
+    segments: Mapping[str, npt.NDArray[np.bool_]],
+    among_new: Mapping[int, Float64Array] = MappingProxyType({}),
+) -> Figures:
     """Measure generators and blends.
 
     Args:
         lists: lists of users on whom nothing was chosen.
         plan: blends.
         segments: rows of each group of users, by name.
+        among_new: recall of each user in lists of new items alone, by generator; see `recall_among_new`.
     """
     columns = _of_lists(lists) | _of_blends(lists, plan)
+    columns |= {f"among {g}": recall for g, recall in among_new.items()}
     samples, every = BootstrapSamples(columns), range(len(lists.names))
     alone = tuple(
         GeneratorFigures(
@@ -183,6 +213,20 @@ def measure(lists: Lists, plan: BlendPlan, *, segments: Mapping[str, npt.NDArray
         ),
         samples.difference("everyone", "equal"),
         samples.mean("union"),
+        _new_items(lists, samples, among=among_new),
+    )
+
+
+def _new_items(lists: Lists, samples: BootstrapSamples, *, among: Container[int]) -> NewItems | None:
+    if not lists.num_new.any():
+        return None
+    every = range(len(lists.names))
+    return NewItems(
+        int((lists.num_new > 0).sum()),
+        samples.ratio("new", "relevant"),
+        tuple(samples.ratio(f"new recall {g}", "wants new") for g in every),
+        tuple(samples.ratio(f"among {g}", "wants new") if g in among else None for g in every),
+        tuple(samples.mean(f"new shown {g}") for g in every),
     )
 
 
@@ -200,9 +244,12 @@ def _segment(columns: Columns, rows: npt.NDArray[np.bool_], *, every: Sequence[i
 def _of_lists(lists: Lists) -> Columns:
     every = range(len(lists.names))
     pairs = [(g, h) for g in every for h in every if g < h]
-    kinds = [f"{kind} {g}" for kind in ("full", "some", "hits", "shown", "recall", "unique") for g in every]
+    of_each = ("full", "some", "hits", "shown", "recall", "unique", "new recall", "new shown")
+    kinds = [f"{kind} {g}" for kind in of_each for g in every]
     kinds += [f"{kind} {g} {h}" for kind in ("jaccard", "listed", "both", "either") for g, h in pairs]
     columns = {name: np.zeros(len(lists)) for name in (*kinds, "found", "union")}
+    columns |= {"new": lists.num_new.astype(np.float64), "relevant": lists.num_relevant.astype(np.float64)}
+    columns["wants new"] = (lists.num_new > 0).astype(np.float64)
     for begin in range(0, len(lists), _BLOCK):
         rows = slice(begin, min(begin + _BLOCK, len(lists)))
         items, relevant = lists.items[rows, :-1].astype(np.int64), lists.num_relevant[rows]
@@ -211,12 +258,16 @@ def _of_lists(lists: Lists) -> Columns:
         columns["found"][rows] = (finders > 0).sum(1)
         columns["union"][rows] = (finders > 0).sum(1) / relevant
         shown, hits = listed.sum(2), hit.sum(2)
+        is_new = items > lists.num_seen
+        new_hits = (is_new & lists.hits[rows, :-1]).sum(2) / np.maximum(lists.num_new[rows], 1)[:, None]
+        new_shown = is_new.sum(2) / np.maximum((items > 0).sum(2), 1)
         common, common_hits = listed @ listed.transpose(0, 2, 1), hit @ hit.transpose(0, 2, 1)
         for g in every:
             columns[f"full {g}"][rows] = shown[:, g] == lists.k
             columns[f"some {g}"][rows] = shown[:, g] > 0
             columns[f"shown {g}"][rows], columns[f"hits {g}"][rows] = shown[:, g], hits[:, g]
             columns[f"recall {g}"][rows] = hits[:, g] / relevant
+            columns[f"new recall {g}"][rows], columns[f"new shown {g}"][rows] = new_hits[:, g], new_shown[:, g]
             columns[f"unique {g}"][rows] = (hit[:, g] * (finders == 1)).sum(1)
         for g, h in pairs:
             union = shown[:, g] + shown[:, h] - common[:, g, h]

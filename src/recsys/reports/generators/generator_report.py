@@ -14,6 +14,7 @@ from recsys.reports.generators import generator_plots as plots
 from recsys.reports.generators import generator_tables as tables
 from recsys.reports.generators import narrative as words
 from recsys.reports.generators.figures import Estimate
+from recsys.reports.generators.segments import NO_HISTORY
 from recsys.reports.generators.study import Study
 from recsys.reports.presentation.page import Section, page, print_page
 from recsys.reports.presentation.picture import Picture
@@ -47,6 +48,7 @@ class GeneratorReport:
             Section("Value of each generator in the blend", self._value_in_blend()),
             Section("Each generator by itself", self._by_itself(), (tables.main(figures, self.advice),)),
             Section("Overlap between generators", self._overlaps(), (tables.overlaps(figures),)),
+            Section("New items", (), tables.new_items(figures)),
             Section("Groups of users", self._user_groups(), tables.groups(figures)),
             Section("Blends", self._blends(), (tables.blends(figures, study.plan, tolerance=study.tolerance),)),
             Section("Recommendation", (), (tables.recommendation(self.advice),)),
@@ -137,7 +139,7 @@ class GeneratorReport:
             return ()
         finding = "The best generator differs between groups"
         for name, group in groups.items():
-            if name.startswith("new"):
+            if name == NO_HISTORY:
                 finding = f"New users: {names[int(np.argmax([recall.value for recall in group.recall]))]} is best"
         values = np.array([[recall.value for recall in group.recall] for group in groups.values()]).T
         columns = [name.replace(": ", ":\n").replace("back ", "back\n") for name in groups]

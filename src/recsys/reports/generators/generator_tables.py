@@ -74,6 +74,28 @@ def groups(figures: Figures) -> tuple[ReportTable, ...]:
     )
 
 
+def new_items(figures: Figures) -> tuple[ReportTable, ...]:
+    """Tabulate what each generator does for new items, the best recall first; nothing without relevant new items."""
+    found = figures.new_items
+    if found is None:
+        return ()
+    order = sorted(range(len(figures.names)), key=lambda g: -found.recall[g].value)
+    rows = []
+    for g in order:
+        among = found.among[g]
+        cells = (_with_interval(found.recall[g]), "" if among is None else _with_interval(among))
+        rows.append((figures.names[g], *cells, _with_interval(found.shown[g])))
+    note = (
+        f"New items have no event before the test part. They are {_with_interval(found.relevant)} of the relevant "
+        f"items, and {found.num_users:,} of {figures.num_users:,} users have one. Recall: share of a user's relevant "
+        "new items that are among the candidates. Among new items: the same for candidates that are all new, for runs "
+        "only. Shown: share of new items among the candidates, mean over all users. "
+        "In brackets: 95% interval."
+    )
+    heads = ("generator", "recall of new items", "among new items", "new items shown")
+    return (ReportTable("New items", heads, tuple(rows), note),)
+
+
 def blends(figures: Figures, plan: BlendPlan, *, tolerance: float) -> ReportTable:
     """Tabulate the blends with their budgets."""
     budgets_kept, recall_kept, _ = kept_blend(figures, plan, tolerance=tolerance)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.progress import track
+from recsys.core.types import Float64Array
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.relevance import relevant_items
 
@@ -34,6 +35,8 @@ class Lists:
         items: item_idx, 0 after the end of a list; the fallback comes last. int32 [U, G + 1, K].
         hits: whether the user engaged with the candidate later; bool [U, G + 1, K].
         num_relevant: number of relevant items, including those outside the corpus; int64 [U].
+        num_seen: items 1..num_seen have events before the test part; the others are new.
+        num_new: number of relevant new items, int64 [U].
     """
 
     names: tuple[str, ...]
@@ -41,6 +44,8 @@ class Lists:
     items: npt.NDArray[np.int32]
     hits: npt.NDArray[np.bool_]
     num_relevant: npt.NDArray[np.int64]
+    num_seen: int
+    num_new: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.num_relevant)
@@ -53,7 +58,32 @@ class Lists:
     def take(self, rows: npt.NDArray[np.int64]) -> Lists:
         """Return the lists of some of the users."""
         requests = Requests(*(column[rows] for column in self.requests))
-        return Lists(self.names, requests, self.items[rows], self.hits[rows], self.num_relevant[rows])
+        items, hits = self.items[rows], self.hits[rows]
+        num_relevant, num_new = self.num_relevant[rows], self.num_new[rows]
+        return Lists(self.names, requests, items, hits, num_relevant, self.num_seen, num_new)
+
+
+def recall_among_new(lister: Lister, lists: Lists, dataset: PreparedDataset, *, exclude_seen: bool) -> Float64Array:
+    """Return the share of relevant new items in lists of new items alone, 0 for users without any; float64 [U].
+
+    Args:
+        lister: gives lists of new items.
+        lists: lists of users of the test part.
+        dataset: data set of the lists.
+        exclude_seen: leave out items of the history.
+    """
+    recall, rows = np.zeros(len(lists)), np.flatnonzero(lists.num_new)
+    found = collect(
+        {"new items": lister},
+        lambda requests, k: np.zeros((len(requests.user_idx), k), np.int64),
+        dataset=dataset,
+        part="test",
+        requests=lists.take(rows).requests,
+        k=lists.k,
+        exclude_seen=exclude_seen,
+    )
+    recall[rows] = found.hits[:, 0].sum(1) / lists.num_new[rows]
+    return recall
 
 
 def answerable(
@@ -93,4 +123,7 @@ def collect(
         found = np.isin(np.arange(len(block))[:, None, None] * width + block, owner * width + wanted.values)
         # A model may return items that the data set does not have; their numbers are `width` or higher.
         hits[begin : begin + _BLOCK] = found & (block > 0) & (block < width)
-    return Lists(tuple(listers), requests, items, hits, np.diff(relevant.offsets))
+    num_relevant, num_seen = np.diff(relevant.offsets), dataset.meta.num_seen
+    owner = np.repeat(np.arange(num_users), num_relevant)
+    num_new = np.bincount(owner[relevant.values > num_seen], minlength=num_users)
+    return Lists(tuple(listers), requests, items, hits, num_relevant, num_seen, num_new)

@@ -117,6 +117,15 @@ def verdicts(figures: Figures, plan: BlendPlan, *, tolerance: float, chosen_on: 
         f"({interval(figures.everyone)}); {figures.names[best]}, the best single generator, {percent(alone.value)} "
         f"({interval(alone)}); all in equal turns {percent(figures.equal.value)} ({interval(figures.equal)})."
     )
+    if (new := figures.new_items) is not None:
+        best = max(range(len(figures.names)), key=lambda number: new.recall[number].value)
+        share, recall = percent(new.relevant.value), new.recall[best]
+        sentences.append(
+            f"New items are {share} of the relevant items; {figures.names[best]} finds most of them, "
+            f"{percent(recall.value)} ({interval(recall)}), with {percent(new.shown[best].value)} of its candidates."
+            if recall.value
+            else f"New items are {share} of the relevant items; no generator finds any of them."
+        )
     return sentences
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -50,6 +51,7 @@ class StudiedGenerator:
         detail: its settings, or the origin of the model.
         knows_validation: whether it has learned from the validation part, which then cannot be used for choices.
         open: function that returns its lister, fitted up to the named part (models are fitted already).
+        among_new: its lister of new items alone; None if it has none.
     """
 
     name: str
@@ -58,6 +60,7 @@ class StudiedGenerator:
     detail: str
     knows_validation: bool
     open: Callable[[Until], Lister]
+    among_new: Lister | None = None
 
 
 class Heuristic:
@@ -176,7 +179,12 @@ def _run(path: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedG
     run = load_run(path)
     _check_same(f"run {path}", run.dataset, expected=dataset)
     lister = Learned(RunRecommender(run), dataset, exclude_seen=config.exclude_seen)
-    return StudiedGenerator(Path(path).name, True, _TWO_TOWER, f"run {path}", bool(run.config.refit), lambda _: lister)
+    new, among = run.corpus[run.corpus > dataset.meta.num_seen], None
+    if len(new):
+        recommender = RunRecommender(dataclasses.replace(run, corpus=new))
+        among = Learned(recommender, dataset, exclude_seen=config.exclude_seen)
+    refit = bool(run.config.refit)
+    return StudiedGenerator(Path(path).name, True, _TWO_TOWER, f"run {path}", refit, lambda _: lister, among)
 
 
 def _release(name: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:

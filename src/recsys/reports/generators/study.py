@@ -15,7 +15,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.experiments.assembly import open_data
 from recsys.reports.generators.blending import BlendPlan, Funnel, plan_blends
 from recsys.reports.generators.figures import Figures, measure
-from recsys.reports.generators.lists import Lister, Lists, answerable, collect
+from recsys.reports.generators.lists import Lister, Lists, answerable, collect, recall_among_new
 from recsys.reports.generators.segments import segments
 from recsys.reports.generators.studied_generators import StudiedGenerator, open_generators, popular
 
@@ -72,7 +72,12 @@ def study(config: DictConfig) -> Study:
     say(f"choosing budgets for {len(choosing):,} users")
     chosen = plan_blends(Funnel(choosing, keep=True), config.k, tolerance=config.tolerance)
     say(f"measuring {len(measuring):,} users")
-    figures = measure(measuring, chosen, segments=segments(dataset, measuring.requests))
+    among = {
+        g: recall_among_new(source.among_new, measuring, dataset, exclude_seen=config.exclude_seen)
+        for g, source in enumerate(sources)
+        if source.among_new is not None and measuring.num_new.any()
+    }
+    figures = measure(measuring, chosen, segments=segments(dataset, measuring.requests), among_new=among)
     chosen_on = "one half of the test users" if in_halves else "the validation part"
     return Study(sources, missing, chosen, figures, config.tolerance, chosen_on, dataset.meta.fingerprint)
 

@@ -59,7 +59,13 @@ def tables(study: Study) -> dict[str, tuple[list[str], list[Cells]]]:
         [names[g], names[h], *_cells([figures.shared_lists[g, h], figures.shared_hits[g, h]])]
         for g, h in figures.shared_lists
     ]
+    new = figures.new_items
+    new_items: list[Cells] = [
+        [name, *_cells([recall, shown])]
+        for name, recall, shown in (() if new is None else zip(names, new.recall, new.shown, strict=True))
+    ]
     return {
+        "new items": (["generator", *_heads(["recall", "shown"])], new_items),
         "generators": (["generator", "kind", "advice", *_heads([*vars(figures.alone[0])]), "budget"], generators),
         "groups": (["users", "number", "generator", *_heads(["recall", "lost"])], groups),
         "pairs": (["first", "second", *_heads(["lists", "hits"])], pairs),
