@@ -139,9 +139,10 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     folders = {
         "ids": write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids", "model.similarity=dot", seed=1),
         "all": write_run(tmp_path / "all", root, "user_tower=mean", seed=2),
+        "content": write_run(tmp_path / "content", root, "user_tower=mean", "item_tower=content", seed=3),
     }
     configs = {name: stored_config(folder) for name, folder in folders.items()}
-    weights = {"ids": 0.6, "all": 0.4}
+    weights = {"ids": 0.5, "all": 0.3, "content": 0.2}
     validation = blending._Validation(configs["ids"])
     for name, config in configs.items():
         validation.add(name, config, run=SimpleNamespace(checkpoints=folders[name] / "checkpoints"))

@@ -148,7 +148,8 @@ class _Validation:
             self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
         )
 
-    @torch.inference_mode()
+    # Content vectors of items follow the versions of weights, which tensors of the inference mode lack.
+    @torch.no_grad()
     def add(self, name: str, config: DictConfig, *, run: RunFolder) -> None:
         """Embed with one run, unless it has several embeddings for a user."""
         model = build_towers(config, self.dataset, fresh=False).eval()

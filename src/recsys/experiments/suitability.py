@@ -117,7 +117,7 @@ def properties(dataset: PreparedDataset) -> set[str]:
     has = {
         "order": time.has_order,
         "clock": time.has_clock,
-        "births": getattr(dataset, "born", None) is not None,
+        "births": dataset.born is not None,
         "item_features": bool(items),
         "user_features": bool(dataset.schema.owned_by("users")),
         "text": any(feature.kind == "text" or feature.encoder for feature in items),
