@@ -175,6 +175,16 @@ def rounded(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray
     return np.sign(embeddings).astype(np.float32) / embeddings.shape[1] ** 0.5
 
 
+def hidden_new_items(scene: Scene, run: TrainedRun, embeddings: np.ndarray) -> np.ndarray:  # noqa: ARG001
+    """Items without training events lie where no user is, as if they were the rarest of all."""
+    with torch.inference_mode():
+        requests = run.dataset.requests("test")
+        users = run.model.encode_users(run.builder.requests(requests)).numpy()
+    is_new = run.dataset.train_count[run.corpus] == 0
+    away = -users.mean(0) / np.linalg.norm(users.mean(0))
+    return np.where(is_new[:, None], away, embeddings).astype(np.float32)
+
+
 PACK_HARMS: dict[PackHarm, tuple[str, ...]] = {
     shuffled_rows: ("index", "not_worse"),
     shifted_rows: ("index", "not_worse"),
@@ -183,6 +193,7 @@ PACK_HARMS: dict[PackHarm, tuple[str, ...]] = {
     few_directions: ("index", "not_worse"),
     exploded_norms: ("embeddings",),
     rounded: ("index",),
+    hidden_new_items: ("new_items",),
 }
 
 

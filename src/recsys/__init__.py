@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recsys.core.errors import UserError
+    from recsys.operations.refresh import refresh
     from recsys.publishing.api import load_release, load_run, promote, train
     from recsys.publishing.opened_release import OpenedRelease
     from recsys.publishing.opened_run import OpenedRun
@@ -35,6 +36,7 @@ __all__ = [
     "load_release",
     "load_run",
     "promote",
+    "refresh",
     "train",
 ]
 
@@ -45,6 +47,7 @@ _MODULES = {
     "load_release": "recsys.publishing.api",
     "load_run": "recsys.publishing.api",
     "promote": "recsys.publishing.api",
+    "refresh": "recsys.operations.refresh",
     "train": "recsys.publishing.api",
 }
 

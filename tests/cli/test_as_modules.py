@@ -8,7 +8,7 @@ import pytest
 from recsys.cli.commands import COMMANDS
 
 # The root scripts of these names are the contract; `recsys.index` is a room.
-SCRIPTS = {"train", "index", "recommend", "serve", "retrain"}
+SCRIPTS = {"train", "index", "recommend", "serve", "retrain", "refresh"}
 
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - SCRIPTS))

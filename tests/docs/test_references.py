@@ -138,7 +138,7 @@ def test_configuration_keys_exist(page: Path) -> None:
         assert key in known, key
 
 
-COMPOSED = {"train", "index", "recommend", "serve", "retrain", "gates", "baselines"}
+COMPOSED = {"train", "index", "recommend", "serve", "retrain", "refresh", "gates", "baselines"}
 
 
 def composed() -> Iterator[tuple[str, ...]]:

@@ -12,13 +12,14 @@ from filelock import FileLock
 from omegaconf import DictConfig
 from worlds import compose, write_run, write_world
 
+import recsys
 from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
 from recsys.operations import refresh as refreshing
 from recsys.operations.lineage import lineage
-from recsys.operations.refresh import refresh
+from recsys.operations.refresh import run_refresh
 from recsys.publishing.promote import promote
 from recsys.release.manifest import Manifest
 from recsys.release.store import ReleaseStore
@@ -69,14 +70,17 @@ def test_a_refresh_is_stopped_continued_and_recorded(folder: Path, monkeypatch: 
     store = ReleaseStore(folder / "store")
     served = store.aliases()["production"]
     # A gate that no release can pass leaves the alias and the store alone.
-    stopped = refresh(config(folder, "gates.size.min_items_ratio=5"))
+    stopped = run_refresh(config(folder, "gates.size.min_items_ratio=5"))
     assert (stopped.outcome, stopped.alias, store.aliases()["production"]) == ("stopped", None, served)
     assert stopped.verdict is not None
     assert stopped.verdict.stopped_by == ["size"]
     assert stopped.version not in store.versions()
     # The next call judges the release that was made, as it would after a kill.
     monkeypatch.setattr(refreshing, "promote", None)
-    kept = refresh(config(folder))
+    quiet = [f"~{name}" for name in QUIET]
+    kept = recsys.refresh(
+        "production", data=folder / "newer", store=store.root, overrides=[f"folder={folder / 'refreshes'}", *quiet]
+    )
     assert kept.verdict is not None
     assert kept.verdict.passed, kept.verdict.failed
     assert (kept.outcome, kept.alias, kept.version) == ("kept", "production", stopped.version)
@@ -119,4 +123,4 @@ def test_the_command_says_what_is_wrong(folder: Path, capsys: pytest.CaptureFixt
 def test_one_refresh_runs_at_a_time(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "two_tower").mkdir()
     with FileLock(tmp_path / "two_tower/.lock"), pytest.raises(UserError, match="another refresh of two_tower"):
-        refresh(config(folder, f"folder={tmp_path}"))
+        run_refresh(config(folder, f"folder={tmp_path}"))

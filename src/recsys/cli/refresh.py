@@ -22,10 +22,10 @@ STOPPED = 3
 def main(config: DictConfig) -> None:
     """Refresh the release, print the outcomes of the gates, and exit with 3 if one stopped it."""
     from recsys.core.screen import screen
-    from recsys.operations.refresh import refresh
+    from recsys.operations.refresh import run_refresh
     from recsys.reports.cycles.tables import checks_table
 
-    result = refresh(config)
+    result = run_refresh(config)
     if result.verdict is not None:
         checks_table(result.verdict.outcomes).print(screen())
         print(f"{result.version} against {result.served}: {result.verdict.summary()}")

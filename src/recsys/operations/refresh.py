@@ -13,6 +13,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from recsys.core.io import atomic_write
 from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
+from recsys.experiments.compose import compose_command
+from recsys.experiments.overrides import quoted
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import mirror_release
 from recsys.operations.gates.judge import JudgeSettings, judge_run
@@ -72,7 +75,40 @@ class Refresh:
     seconds: float
 
 
-def refresh(config: DictConfig) -> Refresh:
+def refresh(
+    release: str = "production",
+    *,
+    data: str | Path,
+    store: str | Path = "releases",
+    now: str | int = "newest",
+    horizon_days: float = 1.0,
+    alias: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Refresh:
+    """Refresh a served release from newer data, as `recsys refresh` does.
+
+        result = recsys.refresh("production", data="events", store="releases")
+        result.outcome, result.version      # "kept", and the version that `production` points at now
+
+    Args:
+        release: version or alias of the release whose towers stay.
+        data: folder with the newest events and items.
+        store: folder of releases.
+        now: date, time or seconds at which the index begins to serve; `newest` or `clock`.
+        horizon_days: days that the index will serve.
+        alias: alias to move; None for `release` if that is an alias.
+        overrides: further arguments of `recsys refresh`, such as `index=hnsw` or `folder=DIR`.
+
+    Raises:
+        UserError: If the release, the data or a setting is wrong.
+    """
+    words = [f"release={quoted(release)}", f"data.root={quoted(str(data))}", f"store={quoted(str(store))}"]
+    words += [f"now={quoted(str(now))}", f"horizon_days={horizon_days}"]
+    words += [] if alias is None else [f"alias={quoted(alias)}"]
+    return run_refresh(compose_command("refresh", [*words, *overrides]))
+
+
+def run_refresh(config: DictConfig) -> Refresh:
     """Refresh a release, let the gates compare it with the release, publish it and move the alias.
 
     Args:

@@ -77,6 +77,11 @@ def test_an_index_whose_rows_are_shuffled(scene: Scene, honest: TrainedRun) -> N
     assert {"index", "not_worse", "reproduces"} <= {*verdict.stopped_by}
 
 
+def test_hidden_new_items(scene: Scene, honest: TrainedRun) -> None:
+    verdict = scene.judge(honest, of_models.packed(scene, honest, of_models.hidden_new_items))
+    assert "new_items" in verdict.stopped_by, [row for row in verdict.outcomes if row.gate == "new_items"]
+
+
 @pytest.mark.parametrize("harm", [of_data.truncated_day, of_data.shuffled_items])
 def test_harmed_events(harm: of_data.Harm, scene: Scene) -> None:
     tables = harm(scene.until(SERVED + 1), scene.second(SERVED))
