@@ -20,6 +20,7 @@ from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_towers, open_data
 from recsys.experiments.train import select
+from recsys.experiments.trained_run import stored_config
 from recsys.experiments.warm_start import EarlierRun, open_earlier_run, start_from
 from recsys.models.two_tower import TwoTower
 from recsys.training.ema import EMA
@@ -109,6 +110,30 @@ def test_on_the_same_data_it_is_the_earlier_model(base: Path, earlier: EarlierRu
     state = model.state_dict()
     assert state.keys() == earlier.weights.keys()
     assert all(torch.equal(state[name], value) for name, value in earlier.weights.items())
+
+
+def test_content_keeps_the_vectors_that_weights_were_learned_with(base: Path, tmp_path: Path) -> None:
+    content = ["item_tower=content", "item_tower.content.columns=[category, tags]"]
+    write_run(tmp_path / "run", base / "early/data", *content)
+    earlier = open_earlier_run(tmp_path / "run")
+    settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
+    config = compose("train", ["data=parquet", *settings, "model.dim=16", "history.max_events=8", *FEATURES, *content])
+    dataset = open_data(config)
+    model = build_towers(config, dataset)
+    fresh = model.item_tower(torch.arange(dataset.num_items + 1))[:, :10]
+    assert start_from(earlier, model, dataset=dataset) == []
+    found = model.item_tower(torch.arange(dataset.num_items + 1))[:, :10]
+    old_model = build_towers(stored_config(earlier.path), earlier.dataset)
+    old_model.load_state_dict(earlier.weights)
+    old = old_model.item_tower(torch.arange(earlier.dataset.num_items + 1))[:, :10]
+    whole = pq.read_table(base / "whole/data/items.parquet").select(["item_id", "category"]).to_pylist()
+    now_idx = {item: idx for idx, item in enumerate(dataset.item_ids.to_pylist(), 1)}
+    before = {item: idx for idx, item in enumerate(earlier.dataset.item_ids.to_pylist(), 1)}
+    same = [row["item_id"] for row in whole if row["category"] in ("x", "y") and row["item_id"] in before]
+    assert len(same) > 20
+    rows = [now_idx[item] for item in same]
+    torch.testing.assert_close(found[rows], old[[before[item] for item in same]], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(fresh[rows], found[rows], atol=0.1)
 
 
 def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

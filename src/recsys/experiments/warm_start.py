@@ -23,6 +23,7 @@ from recsys.core.schema import FIRST_CODE, UNKNOWN, UNKNOWN_ITEM, Feature, Schem
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.run_folder import RunStatus, read_state
 from recsys.experiments.trained_run import read_checkpoint, stored_config
+from recsys.models.content import ContentVectors
 from recsys.models.features import FeatureEmbedding
 from recsys.models.two_tower import TwoTower
 
@@ -104,7 +105,9 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
     """
     tables = dict(_tables(earlier, model, dataset))
     fresh, copied = [], 0
-    for name, parameter in model.named_parameters():
+    # Learned weights belong to the content vectors that they have seen, so these are copied as well.
+    content = [(name, buffer) for name, buffer in model.named_buffers() if ".content." in name]
+    for name, parameter in [*model.named_parameters(), *content]:
         table = tables.get(name)
         found = earlier.weights.get(name if table is None else table.earlier)
         if found is not None and table is not None and found.ndim == parameter.ndim:
@@ -135,6 +138,9 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
             parts.append((f"{tower}.features", module.features, lambda schema: schema.owned_by("items")))
             for part in ("table", "pretrained.table"):
                 yield f"{tower}.{part}.weight", _Table(f"{tower}.{part}.weight", items)
+            if module.content is not None and (rows := _content_rows(earlier, dataset, module.content)) is not None:
+                for part in ("idf", "projection"):
+                    yield f"{tower}.content.{part}", _Table(f"{tower}.content.{part}", rows)
     if user.users is not None and (before := earlier.weights.get("user_tower.users.rows")) is not None:
         rows = _user_rows(earlier.dataset, dataset, rows_before=before.numpy(), rows_now=user.users.rows.numpy())
         yield "user_tower.users.table.weight", _Table("user_tower.users.table.weight", rows)
@@ -146,6 +152,23 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
                     name = f"{prefix}.inputs.{before_by_name[feature.name]}.table.weight"
                     rows = _value_rows(earlier.dataset, dataset, feature)
                     yield f"{prefix}.inputs.{number}.table.weight", _Table(name, rows)
+
+
+def _content_rows(earlier: EarlierRun, now: PreparedDataset, content: ContentVectors) -> Rows | None:
+    """Return the earlier row of each feature of content; None if the columns differ."""
+    before = {feature.name: feature for feature in earlier.dataset.schema.owned_by("items")}
+    parts, begin = [], 0
+    for feature in content.features:
+        if (known := before.get(feature.name)) is None or known.kind != feature.kind:
+            return None
+        same = np.arange(feature.size) if known.size == feature.size else None
+        found = _value_rows(earlier.dataset, now, feature) if feature.has_vocabulary else same
+        if found is None:
+            return None
+        parts.append(begin + found)
+        begin += known.size
+    weights = earlier.weights.get("item_tower.content.idf")
+    return np.concatenate(parts) if weights is not None and len(weights) == begin else None
 
 
 def _item_rows(before: PreparedDataset, now: PreparedDataset) -> Rows:
