@@ -184,7 +184,18 @@ class _Builder:
                 )
             )
             self._pages += page_routes()
-        self._start.append(fleet.start)
+        checks: list[asyncio.Task[None]] = []
+
+        async def check_store() -> None:
+            checks.append(asyncio.create_task(gateway.keep_checking_store()))
+
+        async def end_checks() -> None:
+            for task in checks:
+                task.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+
+        self._start += [fleet.start, check_store]
+        self._stop.append(end_checks)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 

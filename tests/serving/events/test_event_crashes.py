@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 from killing import LIMIT, missing, numbered
 from servers import Server, needs_server
 
@@ -175,6 +176,34 @@ def test_a_server_that_may_lose_events_is_refused(fast_folder: Path, settings: l
     try:
         with pytest.raises(UserError, match=message):
             open_store(server.url)
+    finally:
+        server.kill()
+
+
+@needs_server
+def test_a_server_whose_settings_change_is_not_written_to(fast_folder: Path) -> None:
+    server = Server(fast_folder)
+    try:
+        store = open_store(server.url)
+        store.append([(5, Event(1, 1))])
+        client = redis.Redis.from_url(server.url)
+        for wrong, right in (
+            ({"appendfsync": "no"}, {"appendfsync": "always"}),
+            ({"maxmemory": 10**8, "maxmemory-policy": "allkeys-lru"}, {"maxmemory": 0}),
+        ):
+            # The connections of the store stay open.
+            for name, value in wrong.items():
+                client.config_set(name, value)
+            for call in (store.check, lambda: store.append([(5, Event(2, 2))])):
+                with pytest.raises(StoreError, match="would (lose|drop)"):
+                    call()
+            for name, value in right.items():
+                client.config_set(name, value)
+            store.check()
+        store.append([(5, Event(3, 3))])
+        assert store.history(5) == [Event(1, 1), Event(3, 3)]
+        client.close()
+        store.close()
     finally:
         server.kill()
 

@@ -83,6 +83,9 @@ class EventStore(Protocol):
             UserError: If a feature cannot be stored.
         """
 
+    def check(self) -> None:
+        """Raise `StoreError` if the store lost what it acknowledged, or may lose it; servers call it regularly."""
+
     def history(self, user_id: UserId) -> list[Event]:
         """Return the events of a user, oldest first; none for an unknown user."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections import deque
@@ -64,14 +65,39 @@ class SQLiteEvents:
         self._group = GroupCommit(self._append)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._refuse_emptied()
             self._writer = self._connect()
             self._prepare()
+            self._marker.touch()
+            self._inode = os.stat(self._path).st_ino
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"events: {path}: cannot be opened as an event store ({error})") from error
 
     def _connect(self) -> sqlite3.Connection:
         # Transactions are explicit. Threads share connections, but only one uses a connection at a time.
         return sqlite3.connect(self._path, timeout=_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False)
+
+    @property
+    def _marker(self) -> Path:
+        return Path(f"{self._path}.exists")
+
+    def _refuse_emptied(self) -> None:
+        """Refuse a file without content that was a store before; a new one has no marker yet."""
+        if not self._path.exists():
+            self._marker.unlink(missing_ok=True)
+        elif self._path.stat().st_size == 0 and self._marker.exists():
+            raise UserError(
+                f"events: {self._path}: the file was emptied; restore it, or remove it to begin without events"
+            )
+
+    def check(self) -> None:
+        """Raise `StoreError` if the file was emptied, replaced or removed; see `EventStore.check`."""
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            raise StoreError(f"events: {self._path}: {error.strerror}") from error
+        if found.st_ino != self._inode or found.st_size == 0:
+            raise StoreError(f"events: {self._path}: the file was emptied or replaced; restore it and start again")
 
     def _prepare(self) -> None:
         (application,) = self._writer.execute("PRAGMA application_id").fetchone()

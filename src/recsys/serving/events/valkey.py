@@ -77,6 +77,7 @@ class ValkeyEvents:
             raise UserError(f"events: {self._place}: expected the address of a server ({error})") from error
         self._client = redis.Redis(connection_pool=pool)
         self._group = GroupCommit(self._append)
+        self._fault: str | None = None
         try:
             self._client.ping()
         except _NotDurableError as error:
@@ -120,6 +121,20 @@ class ValkeyEvents:
                 f"maxmemory-policy {policy}; expected noeviction"
             )
 
+    def check(self) -> None:
+        """Check the settings, which may change under a live connection; nothing is written while they are wrong."""
+        pool = self._client.connection_pool
+        with self._answers():
+            connection = pool.get_connection()
+            try:
+                self._check_durable(connection)
+                self._fault = None
+            except _NotDurableError as error:
+                self._fault = str(error)
+                raise
+            finally:
+                pool.release(connection)
+
     def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         """Add events; see `EventStore.append`."""
         # Encoding before the shared write makes an error affect only its own sender.
@@ -141,6 +156,8 @@ class ValkeyEvents:
         self, keys: Sequence[str], change: Callable[[Mapping[str, list[Event]]], Mapping[str, str | bytes]]
     ) -> None:
         """Set what `change` returns for the histories of `keys`; repeat while other gateways change them."""
+        if self._fault is not None:
+            raise StoreError(self._fault)
         give_up = time.monotonic() + _TIMEOUT_SECONDS
         pause = 0.0005
         with self._answers(), self._client.pipeline(transaction=True) as pipe:

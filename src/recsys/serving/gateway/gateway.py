@@ -8,6 +8,7 @@ version that the host reports with the version of the tower. Imports no torch.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from recsys.core.types import Float32Array
 from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.query_encoder import ItemId, Query, QueryEncoder
 from recsys.release.runtime.timestamps import to_seconds
-from recsys.serving.events import EventStore
+from recsys.serving.events import EventStore, StoreError
 from recsys.serving.gateway.microbatch import Microbatcher
 from recsys.serving.gateway.query_builder import QueryBuilder
 from recsys.serving.gateway.remote_host import HostBusy
@@ -37,12 +38,16 @@ from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, t
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample
-from recsys.serving.pools import SEARCH
+from recsys.serving.pools import HISTORIES, SEARCH
+
+log = logging.getLogger("recsys")
 
 # Seconds between two attempts while no host can answer.
 RETRY_EVERY = 0.05
 # Maximum number of requests of a microbatch.
 MAX_MICROBATCH = 64
+# Seconds between two checks of the event store.
+CHECK_STORE_EVERY = 3.0
 # Events of a microbatch that are encoded in the event loop; more would keep it busy for too long.
 MAX_EVENTS_IN_LOOP = 5000
 _NOTHING = Stored((), {})
@@ -108,6 +113,7 @@ class Gateway:
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
         self._sampler = sampler
+        self._store_fault: str | None = None
         self._query_builder = QueryBuilder(metrics)
         self._users = StoredUsers(events, metrics, seconds=limits.store_seconds)
         self._batches: Microbatcher[_BatchKey, _Asked, RetrieveResponse] = Microbatcher(
@@ -116,7 +122,30 @@ class Gateway:
 
     async def ready(self) -> None:
         """Load the tower of the version that currently answers requests, or raise `Problem` (503)."""
+        if self._store_fault is not None:
+            raise unavailable(self._store_fault)
         await self.towers.get(self.router.assign().version)
+
+    async def check_store(self) -> None:
+        """Check that the event store keeps what it acknowledges; the server is not ready while it does not."""
+        try:
+            async with asyncio.timeout(self.limits.store_seconds):
+                await HISTORIES.run(self.events.check)
+            self._store_fault = None
+        except StoreError as error:
+            if self._store_fault is None:
+                log.error("the server is not ready: %s", error)
+            self._store_fault = str(error)
+        except TimeoutError:
+            # A store that hangs is no reason to send requests elsewhere: they are answered without histories.
+            log.warning("events: the store did not answer a check")
+
+    async def keep_checking_store(self) -> None:
+        """Check the event store every few seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_STORE_EVERY)
+            with self.metrics.keep_going("store_check"):
+                await self.check_store()
 
     async def retrieve(self, request: RetrieveRequest) -> RetrieveResponse:
         """Return ranked items.
