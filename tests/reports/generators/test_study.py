@@ -111,10 +111,9 @@ def test_new_items_of_a_run_are_those_of_the_evaluation(published: Published, tm
     assert new.among[1:] == (None, None)
     report = GeneratorReport(found)
     assert any(sentence.startswith("New items are ") for sentence in report.verdicts)
-    assert (
-        "among new items"
-        in [section for section in report.sections if section.title == "New items"][0].tables[0].columns
-    )
+    (section,) = (section for section in report.sections if section.heading == "New items")
+    assert section.tables[0].columns == ("generator", "recall of new items", "among new items", "new items shown")
+    assert [row[2] for row in section.tables[0].rows].count("") == 2
     assert len(tables(found)["new items"][1]) == 3
 
 
