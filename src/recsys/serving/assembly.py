@@ -21,6 +21,7 @@ from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
+from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.alias_follower import AliasFollower
@@ -171,11 +172,12 @@ class _Builder:
             sampler=sampler,
             admission=self._admission,
         )
+        canary = SharedCanary(Path(settings.changes).with_name("canary.json"), router, self._towers)
         similar = SimilarItems(router, self._releases, settings.towers, load_seconds=settings.load_seconds)
         self._routes += [
             GatewayRoutes(gateway),
             SimilarRoutes(similar, k=settings.k, exclude=settings.history),
-            GatewayAdmin(router, self._towers),
+            GatewayAdmin(router, self._towers, canary=canary),
         ]
         if settings.has_page:
             self._routes.append(
@@ -188,6 +190,7 @@ class _Builder:
 
         async def check_store() -> None:
             checks.append(asyncio.create_task(gateway.keep_checking_store()))
+            checks.append(asyncio.create_task(canary.keep_following(self._metrics)))
 
         async def end_checks() -> None:
             for task in checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from recsys.serving.gateway.router import Router
+from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.host import Host
@@ -80,10 +81,10 @@ class HostAdmin:
 
 
 class GatewayAdmin:
-    """Admin calls that change a gateway. A canary ends with the process; then users get what the hosts serve."""
+    """Admin calls that change a gateway, and the canary of all gateways that share its file."""
 
-    def __init__(self, router: Router, towers: TowerCache) -> None:
-        self._router, self._towers = router, towers
+    def __init__(self, router: Router, towers: TowerCache, *, canary: SharedCanary) -> None:
+        self._router, self._towers, self._canary = router, towers, canary
 
     @admin("tower", 404, 503)
     async def tower(self, request: VersionRequest) -> GatewayState:
@@ -96,7 +97,7 @@ class GatewayAdmin:
         if request.share:
             # Loaded before the first user of the canary comes.
             await self._loaded(request.version)
-        self._router.canary = request if request.share else None
+        await self._canary.set(request if request.share else None)
         return GatewayState(self._towers.keys, self._router.canary)
 
     async def _loaded(self, version: str) -> GatewayState:
