@@ -43,6 +43,7 @@ def test_slices_are_rows_of_the_table(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, compose("train", []))
     names = ["test/cold_items/shown@5", "test/among_cold_items/recall@10", "test/best_reachable/cold_items/recall@100"]
     names += ["test_refreshed/recall@10", "test/age_1_to_7_days/recall@10", "test/best_reachable/recall@10"]
+    names += ["test/best_without_popularity/cold_items/shown@10"]
     run.write_metrics({name: 0.25 for name in names} | {"test/num_users": 1.0})
     output = io.StringIO()
     print_run(run, selection="val/ndcg@10", console=Console(file=output, width=120))

@@ -8,11 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from recsys.evaluation.metrics import CUTOFFS, NAMES
-from recsys.evaluation.slices import SLICE_METRICS
+from recsys.evaluation.slices import NEW_ITEMS, SLICE_METRICS
+from recsys.experiments.assembly.oracle import BEST, NO_POPULARITY
 from recsys.experiments.popularity_check import verdict
 from recsys.experiments.run_folder import RunFolder
 
 PARTS = ("val", "test", "test_rolling", "test_refreshed")
+# Rows of the oracles of simulated data; the other slices are in `metrics.json`.
+_ORACLES = [f"{name}/{row}" for name in (BEST, NO_POPULARITY) for row in ("recall", *NEW_ITEMS)]
 # Share of the relevant items from which new items that are never found are worth a warning.
 _MANY = 0.01
 _ADVICE = ": NO NEW ITEM IS FOUND; only features of items can place them, try +experiment=recommended"
@@ -30,13 +33,11 @@ def print_run(run: RunFolder, *, selection: str, console: Console | None = None)
     metrics, state = run.metrics, run.state
     table = Table(title="metrics over the full corpus, exact search", title_justify="left", title_style="bold")
     table.add_column("part")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     for cutoff in CUTOFFS:
         table.add_column(f"@{cutoff}", justify="right")
     for part in PARTS:
-        oracle = [name for name in metrics if name.startswith(f"{part}/best_reachable")]
-        rows = [name.removeprefix(f"{part}/").rpartition("@")[0] for name in oracle]
-        for name in (*NAMES, "coverage", "popularity", *SLICE_METRICS, *dict.fromkeys(rows)):
+        for name in (*NAMES, "coverage", "popularity", *SLICE_METRICS, *_ORACLES):
             values = [metrics.get(f"{part}/{name}@{cutoff}") for cutoff in CUTOFFS]
             if any(value is not None for value in values):
                 table.add_row(part, name, *("" if value is None else f"{value:.4f}" for value in values))
