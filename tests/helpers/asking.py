@@ -54,7 +54,7 @@ def settings(published: HasStore, events: Path, **changes: Any) -> Settings:
         "samples_share": 0.0,
         "samples_bytes": 1 << 20,
         "page": None,
-        "admin_token": "secret",
+        "admin_token": "secret-of-the-tests",
         "k": 1000,
         "history": 100,
         "batch": 20,
@@ -100,7 +100,8 @@ async def call(
 ) -> Answer:
     """One request; `body` is JSON unless it is bytes."""
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    named = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    given = {"content-type": "application/json", **(headers or {})}
+    named = [(name.encode(), value.encode()) for name, value in given.items()]
     sent: list[dict[str, Any]] = []
 
     received = iter([{"type": "http.request", "body": content, "more_body": False}])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-TOKEN = "secret"
+TOKEN = "secret-of-the-tests"
 
 
 class FakeHost:

@@ -127,7 +127,9 @@ class _Builder:
         if self._host is not None:
             shards: list[Discovery] = [fixed_hosts(LocalHost(self._host))]
         else:
-            shards = [HostDiscovery(places) for places in settings.shards or [settings.hosts or []]]
+            shards = [
+                HostDiscovery(places, token=settings.host_token) for places in settings.shards or [settings.hosts or []]
+            ]
         fleet = Fleet(shards, self._metrics)
         limits = Limits(
             k=settings.k,
@@ -205,6 +207,8 @@ class _Builder:
     def app(self) -> tuple[App, ProcessRoutes]:
         process = ProcessRoutes(self._ready, self._metrics)
         endpoints = endpoints_of(*self._routes, process)
+        if not self._settings.access_users:
+            endpoints = [one for one in endpoints if one.path not in ("/v1/users", "/v1/explain")]
         process.document = openapi(endpoints)
         # Probes of gateways, admin calls and health are always answered. Writes and the page do not count as reads.
         posts = [one.path for one in endpoints if one.method == "POST" and not one.is_admin]
@@ -216,7 +220,7 @@ class _Builder:
             endpoints,
             admissions=admissions,
             body_bytes=self._settings.body_bytes,
-            token=self._settings.admin_token,
+            access=self._settings.access,
             pages=[*self._pages, *docs_routes()],
             observe=self._metrics.count_answer,
             timed=self._metrics.timed,

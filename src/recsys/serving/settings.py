@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recsys.core.errors import UserError
+from recsys.serving.http.access import Access, check_token
 
 ROLES = ("all", "host", "gateway")
 
@@ -36,6 +37,12 @@ class Settings:
     samples_bytes: int
     page: bool | None
     admin_token: str | None
+    read_token: str | None = None
+    events_token: str | None = None
+    host_token: str | None = None
+    access_hosts: Sequence[str] | None = None
+    access_origins: Sequence[str] = ()
+    access_users: bool = True
     k: int
     history: int
     batch: int
@@ -52,6 +59,9 @@ class Settings:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise UserError(f"role: found {self.role}, expected one of {', '.join(ROLES)}")
+        tokens = {"tokens.read": self.read_token, "tokens.events": self.events_token, "tokens.host": self.host_token}
+        for place, token in {"admin_token": self.admin_token, **tokens}.items():
+            check_token(place, token)
         for name in ("workers", "towers", "k", "history", "batch", "body_bytes", "cost", "connections"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
@@ -73,6 +83,20 @@ class Settings:
             raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
         if self.page and self.role == "host":
             raise UserError("page: found true, expected false or null: role=host has no users to show")
+
+    @property
+    def access(self) -> Access:
+        """Rules about callers. By default a server of the loopback address checks the name that requests use."""
+        is_local = self.host in ("127.0.0.1", "localhost", "::1")
+        names = () if self.access_hosts is None and is_local else self.access_hosts
+        return Access(
+            admin=self.admin_token,
+            read=self.read_token,
+            events=self.events_token,
+            host=self.host_token,
+            names=names,
+            origins=self.access_origins,
+        )
 
     @property
     def has_page(self) -> bool:

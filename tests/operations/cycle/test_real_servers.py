@@ -125,7 +125,7 @@ class Servers:
 
 @contextlib.contextmanager
 def servers(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
-    monkeypatch.setenv("RECSYS_ADMIN_TOKEN", "a-secret")
+    monkeypatch.setenv("RECSYS_ADMIN_TOKEN", "a-secret-of-the-tests")
     made = Servers(scene, (free_port(), free_port()), free_port(), [])
     hosts = ",".join(f'"http://127.0.0.1:{port}"' for port in made.ports)
     with contextlib.ExitStack() as stack:

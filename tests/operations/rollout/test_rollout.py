@@ -25,7 +25,7 @@ from recsys.operations.rollout.state import Rollout, RolloutStateFile
 from recsys.release.store import ReleaseStore
 
 OLDEST, OLD, NEW = "0" * 16, "a" * 16, "b" * 16
-TOKEN = "secret"
+TOKEN = "secret-of-the-tests"
 
 
 class Server:

@@ -111,7 +111,9 @@ def test_another_version_is_explored_once_a_host_holds_it(published: Published, 
             "version_not_held",
             [first],
         )
-        loaded = await call(app, "POST", "/v1/admin/load", {"version": other}, {"authorization": "Bearer secret"})
+        loaded = await call(
+            app, "POST", "/v1/admin/load", {"version": other}, {"authorization": "Bearer secret-of-the-tests"}
+        )
         assert loaded.status == 200
         # The gateway hears of it when it asks its hosts the next time.
         for _ in range(200):

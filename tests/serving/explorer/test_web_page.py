@@ -402,7 +402,7 @@ def test_the_page_of_a_real_server(page: sync_api.Page, published: Published, tm
     user, query = max(queries.items(), key=lambda pair: len(pair[1].history))
     expected = Retriever.load(published.store, first).retrieve([query], 10)[0].item_ids
     with running(settings(published, tmp_path / "events.sqlite", release=first)) as url:
-        headers = {"authorization": "Bearer secret", "content-type": "application/json"}
+        headers = {"authorization": "Bearer secret-of-the-tests", "content-type": "application/json"}
         loaded = page.request.post(f"{url}/v1/admin/load", headers=headers, data={"version": other})
         assert loaded.status == 200
         page.goto(f"{url}#k=20")

@@ -89,10 +89,10 @@ def test_a_release_that_is_not_sound_leaves_the_old_one(
 def test_admin_calls_need_the_token(published: Published, tmp_path: Path) -> None:
     old, new = published.versions
     stored = tmp_path / "events.sqlite"
-    bearing = {"authorization": "Bearer secret"}
+    bearing = {"authorization": "Bearer secret-of-the-tests"}
 
     async def use(app: App) -> None:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret-of-the-tests"}):
             answer = await call(app, "POST", "/v1/admin/load", {"version": new}, headers)
             assert (answer.status, answer.headers[b"www-authenticate"]) == (401, b"Bearer")
         loaded = await call(app, "POST", "/v1/admin/load", {"version": new}, bearing)

@@ -13,7 +13,7 @@ from publishing import Published
 
 from recsys.serving.http.app import App
 
-TOKEN = {"authorization": "Bearer secret"}
+TOKEN = {"authorization": "Bearer secret-of-the-tests"}
 
 
 async def retrieved(app: App, **asked: Any) -> list[Any]:

@@ -138,7 +138,7 @@ def test_schemathesis_finds_nothing(published: Published, tmp_path: Path) -> Non
     with running(settings(published, events, release=published.versions[0])) as url:
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "--no-color", "run"]
         options = ["--phases", "coverage,fuzzing", "--max-examples", "25", "--seed", "1"]
-        token = ["--header", "Authorization: Bearer secret"]
+        token = ["--header", "Authorization: Bearer secret-of-the-tests"]
         done = subprocess.run(
             [*command, f"{url}/schema", *options, *token],
             capture_output=True,

@@ -31,13 +31,15 @@ class HostDiscovery:
 
     Args:
         places: `http://HOST:PORT`, and `dns:NAME:PORT` for every address that the name has at the moment.
+        token: token that gateway and hosts prove to each other; None for no proof.
     """
 
-    def __init__(self, places: Sequence[str]) -> None:
+    def __init__(self, places: Sequence[str], *, token: str | None = None) -> None:
         if not places:
             raise UserError("hosts: found none, expected http://HOST:PORT or dns:NAME:PORT")
         self._addresses = [parse_address(place) for place in places if not place.startswith("dns:")]
         self._names = [parse_address(place.removeprefix("dns:")) for place in places if place.startswith("dns:")]
+        self._token = token
         self._resolved: dict[Address, list[Address]] = {}
         self._clients: dict[Address, HostClient] = {}
 
@@ -49,7 +51,9 @@ class HostDiscovery:
             except OSError as error:
                 log.warning("dns:%s:%d does not resolve: %s", *name, error)
         addresses = [*self._addresses, *(address for name in self._names for address in self._resolved.get(name, []))]
-        self._clients = {address: self._clients.get(address) or RemoteHost(address) for address in addresses}
+        self._clients = {
+            address: self._clients.get(address) or RemoteHost(address, token=self._token) for address in addresses
+        }
         return list(self._clients.values())
 
 

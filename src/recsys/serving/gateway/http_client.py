@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import aiohttp
 
+from recsys.serving.http.access import ANSWER_PROOF, REQUEST_PROOF, is_proven, request_proof
+
 # Largest response in bytes. A search of 64 users for 1,000 items each takes about 3 MB.
 MAX_RESPONSE_BYTES = 64 << 20
 # Seconds after which an idle connection is closed, unless the other side closes it earlier.
@@ -28,9 +30,15 @@ class HTTPClient:
     """
 
     def __init__(
-        self, address: tuple[str, int], connect_seconds: float = 0.5, *, max_bytes: int = MAX_RESPONSE_BYTES
+        self,
+        address: tuple[str, int],
+        connect_seconds: float = 0.5,
+        *,
+        max_bytes: int = MAX_RESPONSE_BYTES,
+        token: str | None = None,
     ) -> None:
         self.address, self.connect_seconds, self.max_bytes = address, connect_seconds, max_bytes
+        self._token = token
         # Deadlines of the requests under way -> reason for giving up, empty if not given up.
         self._deadlines: dict[asyncio.Timeout, str] = {}
         self._open: aiohttp.ClientSession | None = None
@@ -90,6 +98,10 @@ class HTTPClient:
     async def _send(
         self, method: str, path: str, *, body: bytes, headers: Mapping[str, str] | None, max_bytes: int
     ) -> tuple[int, bytes]:
+        nonce = ""
+        if self._token is not None:
+            nonce, proof = request_proof(self._token, path, body)
+            headers = {**(headers or {}), REQUEST_PROOF: proof}
         async with self._session().request(method, path, data=body, headers=headers) as response:
             parts, size = [], 0
             async for part in response.content.iter_any():
@@ -98,7 +110,12 @@ class HTTPClient:
                 if size > max_bytes:
                     response.close()
                     raise NoAnswerError(f"answers with more than {max_bytes} bytes")
-            return response.status, b"".join(parts)
+            answer, given = b"".join(parts), response.headers.get(ANSWER_PROOF, "")
+            if self._token is not None and not is_proven(
+                self._token, nonce, status=response.status, body=answer, given=given
+            ):
+                raise NoAnswerError("does not prove that it knows the token of hosts")
+            return response.status, answer
 
     def _session(self) -> aiohttp.ClientSession:
         # Created by the first request, because a session belongs to the running event loop.

@@ -44,10 +44,12 @@ class RemoteHost:
 
     is_remote = True
 
-    def __init__(self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0) -> None:
+    def __init__(
+        self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0, token: str | None = None
+    ) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
-        self._client = HTTPClient(address, connect_seconds=probe_seconds)
+        self._client = HTTPClient(address, connect_seconds=probe_seconds, token=token)
 
     async def version(self) -> Versions:
         """Return model -> versions that the host serves and has loaded now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.gateway.tower_cache import TowerCache
@@ -21,6 +23,8 @@ from recsys.serving.http.messages import (
 )
 from recsys.serving.http.problems import bad_request, unavailable
 from recsys.serving.pools import FILES, load
+
+audit = logging.getLogger("recsys.audit")
 
 
 class HostAdmin:
@@ -46,7 +50,9 @@ class HostAdmin:
         """Serve a loaded version."""
         self._host.held(request.version, request.model)
         await self._with_tower(request.version)
+        before = [held.serving for held in self._host.version().values()]
         self._host.serve(request.version, request.model)
+        audit.info("served versions: from %s to %s", before, [held.serving for held in self._host.version().values()])
         return self._host.version()
 
     @admin("unload")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -18,14 +17,18 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
+from recsys.serving.http.access import ANSWER_PROOF, REQUEST_PROOF, Access
 from recsys.serving.http.admission import DEADLINE_HEADER, Admission, set_deadline
 from recsys.serving.http.codec import Decoder, QueryDecoder, encode
 from recsys.serving.http.endpoint import JSON, Endpoint
 from recsys.serving.http.messages import error_response
-from recsys.serving.http.problems import Problem, forbidden, from_user_error, not_found, too_large, unauthorized
+from recsys.serving.http.problems import Problem, from_user_error, not_found, too_large
 from recsys.serving.observability.logs import new_request_id, request_id
 
 log = logging.getLogger("recsys")
+# One line for each admin call: the address, the caller, and what was asked.
+audit = logging.getLogger("recsys.audit")
+_AUDITED = 500
 
 Hook = Callable[[], Awaitable[None]]
 # Called after every response with the path of its route, the HTTP status and the seconds from request to response.
@@ -50,6 +53,7 @@ class App(Starlette):
         endpoints: Sequence[Endpoint],
         *,
         body_bytes: int,
+        access: Access | None = None,
         token: str | None = None,
         pages: Sequence[BaseRoute] = (),
         observe: Observer | None = None,
@@ -68,11 +72,12 @@ class App(Starlette):
             for hook in stop:
                 await hook()
 
-        responders = [_Responder(one, body_bytes, token=token, timed=timed) for one in endpoints]
+        access = access or Access(admin=token)
+        responders = [_Responder(one, body_bytes, access=access, timed=timed) for one in endpoints]
         routes = [Route(one.endpoint.path, one, methods=[one.endpoint.method]) for one in responders]
         super().__init__(
             routes=[*routes, *pages],
-            middleware=[Middleware(RequestContext, responders=responders, observe=observe)],
+            middleware=[Middleware(RequestContext, responders=responders, observe=observe, access=access)],
             exception_handlers={HTTPException: _answer_http_exception},
             lifespan=lifespan,
         )
@@ -87,8 +92,10 @@ class RequestContext:
     wrapped application answers everything else: pages, other methods and unknown addresses.
     """
 
-    def __init__(self, app: ASGIApp, *, responders: Sequence[_Responder], observe: Observer | None) -> None:
-        self._app, self._observe = app, observe
+    def __init__(
+        self, app: ASGIApp, *, responders: Sequence[_Responder], observe: Observer | None, access: Access
+    ) -> None:
+        self._app, self._observe, self._access = app, observe, access
         self._responders = {(one.endpoint.method, one.endpoint.path): one for one in responders}
         for one in responders:
             if one.endpoint.method == "GET":
@@ -105,16 +112,30 @@ class RequestContext:
         request_id.set(identifier)
         set_deadline(_header(scope, _DEADLINE))
         status = 0
+        given_headers = dict(scope["headers"])
+        proves = self._access.host is not None and REQUEST_PROOF.encode() in given_headers
+        start: Message = {}
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, start
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
+                if proves:
+                    # The proof covers the body, which comes in one piece.
+                    start = message
+                    return
+            elif start:
+                proof = self._access.answer_proof(given_headers, status, message.get("body", b""))
+                if proof is not None:
+                    start["headers"] = [*start["headers"], (ANSWER_PROOF.encode(), proof.encode())]
+                await send(start)
+                start = {}
             await send(message)
 
         responder = self._responders.get((scope["method"], scope["path"]))
         try:
+            self._access.check_place(given_headers)
             if responder is None:
                 await self._app(scope, receive, send_with_id)
             else:
@@ -139,8 +160,8 @@ class RequestContext:
 
 
 class _Responder:
-    def __init__(self, endpoint: Endpoint, body_bytes: int, *, token: str | None, timed: Timer | None) -> None:
-        self.endpoint, self._body_bytes, self._token = endpoint, body_bytes, token
+    def __init__(self, endpoint: Endpoint, body_bytes: int, *, access: Access, timed: Timer | None) -> None:
+        self.endpoint, self._body_bytes, self._access = endpoint, body_bytes, access
         reader = QueryDecoder if endpoint.method == "GET" else Decoder
         self._decode = None if endpoint.request is None else reader(endpoint.request)
         self._media_type = endpoint.media_type.encode()
@@ -149,11 +170,15 @@ class _Responder:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self.endpoint
-        content = scope["query_string"]
+        content, body, headers_given = scope["query_string"], b"", dict(scope["headers"])
         if endpoint.method == "POST":
-            content = await _read_body(scope, receive, self._body_bytes)
+            content = body = await _read_body(scope, receive, self._body_bytes)
+        self._access.check_caller(endpoint, headers_given, body)
+        if endpoint.writes:
+            _require_json(headers_given)
         if endpoint.is_admin:
-            self._require_token(scope)
+            caller = scope.get("client") or ("unknown", 0)
+            audit.info("%s from %s: %s", endpoint.path, caller[0], body[:_AUDITED].decode(errors="replace"))
         message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))
         with self._timed(self._stage) if self._timed and self._stage else nullcontext():
             body = self._encode(message)
@@ -161,12 +186,12 @@ class _Responder:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _require_token(self, scope: Scope) -> None:
-        if self._token is None:
-            raise forbidden("admin calls need admin_token= (or RECSYS_ADMIN_TOKEN), and this server has none")
-        given = _header(scope, b"authorization") or b""
-        if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
-            raise unauthorized("expected the header `Authorization: Bearer TOKEN` with the token of this server")
+
+def _require_json(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse other types: a page of another site can send them without asking the server first."""
+    found = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+    if found != JSON:
+        raise Problem(415, "unsupported_media_type", message=f"Content-Type: found {found[:60]!r}, expected {JSON}")
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 JSON = "application/json"
 # Statuses of every admin call.
-ADMIN_ERRORS = (400, 401, 403, 409, 413)
+ADMIN_ERRORS = (400, 401, 403, 409, 413, 415)
 
 Handler = Callable[..., Awaitable[Any]]
 H = TypeVar("H", bound=Handler)
@@ -29,6 +29,7 @@ class Endpoint:
         handler: coroutine function with at most one argument: the query parameters of a GET, or the body of a POST.
         errors: HTTP statuses besides 405 and 500.
         is_admin: require the token of the server.
+        writes: change something, so a request must be declared as JSON.
         media_type: media type of the response. A response that is not JSON is returned as bytes.
         stage: stage of a retrieval that encoding the response belongs to, in the metrics.
     """
@@ -38,6 +39,7 @@ class Endpoint:
     handler: Handler
     errors: tuple[int, ...] = ()
     is_admin: bool = False
+    writes: bool = False
     media_type: str = JSON
     stage: str | None = None
 
@@ -76,7 +78,7 @@ def route(method: str, path: str, **row: Any) -> Callable[[H], H]:
 
 def admin(name: str, *errors: int) -> Callable[[H], H]:
     """Mark a method as the handler of `/v1/admin/NAME`, with statuses besides those of every admin call."""
-    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True)
+    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True, writes=True)
 
 
 def endpoints_of(*objects: object) -> list[Endpoint]:

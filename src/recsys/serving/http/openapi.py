@@ -21,6 +21,7 @@ _MEANINGS = {
     404: "The store does not contain the release",
     409: "The host does not hold the version; `serving` and `loaded` list what it holds",
     413: "The request exceeds a limit of this server",
+    415: "The content type is not application/json",
     500: "Internal error; the server's log has the traceback under the request id",
     503: "No host that could answer is available; the request can be repeated",
 }

@@ -107,7 +107,7 @@ class GatewayRoutes:
             answers.append(outcome)
         return answers
 
-    @route("POST", "/v1/events", errors=(400, 413, 503))
+    @route("POST", "/v1/events", errors=(400, 413, 415, 503), writes=True)
     async def events(self, posted: PostedEvents) -> EventsResponse:
         """Store an event, or several; durable when acknowledged, and used by the next retrieve."""
         if isinstance(posted, list):
