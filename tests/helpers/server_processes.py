@@ -25,7 +25,7 @@ def free_port() -> int:
 def post(port: int, path: str, body: Any) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
-        connection.request("POST", path, json.dumps(body))
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         response = connection.getresponse()
         return response.status, json.loads(response.read())
     finally:
