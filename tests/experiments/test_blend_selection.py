@@ -116,10 +116,9 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
-    validation = blending._Validation(run.config)
-    validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     # The run has no offset of new items.
-    validation.choices = None
+    validation = blending._Validation(run.config, fits_offset=False)
+    validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     for everyone in (True, False):
         found = validation.measure({"a": 2.0}, everyone=everyone)
         assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})

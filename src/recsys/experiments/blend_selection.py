@@ -78,7 +78,9 @@ class BlendChoice(NamedTuple):
         return len(self.weights) == 1 and not self.prior_shift["weight"]
 
 
-def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str) -> BlendChoice:
+def choose_blend(
+    configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str, fits_offset: bool = True
+) -> BlendChoice:
     """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
     The best run comes first, then every run that improves the blend. The offset of new items is fitted anew for each
@@ -89,9 +91,10 @@ def choose_blend(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder
         configs: configurations of the runs by name, all of one data set.
         runs: selected runs by name.
         metric: validation metric; more is better.
+        fits_offset: whether a blend has an offset of new items beside those of its members.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
-    validation = _Validation(next(iter(configs.values())))
+    validation = _Validation(next(iter(configs.values())), fits_offset=fits_offset)
     none = BlendChoice({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, run=runs[name])
@@ -137,16 +140,18 @@ def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling:
 class _Validation:
     """Validation requests, and all items that a member may place, as the members of a blend see them."""
 
-    def __init__(self, config: DictConfig) -> None:
+    def __init__(self, config: DictConfig, *, fits_offset: bool = True) -> None:
         self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
         self.sample = np.sort(order[:MOST_USERS])
         self.embedded: dict[str, ValidationEmbeddings] = {}
         self.known = self.dataset.corpus(reads_features=True)
-        self.choices = validation_choices(
-            self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
-        )
+        self.choices = None
+        if fits_offset:
+            self.choices = validation_choices(
+                self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
+            )
 
     # Content vectors of items follow the versions of weights, which tensors of the inference mode lack.
     @torch.no_grad()

@@ -51,6 +51,8 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
 
 def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, blend: bool) -> RunFolder:
     variants = suitable_variants(variants, path / "variants/left_out.json")
+    # Training replaces `auto` by a number. A number that was given holds for blends too.
+    fits_offset = any(config.model.new_items_offset == "auto" for config in variants.values())
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
         log.info("training variant %s (%d of %d)", name, number, len(variants))
@@ -58,7 +60,7 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     scores = {name: run.metrics[metric] for name, run in runs.items()}
     best = max(scores, key=lambda name: scores[name])
     if blend:
-        chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json")
+        chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_offset=fits_offset)
         if not chosen.is_one_run:
             return _finish_blend(variants, runs, chosen=chosen, scores=scores, metric=metric, path=path)
     if distributed.is_first():
@@ -70,11 +72,19 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
 
 
 def _choose(
-    variants: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str, file: Path
+    variants: Mapping[str, DictConfig],
+    runs: Mapping[str, RunFolder],
+    *,
+    metric: str,
+    file: Path,
+    fits_offset: bool,
 ) -> BlendChoice:
     """Choose the blend and store it in `file`, because this cannot be repeated after the members were refitted."""
     if not file.exists() and distributed.is_first():
-        atomic_write(file, json.dumps(choose_blend(variants, runs, metric=metric)._asdict(), indent=2) + "\n")
+        atomic_write(
+            file,
+            json.dumps(choose_blend(variants, runs, metric=metric, fits_offset=fits_offset)._asdict(), indent=2) + "\n",
+        )
     distributed.barrier()
     return BlendChoice(**json.loads(file.read_text()))
 
