@@ -235,8 +235,9 @@ def _judge(
         set_bias(run.model, judged, config=run.config, index_time=IndexTime(since, (now - since) / DAY))
         past = _with_biases(candidate, run)
     else:
-        last = np.maximum(dataset.offsets[1:] - 1, dataset.offsets[:-1])
-        judged = dataclasses.replace(dataset, train_end=last, val_end=last)
+        # Without a clock the last event of each user is judged, and data gates compare it with the one before it.
+        last, one_before = (np.maximum(dataset.offsets[1:] - back, dataset.offsets[:-1]) for back in (1, 2))
+        judged = dataclasses.replace(dataset, train_end=one_before, val_end=last)
     # An index of the past needs no time of the machine: real events may be older than that by years.
     present = int(time.time()) if config.now in (None, "newest", "clock") else int(index_time.get("now", time.time()))
     settings = JudgeSettings(
