@@ -71,7 +71,11 @@ class Router:
             VersionNotHeld: If some shard does not hold the version that is wanted.
             Problem: If no host of a shard is up, or the shards have no version in common (503).
         """
-        shards = [[state for state in shard if self._failure(state) is None] for shard in self.fleet.shards]
+        is_named = self.model is not None
+        shards = [
+            [state for state in shard if state.failure is None and (is_named or len(state.versions) < 2)]
+            for shard in self.fleet.shards
+        ]
         for number, shard in enumerate(shards):
             if not shard:
                 self.fleet.probe_all()
@@ -81,8 +85,9 @@ class Router:
                 raise unavailable(f"{self._shard_prefix(number)}no host is up: {reasons}")
         held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
         common = set.intersection(*held)
-        # If there is none, the reason comes from the tower itself.
-        common = {version for version in common if self._is_usable(version)} or common
+        if len(common) > 1:
+            # If none is usable, the reason comes from the tower itself.
+            common = {version for version in common if self._is_usable(version)} or common
         version = wanted
         if wanted is not None and wanted not in common:
             serving = self._first(shards, common)

@@ -107,10 +107,11 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        given = _header(scope, b"x-request-id")
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
         identifier = new_request_id(given.decode("latin-1") if given else None)
         request_id.set(identifier)
-        set_deadline(_header(scope, _DEADLINE))
+        set_deadline(headers.get(_DEADLINE))
         status = 0
         given_headers = dict(scope["headers"])
         proves = self._access.host is not None and REQUEST_PROOF.encode() in given_headers
