@@ -75,7 +75,7 @@ WRONG: list[tuple[str, Any, int, str | None]] = [
     ("/v1/retrieve", b'{"user_id": "\xff"}', 400, None),
     ("/v1/retrieve", b"[" * 90_000, 400, "[0]"),
     ("/v1/retrieve", 7, 400, None),
-    ("/v1/retrieve", {"kk": 3}, 400, None),
+    ("/v1/retrieve", {"kk": 3}, 400, "kk"),
     ("/v1/retrieve", {"k": 0}, 400, "k"),
     ("/v1/retrieve", {"k": 1001}, 400, "k"),
     ("/v1/retrieve", {"k": "3"}, 400, "k"),
