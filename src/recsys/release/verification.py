@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -63,29 +63,6 @@ def verify_release(folder: Path) -> Manifest:
     _check_pair(folder, manifest)
     _check_items(folder, manifest)
     return manifest
-
-
-def file_states(folder: Path, manifest: Manifest) -> Mapping[str, tuple[int, ...]]:
-    """Return what changes if a file of a release is written or replaced: device, file, size and times.
-
-    Raises:
-        UserError: If a file is gone.
-    """
-    try:
-        found = {name: os.stat(folder / name) for name in manifest.files}
-    except OSError as error:
-        raise UserError(f"{folder}: a file is gone since it was verified ({error})") from error
-    return {name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found.items()}
-
-
-def check_unchanged(folder: Path, manifest: Manifest, states: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse a release that has changed since `states` were taken, before it was verified."""
-    for name, state in file_states(folder, manifest).items():
-        # A new link to a file changes only its ctime, so the content decides.
-        if state != states[name] and (
-            state[:4] != states[name][:4] or not _is_same(folder / name, manifest.files[name])
-        ):
-            raise UserError(f"{folder / name}: changed since it was verified")
 
 
 def read_verified_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
