@@ -165,3 +165,30 @@ def test_the_full_softmax_with_priors_equals_cross_entropy() -> None:
     found, wanted = (torch.autograd.grad(each, parameters, retain_graph=True) for each in (loss, expected))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_priors_fitted_alone_explain_who_is_popular_now() -> None:
+    """Every day another item is the only one that is chosen: the recent popularity must say so."""
+    days = np.arange(60)
+    time = np.repeat(NOW + days * DAY, 4)
+    items = np.repeat(days // 10 + 1, 4).astype(np.int32)
+    dataset = SimpleNamespace(
+        item_idx=items,
+        time=time,
+        offsets=np.array([0, len(time)]),
+        train_end=np.array([len(time)]),
+        born=None,
+        num_items=6,
+        num_trained=6,
+        meta=SimpleNamespace(num_known=6),
+        train_until=int(time[-1]),
+    )
+    priors = ItemPriors(reads_age=False, half_lives_days=[1, 16])
+    training: Any = TrainingPriors(dataset, priors)  # type: ignore[arg-type]
+    training.fit_alone(dataset, seed=0)
+    assert priors.recency is not None
+    found = priors.recency.detach().clone()
+    assert found[:2].sum() * 5 > 0.5
+    # Fitted priors stay: a resumed or warm run brings its own.
+    training.fit_alone(dataset, seed=1)
+    assert torch.equal(priors.recency, found)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from recsys.core.columns import ragged_positions
 from recsys.core.index_time import DAY
 from recsys.data.dataset import NO_BIRTH, PreparedDataset
 from recsys.data.recency import recency_states
@@ -18,6 +21,8 @@ _MOST_NUMBERS = 64_000_000
 # Longest time between two moments whose states are kept, in days, unless memory allows no more.
 _MOST_MOMENTS = 1000
 UNBORN = -1e4
+# Steps, targets and candidates of a step, and learning rate when the priors are fitted without towers.
+_ALONE_STEPS, _ALONE_ROWS, _ALONE_RATE = 120, 512, 0.03
 
 
 class TrainingPriors:
@@ -49,6 +54,41 @@ class TrainingPriors:
             times = until - DAY * self.step * np.arange(days // self.step + 1, dtype=np.int64)[::-1]
             self.times = torch.from_numpy(times.copy())
             self.states = torch.from_numpy(recency_states(dataset, times, priors.half_lives_days))
+
+    def fit_alone(self, dataset: PreparedDataset, seed: int) -> None:
+        """Fit the priors without towers, unless they are fitted already.
+
+        Towers learn in a few epochs, in which the few numbers of the priors move too little, and a popularity that the
+        priors do not explain goes into embeddings, where it stays as it was in training. The loss is a softmax over
+        uniformly drawn items.
+
+        Args:
+            dataset: training events.
+            seed: seed of the draws.
+        """
+        priors = self.priors
+        if priors is None or any(bool(parameter.any()) for parameter in priors.parameters()):
+            return
+        rng = np.random.default_rng(seed)
+        positions = ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
+        items, time = np.asarray(dataset.item_idx)[positions], np.asarray(dataset.time)[positions]
+        optimizer = torch.optim.Adam(priors.parameters(), lr=_ALONE_RATE)
+        generator = torch.Generator().manual_seed(seed)
+        num_candidates = min(_ALONE_ROWS, dataset.num_trained)
+        correction = math.log(dataset.num_trained / num_candidates)
+        with torch.enable_grad():
+            for step in range(_ALONE_STEPS):
+                rows = rng.integers(0, len(items), min(_ALONE_ROWS, len(items)))
+                candidates = torch.from_numpy(rng.integers(1, dataset.num_trained + 1, num_candidates))
+                target_idx = torch.from_numpy(items[rows].astype(np.int64))
+                terms = self.terms(torch.from_numpy(time[rows]), target_idx, candidates, generator=generator)
+                others = (terms.table + correction).logsumexp(1)[terms.group]
+                loss = torch.nn.functional.softplus(others - terms.positive).mean()
+                optimizer.param_groups[0]["lr"] = _ALONE_RATE * (1 - step / _ALONE_STEPS)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        priors.zero_grad()
 
     def terms(self, time: Tensor, target_idx: Tensor, candidates: Tensor, *, generator: torch.Generator) -> PriorTerms:
         """Return the priors of a step.

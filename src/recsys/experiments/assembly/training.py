@@ -77,7 +77,9 @@ def _training_priors(config: DictConfig, dataset: PreparedDataset, model: TwoTow
         lag = 0.0 if ahead is None else min(ahead.horizon_days, 30.0)
     if isinstance(lag, bool) or not isinstance(lag, int | float) or lag < 0:
         raise UserError(f"model.priors.lag_days: found '{lag}', expected days, 0 or more, or auto")
-    return TrainingPriors(dataset, model.priors, lag_days=lag)
+    priors = TrainingPriors(dataset, model.priors, lag_days=lag)
+    priors.fit_alone(dataset, config.seed)
+    return priors
 
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[L.Callback]:
