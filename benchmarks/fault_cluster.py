@@ -13,7 +13,7 @@ from pathlib import Path
 from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "faults"
+TOKEN = "the-token-of-faults"
 PATIENCE = 300.0
 
 

@@ -115,6 +115,12 @@ TARGETS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the targets that other tests of this process composed."""
+    monkeypatch.setattr("recsys.core.trust._composed", set())
+
+
 @pytest.fixture
 def _package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outside_package").mkdir()

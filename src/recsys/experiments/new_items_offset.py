@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -48,8 +49,8 @@ class Choices(NamedTuple):
     Attributes:
         requests: sample of the validation requests.
         rows: rows of the sample among all validation requests, int64 [R].
-        candidates: item_idx of the candidates, int64 [C]: items with training events, then items with validation
-            events only. Nobody chose the others, and perhaps nobody could.
+        candidates: item_idx of the candidates, int64 [C]: items with training events, then new items that could be
+            chosen, see `_could_be_chosen`.
         num_trained: number of candidates with training events.
         num_chosen: number of choices of each request, float64 [R].
         num_new: number of those that are new, float64 [R].
@@ -80,9 +81,10 @@ def validation_choices(
     Returns:
         None if no item of the corpus has validation events without training events.
     """
-    candidates = corpus[corpus <= dataset.meta.num_seen]
+    candidates = corpus[_could_be_chosen(dataset)[corpus]]
     num_trained = int(np.searchsorted(candidates, dataset.num_trained, side="right"))
-    if not 0 < num_trained < len(candidates):
+    has_new = bool(((corpus > dataset.num_trained) & (corpus <= dataset.meta.num_seen)).any())
+    if not (num_trained and has_new):
         return None
     everyone = dataset.requests("val")
     most = min(max(most_logits // len(candidates), LEAST_REQUESTS), MOST_REQUESTS)
@@ -99,6 +101,23 @@ def validation_choices(
     seen = _rows(seen_items(dataset, requests), row_of) if exclude_seen else nothing
     counts = torch.from_numpy(num_chosen), torch.from_numpy(num_new)
     return Choices(requests, rows, candidates, num_trained, *counts, seen)
+
+
+def _could_be_chosen(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
+    """Return a mask bool [N + 1] of the items that a validation event could have chosen.
+
+    These are the items with training or validation events. If validation follows training in time, they are also the
+    items of the items table that were born by then: that nobody chose them says how rarely new items are chosen. In
+    other splits such items were put aside for the test, so nobody could choose them.
+    """
+    could = np.arange(dataset.num_items + 1) <= dataset.meta.num_seen
+    times = dataset.part_times("val")
+    if dataset.parts_follow_in_time and times is not None:
+        could |= np.arange(len(could)) <= dataset.meta.num_known
+        if dataset.born is not None:
+            # An item with an event exists, whatever its birth.
+            could &= (dataset.born <= times[1]) | (np.arange(len(could)) <= dataset.meta.num_seen)
+    return could
 
 
 def _rows(items: Ragged, row_of: Int64Array) -> Ragged:

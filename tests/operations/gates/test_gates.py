@@ -152,6 +152,8 @@ def shadow(scene: Scene, run: TrainedRun, candidate: Retriever, samples: list[Re
     """Return the verdict of only the gates on sampled requests."""
     settings = JudgeSettings.from_config(compose("gates", ["run=RUN", "against=RELEASE"]))
     gates = {name: settings.gates[name] for name in ("shadow", "shadow_hits")}
+    # The candidate of a month later shows items of 1.3 times the events on these few pins.
+    gates["shadow"] = dataclasses.replace(settings.gates["shadow"], max_popularity_ratio=1.5)  # type: ignore[type-var]
     settings = dataclasses.replace(settings, gates=gates, samples=samples, max_users=None)
     return judge_run(run, scene.served, settings=settings, candidate=candidate)
 
@@ -168,7 +170,7 @@ def test_sampled_requests_pass_an_honest_candidate(
     by_check = {row.check: row for row in verdict.outcomes}
     # A busy machine may take its time.
     by_check.pop("times as long")
-    assert {row.status for row in by_check.values()} == {"pass"}, verdict.outcomes
+    assert [row for row in by_check.values() if row.status != "pass"] == []
     assert by_check["as answered"].value == 1.0
     assert by_check["errors"].value == 0.0
 
