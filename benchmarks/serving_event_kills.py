@@ -43,7 +43,7 @@ class Round:
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: object) -> tuple[int, dict[str, object]]:
-    connection.request("POST", path, json.dumps(body))
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
 

@@ -53,5 +53,7 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes], *, log: Path
 def call(address: str, body: object = None) -> Any:
     """Return the decoded answer to a GET, or to a POST if there is a body."""
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(address, data), timeout=30) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(address, data, {"content-type": "application/json"}), timeout=30
+    ) as answer:
         return json.loads(answer.read())
