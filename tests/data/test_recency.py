@@ -9,6 +9,7 @@ import pytest
 from folders import events, prepared, write_folder
 
 from recsys.core.index_time import DAY
+from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.splits import TemporalSplit
 from recsys.data.recency import recency_states
 
@@ -20,7 +21,7 @@ def day(number: float) -> int:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     """Item 1 has events on days 0, 1 and 3, item 2 on day 1; item 3 is born on day 2, item 4 on day 9."""
     root: Path = tmp_path_factory.mktemp("recency")
     rows = [
@@ -37,7 +38,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untype
     return prepared(folder, TemporalSplit(0.6, 0.2), columns={"born": "made"})
 
 
-def test_an_event_counts_half_after_the_half_life(dataset) -> None:  # type: ignore[no-untyped-def]
+def test_an_event_counts_half_after_the_half_life(dataset: PreparedDataset) -> None:
     (states,) = recency_states(dataset, np.array([day(4)]), [1.0])
     ids = dataset.item_ids.to_pylist()
     of = {item: states[place] for place, item in enumerate(ids, 1)}
@@ -51,7 +52,7 @@ def test_an_event_counts_half_after_the_half_life(dataset) -> None:  # type: ign
     assert of[4][0] == 0.0
 
 
-def test_states_of_several_moments_equal_those_of_each(dataset) -> None:  # type: ignore[no-untyped-def]
+def test_states_of_several_moments_equal_those_of_each(dataset: PreparedDataset) -> None:
     times = np.array([day(2), day(4), day(8)])
     together = recency_states(dataset, times, [1.0, 4.0])
     for place, moment in enumerate(times):
@@ -59,19 +60,19 @@ def test_states_of_several_moments_equal_those_of_each(dataset) -> None:  # type
         np.testing.assert_allclose(together[place], alone, atol=1e-6)
 
 
-def test_before_the_first_event_nothing_is_known(dataset) -> None:  # type: ignore[no-untyped-def]
+def test_before_the_first_event_nothing_is_known(dataset: PreparedDataset) -> None:
     (states,) = recency_states(dataset, np.array([day(0)]), [1.0, 4.0])
     assert not states[:, :-1].any()
     assert states[:, -1].all()
 
 
-def test_an_event_at_the_moment_itself_is_not_counted(dataset) -> None:  # type: ignore[no-untyped-def]
+def test_an_event_at_the_moment_itself_is_not_counted(dataset: PreparedDataset) -> None:
     (states,) = recency_states(dataset, np.array([day(1)]), [1.0])
     place = dataset.item_ids.to_pylist().index(2) + 1
     assert states[place, -1] == 1
 
 
-def test_parts_of_a_temporal_split_follow_in_time(dataset) -> None:  # type: ignore[no-untyped-def]
+def test_parts_of_a_temporal_split_follow_in_time(dataset: PreparedDataset) -> None:
     assert dataset.parts_follow_in_time
     test = dataset.index_time("test")
     assert test is not None

@@ -127,7 +127,7 @@ def _translate(node: Any) -> None:
         keys: Any = node if isinstance(node, DictConfig) else range(len(node))
         for key in keys:
             if OmegaConf.is_interpolation(node, key):
-                # It could read the environment, or stand for a class after the check of the class.
+                # An interpolation could read the environment, or become the name of a class after names were checked.
                 raise ValueError(f"{node._get_full_key(key)}: found an interpolation, expected a resolved value")
             if OmegaConf.is_missing(node, key):
                 continue

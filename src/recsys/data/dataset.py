@@ -249,7 +249,7 @@ class PreparedDataset:
         return int(time[begin[has]].min()), int(time[end[has] - 1].max())
 
     def index_time(self, part: Part) -> IndexTime | None:
-        """Return the time of an index that serves a part: from its first event to its last.
+        """Return the time of an index that serves one part, from the first event of the part to its last.
 
         Returns:
             None if the parts do not follow each other in time, so that a part has no time of its own.

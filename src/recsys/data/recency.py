@@ -1,4 +1,4 @@
-"""What has been popular lately: decayed counts of events of each item, relative to those of an average item.
+"""Recent popularity: decayed counts of events of each item, relative to those of an average item.
 
 Shapes: S moments, N items, H half-lives.
 """

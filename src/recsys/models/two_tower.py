@@ -85,7 +85,7 @@ class TwoTower(nn.Module):
 
         Args:
             dataset: items and their events, perhaps newer than those of training.
-            index_time: time of the index; None for the fixed bias alone.
+            index_time: time of the index; None leaves the bias as it is.
         """
         if self.priors is None or index_time is None:
             return

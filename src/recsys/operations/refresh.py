@@ -34,12 +34,13 @@ from recsys.experiments.compose import compose_command
 from recsys.experiments.overrides import quoted
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import mirror_release
+from recsys.models.blend import write_bias
 from recsys.operations.gates.judge import JudgeSettings, judge_run
 from recsys.operations.gates.staging import STAGED, PackingSettings, open_release
 from recsys.operations.gates.verdict import Verdict
 from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose_items
-from recsys.publishing.index_times import bias_columns, newest_index_time, set_bias, with_parts
+from recsys.publishing.index_times import newest_index_time, set_bias, with_parts
 from recsys.publishing.newer_data import absolute, on_newer_data, record
 from recsys.publishing.promote import promote
 from recsys.publishing.towers import Towers
@@ -265,6 +266,5 @@ def _with_biases(candidate: Retriever, run: TrainedRun) -> Float32Array:
     """Return the item embeddings of a release with the item biases that the model has now."""
     embeddings = np.array(load_array(candidate.folder / EMBEDDINGS), np.float32)
     items = torch.from_numpy(np.asarray(candidate.items["item_idx"]).astype(np.int64))
-    for column, values in bias_columns(run.model, items).items():
-        embeddings[:, column] = values.numpy()
+    write_bias(run.model, torch.from_numpy(embeddings), item_idx=items)
     return embeddings

@@ -7,13 +7,11 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
-from recsys.core.schema import UNKNOWN_ITEM
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import new_items_bias, target_sampling_of
@@ -100,25 +98,6 @@ def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, inde
         if settings.model.prior_shift.weight:
             _set_fixed(part, _shift(dataset, settings, index_time.now))
     model.set_item_bias(dataset, index_time)
-
-
-def bias_columns(model: Model, item_idx: Tensor) -> dict[int, Tensor]:
-    """Return the columns of the embeddings of items that hold a bias, each [R], by their place."""
-    columns: dict[int, Tensor] = {}
-    begin = 0
-    parts = [(one, weight * one.inverse_temperature) for one, weight, _ in members_of(model)]
-    for one, scale in parts:
-        if one.item_bias is not None:
-            bias = one.item_bias[_rows(one.item_bias, item_idx)] / one.inverse_temperature
-            columns[begin + one.dim - 1] = (bias * scale if isinstance(model, Blend) else bias).detach()
-        begin += one.dim
-    if isinstance(model, Blend) and model.item_bias is not None:
-        columns[begin] = model.item_bias[_rows(model.item_bias, item_idx)]
-    return columns
-
-
-def _rows(bias: Tensor, item_idx: Tensor) -> Tensor:
-    return torch.where(item_idx < len(bias), item_idx, UNKNOWN_ITEM)
 
 
 def new_item_biases(model: Model, num_trained: int) -> tuple[float | None, ...]:

@@ -72,7 +72,7 @@ def _training_priors(config: DictConfig, dataset: PreparedDataset, model: TwoTow
         return None
     lag = config.model.priors.lag_days
     if lag == "auto":
-        # As old as the states are on average when the next part is evaluated.
+        # The states are at most as old when the next part is evaluated.
         ahead = dataset.index_time("val") or dataset.index_time("test")
         lag = 0.0 if ahead is None else min(ahead.horizon_days, 30.0)
     if isinstance(lag, bool) or not isinstance(lag, int | float) or lag < 0:

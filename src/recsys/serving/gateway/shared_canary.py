@@ -26,7 +26,7 @@ _decode = msgspec.json.Decoder(Canary | None)
 
 
 class SharedCanary:
-    """The canary of the gateways that use one file. The last write holds."""
+    """The canary that gateways share through one file. The last write wins."""
 
     def __init__(self, path: Path, router: Router, towers: TowerCache) -> None:
         self._path, self._router, self._towers = path, router, towers

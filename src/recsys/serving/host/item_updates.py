@@ -148,7 +148,7 @@ class ItemUpdates:
         return {} if added is None else added.item
 
     def removed_of(self, item_ids: Sequence[ItemId]) -> list[ItemId]:
-        """Return those of the items that were taken down."""
+        """Return the items among `item_ids` that were taken down."""
         self.refresh()
         return [item for item in item_ids if item in self._removed] if self._removed else []
 

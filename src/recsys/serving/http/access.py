@@ -1,4 +1,4 @@
-"""Who may call what: tokens by role, names of the server, origins of pages, and proofs of hosts. Imports no torch.
+"""Access to calls: tokens by role, names of the server, origins of pages, and proofs of hosts. Imports no torch.
 
 Without a token a role is open, except `admin`, which is then closed. The admin token is valid for every role.
 """
