@@ -30,6 +30,9 @@ ENCODERS = {
     "attention": lambda: AttentionPooling(DIM, hidden=16, dropout=0.2),
     "transformer": lambda: Transformer(DIM, LONGEST, num_blocks=2, num_heads=2, expansion=2, dropout=0.2),
     "transformer with ReLU": lambda: Transformer(DIM, LONGEST, dropout=0.2, activation="relu"),
+    "transformer with a running mean": lambda: Transformer(
+        DIM, LONGEST, num_heads=1, dropout=0.2, norm="after", running_mean=0.7
+    ),
     "modern": lambda: ModernTransformer(DIM, LONGEST, num_blocks=2, num_heads=2, expansion=2, dropout=0.2),
     "modern without gates": lambda: ModernTransformer(DIM, LONGEST, dropout=0.2, gated=False),
     "modern with a window": lambda: ModernTransformer(DIM, LONGEST, dropout=0.2, window=6),

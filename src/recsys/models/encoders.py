@@ -16,6 +16,7 @@ from recsys.models.dropout import Dropout
 from recsys.models.layout import Layout
 
 Activation = Literal["gelu", "relu"]
+NormPlace = Literal["before", "after"]
 
 
 class HistoryEncoder(Protocol):
@@ -96,7 +97,11 @@ class AttentionPooling(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Causal transformer with learned positions and layer norm before each part (SASRec, Kang and McAuley 2018).
+    """Causal transformer with learned positions (SASRec, Kang and McAuley 2018), optionally with a running mean.
+
+    With `running_mean` a block mixes self-attention with `low + g^2 (x - low)`, where `low` is the mean of the tokens
+    so far and g is learned for each dimension. This is the causal form of BSARec's low-pass filter (Shin et al. 2024,
+    arXiv 2312.10325), so one pass learns from every position of a history.
 
     Args:
         dim: width of the states, D.
@@ -104,8 +109,10 @@ class Transformer(nn.Module):
         num_blocks: number of blocks.
         num_heads: heads of each block.
         expansion: hidden width of the feed-forward part, in multiples of D.
-        dropout: rate of dropout on tokens, attention weights and the outputs of both parts.
+        dropout: rate of dropout on tokens, attention weights and the outputs of all parts.
         activation: activation of the feed-forward part, `gelu` or the paper's `relu`, which is cheaper.
+        norm: layer norm `before` each part, or `after` its residual connection as in BERT and BSARec.
+        running_mean: share of the running mean in a block; the rest is that of self-attention. 0 for none.
     """
 
     is_causal, reads_time = True, False
@@ -120,33 +127,61 @@ class Transformer(nn.Module):
         expansion: int = 4,
         dropout: float = 0.2,
         activation: Activation = "gelu",
+        norm: NormPlace = "before",
+        running_mean: float = 0.0,
     ) -> None:
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads: found {num_heads}, expected a divisor of dim {dim}")
         if activation not in ("gelu", "relu"):
             raise ValueError(f"activation: found '{activation}', expected 'gelu' or 'relu'")
+        if norm not in ("before", "after"):
+            raise ValueError(f"norm: found '{norm}', expected 'before' or 'after'")
+        if not 0.0 <= running_mean < 1.0:
+            raise ValueError(f"running_mean: found {running_mean}, expected a share of at least 0 and below 1")
         self.position = nn.Embedding(max_history + 1, dim)
         nn.init.normal_(self.position.weight, std=0.02)
         self.dropout = Dropout(dropout)
+        self.norm_first = norm == "before"
         self.blocks = nn.ModuleList(
-            _Block(dim, num_heads, expansion=expansion, dropout=dropout, activation=activation)
+            _Block(
+                dim,
+                num_heads,
+                expansion=expansion,
+                dropout=dropout,
+                activation=activation,
+                norm_first=self.norm_first,
+                running_mean=running_mean,
+            )
             for _ in range(num_blocks)
         )
+        # Of the states if each part has its norm before it, else of the tokens.
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         """Return states [..., D] of tokens [..., D]."""
-        x = self.dropout(tokens + self.position(layout.position))
+        x = tokens + self.position(layout.position)
+        x = self.dropout(x if self.norm_first else self.norm(x))
         for block in self.blocks:
             x = block(x, layout)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x) if self.norm_first else x  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
-    def __init__(self, dim: int, num_heads: int, *, expansion: int, dropout: float, activation: Activation) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        expansion: int,
+        dropout: float,
+        activation: Activation,
+        norm_first: bool,
+        running_mean: float,
+    ) -> None:
         super().__init__()
         self.num_heads, self.attention_dropout = num_heads, dropout
+        self.norm_first, self.running_mean = norm_first, running_mean
         self.activation = F.relu if activation == "relu" else F.gelu
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.projection = nn.Linear(dim, 3 * dim)
@@ -156,10 +191,32 @@ class _Block(nn.Module):
         for layer in (self.projection, self.output, self.expand, self.contract):
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.high_gain = nn.Parameter(torch.randn(dim)) if running_mean else None
+        self.mean_norm = nn.LayerNorm(dim) if running_mean and not norm_first else None
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        heads = self.projection(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        share = self.running_mean
+        if self.norm_first:
+            y = self.attention_norm(x)
+            branch = self._attend(y, layout)
+            if share:
+                branch = (1.0 - share) * branch + share * self._filter(y, layout)
+            x = x + branch
+            return x + self._feed(self.feed_norm(x))
+        mixed = self.attention_norm(x + self._attend(x, layout))
+        if self.mean_norm is not None:
+            mixed = (1.0 - share) * mixed + share * self.mean_norm(x + self._filter(x, layout))
+        return self.feed_norm(mixed + self._feed(mixed))  # type: ignore[no-any-return]
+
+    def _attend(self, x: Tensor, layout: Layout) -> Tensor:
+        heads = self.projection(x).unflatten(-1, (3, self.num_heads, -1))
         dropout = self.attention_dropout if self.training else 0.0
-        x = x + self.dropout(self.output(layout.attend(heads, dropout).flatten(-2)))
-        hidden = self.dropout(self.activation(self.expand(self.feed_norm(x))))
-        return x + self.dropout(self.contract(hidden))  # type: ignore[no-any-return]
+        return self.dropout(self.output(layout.attend(heads, dropout).flatten(-2)))  # type: ignore[no-any-return]
+
+    def _filter(self, x: Tensor, layout: Layout) -> Tensor:
+        assert self.high_gain is not None
+        low = layout.cumulative_sum(x) / (layout.position + 1).unsqueeze(-1)
+        return self.dropout(low + self.high_gain.square() * (x - low))  # type: ignore[no-any-return]
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))  # type: ignore[no-any-return]
