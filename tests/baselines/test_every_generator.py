@@ -16,6 +16,7 @@ from recsys.baselines.interactions import Generator, Interactions
 from recsys.baselines.item_knn import ItemKNN
 from recsys.baselines.popularity import Popularity
 from recsys.baselines.random_walk import RandomWalk
+from recsys.baselines.transitions import Transitions
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.relevance import seen_items
 
@@ -25,6 +26,7 @@ GENERATORS: dict[str, Callable[[], Generator]] = {
     "ease": lambda: EASE(l2=5),
     "als": lambda: ALS(factors=4, iterations=3),
     "random_walk": lambda: RandomWalk(num_steps=200),
+    "transitions": Transitions,
 }
 # The first needs a clock, the second categories: they have tests of their own.
 OTHERS = {"recent_popularity", "followed_interests"}
@@ -89,7 +91,7 @@ def test_one_user_with_everything(name: str, rank: Callable[..., Any]) -> None:
     assert items[2] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("name", ["item_knn", "ease", "als", "random_walk"])
+@pytest.mark.parametrize("name", ["item_knn", "ease", "als", "random_walk", "transitions"])
 def test_without_filling_lists_end_after_the_scored_items(name: str, rank: Callable[..., Any]) -> None:
     # Nobody has items of both pairs; user 4 has no history.
     data = handmade([([1, 2], [], []), ([1, 2], [], []), ([3, 4], [], []), ([3, 4], [], []), ([], [], [1])])
@@ -100,5 +102,5 @@ def test_without_filling_lists_end_after_the_scored_items(name: str, rank: Calla
     assert items[0][0] == 2
     assert items[1] == [0, 0, 0]
     assert scores[1] == [-np.inf] * 3
-    if name in ("item_knn", "random_walk"):
+    if name in ("item_knn", "random_walk", "transitions"):
         assert items[0] == [2, 0, 0]

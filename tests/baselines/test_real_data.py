@@ -17,6 +17,7 @@ from recsys.baselines.interactions import Interactions
 from recsys.baselines.item_knn import ItemKNN
 from recsys.baselines.popularity import Popularity
 from recsys.baselines.random_walk import RandomWalk
+from recsys.baselines.transitions import Transitions
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
 from recsys.data.preparation.prepare import prepare
@@ -43,7 +44,7 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     dataset = prepare(ParquetFolder(str(ROOT)), TemporalSplit(), settings=DataSettings(), cache=tmp_path / "cache")
     item_ids, user_ids = dataset.item_ids.to_numpy(zero_copy_only=False), dataset.user_ids
     batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), batch_size=64))
-    for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500)):
+    for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500), Transitions()):
         generator.fit(Interactions(dataset, "val"))
         metrics = RetrievalMetrics(dataset, dataset.num_items)
         result = evaluate(generator, dataset, part="test", batches=batches, metrics=metrics)

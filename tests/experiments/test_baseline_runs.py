@@ -59,7 +59,7 @@ def measured(world: Path) -> Path:
     path = world.parent / "baselines"
     runs, failed = measure_baselines(composed(world), path)
     assert not failed
-    assert [*runs] == ["popularity", "item_knn", "ease", "als", "random_walk"]
+    assert [*runs] == ["popularity", "item_knn", "ease", "als", "random_walk", "transitions"]
     return path
 
 

@@ -33,6 +33,7 @@ SMALL = [
     "grids.ease.l2.values=[200]",
     "grids.als.alpha.values=[20]",
     "grids.random_walk.num_recent.values=[null]",
+    "grids.transitions={}",
 ]
 
 
@@ -63,10 +64,10 @@ def found(published: Published) -> Study:
 
 def test_all_configured_generators_are_measured(found: Study) -> None:
     assert found.figures.names == (
-        "run1", "candidate", "popularity", "recent popularity", "followed interests", "item knn", "random walk", "ease",
-        "als",
+        "run1", "candidate", "popularity", "recent popularity", "followed interests", "item knn", "random walk", "transitions",
+        "ease", "als",
     )  # fmt: skip
-    assert [source.is_learned for source in found.sources] == [True, True, *[False] * 7]
+    assert [source.is_learned for source in found.sources] == [True, True, *[False] * 8]
     assert found.missing == {}
     assert found.chosen_on == "the validation part"
     assert all(
