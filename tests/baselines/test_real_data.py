@@ -44,7 +44,12 @@ def test_figures_equal_those_of_the_reference(tmp_path: Path) -> None:
     dataset = prepare(ParquetFolder(str(ROOT)), TemporalSplit(), settings=DataSettings(), cache=tmp_path / "cache")
     item_ids, user_ids = dataset.item_ids.to_numpy(zero_copy_only=False), dataset.user_ids
     batches = list(RequestLoader(BatchBuilder(dataset, 1), dataset.requests("test"), batch_size=64))
-    for generator in (Popularity(half_life_days=30), ItemKNN(num_neighbours=50), RandomWalk(num_steps=500), Transitions()):
+    for generator in (
+        Popularity(half_life_days=30),
+        ItemKNN(num_neighbours=50),
+        RandomWalk(num_steps=500),
+        Transitions(),
+    ):
         generator.fit(Interactions(dataset, "val"))
         metrics = RetrievalMetrics(dataset, dataset.num_items)
         result = evaluate(generator, dataset, part="test", batches=batches, metrics=metrics)

@@ -14,7 +14,7 @@ from scipy.sparse import vstack as stack_rows
 from torch import Tensor
 
 from recsys.baselines.interactions import NUM_ENTRIES, Interactions, best_of_rows, dense_if_full, slices_of, sum_rows
-from recsys.core.columns import Ragged, ragged_positions
+from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array, Int64Array
 from recsys.data.batches.batch import Batch

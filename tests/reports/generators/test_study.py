@@ -64,8 +64,8 @@ def found(published: Published) -> Study:
 
 def test_all_configured_generators_are_measured(found: Study) -> None:
     assert found.figures.names == (
-        "run1", "candidate", "popularity", "recent popularity", "followed interests", "item knn", "random walk", "transitions",
-        "ease", "als",
+        "run1", "candidate", "popularity", "recent popularity", "followed interests", "item knn", "random walk",
+        "transitions", "ease", "als",
     )  # fmt: skip
     assert [source.is_learned for source in found.sources] == [True, True, *[False] * 8]
     assert found.missing == {}
