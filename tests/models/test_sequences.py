@@ -85,6 +85,7 @@ def test_an_empty_history_at_the_end() -> None:
 MAX_HISTORY, DIM = 8, 8
 TOWERS = {
     "transformer": lambda: Transformer(DIM, MAX_HISTORY),
+    "running mean": lambda: Transformer(DIM, MAX_HISTORY, norm="after", running_mean=0.7),
     "modern": lambda: ModernTransformer(DIM, MAX_HISTORY),
     "hstu": lambda: HSTU(DIM, MAX_HISTORY),
     "bsarec": lambda: BSARec(DIM, MAX_HISTORY),

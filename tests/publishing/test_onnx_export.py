@@ -57,6 +57,7 @@ ENCODERS = sorted(file.stem for file in (CONF / "user_tower").glob("*.yaml"))
 # encoder is exported with features of every kind, and the others with one of each role.
 FEW = [f"~data.features.interactions.{name}" for name in ("dwell", "labels", "seen_vector", "query")]
 FEW += [f"+data.features.users.{name}.ignore=true" for name in ("country", "likes", "taste")]
+RUNNING_MEAN = "transformer user_tower.encoder.norm=after user_tower.encoder.running_mean=0.7"
 NONE = [*FEW[:4], "~data.features.interactions.action", "~data.features.interactions.surface"]
 
 
@@ -80,9 +81,9 @@ def test_equals_torch_with_every_kind_of_feature(root: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", [encoder for encoder in ENCODERS if encoder != "attention"])
+@pytest.mark.parametrize("encoder", [*(encoder for encoder in ENCODERS if encoder != "attention"), RUNNING_MEAN])
 def test_equals_torch_with_every_other_encoder(encoder: str, root: Path, tmp_path: Path) -> None:
-    overrides = [f"user_tower={encoder}", "user_tower.use_user_id=true", *FEW]
+    overrides = [*f"user_tower={encoder}".split(), "user_tower.use_user_id=true", *FEW]
     if encoder == "long_and_recent":
         overrides.append("user_tower.encoder.recent.window=3")
     run = load_run(write_run(tmp_path / "run", root, *overrides))

@@ -40,6 +40,7 @@ class ItemTower(nn.Module):
         content: builder of frozen vectors of content, which take their width of `dim`; None for no content.
         id_evidence: the embedding of an id with n training events is multiplied by n / (n + id_evidence); None for 1.
             Ignored if neither features nor content could place an item instead.
+        init_std: deviation of the first id embeddings; None for `dim ** -0.5`.
     """
 
     content_scale: nn.Parameter
@@ -60,6 +61,7 @@ class ItemTower(nn.Module):
         priors: ItemPriors | None = None,
         content: ContentBuilder | None = None,
         id_evidence: float | None = None,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         self.priors = priors
@@ -84,7 +86,9 @@ class ItemTower(nn.Module):
             raise ValueError("an item tower needs ids, features, content or several; this one has none")
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
         if self.table is not None:
-            nn.init.normal_(self.table.weight, std=dim**-0.5)
+            if init_std is not None and init_std < 0:
+                raise ValueError(f"init_std: found {init_std}, expected at least 0, or null")
+            nn.init.normal_(self.table.weight, std=dim**-0.5 if init_std is None else init_std)
         self.features = FeatureEmbedding(features, feature_width) if features else None
         self.rows = FeatureRows(
             {f.name: sizes.item_columns[f.key] for f in (features if self.content is None else columns)}
