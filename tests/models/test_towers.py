@@ -187,6 +187,15 @@ def test_properties_of_item_towers(world: Path, override: str, lookup: bool, rea
     assert (tower.is_lookup, tower.reads_features) == (lookup, reads)
 
 
+def test_deviation_of_the_first_id_embeddings(world: Path) -> None:
+    for option, expected in (("null", 8**-0.5), ("0.02", 0.02), ("0", 0.0)):
+        table = build(world, "item_tower=ids", "model.dim=8", f"item_tower.init_std={option}")[0].item_tower.table
+        assert table is not None
+        assert float(table.weight.detach().std()) == pytest.approx(expected, rel=0.2)
+    with pytest.raises(UserError, match="init_std: found -1, expected at least 0, or null"):
+        build(world, "item_tower=ids", "item_tower.init_std=-1")
+
+
 def test_a_tower_without_inputs_is_refused(world: Path) -> None:
     with pytest.raises(UserError, match="needs ids, features, content"):
         build(world, "item_tower=ids", "item_tower.use_id=false")
