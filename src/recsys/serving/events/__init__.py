@@ -1,6 +1,5 @@
 """Recent events of every user: durable when acknowledged, and read by the next request. Imports no torch."""
 
-from recsys.core.errors import UserError
 from recsys.serving.events.event_store import (
     Event,
     EventStore,
@@ -28,8 +27,6 @@ __all__ = [
     "parse_events",
 ]
 
-_SERVERS = ("redis", "rediss", "unix", "valkey", "valkeys")
-
 
 def open_store(place: str, max_events: int = 200, *, unreadable: Unreadable = ignore) -> EventStore:
     """Return the store at `place`: the path of an SQLite file, or the address of a server (`redis://` and others).
@@ -40,11 +37,8 @@ def open_store(place: str, max_events: int = 200, *, unreadable: Unreadable = ig
         UserError: If the place cannot be used.
         StoreError: If the server cannot be reached.
     """
-    scheme, separator, _ = place.partition("://")
-    if not separator:
+    if "://" not in place:
         return SQLiteEvents(place, max_events, unreadable=unreadable)
-    if scheme not in _SERVERS:
-        raise UserError(f"events: {scheme}://: no such store; expected a path or one of {', '.join(_SERVERS)}://")
     # Imported late, so that SQLite works without the client library.
     from recsys.serving.events.valkey import ValkeyEvents
 

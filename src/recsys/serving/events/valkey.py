@@ -6,14 +6,10 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
-from redis.backoff import ExponentialBackoff
-from redis.connection import Connection
-from redis.retry import Retry
 
 from recsys.core.errors import UserError
 from recsys.serving.events.event_store import Event, Outcome, Restored, StoreError, Unreadable, UserId, ignore
@@ -26,19 +22,12 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
+from recsys.serving.valkey import DurableServer
 
-# With these settings a server acknowledges a write after fsync.
-DURABLE = {"appendonly": "yes", "appendfsync": "always", "no-appendfsync-on-rewrite": "no"}
-
-_CONNECT_SECONDS, _ANSWER_SECONDS, _RETRIES = 2.0, 5.0, 2
 # Search for users: number of keys of one SCAN, and maximum number of SCANs.
 _SCANNED, _SCANS = 1000, 200
 # Seconds in which a write is retried because other gateways change the same users.
 _TIMEOUT_SECONDS = 10.0
-
-
-class _NotDurableError(Exception):
-    """The settings of the server allow it to lose acknowledged events."""
 
 
 class ValkeyEvents:
@@ -62,78 +51,14 @@ class ValkeyEvents:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
         self._unreadable = unreadable
-        scheme, separator, rest = url.partition("://")
-        scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
-        self._place, self.max_events, self._prefix = rest.rpartition("@")[2], max_events, prefix
-        try:
-            pool = redis.ConnectionPool.from_url(
-                scheme + separator + rest,
-                redis_connect_func=self._check_connection,
-                socket_connect_timeout=_CONNECT_SECONDS,
-                socket_timeout=_ANSWER_SECONDS,
-                retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), _RETRIES),
-            )
-        except ValueError as error:
-            raise UserError(f"events: {self._place}: expected the address of a server ({error})") from error
-        self._client = redis.Redis(connection_pool=pool)
+        self.max_events, self._prefix = max_events, prefix
+        self._server = DurableServer(url, key="events", what="events", failed=StoreError)
+        self._client, self._answers = self._server.client, self._server.answers
         self._group = GroupCommit(self._append)
-        self._fault: str | None = None
-        try:
-            self._client.ping()
-        except _NotDurableError as error:
-            raise UserError(str(error)) from error
-        except redis.RedisError as error:
-            raise self._failure(error) from error
-
-    def _check_connection(self, connection: Connection) -> None:
-        """Check every new connection, because the server may have restarted with other settings."""
-        connection.on_connect()
-        try:
-            self._check_durable(connection)
-        except _NotDurableError:
-            # Otherwise the pool would reuse it as a checked connection.
-            connection.disconnect()
-            raise
-
-    def _check_durable(self, connection: Connection) -> None:
-        found: dict[str, str] = {}
-        for pattern in ("*append*", "maxmemory*"):
-            try:
-                connection.send_command("CONFIG", "GET", pattern)
-                answer = connection.read_response()
-            except redis.ResponseError as error:
-                raise _NotDurableError(
-                    f"events: {self._place}: durability is unknown (CONFIG GET: {error}); expected a server "
-                    f"that answers CONFIG GET, with {_settings(DURABLE)}"
-                ) from error
-            pairs = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
-            found.update((name.decode(), value.decode()) for name, value in pairs)
-        wrong = {name: found.get(name, "nothing") for name, value in DURABLE.items() if found.get(name) != value}
-        if wrong:
-            raise _NotDurableError(
-                f"events: {self._place}: would lose acknowledged events, found {_settings(wrong)}; "
-                f"expected {_settings({name: DURABLE[name] for name in wrong})}"
-            )
-        policy = found.get("maxmemory-policy", "noeviction")
-        if found.get("maxmemory", "0") != "0" and policy != "noeviction":
-            raise _NotDurableError(
-                f"events: {self._place}: would drop events when its memory is full, found "
-                f"maxmemory-policy {policy}; expected noeviction"
-            )
 
     def check(self) -> None:
         """Check the settings, which may change under a live connection; nothing is written while they are wrong."""
-        pool = self._client.connection_pool
-        with self._answers():
-            connection = pool.get_connection()
-            try:
-                self._check_durable(connection)
-                self._fault = None
-            except _NotDurableError as error:
-                self._fault = str(error)
-                raise
-            finally:
-                pool.release(connection)
+        self._server.check()
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         """Add events; see `EventStore.append`."""
@@ -156,8 +81,8 @@ class ValkeyEvents:
         self, keys: Sequence[str], change: Callable[[Mapping[str, list[Event]]], Mapping[str, str | bytes]]
     ) -> None:
         """Set what `change` returns for the histories of `keys`; repeat while other gateways change them."""
-        if self._fault is not None:
-            raise StoreError(self._fault)
+        if self._server.fault is not None:
+            raise StoreError(self._server.fault)
         give_up = time.monotonic() + _TIMEOUT_SECONDS
         pause = 0.0005
         with self._answers(), self._client.pipeline(transaction=True) as pipe:
@@ -176,7 +101,7 @@ class ValkeyEvents:
                 except redis.WatchError as error:
                     if time.monotonic() > give_up:
                         raise StoreError(
-                            f"events: {self._place}: other gateways keep changing the same users"
+                            f"events: {self._server.place}: other gateways keep changing the same users"
                         ) from error
                     time.sleep(random.uniform(0, pause))
                     pause = min(2 * pause, 0.05)
@@ -250,7 +175,7 @@ class ValkeyEvents:
     def close(self) -> None:
         """Close the store; see `EventStore.close`."""
         with self._group.exclusive():
-            self._client.close()
+            self._server.close()
 
     def _key(self, kind: str, user_id: UserId) -> str:
         # In JSON 5 and "5" differ.
@@ -259,20 +184,6 @@ class ValkeyEvents:
     def _restored_key(self, source: str) -> str:
         return f"{self._prefix}:restored:{source}"
 
-    @contextmanager
-    def _answers(self) -> Iterator[None]:
-        try:
-            yield
-        except (redis.RedisError, _NotDurableError) as error:
-            raise self._failure(error) from error
-
-    def _failure(self, error: Exception) -> StoreError:
-        return StoreError(f"events: {self._place}: {error or type(error).__name__}")
-
 
 def _literal(text: str) -> str:
     return re.sub(r"([*?\[\]\\])", r"\\\1", text)
-
-
-def _settings(settings: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
