@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from asking import queries_of, store_users
 from publishing import Published
+from servers import FAST, Server
 
 from recsys.release.runtime.retriever import Query
 
@@ -21,3 +24,18 @@ def stored(queries: dict[str, Query], tmp_path: Path) -> Path:
     """The file of the store."""
     store_users(tmp_path / "events.sqlite", queries)
     return tmp_path / "events.sqlite"
+
+
+@pytest.fixture
+def fast_folder() -> Iterator[Path]:
+    # Paths of sockets are short.
+    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
+        running = Server(Path(folder))
+        yield running
+        running.kill()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import logging
+import os
 import socket
-from pathlib import Path
 
+import msgspec
 import numpy as np
 from starlette.routing import BaseRoute
 
@@ -21,10 +24,11 @@ from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
-from recsys.serving.gateway.shared_canary import SharedCanary
+from recsys.serving.gateway.shared_canary import CANARY, SharedCanary, read_canary
 from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.alias_follower import AliasFollower
+from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.releases import ReleaseCache
@@ -35,12 +39,17 @@ from recsys.serving.http.app import App, Hook
 from recsys.serving.http.docs_page import docs_routes
 from recsys.serving.http.endpoint import endpoints_of
 from recsys.serving.http.openapi import openapi
+from recsys.serving.http.problems import ServerFault
 from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes, SimilarRoutes
 from recsys.serving.observability.background import BackgroundThread
-from recsys.serving.observability.metrics import Metrics
+from recsys.serving.observability.metrics import WORKER_NUMBER, Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
 from recsys.serving.observability.request_sampler import RequestSampler
+from recsys.serving.pools import FILES
 from recsys.serving.settings import Settings
+from recsys.serving.shared_state import open_state
+
+log = logging.getLogger("recsys")
 
 
 def build_app(settings: Settings) -> tuple[App, ProcessRoutes]:
@@ -55,6 +64,12 @@ def build_app(settings: Settings) -> tuple[App, ProcessRoutes]:
     if settings.role != "host":
         builder.add_gateway()
     return builder.app()
+
+
+def _process_name(settings: Settings) -> str:
+    """Return a name that no other running process has, and that this one has after a restart."""
+    port = str(settings.port or f"process {os.getpid()}")
+    return ":".join([socket.gethostname(), port, *filter(None, [os.environ.get(WORKER_NUMBER)])])
 
 
 class _Builder:
@@ -76,6 +91,10 @@ class _Builder:
         self._metrics = Metrics()
         self._background = BackgroundThread(self._metrics)
         self._admission = Admission(settings.queue_seconds)
+        try:
+            self._state = open_state(settings.changes)
+        except OSError as error:
+            raise UserError(str(error)) from error
 
     def add_host(self) -> None:
         """Load the index of the release, and follow its alias."""
@@ -85,19 +104,28 @@ class _Builder:
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
         monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
-        updates = self._updates = ItemUpdates(Path(settings.changes), shard)
+        updates = self._updates = ItemUpdates(settings.changes, shard, name=_process_name(settings))
         open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
         host.report_faults(updates.fault)
-        version = host.load(settings.release)
+        served = ServedVersions(self._state, self._releases.store, settings.release)
+        version = self._load_first(host, served)
         host.serve(version)
         if self._towers is not None:
             self._towers.keep(version, self._towers.open(version))
         self._routes += [
             HostRoutes(host, k=settings.k, batch=settings.batch, cost=settings.cost),
-            HostAdmin(host, updates, towers=self._towers, load_seconds=settings.load_seconds),
+            HostAdmin(
+                host,
+                updates,
+                towers=self._towers,
+                served=served,
+                locks=RolloutLocks(self._state),
+                load_seconds=settings.load_seconds,
+            ),
         ]
-        if settings.release != version:
+        self._stop.append(functools.partial(asyncio.to_thread, updates.close))
+        if settings.release != self._releases.store.resolve(settings.release):
             follower = AliasFollower(
                 self._releases,
                 settings.release,
@@ -115,6 +143,28 @@ class _Builder:
             host.require_ready()
 
         self._ready: Hook = ready
+
+    def _load_first(self, host: Host, served: ServedVersions) -> str:
+        """Load the version that the fleet serves, and its canary, and return the former."""
+        release = self._settings.release
+        assert release is not None
+        _, manifest = self._releases.open(release)
+        wanted = served.at_start(manifest.model)
+        try:
+            version = host.load(wanted)
+        except UserError as error:
+            if wanted == manifest.version:
+                raise
+            log.error("%s is served instead of %s, which the fleet serves: %s", manifest.version, wanted, error)
+            version = host.load(release)
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            canary = read_canary(self._state.read(CANARY))
+            if canary is not None and release != manifest.version:
+                try:
+                    host.load(canary.version)
+                except UserError as error:
+                    log.error("the canary %s is not loaded: %s", canary.version, error)
+        return version
 
     def add_gateway(self) -> None:
         """Open the event store, and route requests to hosts."""
@@ -140,7 +190,8 @@ class _Builder:
         )
         if self._updates is None:
             # Additions and takedowns of the fleet, by which answers of hosts are checked.
-            self._updates = ItemUpdates(Path(settings.changes), None)
+            self._updates = ItemUpdates(settings.changes)
+            self._stop.append(functools.partial(asyncio.to_thread, self._updates.close))
         towers, updates = self._towers, self._updates
 
         def screen(version: str, item_ids: Ids) -> tuple[Ids, Ids]:
@@ -151,11 +202,16 @@ class _Builder:
                 unknown = [item_ids[place] for place in np.flatnonzero(rows < 0).tolist()]
             return updates.not_added(version, unknown), updates.removed_of(item_ids)
 
+        async def reread() -> None:
+            with contextlib.suppress(ServerFault):
+                await FILES.run(updates.read)
+
         router = Router(
             fleet,
             settings.model,
             metrics=self._metrics,
             screen=screen,
+            reread=reread,
             is_usable=lambda version: not towers.has_failed(version),
         )
         sampler = RequestSampler(
@@ -174,7 +230,7 @@ class _Builder:
             sampler=sampler,
             admission=self._admission,
         )
-        canary = SharedCanary(Path(settings.changes).with_name("canary.json"), router, self._towers)
+        canary = SharedCanary(self._state, router, self._towers)
         similar = SimilarItems(router, self._releases, settings.towers, load_seconds=settings.load_seconds)
         self._routes += [
             GatewayRoutes(gateway),

@@ -20,6 +20,7 @@ from recsys.cli.commands import COMMANDS
 from recsys.cli.entry import with_keys
 from recsys.core.errors import UserError
 from recsys.experiments.compose import compose_command
+from recsys.operations.rollout import actions, lock
 from recsys.operations.rollout.actions import run_action
 from recsys.operations.rollout.state import Rollout, RolloutStateFile
 from recsys.release.store import ReleaseStore
@@ -68,6 +69,8 @@ class Server:
     def change(self, what: str, body: dict[str, Any]) -> tuple[int, Any]:
         if self.refuses == what:
             return 400, {"error": {"code": "bad_request", "message": "the index does not find its items"}}
+        if what == "lock":
+            return self.lock(body)
         version = body["version"]
         if what in ("load", "tower") and version not in self.loaded:
             self.loaded = [*self.loaded, version]
@@ -82,6 +85,13 @@ class Server:
         self.world.happened(self, what, version)
         return 200, {}
 
+    def lock(self, body: dict[str, Any]) -> tuple[int, Any]:
+        holder, self.world.holder = self.world.holder, body["token"] if body["seconds"] else None
+        if holder not in (None, body["token"]) and not body["force"]:
+            self.world.holder = holder
+            return 409, {"error": {"code": "rollout_under_way", "message": "ann@one has changed the versions since 9"}}
+        return 200, {}
+
     def stop(self) -> None:
         self.http.shutdown()
         self.http.server_close()
@@ -92,6 +102,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.log: list[tuple[str, str, str]] = []
+        self.holder: str | None = None
         self.is_watched = True
         self.at_call: Callable[[int], None] = lambda number: None  # noqa: ARG005
         self.hosts = [Server(self, "host") for _ in range(3)]
@@ -114,7 +125,7 @@ class World:
 
     def run(self, *words: str, token: str = TOKEN) -> int:
         more = [f"state={self.state.path}", f"admin_token={token}", "wait=0", "patience=0.2"]
-        if words[0] in ("start", "canary", "status"):
+        if words[0] in ("start", "canary", "status", "unlock"):
             more.append(f"hosts=[{','.join(host.name for host in self.hosts)}]")
         if words[0] in ("start", "canary"):
             more += [f"gateways=[{','.join(gateway.name for gateway in self.gateways)}]", f"store={self.store.root}"]
@@ -343,6 +354,43 @@ def test_one_process_at_a_time(world: World, capsys: pytest.CaptureFixture[str])
         assert world.run("rollback") == 1
     assert "another process is running its rollout" in capsys.readouterr().err
     assert world.serving() == [NEW] * 3
+
+
+def test_another_rollout_of_the_same_hosts_is_refused_until_its_lock_is_taken(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.holder = "another rollout"
+    assert world.run("start", "version=candidate") == 1
+    assert world.log == []
+    assert "ann@one has changed the versions since 9; wait" in capsys.readouterr().err
+    # Another state file and another lock file change nothing.
+    world.state = RolloutStateFile(world.state.path.with_name("other.json"))
+    assert world.run("canary", "version=candidate") == 1
+    assert world.holder == "another rollout"
+    monkeypatch.setattr(actions, "RENEW_SECONDS", 0)
+    assert world.run("unlock") == 0
+    assert world.holder is None
+    assert world.run("start", "version=candidate") == 0
+    assert (world.serving(), world.holder) == ([NEW] * 3, None)
+
+
+def test_a_rollout_that_lost_its_lock_stops_before_its_next_step(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+
+    def at_call(count: int) -> None:
+        if count == 2:
+            world.holder = "another rollout"
+            # The renewal notices it.
+            renewal = next(one for one in threading.enumerate() if one.name == "rollout lock")
+            renewal.join(60)
+
+    world.at_call = at_call
+    assert world.run("start", "version=candidate") == 1
+    assert len(world.log) == 2
+    assert "ann@one" in capsys.readouterr().err
+    assert world.holder == "another rollout"
 
 
 def test_status_without_a_rollout(world: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.http.messages import Canary
 from recsys.serving.http.problems import unavailable
+from recsys.serving.shared_state import open_state
 
 
 class Towers:
@@ -24,7 +25,7 @@ class Towers:
 
 def gateway(path: Path) -> tuple[SharedCanary, Any, Towers]:
     router, towers = SimpleNamespace(canary=None), Towers()
-    return SharedCanary(path, router, towers), router, towers  # type: ignore[arg-type]  # the parts that are used
+    return SharedCanary(open_state(str(path)), router, towers), router, towers  # type: ignore[arg-type]  # the parts that are used
 
 
 def test_a_canary_is_known_after_a_restart_and_by_others(tmp_path: Path) -> None:

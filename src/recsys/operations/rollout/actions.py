@@ -1,9 +1,11 @@
-"""Actions of `recsys rollout`: start, canary, status, pause, resume, finish, rollback."""
+"""Actions of `recsys rollout`: start, canary, status, pause, resume, finish, rollback, unlock."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from rich.console import Console
 
 from recsys.core.errors import UserError, nearest
 from recsys.operations.rollout.admin import AdminClient
+from recsys.operations.rollout.lock import RENEW_SECONDS, HostLocks
 from recsys.operations.rollout.runner import Paused, RolloutRunner, begin, show_status
 from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
 from recsys.serving.gateway.remote_host import Address, parse_address
 
-ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback")
+ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback", "unlock")
 
 
 def run_action(config: DictConfig, console: Console | None = None) -> None:
@@ -34,6 +37,8 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
     console, state = console or Console(), RolloutStateFile(Path(place))
     if config.action == "status":
         _status(config, state, console=console)
+    elif config.action == "unlock":
+        _unlock(config, state, console=console)
     elif config.action == "pause":
         _existing(state)
         state.pause()
@@ -114,6 +119,17 @@ def _existing(state: RolloutStateFile) -> Rollout:
     if rollout is None:
         raise UserError(f"{state.path}: there is no rollout yet; expected start or canary")
     return rollout
+
+
+def _unlock(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
+    """Take the lock from a rollout, keep it until that one must have noticed, and give it back."""
+    rollout = state.read()
+    names = list(config.hosts) or (rollout.hosts if rollout is not None else [])
+    if not names:
+        raise UserError("hosts: found none, expected HOST:PORT of every host")
+    with HostLocks(_admins(names, config), uuid.uuid4().hex, force=True):
+        time.sleep(1.2 * RENEW_SECONDS)
+    console.print("no rollout has the lock of these hosts; one that still ran has stopped")
 
 
 def _status(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from recsys.core.errors import UserError
 from recsys.serving.gateway.remote_host import Address
 from recsys.serving.host.additions import Additions
+from recsys.serving.host.desired_state import ROLLOUT_HEADER
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import (
     Canary,
@@ -17,6 +18,7 @@ from recsys.serving.http.messages import (
     ErrorResponse,
     ItemsRequest,
     ModelVersions,
+    RolloutLock,
     VersionRequest,
     Versions,
 )
@@ -93,6 +95,15 @@ class AdminClient:
     def unload(self, version: str, model: str | None) -> None:
         """Let a host unload a version."""
         self._call("POST", "/v1/admin/unload", message=VersionRequest(version, model), seconds=ASK_SECONDS)
+
+    def lock(self, token: str, owner: str, *, seconds: float, force: bool = False) -> None:
+        """Take or renew the lock of a rollout at a host, and send its token with later calls; 0 seconds end it.
+
+        Raises:
+            RefusedError: If another rollout has the lock (status 409).
+        """
+        self._headers[ROLLOUT_HEADER] = token
+        self._call("POST", "/v1/admin/lock", message=RolloutLock(token, owner, seconds, force), seconds=ASK_SECONDS)
 
     def canary(self, version: str, share: float) -> None:
         """Let a gateway give a version to a share of the users."""

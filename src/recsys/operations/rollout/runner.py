@@ -12,6 +12,7 @@ from rich.table import Table
 
 from recsys.core.errors import UserError
 from recsys.operations.rollout.admin import PATIENCE, AdminClient, RefusedError, UnreachableError
+from recsys.operations.rollout.lock import HostLocks
 from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
 from recsys.operations.rollout.steps import ALIAS, Cluster, RolloutStep, steps
 from recsys.release.store import ReleaseStore
@@ -90,11 +91,15 @@ class RolloutRunner:
         Raises:
             Paused: If the rollout was paused, before its next step.
             UserError: If a server fails a step; the message says what to do. A rollback continues with the other
-                servers and raises at its end.
+                servers and raises at its end. Also if another rollout changes the hosts.
         """
+        cluster = cluster_of(rollout, self.token, patience=self.patience)
+        with HostLocks(list(cluster.hosts.values()), rollout.token) as locks:
+            self._run_steps(rollout, cluster, locks)
+
+    def _run_steps(self, rollout: Rollout, cluster: Cluster, locks: HostLocks) -> None:
         rollout.is_finished = False
         self.state.write(rollout)
-        cluster = cluster_of(rollout, self.token, patience=self.patience)
         planned = list(steps(rollout))
         failures: list[UserError] = []
         with Live(console=self.console, auto_refresh=False) as live:
@@ -102,6 +107,7 @@ class RolloutRunner:
             for number, step in enumerate(planned):
                 if self.state.is_paused:
                     raise Paused
+                locks.check()
                 display.show(number, "...")
                 try:
                     display.show(number, self._run_step(step, cluster))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         store: folder of releases whose alias `production` moves; None to leave the alias alone.
         alias_before: version that `production` pointed to.
         is_finished: the goal was reached.
+        token: random name, by which hosts tell this rollout from others.
     """
 
     version: str
@@ -40,6 +42,7 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     store: str | None
     alias_before: str | None
     is_finished: bool = False
+    token: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class RolloutStateFile:

@@ -8,7 +8,7 @@ assigns the request again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple
 
 from recsys.serving.gateway.answer_check import Screen, checked
@@ -46,6 +46,7 @@ class Router:
     Args:
         model: model that is served; None if every host has one model.
         screen: finds unknown and removed items in the answers of other processes; None to trust hosts.
+        reread: reads the item updates again before an answer counts as odd, because an item may be a moment old.
         is_usable: returns False for versions whose user tower cannot be loaded, which are not assigned.
     """
 
@@ -56,9 +57,11 @@ class Router:
         *,
         metrics: Metrics | None = None,
         screen: Screen | None = None,
+        reread: Callable[[], Awaitable[None]] | None = None,
         is_usable: Callable[[str], bool] = lambda version: True,  # noqa: ARG005
     ) -> None:
         self.fleet, self.model, self._screen, self._is_usable = fleet, model, screen, is_usable
+        self._reread = reread
         self.canary: Canary | None = None
         self.metrics = metrics or Metrics()
         self._under_way: set[asyncio.Task[tuple[SearchResponse, str]]] = set()
@@ -206,6 +209,9 @@ class Router:
                 raise HostFailed(f"{state.name}: answered from {response.version}, expected {request.version}")
             if state.client.is_remote:
                 answer = checked(request, response, self._screen)
+                if isinstance(answer, str) and self._reread is not None:
+                    await self._reread()
+                    answer = checked(request, response, self._screen)
                 if isinstance(answer, str):
                     self.metrics.routing["answer_refused"].inc()
                     raise HostFailed(f"{state.name}: {answer}")

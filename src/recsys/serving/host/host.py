@@ -106,12 +106,13 @@ class Host:
         loading.set_result(None)
         return version
 
-    def serve(self, version: str, model: str | None = None) -> None:
-        """Serve a loaded version: requests without a version get it from now on."""
+    def serve(self, version: str, model: str | None = None) -> str:
+        """Serve a loaded version, and return its model: requests without a version get it from now on."""
         with self._lock:
             model = self._model_of(version, model)
             self._index(model, version)
             self._serving = {**self._serving, model: version}
+        return model
 
     def unload(self, version: str, model: str | None = None) -> None:
         """Unload a version; searches that have begun finish. A served version is refused (409)."""

@@ -1,21 +1,21 @@
 """Item updates of a running host: items added after the index was built, and takedowns. Imports no torch.
 
 A new item belongs to one version, whose item tower embedded it. A takedown holds for every version, including those
-that are loaded later. Both are in the journal of the host before they are acknowledged, and every process of the host
-applies them from its next search on. Shapes: A new items, D dim.
+that are loaded later. Both are in one ordered log before they are acknowledged, and every server that reads the log
+applies them from its next search on. The log is a file, or on a Valkey server. Shapes: A new items, D dim.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import logging
 import threading
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,8 +26,16 @@ from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.journal import Journal
 from recsys.serving.http.problems import ServerFault
+from recsys.serving.valkey import is_server
+
+if TYPE_CHECKING:
+    from recsys.serving.host.valkey_log import ValkeyLog
 
 log = logging.getLogger("recsys")
+
+# Seconds between two attempts to read a log that cannot be read, and between two checks of its settings.
+_RETRY_SECONDS, _CHECK_SECONDS = 0.2, 3.0
+_UNREADABLE = "its item updates cannot be read; its log has the reason"
 
 
 class NewItem(NamedTuple):
@@ -45,48 +53,109 @@ class AcceptsItems(Protocol):
         ...
 
 
+def open_log(place: str | Path, name: str | None) -> Journal | ValkeyLog:
+    """Return the log at a path, or at the address of a server; see `ItemUpdates`."""
+    if not is_server(str(place)):
+        return Journal(Path(place))
+    # Imported late, so that files work without the client library.
+    from recsys.serving.host.valkey_log import ValkeyLog
+
+    return ValkeyLog(str(place), name)
+
+
 class ItemUpdates:
-    """All item updates of one host. Thread-safe.
+    """All item updates of one fleet, as one server sees them. Thread-safe.
 
     Each new item belongs to one shard of the corpus, chosen by its id.
+
+    Args:
+        place: path of the log, or the address of a server.
+        name: name of this host in a log on a server, where a change is acknowledged when all hosts have applied it;
+            None for a server that nobody waits for.
     """
 
-    def __init__(self, path: Path, shard: CorpusShard | None = None) -> None:
-        self._log, self.shard = Journal(path), shard
-        self._lock = threading.RLock()
+    def __init__(self, place: str | Path, shard: CorpusShard | None = None, *, name: str | None = None) -> None:
+        self.shard = shard
+        # The first is held while the log is read or written, which may take long; searches need only the second.
+        self._reading, self._lock = threading.RLock(), threading.RLock()
         self._fault: str | None = None
         # Ids in the order of the takedowns; version -> new items in the order in which they were added.
         self._removed: dict[ItemId, None] = {}
         self._added: dict[str, dict[ItemId, NewItem]] = {}
         # Number of records read; results computed at another number are outdated.
         self.number = 0
-        for record in self._log.read_new():
-            self._apply(record)
-            self.number += 1
+        self._log = open_log(place, name)
+        self._apply_all()
+        self._closed = threading.Event()
+        self._follower = threading.Thread(target=self._follow, name="item updates", daemon=True)
+        if self._log.is_followed:
+            self._follower.start()
 
     def refresh(self) -> None:
-        """Apply the records that any process of this host has written since."""
-        if self._fault is None and not self._log.has_new:
-            return
-        with self._lock:
+        """Apply the records that any server has written since, unless a thread does."""
+        if self._log.is_followed:
+            fault = "its item updates were not read for too long" if self._log.is_stale else self._fault
+            if fault is not None:
+                raise ServerFault(fault)
+        elif self._fault is not None or self._log.has_new:
+            self.read()
+
+    def read(self) -> None:
+        """Apply the records that any server has written since; the log may take long to answer."""
+        with self._reading:
             try:
-                for record in self._log.read_new():
-                    self._apply(record)
-                    self.number += 1
+                self._apply_all()
             except Exception as error:
-                # Whatever is wrong with the journal is no fault of a request, and later takedowns are unknown.
+                # Whatever is wrong with the log is no fault of a request, and later takedowns are unknown.
                 self._log.read_again()
+                # A server that does not answer may be back in a moment, and its changes wait for this host.
+                if self._log.is_followed and isinstance(error, ServerFault):
+                    raise
                 if self._fault is None:
                     log.error("item updates cannot be read, and the host rests: %s: %s", type(error).__name__, error)
-                self._fault = "its item updates cannot be read; its log has the reason"
+                self._fault = _UNREADABLE
                 raise ServerFault(self._fault) from error
             self._fault = None
 
+    def _apply_all(self) -> None:
+        records = self._log.read_new()
+        with self._lock:
+            for record in records:
+                self._apply(record)
+                self.number += 1
+        self._log.confirm()
+
+    def _follow(self) -> None:
+        """Read the log whenever there is something new, until closed."""
+        checked, is_silent = -float("inf"), False
+        while not self._closed.is_set():
+            try:
+                self._log.wait()
+                self.read()
+                if time.monotonic() - checked > _CHECK_SECONDS:
+                    checked = time.monotonic()
+                    self._log.check()
+                is_silent = False
+            except Exception as error:
+                if not is_silent and not self._closed.is_set():
+                    log.warning("item updates are not read: %s: %s", type(error).__name__, error)
+                is_silent = True
+                self._closed.wait(_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """Stop reading, so that no other host waits for this one."""
+        self._closed.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        self._log.close()
+
     def fault(self) -> str | None:
         """Return why the updates cannot be read, or None."""
-        with contextlib.suppress(ServerFault):
+        try:
             self.refresh()
-        return self._fault
+        except ServerFault as error:
+            return error.message
+        return None
 
     @property
     def has_new(self) -> bool:
@@ -94,25 +163,27 @@ class ItemUpdates:
         return self._log.has_new
 
     def take_down(self, item_ids: Sequence[ItemId]) -> int:
-        """Remove items from every version, and return how many were not removed before, once that is durable.
+        """Remove items from every version, and return how many were not removed before, once no host shows them.
 
         Ids that no release has are accepted, because a release that is loaded later may have them.
         """
-        with self._lock:
-            self.refresh()
+        with self._reading:
+            self.read()
             new = [item for item in dict.fromkeys(item_ids) if item not in self._removed]
             if new:
                 self._log.write({"take_down": new}, self._compacted)
-                self.refresh()
-            return len(new)
+                self.read()
+        # Also for a repeated call, because the first one may not have been acknowledged.
+        self._log.wait_confirmed()
+        return len(new)
 
     def add(self, additions: Additions, index: AcceptsItems) -> int:
         """Add items to the index of one version, and return their number once that is durable.
 
         An item that was added before is replaced. `UserError` if one was indexed or taken down already.
         """
-        with self._lock:
-            self.refresh()
+        with self._reading:
+            self.read()
             ids = index.check_additions(additions)
             for number, item in enumerate(ids):
                 if item in self._removed:
@@ -120,8 +191,9 @@ class ItemUpdates:
             if ids:
                 rows = [{name: _to_json(value) for name, value in item.items()} for item in additions.items]
                 self._log.write(_addition(additions.version, rows, additions.embeddings), self._compacted)
-                self.refresh()
-            return len(ids)
+                self.read()
+        self._log.wait_confirmed()
+        return len(ids)
 
     def of(self, version: str) -> tuple[int, list[ItemId], list[NewItem]]:
         """Return the number of records read, the ids taken down, and the present new items of a version."""
@@ -154,7 +226,7 @@ class ItemUpdates:
 
     def _compacted(self) -> list[dict[str, Any]]:
         """Return records that mean the same as all that were read."""
-        self.refresh()
+        self.read()
         records = [{"take_down": list(self._removed)}] if self._removed else []
         for version, new in self._added.items():
             kept = [one for item, one in new.items() if item not in self._removed]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.additions import Additions
+from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.updated_index import UpdatedIndex
@@ -17,6 +19,7 @@ from recsys.serving.http.messages import (
     ChangesResponse,
     GatewayState,
     ItemsRequest,
+    RolloutLock,
     TakedownRequest,
     VersionRequest,
     Versions,
@@ -33,12 +36,29 @@ class HostAdmin:
     The gateway in the same process, if there is one, loads the tower of a version before the version is served.
     """
 
-    def __init__(self, host: Host, updates: ItemUpdates, *, towers: TowerCache | None, load_seconds: float) -> None:
+    def __init__(
+        self,
+        host: Host,
+        updates: ItemUpdates,
+        *,
+        towers: TowerCache | None,
+        served: ServedVersions,
+        locks: RolloutLocks,
+        load_seconds: float,
+    ) -> None:
         self._host, self._updates, self._towers, self._load_seconds = host, updates, towers, load_seconds
+        self._served, self._locks = served, locks
+
+    @admin("lock", 503)
+    async def lock(self, request: RolloutLock) -> RolloutLock:
+        """Take, renew or give back the lock of a rollout."""
+        await self._of_state(self._locks.hold, request)
+        return request
 
     @admin("load", 503)
     async def load(self, request: VersionRequest) -> Versions:
         """Load a version or alias; index and tower are self-checked before this returns."""
+        await self._of_state(self._locks.require)
         try:
             version = await load(self._host.load, request.version, seconds=self._load_seconds)
         except TimeoutError as error:
@@ -47,17 +67,20 @@ class HostAdmin:
 
     @admin("serve")
     async def serve(self, request: VersionRequest) -> Versions:
-        """Serve a loaded version."""
+        """Serve a loaded version, also after a restart and on hosts that start later."""
+        await self._of_state(self._locks.require)
         self._host.held(request.version, request.model)
         await self._with_tower(request.version)
         before = [held.serving for held in self._host.version().values()]
-        self._host.serve(request.version, request.model)
+        model = self._host.serve(request.version, request.model)
+        await FILES.run(self._served.serve, model, request.version)
         audit.info("served versions: from %s to %s", before, [held.serving for held in self._host.version().values()])
         return self._host.version()
 
     @admin("unload")
     async def unload(self, request: VersionRequest) -> Versions:
         """Unload a version that is not served."""
+        await self._of_state(self._locks.require)
         self._host.unload(request.version, request.model)
         return self._host.version()
 
@@ -79,6 +102,13 @@ class HostAdmin:
     async def take_down(self, request: TakedownRequest) -> ChangesResponse:
         """Never show these items again, in any version; durable when acknowledged."""
         return ChangesResponse(await FILES.run(self._updates.take_down, request.item_ids))
+
+    async def _of_state(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            await FILES.run(call, *args)
+        except OSError as error:
+            audit.error("the state of the fleet: %s", error)
+            raise unavailable("the state of the fleet cannot be read or written; the log has the reason") from error
 
     async def _with_tower(self, version: str) -> Versions:
         if self._towers is not None:

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
+from recsys.serving.host.desired_state import ROLLOUT_HEADER, rollout_token
 from recsys.serving.http.access import ANSWER_PROOF, REQUEST_PROOF, Access
 from recsys.serving.http.admission import DEADLINE_HEADER, Admission, set_deadline
 from recsys.serving.http.codec import Decoder, QueryDecoder, encode
@@ -37,7 +38,7 @@ Observer = Callable[[str, int, float], None]
 Timer = Callable[[str], AbstractContextManager[None]]
 # Label of requests that match no route, so that made-up paths do not become metric series.
 OTHER = "other"
-_DEADLINE = DEADLINE_HEADER.encode()
+_DEADLINE, _ROLLOUT = DEADLINE_HEADER.encode(), ROLLOUT_HEADER.encode()
 
 
 class App(Starlette):
@@ -107,13 +108,12 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id")
+        given_headers = dict(scope["headers"])
+        given = given_headers.get(b"x-request-id")
         identifier = new_request_id(given.decode("latin-1") if given else None)
         request_id.set(identifier)
-        set_deadline(headers.get(_DEADLINE))
+        set_deadline(given_headers.get(_DEADLINE))
         status = 0
-        given_headers = dict(scope["headers"])
         proves = self._access.host is not None and REQUEST_PROOF.encode() in given_headers
         start: Message = {}
 
@@ -178,6 +178,8 @@ class _Responder:
         if endpoint.writes:
             _require_json(headers_given)
         if endpoint.is_admin:
+            rollout = headers_given.get(_ROLLOUT)
+            rollout_token.set(None if rollout is None else rollout.decode("latin-1"))
             caller = scope.get("client") or ("unknown", 0)
             audit.info("%s from %s: %s", endpoint.path, caller[0], body[:_AUDITED].decode(errors="replace"))
         message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))

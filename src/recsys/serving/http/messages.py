@@ -233,6 +233,22 @@ class Canary(Struct, forbid_unknown_fields=True):
         return int.from_bytes(digest) < self.share * 2**64
 
 
+class RolloutLock(Struct, forbid_unknown_fields=True):
+    """Lock of the rollout that changes the versions of a fleet.
+
+    Attributes:
+        token: random name of the rollout.
+        owner: who runs it, for people.
+        seconds: time after which the lock ends unless it is renewed; 0 gives it back.
+        force: take it from another rollout, which then stops.
+    """
+
+    token: Annotated[str, Meta(min_length=8, max_length=64)]
+    owner: Annotated[str, Meta(max_length=200)]
+    seconds: Annotated[float, Meta(ge=0, le=600)]
+    force: bool = False
+
+
 class GatewayState(Struct):
     """State of a gateway after an admin call: versions of the loaded user towers, and the canary."""
 

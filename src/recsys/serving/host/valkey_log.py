@@ -1,0 +1,216 @@
+"""Log of item updates on a Valkey server, which servers on separate machines share. Imports no torch.
+
+Keys after PREFIX:changes:
+  log         stream of the records since the last compaction; the id of record N is N-0
+  head        number of the last record
+  snapshot    records that mean the same as all up to a number, and that number
+  compacted   that number alone;   tail: bytes of the records after it
+  id          random name of the log, by which its readers notice that it was emptied
+  readers     names of the hosts that read it;   reader:NAME: number of the last record that a host has applied
+
+A change is acknowledged when every host has applied it. A host that cannot read the log for `REST_SECONDS` rests, and
+only later the others stop waiting for it. So a removed item is not shown by a host that the server cannot reach, and
+all hosts continue through a shorter pause of the server, in which nothing can be acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import redis
+
+from recsys.core.errors import UserError
+from recsys.serving.host.journal import COMPACT_BYTES
+from recsys.serving.http.problems import ServerFault
+from recsys.serving.valkey import DurableServer
+
+# A host rests if it has not read the log for so long. Its registration lasts a little longer.
+REST_SECONDS, EXPIRE_SECONDS = 60.0, 75.0
+# Time in which a change must be applied by every host.
+CONFIRM_SECONDS = 5.0
+# Longest wait for a new record, and thus between two reads.
+_WAIT_SECONDS, _CONFIRM_EVERY = 1.0, 0.002
+_ATTEMPTS = 1000
+
+# Counts the time in which the machine sleeps.
+now = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+Record = dict[str, Any]
+
+
+class ValkeyLog:
+    """Records on a server, in one order for all readers.
+
+    Only `wait` and `wait_confirmed` may be called during another call.
+
+    Args:
+        url: address of the server (see `DurableServer`).
+        name: name of this host, different from that of every other process; None for a reader that nobody waits for.
+
+    Raises:
+        UserError: If the server cannot be reached (`ServerFault`), or may lose what it acknowledges.
+    """
+
+    # A thread reads it, so that no search waits for the server.
+    is_followed = True
+    has_new = False
+
+    def __init__(self, url: str, name: str | None = None, *, prefix: str = "recsys") -> None:
+        self._server = DurableServer(url, key="changes", what="item updates", failed=ServerFault)
+        self._client, self._answers, self._prefix, self._name = (
+            self._server.client,
+            self._server.answers,
+            f"{prefix}:changes",
+            name,
+        )
+        self.place = self._server.place
+        self._position = self._before = 0
+        self._asked = self._fresh = now()
+        with self._answers():
+            self._client.setnx(self._key("id"), uuid.uuid4().hex)
+            self._id = self._client.get(self._key("id"))
+        # Before the first read, so that no change is acknowledged that this host may not have read.
+        self._register(-1)
+
+    def read_new(self) -> list[Record]:
+        """Return the records since the last call, oldest first; a compaction returns its records again.
+
+        Raises:
+            UserError: If the server does not answer, or the log has lost records.
+        """
+        self._before, asked = self._position, now()
+        with self._answers():
+            pipe = self._client.pipeline(transaction=True)
+            pipe.mget(self._key("id"), self._key("head"), self._key("compacted"))
+            pipe.xrange(self._key("log"), min=f"{self._position + 1}-0")
+            (found, head, compacted), tail = pipe.execute()
+            records: list[Record] = []
+            if found == self._id and int(compacted or 0) > self._position:
+                pipe.mget(self._key("id"), self._key("head"), self._key("snapshot"))
+                pipe.xrange(self._key("log"))
+                (found, head, snapshot), tail = pipe.execute()
+                self._position, records = msgspec.msgpack.decode(snapshot, type=tuple[int, list[Record]])
+        if found != self._id or int(head or 0) < self._position:
+            raise UserError(f"changes: {self.place}: has lost records; restore the data of the server")
+        numbers = [int(number.partition(b"-")[0]) for number, _ in tail]
+        records += [msgspec.msgpack.decode(fields[b"record"]) for _, fields in tail]
+        if numbers != list(range(self._position + 1, int(head or 0) + 1)):
+            raise UserError(f"changes: {self.place}: lacks records; restore the data of the server")
+        self._position, self._asked = int(head or 0), asked
+        return records
+
+    def read_again(self) -> None:
+        """Let the next `read_new` return the records of the last one too."""
+        self._position = self._before
+
+    def confirm(self) -> None:
+        """Tell writers that everything that was read is applied."""
+        self._register(self._position)
+        self._fresh = self._asked
+
+    @property
+    def is_stale(self) -> bool:
+        """True if a host must rest, because the others may not wait for it any more."""
+        return self._name is not None and now() - self._fresh > REST_SECONDS
+
+    def wait(self) -> None:
+        """Return when there are new records, or after a second."""
+        with self._answers():
+            self._client.xread({self._key("log"): f"{self._position}-0"}, count=1, block=int(1000 * _WAIT_SECONDS))
+
+    def write(self, record: Record, compact: Callable[[], Sequence[Record]] | None = None) -> None:
+        """Append a record and return when it is on the disk of the server. The next `read_new` returns it.
+
+        A large log is replaced by the records of `compact`, which mean the same as all of it.
+        """
+        if self._server.fault is not None:
+            raise ServerFault(self._server.fault)
+        content = msgspec.msgpack.encode(record)
+        log, head, tail = self._key("log"), self._key("head"), self._key("tail")
+        with self._answers(), self._client.pipeline(transaction=True) as pipe:
+            for _ in range(_ATTEMPTS):
+                try:
+                    pipe.watch(head)
+                    number = int(pipe.get(head) or 0) + 1
+                    pipe.multi()
+                    pipe.xadd(log, {"record": content}, id=f"{number}-0")
+                    pipe.set(head, number)
+                    pipe.incrby(tail, len(content))
+                    pipe.strlen(self._key("snapshot"))
+                    *_, size, compacted = pipe.execute()
+                    break
+                except redis.WatchError:
+                    time.sleep(random.uniform(0, 0.002))
+            else:
+                raise ServerFault(f"changes: {self.place}: others keep writing; repeat the call")
+        if compact is not None and size > max(COMPACT_BYTES, compacted):
+            self._compact(compact())
+
+    def _compact(self, records: Sequence[Record]) -> None:
+        snapshot, compacted = msgspec.msgpack.encode((self._position, records)), self._key("compacted")
+        # Another host that compacts at the same moment does the same.
+        with self._answers(), contextlib.suppress(redis.WatchError), self._client.pipeline(transaction=True) as pipe:
+            pipe.watch(compacted)
+            if int(pipe.get(compacted) or 0) < self._position:
+                pipe.multi()
+                pipe.set(self._key("snapshot"), snapshot)
+                pipe.set(compacted, self._position)
+                pipe.set(self._key("tail"), 0)
+                pipe.xtrim(self._key("log"), minid=f"{self._position + 1}-0", approximate=False)
+                pipe.execute()
+
+    def check(self) -> None:
+        """Check the settings of the server; nothing is written while they are wrong."""
+        self._server.check()
+
+    def wait_confirmed(self) -> None:
+        """Return when every host has applied what this one has read.
+
+        Raises:
+            ServerFault: If one has not in time.
+        """
+        give_up, position = now() + CONFIRM_SECONDS, self._position
+        while missing := self._unconfirmed(position):
+            if now() > give_up:
+                raise ServerFault(
+                    f"the change is stored, but not confirmed by {', '.join(missing)}; repeat the call. "
+                    f"A host that is gone is not waited for after {EXPIRE_SECONDS:g} s"
+                )
+            time.sleep(_CONFIRM_EVERY)
+
+    def _unconfirmed(self, position: int) -> list[str]:
+        with self._answers():
+            found: set[Any] = self._client.smembers(self._key("readers"))
+            names = sorted(found)
+            applied = self._client.mget([self._key("reader:") + name.decode() for name in names]) if names else []
+            gone = [name for name, number in zip(names, applied, strict=True) if number is None]
+            if gone:
+                self._client.srem(self._key("readers"), *gone)
+        pairs = zip(names, applied, strict=True)
+        return [name.decode() for name, number in pairs if number is not None and int(number) < position]
+
+    def close(self) -> None:
+        """End the registration, so that nobody waits for this host."""
+        with contextlib.suppress(ServerFault), self._answers():
+            if self._name is not None:
+                self._client.delete(self._key(f"reader:{self._name}"))
+        self._server.close()
+
+    def _register(self, number: int) -> None:
+        if self._name is None:
+            return
+        with self._answers():
+            pipe = self._client.pipeline(transaction=True)
+            pipe.set(self._key(f"reader:{self._name}"), number, px=int(1000 * EXPIRE_SECONDS))
+            pipe.sadd(self._key("readers"), self._name)
+            pipe.execute()
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}:{name}"
