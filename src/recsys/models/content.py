@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.sparse import csr_matrix, diags, hstack
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError, UserError, nearest
@@ -22,6 +21,8 @@ from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTenso
 
 # Rows whose vectors are computed at once.
 _BLOCK = 65_536
+# Further directions and the number of iterations that find the leading ones.
+_OVERSAMPLING, _ITERATIONS = 32, 4
 
 
 class ContentBuilder(Protocol):
@@ -96,18 +97,14 @@ class ContentVectors(nn.Module):
         rank = min(self.width, rows.shape[0], rows.shape[1] - 1)
         if rank < 1 or not rows.nnz:
             raise UserError("item_tower.content: found fewer than two items with content, expected more")
-        wide, tall = rows.astype(np.float64), rows.T.tocsr().astype(np.float64)
-        gram = LinearOperator((rows.shape[1],) * 2, matvec=lambda x: tall @ (wide @ x), dtype=np.float64)
-        # Eigenvalues of the Gram matrix are squares of the singular values, whose left vectors are not needed.
-        squares, directions = eigsh(gram, k=rank, v0=np.random.default_rng(0).standard_normal(rows.shape[1]))
-        # The largest come first, and a direction without extent is noise.
-        order = np.argsort(-squares)
-        order = order[squares[order] > 1e-8 * squares.max()]
-        scaled = directions[:, order] / squares[order] ** 0.25
+        extents, directions = _leading_directions(rows, rank)
+        # A direction without extent is noise.
+        kept = extents > 1e-3 * extents[0]
+        scaled = directions[:, kept] / np.sqrt(extents[kept])
         # The sign of a singular vector is arbitrary.
-        scaled *= np.sign(scaled[np.abs(scaled).argmax(0), np.arange(len(order))])
+        scaled *= np.sign(scaled[np.abs(scaled).argmax(0), np.arange(scaled.shape[1])])
         self.projection.zero_()
-        self.projection[:, : len(order)] = torch.from_numpy(scaled.astype(np.float32))
+        self.projection[:, : scaled.shape[1]] = torch.from_numpy(scaled.astype(np.float32))
 
     def forward(self, values: FeatureTensors) -> Tensor:
         """Return the vectors [R, W] of R rows of features by name. A row without content is zero."""
@@ -127,6 +124,48 @@ class ContentVectors(nn.Module):
             norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)).ravel())
             parts.append(diags(1.0 / np.maximum(norms, 1e-12)) @ weighted)
         return hstack(parts, format="csr", dtype=np.float32)
+
+
+def _leading_directions(rows: csr_matrix, rank: int) -> tuple[Float32Array, Float32Array]:
+    """Return the largest singular values [rank] of rows [R, F], descending, and their right vectors [F, rank].
+
+    Subspace iteration from a random start (Halko et al. 2011, algorithm 4.4) takes a few products of matrices, where
+    Lanczos takes `rank` products with one vector each.
+    """
+    is_wide = rows.shape[1] > rows.shape[0]
+    matrix = rows.T.tocsr() if is_wide else rows
+    width = min(rank + _OVERSAMPLING, matrix.shape[1])
+    subspace = np.random.default_rng(0).standard_normal((matrix.shape[1], width), dtype=np.float32)
+    for _ in range(_ITERATIONS):
+        subspace = _orthonormal(_gram(matrix, subspace))
+    # Rounding leaves the first basis a little oblique.
+    subspace = _orthonormal(subspace)
+    squares, turn = np.linalg.eigh((subspace.T @ _gram(matrix, subspace)).astype(np.float64))
+    values = np.sqrt(np.maximum(squares[: -rank - 1 : -1], 0.0)).astype(np.float32)
+    vectors = subspace @ turn[:, : -rank - 1 : -1].astype(np.float32)
+    if is_wide:
+        vectors = (matrix @ vectors) / np.maximum(values, 1e-12)
+    return values, vectors
+
+
+def _gram(rows: csr_matrix, vectors: Float32Array) -> Float32Array:
+    """Return the product [F, K] of the Gram matrix of rows [R, F] with vectors [F, K]."""
+    product = np.zeros_like(vectors)
+    for begin in range(0, rows.shape[0], _BLOCK):
+        block = rows[begin : begin + _BLOCK]
+        product += block.T @ (block @ vectors)
+    return product
+
+
+def _orthonormal(vectors: Float32Array) -> Float32Array:
+    """Return an orthonormal basis [F, K] of the columns of `vectors` [F, K], by products of matrices alone.
+
+    Columns that depend on others become zero.
+    """
+    squares, turn = np.linalg.eigh((vectors.T @ vectors).astype(np.float64))
+    kept = squares > 1e-7 * squares[-1]
+    scaled = np.where(kept, turn / np.sqrt(np.where(kept, squares, 1.0)), 0.0)
+    return vectors @ scaled.astype(np.float32)
 
 
 def _counts(feature: Feature, values: FeatureTensor) -> csr_matrix:
