@@ -46,6 +46,7 @@ class Answer:
         history_length: number of events that the user tower read.
         unknown_items: items of the history that the release does not contain.
         history_missing: the server could not read the stored history of the user in time.
+        impression_id: id of the answer, which outcomes name; None if the server records no impressions.
     """
 
     items: list[ScoredItem]
@@ -56,6 +57,7 @@ class Answer:
     history_length: int
     unknown_items: list[Id]
     history_missing: bool = False
+    impression_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Client:
         body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
         found = self._call("POST", "/v1/retrieve", {**body, "k": k, "exclude_seen": exclude_seen})
         items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
-        answer = {"history_missing": False, **found}
+        answer = {"history_missing": False, "impression_id": None, **found}
         names = (
             "version",
             "user_tower_version",
@@ -178,6 +180,7 @@ class Client:
             "history_length",
             "unknown_items",
             "history_missing",
+            "impression_id",
         )
         return Answer(items, *(answer[name] for name in names))
 
@@ -188,6 +191,16 @@ class Client:
         """
         now = int(time.time())
         self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])
+
+    def add_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """Store durably what users did: `impression_id`, `item_id`, `action`, optional `timestamp` (default: now).
+
+        Returns:
+            Number of outcomes that were `stored`, `repeated`, `unknown` or `late`.
+        """
+        now = int(time.time())
+        found: dict[str, int] = self._call("POST", "/v1/outcomes", [{"timestamp": now, **one} for one in outcomes])
+        return found
 
     def search(
         self,

@@ -70,6 +70,10 @@ def main(config: DictConfig) -> None:
         header_bytes=limits.header_bytes,
         store_seconds=config.store_seconds,
         load_seconds=config.load_seconds,
+        impressions_share=config.impressions.share,
+        impressions_hours=config.impressions.keep_hours,
+        impressions_bytes=config.impressions.bytes,
+        outcomes_window_hours=config.outcomes.window_hours,
     )
     if config.data.root is not None and config.role != "host":
         # The import loads a database engine, which serving itself does not need.

@@ -39,8 +39,12 @@ from recsys.serving.http.app import App, Hook
 from recsys.serving.http.docs_page import docs_routes
 from recsys.serving.http.endpoint import endpoints_of
 from recsys.serving.http.openapi import openapi
+from recsys.serving.http.outcome_routes import OutcomeRoutes
 from recsys.serving.http.problems import ServerFault
 from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes, SimilarRoutes
+from recsys.serving.impressions import open_impressions
+from recsys.serving.impressions.joining import OutcomeJoiner
+from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import WORKER_NUMBER, Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
@@ -221,6 +225,7 @@ class _Builder:
             background=self._background,
             metrics=self._metrics,
         )
+        impressions = self._add_impressions()
         gateway = Gateway(
             router,
             self._towers,
@@ -229,9 +234,12 @@ class _Builder:
             metrics=self._metrics,
             sampler=sampler,
             admission=self._admission,
+            impressions=impressions,
         )
         canary = SharedCanary(self._state, router, self._towers)
-        similar = SimilarItems(router, self._releases, settings.towers, load_seconds=settings.load_seconds)
+        similar = SimilarItems(
+            router, self._releases, settings.towers, load_seconds=settings.load_seconds, impressions=impressions
+        )
         self._routes += [
             GatewayRoutes(gateway),
             SimilarRoutes(similar, k=settings.k, exclude=settings.history),
@@ -260,6 +268,23 @@ class _Builder:
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 
+    def _add_impressions(self) -> ImpressionRecorder | None:
+        """Open the store of impressions; None if no answer is recorded."""
+        settings = self._settings
+        if not settings.impressions_share:
+            return None
+        try:
+            store = open_impressions(
+                settings.events, keep_hours=settings.impressions_hours, max_bytes=settings.impressions_bytes
+            )
+        except StoreError as error:
+            raise UserError(str(error)) from error
+        recorder = ImpressionRecorder(store, settings.impressions_share, metrics=self._metrics)
+        joiner = OutcomeJoiner(store, recorder.hurry, window_hours=settings.outcomes_window_hours)
+        self._routes.append(OutcomeRoutes(joiner, batch=settings.batch, metrics=self._metrics))
+        self._stop += [functools.partial(asyncio.to_thread, close) for close in (recorder.close, store.close)]
+        return recorder
+
     def app(self) -> tuple[App, ProcessRoutes]:
         process = ProcessRoutes(self._ready, self._metrics)
         endpoints = endpoints_of(*self._routes, process)
@@ -269,7 +294,7 @@ class _Builder:
         # Probes of gateways, admin calls and health are always answered. Writes and the page do not count as reads.
         posts = [one.path for one in endpoints if one.method == "POST" and not one.is_admin]
         admissions = dict.fromkeys(posts, self._admission)
-        for path in ("/v1/events", "/v1/explain", "/v1/items/find"):
+        for path in ("/v1/events", "/v1/outcomes", "/v1/explain", "/v1/items/find"):
             if path in admissions:
                 admissions[path] = Admission(self._settings.queue_seconds, most=256)
         app = App(

@@ -55,6 +55,10 @@ class Settings:
     header_bytes: int = 32 << 10
     store_seconds: float = 1.0
     load_seconds: float = 600.0
+    impressions_share: float = 1.0
+    impressions_hours: float = 168.0
+    impressions_bytes: int = 256 << 20
+    outcomes_window_hours: float = 24.0
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -68,6 +72,15 @@ class Settings:
         for name in ("queue_seconds", "request_seconds", "store_seconds", "load_seconds"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected more than 0")
+        if not 0 <= self.impressions_share <= 1:
+            raise UserError(f"impressions.share: found {self.impressions_share}, expected a share from 0 to 1")
+        if self.impressions_bytes < 1 << 20:
+            raise UserError(f"impressions.bytes: found {self.impressions_bytes}, expected at least {1 << 20}")
+        if not 0 < self.outcomes_window_hours <= self.impressions_hours:
+            raise UserError(
+                f"outcomes.window_hours: found {self.outcomes_window_hours:g}, expected more than 0 and at most "
+                f"impressions.keep_hours={self.impressions_hours:g}, because outcomes join to what is kept"
+            )
         if self.workers > 1 and self.admin_token is not None:
             # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"

@@ -7,27 +7,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-from recsys.serving.events.event_store import Event, Outcome, StoreError, UserId
+from recsys.serving.events.event_store import StoreError
 
-Events = Sequence[tuple[UserId, Event]]
+E = TypeVar("E")
+R = TypeVar("R")
 
 # Maximum number of events of one write; a longer list gets its own write.
 MAX_EVENTS = 4096
 
 
-class GroupCommit:
-    """Combines concurrent appends: the thread that gets the lock writes all waiting events, all or none, durably."""
+class GroupCommit(Generic[E, R]):
+    """Combines concurrent appends: the thread that gets the lock writes all waiting events, all or none, durably.
 
-    def __init__(self, write: Callable[[Events], list[Outcome]]) -> None:
+    `write` returns the outcome of each event.
+    """
+
+    def __init__(self, write: Callable[[Sequence[E]], list[R]]) -> None:
         self._write = write
-        self._waiting: deque[tuple[Events, Future[list[Outcome]]]] = deque()
+        self._waiting: deque[tuple[Sequence[E], Future[list[R]]]] = deque()
         self._queue = threading.Lock()
         self._turn = threading.Lock()
 
-    def append(self, events: Events) -> list[Outcome]:
+    def append(self, events: Sequence[E]) -> list[R]:
         """Return the outcome of each event when they are written, or raise the error of the write."""
-        written: Future[list[Outcome]] = Future()
+        written: Future[list[R]] = Future()
         with self._queue:
             self._waiting.append((events, written))
         while not written.done():
@@ -45,13 +50,13 @@ class GroupCommit:
 
     def _write_group(self) -> None:
         with self._queue:
-            group: list[tuple[Events, Future[list[Outcome]]]] = []
+            group: list[tuple[Sequence[E], Future[list[R]]]] = []
             size = 0
             while self._waiting and (not group or size + len(self._waiting[0][0]) <= MAX_EVENTS):
                 group.append(self._waiting.popleft())
                 size += len(group[-1][0])
         error: Exception | None = StoreError("events: the write was interrupted")
-        outcomes: list[Outcome] = []
+        outcomes: list[R] = []
         try:
             outcomes = self._write([event for events, _ in group for event in events])
             error = None

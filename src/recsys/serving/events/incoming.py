@@ -31,17 +31,17 @@ def parse_events(posted: Any, features: Mapping[str, ValueType], *, now: float) 
 
 def _parse(event: Any, features: Mapping[str, ValueType], *, now: float, place: str) -> tuple[UserId, Event]:
     if not isinstance(event, Mapping):
-        raise UserError(f"{place or 'events'}: found {_short(event)}, expected an event {{user_id, item_id, ...}}")
+        raise UserError(f"{place or 'events'}: found {short(event)}, expected an event {{user_id, item_id, ...}}")
     prefix = f"{place}." if place else ""
     ids = [_id(event, name, prefix) for name in ("user_id", "item_id")]
     given = event.get("timestamp")
     seconds = int(now) if given is None else to_seconds(given, f"{prefix}timestamp")
     if seconds < 0:
-        raise UserError(f"{prefix}timestamp: found {_short(given)}, expected seconds from 0 (1970)")
+        raise UserError(f"{prefix}timestamp: found {short(given)}, expected seconds from 0 (1970)")
     if seconds > now + MAX_AHEAD_SECONDS:
         # Such events would stay the last ones of their user, and push out all others.
         raise UserError(
-            f"{prefix}timestamp: found {_short(given)}, which is {seconds - int(now)} s ahead of the server's clock; "
+            f"{prefix}timestamp: found {short(given)}, which is {seconds - int(now)} s ahead of the server's clock; "
             f"expected at most {MAX_AHEAD_SECONDS} s"
         )
     kept = {}
@@ -52,7 +52,7 @@ def _parse(event: Any, features: Mapping[str, ValueType], *, now: float, place: 
             raise UserError(f"{prefix}{_shown(name)}: no such feature of events{nearest(name, [*_OWN, *features])}")
         kept[name] = _value(value, f"{prefix}{name}")
         if not features[name].holds(kept[name]):
-            raise UserError(f"{prefix}{name}: found {_short(value)}, expected {features[name].expected}")
+            raise UserError(f"{prefix}{name}: found {short(value)}, expected {features[name].expected}")
     if (size := len(_json.encode(event))) > MAX_BYTES:
         raise UserError(f"{place or 'events'}: found an event of {size} bytes, expected at most {MAX_BYTES}")
     return ids[0], Event(ids[1], seconds, kept)
@@ -62,41 +62,48 @@ def _id(event: Mapping[str, Any], name: str, prefix: str) -> int | str:
     if name not in event:
         raise UserError(f"{prefix}{name}: missing, expected an integer or a string")
     value = event[name]
+    if is_id(value):
+        return value  # type: ignore[no-any-return]  # checked
+    raise UserError(f"{prefix}{name}: found {short(value)}, expected an integer of 64 bits or a string")
+
+
+def is_id(value: Any) -> bool:
+    """Return True if a value can be the id of a user or an item."""
     # Control characters take six bytes in JSON, so excluding them in a search could exceed the limit of its body.
-    if isinstance(value, str) and value and _is_text(value) and min(value) >= " ":
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
-        return value
-    raise UserError(f"{prefix}{name}: found {_short(value)}, expected an integer of 64 bits or a string")
+    if isinstance(value, str):
+        return bool(value) and is_text(value) and min(value) >= " "
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _value(value: Any, place: str) -> Any:
     if isinstance(value, list):
         if any(not _is_plain(entry) for entry in value):
-            raise UserError(f"{place}: found {_short(value)}, expected a list of numbers or strings")
+            raise UserError(f"{place}: found {short(value)}, expected a list of numbers or strings")
         return value
     if not _is_plain(value):
-        raise UserError(f"{place}: found {_short(value)}, expected a number, a string or a list of them")
+        raise UserError(f"{place}: found {short(value)}, expected a number, a string or a list of them")
     return value
 
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, str):
-        return _is_text(value)
+        return is_text(value)
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return value is None or isinstance(value, float)
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Return True if a text can be encoded as UTF-8."""
     # JSON allows half of a surrogate pair, but it cannot be encoded as UTF-8.
     return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _shown(name: str) -> str:
-    return name if _is_text(name) and len(name) <= 60 else _short(name)
+    return name if is_text(name) and len(name) <= 60 else short(name)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

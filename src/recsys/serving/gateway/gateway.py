@@ -35,6 +35,7 @@ from recsys.serving.http.messages import (
     SearchRequest,
 )
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
+from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample
@@ -98,7 +99,7 @@ class _Asked(NamedTuple):
 
 
 class Gateway:
-    """Retrieval for users. The sampler keeps a share of the requests."""
+    """Retrieval for users. The sampler keeps a share of the requests, and the recorder the answers."""
 
     def __init__(
         self,
@@ -110,9 +111,10 @@ class Gateway:
         metrics: Metrics,
         sampler: RequestSampler | None = None,
         admission: Admission | None = None,
+        impressions: ImpressionRecorder | None = None,
     ) -> None:
         self.router, self.towers, self.events, self.limits, self.metrics = router, towers, events, limits, metrics
-        self._sampler = sampler
+        self._sampler, self._impressions = sampler, impressions
         self._store_fault: str | None = None
         self._query_builder = QueryBuilder(metrics)
         self._users = StoredUsers(events, metrics, seconds=limits.store_seconds)
@@ -304,6 +306,12 @@ class Gateway:
                 response.results, embedded.lengths, embedded.unknown, stored, strict=True
             )
         ]
+        if self._impressions is not None:
+            model = tower.manifest.model
+            for one, found, answer in zip(requests, response.results, answers, strict=True):
+                answer.impression_id = self._impressions.record(
+                    one.user_id, version, generator=model, item_ids=found.item_ids
+                )
         if self._sampler is not None and self._sampler.share:
             for one, query, answer in zip(requests, embedded.queries, answers, strict=True):
                 if self._sampler.wants():

@@ -16,6 +16,8 @@ from recsys.serving.gateway.router import Router
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import ScoredItem, SearchRequest, SimilarRequest, SimilarResponse
 from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request
+from recsys.serving.impressions.recorder import ImpressionRecorder
+from recsys.serving.impressions.records import SIMILAR
 
 _ATTEMPTS = 5
 
@@ -49,8 +51,16 @@ class ItemVectors:
 class SimilarItems:
     """Answers requests for similar items; `size` releases are kept."""
 
-    def __init__(self, router: Router, releases: ReleaseCache, size: int, *, load_seconds: float) -> None:
-        self._router = router
+    def __init__(
+        self,
+        router: Router,
+        releases: ReleaseCache,
+        size: int,
+        *,
+        load_seconds: float,
+        impressions: ImpressionRecorder | None = None,
+    ) -> None:
+        self._router, self._impressions = router, impressions
         self._vectors = AsyncLRU(
             lambda version: ItemVectors(releases, version), size, retry_seconds=5.0, load_seconds=load_seconds
         )
@@ -75,5 +85,10 @@ class SimilarItems:
                 continue
             (found,) = routed.response.results
             items = list(map(ScoredItem, found.item_ids, found.scores.tolist()))
-            return SimilarResponse(items, version, routed.response.version, "+".join(routed.hosts), unknown)
+            answer = SimilarResponse(items, version, routed.response.version, "+".join(routed.hosts), unknown)
+            if self._impressions is not None:
+                answer.impression_id = self._impressions.record(
+                    None, version, generator=SIMILAR, item_ids=found.item_ids
+                )
+            return answer
         raise Problem(503, "unavailable", message="the served version keeps changing")

@@ -20,7 +20,7 @@ LEAST_CHARACTERS = 16
 # Headers by which a gateway and a host show each other that both know the token, without sending it.
 REQUEST_PROOF, ANSWER_PROOF = "x-recsys-request-proof", "x-recsys-answer-proof"
 _OPEN = ("/healthz", "/readyz", "/metrics", "/schema")
-_ROLES = {"/v1/events": "events", "/v1/search": "host", "/v1/version": "host"}
+_ROLES = {"/v1/events": "events", "/v1/outcomes": "events", "/v1/search": "host", "/v1/version": "host"}
 Headers = Mapping[bytes, bytes]
 
 

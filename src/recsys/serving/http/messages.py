@@ -123,6 +123,7 @@ class RetrieveResponse(Struct, gc=False, omit_defaults=True):
         unknown_items: distinct items of the history that the release does not contain.
         history_missing: present and true if the event store did not answer in time, so that the answer lacks what is
             stored of the user; such an answer may contain items that the user has seen.
+        impression_id: present if the server records impressions; outcomes name it.
     """
 
     items: list[ScoredItem]
@@ -133,9 +134,10 @@ class RetrieveResponse(Struct, gc=False, omit_defaults=True):
     history_length: int
     unknown_items: list[int | str]
     history_missing: bool = False
+    impression_id: str | None = None
 
 
-class SimilarResponse(Struct, gc=False):
+class SimilarResponse(Struct, gc=False, omit_defaults=True):
     """Similar items, best first.
 
     Attributes:
@@ -144,6 +146,7 @@ class SimilarResponse(Struct, gc=False):
         index_version: version of the searched index, as the host reports it; equal to `version`.
         host: host that searched.
         unknown_items: given items that the release does not have.
+        impression_id: present if the server records impressions; outcomes name it.
     """
 
     items: list[ScoredItem]
@@ -151,6 +154,7 @@ class SimilarResponse(Struct, gc=False):
     index_version: str
     host: str
     unknown_items: list[int | str]
+    impression_id: str | None = None
 
 
 class SearchRequest(Struct, forbid_unknown_fields=True):
@@ -296,6 +300,38 @@ class EventsResponse(Struct):
     stored: int
     repeated: int
     dropped: int
+
+
+class PostedOutcome(Struct, forbid_unknown_fields=True):
+    """What a user did with an item of an answer.
+
+    Attributes:
+        impression_id: id of the answer.
+        item_id: item of the answer.
+        action: name of the action, such as `save` or `click`.
+        timestamp: UTC seconds, or a date or time as ISO 8601; None for now.
+    """
+
+    impression_id: Annotated[str, Meta(min_length=1, max_length=64)]
+    item_id: Id
+    action: Annotated[str, Meta(min_length=1, max_length=64)]
+    timestamp: Annotated[Any, Meta(extra_json_schema=_SECONDS)] = None
+
+
+class OutcomesResponse(Struct):
+    """Results of the posted outcomes; the four numbers add up to their number.
+
+    Attributes:
+        stored: durable.
+        repeated: outcomes with an impression, item and action that were stored already.
+        unknown: no known impression of that id shows the item.
+        late: outside of the window after the impression.
+    """
+
+    stored: int
+    repeated: int
+    unknown: int
+    late: int
 
 
 class Status(Struct):

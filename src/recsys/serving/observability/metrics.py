@@ -75,6 +75,8 @@ class Metrics:
         event_outcomes: acknowledged events by [what] became of them: stored, repeated or dropped.
         unreadable: stored events, profiles and features that counted as missing because they could not be read.
         request_samples: sampled requests by [what] happened to them: written, dropped or failed.
+        impressions: answers with an impression id by [what] happened to their record: written, dropped or failed.
+        outcomes: acknowledged outcomes of impressions by [what]: stored, repeated, unknown or late.
         recall_missed: sampled searches whose recall was not measured.
         task_errors: programming errors in background tasks, by [task].
     """
@@ -104,6 +106,10 @@ class Metrics:
         batch = histogram("recsys_batch_size", "Requests in one microbatch.", label="stage", buckets=SIZES)
         self.stored_events = counter("recsys_events_total", "Acknowledged events.")
         outcomes = counter("recsys_event_outcomes_total", "Acknowledged events: stored, repeated or dropped.", "what")
+        shown = "Answers with an impression id by what happened to the record: written, dropped, failed."
+        self.impressions = _Series(counter("recsys_impressions_total", shown, "what"))
+        joined = "Acknowledged outcomes of impressions: stored, repeated, unknown, late."
+        self.outcomes = _Series(counter("recsys_outcomes_total", joined, "what"))
         self.unreadable = counter("recsys_unreadable_total", "Stored events and features that could not be read.")
         tasks = counter("recsys_task_errors_total", "Programming errors in background tasks, by task.", "task")
         kept = "Sampled requests by outcome: written, dropped (the queue was full), failed (the disk)."

@@ -1,0 +1,107 @@
+"""Impressions, their ids, and batches of them, which stores keep as bytes. Imports no torch.
+
+An id is the text of 15 random-looking bytes: the id of the batch (9), the place in it (2), and a check (4) that differs
+for each impression. So nobody can make the id of another impression from one that was given out.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from recsys.serving.events import UserId
+
+BATCH_BYTES, _PLACE_BYTES, _CHECK_BYTES = 9, 2, 4
+_ID_BYTES = BATCH_BYTES + _PLACE_BYTES + _CHECK_BYTES
+# Generator of answers of `/v1/similar`, which belong to no user.
+SIMILAR = "similar"
+
+ItemId = int | str
+
+
+class Impression(NamedTuple):
+    """One served answer.
+
+    Attributes:
+        at: UTC seconds.
+        user_id: user of the request; None for an anonymous one.
+        version: release that answered.
+        generator: name of the model of the release, or `similar`.
+        item_ids: items of the answer, best first.
+    """
+
+    at: int
+    user_id: UserId | None
+    version: str
+    generator: str
+    item_ids: Sequence[ItemId]
+
+
+class ImpressionKey(NamedTuple):
+    """Parts of an impression id."""
+
+    batch: bytes
+    place: int
+    check: bytes
+
+
+class Batch(NamedTuple):
+    """Impressions of one process, in their order, and the checks of their ids."""
+
+    impressions: list[Impression]
+    checks: bytes
+
+    def find(self, key: ImpressionKey) -> Impression | None:
+        """Return the impression of a key; None if the batch has no such impression."""
+        begin = key.place * _CHECK_BYTES
+        if key.place >= len(self.impressions) or self.checks[begin : begin + _CHECK_BYTES] != key.check:
+            return None
+        return self.impressions[key.place]
+
+
+class OpenBatch:
+    """Batch that still takes impressions, up to `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.name = os.urandom(BATCH_BYTES)
+        self.batch = Batch([], os.urandom(_CHECK_BYTES * most))
+
+    def add(self, impression: Impression) -> str:
+        """Add an impression and return its id."""
+        place = len(self.batch.impressions)
+        self.batch.impressions.append(impression)
+        check = self.batch.checks[place * _CHECK_BYTES : (place + 1) * _CHECK_BYTES]
+        return base64.urlsafe_b64encode(self.name + place.to_bytes(_PLACE_BYTES) + check).decode()
+
+
+def parse_id(text: str) -> ImpressionKey | None:
+    """Return the parts of an impression id; None if the text is not one."""
+    try:
+        content = base64.b64decode(text.encode("ascii"), b"-_", validate=True)
+    except ValueError:
+        return None
+    if len(content) != _ID_BYTES:
+        return None
+    place, check = content[BATCH_BYTES:-_CHECK_BYTES], content[-_CHECK_BYTES:]
+    return ImpressionKey(content[:BATCH_BYTES], int.from_bytes(place), check)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Batch)
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """Return a batch as bytes."""
+    return _encoder.encode((batch.impressions, batch.checks[: _CHECK_BYTES * len(batch.impressions)]))
+
+
+def decode_batch(content: bytes) -> Batch | None:
+    """Return a batch from its bytes; None if they are damaged."""
+    try:
+        return _decoder.decode(content)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
