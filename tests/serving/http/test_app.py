@@ -21,6 +21,7 @@ def test_answers_of_the_contract(published: Published, stored: Path, queries: di
         answer = await call(app, "POST", "/v1/retrieve", {"user_id": user, "k": 3}, {"x-request-id": "abc1"})
         (expected,) = Retriever.load(published.store, version).retrieve([query], 3)
         items = answer.body.pop("items")
+        assert len(answer.body.pop("impression_id")) == 20
         assert [item["item_id"] for item in items] == expected.item_ids
         assert [item["score"] for item in items] == pytest.approx(expected.scores.tolist(), abs=1e-5)
         assert answer.body == {

@@ -40,9 +40,9 @@ def test_answers_have_ids_whose_records_name_version_generator_and_items(publish
     answers = living(settings(published, events), use)
     assert len({answer["impression_id"] for answer in answers}) == 4
     store = open_impressions(str(events))
-    ((_, batch),) = store.batches(0)
+    recorded = [one for _, batch in store.batches(0) for one in batch.impressions]
     store.close()
-    assert [(one.user_id, one.version, one.generator, one.item_ids) for one in batch.impressions] == [
+    assert [(one.user_id, one.version, one.generator, one.item_ids) for one in recorded] == [
         (user, answer["version"], generator, [item["item_id"] for item in answer["items"]])
         for user, generator, answer in zip(
             ("u001", None, 7, None), ("test", "test", "test", "similar"), answers, strict=True
