@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from recsys.serving.events import UserId
+from recsys.serving.events import StoreError, UserId
 from recsys.serving.impressions.impression_store import StoredOutcome
 from recsys.serving.impressions.records import Batch, decode_batch, encode_batch
 from recsys.serving.impressions.rewriting import without_user
