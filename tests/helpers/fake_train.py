@@ -1,9 +1,10 @@
 """Stands for train.py where the machinery of sweeps is tested: validates and keeps checkpoints, and trains nothing.
 
-    python fake_train.py value=0.5 [epochs=3] [seconds=0.05] [gate=FILE] [fail=MESSAGE] [nothing=true] hydra.run.dir=DIR
+    python fake_train.py value=0.5 [epochs=3] [seconds=0.05] [gate=FILE] [held=VALUE] [fail=MESSAGE] [nothing=true]
+        hydra.run.dir=DIR
 
 The metric climbs to `value` in equal steps. Epochs that are done before a kill are not done again. Behind the second
-epoch it waits until the file `gate` exists.
+epoch it waits until the file `gate` exists; a run of the value `held` waits there for a minute.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def main() -> None:
         time.sleep(float(asked.get("seconds", 0.05)))
         while epoch >= 2 and "gate" in asked and not Path(asked["gate"]).exists():
             time.sleep(0.02)
+        if epoch == 2 and asked.get("held") == asked["value"]:
+            time.sleep(60)
         with (log / "metrics.csv").open("a", newline="") as file:
             writer = csv.writer(file)
             if epoch == begin:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
 
+# Below the ports of outgoing connections, one of which could take a port before its server does. Each process of the
+# tests begins elsewhere, and none gives a port twice.
+_CANDIDATES = itertools.count(os.getpid() * 37)
+
+
 def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+    while True:
+        port = 20_000 + next(_CANDIDATES) % 12_000
+        with socket.socket() as opened, suppress(OSError):
+            opened.bind(("127.0.0.1", port))
+            return port
 
 
 def post(port: int, path: str, body: Any) -> tuple[int, Any]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from publishing import Published
-from worlds import write_blend, write_run
+from worlds import FEW, write_blend, write_run
 
 from recsys.cli.main import main
 from recsys.experiments.trained_run import load_run
@@ -59,11 +59,13 @@ def test_embeddings_are_those_of_the_release(
 
 def test_content_and_evidence_of_ids(published: Published, tmp_path: Path) -> None:
     content = (
+        "model.similarity=dot",
+        "user_tower=mean",
         "item_tower=content",
         "item_tower.content.columns=[tags, category, visual]",
         "item_tower.content.width=6",
     )
-    run = load_run(write_run(tmp_path / "run", published.root, "model.similarity=dot", *content))
+    run = load_run(write_run(tmp_path / "run", published.root, *FEW, *content))
     store = ReleaseStore(tmp_path / "store")
     version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
     table, expected = untrained(store.root, version, run.dataset.num_trained, published.root)
@@ -75,8 +77,9 @@ def test_content_and_evidence_of_ids(published: Published, tmp_path: Path) -> No
 
 
 def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
-    other = write_run(tmp_path / "other", published.root, "model.similarity=dot", "user_tower=mean")
-    path = write_blend(tmp_path / "blend", {"a": (published.runs[0], 1.0), "b": (other, 0.5)}, shift_weight=0.5)
+    one = write_run(tmp_path / "one", published.root, *FEW, "user_tower=mean", "user_tower.use_user_id=true")
+    other = write_run(tmp_path / "other", published.root, *FEW, "model.similarity=dot", "user_tower=mean")
+    path = write_blend(tmp_path / "blend", {"a": (one, 1.0), "b": (other, 0.5)}, shift_weight=0.5)
     run = load_run(path)
     store = ReleaseStore(tmp_path / "store")
     version = promote(run, Exact(), store=store, model="test", recall_target=1.0).version
@@ -87,10 +90,11 @@ def test_blends_and_biases(published: Published, tmp_path: Path) -> None:
 
 
 def test_biases_of_members_and_members_without_features(published: Published, tmp_path: Path) -> None:
-    more = ["user_tower=mean", "model.similarity=dot"]
+    more = [*FEW, "user_tower=mean", "model.similarity=dot"]
+    plain = write_run(tmp_path / "plain", published.root, *FEW, "user_tower=mean")
     ids = write_run(tmp_path / "ids", published.root, *more, "item_tower=ids")
     offset = write_run(tmp_path / "offset", published.root, *more, "model.new_items_offset=-1.5")
-    members = {"ids": (ids, 0.5), "offset": (offset, 0.25), "plain": (published.runs[0], 0.25)}
+    members = {"ids": (ids, 0.5), "offset": (offset, 0.25), "plain": (plain, 0.25)}
     blend = write_blend(tmp_path / "blend", members, new_items_offset=0.75)
     store = ReleaseStore(tmp_path / "store")
     for path in (offset, blend):

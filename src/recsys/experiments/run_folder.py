@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
 from recsys.core.stored_config import load_config
@@ -210,7 +209,7 @@ class RunFolder:
 
     def claim(self) -> None:
         """Create the folder and write `config.yaml`. What another configuration left there is removed."""
-        if not distributed.is_first():
+        if not _is_first():
             return
         self._is_new = not (self.path / CONFIG).exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -227,7 +226,7 @@ class RunFolder:
 
     def unclaim(self) -> None:
         """Remove what this start has written, if the folder was new and there are no results."""
-        if self._is_new and distributed.is_first() and not self._has_results():
+        if self._is_new and _is_first() and not self._has_results():
             for name in (CONFIG, STATE, ACCEPTED):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("logs", "wandb", "checkpoints"):
@@ -240,7 +239,7 @@ class RunFolder:
 
     def update(self, **changes: Any) -> None:
         """Replace values of `run.json`, given as fields of `RunState`."""
-        if distributed.is_first():
+        if _is_first():
             dataclasses.replace(self.state, **changes).write(self.path)
 
     @property
@@ -251,19 +250,26 @@ class RunFolder:
 
     def write_metrics(self, metrics: Mapping[str, float]) -> None:
         """Replace `metrics.json`."""
-        if distributed.is_first():
+        if _is_first():
             atomic_write(self.path / METRICS, json.dumps(dict(metrics), indent=2) + "\n")
 
     def write_per_user(self, table: pa.Table) -> None:
         """Replace `per_user.parquet`."""
-        if distributed.is_first():
+        if _is_first():
             with atomic_file(self.path / PER_USER) as aside:
                 pq.write_table(table, aside)
 
 
+def _is_first() -> bool:
+    # Imported late, since torch takes seconds and commands that read run folders need none of it.
+    from recsys.core import distributed
+
+    return distributed.is_first()
+
+
 def write_config(path: Path, config: DictConfig) -> None:
     """Replace `config.yaml` of the run folder `path`, with interpolations resolved."""
-    if distributed.is_first():
+    if _is_first():
         resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
         atomic_write(path / CONFIG, OmegaConf.to_yaml(resolved))
 

@@ -31,6 +31,11 @@ from recsys.experiments.sweep.trial import end_orphan
 FAKE = Path(__file__).parents[2] / "helpers/fake_train.py"
 
 
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.experiments.sweep.runner._POLL_SECONDS", 0.02)
+
+
 def content(**change: Any) -> dict[str, Any]:
     usual = {
         "program": str(FAKE),
@@ -56,6 +61,11 @@ def starts(folder: Path, number: int) -> list[dict[str, Any]]:
 
 def values(study: SweepStudy) -> list[float | None]:
     return [record.value for record in study.records()]
+
+
+def test_a_sweep_starts_without_torch() -> None:
+    code = "import sys, recsys.experiments.sweep.runner; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +190,8 @@ def test_hyperband_stops_the_worse_runs(tmp_path: Path) -> None:
         parameters={
             "value": {"values": [0.5, 0.4, 0.1, 0.6]},
             "epochs": {"value": 8},
-            "seconds": {"value": 0.3},
+            "held": {"value": 0.1},
+            "seconds": {"value": 0.01},
         },
     )
     # One after the other, at band 2 of values that climb by an eighth: .125; of .1 and .125 the one in place
