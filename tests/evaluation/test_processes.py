@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
+import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
 from handmade import handmade, ragged
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from recsys.evaluation.metrics import RetrievalMetrics
 
@@ -24,8 +25,8 @@ def count(rank: int, world_size: int, num_requests: int) -> RetrievalMetrics:
     return metrics
 
 
-def process(rank: int, world_size: int, port: int, expected: dict[int, dict[str, float]]) -> None:
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+def process(rank: int, world_size: int, meeting: Path, expected: dict[int, dict[str, float]]) -> None:
+    distributed.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
     # With one request the second process has none.
     for num_requests, values in expected.items():
         metrics = count(rank, world_size, num_requests)
@@ -38,9 +39,13 @@ def process(rank: int, world_size: int, port: int, expected: dict[int, dict[str,
 
 
 @pytest.mark.slow
-def test_processes_count_together() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_processes_count_together(tmp_path: Path) -> None:
     expected = {num_requests: count(0, 1, num_requests).compute() for num_requests in (3, 1)}
-    multiprocessing.spawn(process, (2, port, expected), nprocs=2)
+    # Forked processes need not import torch again.
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=process, args=(rank, 2, tmp_path / "meeting", expected)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]

@@ -10,6 +10,7 @@ That process lives as long as the tests. It reads a line for each list of jobs, 
 ["file:RUN/metrics.json", 1]: by SIGKILL, or by the signal that follows.
 ["step:judge", "before"] and ["step:judge", "after"] end it around the moment when the state of a cycle says that the
 next step is `judge`; "none" means that the cycle is cleared.
+`set`: values of attributes, such as {"recsys.publishing.batch_recommend:PART": 20}.
 `snapshot`: [PLACE, COPY] copies what a job left; `copy`: what it finds. `folder`: where the command runs.
 """
 
@@ -36,7 +37,7 @@ def run_all(jobs: Sequence[dict[str, Any]], folder: Path) -> list[tuple[int, str
     """Exit code and output of each job."""
     logs = [folder / f"job{number}.log" for number in range(len(jobs))]
     described = [
-        {"kill": None, "copy": None, "snapshot": None, "folder": None} | job | {"log": str(log)}
+        {"kill": None, "set": {}, "copy": None, "snapshot": None, "folder": None} | job | {"log": str(log)}
         for job, log in zip(jobs, logs, strict=True)
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
@@ -66,10 +67,7 @@ def _kill_on_call(attribute: str, calls: Any, sent: str = "SIGKILL") -> None:
     if module == "step":
         _kill_at_step(path, str(calls))
         return
-    *owners, name = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for part in owners:
-        owner = getattr(owner, part)
+    owner, name = _owner(attribute)
     original, left = getattr(owner, name), [calls]
 
     def counted(*arguments: Any, **settings: Any) -> Any:
@@ -79,6 +77,16 @@ def _kill_on_call(attribute: str, calls: Any, sent: str = "SIGKILL") -> None:
         return original(*arguments, **settings)
 
     setattr(owner, name, counted)
+
+
+def _owner(attribute: str) -> tuple[Any, str]:
+    """Return the object that has the attribute MODULE:PATH, and the attribute's name."""
+    module, _, path = attribute.partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    return owner, name
 
 
 def _kill_on_rename(end: str, times: int, sent: str) -> None:
@@ -134,6 +142,8 @@ def _run(job: dict[str, Any], environment: dict[str, str]) -> int:
         # A new interpreter would do this.
         sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
         importlib.import_module("exports").export_once()
+        for attribute, value in job["set"].items():
+            setattr(*_owner(attribute), value)
         if job["kill"]:
             _kill_on_call(*job["kill"])
         if job["folder"]:

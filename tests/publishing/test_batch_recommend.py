@@ -6,12 +6,8 @@ import csv
 import gzip
 import io
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import run_all
 from publishing import Published
-from worlds import write_blend, write_run
+from worlds import FEW, write_blend, write_run
 
 from recsys.core.errors import UserError
 from recsys.data.dataset import Requests
@@ -287,29 +283,25 @@ def test_parts_of_other_settings_are_not_reused(
 
 def test_a_killed_command_leaves_no_file_and_continues(published: Published, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
-    script = f"""
-        import os, signal
-        import recsys.publishing.batch_recommend as recommendation
-        from recsys.publishing.recommenders import open_recommender
-        recommendation.PART = 20
-        recommender = open_recommender(None, "candidate", store={str(published.store)!r}, root=None)
-        rank, left = recommender.rank, [2]
-        def limited(*arguments, **settings):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return rank(*arguments, **settings)
-        if os.environ.get("DIE"):
-            recommender.rank = limited
-        audience = recommendation.choose_users("all", recommender.dataset)
-        recommendation.write_recommendations(recommender, audience, k=10, exclude_seen=True, out={str(out)!r})
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    assert subprocess.run(command, env=os.environ | {"DIE": "1"}, capture_output=True).returncode == -signal.SIGKILL
+    command = [
+        "recsys",
+        "recommend",
+        "release=candidate",
+        f"store={published.store}",
+        "users=all",
+        "k=10",
+        f"out={out}",
+    ]
+    job = {"args": command, "set": {"recsys.publishing.batch_recommend:PART": 20}}
+    rank = "recsys.publishing.recommenders:ReleaseRecommender.rank"
+    ((code, log),) = run_all([{**job, "kill": [rank, 3]}], tmp_path)
+    assert code == -signal.SIGKILL, log
     assert not out.exists()
     parts = sorted(path.name for path in out.with_name("out.parquet.parts").glob("part-*"))
     assert parts == ["part-000000.parquet", "part-000001.parquet"]
-    subprocess.run(command, check=True, capture_output=True)
+    # Two parts are done, so one is left.
+    ((code, log),) = run_all([{**job, "kill": [rank, 2]}], tmp_path)
+    assert code == 0, log
     assert pq.read_metadata(out).num_rows == 60
 
 
@@ -451,8 +443,10 @@ def test_commands(published: Published, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_blend_is_promoted_and_recommends_like_its_run(published: Published, tmp_path: Path) -> None:
-    short = write_run(tmp_path / "short", published.root, "history.max_events=3", seed=2)
-    blend = write_blend(tmp_path / "blend", {"long": (published.runs[0], 0.7), "short": (short, 0.3)})
+    mean = ["user_tower=mean", "user_tower.use_user_id=true"]
+    long = write_run(tmp_path / "long", published.root, *FEW, *mean)
+    short = write_run(tmp_path / "short", published.root, *FEW, "history.max_events=3", seed=2)
+    blend = write_blend(tmp_path / "blend", {"long": (long, 0.7), "short": (short, 0.3)})
     version = promote(load_run(blend), Exact(), store=ReleaseStore(tmp_path / "store"), model="test").version
     by_run = _recommend(RunRecommender(load_run(blend)), "all", tmp_path / "run.parquet")
     by_release = _recommend(

@@ -11,12 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb.wandb_agent
 import yaml
 from commands import REPOSITORY
-from sweeps.config import schema_violations_from_proposed_config
 from tiny_run import command as tiny
-from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from recsys.core.errors import UserError
 from recsys.experiments.sweep.file import METHODS, parse_sweep, read_sweep
@@ -35,6 +32,10 @@ GOOD: dict[str, Any] = {
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_ours_are_valid_to_wandb(file: Path) -> None:
+    # Imported here, because every worker imports this file, and W&B's packages take seconds.
+    from sweeps.config import schema_violations_from_proposed_config
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config
+
     content = load_sweep_config(str(file))
     assert content is not None
     # Settings that its service knows, and the last version of its engine that goes with numpy 2 does not yet.
@@ -72,10 +73,12 @@ class _Started:
 
 def agent_starts(content: dict[str, Any], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> _Started:
     """What W&B's agent starts for a run whose values its service has drawn."""
-    monkeypatch.setattr(wandb.wandb_agent, "AgentProcess", _Started)
+    from wandb import wandb_agent
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", _Started)
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
         monkeypatch.setenv(name, "")
-    agent = wandb.wandb_agent.Agent.__new__(wandb.wandb_agent.Agent)
+    agent = wandb_agent.Agent.__new__(wandb_agent.Agent)
     agent._in_jupyter = agent._forward_signals = False
     agent._function, agent._run_processes = None, {}
     agent._sweep_command = copy.deepcopy(content["command"])

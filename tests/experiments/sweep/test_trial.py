@@ -86,7 +86,7 @@ TrialProcess(Path({str(tmp_path)!r}), {SLEEP!r}, environment={{}})
 """
     subprocess.run([sys.executable, "-c", sweep], check=True)
     orphan = group(tmp_path)
-    assert not ended(orphan)
+    assert lives(orphan)
     assert end_orphan(tmp_path)
     assert ended(orphan)
     assert not end_orphan(tmp_path)
@@ -129,15 +129,19 @@ def group(folder: Path) -> int:
         time.sleep(0.02)
 
 
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # One that nobody waits for stays as a zombie.
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def ended(pid: int) -> bool:
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        # One that nobody waits for stays as a zombie.
-        stat = Path(f"/proc/{pid}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+    for _ in range(6000):
+        if not lives(pid):
             return True
         time.sleep(0.01)
     return False

@@ -26,6 +26,10 @@ from recsys.release.runtime.retriever import Query, Retriever
 pytestmark = pytest.mark.slow
 
 WATCH = ["watch.every=0.2", "watch.unready=3"]
+# Calls to a server that is gone are given up soon.
+IMPATIENT = {
+    "recsys.operations.rollout.runner:RolloutRunner.__init__.__kwdefaults__": {"wait": 1.0, "patience": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +183,8 @@ def test_a_host_that_dies_while_it_is_watched_brings_the_old_release_back(
         killer = threading.Thread(target=kill)
         killer.start()
         with asking.going_on():
-            ((code, output),) = run_all([made.job("watch.seconds=600.0", **scene.arrives(15))], tmp_path)
+            job = made.job("watch.seconds=600.0", **scene.arrives(15), set=IMPATIENT)
+            ((code, output),) = run_all([job], tmp_path)
             killer.join()
         # The dead host cannot be told, so the cycle is not over; everything else serves the old release already.
         assert code == 1, output

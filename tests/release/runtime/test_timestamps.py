@@ -58,6 +58,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     root = write_world(base / "data")
     # An export takes longer with every feature, and these tests are about times.
     few = [f"~data.features.interactions.{name}" for name in ("dwell", "labels", "seen_vector", "query")]
+    few.append("user_tower.encoder.num_blocks=1")
     run = write_run(base / "run", root, "user_tower=hstu", f"data.time={request.param}", *few)
     store = ReleaseStore(base / "store")
     store.set_alias("candidate", promote(load_run(run), Exact(), store=store, model="test").version, why="test")

@@ -116,7 +116,7 @@ def test_another_version_is_explored_once_a_host_holds_it(published: Published, 
         )
         assert loaded.status == 200
         # The gateway hears of it when it asks its hosts the next time.
-        for _ in range(200):
+        for _ in range(1200):
             (models,) = (await call(app, "GET", "/v1/hosts")).body.values()
             if any(other in held["loaded"] for held in models.values()):
                 break

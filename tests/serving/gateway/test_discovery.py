@@ -92,12 +92,12 @@ def test_a_fleet_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
             await fleet.start()
             assert fleet.states == []
             names.addresses = ["127.0.0.1"]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while [state.failure for state in fleet.states] != [None]:
                     await asyncio.sleep(0.01)
             assert fleet.states[0].versions["m"].serving == "v1"
             names.addresses = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while fleet.states:
                     await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)

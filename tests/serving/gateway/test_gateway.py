@@ -50,7 +50,7 @@ def with_gateway(
     events: EventStore,
     client: HostClient,
     use: Callable[[Gateway], Coroutine[Any, Any, Any]],
-    limits: Limits = Limits(seconds=1.0),  # noqa: B008
+    limits: Limits = Limits(seconds=60.0),  # noqa: B008
 ) -> Any:
     async def run() -> Any:
         fleet = Fleet([fixed_hosts(client)])
@@ -204,8 +204,12 @@ class Liar(LocalHost):
 
 def test_an_answer_of_another_version_is_none(published: Published, events: EventStore) -> None:
     old, new = published.versions
+
+    async def use(gateway: Gateway) -> Any:
+        return await gateway.retrieve(RetrieveRequest())
+
     with pytest.raises(Problem) as refused:
-        retrieve(published, events, Liar(host_of(published, old), new), RetrieveRequest())
+        with_gateway(published, events, Liar(host_of(published, old), new), use, Limits(seconds=0.2))
     assert refused.value.status == 503
 
 

@@ -64,7 +64,7 @@ def route(*shards: list[FakeHost], run: Scenario, probe_seconds: float = 0.3) ->
 
 async def ask(router: Router, user: int = 1) -> RoutedResponse:
     """One request as a gateway makes it: until it is answered."""
-    for _ in range(80):
+    for _ in range(1200):
         try:
             assignment = router.assign(user)
             return await router.search(assignment, request(assignment.version, user))

@@ -87,7 +87,7 @@ def test_metrics_contain_the_recall_of_the_index(published: Published, tmp_path:
         for _ in range(3):
             await retrieved(app)
         text = ""
-        for _ in range(200):
+        for _ in range(3000):
             text = (await call(app, "GET", "/metrics", as_json=False)).body
             if f'recsys_index_recall_samples{{version="{published.versions[0]}"}} 3.0' in text:
                 break

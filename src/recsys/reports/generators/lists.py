@@ -16,8 +16,6 @@ from recsys.core.types import Float64Array
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.relevance import relevant_items
 
-# Name of the list that fills up blends after all generators. It is not a generator.
-FALLBACK = "popularity for the rest"
 _BLOCK = 1024
 
 
