@@ -60,23 +60,22 @@ def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytes
         if bias is not None or "c" in weights:
             # Half a percent more than the blend of two: not worth a third tower, nor a shift.
             return 0.4 * 1.005
-        return {0.0: 0.32, 0.25: 0.35, 0.5: 0.4, 0.75: 0.2}[weights.get("a", 0.0)]
+        return {0.0: 0.32, 0.25: 0.35, 0.375: 0.4, 0.5: 0.39, 0.625: 0.2, 0.75: 0.2}[weights.get("a", 0.0)]
 
     asked = fake(monkeypatch, measure)
     chosen = choose(folders, {"a": 0.3, "c": 0.1, "b": 0.32})
-    assert chosen.weights == {"b": 0.5, "a": 0.5}
+    assert chosen.weights == {"b": 0.625, "a": 0.375}
     assert chosen.prior_shift["weight"] == 0
     assert not chosen.is_one_run
     assert chosen.metrics == {METRIC: 0.45}
-    # The best, then the next best with three shares, then the last.
-    assert [weights for weights, _ in asked[:7]] == [
+    # The best, then the next best with three shares and those beside the best of them, then the last.
+    assert [weights for weights, _ in asked[:11]] == [
         {"b": 1.0},
-        {"b": 0.75, "a": 0.25},
-        {"b": 0.5, "a": 0.5},
-        {"b": 0.25, "a": 0.75},
-        {"b": 0.375, "a": 0.375, "c": 0.25},
-        {"b": 0.25, "a": 0.25, "c": 0.5},
-        {"b": 0.125, "a": 0.125, "c": 0.75},
+        *({"b": 1 - share, "a": share} for share in (0.25, 0.5, 0.75, 0.375, 0.625)),
+        *(
+            {"b": 0.625 * (1 - share), "a": 0.375 * (1 - share), "c": share}
+            for share in (0.25, 0.5, 0.75, 0.125, 0.375)
+        ),
     ]
     assert sum(biased for _, biased in asked) == 20
 

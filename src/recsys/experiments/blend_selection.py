@@ -28,8 +28,8 @@ from recsys.models.items import ItemTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 
-# Shares of the logits that a further member may get.
-SHARES = (0.25, 0.5, 0.75)
+# Shares of the logits that a further member may get, and the distance of the two that are tried beside the best.
+SHARES, BESIDE = (0.25, 0.5, 0.75), 0.125
 # Relative gain in the metric that a further member must bring, because it costs time at every request.
 LEAST_GAIN = 0.01
 # The same for a prior shift. It costs no time, but validation overestimates its gain, because popularity there is
@@ -104,10 +104,15 @@ def choose_blend(
     for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
         if name == best:
             continue
-        tried = [{other: (1 - share) * w for other, w in weights.items()} | {name: share} for share in SHARES]
-        scores = [validation.measure(candidate)[metric] for candidate in tried]
-        if max(scores) >= score * (1 + LEAST_GAIN):
-            weights, score = tried[scores.index(max(scores))], max(scores)
+        scores: dict[float, float] = {}
+        for share in SHARES:
+            scores[share] = validation.measure(_with_member(weights, name, share=share))[metric]
+        middle = max(scores, key=lambda share: scores[share])
+        for share in (middle - BESIDE, middle + BESIDE):
+            scores[share] = validation.measure(_with_member(weights, name, share=share))[metric]
+        share = max(scores, key=lambda share: scores[share])
+        if scores[share] >= score * (1 + LEAST_GAIN):
+            weights, score = _with_member(weights, name, share=share), scores[share]
     shift = none.prior_shift
     target_sampling = target_sampling_of(configs[max(weights, key=lambda name: weights[name])])
     if validation.dataset.meta.time_resolution.has_clock:
@@ -116,17 +121,21 @@ def choose_blend(
             for weight, power in SHIFTS
             for days in SHIFT_HALF_LIVES
         ]
-        scores = [
+        shifted = [
             validation.measure(weights, _bias(validation.dataset, each, target_sampling))[metric] for each in grid
         ]
-        if max(scores) >= score * (1 + LEAST_SHIFT_GAIN):
-            shift = grid[scores.index(max(scores))]
+        if max(shifted) >= score * (1 + LEAST_SHIFT_GAIN):
+            shift = grid[shifted.index(max(shifted))]
     chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
         return none
     bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
     metrics, offset = validation.measure(weights, bias, everyone=True), validation.offset(weights, bias)
     return chosen._replace(metrics=metrics, new_items_offset=offset)
+
+
+def _with_member(weights: Mapping[str, float], name: str, *, share: float) -> dict[str, float]:
+    return {other: (1 - share) * weight for other, weight in weights.items()} | {name: share}
 
 
 def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling: TargetSampling) -> Tensor:
