@@ -130,7 +130,7 @@ def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("recsys.publishing.onnx_export.INLINE_BYTES", 0)
     assert _worst_difference(run, tmp_path) < 1e-4
     assert (tmp_path / "user_tower.onnx.data").exists()
-    read_tower(tmp_path)
+    read_tower((tmp_path / "user_tower.onnx").read_bytes(), tmp_path)
 
 
 @pytest.mark.slow

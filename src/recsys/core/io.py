@@ -6,12 +6,15 @@ hidden leftover, which nothing reads.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 _SYNC_THREADS = 8
@@ -88,6 +91,19 @@ def build_folder(path: Path) -> Iterator[Path]:
             error.filename = str(path)
         raise
     sync(path.parent)
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file that somebody else may have made. It must be a plain one: others could block or never end.
+
+    Raises:
+        OSError: If it cannot be opened, or is a link, a folder or a special file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def sync(path: Path) -> None:

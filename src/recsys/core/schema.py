@@ -8,12 +8,14 @@ Training, batch retrieval and serving read the same schema.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.strict_json import read_json
 
 Owner = Literal["interactions", "items", "users"]
 Kind = Literal["categorical", "multi_categorical", "numeric", "vector", "text"]
@@ -160,6 +162,9 @@ class Schema:
                 or one.kind not in KINDS
                 or type(one.size) is not int
                 or not 0 < one.size < 2**31
+                or not all(isinstance(text, str) for text in (one.name, one.role, one.encoder, one.encoder_digest))
+                or not all(isinstance(number, int | float) and math.isfinite(number) for number in (one.mean, one.std))
+                or not one.std > 0
             ):
                 raise ValueError(f"found {one!r:.120}, expected a feature with an owner, a kind and a size")
         return cls(features, content["user_id_type"], content["item_id_type"])
@@ -176,6 +181,8 @@ class Schema:
             UserError: If the file is missing or is not a schema.
         """
         try:
-            return cls.from_json(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
+            return cls.from_json(read_json(path))
+        except UserError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UserError(f"{path}: not a schema of recsys ({error})") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write
+from recsys.core.strict_json import read_json
 from recsys.core.trust import TRUST, is_trusted
 from recsys.core.types import Float32Array
 from recsys.index.ann_index import Effort, Index
@@ -25,6 +26,8 @@ from recsys.index.files import StoredFile
 from recsys.index.inverted_file import IVFSQ8, IVFFlat, IVFPQFastScan
 
 FORMAT = 1
+# Largest effort of a stored index. faiss reserves memory for each of these candidates.
+MAX_BREADTH, MAX_REFINE = 1 << 20, 1 << 10
 DESCRIPTION = "item_index.json"
 # A description names these classes without a module, and all others by their import path.
 CLASSES: dict[str, Callable[..., Index]] = {
@@ -95,8 +98,10 @@ def load_index(folder: Path, embeddings: Float32Array, *, verify: bool = True) -
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: damaged description of a {name} index ({error})") from error
-    if effort.k < 1 or effort.breadth < 0 or effort.refine < 1:
-        raise UserError(f"{path}: damaged, found effort {effort._asdict()}")
+    bounds = (("breadth", 0, MAX_BREADTH), ("refine", 1, MAX_REFINE), ("k", 1, MAX_BREADTH))
+    for key, least, most in bounds:
+        if not least <= (found := getattr(effort, key)) <= most:
+            raise UserError(f"{path}: effort.{key}: found {found}, expected {least} to {most}")
     if embeddings.shape != shape or embeddings.dtype != "float32":
         found = f"{embeddings.dtype} {list(embeddings.shape)}"
         raise UserError(f"{path}: the item embeddings are {found}, but the index holds float32 {list(shape)}")
@@ -155,10 +160,7 @@ def _class_name(kind: type) -> str:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a description of an index ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise UserError(f"{path}: format {found}, expected {FORMAT}; build the index again")

@@ -23,7 +23,6 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.core.index_time import DAY, IndexTime
 from recsys.core.io import atomic_write
@@ -44,7 +43,7 @@ from recsys.publishing.index_times import newest_index_time, set_bias, with_part
 from recsys.publishing.newer_data import absolute, on_newer_data, record
 from recsys.publishing.promote import promote
 from recsys.publishing.towers import Towers
-from recsys.release.manifest import EMBEDDINGS, Manifest
+from recsys.release.manifest import Manifest
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.observability.samples import read_samples
@@ -264,7 +263,7 @@ def _judged_since(dataset: PreparedDataset, now: int, *, days: float, served: Ma
 
 def _with_biases(candidate: Retriever, run: TrainedRun) -> Float32Array:
     """Return the item embeddings of a release with the item biases that the model has now."""
-    embeddings = np.array(load_array(candidate.folder / EMBEDDINGS), np.float32)
+    embeddings = np.array(candidate.item_search.embeddings)
     items = torch.from_numpy(np.asarray(candidate.items["item_idx"]).astype(np.int64))
     write_bias(run.model, torch.from_numpy(embeddings), item_idx=items)
     return embeddings

@@ -8,18 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
-from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.core.progress import track
-from recsys.core.schema import UNKNOWN_ITEM, Schema, TimeResolution
+from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.core.time_units import PER_SECOND
 from recsys.core.types import Float32Array, Int64Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
@@ -32,7 +30,9 @@ from recsys.models.priors import ItemPriors
 from recsys.publishing.index_times import parse_moment
 from recsys.publishing.table_files import read_table
 from recsys.publishing.towers import num_trained
-from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, SCHEMA, Manifest
+from recsys.release.files import read_embeddings, read_file, read_schema, read_vocabulary
+from recsys.release.files import read_table as read_items
+from recsys.release.manifest import ITEM_WEIGHTS, ITEMS, Manifest
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import save_additions
 
@@ -64,8 +64,9 @@ class NewItems:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, now: int | None = None) -> None:
-        self.folder, self.manifest, self.schema, self.now = folder, manifest, Schema.load(folder / SCHEMA), now
-        config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
+        self.folder, self.manifest, self.now = folder, manifest, now
+        self.schema = read_schema(folder, manifest)
+        config, weights = stored_config(folder), load(read_file(folder, ITEM_WEIGHTS, manifest))
         self._born = config.data.columns.get("born")
         self._unit = config.data.get("time_unit")
         self._members = []
@@ -127,15 +128,15 @@ class NewItems:
         if self.manifest.new_item_biases:
             return torch.tensor([self.manifest.new_item_biases[number]]) * scale
         # In an early release any item without training events shows it.
-        trained = num_trained(self.manifest, load_file(self.folder / ITEM_WEIGHTS))
-        rows = np.flatnonzero(np.asarray(pq.read_table(self.folder / ITEMS)["item_idx"]) > trained)
+        trained = num_trained(self.manifest, load(read_file(self.folder, ITEM_WEIGHTS, self.manifest)))
+        rows = np.flatnonzero(np.asarray(read_items(self.folder, ITEMS, self.manifest)["item_idx"]) > trained)
         if not len(rows):
             raise UserError(
                 f"{self.folder}: embeddings contain a bias of items (model.prior_shift, model.new_items_offset), and "
                 "the release has no item without training events whose value a new item could use; publish it again"
             )
         column = sum(part.shape[1] for part in parts)
-        return torch.tensor([float(load_array(self.folder / EMBEDDINGS)[rows[0], column])])
+        return torch.tensor([float(read_embeddings(self.folder, self.manifest)[rows[0], column])])
 
     def _index_time(self, born: Int64Array) -> IndexTime:
         """Return the time in which the items are served: that of the index, or of a later day on which they begin."""
@@ -182,10 +183,8 @@ class NewItems:
 
     def _encoder(self, name: str) -> FeatureEncoder:
         feature = next(f for f in self.schema.owned_by("items") if f.name == name)
-        path = self.folder / f"vocabularies/{feature.key}.parquet"
-        return FeatureEncoder(
-            feature, pq.read_table(path)["value"].combine_chunks() if feature.has_vocabulary else None
-        )
+        known = read_vocabulary(self.folder, feature.key, self.manifest) if feature.has_vocabulary else None
+        return FeatureEncoder(feature, known)
 
     def _features(self, table: pa.Table) -> FeatureTensors:
         columns = {}
@@ -226,7 +225,7 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path, now:
     """
     folder, manifest = ReleaseStore(store).open(release)
     embedder = NewItems(folder, manifest, now=parse_moment(now, "now"))
-    shown = pq.read_schema(folder / ITEMS)
+    shown = read_items(folder, ITEMS, manifest).schema
     kind = shown.field("item_id").type
     texts = [field.name for field in shown if pa.types.is_string(field.type)]
     table = read_table(items, "items", id_type=kind, data=stored_config(folder).data, texts=texts)

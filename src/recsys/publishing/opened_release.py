@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from recsys.core.columns import load_array
 from recsys.core.errors import UserError
 from recsys.core.stored_config import load_config
 from recsys.core.types import Float32Array
@@ -20,7 +18,7 @@ from recsys.publishing.audience import Unknown, Users, audience_of, check_unknow
 from recsys.publishing.batch_recommend import BATCH
 from recsys.publishing.event_queries import queries_of
 from recsys.publishing.frames import Frame, like, ranked_table
-from recsys.release.manifest import CONFIG, EMBEDDINGS, Manifest
+from recsys.release.manifest import CONFIG, Manifest
 from recsys.release.runtime.query_encoder import Query
 from recsys.release.runtime.retriever import Retriever
 
@@ -198,7 +196,7 @@ class OpenedRelease:
 
     @cached_property
     def _item_vectors(self) -> Float32Array:
-        return np.asarray(load_array(self.path / EMBEDDINGS)).view(np.float32)
+        return self._retriever.item_search.embeddings
 
     def __repr__(self) -> str:
         return f"OpenedRelease({self.version!r}, path={str(self.path)!r})"

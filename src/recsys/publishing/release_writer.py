@@ -245,7 +245,7 @@ def to_histories(batch: Batch, num_items: int) -> Histories:
 
 def _write_self_check(folder: Path, run: TrainedRun, *, manifest: Manifest, index: Index) -> None:
     """Compare the exported tower with the trained one on real histories, and store some requests with their answers."""
-    tower = UserTowerSession(folder, manifest)
+    tower = UserTowerSession(folder, dataclasses.replace(manifest, files=describe_files(folder)))
     requests = real_requests(run)
     # Long and short histories, and an empty one of an unknown user.
     chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)

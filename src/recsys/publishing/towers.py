@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate
-from recsys.core.schema import Schema
 from recsys.data.codes import Codes
 from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.from_config import configured_data, with_root
@@ -26,10 +24,10 @@ from recsys.experiments.assembly import build_model
 from recsys.experiments.run_folder import RunState, RunStatus
 from recsys.experiments.trained_run import TrainedRun, stored_config
 from recsys.models.blend import Model, members_of
+from recsys.release.files import read_file, read_schema, read_table, read_vocabulary
 from recsys.release.manifest import (
     ITEM_VOCABULARY,
     ITEM_WEIGHTS,
-    SCHEMA,
     USER_VOCABULARY,
     USER_WEIGHTS,
     Manifest,
@@ -92,24 +90,24 @@ class Towers:
         Raises:
             UserError: If the release lacks something that its towers depend on.
         """
-        config, weights = stored_config(folder), load_file(folder / ITEM_WEIGHTS)
+        config, weights = stored_config(folder), load(read_file(folder, ITEM_WEIGHTS, manifest))
         temperatures = manifest.temperatures or ((manifest.temperature,) if not config.members else ())
         if not temperatures and any(member.config.model.learn_temperature for member in config.members.values()):
             raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
-        schema = Schema.load(folder / SCHEMA)
-        user_weights, users, trained = load_file(folder / USER_WEIGHTS), None, None
-        if (folder / USER_VOCABULARY).exists():
-            users = pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks()
+        schema = read_schema(folder, manifest)
+        user_weights, users, trained = load(read_file(folder, USER_WEIGHTS, manifest)), None, None
+        if USER_VOCABULARY in manifest.files:
+            users = read_table(folder, USER_VOCABULARY, manifest)["user_id"].combine_chunks()
             rows = next(weight for name, weight in user_weights.items() if _is_user_rows(name))
             trained = (rows[:-1] > 0).numpy()
-        files = {f.key: folder / f"vocabularies/{f.key}.parquet" for f in schema.features if f.has_vocabulary}
+        keys = [f.key for f in schema.features if f.has_vocabulary]
         return cls(
             config=config,
             codes=Codes(
                 schema=schema,
-                item_ids=pq.read_table(folder / ITEM_VOCABULARY)["item_id"].combine_chunks(),
+                item_ids=read_table(folder, ITEM_VOCABULARY, manifest)["item_id"].combine_chunks(),
                 num_trained=num_trained(manifest, weights),
-                vocabularies={key: pq.read_table(file)["value"].combine_chunks() for key, file in files.items()},
+                vocabularies={key: read_vocabulary(folder, key, manifest) for key in keys},
                 user_ids=users,
                 trained_users=trained,
             ),

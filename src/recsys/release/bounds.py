@@ -6,7 +6,7 @@ a header. Imports no torch.
 
 from __future__ import annotations
 
-import json
+import io
 import math
 import zipfile
 from collections.abc import Iterator
@@ -24,7 +24,6 @@ from recsys.core.errors import UserError
 
 # Sizes that are always accepted, and how much larger than a file its content may be beyond them.
 _MEGABYTE = 1 << 20
-MAX_JSON = 64 * _MEGABYTE
 _TABLE, _TABLE_RATIO = 64 * _MEGABYTE, 16
 _TEXT, _TEXT_RATIO = 256 * _MEGABYTE, 64
 _ARCHIVE, _MEMBERS = 256 * _MEGABYTE, 256
@@ -43,54 +42,48 @@ def damaged(place: Path) -> Iterator[None]:
         raise UserError(f"{place}: damaged ({type(error).__name__}{': ' if reason else ''}{reason})") from error
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file of limited size; raise `UserError` if it cannot be read."""
-    with damaged(path):
-        if (size := path.stat().st_size) > MAX_JSON:
-            raise UserError(f"{path}: found {size} bytes, expected at most {MAX_JSON}")
-        return json.loads(path.read_bytes())
+def array_header(file: IO[bytes], size: int, place: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order (True for Fortran's) and type of a `.npy` file of `size` bytes.
 
-
-def check_array(path: Path) -> None:
-    """Refuse a `.npy` file whose header asks for more or less than the file holds."""
-    with damaged(path), path.open("rb") as file:
-        _check_header(file, path.stat().st_size, path)
-
-
-def _check_header(file: IO[bytes], size: int, place: object) -> None:
+    Refuse a header that asks for more or less than the file holds.
+    """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise UserError(f"{place}: found version {version} of the format, expected 1.0 or 2.0")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
+    shape, is_fortran, dtype = read(file)
     if dtype.hasobject or any(not 0 <= length < 2**48 for length in shape):
         raise UserError(f"{place}: found {dtype} {list(shape)}, expected numbers")
     if (expected := file.tell() + math.prod(shape) * dtype.itemsize) != size:
         raise UserError(f"{place}: its header asks for {expected} bytes, found {size}")
+    return shape, is_fortran, dtype
 
 
-def check_archive(path: Path) -> None:
+def check_archive(content: bytes, path: Path) -> None:
     """Refuse a `.npz` file that grows when it is read, or with a header that does not fit its content."""
-    with damaged(path), zipfile.ZipFile(path) as archive:
+    with damaged(path), zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         total = sum(member.file_size for member in members)
         if len(members) > _MEMBERS or total > _ARCHIVE:
             raise UserError(f"{path}: found {len(members)} arrays of {total} bytes, expected at most {_ARCHIVE} bytes")
+        if len({member.filename for member in members}) < len(members):
+            raise UserError(f"{path}: found an array twice")
         for member in members:
             with archive.open(member) as file:
-                _check_header(file, member.file_size, f"{path}, {member.filename}")
+                array_header(file, member.file_size, f"{path}, {member.filename}")
 
 
-def check_table(path: Path, *, rows: int | None = None) -> None:
+def check_table(content: pa.Buffer, path: Path, *, rows: int | None = None) -> None:
     """Refuse a Parquet file that grows out of proportion when it is read.
 
     Args:
-        path: the file.
+        content: the file.
+        path: its place, for errors.
         rows: number of rows that it must have; None for one that its bytes must account for.
     """
     with damaged(path):
-        size = path.stat().st_size
-        file = pq.ParquetFile(path)
+        size = content.size
+        file = pq.ParquetFile(pa.BufferReader(content))
         found = file.metadata
         groups = [found.row_group(number) for number in range(found.num_row_groups)]
         columns = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -105,17 +98,20 @@ def check_table(path: Path, *, rows: int | None = None) -> None:
             )
         if rows is None and 4 * found.num_rows > accounted + 16 * _MEGABYTE:
             raise UserError(f"{path}: found {found.num_rows} rows in {size} bytes, which is out of proportion")
-        _check_texts(path, file, limit=_TEXT + _TEXT_RATIO * size)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: found a column twice, expected names that differ")
+        _check_texts(content, path, limit=_TEXT + _TEXT_RATIO * size)
 
 
-def _check_texts(path: Path, file: pq.ParquetFile, *, limit: int) -> None:
+def _check_texts(content: pa.Buffer, path: Path, *, limit: int) -> None:
     """Count the bytes of texts without building them: a dictionary holds each once."""
-    total, schema = 0, file.schema
+    total, schema = 0, pq.ParquetFile(pa.BufferReader(content)).schema
     for number in range(len(schema)):
         column = schema.column(number)
         if column.physical_type != "BYTE_ARRAY":
             continue
-        parts = pq.ParquetFile(path, read_dictionary=[column.path])
+        parts = pq.ParquetFile(pa.BufferReader(content), read_dictionary=[column.path])
         for batch in parts.iter_batches(batch_size=65_536, columns=[column.path]):
             values: Any = batch.column(0)
             while pa.types.is_struct(values.type):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError
+from recsys.core.strict_json import read_json
+from recsys.release.manifest_check import check_fields
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -36,7 +38,6 @@ MAX_HISTORY_KEY = "recsys.max_history"
 TIMESTAMP = "timestamp"
 
 _CHUNK = 1 << 22
-MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -149,31 +150,6 @@ class Manifest:
             }
         )
 
-    def check(self) -> None:
-        """Refuse values of other types than the fields have.
-
-        Raises:
-            ValueError: If there is one.
-        """
-        counts = {name: getattr(self, name) for name in ("dim", "num_items", "num_embeddings", "max_history")}
-        counts |= {f"files.{name}.bytes": entry.bytes for name, entry in self.files.items()}
-        for name, value in counts.items():
-            if type(value) is not int or not 0 <= value < 2**48:
-                raise ValueError(f"{name}: found {value!r:.60}, expected a number")
-        texts = {
-            name: getattr(self, name) for name in ("version", "model", "pair", "similarity", "dataset_fingerprint")
-        }
-        texts |= {f"files.{name}.sha256": entry.sha256 for name, entry in self.files.items()}
-        for name, value in texts.items():
-            if type(value) is not str:
-                raise ValueError(f"{name}: found {value!r:.60}, expected a text")
-        for name, value in (("metrics", self.metrics), ("index", self.index), ("data", self.data)):
-            if not isinstance(value, dict):
-                raise ValueError(f"{name}: found {value!r:.60}, expected a mapping")
-        for spec in (*self.inputs, self.output):
-            if not all(type(size) in (int, str) for size in spec.shape):
-                raise ValueError(f"inputs: found {spec!r:.60}, expected sizes and names")
-
     def save(self, folder: Path) -> None:
         """Write `manifest.json`."""
         (folder / MANIFEST).write_text(json.dumps(self.to_json(), indent=2) + "\n")
@@ -182,19 +158,18 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         """Read the manifest of a release; raise `UserError` if it is missing, damaged or of another format."""
         path = folder / MANIFEST
+        content = read_json(path)
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
+            raise UserError(f"{path}: format {found!r:.60}, expected {FORMAT}; publish the run again")
         try:
-            if (size := path.stat().st_size) > MAX_BYTES:
-                raise UserError(f"{path}: found {size} bytes, expected at most {MAX_BYTES}")
-            content = json.loads(path.read_text())
-            if content.get("format") != FORMAT:
-                raise UserError(f"{path}: format {content.get('format')!r}, expected {FORMAT}; publish the run again")
             manifest = cls.from_json(content)
-            manifest.check()
-            return manifest
-        except UserError:
-            raise
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
-            raise UserError(f"{path}: not the manifest of a release ({type(error).__name__}: {error})") from error
+            check_fields(manifest)
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise UserError(
+                f"{path}: not the manifest of a release ({type(error).__name__}: {error!s:.300})"
+            ) from error
+        return manifest
 
 
 def _spec(entry: Mapping[str, Any]) -> TensorSpec:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from recsys.core.columns import load_array
 from recsys.core.errors import UserError
-from recsys.release.bounds import check_archive, check_array, check_table, check_tower, damaged, read_json
+from recsys.core.io import open_plain
+from recsys.core.schema import FIRST_CODE
+from recsys.core.strict_json import parse_json
+from recsys.release.bounds import array_header, check_archive, check_table, check_tower, damaged
+from recsys.release.files import check_file, check_shape, read_file, read_schema, read_vocabulary
 from recsys.release.manifest import (
     EMBEDDINGS,
     INDEX_PAIR,
@@ -26,13 +25,12 @@ from recsys.release.manifest import (
     MAX_HISTORY_KEY,
     PAIR_KEY,
     REQUIRED,
+    SCHEMA,
     SELF_CHECK,
     SIMILARITY_KEY,
     USER_TOWER,
     USER_TOWER_DATA,
-    FileEntry,
     Manifest,
-    describe_file,
     embedding_shape,
     pair_of,
     version_of,
@@ -54,7 +52,7 @@ def verify_release(folder: Path) -> Manifest:
         raise UserError(f"{folder}: not the folder of a release")
     manifest = Manifest.load(folder)
     _check_names(folder, manifest)
-    _check_files(folder, manifest)
+    check_files(folder, manifest)
     version = version_of(manifest.files)
     if version != manifest.version:
         raise UserError(f"{folder / MANIFEST}: has version {manifest.version}, but the files have {version}")
@@ -65,21 +63,6 @@ def verify_release(folder: Path) -> Manifest:
     return manifest
 
 
-def read_verified_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
-    """Return an array of a release in memory of its own; refuse content other than that of the manifest."""
-    path = folder / name
-    check_array(path)
-    content = path.read_bytes()
-    if len(content) != manifest.files[name].bytes or hashlib.sha256(content).hexdigest() != manifest.files[name].sha256:
-        raise UserError(f"{path}: changed since it was verified")
-    array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
-
-
-def _is_same(path: Path, entry: FileEntry) -> bool:
-    return describe_file(path) == entry
-
-
 def _check_names(folder: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         path = PurePosixPath(name)
@@ -88,17 +71,21 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
     for name in REQUIRED:
         if name not in manifest.files:
             raise UserError(f"{folder / MANIFEST}: does not list {name}, which every release needs")
+    folders = {parent.as_posix() for name in manifest.files for parent in PurePosixPath(name).parents}
     found = set()
-    for file in _walk(folder):
-        name = file.relative_to(folder).as_posix()
-        if file.is_symlink() or not (file.is_file() or file.is_dir()):
-            raise UserError(f"{file}: a link or special file; a release may contain only plain files")
-        if file.is_file():
+    with damaged(folder):
+        for file in _walk(folder):
+            name = file.relative_to(folder).as_posix()
+            shown = os.fsencode(file).decode(errors="backslashreplace")
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
+                raise UserError(f"{shown}: a link or special file; a release may contain only plain files")
+            if name in manifest.files and not file.is_file():
+                raise UserError(f"{shown}: a folder, expected a file")
+            if name not in (manifest.files.keys() | {MANIFEST} if file.is_file() else folders):
+                raise UserError(f"{shown}: {MANIFEST} does not list it")
             found.add(name)
     if missing := sorted(manifest.files.keys() - found):
         raise UserError(f"{folder / missing[0]}: missing; {MANIFEST} lists it")
-    if unlisted := sorted(found - manifest.files.keys() - {MANIFEST}):
-        raise UserError(f"{folder / unlisted[0]}: {MANIFEST} does not list it")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -108,20 +95,16 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from _walk(Path(entry.path))
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    """Check the files in threads, because hashing releases the GIL; the largest first."""
-    files = sorted(manifest.files.items(), key=lambda item: -item[1].bytes)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for checked in [pool.submit(_check_file, folder / name, entry) for name, entry in files]:
+def check_files(folder: Path, manifest: Manifest, *, threads: int | None = None) -> None:
+    """Compare every file with the manifest, the largest first; in threads, because hashing releases the GIL.
+
+    Raises:
+        UserError: If a file differs.
+    """
+    names = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for checked in [pool.submit(check_file, folder, name, manifest) for name in names]:
             checked.result()
-
-
-def _check_file(path: Path, entry: FileEntry) -> None:
-    size = path.stat().st_size
-    if size != entry.bytes:
-        raise UserError(f"{path}: damaged, found {size} bytes, {MANIFEST} says {entry.bytes}")
-    if (found := describe_file(path).sha256) != entry.sha256:
-        raise UserError(f"{path}: changed, its sha256 is {found[:12]}..., {MANIFEST} says {entry.sha256[:12]}...")
 
 
 def _check_pair(folder: Path, manifest: Manifest) -> None:
@@ -129,12 +112,12 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
     expected = pair_of(manifest.files)
     if manifest.pair != expected:
         raise UserError(f"{folder / MANIFEST}: has pair {manifest.pair}, but the files have {expected}: mixed releases")
-    model = read_tower(folder)
+    model = read_tower(read_file(folder, USER_TOWER, manifest), folder / USER_TOWER)
     check_tower(model, folder / USER_TOWER, sum(e.bytes for n, e in manifest.files.items() if n.startswith(USER_TOWER)))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_same(folder / USER_TOWER, "pair", found=metadata.get(PAIR_KEY), expected=expected)
+    content = parse_json(read_file(folder, INDEX_PAIR, manifest), folder / INDEX_PAIR)
     with damaged(folder / INDEX_PAIR):
-        content = read_json(folder / INDEX_PAIR)
         pair, files = content["pair"], dict(content["files"])
     _check_same(folder / INDEX_PAIR, "pair", found=pair, expected=expected)
     index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
@@ -166,33 +149,47 @@ def _check_same(path: Path, what: str, *, found: object, expected: object) -> No
 
 
 def _check_items(folder: Path, manifest: Manifest) -> None:
-    check_array(folder / EMBEDDINGS)
-    check_archive(folder / SELF_CHECK)
+    with damaged(folder / EMBEDDINGS), open_plain(folder / EMBEDDINGS) as file:
+        shape, _, dtype = array_header(file, manifest.files[EMBEDDINGS].bytes, folder / EMBEDDINGS)
+    check_shape(shape, dtype, folder=folder, manifest=manifest)
+    check_archive(read_file(folder, SELF_CHECK, manifest), folder / SELF_CHECK)
     for name in manifest.files:
-        if name.endswith(".parquet") and name != ITEMS:
-            check_table(folder / name)
-    with damaged(folder):
-        embeddings = load_array(folder / EMBEDDINGS)
-        num_items = pq.read_metadata(folder / ITEMS).num_rows
-    shape = (manifest.num_items, manifest.dim)
-    if embeddings.shape != shape or embeddings.dtype != np.float32:
-        found = f"{embeddings.dtype} {list(embeddings.shape)}"
-        raise UserError(f"{folder / EMBEDDINGS}: found {found}, expected float32 {list(shape)}")
-    if num_items != manifest.num_items:
-        raise UserError(f"{folder / ITEMS}: found {num_items} rows, expected {manifest.num_items}")
-    check_table(folder / ITEMS, rows=manifest.num_items)
+        if name.endswith(".parquet"):
+            content = pa.py_buffer(read_file(folder, name, manifest))
+            check_table(content, folder / name, rows=manifest.num_items if name == ITEMS else None)
+    _check_features(folder, manifest)
     output = embedding_shape(manifest.num_embeddings, manifest.dim)
     if manifest.output.shape != output:
         raise UserError(f"{folder / USER_TOWER}: gives {list(manifest.output.shape)}, expected {list(output)}")
 
 
-def read_tower(folder: Path) -> onnx.ModelProto:
-    """Return the graph of the user tower without its external data. Refuse one that could run or read anything else."""
-    path = folder / USER_TOWER
+def _check_features(folder: Path, manifest: Manifest) -> None:
+    """Check that the tower reads features of the schema, and has a code for each value of their vocabularies."""
+    schema = read_schema(folder, manifest)
+    known = {f"{'user' if one.owner == 'users' else one.role}.{one.name}" for one in schema.features}
+    known |= {f"event.{one.name}" for one in schema.owned_by("interactions")}
+    for spec in manifest.inputs:
+        if "." in spec.name and spec.name not in known:
+            raise UserError(f"{folder / SCHEMA}: has no feature {spec.name}, which the user tower reads")
+    for feature in schema.features:
+        if not feature.has_vocabulary:
+            continue
+        values, place = (
+            read_vocabulary(folder, feature.key, manifest),
+            f"{folder / 'vocabularies' / feature.key}.parquet",
+        )
+        if values.null_count or pc.count_distinct(values).as_py() < len(values):
+            raise UserError(f"{place}: found a null, or a value more than once")
+        if len(values) > feature.size - FIRST_CODE:
+            raise UserError(f"{place}: found {len(values)} values, expected at most {feature.size - FIRST_CODE}")
+
+
+def read_tower(content: bytes, path: Path) -> onnx.ModelProto:
+    """Return the graph of a user tower without its external data. Refuse one that could run or read anything else."""
     try:
-        if (size := path.stat().st_size) > MAX_GRAPH:
-            raise ValueError(f"found {size} bytes, expected at most {MAX_GRAPH}")
-        model = onnx.load(str(path), load_external_data=False)
+        if len(content) > MAX_GRAPH:
+            raise ValueError(f"found {len(content)} bytes, expected at most {MAX_GRAPH}")
+        model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own errors share no base class
         raise UserError(f"{path}: not an ONNX model ({error})") from error
     with damaged(path):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from publishing import Published
 
+from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.query_encoder import load_known_items
 from recsys.serving.explorer.item_explorer import ItemExplorer
@@ -132,7 +133,7 @@ def test_a_release_keeps_titles_that_are_no_feature(published: Published) -> Non
     """Nearly distinct strings are left out of the towers, and are still there to be shown."""
     folder = published.store / published.versions[0]
     titles = {row["item_id"]: row["title"] for row in pq.read_table(published.root / "items.parquet").to_pylist()}
-    opened = ItemExplorer.open(folder, load_known_items(folder))
+    opened = ItemExplorer.open(folder, load_known_items(folder, Manifest.load(folder)))
     assert opened.title_column == "title"
     for item_id in pq.read_table(folder / "items.parquet")["item_id"].to_pylist():
         assert opened.card(item_id).title == titles.get(item_id)

@@ -34,7 +34,7 @@ def opened(published: Published, path: Path, number: int = 0) -> tuple[ItemUpdat
 
 def open_index(published: Published, number: int, updates: ItemUpdates) -> UpdatedIndex:
     folder, manifest = ReleaseStore(published.store).open(published.versions[number])
-    return UpdatedIndex(folder, manifest, known_items=load_known_items(folder), updates=updates)
+    return UpdatedIndex(folder, manifest, known_items=load_known_items(folder, manifest), updates=updates)
 
 
 @pytest.fixture

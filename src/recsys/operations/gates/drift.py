@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys.core.columns import load_array
 from recsys.core.types import Float64Array
 from recsys.operations.gates.evidence import Evidence, JudgedRelease
 from recsys.operations.gates.verdict import Outcome, at_least, at_most, untested
-from recsys.release.manifest import EMBEDDINGS
 
 _NUM_PAIRS = 20_000
 
@@ -130,7 +128,7 @@ def judge_score_spread(found: float, served: float, *, min_ratio: float) -> Outc
 
 
 def _items(side: JudgedRelease) -> Float64Array:
-    return np.asarray(load_array(side.retriever.folder / EMBEDDINGS)).astype(np.float64)
+    return side.retriever.item_search.embeddings.astype(np.float64)
 
 
 def _users(side: JudgedRelease) -> Float64Array:

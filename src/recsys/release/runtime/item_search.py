@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError, nearest
 from recsys.core.types import Float32Array
 from recsys.index import Index, load_index, search_users
+from recsys.index.ann_index import check_embeddings
 from recsys.release.bounds import damaged
-from recsys.release.manifest import EMBEDDINGS, ITEM_VOCABULARY, ITEMS, SELF_CHECK, Manifest
+from recsys.release.files import private_copy, read_embeddings, read_table
+from recsys.release.manifest import ITEM_VOCABULARY, ITEMS, SELF_CHECK, Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.query_encoder import ItemId, load_known_items
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.shard import CorpusShard
-from recsys.release.verification import read_verified_array
 
 # Number of inner products above which a search takes milliseconds.
 MANY_PRODUCTS = 10_000_000
@@ -55,12 +55,15 @@ class ItemSearch:
     ) -> None:
         self.folder, self.manifest = folder, manifest
         with damaged(folder):
-            # A copy: mapped rows would change with the file, under the same version.
-            self.embeddings: Float32Array = read_verified_array(folder, EMBEDDINGS, manifest).view(np.float32)
-            self.index: Index = load_index(folder, self.embeddings, verify=False)
-            self.items = pq.read_table(folder / ITEMS)
+            # Copies: mapped files would change under the same version, and end the process when they are truncated.
+            self.embeddings: Float32Array = read_embeddings(folder, manifest)
+            check_embeddings(self.embeddings)
+            names = [name for name in manifest.files if name.startswith("item_index.")]
+            with private_copy(folder, names, manifest) as own:
+                self.index: Index = load_index(own, self.embeddings, verify=False)
+            self.items = read_table(folder, ITEMS, manifest)
             self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
-            self.known_items = load_known_items(folder) if known_items is None else known_items
+            self.known_items = load_known_items(folder, manifest) if known_items is None else known_items
             item_idx = self._item_idx()
             self.row_of_item = np.full(len(self.known_items) + 1, -1)
             self.row_of_item[item_idx] = np.arange(len(self.items))
@@ -69,7 +72,10 @@ class ItemSearch:
     def _item_idx(self) -> npt.NDArray[np.int64]:
         """Return the item_idx of each row; refuse a table in which rows and items are not one to one."""
         place = self.folder / ITEMS
-        item_idx = np.asarray(self.items["item_idx"].cast(pa.int64()))
+        with damaged(place):
+            if not pa.types.is_integer(self.items.schema.field("item_idx").type):
+                raise UserError(f"{place}: item_idx: found {self.items['item_idx'].type}, expected integers")
+            item_idx = np.asarray(self.items["item_idx"].cast(pa.int64()))
         if self.items["item_idx"].null_count or not ((item_idx > 0) & (item_idx <= len(self.known_items))).all():
             raise UserError(f"{place}: item_idx: found a value outside 1 to {len(self.known_items)}")
         if len(np.unique(item_idx)) != len(item_idx):
@@ -154,7 +160,7 @@ class ItemSearch:
 
     def check(self) -> None:
         """Raise `UserError` unless the index returns the same results as when the release was made."""
-        check = stored_check(self.folder)
+        check = stored_check(self.folder, self.manifest)
         with damaged(self.folder / SELF_CHECK):
             k = min(_CHECKED, len(self.items))
             if not k:

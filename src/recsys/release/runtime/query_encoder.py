@@ -10,21 +10,22 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from recsys.core.columns import Column
+from recsys.core.columns import Column, Dense, Ragged
 from recsys.core.errors import UserError, nearest
-from recsys.core.schema import Feature, Schema
+from recsys.core.schema import Feature
 from recsys.core.time_units import LATEST
 from recsys.core.types import Float32Array
-from recsys.data.encoding import FeatureEncoder
+from recsys.data.encoding import FeatureEncoder, plain
 from recsys.release.bounds import damaged
-from recsys.release.manifest import ITEM_VOCABULARY, SCHEMA, SELF_CHECK, USER_VOCABULARY, Manifest
+from recsys.release.files import read_schema, read_table, read_vocabulary
+from recsys.release.manifest import ITEM_VOCABULARY, SELF_CHECK, USER_TOWER, USER_VOCABULARY, Manifest
 from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.item_ids import IdMap, to_values
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
 from recsys.release.runtime.timestamps import event_seconds
-from recsys.release.runtime.user_tower import Histories, UserTowerSession
+from recsys.release.runtime.user_tower import Histories, UserTowerSession, pad
 
 ItemId = int | str
 EVENT_KEYS = ("item_id", "timestamp")
@@ -64,11 +65,11 @@ class QueryEncoder:
         self.folder, self.manifest = folder, manifest
         self._users: IdMap | None = None
         with damaged(folder):
-            self.schema = Schema.load(folder / SCHEMA)
+            self.schema = read_schema(folder, manifest)
             self.tower = UserTowerSession(folder, manifest, threads=threads)
-            self.known_items = load_known_items(folder) if known_items is None else known_items
-            if (folder / USER_VOCABULARY).exists():
-                self._users = IdMap(pq.read_table(folder / USER_VOCABULARY)["user_id"].combine_chunks())
+            self.known_items = load_known_items(folder, manifest) if known_items is None else known_items
+            if USER_VOCABULARY in manifest.files:
+                self._users = IdMap(_ids(folder, USER_VOCABULARY, manifest, column="user_id"))
             self.names = {
                 "history": {*EVENT_KEYS, *(f.name for f in self.schema.owned_by("interactions"))},
                 "user": {f.name for f in self.schema.owned_by("users")},
@@ -152,9 +153,8 @@ class QueryEncoder:
 
     def encoder(self, feature: Feature) -> FeatureEncoder:
         """Return the encoder of a feature, equal to that of training."""
-        path = self.folder / f"vocabularies/{feature.key}.parquet"
-        vocabulary = pq.read_table(path)["value"].combine_chunks() if feature.has_vocabulary else None
-        return FeatureEncoder(feature, vocabulary)
+        known = read_vocabulary(self.folder, feature.key, self.manifest) if feature.has_vocabulary else None
+        return FeatureEncoder(feature, known)
 
     def check_names(self, query: Query) -> None:
         """Refuse features that are not declared. Declared features that this tower does not read are accepted."""
@@ -175,13 +175,27 @@ class QueryEncoder:
 
     def check(self) -> None:
         """Raise `UserError` unless the tower returns the same embeddings as when the release was made."""
-        check = stored_check(self.folder)
+        check = stored_check(self.folder, self.manifest)
         inputs = {name.removeprefix("input:"): v for name, v in check.items() if name.startswith("input:")}
         expected = check["embeddings"]
         with damaged(self.folder / SELF_CHECK):
             found = self.tower.run(inputs, seconds=CHECK_SECONDS)
         if found.shape != expected.shape or not np.allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE):
             raise UserError(f"{self.folder}: the user tower does not return the embeddings of {SELF_CHECK}")
+        with damaged(self.folder / USER_TOWER):
+            found = self.tower.run(pad(self._last_codes(), self.manifest.inputs), seconds=CHECK_SECONDS)
+        if found.shape != (1, *self.tower.shape) or not np.isfinite(found).all():
+            raise UserError(f"{self.folder / USER_TOWER}: cannot read the last codes of the vocabularies")
+
+    def _last_codes(self) -> Histories:
+        """Return one event with the largest code of each input, which a tower of another size cannot read."""
+        columns = [
+            {name: _last_code(encoder.feature) for name, encoder in encoders.items()}
+            for encoders in (self._events, self._profile, self.request_encoders)
+        ]
+        one = np.ones(1, np.int64)
+        users = 0 if self._users is None else len(self._users)
+        return Histories(one * len(self.known_items), one, one * (users - 1), one, *columns)
 
     def _values(self, owner: str, encoders: Mapping[str, FeatureEncoder]) -> dict[str, ValueType]:
         types = {name: encoder.vocabulary.type for name, encoder in encoders.items() if encoder.vocabulary is not None}
@@ -191,6 +205,14 @@ class QueryEncoder:
         owner = "users" if prefix == "user" else "interactions"
         read = {name for spec in self.manifest.inputs for head, _, name in [spec.name.partition(".")] if head == prefix}
         return {f.name: self.encoder(f) for f in self.schema.features if f.owner == owner and f.name in read}
+
+
+def _last_code(feature: Feature) -> Column:
+    if feature.is_ragged:
+        return Ragged(np.array([feature.size - 1], np.int32), np.array([0, 1]))
+    if feature.has_vocabulary:
+        return Dense(np.array([feature.size - 1], np.int32))
+    return Dense(np.zeros((1, feature.size) if feature.kind == "vector" else 1, np.float32))
 
 
 def _item_ids(history: Sequence[Mapping[str, Any]]) -> list[ItemId]:
@@ -212,9 +234,19 @@ def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def load_known_items(folder: Path) -> IdMap:
+def load_known_items(folder: Path, manifest: Manifest) -> IdMap:
     """Return the map from the ids of the item vocabulary to item_idx - 1."""
-    return IdMap(pq.read_table(folder / ITEM_VOCABULARY)["item_id"].combine_chunks())
+    return IdMap(_ids(folder, ITEM_VOCABULARY, manifest, column="item_id"))
+
+
+def _ids(folder: Path, name: str, manifest: Manifest, *, column: str) -> pa.Array:
+    with damaged(folder / name):
+        ids = plain(read_table(folder, name, manifest)[column])
+        if ids.null_count or not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type)):
+            raise UserError(f"{folder / name}: {column}: found {ids.type} with {ids.null_count} nulls, expected ids")
+        if pc.count_distinct(ids).as_py() < len(ids):
+            raise UserError(f"{folder / name}: {column}: found an id more than once")
+    return ids
 
 
 def _encode(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.core.types import Float32Array
+from recsys.release.bounds import damaged
+from recsys.release.limits import memory_limit, memory_of
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter
 from recsys.release.runtime.item_search import ItemSearch
@@ -38,13 +40,14 @@ class Retriever:
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int = 0) -> None:
         self.folder, self.manifest = folder, manifest
-        self.known_items = load_known_items(folder)
-        self.query_encoder = QueryEncoder(folder, manifest, known_items=self.known_items, threads=threads)
-        self.item_search = ItemSearch(folder, manifest, known_items=self.known_items)
-        self.schema, self.tower = self.query_encoder.schema, self.query_encoder.tower
-        self.index, self.items = self.item_search.index, self.item_search.items
-        self.query_encoder.check()
-        self.item_search.check()
+        with damaged(folder), memory_limit(memory_of(manifest)):
+            self.known_items = load_known_items(folder, manifest)
+            self.query_encoder = QueryEncoder(folder, manifest, known_items=self.known_items, threads=threads)
+            self.item_search = ItemSearch(folder, manifest, known_items=self.known_items)
+            self.schema, self.tower = self.query_encoder.schema, self.query_encoder.tower
+            self.index, self.items = self.item_search.index, self.item_search.items
+            self.query_encoder.check()
+            self.item_search.check()
 
     @classmethod
     def load(cls, store: str | Path, release: str, *, threads: int = 0) -> Retriever:

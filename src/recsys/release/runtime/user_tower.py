@@ -14,7 +14,8 @@ import onnxruntime
 
 from recsys.core.columns import Column, Dense, ragged_positions
 from recsys.core.types import Float32Array
-from recsys.release.manifest import TIMESTAMP, USER_TOWER, Manifest, TensorSpec
+from recsys.release.files import private_copy, read_file
+from recsys.release.manifest import TIMESTAMP, USER_TOWER, USER_TOWER_DATA, Manifest, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,11 @@ class UserTowerSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / USER_TOWER), options, providers=["CPUExecutionProvider"]
-        )
+        if USER_TOWER_DATA in manifest.files:
+            with private_copy(folder, (USER_TOWER, USER_TOWER_DATA), manifest) as own:
+                self._session = _session(str(own / USER_TOWER), options)
+        else:
+            self._session = _session(read_file(folder, USER_TOWER, manifest), options)
         self.inputs, self.max_history = manifest.inputs, manifest.max_history
         self.shape = tuple(int(size) for size in manifest.output.shape[1:])
         self.reads_time = any(spec.name == TIMESTAMP for spec in manifest.inputs)
@@ -78,6 +81,10 @@ class UserTowerSession:
         finally:
             timer.cancel()
         return np.asarray(embeddings)
+
+
+def _session(model: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def pad(histories: Histories, specs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[np.generic]]:

@@ -16,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from recsys.core.columns import load_array
 from recsys.core.types import Float32Array
 from recsys.data.encoding import plain
-from recsys.release.manifest import EMBEDDINGS, ITEMS, Manifest
+from recsys.release.files import read_embeddings, read_table
+from recsys.release.manifest import ITEMS, Manifest
 from recsys.release.runtime.item_ids import IdMap
 from recsys.serving.explorer.messages import ExplainedItem, ItemCard, ItemId, NameMatch, PastItem, Reason
 
@@ -64,16 +63,16 @@ class ItemExplorer:
     @classmethod
     def open(cls, folder: Path, known_items: IdMap) -> ItemExplorer:
         """Return the explorer of a verified release, with the ids of its vocabulary of items."""
-        items = pq.read_table(folder / ITEMS)
+        manifest = Manifest.load(folder)
+        items = read_table(folder, ITEMS, manifest)
         # Entry 0 belongs to ids that the vocabulary lacks.
         row_of_item = np.full(len(known_items) + 1, -1)
         row_of_item[np.asarray(items["item_idx"])] = np.arange(len(items))
-        embeddings = load_array(folder / EMBEDDINGS).view(np.float32)
         return cls(
             items,
-            embeddings,
+            read_embeddings(folder, manifest),
             rows=lambda ids: row_of_item[known_items.rows(ids) + 1],
-            similarity=Manifest.load(folder).similarity,
+            similarity=manifest.similarity,
         )
 
     def card(self, item_id: ItemId) -> ItemCard:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from recsys.core.columns import load_array
 from recsys.core.types import Float32Array
-from recsys.release.manifest import EMBEDDINGS, ITEMS
+from recsys.release.files import read_embeddings, read_table
+from recsys.release.manifest import ITEMS
 from recsys.release.runtime.item_ids import IdMap
 from recsys.serving.async_lru import AsyncLRU
 from recsys.serving.gateway.router import Router
@@ -23,13 +22,13 @@ _ATTEMPTS = 5
 
 
 class ItemVectors:
-    """Embeddings of the items of a release, [N, D], mapped from its file."""
+    """Embeddings of the items of a release, [N, D]."""
 
     def __init__(self, releases: ReleaseCache, version: str) -> None:
         folder, self.manifest = releases.open(version)
         self._known: IdMap = releases.known_items(version)
-        self._embeddings: Float32Array = load_array(folder / EMBEDDINGS).view(np.float32)
-        item_idx = np.asarray(pq.read_table(folder / ITEMS, columns=["item_idx"])["item_idx"])
+        self._embeddings: Float32Array = read_embeddings(folder, self.manifest)
+        item_idx = np.asarray(read_table(folder, ITEMS, self.manifest, columns=["item_idx"])["item_idx"])
         self._row_of_item = np.full(len(self._known) + 1, -1)
         self._row_of_item[item_idx] = np.arange(len(item_idx))
         # The last dimension of a model with item biases says nothing about similarity.

@@ -31,9 +31,9 @@ class ReleaseCache:
 
     def known_items(self, version: str) -> IdMap:
         """Return the ids of the item vocabulary; tower and index share them while one of the two is loaded."""
-        folder, _ = self.open(version)
+        folder, manifest = self.open(version)
         with self._lock:
             items = self._items.get(version)
             if items is None:
-                items = self._items[version] = load_known_items(folder)
+                items = self._items[version] = load_known_items(folder, manifest)
             return items

@@ -1,0 +1,144 @@
+"""Files of a release, read once and compared with the digest of the manifest: what is verified is what is used.
+
+A file that changes later has no effect on what was read. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys.core.errors import UserError
+from recsys.core.io import open_plain
+from recsys.core.schema import Schema
+from recsys.core.strict_json import parse_json
+from recsys.core.types import Float32Array
+from recsys.release.bounds import array_header, damaged
+from recsys.release.manifest import EMBEDDINGS, MANIFEST, SCHEMA, FileEntry, Manifest
+
+_CHUNK = 1 << 22
+# Arrays of this process by digest: host, gateway and page of one process share them.
+_arrays: weakref.WeakValueDictionary[str, npt.NDArray[Any]] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def read_file(folder: Path, name: str, manifest: Manifest) -> bytes:
+    """Return the content of a file; raise `UserError` if it is not that of the manifest."""
+    with _opened(folder, name, manifest) as (file, entry):
+        content = file.read(entry.bytes)
+        _compare(folder / name, entry, size=len(content), digest=hashlib.sha256(content).hexdigest())
+        return content
+
+
+def read_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
+    """Return an array, read only. A process holds each array once."""
+    with _opened(folder, name, manifest) as (file, entry), _lock:
+        held = _arrays.get(entry.sha256)
+        if held is not None:
+            return held
+        shape, is_fortran, dtype = array_header(file, entry.bytes, folder / name)
+        begin = file.tell()
+        array: npt.NDArray[Any] = np.empty(shape, dtype, "F" if is_fortran else "C")
+        file.seek(0)
+        running = hashlib.sha256(file.read(begin))
+        rows = (array.T if is_fortran else array).data
+        size = file.readinto(rows.cast("B")) if array.size else 0
+        running.update(rows)
+        _compare(folder / name, entry, size=begin + size, digest=running.hexdigest())
+        array.flags.writeable = False
+        _arrays[entry.sha256] = array
+        return array
+
+
+def read_embeddings(folder: Path, manifest: Manifest) -> Float32Array:
+    """Return the item embeddings, float32 [N, D]."""
+    found = read_array(folder, EMBEDDINGS, manifest)
+    check_shape(found.shape, found.dtype, folder=folder, manifest=manifest)
+    embeddings: Float32Array = found
+    return embeddings
+
+
+def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], *, folder: Path, manifest: Manifest) -> None:
+    """Refuse item embeddings of other shape or type than the manifest says."""
+    expected = (manifest.num_items, manifest.dim)
+    if shape != expected or dtype != np.float32:
+        raise UserError(f"{folder / EMBEDDINGS}: found {dtype} {list(shape)}, expected float32 {list(expected)}")
+
+
+def read_table(folder: Path, name: str, manifest: Manifest, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a Parquet file of a verified release; its bounds are part of the verification."""
+    content = read_file(folder, name, manifest)
+    with damaged(folder / name):
+        return pq.read_table(pa.BufferReader(content), columns=columns)
+
+
+def read_schema(folder: Path, manifest: Manifest) -> Schema:
+    """Return the schema of the features."""
+    content = parse_json(read_file(folder, SCHEMA, manifest), folder / SCHEMA)
+    with damaged(folder / SCHEMA):
+        return Schema.from_json(content)
+
+
+def read_vocabulary(folder: Path, key: str, manifest: Manifest) -> pa.Array:
+    """Return the values of a categorical feature, such as `items.genres`, in the order of their codes."""
+    name = f"vocabularies/{key}.parquet"
+    with damaged(folder / name):
+        return read_table(folder, name, manifest)["value"].combine_chunks()
+
+
+@contextmanager
+def private_copy(folder: Path, names: Sequence[str], manifest: Manifest) -> Iterator[Path]:
+    """Yield a folder of this process with verified copies of some files, to be mapped by libraries that need a path.
+
+    It lies where temporary files do (`TMPDIR`), and is removed afterwards; what was mapped stays valid.
+    """
+    with tempfile.TemporaryDirectory(prefix="recsys-", ignore_cleanup_errors=True) as own:
+        for name in names:
+            with _opened(folder, name, manifest) as (file, entry), (Path(own) / name).open("xb") as copy:
+                running, size = hashlib.sha256(), 0
+                while chunk := file.read(_CHUNK):
+                    running.update(chunk)
+                    size += copy.write(chunk)
+                _compare(folder / name, entry, size=size, digest=running.hexdigest())
+        yield Path(own)
+
+
+def check_file(folder: Path, name: str, manifest: Manifest) -> None:
+    """Compare size and digest of a file with the manifest, in little memory."""
+    path, entry = folder / name, manifest.files[name]
+    with damaged(path), open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != entry.bytes:
+            raise UserError(f"{path}: damaged, found {size} bytes, {MANIFEST} says {entry.bytes}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != entry.sha256:
+        raise UserError(f"{path}: changed, its sha256 is {digest[:12]}..., {MANIFEST} says {entry.sha256[:12]}...")
+
+
+@contextmanager
+def _opened(folder: Path, name: str, manifest: Manifest) -> Iterator[tuple[BufferedReader, FileEntry]]:
+    path, entry = folder / name, manifest.files.get(name)
+    if entry is None:
+        raise UserError(f"{path}: missing; {MANIFEST} does not list it")
+    with damaged(path), open_plain(path) as file:
+        _compare(path, entry, size=os.fstat(file.fileno()).st_size, digest=entry.sha256)
+        yield file, entry
+
+
+def _compare(path: Path, entry: FileEntry, *, size: int, digest: str) -> None:
+    if size != entry.bytes or digest != entry.sha256:
+        found, expected = f"{size} bytes, sha256 {digest[:12]}...", f"{entry.bytes} bytes, {entry.sha256[:12]}..."
+        raise UserError(f"{path}: changed since it was verified, found {found}, expected {expected}")
