@@ -396,6 +396,7 @@ SEALED: dict[str, tuple[Change, str]] = {
         index(IVFFlat, halve),
         "item_index.faiss",
     ),
+    "lists with another item": (index(IVFFlat, lambda found: found.__setitem__(slice(-8, None), b"\xff" * 8)), "list"),
     "no structure": (index(HNSW, bytearray.clear), "item_index.faiss"),
     "absurd breadth": (index(HNSW, breadth=1 << 40), "effort.breadth"),
     "breadth below zero": (index(IVFFlat, breadth=-1), "effort.breadth"),

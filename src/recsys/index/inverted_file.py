@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.approximate import FaissIndex, check_at_least
+from recsys.index.files import STRUCTURE
 from recsys.index.lists import InvertedLists
 from recsys.index.topk import Rows
 
@@ -45,6 +49,27 @@ class IVFFlat(FaissIndex):
         check_at_least("num_lists", num_lists, least=1)
         self.num_lists = num_lists
         self.seed = seed
+
+    def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:
+        """Keep the embeddings, memory-map the structure, and refuse lists that do not hold each item once."""
+        super().load(folder, embeddings, names=names)
+        found = np.zeros(self.num_items if self._ann is not None else 0, bool)
+        total = 0
+        for number in range(self.max_breadth):
+            ids = self._ids(number)
+            if len(ids) and not (ids.min() >= 0 and ids.max() < self.num_items):
+                raise UserError(f"{folder / STRUCTURE}: list {number} holds an item outside 0 to {self.num_items - 1}")
+            found[ids] = True
+            total += len(ids)
+        if not found.all() or total != len(found):
+            raise UserError(f"{folder / STRUCTURE}: its lists hold {total} items, expected each of {len(found)} once")
+
+    def _ids(self, number: int) -> Rows:
+        size = self._ann.invlists.list_size(number)
+        if not size:
+            return np.zeros(0, np.int64)
+        ids: Rows = faiss.rev_swig_ptr(self._ann.invlists.get_ids(number), size)
+        return ids
 
     @property
     def max_breadth(self) -> int:
@@ -105,8 +130,7 @@ class IVFFlat(FaissIndex):
         num_lists = self.max_breadth
         list_of_row: npt.NDArray[np.int32] = np.empty(self.num_items, np.int32)
         for number in range(num_lists):
-            if size := self._ann.invlists.list_size(number):
-                list_of_row[faiss.rev_swig_ptr(self._ann.invlists.get_ids(number), size)] = number
+            list_of_row[self._ids(number)] = number
         centroids = faiss.downcast_index(self._ann.quantizer).reconstruct_n(0, num_lists)
         return InvertedLists(centroids, list_of_row, embeddings=self._embeddings)
 
