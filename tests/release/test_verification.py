@@ -104,7 +104,7 @@ def test_names_that_leave_the_folder_are_refused(release: Path, name: str) -> No
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "not the manifest"), ("[]", "not the manifest"), ('{"format": 1}', "not the manifest"),
+    [("", "no valid JSON"), ("[]", "format None"), ('{"format": 1}', "not the manifest"),
      ('{"format": 2}', "format 2, expected 1"), ('{"format": 1, "files": 3, "inputs": 1, "output": 1}', "not the man")],
 )  # fmt: skip
 def test_manifests_that_are_none_are_refused(release: Path, content: str, message: str) -> None:
