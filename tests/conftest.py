@@ -26,6 +26,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
+# Each server would open its release in another process first.
+os.environ["RECSYS_TRIAL_SECONDS"] = "null"
 # Java compiles small queries longer than it runs them, unless it stops at the first compiler.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
 # Each of some hundred processes would compile the package again.

@@ -16,8 +16,8 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forging import TINY, copy_release, edit_tower, pair_again, seal
-from onnx import TensorProto, helper
+from forging import TINY, constant, copy_release, edit_tower, endless, large, node, nodes, pair_again, seal
+from onnx import TensorProto
 
 import recsys
 from recsys.core.errors import UserError
@@ -104,68 +104,6 @@ def self_check(**arrays: Any) -> Change:
         np.savez(folder / "self_check.npz", **{n.replace("input_", "input:"): v for n, v in stored.items()})
 
     return change
-
-
-def node(kind: str, *inputs: str, to: str = "extra", **attributes: Any) -> onnx.NodeProto:
-    return helper.make_node(kind, [*inputs], [to], **attributes)
-
-
-def constant(name: str, *values: int) -> onnx.NodeProto:
-    return node("Constant", to=name, value=helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
-
-
-def nodes(*added: onnx.NodeProto, into_output: str | None = None) -> Change:
-    """Put nodes before the others; `into_output` is added to the result, so that no optimiser removes it."""
-
-    def change(model: onnx.ModelProto) -> None:
-        graph = model.graph
-        kept = [*graph.node]
-        del graph.node[:]
-        graph.node.extend([*added, *kept])
-        if into_output is not None:
-            last, name = next((n, n.output[0]) for n in reversed(kept) if n.output[0] == graph.output[0].name)
-            for one in graph.node:
-                if one.output[0] == name:
-                    one.output[0] = "before"
-            graph.node.append(helper.make_node("Add", ["before", into_output], [name]))
-
-    return lambda folder: edit_tower(folder, change)
-
-
-def endless() -> Change:
-    """Add a loop of 2^62 rounds."""
-    body = helper.make_graph(
-        [node("Identity", "go", to="still"), node("Add", "sum", "sum", to="more")],
-        "body",
-        [
-            helper.make_tensor_value_info(n, t, [])
-            for n, t in (("round", TensorProto.INT64), ("go", TensorProto.BOOL), ("sum", TensorProto.FLOAT))
-        ],
-        [
-            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("more", TensorProto.FLOAT, []),
-        ],
-    )
-    start = [
-        node("Constant", to="rounds", value=helper.make_tensor("r", TensorProto.INT64, [], [2**62])),
-        node("Constant", to="begin", value=helper.make_tensor("b", TensorProto.BOOL, [], [True])),
-        node("Constant", to="zero", value=helper.make_tensor("z", TensorProto.FLOAT, [], [0.0])),
-    ]
-    return nodes(*start, node("Loop", "rounds", "begin", "zero", to="sum_", body=body), into_output="sum_")
-
-
-def large(shape: tuple[int, ...]) -> Change:
-    """Add the mean of a tensor whose shape is known only when the tower runs."""
-    made = [
-        constant("sizes", *shape),
-        constant("axis", 0),
-        node("ReduceMax", "lengths", "axis", to="longest", keepdims=1),
-        node("Min", "longest", "one", to="unit"),
-        node("Mul", "sizes", "unit", to="wanted"),
-        node("ConstantOfShape", "wanted", to="much"),
-        node("ReduceMean", "much", to="mean", keepdims=0),
-    ]
-    return nodes(constant("one", 1), *made, into_output="mean")
 
 
 def outside(folder: Path) -> None:

@@ -74,6 +74,8 @@ def main(config: DictConfig) -> None:
         impressions_hours=config.impressions.keep_hours,
         impressions_bytes=config.impressions.bytes,
         outcomes_window_hours=config.outcomes.window_hours,
+        trial_seconds=config.trial.seconds,
+        trial_bytes=config.trial.bytes,
     )
     if config.data.root is not None and config.role != "host":
         # The import loads a database engine, which serving itself does not need.

@@ -80,7 +80,7 @@ class _Builder:
     """Collects the route table and the start and stop hooks. Methods must be called in the order of `build_app`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._releases = settings, ReleaseCache(settings.store)
+        self._settings, self._releases = settings, ReleaseCache(settings.store, settings.trial)
         self._routes: list[object] = []
         self._pages: list[BaseRoute] = []
         self._start: list[Hook] = []

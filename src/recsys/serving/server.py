@@ -146,7 +146,7 @@ def run(settings: Settings) -> None:
         return
     # A release that cannot be opened is reported once, instead of by each process.
     if settings.release is not None and settings.role != "gateway":
-        ReleaseCache(settings.store).open(settings.release)
+        ReleaseCache(settings.store, settings.trial).open(settings.release)
     with bind(settings.host, settings.port, shared=True):
         supervise(functools.partial(_work, settings), settings.workers)
 

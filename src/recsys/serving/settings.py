@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from recsys.core.errors import UserError
+from recsys.serving.host.releases import try_once
 from recsys.serving.http.access import Access, check_token
 
 ROLES = ("all", "host", "gateway")
@@ -59,6 +62,8 @@ class Settings:
     impressions_hours: float = 168.0
     impressions_bytes: int = 256 << 20
     outcomes_window_hours: float = 24.0
+    trial_seconds: float | None = None
+    trial_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -81,6 +86,9 @@ class Settings:
                 f"outcomes.window_hours: found {self.outcomes_window_hours:g}, expected more than 0 and at most "
                 f"impressions.keep_hours={self.impressions_hours:g}, because outcomes join to what is kept"
             )
+        for name, value in {"trial.seconds": self.trial_seconds, "trial.bytes": self.trial_bytes}.items():
+            if value is not None and value <= 0:
+                raise UserError(f"{name}: found {value}, expected more than 0, or null")
         if self.workers > 1 and self.admin_token is not None:
             # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"
@@ -96,6 +104,13 @@ class Settings:
             raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
         if self.page and self.role == "host":
             raise UserError("page: found true, expected false or null: role=host has no users to show")
+
+    @property
+    def trial(self) -> Callable[[Path], None] | None:
+        """Trial of a release before it is opened; None if the settings have none."""
+        if self.trial_seconds is None:
+            return None
+        return functools.partial(try_once, seconds=self.trial_seconds, most=self.trial_bytes)
 
     @property
     def access(self) -> Access:

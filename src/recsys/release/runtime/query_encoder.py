@@ -30,7 +30,7 @@ from recsys.release.runtime.user_tower import Histories, UserTowerSession, pad
 ItemId = int | str
 EVENT_KEYS = ("item_id", "timestamp")
 # Time limit of the tower in the self-check.
-CHECK_SECONDS = 60.0
+CHECK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,38 +2,74 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.store import ReleaseStore
+from recsys.release.trial import try_release
+from recsys.serving.observability.metrics import SHARED_FOLDER
+
+
+def try_once(folder: Path, *, seconds: float, most: int | None) -> None:
+    """Open a release in another process, once for all processes of a server: each takes the memory of the release.
+
+    Raises:
+        UserError: If the trial fails.
+    """
+    shared = os.environ.get(SHARED_FOLDER)
+    if shared is None:
+        try_release(folder, seconds=seconds, most=most)
+        return
+    passed = Path(shared) / f"trial-{folder.name}"
+    with FileLock(f"{passed}.lock"):
+        if not passed.exists():
+            try_release(folder, seconds=seconds, most=most)
+            passed.touch()
 
 
 class ReleaseCache:
-    """Verified releases of a store. Thread-safe."""
+    """Verified releases of a store. Thread-safe; releases are verified independently of each other.
 
-    def __init__(self, store: str | Path) -> None:
-        self.store = ReleaseStore(store)
+    Args:
+        store: folder of the store.
+        trial: opens a release in another process before this one does; None for no trial.
+    """
+
+    def __init__(self, store: str | Path, trial: Callable[[Path], None] | None = None) -> None:
+        self.store, self._trial = ReleaseStore(store), trial
         self._verified: dict[str, tuple[Path, Manifest]] = {}
+        self._opening: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._items: weakref.WeakValueDictionary[str, IdMap] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def open(self, name: str) -> tuple[Path, Manifest]:
         """Return folder and manifest of a version or alias. A release never changes, so it is verified once."""
         version = self.store.resolve(name)
-        with self._lock:
+        with self._of(version):
             if version not in self._verified:
+                if self._trial is not None:
+                    self._trial(self.store.root / version)
                 self._verified[version] = self.store.open(version)
             return self._verified[version]
 
     def known_items(self, version: str) -> IdMap:
         """Return the ids of the item vocabulary; tower and index share them while one of the two is loaded."""
         folder, manifest = self.open(version)
-        with self._lock:
+        with self._of(version):
             items = self._items.get(version)
             if items is None:
                 items = self._items[version] = load_known_items(folder, manifest)
             return items
+
+    def _of(self, version: str) -> threading.RLock:
+        with self._lock:
+            return self._opening[version]
