@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from recsys.index import save_index
 from recsys.release.manifest import describe_files, pair_of, save_index_pair, version_of
 
 Change = Callable[[Path], object]
@@ -125,3 +127,35 @@ def large(shape: tuple[int, ...]) -> Change:
         node("ReduceMean", "much", to="mean", keepdims=0),
     ]
     return nodes(constant("one", 1), *made, into_output="mean")
+
+
+def json_file(name: str, **changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        for path, value in changes.items():
+            *keys, last = path.split("__")
+            place = content
+            for key in keys:
+                place = place[int(key) if isinstance(place, list) else key]
+            if value is ...:
+                del place[last]
+            else:
+                place[last] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
+def index(kind: Any, damage: Callable[[bytearray], object] = lambda _: None, **effort: int) -> Change:
+    def change(folder: Path) -> None:
+        made = kind()
+        made.build(np.load(folder / "item_embeddings.npy"))
+        save_index(made, folder)
+        content = bytearray((folder / "item_index.faiss").read_bytes())
+        damage(content)
+        (folder / "item_index.faiss").write_bytes(content)
+        size = {"bytes": len(content), "sha256": "0" * 64}
+        changes = {"files": {"item_index.faiss": size}, "effort": {**made.effort._asdict(), **effort}}
+        json_file("item_index.json", **changes)(folder)
+
+    return change

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -16,12 +15,25 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forging import TINY, constant, copy_release, edit_tower, endless, large, node, nodes, pair_again, seal
+from forging import (
+    TINY,
+    constant,
+    copy_release,
+    edit_tower,
+    endless,
+    index,
+    json_file,
+    large,
+    node,
+    nodes,
+    pair_again,
+    seal,
+)
 from onnx import TensorProto
 
 import recsys
 from recsys.core.errors import UserError
-from recsys.index import HNSW, FaissFlat, IVFFlat, save_index
+from recsys.index import HNSW, FaissFlat, IVFFlat
 from recsys.operations.gates.staging import open_release
 from recsys.publishing.recommenders import open_recommender
 from recsys.publishing.towers import Towers
@@ -32,23 +44,6 @@ from recsys.serving.host.releases import ReleaseCache
 
 MEGABYTE = 1 << 20
 Change = Callable[[Path], object]
-
-
-def json_file(name: str, **changes: Any) -> Change:
-    def change(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        for path, value in changes.items():
-            *keys, last = path.split("__")
-            place = content
-            for key in keys:
-                place = place[int(key) if isinstance(place, list) else key]
-            if value is ...:
-                del place[last]
-            else:
-                place[last] = value
-        (folder / name).write_text(json.dumps(content))
-
-    return change
 
 
 def manifest(**changes: Any) -> Change:
@@ -121,21 +116,6 @@ def stretched(folder: Path) -> None:
         model.graph.initializer[0].dims[:] = [1 << 20, 1 << 20]
 
     edit_tower(folder, change)
-
-
-def index(kind: Any, damage: Callable[[bytearray], object] = lambda _: None, **effort: int) -> Change:
-    def change(folder: Path) -> None:
-        made = kind()
-        made.build(np.load(folder / "item_embeddings.npy"))
-        save_index(made, folder)
-        content = bytearray((folder / "item_index.faiss").read_bytes())
-        damage(content)
-        (folder / "item_index.faiss").write_bytes(content)
-        size = {"bytes": len(content), "sha256": "0" * 64}
-        changes = {"files": {"item_index.faiss": size}, "effort": {**made.effort._asdict(), **effort}}
-        json_file("item_index.json", **changes)(folder)
-
-    return change
 
 
 def put(content: bytes, at: int) -> Callable[[bytearray], object]:

@@ -62,9 +62,10 @@ COMMANDS = {
         Command("embed-items", "embed new items for the index of a release", "release=ALIAS items=FILE out=FILE", "all",
                 is_job=False),
         Command("releases", "list, show and delete releases, and move aliases",
-                "list | show VERSION|ALIAS | alias ALIAS VERSION | rollback [ALIAS] | delete VERSION [KEY=VALUE ...]",
+                "list | show VERSION|ALIAS | alias ALIAS VERSION | rollback [ALIAS] | delete VERSION |"
+                " keygen PATH | sign VERSION | verify VERSION [KEY=VALUE ...]",
                 "serving", "action", is_job=False,
                 operands={"show": ("version",), "alias": ("alias", "version"), "rollback": ("alias",),
-                          "delete": ("version",)}),
+                          "delete": ("version",), "keygen": ("path",), "sign": ("version",), "verify": ("version",)}),
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import importlib
 import logging
+import os
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ from recsys.experiments.conf_files import readable, reference, search_path
 from recsys.experiments.config_check import check
 from recsys.experiments.override_check import checked
 from recsys.experiments.overrides import CONFIG_DIR, quoted
+from recsys.release.signing import REQUIRE_SIGNATURE, SIGN_KEY
 
 # Exit code of a command that Ctrl-C or SIGTERM ended.
 INTERRUPTED = 130
@@ -53,7 +55,7 @@ def run_command(command: Command, arguments: list[str]) -> None:
     # At INFO faiss reports each build of itself that is not installed, which reads like a failure.
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
-        words = with_keys(command, trusting(arguments))
+        words = with_keys(command, signing(trusting(arguments)))
         if not command.is_job:
             _interrupt_on_sigterm()
         module = importlib.import_module(f"recsys.cli.{command.config_name}")
@@ -78,6 +80,18 @@ def trusting(arguments: list[str]) -> list[str]:
         names = word.partition("=")[2].strip("[]").split(",")
         trust(name.strip(" '\"") for name in names if name.strip())
     return [word for word in arguments if word not in given]
+
+
+def signing(arguments: list[str]) -> list[str]:
+    """Set the keys of `sign_key=` and `require_signature=`, which every command takes; return the other arguments."""
+    for word in arguments:
+        key, is_given, value = word.lstrip("+").partition("=")
+        if is_given and key in ("sign_key", "require_signature"):
+            name = SIGN_KEY if key == "sign_key" else REQUIRE_SIGNATURE
+            path = value.strip(" '\"")
+            # Absolute, because jobs may change the folder.
+            os.environ[name] = os.path.abspath(path) if path not in ("", "null") else ""
+    return [word for word in arguments if not re.match(r"\+{0,2}(sign_key|require_signature)=", word)]
 
 
 def with_keys(command: Command, arguments: list[str]) -> list[str]:

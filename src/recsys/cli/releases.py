@@ -1,10 +1,13 @@
-"""List, show and delete releases, and move the aliases that point at them.
+"""List, show, sign and delete releases, and move the aliases that point at them.
 
     recsys releases list [store=releases]              versions, newest first, with their aliases
     recsys releases show VERSION|ALIAS                 manifest of one release
     recsys releases alias production VERSION|ALIAS     point an alias at a release
     recsys releases rollback [production]              point it at the release before its last move
     recsys releases delete VERSION                     remove a release
+    recsys releases keygen PATH                        write a key that signs, and PATH.pub, which proves signatures
+    recsys releases sign VERSION sign_key=PATH         sign a release
+    recsys releases verify VERSION require_signature=PATH.pub
 
 The words are values of keys: `recsys releases delete VERSION` is `recsys releases action=delete version=VERSION`.
 `json=true` prints JSON for programs. Every change of an alias is added to the history of the store. A release that an
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from recsys.release.store import ReleaseStore
 
-ACTIONS = ("list", "show", "alias", "rollback", "delete")
+ACTIONS = ("list", "show", "alias", "rollback", "delete", "keygen", "sign", "verify")
 
 
 def main(config: DictConfig) -> None:
@@ -40,9 +43,11 @@ def main(config: DictConfig) -> None:
     action, store = config.action, ReleaseStore(config.store)
     if action not in ACTIONS:
         raise UserError(f"action: found '{action}'{nearest(action, ACTIONS)}")
+    if action == "keygen":
+        return _make_key(config.path)
     if not store.root.is_dir():
         raise UserError(f"store: {absent(Path(config.store))}; `recsys index` publishes releases")
-    if action in ("show", "alias", "delete") and config.version is None:
+    if action in ("show", "alias", "delete", "sign", "verify") and config.version is None:
         operands = "ALIAS VERSION" if action == "alias" else "VERSION"
         raise UserError(f"version: missing, expected recsys releases {action} {operands}")
     version = None if config.version is None else str(config.version)
@@ -51,6 +56,13 @@ def main(config: DictConfig) -> None:
         print(json.dumps(rows, indent=2)) if config.json else _print(rows, config.store)
     elif action == "show":
         _show(store, str(version), config.json)
+    elif action == "sign":
+        _sign(store, str(version))
+    elif action == "verify":
+        _, manifest = store.open(str(version))
+        name = store.check_signature(manifest.version)
+        signer = "no signature required" if name is None else f"signed by {name}"
+        print(f"{manifest.version}: all files match, {signer}")
     elif action == "delete":
         _delete(store, str(version), config)
         print(f"deleted {version}")
@@ -58,6 +70,34 @@ def main(config: DictConfig) -> None:
         wanted = version if action == "alias" else _before(store, config.alias)
         store.set_alias(config.alias, str(wanted), why=config.why or f"recsys releases {action}")
         print(f"{config.alias} -> {store.aliases()[config.alias]}")
+    return None
+
+
+def _make_key(path: str | None) -> None:
+    from pathlib import Path
+
+    from recsys.core.errors import UserError
+    from recsys.release.signing import make_key
+
+    if path is None:
+        raise UserError("path: missing, expected recsys releases keygen PATH")
+    print(f"{path}: keep it secret, sign_key={path}\n{make_key(Path(path))}: require_signature={path}.pub")
+
+
+def _sign(store: ReleaseStore, version: str) -> None:
+    from recsys.core.errors import UserError
+    from recsys.core.strict_json import read_bounded
+    from recsys.release.manifest import MANIFEST
+    from recsys.release.signing import SIGN_KEY, configured, sign
+    from recsys.release.verification import verify_release
+
+    if (key := configured(SIGN_KEY)) is None:
+        raise UserError("sign_key: missing, expected recsys releases sign VERSION sign_key=PATH")
+    folder = store.root / store.resolve(version)
+    content = read_bounded(folder / MANIFEST)
+    verify_release(folder)
+    sign(folder, content, key=key)
+    print(f"{folder.name}: signed")
 
 
 def _delete(store: ReleaseStore, version: str, config: DictConfig) -> None:

@@ -76,6 +76,7 @@ def main(config: DictConfig) -> None:
         outcomes_window_hours=config.outcomes.window_hours,
         trial_seconds=config.trial.seconds,
         trial_bytes=config.trial.bytes,
+        verify_seconds=config.verify_seconds,
     )
     if config.data.root is not None and config.role != "host":
         # The import loads a database engine, which serving itself does not need.

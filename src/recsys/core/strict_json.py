@@ -16,12 +16,16 @@ MAX_BYTES = 8 << 20
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file, which must be a plain file; raise `UserError` if it cannot be read."""
+    return parse_json(read_bounded(path), path)
+
+
+def read_bounded(path: Path) -> bytes:
+    """Return the bytes of a plain file, and no more than `parse_json` refuses."""
     try:
         with open_plain(path) as file:
-            content = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return parse_json(content, path)
 
 
 def parse_json(content: bytes, place: object) -> Any:

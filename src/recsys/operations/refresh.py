@@ -35,7 +35,7 @@ from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import mirror_release
 from recsys.models.blend import write_bias
 from recsys.operations.gates.judge import JudgeSettings, judge_run
-from recsys.operations.gates.staging import STAGED, PackingSettings, open_release
+from recsys.operations.gates.staging import STAGED, PackingSettings, open_release, open_staged
 from recsys.operations.gates.verdict import Verdict
 from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose_items
@@ -45,6 +45,7 @@ from recsys.publishing.promote import promote
 from recsys.publishing.towers import Towers
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.retriever import Retriever
+from recsys.release.signing import check_signer
 from recsys.release.store import ReleaseStore
 from recsys.serving.observability.samples import read_samples
 
@@ -119,6 +120,7 @@ def run_refresh(config: DictConfig) -> Refresh:
             was moved meanwhile.
     """
     begin = time.monotonic()
+    check_signer()
     store, name = ReleaseStore(config.store), str(config.release)
     alias = config.alias if config.alias is not None else name if name in store.aliases() else None
     if alias is not None:
@@ -207,7 +209,7 @@ def _stage(
     )
     mark = staged / "made_from.json"
     if mark.exists() and json.loads(mark.read_text())["from"] == made_from:
-        return open_release(staged, json.loads(mark.read_text())["version"])
+        return open_staged(staged, json.loads(mark.read_text())["version"])
     shutil.rmtree(staged, ignore_errors=True)
     version = promote(
         run,
@@ -220,7 +222,7 @@ def _stage(
         refreshed={**origin, "folder": str(folder)},
     ).version
     atomic_write(mark, json.dumps({"from": made_from, "version": version}))
-    return open_release(staged, version)
+    return open_staged(staged, version)
 
 
 def _judge(

@@ -92,7 +92,12 @@ def load_run(path: str | Path) -> OpenedRun:
 
 
 def load_release(
-    release: str, *, store: str | Path = "releases", data: str | Path | None = None, threads: int = 0
+    release: str,
+    *,
+    store: str | Path = "releases",
+    data: str | Path | None = None,
+    threads: int = 0,
+    require_signature: str | Path | None = None,
 ) -> OpenedRelease:
     """Open a release and verify its files.
 
@@ -102,11 +107,14 @@ def load_release(
         data: folder of Parquet files with histories and profiles; `"own"` for the data that the release was trained
             on; None if calls give `histories`.
         threads: threads of the user tower; 0 for one per core.
+        require_signature: public key, or folder of them, of which one must have signed the release; None for that of
+            the environment variable `RECSYS_REQUIRE_SIGNATURE`, if it is set.
 
     Raises:
-        UserError: If there is no such release, or a file is missing or changed.
+        UserError: If there is no such release, a file is missing or changed, or a required signature is missing.
     """
-    return OpenedRelease(Retriever.load(store, release, threads=threads), data)
+    keys = None if require_signature is None else Path(require_signature)
+    return OpenedRelease(Retriever.load(store, release, threads=threads, require_signature=keys), data)
 
 
 @_needs_extra
@@ -154,11 +162,13 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
     from recsys.experiments.assembly import instantiate
     from recsys.experiments.wandb_mirror import mirror_release
     from recsys.publishing.promote import promote as promote_run
+    from recsys.release.signing import check_signer
     from recsys.release.store import ReleaseStore
 
     store = ReleaseStore(config.store)
     if config.alias is not None:
         store.check_alias(config.alias)
+        check_signer()
     run, index_time, refreshed = _on_data(run, config)
     promotion = promote_run(
         run,

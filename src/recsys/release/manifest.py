@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError
-from recsys.core.strict_json import read_json
+from recsys.core.strict_json import parse_json, read_bounded
 from recsys.release.manifest_check import check_fields
 
 FORMAT = 1
@@ -158,7 +158,12 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         """Read the manifest of a release; raise `UserError` if it is missing, damaged or of another format."""
         path = folder / MANIFEST
-        content = read_json(path)
+        return cls.parse(read_bounded(path), path)
+
+    @classmethod
+    def parse(cls, text: bytes, path: Path) -> Manifest:
+        """Return the manifest in a text; `path` is its place, for errors."""
+        content = parse_json(text, path)
         found = content.get("format") if isinstance(content, dict) else None
         if found != FORMAT:
             raise UserError(f"{path}: format {found!r:.60}, expected {FORMAT}; publish the run again")

@@ -23,7 +23,9 @@ from filelock import FileLock, Timeout
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write, sync
-from recsys.release.manifest import Manifest, describe_files, version_of
+from recsys.core.strict_json import read_bounded
+from recsys.release.manifest import MANIFEST, Manifest, describe_files, version_of
+from recsys.release.signing import REQUIRE_SIGNATURE, SIGN_KEY, SIGNATURE, check_signature, configured, sign
 from recsys.release.verification import verify_release
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
@@ -35,15 +37,19 @@ class ReleaseStore:
 
     Args:
         root: folder of the store; `publish` makes it.
+        require_signature: public key, or folder of them, of which one must have signed what is opened; None for that
+            of the environment (`require_signature=` of a command), if it has one.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, require_signature: Path | None = None) -> None:
         self.root = Path(root)
+        self._keys = configured(REQUIRE_SIGNATURE) if require_signature is None else require_signature
 
     def publish(self, write: Callable[[Path], Manifest]) -> str:
         """Let `write` fill a hidden folder, rename the folder to its version, and return the version.
 
-        Equal content is not published twice. Leftovers of killed processes are removed.
+        Equal content is not published twice. Leftovers of killed processes are removed. A key that is configured
+        (`sign_key=` of a command) signs the release.
 
         Args:
             write: fills a folder and returns the manifest, whose version, time and files are set here.
@@ -59,8 +65,10 @@ class ReleaseStore:
                 files = describe_files(aside)
                 manifest = dataclasses.replace(manifest, version=version_of(files), created=_now(), files=files)
                 manifest.save(aside)
+                if (key := configured(SIGN_KEY)) is not None:
+                    sign(aside, read_bounded(aside / MANIFEST), key=key)
                 _finish(aside)
-                self._move(aside, manifest.version)
+                self._move(aside, manifest)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
                 Path(lock.lock_file).unlink(missing_ok=True)
@@ -85,8 +93,8 @@ class ReleaseStore:
             raise UserError(f"{folder}: changed while it was copied; expected version {manifest.version}")
         return version
 
-    def _move(self, aside: Path, version: str) -> None:
-        folder = self.root / version
+    def _move(self, aside: Path, manifest: Manifest) -> None:
+        folder = self.root / manifest.version
         if not folder.exists():
             try:
                 os.rename(aside, folder)
@@ -96,7 +104,16 @@ class ReleaseStore:
                 if not folder.is_dir():
                     raise
         # The release is verified even if another process published it.
-        verify_release(folder)
+        published = verify_release(folder)
+        if (key := configured(SIGN_KEY)) is not None and not (folder / SIGNATURE).exists():
+            content = read_bounded(folder / MANIFEST)
+            published = Manifest.parse(content, folder / MANIFEST)
+            if dataclasses.replace(published, created=manifest.created) != manifest:
+                raise UserError(
+                    f"{folder}: was published with the same files, without a signature and with another manifest; "
+                    "delete it, or sign it by `recsys releases sign`"
+                )
+            sign(folder, content, key=key)
 
     def _clean(self) -> None:
         """Remove leftovers of killed processes, which no process has locked."""
@@ -160,7 +177,18 @@ class ReleaseStore:
             UserError: If there is no such release, or it is damaged.
         """
         folder = self.root / self.resolve(name)
-        return folder, verify_release(folder)
+        return folder, verify_release(folder, keys=self._keys)
+
+    def check_signature(self, name: str) -> str | None:
+        """Return the key that signed a version or alias; None if no signature is required.
+
+        Raises:
+            UserError: If a signature is required, and none by a trusted key is there.
+        """
+        folder = self.root / self.resolve(name)
+        if self._keys is None:
+            return None
+        return check_signature(folder, read_bounded(folder / MANIFEST), keys=self._keys)
 
     def set_alias(self, alias: str, version: str, *, why: str) -> None:
         """Point `alias` at `version`. If `production` moves, `previous` gets its former target.
@@ -168,10 +196,11 @@ class ReleaseStore:
         The history is written before the alias moves, so no change is missing from it.
 
         Raises:
-            UserError: If the alias is not a valid name, or there is no such release.
+            UserError: If the alias is not a valid name, there is no such release, or a required signature is missing.
         """
         self.check_alias(alias)
         version = self.resolve(version)
+        self.check_signature(version)
         (self.root / "aliases").mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".aliases.lock"):
             current = self.aliases()

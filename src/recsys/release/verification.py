@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from recsys.core.errors import UserError
 from recsys.core.io import open_plain
 from recsys.core.schema import FIRST_CODE
-from recsys.core.strict_json import parse_json
+from recsys.core.strict_json import parse_json, read_bounded
 from recsys.release.bounds import array_header, check_archive, check_table, check_tower, damaged
 from recsys.release.files import check_file, check_shape, read_file, read_schema, read_vocabulary
 from recsys.release.manifest import (
@@ -35,22 +35,30 @@ from recsys.release.manifest import (
     pair_of,
     version_of,
 )
+from recsys.release.signing import SIGNATURE, check_signature
 
 # Limit of a protobuf message; larger weights lie in a file of their own.
 MAX_GRAPH = 1 << 31
 _TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
 
 
-def verify_release(folder: Path) -> Manifest:
+def verify_release(folder: Path, *, keys: Path | None = None) -> Manifest:
     """Check every file of the release in `folder` and that its halves belong together. Return the manifest.
 
+    Args:
+        folder: folder of the release.
+        keys: public key, or folder of them, of which one must have signed the release; None for no signature.
+
     Raises:
-        UserError: If a file is missing, unlisted, changed or not a plain file, if the version does not match the
-            content, or if user tower, embeddings and index do not belong together.
+        UserError: If the signature is missing or wrong, a file is missing, unlisted, changed or not a plain file, the
+            version does not match the content, or user tower, embeddings and index do not belong together.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: not the folder of a release")
-    manifest = Manifest.load(folder)
+    content = read_bounded(folder / MANIFEST)
+    if keys is not None:
+        check_signature(folder, content, keys=keys)
+    manifest = Manifest.parse(content, folder / MANIFEST)
     _check_names(folder, manifest)
     check_files(folder, manifest)
     version = version_of(manifest.files)
@@ -63,10 +71,23 @@ def verify_release(folder: Path) -> Manifest:
     return manifest
 
 
+def verify_again(folder: Path, manifest: Manifest) -> None:
+    """Compare all files of a verified release with its manifest again, with little work at once.
+
+    Raises:
+        UserError: If one has changed.
+    """
+    if Manifest.load(folder) != manifest:
+        raise UserError(f"{folder / MANIFEST}: changed since it was verified")
+    _check_names(folder, manifest)
+    check_files(folder, manifest, threads=1)
+
+
 def _check_names(folder: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or path.as_posix() != name or name == MANIFEST:
+        is_plain = not path.is_absolute() and ".." not in path.parts and "\\" not in name and path.as_posix() == name
+        if not is_plain or name in (MANIFEST, SIGNATURE):
             raise UserError(f"{folder / MANIFEST}: lists '{name}', which is not a valid file name of a release")
     for name in REQUIRED:
         if name not in manifest.files:
@@ -81,7 +102,7 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
                 raise UserError(f"{shown}: a link or special file; a release may contain only plain files")
             if name in manifest.files and not file.is_file():
                 raise UserError(f"{shown}: a folder, expected a file")
-            if name not in (manifest.files.keys() | {MANIFEST} if file.is_file() else folders):
+            if name not in (manifest.files.keys() | {MANIFEST, SIGNATURE} if file.is_file() else folders):
                 raise UserError(f"{shown}: {MANIFEST} does not list it")
             found.add(name)
     if missing := sorted(manifest.files.keys() - found):

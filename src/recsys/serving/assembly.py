@@ -31,6 +31,7 @@ from recsys.serving.host.alias_follower import AliasFollower
 from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.host.release_watch import ReleaseWatch
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin
@@ -285,8 +286,28 @@ class _Builder:
         self._stop += [functools.partial(asyncio.to_thread, close) for close in (recorder.close, store.close)]
         return recorder
 
+    def _watched(self) -> Hook:
+        """Return the check of readiness, with a watch over the files of the loaded releases."""
+        if self._settings.verify_seconds is None:
+            return self._ready
+        is_ready, host, towers = self._ready, self._host, self._towers
+
+        def versions() -> set[str]:
+            held = [] if host is None else [v for model in host.version().values() for v in model.loaded]
+            return {*held, *([] if towers is None else towers.keys)}
+
+        watch = ReleaseWatch(self._releases, versions, metrics=self._metrics, seconds=self._settings.verify_seconds)
+        self._start.append(watch.start)
+        self._stop.append(watch.stop)
+
+        async def ready() -> None:
+            await is_ready()
+            watch.require_sound()
+
+        return ready
+
     def app(self) -> tuple[App, ProcessRoutes]:
-        process = ProcessRoutes(self._ready, self._metrics)
+        process = ProcessRoutes(self._watched(), self._metrics)
         endpoints = endpoints_of(*self._routes, process)
         if not self._settings.access_users:
             endpoints = [one for one in endpoints if one.path not in ("/v1/users", "/v1/explain")]

@@ -64,6 +64,7 @@ class Settings:
     outcomes_window_hours: float = 24.0
     trial_seconds: float | None = None
     trial_bytes: int | None = None
+    verify_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -86,7 +87,8 @@ class Settings:
                 f"outcomes.window_hours: found {self.outcomes_window_hours:g}, expected more than 0 and at most "
                 f"impressions.keep_hours={self.impressions_hours:g}, because outcomes join to what is kept"
             )
-        for name, value in {"trial.seconds": self.trial_seconds, "trial.bytes": self.trial_bytes}.items():
+        optional = {"trial.seconds": self.trial_seconds, "trial.bytes": self.trial_bytes}
+        for name, value in {**optional, "verify_seconds": self.verify_seconds}.items():
             if value is not None and value <= 0:
                 raise UserError(f"{name}: found {value}, expected more than 0, or null")
         if self.workers > 1 and self.admin_token is not None:

@@ -15,6 +15,7 @@ from recsys.core.errors import UserError
 from recsys.experiments.warm_start import open_earlier_run
 from recsys.operations.cycle.arrivals import FolderListing
 from recsys.operations.cycle.state import Cycle
+from recsys.release.signing import check_signer
 from recsys.release.store import ReleaseStore
 
 PRODUCTION = "production"
@@ -39,6 +40,7 @@ class CyclePlan:
     command: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
+        check_signer()
         if self.config.keep is not None and self.config.keep < 0:
             raise UserError(f"keep: found {self.config.keep}, expected 0 or more, or null")
         for name, config in self.trainings.items():

@@ -19,6 +19,7 @@ from recsys.publishing.promote import promote
 from recsys.release.manifest import describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
+from recsys.release.verification import verify_release
 
 # A release store below the run folder. No server loads releases from there.
 STAGED = "staged"
@@ -79,9 +80,18 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
                 policy=policy,
             ).version
             atomic_write(mark, json.dumps({"from": made_from, "version": version}))
-        return open_release(folder, json.loads(mark.read_text())["version"])
+        return open_staged(folder, json.loads(mark.read_text())["version"])
     except (UserError, torch.onnx.OnnxExporterError) as error:
         raise PackingError(" ".join(str(error).split())) from error
+
+
+def open_staged(store: Path, version: str) -> Retriever:
+    """Open a release that this command has made, which needs no signature, on one thread.
+
+    Raises:
+        UserError: If it fails verification.
+    """
+    return Retriever(store / version, verify_release(store / version), threads=1)
 
 
 def open_release(store: str | Path, name: str) -> Retriever:

@@ -52,6 +52,7 @@ def begin(
     alias_before = None
     if store is not None:
         releases = ReleaseStore(store)
+        releases.check_signature(version)
         version, alias_before = releases.resolve(version), releases.aliases().get(ALIAS)
     serving = Counter(held.serving for held in (host.versions(model) for host in hosts) if held.serving is not None)
     others = [served for served, _ in serving.most_common() if served != version]

@@ -50,9 +50,11 @@ class Retriever:
             self.item_search.check()
 
     @classmethod
-    def load(cls, store: str | Path, release: str, *, threads: int = 0) -> Retriever:
-        """Open a release by version or alias; raise `UserError` if there is none, or it is damaged."""
-        folder, manifest = ReleaseStore(store).open(release)
+    def load(
+        cls, store: str | Path, release: str, *, threads: int = 0, require_signature: Path | None = None
+    ) -> Retriever:
+        """Open a release by version or alias; raise `UserError` if there is none, or it is damaged or not signed."""
+        folder, manifest = ReleaseStore(store, require_signature=require_signature).open(release)
         return cls(folder, manifest, threads=threads)
 
     @property

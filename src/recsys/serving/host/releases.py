@@ -16,6 +16,7 @@ from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.store import ReleaseStore
 from recsys.release.trial import try_release
+from recsys.release.verification import verify_again
 from recsys.serving.observability.metrics import SHARED_FOLDER
 
 
@@ -56,10 +57,21 @@ class ReleaseCache:
         version = self.store.resolve(name)
         with self._of(version):
             if version not in self._verified:
+                self.store.check_signature(version)
                 if self._trial is not None:
                     self._trial(self.store.root / version)
                 self._verified[version] = self.store.open(version)
             return self._verified[version]
+
+    def verify_again(self, version: str) -> None:
+        """Compare the files of an opened release with its manifest again, unless its folder was deleted.
+
+        Raises:
+            UserError: If one has changed.
+        """
+        folder, manifest = self._verified[version]
+        if folder.exists():
+            verify_again(folder, manifest)
 
     def known_items(self, version: str) -> IdMap:
         """Return the ids of the item vocabulary; tower and index share them while one of the two is loaded."""

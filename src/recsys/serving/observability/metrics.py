@@ -73,6 +73,7 @@ class Metrics:
         routing: events in the routing of searches, by [what]: retry, hedge, canary_not_held or mismatch_refused.
         stored_events: acknowledged events.
         event_outcomes: acknowledged events by [what] became of them: stored, repeated or dropped.
+        changed_releases: loaded releases whose files have changed on disk.
         unreadable: stored events, profiles and features that counted as missing because they could not be read.
         request_samples: sampled requests by [what] happened to them: written, dropped or failed.
         impressions: answers with an impression id by [what] happened to their record: written, dropped or failed.
@@ -105,6 +106,8 @@ class Metrics:
         )
         batch = histogram("recsys_batch_size", "Requests in one microbatch.", label="stage", buckets=SIZES)
         self.stored_events = counter("recsys_events_total", "Acknowledged events.")
+        changed = "Loaded releases whose files have changed on disk."
+        self.changed_releases = counter("recsys_release_changes_total", changed)
         outcomes = counter("recsys_event_outcomes_total", "Acknowledged events: stored, repeated or dropped.", "what")
         shown = "Answers with an impression id by what happened to the record: written, dropped, failed."
         self.impressions = _Series(counter("recsys_impressions_total", shown, "what"))
