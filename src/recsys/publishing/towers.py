@@ -24,6 +24,7 @@ from recsys.experiments.assembly import build_model
 from recsys.experiments.run_folder import RunState, RunStatus
 from recsys.experiments.trained_run import TrainedRun, stored_config
 from recsys.models.blend import Model, members_of
+from recsys.release.bounds import damaged
 from recsys.release.files import read_file, read_schema, read_table, read_vocabulary
 from recsys.release.manifest import (
     ITEM_VOCABULARY,
@@ -137,8 +138,9 @@ class Towers:
         model = build_model(_with_priors(self.config, self.item_weights), dataset)
         # The rows of users are part of the weights. There are more of them if the data has more users.
         rows = {name: value for name, value in model.user_tower.state_dict().items() if _is_user_rows(name)}
-        model.user_tower.load_state_dict({**self.user_weights, **rows})
-        model.item_tower.load_state_dict(self.item_weights)
+        with damaged(self.run):
+            model.user_tower.load_state_dict({**self.user_weights, **rows})
+            model.item_tower.load_state_dict(self.item_weights)
         if self.temperatures:
             for member, temperature in zip(members_of(model), self.temperatures, strict=True):
                 with torch.no_grad():
