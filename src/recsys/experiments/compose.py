@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.trust import name_targets
-from recsys.experiments.conf_files import initialized, search_path, usual, without_hydra
+from recsys.experiments.conf_files import composed, initialized, search_path, usual, without_hydra
 from recsys.experiments.key_hints import keys_below
 from recsys.experiments.override_check import checked
 from recsys.experiments.overrides import CONFIG_DIR
@@ -27,9 +27,7 @@ def compose_command(config_name: str, arguments: list[str]) -> DictConfig:
     Raises:
         UserError: If the overrides do not compose, or a key is unknown.
     """
-    words = checked(config_name, arguments, CONFIG_DIR)
-    with initialized():
-        config = hydra.compose(config_name, overrides=words)
+    config = without_hydra(_composed(config_name, checked(config_name, arguments, CONFIG_DIR)))
     name_targets(config)
     return config
 
@@ -61,10 +59,11 @@ def compose_job(config_name: str, words: list[str]) -> tuple[DictConfig, Path]:
         config_name: name of a file in `conf/`.
         words: checked overrides.
     """
-    with initialized():
-        config = hydra.compose(config_name, overrides=words, return_hydra_config=True)
-        name_targets(without_hydra(config))
-        return without_hydra(config), Path(str(config.hydra.run.dir))
+    config = _composed(config_name, words)
+    own = without_hydra(config)
+    name_targets(own)
+    # A copy, because the time in its path is computed once for each configuration.
+    return own, Path(str(config.copy().hydra.run.dir))
 
 
 def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictConfig]]:
@@ -74,10 +73,18 @@ def compose_training(overrides: list[str]) -> tuple[DictConfig, dict[str, DictCo
         UserError: If the overrides do not compose, or a key is unknown.
     """
     words = checked("train", [*overrides, *search_path(HydraConfig.get().overrides.hydra)], CONFIG_DIR)
-    with initialized():
-        config = hydra.compose("train", overrides=words)
+    config = without_hydra(_composed("train", words))
     name_targets(config)
     return config, variants_of(config, words)
+
+
+def _composed(config_name: str, words: list[str]) -> DictConfig:
+    if search_path(words):
+        # Files outside `conf/` may change within this process.
+        with initialized():
+            return hydra.compose(config_name, overrides=words, return_hydra_config=True)
+    # The check has composed the same words.
+    return composed(config_name, *words)
 
 
 _VARIANT_KEYS = ("overrides", "needs", "time")
@@ -109,11 +116,10 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
             words = checked("train", [*variant.overrides, *given], CONFIG_DIR)
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
-        with initialized():
-            variants[name] = hydra.compose("train", overrides=words)
-            name_targets(variants[name])
-            variants[name].variants = {}
-            variants[name].blend = False
+        variants[name] = without_hydra(_composed("train", words))
+        name_targets(variants[name])
+        variants[name].variants = {}
+        variants[name].blend = False
         variants[name].needs = [*variants[name].needs, *variant.get("needs", [])]
         if "time" in variant:
             variants[name].needs.append("|".join(f"data.time={time}" for time in variant.time))
