@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,14 @@ class VersionNotHeldError(RequestError):
         self.serving, self.loaded = serving, loaded
 
 
+class AccessDeniedError(RequestError):
+    """Call without the token that the server expects (401), or one that the server does not allow (403)."""
+
+
+class UntrustedServerError(RequestError):
+    """The certificate of the server is not accepted; nothing was sent."""
+
+
 class UnavailableError(RequestError):
     """No attempt got an answer other than 503. The server may have carried out the request."""
 
@@ -116,17 +125,36 @@ class Client:
         timeout: seconds that one attempt may take to connect, and to answer.
         retries: number of further attempts if the connection is lost or the answer is 503. Repeating a call is safe:
             the client sets the time of events, and the server stores a repeated event once.
+        token: token of the role (`tokens.*` of the server); None to send none.
+        ca: file of the authorities that sign the server's certificate, for https; None for those of the system.
 
-    Calls raise `RequestError` if the server refuses them, and `UnavailableError` if no attempt got an answer.
+    Calls raise `RequestError` if the server refuses them (`AccessDeniedError` if the token is wrong), and
+    `UnavailableError` if no attempt got an answer. `UntrustedServerError` says that the certificate is not accepted.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8080", *, timeout: float = 5.0, retries: int = 2) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        *,
+        timeout: float = 5.0,
+        retries: int = 2,
+        token: str | None = None,
+        ca: str | None = None,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url: found {url!r}, expected http://HOST:PORT or https://HOST:PORT")
         if timeout <= 0 or retries < 0:
             raise ValueError(f"found timeout {timeout}, retries {retries}; expected a positive one, and at least 0")
-        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        if ca is not None and parts.scheme != "https":
+            raise ValueError(f"ca: found {ca!r} with {url!r}, expected https://HOST:PORT")
+        if token is not None and (not token or not token.isascii() or not token.isprintable()):
+            raise ValueError("token: expected letters, digits and signs")
+        try:
+            self._tls = ssl.create_default_context(cafile=ca) if parts.scheme == "https" else None
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(f"ca: {ca}: {error.strerror or error}") from error
+        self._token_headers = {} if token is None else {"authorization": f"Bearer {token}"}
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path.rstrip("/")
         self._timeout, self._retries = timeout, retries
         self._idle: deque[HTTPConnection] = deque()
@@ -256,6 +284,9 @@ class Client:
                     return _read(status, answer)
                 failure: RequestError = _failure(status, answer)
                 wait = max(wait, min(retry_after, _LONGEST_PAUSE_SECONDS))
+            except ssl.SSLCertVerificationError as error:
+                message = f"{self._host}:{self._port}: {error.verify_message}; ca=FILE names the authority"
+                raise UntrustedServerError(None, "untrusted_certificate", message=message) from error
             except (OSError, HTTPException) as error:
                 reason = str(error) or type(error).__name__
                 failure = UnavailableError(None, "no_answer", message=f"{self._host}:{self._port}: {reason}")
@@ -264,17 +295,22 @@ class Client:
                 pause *= 2
         raise failure
 
+    def _connect(self) -> HTTPConnection:
+        if self._tls is None:
+            return HTTPConnection(self._host, self._port, timeout=self._timeout)
+        return HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
+
     def _attempt(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes, float]:
         """Return status, body, and the seconds of Retry-After."""
         # The server does not answer requests whose client has given up.
-        headers = {"accept": "application/json", "x-deadline-ms": str(int(1000 * self._timeout))} | (
-            {"content-type": "application/json"} if body is not None else {}
-        )
+        headers = {"accept": "application/json", "x-deadline-ms": str(int(1000 * self._timeout)), **self._token_headers}
+        if body is not None:
+            headers["content-type"] = "application/json"
         while True:
             try:
                 connection, is_kept = self._idle.pop(), True
             except IndexError:
-                connection, is_kept = self._kind(self._host, self._port, timeout=self._timeout), False
+                connection, is_kept = self._connect(), False
             try:
                 connection.request(method, self._path + path, body, headers)
                 response = connection.getresponse()
@@ -317,4 +353,7 @@ def _failure(status: int, answer: bytes) -> RequestError:
     else:
         if status == 409 and "loaded" in content:
             return VersionNotHeldError(code, message, field=field, serving=content["serving"], loaded=content["loaded"])
+    if status in (401, 403):
+        message += "; Client(token=TOKEN) sends it" if status == 401 else ""
+        return AccessDeniedError(status, code, message=message, field=field)
     return (UnavailableError if status == 503 else RequestError)(status, code, message=message, field=field)

@@ -50,6 +50,7 @@ def settings(published: HasStore, events: Path, **changes: Any) -> Settings:
         "monitor": 1.0,
         "events": str(events),
         "max_events": MAX_EVENTS,
+        "suppressed": str(events.with_name("suppressed")),
         "samples": str(events.with_name("samples")),
         "samples_share": 0.0,
         "samples_bytes": 1 << 20,

@@ -23,6 +23,7 @@ def main(config: DictConfig) -> None:
     from recsys.cli.preflight import check_state
     from recsys.serving.server import run
     from recsys.serving.settings import Settings
+    from recsys.serving.tls import TLS
 
     limits = config.limits
     if config.role != "host":
@@ -47,6 +48,9 @@ def main(config: DictConfig) -> None:
         monitor=config.monitor,
         events=config.events,
         max_events=config.max_events,
+        tls=TLS(config.tls.cert, config.tls.key, config.tls.ca),
+        max_age_days=config.max_age_days,
+        suppressed=config.suppressed,
         samples=config.samples.folder,
         samples_share=config.samples.share,
         samples_bytes=config.samples.bytes,
@@ -88,6 +92,8 @@ def main(config: DictConfig) -> None:
             events=settings.events,
             max_events=settings.max_events,
             root=config.data.root,
+            suppressed=settings.suppression_list,
+            max_age_days=settings.max_age_days,
         )
     run(settings)
 

@@ -18,17 +18,29 @@ from io import BufferedReader
 from pathlib import Path
 
 _SYNC_THREADS = 8
+# Modes of files and folders with data of users, and with the state of servers.
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes, *, is_private: bool = False) -> None:
     """Replace the content of a file: a reader sees the old content or the new, and the new survives a crash.
 
     Args:
         path: file in a folder that exists.
         content: text is written as UTF-8.
+        is_private: only the owner may read and write the file (0600).
     """
     with atomic_file(path) as aside:
+        if is_private:
+            aside.unlink(missing_ok=True)
+            aside.touch(PRIVATE_FILE)
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner can enter (0700), unless it exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(PRIVATE_FOLDER, exist_ok=True)
 
 
 @contextmanager

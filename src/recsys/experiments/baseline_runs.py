@@ -18,7 +18,7 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
-from recsys.experiments.assembly import check_metric, instantiate, open_data, oracle_metrics
+from recsys.experiments.assembly import check_metric, freeze_suppressed, instantiate, open_data, oracle_metrics
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.run_folder import RunFolder, RunStatus
 
@@ -46,6 +46,7 @@ def measure_baselines(config: DictConfig, path: Path) -> tuple[dict[str, RunFold
         for name in config.generators
     }
     check_metric(config.evaluation.metric)
+    freeze_suppressed(config, path)
     dataset = open_data(config)
     for part in ("val", "test"):
         if not len(dataset.requests(part).user_idx):

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recsys.core.errors import UserError
-from recsys.experiments.assembly import build_data, open_data
+from recsys.experiments.assembly import build_data, freeze_suppressed, open_data
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
 from recsys.experiments.fitting import TrainingSession, fit_again, select_checkpoint, silence_lightning
@@ -37,6 +37,7 @@ def train(config: DictConfig, path: Path) -> RunFolder:
     with hold(path):
         if not config.test:
             return select(config, path)
+        freeze_suppressed(config, path)
         run = RunFolder(path, config)
         if run.state.status == RunStatus.FINISHED:
             return run
@@ -63,6 +64,7 @@ def select(config: DictConfig, path: Path) -> RunFolder:
         path: folder of the run.
     """
     with hold(path):
+        freeze_suppressed(config, path)
         run = RunFolder(path, config)
         if run.state.is_selected:
             if run.state.status != RunStatus.FINISHED:

@@ -17,6 +17,7 @@ from rich.table import Table
 from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
+from recsys.experiments.assembly import freeze_suppressed
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
 from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
@@ -46,6 +47,8 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
             f"variants: found {len(metrics)} metrics {sorted(metrics)}, expected one evaluation.metric for all"
         )
     with hold(path):
+        for config in variants.values():
+            freeze_suppressed(config, path)
         return _train_best(variants, path, metric=metrics.pop(), blend=blend)
 
 

@@ -21,11 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys.core.errors import UserError
 from recsys.core.index_time import DAY, IndexTime
 from recsys.core.io import atomic_write
+from recsys.core.suppression import frozen_now
 from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
@@ -138,6 +139,8 @@ def _refresh(config: DictConfig, store: ReleaseStore, *, folder: Path, alias: st
     place, manifest = store.open(str(config.release))
     served, root = manifest.version, absolute(str(config.data.root))
     towers = Towers.of_release(place, manifest)
+    with open_dict(towers.config):
+        towers.config.data.suppressed = frozen_now(towers.config.data.get("suppressed"), store=store.root)
     dataset = towers.prepare(root)
     index_time = newest_index_time(config.now, config.horizon_days, dataset=dataset)
     run = on_newer_data(towers, dataset, root=root, index_time=index_time)

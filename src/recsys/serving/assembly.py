@@ -8,16 +8,19 @@ import functools
 import logging
 import os
 import socket
+from pathlib import Path
 
 import msgspec
 import numpy as np
 from starlette.routing import BaseRoute
 
 from recsys.core.errors import UserError
+from recsys.core.suppression import SuppressionList
 from recsys.release.runtime.shard import CorpusShard
-from recsys.serving.events import StoreError, open_store
+from recsys.serving.events import EventStore, StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerRoutes
+from recsys.serving.forgetting import keep_expiring, remove_expired
 from recsys.serving.gateway.answer_check import Ids
 from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
@@ -34,7 +37,7 @@ from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.release_watch import ReleaseWatch
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.host.updated_index import UpdatedIndex
-from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin
+from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin, PrivacyAdmin
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.app import App, Hook
 from recsys.serving.http.docs_page import docs_routes
@@ -43,7 +46,7 @@ from recsys.serving.http.openapi import openapi
 from recsys.serving.http.outcome_routes import OutcomeRoutes
 from recsys.serving.http.problems import ServerFault
 from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes, SimilarRoutes
-from recsys.serving.impressions import open_impressions
+from recsys.serving.impressions import ImpressionStore, open_impressions
 from recsys.serving.impressions.joining import OutcomeJoiner
 from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.background import BackgroundThread
@@ -53,6 +56,7 @@ from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.pools import FILES
 from recsys.serving.settings import Settings
 from recsys.serving.shared_state import open_state
+from recsys.serving.tls import KeptCertificate
 
 log = logging.getLogger("recsys")
 
@@ -93,6 +97,9 @@ class _Builder:
             self._towers = TowerCache(
                 self._releases, settings.towers, max_events=settings.max_events, load_seconds=settings.load_seconds
             )
+        # Of calls to hosts.
+        self._tls = settings.tls.client_context() if settings.role == "gateway" else None
+        self._impressions: ImpressionStore | None = None
         self._metrics = Metrics()
         self._background = BackgroundThread(self._metrics)
         self._admission = Admission(settings.queue_seconds)
@@ -176,14 +183,22 @@ class _Builder:
         settings = self._settings
         assert self._towers is not None
         try:
-            events = open_store(settings.events, settings.max_events, unreadable=self._metrics.unreadable.inc)
+            events = open_store(
+                settings.events,
+                settings.max_events,
+                max_age_days=settings.max_age_days,
+                unreadable=self._metrics.unreadable.inc,
+            )
+            # A store that was restored from a copy, or is new, does not know yet who was forgotten.
+            events.suppress(SuppressionList(settings.suppression_list).lines())
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:
             shards: list[Discovery] = [fixed_hosts(LocalHost(self._host))]
         else:
             shards = [
-                HostDiscovery(places, token=settings.host_token) for places in settings.shards or [settings.hosts or []]
+                HostDiscovery(places, token=settings.host_token, tls=self._tls)
+                for places in settings.shards or [settings.hosts or []]
             ]
         fleet = Fleet(shards, self._metrics)
         limits = Limits(
@@ -225,8 +240,9 @@ class _Builder:
             max_bytes=settings.samples_bytes,
             background=self._background,
             metrics=self._metrics,
+            forgotten=events.suppressed,
         )
-        impressions = self._add_impressions()
+        impressions = self._add_impressions(events)
         gateway = Gateway(
             router,
             self._towers,
@@ -245,6 +261,12 @@ class _Builder:
             GatewayRoutes(gateway),
             SimilarRoutes(similar, k=settings.k, exclude=settings.history),
             GatewayAdmin(router, self._towers, canary=canary),
+            PrivacyAdmin(
+                events,
+                samples=settings.samples,
+                suppressed=settings.suppression_list,
+                impressions=self._impressions,
+            ),
         ]
         if settings.has_page:
             self._routes.append(
@@ -258,6 +280,9 @@ class _Builder:
         async def check_store() -> None:
             checks.append(asyncio.create_task(gateway.keep_checking_store()))
             checks.append(asyncio.create_task(canary.keep_following(self._metrics)))
+            if settings.max_age_days is not None:
+                old = functools.partial(remove_expired, events, Path(settings.samples), days=settings.max_age_days)
+                checks.append(asyncio.create_task(keep_expiring(old, self._metrics)))
 
         async def end_checks() -> None:
             for task in checks:
@@ -269,7 +294,7 @@ class _Builder:
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 
-    def _add_impressions(self) -> ImpressionRecorder | None:
+    def _add_impressions(self, events: EventStore) -> ImpressionRecorder | None:
         """Open the store of impressions; None if no answer is recorded."""
         settings = self._settings
         if not settings.impressions_share:
@@ -280,7 +305,10 @@ class _Builder:
             )
         except StoreError as error:
             raise UserError(str(error)) from error
-        recorder = ImpressionRecorder(store, settings.impressions_share, metrics=self._metrics)
+        self._impressions = store
+        recorder = ImpressionRecorder(
+            store, settings.impressions_share, metrics=self._metrics, forgotten=events.suppressed
+        )
         joiner = OutcomeJoiner(store, recorder.hurry, window_hours=settings.outcomes_window_hours)
         self._routes.append(OutcomeRoutes(joiner, batch=settings.batch, metrics=self._metrics))
         self._stop += [functools.partial(asyncio.to_thread, close) for close in (recorder.close, store.close)]
@@ -307,9 +335,17 @@ class _Builder:
         return ready
 
     def app(self) -> tuple[App, ProcessRoutes]:
+        """Return the application of all rows that were added."""
+        settings = self._settings
+        server_tls = settings.tls.server_context(verifies_callers=settings.role == "host")
+        if server_tls is not None:
+            contexts = [one for one in (server_tls, self._tls) if one is not None]
+            kept = KeptCertificate(settings.tls, contexts, expires=self._metrics.set_certificate)
+            self._start.append(kept.start)
+            self._stop.append(kept.stop)
         process = ProcessRoutes(self._watched(), self._metrics)
         endpoints = endpoints_of(*self._routes, process)
-        if not self._settings.access_users:
+        if not settings.access_users:
             endpoints = [one for one in endpoints if one.path not in ("/v1/users", "/v1/explain")]
         process.document = openapi(endpoints)
         # Probes of gateways, admin calls and health are always answered. Writes and the page do not count as reads.
@@ -317,16 +353,17 @@ class _Builder:
         admissions = dict.fromkeys(posts, self._admission)
         for path in ("/v1/events", "/v1/outcomes", "/v1/explain", "/v1/items/find"):
             if path in admissions:
-                admissions[path] = Admission(self._settings.queue_seconds, most=256)
+                admissions[path] = Admission(settings.queue_seconds, most=256)
         app = App(
             endpoints,
             admissions=admissions,
-            body_bytes=self._settings.body_bytes,
-            access=self._settings.access,
+            body_bytes=settings.body_bytes,
+            access=settings.access,
             pages=[*self._pages, *docs_routes()],
             observe=self._metrics.count_answer,
             timed=self._metrics.timed,
             start=self._start,
             stop=[*self._stop, functools.partial(asyncio.to_thread, self._background.close)],
         )
+        app.tls = server_tls
         return app, process

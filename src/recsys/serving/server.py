@@ -10,6 +10,7 @@ import gc
 import logging
 import resource
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from types import FrameType
@@ -41,8 +42,16 @@ SPARE_DESCRIPTORS = 256
 class DrainingServer(uvicorn.Server):
     """Server that reports itself as not ready for some seconds before it stops accepting requests."""
 
-    def __init__(self, config: uvicorn.Config, process: ProcessRoutes, *, settings: Settings) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        process: ProcessRoutes,
+        *,
+        settings: Settings,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(config)
+        self._tls = tls
         self._process, self._drain_seconds, self._settings = process, settings.drain_seconds, settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -50,7 +59,7 @@ class DrainingServer(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(1)
-        loop, config, settings = asyncio.get_running_loop(), self.config, self._settings
+        loop, config, settings, tls = asyncio.get_running_loop(), self.config, self._settings, self._tls
         state = self.server_state
 
         def protocol() -> asyncio.Protocol:
@@ -64,8 +73,8 @@ class DrainingServer(uvicorn.Server):
                 await loop.connect_accepted_socket(
                     protocol,
                     opened,
-                    ssl=config.ssl,
-                    ssl_handshake_timeout=settings.request_seconds if config.ssl else None,
+                    ssl=tls,
+                    ssl_handshake_timeout=settings.request_seconds if tls else None,
                 )
 
         def hand_over(opened: socket.socket) -> None:
@@ -88,7 +97,7 @@ class DrainingServer(uvicorn.Server):
                 ready=readiness,
                 most=most,
                 seconds=settings.request_seconds,
-                peek=config.ssl is None,
+                peek=tls is None,
             )
             acceptor.start()
             self.servers.append(acceptor)  # type: ignore[arg-type]  # closed as uvicorn closes its own
@@ -180,5 +189,6 @@ def _serve(settings: Settings) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
-    log.info("serving at http://%s:%d", settings.host, settings.port)
-    DrainingServer(config, process, settings=settings).run([listening])
+    scheme = "http" if app.tls is None else "https"
+    log.info("serving at %s://%s:%d", scheme, settings.host, settings.port)
+    DrainingServer(config, process, settings=settings, tls=app.tls).run([listening])

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.core.errors import UserError
+from recsys.core.suppression import NAME
 from recsys.serving.host.releases import try_once
 from recsys.serving.http.access import Access, check_token
+from recsys.serving.tls import TLS
 
 ROLES = ("all", "host", "gateway")
 
@@ -56,6 +58,9 @@ class Settings:
     connections: int = 10_000
     request_seconds: float = 10.0
     header_bytes: int = 32 << 10
+    tls: TLS = TLS()
+    suppressed: str | None = None
+    max_age_days: float | None = None
     store_seconds: float = 1.0
     load_seconds: float = 600.0
     impressions_share: float = 1.0
@@ -88,13 +93,19 @@ class Settings:
                 f"impressions.keep_hours={self.impressions_hours:g}, because outcomes join to what is kept"
             )
         optional = {"trial.seconds": self.trial_seconds, "trial.bytes": self.trial_bytes}
-        for name, value in {**optional, "verify_seconds": self.verify_seconds}.items():
+        optional |= {"verify_seconds": self.verify_seconds, "max_age_days": self.max_age_days}
+        for name, value in optional.items():
             if value is not None and value <= 0:
                 raise UserError(f"{name}: found {value}, expected more than 0, or null")
         if self.workers > 1 and self.admin_token is not None:
             # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"
             raise UserError(f"workers: found {self.workers}; with several, admin calls are not possible: {instead}")
+        if self.tls.ca is not None and self.role == "all":
+            raise UserError("tls.ca: expected role=host or gateway: role=all calls no other server")
+        if self.tls.ca is not None and self.tls.cert is None and self.role == "host":
+            raise UserError("tls.ca: found no tls.cert; a host verifies callers by TLS only, so it needs its own")
+        self.tls.expires()
         if self.role == "gateway":
             if (self.hosts is None) == (self.shards is None):
                 raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
@@ -113,6 +124,11 @@ class Settings:
         if self.trial_seconds is None:
             return None
         return functools.partial(try_once, seconds=self.trial_seconds, most=self.trial_bytes)
+
+    @property
+    def suppression_list(self) -> str:
+        """File of forgotten users."""
+        return self.suppressed or str(Path(self.store, "state", NAME))
 
     @property
     def access(self) -> Access:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import redis
 from filelock import FileLock
 
-from recsys.core.io import atomic_write
+from recsys.core.io import PRIVATE_FILE, atomic_write, private_folder
 from recsys.serving.valkey import DurableServer, is_server
 
 # Returns the new content of a document from the present one; None is no document.
@@ -47,13 +47,13 @@ class FolderState:
 
     def change(self, name: str, change: Change) -> bytes | None:
         """Replace a document."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{name}.lock"):
+        private_folder(self.folder)
+        with FileLock(self.folder / f".{name}.lock", mode=PRIVATE_FILE):
             content = change(self.read(name))
             if content is None:
                 (self.folder / f"{name}.json").unlink(missing_ok=True)
             else:
-                atomic_write(self.folder / f"{name}.json", content)
+                atomic_write(self.folder / f"{name}.json", content, is_private=True)
         return content
 
 

@@ -49,9 +49,11 @@ class Model:
     def __init__(self, max_events: int) -> None:
         self.max_events = max_events
         self.rows: dict[tuple[type, UserId], list[tuple[int, int, Event]]] = {}
+        self.forgotten: set[str] = set()
         self.clock = 0
 
     def append(self, events: list[tuple[UserId, Event]]) -> None:
+        events = [(user_id, event) for user_id, event in events if str(user_id) not in self.forgotten]
         for user_id, event in events:
             rows = self.rows.setdefault((type(user_id), user_id), [])
             if not any(_same(row[2], event) for row in rows):
@@ -62,6 +64,8 @@ class Model:
 
     def restore(self, user_id: UserId, events: list[Event]) -> None:
         key = (type(user_id), user_id)
+        if str(user_id) in self.forgotten:
+            return
         recent = events[-self.max_events :]
         rest = list(self.rows.get(key, []))
         for event in recent:
@@ -74,7 +78,8 @@ class Model:
         self._cut(key)
 
     def forget(self, user_id: UserId) -> None:
-        self.rows.pop((type(user_id), user_id), None)
+        self.forgotten.add(str(user_id))
+        self.rows = {key: rows for key, rows in self.rows.items() if str(key[1]) != str(user_id)}
 
     def history(self, user_id: UserId) -> list[Event]:
         return [event for _, _, event in self.rows.get((type(user_id), user_id), [])]
@@ -116,7 +121,7 @@ def test_a_store_behaves_like_the_reference(open_new: Open, max_events: int, ste
                 store.append(argument)
                 model.append(argument)
             elif name == "forget":
-                store.forget(argument)
+                store.forget([argument])
                 model.forget(argument)
             else:
                 store.restore([Restored(user, found, {}) for user, found in argument.items()], "folder", done=number)
@@ -161,7 +166,7 @@ def test_a_restored_history_keeps_repeats_and_precedes_newer_events(open_new: Op
         assert store.history(5) == [*folder, Event(7, 20)]
     assert store.profile(5) == {"age": 30}
     assert store.profile("5") == {}
-    store.forget(5)
+    store.forget([5])
     assert store.history(5) == []
     assert store.profile(5) == {}
     assert store.restored("folder") == 1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from servers import needs_server
 
 from recsys.serving.events import Event, EventStore, open_store
-from recsys.serving.events.sqlite import number_ranges
+from recsys.serving.events.sqlite_files import number_ranges
 
 USERS = [0, 1, -1, 12, 120, 1299, 13, -12, 2**63 - 1, -(2**63), "1", "12", "a", "ab", "a*b", "b", '"', "\\x", "ä", "-1"]
 
@@ -47,7 +47,7 @@ def test_users_by_prefix_of_the_id(store: EventStore, prefix: str) -> None:
 def test_a_user_who_is_forgotten_is_not_found(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "events.db"), 5)
     store.append([("a", Event(1, 1)), ("ab", Event(1, 1))])
-    store.forget("a")
+    store.forget(["a"])
     assert store.users("a", 10) == ["ab"]
     store.close()
 

@@ -71,7 +71,7 @@ def test_a_sample_contains_request_and_answer(tmp_path: Path) -> None:
     assert (other.request.history, other.history, other.profile) == ([{"item_id": "3"}], None, None)
     assert [count(sampling, what) for what in ("written", "dropped", "failed")] == [2, 0, 0]
     # Histories of users must not be readable by others.
-    (file,) = (tmp_path / "samples").iterdir()
+    (file,) = (tmp_path / "samples").glob("*.jsonl")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
@@ -94,7 +94,7 @@ def test_the_oldest_files_give_way(tmp_path: Path) -> None:
         keep(sampling, *range(begin, begin + 10))
         while count(sampling, "written") < begin + 10:
             time.sleep(0.001)
-        sizes.append(sum(path.stat().st_size for path in tmp_path.iterdir()))
+        sizes.append(sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")))
     sampling.close()
     assert max(sizes) <= 8_000
     assert sizes[-1] > 6_000
@@ -127,7 +127,7 @@ def test_torn_lines_and_other_formats_are_skipped(tmp_path: Path) -> None:
         sampling = Sampling(1.0, tmp_path / f"server{user}", max_bytes=1 << 20)
         keep(sampling, user)
         sampling.close()
-    (file,) = (tmp_path / "server1").iterdir()
+    (file,) = (tmp_path / "server1").glob("*.jsonl")
     whole = file.read_bytes()
     later = json.dumps({**json.loads(whole), "at": 1.0}).encode()
     for end in range(len(whole)):
@@ -164,14 +164,14 @@ def test_killed_while_writing_and_started_again(tmp_path: Path) -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == "goes\n"
             # The file may exist before its first line.
-            while sum(b"\n" in file.read_bytes() for file in tmp_path.iterdir()) <= start:
+            while sum(b"\n" in file.read_bytes() for file in tmp_path.glob("*.jsonl")) <= start:
                 time.sleep(0.001)
             time.sleep(0.02 * start)
             process.send_signal(signal.SIGKILL)
         samples = read_samples(tmp_path, 10**6)
         assert samples
         assert all(len(sample.history or ()) == 2000 for sample in samples)
-    assert len([*tmp_path.iterdir()]) == 3
+    assert len([*tmp_path.glob("*.jsonl")]) == 3
     assert {sample.request.user_id for sample in samples} >= {0}
     # Samples of each start are read, although the start before left a torn line.
     assert sum(sample.request.user_id == 0 for sample in samples) == 3

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from recsys.core.instantiate import instantiate, plain
+from recsys.core.suppression import frozen_now, read_suppressed
 from recsys.data.codes import Codes
 from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.engines import Engine
@@ -54,6 +55,7 @@ def configured_data(config: DictConfig) -> ConfiguredData:
         weight=data.get("weight"),
         min_user_events=data.min_user_events,
         min_item_events=data.min_item_events,
+        suppressed=read_suppressed(data.suppressed) if data.get("suppressed") else frozenset(),
     )
     return ConfiguredData(instantiate(data.source), instantiate(config.split), settings, Path(data.cache))
 
@@ -65,9 +67,12 @@ _FOLDERS = ("recsys.data.sources.ParquetFolder", "recsys.data.sources.TextFolder
 def with_root(config: DictConfig, root: str) -> DictConfig:
     """Return the configuration with another folder as its source. Tables that are missing there have no features.
 
-    The folder has the format of the source if that is a folder, and else Parquet files.
+    The folder has the format of the source if that is a folder, and else Parquet files. Users who are on the list of
+    forgotten users now are left out.
     """
     changed = config.copy()
+    with open_dict(changed):
+        changed.data.suppressed = frozen_now(config.data.get("suppressed"))
     if changed.data.source["_target_"] in _FOLDERS:
         changed.data.source.root = root
     else:

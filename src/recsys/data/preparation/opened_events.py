@@ -10,7 +10,7 @@ from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Read, Session, rows
 from recsys.data.preparation.event_times import with_times
 from recsys.data.preparation.job import PreparationJob
-from recsys.data.preparation.reading import read_table
+from recsys.data.preparation.reading import read_table, without_suppressed
 from recsys.data.preparation.vocabulary import keep_core
 from recsys.data.sources.tables import reads
 
@@ -39,7 +39,7 @@ def open_events(job: PreparationJob, session: Session) -> OpenedEvents:
         wanted["engaged_by"] = Read(engaged.column)
     if settings.weight is not None:
         wanted["weight"] = Read(settings.weight)
-    source = read_table(session, table, wanted)
+    source = without_suppressed(session, read_table(session, table, wanted), settings.suppressed)
     if engaged is not None:
         source = source.mutate(engaged=engaged.flag(source.engaged_by))
     _check_nulls(job, session, source)

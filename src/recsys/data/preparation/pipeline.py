@@ -28,7 +28,7 @@ from recsys.data.preparation.engines import Engine, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.opened_events import open_events
-from recsys.data.preparation.reading import read_table
+from recsys.data.preparation.reading import read_table, without_suppressed
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, write_values
 from recsys.data.sources.keys import KEYS
@@ -184,6 +184,8 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
     table, key = job.tables[owner], IDS[owner]
     wanted = reads(table, KEYS[owner]) | {name: plan.read for name, plan in job.features_of(owner).items()}
     entities = read_table(session, table, wanted)
+    if owner == "users":
+        entities = without_suppressed(session, entities, job.settings.suppressed)
     missing = entities.filter(entities[key].isnull()).group_by("shard").aggregate(n=ibis._.count())
     nulls = rows(session, missing.order_by("shard").limit(1))
     if nulls:

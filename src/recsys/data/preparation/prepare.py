@@ -28,7 +28,7 @@ from recsys.data.preparation.pipeline import build
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
-from recsys.data.sources.files import build_once, digest
+from recsys.data.sources.files import build_once, digest, fingerprint
 from recsys.data.sources.keys import NAMED_ONLY, NAMES
 from recsys.data.sources.refusals import check_columns
 from recsys.data.sources.tables import Table, id_type, inspect
@@ -149,10 +149,11 @@ def _describe(split: Split, settings: DataSettings, tables: Mapping[str, Table])
         # The digest of a model is described, its place is not.
         (column or {}).pop("encoder", None)
     described = asdict(replace(settings, columns=columns, features=features))
+    described["suppressed"] = fingerprint(sorted(settings.suppressed)) if settings.suppressed else None
     # Fingerprints of existing data sets depend on these names: a change would make every run prepare its data again.
     described["time"] = described.pop("time_resolution")
     described["engaged"] = settings.engaged.described() if settings.engaged is not None else None
-    for name in ("engaged", "weight", "time_unit", "time_format"):
+    for name in ("engaged", "weight", "time_unit", "time_format", "suppressed"):
         if described[name] is None:
             del described[name]
     if settings.time_resolution is TimeResolution.ORDER and "timestamp" not in tables["interactions"].names:

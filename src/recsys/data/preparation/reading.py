@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ibis
 import ibis.expr.datatypes as dt
@@ -10,6 +10,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from recsys.core.errors import UserError
+from recsys.core.suppression import hash_of
 from recsys.data.preparation.engines import Read, Session, first_row
 from recsys.data.preparation.plain_files import plain_files
 from recsys.data.sources.tables import Table, read_time
@@ -40,6 +41,15 @@ def read_table(session: Session, table: Table, wanted: Mapping[str, Read]) -> ir
         joined = joined.union(part.select(*joined.columns))
     lists = [name for name, read in wanted.items() if read.column in table.lists]
     return _exploded(session, joined, table=table, wanted=wanted, lists=lists) if lists else joined
+
+
+def without_suppressed(session: Session, rows: ir.Table, hashes: Collection[str]) -> ir.Table:
+    """Return the rows of users whose hash is not among `hashes`; rows without a user stay."""
+    if not hashes:
+        return rows
+    ids = (user for batch in session.stream(rows.select("user_id").distinct()) for user in batch["user_id"].to_pylist())
+    found = [user for user in ids if user is not None and hash_of(user) in hashes]
+    return rows.filter(rows.user_id.isnull() | ~rows.user_id.isin(found)) if found else rows
 
 
 def _read_group(

@@ -35,6 +35,7 @@ class DataSettings:
         min_user_events: users with fewer events are left out, together with items that have fewer than
             `min_item_events`, until every user and item that is left has enough.
         min_item_events: see `min_user_events`; the events of such items are left out.
+        suppressed: hashes of users that are left out (`recsys.core.suppression`).
     """
 
     time_resolution: TimeResolution = TimeResolution.SECONDS
@@ -46,6 +47,7 @@ class DataSettings:
     weight: str | None = None
     min_user_events: int = 0
     min_item_events: int = 0
+    suppressed: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "time_resolution", TimeResolution.parse(self.time_resolution))

@@ -1,7 +1,7 @@
 """Builds data, model and training step from a configuration."""
 
 from recsys.core.instantiate import instantiate
-from recsys.experiments.assembly.data import build_data, open_data, source_of, target_sampling_of
+from recsys.experiments.assembly.data import build_data, freeze_suppressed, open_data, source_of, target_sampling_of
 from recsys.experiments.assembly.model import (
     build_item_bias,
     build_model,
@@ -24,6 +24,7 @@ __all__ = [
     "build_towers",
     "check_metric",
     "complete",
+    "freeze_suppressed",
     "corpus_of",
     "has_item_bias",
     "new_items_bias",

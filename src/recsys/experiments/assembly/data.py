@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys.core.errors import UserError
 from recsys.core.instantiate import instantiate, plain
+from recsys.core.stored_config import load_config
+from recsys.core.suppression import frozen
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset
@@ -38,6 +40,21 @@ LEAST_BATCH, LEAST_STEPS = 8, 12
 def open_data(config: DictConfig) -> PreparedDataset:
     """Prepare the data of a configuration, or open it if it is already prepared."""
     return configured_data(config).prepare(instantiate(config.data.engine))
+
+
+def freeze_suppressed(config: DictConfig, path: Path) -> None:
+    """Let a configuration name the list of forgotten users as it was when the run `path` began, or as it is now.
+
+    A run keeps this list, so that it can be opened again when more users have been forgotten.
+    """
+    given = config.data.get("suppressed")
+    files = [path / "config.yaml", *sorted(path.glob("variants/*/config.yaml"))]
+    stored = next((load_config(file) for file in files if file.is_file()), None)
+    fixed = frozen(given) if stored is None or given else stored.data.get("suppressed")
+    with open_dict(config):
+        config.data.pop("suppressed", None)
+        if fixed is not None:
+            config.data.suppressed = fixed
 
 
 def source_of(config: DictConfig) -> Tables:

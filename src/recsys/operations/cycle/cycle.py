@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from recsys.core.errors import UserError
+from recsys.core.suppression import frozen
 from recsys.operations.cycle.arrivals import Arrivals, find_arrivals, list_folder
 from recsys.operations.cycle.build_steps import accept, judge, prepare, publish, train
 from recsys.operations.cycle.plan import CyclePlan
@@ -157,6 +158,7 @@ class _CycleRunner:
             now(),
             settings=self._plan.digest,
             listing=listing,
+            suppressed=frozen(self._plan.training.data.get("suppressed"), store=self._plan.store.root),
             new_events=arrived.rows,
             files=len(listing.interactions),
             store=str(self._plan.store.root.absolute()),

@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys.core.errors import UserError
 from recsys.experiments.warm_start import open_earlier_run
-from recsys.operations.cycle.arrivals import FolderListing
 from recsys.operations.cycle.state import Cycle
 from recsys.release.signing import check_signer
 from recsys.release.store import ReleaseStore
@@ -115,7 +114,7 @@ class CyclePlan:
     def configurations(self, cycle: Cycle) -> dict[str, DictConfig]:
         """Return `trainings` with the files of the cycle as their data, and with their starting weights."""
         return {
-            name: _with_data(config, cycle.listing, warm_start=cycle.warm_start.get(name))
+            name: _with_data(config, cycle, warm_start=cycle.warm_start.get(name))
             for name, config in self.trainings.items()
         }
 
@@ -162,10 +161,11 @@ class CyclePlan:
         return chosen, f"from release {served}"
 
 
-def _with_data(config: DictConfig, listing: FolderListing, *, warm_start: str | None) -> DictConfig:
+def _with_data(config: DictConfig, cycle: Cycle, *, warm_start: str | None) -> DictConfig:
     copy: DictConfig = config.copy()
     with open_dict(copy):
-        copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **listing.paths}
+        copy.data.source = {"_target_": "recsys.data.sources.ParquetFiles", **cycle.listing.paths}
+        copy.data.suppressed = cycle.suppressed
         copy.warm_start = warm_start
     return copy
 

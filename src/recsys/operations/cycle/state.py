@@ -41,6 +41,7 @@ class Cycle:
         began: time in UTC, ISO 8601.
         settings: digests of the settings of training, and of packing and gates.
         listing: files that the cycle reads.
+        suppressed: list of forgotten users as it was when the cycle began; None if there was none.
         new_events: number of events that had arrived.
         files: number of files of interactions.
         store: folder of releases.
@@ -67,6 +68,7 @@ class Cycle:
     _: KW_ONLY
     settings: str = ""
     listing: FolderListing = FolderListing()
+    suppressed: str | None = None
     new_events: int = 0
     files: int = 0
     store: str = ""
@@ -102,7 +104,7 @@ class Cycle:
         return {name: value for name, value in content.items() if name not in _UNRECORDED}
 
 
-_UNRECORDED = ("listing", "step", "error")
+_UNRECORDED = ("listing", "suppressed", "step", "error")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.io import PRIVATE_FILE, private_folder
 from recsys.operations.rollout.admin import AdminClient
 from recsys.operations.rollout.lock import RENEW_SECONDS, HostLocks
 from recsys.operations.rollout.runner import Paused, RolloutRunner, begin, show_status
@@ -48,9 +49,9 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
 
 
 def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
-    state.path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(state.path.parent)
     try:
-        with FileLock(state.lock, timeout=0):
+        with FileLock(state.lock, timeout=0, mode=PRIVATE_FILE):
             rollout = _requested_rollout(config, state)
             state.unpause()
             try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recsys.core.errors import UserError
+from recsys.serving.events import UserId
 from recsys.serving.gateway.remote_host import Address
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.desired_state import ROLLOUT_HEADER
@@ -16,6 +18,8 @@ from recsys.serving.http.messages import (
     Canary,
     ChangesResponse,
     ErrorResponse,
+    ForgetRequest,
+    ForgetResponse,
     ItemsRequest,
     ModelVersions,
     RolloutLock,
@@ -23,10 +27,12 @@ from recsys.serving.http.messages import (
     Versions,
 )
 from recsys.serving.http.problems import Problem
+from recsys.serving.tls import TLS
 
 _versions = Decoder(Versions)
 _error = Decoder(ErrorResponse)
 _changes = Decoder(ChangesResponse)
+_forgotten = Decoder(ForgetResponse)
 
 ASK_SECONDS = 5.0
 # Loading is slow, because a host verifies and checks a release of possibly millions of items.
@@ -126,12 +132,23 @@ class AdminClient:
             added += answer.changed
         return added
 
+    def forget(self, user_ids: Sequence[UserId]) -> ForgetResponse:
+        """Let a gateway erase users, and return what it removed and found."""
+        message = ForgetRequest(list(user_ids))
+        answer = self._call("POST", "/v1/admin/forget", message=message, seconds=LOAD_SECONDS)
+        found: ForgetResponse = _forgotten(answer)
+        return found
+
     def _call(self, method: str, path: str, *, message: Any, seconds: float) -> bytes:
         body = b"" if message is None else encode(message)
         give_up = time.monotonic() + self.patience
         while True:
             try:
                 status, answer = call(self.address, method, path, seconds=seconds, body=body, headers=self._headers)
+            except ssl.SSLCertVerificationError as error:
+                raise UnreachableError(
+                    f"{self.name}: its certificate is not accepted ({error.verify_message})"
+                ) from error
             except (OSError, http.client.HTTPException) as error:
                 if time.monotonic() > give_up:
                     reason = str(error) or type(error).__name__
@@ -158,8 +175,15 @@ def call(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
 ) -> tuple[int, bytes]:
-    """Send one request on a connection of its own, and return status and body of the answer."""
-    connection = http.client.HTTPConnection(*address, timeout=seconds)
+    """Send one request on a connection of its own, and return status and body of the answer.
+
+    With RECSYS_TLS_CA it is a connection by TLS.
+    """
+    context = TLS.of_environment().client_context()
+    if context is None:
+        connection = http.client.HTTPConnection(*address, timeout=seconds)
+    else:
+        connection = http.client.HTTPSConnection(*address, timeout=seconds, context=context)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_write
+from recsys.core.io import atomic_write, private_folder
 
 Goal = Literal["canary", "all", "back"]
 
@@ -67,8 +67,9 @@ class RolloutStateFile:
 
     def write(self, rollout: Rollout) -> None:
         """Replace the file."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, msgspec.json.format(msgspec.json.encode(rollout), indent=2) + b"\n")
+        private_folder(self.path.parent)
+        content = msgspec.json.format(msgspec.json.encode(rollout), indent=2) + b"\n"
+        atomic_write(self.path, content, is_private=True)
 
     @property
     def is_paused(self) -> bool:

@@ -28,18 +28,21 @@ __all__ = [
 ]
 
 
-def open_store(place: str, max_events: int = 200, *, unreadable: Unreadable = ignore) -> EventStore:
+def open_store(
+    place: str, max_events: int = 200, *, max_age_days: float | None = None, unreadable: Unreadable = ignore
+) -> EventStore:
     """Return the store at `place`: the path of an SQLite file, or the address of a server (`redis://` and others).
 
-    `unreadable` is called with the number of stored events or profiles that cannot be decoded.
+    Older events than `max_age_days` are neither stored nor returned. `unreadable` is called with the number of stored
+    events or profiles that cannot be decoded.
 
     Raises:
         UserError: If the place cannot be used.
         StoreError: If the server cannot be reached.
     """
     if "://" not in place:
-        return SQLiteEvents(place, max_events, unreadable=unreadable)
+        return SQLiteEvents(place, max_events, max_age_days=max_age_days, unreadable=unreadable)
     # Imported late, so that SQLite works without the client library.
     from recsys.serving.events.valkey import ValkeyEvents
 
-    return ValkeyEvents(place, max_events, unreadable=unreadable)
+    return ValkeyEvents(place, max_events, max_age_days=max_age_days, unreadable=unreadable)

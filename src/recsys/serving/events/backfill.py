@@ -18,6 +18,7 @@ from pathlib import Path
 from recsys.core.errors import UserError
 from recsys.core.schema import Schema
 from recsys.core.stored_config import load_config
+from recsys.core.suppression import SuppressionList
 from recsys.data.histories import stream_events, stream_profiles
 from recsys.data.preparation.engines import DuckDB, Session
 from recsys.data.preparation.from_config import configured_data, with_root
@@ -45,6 +46,8 @@ def backfill(store: EventStore, release: Path, *, root: str | None = None) -> in
     are. Without `root` it is the data that the release was trained on.
     """
     config = load_config(release / CONFIG)
+    # The store leaves out forgotten users itself.
+    config.data.suppressed = None
     data = configured_data(config if root is None else with_root(config, root))
     job = data.plan()
     name = job.fingerprint
@@ -96,17 +99,27 @@ def _distinct(users: list[Restored]) -> list[Restored]:
     return list(found.values())
 
 
-def fill(store: str, release: str | None, *, events: str, max_events: int, root: str) -> int:
+def fill(
+    store: str,
+    release: str | None,
+    *,
+    events: str,
+    max_events: int,
+    root: str,
+    suppressed: str,
+    max_age_days: float | None = None,
+) -> int:
     """Merge a data folder into the event store at `events`, and return the number of written histories and profiles.
 
-    `root` is a folder of Parquet files, or `own`.
+    `root` is a folder of Parquet files, or `own`. Users on the list `suppressed` are left out.
     """
     if release is None:
         raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which determines how the data is read")
     folder, _ = ReleaseStore(store).open(release)
     try:
-        opened = open_store(events, max_events)
+        opened = open_store(events, max_events, max_age_days=max_age_days)
         try:
+            opened.suppress(SuppressionList(suppressed).lines())
             return backfill(opened, folder, root=None if root == OWN else root)
         finally:
             opened.close()

@@ -9,7 +9,9 @@ send its events again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -23,6 +25,7 @@ UserId = int | str
 ItemId = _Integer | Annotated[str, Meta(min_length=1)]
 Seconds = Annotated[int, Meta(ge=-LATEST, le=LATEST)]
 
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 # Size of the history of one user, as it is stored.
 MAX_HISTORY_BYTES = 256 << 10
 
@@ -44,7 +47,10 @@ class Restored(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """Result of adding one event. A dropped one is older than all events of a history that is full."""
+    """Result of adding one event.
+
+    A dropped one is older than all events of a history that is full, too old to be kept, or of a forgotten user.
+    """
 
     STORED = "stored"
     REPEATED = "repeated"
@@ -57,6 +63,22 @@ Unreadable = Callable[[int], None]
 
 def ignore(number: int) -> None:
     """Do not count what could not be decoded."""
+
+
+class Erased(NamedTuple):
+    """Histories and profiles that were removed, and byte patterns that the files of the store must not have now."""
+
+    histories: int
+    profiles: int
+    patterns: frozenset[bytes]
+
+
+class Searched(NamedTuple):
+    """A file that was searched for the bytes of forgotten users, and the number of places where they were found."""
+
+    place: str
+    bytes: int
+    found: int
 
 
 class StoreError(RuntimeError):
@@ -101,11 +123,29 @@ class EventStore(Protocol):
         Meant for people: a large store may return fewer users than it has.
         """
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove events and profile of a user, durably.
+    def forget(self, user_ids: Sequence[UserId]) -> Erased:
+        """Remove events and profiles of users, durably, and let no later write bring them back.
 
-        A later backfill from a changed folder that still contains the user restores them.
+        A number and the text of its digits are one user here.
         """
+
+    def suppressed(self, user_ids: Sequence[UserId]) -> set[UserId]:
+        """Return those of the users that were forgotten."""
+
+    def suppress(self, hashes: Collection[str]) -> int:
+        """Forget the users with these hashes (`recsys.core.suppression`), and return the number of them in the store.
+
+        A store that was restored from a copy learns so whom it has to forget. Reads the ids of all users.
+        """
+
+    def search(self, user_ids: Sequence[UserId], patterns: Collection[bytes]) -> list[Searched]:
+        """Compact the files of the store, then search them for forgotten users and for patterns of `forget`.
+
+        Bytes that belong to other users do not count as found.
+        """
+
+    def expire(self) -> int:
+        """Remove events older than the maximum age of the store, and return the number of histories that had some."""
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         """Merge users of a source into the store, all or none; repeating a call changes nothing.
@@ -123,3 +163,18 @@ class EventStore(Protocol):
 
     def close(self) -> None:
         """Close files and connections. Acknowledged events are durable without it."""
+
+
+def both_forms(user_ids: Sequence[UserId]) -> list[UserId]:
+    """Return each user as a number and as text, if both exist."""
+    found: dict[UserId, None] = {}
+    for user_id in user_ids:
+        found[str(user_id)] = None
+        if _NUMBER.fullmatch(str(user_id)) and -(2**63) <= int(user_id) < 2**63:
+            found[int(user_id)] = None
+    return list(found)
+
+
+def first_second(max_age_days: float | None, clock: Callable[[], float] = time.time) -> int | None:
+    """Return the first second whose events are kept; None if all are."""
+    return None if max_age_days is None else int(clock() - max_age_days * 86_400)

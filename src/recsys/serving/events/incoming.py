@@ -75,6 +75,17 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
+def check_user(value: Any, place: str) -> UserId:
+    """Return an id that a store can hold; a data folder may have ids that events may not have.
+
+    Raises:
+        UserError: If it is something else.
+    """
+    if is_id(value) or (isinstance(value, str) and value and is_text(value)):
+        return value  # type: ignore[no-any-return]  # checked
+    raise UserError(f"{place}: found {short(value)}, expected an integer of 64 bits or a string")
+
+
 def _value(value: Any, place: str) -> Any:
     if isinstance(value, list):
         if any(not _is_plain(entry) for entry in value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,11 +20,13 @@ _profile = msgspec.msgpack.Decoder(dict[str, Any])
 _encoder = msgspec.msgpack.Encoder()
 
 
-def merge(held: Iterable[Event], arrivals: Iterable[Event], *, max_events: int) -> list[Event]:
+def merge(
+    held: Iterable[Event], arrivals: Iterable[Event], *, max_events: int, since: int | None = None
+) -> list[Event]:
     """Return `held` and the missing `arrivals`, sorted by time, held ones first, cut to the last `max_events`.
 
-    If an event arrives n times and is held m times, max(0, n - m) of the arrivals are missing. Beyond
-    `MAX_HISTORY_BYTES` the oldest events are left out, too.
+    If an event arrives n times and is held m times, max(0, n - m) of the arrivals are missing. Events before `since`
+    are left out, and beyond `MAX_HISTORY_BYTES` the oldest events, too.
     """
     merged = list(held)
     spare = Counter((event.item_id, event.timestamp) for event in merged)
@@ -34,7 +37,12 @@ def merge(held: Iterable[Event], arrivals: Iterable[Event], *, max_events: int) 
         else:
             merged.append(event)
     merged.sort(key=_time)
-    return _bounded(merged[-max_events:])
+    return _bounded(younger(merged[-max_events:], since))
+
+
+def younger(events: list[Event], since: int | None) -> list[Event]:
+    """Return the events from the second `since` on; all if it is None. The events are sorted by time."""
+    return events if since is None else events[bisect.bisect_left(events, since, key=_time) :]
 
 
 def _bounded(events: list[Event]) -> list[Event]:
@@ -50,8 +58,8 @@ def _bounded(events: list[Event]) -> list[Event]:
 class Arrivals:
     """Events of one write: merges them into held histories, and knows the outcome of each."""
 
-    def __init__(self, events: Sequence[tuple[UserId, Event]], max_events: int) -> None:
-        self._events, self._max_events = events, max_events
+    def __init__(self, events: Sequence[tuple[UserId, Event]], max_events: int, *, since: int | None = None) -> None:
+        self._events, self._max_events, self._since = events, max_events, since
         self._by_user: dict[UserId, dict[tuple[int | str, int], Event]] = {}
         self._held: dict[UserId, set[tuple[int | str, int]]] = {}
         self._kept: dict[UserId, set[tuple[int | str, int]]] = {}
@@ -65,10 +73,14 @@ class Arrivals:
 
     def merge(self, user_id: UserId, held: Sequence[Event]) -> list[Event]:
         """Return the history of a user after the write. A repeated call replaces the outcome of the one before."""
-        kept = merge(held, self._by_user[user_id].values(), max_events=self._max_events)
+        kept = merge(held, self._by_user[user_id].values(), max_events=self._max_events, since=self._since)
         self._held[user_id] = set(map(_key, held))
         self._kept[user_id] = set(map(_key, kept))
         return kept
+
+    def drop(self, user_id: UserId) -> None:
+        """Store nothing of a user."""
+        self._held[user_id], self._kept[user_id] = set(), set()
 
     def outcomes(self) -> list[Outcome]:
         """Return the outcome of each event, when the histories of all users are merged."""
@@ -103,9 +115,10 @@ def encode_events(events: Sequence[Event]) -> bytes:
     return _encode(events)
 
 
-def decode_events(content: Any, max_events: int, *, unreadable: Unreadable) -> list[Event]:
+def decode_events(content: Any, max_events: int, *, unreadable: Unreadable, since: int | None = None) -> list[Event]:
     """Return the last `max_events` of a history; one that was stored under larger limits may contain more.
 
+    Events before `since` count as removed.
     `unreadable` is called with the number of events that cannot be decoded; a damaged history counts as one.
     """
     try:
@@ -114,7 +127,7 @@ def decode_events(content: Any, max_events: int, *, unreadable: Unreadable) -> l
         events, lost = _readable(content)
         unreadable(lost)
         log.warning("events: %d stored events of a user cannot be read and count as missing", lost)
-    events = events[-max_events:]
+    events = younger(events[-max_events:], since)
     return _bounded(events) if len(content) > MAX_HISTORY_BYTES else events
 
 

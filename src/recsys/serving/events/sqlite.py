@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import Event, Outcome, Restored, StoreError, Unreadable, UserId, ignore
+from recsys.core.io import PRIVATE_FILE, private_folder
+from recsys.core.suppression import hash_of
+from recsys.serving.events.byte_search import useful
+from recsys.serving.events.event_store import (
+    Erased,
+    Event,
+    Outcome,
+    Restored,
+    Searched,
+    StoreError,
+    Unreadable,
+    UserId,
+    both_forms,
+    first_second,
+    ignore,
+)
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
     Arrivals,
@@ -22,6 +37,7 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
+from recsys.serving.events.sqlite_files import as_bytes, as_stored, compact, empty_log, number_ranges, patterns_of
 
 # "recs" marks the files of this store among other SQLite files. The format is the version of the tables below.
 APPLICATION, FORMAT = 0x72656373, 1
@@ -36,15 +52,17 @@ PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT};
 COMMIT;
 """
+# Hashes of forgotten users; stores of earlier versions have no such table.
+_SUPPRESSED = "CREATE TABLE IF NOT EXISTS suppressed (hash TEXT PRIMARY KEY NOT NULL) WITHOUT ROWID"
 _HISTORY = "SELECT events FROM histories WHERE user_id = ?"
 _USERS = "SELECT user_id FROM histories WHERE user_id BETWEEN ? AND ? ORDER BY user_id LIMIT ?"
+_PAGE = "SELECT rowid, user_id, events FROM histories WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
 _SAVE_HISTORY = "INSERT OR REPLACE INTO histories VALUES (?, ?)"
-
-_SMALLEST, _LARGEST = -(2**63), 2**63 - 1
-_NUMBER = re.compile(r"-?[1-9][0-9]*", re.ASCII)
 
 # Maximum number of parameters of one statement.
 _BATCH = 10_000
+# Histories of one step of `expire`.
+_EXPIRED_AT_ONCE = 500
 # Seconds to wait for the write of another process.
 _TIMEOUT_SECONDS = 30.0
 
@@ -57,18 +75,29 @@ class SQLiteEvents:
 
     is_embedded = True
 
-    def __init__(self, path: str | Path, max_events: int = 200, *, unreadable: Unreadable = ignore) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        max_events: int = 200,
+        *,
+        max_age_days: float | None = None,
+        unreadable: Unreadable = ignore,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
         self._path, self.max_events, self._unreadable = Path(path), max_events, unreadable
+        self._max_age_days, self._clock = max_age_days, clock
         self._readers: deque[sqlite3.Connection] = deque()
         self._group = GroupCommit(self._append)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
             self._refuse_emptied()
+            # SQLite gives its other files the mode of this one.
+            self._path.touch(PRIVATE_FILE)
             self._writer = self._connect()
             self._prepare()
-            self._marker.touch()
+            self._marker.touch(PRIVATE_FILE)
             self._inode = os.stat(self._path).st_ino
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"events: {path}: cannot be opened as an event store ({error})") from error
@@ -117,6 +146,11 @@ class SQLiteEvents:
         self._writer.execute("PRAGMA secure_delete = ON")
         if not num_tables:
             self._writer.executescript(_TABLES)
+        self._writer.execute(_SUPPRESSED)
+
+    @property
+    def _since(self) -> int | None:
+        return first_second(self._max_age_days, self._clock)
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         """Add events; see `EventStore.append`."""
@@ -125,9 +159,13 @@ class SQLiteEvents:
         return self._group.append(events) if events else []
 
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
-        arrivals = Arrivals(events, self.max_events)
+        arrivals = Arrivals(events, self.max_events, since=self._since)
         with self._transaction() as writer:
+            forgotten = _forgotten(writer, arrivals.users)
             for user_id in arrivals.users:
+                if user_id in forgotten:
+                    arrivals.drop(user_id)
+                    continue
                 held = self._read(writer, user_id)
                 kept = arrivals.merge(user_id, held)
                 if kept != held:
@@ -144,7 +182,7 @@ class SQLiteEvents:
         return [] if row is None else self._decode(row[0])
 
     def _decode(self, content: Any) -> list[Event]:
-        return decode_events(content, self.max_events, unreadable=self._unreadable)
+        return decode_events(content, self.max_events, unreadable=self._unreadable, since=self._since)
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
         """Return the history of each user; see `EventStore.histories`."""
@@ -175,19 +213,101 @@ class SQLiteEvents:
                 found.extend(user for (user,) in rows)
         return found
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove a user; see `EventStore.forget`."""
+    def forget(self, user_ids: Sequence[UserId]) -> Erased:
+        """Remove users; see `EventStore.forget`."""
+        users = both_forms(user_ids)
         with self._group.exclusive(), self._transaction() as writer:
-            writer.execute("DELETE FROM histories WHERE user_id = ?", (user_id,))
-            writer.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,))
+            writer.executemany("INSERT OR IGNORE INTO suppressed VALUES (?)", [(hash_of(user),) for user in users])
+            return self._remove(writer, users)
+
+    def _remove(self, writer: sqlite3.Connection, users: Sequence[UserId]) -> Erased:
+        removed = {"histories": 0, "profiles": 0}
+        patterns: set[bytes] = set()
+        for table in removed:
+            for user in users:
+                row = writer.execute(f"SELECT * FROM {table} WHERE user_id = ?", (user,)).fetchone()
+                if row is not None:
+                    removed[table] += 1
+                    patterns |= patterns_of(user, row[1])
+                    writer.execute(f"DELETE FROM {table} WHERE user_id = ?", (user,))
+        return Erased(removed["histories"], removed["profiles"], useful(patterns))
+
+    def suppressed(self, user_ids: Sequence[UserId]) -> set[UserId]:
+        """Return the forgotten users; see `EventStore.suppressed`."""
+        with self._reader() as reader:
+            return _forgotten(reader, user_ids)
+
+    def suppress(self, hashes: Collection[str]) -> int:
+        """Forget users by hash; see `EventStore.suppress`."""
+        with self._reader() as reader:
+            new = set(hashes) - {one for (one,) in reader.execute("SELECT hash FROM suppressed")}
+        if not new:
+            return 0
+        with self._group.exclusive(), self._transaction() as writer:
+            writer.executemany("INSERT OR IGNORE INTO suppressed VALUES (?)", [(one,) for one in sorted(new)])
+            rows = writer.execute("SELECT user_id FROM histories UNION SELECT user_id FROM profiles")
+            users = [user for (user,) in rows if hash_of(user) in new]
+            self._remove(writer, users)
+        return len(users)
+
+    def search(self, user_ids: Sequence[UserId], patterns: Collection[bytes]) -> list[Searched]:
+        """Compact and search the files; see `EventStore.search`."""
+        wanted = useful([*map(as_stored, both_forms(user_ids)), *patterns])
+        with self._group.exclusive():
+            try:
+                return compact(self._writer, self._path, wanted, owned=self._contents)
+            except sqlite3.Error as error:
+                raise StoreError(f"events: {self._path}: {error}") from error
+
+    def _contents(self) -> Iterator[list[bytes]]:
+        """Yield the bytes of all rows; the index of a table has the ids once more."""
+        for table in ("histories", "profiles"):
+            rows = self._writer.execute(f"SELECT * FROM {table}")
+            while block := rows.fetchmany(1000):
+                ids = [as_stored(user) for user, _ in block]
+                yield ids
+                yield [one + as_bytes(row[1]) for one, row in zip(ids, block, strict=True)]
+
+    def expire(self) -> int:
+        """Remove old events; see `EventStore.expire`."""
+        since = self._since
+        if since is None:
+            return 0
+        expired = last = 0
+        with self._reader() as reader:
+            (end,) = reader.execute("SELECT ifnull(max(rowid), 0) FROM histories").fetchone()
+        while last < end:
+            with self._reader() as reader:
+                rows = reader.execute(_PAGE, (last, end, _EXPIRED_AT_ONCE)).fetchall()
+            last = rows[-1][0] if rows else end
+            old = [user for _, user, content in rows if self._has_older(content, since)]
+            if old:
+                with self._group.exclusive(), self._transaction() as writer:
+                    for user in old:
+                        if kept := self._read(writer, user):
+                            writer.execute(_SAVE_HISTORY, (user, encode_events(kept)))
+                        else:
+                            writer.execute("DELETE FROM histories WHERE user_id = ?", (user,))
+                expired += len(old)
+        if expired:
+            with self._group.exclusive():
+                empty_log(self._writer, self._path)
+        return expired
+
+    def _has_older(self, content: Any, since: int) -> bool:
+        events = decode_events(content, self.max_events, unreadable=ignore)
+        return bool(events) and events[0].timestamp < since
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         """Merge users of a source; see `EventStore.restore`."""
         with self._group.exclusive(), self._transaction() as writer:
             histories, profiles = [], []
+            forgotten = _forgotten(writer, [user.user_id for user in users])
             for user in users:
-                recent = user.events[-self.max_events :]
-                kept = merge(recent, self._read(writer, user.user_id), max_events=self.max_events)
+                if user.user_id in forgotten:
+                    continue
+                recent, held = user.events[-self.max_events :], self._read(writer, user.user_id)
+                kept = merge(recent, held, max_events=self.max_events, since=self._since)
                 if kept:
                     histories.append((user.user_id, encode_events(kept)))
                 if user.profile:
@@ -238,21 +358,8 @@ class SQLiteEvents:
             self._readers.append(reader)
 
 
-def number_ranges(prefix: str) -> list[tuple[int, int]]:
-    """Return closed ranges of 64-bit integers that begin with `prefix`: 12, 120 to 129, 1200 to 1299, ..."""
-    if prefix == "":
-        return [(_SMALLEST, _LARGEST)]
-    if prefix == "-":
-        return [(_SMALLEST, -1)]
-    if prefix == "0":
-        return [(0, 0)]
-    # Longer prefixes match no integer of 64 bits.
-    if not _NUMBER.fullmatch(prefix) or len(prefix) > 20:
-        return []
-    number, ranges = abs(int(prefix)), []
-    while number <= (_LARGEST if prefix[0] != "-" else -_SMALLEST):
-        width = len(str(number)) - len(prefix.lstrip("-"))
-        first, last = number, number + 10**width - 1
-        ranges.append((first, min(last, _LARGEST)) if prefix[0] != "-" else (max(-last, _SMALLEST), -first))
-        number *= 10
-    return ranges
+def _forgotten(connection: sqlite3.Connection, user_ids: Sequence[UserId]) -> set[UserId]:
+    if connection.execute("SELECT 1 FROM suppressed LIMIT 1").fetchone() is None:
+        return set()
+    look_up = "SELECT 1 FROM suppressed WHERE hash = ?"
+    return {user for user in user_ids if connection.execute(look_up, (hash_of(user),)).fetchone() is not None}

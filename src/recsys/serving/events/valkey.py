@@ -6,13 +6,27 @@ import json
 import random
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import redis
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import Event, Outcome, Restored, StoreError, Unreadable, UserId, ignore
+from recsys.core.suppression import hash_of
+from recsys.serving.events.byte_search import search_file
+from recsys.serving.events.event_store import (
+    Erased,
+    Event,
+    Outcome,
+    Restored,
+    Searched,
+    StoreError,
+    Unreadable,
+    UserId,
+    both_forms,
+    first_second,
+    ignore,
+)
 from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.merging import (
     Arrivals,
@@ -22,6 +36,7 @@ from recsys.serving.events.merging import (
     encode_profile,
     merge,
 )
+from recsys.serving.events.valkey_files import write_anew
 from recsys.serving.valkey import DurableServer
 
 # Search for users: number of keys of one SCAN, and maximum number of SCANs.
@@ -46,11 +61,18 @@ class ValkeyEvents:
     is_embedded = False
 
     def __init__(
-        self, url: str, max_events: int = 200, *, prefix: str = "recsys", unreadable: Unreadable = ignore
+        self,
+        url: str,
+        max_events: int = 200,
+        *,
+        prefix: str = "recsys",
+        max_age_days: float | None = None,
+        unreadable: Unreadable = ignore,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if max_events < 1:
             raise UserError(f"max_events: found {max_events}, expected at least 1")
-        self._unreadable = unreadable
+        self._unreadable, self._max_age_days, self._clock = unreadable, max_age_days, clock
         self.max_events, self._prefix = max_events, prefix
         self._server = DurableServer(url, key="events", what="events", failed=StoreError)
         self._client, self._answers = self._server.client, self._server.answers
@@ -67,20 +89,33 @@ class ValkeyEvents:
         return self._group.append(events) if events else []
 
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
-        arrivals = Arrivals(events, self.max_events)
-        keys = {user_id: self._key("history", user_id) for user_id in arrivals.users}
+        arrivals = Arrivals(events, self.max_events, since=self._since)
 
-        def change(held: Mapping[str, list[Event]]) -> dict[str, bytes]:
-            kept = {key: arrivals.merge(user_id, held[key]) for user_id, key in keys.items()}
-            return {key: encode_events(history) for key, history in kept.items() if history != held[key]}
+        def change(held: Mapping[UserId, list[Event]]) -> dict[str, bytes | None]:
+            changed: dict[str, bytes | None] = {}
+            for user_id in arrivals.users:
+                if user_id not in held:
+                    arrivals.drop(user_id)
+                elif (kept := arrivals.merge(user_id, held[user_id])) != held[user_id]:
+                    changed[self._key("history", user_id)] = encode_events(kept)
+            return changed
 
-        self._write(list(keys.values()), change)
+        self._write(arrivals.users, change)
         return arrivals.outcomes()
 
+    @property
+    def _since(self) -> int | None:
+        return first_second(self._max_age_days, self._clock)
+
     def _write(
-        self, keys: Sequence[str], change: Callable[[Mapping[str, list[Event]]], Mapping[str, str | bytes]]
+        self,
+        user_ids: Sequence[UserId],
+        change: Callable[[Mapping[UserId, list[Event]]], Mapping[str, str | bytes | None]],
     ) -> None:
-        """Set what `change` returns for the histories of `keys`; repeat while other gateways change them."""
+        """Set what `change` returns for the histories of users; repeat while other gateways change them.
+
+        `change` gets no forgotten users. A key whose value is None is removed.
+        """
         if self._server.fault is not None:
             raise StoreError(self._server.fault)
         give_up = time.monotonic() + _TIMEOUT_SECONDS
@@ -88,14 +123,17 @@ class ValkeyEvents:
         with self._answers(), self._client.pipeline(transaction=True) as pipe:
             while True:
                 try:
-                    held: dict[str, list[Event]] = {}
-                    if keys:
-                        pipe.watch(*keys)
-                        held = dict(zip(keys, map(self._decode, pipe.mget(keys)), strict=True))
+                    pipe.watch(self._suppressed_key, *(self._key("history", user_id) for user_id in user_ids))
+                    forgotten = self._forgotten(pipe, user_ids)
+                    known = [user_id for user_id in user_ids if user_id not in forgotten]
+                    contents = pipe.mget([self._key("history", user_id) for user_id in known]) if known else []
                     # Held events are durable already, because the server shows nothing before fsync.
-                    if changed := change(held):
+                    if changed := change(dict(zip(known, map(self._decode, contents), strict=True))):
                         pipe.multi()
-                        pipe.mset(changed)
+                        if kept := {key: value for key, value in changed.items() if value is not None}:
+                            pipe.mset(kept)
+                        if removed := changed.keys() - kept.keys():
+                            pipe.delete(*removed)
                         pipe.execute()
                     return
                 except redis.WatchError as error:
@@ -120,7 +158,9 @@ class ValkeyEvents:
         return [self._decode(content) for content in found]
 
     def _decode(self, content: Any) -> list[Event]:
-        return [] if content is None else decode_events(content, self.max_events, unreadable=self._unreadable)
+        if content is None:
+            return []
+        return decode_events(content, self.max_events, unreadable=self._unreadable, since=self._since)
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Return the profile features of a user; see `EventStore.profile`."""
@@ -146,25 +186,101 @@ class ValkeyEvents:
         ordered = sorted((isinstance(user, str), user) for user in found)
         return [user for _, user in ordered][:limit]
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove a user; see `EventStore.forget`. The append-only file keeps the user until its next rewrite."""
-        with self._group.exclusive(), self._answers():
-            self._client.delete(self._key("history", user_id), self._key("profile", user_id))
+    def forget(self, user_ids: Sequence[UserId]) -> Erased:
+        """Remove users; see `EventStore.forget`."""
+        users = both_forms(user_ids)
+        if not users:
+            return Erased(0, 0, frozenset())
+        with self._group.exclusive(), self._answers(), self._client.pipeline(transaction=True) as pipe:
+            pipe.sadd(self._suppressed_key, *map(hash_of, users))
+            for kind in ("history", "profile"):
+                pipe.delete(*(self._key(kind, user) for user in users))
+            _, histories, profiles = pipe.execute()
+        return Erased(int(histories), int(profiles), frozenset())
+
+    def suppressed(self, user_ids: Sequence[UserId]) -> set[UserId]:
+        """Return the forgotten users; see `EventStore.suppressed`."""
+        with self._answers():
+            return self._forgotten(self._client, user_ids)
+
+    def _forgotten(self, client: Any, user_ids: Sequence[UserId]) -> set[UserId]:
+        if not user_ids:
+            return set()
+        flags = client.smismember(self._suppressed_key, [hash_of(user) for user in user_ids])
+        return {user for user, is_member in zip(user_ids, flags, strict=True) if is_member}
+
+    def suppress(self, hashes: Collection[str]) -> int:
+        """Forget users by hash; see `EventStore.suppress`."""
+        with self._answers():
+            known: Any = self._client.smembers(self._suppressed_key)
+            new = set(hashes) - {one.decode() for one in known}
+            if not new:
+                return 0
+            self._client.sadd(self._suppressed_key, *new)
+            users = {
+                user
+                for kind in ("history", "profile")
+                for user in map(json.loads, self._all_ids(kind))
+                if hash_of(user) in new
+            }
+        self.forget(list(users))
+        return len(users)
+
+    def _all_ids(self, kind: str) -> Iterator[bytes]:
+        """Yield the ids of all users with a key of a kind, in JSON; some may come twice."""
+        begin = f"{self._prefix}:{kind}:"
+        for key in self._client.scan_iter(f"{_literal(begin)}*", _SCANNED):
+            yield key[len(begin.encode()) :]
+
+    def search(self, user_ids: Sequence[UserId], patterns: Collection[bytes]) -> list[Searched]:
+        """Let the server write its files anew, and search them if they are on this machine; see `EventStore.search`.
+
+        The server compresses long keys in the first part of its file, which it wrote after the users were removed.
+        """
+        ids = [self._key(kind, user) for kind in ("history", "profile") for user in both_forms(user_ids)]
+        with self._answers():
+            parts = [ids[begin : begin + _SCANNED] for begin in range(0, len(ids), _SCANNED)]
+            remaining = sum(self._client.exists(*part) for part in parts)
+            found = write_anew(self._server)
+        wanted = frozenset([*(key.encode() + b"\r" for key in ids), *patterns])
+        keys = Searched(f"keys of {self._server.place}", 0, remaining)
+        return [keys, *(search_file(file, wanted) for file in found)]
+
+    def expire(self) -> int:
+        """Remove old events; see `EventStore.expire`."""
+        since = self._since
+        if since is None:
+            return 0
+        expired = 0
+        with self._answers():
+            for user in map(json.loads, self._all_ids("history")):
+                content: Any = self._client.get(self._key("history", user))
+                events = [] if content is None else decode_events(content, self.max_events, unreadable=ignore)
+                if events and events[0].timestamp < since:
+                    self._write([user], self._without_old)
+                    expired += 1
+        return expired
+
+    def _without_old(self, held: Mapping[UserId, list[Event]]) -> dict[str, bytes | None]:
+        return {self._key("history", user): encode_events(kept) if kept else None for user, kept in held.items()}
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         """Merge users of a source; see `EventStore.restore`."""
-        mark = {self._restored_key(source): str(done)}
-        recent = {self._key("history", user.user_id): user.events[-self.max_events :] for user in users if user.events}
-        profiles = {self._key("profile", user.user_id): encode_profile(user.profile) for user in users if user.profile}
+        by_id = {user.user_id: user for user in users}
 
-        def change(held: Mapping[str, list[Event]]) -> dict[str, str | bytes]:
-            kept = {
-                key: encode_events(merge(events, held[key], max_events=self.max_events))
-                for key, events in recent.items()
-            }
-            return {**kept, **profiles, **mark}
+        def change(held: Mapping[UserId, list[Event]]) -> dict[str, str | bytes | None]:
+            changed: dict[str, str | bytes | None] = {self._restored_key(source): str(done)}
+            for user_id, history in held.items():
+                user = by_id[user_id]
+                if user.events:
+                    recent = user.events[-self.max_events :]
+                    kept = merge(recent, history, max_events=self.max_events, since=self._since)
+                    changed[self._key("history", user_id)] = encode_events(kept) if kept else None
+                if user.profile:
+                    changed[self._key("profile", user_id)] = encode_profile(user.profile)
+            return changed
 
-        self._write(list(recent), change)
+        self._write(list(by_id), change)
 
     def restored(self, source: str) -> int:
         """Return the progress of a source; see `EventStore.restored`."""
@@ -180,6 +296,10 @@ class ValkeyEvents:
     def _key(self, kind: str, user_id: UserId) -> str:
         # In JSON 5 and "5" differ.
         return f"{self._prefix}:{kind}:{json.dumps(user_id, ensure_ascii=False)}"
+
+    @property
+    def _suppressed_key(self) -> str:
+        return f"{self._prefix}:suppressed"
 
     def _restored_key(self, source: str) -> str:
         return f"{self._prefix}:restored:{source}"

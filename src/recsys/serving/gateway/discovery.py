@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 from recsys.core.errors import UserError
@@ -32,14 +33,21 @@ class HostDiscovery:
     Args:
         places: `http://HOST:PORT`, and `dns:NAME:PORT` for every address that the name has at the moment.
         token: token that gateway and hosts prove to each other; None for no proof.
+        tls: context of calls by TLS; None for calls without it. Hosts of a DNS name show a certificate of that name.
     """
 
-    def __init__(self, places: Sequence[str], *, token: str | None = None) -> None:
+    def __init__(self, places: Sequence[str], *, token: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         if not places:
             raise UserError("hosts: found none, expected http://HOST:PORT or dns:NAME:PORT")
-        self._addresses = [parse_address(place) for place in places if not place.startswith("dns:")]
+        for place in places:
+            if place.startswith("http://" if tls else "https://"):
+                rule = "expected https://, because tls.ca is set" if tls else "https:// needs tls.ca=FILE"
+                raise UserError(f"hosts: found {place}; {rule}")
+        self._addresses = [
+            parse_address(place, is_tls=tls is not None) for place in places if not place.startswith("dns:")
+        ]
         self._names = [parse_address(place.removeprefix("dns:")) for place in places if place.startswith("dns:")]
-        self._token = token
+        self._token, self._tls = token, tls
         self._resolved: dict[Address, list[Address]] = {}
         self._clients: dict[Address, HostClient] = {}
 
@@ -50,9 +58,12 @@ class HostDiscovery:
                 self._resolved[name] = await _resolve(name)
             except OSError as error:
                 log.warning("dns:%s:%d does not resolve: %s", *name, error)
-        addresses = [*self._addresses, *(address for name in self._names for address in self._resolved.get(name, []))]
+        names: dict[Address, str | None] = dict.fromkeys(self._addresses)
+        names |= {address: name[0] for name in self._names for address in self._resolved.get(name, [])}
         self._clients = {
-            address: self._clients.get(address) or RemoteHost(address, token=self._token) for address in addresses
+            address: self._clients.get(address)
+            or RemoteHost(address, token=self._token, tls=self._tls, tls_name=name if self._tls else None)
+            for address, name in names.items()
         }
         return list(self._clients.values())
 

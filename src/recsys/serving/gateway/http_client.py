@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Mapping
 
 import aiohttp
@@ -26,7 +27,9 @@ class TooLateError(NoAnswerError):
 class HTTPClient:
     """Requests to one address over connections that are kept for the next requests.
 
-    Only for requests that may be sent twice: a request whose connection closes before the response is sent once more.
+    `tls` is the context of connections by TLS, and `name` the one that a certificate must have, if it is not the
+    address. Only for requests that may be sent twice: a request whose connection closes before the response is sent
+    once more.
     """
 
     def __init__(
@@ -36,7 +39,10 @@ class HTTPClient:
         *,
         max_bytes: int = MAX_RESPONSE_BYTES,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        name: str | None = None,
     ) -> None:
+        self._tls, self._name = tls, name
         self.address, self.connect_seconds, self.max_bytes = address, connect_seconds, max_bytes
         self._token = token
         # Deadlines of the requests under way -> reason for giving up, empty if not given up.
@@ -80,6 +86,8 @@ class HTTPClient:
             if reason := self._deadlines[deadline]:
                 raise NoAnswerError(reason) from error
             raise TooLateError(f"did not answer within {seconds:g} s") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise NoAnswerError(f"shows a certificate that is not accepted ({error.certificate_error})") from error
         except aiohttp.ClientConnectorError as error:
             raise NoAnswerError(f"took no connection ({error.os_error.strerror or error.os_error})") from error
         except aiohttp.ServerDisconnectedError as error:
@@ -102,7 +110,8 @@ class HTTPClient:
         if self._token is not None:
             nonce, proof = request_proof(self._token, path, body)
             headers = {**(headers or {}), REQUEST_PROOF: proof}
-        async with self._session().request(method, path, data=body, headers=headers) as response:
+        asked = self._session().request(method, path, data=body, headers=headers, server_hostname=self._name)
+        async with asked as response:
             parts, size = [], 0
             async for part in response.content.iter_any():
                 parts.append(part)
@@ -122,8 +131,10 @@ class HTTPClient:
         if self._open is None:
             host, port = self.address
             self._open = aiohttp.ClientSession(
-                f"http://{f'[{host}]' if ':' in host else host}:{port}",
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_SECONDS),
+                f"{'http' if self._tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}",
+                connector=aiohttp.TCPConnector(
+                    limit=0, keepalive_timeout=KEEP_SECONDS, ssl=True if self._tls is None else self._tls
+                ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={"Content-Type": "application/json"},
                 skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Mapping
 
@@ -12,6 +13,7 @@ from recsys.serving.http.admission import DEADLINE_HEADER, OVERLOADED, deadline,
 from recsys.serving.http.codec import Decoder, encode
 from recsys.serving.http.messages import ErrorResponse, SearchRequest, SearchResponse, Versions
 from recsys.serving.http.problems import Problem, VersionNotHeld
+from recsys.serving.tls import TLS
 
 Address = tuple[str, int]
 
@@ -45,11 +47,18 @@ class RemoteHost:
     is_remote = True
 
     def __init__(
-        self, address: Address, search_seconds: float = 5.0, *, probe_seconds: float = 1.0, token: str | None = None
+        self,
+        address: Address,
+        search_seconds: float = 5.0,
+        *,
+        probe_seconds: float = 1.0,
+        token: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        tls_name: str | None = None,
     ) -> None:
         self.name = f"{address[0]}:{address[1]}"
         self.search_seconds, self.probe_seconds = search_seconds, probe_seconds
-        self._client = HTTPClient(address, connect_seconds=probe_seconds, token=token)
+        self._client = HTTPClient(address, connect_seconds=probe_seconds, token=token, tls=tls, name=tls_name)
 
     async def version(self) -> Versions:
         """Return model -> versions that the host serves and has loaded now."""
@@ -139,8 +148,17 @@ class RemoteHost:
         await self._client.close()
 
 
-def parse_address(text: str) -> Address:
-    """Return host and port of `http://HOST:PORT` or `HOST:PORT`."""
+def parse_address(text: str, *, is_tls: bool | None = None) -> Address:
+    """Return host and port of `http://HOST:PORT` or `HOST:PORT`, and with TLS of `https://HOST:PORT`.
+
+    `is_tls` says whether calls use TLS; None for what the environment of commands says.
+    """
+    if text.startswith("https://"):
+        if not (TLS.of_environment().ca is not None if is_tls is None else is_tls):
+            raise UserError(
+                f"hosts: found {text!r}, expected http://HOST:PORT or dns:NAME:PORT; TLS needs RECSYS_TLS_CA"
+            )
+        text = text.removeprefix("https://")
     host, _, port = text.removeprefix("http://").rstrip("/").rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:

@@ -17,7 +17,7 @@ import msgspec
 from filelock import FileLock
 
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_write
+from recsys.core.io import PRIVATE_FILE, atomic_write, private_folder
 
 
 class _Position(NamedTuple):
@@ -99,10 +99,10 @@ class Journal:
             OSError: If the record could not be written; then the file is as before.
         """
         line = _line(record)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
+        private_folder(self.path.parent)
+        with FileLock(f"{self.path}.lock", mode=PRIVATE_FILE):
             if not self.path.exists():
-                atomic_write(self.path, line)
+                atomic_write(self.path, line, is_private=True)
                 return
             descriptor = os.open(self.path, os.O_RDWR)
             try:
@@ -122,7 +122,7 @@ class Journal:
                 content = b"".join(map(_line, compact()))
                 self._compact_bytes = len(content)
                 if content and 2 * len(content) < end:
-                    atomic_write(self.path, content)
+                    atomic_write(self.path, content, is_private=True)
 
     def confirm(self) -> None:
         """Do nothing: every search reads the file."""

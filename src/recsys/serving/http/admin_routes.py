@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 
+from recsys.core.suppression import SuppressionList, hash_of
+from recsys.serving.events import EventStore, StoreError
+from recsys.serving.events.incoming import check_user
+from recsys.serving.forgetting import forget
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.shared_canary import SharedCanary
 from recsys.serving.gateway.tower_cache import TowerCache
@@ -17,14 +22,18 @@ from recsys.serving.http.endpoint import admin
 from recsys.serving.http.messages import (
     Canary,
     ChangesResponse,
+    ForgetRequest,
+    ForgetResponse,
     GatewayState,
     ItemsRequest,
     RolloutLock,
+    SearchedFile,
     TakedownRequest,
     VersionRequest,
     Versions,
 )
 from recsys.serving.http.problems import bad_request, unavailable
+from recsys.serving.impressions import ImpressionStore
 from recsys.serving.pools import FILES, load
 
 audit = logging.getLogger("recsys.audit")
@@ -140,3 +149,28 @@ class GatewayAdmin:
         self._towers.require(version)
         await self._towers.get(version)
         return GatewayState(self._towers.keys, self._router.canary)
+
+
+class PrivacyAdmin:
+    """Erasure of users from the event store, the impressions and the request samples of a gateway."""
+
+    def __init__(
+        self, events: EventStore, *, samples: str, suppressed: str, impressions: ImpressionStore | None = None
+    ) -> None:
+        self._impressions = impressions
+        self._events, self._samples, self._suppressed = events, Path(samples), SuppressionList(suppressed)
+
+    @admin("forget", 503, is_private=True)
+    async def forget(self, request: ForgetRequest) -> ForgetResponse:
+        """Erase users from the event store and the request samples, keep them out from now on, and prove it."""
+        users = [check_user(user, f"user_ids[{number}]") for number, user in enumerate(request.user_ids)]
+        try:
+            found = await load(
+                lambda: forget(request.user_ids, suppressed=self._suppressed, store=self._events, samples=self._samples)
+            )
+        except StoreError as error:
+            raise unavailable(f"{error}; the users are kept out, and the call can be repeated") from error
+        hashes = sorted({hash_of(user)[:12] for user in users})
+        audit.info("forgot %d users (%s): %d places still name one", found.users, ", ".join(hashes[:10]), found.found)
+        searched = [SearchedFile(*one) for one in found.searched]
+        return ForgetResponse(found.users, found.listed, found.histories, found.profiles, found.samples, searched)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -46,8 +47,10 @@ class App(Starlette):
 
     `admissions` limit the requests in progress of some paths, which the connections of the server read. Without a
     token all admin calls are refused. Hooks run in order: `start` when the server starts, `stop` after the
-    last accepted request was answered.
+    last accepted request was answered. `tls` is the context of its connections; None without TLS.
     """
+
+    tls: ssl.SSLContext | None = None
 
     def __init__(
         self,
@@ -181,7 +184,8 @@ class _Responder:
             rollout = headers_given.get(_ROLLOUT)
             rollout_token.set(None if rollout is None else rollout.decode("latin-1"))
             caller = scope.get("client") or ("unknown", 0)
-            audit.info("%s from %s: %s", endpoint.path, caller[0], body[:_AUDITED].decode(errors="replace"))
+            asked = f"{len(body)} bytes" if endpoint.is_private else body[:_AUDITED].decode(errors="replace")
+            audit.info("%s from %s: %s", endpoint.path, caller[0], asked)
         message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))
         with self._timed(self._stage) if self._timed and self._stage else nullcontext():
             body = self._encode(message)

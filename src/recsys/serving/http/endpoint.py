@@ -29,6 +29,7 @@ class Endpoint:
         handler: coroutine function with at most one argument: the query parameters of a GET, or the body of a POST.
         errors: HTTP statuses besides 405 and 500.
         is_admin: require the token of the server.
+        is_private: the body is personal, so the audit line has only its size.
         writes: change something, so a request must be declared as JSON.
         media_type: media type of the response. A response that is not JSON is returned as bytes.
         stage: stage of a retrieval that encoding the response belongs to, in the metrics.
@@ -39,6 +40,7 @@ class Endpoint:
     handler: Handler
     errors: tuple[int, ...] = ()
     is_admin: bool = False
+    is_private: bool = False
     writes: bool = False
     media_type: str = JSON
     stage: str | None = None
@@ -76,9 +78,9 @@ def route(method: str, path: str, **row: Any) -> Callable[[H], H]:
     return mark
 
 
-def admin(name: str, *errors: int) -> Callable[[H], H]:
+def admin(name: str, *errors: int, **row: Any) -> Callable[[H], H]:
     """Mark a method as the handler of `/v1/admin/NAME`, with statuses besides those of every admin call."""
-    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True, writes=True)
+    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True, writes=True, **row)
 
 
 def endpoints_of(*objects: object) -> list[Endpoint]:

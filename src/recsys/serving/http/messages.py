@@ -288,13 +288,47 @@ class ChangesResponse(Struct):
     changed: int
 
 
+class ForgetRequest(Struct, forbid_unknown_fields=True):
+    """Users to erase; a number and the text of its digits are one user."""
+
+    user_ids: Annotated[list[Id], Meta(min_length=1, max_length=1000)]
+
+
+class SearchedFile(Struct):
+    """A file that was searched for the bytes of forgotten users, and the number of places where they were found."""
+
+    place: str
+    bytes: int
+    found: int
+
+
+class ForgetResponse(Struct):
+    """What was removed, and what a search of the files found afterwards.
+
+    Attributes:
+        users: number of users.
+        listed: users that were not on the list of forgotten users before; null if the list cannot be written.
+        histories: histories that were removed.
+        profiles: profiles that were removed.
+        samples: request samples that were removed.
+        searched: files that were searched.
+    """
+
+    users: int
+    listed: int | None
+    histories: int
+    profiles: int
+    samples: int
+    searched: list[SearchedFile]
+
+
 class EventsResponse(Struct):
     """Outcomes of the posted events; the three numbers add up to their number.
 
     Attributes:
         stored: durable, and used by the next retrieve.
         repeated: events that were stored already, or repeated in the list.
-        dropped: events older than all of a history that is full.
+        dropped: events older than all of a history that is full, too old to be kept, or of a forgotten user.
     """
 
     stored: int

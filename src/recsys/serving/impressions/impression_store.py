@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from recsys.serving.events import UserId
+from recsys.serving.events.event_store import Searched
 from recsys.serving.impressions.records import Batch, ItemId
 
 
@@ -50,6 +51,9 @@ class ImpressionStore(Protocol):
 
     def forget(self, user_id: UserId) -> None:
         """Remove the impressions of a user from all batches, with their outcomes, durably."""
+
+    def search(self, user_ids: Sequence[UserId]) -> list[Searched]:
+        """Compact the files of the store, then search them for users who were forgotten."""
 
     def close(self) -> None:
         """Close files and connections."""

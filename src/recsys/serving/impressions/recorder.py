@@ -11,12 +11,13 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from recsys.serving.events import StoreError, UserId
 from recsys.serving.impressions.impression_store import ImpressionStore
 from recsys.serving.impressions.records import Batch, Impression, ItemId, OpenBatch, encode_batch
+from recsys.serving.impressions.rewriting import without_user
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 
@@ -40,7 +41,15 @@ class ImpressionRecorder:
     `record` and `hurry` are called in the event loop.
     """
 
-    def __init__(self, store: ImpressionStore, share: float, *, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: ImpressionStore,
+        share: float,
+        *,
+        metrics: Metrics,
+        forgotten: Callable[[Sequence[UserId]], set[UserId]] = lambda _: set(),
+    ) -> None:
+        self._forgotten = forgotten
         self._store, self._share, self._metrics = store, share, metrics
         self._thread = BackgroundThread(metrics)
         self._lane = self._thread.lane("impressions", self._write, depth=_DEPTH, batch=_DEPTH)
@@ -91,7 +100,15 @@ class ImpressionRecorder:
     def _write(self, closed: Sequence[_Closed]) -> None:
         for name, batch, at in closed:
             try:
-                self._store.add(name, encode_batch(batch), at)
+                users = list({one.user_id for one in batch.impressions if one.user_id is not None})
+                hidden = self._forgotten(users)
+                kept = batch
+                for user in hidden:
+                    kept, _ = without_user(kept, user)
+                self._store.add(name, encode_batch(kept), at)
+                # Users who were forgotten while the batch was written.
+                for user in self._forgotten(users) - hidden:
+                    self._store.forget(user)
                 self._metrics.impressions["written"].inc(len(batch.impressions))
                 self._has_failed = False
             except StoreError as error:

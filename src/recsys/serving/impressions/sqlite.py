@@ -10,9 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from recsys.core.errors import UserError
+from recsys.core.io import private_folder
 from recsys.serving.events import StoreError, UserId
+from recsys.serving.events.byte_search import useful
+from recsys.serving.events.event_store import Searched, both_forms
 from recsys.serving.events.grouping import GroupCommit
+from recsys.serving.events.sqlite_files import compact
 from recsys.serving.impressions.impression_store import StoredOutcome
 from recsys.serving.impressions.records import Batch, decode_batch, encode_batch
 from recsys.serving.impressions.rewriting import without_user
@@ -42,7 +48,7 @@ class SQLiteImpressions:
         self._lock = threading.Lock()
         self._group: GroupCommit[StoredOutcome, bool] = GroupCommit(self._add_outcomes)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(self._path.parent)
             # Impressions name users, so that only the owner reads them.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             self._fast, self._durable, self._reader = self._connect("NORMAL"), self._connect("FULL"), self._connect()
@@ -131,6 +137,17 @@ class SQLiteImpressions:
                     )
         with self._group.exclusive(), self._errors():
             self._durable.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def search(self, user_ids: Sequence[UserId]) -> list[Searched]:
+        """Compact and search the file; see `ImpressionStore.search`."""
+        patterns = useful(map(msgspec.msgpack.encode, both_forms(user_ids)))
+        with self._lock, self._group.exclusive(), self._errors():
+            return compact(self._durable, self._path, patterns, owned=self._contents)
+
+    def _contents(self) -> Iterator[list[bytes]]:
+        rows = self._durable.execute("SELECT content FROM batches")
+        while block := rows.fetchmany(_PAGE):
+            yield [content for (content,) in block]
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from recsys.serving.events import StoreError, UserId
+from recsys.serving.events.event_store import Searched
 from recsys.serving.impressions.impression_store import StoredOutcome
 from recsys.serving.impressions.records import Batch, decode_batch, encode_batch
 from recsys.serving.impressions.rewriting import without_user
@@ -121,6 +122,10 @@ class ValkeyImpressions:
                     lost = [field for field in fields if json.loads(field)[0] in places]
                     if lost:
                         self._client.hdel(self._outcomes(name.hex()), *lost)
+
+    def search(self, user_ids: Sequence[UserId]) -> list[Searched]:  # noqa: ARG002 (nothing is searched)
+        """Return nothing: the event store of the same server lets it write its files anew."""
+        return []
 
     def close(self) -> None:
         """Close the connections."""

@@ -124,6 +124,8 @@ class Metrics:
         for what in ("written", "dropped", "failed"):
             self.request_samples[what].inc(0)
 
+        self._certificate: Gauge | None = None
+
         def recall(name: str, help: str) -> Gauge:
             return Gauge(name, help, ("version",), registry=registry, multiprocess_mode="livesum")
 
@@ -171,6 +173,14 @@ class Metrics:
         """Replace sum and number of the latest recalls of a version; a version without samples is not shown."""
         self._recall_sum.labels(version).set(total)
         self._recall_samples.labels(version).set(samples)
+
+    def set_certificate(self, end: float) -> None:
+        """Show the time at which the certificate of the server ends; a server without TLS has no such series."""
+        if self._certificate is None:
+            help = "Time at which the certificate of the server ends, in seconds since 1970."
+            name = "recsys_certificate_ends_seconds"
+            self._certificate = Gauge(name, help, registry=self.registry, multiprocess_mode="min")
+        self._certificate.set(end)
 
     def value(self, name: str, **labels: str) -> float:
         """Return the value of one series of this process, 0 if there is none yet."""

@@ -9,14 +9,16 @@ import logging
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recsys.core.errors import UserError
+from recsys.core.io import PRIVATE_FILE, private_folder
+from recsys.serving.events.event_store import StoreError, UserId
 from recsys.serving.http.codec import encode
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.observability.samples import PATTERN, RequestSample
+from recsys.serving.observability.samples import PATTERN, RequestSample, begun, lock_of
 
 log = logging.getLogger("recsys")
 
@@ -25,6 +27,11 @@ _FILES = 8
 # Maximum number of files: every start of a server begins a new one.
 _MAX_FILES = 64
 _BATCH = 64
+# Seconds after which a new file is begun, because old samples are removed by file.
+_FILE_SECONDS = 86_400.0
+
+# Returns those of the users whose requests must not be kept.
+Forgotten = Callable[[Sequence[UserId]], set[UserId]]
 
 
 class RequestSampler:
@@ -43,6 +50,7 @@ class RequestSampler:
         metrics: Metrics,
         depth: int = 256,
         seed: int | None = None,
+        forgotten: Forgotten = lambda _: set(),
     ) -> None:
         if not 0 <= share <= 1:
             raise UserError(f"samples.share: found {share}, expected a share of the requests from 0 to 1")
@@ -50,6 +58,7 @@ class RequestSampler:
             raise UserError(f"samples.bytes: found {max_bytes}, expected at least 1")
         self.share, self.folder, self.max_bytes = share, Path(folder), max_bytes
         self._outcomes = metrics.request_samples
+        self._forgotten = forgotten
         self._random = random.Random(seed)
         self._lane = background.lane("request_sampler", self._write_all, depth=depth, batch=_BATCH)
         self._has_failed = False
@@ -67,8 +76,14 @@ class RequestSampler:
 
     def _write_all(self, samples: Sequence[RequestSample]) -> None:
         try:
-            self._write([encode(sample) + b"\n" for sample in samples])
-        except OSError:
+            private_folder(self.folder)
+            with lock_of(self.folder):
+                users = {sample.request.user_id for sample in samples if sample.request.user_id is not None}
+                hidden = self._forgotten(list(users)) if users else set()
+                kept = [sample for sample in samples if sample.request.user_id not in hidden]
+                self._outcomes["dropped"].inc(len(samples) - len(kept))
+                self._write([encode(sample) + b"\n" for sample in kept])
+        except (OSError, StoreError):
             # For example a full disk. The file may end in the middle of a line, so the next samples go to a new file.
             if not self._has_failed:
                 log.exception("samples of requests could not be written to %s", self.folder)
@@ -91,12 +106,12 @@ class RequestSampler:
 
     def _append(self, content: bytes, largest: int) -> None:
         # Another process may have removed the file.
-        if self._path is None or self._size + len(content) > largest or not self._path.exists():
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_usable = self._path is not None and self._size + len(content) <= largest and self._path.exists()
+        if self._path is None or not is_usable or time.time() - begun(self._path) > _FILE_SECONDS:
             # Never the file of an earlier start, which may end in the middle of a line.
             self._path, self._size = self.folder / f"{time.time_ns()}-{os.getpid()}.jsonl", 0
         self._make_room(len(content), self._path)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE_FILE)
         try:
             left = memoryview(content)
             while left:

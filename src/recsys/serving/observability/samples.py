@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from filelock import FileLock
 
+from recsys.core.io import PRIVATE_FILE, atomic_write
+from recsys.core.suppression import hash_of
 from recsys.release.runtime.query_encoder import Query, QueryEncoder
+from recsys.serving.events.event_store import UserId, both_forms
 from recsys.serving.http.messages import RetrieveRequest
 
 log = logging.getLogger("recsys")
@@ -84,3 +88,53 @@ def _all(folder: Path) -> Iterator[RequestSample]:
                 skipped += 1
     if skipped:
         log.info("samples: %d lines below %s skipped: cut off by a kill, or of another format", skipped, folder)
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock that writers of a folder hold."""
+    return FileLock(folder / ".lock", mode=PRIVATE_FILE)
+
+
+def remove_users(folder: Path, hashes: Collection[str]) -> int:
+    """Remove the samples of users below a folder, and return their number; `hashes` are of `recsys.core.suppression`.
+
+    A line that a kill cut off is removed, too, because it may be of one of them.
+    """
+    removed = 0
+    for inner in sorted({path.parent for path in folder.rglob(PATTERN)}):
+        with lock_of(inner):
+            for path in sorted(inner.glob(PATTERN)):
+                *lines, torn = path.read_bytes().split(b"\n")
+                kept = [line for line in lines if not _is_of(line, hashes)]
+                if len(kept) < len(lines) or torn:
+                    atomic_write(path, b"".join(line + b"\n" for line in kept), is_private=True)
+                removed += len(lines) - len(kept)
+    return removed
+
+
+def _is_of(line: bytes, hashes: Collection[str]) -> bool:
+    try:
+        user_id = msgspec.json.decode(line)["asked"].get("user_id")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return True
+    return user_id is not None and hash_of(user_id) in hashes
+
+
+def patterns_of(user_ids: Sequence[UserId]) -> frozenset[bytes]:
+    """Return the bytes by which a sample names one of the users."""
+    ids = map(msgspec.json.encode, both_forms(user_ids))
+    return frozenset(b'"user_id":' + one + end for one in ids for end in (b",", b"}"))
+
+
+def remove_old(folder: Path, before: float) -> int:
+    """Remove the files of a folder that were begun before a time in seconds since 1970, and return their number."""
+    old = [path for path in folder.glob(PATTERN) if begun(path) < before]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
+
+
+def begun(path: Path) -> float:
+    """Return the time at which a file of samples was begun, which is in its name."""
+    digits = path.name.partition("-")[0]
+    return int(digits) / 1e9 if digits.isdigit() else path.stat().st_mtime
