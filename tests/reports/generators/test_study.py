@@ -33,7 +33,7 @@ SMALL = [
     "grids.ease.l2.values=[200]",
     "grids.als.alpha.values=[20]",
     "grids.random_walk.num_recent.values=[null]",
-    "grids.transitions={}",
+    "~grids.transitions",
 ]
 
 
