@@ -27,7 +27,6 @@ from recsys.experiments.fitting import (
     logged_metrics,
 )
 from recsys.experiments.loggers import log_examples
-from recsys.experiments.popularity_check import measure_popularity
 from recsys.experiments.refreshed_test import refreshed_metrics
 from recsys.experiments.trained_run import load_weights
 from recsys.models.blend import Model
@@ -52,8 +51,7 @@ def measure_on_test(session: TrainingSession) -> None:
     assert evaluation.metrics is not None
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
-    popularity = measure_popularity(config, dataset, "test")
-    run.update(popularity=popularity, parameters=count_parameters(model))
+    run.update(parameters=count_parameters(model))
     log_examples(session.loggers, lambda: examples(config, dataset, model=model, builder=data.builder))
 
 

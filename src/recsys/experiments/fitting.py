@@ -38,7 +38,6 @@ from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.loggers import close_loggers
 from recsys.experiments.new_items_offset import calibration, fit_new_items_offset
-from recsys.experiments.popularity_check import measure_popularity
 from recsys.experiments.run_folder import RunFolder, write_config
 from recsys.experiments.trained_run import load_weights
 from recsys.experiments.warm_start import open_earlier_run, start_from
@@ -111,8 +110,6 @@ def select_checkpoint(session: TrainingSession) -> None:
     validator = build_trainer(session, [build_evaluation(session, module.model)])
     validator.validate(module, data, verbose=False)
     run.write_metrics(logged_metrics(validator, "val/"))
-    if not config.test:
-        run.update(popularity=measure_popularity(config, dataset, "val"))
     run.update(
         selected=int(torch.load(best, map_location="cpu", weights_only=True)["global_step"]),
         steps=trainer.global_step,

@@ -31,6 +31,8 @@ PER_USER = "per_user.parquet"
 CONFIG = "config.yaml"
 # Written even if they have no value, because readers outside the repository rely on these keys.
 _ALWAYS = ("status", "git_commit", "seconds")
+# Keys that may differ between two starts of a run.
+_NOT_OF_THE_MODEL = ("test", "evaluation.baselines")
 
 
 class RunStatus(StrEnum):
@@ -63,7 +65,7 @@ class RunState:
         train_until: time of the newest event that training was given, in seconds.
         steps_before: steps of the run whose weights this one began from.
         parameters: number of parameters: `total`, `trainable`, both towers, all embedding `tables`, each table by name.
-        popularity: metrics of popularity, by name of the baseline, on the part on which the run was measured.
+        popularity: metrics of popularity and item-kNN on validation and test, by name of the baseline.
         refitted: the selected checkpoint was trained again on train + val.
         variant: name of the variant, or description of the blend, that became the run.
         variants: validation metric of each variant.
@@ -289,8 +291,8 @@ def _describe(hint: Any) -> str:
 
 
 def _difference(found: Any, wanted: Any) -> str | None:
-    """Return a description of the keys, except `test`, in which two configurations differ; None if in none."""
-    differences = [difference for difference in _differences(found, wanted) if difference[0] != "test"]
+    """Return a description of the keys of the model in which two configurations differ; None if in none."""
+    differences = [difference for difference in _differences(found, wanted) if difference[0] not in _NOT_OF_THE_MODEL]
     if not differences:
         return None
     # A key that is interpolated from another one differs too. The shortest names are the causes.

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from recsys.data.dataset import Part
 from recsys.evaluation.metrics import CUTOFFS, NAMES
 from recsys.evaluation.slices import NEW_ITEMS, SLICE_METRICS
 from recsys.experiments.assembly.oracle import BEST, NO_POPULARITY
-from recsys.experiments.popularity_check import verdict
+from recsys.experiments.baseline_check import verdict
 from recsys.experiments.run_folder import RunFolder
 
 PARTS = ("val", "test", "test_rolling", "test_refreshed")
@@ -22,7 +23,7 @@ _ADVICE = ": NO NEW ITEM IS FOUND; only features of items can place them, try +e
 
 
 def print_run(run: RunFolder, *, selection: str, console: Console | None = None) -> None:
-    """Print the metrics of a run by part, cut-off and slice, its time, size and memory, new items, and popularity.
+    """Print the metrics of a run by part, cut-off and slice, its time, size and memory, new items, and baselines.
 
     Args:
         run: finished or selected run.
@@ -52,8 +53,10 @@ def print_run(run: RunFolder, *, selection: str, console: Console | None = None)
     )
     if (found := new_items(metrics)) is not None:
         console.print(found, style="bold" if found.endswith(_ADVICE) else None, highlight=False, soft_wrap=True)
-    if beside := verdict(state, metrics, selection):
-        console.print(beside, style="bold", highlight=False, soft_wrap=True)
+    parts: tuple[Part, ...] = ("val", "test")
+    for part in parts:
+        if beside := verdict(state, metrics, selection, part=part):
+            console.print(beside.line, style="bold", highlight=False, soft_wrap=True)
 
 
 def new_items(metrics: Mapping[str, float]) -> str | None:

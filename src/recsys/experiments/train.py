@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from recsys.core.errors import UserError
 from recsys.experiments.assembly import build_data, freeze_suppressed, open_data
+from recsys.experiments.baseline_check import compare_with_baselines
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
 from recsys.experiments.fitting import TrainingSession, fit_again, select_checkpoint, silence_lightning
@@ -47,6 +48,7 @@ def train(config: DictConfig, path: Path) -> RunFolder:
         if not run.state.is_selected:
             select_checkpoint(session)
             run.update(seconds=before + time.monotonic() - begin)
+        compare_with_baselines(config, session.dataset, run, parts=("val", "test"))
         if config.refit:
             session = session.refit()
             if not run.state.refitted:
@@ -74,6 +76,8 @@ def select(config: DictConfig, path: Path) -> RunFolder:
         before = run.state.seconds
         session = _start(config, run)
         select_checkpoint(session)
+        if not config.test:
+            compare_with_baselines(config, session.dataset, run, parts=("val",))
         _end(session, RunStatus.SELECTED, seconds=before + time.monotonic() - begin)
         return run
 
