@@ -1,14 +1,23 @@
 # One image for every role of `recsys serve`. It holds no torch and no compiler.
-FROM python:3.12-slim-bookworm AS build
+#
+# The digest is that of an index of all platforms. To renew it, and then the one in compose.yaml:
+#   docker buildx imagetools inspect python:3.12-slim-bookworm
+# `make locks` renews the lock files, whose hashes pip checks.
+FROM python:3.12.15-slim-bookworm@sha256:34386ef0cb081344d7ec1c103ba398e6e9f64e9ab3a1509accc92a4e24a07258 AS build
 WORKDIR /source
-COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY locks locks
+RUN python -m venv /opt/build \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes -r locks/build.txt \
+    && /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --require-hashes -r locks/serving.txt -w /wheels
+COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY conf conf
-# The extra lists what serving imports; a test checks that it is enough.
-RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt '.[serving]'
+# The extra lists what serving imports; a test checks that it is enough. Every wheel is checked or built here.
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-build-isolation --no-deps . -w /wheels \
+    && python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
 
-FROM python:3.12-slim-bookworm
+FROM python:3.12.15-slim-bookworm@sha256:34386ef0cb081344d7ec1c103ba398e6e9f64e9ab3a1509accc92a4e24a07258
 # /store holds releases, read-only. /data holds what a server writes: events and item updates.
 RUN groupadd --gid 10001 recsys \
     && useradd --uid 10001 --gid recsys --no-create-home --home-dir /app recsys \

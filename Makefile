@@ -2,12 +2,15 @@
 # make test    every test
 # make lint    lint, types and import layers
 # make docs    the documentation site, with broken links as errors
+# make locks   lock files with hashes, from pyproject.toml and constraints.txt
+# make sbom    software bill of materials of the serving image: sbom.json
+# make audit   compare the lock files with known advisories
 # make check   lint, docs, then every test (what CI runs)
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint docs clean
+.PHONY: demo test check lint docs locks sbom audit clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"recsys needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
@@ -33,6 +36,28 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(RUN) -m mkdocs build --strict --quiet --site-dir .cache/site
+
+# Tools that the project itself does not need have an environment of their own.
+TOOLS := .cache/tools/bin
+LOCK := $(TOOLS)/uv pip compile --quiet --constraint constraints.txt --generate-hashes --universal \
+	--python-version 3.11 --no-annotate --no-header
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv .cache/tools
+	$(TOOLS)/pip install --quiet --disable-pip-version-check uv cyclonedx-bom pip-audit
+	touch $@
+
+locks: $(TOOLS)/.installed
+	$(LOCK) pyproject.toml --extra serving --output-file locks/serving.txt
+	$(LOCK) pyproject.toml --extra all --output-file locks/all.txt
+	printf 'hatchling\nsetuptools\nwheel\n' | $(LOCK) - --output-file locks/build.txt
+
+sbom: $(TOOLS)/.installed
+	$(TOOLS)/cyclonedx-py requirements locks/serving.txt --pyproject pyproject.toml --output-file sbom.json
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/pip-audit --strict --require-hashes --disable-pip --requirement locks/serving.txt
+	$(TOOLS)/pip-audit --strict --require-hashes --disable-pip --requirement locks/all.txt
 
 check: lint docs test
 

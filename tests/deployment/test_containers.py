@@ -22,7 +22,8 @@ from recsys.experiments.compose import check_overrides
 from recsys.serving.gateway.discovery import HostDiscovery
 
 ROOT = Path(__file__).parents[2]
-SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
 SERVERS = [name for name, service in SERVICES.items() if service.get("build") == "."]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 
@@ -36,11 +37,19 @@ def instruction(name: str) -> Any:
 def overrides(service: dict[str, Any]) -> list[str]:
     entrypoint = instruction("ENTRYPOINT")
     assert entrypoint[:2] == ["recsys", "serve"]
-    return [*entrypoint[2:], *service.get("command", instruction("CMD"))]
+    # Compose reads $$ as $.
+    command = [word.replace("$$", "$") for word in service.get("command", instruction("CMD"))]
+    return [*entrypoint[2:], *command]
 
 
 def values(service: dict[str, Any]) -> dict[str, str]:
     return dict(override.split("=", 1) for override in overrides(service))
+
+
+def url_of_valkey(service: dict[str, Any], key: str) -> str:
+    """The address that a key reads from the environment, so that the list of processes shows no password."""
+    assert values(service)[key] == "${oc.env:RECSYS_VALKEY_URL}"
+    return str(service["environment"]["RECSYS_VALKEY_URL"])
 
 
 @pytest.mark.parametrize("name", [*SERVERS, "image"])
@@ -52,9 +61,12 @@ def test_a_gateway_three_hosts_and_a_store_of_events() -> None:
     roles = {name: values(SERVICES[name])["role"] for name in SERVERS}
     assert roles == {"gateway": "gateway", "host-1": "host", "host-2": "host", "host-3": "host"}
     gateway = values(SERVICES["gateway"])
-    store, port = re.fullmatch(r"redis://(\w+):(\d+)/0", gateway["events"]).groups()  # type: ignore[union-attr]
-    assert store in SERVICES
-    assert port == "6379"
+    found = re.fullmatch(
+        r"redis://:\$\{RECSYS_VALKEY_PASSWORD:\?[^}]+\}@(\w+):6379/0", url_of_valkey(SERVICES["gateway"], "events")
+    )
+    assert found is not None
+    assert found[1] in SERVICES
+    assert {url_of_valkey(SERVICES[name], "changes") for name in SERVERS} == {found[0]}
     # The name that the gateway looks up is one that every host answers to, at the port that they listen at.
     (place,) = yaml.safe_load(gateway["hosts"])
     HostDiscovery([place])
@@ -65,19 +77,21 @@ def test_a_gateway_three_hosts_and_a_store_of_events() -> None:
 
 
 def test_written_files_are_in_a_volume_and_releases_are_read_only() -> None:
-    assert {name.split(":")[0] for s in SERVICES.values() for name in s["volumes"] if name[0] != "."} == {
-        "host-1", "host-2", "host-3", "valkey",
+    assert {volume for service in SERVICES.values() for volume in service["volumes"]} == {
+        "./releases:/store:ro", "valkey:/data",
     }  # fmt: skip
-    for name in SERVERS:
-        service = SERVICES[name]
-        assert service["read_only"]
-        assert [volume for volume in service["volumes"] if volume.endswith(":/store:ro")]
-        assert values(service)["store"] == "/store"
-        if name != "gateway":
-            assert values(service)["changes"].startswith("/data/")
-            assert [volume for volume in service["volumes"] if volume == f"{name}:/data"]
-    # Each host has a journal of its own.
-    assert len({tuple(SERVICES[name]["volumes"]) for name in SERVERS}) == 4
+    assert all(service["read_only"] for service in SERVICES.values())
+    assert {values(SERVICES[name])["store"] for name in SERVERS} == {"/store"}
+
+
+def test_memory_and_processes_are_limited_and_valkey_has_a_password_and_a_network_of_its_own() -> None:
+    assert all(service["mem_limit"] and service["pids_limit"] for service in SERVICES.values())
+    assert "requirepass $$REDISCLI_AUTH" in SERVICES["valkey"]["command"][-1]
+    assert "RECSYS_VALKEY_PASSWORD:?" in SERVICES["valkey"]["environment"]["REDISCLI_AUTH"]
+    assert "ports" not in SERVICES["valkey"]
+    assert SERVICES["valkey"]["networks"] == ["valkey"]
+    assert COMPOSE["networks"]["valkey"]["internal"] is True
+    assert all("valkey" in SERVICES[name]["networks"] for name in SERVERS)
 
 
 def test_nothing_runs_as_root_or_is_open_to_the_network() -> None:
@@ -93,15 +107,22 @@ def test_health_is_readiness_at_the_port_that_is_served() -> None:
     compile(command[2], "healthcheck", "exec")
 
 
-def test_base_images_are_of_one_version_and_copied_files_exist() -> None:
-    bases = {line.split()[1] for line in DOCKERFILE.splitlines() if line.startswith("FROM")}
+PINNED = re.compile(r"(python|valkey/valkey):[\d.]+-[\w-]+@sha256:[0-9a-f]{64}")
+
+
+def test_base_images_are_pinned_by_digest_and_copied_files_exist() -> None:
+    files = {path: (ROOT / path).read_text() for path in ("Dockerfile", "deploy/training.Dockerfile")}
+    bases = {base for content in files.values() for base in re.findall(r"^FROM (\S+)", content, re.MULTILINE)}
     assert len(bases) == 1
-    assert re.fullmatch(r"python:3\.\d+-slim-\w+", bases.pop())
+    assert all(PINNED.fullmatch(image) for image in [*bases, SERVICES["valkey"]["image"]])
+    kubernetes = (ROOT / "deploy/kubernetes/valkey.yaml").read_text()
+    assert f"image: {SERVICES['valkey']['image']}\n" in kubernetes
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
-    for words in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
-        for source in words.split():
-            assert (ROOT / source).exists()
-            assert f"!{source}" in allowed
+    for content in files.values():
+        for words in re.findall(r"^COPY (?!--from)(.+) \S+$", content, re.MULTILINE):
+            for source in words.split():
+                assert (ROOT / source).exists()
+                assert f"!{source}" in allowed
 
 
 HIDING = """
@@ -129,7 +150,7 @@ import recsys.publishing.opened_release, recsys.client
 
 def test_the_image_holds_what_serving_imports() -> None:
     """Serving can be imported although every package is hidden that the extra `serving` does not install."""
-    assert "-c constraints.txt '.[serving]'" in DOCKERFILE
+    assert "--require-hashes -r locks/serving.txt" in DOCKERFILE
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     installed = [*project["dependencies"], *project["optional-dependencies"]["serving"]]
     given = {_normal(Requirement(entry).name) for entry in installed}

@@ -16,6 +16,8 @@ from rich.console import Console
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import PRIVATE_FILE, private_folder
 from recsys.operations.rollout.admin import AdminClient
+from recsys.operations.rollout.canary_verdict import CanaryVerdict, settings_of
+from recsys.operations.rollout.judging import judge_canary
 from recsys.operations.rollout.lock import RENEW_SECONDS, HostLocks
 from recsys.operations.rollout.runner import Paused, RolloutRunner, begin, show_status
 from recsys.operations.rollout.state import Goal, Rollout, RolloutStateFile
@@ -24,8 +26,8 @@ from recsys.serving.gateway.remote_host import Address, parse_address
 ACTIONS = ("status", "start", "canary", "pause", "resume", "finish", "rollback", "unlock")
 
 
-def run_action(config: DictConfig, console: Console | None = None) -> None:
-    """Run one action.
+def run_action(config: DictConfig, console: Console | None = None) -> CanaryVerdict | None:
+    """Run one action, and return the verdict on a canary if it judged one.
 
     Raises:
         UserError: If an argument is wrong or missing, or a server refuses a step.
@@ -34,6 +36,7 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
         raise UserError(f"action: found '{config.action}'{nearest(config.action, ACTIONS)}")
     if not 0 < config.share <= 1:
         raise UserError(f"share: found {config.share}, expected a share above 0 and up to 1")
+    settings_of(config.judge)
     place = config.state or f"{config.store or 'releases'}/state/rollout.json"
     console, state = console or Console(), RolloutStateFile(Path(place))
     if config.action == "status":
@@ -45,10 +48,11 @@ def run_action(config: DictConfig, console: Console | None = None) -> None:
         state.pause()
         console.print("the rollout stops before its next step; `resume` continues it")
     else:
-        _change(config, state, console=console)
+        return _change(config, state, console=console)
+    return None
 
 
-def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> None:
+def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) -> CanaryVerdict | None:
     private_folder(state.path.parent)
     try:
         with FileLock(state.lock, timeout=0, mode=PRIVATE_FILE):
@@ -59,14 +63,18 @@ def _change(config: DictConfig, state: RolloutStateFile, *, console: Console) ->
                     state, console, token=config.admin_token, wait=config.wait, patience=config.patience
                 )
                 runner.run(rollout)
+                verdict = None
+                if rollout.goal == "canary":
+                    verdict = judge_canary(rollout, runner, config=config, console=console)
             except Paused:
                 console.print("paused; `resume` continues the rollout")
-                return
+                return None
     except Timeout as error:
         raise UserError(f"{state.path}: another process is running its rollout; `pause` stops it") from error
     finally:
         _remove_unused(state)
     console.print(_done(rollout), soft_wrap=True)
+    return verdict
 
 
 def _remove_unused(state: RolloutStateFile) -> None:

@@ -30,6 +30,7 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         alias_before: version that `production` pointed to.
         is_finished: the goal was reached.
         token: random name, by which hosts tell this rollout from others.
+        since: UTC seconds at which the canary began to be judged; 0 before.
     """
 
     version: str
@@ -43,6 +44,7 @@ class Rollout(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     alias_before: str | None
     is_finished: bool = False
     token: str = msgspec.field(default_factory=lambda: uuid.uuid4().hex)
+    since: int = 0
 
 
 class RolloutStateFile:

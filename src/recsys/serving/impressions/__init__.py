@@ -8,7 +8,12 @@ from recsys.serving.impressions.impression_store import ImpressionStore
 from recsys.serving.impressions.sqlite import SQLiteImpressions
 from recsys.serving.valkey import is_server
 
-__all__ = ["ImpressionStore", "open_impressions"]
+__all__ = ["ImpressionStore", "impressions_file", "open_impressions"]
+
+
+def impressions_file(place: str) -> Path | None:
+    """Return the file of impressions beside a file of events; None if the place is a server, which keeps both."""
+    return None if is_server(place) else Path(place).with_name(f"{Path(place).stem}.impressions.sqlite")
 
 
 def open_impressions(place: str, *, keep_hours: float = 168.0, max_bytes: int = 256 << 20) -> ImpressionStore:
@@ -26,9 +31,8 @@ def open_impressions(place: str, *, keep_hours: float = 168.0, max_bytes: int = 
         StoreError: If the server cannot be reached.
     """
     keep_seconds = int(3600 * keep_hours)
-    if not is_server(place):
-        path = Path(place)
-        path = path.with_name(f"{path.stem}.impressions.sqlite")
+    path = impressions_file(place)
+    if path is not None:
         return SQLiteImpressions(path, keep_seconds=keep_seconds, max_bytes=max_bytes)
     # Imported late, so that SQLite works without the client library.
     from recsys.serving.impressions.valkey import ValkeyImpressions
