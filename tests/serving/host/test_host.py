@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from publishing import Published
 
 from recsys.core.errors import UserError
+from recsys.release.manifest import SELF_CHECK, describe_file
 from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.host.host import Host
@@ -128,7 +130,9 @@ def test_an_index_that_fails_its_self_check_is_not_served(published: Published, 
         shutil.copytree(published.store / new, mixed)
         (mixed / "self_check.npz").unlink()
         shutil.copy(folder / "self_check.npz", mixed)
-        return ItemSearch(mixed, releases.open(new)[1])
+        manifest = releases.open(new)[1]
+        files = {**manifest.files, SELF_CHECK: describe_file(mixed / SELF_CHECK)}
+        return ItemSearch(mixed, dataclasses.replace(manifest, files=files))
 
     host = Host(releases, "one", open_index=other_index)
     with pytest.raises(UserError, match="does not return the items of self_check.npz"):
