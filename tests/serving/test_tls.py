@@ -6,17 +6,14 @@ import asyncio
 import os
 import shutil
 import ssl
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
-import uvicorn
 from asking import settings
 from certificates import Authority
+from small_server import PATIENCE, serving
 
 from recsys.client import AccessDeniedError, Client, UntrustedServerError
 from recsys.core.errors import UserError
@@ -25,15 +22,11 @@ from recsys.serving.gateway.discovery import HostDiscovery
 from recsys.serving.gateway.remote_host import HostFailed, RemoteHost
 from recsys.serving.http.access import Access
 from recsys.serving.http.app import App
-from recsys.serving.http.connection import connections
 from recsys.serving.http.endpoint import endpoints_of, route
 from recsys.serving.http.messages import ModelVersions, Status, Versions
 from recsys.serving.observability.metrics import Metrics
-from recsys.serving.server import DrainingServer
 from recsys.serving.tls import TLS, KeptCertificate
-from recsys.serving.workers import bind
 
-PATIENCE = 60.0
 TOKEN = "token-between-gateway-and-hosts"
 
 
@@ -47,13 +40,6 @@ class Routes:
     @route("GET", "/readyz")
     async def ready(self) -> Status:
         return Status("ready")
-
-
-class Process:
-    is_draining = False
-
-    async def not_ready(self) -> None:
-        return None
 
 
 class Files(NamedTuple):
@@ -70,23 +56,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(authority, host, gateway)
 
 
-@contextmanager
-def serving(context: ssl.SSLContext | None, folder: Path, token: str | None = None) -> Iterator[int]:
-    app = App(endpoints_of(Routes()), body_bytes=1000, access=Access(host=token))
-    store = SimpleNamespace(store=folder)
-    config = uvicorn.Config(app, interface="asgi3", http=connections({}, 2000), lifespan="on", log_config=None)
-    wanted = settings(store, folder / "events.sqlite", request_seconds=PATIENCE)
-    server = DrainingServer(config, Process(), settings=wanted, tls=context)  # type: ignore[arg-type]  # what is read
-    listening = bind("127.0.0.1", 0, shared=False)
-    listening.listen()
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
-    thread.start()
-    try:
-        yield listening.getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
+def app(token: str | None = None) -> App:
+    return App(endpoints_of(Routes()), body_bytes=1000, access=Access(host=token))
 
 
 def probe(port: int, context: ssl.SSLContext | None, **options: Any) -> Versions:
@@ -103,7 +74,7 @@ def probe(port: int, context: ssl.SSLContext | None, **options: Any) -> Versions
 def test_a_gateway_and_a_host_verify_each_other(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger = Authority(tmp_path, "stranger")
     strange = TLS(*stranger.issue("strange"), files.authority.ca)
-    with serving(files.host.server_context(verifies_callers=True), tmp_path, TOKEN) as port:
+    with serving(app(TOKEN), tmp_path, files.host.server_context(verifies_callers=True)) as port:
         assert probe(port, files.gateway.client_context(), token=TOKEN)["two_tower"].serving == "v"
         refusals = [
             (TLS(ca=files.authority.ca).client_context(), {}, "closed the connection|certificate"),
@@ -128,7 +99,7 @@ def test_a_gateway_and_a_host_verify_each_other(files: Files, tmp_path: Path, mo
 
 
 def test_the_python_client(files: Files, tmp_path: Path) -> None:
-    with serving(files.host.server_context(verifies_callers=False), tmp_path, TOKEN) as port:
+    with serving(app(TOKEN), tmp_path, files.host.server_context(verifies_callers=False)) as port:
         url = f"https://127.0.0.1:{port}"
         with Client(url, token=TOKEN, ca=files.authority.ca, timeout=PATIENCE) as client:
             assert client.is_ready()
@@ -201,7 +172,7 @@ def test_settings_that_do_not_fit_the_role(files: Files, tmp_path: Path) -> None
 
 def test_hosts_of_a_name_show_a_certificate_of_the_name(files: Files, tmp_path: Path) -> None:
     named = TLS(*files.authority.issue("named", names=("localhost",)), files.authority.ca)
-    with serving(named.server_context(verifies_callers=True), tmp_path) as port:
+    with serving(app(), tmp_path, named.server_context(verifies_callers=True)) as port:
 
         async def ask(place: str) -> Versions:
             (host, *_) = await HostDiscovery([place], tls=files.gateway.client_context())()
@@ -240,7 +211,7 @@ def test_a_replaced_certificate_is_loaded(tmp_path: Path, caplog: pytest.LogCapt
         kept.look()
         assert "the certificate stays as it is: tls.key" in caplog.text
         assert metrics.value("recsys_certificate_ends_seconds") == first
-        with serving(context, tmp_path) as port:
+        with serving(app(), tmp_path, context) as port:
             served = ssl.get_server_certificate(("127.0.0.1", port), timeout=PATIENCE)
             assert served.split() == Path(old[0]).read_text().split()
             use(new)

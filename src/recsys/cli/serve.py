@@ -56,6 +56,8 @@ def main(config: DictConfig) -> None:
         samples_bytes=config.samples.bytes,
         page=config.page,
         admin_token=config.admin_token,
+        admin_port=config.admin.port,
+        admin_host=config.admin.host,
         read_token=config.tokens.read,
         events_token=config.tokens.events,
         host_token=config.tokens.host,

@@ -191,4 +191,9 @@ def _serve(settings: Settings) -> None:
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     scheme = "http" if app.tls is None else "https"
     log.info("serving at %s://%s:%d", scheme, settings.host, settings.port)
-    DrainingServer(config, process, settings=settings, tls=app.tls).run([listening])
+    listeners = [listening]
+    if settings.admin_port is not None:
+        listeners.append(bind(settings.admin_host or settings.host, settings.admin_port, shared=False))
+        place, app.admin_port = listeners[1].getsockname()[:2]
+        log.info("admin calls at %s://%s:%d", scheme, place, app.admin_port)
+    DrainingServer(config, process, settings=settings, tls=app.tls).run(listeners)

@@ -59,6 +59,8 @@ class Settings:
     request_seconds: float = 10.0
     header_bytes: int = 32 << 10
     tls: TLS = TLS()
+    admin_port: int | None = None
+    admin_host: str | None = None
     suppressed: str | None = None
     max_age_days: float | None = None
     store_seconds: float = 1.0
@@ -97,6 +99,12 @@ class Settings:
         for name, value in optional.items():
             if value is not None and value <= 0:
                 raise UserError(f"{name}: found {value}, expected more than 0, or null")
+        if self.admin_port is not None and (self.admin_token is None or 0 < self.admin_port == self.port):
+            raise UserError(
+                f"admin.port: found {self.admin_port} with port={self.port}, expected another one, and an admin_token"
+            )
+        if self.admin_host is not None and self.admin_port is None:
+            raise UserError(f"admin.host: found {self.admin_host} without admin.port, expected both")
         if self.workers > 1 and self.admin_token is not None:
             # A call reaches only one process, and the others would keep serving the old version.
             instead = "start gateways on ports of their own" if self.role == "gateway" else "use release=ALIAS"

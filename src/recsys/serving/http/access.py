@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recsys.core.errors import UserError
 from recsys.serving.http.endpoint import Endpoint
-from recsys.serving.http.problems import Problem, forbidden, unauthorized
+from recsys.serving.http.problems import Problem, bad_request, forbidden, unauthorized
 
 LEAST_CHARACTERS = 16
 # Headers by which a gateway and a host show each other that both know the token, without sending it.
@@ -22,6 +23,22 @@ REQUEST_PROOF, ANSWER_PROOF = "x-recsys-request-proof", "x-recsys-answer-proof"
 _OPEN = ("/healthz", "/readyz", "/metrics", "/schema")
 _ROLES = {"/v1/events": "events", "/v1/outcomes": "events", "/v1/search": "host", "/v1/version": "host"}
 Headers = Mapping[bytes, bytes]
+# An address of IPv6 in brackets or a name, and a port.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?", re.ASCII)
+# Headers that decide, so that two different ones would be two requests.
+_SINGLE = (b"host", b"origin", b"authorization", b"content-type", b"content-length", REQUEST_PROOF.encode())
+
+
+def check_single(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Refuse a request with two headers of which only one can count.
+
+    Raises:
+        Problem: If it has them.
+    """
+    names = [name for name, _ in headers]
+    for name in _SINGLE:
+        if names.count(name) > 1:
+            raise bad_request(f"{name.decode()}: found {names.count(name)} headers, expected one")
 
 
 def check_token(place: str, token: object) -> None:
@@ -71,6 +88,8 @@ class Access:
             Problem: 403 for an origin, 421 for a name.
         """
         place = headers.get(b"host", b"").decode("latin-1").lower()
+        if place and _HOST.fullmatch(place) is None:
+            raise bad_request(f"Host: found {place[:80]!r}, expected NAME or NAME:PORT")
         if place and self.names is not None and not _is_own(place, self.names):
             raise Problem(421, "misdirected", message=f"Host: found {place[:80]}; access.hosts= lists further names")
         origin = headers.get(b"origin")
@@ -95,8 +114,9 @@ class Access:
             return
         if token is None:
             raise forbidden("admin calls need admin_token= (or RECSYS_ADMIN_TOKEN), and this server has none")
-        given = headers.get(b"authorization", b"")
-        valid = [hmac.compare_digest(given, b"Bearer " + one.encode()) for one in (token, self.admin) if one]
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        given = given.strip(b" ") if scheme.lower() == b"bearer" else b""
+        valid = [hmac.compare_digest(given, one.encode()) for one in (token, self.admin) if one]
         if any(valid) or (role == "host" and self._has_proof(endpoint, headers, body)):
             return
         raise unauthorized("expected the header `Authorization: Bearer TOKEN` with the token of this server")
@@ -131,8 +151,9 @@ def _proof(token: str, *parts: str, body: bytes) -> str:
 
 def _is_own(place: str, names: Sequence[str]) -> bool:
     """Return True for an address, a name without a dot, and a listed name: no site of the web can have these."""
-    name = place.partition("]")[0].removeprefix("[") if place.startswith("[") else place.rpartition(":")[0] or place
-    if "." not in name and ":" not in name:
+    match = _HOST.fullmatch(place)
+    name = (match[1] or match[2]) if match else ""
+    if name and "." not in name and ":" not in name:
         return True
     try:
         ipaddress.ip_address(name)

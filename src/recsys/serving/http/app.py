@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.core.errors import UserError
 from recsys.serving.host.desired_state import ROLLOUT_HEADER, rollout_token
-from recsys.serving.http.access import ANSWER_PROOF, REQUEST_PROOF, Access
+from recsys.serving.http.access import ANSWER_PROOF, REQUEST_PROOF, Access, check_single
 from recsys.serving.http.admission import DEADLINE_HEADER, Admission, set_deadline
 from recsys.serving.http.codec import Decoder, QueryDecoder, encode
-from recsys.serving.http.endpoint import JSON, Endpoint
+from recsys.serving.http.endpoint import ADMIN, JSON, Endpoint
 from recsys.serving.http.messages import error_response
 from recsys.serving.http.problems import Problem, from_user_error, not_found, too_large
 from recsys.serving.observability.logs import new_request_id, request_id
@@ -51,6 +51,8 @@ class App(Starlette):
     """
 
     tls: ssl.SSLContext | None = None
+    # Port to which admin calls are limited; None if every port of the server answers them.
+    admin_port: int | None = None
 
     def __init__(
         self,
@@ -139,7 +141,11 @@ class RequestContext:
 
         responder = self._responders.get((scope["method"], scope["path"]))
         try:
+            if len(given_headers) < len(scope["headers"]):
+                check_single(scope["headers"])
             self._access.check_place(given_headers)
+            if scope["path"].startswith(ADMIN) and not _is_for_admin(scope):
+                raise not_found(f"{scope['path']}: no such address")
             if responder is None:
                 await self._app(scope, receive, send_with_id)
             else:
@@ -161,6 +167,11 @@ class RequestContext:
         if self._observe is not None:
             route = scope.get("route") if responder is None else responder.endpoint
             self._observe(OTHER if route is None else route.path, status, seconds)
+
+
+def _is_for_admin(scope: Scope) -> bool:
+    wanted: int | None = scope["app"].admin_port
+    return wanted is None or (scope.get("server") or (None, None))[1] == wanted
 
 
 class _Responder:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -74,7 +75,7 @@ class Connection(HttpToolsProtocol):
             return
         # A refusal must not overtake the answer to an earlier request of the connection.
         if self.cycle is None or self.cycle.response_complete:
-            admission = self.admissions.get(self.url.partition(b"?")[0].decode("latin-1"))
+            admission = self.admissions.get(_path(self.url))
             if admission is not None:
                 if not admission.enter():
                     self._refused = True
@@ -150,6 +151,14 @@ class Connection(HttpToolsProtocol):
     def is_overdue(self, now: float, seconds: float) -> bool:
         """Return True if the client has not sent a request, or not read an answer, within that time."""
         return any(since is not None and now - since > seconds for since in (self.began, self.stalled))
+
+
+def _path(url: bytes) -> str:
+    """Return the path as the application sees it: without an address before it, and decoded."""
+    path = url.partition(b"?")[0]
+    if not path.startswith(b"/"):
+        path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
+    return unquote(path.decode("latin-1")) if b"%" in path else path.decode("latin-1")
 
 
 def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[Connection]:

@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
 
 JSON = "application/json"
+# Beginning of the addresses of admin calls.
+ADMIN = "/v1/admin/"
 # Statuses of every admin call.
 ADMIN_ERRORS = (400, 401, 403, 409, 413, 415)
 
@@ -80,7 +82,7 @@ def route(method: str, path: str, **row: Any) -> Callable[[H], H]:
 
 def admin(name: str, *errors: int, **row: Any) -> Callable[[H], H]:
     """Mark a method as the handler of `/v1/admin/NAME`, with statuses besides those of every admin call."""
-    return route("POST", f"/v1/admin/{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True, writes=True, **row)
+    return route("POST", f"{ADMIN}{name}", errors=(*ADMIN_ERRORS, *errors), is_admin=True, writes=True, **row)
 
 
 def endpoints_of(*objects: object) -> list[Endpoint]:
