@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from asking import call, living, settings
-from worlds import FEW, write_run, write_world
+from worlds import write_run, write_world
 
 from recsys.core.errors import UserError
 from recsys.data.batches.loaders import RequestLoader
@@ -52,7 +52,7 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     base = tmp_path_factory.mktemp("several")
     root = write_world(base / "data")
     more = [] if request.param == "cosine" else ["model.similarity=dot", "model.prior_shift.weight=0.5"]
-    path = write_run(base / "run", root, "user_tower=interests", "history.max_events=20", *FEW, *more)
+    path = write_run(base / "run", root, "user_tower=interests", "history.max_events=20", *more)
     run = load_run(path)
     store = ReleaseStore(base / "store")
     return Several(path, run, store.root, promote(run, Exact(), store=store, model="test", recall_target=1.0).version)
