@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -24,10 +25,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from recsys.experiments.assembly import build_towers, open_data
+from recsys.experiments.assembly import build_towers, instantiate, open_data
 from recsys.experiments.conf_files import CONF
 from recsys.experiments.trained_run import load_run
-from recsys.index import Exact
 from recsys.operations.refresh import run_refresh
 from recsys.publishing.promote import promote
 from recsys.release.store import ReleaseStore
@@ -96,7 +96,8 @@ def main() -> None:
         newer = write_tables(folder / "newer", args.items, args.events, days=DAYS + 1)
         run = load_run(write_run(folder / "run", first, folder / "cache"))
         store = ReleaseStore(folder / "store")
-        version = promote(run, Exact(), store=store, model="two_tower").version
+        index = instantiate(configuration("index", "run=none").index)
+        version = promote(run, index, store=store, model="two_tower").version
         store.set_alias("production", version, why="benchmark")
         del run
         begin, begin_cpu = time.perf_counter(), time.process_time()
@@ -105,7 +106,8 @@ def main() -> None:
         result = run_refresh(config)
         seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
         print(
-            f"{args.items:,} items: {result.outcome} in {seconds:.1f} s, {cpu:.1f} s of CPU (bar: 180 s for 1,000,000)"
+            f"{args.items:,} items: {result.outcome} in {seconds:.1f} s, {cpu:.1f} s of CPU, peak memory of the "
+            f"process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GB (bar: 180 s for 1,000,000)"
         )
         if result.verdict is not None:
             print(result.verdict.summary())

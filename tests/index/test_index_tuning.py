@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from recsys.core.errors import UserError
-from recsys.index import Effort, Exact, IVFFlat, IVFPQFastScan, exact_search, tune
+from recsys.index import (
+    HNSW,
+    IVFSQ8,
+    Effort,
+    Exact,
+    IVFFlat,
+    IVFPQFastScan,
+    exact_search,
+    load_index,
+    save_index,
+    tune,
+)
 
 
 def test_reaches_the_target_and_no_further(items, queries):
@@ -85,3 +96,48 @@ def test_no_queries(items):
     index.build(items)
     with pytest.raises(UserError, match="expected at least one"):
         tune(index, items, queries=items[:0])
+
+
+@pytest.mark.parametrize("make", [IVFFlat, IVFSQ8, IVFPQFastScan])
+def test_an_index_follows_an_earlier_one_and_keeps_its_effort(make, items, queries, tmp_path, monkeypatch):
+    earlier = make()
+    earlier.build(items)
+    first = tune(earlier, items, queries=queries)
+    save_index(earlier, tmp_path)
+    earlier = load_index(tmp_path, items)
+    # The last dimension, a bias, changes, and some items are new.
+    rng = np.random.default_rng(1)
+    newer = np.concatenate([items, items[:200] + 0.1 * rng.standard_normal((200, items.shape[1]), np.float32)])
+    newer[:, -1] += 0.05 * rng.standard_normal(len(newer), np.float32)
+    index = make()
+    index.follow(earlier)
+    monkeypatch.setattr(make, "_train", None)
+    index.build(newer)
+    tuning = tune(index, newer, queries=queries, start=earlier.effort)
+    assert tuning.reached
+    assert tuning.curve == (tuning.chosen,)
+    assert index.effort == earlier.effort == Effort(first.chosen.breadth, first.chosen.refine, 100)
+    found, expected = index.search(queries, 100)[1], exact_search(newer, queries, k=100)[1]
+    assert np.mean([np.isin(e, f).mean() for f, e in zip(found, expected, strict=True)]) >= 0.98
+
+
+@pytest.mark.parametrize(
+    "earlier", [Exact(), HNSW(), IVFFlat(num_lists=60), IVFFlat(num_lists=64, seed=1), IVFSQ8(num_lists=64)]
+)
+def test_an_index_of_another_kind_is_not_followed(earlier, items):
+    earlier.build(items[:2000])
+    plain, index = IVFFlat(num_lists=64), IVFFlat(num_lists=64)
+    index.follow(earlier)
+    for one in (plain, index):
+        one.build(items)
+    assert np.array_equal(plain._centroids(), index._centroids())
+
+
+def test_an_earlier_effort_that_misses_the_target_is_replaced(items, queries):
+    index = IVFFlat(num_lists=64)
+    index.build(items)
+    plain = tune(index, items, queries=queries, recall_target=0.9)
+    for start in (Effort(1, 1, 100), Effort(99, 1, 100), Effort(64, 4, 100), Effort(64, 1, 50)):
+        again = tune(index, items, queries=queries, recall_target=0.9, start=start)
+        assert again.reached
+        assert again.chosen.breadth <= 1.5 * plain.chosen.breadth

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from recsys.experiments.trained_run import load_run
 from recsys.index import Exact
 from recsys.operations import refresh as refreshing
 from recsys.operations.lineage import lineage
+from recsys.operations.gates.verdict import Verdict
 from recsys.operations.refresh import run_refresh
 from recsys.publishing.promote import promote
 from recsys.release.manifest import Manifest
+from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
 DAY = 86_400
@@ -36,6 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = load_run(write_run(folder / "run", root, "split=temporal", shift))
     store = ReleaseStore(folder / "store")
     store.set_alias("production", promote(run, Exact(), store=store, model="m", recall_target=1.0).version, why="first")
+    shutil.copytree(store.root, folder / "first_store")
     newer = folder / "newer"
     newer.mkdir()
     events, items, users = (pq.read_table(root / f"{name}.parquet") for name in ("interactions", "items", "users"))
@@ -124,3 +128,47 @@ def test_one_refresh_runs_at_a_time(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "two_tower").mkdir()
     with FileLock(tmp_path / "two_tower/.lock"), pytest.raises(UserError, match="another refresh of two_tower"):
         run_refresh(config(folder, f"folder={tmp_path}"))
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+# Steps of one refresh that is killed before or after each of them, and started again.
+STEPS = (
+    (refreshing, "on_newer_data", "after"),
+    (refreshing, "promote", "after"),
+    (refreshing, "atomic_write", "after"),
+    (refreshing, "judge_run", "after"),
+    (Verdict, "save", "after"),
+    (ReleaseStore, "_move", "before"),
+    (ReleaseStore, "adopt", "after"),
+    (ReleaseStore, "set_alias", "before"),
+    (ReleaseStore, "set_alias", "after"),
+)
+
+
+def test_a_refresh_that_is_killed_at_every_step_is_completed(folder: Path, tmp_path: Path) -> None:
+    store = ReleaseStore(tmp_path / "store")
+    shutil.copytree(folder / "first_store", store.root)
+    served = store.aliases()["production"]
+    words = [f"store={store.root}", f"folder={tmp_path / 'refreshes'}"]
+    for place, name, moment in STEPS:
+        real = getattr(place, name)
+
+        def killed(*args: object, real=real, moment=moment, **named: object) -> None:
+            if moment == "after":
+                real(*args, **named)
+            raise Killed
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, name, killed)
+            run_refresh(config(folder, *words))
+        # Servers find a whole release.
+        Retriever.load(store.root, "production")
+        assert (store.aliases()["production"] == served) == ((name, moment) != ("set_alias", "after"))
+    again = run_refresh(config(folder, *words))
+    assert again.outcome == "unchanged"
+    assert store.aliases() == {"previous": served, "production": again.version}
+    assert sorted(store.versions()) == sorted([served, again.version])
+    assert run_refresh(config(folder, *words)).outcome == "unchanged"

@@ -14,7 +14,7 @@ from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact, IVFFlat
 from recsys.publishing.promote import promote
-from recsys.publishing.release_check import index_recall
+from recsys.publishing.release_check import IndexQueries, index_recall
 from recsys.release.runtime.retriever import Answer, Retriever
 from recsys.release.store import ReleaseStore
 
@@ -42,11 +42,12 @@ class Unreadable(Exact):
 def test_recall_counts_true_inner_products_and_not_the_scores_of_the_index() -> None:
     queries = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     # The best two are rows 0 and 1 for the first query, and rows 2 and 1 for the second.
+    exactly = IndexQueries.of(ITEMS, queries, k=2)
     for rows, recall in (((0, 1), 0.75), ((2, 0), 0.5), ((3, -1), 0.0)):
-        assert index_recall(Fixed(*rows), ITEMS, queries=queries, k=2) == recall
+        assert index_recall(Fixed(*rows), ITEMS, exactly) == recall
     exact = Exact()
     exact.build(ITEMS)
-    assert index_recall(exact, ITEMS, queries=queries, k=2) == 1.0
+    assert index_recall(exact, ITEMS, exactly) == 1.0
 
 
 def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(published: Published, tmp_path: Path) -> None:
@@ -74,8 +75,8 @@ def test_a_release_that_answers_otherwise_is_refused(
 ) -> None:
     load, retrieve = Retriever.load, Retriever.retrieve
 
-    def opened(store: Path, version: str) -> Retriever:
-        retriever = load(store, version)
+    def opened(store: Path, version: str, **named: int) -> Retriever:
+        retriever = load(store, version, **named)
         if spoil == "recall":
             retriever.index = Fixed(*range(9))
         return retriever

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -120,6 +120,15 @@ class Index(Protocol):
 
     def parameters(self) -> dict[str, Any]:
         """Return the arguments of the constructor, as values that JSON can hold."""
+        ...
+
+
+@runtime_checkable
+class Followable(Protocol):
+    """An index that can be built faster after an earlier one of about the same embeddings."""
+
+    def follow(self, earlier: Index | None) -> None:
+        """Let `build` take from an earlier index what it would otherwise compute again; None for nothing."""
         ...
 
 

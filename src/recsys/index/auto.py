@@ -6,7 +6,7 @@ from typing import Any
 
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index.ann_index import Effort, Index
+from recsys.index.ann_index import Effort, Followable, Index
 from recsys.index.exact import Exact
 
 
@@ -22,6 +22,11 @@ class Auto:
 
     def __init__(self, approximate: Index, exact_below: int = 20_000) -> None:
         self.approximate, self.exact_below = approximate, exact_below
+
+    def follow(self, earlier: Index | None) -> None:
+        """Let the approximate index take what it can from an earlier one; see `IVFFlat.follow`."""
+        if isinstance(self.approximate, Followable):
+            self.approximate.follow(earlier)
 
     def build(self, embeddings: Float32Array) -> None:
         """Choose an index and build it."""

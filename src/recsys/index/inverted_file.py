@@ -16,6 +16,7 @@ import numpy.typing as npt
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
+from recsys.index.ann_index import Index
 from recsys.index.approximate import FaissIndex, check_at_least
 from recsys.index.files import STRUCTURE
 from recsys.index.lists import InvertedLists
@@ -49,6 +50,15 @@ class IVFFlat(FaissIndex):
         check_at_least("num_lists", num_lists, least=1)
         self.num_lists = num_lists
         self.seed = seed
+        self._earlier: Index | None = None
+
+    def follow(self, earlier: Index | None) -> None:
+        """Let `build` take the centroids and codes of an earlier index of about the same embeddings.
+
+        Clustering takes most of the time of a build. Nothing is taken from an index of another class, other arguments,
+        another dimension, or another number of lists than the embeddings need.
+        """
+        self._earlier = earlier
 
     def load(self, folder: Path, embeddings: Float32Array, *, names: Sequence[str]) -> None:
         """Keep the embeddings, memory-map the structure, and refuse lists that do not hold each item once."""
@@ -87,22 +97,42 @@ class IVFFlat(FaissIndex):
         quantizer = faiss.IndexFlatL2(dim)
         num_lists = self._choose_num_lists(num_items)
         index = self._empty_structure(quantizer, num_lists)
-        index.cp.seed = self.seed
-        index.cp.spherical = False
-        index.cp.niter = 10
-        index.cp.max_points_per_centroid = TRAIN_POINTS
-        index.cp.min_points_per_centroid = 1
-        sample = embeddings
-        if num_items > TRAIN_POINTS * num_lists:
-            rows = np.random.default_rng(self.seed).choice(num_items, TRAIN_POINTS * num_lists, replace=False)
-            sample = embeddings[np.sort(rows)]
-        index.train(sample)
+        earlier = self._earlier
+        if isinstance(earlier, IVFFlat) and self._can_follow(earlier, dim, num_lists=num_lists):
+            quantizer.add(earlier._centroids())
+            self._copy_codes(earlier._ann, index)
+            index.is_trained = True
+        else:
+            self._train(index, embeddings)
         index.add(embeddings)
         probe = faiss.IndexFlatIP(dim)
         probe.add(quantizer.reconstruct_n(0, num_lists))
         probe.this.disown()
         index.quantizer, index.own_fields = probe, True
         return index
+
+    def _train(self, index: Any, embeddings: Float32Array) -> None:
+        index.cp.seed = self.seed
+        index.cp.spherical = False
+        index.cp.niter = 10
+        index.cp.max_points_per_centroid = TRAIN_POINTS
+        index.cp.min_points_per_centroid = 1
+        num_points = TRAIN_POINTS * index.nlist
+        if len(embeddings) > num_points:
+            rows = np.random.default_rng(self.seed).choice(len(embeddings), num_points, replace=False)
+            embeddings = embeddings[np.sort(rows)]
+        index.train(embeddings)
+
+    def _can_follow(self, earlier: IVFFlat, dim: int, *, num_lists: int) -> bool:
+        same = type(earlier) is type(self) and earlier.parameters() == self.parameters()
+        return same and (earlier.max_breadth, earlier.dim) == (num_lists, dim)
+
+    def _copy_codes(self, earlier: Any, index: Any) -> None:
+        """Copy what training has learned beside the centroids from one faiss structure to another."""
+
+    def _centroids(self) -> Float32Array:
+        centroids: Float32Array = faiss.downcast_index(self._ann.quantizer).reconstruct_n(0, self.max_breadth)
+        return centroids
 
     def _empty_structure(self, quantizer: Any, num_lists: int) -> Any:
         return faiss.IndexIVFFlat(quantizer, quantizer.d, num_lists, faiss.METRIC_INNER_PRODUCT)
@@ -131,8 +161,7 @@ class IVFFlat(FaissIndex):
         list_of_row: npt.NDArray[np.int32] = np.empty(self.num_items, np.int32)
         for number in range(num_lists):
             list_of_row[self._ids(number)] = number
-        centroids = faiss.downcast_index(self._ann.quantizer).reconstruct_n(0, num_lists)
-        return InvertedLists(centroids, list_of_row, embeddings=self._embeddings)
+        return InvertedLists(self._centroids(), list_of_row, embeddings=self._embeddings)
 
     def _cost(self, breadth: int) -> float:
         return self.max_breadth + self._cost_per_item * self.num_items * breadth / self.max_breadth
@@ -147,6 +176,9 @@ class IVFSQ8(IVFFlat):
     def _empty_structure(self, quantizer: Any, num_lists: int) -> Any:
         kind = faiss.ScalarQuantizer.QT_8bit
         return faiss.IndexIVFScalarQuantizer(quantizer, quantizer.d, num_lists, kind, faiss.METRIC_INNER_PRODUCT)
+
+    def _copy_codes(self, earlier: Any, index: Any) -> None:
+        faiss.copy_array_to_vector(faiss.vector_to_array(earlier.sq.trained), index.sq.trained)
 
 
 class IVFPQFastScan(IVFFlat):
@@ -186,6 +218,9 @@ class IVFPQFastScan(IVFFlat):
         index.pq.cp.seed = self.seed
         index.pq.cp.min_points_per_centroid = 1
         return index
+
+    def _copy_codes(self, earlier: Any, index: Any) -> None:
+        faiss.copy_array_to_vector(faiss.vector_to_array(earlier.pq.centroids), index.pq.centroids)
 
     def _choose_num_codes(self, dim: int) -> int:
         if self.num_codes is None:

@@ -57,13 +57,20 @@ class Tuning:
 
 
 def tune(
-    index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float = 0.98, k: int = 100
+    index: Index,
+    embeddings: Float32Array,
+    *,
+    queries: Float32Array,
+    recall_target: float = 0.98,
+    k: int = 100,
+    start: Effort | None = None,
 ) -> Tuning:
     """Set `index.effort` to the fastest one whose recall of the exact top-k reaches the target (above 0, at most 1).
 
     For each refine factor the breadth doubles until the target is reached, and is then bisected. The target counts as
     reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
-    The queries must be like those of serving: user embeddings, not item embeddings.
+    The queries must be like those of serving: user embeddings, not item embeddings. If the effort `start`, that of an
+    earlier index, reaches the target, it is kept.
     """
     if not 0 < recall_target <= 1:
         raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")
@@ -74,8 +81,8 @@ def tune(
         exact = Measurement(breadth=0, refine=1, recall=1.0, queries_per_second=_speed(index, queries, k))
         return Tuning(recall_target, k, num_queries=len(queries), reached=True, chosen=exact, curve=(exact,))
     sweep = _Sweep(index, embeddings, queries=queries, recall_target=recall_target, k=k)
-    fastest = 0.0
-    for refine in index.refine_factors:
+    fastest, is_known = 0.0, start is not None and sweep.has(start) and sweep.reaches(sweep.measure(*start[:2]))
+    for refine in () if is_known else index.refine_factors:
         speed = sweep.find(refine)
         if speed < fastest:
             # More candidates no longer save breadth.
@@ -105,6 +112,11 @@ class _Sweep:
         self.threshold = exact[:, -1] - 1e-6 * np.maximum(np.abs(exact[:, 0]), np.abs(exact[:, -1]))
         self.measured: dict[tuple[int, int], Measurement] = {}
         self.errors: dict[tuple[int, int], float] = {}
+
+    def has(self, effort: Effort) -> bool:
+        """Return true if the index has the effort, and it was measured for as many results."""
+        least, most = self.index.least_breadth(self.k), self.index.max_breadth
+        return least <= effort.breadth <= most and effort.refine in self.index.refine_factors and effort.k == self.k
 
     def find(self, refine: int) -> float:
         """Sweep the breadth at one refine factor. Return the queries a second at the target, or 0 if out of reach."""

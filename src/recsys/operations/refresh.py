@@ -136,17 +136,15 @@ def run_refresh(config: DictConfig) -> Refresh:
 
 
 def _refresh(config: DictConfig, store: ReleaseStore, *, folder: Path, alias: str | None, begin: float) -> Refresh:
-    place, manifest = store.open(str(config.release))
-    served, root = manifest.version, absolute(str(config.data.root))
-    towers = Towers.of_release(place, manifest)
+    release = open_release(config.store, str(config.release))
+    served, root = release.version, absolute(str(config.data.root))
+    towers = Towers.of_release(release.folder, release.manifest)
     with open_dict(towers.config):
         towers.config.data.suppressed = frozen_now(towers.config.data.get("suppressed"), store=store.root)
     dataset = towers.prepare(root)
     index_time = newest_index_time(config.now, config.horizon_days, dataset=dataset)
     run = on_newer_data(towers, dataset, root=root, index_time=index_time)
-    candidate = _stage(
-        config, run, folder=folder, index_time=index_time, origin=record(towers, root) | {"from": served}
-    )
+    candidate = _stage(config, run, folder=folder, index_time=index_time, served=release, origin=record(towers, root))
 
     def result(outcome: Literal["kept", "stopped", "unchanged"], verdict: Verdict | None, path: Path | None) -> Refresh:
         return Refresh(
@@ -161,7 +159,7 @@ def _refresh(config: DictConfig, store: ReleaseStore, *, folder: Path, alias: st
 
     if candidate.version == served:
         return result("unchanged", None, None)
-    verdict = _judge(config, run, candidate=candidate, served=open_release(config.store, served), dataset=dataset)
+    verdict = _judge(config, run, candidate=candidate, served=release, dataset=dataset)
     path = verdict.save(verdict_folder(folder, candidate.version))
     if not verdict.passed:
         return result("stopped", verdict, path)
@@ -194,9 +192,16 @@ def verdict_folder(folder: Path, version: str) -> Path:
 
 
 def _stage(
-    config: DictConfig, run: TrainedRun, *, folder: Path, index_time: IndexTime | None, origin: dict[str, Any]
+    config: DictConfig,
+    run: TrainedRun,
+    *,
+    folder: Path,
+    index_time: IndexTime | None,
+    served: Retriever,
+    origin: dict[str, Any],
 ) -> Retriever:
     """Return the refreshed release below the folder, which is made once for the same towers, data and settings."""
+    origin = origin | {"from": served.version}
     packing, staged = PackingSettings.from_config(config), folder / STAGED
     index, policy = instantiate(packing.index), instantiate(packing.corpus)
     items = choose_items(policy, run.dataset, corpus=run.corpus)
@@ -214,7 +219,7 @@ def _stage(
     if mark.exists() and json.loads(mark.read_text())["from"] == made_from:
         return open_staged(staged, json.loads(mark.read_text())["version"])
     shutil.rmtree(staged, ignore_errors=True)
-    version = promote(
+    promotion = promote(
         run,
         index,
         store=ReleaseStore(staged),
@@ -223,9 +228,10 @@ def _stage(
         policy=policy,
         index_time=index_time,
         refreshed={**origin, "folder": str(folder)},
-    ).version
-    atomic_write(mark, json.dumps({"from": made_from, "version": version}))
-    return open_staged(staged, version)
+        earlier=served.index,
+    )
+    atomic_write(mark, json.dumps({"from": made_from, "version": promotion.version}))
+    return promotion.retriever
 
 
 def _judge(

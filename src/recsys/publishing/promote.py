@@ -29,10 +29,12 @@ from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_
 from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, Tuning, tune
+from recsys.index.ann_index import Followable
 from recsys.index.merging import present_embeddings
 from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose_items
-from recsys.publishing.release_check import check_release, index_recall
+from recsys.publishing.release_check import IndexQueries, check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
+from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
@@ -52,6 +54,7 @@ class Promotion:
         recall: recall of the index against exact search, on user embeddings that did not tune it.
         tuning: measurements that chose the effort of the index.
         corpus: choice of the items, as recorded in the manifest.
+        retriever: the release, opened with one thread.
     """
 
     version: str
@@ -59,6 +62,7 @@ class Promotion:
     recall: float
     tuning: Tuning
     corpus: Mapping[str, Any]
+    retriever: Retriever
 
 
 def promote(
@@ -71,6 +75,7 @@ def promote(
     policy: CorpusPolicy | None = None,
     index_time: IndexTime | None = None,
     refreshed: Mapping[str, Any] | None = None,
+    earlier: Index | None = None,
 ) -> Promotion:
     """Publish a run with an index as one release, and open the release to check it.
 
@@ -85,28 +90,26 @@ def promote(
         policy: choice of the items of the index; all if None.
         index_time: time for which the item biases of the model are; None for that of the evaluation.
         refreshed: origin of an index of newer data than the run's; see `Manifest.refreshed`.
+        earlier: index of an earlier release of the same towers, whose clustering and effort are kept if they suffice.
 
     Raises:
         UserError: If the index misses the recall target, or the written release cannot be opened or answers otherwise
             than its index did.
     """
     run, embeddings, corpus = _choose(run, policy or AllItems())
-    log.info("building the index")
-    with Progress("building the index"):
-        index.build(embeddings)
     queries = _validation_embeddings(run)
     # Recall is measured on other users than those that tune the index, if there are enough.
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
-    # A search for most of a small corpus would find everything with any index.
-    k = min(TOP_K, max(1, len(embeddings) // 10))
-    with Progress("tuning the index"):
-        tuning = tune(index, embeddings, queries=halves[0], recall_target=recall_target, k=k)
+    tuning = _build(index, embeddings, queries=halves[0], recall_target=recall_target, earlier=earlier)
+    if earlier is not None and not tuning.reached:
+        tuning = _build(index, embeddings, queries=halves[0], recall_target=recall_target, earlier=None)
     if not tuning.reached:
         raise UserError(
             f"index: finds {tuning.chosen.recall:.4f} of the exact top {tuning.k} at most, expected {recall_target}; "
             f"choose another index= or a lower recall_target="
         )
-    recall = 1.0 if index.is_exact else index_recall(index, embeddings, queries=halves[1], k=tuning.k)
+    checked = IndexQueries.of(embeddings, halves[1], k=tuning.k)
+    recall = 1.0 if index.is_exact else index_recall(index, embeddings, checked)
     log.info("index recall@%d %.4f, measured on %d users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
@@ -123,8 +126,22 @@ def promote(
             refreshed=refreshed,
         )
     )
-    check_release(run, store, version=version, queries=halves[1], k=tuning.k, recall=recall)
-    return Promotion(version, len(run.corpus), recall, tuning, corpus)
+    retriever = check_release(run, store, version=version, queries=checked, recall=recall)
+    return Promotion(version, len(run.corpus), recall, tuning, corpus, retriever)
+
+
+def _build(
+    index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float, earlier: Index | None
+) -> Tuning:
+    log.info("building the index")
+    if isinstance(index, Followable):
+        index.follow(earlier)
+    with Progress("building the index"):
+        index.build(embeddings)
+    # A search for most of a small corpus would find everything with any index.
+    k, start = min(TOP_K, max(1, len(embeddings) // 10)), None if earlier is None else earlier.effort
+    with Progress("tuning the index"):
+        return tune(index, embeddings, queries=queries, recall_target=recall_target, k=k, start=start)
 
 
 def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:

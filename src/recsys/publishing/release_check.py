@@ -7,6 +7,7 @@ did when it was built, must not get an alias.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -31,29 +32,52 @@ TOLERANCE = 0.005
 _QUERIES_AT_A_TIME = 256
 
 
+@dataclass(frozen=True)
+class IndexQueries:
+    """Queries that measure an index, with the exact answer.
+
+    Attributes:
+        embeddings: user embeddings float32 [Q, D].
+        k: number of results of each search.
+        thresholds: float32 [Q], inner product that the k best items of each query reach.
+    """
+
+    embeddings: Float32Array
+    k: int
+    thresholds: Float32Array
+
+    @classmethod
+    def of(cls, items: Float32Array, queries: Float32Array, *, k: int) -> IndexQueries:
+        """Search the `items` [N, D] exactly."""
+        queries = np.ascontiguousarray(queries)
+        last = items[exact_search(items, queries, k=k)[1][:, -1]]
+        # Sums of products in another order differ by rounding.
+        rounding = 1e-6 * np.linalg.norm(queries, axis=1) * np.linalg.norm(last, axis=1)
+        return cls(queries, k, np.einsum("qd,qd->q", queries, last) - rounding)
+
+
 def check_release(
-    run: TrainedRun, store: ReleaseStore, *, version: str, queries: Float32Array, k: int, recall: float
-) -> None:
-    """Open a published release, answer real requests and compare its index with exact search.
+    run: TrainedRun, store: ReleaseStore, *, version: str, queries: IndexQueries, recall: float
+) -> Retriever:
+    """Open a published release with one thread, answer real requests and compare its index with exact search.
 
     Args:
         run: run of the release, with the items of the release as its corpus.
         store: store of the release.
         version: version of the release.
-        queries: user embeddings [Q, D] on which the recall of the index was measured.
-        k: number of results of each search.
+        queries: queries on which the recall of the index was measured.
         recall: recorded recall of the index.
 
     Raises:
         UserError: If the release cannot be opened or queried, or its index finds less than is recorded.
     """
     folder = store.root / version
-    requests = _some_requests(run)
+    requests, k = _some_requests(run), queries.k
     try:
-        # This process has made it, so that it needs no signature.
-        retriever = Retriever(folder, verify_release(folder))
+        # This process has made it, so that it needs no signature. Timings on one thread do not depend on the machine.
+        retriever = Retriever(folder, verify_release(folder), threads=1)
         embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
-        found = index_recall(retriever.index, embeddings, queries=queries, k=k)
+        found = index_recall(retriever.index, embeddings, queries)
         answers = retriever.retrieve(requests, k)
     except Exception as error:
         # The code of an outside backend can fail in any way.
@@ -66,9 +90,10 @@ def check_release(
     for request, answer in zip(requests, answers, strict=True):
         _check_answer(store, request, answer, version=version, items=items, k=k)
     log.info("release %s opened: index recall@%d %.4f, %d requests answered", version, k, found, len(requests))
+    return retriever
 
 
-def index_recall(index: Index, embeddings: Float32Array, *, queries: Float32Array, k: int) -> float:
+def index_recall(index: Index, embeddings: Float32Array, queries: IndexQueries) -> float:
     """Return the share of the exact top k that an index finds.
 
     A result counts if the inner product of its embedding reaches that of the k-th exact result, so items of equal
@@ -77,20 +102,15 @@ def index_recall(index: Index, embeddings: Float32Array, *, queries: Float32Arra
     Args:
         index: built or opened index.
         embeddings: float32 [N, D], rows as in the index.
-        queries: float32 [Q, D].
-        k: number of results of each search.
+        queries: queries and their exact answers.
     """
     hits = 0
-    for begin in range(0, len(queries), _QUERIES_AT_A_TIME):
-        some = np.ascontiguousarray(queries[begin : begin + _QUERIES_AT_A_TIME])
-        last = embeddings[exact_search(embeddings, some, k=k)[1][:, -1]]
-        _, rows = index.search(some, k)
-        scores = np.einsum("qd,qkd->qk", some, embeddings[np.maximum(rows, 0)])
-        # Sums of products in another order differ by rounding.
-        rounding = 1e-6 * np.linalg.norm(some, axis=1) * np.linalg.norm(last, axis=1)
-        threshold = np.einsum("qd,qd->q", some, last) - rounding
-        hits += int(((scores >= threshold[:, None]) & (rows >= 0)).sum())
-    return hits / (len(queries) * k)
+    for begin in range(0, len(queries.embeddings), _QUERIES_AT_A_TIME):
+        some = slice(begin, begin + _QUERIES_AT_A_TIME)
+        _, rows = index.search(queries.embeddings[some], queries.k)
+        scores = np.einsum("qd,qkd->qk", queries.embeddings[some], embeddings[np.maximum(rows, 0)])
+        hits += int(((scores >= queries.thresholds[some, None]) & (rows >= 0)).sum())
+    return hits / (len(queries.embeddings) * queries.k)
 
 
 def _some_requests(run: TrainedRun) -> list[Query]:
