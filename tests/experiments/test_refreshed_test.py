@@ -15,11 +15,12 @@ from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import NO_BIRTH, PreparedDataset, Requests
-from recsys.evaluation.ranking import encode_corpus
+from recsys.evaluation.ranking import RequestCounter, encode_corpus
 from recsys.experiments.assembly import build_towers, corpus_of, open_data
 from recsys.experiments.refreshed_test import born_before, check_refresh, index_builds, refreshed_metrics
-from recsys.models.blend import Blend, Member, write_bias
+from recsys.models.blend import Blend, Member, Model, write_bias
 from recsys.models.two_tower import TwoTower
+from recsys.training.frequency import prior_shift
 
 SMALL = ["num_users=60", "num_items=80", "num_events=900", "num_categories=2", "topics_per_category=2", "days=60"]
 
@@ -52,12 +53,9 @@ def towers(config: DictConfig, dataset: PreparedDataset) -> TwoTower:
 
 def test_each_event_meets_the_index_of_its_day(config: DictConfig, dataset: PreparedDataset) -> None:
     model, builder = towers(config, dataset), BatchBuilder(dataset, 50)
+    before = model.item_bias
     found = refreshed_metrics(config, dataset, model=model, builder=builder)
-    # The biases are those of the whole part again.
-    after = None if model.item_bias is None else model.item_bias.clone()
-    model.set_item_bias(dataset, dataset.index_time("test"))
-    assert after is not None
-    assert torch.equal(after, model.item_bias)
+    assert model.item_bias is before
 
     assert dataset.born is not None
     begin = int(dataset.time[dataset.val_end[dataset.offsets[1:] > dataset.val_end]].min())
@@ -80,6 +78,46 @@ def test_each_event_meets_the_index_of_its_day(config: DictConfig, dataset: Prep
     assert len(corpora) > 1
     assert found["test_refreshed/recall@10"] == pytest.approx(np.mean(hits))
     assert found["test_refreshed/num_users"] == len(hits)
+
+
+@pytest.mark.parametrize("in_blend", [False, True])
+def test_the_shift_to_popularity_is_that_of_each_day(
+    config: DictConfig, dataset: PreparedDataset, in_blend: bool
+) -> None:
+    changed = config.copy()
+    changed.model.priors.age = changed.model.priors.recency = False
+    plain = changed.copy()
+    changed.model.prior_shift = {"weight": 1.0, "half_life_days": 2.0, "power": 1.0}
+    model: Model = build_towers(changed, dataset).eval()
+    if in_blend:
+        # The shift belongs to the blend, and its member has none.
+        blend, bias = changed.copy(), model.item_bias
+        blend.members = {"one": {"config": plain, "weight": 1.0}}
+        model, changed = Blend([Member(build_towers(plain, dataset).eval(), 1.0, None)], bias), blend
+    before = model.item_bias
+    assert before is not None
+    met = []
+
+    def counted(_: RequestCounter, __: torch.Tensor, requests: Requests) -> None:
+        assert model.item_bias is not None
+        met.append((int(dataset.time[requests.end].min()), model.item_bias.clone()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RequestCounter, "count", counted)
+        refreshed_metrics(changed, dataset, model=model, builder=BatchBuilder(dataset, 50))
+    assert model.item_bias is before
+    begin = met[0][0]
+    assert len(met) > 3
+    for moment, bias in met:
+        now = begin + (moment - begin) // DAY * DAY
+        end = [
+            int(dataset.offsets[u] + (dataset.time[dataset.offsets[u] : dataset.offsets[u + 1]] < now).sum())
+            for u in range(dataset.num_users)
+        ]
+        recent = dataclasses.replace(dataset, train_end=np.array(end))
+        expected = prior_shift(dataset, 2.0, recent=recent).float()
+        torch.testing.assert_close(bias, expected)
+    assert not torch.equal(met[0][1], met[-1][1])
 
 
 def test_biases_are_written_as_items_are_encoded(config: DictConfig, dataset: PreparedDataset) -> None:

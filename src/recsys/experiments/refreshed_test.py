@@ -20,6 +20,7 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, RequestCounter, encode_corpus
 from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments.assembly import corpus_of
+from recsys.experiments.item_biases import kept_biases, set_bias
 from recsys.models.blend import Model, write_bias
 
 
@@ -46,10 +47,10 @@ def refreshed_metrics(
 ) -> dict[str, float]:
     """Return `test_refreshed/*`, for which each test event is a request to the newest of indexes built daily.
 
-    An index is built every `evaluation.refresh_days` from the first test event on. Its biases are those of the events
-    before it and of the ages in the time that it serves. Its corpus are the items born before that time ends, or all
-    items if the data has no births. The history of a request has all events before it. The biases of the model are
-    those of the whole test part again at the end.
+    An index is built every `evaluation.refresh_days` from the first test event on. Its biases (item priors and
+    `model.prior_shift`) are those of the events before it and of the ages in the time that it serves. Its corpus are
+    the items born before that time ends, or all items if the data has no births. The history of a request has all
+    events before it. The model keeps its present biases.
     """
     corpus = corpus_of(model, dataset)
     items = torch.from_numpy(corpus).to(model.device)
@@ -58,18 +59,18 @@ def refreshed_metrics(
     metrics = RetrievalMetrics(dataset, len(corpus))
     process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     builds = list(index_builds(dataset, config.evaluation.refresh_days))
-    for index_time, requests in track(builds, "refreshed test", total=len(builds), unit="indexes"):
-        model.set_item_bias(dataset, index_time)
-        write_bias(model, embeddings, item_idx=items)
-        search = ranker.search.among(born_before(dataset, index_time.now + int(index_time.horizon_days * DAY)))
-        if search is None:
-            continue
-        counter = RequestCounter(
-            search, dataset, part="test", metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
-        )
-        for batch, some in RequestLoader(builder, requests, **process):
-            counter.count(ranker.encode(batch), some)
-    model.set_item_bias(dataset, dataset.index_time("test"))
+    with kept_biases(model):
+        for index_time, requests in track(builds, "refreshed test", total=len(builds), unit="indexes"):
+            set_bias(model, dataset, config=config, index_time=index_time)
+            write_bias(model, embeddings, item_idx=items)
+            search = ranker.search.among(born_before(dataset, index_time.now + int(index_time.horizon_days * DAY)))
+            if search is None:
+                continue
+            counter = RequestCounter(
+                search, dataset, part="test", metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
+            )
+            for batch, some in RequestLoader(builder, requests, **process):
+                counter.count(ranker.encode(batch), some)
     return {f"test_refreshed/{name}": value for name, value in metrics.compute().items()}
 
 

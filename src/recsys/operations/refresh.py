@@ -31,6 +31,7 @@ from recsys.core.types import Float32Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.compose import compose_command
+from recsys.experiments.item_biases import set_bias
 from recsys.experiments.overrides import quoted
 from recsys.experiments.trained_run import TrainedRun
 from recsys.experiments.wandb_mirror import mirror_release
@@ -40,7 +41,7 @@ from recsys.operations.gates.staging import STAGED, PackingSettings, open_releas
 from recsys.operations.gates.verdict import Verdict
 from recsys.operations.mirroring import mirror
 from recsys.publishing.corpus_policies import choose_items
-from recsys.publishing.index_times import newest_index_time, set_bias, with_parts
+from recsys.publishing.index_times import newest_index_time, with_parts
 from recsys.publishing.newer_data import absolute, on_newer_data, record
 from recsys.publishing.promote import promote
 from recsys.publishing.towers import Towers

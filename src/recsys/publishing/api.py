@@ -189,7 +189,8 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
 
 def _on_data(run: TrainedRun, config: DictConfig) -> tuple[TrainedRun, IndexTime | None, dict[str, Any]]:
     """Return the run with the data and the item biases that `data.root`, `now` and `horizon_days` name."""
-    from recsys.publishing.index_times import choose_index_time, newest_index_time, set_bias
+    from recsys.experiments.item_biases import set_bias
+    from recsys.publishing.index_times import choose_index_time, newest_index_time
     from recsys.publishing.newer_data import absolute, on_newer_data, record
     from recsys.publishing.towers import Towers
 

@@ -1,4 +1,4 @@
-"""Item biases of a model for the time of an index."""
+"""The time of an index, and the events that belong to it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import time
 from datetime import UTC, datetime
 
 import numpy as np
-from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
-from recsys.experiments.assembly import new_items_bias, target_sampling_of
+from recsys.experiments.item_biases import ends_before
 from recsys.models.blend import Blend, Model, members_of
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import prior_shift
 
 
 def parse_moment(when: str | int | None, key: str) -> int | None:
@@ -83,71 +81,19 @@ def newest_index_time(
     return choose_index_time("newest" if now is None else now, horizon_days, dataset=dataset)
 
 
-def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, index_time: IndexTime | None) -> None:
-    """Set the item biases of a model for the time of an index: counts as of now, and ages as of now.
-
-    Args:
-        model: model that was built on the data.
-        dataset: events, of which the training part are those that the towers were trained on.
-        config: configuration of the run.
-        index_time: time of the index; None leaves the biases as they are.
-    """
-    if index_time is None:
-        return
-    for part, settings in _parts(model, config):
-        if settings.model.prior_shift.weight:
-            _set_fixed(part, _shift(dataset, settings, index_time.now))
-    model.set_item_bias(dataset, index_time)
-
-
 def new_item_biases(model: Model, num_trained: int) -> tuple[float | None, ...]:
     """Return `Manifest.new_item_biases`. All items without training events share the fixed part of a bias."""
     biases = []
-    parts: list[Model] = [*_models(model), *([model] if isinstance(model, Blend) else [])]
+    parts: list[Model] = [
+        *(member.model for member in members_of(model)),
+        *([model] if isinstance(model, Blend) else []),
+    ]
     for part in parts:
         bias: Tensor | None = part.item_bias
         if isinstance(part, TwoTower) and part.fixed_bias is not None:
             bias = part.fixed_bias
         biases.append(None if bias is None else float(bias[num_trained + 1 if num_trained + 1 < len(bias) else 0]))
     return tuple(biases)
-
-
-def _models(model: Model) -> list[TwoTower]:
-    return [member.model for member in members_of(model)]
-
-
-def _parts(model: Model, config: DictConfig) -> list[tuple[Model, DictConfig]]:
-    if not config.members:
-        return [(model, config)]
-    members = [member.config for member in config.members.values()]
-    return [*zip(_models(model), members, strict=True), (model, config)]
-
-
-def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> Tensor:
-    if not (dataset.train_end > dataset.offsets[:-1]).any():
-        raise UserError(
-            "model.prior_shift: the data holds no event of the training of the towers, which the shift compares with; "
-            "expected data that reaches back to it"
-        )
-    shift, sampling = config.model.prior_shift, target_sampling_of(config)
-    recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
-    bias = prior_shift(dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent)
-    offset = new_items_bias(config, dataset)
-    return bias.mul(shift.weight).float() + (0.0 if offset is None else offset)
-
-
-def _set_fixed(model: Model, bias: Tensor) -> None:
-    if isinstance(model, TwoTower) and model.fixed_bias is not None:
-        model.fixed_bias = bias.to(model.device)
-    else:
-        model.item_bias = bias.to(model.device)
-
-
-def ends_before(dataset: PreparedDataset, moment: int) -> Int64Array:
-    """Return the end of each user's events before a moment, as positions; int64 [U]."""
-    count = np.concatenate([[0], np.cumsum(np.asarray(dataset.time) < moment)])
-    begin, end = dataset.offsets[:-1], dataset.offsets[1:]
-    return np.asarray(begin + count[end] - count[begin])
 
 
 def with_parts(dataset: PreparedDataset, *, train_until: int | None, since: int, until: int) -> PreparedDataset:

@@ -12,8 +12,9 @@ from recsys.core.index_time import IndexTime
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import corpus_of
+from recsys.experiments.item_biases import set_bias
 from recsys.experiments.trained_run import TrainedRun
-from recsys.publishing.index_times import set_bias, with_parts
+from recsys.publishing.index_times import with_parts
 from recsys.publishing.towers import Towers
 
 log = logging.getLogger("recsys")
