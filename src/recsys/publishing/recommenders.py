@@ -21,6 +21,7 @@ from recsys.evaluation.relevance import seen_items
 from recsys.experiments.assembly import open_data
 from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.index import Index, search_users
+from recsys.index.topk import Mask
 from recsys.publishing.batch_recommend import Recommender, Rows
 from recsys.publishing.id_translation import Translation
 from recsys.publishing.release_writer import to_histories
@@ -74,6 +75,7 @@ class ReleaseRecommender:
         dataset: histories and profiles; ids and codes are translated if it is not the data set of the release.
         data: configuration of the data, for the names of columns in a file of users.
         index: index of the same items that is searched instead of that of the release.
+        allow: rows of the index that may be returned, a mask bool [N]; None for all.
     """
 
     def __init__(
@@ -83,10 +85,11 @@ class ReleaseRecommender:
         *,
         data: DictConfig | None = None,
         index: Index | None = None,
+        allow: Mask | None = None,
     ) -> None:
         self.identity = f"release {retriever.version} {dataset.meta.fingerprint}"
         self.dataset, self.item_ids = dataset, retriever.items["item_id"].combine_chunks()
-        self.data = data
+        self.data, self._allow = data, allow
         self._retriever, self._index = retriever, index or retriever.index
         self._builder = BatchBuilder(dataset, retriever.manifest.max_history)
         self._num_items = len(retriever.known_items)
@@ -101,7 +104,7 @@ class ReleaseRecommender:
         histories, seen = self._read(requests)
         exclude = self._retriever.item_search.index_rows(seen) if exclude_seen else None
         users = self._embed(histories, request_features)
-        return search_users(self._index, users, k=k, exclude=exclude)
+        return search_users(self._index, users, k=k, allow=self._allow, exclude=exclude)
 
     def embed(self, requests: Requests, request_features: Mapping[str, pa.Array]) -> Float32Array:
         """Return user embeddings float32 [R, D], or [R, M, D] of towers that give several."""

@@ -18,6 +18,9 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.experiments.assembly import open_data
 from recsys.experiments.trained_run import load_run
+from recsys.index import Exact
+from recsys.publishing.promote import promote
+from recsys.release.store import ReleaseStore
 from recsys.reports.generators.generator_report import GeneratorReport
 from recsys.reports.generators.study import Study, study
 from recsys.reports.generators.wandb_tables import tables
@@ -90,11 +93,13 @@ def test_recall_of_a_run_and_of_a_release_is_that_of_the_evaluation(published: P
         assert found.figures.alone[number].full.value == 1.0
 
 
-def test_new_items_of_a_run_are_those_of_the_evaluation(published: Published, tmp_path: Path) -> None:
+def test_new_items_of_a_run_and_its_release_are_those_of_the_evaluation(published: Published, tmp_path: Path) -> None:
     path = write_run(tmp_path / "temporal", published.root, "item_tower=features", "split=temporal", "split.train=0.5")
     temporal = ("split=temporal", "split.train=0.5", "generators=[popularity,ease]")
-    found, _ = studied(published, *temporal, f"runs=[{path}]")
-    run, new = load_run(path), found.figures.new_items
+    run, store = load_run(path), ReleaseStore(tmp_path / "store")
+    version = promote(run, Exact(), store=store, model="m", recall_target=1.0).version
+    found, _ = studied(published, *temporal, f"runs=[{path}]", f"releases=[{version}]", f"store={store.root}")
+    new = found.figures.new_items
     assert new is not None
     # New items have neither training nor validation events.
     data = run.dataset.refit()
@@ -107,15 +112,16 @@ def test_new_items_of_a_run_are_those_of_the_evaluation(published: Published, tm
     assert new.among[0] is not None
     assert new.among[0].value == pytest.approx(values[f"among_cold_items/recall@{K}"])
     assert new.among[0].value > 0
+    assert new.among[1] == new.among[0]
     # No heuristic knows a new item.
-    assert [recall.value for recall in new.recall[1:]] == [shown.value for shown in new.shown[1:]] == [0.0] * 2
-    assert new.among[1:] == (None, None)
+    none = [[getattr(each, "value", None) for each in row[2:]] for row in (new.recall, new.shown, new.among)]
+    assert none == [[0.0] * 2] * 3
     report = GeneratorReport(found)
     assert any(sentence.startswith("New items are ") for sentence in report.verdicts)
     (section,) = (section for section in report.sections if section.heading == "New items")
     assert section.tables[0].columns == ("generator", "recall of new items", "among new items", "new items shown")
-    assert [row[2] for row in section.tables[0].rows].count("") == 2
-    assert len(tables(found)["new items"][1]) == 3
+    assert [row[2] for row in section.tables[0].rows].count("0.0%") == 2
+    assert len(tables(found)["new items"][1]) == 4
 
 
 def test_tables_of_numbers(found: Study) -> None:

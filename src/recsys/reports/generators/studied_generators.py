@@ -100,6 +100,11 @@ class Learned:
         return np.concatenate(found)
 
 
+def no_new_items(requests: Requests, k: int) -> npt.NDArray[np.int64]:
+    """Return empty lists. The corpus of a heuristic is the items with events, so it has no list of new items."""
+    return np.zeros((len(requests.user_idx), k), np.int64)
+
+
 def popular(dataset: PreparedDataset, until: Until, *, exclude_seen: bool) -> Lister:
     """Return the lister of popular items, for users without any other candidates."""
     generator = Popularity()
@@ -172,7 +177,7 @@ def _heuristic(name: str, config: DictConfig, *, dataset: PreparedDataset) -> St
 
     module = inspect.getmodule(class_of(node))
     what = (inspect.getdoc(module) or "").split("\n")[0].replace("`", "")
-    return StudiedGenerator(name.replace("_", " "), False, what, describe(settings), False, opened)
+    return StudiedGenerator(name.replace("_", " "), False, what, describe(settings), False, opened, no_new_items)
 
 
 def _run(path: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:
@@ -200,7 +205,11 @@ def _release(name: str, config: DictConfig, *, dataset: PreparedDataset) -> Stud
         )  # fmt: skip
     lister = Learned(ReleaseRecommender(retriever, own), dataset, exclude_seen=config.exclude_seen)
     detail = f"release {retriever.version}" + (", made from other data" if is_other else "")
-    return StudiedGenerator(name, True, _TWO_TOWER, detail, is_other or bool(stored.refit), lambda _: lister)
+    places = pc.index_in(retriever.items["item_id"], value_set=dataset.item_ids.slice(0, dataset.meta.num_seen))
+    among, is_new = None, np.asarray(places.is_null())
+    if is_new.any():
+        among = Learned(ReleaseRecommender(retriever, own, allow=is_new), dataset, exclude_seen=config.exclude_seen)
+    return StudiedGenerator(name, True, _TWO_TOWER, detail, is_other or bool(stored.refit), lambda _: lister, among)
 
 
 def _with_features_of(stored: DictConfig, config: DictConfig) -> DictConfig:
