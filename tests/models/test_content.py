@@ -72,6 +72,31 @@ def test_new_content_has_the_vector_of_equal_items_and_unknown_content_none() ->
     assert not found[1:].any()
 
 
+def test_singular_vectors_are_computed_once_for_the_same_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: FeatureTensors = {"tags": bags([2, 3], [2, 4], [3, 5]), "vector": torch.eye(3, 2)}
+    first = ContentVectors([TAGS, VECTOR], 4)
+    first.fit(values, tmp_path)
+    computed = []
+    monkeypatch.setattr(ContentVectors, "_fit", lambda self, _: computed.append(self.width))
+    again = ContentVectors([TAGS, VECTOR, AGE], 4)
+    again.fit({**values, "age": torch.ones(3)}, tmp_path)
+    assert not computed
+    assert torch.equal(again.projection, first.projection)
+    assert torch.equal(again.idf, first.idf)
+    # Other content, another width or other columns are computed.
+    others: list[tuple[FeatureTensors, ContentVectors]] = [
+        ({**values, "tags": bags([2, 3], [2, 4], [3, 4])}, ContentVectors([TAGS, VECTOR], 4)),
+        ({**values, "tags": bags([2, 3, 2], [4], [3, 5])}, ContentVectors([TAGS, VECTOR], 4)),
+        (values, ContentVectors([TAGS, VECTOR], 3)),
+        (values, ContentVectors([TAGS, VECTOR], 4, columns=["tags"])),
+    ]
+    for content, module in others:
+        module.fit(content, tmp_path)
+    assert computed == [4, 4, 3, 4]
+
+
 @pytest.mark.parametrize("columns", [None, ["vector"]])
 def test_columns_are_chosen_by_name(columns: list[str] | None) -> None:
     content = ContentVectors([TAGS, VECTOR, AGE], 4, columns=columns)

@@ -18,7 +18,9 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.strict_json import read_json
 
 Owner = Literal["interactions", "items", "users"]
-Kind = Literal["categorical", "multi_categorical", "numeric", "vector", "text"]
+Kind = Literal["categorical", "multi_categorical", "numeric", "vector", "text", "image"]
+# Content that an encoder turns into a vector.
+EncoderKind = Literal["text", "image"]
 Role = Literal["event", "request", "profile", "item"]
 
 OWNERS: tuple[str, ...] = get_args(Owner)
@@ -97,8 +99,9 @@ class Feature:
             width of a vector; 1 for numeric.
         mean, std: mean and standard deviation of numeric values in rows that occur in training events. Values are
             standardised with them.
-        encoder: model whose vectors stand for a column of text (`recsys.data.text_encoders`); empty for none.
+        encoder: model whose vectors stand for a column (`recsys.data.content_encoders`); empty for none.
         encoder_digest: digest of that model.
+        encoder_kind: what the column holds that the model reads: `text`, or `image` for paths of images.
     """
 
     name: str
@@ -110,6 +113,7 @@ class Feature:
     std: float = 1.0
     encoder: str = ""
     encoder_digest: str = ""
+    encoder_kind: EncoderKind = "text"
 
     @property
     def key(self) -> str:
@@ -150,6 +154,8 @@ class Schema:
             if not feature["encoder"]:
                 # The files of data sets and releases without encoders stay what they were.
                 del feature["encoder"], feature["encoder_digest"]
+            if feature["encoder_kind"] == "text":
+                del feature["encoder_kind"]
         return content
 
     @classmethod

@@ -55,7 +55,7 @@ class Codes:
         for feature in self.schema.features:
             options: dict[str, Any] = {"kind": feature.kind, "role": feature.role}
             if feature.encoder:
-                options |= {"kind": "text", "encoder": feature.encoder}
+                options |= {"kind": feature.encoder_kind, "encoder": feature.encoder}
             elif feature.kind == "text":
                 options["buckets"] = feature.size - FIRST_CODE
             settings[feature.owner][feature.name] = options

@@ -38,12 +38,13 @@ class FeatureEncoder:
     Args:
         feature: description of the column.
         vocabulary: values of a categorical feature in the order of their codes (row r is code r + 2), else None.
+        folder: folder that the paths of images are relative to.
     """
 
-    def __init__(self, feature: Feature, vocabulary: pa.Array | None) -> None:
+    def __init__(self, feature: Feature, vocabulary: pa.Array | None, *, folder: str = "") -> None:
         if feature.has_vocabulary != (vocabulary is not None):
             raise ValueError(f"{feature.key}: a vocabulary belongs to categorical features, and only to them")
-        self.feature = feature
+        self.feature, self._folder = feature, folder
         self.vocabulary = None if vocabulary is None else plain(vocabulary)
 
     def encode(self, values: pa.Array | pa.ChunkedArray) -> Column:
@@ -69,15 +70,18 @@ class FeatureEncoder:
         return self._words(values)
 
     def _encoded(self, values: pa.Array) -> Float32Array:
-        """Return the vectors of texts. An empty text is missing."""
-        from recsys.data.text_encoders import open_text_encoder  # noqa: PLC0415  (serving reads no text of items)
+        """Return the vectors of texts or of images. An empty text is missing."""
+        from recsys.data.content_encoders import image_path, open_encoder  # noqa: PLC0415  (serving reads no content)
 
         coded = as_type(values, pa.string()).dictionary_encode()
         texts = coded.dictionary.to_pylist()
         vectors = np.full((len(texts) + 1, self.feature.size), np.nan, np.float32)
         if filled := [row for row, text in enumerate(texts) if text.strip()]:
-            encoder = open_text_encoder(self.feature.encoder, self.feature.encoder_digest)
-            vectors[filled] = encoder.encode([texts[row] for row in filled])
+            encoder = open_encoder(self.feature.encoder, self.feature.encoder_digest)
+            if self.feature.encoder_kind == "image":
+                vectors[filled] = encoder.images([image_path(self._folder, texts[row]) for row in filled])
+            else:
+                vectors[filled] = encoder.texts([texts[row] for row in filled])
         # A null selects the last row.
         rows: Float32Array = vectors[np.asarray(coded.indices.cast(pa.int64()).fill_null(-1))]
         return rows

@@ -6,15 +6,18 @@ Shapes: R items, F features of a row side by side, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import xxhash
 from scipy.sparse import csr_matrix, diags, hstack
 from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError, UserError, nearest
+from recsys.core.io import atomic_file
 from recsys.core.schema import FIRST_CODE, Feature
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTensor
@@ -23,6 +26,8 @@ from recsys.data.batches.batch import FeatureTensor, FeatureTensors, RaggedTenso
 _BLOCK = 65_536
 # Further directions and the number of iterations that find the leading ones.
 _OVERSAMPLING, _ITERATIONS = 32, 4
+# Part of the names of cached results, for changes of the computation.
+_FORMAT = 1
 
 
 class ContentBuilder(Protocol):
@@ -84,12 +89,37 @@ class ContentVectors(nn.Module):
         self.register_buffer("idf", torch.ones(num_features))
         self.register_buffer("projection", torch.zeros(num_features, width))
 
-    def fit(self, values: FeatureTensors) -> None:
+    def fit(self, values: FeatureTensors, cache: Path | None = None) -> None:
         """Compute weights and singular vectors from all items, whether or not they have events.
 
         Args:
             values: features of the items by name.
+            cache: folder in which both are kept, named by the digest of the features; None for none.
         """
+        path = None if cache is None else cache / f"{self._digest(values)}.npz"
+        if path is not None and path.exists():
+            with np.load(path, allow_pickle=False) as known:
+                self.idf.copy_(torch.from_numpy(known["idf"]))
+                self.projection.copy_(torch.from_numpy(known["projection"]))
+            return
+        self._fit(values)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_file(path) as aside, aside.open("wb") as file:
+                np.savez(file, idf=self.idf.cpu().numpy(), projection=self.projection.cpu().numpy())
+
+    def _digest(self, values: FeatureTensors) -> str:
+        running = xxhash.xxh3_128(repr((_FORMAT, _OVERSAMPLING, _ITERATIONS, self.width)).encode())
+        for feature in self.features:
+            column = values[feature.name]
+            parts = (column.values, column.offsets) if isinstance(column, RaggedTensor) else (column,)
+            for part in parts:
+                array = np.ascontiguousarray(part.cpu().numpy())
+                running.update(f"{feature.kind} {feature.size} {array.dtype} {array.shape}".encode())
+                running.update(array.tobytes())
+        return running.hexdigest()
+
+    def _fit(self, values: FeatureTensors) -> None:
         counts = [_counts(feature, values[feature.name]) for feature in self.features]
         idf = [_idf(part, feature) for part, feature in zip(counts, self.features, strict=True)]
         self.idf.copy_(torch.from_numpy(np.concatenate(idf)))

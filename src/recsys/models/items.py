@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -124,11 +126,11 @@ class ItemTower(nn.Module):
         """True if features or content place an item without a trained id."""
         return self.mlp is not None or self.content is not None
 
-    def fit_content(self) -> None:
-        """Compute the weights of the content vectors from all items of the data set."""
+    def fit_content(self, cache: Path | None = None) -> None:
+        """Compute the weights of the content vectors from all items of the data set, or take them from a cache."""
         if self.content is not None:
             # Row 0 belongs to no item.
-            self.content.fit(self.rows(torch.arange(1, self.rows.num_rows)))
+            self.content.fit(self.rows(torch.arange(1, self.rows.num_rows)), cache)
 
     @torch.no_grad()
     def place_unknown_items(self) -> None:

@@ -21,6 +21,7 @@ from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
 from recsys.core.time_units import PER_SECOND
 from recsys.core.types import Float32Array, Int64Array
 from recsys.data.batches.batch import FeatureTensors, to_tensor
+from recsys.data.content_encoders import CACHE, BadImageError, image_path, open_encoder
 from recsys.data.dataset import NO_BIRTH, DataSizes
 from recsys.data.encoding import FeatureEncoder, plain, to_floats
 from recsys.experiments.assembly import complete, has_item_bias, instantiate
@@ -58,17 +59,21 @@ class NewItems:
         manifest: manifest of the release.
         now: second since 1970 at which the items begin to be served; None for the time of the index, or the newest
             birth of an item if that is later.
+        images: folder that the paths of images are relative to.
 
     Raises:
         UserError: If its item tower reads no features, or the release lacks a value that belongs to its embeddings.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, now: int | None = None) -> None:
-        self.folder, self.manifest, self.now = folder, manifest, now
+    def __init__(self, folder: Path, manifest: Manifest, *, now: int | None = None, images: str = "") -> None:
+        self.folder, self.manifest, self.now, self._images = folder, manifest, now, images
         self.schema = read_schema(folder, manifest)
         config, weights = stored_config(folder), load(read_file(folder, ITEM_WEIGHTS, manifest))
         self._born = config.data.columns.get("born")
         self._unit = config.data.get("time_unit")
+        for feature in self.schema.owned_by("items"):
+            if feature.encoder:
+                open_encoder(feature.encoder, feature.encoder_digest).cache = Path(config.data.cache) / CACHE
         self._members = []
         for number, member in enumerate(config.members.values()):
             # Weights and temperatures of the members are in the embeddings.
@@ -184,13 +189,18 @@ class NewItems:
     def _encoder(self, name: str) -> FeatureEncoder:
         feature = next(f for f in self.schema.owned_by("items") if f.name == name)
         known = read_vocabulary(self.folder, feature.key, self.manifest) if feature.has_vocabulary else None
-        return FeatureEncoder(feature, known)
+        return FeatureEncoder(feature, known, folder=self._images)
 
     def _features(self, table: pa.Table) -> FeatureTensors:
         columns = {}
         for feature in self.schema.owned_by("items"):
             given = table[feature.name] if feature.name in table.column_names else pa.nulls(len(table))
-            columns[feature.name] = to_tensor(self._encoder(feature.name).encode(given))
+            try:
+                columns[feature.name] = to_tensor(self._encoder(feature.name).encode(given))
+            except BadImageError as error:
+                paths = [path and image_path(self._images, path) for path in plain(given).to_pylist()]
+                row = paths.index(error.path)
+                raise UserError(f"column '{feature.name}', row {row + 1}: {error}; expected an image") from error
         return columns
 
 
@@ -224,7 +234,7 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path, now:
         UserError: If there is no such release, it cannot embed new items, or `items` is not such a file.
     """
     folder, manifest = ReleaseStore(store).open(release)
-    embedder = NewItems(folder, manifest, now=parse_moment(now, "now"))
+    embedder = NewItems(folder, manifest, now=parse_moment(now, "now"), images=str(Path(items).parent))
     shown = read_items(folder, ITEMS, manifest).schema
     kind = shown.field("item_id").type
     texts = [field.name for field in shown if pa.types.is_string(field.type)]

@@ -46,7 +46,7 @@ def open_writer(draft: Draft, stem: Path, *, num_rows: int) -> ColumnWriter:
     """Return the writer for the kind of a feature. The names of its files begin with `stem`."""
     if draft.feature.kind == "numeric":
         return _NumericWriter(draft, stem, num_rows=num_rows)
-    encoder = FeatureEncoder(draft.feature, draft.vocabulary)
+    encoder = FeatureEncoder(draft.feature, draft.vocabulary, folder=draft.folder)
     if draft.feature.is_ragged:
         return _RaggedWriter(encoder, stem, num_rows=num_rows)
     return _DenseWriter(encoder, stem, num_rows=num_rows)

@@ -28,12 +28,14 @@ class Draft(NamedTuple):
         vocabulary: values of a categorical feature in the order of their codes, else None.
         divisor: divides the numbers of the engine.
         is_fixed: whether mean and deviation are known already, from trained towers.
+        folder: folder that the paths of images are relative to.
     """
 
     feature: Feature
     vocabulary: pa.Array | None
     divisor: float
     is_fixed: bool = False
+    folder: str = ""
 
 
 def drop_names(
@@ -93,14 +95,14 @@ def draft(
             assert codes is not None
             if (vocabulary := codes.vocabularies.get(fixed.key)) is not None:
                 write_values(vocabulary, folder / f"vocabularies/{fixed.key}.parquet", name="value")
-            drafts[name] = Draft(fixed, vocabulary, plan.divisor, is_fixed=True)
+            drafts[name] = Draft(fixed, vocabulary, plan.divisor, is_fixed=True, folder=plan.folder)
             continue
         if plan.kind in ("categorical", "multi_categorical"):
             vocabulary = collect_values(session, trained, column=name, is_bag=plan.kind == "multi_categorical")
             size = len(vocabulary) + FIRST_CODE
             write_values(vocabulary, folder / f"vocabularies/{plan.owner}.{plan.name}.parquet", name="value")
         elif plan.encoder is not None:
-            size = plan.encoder.width
+            size = plan.encoder.width("image" if plan.kind == "image" else "text")
         elif plan.kind == "text":
             size = plan.text_size
         elif plan.kind == "vector":
@@ -109,7 +111,8 @@ def draft(
         if plan.encoder is not None:
             model = plan.encoder
             feature = replace(feature, kind="vector", encoder=model.name, encoder_digest=model.digest)
-        drafts[name] = Draft(feature, vocabulary, plan.divisor)
+            feature = replace(feature, encoder_kind="image") if plan.kind == "image" else feature
+        drafts[name] = Draft(feature, vocabulary, plan.divisor, folder=plan.folder)
     return drafts
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import FEATURE_SETTINGS, FIRST_CODE, KINDS, OWNERS, Kind, Owner, Role
+from recsys.data.content_encoders import TFIDF, ContentEncoder, open_encoder
 from recsys.data.preparation.engines import Read
 from recsys.data.sources.keys import settings_keys
 from recsys.data.sources.tables import Table, read_time
-from recsys.data.text_encoders import TFIDF, TextEncoder, open_text_encoder
 
 log = logging.getLogger("recsys")
 
@@ -34,7 +34,8 @@ class FeaturePlan:
         type: type of the column in the files.
         declared: whether the configuration names its kind. Such a column stays whatever its number of values.
         buckets: number of codes for hashed words.
-        encoder: model whose vectors stand for the text; None for hashed words.
+        encoder: model whose vectors stand for texts or images; None for hashed words.
+        folder: folder of the table, to which the paths of images are relative.
     """
 
     name: str
@@ -44,7 +45,8 @@ class FeaturePlan:
     type: pa.DataType
     declared: bool
     buckets: int = DEFAULT_BUCKETS
-    encoder: TextEncoder | None = None
+    encoder: ContentEncoder | None = None
+    folder: str = ""
 
     @property
     def read(self) -> Read:
@@ -106,7 +108,7 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         return None
     kind, role = settings.get("kind"), _role(table.owner, settings.get("role"), place=place)
     column = table.types[name]
-    if not (kind in ("categorical", "text") and pa.types.is_string(column)):
+    if not (kind in ("categorical", "text", "image") and pa.types.is_string(column)):
         table.check(name)
     if kind is None:
         kind = _kind_by_type(column)
@@ -132,16 +134,21 @@ def _plan(table: Table, name: str, *, settings: Mapping[str, Any]) -> FeaturePla
         declared=settings.get("kind") is not None,
         buckets=buckets,
         encoder=_encoder(settings.get("encoder"), kind, table.owner, place=place),
+        folder=table.shown[0].rpartition("/")[0],
     )
 
 
-def _encoder(name: Any, kind: str, owner: Owner, *, place: str) -> TextEncoder | None:
-    if name is None:
+def _encoder(name: Any, kind: str, owner: Owner, *, place: str) -> ContentEncoder | None:
+    if name is None and kind != "image":
         return None
-    if kind != "text" or owner != "items":
-        raise UserError(f"{place}.encoder={name}: expected a column of items with kind=text; found {kind} of {owner}")
+    if kind not in ("text", "image") or owner != "items":
+        raise UserError(
+            f"{place}.encoder={name}: expected a column of items with kind=text or image; found {kind} of {owner}"
+        )
+    if kind == "image" and name in (None, TFIDF):
+        raise UserError(f"{place}.kind=image: expected {place}.encoder=MODEL too, a folder of a model of images")
     try:
-        return None if name == TFIDF else open_text_encoder(str(name))
+        return None if name == TFIDF else open_encoder(str(name))
     except UserError as error:
         raise UserError(f"{place}.{error}") from error
 
@@ -216,7 +223,7 @@ def _kind_by_type(kind: pa.DataType) -> Kind | None:
 def _fits(kind: Kind, column: pa.DataType) -> bool:
     if kind == "categorical":
         return _is_code(column)
-    if kind == "text":
+    if kind in ("text", "image"):
         return bool(pa.types.is_string(column))
     if kind == "numeric":
         return _is_number(column) or _is_time(column) or (_is_code(column) and not pa.types.is_string(column))
@@ -232,4 +239,5 @@ _EXPECTED: dict[str, str] = {
     "numeric": "numbers, dates or timestamps",
     "vector": "lists of numbers",
     "text": "strings",
+    "image": "strings, the paths of images",
 }

@@ -15,6 +15,7 @@ import numpy as np
 from recsys.core.errors import UserError
 from recsys.core.progress import Progress
 from recsys.core.schema import Feature, Schema
+from recsys.data.content_encoders import BadImageError, image_path
 from recsys.data.dataset import NO_BIRTH, Meta
 from recsys.data.preparation.array_writers import (
     write_counts,
@@ -148,7 +149,16 @@ def _write_features(
     if not plans:
         return []
     ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans)
-    return write_entities(session, ordered, drafts=drafts, entities=entities, folder=folder / owner)
+    try:
+        return write_entities(session, ordered, drafts=drafts, entities=entities, folder=folder / owner)
+    except BadImageError as error:
+        for name, plan in plans.items():
+            for row in rows(session, table.select("shard", "row", name)) if plan.kind == "image" else ():
+                if row[name] is not None and image_path(plan.folder, row[name]) == error.path:
+                    file = job.tables[owner].shown[row["shard"]]
+                    found = f"column '{plan.name}', row {row['row'] + 1}: found '{row[name]}', {error.problem}"
+                    raise UserError(f"{file}: {found}; expected an image at {error.path}") from error
+        raise
 
 
 def _sizes(users: Entities, items: Entities) -> dict[str, int]:

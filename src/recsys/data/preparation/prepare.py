@@ -20,6 +20,7 @@ import pyarrow as pa
 from recsys.core.errors import UserError, nearest
 from recsys.core.schema import OWNERS, TimeResolution
 from recsys.data.codes import Codes
+from recsys.data.content_encoders import CACHE
 from recsys.data.dataset import FORMAT, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
@@ -110,7 +111,7 @@ def plan_preparation(
     described = _describe(split, settings, tables)
     encoders = {f"{f.owner}.{f.name}": f.encoder for f in features if f.encoder is not None}
     for encoder in encoders.values():
-        encoder.cache = Path(cache) / "texts"
+        encoder.cache = Path(cache) / CACHE
     if encoders:
         described["encoders"] = {name: encoder.digest for name, encoder in encoders.items()}
     if codes is not None:

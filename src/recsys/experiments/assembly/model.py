@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,6 +15,7 @@ from torch import Tensor
 from recsys.core.errors import UserError
 from recsys.core.instantiate import class_of, instantiate, named_fault
 from recsys.core.schema import UNKNOWN_ITEM
+from recsys.data.content_encoders import CACHE
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
@@ -79,7 +81,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
         if isinstance(module, PretrainedItems):
             module.fill(dataset)
         elif isinstance(module, ItemTower):
-            module.fit_content()
+            module.fit_content(Path(config.data.cache) / CACHE / "svd")
     return towers
 
 

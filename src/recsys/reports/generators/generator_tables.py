@@ -89,7 +89,8 @@ def new_items(figures: Figures) -> tuple[ReportTable, ...]:
         f"New items have no event before the test part. They are {_with_interval(found.relevant)} of the relevant "
         f"items, and {found.num_users:,} of {figures.num_users:,} users have one. Recall: share of a user's relevant "
         "new items that are among the candidates. Among new items: the same for candidates that are all new, which "
-        "heuristics do not have. Shown: share of new items among the candidates, mean over all users. In brackets: 95% interval."
+        "heuristics do not have. Shown: share of new items among the candidates, mean over all users. In brackets: "
+        "95% interval."
     )
     heads = ("generator", "recall of new items", "among new items", "new items shown")
     return (ReportTable("New items", heads, tuple(rows), note),)
