@@ -141,3 +141,9 @@ def test_an_earlier_effort_that_misses_the_target_is_replaced(items, queries):
         again = tune(index, items, queries=queries, recall_target=0.9, start=start)
         assert again.reached
         assert again.chosen.breadth <= 1.5 * plain.chosen.breadth
+    high = tune(index, items, queries=queries, recall_target=0.999)
+    start = Effort(round(high.chosen.breadth / 1.3), 1, 100)
+    near = tune(index, items, queries=queries, recall_target=0.999, start=start)
+    assert near.reached
+    assert 1 < len(near.curve) <= 4
+    assert near.chosen.breadth <= 2 * start.breadth

@@ -17,6 +17,8 @@ from recsys.index.topk import exact_search
 SATURATED = 0.001
 # Bisection ends when the ratio of its bounds is below this.
 PRECISION = 1.1
+# Multiples of the breadth of an earlier index that are tried first.
+NEAR = (1.0, 1.15, 1.4, 2.0)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def tune(
     For each refine factor the breadth doubles until the target is reached, and is then bisected. The target counts as
     reached if the mean recall exceeds it by one standard error, so that other queries of the same kind reach it too.
     The queries must be like those of serving: user embeddings, not item embeddings. If the effort `start`, that of an
-    earlier index, reaches the target, it is kept.
+    earlier index, or one little above it reaches the target, no other is measured.
     """
     if not 0 < recall_target <= 1:
         raise UserError(f"recall_target: found {recall_target}, expected a share above 0 and at most 1")
@@ -81,8 +83,8 @@ def tune(
         exact = Measurement(breadth=0, refine=1, recall=1.0, queries_per_second=_speed(index, queries, k))
         return Tuning(recall_target, k, num_queries=len(queries), reached=True, chosen=exact, curve=(exact,))
     sweep = _Sweep(index, embeddings, queries=queries, recall_target=recall_target, k=k)
-    fastest, is_known = 0.0, start is not None and sweep.has(start) and sweep.reaches(sweep.measure(*start[:2]))
-    for refine in () if is_known else index.refine_factors:
+    fastest, is_found = 0.0, start is not None and sweep.finds_near(start)
+    for refine in () if is_found else index.refine_factors:
         speed = sweep.find(refine)
         if speed < fastest:
             # More candidates no longer save breadth.
@@ -113,10 +115,13 @@ class _Sweep:
         self.measured: dict[tuple[int, int], Measurement] = {}
         self.errors: dict[tuple[int, int], float] = {}
 
-    def has(self, effort: Effort) -> bool:
-        """Return true if the index has the effort, and it was measured for as many results."""
+    def finds_near(self, start: Effort) -> bool:
+        """Measure an effort, and larger ones up to twice the breadth, until one reaches the target."""
         least, most = self.index.least_breadth(self.k), self.index.max_breadth
-        return least <= effort.breadth <= most and effort.refine in self.index.refine_factors and effort.k == self.k
+        if not least <= start.breadth <= most or start.refine not in self.index.refine_factors or start.k != self.k:
+            return False
+        breadths = dict.fromkeys(min(round(start.breadth * factor), most) for factor in NEAR)
+        return any(self.reaches(self.measure(breadth, start.refine)) for breadth in breadths)
 
     def find(self, refine: int) -> float:
         """Sweep the breadth at one refine factor. Return the queries a second at the target, or 0 if out of reach."""
