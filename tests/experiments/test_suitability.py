@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,16 @@ def test_a_single_run_is_refused_if_its_data_lacks_what_it_needs(root: Path, tmp
     with pytest.raises(UserError, match="it needs timestamps in seconds or days, and the data has none"):
         train(config, tmp_path)
     assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("text", [[None] * 90, [" "] * 90, ["", "a", *[None] * 88]])
+def test_a_column_of_text_without_words_is_no_content(root: Path, tmp_path: Path, text: list[str | None]) -> None:
+    copy = tmp_path / "data"
+    shutil.copytree(root / "untimed", copy)
+    pq.write_table(pa.table({"item_id": [f"i{number:03d}" for number in range(90)], "words": text,
+                             "made": pa.nulls(90, pa.int64())}), copy / "items.parquet")  # fmt: skip
+    given = words(tmp_path, "data", "data.features.items.words.kind=text", "data.columns.born=made", "split=random")
+    _, variants, _ = compose_run(["+experiment=recommended", *given])
+    found = properties(open_data(next(iter(variants.values()))))
+    assert ("text" in found, "content" in found) == ("a" in text, "a" in text)
+    assert "births" not in found

@@ -7,15 +7,17 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys.core import distributed
+from recsys.core.columns import Ragged
 from recsys.core.errors import UnsuitableDataError, UserError, nearest
 from recsys.core.io import atomic_write
-from recsys.core.schema import FIRST_CODE, TimeResolution
-from recsys.data.dataset import PreparedDataset
+from recsys.core.schema import FIRST_CODE, Feature, TimeResolution
+from recsys.data.dataset import NO_BIRTH, PreparedDataset
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, open_data
 
 log = logging.getLogger("recsys")
@@ -117,17 +119,26 @@ def properties(dataset: PreparedDataset) -> set[str]:
     has = {
         "order": time.has_order,
         "clock": time.has_clock,
-        "births": dataset.born is not None,
+        "births": dataset.born is not None and bool((dataset.born != NO_BIRTH).any()),
         "item_features": bool(items),
         "user_features": bool(dataset.schema.owned_by("users")),
-        "text": any(feature.kind == "text" or feature.encoder for feature in items),
+        "text": any((f.kind == "text" or f.encoder) and _holds_some(dataset, f) for f in items),
         "content": any(
-            feature.kind in ("text", "vector") or (feature.kind == "multi_categorical" and feature.size > _FEW_VALUES)
-            for feature in items
+            (f.kind in ("text", "vector") or (f.kind == "multi_categorical" and f.size > _FEW_VALUES))
+            and _holds_some(dataset, f)
+            for f in items
         ),
         f"data.time={time}": True,
     }
     return {name for name, there in has.items() if there}
+
+
+def _holds_some(dataset: PreparedDataset, feature: Feature) -> bool:
+    """Return whether a column of vectors, lists or text has a value that is not missing."""
+    column = dataset.columns[feature.key]
+    if isinstance(column, Ragged):
+        return len(column.values) > 0
+    return bool(np.isfinite(np.asarray(column.values)[:, 0].astype(np.float32)).any())
 
 
 def _no_neighbors(dataset: PreparedDataset, _corpus: Tensor, _run: str, num_neighbors: int) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 from folders import EVENTS, prepared, write_folder
 
 from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
 from recsys.data.dataset import NO_BIRTH
 
 DAY = 86_400
@@ -20,7 +21,10 @@ FIRST, LAST = 1_709_251_200, 1_709_251_200 + 2 * DAY
 
 def births(tmp_path: Path, values: Any, **settings: Any) -> dict[int, int | None]:
     items = {"item_id": [10, 11, 12, 99], "made": values}
-    root = write_folder(tmp_path / "data", EVENTS, items)
+    # The events are of 2033, after every birth.
+    later = 2 * 10**9 * (1000 if settings.get("time_unit") == "ms" else 1)
+    events = EVENTS if "time" in settings else {**EVENTS, "timestamp": [t + later for t in EVENTS["timestamp"]]}
+    root = write_folder(tmp_path / "data", events, items)
     dataset = prepared(root, columns={"born": "made"}, **settings)
     assert dataset.born is not None
     assert not dataset.schema.owned_by("items")
@@ -53,7 +57,7 @@ def test_births_become_seconds(tmp_path: Path, values: Any, settings: dict[str, 
 def test_a_format_of_times_decides_between_day_and_month(tmp_path: Path) -> None:
     root = write_folder(
         tmp_path / "data",
-        EVENTS | {"timestamp": [f"0{month}.01.2024" for month in (1, 2, 3, 1, 2, 3)]},
+        EVENTS | {"timestamp": [f"0{month}.01.2024" for month in (6, 7, 8, 6, 7, 8)]},
         {"item_id": [10, 11], "made": ["03.01.2024", "05.01.2024"]},
     )
     dataset = prepared(root, columns={"born": "made"}, time_format="%m.%d.%Y")
@@ -100,3 +104,27 @@ def test_a_column_born_is_a_feature_unless_it_is_named(tmp_path: Path) -> None:
     dataset = prepared(root)
     assert dataset.born is None
     assert [f.name for f in dataset.schema.owned_by("items")] == ["born"]
+
+
+@pytest.mark.parametrize(("num_wrong", "resolution"), [(0, "seconds"), (1, "seconds"), (6, "seconds"), (6, "day")])
+def test_births_after_most_events_are_unknown_if_they_are_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_wrong: int, resolution: str
+) -> None:
+    rows = range(100)
+    times = [FIRST + DAY * (row // 10) for row in rows]
+    events = {"user_id": [row % 10 for row in rows], "item_id": [row % 10 for row in rows], "timestamp": times}
+    # With days, a birth within the day of the first event is none that is too late.
+    right = FIRST + (DAY // 2 if resolution == "day" else 0)
+    born = [FIRST + 6 * DAY if item < num_wrong else right for item in range(10)]
+    # An item without events may be born at any time.
+    items = {"item_id": [*range(10), 10], "made": [*born, FIRST + 99 * DAY]}
+    root = write_folder(tmp_path / "data", events, items)
+    dataset = prepared(root, columns={"born": "made"}, time_resolution=TimeResolution(resolution))
+    assert dataset.born is not None
+    found = dict(zip(dataset.item_ids.to_pylist(), dataset.born[1:].tolist(), strict=True))
+    unknown = num_wrong if num_wrong > 1 else 0
+    assert found == dict(zip(items["item_id"], [*[NO_BIRTH] * unknown, *items["made"][unknown:]], strict=True))
+    said = [message for message in caplog.messages if "data.columns.born" in message]
+    assert len(said) == (unknown > 0)
+    if said:
+        assert f"{root}/items.parquet: column 'made' (data.columns.born): most events of 6 of 10 items" in said[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NoReturn
 
 import ibis.expr.types as ir
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys.core.errors import UserError
+from recsys.core.index_time import DAY
+from recsys.core.schema import TimeResolution
 from recsys.core.time_units import LATEST, NAMES, PER_SECOND, TimeUnit, clear_unit, moment_text, unit_of
 from recsys.core.types import Int64Array
 from recsys.data.dataset import NO_BIRTH
@@ -17,7 +20,11 @@ from recsys.data.preparation.date_formats import FORMATS, BadDateError, DateForm
 from recsys.data.preparation.engines import Session
 from recsys.data.preparation.job import PreparationJob
 
+log = logging.getLogger("recsys")
+
 _MICROSECONDS = 1_000_000
+# Share of items with contradictory births above which these births are not used.
+_WRONG_SHARE = 0.1
 # Whole numbers in this range are years, because as seconds they are in the first hour of 1970.
 _YEARS = (1500, 2200)
 
@@ -43,6 +50,39 @@ def read_births(job: PreparationJob, session: Session, ordered: ir.Table) -> Int
     if pa.types.is_string(kind):
         return _from_text(job, found)
     return _from_numbers(job, found)
+
+
+def without_contradictions(
+    job: PreparationJob, born: Int64Array, *, item_idx: Int64Array, time: Int64Array
+) -> Int64Array:
+    """Return the births, unknown for items of which most events are earlier, if these items are many.
+
+    An item cannot be chosen before it can be shown. In training it would be hidden from all targets, and no index would
+    show it. A few such items, such as films with a premiere before their year, are left as they are.
+
+    Args:
+        job: the preparation.
+        born: int64 [N + 1], births by item_idx.
+        item_idx: int [E], item of each event.
+        time: int64 [E], seconds.
+    """
+    slack = DAY if job.time_resolution is TimeResolution.DAY else 0
+    known = born[item_idx] != NO_BIRTH
+    early = known & (time + slack <= born[item_idx])
+    counts, earlier = (np.bincount(item_idx[mask], minlength=len(born)) for mask in (known, early))
+    wrong = earlier > counts / 2
+    if wrong.sum() <= _WRONG_SHARE * (counts > 0).sum():
+        return born
+    table = job.tables["items"]
+    log.warning(
+        "%s: column '%s' (data.columns.born): most events of %d of %d items are before the birth; their births are "
+        "read as unknown. Expected the moment from which an item can be shown",
+        table.place,
+        table.names["born"],
+        int(wrong.sum()),
+        int((counts > 0).sum()),
+    )
+    return np.where(wrong, NO_BIRTH, born)
 
 
 def _from_numbers(job: PreparationJob, found: pa.ChunkedArray) -> Int64Array:

@@ -24,7 +24,7 @@ from recsys.data.preparation.array_writers import (
     write_exposures,
     write_has_features,
 )
-from recsys.data.preparation.births import read_births
+from recsys.data.preparation.births import read_births, without_contradictions
 from recsys.data.preparation.engines import Engine, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
@@ -98,9 +98,10 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
                 job, session, owner=owner, table=tables[owner], join=joins[owner], entities=entities, folder=folder
             )
     write_has_features(features, len(items), folder=folder)
+    born = None
     if "items" in tables and "born" in tables["items"].columns:
         born = read_births(job, session, joins["items"].left_join(tables["items"], "item_id").order_by("item_id_idx"))
-        np.save(folder / "items/born.npy", np.concatenate([[NO_BIRTH], born]))
+        born = np.concatenate([[NO_BIRTH], born])
 
     log.info("events")
     plans = job.features_of("interactions")
@@ -114,6 +115,11 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
         write_events(job, session, ordered=ordered, drafts=drafts, users=users, per_second=per_second, folder=folder)
         + features
     )
+    if born is not None:
+        if job.time_resolution.has_clock:
+            item_idx, time = (np.load(folder / f"events/{name}.npy", mmap_mode="r") for name in ("item_idx", "time"))
+            born = without_contradictions(job, born, item_idx=item_idx, time=time)
+        np.save(folder / "items/born.npy", born)
     if exposed is not None:
         ordered = _ordered_exposures(exposed, joins)
         write_exposures(job, session, ordered=ordered, num_users=len(users), per_second=per_second, folder=folder)
