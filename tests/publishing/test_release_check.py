@@ -13,8 +13,10 @@ from publishing import Published
 from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact, IVFFlat
+from recsys.publishing import release_check
 from recsys.publishing.promote import promote
 from recsys.publishing.release_check import IndexQueries, index_recall
+from recsys.release.manifest import Manifest
 from recsys.release.runtime.retriever import Answer, Retriever
 from recsys.release.store import ReleaseStore
 
@@ -73,10 +75,10 @@ def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(published: 
 def test_a_release_that_answers_otherwise_is_refused(
     published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str, message: str
 ) -> None:
-    load, retrieve = Retriever.load, Retriever.retrieve
+    retrieve = Retriever.retrieve
 
-    def opened(store: Path, version: str, **named: int) -> Retriever:
-        retriever = load(store, version, **named)
+    def opened(folder: Path, manifest: Manifest, *, threads: int) -> Retriever:
+        retriever = Retriever(folder, manifest, threads=threads)
         if spoil == "recall":
             retriever.index = Fixed(*range(9))
         return retriever
@@ -89,7 +91,7 @@ def test_a_release_that_answers_otherwise_is_refused(
             return [Answer(a.item_ids[1:], a.scores[1:], a.history_length, a.unknown_items) for a in found]
         return [Answer(a.item_ids, a.scores * np.float32("nan"), a.history_length, a.unknown_items) for a in found]
 
-    monkeypatch.setattr(Retriever, "load", staticmethod(opened))
+    monkeypatch.setattr(release_check, "Retriever", opened)
     if spoil != "recall":
         monkeypatch.setattr(Retriever, "retrieve", answers)
     with pytest.raises(UserError, match=message):
