@@ -227,6 +227,8 @@ def test_a_running_server_forgets(published: Published, stored: Path, caplog: py
             assert found.status == 200, found
             assert (found.body["users"], found.body["histories"]) == (1, histories)
             assert not any(one["found"] for one in found.body["searched"])
+            places = {Path(one["place"]).name for one in found.body["searched"]}
+            assert places >= {stored.name, f"{stored.name}-wal", f"{stored.stem}.impressions.sqlite"}
         assert (await call(app, "POST", "/v1/events", event)).body["dropped"] == 1
         answer = await call(app, "POST", "/v1/retrieve", {"user_id": user, "k": 2}, ADMIN)
         assert (answer.status, answer.body["history_length"]) == (200, 0)

@@ -166,7 +166,13 @@ class PrivacyAdmin:
         users = [check_user(user, f"user_ids[{number}]") for number, user in enumerate(request.user_ids)]
         try:
             found = await load(
-                lambda: forget(request.user_ids, suppressed=self._suppressed, store=self._events, samples=self._samples)
+                lambda: forget(
+                    users,
+                    suppressed=self._suppressed,
+                    store=self._events,
+                    samples=self._samples,
+                    impressions=self._impressions,
+                )
             )
         except StoreError as error:
             raise unavailable(f"{error}; the users are kept out, and the call can be repeated") from error
