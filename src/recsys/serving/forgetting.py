@@ -83,8 +83,7 @@ def forget(
         listed = None
     erased = Erased(0, 0, frozenset()) if store is None else store.forget(user_ids)
     if impressions is not None:
-        for user in both_forms(user_ids):
-            impressions.forget(user)
+        impressions.forget(both_forms(user_ids))
     removed = remove_users(samples, hashes)
     searched = [] if store is None else store.search(user_ids, erased.patterns)
     if impressions is not None:

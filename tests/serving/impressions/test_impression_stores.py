@@ -119,7 +119,7 @@ def test_a_user_is_forgotten(open_store: Open, tmp_path: Path) -> None:
     store.add(name, encode_batch(batch), NOW)
     store.add_outcomes([StoredOutcome(name, place, 1, "save", NOW) for place in range(4)])
     for user in ("secret-user", 5):
-        store.forget(user)
+        store.forget([user])
     ((_, left),) = store.batches(0)
     assert [one.user_id for one in left.impressions] == [None, None, "5", None]
     assert [one.item_ids for one in left.impressions] == [[], [], [0, 1, 2], []]

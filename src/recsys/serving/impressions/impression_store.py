@@ -49,8 +49,8 @@ class ImpressionStore(Protocol):
     def outcomes(self) -> Iterator[StoredOutcome]:
         """Yield all outcomes."""
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove the impressions of a user from all batches, with their outcomes, durably."""
+    def forget(self, user_ids: Sequence[UserId]) -> None:
+        """Remove the impressions of users from all batches, with their outcomes, durably."""
 
     def search(self, user_ids: Sequence[UserId]) -> list[Searched]:
         """Compact the files of the store, then search them for users who were forgotten."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from recsys.serving.events import StoreError, UserId
 from recsys.serving.impressions.impression_store import ImpressionStore
 from recsys.serving.impressions.records import Batch, Impression, ItemId, OpenBatch, encode_batch
-from recsys.serving.impressions.rewriting import without_user
+from recsys.serving.impressions.rewriting import without_users
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 
@@ -102,13 +102,11 @@ class ImpressionRecorder:
             try:
                 users = list({one.user_id for one in batch.impressions if one.user_id is not None})
                 hidden = self._forgotten(users)
-                kept = batch
-                for user in hidden:
-                    kept, _ = without_user(kept, user)
+                kept, _ = without_users(batch, hidden)
                 self._store.add(name, encode_batch(kept), at)
                 # Users who were forgotten while the batch was written.
-                for user in self._forgotten(users) - hidden:
-                    self._store.forget(user)
+                if late := self._forgotten(users) - hidden:
+                    self._store.forget(list(late))
                 self._metrics.impressions["written"].inc(len(batch.impressions))
                 self._has_failed = False
             except StoreError as error:

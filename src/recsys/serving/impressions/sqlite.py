@@ -21,7 +21,7 @@ from recsys.serving.events.grouping import GroupCommit
 from recsys.serving.events.sqlite_files import compact
 from recsys.serving.impressions.impression_store import StoredOutcome
 from recsys.serving.impressions.records import Batch, decode_batch, encode_batch
-from recsys.serving.impressions.rewriting import without_user
+from recsys.serving.impressions.rewriting import without_users
 
 _TABLES = """
 BEGIN IMMEDIATE;
@@ -124,10 +124,10 @@ class SQLiteImpressions:
         """Yield outcomes; see `ImpressionStore.outcomes`."""
         yield from map(StoredOutcome._make, self._read("SELECT batch, place, item_id, action, at FROM outcomes"))
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove a user; see `ImpressionStore.forget`."""
+    def forget(self, user_ids: Sequence[UserId]) -> None:
+        """Remove users; see `ImpressionStore.forget`."""
         for name, batch in self.batches(0):
-            kept, places = without_user(batch, user_id)
+            kept, places = without_users(batch, user_ids)
             if places:
                 with self._group.exclusive(), self._transaction(self._durable) as writer:
                     writer.execute("PRAGMA secure_delete = ON")

@@ -18,7 +18,7 @@ from recsys.serving.events import StoreError, UserId
 from recsys.serving.events.event_store import Searched
 from recsys.serving.impressions.impression_store import StoredOutcome
 from recsys.serving.impressions.records import Batch, decode_batch, encode_batch
-from recsys.serving.impressions.rewriting import without_user
+from recsys.serving.impressions.rewriting import without_users
 from recsys.serving.valkey import DurableServer
 
 # Batches that one write may remove, and that one read returns.
@@ -111,10 +111,10 @@ class ValkeyImpressions:
                     place, item_id, action = json.loads(field)
                     yield StoredOutcome(bytes.fromhex(name), place, item_id, action, int(at))
 
-    def forget(self, user_id: UserId) -> None:
-        """Remove a user; see `ImpressionStore.forget`. The append-only file keeps the user until its next rewrite."""
+    def forget(self, user_ids: Sequence[UserId]) -> None:
+        """Remove users; see `ImpressionStore.forget`. The append-only file keeps them until its next rewrite."""
         for name, batch in self.batches(0):
-            kept, places = without_user(batch, user_id)
+            kept, places = without_users(batch, user_ids)
             if places:
                 with self._writing():
                     self._client.set(self._content(name.hex()), encode_batch(kept), keepttl=True)
