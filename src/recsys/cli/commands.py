@@ -61,6 +61,8 @@ COMMANDS = {
                 is_job=False),
         Command("embed-items", "embed new items for the index of a release", "release=ALIAS items=FILE out=FILE", "all",
                 is_job=False),
+        Command("exposures", "write recorded impressions as data with exposures", "out=DIR [KEY=VALUE ...]", "serving",
+                is_job=False),
         Command("forget", "erase users from what servers keep, and keep them out", "USER ... [KEY=VALUE ...]",
                 "serving", "user", takes_several=True, is_job=False),
         Command("releases", "list, show and delete releases, and move aliases",
