@@ -110,6 +110,18 @@ def test_events_get_their_time_before_they_are_sent_so_that_sending_again_is_saf
     assert given["timestamp"] == 4
 
 
+def test_outcomes_are_sent_with_times_and_counted(server: tuple[Scripted, str]) -> None:
+    told, url = server
+    counts = {"stored": 1, "repeated": 0, "unknown": 1, "late": 0}
+    told.script = [HANG_UP, (200, counts)]
+    given = {"impression_id": "x", "item_id": 2, "action": "save"}
+    with Client(url) as client:
+        assert client.add_outcomes([given, {**given, "timestamp": 4}]) == counts
+    assert told.asked[0] == told.asked[1]
+    assert told.asked[0][1] == "/v1/outcomes"
+    assert [one["timestamp"] == 4 for one in told.asked[0][2]] == [False, True]
+
+
 def test_refusals_say_code_message_and_field(server: tuple[Scripted, str]) -> None:
     told, url = server
     told.script = [(400, {"error": {"code": "bad_request", "message": "k: found 0", "field": "k"}})]

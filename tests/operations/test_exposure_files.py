@@ -69,12 +69,13 @@ def test_exposures_and_outcomes(store: ImpressionStore, tmp_path: Path) -> None:
 
 
 def test_exposures_beside_the_events_of_a_folder(store: ImpressionStore, tmp_path: Path) -> None:
-    data = write_folder(
-        tmp_path / "data",
-        {"user_id": ["1", "1", "1", "2", "2", "2"], "item_id": ["b", "a", "c", "e", "b", "a"], "timestamp": [50, 110, 300, 160, 170, 400],
-         "price": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]},
-        items={"item_id": ["a", "b", "c", "d", "e"]},
-    )  # fmt: skip
+    events = {
+        "user_id": ["1", "1", "1", "2", "2", "2"],
+        "item_id": ["b", "a", "c", "e", "b", "a"],
+        "timestamp": [50, 110, 300, 160, 170, 400],
+        "price": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    }
+    data = write_folder(tmp_path / "data", events, items={"item_id": ["a", "b", "c", "d", "e"]})
     out = tmp_path / "out"
     found = write_exposures(store, out, settings=ExposureSettings(top=2), data=data)
     assert found == {"exposures": 4, "engagements": 0, "events": 6}

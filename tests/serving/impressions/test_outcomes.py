@@ -13,10 +13,12 @@ from asking import Answer, call, living, settings
 from publishing import Published
 
 from recsys.core.errors import UserError
+from recsys.serving.events import StoreError
 from recsys.serving.http.app import App
 from recsys.serving.impressions import open_impressions
 from recsys.serving.impressions.joining import GivenOutcome, Joined, OutcomeJoiner
 from recsys.serving.impressions.recorder import ImpressionRecorder
+from recsys.serving.impressions.sqlite import SQLiteImpressions
 from recsys.serving.observability.metrics import Metrics
 
 POST = "/v1/outcomes"
@@ -203,3 +205,21 @@ def test_a_share_of_the_users_is_recorded_whole(tmp_path: Path) -> None:
     found = asyncio.run(use())
     assert all(len(is_recorded) == 1 for is_recorded in found.values())
     assert 250 < sum(True in is_recorded for is_recorded in found.values()) < 350
+
+
+def test_a_store_that_fails_costs_answers_nothing_and_outcomes_get_503(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise StoreError("impressions: the disk is full")
+
+    async def use(app: App) -> tuple[Answer, Answer]:
+        answer = await call(app, "POST", "/v1/retrieve", {"user_id": "u001", "k": 1})
+        posted = {**VALID, "impression_id": answer.body["impression_id"], "item_id": answer.body["items"][0]["item_id"]}
+        return answer, await call(app, "POST", POST, posted)
+
+    for name in ("add", "get", "add_outcomes"):
+        monkeypatch.setattr(SQLiteImpressions, name, fail)
+    answer, outcome = living(settings(published, tmp_path / "events.sqlite"), use)
+    assert (answer.status, outcome.status) == (200, 503)
+    assert "disk is full" in outcome.body["error"]["message"]
