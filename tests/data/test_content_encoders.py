@@ -111,6 +111,22 @@ def test_tfidf_needs_no_model(tmp_path: Path) -> None:
     assert (feature.kind, feature.encoder) == ("text", "")
 
 
+@pytest.mark.parametrize("settings", [{}, {"encoder": "MODEL"}, {"kind": "image", "encoder": "MODEL"}])
+def test_a_column_without_any_value_has_no_type_and_is_missing(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    if settings.get("kind") == "image":
+        monkeypatch.setattr(ContentEncoder, "_model", Colours())
+    root = world(tmp_path / "data")
+    pq.write_table(pa.table({"item_id": [0, 1, 2, 3], "text": pa.nulls(4)}), root / "items.parquet")
+    features = {"items": {"text": {"kind": "text", **settings}}}
+    if "encoder" in settings:
+        features["items"]["text"]["encoder"] = str(model)
+    dataset = prepare(ParquetFolder(str(root)), TemporalSplit(), settings=DataSettings(features=features),
+                      cache=root / "cache")  # fmt: skip
+    assert not dataset.has_features.any()
+
+
 def test_schemas_without_encoders_stay_as_they_were() -> None:
     plain = Feature("a", "items", "vector", "item", 2)
     encoded = Feature("b", "items", "vector", "item", 2, encoder="x", encoder_digest="y")

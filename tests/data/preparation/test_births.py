@@ -72,6 +72,7 @@ def test_years_begin_on_the_first_of_january(tmp_path: Path) -> None:
 
 
 def test_births_before_1970_and_none_at_all(tmp_path: Path) -> None:
+    assert births(tmp_path / "untyped", pa.nulls(4)) == dict.fromkeys([10, 11, 12, 99, 13, 14])
     assert births(tmp_path, pa.array([None] * 4, pa.int64())) == dict.fromkeys([10, 11, 12, 99, 13, 14])
     assert births(tmp_path / "other", [-DAY, None, None, FIRST])[10] == -DAY
 

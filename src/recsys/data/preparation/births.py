@@ -45,6 +45,8 @@ def read_births(job: PreparationJob, session: Session, ordered: ir.Table) -> Int
     found = pa.chunked_array([batch["born"] for batch in session.stream(ordered.select("born"))])
     table = job.tables["items"]
     kind = table.types[table.names["born"]]
+    if pa.types.is_null(kind):
+        return np.full(len(found), NO_BIRTH)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return _filled(pc.cast(found, pa.int64()), per_second=_MICROSECONDS)
     if pa.types.is_string(kind):

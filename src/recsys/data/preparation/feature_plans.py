@@ -224,7 +224,8 @@ def _fits(kind: Kind, column: pa.DataType) -> bool:
     if kind == "categorical":
         return _is_code(column)
     if kind in ("text", "image"):
-        return bool(pa.types.is_string(column))
+        # A column without any value has no type.
+        return bool(pa.types.is_string(column) or pa.types.is_null(column))
     if kind == "numeric":
         return _is_number(column) or _is_time(column) or (_is_code(column) and not pa.types.is_string(column))
     if not _is_list(column):

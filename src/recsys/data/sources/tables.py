@@ -172,7 +172,7 @@ def read_time(column: str, kind: pa.DataType) -> Read:
         return Read(column, "int64")
     if pa.types.is_string(kind):
         return Read(column, "string")
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_null(kind):
         return Read(column)
     if pa.types.is_date(kind):
         return Read(column, "date")
@@ -222,6 +222,9 @@ def _table(
         if key not in names:
             continue
         kind = types[names[key]]
+        if key == "born" and pa.types.is_null(kind):
+            # A column without any value: no birth is known.
+            continue
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
         if not (is_number or pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_string(kind)):
             raise UserError(f"{table.place}: column '{names[key]}' holds {kind}, expected seconds, dates or timestamps")
