@@ -15,6 +15,9 @@ from recsys.core.errors import UserError
 from recsys.core.suppression import SuppressionList, frozen, frozen_now, hash_of
 from recsys.data.preparation.from_config import configured_data, with_root
 from recsys.experiments.assembly import freeze_suppressed, open_data
+from recsys.operations.cycle.arrivals import list_folder
+from recsys.operations.cycle.plan import _with_data
+from recsys.operations.cycle.state import Cycle
 
 
 def write_data(root: Path, users: list[Any]) -> Path:
@@ -90,3 +93,15 @@ def test_a_run_keeps_the_list_with_which_it_began(tmp_path: Path, monkeypatch: p
     late = composed(root)
     freeze_suppressed(late, run)
     assert "suppressed" not in late.data
+
+
+def test_a_cycle_keeps_the_list_with_which_it_began(tmp_path: Path) -> None:
+    root = write_data(tmp_path / "data", ["a", "b", "c"])
+    listed = SuppressionList(tmp_path / "store/state/suppressed")
+    listed.add([hash_of("b")])
+    cycle = Cycle(1, "then", listing=list_folder(str(root)), suppressed=frozen(None, store=tmp_path / "store"))
+    listed.add([hash_of("c")])
+    config = _with_data(composed(root), cycle, warm_start=None)
+    freeze_suppressed(config, tmp_path / "run")
+    assert config.data.suppressed == f"{listed.path.absolute()}@1"
+    assert open_data(config).user_ids.to_pylist() == ["a", "c"]
