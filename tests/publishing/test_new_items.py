@@ -52,7 +52,7 @@ def test_embeddings_are_those_of_the_release(
     config = OmegaConf.create({"data": {"columns": {"items": {"item_id": "id"}}}})
     with monkeypatch.context() as patch:
         stored = new_items.stored_config
-        patch.setattr(new_items, "stored_config", lambda folder: OmegaConf.merge(stored(folder), config))
+        patch.setattr(new_items, "stored_config", lambda folder, _: OmegaConf.merge(stored(folder), config))
         embed_items(published.store, "candidate", items=tmp_path / "new.jsonl", out=out)
     np.testing.assert_allclose(load_additions(out).embeddings, expected, atol=1e-6)
 

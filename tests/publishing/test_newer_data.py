@@ -208,7 +208,7 @@ def test_new_items_get_the_age_of_their_day(is_blend: bool, tmp_path: Path, monk
         {n: w.clone() for n, w in newer.model.item_tower.state_dict().items()}, tmp_path / "item_tower.safetensors"
     )
     newer.dataset.schema.save(tmp_path / "schema.json")
-    monkeypatch.setattr(new_items, "stored_config", lambda folder: newer.config)  # noqa: ARG005
+    monkeypatch.setattr(new_items, "stored_config", lambda *_: newer.config)
     monkeypatch.setattr(NewItems, "_encoder", lambda self, name: _encoder(newer.dataset, name))  # noqa: ARG005
     found = NewItems(tmp_path, manifest).embed(new)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

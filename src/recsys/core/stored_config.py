@@ -64,21 +64,22 @@ MOVED = {
 }
 
 
-def load_config(path: Path) -> DictConfig:
+def load_config(path: Path, content: bytes | None = None) -> DictConfig:
     """Return the configuration in a YAML file, marked as stored, with earlier `_target_` paths replaced by today's.
 
     Args:
         path: `config.yaml` of a run or a release.
+        content: what was read from it and verified; None to read it.
 
     Raises:
         OSError: If the file cannot be read.
         UserError: If it is not a plain configuration: a mapping of resolved values.
     """
-    size = path.stat().st_size
+    size = path.stat().st_size if content is None else len(content)
     if size > MAX_BYTES:
         raise UserError(f"{path}: found {size} bytes, expected a configuration of at most {MAX_BYTES}")
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if content is None else content
         _check_form(content)
         config = OmegaConf.create(content.decode())
         if not isinstance(config, DictConfig):

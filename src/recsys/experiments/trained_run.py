@@ -97,9 +97,9 @@ def load_run(path: str | Path) -> TrainedRun:
     return TrainedRun(path, config, dataset, model.eval(), corpus_of(model, dataset), builder, metrics, state)
 
 
-def stored_config(path: Path) -> DictConfig:
-    """Return the configuration of a run, with the values that the run had before a key existed."""
-    stored = load_config(path / "config.yaml")
+def stored_config(path: Path, content: bytes | None = None) -> DictConfig:
+    """Return the configuration of a run, with the values that the run had before a key existed; see `load_config`."""
+    stored = load_config(path / "config.yaml", content)
     # Merged twice to keep the order of the file's keys.
     config = OmegaConf.merge(stored, EARLIER, stored)
     assert isinstance(config, DictConfig)

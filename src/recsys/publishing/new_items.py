@@ -33,7 +33,7 @@ from recsys.publishing.table_files import read_table
 from recsys.publishing.towers import num_trained
 from recsys.release.files import read_embeddings, read_file, read_schema, read_vocabulary
 from recsys.release.files import read_table as read_items
-from recsys.release.manifest import ITEM_WEIGHTS, ITEMS, Manifest
+from recsys.release.manifest import CONFIG, ITEM_WEIGHTS, ITEMS, Manifest
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.additions import save_additions
 
@@ -68,7 +68,8 @@ class NewItems:
     def __init__(self, folder: Path, manifest: Manifest, *, now: int | None = None, images: str = "") -> None:
         self.folder, self.manifest, self.now, self._images = folder, manifest, now, images
         self.schema = read_schema(folder, manifest)
-        config, weights = stored_config(folder), load(read_file(folder, ITEM_WEIGHTS, manifest))
+        config = stored_config(folder, read_file(folder, CONFIG, manifest))
+        weights = load(read_file(folder, ITEM_WEIGHTS, manifest))
         self._born = config.data.columns.get("born")
         self._unit = config.data.get("time_unit")
         for feature in self.schema.owned_by("items"):
@@ -238,7 +239,8 @@ def embed_items(store: str | Path, release: str, *, items: Path, out: Path, now:
     shown = read_items(folder, ITEMS, manifest).schema
     kind = shown.field("item_id").type
     texts = [field.name for field in shown if pa.types.is_string(field.type)]
-    table = read_table(items, "items", id_type=kind, data=stored_config(folder).data, texts=texts)
+    config = stored_config(folder, read_file(folder, CONFIG, manifest))
+    table = read_table(items, "items", id_type=kind, data=config.data, texts=texts)
     ids = plain(table["item_id"])
     columns = {"item_id": ids}
     for name in shown.names:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from recsys.core.errors import UserError
-from recsys.core.stored_config import load_config
 from recsys.core.types import Float32Array
 from recsys.data.dataset import Part
 from recsys.publishing.answers import check_k, measure, ranked_lists, similar_items, user_vectors, vector_table
@@ -18,7 +17,8 @@ from recsys.publishing.audience import Unknown, Users, audience_of, check_unknow
 from recsys.publishing.batch_recommend import BATCH
 from recsys.publishing.event_queries import queries_of
 from recsys.publishing.frames import Frame, like, ranked_table
-from recsys.release.manifest import CONFIG, Manifest
+from recsys.release.files import read_config
+from recsys.release.manifest import Manifest
 from recsys.release.runtime.query_encoder import Query
 from recsys.release.runtime.retriever import Retriever
 
@@ -123,7 +123,7 @@ class OpenedRelease:
             UserError: If the index does not hold an item.
         """
         # The last dimension of a model with a bias holds the bias, which says nothing about similarity.
-        model = load_config(self.path / CONFIG).model
+        model = read_config(self.path, self.manifest).model
         shift = model.get("prior_shift")
         has_bias = (shift and shift.weight) or model.get("new_items_offset", "auto") not in ("auto", 0)
         vectors = self._item_vectors[:, :-1] if has_bias else self._item_vectors
@@ -168,7 +168,7 @@ class OpenedRelease:
         """
         if self._data is None:
             raise UserError("evaluate: needs histories; open the release with data='own' or data=FOLDER")
-        excludes = bool(load_config(self.path / CONFIG).exclude_seen) if exclude_seen is None else exclude_seen
+        excludes = bool(read_config(self.path, self.manifest).exclude_seen) if exclude_seen is None else exclude_seen
         return measure(self._recommender, part, corpus_size=len(self._item_ids), exclude_seen=excludes)
 
     def _queries(self, users: Users | None, histories: Frame | None, unknown: Unknown) -> tuple[pa.Array, list[Query]]:

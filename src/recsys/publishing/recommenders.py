@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError
-from recsys.core.stored_config import load_config
 from recsys.core.types import Float32Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset, Requests
@@ -26,7 +25,8 @@ from recsys.publishing.batch_recommend import Recommender, Rows
 from recsys.publishing.id_translation import Translation
 from recsys.publishing.release_writer import to_histories
 from recsys.publishing.towers import Towers, prepare_for
-from recsys.release.manifest import CONFIG, describe_file
+from recsys.release.files import read_config
+from recsys.release.manifest import describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.user_tower import Histories
 
@@ -164,7 +164,7 @@ def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
     Raises:
         UserError: If the data does not fit the release.
     """
-    config = load_config(retriever.folder / CONFIG)
+    config = read_config(retriever.folder, retriever.manifest)
     if root is not None:
         config = with_root(config, root)
     if root is None and retriever.manifest.refreshed:

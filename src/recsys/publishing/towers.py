@@ -27,6 +27,7 @@ from recsys.models.blend import Model, members_of
 from recsys.release.bounds import damaged
 from recsys.release.files import read_file, read_schema, read_table, read_vocabulary
 from recsys.release.manifest import (
+    CONFIG,
     ITEM_VOCABULARY,
     ITEM_WEIGHTS,
     USER_VOCABULARY,
@@ -91,7 +92,8 @@ class Towers:
         Raises:
             UserError: If the release lacks something that its towers depend on.
         """
-        config, weights = stored_config(folder), load(read_file(folder, ITEM_WEIGHTS, manifest))
+        config = stored_config(folder, read_file(folder, CONFIG, manifest))
+        weights = load(read_file(folder, ITEM_WEIGHTS, manifest))
         temperatures = manifest.temperatures or ((manifest.temperature,) if not config.members else ())
         if not temperatures and any(member.config.model.learn_temperature for member in config.members.values()):
             raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")

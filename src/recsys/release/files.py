@@ -20,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from omegaconf import DictConfig
 
 from recsys.core.errors import UserError
 from recsys.core.io import open_plain
 from recsys.core.schema import Schema
+from recsys.core.stored_config import load_config
 from recsys.core.strict_json import parse_json
 from recsys.core.types import Float32Array
 from recsys.release.bounds import array_header, damaged
-from recsys.release.manifest import EMBEDDINGS, MANIFEST, SCHEMA, FileEntry, Manifest
+from recsys.release.manifest import CONFIG, EMBEDDINGS, MANIFEST, SCHEMA, FileEntry, Manifest
 
 _CHUNK = 1 << 22
 # Arrays of this process by digest: host, gateway and page of one process share them.
@@ -83,6 +85,11 @@ def read_table(folder: Path, name: str, manifest: Manifest, *, columns: Sequence
     content = read_file(folder, name, manifest)
     with damaged(folder / name):
         return pq.read_table(pa.BufferReader(content), columns=columns)
+
+
+def read_config(folder: Path, manifest: Manifest) -> DictConfig:
+    """Return the configuration of the run, marked as stored."""
+    return load_config(folder / CONFIG, read_file(folder, CONFIG, manifest))
 
 
 def read_schema(folder: Path, manifest: Manifest) -> Schema:
