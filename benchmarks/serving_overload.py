@@ -3,9 +3,10 @@
     python benchmarks/serving_overload.py --store releases --release production
 
 `recsys serve` runs as a process. Connections ask POST /v1/retrieve without a pause and give up after a second: first as
-many as saturate the server, then ten times as many, then the first number again. An answer counts if it is 200 within
-the second. /healthz is asked on new connections meanwhile. The client needs a core of its own; on a shared one the
-figures are lower. Takes about 20 s after the start of the server.
+many as saturate the server, then ten times as many, then the first number again, and so on for some rounds. An answer
+counts if it is 200 within the second. Another process asks for /healthz on new connections meanwhile. Ratios compare
+phases of the same round, so a busy machine changes them little. On two cores or more the server runs on the first one
+(`--pin`), and the clients on the others: on a shared core the clients would take what they measure. A round takes 12 s.
 """
 
 from __future__ import annotations
@@ -13,85 +14,138 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
+import os
+import socket
+import statistics
 import tempfile
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
+import uvloop
+from rich.console import Console
+from rich.table import Table
 from serving_process import serving
 
 GIVE_UP_SECONDS = 1.0
 
 
-async def ask(port: int, body: bytes) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    return await again(reader, writer, body), reader, writer
+class Phase(NamedTuple):
+    """What came of one load.
+
+    Attributes:
+        rate: answers a second.
+        p99: of accepted requests, in ms.
+        health: longest /healthz, in ms.
+        refused: refused requests a second.
+        cpu: CPU time of the server per answer, in ms; it depends little on what else the machine does.
+    """
+
+    rate: float
+    p99: float
+    health: float
+    refused: float
+    cpu: float
 
 
-async def again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes) -> int:
-    """Send a request on an open connection, and return the status of its answer."""
-    writer.write(body)
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-    await reader.readexactly(length)
-    return int(head[9:12])
+class _Connection(asyncio.Protocol):
+    """Asks without a pause, and closes when an answer takes too long."""
+
+    def __init__(self, request: bytes, end: float, accepted: list[float]) -> None:
+        self._request, self._end, self._accepted = request, end, accepted
+        self._received = b""
+        self.refused = 0
+        self.closed = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._late = asyncio.get_running_loop().call_later(GIVE_UP_SECONDS, self._transport.abort)
+        self._ask()
+
+    def _ask(self) -> None:
+        self._begin = time.perf_counter()
+        self._late.cancel()
+        if self._begin > self._end:
+            self._transport.close()
+            return
+        self._late = asyncio.get_running_loop().call_later(GIVE_UP_SECONDS, self._give_up)
+        self._transport.write(self._request)
+
+    def _give_up(self) -> None:
+        self.refused += 1
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, blank, body = self._received.partition(b"\r\n\r\n")
+        if not blank or len(body) < int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]):
+            return
+        if head[9:12] == b"200":
+            self._accepted.append(time.perf_counter() - self._begin)
+        else:
+            self.refused += 1
+        self._received = b""
+        self._ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._late.cancel()
+        self.closed.set_result(None)
 
 
-async def drive(port: int, body: bytes, connections: int, seconds: float) -> tuple[float, float, float]:
-    """Return answers a second, p99 of accepted requests in ms, and refused requests a second."""
+async def drive(port: int, request: bytes, connections: int, seconds: float) -> tuple[int, float, int]:
+    """Return accepted requests, their p99 in ms, and refused requests."""
     accepted: list[float] = []
-    refused = 0
-    end = time.perf_counter() + seconds
+    end, loop = time.perf_counter() + seconds, asyncio.get_running_loop()
 
-    async def keep_asking() -> None:
-        nonlocal refused
-        opened = None
-        while (begin := time.perf_counter()) < end:
+    async def keep_asking() -> int:
+        refused = 0
+        while time.perf_counter() < end:
+            one = _Connection(request, end, accepted)
             try:
-                async with asyncio.timeout(GIVE_UP_SECONDS):
-                    if opened is None:
-                        status, *opened = await ask(port, body)
-                    else:
-                        status = await again(*opened, body)
-            except (TimeoutError, OSError, asyncio.IncompleteReadError):
-                if opened is not None:
-                    opened[1].close()
-                    opened = None
+                await loop.create_connection(lambda one=one: one, "127.0.0.1", port)
+                await one.closed
+            except OSError:
                 refused += 1
-                continue
-            if status == 200:
-                accepted.append(time.perf_counter() - begin)
-            else:
-                refused += 1
-        if opened is not None:
-            opened[1].close()
+            refused += one.refused
+        return refused
 
-    await asyncio.gather(*(keep_asking() for _ in range(connections)))
-    p99 = float(np.quantile(accepted, 0.99)) * 1000 if accepted else float("nan")
-    return len(accepted) / seconds, p99, refused / seconds
+    refused = sum(await asyncio.gather(*(keep_asking() for _ in range(connections))))
+    return len(accepted), float(np.quantile(accepted, 0.99)) * 1000 if accepted else float("nan"), refused
 
 
-async def healths(port: int, seconds: float) -> float:
-    """Return the longest time of a request for /healthz in ms."""
-    longest, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+def probe(port: int, end: Event, longest: multiprocessing.Queue[float]) -> None:
+    """Ask for /healthz until `end`, in a process of its own."""
+    found = 0.0
+    while not end.wait(0.05):
         begin = time.perf_counter()
-        _, _, writer = await ask(port, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
-        writer.close()
-        longest = max(longest, time.perf_counter() - begin)
-        await asyncio.sleep(0.05)
-    return longest * 1000
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as opened:
+            opened.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+            while opened.recv(65536):
+                pass
+        found = max(found, time.perf_counter() - begin)
+    longest.put(found * 1000)
 
 
-async def measure(port: int, connections: int, seconds: float) -> None:
-    content = json.dumps({"k": 100}).encode()
-    head = f"POST /v1/retrieve HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-    body = f"{head}\r\n\r\n".encode() + content
-    await drive(port, body, connections, 1.0)
-    print(f"{'':24} {'answers/s':>10} {'p99 ms':>8} {'refused/s':>10} {'/healthz ms':>12}")
-    for name, number in (("saturated", connections), ("10 x", 10 * connections), ("saturated again", connections)):
-        (rate, p99, refused), health = await asyncio.gather(drive(port, body, number, seconds), healths(port, seconds))
-        print(f"{name:24} {rate:10.0f} {p99:8.1f} {refused:10.0f} {health:12.1f}")
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(port: int, pid: int, *, request: bytes, connections: int, seconds: float) -> Phase:
+    context = multiprocessing.get_context("fork")
+    end, longest = context.Event(), context.Queue()
+    prober = context.Process(target=probe, args=(port, end, longest))
+    prober.start()
+    spent = cpu_seconds(pid)
+    accepted, p99, refused = uvloop.run(drive(port, request, connections, seconds))
+    spent = cpu_seconds(pid) - spent
+    end.set()
+    health = longest.get()
+    prober.join()
+    return Phase(accepted / seconds, p99, health, refused / seconds, 1000 * spent / max(1, accepted))
 
 
 def main() -> None:
@@ -99,14 +153,58 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--release", default="production")
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("option", nargs="*", help="further options of `recsys serve`, such as limits.queue_seconds=0.5")
+    parser.add_argument("--pin", action=argparse.BooleanOptionalAction, default=True)
     given = parser.parse_args()
+    content = json.dumps({"k": 100}).encode()
+    head = f"POST /v1/retrieve HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    request = f"{head}\r\n\r\n".encode() + content
+    cores = sorted(os.sched_getaffinity(0))
+    table = Table("phase", "answers/s", "p99, ms", "/healthz, ms", "refused/s", "CPU/answer, ms")
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
-        options = [f"store={given.store.resolve()}", f"release={given.release}"]
+        options = [
+            f"store={given.store.resolve()}",
+            f"release={given.release}",
+            "limits.connections=20000",
+            *given.option,
+        ]
         options += [f"events={place / 'events.sqlite'}", f"changes={place / 'changes.journal'}"]
-        with serving(place, *options) as (address, _):
-            asyncio.run(measure(int(address.rpartition(":")[2]), given.connections, given.seconds))
+        with serving(place, *options) as (address, server):
+            if given.pin and len(cores) > 1:
+                for thread in os.listdir(f"/proc/{server.pid}/task"):
+                    os.sched_setaffinity(int(thread), cores[:1])
+                os.sched_setaffinity(0, cores[1:])
+            port = int(address.rpartition(":")[2])
+            uvloop.run(drive(port, request, given.connections, 1.0))
+            rounds = []
+            for _ in range(given.rounds):
+                numbers = (given.connections, 10 * given.connections, given.connections)
+                rounds.append(
+                    [
+                        measure(port, server.pid, request=request, connections=number, seconds=given.seconds)
+                        for number in numbers
+                    ]
+                )
+                for name, phase in zip(("saturated", "10 x", "saturated again"), rounds[-1], strict=True):
+                    table.add_row(
+                        name,
+                        f"{phase.rate:.0f}",
+                        f"{phase.p99:.1f}",
+                        f"{phase.health:.1f}",
+                        f"{phase.refused:.0f}",
+                        f"{phase.cpu:.2f}",
+                    )
+    Console(width=100).print(table)
+    goodput = [over.rate / statistics.mean((before.rate, after.rate)) for before, over, after in rounds]
+    cheaper = [statistics.mean((before.cpu, after.cpu)) / over.cpu for before, over, after in rounds]
+    slower = [over.p99 / statistics.mean((before.p99, after.p99)) for before, over, after in rounds]
+    print(f"goodput / capacity by round: {', '.join(f'{ratio:.2f}' for ratio in goodput)}")
+    print(f"the same by CPU time of the server: {', '.join(f'{ratio:.2f}' for ratio in cheaper)}")
+    print(f"p99 of accepted / normal by round: {', '.join(f'{ratio:.1f}' for ratio in slower)}")
+    print(f"longest /healthz at 10 x: {max(over.health for _, over, _ in rounds):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -353,7 +353,7 @@ class _Builder:
         admissions = dict.fromkeys(posts, self._admission)
         for path in ("/v1/events", "/v1/outcomes", "/v1/explain", "/v1/items/find"):
             if path in admissions:
-                admissions[path] = Admission(settings.queue_seconds, most=256)
+                admissions[path] = Admission(settings.queue_seconds, most=256, least=256)
         app = App(
             endpoints,
             admissions=admissions,

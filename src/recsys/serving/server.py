@@ -62,10 +62,13 @@ class DrainingServer(uvicorn.Server):
         loop, config, settings, tls = asyncio.get_running_loop(), self.config, self._settings, self._tls
         state = self.server_state
 
+        kind: Any = config.http_protocol_class
+
         def protocol() -> asyncio.Protocol:
-            kind: Any = config.http_protocol_class
             made: asyncio.Protocol = kind(config, state, self.lifespan.state, loop)
             return made
+
+        pending: set[socket.socket] = set()
 
         async def take(opened: socket.socket) -> None:
             # A client that left meanwhile is no error.
@@ -78,14 +81,16 @@ class DrainingServer(uvicorn.Server):
                 )
 
         def hand_over(opened: socket.socket) -> None:
-            loop.call_soon_threadsafe(lambda: keep(asyncio.ensure_future(take(opened))))
+            pending.add(opened)
+            loop.call_soon_threadsafe(begin, opened)
 
-        taken: set[asyncio.Future[None]] = set()
-
-        def keep(task: asyncio.Future[None]) -> None:
+        def begin(opened: socket.socket) -> None:
+            task = loop.create_task(take(opened))
             taken.add(task)
             task.add_done_callback(taken.discard)
+            task.add_done_callback(lambda _: pending.discard(opened))
 
+        taken: set[asyncio.Task[None]] = set()
         readiness = LastReadiness(self._process.not_ready, loop)
         most = raise_descriptors(settings.connections)
         self.servers = []
@@ -93,15 +98,17 @@ class DrainingServer(uvicorn.Server):
             acceptor = Acceptor(
                 listening,
                 hand_over,
-                num_open=lambda: len(state.connections) + len(taken),
+                num_open=lambda: len(state.connections) + len(pending),
+                num_pending=lambda: len(pending),
                 ready=readiness,
                 most=most,
                 seconds=settings.request_seconds,
+                admissions=kind.admissions,
                 peek=tls is None,
             )
             acceptor.start()
             self.servers.append(acceptor)  # type: ignore[arg-type]  # closed as uvicorn closes its own
-        keep(asyncio.ensure_future(sweep(lambda: state.connections, settings.request_seconds)))
+        taken.add(loop.create_task(sweep(lambda: state.connections, settings.request_seconds)))
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -188,6 +195,8 @@ def _serve(settings: Settings) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+    # A thread that answers for health waits at most so long for the event loop, at each of its system calls.
+    sys.setswitchinterval(0.001)
     listening = bind(settings.host, settings.port, shared=settings.workers > 1)
     scheme = "http" if app.tls is None else "https"
     log.info("serving at %s://%s:%d", scheme, settings.host, settings.port)

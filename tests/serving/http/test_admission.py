@@ -22,19 +22,22 @@ class Clock:
 
 def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> None:
     clock = Clock()
-    admission = Admission(0.2, most=100, least=10, clock=clock)
+    admission = Admission(0.2, most=100, least=50, clock=clock)
+    assert not admission.was_full_within(1.0)
     assert all(admission.enter() for _ in range(100))
     assert not admission.enter()
     assert (admission.in_progress, admission.refused) == (100, 1)
     admission.waited(0.11)
     # Once in half of the longest wait, whatever the number of microbatches.
+    clock.now += 0.1
+    admission.waited(0.11)
     admission.waited(0.11)
     assert admission.limit == 80
     for _ in range(20):
         clock.now += 0.1
         admission.waited(0.5)
     low = admission.limit
-    assert low == 10
+    assert low == 50
     while admission.in_progress > 0.5 * low:
         admission.leave()
     admission.waited(0.0)
@@ -43,6 +46,26 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
         pass
     admission.waited(0.0)
     assert admission.limit == low + 4
+    assert admission.was_full_within(1.0)
+    clock.now += 1.1
+    assert not admission.was_full_within(1.0)
+
+
+def test_a_standing_queue_lowers_the_limit_although_no_request_waits_long() -> None:
+    clock = Clock()
+    admission = Admission(0.2, most=100, least=10, clock=clock)
+    while admission.enter():
+        pass
+    begin = admission.limit
+    for is_crowded in (True, True, False, True, True):
+        clock.now += 0.06
+        admission.waited(0.05, is_crowded=is_crowded)
+    # A queue that empties now and then is no standing one.
+    assert admission.limit >= begin - 8
+    for _ in range(20):
+        clock.now += 0.06
+        admission.waited(0.05, is_crowded=True)
+    assert admission.limit == 10
 
 
 def test_requests_that_waited_too_long_or_whose_client_left_are_not_answered() -> None:

@@ -156,6 +156,38 @@ def test_too_many_requests_are_refused_and_requests_of_clients_that_left_are_can
 
 
 @pytest.mark.parametrize(
+    "parts",
+    [
+        # In one piece a plain request is refused without being parsed.
+        [b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"],
+        [b"POST /wait?a=b HTTP/1.1\r\nContent-Length:2\r\nhost: a\r\n\r\n{}"],
+        [b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-le", b"ngth: 2\r\n\r\n{", b"}"],
+        [b"POST /wait HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"],
+        [b"POST /wait HTTP/1.1\r\nhost: a\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n"],
+    ],
+)
+def test_a_refused_request_leaves_its_connection_usable(running: Running, parts: list[bytes]) -> None:
+    wait = b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"
+    full = [send(running.port, wait) for _ in range(2)]
+    for _ in full:
+        assert running.entered.acquire(timeout=PATIENCE)
+    with send(running.port, b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n") as asking:
+        assert asking.recv(65536).startswith(b"HTTP/1.1 200")
+        for _ in range(2):
+            for part in parts:
+                asking.sendall(part)
+            answer = asking.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert answer.count(b"HTTP/1.1") == 1
+        # What is no plain request is parsed, and other paths are answered.
+        asking.sendall(b"GET /other HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        assert b"".join(iter(lambda: asking.recv(65536), b"")).endswith(b"ok")
+    assert running.admission.refused == 2
+    for opened in full:
+        opened.close()
+
+
+@pytest.mark.parametrize(
     "content",
     [
         b"GET /other HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 2100 + b"\r\n\r\n",

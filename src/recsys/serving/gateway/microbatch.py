@@ -88,7 +88,7 @@ class Microbatcher(Generic[K, Req, Resp]):
     ) -> tuple[list[_Waiting[Req, Resp]], list[_Waiting[Req, Resp]]]:
         """Return the next microbatch and the rest, and refuse the requests that waited too long."""
         now, batch = self._admission.clock(), list[_Waiting[Req, Resp]]()
-        self._admission.waited(now - waiting[0].since)
+        self._admission.waited(now - waiting[0].since, is_crowded=4 * len(waiting) > 3 * self._max_size)
         for number, entry in enumerate(waiting):
             if len(batch) == self._max_size:
                 return batch, list(waiting[number:])

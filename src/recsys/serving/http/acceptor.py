@@ -1,7 +1,8 @@
 """Accepts connections in a thread, and answers `/healthz` and `/readyz` in another one. Imports no torch.
 
 A connection goes to the event loop when its first bytes have arrived. So health is known while the loop is busy, and a
-connection that sends nothing costs the loop nothing.
+connection that sends nothing costs the loop nothing. While the server has too many requests, new connections are
+refused here too: clients that give up and connect again cost the loop nothing either.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from recsys.serving.http.admission import Admission
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import Status, error_response
 from recsys.serving.http.problems import Problem
+from recsys.serving.http.refusal import MOST_PAUSE, OVERLOADED_ANSWER, path_of_post, pause_of
 
 log = logging.getLogger("recsys")
 
@@ -29,6 +32,8 @@ Check = Callable[[], Problem | None]
 BACKLOG = 2048
 # Seconds between two looks at silent connections, between two log lines of one kind, and for one health request.
 _LOOK_SECONDS, _LOG_SECONDS, _HEALTH_SECONDS = 0.25, 10.0, 2.0
+# Seconds between two looks while refused connections rest, and the number of them that a look may wake early.
+_REST_LOOK_SECONDS, _REST_LOOKS = 0.01, 16
 _HEALTH = tuple(f"{method} /{path} ".encode() for method in ("GET", "HEAD") for path in ("healthz", "readyz"))
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -40,9 +45,11 @@ class Acceptor:
         listening: bound socket.
         hand_over: takes a connection whose first bytes have arrived; called in the thread of the acceptor.
         num_open: returns the number of connections that were taken and are still open.
+        num_pending: returns the number of connections that were handed over, and whose turn is still to come.
         ready: readiness of the server, asked in the thread of health.
         most: maximum number of open connections. Beyond it, the connection that was silent for longest is closed.
         seconds: time in which the first bytes must arrive.
+        admissions: limits of paths. A plain request that finds its limit reached is refused.
         peek: false to hand over connections at once, because TLS hides what they send.
     """
 
@@ -52,14 +59,21 @@ class Acceptor:
         hand_over: Callable[[socket.socket], None],
         *,
         num_open: Callable[[], int],
+        num_pending: Callable[[], int] = lambda: 0,
         ready: Check,
         most: int = 10_000,
         seconds: float = 10.0,
+        admissions: Mapping[str, Admission] | None = None,
         peek: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listening, self._hand_over, self._num_open, self._ready = listening, hand_over, num_open, ready
         self._most, self._seconds, self._peek, self._clock = most, seconds, peek, clock
+        self._admissions, self._num_pending = admissions or {}, num_pending
+        # Refused connections that are not read, and until when; in the order of their refusals.
+        self._resting: OrderedDict[socket.socket, tuple[float, Admission]] = OrderedDict()
+        # Those that are read again after a long rest: their requests are old.
+        self._old: set[socket.socket] = set()
         self._silent: OrderedDict[socket.socket, float] = OrderedDict()
         self._selector = selectors.DefaultSelector()
         self._logged = -float("inf")
@@ -94,21 +108,24 @@ class Acceptor:
 
     def _work(self) -> None:
         while not self._is_closed:
-            for key, _ in self._selector.select(_LOOK_SECONDS):
+            for key, _ in self._selector.select(_REST_LOOK_SECONDS if self._resting else _LOOK_SECONDS):
                 opened = key.fileobj
                 assert isinstance(opened, socket.socket)
                 if opened is self._listening:
                     self._accept_all()
                 elif opened is not self._woken:
                     self._look(opened)
+            self._end_rests()
             self._close_overdue()
         for opened in list(self._silent):
             self._drop(opened)
+        for opened in self._resting:
+            opened.close()
         self._selector.close()
 
     def _accept_all(self) -> None:
         for _ in range(BACKLOG):
-            if len(self._silent) + self._num_open() >= self._most:
+            if len(self._silent) + len(self._resting) + self._num_open() >= self._most:
                 self._warn("%d connections are open: the silent ones are closed", self._most)
                 if not self._drop_oldest():
                     # The kernel keeps those that wait.
@@ -131,8 +148,7 @@ class Acceptor:
             if not self._peek:
                 self._hand_over(opened)
                 continue
-            self._silent[opened] = self._clock()
-            self._selector.register(opened, selectors.EVENT_READ)
+            self._watch(opened)
 
     def _look(self, opened: socket.socket) -> None:
         """Pass on a connection that has sent something."""
@@ -147,12 +163,50 @@ class Acceptor:
         if not begin:
             self._drop(opened)
             return
+        is_old = opened in self._old
         self._forget(opened)
+        admission = self._admissions.get(path_of_post(begin, len(begin)) or "")
+        if admission is not None and (
+            admission.in_progress + self._num_pending() >= admission.limit
+            or (is_old and admission.was_full_within(MOST_PAUSE))
+        ):
+            self._refuse(opened, len(begin), admission)
+            return
         # Half a request would make the thread of health wait for the rest.
         if begin.startswith(_HEALTH) and b"\r\n\r\n" in begin:
             self._health.put(opened)
         else:
             self._hand_over(opened)
+
+    def _watch(self, opened: socket.socket) -> None:
+        self._silent[opened] = self._clock()
+        self._selector.register(opened, selectors.EVENT_READ)
+
+    def _refuse(self, opened: socket.socket, size: int, admission: Admission) -> None:
+        """Answer that the server is overloaded, and read the connection again after a pause."""
+        admission.refused += 1
+        try:
+            opened.recv(size)
+            opened.send(OVERLOADED_ANSWER)
+        except OSError:
+            # The client left.
+            opened.close()
+            return
+        self._resting[opened] = self._clock() + pause_of(len(self._resting)), admission
+
+    def _end_rests(self) -> None:
+        """Read connections again: those that rested long enough, and the last refused ones if there is room."""
+        now = self._clock()
+        while self._resting and next(iter(self._resting.values()))[0] <= now:
+            opened, _ = self._resting.popitem(last=False)
+            self._old.add(opened)
+            self._watch(opened)
+        for _ in range(min(len(self._resting), _REST_LOOKS)):
+            opened, (_, admission) = next(reversed(self._resting.items()))
+            if admission.in_progress + self._num_pending() >= 0.9 * admission.limit:
+                return
+            del self._resting[opened]
+            self._watch(opened)
 
     def _close_overdue(self) -> None:
         limit = self._clock() - self._seconds
@@ -171,6 +225,7 @@ class Acceptor:
 
     def _forget(self, opened: socket.socket) -> None:
         del self._silent[opened]
+        self._old.discard(opened)
         self._selector.unregister(opened)
 
     def _warn(self, message: str, *values: object) -> None:

@@ -38,15 +38,16 @@ def is_late() -> bool:
 
 
 class Admission:
-    """Limit of the requests in progress, which follows from the time that they wait for their turn.
+    """Limit of the requests in progress, which follows from how they wait for their turn.
 
-    The limit falls by a fifth while requests wait for more than half of `queue_seconds`, and grows slowly while all of
-    it is used. So it settles where the server is busy and nobody waits long (additive increase, multiplicative
-    decrease, as in TCP).
+    The limit falls by a fifth while requests wait for more than half of `queue_seconds`, and while the queue stays
+    longer than what is answered together (a standing queue, as in CoDel, adds to every wait and to no answer). It grows
+    slowly while all of it is used. So it settles where the server is busy and nobody waits long (additive increase,
+    multiplicative decrease, as in TCP).
 
     Args:
         queue_seconds: longest wait. A request that waited longer is refused instead of answered.
-        most, least: bounds of the limit.
+        most, least: bounds of the limit, which begins at twice the smaller one.
     """
 
     def __init__(
@@ -57,28 +58,47 @@ class Admission:
         least: int = 64,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.queue_seconds, self.limit, self.in_progress, self.refused = queue_seconds, most, 0, 0
         self._most, self._least, self.clock = most, min(least, most), clock
-        self._changed = -float("inf")
+        self.queue_seconds, self.in_progress, self.refused = queue_seconds, 0, 0
+        self.limit = min(most, 2 * self._least)
+        self._changed = self._free = clock()
+        self._full_at = -float("inf")
 
     def enter(self) -> bool:
         """Count a request and return True, or return False if there are too many."""
-        if self.in_progress >= self.limit:
-            self.refused += 1
+        if self.is_full:
+            self.refuse()
             return False
         self.in_progress += 1
+        if self.is_full:
+            self._full_at = self.clock()
         return True
+
+    def refuse(self) -> None:
+        """Count a request as refused."""
+        self.refused += 1
 
     def leave(self) -> None:
         """Count a request as ended."""
         self.in_progress -= 1
 
-    def waited(self, seconds: float) -> None:
-        """Adapt the limit to the longest wait of the requests whose turn it is."""
-        now = self.clock()
-        if seconds > self.queue_seconds / 2:
-            if now - self._changed >= self.queue_seconds / 2:
+    @property
+    def is_full(self) -> bool:
+        """True if no request may enter."""
+        return self.in_progress >= self.limit
+
+    def was_full_within(self, seconds: float) -> bool:
+        """Return True if the limit was reached so recently."""
+        return self.clock() - self._full_at < seconds
+
+    def waited(self, seconds: float, *, is_crowded: bool = False) -> None:
+        """Adapt the limit to the longest wait of the requests whose turn it is, and to the queue behind them."""
+        now, patience = self.clock(), self.queue_seconds / 2
+        if not is_crowded:
+            self._free = now
+        if seconds > patience or now - self._free > patience:
+            if now - self._changed >= patience:
                 self._changed = now
                 self.limit = max(self._least, int(0.8 * min(self.limit, self.in_progress)))
-        elif self.limit < self._most and self.in_progress >= 0.9 * self.limit:
+        elif not is_crowded and self.limit < self._most and self.in_progress >= 0.9 * self.limit:
             self.limit = min(self._most, self.limit + 4)

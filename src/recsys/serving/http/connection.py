@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from recsys.serving.http.admission import Admission, overloaded
-from recsys.serving.http.codec import encode
-from recsys.serving.http.messages import error_response
+from recsys.serving.http.admission import Admission
 from recsys.serving.http.problems import Problem
+from recsys.serving.http.refusal import (
+    LEAST_PAUSE,
+    MOST_PAUSE,
+    OVERLOADED_ANSWER,
+    path_of_post,
+    pause_of,
+    raw_answer,
+)
 
-# Seconds in which a refused connection is not read. A client that repeats at once would cost as much as an answer.
-REFUSED_SECONDS = 0.05
+# Seconds from the end of a request until its place is given to a refused connection.
+FILL_SECONDS = 0.002
 # Seconds between two looks at all connections.
 SWEEP_SECONDS = 1.0
-
-
-def _raw(problem: Problem, status_line: bytes, *headers: bytes) -> bytes:
-    body = encode(error_response(problem))
-    lines = [status_line, b"content-type: application/json", b"content-length: %d" % len(body), *headers]
-    return b"HTTP/1.1 " + b"\r\n".join([*lines, b"", body])
-
-
-_OVERLOADED = _raw(overloaded(), b"503 Service Unavailable", b"retry-after: 1")
+# Connections that are looked at in one turn of the event loop.
+_SWEPT = 2000
 
 
 class Connection(HttpToolsProtocol):
@@ -39,6 +38,9 @@ class Connection(HttpToolsProtocol):
 
     admissions: Mapping[str, Admission] = {}
     header_bytes = 32 << 10
+    _limits: Collection[Admission] = ()
+    # Connections of the server that are not read at the moment, in the order of their refusals.
+    paused: ClassVar[dict[Connection, asyncio.TimerHandle]] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin: the first request must arrive in time."""
@@ -48,9 +50,12 @@ class Connection(HttpToolsProtocol):
         self._task: asyncio.Task[None] | None = None
         self._admitted: Admission | None = None
         self._refused, self._in_headers, self._read_bytes = False, True, 0
+        self._in_message, self._was_long, self._resumed = False, False, 0.0
 
     def data_received(self, data: bytes) -> None:
         """Read a part of a request; too many bytes of headers end the connection."""
+        if not self._in_message and self._is_refused_unread(data):
+            return
         if self._in_headers:
             self._read_bytes += len(data)
         super().data_received(data)
@@ -61,7 +66,7 @@ class Connection(HttpToolsProtocol):
         """Begin a request."""
         super().on_message_begin()
         self.began = time.monotonic()
-        self._refused, self._in_headers = False, True
+        self._refused, self._in_headers, self._in_message = False, True, True
 
     def on_headers_complete(self) -> None:
         """Refuse or start a request."""
@@ -77,10 +82,12 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             admission = self.admissions.get(_path(self.url))
             if admission is not None:
-                if not admission.enter():
+                if self._must_refuse(admission):
+                    admission.refuse()
                     self._refused = True
-                    self.transport.write(_OVERLOADED)
+                    self.transport.write(OVERLOADED_ANSWER)
                     return
+                admission.enter()
                 self._admitted = admission
         super().on_headers_complete()
 
@@ -91,12 +98,43 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request; a refused connection pauses."""
-        self.began = None
+        self.began, self._in_message = None, False
         if not self._refused:
             super().on_message_complete()
-        elif not self.transport.is_closing():
+        else:
+            self._pause()
+
+    def _must_refuse(self, admission: Admission) -> bool:
+        # A request that arrived during a long pause is old, and its client did not wait as told: newer ones go first.
+        is_old = self._was_long and self.loop.time() - self._resumed < LEAST_PAUSE
+        return admission.is_full or (is_old and admission.was_full_within(MOST_PAUSE))
+
+    def _is_refused_unread(self, data: bytes) -> bool:
+        """Refuse a whole, plain request without parsing it, which takes a fifth of the time."""
+        # Most requests are not refused, and this is known without a look at their headers.
+        if not (self.cycle is None or self.cycle.response_complete) or not any(map(self._must_refuse, self._limits)):
+            return False
+        admission = self.admissions.get(path_of_post(data, self.header_bytes) or "")
+        if admission is None or not self._must_refuse(admission):
+            return False
+        self._unset_keepalive_if_required()
+        admission.refuse()
+        self.transport.write(OVERLOADED_ANSWER)
+        self.began = None
+        self._pause()
+        return True
+
+    def _pause(self) -> None:
+        if not self.transport.is_closing():
             self.flow.pause_reading()
-            self.loop.call_later(REFUSED_SECONDS, self._read_again)
+            pause = pause_of(len(self.paused))
+            self._was_long = pause > LEAST_PAUSE
+            self.paused[self] = self.loop.call_later(pause, self._end_pause)
+
+    def _end_pause(self) -> None:
+        del self.paused[self]
+        self._read_again()
+        self._resumed = self.loop.time()
 
     def _read_again(self) -> None:
         if self.transport.is_closing():
@@ -112,7 +150,7 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             message = f"headers: expected at most {self.header_bytes} bytes"
             problem = Problem(431, "too_large", message=message)
-            self.transport.write(_raw(problem, b"431 Request Header Fields Too Large", b"connection: close"))
+            self.transport.write(raw_answer(problem, b"431 Request Header Fields Too Large", b"connection: close"))
             self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -131,12 +169,25 @@ class Connection(HttpToolsProtocol):
         if self._admitted is not None and self._task is not None:
             self._task.cancel()
         self._leave()
+        if (timer := self.paused.pop(self, None)) is not None:
+            timer.cancel()
         super().connection_lost(exc)
 
     def _leave(self) -> None:
-        if self._admitted is not None:
-            self._admitted.leave()
-            self._admitted = None
+        if self._admitted is None:
+            return
+        self._admitted.leave()
+        if self.paused:
+            # After the answered clients had their turn.
+            self.loop.call_later(FILL_SECONDS, self._fill, self._admitted)
+        self._admitted = None
+
+    def _fill(self, admission: Admission) -> None:
+        """Read the connection that was refused last if there is room, because its request has waited least."""
+        if self.paused and not admission.is_full:
+            newest, timer = self.paused.popitem()
+            timer.cancel()
+            newest._read_again()
 
     def pause_writing(self) -> None:
         """Note that the client does not read its answer."""
@@ -150,7 +201,8 @@ class Connection(HttpToolsProtocol):
 
     def is_overdue(self, now: float, seconds: float) -> bool:
         """Return True if the client has not sent a request, or not read an answer, within that time."""
-        return any(since is not None and now - since > seconds for since in (self.began, self.stalled))
+        began, stalled = self.began, self.stalled
+        return (began is not None and now - began > seconds) or (stalled is not None and now - stalled > seconds)
 
 
 def _path(url: bytes) -> str:
@@ -163,7 +215,9 @@ def _path(url: bytes) -> str:
 
 def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[Connection]:
     """Return the class of the connections of one server."""
-    return type("ServerConnection", (Connection,), {"admissions": admissions, "header_bytes": header_bytes})
+    own: dict[str, Any] = {"admissions": admissions, "header_bytes": header_bytes, "paused": {}}
+    own["_limits"] = set(admissions.values())
+    return type("ServerConnection", (Connection,), own)
 
 
 async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None:
@@ -171,6 +225,8 @@ async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         now = time.monotonic()
-        for one in list(all_connections()):
+        for number, one in enumerate(list(all_connections())):
+            if number % _SWEPT == _SWEPT - 1:
+                await asyncio.sleep(0)
             if isinstance(one, Connection) and one.is_overdue(now, seconds):
                 one.transport.abort()
