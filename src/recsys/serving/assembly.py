@@ -116,7 +116,9 @@ class _Builder:
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
         shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
         monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
-        updates = self._updates = ItemUpdates(settings.changes, shard, name=_process_name(settings))
+        updates = self._updates = ItemUpdates(
+            settings.changes, shard, name=_process_name(settings), listens=(settings.host, settings.port)
+        )
         open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
         host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
         host.report_faults(updates.fault)
@@ -136,6 +138,8 @@ class _Builder:
                 load_seconds=settings.load_seconds,
             ),
         ]
+        # When others can see that this host listens, and before it accepts a connection.
+        self._start.append(functools.partial(FILES.run, updates.read))
         self._stop.append(functools.partial(asyncio.to_thread, updates.close))
         if settings.release != self._releases.store.resolve(settings.release):
             follower = AliasFollower(

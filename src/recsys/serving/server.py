@@ -21,7 +21,7 @@ import uvicorn
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
 from recsys.serving.host.releases import ReleaseCache
-from recsys.serving.http.acceptor import Acceptor
+from recsys.serving.http.acceptor import BACKLOG, Acceptor
 from recsys.serving.http.connection import connections, sweep
 from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.http.routes import ProcessRoutes
@@ -55,7 +55,9 @@ class DrainingServer(uvicorn.Server):
         self._process, self._drain_seconds, self._settings = process, settings.drain_seconds, settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Run the start hooks, then accept connections in a thread of its own."""
+        """Listen, run the start hooks, and accept connections in a thread of its own."""
+        for listening in sockets or []:
+            listening.listen(BACKLOG)
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(1)

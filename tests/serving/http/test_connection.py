@@ -172,7 +172,8 @@ def test_a_refused_request_leaves_its_connection_usable(running: Running, parts:
     for _ in full:
         assert running.entered.acquire(timeout=PATIENCE)
     with send(running.port, b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n") as asking:
-        assert asking.recv(65536).startswith(b"HTTP/1.1 200")
+        while not asking.recv(65536).endswith(b"ok"):
+            continue
         for _ in range(2):
             for part in parts:
                 asking.sendall(part)

@@ -53,14 +53,14 @@ class AcceptsItems(Protocol):
         ...
 
 
-def open_log(place: str | Path, name: str | None) -> Journal | ValkeyLog:
+def open_log(place: str | Path, name: str | None, *, listens: tuple[str, int] | None = None) -> Journal | ValkeyLog:
     """Return the log at a path, or at the address of a server; see `ItemUpdates`."""
     if not is_server(str(place)):
         return Journal(Path(place))
     # Imported late, so that files work without the client library.
     from recsys.serving.host.valkey_log import ValkeyLog
 
-    return ValkeyLog(str(place), name)
+    return ValkeyLog(str(place), name, listens=listens)
 
 
 class ItemUpdates:
@@ -72,9 +72,17 @@ class ItemUpdates:
         place: path of the log, or the address of a server.
         name: name of this host in a log on a server, where a change is acknowledged when all hosts have applied it;
             None for a server that nobody waits for.
+        listens: address and port at which this host will listen.
     """
 
-    def __init__(self, place: str | Path, shard: CorpusShard | None = None, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        place: str | Path,
+        shard: CorpusShard | None = None,
+        *,
+        name: str | None = None,
+        listens: tuple[str, int] | None = None,
+    ) -> None:
         self.shard = shard
         # The first is held while the log is read or written, which may take long; searches need only the second.
         self._reading, self._lock = threading.RLock(), threading.RLock()
@@ -84,7 +92,7 @@ class ItemUpdates:
         self._added: dict[str, dict[ItemId, NewItem]] = {}
         # Number of records read; results computed at another number are outdated.
         self.number = 0
-        self._log = open_log(place, name)
+        self._log = open_log(place, name, listens=listens)
         self._apply_all()
         self._closed = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="item updates", daemon=True)

@@ -8,7 +8,8 @@ Keys after PREFIX:changes:
   id          random name of the log, by which its readers notice that it was emptied
   readers     names of the hosts that read it;   reader:NAME: number of the last record that a host has applied
 
-A change is acknowledged when every host has applied it. A host that cannot read the log for `REST_SECONDS` rests, and
+A change is acknowledged when every host has applied it, except those at whose port nobody listens any more: they read
+the log to its head before they answer again. A host that cannot read the log for `REST_SECONDS` rests, and
 only later the others stop waiting for it. So a removed item is not shown by a host that the server cannot reach, and
 all hosts continue through a shorter pause of the server, in which nothing can be acknowledged.
 """
@@ -17,10 +18,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
+import os
 import random
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -37,6 +42,8 @@ REST_SECONDS, EXPIRE_SECONDS = 60.0, 75.0
 CONFIRM_SECONDS = 5.0
 # Longest wait for a new record, and thus between two reads.
 _WAIT_SECONDS, _CONFIRM_EVERY = 1.0, 0.002
+# Time limit of a connection to a host that has not confirmed.
+_CONNECT_SECONDS = 0.2
 _ATTEMPTS = 1000
 
 # Counts the time in which the machine sleeps.
@@ -53,6 +60,7 @@ class ValkeyLog:
     Args:
         url: address of the server (see `DurableServer`).
         name: name of this host, different from that of every other process; None for a reader that nobody waits for.
+        listens: address and port at which this host will listen, if that is known.
 
     Raises:
         UserError: If the server cannot be reached (`ServerFault`), or may lose what it acknowledges.
@@ -62,7 +70,9 @@ class ValkeyLog:
     is_followed = True
     has_new = False
 
-    def __init__(self, url: str, name: str | None = None, *, prefix: str = "recsys") -> None:
+    def __init__(
+        self, url: str, name: str | None = None, *, listens: tuple[str, int] | None = None, prefix: str = "recsys"
+    ) -> None:
         self._server = DurableServer(url, key="changes", what="item updates", failed=ServerFault)
         self._client, self._answers, self._prefix, self._name = (
             self._server.client,
@@ -71,6 +81,8 @@ class ValkeyLog:
             name,
         )
         self.place = self._server.place
+        host, port = listens or ("", 0)
+        self._home = f"{_network()} {host or '*'} {port}"
         self._position = self._before = 0
         self._asked = self._fresh = now()
         with self._answers():
@@ -187,14 +199,16 @@ class ValkeyLog:
 
     def _unconfirmed(self, position: int) -> list[str]:
         with self._answers():
-            found: set[Any] = self._client.smembers(self._key("readers"))
-            names = sorted(found)
-            applied = self._client.mget([self._key("reader:") + name.decode() for name in names]) if names else []
+            members: set[Any] = self._client.smembers(self._key("readers"))
+            names = sorted(members)
+            applied: list[Any] = (
+                self._client.mget([self._key("reader:") + name.decode() for name in names]) if names else []
+            )
             gone = [name for name, number in zip(names, applied, strict=True) if number is None]
             if gone:
                 self._client.srem(self._key("readers"), *gone)
-        pairs = zip(names, applied, strict=True)
-        return [name.decode() for name, number in pairs if number is not None and int(number) < position]
+        pairs = [(name.decode(), found.decode()) for name, found in zip(names, applied, strict=True) if found]
+        return [name for name, found in pairs if int(found.partition(" ")[0]) < position and not _is_gone(found)]
 
     def close(self) -> None:
         """End the registration, so that nobody waits for this host."""
@@ -208,9 +222,39 @@ class ValkeyLog:
             return
         with self._answers():
             pipe = self._client.pipeline(transaction=True)
-            pipe.set(self._key(f"reader:{self._name}"), number, px=int(1000 * EXPIRE_SECONDS))
+            pipe.set(self._key(f"reader:{self._name}"), f"{number} {self._home}", px=int(1000 * EXPIRE_SECONDS))
             pipe.sadd(self._key("readers"), self._name)
             pipe.execute()
 
     def _key(self, name: str) -> str:
         return f"{self._prefix}:{name}"
+
+
+def _network() -> str:
+    """Return a name of the network of this process, in which loopback addresses mean the same; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/net')}"
+    except OSError:
+        return "unknown"
+
+
+def _is_gone(registration: str) -> bool:
+    """Return True if nobody listens at the port of a host. Any doubt counts as somebody."""
+    _, network, host, port = registration.split(" ")
+    is_here = network == _network() != "unknown"
+    try:
+        is_local = host == "*" or ipaddress.ip_address(host).is_loopback or ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+    if port == "0" or (is_local and not is_here):
+        return False
+    try:
+        with socket.create_connection(
+            ("127.0.0.1" if host in ("*", "0.0.0.0", "::") else host, int(port)), _CONNECT_SECONDS
+        ):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
