@@ -29,12 +29,12 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
     assert (admission.in_progress, admission.refused) == (100, 1)
     admission.waited(0.11)
     # Once in half of the longest wait, whatever the number of microbatches.
-    clock.now += 0.1
+    clock.now += 0.2
     admission.waited(0.11)
     admission.waited(0.11)
     assert admission.limit == 80
     for _ in range(20):
-        clock.now += 0.1
+        clock.now += 0.2
         admission.waited(0.5)
     low = admission.limit
     assert low == 50
