@@ -12,6 +12,7 @@ from rich.console import Console
 
 from recsys.cli.main import main
 from recsys.core.errors import UserError
+from recsys.core.schema import Feature, Schema
 from recsys.operations.gates.verdict import Verdict, at_least
 from recsys.operations.lineage import AliasPeriod, lineage, served_times
 from recsys.release.manifest import Manifest, describe_file
@@ -132,3 +133,17 @@ def test_command(store: ReleaseStore, published: Published, capsys: pytest.Captu
 def test_unknown_versions_are_refused(store: ReleaseStore) -> None:
     with pytest.raises(UserError, match="no release '1{16}'"):
         lineage(store, "1" * 16)
+
+
+def test_models_of_content_are_part_of_the_lineage(store: ReleaseStore, published: Published) -> None:
+    file = store.root / published.versions[0] / "schema.json"
+    schema = Schema.load(file)
+    encoded = Feature("title", "items", "vector", "item", 2, encoder="minilm", encoder_digest="abc")
+    file.chmod(0o644)
+    Schema((*schema.features, encoded), schema.user_id_type, schema.item_id_type).save(file)
+    found = lineage(store, published.versions[0])
+    assert found.data["encoder of items.title"] == "minilm (abc)"
+    assert sum(name.startswith("encoder") for name in found.data) == 1
+    assert found.sound.startswith("damaged")
+    file.write_text("{")
+    assert "encoder of items.title" not in lineage(store, published.versions[0]).data

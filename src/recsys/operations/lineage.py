@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from recsys.core.errors import UserError
+from recsys.core.schema import Schema
 from recsys.experiments.run_folder import read_state
 from recsys.operations.gates.verdict import VERDICT, Verdict
-from recsys.release.manifest import CONFIG, Manifest, describe_file
+from recsys.release.manifest import CONFIG, SCHEMA, Manifest, describe_file
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 
@@ -43,7 +44,7 @@ class Lineage:
         run: folder of the run, whether it exists, and the contents of its files; `same_config` is true if its
             configuration equals the one in the release.
         config_sha256: digest of the configuration in the release, which remains if the run is removed.
-        data: fingerprint, and times of the first and last events.
+        data: fingerprint, times of the first and last events, and models of content with their digests.
         git_commit: commit of the code; `+` marks uncommitted changes.
         verdict: verdict of the gates on the run; None if there is none.
         refreshed: version that was refreshed, data, and time of the index; empty if the index is of the run's own data.
@@ -98,7 +99,7 @@ def lineage(store: ReleaseStore, name: str) -> Lineage:
         index={name: manifest.index[name] for name in ("class", "recall") if name in manifest.index},
         run=_run(Path(manifest.run), manifest, config),
         config_sha256=config,
-        data=_data(manifest),
+        data=_data(manifest, folder),
         git_commit=manifest.git_commit,
         verdict=_verdict(Path(manifest.run), version, folder=manifest.refreshed.get("folder")),
         refreshed=_refreshed(manifest),
@@ -136,9 +137,16 @@ def _run(path: Path, manifest: Manifest, config: str) -> dict[str, Any]:
     return known
 
 
-def _data(manifest: Manifest) -> dict[str, Any]:
+def _data(manifest: Manifest, folder: Path) -> dict[str, Any]:
     times = {name: _moment(seconds) for name, seconds in manifest.data.items()}
-    return {"fingerprint": manifest.dataset_fingerprint, **times}
+    try:
+        features = Schema.load(folder / SCHEMA).features
+    except UserError:
+        # The release is damaged, which `sound` says.
+        features = ()
+    encoders = {f.key: f"{f.encoder} ({f.encoder_digest})" for f in features if f.encoder}
+    found = {"fingerprint": manifest.dataset_fingerprint, **times}
+    return found | {f"encoder of {key}": model for key, model in encoders.items()}
 
 
 def _refreshed(manifest: Manifest) -> dict[str, Any]:
