@@ -32,7 +32,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, num_items: int, dim: int) -> None:
         super().__init__()
-        self.items = torch.randn(num_items + 1, dim)
+        self.items, self.device = torch.randn(num_items + 1, dim), torch.device("cpu")
         self.log_inverse_temperature = nn.Parameter(torch.zeros(()))
 
     def encode_items(self, item_idx: Tensor) -> Tensor:

@@ -90,6 +90,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=6.0, help="of timed steps, for each process")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[p for p in PEERS if PEERS[p][0] in os.environ])
     given = parser.parse_args()
+    for peer in PEERS:
+        if peer not in given.peers:
+            print(f"{peer}: skipped, {PEERS[peer][0]} does not name the Python of an environment that has it")
     root = Path(os.environ["RECSYS_DATA"])
     with tempfile.TemporaryDirectory() as folder:
         for name in given.cases:

@@ -1,12 +1,31 @@
-"""Benchmarks and root scripts import names that exist, so that a rename cannot break one unnoticed."""
+"""Every benchmark runs on tiny data, and every script imports names that exist, so that none breaks unnoticed.
+
+Those of `simulated_months`, `gates_harm`, the evidence and serving are in the tests of what they measure.
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
+from worlds import write_world
+
+from recsys.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/**/*.py")])
@@ -20,3 +39,114 @@ def test_every_imported_name_exists(script: Path) -> None:
             for name in node.names:
                 if not hasattr(module, name.name):
                     importlib.import_module(f"{node.module}.{name.name}")
+
+
+Load = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Load:
+    """`load(name, *arguments)`: the module of a benchmark, whose `main` will read these arguments."""
+
+    def loaded(name: str, *arguments: object) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / f"benchmarks/{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        return module
+
+    return loaded
+
+
+SMALL: dict[str, tuple[tuple[object, ...], str]] = {
+    "catalogue_size": (("--num-items", 20, 40, "--num-events", 900, "--num-steps", 2), "40 items: "),
+    "evaluation_speed": (("--users", 40, "--items", 300, "--dim", 8, "--repeats", 1, "--threads", 1), ""),
+    "frequency_estimation": (
+        ("--num-items", 200, "--num-steps", 20, "--num-targets", 16, "--powers", 8), "count-min"
+    ),
+    "index_throughput": (
+        ("--num-items", 2000, "--dim", 8, "--queries", 40, "--k", 10, "--backends", "flat", "exact"), "exact"
+    ),
+    "preparation": (("--num-events", 3000, "--num-users", 60, "--num-items", 400), ""),
+    "refresh_speed": (("--items", 600, "--events", 6000, "--threads", 1), "600 items: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_runs(name: str, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, expected = SMALL[name]
+    load(name, *arguments).main()
+    output = capsys.readouterr().out
+    assert output
+    assert expected in output
+
+
+def test_long_ones_begin(load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    for name in ("retraining_kills", "gates_harm"):
+        with pytest.raises(SystemExit, match="0"):
+            load(name, "--help").main()
+        assert "--folder" in capsys.readouterr().out
+
+
+def test_training_speed(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both modes and both losses; the peers are not installed."""
+    (tmp_path / "amazon-beauty").mkdir()
+    events = {"user_id": np.repeat(np.arange(20), 6), "item_id": np.arange(120) * 7 % 300, "timestamp": np.arange(120)}
+    pq.write_table(pa.table(events), tmp_path / "amazon-beauty/interactions.parquet")
+    monkeypatch.setenv("RECSYS_DATA", str(tmp_path))
+    for variable in ("RECSYS_PEER_REPLAY", "RECSYS_PEER_RECTOOLS"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def run(side: str, data: Path, loss: str, mode: str, window: int, given: argparse.Namespace) -> list[float]:
+        assert side == "recsys"
+        words = ("--data", data, "--loss", loss, "--mode", mode, "--window", window, "--seconds", given.seconds)
+        with redirect_stdout(io.StringIO()) as output:
+            load("training_step", *words, "--threads", 1).main()
+        rates: list[float] = json.loads(output.getvalue().splitlines()[-1])["targets_per_second"]
+        return rates
+
+    module = load("training_speed", "--cases", "beauty_full", "beauty_sampled", "--rounds", 1, "--seconds", 0)
+    monkeypatch.setattr(module, "run", run)
+    module.main()
+    output = capsys.readouterr().out
+    assert "replay: skipped, RECSYS_PEER_REPLAY does not name" in output
+    for case in ("beauty_full", "beauty_sampled"):
+        for mode in ("loop", "fit"):
+            [line] = [line for line in output.splitlines() if line.split()[:2] == [case, mode]]
+            assert float(line.split()[3].replace(",", "")) > 0
+
+
+def test_ablation(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = {
+        "base": ["user_tower=mean", "model.dim=8", "batch_size=16", "trainer.max_epochs=1"],
+        "variants": {"another seed": {"overrides": ["seed=1"]}, "days": {"overrides": ["seed=2"], "time": ["day"]}},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
+    data = ["data=parquet", f"data.root={write_world(tmp_path / 'data')}", f"data.cache={tmp_path}/cache"]
+    words = ["--variants", tmp_path / "plan.yaml", "--out", tmp_path / "out"]
+    module = load("ablation", *words, *data, "split=leave_last_out")
+
+    def start(command: list[str], **_: Any) -> None:
+        main(["train", *command[2:]])
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=start, STDOUT=None))
+    module.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| variant", "| base", "| another seed"]
+
+
+def test_headline(load: Load, tmp_path: Path) -> None:
+    metrics = {"test/recall@10": 0.3, "test/ndcg@10": 0.2, "test/recall@100": 0.5}
+    for path in (tmp_path / "run", tmp_path / "baselines/popularity"):
+        path.mkdir(parents=True)
+        (path / "metrics.json").write_text(json.dumps(metrics))
+    load("headline", tmp_path / "x.svg", "Data", tmp_path / "run", tmp_path / "baselines").main()
+    assert "<svg" in (tmp_path / "x.svg").read_text()

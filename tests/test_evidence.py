@@ -143,8 +143,8 @@ def test_the_page(plan: Plan, runs: Path, page: Path) -> None:
     assert f"- plain model, R@10: {short(mean)}, bar .0000: reached" in text
     assert "bar 1.5000: **missed**" in text
     assert "bar p < 1e-05: **missed**" in text
-    assert warnings == ["tiny: not measured: later, seed 0; later, seed 1"]
-    assert "Not measured yet: later, seed 0; later, seed 1." in text
+    assert warnings == ["tiny: not measured: later (seeds 0, 1)"]
+    assert "Not measured yet: later (seeds 0, 1)." in text
 
 
 def test_users_are_means_over_seeds(plan: Plan, runs: Path, page: Path) -> None:
@@ -170,7 +170,7 @@ def test_rows_without_a_passing_check_are_not_written(plan: Plan, runs: Path, pa
     write_report(plan, copy, page)
     text = page.read_text()
     assert "| popularity" not in text
-    assert "Not measured yet: plain, seed 1; later, seed 0; later, seed 1; popularity; transitions." in text
+    assert "Not measured yet: plain (seeds 1); later (seeds 0, 1); popularity; transitions." in text
     [row] = [line for line in text.splitlines() if line.startswith("| plain model |")]
     assert "±" not in row
 

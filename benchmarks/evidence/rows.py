@@ -74,7 +74,11 @@ def read_rows(plan: Plan, data: DataSet, runs: Path) -> Measured:
     for name in (*data.variants, *plan.baselines):
         jobs = [job for job in plan.jobs(data=[data.name], rows=[name]) if job.row == name]
         done = [job for job in jobs if is_checked(job.folder(runs))]
-        missing += [job.title.partition(", ")[2] for job in jobs if job not in done]
+        left = [job for job in jobs if job not in done]
+        if left and left[0].seed is not None:
+            missing.append(f"{name} (seeds {', '.join(str(job.seed) for job in left)})")
+        elif left:
+            missing.append(name)
         if not done:
             continue
         folders = [job.folder(runs) for job in done]

@@ -63,12 +63,15 @@ class StepTimer:
         self.count, self.seconds = count, seconds
         self.rates: list[float] = []
         self._begin = self._end = 0.0
+        # The index of a batch begins anew with every epoch.
+        self._steps = 0
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         now = time.perf_counter()
-        if batch_idx == WARMUP - 1:
+        self._steps += 1
+        if self._steps == WARMUP:
             self._end = now + self.seconds
-        if batch_idx >= WARMUP:
+        if self._steps > WARMUP:
             self.rates.append(self.count(batch) / (now - self._begin))
             if now > self._end and len(self.rates) >= 5:
                 trainer.should_stop = True
