@@ -76,7 +76,8 @@ def _judge(
     console: Console,
 ) -> CanaryVerdict:
     path = runner.state.path.with_name(VERDICT)
-    console.print(f"judging {rollout.version} by the outcomes of its users; {path} has the present state")
+    message = f"judging {rollout.version} by the outcomes of its users; {path} has the present state"
+    console.print(message, soft_wrap=True)
 
     def check() -> None:
         if runner.state.is_paused:
