@@ -201,11 +201,12 @@ class Acceptor:
             opened, _ = self._resting.popitem(last=False)
             self._old.add(opened)
             self._watch(opened)
-        for _ in range(min(len(self._resting), _REST_LOOKS)):
-            opened, (_, admission) = next(reversed(self._resting.items()))
-            if admission.in_progress + self._num_pending() >= 0.9 * admission.limit:
-                return
-            del self._resting[opened]
+        if not self._resting:
+            return
+        _, (_, admission) = next(reversed(self._resting.items()))
+        room = int(0.9 * admission.limit) - admission.in_progress - self._num_pending()
+        for _ in range(min(len(self._resting), room, _REST_LOOKS)):
+            opened, _ = self._resting.popitem()
             self._watch(opened)
 
     def _close_overdue(self) -> None:

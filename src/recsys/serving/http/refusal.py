@@ -11,7 +11,7 @@ from recsys.serving.http.problems import Problem
 
 # A refused connection is not read for a while, because refusals to clients that repeat at once would cost as much as
 # answers: so long that there are at most so many refusals a second, within bounds in seconds.
-REFUSALS_PER_SECOND, LEAST_PAUSE, MOST_PAUSE = 1000, 0.05, 0.5
+REFUSALS_PER_SECOND, LEAST_PAUSE, MOST_PAUSE = 500, 0.05, 0.5
 _LENGTH = re.compile(
     rb"HTTP/1\.1\r\n(?:.*\r\n)?content-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|$)", re.IGNORECASE | re.DOTALL
 )
