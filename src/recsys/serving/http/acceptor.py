@@ -22,7 +22,7 @@ from recsys.serving.http.admission import Admission
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import Status, error_response
 from recsys.serving.http.problems import Problem
-from recsys.serving.http.refusal import MOST_PAUSE, OVERLOADED_ANSWER, path_of_post, pause_of
+from recsys.serving.http.refusal import LEAST_PAUSE, MOST_PAUSE, OVERLOADED_ANSWER, path_of_post, pause_of
 
 log = logging.getLogger("recsys")
 
@@ -33,7 +33,7 @@ BACKLOG = 2048
 # Seconds between two looks at silent connections, between two log lines of one kind, and for one health request.
 _LOOK_SECONDS, _LOG_SECONDS, _HEALTH_SECONDS = 0.25, 10.0, 2.0
 # Seconds between two looks while refused connections rest, and the number of them that a look may wake early.
-_REST_LOOK_SECONDS, _REST_LOOKS = 0.01, 16
+_REST_LOOK_SECONDS, _REST_LOOKS = 0.01, 4
 _HEALTH = tuple(f"{method} /{path} ".encode() for method in ("GET", "HEAD") for path in ("healthz", "readyz"))
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -76,7 +76,7 @@ class Acceptor:
         self._old: set[socket.socket] = set()
         self._silent: OrderedDict[socket.socket, float] = OrderedDict()
         self._selector = selectors.DefaultSelector()
-        self._logged = -float("inf")
+        self._logged = self._refused_at = -float("inf")
         self._health: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._wake, self._woken = socket.socketpair()
         self._is_closed = False
@@ -192,7 +192,8 @@ class Acceptor:
             # The client left.
             opened.close()
             return
-        self._resting[opened] = self._clock() + pause_of(len(self._resting)), admission
+        self._refused_at = self._clock()
+        self._resting[opened] = self._refused_at + pause_of(len(self._resting)), admission
 
     def _end_rests(self) -> None:
         """Read connections again: those that rested long enough, and the last refused ones if there is room."""
@@ -201,11 +202,12 @@ class Acceptor:
             opened, _ = self._resting.popitem(last=False)
             self._old.add(opened)
             self._watch(opened)
-        if not self._resting:
+        # The last refused ones have waited least, and after a while they are old too.
+        if not self._resting or now - self._refused_at > LEAST_PAUSE:
             return
         _, (_, admission) = next(reversed(self._resting.items()))
-        room = int(0.9 * admission.limit) - admission.in_progress - self._num_pending()
-        for _ in range(min(len(self._resting), room, _REST_LOOKS)):
+        room = min(_REST_LOOKS, int(0.9 * admission.limit) - admission.in_progress - self._num_pending())
+        for _ in range(min(len(self._resting), room)):
             opened, _ = self._resting.popitem()
             self._watch(opened)
 
