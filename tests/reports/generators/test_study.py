@@ -132,7 +132,7 @@ def test_tables_of_numbers(found: Study) -> None:
     assert (row["generator"], row["kind"]) == ("run1", "learned")
     assert row["recall, low"] <= row["recall"] <= row["recall, high"]
     assert sum(dict(zip(head, row, strict=True))["budget"] for row in rows) == K
-    assert len(tables(found)["pairs"][1]) == 9 * 8 / 2
+    assert len(tables(found)["pairs"][1]) == 10 * 9 / 2
 
 
 def test_a_model_that_knows_validation_is_chosen_by_test_users_that_are_not_measured(
