@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from recsys.evaluation.significance import Comparison, holm
 
 BEGIN, END = "<!-- evidence: begin; written by benchmarks/evidence -->", "<!-- evidence: end -->"
 PICTURE = "evidence.svg"
+# Most characters of a line of prose.
+WIDTH = 120
 
 
 def write_report(plan: Plan, runs: Path, page: Path) -> list[str]:
@@ -33,8 +36,18 @@ def write_report(plan: Plan, runs: Path, page: Path) -> list[str]:
     shown = [one for one in measured if one.rows]
     parts = [caption(shown, plan), *(section(one, plan) for one in shown)]
     draw(shown, plan.metrics[0], page.with_name(PICTURE))
-    atomic_write(page, "\n\n".join([before + begin, *parts, end]) + after)
+    atomic_write(page, wrapped("\n\n".join([before + begin, *parts, end])) + after)
     return [f"{one.data.name}: not measured: {'; '.join(one.missing)}" for one in measured if one.missing]
+
+
+def wrapped(text: str) -> str:
+    """Return Markdown whose lines of prose have at most 120 characters; rows of tables and code stay as they are."""
+    kept = ("|", "    ", "```")
+    lines = [
+        line if line.startswith(kept) or len(line) <= WIDTH else textwrap.fill(line, WIDTH, break_long_words=False)
+        for line in text.split("\n")
+    ]
+    return "\n".join(lines)
 
 
 def caption(measured: Sequence[Measured], plan: Plan) -> str:
