@@ -43,6 +43,8 @@ class FakeHost:
                     self.reply(401, {"error": {"code": "unauthorized", "message": "expected the token"}})
                 elif what == host.refuses:
                     self.reply(400, {"error": {"code": "bad_request", "message": "its self-check fails"}})
+                elif what == "lock":
+                    self.reply(200, {})
                 else:
                     host.change(what, body["version"])
                     self.reply(200, {})
