@@ -111,7 +111,7 @@ CLUMSY = {
     "recsys gates run=runs/first": (1, "against: missing, expected against=VERSION|ALIAS"),
     "recsys releases shwo": (1, "action: found 'shwo'; did you mean 'show'?"),
     "recsys releases alais production x": (1, "action: found 'alais'; did you mean 'alias'?"),
-    "recsys releases remove x": (1, "action: found 'remove'; valid: alias, delete, list, rollback, show"),
+    "recsys releases remove x": (1, "action: found 'remove'; valid: alias, delete, keygen, list, rollback, show"),
     "recsys releases list store=modls": (1, "store: modls: no such file or folder in {here}; did you mean models?"),
     "recsys rollout strat": (1, "action: found 'strat'; did you mean 'start'?"),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from worlds import write_blend, write_run, write_world
 
 from recsys.cli.main import main
@@ -26,6 +27,7 @@ from recsys.publishing.new_items import NewItems, embed_items
 from recsys.publishing.newer_data import on_newer_data
 from recsys.publishing.opened_release import OpenedRelease
 from recsys.publishing.towers import Towers
+from recsys.release.manifest import FileEntry
 from recsys.release.runtime.retriever import Retriever
 from recsys.serving.host.additions import load_additions
 
@@ -178,7 +180,14 @@ def test_data_without_a_column_that_the_towers_read_is_refused(
 def test_new_items_get_the_age_of_their_day(is_blend: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_world(tmp_path / "data")
     items, now = pq.read_table(root / "items.parquet"), 12 * DAY
-    born = pa.array(np.random.default_rng(0).integers(0, 11, len(items)) * DAY)
+    events = (
+        pq.read_table(root / "interactions.parquet").group_by("item_id").aggregate([("timestamp", "min")]).to_pydict()
+    )
+    first = dict(zip(events["item_id"], events["timestamp_min"], strict=True))
+    drawn = np.random.default_rng(0).integers(0, 11, len(items)) * DAY
+    born = pa.array(
+        [min(day, first.get(name, day)) for day, name in zip(drawn, items["item_id"].to_pylist(), strict=True)]
+    )
     pq.write_table(items.append_column("born", born), root / "items.parquet")
     priors = ["split=temporal", "data.columns.born=born", "model.priors={age: true, recency: true}"]
     shift = "model.prior_shift={weight: 0.5, half_life_days: 1.0, power: 1.5}"
@@ -198,16 +207,19 @@ def test_new_items_get_the_age_of_their_day(is_blend: bool, tmp_path: Path, monk
     newer = on_newer_data(towers, towers.prepare(str(root)), root=str(root), index_time=IndexTime(now, 2.0))
     place = newer.dataset.item_ids.to_pylist().index("new0") + 1
     expected = encode_corpus(newer.model, torch.tensor([place])).numpy()
+    weights = save({n: w.clone() for n, w in newer.model.item_tower.state_dict().items()})
+    (tmp_path / "item_tower.safetensors").write_bytes(weights)
+    newer.dataset.schema.save(tmp_path / "schema.json")
+    (tmp_path / "config.yaml").touch()
+    names = ("item_tower.safetensors", "schema.json", "config.yaml")
+    files = {name: (tmp_path / name).read_bytes() for name in names}
     manifest = SimpleNamespace(
+        files={name: FileEntry(hashlib.sha256(file).hexdigest(), len(file)) for name, file in files.items()},
         new_item_biases=new_item_biases(newer.model, newer.dataset.num_trained),
         temperatures=tuple(member.model.temperature for member in members_of(newer.model)),
         temperature=newer.model.temperature,
         index_time={"now": now - 3 * DAY, "horizon_days": 2.0},
     )
-    save_file(
-        {n: w.clone() for n, w in newer.model.item_tower.state_dict().items()}, tmp_path / "item_tower.safetensors"
-    )
-    newer.dataset.schema.save(tmp_path / "schema.json")
     monkeypatch.setattr(new_items, "stored_config", lambda *_: newer.config)
     monkeypatch.setattr(NewItems, "_encoder", lambda self, name: _encoder(newer.dataset, name))  # noqa: ARG005
     found = NewItems(tmp_path, manifest).embed(new)

@@ -161,7 +161,7 @@ def _post(url: str, content: bytes, *, seconds: float) -> None:
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
     thread.join(seconds)
-    if thread.is_alive():
+    if thread.is_alive() or (errors and isinstance(errors[0], TimeoutError)):
         raise _HookError(f"no answer within {seconds:g} s")
     if errors:
         raise errors[0]
