@@ -46,6 +46,7 @@ PLAN = {
             "bars": [
                 {"row": "plain", "metric": "test/recall@10", "at_least": 0.0},
                 {"row": "plain", "metric": "test/ndcg@10", "at_least": 1.5},
+                {"row": "plain", "metric": "test/hit@5", "at_least": 1.5},
                 {"row": "plain", "metric": "test/recall@10", "above": "transitions", "p": 0.00001},
             ],
         }
@@ -141,6 +142,8 @@ def test_the_page(plan: Plan, runs: Path, page: Path) -> None:
     assert "| Paper model (published: a paper) | .9900 |  | | | | | |" in text
     assert "rolling" not in text
     assert f"- plain model, R@10: {short(mean)}, bar .0000: reached" in text
+    # A bar may be on a metric without a column.
+    assert "- plain model, hit@5: " in text
     assert "bar 1.5000: **missed**" in text
     assert "bar p < 1e-05: **missed**" in text
     assert warnings == ["tiny: not measured: later (seeds 0, 1)"]

@@ -83,7 +83,8 @@ def read_rows(plan: Plan, data: DataSet, runs: Path) -> Measured:
             continue
         folders = [job.folder(runs) for job in done]
         content = [read_json(folder / METRICS) for folder in folders]
-        values = {metric: [one[metric] for one in content if metric in one] for metric in plan.metrics}
+        metrics = dict.fromkeys([*plan.metrics, *(bar.metric for bar in data.bars)])
+        values = {metric: [one[metric] for one in content if metric in one] for metric in metrics}
         title = plan.variants[name].title if name in plan.variants else name.replace("_", " ")
         seeds = tuple(job.seed for job in done if job.seed is not None)
         states = [read_state(folder) for folder in folders]
