@@ -16,7 +16,7 @@ from recsys.core.errors import UserError
 from recsys.serving.http.access import Access
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.app import App
-from recsys.serving.http.connection import _path
+from recsys.serving.http.connection import Connection, _path
 from recsys.serving.http.endpoint import admin, endpoints_of, route
 from recsys.serving.http.messages import Status, TakedownRequest
 
@@ -152,7 +152,9 @@ def test_an_upgrade_is_an_ordinary_request(servers: Servers) -> None:
     assert ask(servers.port, "GET /v1/admin/takedown", "Connection: Upgrade", *upgrade, RIGHT[1])[0] in (0, 404)
 
 
-def test_an_admission_counts_however_a_path_is_written(tmp_path: Path) -> None:
+def test_an_admission_counts_however_a_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A refused client that asked for the end of its connection gets it with the refusal, not with the idle timeout.
+    monkeypatch.setattr(Connection, "timeout_keep_alive_handler", lambda self: None)  # noqa: ARG005
     admission = Admission(1.0, most=1, least=1)
     app = App(endpoints_of(Routes()), body_bytes=1000, admissions={"/v1/retrieve": admission})
     with serving(app, tmp_path) as port:

@@ -97,12 +97,14 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request; a refused connection pauses."""
+        """End a request; a refused connection pauses, or closes if its client asked for that."""
         self.began, self._in_message = None, False
         if not self._refused:
             super().on_message_complete()
-        else:
+        elif self.parser.should_keep_alive():
             self._pause()
+        else:
+            self.transport.close()
 
     def _must_refuse(self, admission: Admission) -> bool:
         # A request that arrived during a long pause is old, and its client did not wait as told: newer ones go first.
