@@ -1,4 +1,4 @@
-"""What harms one client must not harm another: sockets, stores that hang, and loads.
+"""Isolation of clients: sockets, stores that hang and loads must harm nobody else.
 
     python benchmarks/serving_isolation.py --store releases
     python benchmarks/serving_isolation.py --store releases --sockets 20000 --pause 30
@@ -48,8 +48,9 @@ def p99(port: int, seconds: float) -> float:
     while (begin := time.perf_counter()) < end:
         connection.request("POST", "/v1/retrieve", BODY, {"content-type": "application/json"})
         answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200
+        content = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"/v1/retrieve was answered with {answer.status}: {content.decode()}")
         took.append(time.perf_counter() - begin)
     connection.close()
     return float(np.quantile(took, 0.99)) * 1000

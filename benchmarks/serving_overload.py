@@ -34,7 +34,7 @@ GIVE_UP_SECONDS = 1.0
 
 
 class Phase(NamedTuple):
-    """What came of one load.
+    """Figures of one load.
 
     Attributes:
         rate: answers a second.

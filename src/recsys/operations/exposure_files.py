@@ -30,7 +30,7 @@ Row = tuple[int | str, int | str, int, bool]
 
 @dataclass(frozen=True, kw_only=True)
 class ExposureSettings:
-    """What counts.
+    """Answers and outcomes that become exposures.
 
     Attributes:
         since: UTC seconds; earlier answers are left out.

@@ -68,7 +68,7 @@ def _main(folder: Path, limit: int, *, seconds: float) -> None:
     from recsys.release.runtime.retriever import Retriever
     from recsys.release.verification import verify_release
 
-    # Also if the process that waits for this one is killed.
+    # The alarm ends this process even if the one that waits for it is killed.
     signal.alarm(math.ceil(seconds) + 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(5)
@@ -88,5 +88,5 @@ if __name__ == "__main__":
     except MemoryError:
         print(f"{sys.argv[1]}: needs more than {sys.argv[2]} bytes of memory", flush=True)
         os._exit(_REFUSED)
-    # Without the destructors of libraries.
+    # Destructors of libraries may crash, and nothing is left to do.
     os._exit(0)

@@ -29,7 +29,7 @@ EXPIRE_EVERY = 3600.0
 
 
 class Forgotten(NamedTuple):
-    """What was removed of some users, and the files that were searched for them afterwards.
+    """Data removed of some users, and the files that were searched for them afterwards.
 
     Attributes:
         users: number of users; a number and the text of its digits are one.

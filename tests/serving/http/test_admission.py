@@ -24,8 +24,11 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
     clock = Clock()
     admission = Admission(0.2, most=100, least=50, clock=clock)
     assert not admission.was_full_within(1.0)
-    assert all(admission.enter() for _ in range(100))
-    assert not admission.enter()
+    for _ in range(100):
+        assert not admission.is_full
+        admission.enter()
+    assert admission.is_full
+    admission.refuse()
     assert (admission.in_progress, admission.refused) == (100, 1)
     admission.waited(0.11)
     # Once in half of the longest wait, whatever the number of microbatches.
@@ -42,8 +45,8 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
         admission.leave()
     admission.waited(0.0)
     assert admission.limit == low
-    while admission.enter():
-        pass
+    while not admission.is_full:
+        admission.enter()
     admission.waited(0.0)
     assert admission.limit == low + 4
     assert admission.was_full_within(1.0)
@@ -54,8 +57,8 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
 def test_a_standing_queue_lowers_the_limit_although_no_request_waits_long() -> None:
     clock = Clock()
     admission = Admission(0.2, most=100, least=10, clock=clock)
-    while admission.enter():
-        pass
+    while not admission.is_full:
+        admission.enter()
     begin = admission.limit
     for is_crowded in (True, True, False, True, True):
         clock.now += 0.06

@@ -159,7 +159,7 @@ def test_an_admission_counts_however_a_path_is_written(tmp_path: Path, monkeypat
     app = App(endpoints_of(Routes()), body_bytes=1000, admissions={"/v1/retrieve": admission})
     with serving(app, tmp_path) as port:
         assert ask(port, "POST /v1/retrieve", **BODY)[0] == 200
-        assert admission.enter()
+        admission.enter()
         for path in ("/v1/retrieve?x", "/v1/%72etrieve", "/%761/retrieve", "http://localhost/v1/retrieve"):
             assert ask(port, f"POST {path}", **BODY)[0] == 503, path
         admission.leave()
@@ -171,6 +171,20 @@ def test_an_admission_counts_however_a_path_is_written(tmp_path: Path, monkeypat
         "/\ufffd",
         "/b",
     ]
+
+
+def test_half_a_request_takes_no_place_of_a_whole_one(tmp_path: Path) -> None:
+    admission = Admission(1.0, most=1, least=1)
+    app = App(endpoints_of(Routes()), body_bytes=1000, admissions={"/v1/retrieve": admission})
+    half = b"POST /v1/retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: 16\r\n\r\n{"
+    with serving(app, tmp_path) as port, socket.create_connection(("127.0.0.1", port), PATIENCE) as slow:
+        slow.sendall(half)
+        # The server has read the half by the time it answers a later connection.
+        assert ask(port, "GET /healthz")[0] == 200
+        assert ask(port, "POST /v1/retrieve", **BODY)[0] == 200
+        slow.sendall(b'"item_ids": []}')
+        assert slow.recv(12) == b"HTTP/1.1 200"
+    assert admission.in_progress == 0
 
 
 def test_settings_of_the_admin_port(tmp_path: Path) -> None:

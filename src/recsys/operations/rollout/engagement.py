@@ -35,7 +35,7 @@ class GeneratorEngagement(NamedTuple):
 
 
 class Engagement(NamedTuple):
-    """What is known at one moment: sums over the users of each version, and its generators."""
+    """Engagement until one moment: sums over the users of each version, and its generators."""
 
     sums: Mapping[str, Sums]
     generators: Sequence[GeneratorEngagement]

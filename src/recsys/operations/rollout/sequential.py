@@ -48,7 +48,7 @@ class Sums(NamedTuple):
 
     @property
     def is_enough(self) -> npt.NDArray[np.bool_]:
-        """Whether the normal approximation can be used."""
+        """True where the normal approximation can be used."""
         return (np.minimum(self.y, self.n - self.y) >= FEWEST) & (self.users >= FEWEST)
 
     def log_rate(self) -> tuple[Float64Array, Float64Array]:

@@ -167,7 +167,7 @@ class ValkeyLog:
 
     def _compact(self, records: Sequence[Record]) -> None:
         snapshot, compacted = msgspec.msgpack.encode((self._position, records)), self._key("compacted")
-        # Another host that compacts at the same moment does the same.
+        # If another host compacts at the same moment (WatchError), its snapshot holds the same records.
         with self._answers(), contextlib.suppress(redis.WatchError), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(compacted)
             if int(pipe.get(compacted) or 0) < self._position:

@@ -64,15 +64,11 @@ class Admission:
         self._changed = self._free = clock()
         self._full_at = -float("inf")
 
-    def enter(self) -> bool:
-        """Count a request and return True, or return False if there are too many."""
-        if self.is_full:
-            self.refuse()
-            return False
+    def enter(self) -> None:
+        """Count a whole request, which was not refused when it began: the limit may be exceeded meanwhile."""
         self.in_progress += 1
         if self.is_full:
             self._full_at = self.clock()
-        return True
 
     def refuse(self) -> None:
         """Count a request as refused."""

@@ -48,6 +48,8 @@ class Connection(HttpToolsProtocol):
         self.began: float | None = time.monotonic()
         self.stalled: float | None = None
         self._task: asyncio.Task[None] | None = None
+        # Admission of the request that is being received, and of the one that is in progress.
+        self._wanted: Admission | None = None
         self._admitted: Admission | None = None
         self._refused, self._in_headers, self._read_bytes = False, True, 0
         self._in_message, self._was_long, self._resumed = False, False, 0.0
@@ -81,14 +83,12 @@ class Connection(HttpToolsProtocol):
         # A refusal must not overtake the answer to an earlier request of the connection.
         if self.cycle is None or self.cycle.response_complete:
             admission = self.admissions.get(_path(self.url))
-            if admission is not None:
-                if self._must_refuse(admission):
-                    admission.refuse()
-                    self._refused = True
-                    self.transport.write(OVERLOADED_ANSWER)
-                    return
-                admission.enter()
-                self._admitted = admission
+            if admission is not None and self._must_refuse(admission):
+                admission.refuse()
+                self._refused = True
+                self.transport.write(OVERLOADED_ANSWER)
+                return
+            self._wanted = admission
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -100,6 +100,10 @@ class Connection(HttpToolsProtocol):
         """End a request; a refused connection pauses, or closes if its client asked for that."""
         self.began, self._in_message = None, False
         if not self._refused:
+            # Half a request takes no place, or slow clients could take them all.
+            if self._wanted is not None:
+                self._wanted.enter()
+                self._admitted, self._wanted = self._wanted, None
             super().on_message_complete()
         elif self.parser.should_keep_alive():
             self._pause()
@@ -163,6 +167,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """End a request."""
+        self._wanted = None
         self._leave()
         super().on_response_complete()
 

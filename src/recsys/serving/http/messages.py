@@ -303,7 +303,7 @@ class SearchedFile(Struct):
 
 
 class ForgetResponse(Struct):
-    """What was removed, and what a search of the files found afterwards.
+    """Data removed of some users, and the places that a search of the files found afterwards.
 
     Attributes:
         users: number of users.
@@ -337,7 +337,7 @@ class EventsResponse(Struct):
 
 
 class PostedOutcome(Struct, forbid_unknown_fields=True):
-    """What a user did with an item of an answer.
+    """Action of a user on an item of an answer, as it is posted.
 
     Attributes:
         impression_id: id of the answer.

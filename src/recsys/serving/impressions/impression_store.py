@@ -11,7 +11,7 @@ from recsys.serving.impressions.records import Batch, ItemId
 
 
 class StoredOutcome(NamedTuple):
-    """What a user did with one item of an answer.
+    """Action of a user on one item of an answer, as it is stored.
 
     Attributes:
         batch: id of the batch of the impression.
