@@ -3,11 +3,12 @@
     python benchmarks/serving_isolation.py --store releases
     python benchmarks/serving_isolation.py --store releases --sockets 20000 --pause 30
 
-A client asks POST /v1/retrieve with a history of its own, one request after the other, in turn without and with each
-harm, and the table has the ratio of its p99. Harms: half-open sockets (half of them silent, half with the begin of a
-request), SQLite locked by another process, Valkey paused with SIGSTOP (needs redis-server or valkey-server), and a
-rollback while another release is loaded, whose longest answer is printed. The store has two releases. With fewer open
-files allowed (`ulimit -Hn`) there are fewer sockets.
+A client asks POST /v1/retrieve with a history of its own, one request after the other and ten on each connection, in
+turn without and with each harm. The table has the ratio of its p99, and how many requests got no 200. Harms: half-open
+sockets while they arrive and while they are held (silent, or with a part of the headers or of the body), SQLite locked
+by another process, Valkey paused with SIGSTOP (needs redis-server or valkey-server), and a rollback while another
+release is loaded, whose longest answer is printed. The store has two releases. Half-open sockets need as many open
+files; a process of root raises its limit itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import multiprocessing
 import resource
 import shutil
 import signal
@@ -24,9 +26,12 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from fault_cluster import TOKEN, free_ports
@@ -41,19 +46,36 @@ from recsys.serving.gateway.remote_host import parse_address
 BODY = json.dumps({"history": [], "k": 100})
 
 
-def p99(port: int, seconds: float) -> float:
-    """Return the p99 in ms of requests that need no store."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    took, end = [], time.perf_counter() + seconds
-    while (begin := time.perf_counter()) < end:
-        connection.request("POST", "/v1/retrieve", BODY, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
-            raise SystemExit(f"/v1/retrieve was answered with {answer.status}: {content.decode()}")
-        took.append(time.perf_counter() - begin)
-    connection.close()
-    return float(np.quantile(took, 0.99)) * 1000
+class Asked(NamedTuple):
+    """p99 in ms of the answers that are 200, and the number of others by status (0: none)."""
+
+    p99: float
+    missed: Counter[int]
+
+
+def ask(port: int, *, until: Callable[[], bool]) -> Asked:
+    """Send requests that need no store."""
+    took, missed = list[float](), Counter[int]()
+    while not until():
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for _ in range(10):
+            begin, status = time.perf_counter(), 0
+            with suppress(OSError, http.client.HTTPException):
+                connection.request("POST", "/v1/retrieve", BODY, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+                status = answer.status
+            if status != 200:
+                missed[status] += 1
+                break
+            took.append(time.perf_counter() - begin)
+        connection.close()
+    return Asked(float(np.quantile(took, 0.99)) * 1000 if took else float("inf"), missed)
+
+
+def ask_for(port: int, seconds: float) -> Asked:
+    end = time.perf_counter() + seconds
+    return ask(port, until=lambda: time.perf_counter() > end)
 
 
 @contextmanager
@@ -81,18 +103,36 @@ def keep_asking(port: int, path: str, body: object) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def half_open(port: int, count: int) -> Iterator[None]:
+def open_half(port: int, count: int, *, opened: Event, end: Event) -> None:
     """Hold connections that never send a whole request."""
-    opened = []
+    head = b"POST /v1/retrieve HTTP/1.1\r\nhost: a\r\n"
+    kinds = [b"", head, head + b"content-length: 90\r\n\r\n{", head + b"x: " + b"y" * 5000]
+    held = []
     for number in range(count):
-        one = socket.create_connection(("127.0.0.1", port))
-        if number % 2:
-            one.sendall(b"POST /v1/retrieve HTTP/1.1\r\nhost: a\r\n")
-        opened.append(one)
-    yield
-    for one in opened:
-        one.close()
+        # Some thousands from one address, because each has only so many ports.
+        one = socket.create_connection(("127.0.0.1", port), source_address=(f"127.0.1.{1 + number // 5000}", 0))
+        one.sendall(kinds[number % len(kinds)])
+        held.append(one)
+    opened.set()
+    end.wait()
+
+
+def half_open(port: int, count: int, *, rounds: int) -> list[list[Asked]]:
+    """Return for each round: without them, while they arrive, and while they are held."""
+    found = []
+    for _ in range(rounds):
+        opened, end = multiprocessing.Event(), multiprocessing.Event()
+        holder = multiprocessing.Process(target=open_half, args=(port, count), kwargs={"opened": opened, "end": end})
+        asked = [ask_for(port, 5.0)]
+        holder.start()
+        asked.append(ask(port, until=lambda: opened.is_set() or not holder.is_alive()))  # noqa: B023  # called here
+        if not opened.is_set():
+            raise SystemExit("the half-open sockets could not be opened")
+        asked.append(ask_for(port, 5.0))
+        end.set()
+        holder.join()
+        found.append(asked)
+    return found
 
 
 @contextmanager
@@ -130,15 +170,16 @@ def valkey(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         server.wait()
 
 
-def compare(port: int, seconds: float, *, rounds: int, harm: Callable[[], object]) -> tuple[float, float, float]:
-    """Return the median p99 without and with a harm, in turn, and the median of the ratios."""
+def compare(
+    port: int, seconds: float, *, rounds: int, harm: Callable[[], AbstractContextManager[None]]
+) -> list[list[Asked]]:
+    """Return for each round: without and with a harm."""
     found = []
     for _ in range(rounds):
-        before = p99(port, min(seconds, 5.0))
-        with harm():  # type: ignore[attr-defined]  # a context
-            found.append((before, p99(port, seconds)))
-    without, under = np.array(found).T
-    return float(np.median(without)), float(np.median(under)), float(np.median(under / without))
+        before = ask_for(port, min(seconds, 5.0))
+        with harm():
+            found.append([before, ask_for(port, seconds)])
+    return found
 
 
 def rollback(port: int, versions: list[str], rounds: int) -> float:
@@ -167,44 +208,70 @@ def main() -> None:
     parser.add_argument("--sockets", type=int, default=20_000)
     parser.add_argument("--pause", type=float, default=30.0)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--harms", nargs="*", default=["sockets", "sqlite", "rollback", "valkey"])
     given = parser.parse_args()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    sockets = given.sockets if hard == resource.RLIM_INFINITY else min(given.sockets, hard - 500)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    table = Table("harm", "p99 without, ms", "p99 with, ms", "ratio")
+    sockets = raise_open_files(given.sockets)
+    table = Table("harm", "p99 without, ms", "p99 with, ms", "ratio", "not answered 200")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         own = [f"store={given.store.resolve()}", f"release={given.release}"]
-        own += [f"admin_token={TOKEN}", f"limits.connections={hard}"]
+        own += [f"admin_token={TOKEN}", f"limits.connections={sockets + 500}"]
 
-        def add(harm: str, found: tuple[float, float, float]) -> None:
-            table.add_row(harm, *(f"{value:.2f}" for value in found))
-            print(f"{harm}: {found[2]:.2f}", flush=True)
+        def add(harm: str, found: list[list[Asked]], place: int = 1) -> None:
+            without, under = (np.array([one[at].p99 for one in found]) for at in (0, place))
+            missed = sum((one[place].missed for one in found), Counter[int]())
+            values = (np.median(without), np.median(under), np.median(under / without))
+            said = ", ".join(f"{count} x {status}" for status, count in missed.items()) or "none"
+            table.add_row(harm, *(f"{value:.2f}" for value in values), said)
+            print(f"{harm}: {values[2]:.2f}, not answered 200: {said}", flush=True)
 
         with serving(folder, *own, f"events={folder / 'events.sqlite'}", f"changes={folder / 'changes.journal'}") as (
             address,
             _,
         ):
             port = int(address.rpartition(":")[2])
-            p99(port, 1.0)
-            add(
-                f"{sockets:,} half-open sockets",
-                compare(port, 8.0, rounds=given.rounds, harm=lambda: half_open(port, sockets)),
-            )
-            add(
-                f"SQLite locked for {given.pause:g} s",
-                compare(port, given.pause, rounds=given.rounds, harm=lambda: locked(folder / "events.sqlite", port)),
-            )
-            took = rollback(port, ReleaseStore(given.store).versions()[:2], 10)
-        with valkey(folder) as (url, server), serving(folder, *own, f"changes={url}", f"events={url}") as (address, _):
-            port = int(address.rpartition(":")[2])
-            p99(port, 1.0)
-            add(
-                f"Valkey paused for {given.pause:g} s",
-                compare(port, given.pause, rounds=given.rounds, harm=lambda: paused(server, port)),
-            )
-    Console(width=100).print(table)
-    print(f"serve during a load of another release, longest of 10: {took:.0f} ms")
+            ask_for(port, 1.0)
+            if "sockets" in given.harms:
+                found = half_open(port, sockets, rounds=given.rounds)
+                add(f"{sockets:,} half-open sockets arrive", found)
+                add(f"{sockets:,} half-open sockets", found, 2)
+            if "sqlite" in given.harms:
+                add(
+                    f"SQLite locked for {given.pause:g} s",
+                    compare(
+                        port, given.pause, rounds=given.rounds, harm=lambda: locked(folder / "events.sqlite", port)
+                    ),
+                )
+            if "rollback" in given.harms:
+                took = rollback(port, ReleaseStore(given.store).versions()[:2], 10)
+                print(f"serve during a load of another release, longest of 10: {took:.0f} ms")
+        if "valkey" in given.harms:
+            with (
+                valkey(folder) as (url, server),
+                serving(folder, *own, f"changes={url}", f"events={url}") as (
+                    address,
+                    _,
+                ),
+            ):
+                port = int(address.rpartition(":")[2])
+                ask_for(port, 1.0)
+                add(
+                    f"Valkey paused for {given.pause:g} s",
+                    compare(port, given.pause, rounds=given.rounds, harm=lambda: paused(server, port)),
+                )
+    Console(width=120).print(table)
+
+
+def raise_open_files(sockets: int) -> int:
+    """Raise the limit of open files, and return how many sockets it allows."""
+    wanted, hard = sockets + 1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        with suppress(ValueError, PermissionError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return sockets
+        sockets = hard - 1000
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sockets + 1000, hard))
+    return sockets
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import gc
 import logging
@@ -23,6 +22,7 @@ from recsys.serving.assembly import build_app
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.acceptor import BACKLOG, Acceptor
 from recsys.serving.http.connection import connections, sweep
+from recsys.serving.http.hand_over import HandOver
 from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.http.routes import ProcessRoutes
 from recsys.serving.observability.logs import log_as_json
@@ -70,47 +70,30 @@ class DrainingServer(uvicorn.Server):
             made: asyncio.Protocol = kind(config, state, self.lifespan.state, loop)
             return made
 
-        pending: set[socket.socket] = set()
+        def take(opened: socket.socket) -> Awaitable[object]:
+            seconds = settings.request_seconds if tls else None
+            return loop.connect_accepted_socket(protocol, opened, ssl=tls, ssl_handshake_timeout=seconds)
 
-        async def take(opened: socket.socket) -> None:
-            # A client that left meanwhile is no error.
-            with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(
-                    protocol,
-                    opened,
-                    ssl=tls,
-                    ssl_handshake_timeout=settings.request_seconds if tls else None,
-                )
-
-        def hand_over(opened: socket.socket) -> None:
-            pending.add(opened)
-            loop.call_soon_threadsafe(begin, opened)
-
-        def begin(opened: socket.socket) -> None:
-            task = loop.create_task(take(opened))
-            taken.add(task)
-            task.add_done_callback(taken.discard)
-            task.add_done_callback(lambda _: pending.discard(opened))
-
-        taken: set[asyncio.Task[None]] = set()
+        hand_over = HandOver(loop, take)
         readiness = LastReadiness(self._process.not_ready, loop)
         most = raise_descriptors(settings.connections)
         self.servers = []
         for listening in sockets or []:
             acceptor = Acceptor(
                 listening,
-                hand_over,
-                num_open=lambda: len(state.connections) + len(pending),
-                num_pending=lambda: len(pending),
+                hand_over.add,
+                num_open=lambda: len(state.connections) + len(hand_over),
+                num_pending=hand_over.num_pending,
                 ready=readiness,
                 most=most,
                 seconds=settings.request_seconds,
                 admissions=kind.admissions,
+                header_bytes=kind.header_bytes,
                 peek=tls is None,
             )
             acceptor.start()
             self.servers.append(acceptor)  # type: ignore[arg-type]  # closed as uvicorn closes its own
-        taken.add(loop.create_task(sweep(lambda: state.connections, settings.request_seconds)))
+        self._sweeping = loop.create_task(sweep(lambda: state.connections, settings.request_seconds))
         self.started = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

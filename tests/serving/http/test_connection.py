@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -16,6 +17,7 @@ from asking import settings
 from recsys.serving.http.acceptor import Acceptor
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.connection import connections
+from recsys.serving.http.hand_over import TURN, HandOver
 from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.server import DrainingServer
 from recsys.serving.workers import bind
@@ -201,6 +203,10 @@ def test_headers_have_a_limit(running: Running, content: bytes) -> None:
     assert ask(running.port, content).startswith(b"HTTP/1.1 431")
 
 
+# A request in parts: its head is whole after the second one.
+HALF = [b"POST / HTTP/1.1\r\nhost: a\r\nconte", b"nt-length: 6000\r\n\r\n{", b" " * 5000, b" " * 998 + b"}"]
+
+
 class Accepted:
     """An acceptor with a clock of its own."""
 
@@ -219,7 +225,7 @@ class Accepted:
             clock=lambda: self.now,
         )
 
-    def take(self, opened: socket.socket) -> None:
+    def take(self, opened: socket.socket, **_: object) -> None:
         self.taken.append(opened)
         self.took.release()
 
@@ -233,12 +239,65 @@ class Accepted:
             opened.close()
 
 
-def test_silent_connections_are_closed_in_time() -> None:
-    with Accepted() as accepted, send(accepted.port, b"") as silent, send(accepted.port, b"G") as slow:
-        assert accepted.took.acquire(timeout=PATIENCE)
+@pytest.mark.parametrize("begin", [b"", b"G", HALF[0], HALF[0] + HALF[1]])
+def test_connections_without_a_whole_request_are_closed_in_time(begin: bytes) -> None:
+    with Accepted() as accepted, send(accepted.port, begin) as slow, send(accepted.port, b"G") as left:
+        left.close()
+        with send(accepted.port, b"GET / HTTP/1.1\r\n\r\n"):
+            assert accepted.took.acquire(timeout=PATIENCE)
         accepted.now = 10.1
-        assert silent.recv(1) == b""
-        slow.close()
+        # A connection with unread bytes is reset.
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(1) == b""
+        assert len(accepted.taken) == 1
+
+
+@pytest.mark.parametrize("begin", [HALF[0], b"".join(HALF[:2]), b"".join(HALF[:3]), b"".join(HALF)])
+def test_the_loop_gets_a_connection_when_its_request_is_whole(begin: bytes) -> None:
+    whole = b"".join(HALF)
+    with Accepted() as accepted, send(accepted.port, begin) as asking:
+        asking.sendall(whole[len(begin) :])
+        assert accepted.took.acquire(timeout=PATIENCE)
+        taken = accepted.taken[0]
+        assert taken.recv(65536, socket.MSG_PEEK) == whole
+        assert taken.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [b"\x16\x03", b"GET\n\n", b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n",
+     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n", b"POST / HTTP/1.1\r\ncontent-length: 90000\r\n\r\n",
+     b"GET / HTTP/1.1\r\na: " + b"b" * 70_000],
+)  # fmt: skip
+def test_what_has_no_known_end_is_read_at_once(begin: bytes) -> None:
+    with Accepted() as accepted, send(accepted.port, begin):
+        assert accepted.took.acquire(timeout=PATIENCE)
+
+
+def test_a_crowd_of_connections_takes_no_places_and_a_whole_request_goes_first() -> None:
+    loop, begun, limit = asyncio.new_event_loop(), [], Admission(1.0, most=2, least=2)
+
+    async def take(opened: Any) -> None:
+        begun.append(opened)
+
+    async def a_few_turns() -> int:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return len(begun)
+
+    hand_over: Any = HandOver(loop, take)
+    for number in range(3000):
+        hand_over.add(number, is_whole=False, admission=None)
+    assert hand_over.num_pending(limit) == 0
+    hand_over.add("whole", is_whole=True, admission=limit)
+    assert (hand_over.num_pending(limit), len(hand_over)) == (1, 3001)
+    assert 0 < loop.run_until_complete(a_few_turns()) <= 3 * TURN
+    assert begun[0] == "whole"
+    assert hand_over.num_pending(limit) == 0
+    while len(hand_over):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    assert len(begun) == 3001
 
 
 def test_half_open_connections_make_room_for_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +328,7 @@ def test_a_lack_of_descriptors_is_logged(caplog: pytest.LogCaptureFixture) -> No
     with Accepted() as accepted:
         acceptor: Any = accepted.acceptor
         acceptor._listening, listening = Exhausted(acceptor._listening), acceptor._listening
-        acceptor._accept_all()
+        acceptor._accept_some()
         assert "no connection can be accepted (Too many open files)" in caplog.text
         acceptor._listening = listening
         with send(accepted.port, b"GET / HTTP/1.1\r\n\r\n"):

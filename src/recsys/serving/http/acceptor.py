@@ -1,8 +1,8 @@
 """Accepts connections in a thread, and answers `/healthz` and `/readyz` in another one. Imports no torch.
 
-A connection goes to the event loop when its first bytes have arrived. So health is known while the loop is busy, and a
-connection that sends nothing costs the loop nothing. While the server has too many requests, new connections are
-refused here too: clients that give up and connect again cost the loop nothing either.
+A connection goes to the event loop when its first request has arrived. So health is known while the loop is busy, and a
+connection that sends nothing, or half of a request, costs the loop nothing. While the server has too many requests, new
+connections are refused here too: clients that give up and connect again cost the loop nothing either.
 """
 
 from __future__ import annotations
@@ -17,12 +17,21 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import Status, error_response
 from recsys.serving.http.problems import Problem
-from recsys.serving.http.refusal import LEAST_PAUSE, MOST_PAUSE, OVERLOADED_ANSWER, path_of_post, pause_of
+from recsys.serving.http.refusal import (
+    LEAST_PAUSE,
+    MOST_PAUSE,
+    OVERLOADED_ANSWER,
+    PLAIN_BYTES,
+    missing_bytes,
+    path_of_post,
+    pause_of,
+)
 
 log = logging.getLogger("recsys")
 
@@ -30,12 +39,23 @@ log = logging.getLogger("recsys")
 Check = Callable[[], Problem | None]
 
 BACKLOG = 2048
+# Connections accepted between two looks at those that have sent something.
+_ACCEPTED = 64
 # Seconds between two looks at silent connections, between two log lines of one kind, and for one health request.
 _LOOK_SECONDS, _LOG_SECONDS, _HEALTH_SECONDS = 0.25, 10.0, 2.0
 # Seconds between two looks while refused connections rest, and the number of them that a look may wake early.
 _REST_LOOK_SECONDS, _REST_LOOKS = 0.01, 4
+# Bytes of a first look: most requests have fewer.
+_LOOK_BYTES = 4096
 _HEALTH = tuple(f"{method} /{path} ".encode() for method in ("GET", "HEAD") for path in ("healthz", "readyz"))
 _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class TakesConnection(Protocol):
+    """Takes a connection, and is told whether its first request is whole, and the limit of that request."""
+
+    def __call__(self, opened: socket.socket, *, is_whole: bool, admission: Admission | None) -> None:
+        """Take a connection."""
 
 
 class Acceptor:
@@ -43,38 +63,42 @@ class Acceptor:
 
     Args:
         listening: bound socket.
-        hand_over: takes a connection whose first bytes have arrived; called in the thread of the acceptor.
+        hand_over: takes a connection whose first request has arrived; called in the thread of the acceptor.
         num_open: returns the number of connections that were taken and are still open.
-        num_pending: returns the number of connections that were handed over, and whose turn is still to come.
+        num_pending: returns the number of requests of an admission that were handed over and have not begun.
         ready: readiness of the server, asked in the thread of health.
-        most: maximum number of open connections. Beyond it, the connection that was silent for longest is closed.
-        seconds: time in which the first bytes must arrive.
+        most: maximum number of open connections. Beyond it, the connection that waits for longest is closed.
+        seconds: time in which the first request must arrive.
         admissions: limits of paths. A plain request that finds its limit reached is refused.
+        header_bytes: longest head of a request.
         peek: false to hand over connections at once, because TLS hides what they send.
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        hand_over: Callable[[socket.socket], None],
+        hand_over: TakesConnection,
         *,
         num_open: Callable[[], int],
-        num_pending: Callable[[], int] = lambda: 0,
+        num_pending: Callable[[Admission], int] = lambda _: 0,
         ready: Check,
         most: int = 10_000,
         seconds: float = 10.0,
         admissions: Mapping[str, Admission] | None = None,
+        header_bytes: int = 32 << 10,
         peek: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listening, self._hand_over, self._num_open, self._ready = listening, hand_over, num_open, ready
         self._most, self._seconds, self._peek, self._clock = most, seconds, peek, clock
-        self._admissions, self._num_pending = admissions or {}, num_pending
+        self._admissions, self._num_pending, self._header_bytes = admissions or {}, num_pending, header_bytes
         # Refused connections that are not read, and until when; in the order of their refusals.
         self._resting: OrderedDict[socket.socket, tuple[float, Admission]] = OrderedDict()
         # Those that are read again after a long rest: their requests are old.
         self._old: set[socket.socket] = set()
         self._silent: OrderedDict[socket.socket, float] = OrderedDict()
+        # Those that have sent a part of a request, and the bytes that are awaited.
+        self._half: dict[socket.socket, int] = {}
         self._selector = selectors.DefaultSelector()
         self._logged = self._refused_at = -float("inf")
         self._health: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
@@ -112,7 +136,7 @@ class Acceptor:
                 opened = key.fileobj
                 assert isinstance(opened, socket.socket)
                 if opened is self._listening:
-                    self._accept_all()
+                    self._accept_some()
                 elif opened is not self._woken:
                     self._look(opened)
             self._end_rests()
@@ -123,8 +147,8 @@ class Acceptor:
             opened.close()
         self._selector.close()
 
-    def _accept_all(self) -> None:
-        for _ in range(BACKLOG):
+    def _accept_some(self) -> None:
+        for _ in range(_ACCEPTED):
             if len(self._silent) + len(self._resting) + self._num_open() >= self._most:
                 self._warn("%d connections are open: the silent ones are closed", self._most)
                 if not self._drop_oldest():
@@ -146,37 +170,46 @@ class Acceptor:
             with contextlib.suppress(OSError):
                 opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not self._peek:
-                self._hand_over(opened)
+                self._hand_over(opened, is_whole=False, admission=None)
                 continue
             self._watch(opened)
 
     def _look(self, opened: socket.socket) -> None:
-        """Pass on a connection that has sent something."""
+        """Pass on a connection that has sent a request."""
         if opened not in self._silent:
             return
         try:
-            begin = opened.recv(4096, socket.MSG_PEEK)
+            begin = opened.recv(_LOOK_BYTES, socket.MSG_PEEK)
+            if len(begin) == _LOOK_BYTES:
+                begin = opened.recv(PLAIN_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
             begin = b""
-        if not begin:
+        missing = missing_bytes(begin, self._header_bytes)
+        if not begin or (missing and opened in self._half and len(begin) < self._half[opened]):
+            # The client left, also in the middle of a request.
             self._drop(opened)
             return
+        if missing:
+            # The kernel does not report the connection before so many bytes are there.
+            self._half[opened] = len(begin) + missing
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._half[opened])
+            return
+        if opened in self._half:
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
         is_old = opened in self._old
         self._forget(opened)
         admission = self._admissions.get(path_of_post(begin, len(begin)) or "")
         if admission is not None and (
-            admission.in_progress + self._num_pending() >= admission.limit
+            admission.in_progress + self._num_pending(admission) >= admission.limit
             or (is_old and admission.was_full_within(MOST_PAUSE))
         ):
             self._refuse(opened, len(begin), admission)
-            return
-        # Half a request would make the thread of health wait for the rest.
-        if begin.startswith(_HEALTH) and b"\r\n\r\n" in begin:
+        elif begin.startswith(_HEALTH) and missing == 0:
             self._health.put(opened)
         else:
-            self._hand_over(opened)
+            self._hand_over(opened, is_whole=missing == 0, admission=admission)
 
     def _watch(self, opened: socket.socket) -> None:
         self._silent[opened] = self._clock()
@@ -206,7 +239,7 @@ class Acceptor:
         if not self._resting or now - self._refused_at > LEAST_PAUSE:
             return
         _, (_, admission) = next(reversed(self._resting.items()))
-        room = min(_REST_LOOKS, int(0.9 * admission.limit) - admission.in_progress - self._num_pending())
+        room = min(_REST_LOOKS, int(0.9 * admission.limit) - admission.in_progress - self._num_pending(admission))
         for _ in range(min(len(self._resting), room)):
             opened, _ = self._resting.popitem()
             self._watch(opened)
@@ -229,6 +262,7 @@ class Acceptor:
     def _forget(self, opened: socket.socket) -> None:
         del self._silent[opened]
         self._old.discard(opened)
+        self._half.pop(opened, None)
         self._selector.unregister(opened)
 
     def _warn(self, message: str, *values: object) -> None:

@@ -16,6 +16,11 @@ _LENGTH = re.compile(
     rb"HTTP/1\.1\r\n(?:.*\r\n)?content-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|$)", re.IGNORECASE | re.DOTALL
 )
 _UNUSUAL = re.compile(rb"\r\n(?:connection|transfer-encoding|expect|upgrade)[ \t]*:", re.IGNORECASE)
+# Requests whose end is known from their first bytes, and the longest of them that is awaited unread.
+_METHOD = re.compile(rb"[A-Z]+(?: |$)")
+_ANY_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|$)", re.IGNORECASE)
+_UNKNOWN_END = re.compile(rb"\r\n(?:transfer-encoding|expect|upgrade)[ \t]*:", re.IGNORECASE)
+PLAIN_BYTES = 1 << 16
 
 
 def pause_of(num_paused: int) -> float:
@@ -32,6 +37,18 @@ def path_of_post(data: bytes, max_head: int) -> str | None:
     if length is None or int(length[1]) != len(body) or _UNUSUAL.search(head) or len(head) > max_head:
         return None
     return data[5 : data.find(b" ", 5)].partition(b"?")[0].decode("latin-1")
+
+
+def missing_bytes(data: bytes, max_head: int) -> int | None:
+    """Return how many bytes a request lacks at least: 0 if it is whole, None if it must be parsed to know."""
+    head, blank, body = data.partition(b"\r\n\r\n")
+    if not blank:
+        return 1 if _METHOD.match(data) and b"\n\n" not in data and len(data) <= max_head else None
+    if _UNKNOWN_END.search(head):
+        return None
+    length = _ANY_LENGTH.search(head)
+    missing = max(0, int(length[1]) - len(body)) if length is not None else 0
+    return missing if len(data) + missing <= PLAIN_BYTES else None
 
 
 def raw_answer(problem: Problem, status_line: bytes, *headers: bytes) -> bytes:
