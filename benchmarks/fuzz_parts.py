@@ -79,7 +79,7 @@ class World(NamedTuple):
         item_ids: some that it knows.
         column: of its items.
         token: of admin calls.
-        k, batch, history, body_bytes: limits.
+        k, batch, history, body_bytes, cost: limits.
     """
 
     version: str
@@ -91,6 +91,7 @@ class World(NamedTuple):
     batch: int
     history: int
     body_bytes: int
+    cost: int
 
 
 def post(

@@ -1,12 +1,15 @@
 """Check that no malformed message breaks a server or is stored.
 
     python benchmarks/serving_fuzz.py                              # 100,000 malformed requests and events
-    python benchmarks/serving_fuzz.py --requests 1000 --store STORE --release RELEASE
+    python benchmarks/serving_fuzz.py --requests 1000 --large 200 --store STORE --release RELEASE
 
 `serve.py role=all` runs as a process, with users and admin calls. Between the malformed messages (`fuzz_messages.py`)
-every connection also sends valid requests for known users, and the answers must not change. At the end the server must
-be alive and ready, its log without an exception, and its event store and journal of items unchanged. Then one valid
-event is stored and seen. Exits with 1 if any of this fails. A seed always gives the same messages.
+every connection also sends valid requests for known users, and the answers must not change. Then the server must be
+alive and ready, its log without an exception, and its event store and journal of items unchanged, and one valid event
+is stored and seen. Then large requests, valid and not (`fuzz_large.py`), are sent one after the other: none may block
+the event loop for more than 50 ms (`watched_server.py`) or take the memory of the server above twice what it takes when
+idle, and every user who got events is answered. Exits with 1 if any of this fails. A seed always gives the same
+messages.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pyarrow.parquet as pq
 from fault_cluster import TOKEN
+from fuzz_large import LargeMessages
 from fuzz_messages import Messages
 from fuzz_parts import ANY, REFUSED, Sent, World, post
 from rich.console import Console
@@ -48,8 +52,11 @@ TOLERANCE = 1e-4
 ANSWER_SECONDS = 60.0
 # Timeout for messages that are not HTTP, because a server may wait for the rest of them.
 REST_SECONDS = 0.3
-LIMITS = {"k": 200, "batch": 100, "history": 500, "body_bytes": 200_000}
+LIMITS = {"k": 1000, "batch": 1000, "history": 10_000, "body_bytes": 1 << 20, "cost": 250_000}
+# Bars of large requests: ms for which the event loop is blocked, and memory as a multiple of that of an idle server.
+LONGEST_BLOCK, MOST_MEMORY = 50.0, 2.0
 SHOWN = 10
+LONGEST_REFUSAL = 50_000
 
 
 class Answer(NamedTuple):
@@ -70,6 +77,10 @@ class Record:
         num_missed: number of wrong answers to malformed messages.
         valid: number of valid requests.
         wrong: number of valid requests with a wrong answer.
+        spans: (begin, end, kind) of each large request, in seconds since 1970.
+        blocks: ms for which the event loop was blocked, and computed, and the request and the calls at that time.
+        memory: of the server in bytes when it was idle, and at most.
+        peaks: what each large request added to the memory, its peak, and that request.
     """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -77,6 +88,10 @@ class Record:
     num_missed: int = 0
     valid: int = 0
     wrong: int = 0
+    spans: list[tuple[float, float, str]] = field(default_factory=list)
+    blocks: list[tuple[float, float, str]] = field(default_factory=list)
+    memory: tuple[int, int] = 1, 1
+    peaks: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 class Connection:
@@ -132,6 +147,8 @@ def judge(sent: Sent, answer: Answer) -> str | None:
     """Return the fault of an answer, or None."""
     if answer.status >= 500:
         return "5xx"
+    if answer.status >= 400 and len(answer.body) > LONGEST_REFUSAL:
+        return "long refusal"
     if sent.must == ANY:
         # Messages that happen to be valid events are never sent, so nothing may be stored.
         return "taken" if 200 <= answer.status < 300 and b"stored" in answer.body else None
@@ -229,7 +246,9 @@ def measure(args: argparse.Namespace, store: Path, *, name: str, folder: Path) -
     ]
     options += [f"limits.{limit}={value}" for limit, value in LIMITS.items()]
     record = Record()
-    with serving(folder, *options) as (address, server):
+    beats = folder / "blocks.jsonl"
+    script = (str(Path(__file__).with_name("watched_server.py")), str(beats))
+    with serving(folder, *options, script=script) as (address, server):
         retrieve = f"{address}/v1/retrieve"
         expected = {user: call(retrieve, {"user_id": user, "k": 10}) for user in range(NUM_USERS)}
         before, versions = contents(events, journal), call(f"{address}/v1/version")
@@ -251,6 +270,13 @@ def measure(args: argparse.Namespace, store: Path, *, name: str, folder: Path) -
             ends.append(
                 ("a valid event is stored and seen", stored == {"stored": 1, "repeated": 0, "dropped": 0} and longer)
             )
+            idle = memory(server.pid, "VmRSS")
+            large = LargeMessages(world, args.seed)
+            touched = asyncio.run(send_large(address, large, count=args.large, pid=server.pid, record=record))
+            record.memory = idle, max((peak for _, peak, _ in record.peaks), default=idle)
+            answers = [call(retrieve, {"user_id": user, "k": 10}) for user in touched]
+            ends.append((f"{len(answers)} users with large events are answered", True))
+    record.blocks = blocks(beats, record.spans)
     log = (folder / "server.log").read_text(errors="replace")
     ends.append(("no exception in its log", "Traceback" not in log and '"level": "error"' not in log))
     if not ends[-1][1]:
@@ -268,6 +294,52 @@ async def _fuzz_all(
     await asyncio.gather(
         *(fuzz(place, Messages(world, seed), expected=expected, count=share, record=record) for seed in seeds)
     )
+
+
+async def send_large(address: str, messages: LargeMessages, *, count: int, pid: int, record: Record) -> list[str]:
+    """Send large requests one after the other, and return the users whose events the server acknowledged."""
+    parts = urlsplit(address)
+    connection, touched = Connection(str(parts.hostname), int(parts.port or 0)), set[str]()
+    for _ in range(count):
+        # The kernel counts the peak of the memory from here on.
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+        before = memory(pid, "VmRSS")
+        sent, begin = messages.draw(), time.time()
+        answer = await connection.send(sent.data, REST_SECONDS if sent.must == ANY else ANSWER_SECONDS)
+        if sent.must == ANY:
+            # The answers to the other requests of the connection are not read.
+            await connection.close()
+        text = f"{sent.kind}: {sent.data[:160]!r}"
+        record.spans.append((begin, time.time(), text))
+        peak = memory(pid, "VmHWM")
+        record.peaks.append((peak - before, peak, text))
+        wrong = judge(sent, answer)
+        record.outcomes[sent.kind, {0: "closed", -1: "waits"}.get(answer.status, f"{answer.status // 100}xx")] += 1
+        if wrong is not None:
+            record.num_missed += 1
+            record.misses.append((wrong, sent, answer))
+        if answer.status == 200 and b" /v1/events " in sent.data[:20]:
+            posted = json.loads(sent.data.partition(b"\r\n\r\n")[2])
+            touched.update(event["user_id"] for event in (posted if isinstance(posted, list) else [posted]))
+    await connection.close()
+    return sorted(touched, key=str)
+
+
+def memory(pid: int, name: str) -> int:
+    """Return a size of a process in bytes, as /proc/PID/status names it."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
+def blocks(path: Path, spans: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Return the blocks that the watch has reported, longest first, each with the large request of that time."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        told = json.loads(line)
+        kinds = [kind for begin, end, kind in spans if begin - 0.005 <= told["at"] <= end + 0.005]
+        kind = kinds[-1] if kinds else "malformed messages, or the start"
+        found.append((told["blocked"], told["computed"], f"{kind} in {told['stack']}"))
+    return sorted(found, reverse=True)
 
 
 def _metrics(address: str) -> list[str]:
@@ -291,16 +363,28 @@ def report(record: Record, ends: list[tuple[str, bool]], *, seconds: float, cons
     console.print(f"{record.valid:,} valid requests between them; {record.wrong} answered wrong or not at all")
     for what, holds in ends:
         console.print(f"{'yes' if holds else 'NO ':<4}{what}")
+    longest = max((max(block[:2]) for block in record.blocks), default=0.0)
+    console.print(f"longest block of the event loop {longest:.0f} ms (bar {LONGEST_BLOCK:g})")
+    grown = record.memory[1] / record.memory[0]
+    console.print(
+        f"memory at most {grown:.2f} x that of {record.memory[0] / 1e6:.0f} MB when idle (bar {MOST_MEMORY:g})"
+    )
+    for blocked, computed, kind in record.blocks[:SHOWN] if longest > LONGEST_BLOCK else ():
+        console.print(escape(f"blocked for {blocked:.0f} ms, computed for {computed:.0f} ms: {kind}"), style="red")
+    for added, peak, kind in sorted(record.peaks, reverse=True)[:SHOWN] if grown > MOST_MEMORY else ():
+        console.print(escape(f"{added / 1e6:.0f} MB more, {peak / 1e6:.0f} MB: {kind}"), style="red")
     for what, sent, answer in record.misses[:SHOWN]:
         shown = f"{what}: {sent.kind}: {sent.data[:300]!r} -> {answer.status} {answer.body[:200]!r}"
         console.print(escape(shown), style="red")
-    return not record.num_missed and not record.wrong and all(holds for _, holds in ends)
+    is_light = longest <= LONGEST_BLOCK and grown <= MOST_MEMORY
+    return is_light and not record.num_missed and not record.wrong and all(holds for _, holds in ends)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--requests", type=int, default=100_000)
+    add("--large", type=int, default=2000, help="number of large requests")
     add("--connections", type=int, default=16)
     add("--seed", type=int, default=0)
     add("--store", type=Path, help="of releases; without it a small one is made")
@@ -314,7 +398,11 @@ def main() -> int:
             store, release = Path(made), versions[0]
         begin = time.monotonic()
         record, ends = measure(args, store, name=release, folder=folder)
-        return 0 if report(record, ends, seconds=time.monotonic() - begin, console=Console(width=120)) else 1
+        return (
+            0
+            if report(record, ends, seconds=time.monotonic() - begin, console=Console(width=120, soft_wrap=True))
+            else 1
+        )
 
 
 if __name__ == "__main__":

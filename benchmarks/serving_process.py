@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ PATIENCE = 300.0
 
 
 @contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def serving(
+    folder: Path, *options: str, script: Sequence[str] = (str(ROOT / "serve.py"),)
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Run serve.py with these options, and yield its address and process when it is ready; it writes into `folder`."""
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, str(ROOT / "serve.py"), f"port={port}", "log_level=warning", *options]
+    command = [sys.executable, *script, f"port={port}", "log_level=warning", *options]
     environment = {"OMP_NUM_THREADS": "1"} | os.environ
     path = folder / "server.log"
     with path.open("ab") as log:

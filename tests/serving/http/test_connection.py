@@ -67,8 +67,14 @@ def running(published: Any, tmp_path: Any) -> Iterator[Running]:
             except asyncio.CancelledError:
                 cancelled.set()
                 return
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
+        answer, length, message = b"ok", 0, {"more_body": scope["path"] == "/length"}
+        while message.get("more_body"):
+            message = await receive()
+            length += len(message["body"])
+            answer = b"%d" % length
+        headers = [(b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
 
     wanted = settings(published, tmp_path / "events.sqlite", request_seconds=PATIENCE)
     config = uvicorn.Config(
@@ -201,6 +207,27 @@ def test_a_refused_request_leaves_its_connection_usable(running: Running, parts:
 )
 def test_headers_have_a_limit(running: Running, content: bytes) -> None:
     assert ask(running.port, content).startswith(b"HTTP/1.1 431")
+
+
+def test_many_requests_at_once_end_their_connection_only(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    one = b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n"
+    with send(running.port, one * 20) as few, send(running.port, one * 5000) as many:
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 20:
+            answers += few.recv(65536)
+        with contextlib.suppress(ConnectionError):
+            while many.recv(65536):
+                continue
+    assert get(running.port, "/other").endswith(b"ok")
+    assert "Task exception" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [1, 9, 100_000])
+def test_a_long_body_is_read_in_turns(running: Running, size: int) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, b" " * size)
+    head = b"POST /length HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    count = 400_000 // size
+    assert ask(running.port, head + chunk * count + b"0\r\n\r\n").endswith(b"\r\n\r\n%d" % (size * count))
 
 
 # A request in parts: its head is whole after the second one.

@@ -10,9 +10,10 @@ import pytest
 from asking import Answer, call
 from msgspec import Struct
 
-from recsys.core.errors import UserError
+from recsys.core.errors import UserError, nearest
 from recsys.serving.http.app import OTHER, App
 from recsys.serving.http.endpoint import ADMIN_ERRORS, Endpoint
+from recsys.serving.http.problems import bad_request
 
 LIMIT = 20
 
@@ -191,3 +192,15 @@ def test_a_server_that_cannot_start_reports_the_reason() -> None:
     (failed,) = sent
     assert failed["type"] == "lifespan.startup.failed"
     assert "hosts: found none" in failed["message"]
+
+
+def test_a_refusal_repeats_only_the_beginning_of_a_long_name() -> None:
+    async def refuse_long(query: Number) -> Number:
+        raise bad_request(f"{'x' * 10**6}: found {query.number}", "y" * 10**6)
+
+    app = App([Endpoint(method="GET", path="/long", handler=refuse_long)], body_bytes=LIMIT)
+    error = asyncio.run(call(app, "GET", "/long?number=1")).body["error"]
+    assert error["message"] == "x" * 4000 + "..."
+    assert error["field"] == "y" * 4000
+    # The hint needs no comparison of a million letters.
+    assert nearest("name" + "x" * 10**6, ["name", "k"]) == "; valid: k, name"

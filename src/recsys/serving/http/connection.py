@@ -25,8 +25,10 @@ from recsys.serving.http.refusal import (
 FILL_SECONDS = 0.002
 # Seconds between two looks at all connections.
 SWEEP_SECONDS = 1.0
-# Connections that are looked at in one turn of the event loop.
-_SWEPT = 2000
+# Connections that are looked at in one turn of the event loop, and bytes of one connection that are parsed in it.
+_SWEPT, _PARSED = 2000, 32 << 10
+# Requests of a connection that may wait for the answer to an earlier one; no usual client sends any.
+_PIPELINED = 64
 
 
 class Connection(HttpToolsProtocol):
@@ -47,25 +49,49 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.began: float | None = time.monotonic()
         self.stalled: float | None = None
+        # The request that is being answered: uvicorn knows only the last one of several.
         self._task: asyncio.Task[None] | None = None
+        self._answered: RequestResponseCycle | None = None
         # Admission of the request that is being received, and of the one that is in progress.
         self._wanted: Admission | None = None
         self._admitted: Admission | None = None
         self._refused, self._in_headers, self._read_bytes = False, True, 0
         self._in_message, self._was_long, self._resumed = False, False, 0.0
+        self._unparsed = b""
 
     def data_received(self, data: bytes) -> None:
-        """Read a part of a request; too many bytes of headers end the connection."""
-        if not self._in_message and self._is_refused_unread(data):
-            return
+        """Read a part of a request, a little in each turn of the loop; too many bytes of headers end the connection."""
+        if self._unparsed:
+            self._unparsed += data
+        elif self._in_message or not self._is_refused_unread(data):
+            self._unparsed = data
+            self._parse_some()
+
+    def _parse_some(self) -> None:
+        data, self._unparsed = self._unparsed[:_PARSED], self._unparsed[_PARSED:]
         if self._in_headers:
             self._read_bytes += len(data)
         super().data_received(data)
         if self._in_headers and self._read_bytes > self.header_bytes:
             self._refuse_headers()
+        if self.transport.is_closing():
+            self._unparsed = b""
+        elif self._unparsed:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._parse_rest)
+
+    def _parse_rest(self) -> None:
+        if self._unparsed:
+            self._parse_some()
+        if not (self._unparsed or self.flow.read_paused or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request; too many at once end the connection."""
+        if len(self.pipeline) >= _PIPELINED:
+            self._give_up_answer()
+            self.transport.abort()
+            raise ValueError("too many requests at once")
         super().on_message_begin()
         self.began = time.monotonic()
         self._refused, self._in_headers, self._in_message = False, True, True
@@ -163,7 +189,7 @@ class Connection(HttpToolsProtocol):
         task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
-        self._task = task
+        self._task, self._answered = task, cycle
 
     def on_response_complete(self) -> None:
         """End a request."""
@@ -176,9 +202,17 @@ class Connection(HttpToolsProtocol):
         if self._admitted is not None and self._task is not None:
             self._task.cancel()
         self._leave()
+        self._give_up_answer()
+        self._unparsed = b""
         if (timer := self.paused.pop(self, None)) is not None:
             timer.cancel()
         super().connection_lost(exc)
+
+    def _give_up_answer(self) -> None:
+        """Write no answer to a connection that is closed."""
+        if self._answered is not None and not self._answered.response_complete:
+            self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _leave(self) -> None:
         if self._admitted is None:

@@ -390,9 +390,14 @@ class ErrorResponse(Struct, omit_defaults=True):
     loaded: list[str] | UnsetType = UNSET
 
 
+# Letters of a message: names and values of a request are repeated in it, and they can be as long as a request.
+_MESSAGE = 4000
+
+
 def error_response(problem: Problem) -> ErrorResponse:
     """Return the body that reports a problem."""
-    detail = ErrorDetail(problem.code, problem.message, problem.field)
+    message = problem.message if len(problem.message) <= _MESSAGE else f"{problem.message[:_MESSAGE]}..."
+    detail = ErrorDetail(problem.code, message, problem.field and problem.field[:_MESSAGE])
     if isinstance(problem, VersionNotHeld):
         return ErrorResponse(detail, problem.serving, problem.loaded)
     return ErrorResponse(detail)

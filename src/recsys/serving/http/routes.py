@@ -9,7 +9,7 @@ from typing import Any
 
 from recsys.core.errors import UserError
 from recsys.serving.events import Outcome, StoreError, parse_events
-from recsys.serving.gateway.gateway import Gateway
+from recsys.serving.gateway.gateway import MAX_MICROBATCH, Gateway
 from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.host.host import Host
 from recsys.serving.http.admission import is_late, overloaded
@@ -98,7 +98,11 @@ class GatewayRoutes:
         self._check_length(request, "requests")
         self._gateway.check_cost(request)
         answers: list[RetrieveResponse] = []
-        outcomes = await asyncio.gather(*map(self._gateway.retrieve, request), return_exceptions=True)
+        outcomes: list[RetrieveResponse | BaseException] = []
+        # Not all at once, because the requests of a long list would wait for each other.
+        for begin in range(0, len(request), MAX_MICROBATCH):
+            some = map(self._gateway.retrieve, request[begin : begin + MAX_MICROBATCH])
+            outcomes += await asyncio.gather(*some, return_exceptions=True)
         for number, outcome in enumerate(outcomes):
             if isinstance(outcome, UserError):
                 raise _in_list(from_user_error(outcome), number)
