@@ -1,9 +1,10 @@
-"""A real server of Valkey or Redis, where the machine has one."""
+"""A real server of Valkey or Redis, or a cluster of three, where the machine has one."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -29,12 +30,13 @@ class Server:
 
     def start(self) -> None:
         assert BINARY is not None
-        command = [BINARY, "--port", "0", "--unixsocket", f"{self._folder}/socket", "--dir", str(self._folder)]
+        listens = () if "--port" in self._settings else ("--port", "0")
+        command = [BINARY, *listens, "--unixsocket", f"{self._folder}/socket", "--dir", str(self._folder)]
         with open(self._folder / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--save", "", *self._settings], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
-        client = redis.Redis.from_url(self.url)
+        self.clients = [client] = [redis.Redis.from_url(self.url)]
         for _ in range(600):
             try:
                 client.ping()
@@ -44,8 +46,46 @@ class Server:
                 time.sleep(0.05)
         else:
             raise AssertionError("the server does not answer")
-        client.close()
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+class Cluster:
+    """Three servers that share the keys, each of which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes: list[Server] = []
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
+        self.ports = [one.getsockname()[1] for one in sockets]
+        for one in sockets:
+            one.close()
+        for number, (port, bus) in enumerate(zip(self.ports[:3], self.ports[3:], strict=True)):
+            (folder / str(number)).mkdir()
+            settings = ("--port", port, "--cluster-port", bus, "--bind", "127.0.0.1", "--cluster-enabled", "yes",
+                        "--cluster-node-timeout", 15000, "--cluster-require-full-coverage", "no")  # fmt: skip
+            self.nodes.append(Server(folder / str(number), *DURABLE, *map(str, settings)))
+        self.url = "valkey-cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports[:3])
+        self.clients = [redis.Redis.from_url(node.url) for node in self.nodes]
+        for number, client in enumerate(self.clients):
+            first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
+            client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+            if number:
+                self.clients[0].execute_command("CLUSTER MEET", "127.0.0.1", self.ports[number], self.ports[3 + number])
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when all nodes know that all slots are served."""
+        for client in self.clients:
+            for _ in range(3000):
+                found = client.cluster("INFO")
+                if found["cluster_state"] == "ok" and found["cluster_slots_ok"] == "16384":
+                    break
+                time.sleep(0.01)
+            else:
+                raise AssertionError("the nodes do not find each other")
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from asking import queries_of, store_users
 from publishing import Published
-from servers import FAST, Server
+from servers import FAST, Cluster, Server
 
 from recsys.release.runtime.retriever import Query
 
@@ -37,5 +37,13 @@ def fast_folder() -> Iterator[Path]:
 def server() -> Iterator[Server]:
     with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
         running = Server(Path(folder))
+        yield running
+        running.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
+        running = Cluster(Path(folder))
         yield running
         running.kill()

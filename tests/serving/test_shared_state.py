@@ -1,28 +1,26 @@
-"""Documents of a fleet: one change after the other, in a folder and on a server."""
+"""Documents of a fleet: one change after the other, in a folder, on a server and on a cluster."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from servers import BINARY, Server
+from servers import needs_server
 
 from recsys.core.errors import UserError
-from recsys.serving.shared_state import SharedState, open_state
+from recsys.serving.shared_state import SharedState, ValkeyState, open_state
 
 Open = Callable[[], SharedState]
 
 
-@pytest.fixture(params=["folder", pytest.param("server", marks=pytest.mark.skipif(BINARY is None, reason="no server"))])
-def opened(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[Open]:
+@pytest.fixture(params=["folder", *(pytest.param(name, marks=needs_server) for name in ("server", "cluster"))])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     if request.param == "folder":
-        yield lambda: open_state(str(fast_folder / "state/changes.journal"))
-        return
-    server = Server(fast_folder)
-    yield lambda: open_state(server.url)
-    server.kill()
+        return lambda: open_state(str(tmp_path / "state/changes.journal"))
+    url = request.getfixturevalue(request.param).url
+    return lambda: ValkeyState(url, prefix=tmp_path.name)
 
 
 def test_a_document_is_what_the_last_change_made_it(opened: Open) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import redis
 from filelock import FileLock
 
 from recsys.core.io import PRIVATE_FILE, atomic_write, private_folder
 from recsys.serving.valkey import DurableServer, is_server
+from recsys.serving.valkey_edits import DONE, Edit
 
 # Returns the new content of a document from the present one; None is no document.
 Change = Callable[[bytes | None], bytes | None]
@@ -73,21 +73,14 @@ class ValkeyState:
     def change(self, name: str, change: Change) -> bytes | None:
         """Replace a document; repeat while others change it."""
         key = self._key(name)
-        with self._server.answers(), self._server.client.pipeline(transaction=True) as pipe:
+        with self._server.answers():
             for _ in range(_ATTEMPTS):
-                try:
-                    pipe.watch(key)
-                    before: Any = pipe.get(key)
-                    content = change(before)
-                    pipe.multi()
-                    if content is None:
-                        pipe.delete(key)
-                    else:
-                        pipe.set(key, content)
-                    pipe.execute()
+                before: Any = self._server.client.get(key)
+                content = change(before)
+                edit = Edit(key, before, "delete") if content is None else Edit(key, before, "set", content)
+                if self._server.swap([edit]) == [DONE]:
                     return content
-                except redis.WatchError:
-                    time.sleep(random.uniform(0, 0.005))
+                time.sleep(random.uniform(0, 0.005))
         raise OSError(f"{self.place}: others keep changing {name}")
 
     def _key(self, name: str) -> str:

@@ -16,14 +16,16 @@ from recsys.serving.events.sqlite_files import number_ranges
 USERS = [0, 1, -1, 12, 120, 1299, 13, -12, 2**63 - 1, -(2**63), "1", "12", "a", "ab", "a*b", "b", '"', "\\x", "ä", "-1"]
 
 
-@pytest.fixture(scope="module", params=["sqlite", pytest.param("valkey", marks=needs_server)])
+@pytest.fixture(
+    scope="module", params=["sqlite", *(pytest.param(name, marks=needs_server) for name in ("server", "cluster"))]
+)
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
     if request.param == "sqlite":
         opened: EventStore = open_store(str(tmp_path_factory.mktemp("users") / "events.db"), 5)
     else:
         from recsys.serving.events.valkey import ValkeyEvents
 
-        opened = ValkeyEvents(request.getfixturevalue("server").url, 5, prefix="users[1]")
+        opened = ValkeyEvents(request.getfixturevalue(request.param).url, 5, prefix="users[1]")
     opened.append([(user, Event("i", 1)) for user in USERS])
     yield opened
     opened.close()

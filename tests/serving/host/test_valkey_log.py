@@ -29,13 +29,15 @@ class Accepts:
 
 
 @pytest.fixture
-def start(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setattr(valkey_log, "_WAIT_SECONDS", 0.05)
-    redis.Redis.from_url(server.url).flushall()
+    running = request.getfixturevalue(getattr(request, "param", "server"))
+    for client in running.clients:
+        client.flushall()
     started: list[ItemUpdates] = []
 
     def one(name: str | None) -> ItemUpdates:
-        started.append(ItemUpdates(server.url, name=name))
+        started.append(ItemUpdates(running.url, name=name))
         return started[-1]
 
     yield one
@@ -57,6 +59,7 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("it never holds")
 
 
+@pytest.mark.parametrize("start", ["server", "cluster"], indirect=True)
 def test_a_change_is_acknowledged_when_every_host_has_applied_it(start: Start) -> None:
     hosts = [start(f"host-{number}") for number in range(3)]
     for number in range(30):
@@ -152,14 +155,14 @@ def test_a_log_that_lost_records_rests_its_hosts(start: Start, server: Server, d
         host.removed_of([1])
 
 
-def test_a_year_of_changes_is_compacted(start: Start, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("start", ["server", "cluster"], indirect=True)
+def test_a_year_of_changes_is_compacted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_log, "COMPACT_BYTES", 300)
     writer, reader = start("writer"), start("reader")
     for number in range(100):
         writer.take_down([number])
         add(writer, "v1", 1000 + number % 10)
-    client = redis.Redis.from_url(server.url)
-    assert client.xlen("recsys:changes:log") < 40
+    assert 0 < writer._log._client.xlen(writer._log._key("log")) < 40
     for updates in (writer, reader, start("new"), start(None)):
         assert updates.removed_of(range(-5, 200)) == list(range(100))
         _, _, new = updates.of("v1")
@@ -167,6 +170,7 @@ def test_a_year_of_changes_is_compacted(start: Start, server: Server, monkeypatc
         assert all(one.embedding[0] == one.item["item_id"] for one in new)
 
 
+@pytest.mark.parametrize("start", ["server", "cluster"], indirect=True)
 def test_hosts_that_write_at_once_lose_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(valkey_log, "COMPACT_BYTES", 300)
     hosts = [start(str(number)) for number in range(3)]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from servers import FAST, Server, needs_server
+from servers import needs_server
 
 from recsys.serving.impressions.impression_store import ImpressionStore, StoredOutcome
 from recsys.serving.impressions.records import Batch, Impression, OpenBatch, decode_batch, encode_batch, parse_id
@@ -21,15 +20,7 @@ _numbers = itertools.count()
 Open = Callable[..., ImpressionStore]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(dir=FAST, prefix="impressions-") as folder:
-        running = Server(Path(folder))
-        yield running
-        running.kill()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("valkey", marks=needs_server)])
+@pytest.fixture(params=["sqlite", *(pytest.param(name, marks=needs_server) for name in ("server", "cluster"))])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
     """Open the same store again and again."""
     opened: list[ImpressionStore] = []
@@ -41,7 +32,7 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
         else:
             from recsys.serving.impressions.valkey import ValkeyImpressions
 
-            url = request.getfixturevalue("server").url
+            url = request.getfixturevalue(request.param).url
             store = ValkeyImpressions(url, prefix=name, keep_seconds=keep_seconds, max_bytes=max_bytes)
         opened.append(store)
         return store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import msgspec
 
 from recsys.core.errors import UserError
-from recsys.serving.events.event_store import MAX_HISTORY_BYTES, Event, Outcome, Unreadable, UserId
+from recsys.serving.events.event_store import MAX_HISTORY_BYTES, Event, Outcome, Unreadable, UserId, ignore
 
 log = logging.getLogger("recsys")
 
 _events = msgspec.msgpack.Decoder(list[Event])
 _profile = msgspec.msgpack.Decoder(dict[str, Any])
 _encoder = msgspec.msgpack.Encoder()
+_time = operator.attrgetter("timestamp")
 
 
 def merge(
@@ -99,10 +101,6 @@ def _key(event: Event) -> tuple[int | str, int]:
     return event.item_id, event.timestamp
 
 
-def _time(event: Event) -> int:
-    return event.timestamp
-
-
 def _encode(content: object) -> bytes:
     try:
         return _encoder.encode(content)
@@ -118,17 +116,28 @@ def encode_events(events: Sequence[Event]) -> bytes:
 def decode_events(content: Any, max_events: int, *, unreadable: Unreadable, since: int | None = None) -> list[Event]:
     """Return the last `max_events` of a history; one that was stored under larger limits may contain more.
 
-    Events before `since` count as removed.
+    Events before `since` count as removed. Later events may be stored before earlier ones (`growing`).
     `unreadable` is called with the number of events that cannot be decoded; a damaged history counts as one.
     """
+    events = younger(_all_events(content, unreadable)[-max_events:], since)
+    return _bounded(events) if len(content) > MAX_HISTORY_BYTES else events
+
+
+def _all_events(content: Any, unreadable: Unreadable) -> list[Event]:
     try:
         events = _events.decode(content)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         events, lost = _readable(content)
         unreadable(lost)
         log.warning("events: %d stored events of a user cannot be read and count as missing", lost)
-    events = younger(events[-max_events:], since)
-    return _bounded(events) if len(content) > MAX_HISTORY_BYTES else events
+    events.sort(key=_time)
+    return events
+
+
+def has_older(content: Any, since: int) -> bool:
+    """Return True if a history has an event before the second `since`."""
+    events = [] if content is None else _all_events(content, ignore)
+    return bool(events) and events[0].timestamp < since
 
 
 def _readable(content: Any) -> tuple[list[Event], int]:

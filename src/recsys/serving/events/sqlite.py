@@ -35,6 +35,7 @@ from recsys.serving.events.merging import (
     decode_profile,
     encode_events,
     encode_profile,
+    has_older,
     merge,
 )
 from recsys.serving.events.sqlite_files import as_bytes, as_stored, compact, empty_log, number_ranges, patterns_of
@@ -280,7 +281,7 @@ class SQLiteEvents:
             with self._reader() as reader:
                 rows = reader.execute(_PAGE, (last, end, _EXPIRED_AT_ONCE)).fetchall()
             last = rows[-1][0] if rows else end
-            old = [user for _, user, content in rows if self._has_older(content, since)]
+            old = [user for _, user, content in rows if has_older(content, since)]
             if old:
                 with self._group.exclusive(), self._transaction() as writer:
                     for user in old:
@@ -293,10 +294,6 @@ class SQLiteEvents:
             with self._group.exclusive():
                 empty_log(self._writer, self._path)
         return expired
-
-    def _has_older(self, content: Any, since: int) -> bool:
-        events = decode_events(content, self.max_events, unreadable=ignore)
-        return bool(events) and events[0].timestamp < since
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         """Merge users of a source; see `EventStore.restore`."""

@@ -1,15 +1,19 @@
-"""Event store in Valkey or Redis, which several gateways may share."""
+"""Event store in Valkey or Redis, on one server or on a cluster, which several gateways may share.
+
+Keys of user U after PREFIX, or on a cluster after PREFIX:{TAG}, where the tag is the begin of the user's hash:
+  history:U   events, see `growing`;   profile:U: profile features
+  suppressed  set of the hashes of forgotten users
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
-
-import redis
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from recsys.core.errors import UserError
 from recsys.core.suppression import hash_of
@@ -28,30 +32,44 @@ from recsys.serving.events.event_store import (
     ignore,
 )
 from recsys.serving.events.grouping import GroupCommit
+from recsys.serving.events.growing import edit_of, encode_growing
 from recsys.serving.events.merging import (
     Arrivals,
     decode_events,
     decode_profile,
     encode_events,
     encode_profile,
+    has_older,
     merge,
 )
 from recsys.serving.events.valkey_files import write_anew
 from recsys.serving.valkey import DurableServer
+from recsys.serving.valkey_edits import ANY, CHANGED, REFUSED, Edit
 
 # Search for users: number of keys of one SCAN, and maximum number of SCANs.
 _SCANNED, _SCANS = 1000, 200
 # Seconds in which a write is retried because other gateways change the same users.
 _TIMEOUT_SECONDS = 10.0
+# Digits of a tag: more tags than a cluster has slots, so that its nodes can share the users evenly.
+_TAG, _ANY_TAG = 4, "{????}:"
+
+
+class _Stored(NamedTuple):
+    """A stored history: its bytes, its events, and whether all of them could be read."""
+
+    content: bytes | None
+    events: list[Event]
+    is_whole: bool
 
 
 class ValkeyEvents:
-    """`EventStore` on one server. Replicas are not used, because they may lack acknowledged events.
+    """`EventStore` on a server or a cluster. Replicas are not used, because they may lack acknowledged events.
 
-    A history is one key. A write watches the keys that it reads, and starts again if another gateway changes one.
+    A write compares what it has read, and starts again if another gateway has changed it. One server makes all changes
+    of a write or none; a cluster all of each user.
 
     Args:
-        url: `redis://host:port/db`, `rediss://` or `unix://` as in redis-py, or `valkey://` and `valkeys://`.
+        url: address, see `DurableServer`.
 
     Raises:
         UserError: If the address is malformed, or the settings of the server allow it to lose acknowledged events.
@@ -91,16 +109,20 @@ class ValkeyEvents:
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
         arrivals = Arrivals(events, self.max_events, since=self._since)
 
-        def change(held: Mapping[UserId, list[Event]]) -> dict[str, bytes | None]:
-            changed: dict[str, bytes | None] = {}
-            for user_id in arrivals.users:
-                if user_id not in held:
-                    arrivals.drop(user_id)
-                elif (kept := arrivals.merge(user_id, held[user_id])) != held[user_id]:
-                    changed[self._key("history", user_id)] = encode_events(kept)
-            return changed
+        def edits(user_id: UserId, stored: _Stored) -> list[Edit]:
+            kept = arrivals.merge(user_id, stored.events)
+            edit = edit_of(
+                self._key("history", user_id),
+                stored.content,
+                stored.events,
+                kept,
+                max_events=self.max_events,
+                is_whole=stored.is_whole,
+                member=hash_of(user_id),
+            )
+            return [] if edit is None else [edit]
 
-        self._write(arrivals.users, change)
+        self._write(arrivals.users, edits, refused=arrivals.drop)
         return arrivals.outcomes()
 
     @property
@@ -110,57 +132,71 @@ class ValkeyEvents:
     def _write(
         self,
         user_ids: Sequence[UserId],
-        change: Callable[[Mapping[UserId, list[Event]]], Mapping[str, str | bytes | None]],
+        edits: Callable[[UserId, _Stored], list[Edit]],
+        *,
+        refused: Callable[[UserId], None] = lambda _: None,
     ) -> None:
-        """Set what `change` returns for the histories of users; repeat while other gateways change them.
+        """Make the edits of each user; repeat those that changes of other gateways prevent.
 
-        `change` gets no forgotten users. A key whose value is None is removed.
+        `refused` is called with forgotten users.
         """
         if self._server.fault is not None:
             raise StoreError(self._server.fault)
-        give_up = time.monotonic() + _TIMEOUT_SECONDS
-        pause = 0.0005
-        with self._answers(), self._client.pipeline(transaction=True) as pipe:
-            while True:
-                try:
-                    pipe.watch(self._suppressed_key, *(self._key("history", user_id) for user_id in user_ids))
-                    forgotten = self._forgotten(pipe, user_ids)
-                    known = [user_id for user_id in user_ids if user_id not in forgotten]
-                    contents = pipe.mget([self._key("history", user_id) for user_id in known]) if known else []
+        give_up, pause = time.monotonic() + _TIMEOUT_SECONDS, 0.0005
+        waiting = list(user_ids)
+        while True:
+            parts: dict[str, dict[UserId, list[Edit]]] = {}
+            with self._answers():
+                contents = self._server.get_many([self._key("history", user_id) for user_id in waiting])
+                for user_id, content in zip(waiting, contents, strict=True):
                     # Held events are durable already, because the server shows nothing before fsync.
-                    if changed := change(dict(zip(known, map(self._decode, contents), strict=True))):
-                        pipe.multi()
-                        if kept := {key: value for key, value in changed.items() if value is not None}:
-                            pipe.mset(kept)
-                        if removed := changed.keys() - kept.keys():
-                            pipe.delete(*removed)
-                        pipe.execute()
-                    return
-                except redis.WatchError as error:
-                    if time.monotonic() > give_up:
-                        raise StoreError(
-                            f"events: {self._server.place}: other gateways keep changing the same users"
-                        ) from error
-                    time.sleep(random.uniform(0, pause))
-                    pause = min(2 * pause, 0.05)
+                    if changed := edits(user_id, self._stored(content)):
+                        parts.setdefault(self._part(hash_of(user_id)), {})[user_id] = changed
+                with self._client.pipeline(transaction=False) as pipe:
+                    for part, changes in parts.items():
+                        self._server.swap(list(itertools.chain(*changes.values())), f"{part}:suppressed", pipe=pipe)
+                    answers = pipe.execute()
+            waiting = []
+            for changes, answer in zip(parts.values(), answers, strict=True):
+                if CHANGED in answer:
+                    waiting += changes
+                    continue
+                found = iter(answer)
+                for user_id, changed in changes.items():
+                    if REFUSED in [next(found) for _ in changed]:
+                        refused(user_id)
+            if not waiting:
+                return
+            if time.monotonic() > give_up:
+                raise StoreError(f"events: {self._server.place}: other gateways keep changing the same users")
+            time.sleep(random.uniform(0, pause))
+            pause = min(2 * pause, 0.05)
+
+    def _stored(self, content: bytes | None) -> _Stored:
+        lost: list[int] = []
+        events = self._decode(content, lost.append)
+        if lost:
+            self._unreadable(sum(lost))
+        return _Stored(content, events, not lost)
 
     def history(self, user_id: UserId) -> list[Event]:
         """Return the events of a user; see `EventStore.history`."""
         with self._answers():
-            return self._decode(self._client.get(self._key("history", user_id)))
+            content = self._client.get(self._key("history", user_id))
+        return self._decode(content, self._unreadable)
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
         """Return the history of each user; see `EventStore.histories`."""
         if not user_ids:
             return []
         with self._answers():
-            found = self._client.mget([self._key("history", user_id) for user_id in user_ids])
-        return [self._decode(content) for content in found]
+            found = self._server.get_many([self._key("history", user_id) for user_id in user_ids])
+        return [self._decode(content, self._unreadable) for content in found]
 
-    def _decode(self, content: Any) -> list[Event]:
+    def _decode(self, content: bytes | None, unreadable: Unreadable) -> list[Event]:
         if content is None:
             return []
-        return decode_events(content, self.max_events, unreadable=self._unreadable, since=self._since)
+        return decode_events(content, self.max_events, unreadable=unreadable, since=self._since)
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Return the profile features of a user; see `EventStore.profile`."""
@@ -171,77 +207,84 @@ class ValkeyEvents:
     def users(self, prefix: str, limit: int) -> list[UserId]:
         """Return users in the order of ids from a bounded SCAN; see `EventStore.users`."""
         found: set[UserId] = set()
-        begin = len(self._key("history", 0).encode()) - 1
         with self._answers():
             # In a key, a text id begins with a quotation mark and a number with its digits.
             for kind in (prefix, json.dumps(prefix, ensure_ascii=False)[:-1]):
-                pattern, cursor = f"{_literal(self._prefix)}:history:{_literal(kind)}*", 0
-                for _ in range(_SCANS):
-                    cursor, keys = self._client.scan(cursor, pattern, _SCANNED)
-                    users = (json.loads(key[begin:]) for key in keys)
+                for ids in itertools.islice(self._scan("history", kind), _SCANS):
                     # An empty prefix, or a quotation mark, matches numbers and quoted texts alike.
-                    found.update(user for user in users if str(user).startswith(prefix))
-                    if not cursor or len(found) >= limit:
+                    found.update(user for user in map(json.loads, ids) if str(user).startswith(prefix))
+                    if len(found) >= limit:
                         break
         ordered = sorted((isinstance(user, str), user) for user in found)
         return [user for _, user in ordered][:limit]
 
+    def _scan(self, kind: str, prefix: str = "") -> Iterator[list[bytes]]:
+        """Yield the ids in JSON that begin with a text, of keys of a kind, in parts; some may come twice."""
+        pattern = f"{_literal(self._prefix)}:{_ANY_TAG if self._server.is_cluster else ''}{kind}:{_literal(prefix)}*"
+        begin = len(self._key(kind, 0).encode()) - 1
+        for node in self._server.nodes():
+            cursor = -1
+            while cursor:
+                found: Any = node.scan(max(cursor, 0), pattern, _SCANNED)
+                cursor, keys = found
+                yield [key[begin:] for key in keys]
+
     def forget(self, user_ids: Sequence[UserId]) -> Erased:
         """Remove users; see `EventStore.forget`."""
         users = both_forms(user_ids)
-        if not users:
-            return Erased(0, 0, frozenset())
-        with self._group.exclusive(), self._answers(), self._client.pipeline(transaction=True) as pipe:
-            pipe.sadd(self._suppressed_key, *map(hash_of, users))
+        # In this order no other gateway can write a user again; after a failure the call is repeated.
+        with self._answers(), self._client.pipeline(transaction=False) as pipe:
+            for user in users:
+                pipe.sadd(self._suppressed_key(user), hash_of(user))
             for kind in ("history", "profile"):
-                pipe.delete(*(self._key(kind, user) for user in users))
-            _, histories, profiles = pipe.execute()
-        return Erased(int(histories), int(profiles), frozenset())
+                for user in users:
+                    pipe.delete(self._key(kind, user))
+            removed = pipe.execute()[len(users) :]
+        return Erased(sum(removed[: len(users)]), sum(removed[len(users) :]), frozenset())
 
     def suppressed(self, user_ids: Sequence[UserId]) -> set[UserId]:
         """Return the forgotten users; see `EventStore.suppressed`."""
         with self._answers():
-            return self._forgotten(self._client, user_ids)
-
-    def _forgotten(self, client: Any, user_ids: Sequence[UserId]) -> set[UserId]:
-        if not user_ids:
-            return set()
-        flags = client.smismember(self._suppressed_key, [hash_of(user) for user in user_ids])
+            flags = self._are_members(map(hash_of, user_ids))
         return {user for user, is_member in zip(user_ids, flags, strict=True) if is_member}
+
+    def _are_members(self, hashes: Iterable[str]) -> list[bool]:
+        with self._client.pipeline(transaction=False) as pipe:
+            for one in hashes:
+                pipe.sismember(f"{self._part(one)}:suppressed", one)
+            return [bool(found) for found in pipe.execute()]
 
     def suppress(self, hashes: Collection[str]) -> int:
         """Forget users by hash; see `EventStore.suppress`."""
+        listed = list(hashes)
         with self._answers():
-            known: Any = self._client.smembers(self._suppressed_key)
-            new = set(hashes) - {one.decode() for one in known}
+            flags = self._are_members(listed)
+            new = {one for one, is_member in zip(listed, flags, strict=True) if not is_member}
             if not new:
                 return 0
-            self._client.sadd(self._suppressed_key, *new)
+            with self._client.pipeline(transaction=False) as pipe:
+                for one in new:
+                    pipe.sadd(f"{self._part(one)}:suppressed", one)
+                pipe.execute()
             users = {
                 user
                 for kind in ("history", "profile")
-                for user in map(json.loads, self._all_ids(kind))
+                for ids in self._scan(kind)
+                for user in map(json.loads, ids)
                 if hash_of(user) in new
             }
         self.forget(list(users))
         return len(users)
 
-    def _all_ids(self, kind: str) -> Iterator[bytes]:
-        """Yield the ids of all users with a key of a kind, in JSON; some may come twice."""
-        begin = f"{self._prefix}:{kind}:"
-        for key in self._client.scan_iter(f"{_literal(begin)}*", _SCANNED):
-            yield key[len(begin.encode()) :]
-
     def search(self, user_ids: Sequence[UserId], patterns: Collection[bytes]) -> list[Searched]:
-        """Let the server write its files anew, and search them if they are on this machine; see `EventStore.search`.
+        """Let each server write its files anew, and search them if they are on this machine; see `EventStore.search`.
 
-        The server compresses long keys in the first part of its file, which it wrote after the users were removed.
+        A server compresses long keys in the first part of its file, which it wrote after the users were removed.
         """
         ids = [self._key(kind, user) for kind in ("history", "profile") for user in both_forms(user_ids)]
         with self._answers():
-            parts = [ids[begin : begin + _SCANNED] for begin in range(0, len(ids), _SCANNED)]
-            remaining = sum(self._client.exists(*part) for part in parts)
-            found = write_anew(self._server)
+            remaining = sum(content is not None for content in self._server.get_many(ids))
+            found = [file for node in self._server.nodes() for file in write_anew(node, self._server.place)]
         wanted = frozenset([*(key.encode() + b"\r" for key in ids), *patterns])
         keys = Searched(f"keys of {self._server.place}", 0, remaining)
         return [keys, *(search_file(file, wanted) for file in found)]
@@ -251,36 +294,43 @@ class ValkeyEvents:
         since = self._since
         if since is None:
             return 0
-        expired = 0
-        with self._answers():
-            for user in map(json.loads, self._all_ids("history")):
-                content: Any = self._client.get(self._key("history", user))
-                events = [] if content is None else decode_events(content, self.max_events, unreadable=ignore)
-                if events and events[0].timestamp < since:
-                    self._write([user], self._without_old)
-                    expired += 1
-        return expired
+        expired: set[UserId] = set()
 
-    def _without_old(self, held: Mapping[UserId, list[Event]]) -> dict[str, bytes | None]:
-        return {self._key("history", user): encode_events(kept) if kept else None for user, kept in held.items()}
+        def edits(user_id: UserId, stored: _Stored) -> list[Edit]:
+            if not has_older(stored.content, since):
+                return []
+            expired.add(user_id)
+            key = self._key("history", user_id)
+            if not stored.events:
+                return [Edit(key, stored.content, "delete")]
+            return [Edit(key, stored.content, "set", encode_growing(stored.events))]
+
+        for ids in self._scan("history"):
+            if ids:
+                self._write(list(map(json.loads, ids)), edits)
+        return len(expired)
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
         """Merge users of a source; see `EventStore.restore`."""
         by_id = {user.user_id: user for user in users}
 
-        def change(held: Mapping[UserId, list[Event]]) -> dict[str, str | bytes | None]:
-            changed: dict[str, str | bytes | None] = {self._restored_key(source): str(done)}
-            for user_id, history in held.items():
-                user = by_id[user_id]
-                if user.events:
-                    recent = user.events[-self.max_events :]
-                    kept = merge(recent, history, max_events=self.max_events, since=self._since)
-                    changed[self._key("history", user_id)] = encode_events(kept) if kept else None
-                if user.profile:
-                    changed[self._key("profile", user_id)] = encode_profile(user.profile)
-            return changed
+        def edits(user_id: UserId, stored: _Stored) -> list[Edit]:
+            user, member, found = by_id[user_id], hash_of(user_id), []
+            if user.events:
+                recent = user.events[-self.max_events :]
+                kept = merge(recent, stored.events, max_events=self.max_events, since=self._since)
+                key = self._key("history", user_id)
+                if not kept:
+                    found.append(Edit(key, stored.content, "delete", member=member))
+                elif kept != stored.events:
+                    found.append(Edit(key, stored.content, "set", encode_growing(kept), member))
+            if user.profile:
+                found.append(Edit(self._key("profile", user_id), ANY, "set", encode_profile(user.profile), member))
+            return found
 
-        self._write(list(by_id), change)
+        self._write(list(by_id), edits)
+        with self._answers():
+            self._client.set(self._restored_key(source), done)
 
     def restored(self, source: str) -> int:
         """Return the progress of a source; see `EventStore.restored`."""
@@ -295,11 +345,15 @@ class ValkeyEvents:
 
     def _key(self, kind: str, user_id: UserId) -> str:
         # In JSON 5 and "5" differ.
-        return f"{self._prefix}:{kind}:{json.dumps(user_id, ensure_ascii=False)}"
+        part = self._part(hash_of(user_id)) if self._server.is_cluster else self._prefix
+        return f"{part}:{kind}:{json.dumps(user_id, ensure_ascii=False)}"
 
-    @property
-    def _suppressed_key(self) -> str:
-        return f"{self._prefix}:suppressed"
+    def _part(self, hashed: str) -> str:
+        """Return the prefix of the keys of a user. Nodes of a cluster are chosen by what is in braces."""
+        return f"{self._prefix}:{{{hashed[:_TAG]}}}" if self._server.is_cluster else self._prefix
+
+    def _suppressed_key(self, user_id: UserId) -> str:
+        return f"{self._part(hash_of(user_id))}:suppressed"
 
     def _restored_key(self, source: str) -> str:
         return f"{self._prefix}:restored:{source}"

@@ -12,30 +12,31 @@ from typing import Any
 import redis
 
 from recsys.serving.events.event_store import StoreError
-from recsys.serving.valkey import DurableServer
 
 # Seconds in which a file is written anew, and between two looks.
 _REWRITE_SECONDS, _LOOK_SECONDS = 900.0, 0.05
 
 
-def write_anew(server: DurableServer) -> list[Path]:
-    """Let a server write its files from what it holds now, and return those of them that this process can read."""
-    client = server.client
-    _write(server, client.bgrewriteaof, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
+def write_anew(client: redis.Redis, place: str) -> list[Path]:
+    """Let a server write its files from what it holds now, and return those of them that this process can read.
+
+    `place` names the server in errors.
+    """
+    _write(client, place, client.bgrewriteaof, "aof_rewrite_in_progress", "aof_rewrite_scheduled")
     settings: Any = client.config_get("*")
     folder = Path(settings["dir"])
     snapshot = folder / settings["dbfilename"]
     if settings.get("save") or snapshot.is_file():
-        _write(server, client.bgsave, "rdb_bgsave_in_progress")
+        _write(client, place, client.bgsave, "rdb_bgsave_in_progress")
     # Earlier versions of the server have one file, which is not in a folder of its own.
     logs = folder.glob(f"{settings.get('appenddirname') or '.'}/{settings['appendfilename']}*")
     return [file for file in sorted([*logs, snapshot]) if os.access(file, os.R_OK)]
 
 
-def _write(server: DurableServer, begin: Callable[[], object], *under_way: str) -> None:
+def _write(client: redis.Redis, place: str, begin: Callable[[], object], *under_way: str) -> None:
     give_up, is_begun = time.monotonic() + _REWRITE_SECONDS, False
     while True:
-        state: Any = server.client.info("persistence")
+        state: Any = client.info("persistence")
         if not any(state.get(name) for name in under_way):
             if is_begun:
                 return
@@ -44,5 +45,5 @@ def _write(server: DurableServer, begin: Callable[[], object], *under_way: str) 
                 begin()
                 is_begun = True
         if time.monotonic() > give_up:
-            raise StoreError(f"events: {server.place}: its files were not written anew within {_REWRITE_SECONDS:g} s")
+            raise StoreError(f"events: {place}: its files were not written anew within {_REWRITE_SECONDS:g} s")
         time.sleep(_LOOK_SECONDS)

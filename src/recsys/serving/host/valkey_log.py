@@ -1,6 +1,6 @@
-"""Log of item updates on a Valkey server, which servers on separate machines share. Imports no torch.
+"""Log of item updates on a Valkey server or cluster, which servers on separate machines share. Imports no torch.
 
-Keys after PREFIX:changes:
+Keys after PREFIX:changes, which is in braces on a cluster:
   log         stream of the records since the last compaction; the id of record N is N-0
   head        number of the last record
   snapshot    records that mean the same as all up to a number, and that number
@@ -20,7 +20,6 @@ import contextlib
 import functools
 import ipaddress
 import os
-import random
 import socket
 import time
 import uuid
@@ -29,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import redis
 
 from recsys.core.errors import UserError
 from recsys.serving.host.journal import COMPACT_BYTES
@@ -44,7 +42,26 @@ CONFIRM_SECONDS = 5.0
 _WAIT_SECONDS, _CONFIRM_EVERY = 1.0, 0.002
 # Time limit of a connection to a host that has not confirmed.
 _CONNECT_SECONDS = 0.2
-_ATTEMPTS = 1000
+
+# Scripts, which the server runs alone. They are no transactions with WATCH for the reason in `valkey_edits`.
+_READ = """
+return {redis.call('MGET', KEYS[1], KEYS[2], KEYS[3]), redis.call('XRANGE', KEYS[4], ARGV[1], '+')}
+"""
+_APPEND = """
+local number = (tonumber(redis.call('GET', KEYS[2])) or 0) + 1
+redis.call('XADD', KEYS[1], number .. '-0', 'record', ARGV[1])
+redis.call('SET', KEYS[2], number)
+local tail = redis.call('INCRBY', KEYS[3], #ARGV[1])
+return {tail, redis.call('STRLEN', KEYS[4])}
+"""
+_COMPACT = """
+if (tonumber(redis.call('GET', KEYS[2])) or 0) < tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[4], ARGV[2])
+  redis.call('SET', KEYS[2], ARGV[1])
+  redis.call('SET', KEYS[3], 0)
+  redis.call('XTRIM', KEYS[1], 'MINID', ARGV[3])
+end
+"""
 
 # Counts the time in which the machine sleeps.
 now = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -77,7 +94,7 @@ class ValkeyLog:
         self._client, self._answers, self._prefix, self._name = (
             self._server.client,
             self._server.answers,
-            f"{prefix}:changes",
+            self._server.together(f"{prefix}:changes"),
             name,
         )
         self.place = self._server.place
@@ -99,24 +116,24 @@ class ValkeyLog:
         """
         self._before, asked = self._position, now()
         with self._answers():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.mget(self._key("id"), self._key("head"), self._key("compacted"))
-            pipe.xrange(self._key("log"), min=f"{self._position + 1}-0")
-            (found, head, compacted), tail = pipe.execute()
+            (found, head, compacted), tail = self._read("compacted", since=self._position + 1)
             records: list[Record] = []
             if found == self._id and int(compacted or 0) > self._position:
-                pipe.mget(self._key("id"), self._key("head"), self._key("snapshot"))
-                pipe.xrange(self._key("log"))
-                (found, head, snapshot), tail = pipe.execute()
+                (found, head, snapshot), tail = self._read("snapshot", since=0)
                 self._position, records = msgspec.msgpack.decode(snapshot, type=tuple[int, list[Record]])
         if found != self._id or int(head or 0) < self._position:
             raise UserError(f"changes: {self.place}: has lost records; restore the data of the server")
         numbers = [int(number.partition(b"-")[0]) for number, _ in tail]
-        records += [msgspec.msgpack.decode(fields[b"record"]) for _, fields in tail]
+        records += [msgspec.msgpack.decode(record) for _, (_, record) in tail]
         if numbers != list(range(self._position + 1, int(head or 0) + 1)):
             raise UserError(f"changes: {self.place}: lacks records; restore the data of the server")
         self._position, self._asked = int(head or 0), asked
         return records
+
+    def _read(self, name: str, *, since: int) -> Any:
+        """Return id, head and another key, and the records from a number on, as they are at one moment."""
+        keys = [self._key(one) for one in ("id", "head", name, "log")]
+        return self._client.eval(_READ, len(keys), *keys, f"{since}-0")
 
     def read_again(self) -> None:
         """Let the next `read_new` return the records of the last one too."""
@@ -145,38 +162,18 @@ class ValkeyLog:
         if self._server.fault is not None:
             raise ServerFault(self._server.fault)
         content = msgspec.msgpack.encode(record)
-        log, head, tail = self._key("log"), self._key("head"), self._key("tail")
-        with self._answers(), self._client.pipeline(transaction=True) as pipe:
-            for _ in range(_ATTEMPTS):
-                try:
-                    pipe.watch(head)
-                    number = int(pipe.get(head) or 0) + 1
-                    pipe.multi()
-                    pipe.xadd(log, {"record": content}, id=f"{number}-0")
-                    pipe.set(head, number)
-                    pipe.incrby(tail, len(content))
-                    pipe.strlen(self._key("snapshot"))
-                    *_, size, compacted = pipe.execute()
-                    break
-                except redis.WatchError:
-                    time.sleep(random.uniform(0, 0.002))
-            else:
-                raise ServerFault(f"changes: {self.place}: others keep writing; repeat the call")
+        keys = [self._key(name) for name in ("log", "head", "tail", "snapshot")]
+        with self._answers():
+            size, compacted = self._client.eval(_APPEND, len(keys), *keys, content)
         if compact is not None and size > max(COMPACT_BYTES, compacted):
             self._compact(compact())
 
     def _compact(self, records: Sequence[Record]) -> None:
-        snapshot, compacted = msgspec.msgpack.encode((self._position, records)), self._key("compacted")
-        # If another host compacts at the same moment (WatchError), its snapshot holds the same records.
-        with self._answers(), contextlib.suppress(redis.WatchError), self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(compacted)
-            if int(pipe.get(compacted) or 0) < self._position:
-                pipe.multi()
-                pipe.set(self._key("snapshot"), snapshot)
-                pipe.set(compacted, self._position)
-                pipe.set(self._key("tail"), 0)
-                pipe.xtrim(self._key("log"), minid=f"{self._position + 1}-0", approximate=False)
-                pipe.execute()
+        # If another host has compacted at the same moment, its snapshot holds the same records.
+        snapshot = msgspec.msgpack.encode((self._position, records))
+        keys = [self._key(name) for name in ("log", "compacted", "tail", "snapshot")]
+        with self._answers():
+            self._client.eval(_COMPACT, len(keys), *keys, self._position, snapshot, f"{self._position + 1}-0")
 
     def check(self) -> None:
         """Check the settings of the server; nothing is written while they are wrong."""
@@ -221,7 +218,7 @@ class ValkeyLog:
         if self._name is None:
             return
         with self._answers():
-            pipe = self._client.pipeline(transaction=True)
+            pipe = self._client.pipeline(transaction=False)
             pipe.set(self._key(f"reader:{self._name}"), f"{number} {self._home}", px=int(1000 * EXPIRE_SECONDS))
             pipe.sadd(self._key("readers"), self._name)
             pipe.execute()

@@ -1,5 +1,7 @@
 """Impressions and outcomes in Valkey or Redis, beside the events of users. Imports no torch.
 
+On a cluster PREFIX is in braces, so that one node has them all.
+
 PREFIX:impressions              sorted set of `batch:bytes` by time; bounds what is kept
 PREFIX:impressions:bytes        sum of the sizes of the batches
 PREFIX:impressions:<batch>      content of a batch; expires
@@ -28,13 +30,13 @@ _CHECK_EVERY = 3.0
 
 
 class ValkeyImpressions:
-    """`ImpressionStore` on one server, usually that of the events. Nothing is written while its settings are wrong."""
+    """`ImpressionStore` on a server or cluster, usually that of the events; nothing is written if it may lose that."""
 
     def __init__(self, url: str, *, keep_seconds: int, max_bytes: int, prefix: str = "recsys") -> None:
         self._server = DurableServer(url, key="events", what="outcomes", failed=StoreError)
-        self._client, self._prefix = self._server.client, prefix
+        self._client, self._prefix = self._server.client, self._server.together(prefix)
         self._keep_seconds, self._max_bytes = keep_seconds, max_bytes
-        self._index = f"{prefix}:impressions"
+        self._index = f"{self._prefix}:impressions"
         self._bytes = f"{self._index}:bytes"
         self._checked = time.monotonic()
 
