@@ -57,10 +57,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.nodes: list[Server] = []
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(6)]
-        self.ports = [one.getsockname()[1] for one in sockets]
-        for one in sockets:
-            one.close()
+        self.ports = self.free_ports(6)
         for number, (port, bus) in enumerate(zip(self.ports[:3], self.ports[3:], strict=True)):
             (folder / str(number)).mkdir()
             settings = ("--port", port, "--cluster-port", bus, "--bind", "127.0.0.1", "--cluster-enabled", "yes",
@@ -74,6 +71,14 @@ class Cluster:
             if number:
                 self.clients[0].execute_command("CLUSTER MEET", "127.0.0.1", self.ports[number], self.ports[3 + number])
         self.wait()
+
+    @staticmethod
+    def free_ports(count: int) -> list[int]:
+        opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        ports = [one.getsockname()[1] for one in opened]
+        for one in opened:
+            one.close()
+        return ports
 
     def wait(self) -> None:
         """Return when all nodes know that all slots are served."""

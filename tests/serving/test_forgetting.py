@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from asking import call, living, settings
 from publishing import Published
-from servers import Server, needs_server
+from servers import Cluster, Server, needs_server
 
 from recsys.cli.main import main
 from recsys.core.errors import UserError
@@ -58,6 +58,11 @@ def place(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield str(fast_folder / "events.sqlite")
         return
+    if request.param == "cluster":
+        cluster = Cluster(fast_folder)
+        yield cluster.url
+        cluster.kill()
+        return
     server = Server(fast_folder, "--appendonly", "yes", "--appendfsync", "always", "--save", "3600 1000")
     yield server.url
     server.kill()
@@ -69,6 +74,9 @@ def fast_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("f")
 
 
+@pytest.mark.parametrize(
+    "place", ["sqlite", *(pytest.param(name, marks=needs_server) for name in ("valkey", "cluster"))], indirect=True
+)
 def test_no_byte_remains_and_nobody_comes_back(place: str, fast_folder: Path, tmp_path: Path) -> None:
     store, listed = open_store(place), SuppressionList(tmp_path / "state/suppressed")
     fill(store)

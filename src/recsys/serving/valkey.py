@@ -118,7 +118,15 @@ class DurableServer:
 
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the content of each key; of a cluster not at one moment."""
-        found: list[bytes | None] = (self.client.mget_nonatomic if self.is_cluster else self.client.mget)(keys)
+        found: list[bytes | None]
+        if not self.is_cluster:
+            found = self.client.mget(keys) if keys else []
+            return found
+        # A slot on its way to another node answers no command of several keys.
+        with self.client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.get(key)
+            found = pipe.execute()
         return found
 
     def swap(self, edits: Sequence[Edit], members: str = "", *, pipe: Any = None) -> Any:

@@ -31,12 +31,15 @@ def open_new(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[Open
     def open_empty(max_events: int) -> EventStore:
         if request.param == "sqlite":
             opened.append(open_store(str(fast_folder / f"{next(_numbers)}.db"), max_events))
-        else:
-            from recsys.serving.events.valkey import ValkeyEvents
+            return opened[-1]
+        from recsys.serving.events.valkey import ValkeyEvents
 
-            url = request.getfixturevalue(request.param).url
-            opened.append(ValkeyEvents(url, max_events, prefix=f"test{next(_numbers)}"))
-        return opened[-1]
+        if not opened:
+            opened.append(ValkeyEvents(request.getfixturevalue(request.param).url))
+        # A client of a cluster takes long to open.
+        store: Any = opened[0]
+        store.max_events, store._prefix = max_events, f"test{next(_numbers)}"
+        return store
 
     yield open_empty
     for store in opened:

@@ -99,7 +99,9 @@ class EventStore(Protocol):
     is_embedded: bool
 
     def append(self, events: Sequence[tuple[UserId, Event]]) -> list[Outcome]:
-        """Add events, all or none, and return the outcome of each. Stored ones are durable and in the next `history`.
+        """Add events, and return the outcome of each. Stored ones are durable and in the next `history`.
+
+        All are added or none; on a cluster, all of each user.
 
         Raises:
             UserError: If a feature cannot be stored.
@@ -148,7 +150,7 @@ class EventStore(Protocol):
         """Remove events older than the maximum age of the store, and return the number of histories that had some."""
 
     def restore(self, users: Sequence[Restored], source: str, *, done: int) -> None:
-        """Merge users of a source into the store, all or none; repeating a call changes nothing.
+        """Merge users of a source into the store; repeating a call changes nothing.
 
         Among events of one second those of the source come first, in its order.
 

@@ -21,11 +21,13 @@ MAX_EVENTS = 4096
 class GroupCommit(Generic[E, R]):
     """Combines concurrent appends: the thread that gets the lock writes all waiting events, all or none, durably.
 
-    `write` returns the outcome of each event.
+    Args:
+        write: returns the outcome of each event.
+        is_divisible: whether appends that failed together are written one by one, because some of them may succeed.
     """
 
-    def __init__(self, write: Callable[[Sequence[E]], list[R]]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[Sequence[E]], list[R]], *, is_divisible: bool = False) -> None:
+        self._write, self._is_divisible = write, is_divisible
         self._waiting: deque[tuple[Sequence[E], Future[list[R]]]] = deque()
         self._queue = threading.Lock()
         self._turn = threading.Lock()
@@ -55,6 +57,9 @@ class GroupCommit(Generic[E, R]):
             while self._waiting and (not group or size + len(self._waiting[0][0]) <= MAX_EVENTS):
                 group.append(self._waiting.popleft())
                 size += len(group[-1][0])
+        self._settle(group)
+
+    def _settle(self, group: Sequence[tuple[Sequence[E], Future[list[R]]]]) -> None:
         error: Exception | None = StoreError("events: the write was interrupted")
         outcomes: list[R] = []
         try:
@@ -62,11 +67,14 @@ class GroupCommit(Generic[E, R]):
             error = None
         except Exception as found:
             error = found
+            if self._is_divisible and isinstance(found, StoreError) and len(group) > 1:
+                for one in group:
+                    self._settle([one])
         finally:
             begin = 0
             for events, written in group:
                 if error is None:
                     written.set_result(outcomes[begin : begin + len(events)])
                     begin += len(events)
-                else:
+                elif not written.done():
                     written.set_exception(error)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from redis.exceptions import ClusterDownError, ClusterError
+
 from recsys.core.errors import UserError
 from recsys.core.suppression import hash_of
 from recsys.serving.events.byte_search import search_file
@@ -94,7 +96,7 @@ class ValkeyEvents:
         self.max_events, self._prefix = max_events, prefix
         self._server = DurableServer(url, key="events", what="events", failed=StoreError)
         self._client, self._answers = self._server.client, self._server.answers
-        self._group = GroupCommit(self._append)
+        self._group = GroupCommit(self._append, is_divisible=self._server.is_cluster)
 
     def check(self) -> None:
         """Check the settings, which may change under a live connection; nothing is written while they are wrong."""
@@ -155,10 +157,14 @@ class ValkeyEvents:
                 with self._client.pipeline(transaction=False) as pipe:
                     for part, changes in parts.items():
                         self._server.swap(list(itertools.chain(*changes.values())), f"{part}:suppressed", pipe=pipe)
-                    answers = pipe.execute()
+                    answers = pipe.execute(raise_on_error=False)
+                for answer in answers:
+                    if isinstance(answer, Exception) and not _is_moving(answer):
+                        raise answer
             waiting = []
             for changes, answer in zip(parts.values(), answers, strict=True):
-                if CHANGED in answer:
+                # A slot on its way to another node answers no script until it has arrived.
+                if isinstance(answer, Exception) or CHANGED in answer:
                     waiting += changes
                     continue
                 found = iter(answer)
@@ -168,7 +174,7 @@ class ValkeyEvents:
             if not waiting:
                 return
             if time.monotonic() > give_up:
-                raise StoreError(f"events: {self._server.place}: other gateways keep changing the same users")
+                raise StoreError(f"events: {self._server.place}: other gateways, or moving slots, keep writes waiting")
             time.sleep(random.uniform(0, pause))
             pause = min(2 * pause, 0.05)
 
@@ -357,6 +363,11 @@ class ValkeyEvents:
 
     def _restored_key(self, source: str) -> str:
         return f"{self._prefix}:restored:{source}"
+
+
+def _is_moving(error: Exception) -> bool:
+    """Return True if the client gave up because a slot is on its way to another node."""
+    return isinstance(error, ClusterError) and not isinstance(error, ClusterDownError)
 
 
 def _literal(text: str) -> str:

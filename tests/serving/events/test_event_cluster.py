@@ -1,0 +1,155 @@
+"""A cluster loses nothing: its nodes are killed, its slots move, its settings change."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.crc import key_slot
+from servers import DURABLE, FAST, Cluster, Server, needs_server
+
+from recsys.core.errors import UserError
+from recsys.serving.events import Event, StoreError, open_store
+from recsys.serving.events.valkey import ValkeyEvents
+
+pytestmark = needs_server
+USERS = [f"user-{number}" for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(dir=FAST, prefix="cluster-") as folder:
+        running = Cluster(Path(folder))
+        yield running
+        running.kill()
+
+
+def test_killed_nodes_lose_nothing(own: Cluster) -> None:
+    store = open_store(own.url, 100_000)
+    acknowledged: dict[str, list[int]] = {user: [] for user in USERS}
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            user = USERS[number % len(USERS)]
+            try:
+                store.append([(user, Event(number, number)), ("all", Event(number, number))])
+                acknowledged[user].append(number)
+            except StoreError as error:
+                failed.append(str(error))
+                time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for number in range(3):
+            before = sum(map(len, acknowledged.values()))
+            while sum(map(len, acknowledged.values())) < before + 5:
+                time.sleep(0.005)
+            node = own.nodes[number]
+            node.kill()
+            time.sleep(random.uniform(0, 0.02))
+            node.start()
+            own.wait()
+    finally:
+        stop.set()
+        writer.join()
+    assert failed
+    assert not [error for error in failed if "MOVED" in error]
+    for user, numbers in acknowledged.items():
+        assert {event.item_id for event in store.history(user)} >= set(numbers)
+        assert {event.item_id for event in store.history("all")} >= set(numbers)
+    store.close()
+
+
+def test_a_slot_that_moves_is_followed(own: Cluster) -> None:
+    store = ValkeyEvents(own.url, 10, prefix="moved")
+    store.append([(user, Event(1, 1)) for user in USERS])
+    key = store._key("history", USERS[0])
+    slot, ids = key_slot(key.encode()), [client.cluster("MYID") for client in own.clients]
+    here = own.ports.index(store._client.get_node_from_key(key).port)
+    there = (here + 1) % 3
+    own.clients[there].cluster("SETSLOT", slot, "IMPORTING", ids[here])
+    own.clients[here].cluster("SETSLOT", slot, "MIGRATING", ids[there])
+    # While the slot is on its way it is read, and a write waits.
+    assert all(len(history) == 1 for history in store.histories(USERS))
+    writing = threading.Thread(target=store.append, args=([(user, Event(2, 2)) for user in USERS],))
+    writing.start()
+    for name in own.clients[here].execute_command("CLUSTER GETKEYSINSLOT", slot, 100):
+        own.clients[here].execute_command("MIGRATE", "127.0.0.1", own.ports[there], name, 0, 5000)
+    assert all(history for history in store.histories(USERS))
+    for number in (there, here, 3 - there - here):
+        own.clients[number].cluster("SETSLOT", slot, "NODE", ids[there])
+    writing.join()
+    store.append([(user, Event(3, 3)) for user in USERS])
+    assert all(len(history) == 3 for history in store.histories(USERS))
+    store.close()
+
+
+def test_nothing_is_written_while_one_node_may_lose_it(own: Cluster) -> None:
+    store = open_store(own.url, 10)
+    own.clients[1].config_set("appendfsync", "everysec")
+    try:
+        for call in (store.check, lambda: store.append([(user, Event(9, 10**9)) for user in USERS])):
+            with pytest.raises(StoreError, match="would lose acknowledged events, found appendfsync everysec"):
+                call()
+        with pytest.raises(UserError, match="appendfsync everysec"):
+            open_store(own.url)
+    finally:
+        own.clients[1].config_set("appendfsync", "always")
+    store.check()
+    assert store.append([(USERS[0], Event(9, 10**9))]) == ["stored"]
+    store.close()
+
+
+def test_a_replica_that_may_take_over_is_refused(own: Cluster, fast_folder: Path) -> None:
+    ports = Cluster.free_ports(2)
+    replica = Server(fast_folder, *DURABLE, "--bind", "127.0.0.1", "--port", str(ports[0]), "--cluster-port",
+                     str(ports[1]), "--cluster-enabled", "yes")  # fmt: skip
+    client = replica.clients[0]
+    try:
+        client.cluster("MEET", "127.0.0.1", own.ports[0], own.ports[3])
+        name = own.clients[0].execute_command("CLUSTER MYID")
+        for _ in range(500):
+            try:
+                client.cluster("REPLICATE", name)
+                break
+            except redis.ResponseError:
+                time.sleep(0.02)
+        for _ in range(500):
+            if str(ports[0]) in str(own.clients[0].execute_command("CLUSTER SLOTS")):
+                break
+            time.sleep(0.02)
+        with pytest.raises(UserError, match=f"if 127.0.0.1:{ports[0]} replaced its primary, .*no-failover yes"):
+            open_store(own.url)
+        client.config_set("cluster-replica-no-failover", "yes")
+        store = open_store(own.url)
+        assert store.append([(USERS[1], Event(10, 10**9))]) == ["stored"]
+        store.close()
+    finally:
+        replica.kill()
+
+
+@pytest.mark.parametrize("place", ["valkey-cluster://a", "valkey-cluster://a:1,b", "valkey-cluster://a:1,:2"])
+def test_a_list_of_nodes_without_ports_is_refused(place: str) -> None:
+    with pytest.raises(UserError, match="expected HOST:PORT,HOST:PORT"):
+        open_store(place)
+
+
+def test_a_server_that_is_no_cluster_is_refused(fast_folder: Path) -> None:
+    (port,) = Cluster.free_ports(1)
+    server = Server(fast_folder, *DURABLE, "--port", str(port))
+    try:
+        with pytest.raises(StoreError, match="Cluster mode is not enabled"):
+            open_store(f"valkey-cluster://127.0.0.1:{port}")
+    finally:
+        server.kill()
