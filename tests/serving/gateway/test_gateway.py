@@ -125,6 +125,21 @@ def test_requests_with_all_fields(published: Published, events: EventStore, quer
     assert answers[3].unknown_items == ["new", 7]
 
 
+def test_a_short_request_gets_only_the_first_unknown_items_of_a_long_stored_history(
+    published: Published, events: EventStore
+) -> None:
+    names = [f"unknown {number:04d}" for number in range(50)]
+    events.append([("strange", Event(name * 20, number)) for number, name in enumerate(names)])
+    client = LocalHost(host_of(published, published.versions[0]))
+    posted: list[dict[str, Any]] = [{"item_id": name * 20} for name in names]
+    stored, given = retrieve(
+        published, events, client, RetrieveRequest(user_id="strange"), RetrieveRequest(history=posted)
+    )
+    # 20 bytes and 12 x 20 letters each.
+    assert given.unknown_items == [name * 20 for name in names]
+    assert given.unknown_items[:7] == stored.unknown_items
+
+
 def test_an_invalid_request_does_not_affect_the_others(published: Published, events: EventStore) -> None:
     version = published.versions[0]
     retriever, client = Retriever.load(published.store, version), LocalHost(host_of(published, version))

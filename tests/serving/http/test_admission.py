@@ -24,18 +24,18 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
     clock = Clock()
     admission = Admission(0.2, most=100, least=50, clock=clock)
     assert not admission.was_full_within(1.0)
-    for _ in range(100):
+    for _ in range(75):
         assert not admission.is_full
         admission.enter()
     assert admission.is_full
     admission.refuse()
-    assert (admission.in_progress, admission.refused) == (100, 1)
+    assert (admission.in_progress, admission.refused) == (75, 1)
     admission.waited(0.11)
     # Once in half of the longest wait, whatever the number of microbatches.
     clock.now += 0.2
     admission.waited(0.11)
     admission.waited(0.11)
-    assert admission.limit == 80
+    assert admission.limit == 60
     for _ in range(20):
         clock.now += 0.2
         admission.waited(0.5)
@@ -47,6 +47,12 @@ def test_the_limit_falls_while_requests_wait_and_grows_while_it_is_used() -> Non
     assert admission.limit == low
     while not admission.is_full:
         admission.enter()
+    admission.waited(0.0, is_crowded=True)
+    clock.now += 0.05
+    admission.waited(0.0)
+    # It grows when the queue has been short for a while.
+    assert admission.limit == low
+    clock.now += 0.1
     admission.waited(0.0)
     assert admission.limit == low + 4
     assert admission.was_full_within(1.0)

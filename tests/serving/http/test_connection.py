@@ -196,6 +196,36 @@ def test_a_refused_request_leaves_its_connection_usable(running: Running, parts:
         opened.close()
 
 
+@pytest.mark.parametrize("was_in_the_loop", [True, False])
+@pytest.mark.parametrize("fresh", [0.0, PATIENCE])
+def test_a_place_goes_to_a_new_request_and_not_to_an_old_one(
+    running: Running, monkeypatch: pytest.MonkeyPatch, fresh: float, was_in_the_loop: bool
+) -> None:
+    wait = b"POST /wait HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}"
+    for module in ("acceptor", "connection"):
+        monkeypatch.setattr(f"recsys.serving.http.{module}.FRESH_SECONDS", fresh)
+        # No pause ends by itself, and the places were full a moment ago.
+        monkeypatch.setattr(f"recsys.serving.http.{module}.pause_of", lambda _: PATIENCE)
+        monkeypatch.setattr(f"recsys.serving.http.{module}.MOST_PAUSE", 10 * PATIENCE)
+    full = [send(running.port, wait) for _ in range(2)]
+    for _ in full:
+        assert running.entered.acquire(timeout=PATIENCE)
+    with send(running.port, b"GET /other HTTP/1.1\r\nhost: a\r\n\r\n" if was_in_the_loop else wait) as asking:
+        if was_in_the_loop:
+            while not asking.recv(65536).endswith(b"ok"):
+                continue
+            asking.sendall(wait)
+        assert asking.recv(65536).startswith(b"HTTP/1.1 503")
+        # It is sent during the pause.
+        asking.sendall(wait)
+        for opened in full:
+            opened.close()
+        if not fresh:
+            assert asking.recv(65536).startswith(b"HTTP/1.1 503")
+            asking.sendall(wait)
+        assert running.entered.acquire(timeout=PATIENCE)
+
+
 @pytest.mark.parametrize(
     "content",
     [

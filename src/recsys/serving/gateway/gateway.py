@@ -47,6 +47,8 @@ log = logging.getLogger("recsys")
 RETRY_EVERY = 0.05
 # Maximum number of requests of a microbatch.
 MAX_MICROBATCH = 64
+# Size of the unknown items of a stored history in an answer, with 20 bytes for each besides its letters.
+_UNKNOWN_BYTES = 2000
 # Seconds between two checks of the event store.
 CHECK_STORE_EVERY = 3.0
 # Events of a microbatch that are encoded in the event loop; more would keep it busy for too long.
@@ -299,11 +301,11 @@ class Gateway:
                 response.version,
                 host,
                 length,
-                names,
+                names if one.history is not None else _first(names),
                 user.is_missing,
             )
-            for found, length, names, user in zip(
-                response.results, embedded.lengths, embedded.unknown, stored, strict=True
+            for one, found, length, names, user in zip(
+                requests, response.results, embedded.lengths, embedded.unknown, stored, strict=True
             )
         ]
         if self._impressions is not None:
@@ -329,6 +331,17 @@ def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveRespons
         version=response.version,
         item_ids=[item.item_id for item in response.items],
     )
+
+
+def _first(names: list[ItemId]) -> list[ItemId]:
+    """Return the first unknown items of a stored history: a short request may ask for many long histories."""
+    left, kept = _UNKNOWN_BYTES, 0
+    for name in names:
+        left -= 20 + (len(name) if isinstance(name, str) else 0)
+        if left < 0:
+            break
+        kept += 1
+    return names[:kept]
 
 
 def _excluded(request: RetrieveRequest, query: Query) -> list[ItemId]:

@@ -24,7 +24,7 @@ from recsys.serving.http.codec import encode
 from recsys.serving.http.messages import Status, error_response
 from recsys.serving.http.problems import Problem
 from recsys.serving.http.refusal import (
-    LEAST_PAUSE,
+    FRESH_SECONDS,
     MOST_PAUSE,
     OVERLOADED_ANSWER,
     PLAIN_BYTES,
@@ -92,15 +92,15 @@ class Acceptor:
         self._listening, self._hand_over, self._num_open, self._ready = listening, hand_over, num_open, ready
         self._most, self._seconds, self._peek, self._clock = most, seconds, peek, clock
         self._admissions, self._num_pending, self._header_bytes = admissions or {}, num_pending, header_bytes
-        # Refused connections that are not read, and until when; in the order of their refusals.
-        self._resting: OrderedDict[socket.socket, tuple[float, Admission]] = OrderedDict()
-        # Those that are read again after a long rest: their requests are old.
-        self._old: set[socket.socket] = set()
+        # Refused connections that are not read: until when, by which limit, and since when; the last refused one last.
+        self._resting: OrderedDict[socket.socket, tuple[float, Admission, float]] = OrderedDict()
+        # Those that are read again after a rest, so that their requests are old; true if they are to fill a place.
+        self._old: dict[socket.socket, bool] = {}
         self._silent: OrderedDict[socket.socket, float] = OrderedDict()
         # Those that have sent a part of a request, and the bytes that are awaited.
         self._half: dict[socket.socket, int] = {}
         self._selector = selectors.DefaultSelector()
-        self._logged = self._refused_at = -float("inf")
+        self._logged = self._woken_at = -float("inf")
         self._health: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._wake, self._woken = socket.socketpair()
         self._is_closed = False
@@ -198,14 +198,12 @@ class Acceptor:
             return
         if opened in self._half:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        is_old = opened in self._old
+        is_old = self._old.get(opened)
         self._forget(opened)
         admission = self._admissions.get(path_of_post(begin, len(begin)) or "")
-        if admission is not None and (
-            admission.in_progress + self._num_pending(admission) >= admission.limit
-            or (is_old and admission.was_full_within(MOST_PAUSE))
-        ):
-            self._refuse(opened, len(begin), admission)
+        is_full = admission is not None and admission.in_progress + self._num_pending(admission) >= admission.limit
+        if admission is not None and (is_full or (is_old is not None and admission.was_full_within(MOST_PAUSE))):
+            self._refuse(opened, len(begin), admission, is_wanted=bool(is_old) and not is_full)
         elif begin.startswith(_HEALTH) and missing == 0:
             self._health.put(opened)
         else:
@@ -215,8 +213,8 @@ class Acceptor:
         self._silent[opened] = self._clock()
         self._selector.register(opened, selectors.EVENT_READ)
 
-    def _refuse(self, opened: socket.socket, size: int, admission: Admission) -> None:
-        """Answer that the server is overloaded, and read the connection again after a pause."""
+    def _refuse(self, opened: socket.socket, size: int, admission: Admission, *, is_wanted: bool) -> None:
+        """Answer that the server is overloaded, and read the connection again: after a pause unless it is wanted."""
         admission.refused += 1
         try:
             opened.recv(size)
@@ -225,23 +223,29 @@ class Acceptor:
             # The client left.
             opened.close()
             return
-        self._refused_at = self._clock()
-        self._resting[opened] = self._refused_at + pause_of(len(self._resting)), admission
+        if is_wanted:
+            self._watch(opened)
+            return
+        now = self._clock()
+        self._resting[opened] = now + pause_of(len(self._resting)), admission, now
 
     def _end_rests(self) -> None:
         """Read connections again: those that rested long enough, and the last refused ones if there is room."""
         now = self._clock()
         while self._resting and next(iter(self._resting.values()))[0] <= now:
             opened, _ = self._resting.popitem(last=False)
-            self._old.add(opened)
+            self._old[opened] = False
             self._watch(opened)
-        # The last refused ones have waited least, and after a while they are old too.
-        if not self._resting or now - self._refused_at > LEAST_PAUSE:
+        if not self._resting or now - self._woken_at < _REST_LOOK_SECONDS:
             return
-        _, (_, admission) = next(reversed(self._resting.items()))
+        # The last refused ones have waited least.
+        self._woken_at = now
+        _, (_, admission, _) = next(reversed(self._resting.items()))
         room = min(_REST_LOOKS, int(0.9 * admission.limit) - admission.in_progress - self._num_pending(admission))
         for _ in range(min(len(self._resting), room)):
-            opened, _ = self._resting.popitem()
+            opened, (_, _, refused_at) = self._resting.popitem()
+            if now - refused_at > FRESH_SECONDS:
+                self._old[opened] = True
             self._watch(opened)
 
     def _close_overdue(self) -> None:
@@ -261,7 +265,7 @@ class Acceptor:
 
     def _forget(self, opened: socket.socket) -> None:
         del self._silent[opened]
-        self._old.discard(opened)
+        self._old.pop(opened, None)
         self._half.pop(opened, None)
         self._selector.unregister(opened)
 

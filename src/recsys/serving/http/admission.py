@@ -42,12 +42,12 @@ class Admission:
 
     The limit falls by a fifth while requests wait for more than half of `queue_seconds`, and while the queue stays
     longer than what is answered together (a standing queue, as in CoDel, adds to every wait and to no answer). It grows
-    slowly while all of it is used. So it settles where the server is busy and nobody waits long (additive increase,
-    multiplicative decrease, as in TCP).
+    slowly while all of it is used and the queue stays short. So it settles where the server is busy and nobody waits
+    long (additive increase, multiplicative decrease, as in TCP).
 
     Args:
         queue_seconds: longest wait. A request that waited longer is refused instead of answered.
-        most, least: bounds of the limit, which begins at twice the smaller one.
+        most, least: bounds of the limit, which begins at one and a half times the smaller one.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Admission:
     ) -> None:
         self._most, self._least, self.clock = most, min(least, most), clock
         self.queue_seconds, self.in_progress, self.refused = queue_seconds, 0, 0
-        self.limit = min(most, 2 * self._least)
-        self._changed = self._free = clock()
+        self.limit = min(most, 3 * self._least // 2)
+        self._changed = self._free = self._crowded = clock()
         self._full_at = -float("inf")
 
     def enter(self) -> None:
@@ -90,11 +90,13 @@ class Admission:
     def waited(self, seconds: float, *, is_crowded: bool = False) -> None:
         """Adapt the limit to the longest wait of the requests whose turn it is, and to the queue behind them."""
         now, patience = self.clock(), self.queue_seconds / 2
-        if not is_crowded:
+        if is_crowded:
+            self._crowded = now
+        else:
             self._free = now
         if seconds > patience or now - self._free > patience:
             if now - self._changed >= patience:
                 self._changed = now
                 self.limit = max(self._least, int(0.8 * min(self.limit, self.in_progress)))
-        elif not is_crowded and self.limit < self._most and self.in_progress >= 0.9 * self.limit:
+        elif now - self._crowded > patience and self.limit < self._most and self.in_progress >= 0.9 * self.limit:
             self.limit = min(self._most, self.limit + 4)

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.problems import Problem
 from recsys.serving.http.refusal import (
+    FRESH_SECONDS,
     LEAST_PAUSE,
     MOST_PAUSE,
     OVERLOADED_ANSWER,
@@ -56,7 +57,11 @@ class Connection(HttpToolsProtocol):
         self._wanted: Admission | None = None
         self._admitted: Admission | None = None
         self._refused, self._in_headers, self._read_bytes = False, True, 0
-        self._in_message, self._was_long, self._resumed = False, False, 0.0
+        self._refused_by: Admission | None = None
+        self._in_message, self._paused_at = False, 0.0
+        # Until when what arrives was sent during a pause.
+        self._old_until = 0.0
+        self._is_wanted = False
         self._unparsed = b""
 
     def data_received(self, data: bytes) -> None:
@@ -94,7 +99,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too many requests at once")
         super().on_message_begin()
         self.began = time.monotonic()
-        self._refused, self._in_headers, self._in_message = False, True, True
+        self._refused, self._refused_by, self._in_headers, self._in_message = False, None, True, True
 
     def on_headers_complete(self) -> None:
         """Refuse or start a request."""
@@ -111,7 +116,7 @@ class Connection(HttpToolsProtocol):
             admission = self.admissions.get(_path(self.url))
             if admission is not None and self._must_refuse(admission):
                 admission.refuse()
-                self._refused = True
+                self._refused, self._refused_by = True, admission
                 self.transport.write(OVERLOADED_ANSWER)
                 return
             self._wanted = admission
@@ -131,14 +136,13 @@ class Connection(HttpToolsProtocol):
                 self._wanted.enter()
                 self._admitted, self._wanted = self._wanted, None
             super().on_message_complete()
-        elif self.parser.should_keep_alive():
-            self._pause()
+        elif self._refused_by is not None and self.parser.should_keep_alive():
+            self._pause(self._refused_by)
         else:
             self.transport.close()
 
     def _must_refuse(self, admission: Admission) -> bool:
-        # A request that arrived during a long pause is old, and its client did not wait as told: newer ones go first.
-        is_old = self._was_long and self.loop.time() - self._resumed < LEAST_PAUSE
+        is_old = self._old_until > self.loop.time()
         return admission.is_full or (is_old and admission.was_full_within(MOST_PAUSE))
 
     def _is_refused_unread(self, data: bytes) -> bool:
@@ -153,24 +157,27 @@ class Connection(HttpToolsProtocol):
         admission.refuse()
         self.transport.write(OVERLOADED_ANSWER)
         self.began = None
-        self._pause()
+        self._pause(admission)
         return True
 
-    def _pause(self) -> None:
-        if not self.transport.is_closing():
+    def _pause(self, admission: Admission) -> None:
+        # A connection that was read to fill a place may send another request for it.
+        is_wanted = self._is_wanted and not admission.is_full
+        self._is_wanted, self._old_until = False, 0.0
+        if not is_wanted and not self.transport.is_closing():
             self.flow.pause_reading()
-            pause = pause_of(len(self.paused))
-            self._was_long = pause > LEAST_PAUSE
-            self.paused[self] = self.loop.call_later(pause, self._end_pause)
+            self._paused_at = self.loop.time()
+            self.paused[self] = self.loop.call_later(pause_of(len(self.paused)), self._end_pause)
 
     def _end_pause(self) -> None:
         del self.paused[self]
         self._read_again()
-        self._resumed = self.loop.time()
 
     def _read_again(self) -> None:
         if self.transport.is_closing():
             return
+        now = self.loop.time()
+        self._old_until = now + LEAST_PAUSE if now - self._paused_at > FRESH_SECONDS else 0.0
         self.flow.resume_reading()
         if self.cycle is None or self.cycle.response_complete:
             self._unset_keepalive_if_required()
@@ -228,6 +235,7 @@ class Connection(HttpToolsProtocol):
         if self.paused and not admission.is_full:
             newest, timer = self.paused.popitem()
             timer.cancel()
+            newest._is_wanted = True
             newest._read_again()
 
     def pause_writing(self) -> None:

@@ -12,6 +12,9 @@ from recsys.serving.http.problems import Problem
 # A refused connection is not read for a while, because refusals to clients that repeat at once would cost as much as
 # answers: so long that there are at most so many refusals a second, within bounds in seconds.
 REFUSALS_PER_SECOND, LEAST_PAUSE, MOST_PAUSE = 500, 0.05, 0.5
+# A request that was sent during a longer pause is old: an answer would come late, and its client did not wait as told.
+# It is refused, and if there is room, the next request of the connection is read at once.
+FRESH_SECONDS = 0.01
 _LENGTH = re.compile(
     rb"HTTP/1\.1\r\n(?:.*\r\n)?content-length:[ \t]*(\d{1,9})[ \t]*(?:\r\n|$)", re.IGNORECASE | re.DOTALL
 )
