@@ -68,6 +68,7 @@ def all_keys() -> set[str]:
         walk(yaml.safe_load(file.read_text()), prefix)
     # Groups that lie below a key of another group.
     below = {"crossing": ("item_tower.crossing", "user_tower.crossing"), "pretrained": ("item_tower.pretrained",)}
+    below["engine"] = ("data.engine",)
     for group, places in below.items():
         found |= {key.replace(group, place, 1) for key in found if key.startswith(f"{group}.") for place in places}
     return found

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from worlds import CONF, FEATURES, compose, write_run, write_world
 
 from recsys.cli.reference import keys
+from recsys.data.preparation.engines import DuckDB, Spark
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, instantiate, open_data
 from recsys.experiments.hard_negative_mining import miner
 
@@ -151,3 +152,13 @@ def test_every_key_has_a_comment(option: str) -> None:
         if name not in described | sections and not any(name.startswith(f"{other}.") for other in described)
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize("command", ["train", "baselines", "generators"])
+def test_engines_of_preparation(command: str) -> None:
+    assert [o for o in OPTIONS if o.startswith("engine/")] == ["engine/duckdb", "engine/spark"]
+    assert instantiate(compose(command, ["engine=duckdb", "data.engine.threads=1"]).data.engine) == DuckDB(threads=1)
+    spark = ["engine=spark", "data.engine.output=s3://b/c", "+data.engine.options={spark.executor.memory: 8g}"]
+    engine = instantiate(compose(command, spark).data.engine)
+    assert engine == Spark(output="s3://b/c", options={"spark.executor.memory": "8g"})
+    assert composition_error(command, spark) is None

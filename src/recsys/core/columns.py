@@ -5,7 +5,10 @@ Shapes: R rows, W width of vectors, H ranges.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from recsys.core.types import Int64Array
+
+# Values that are read at once, and bins of a histogram.
+READ = 1 << 22
+_BINS = 1 << 16
 
 
 def ragged_positions(starts: Int64Array, lengths: Int64Array) -> Int64Array:
@@ -48,6 +55,50 @@ def bisect(values: Int64Array, moment: Int64Array, *, begin: Int64Array, end: In
         high[open_rows[later]] = middle[later]
         low[open_rows[~later]] = middle[~later] + 1
     return low
+
+
+def quantile_of_ranges(values: Int64Array, share: float, *, begin: Int64Array, end: Int64Array) -> float:
+    """Return the quantile of the values at `begin[h]..end[h]-1`, equal to numpy's. Memory does not grow with them."""
+    lengths = end - begin
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    if total <= READ:
+        return float(np.quantile(values[ragged_positions(begin, lengths)], share))
+    cuts = np.unique([0, *np.searchsorted(ends, np.arange(READ, total, READ)).tolist(), len(lengths)])
+
+    def blocks(low: int, high: int) -> Iterator[Int64Array]:
+        for first, last in pairwise(cuts.tolist()):
+            block = np.asarray(values[ragged_positions(begin[first:last], lengths[first:last])])
+            yield block[(block >= low) & (block <= high)]
+
+    lowest, highest = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    low = min(int(block.min(initial=highest)) for block in blocks(lowest, highest))
+    high = max(int(block.max(initial=lowest)) for block in blocks(lowest, highest))
+    place = share * (total - 1)
+    rank, before = math.floor(place), 0
+    # The range of values that holds the rank is cut into bins, until it holds one value or few.
+    while True:
+        width = -(-(high - low + 1) // _BINS)
+        counts = np.zeros(_BINS, np.int64)
+        for block in blocks(low, high):
+            counts += np.bincount((block - low) // width, minlength=_BINS)
+        upto = before + np.cumsum(counts)
+        found = int(np.searchsorted(upto, rank, side="right"))
+        before, low, high = (
+            int(upto[found] - counts[found]),
+            low + found * width,
+            min(low + (found + 1) * width - 1, high),
+        )
+        if low == high or counts[found] <= READ:
+            break
+    held = np.array([low]) if low == high else np.sort(np.concatenate(list(blocks(low, high))))
+    one = held[min(rank - before, len(held) - 1)]
+    if rank + 1 < upto[found]:
+        other = held[min(rank + 1 - before, len(held) - 1)]
+    else:
+        other = min((int(block.min(initial=highest)) for block in blocks(high + 1, highest)), default=one)
+    pair = np.array([one, one if rank + 1 == total else other])
+    return float(np.quantile(pair, place - rank))
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,11 @@ def _check(target: object, node: DictConfig) -> None:
     if target.partition(".")[0] == "recsys":
         if not _is_described(target):
             raise UserError(f"{place}: found {target}, expected a class of recsys that configurations are made of")
-        if target.endswith(".Spark") and not (_LOCAL_SPARK.fullmatch(str(node.get("master", "local")))):
-            _refuse_unless(is_trusted("pyspark"), place, target=f"{target} on {node.master}", package="pyspark")
+        # Options of Spark can name code.
+        plain = _LOCAL_SPARK.fullmatch(str(node.get("master", "local"))) and not node.get("options")
+        if target.endswith(".Spark") and not plain:
+            where = f"{target} on {node.get('master', 'local')}"
+            _refuse_unless(is_trusted("pyspark"), place, target=where, package="pyspark")
         return
     if target in _composed or target in _FOREIGN.get(place.partition(".")[0], ()):
         return

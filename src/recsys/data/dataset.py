@@ -12,6 +12,8 @@
                   items/born.npy int64 [N+1] if a column of items holds their births
                   exposures/...                 `recsys.data.exposures`, if the source declares any
 
+A distributed engine leaves `events` and `exposures` in shards (`recsys.data.shards`): `events/shards.json` says where.
+
 Events of user u are `offsets[u]:offsets[u+1]`: the training part up to `train_end[u]`, validation up to `val_end[u]`,
 test after it (absolute positions). Items come in four runs: trained (most frequent first), seen in validation but not
 in training, only in the items table, only in test events. So one comparison decides whether a model may know an item.
@@ -33,14 +35,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.core.columns import Column, load_array, load_column, ragged_positions
+from recsys.core.columns import Column, load_array, load_column, quantile_of_ranges
 from recsys.core.errors import UserError
 from recsys.core.index_time import DAY, IndexTime
 from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.core.types import Int64Array
 from recsys.data.exposures import Exposures, load_exposures
+from recsys.data.portions import LocalColumns, Portion
 
 FORMAT = 1
+META = "meta.json"
 Part = Literal["val", "test"]
 # Birth of an item that has none.
 NO_BIRTH = int(np.iinfo(np.int64).min)
@@ -144,6 +148,7 @@ class PreparedDataset:
             items holds births.
         known_users: bool [U], users with an embedding of their own in trained towers; None for those with training
             events.
+        portion: users whose events are open; None for all.
     """
 
     path: Path
@@ -161,31 +166,49 @@ class PreparedDataset:
     weight: npt.NDArray[np.float32] | None = None
     born: Int64Array | None = None
     known_users: npt.NDArray[np.bool_] | None = None
+    portion: Portion | None = None
 
     @classmethod
-    def open(cls, path: Path) -> PreparedDataset:
-        """Open the folder `path`.
+    def open(cls, path: Path, *, rank: int = 0, world_size: int = 1) -> PreparedDataset:
+        """Open the folder `path`, or the events of a range of its users.
+
+        With several processes each opens its own users, about as many events as the others. Users keep their user_idx;
+        those of other processes have no events here. Shards at an address are first copied into the folder, those of
+        the own users alone.
+
+        Args:
+            path: folder of the data set.
+            rank: number of this process.
+            world_size: number of processes that share the users.
 
         Raises:
-            UserError: If `path` is not a prepared data set, or is one of another format.
+            UserError: If `path` is not a prepared data set, is one of another format, or has fewer shards than
+                processes.
         """
-        meta = Meta.load(path / "meta.json")
+        meta = Meta.load(path / META)
         schema = Schema.load(path / "schema.json")
+        offsets, train_end, val_end = (
+            np.asarray(load_array(path / f"users/{name}.npy")) for name in ("offsets", "train_end", "val_end")
+        )
+        portion = Portion.of(path / "events", rank, world_size=world_size, offsets=offsets, train_end=train_end)
+        events = LocalColumns.of(path / "events", offsets, portion)
         return cls(
             path=path,
             meta=meta,
             schema=schema,
-            item_idx=load_array(path / "events/item_idx.npy"),
-            time=load_array(path / "events/time.npy"),
-            offsets=np.asarray(load_array(path / "users/offsets.npy")),
-            train_end=np.asarray(load_array(path / "users/train_end.npy")),
-            val_end=np.asarray(load_array(path / "users/val_end.npy")),
+            item_idx=events.load("item_idx"),
+            time=events.load("time"),
+            offsets=events.local(offsets),
+            train_end=events.local(train_end),
+            val_end=events.local(val_end),
             train_count=np.asarray(load_array(path / "items/train_count.npy")),
             has_features=np.asarray(load_array(path / "items/has_features.npy")),
-            columns={f.key: load_column(_stem(path, f), ragged=f.is_ragged) for f in schema.features},
-            exposures=load_exposures(path),
-            weight=load_array(path / "events/weight.npy") if meta.settings["settings"].get("weight") else None,
+            columns={f.key: _load(path, f, events) for f in schema.features},
+            exposures=load_exposures(path, portion),
+            weight=events.load("weight") if meta.settings["settings"].get("weight") else None,
             born=np.asarray(load_array(born)) if (born := path / "items/born.npy").exists() else None,
+            known_users=None if portion is None else train_end > offsets[:-1],
+            portion=portion,
         )
 
     @property
@@ -285,8 +308,7 @@ class PreparedDataset:
 
     def training_time(self, share: float) -> float:
         """Return the quantile `share` of the times of the training events."""
-        positions = ragged_positions(self.offsets[:-1], self.train_end - self.offsets[:-1])
-        return float(np.quantile(self.time[positions], share))
+        return quantile_of_ranges(self.time, share, begin=self.offsets[:-1], end=self.train_end)
 
     def requests(self, part: Part) -> Requests:
         """Return one request for each user with events in `part`. Its history ends where the part begins."""
@@ -315,9 +337,11 @@ class PreparedDataset:
         return _read_values(self.path / f"vocabularies/{feature.key}.parquet", "value")
 
 
-def _stem(path: Path, feature: Feature) -> Path:
-    folder = {"interactions": "events", "items": "items", "users": "users"}[feature.owner]
-    return path / folder / f"feature.{feature.name}"
+def _load(path: Path, feature: Feature, events: LocalColumns) -> Column:
+    stem = f"feature.{feature.name}"
+    if feature.owner == "interactions":
+        return events.load_column(stem, ragged=feature.is_ragged)
+    return load_column(path / feature.owner / stem, ragged=feature.is_ragged)
 
 
 def _read_values(path: Path, column: str) -> pa.Array:

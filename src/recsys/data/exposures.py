@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from recsys.core.columns import Ragged, bisect, load_array, ragged_positions
 from recsys.core.types import Int64Array
+from recsys.data.portions import LocalColumns, Portion
 
 FOLDER = "exposures"
 
@@ -56,10 +57,11 @@ class Exposures(NamedTuple):
         return Ragged(values.astype(np.int32), np.concatenate([[0], np.cumsum(counts)]))
 
 
-def load_exposures(path: Path) -> Exposures | None:
-    """Return the exposures of a prepared data set, or None if its source declares none."""
+def load_exposures(path: Path, portion: Portion | None = None) -> Exposures | None:
+    """Return the exposures of a prepared data set or a portion of it, or None if its source declares none."""
     folder = path / FOLDER
     if not folder.is_dir():
         return None
-    item_idx, time, offsets = (load_array(folder / f"{name}.npy") for name in Exposures._fields)
-    return Exposures(item_idx, time, np.asarray(offsets))
+    offsets = np.asarray(load_array(folder / "offsets.npy"))
+    columns = LocalColumns.of(folder, offsets, portion)
+    return Exposures(columns.load("item_idx"), columns.load("time"), columns.local(offsets))

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from recsys.core.columns import ragged_positions
 from recsys.core.schema import TimeResolution
 from recsys.core.types import Int64Array
-from recsys.data.preparation.array_writers import times_of
 from recsys.data.preparation.engines import Session
+from recsys.data.preparation.event_times import times_of
 from recsys.data.preparation.feature_plans import FeaturePlan
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.opened_events import open_events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.core.errors import UserError
-from recsys.data.batches.batch import Batch
+from recsys.data.batches import loaders
+from recsys.data.batches.batch import Batch, Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
@@ -160,3 +162,42 @@ def test_every_request_is_given_to_one_process() -> None:
             assert torch.equal(batch.user_idx, torch.from_numpy(chosen.user_idx))
             seen.extend(chosen.user_idx.tolist())
     assert sorted(seen) == list(range(7))
+
+
+def windows_at_once(loader: TrainingLoader, epoch: int) -> list[list[list[int]]]:
+    """Windows of each batch, all cut at once and permuted: the reference for cuts in blocks."""
+    data, length, shared = loader.builder.dataset, loader.builder.max_history, 0 if loader.builder.predict_first else 1
+    stride, rng = length + 1 - shared, np.random.default_rng([loader.seed, epoch])
+    num_events = data.train_end - data.offsets[:-1]
+    users = np.flatnonzero(num_events >= 1 + shared)
+    windows = []
+    random = rng.integers(1, stride + 1, len(users))
+    for user, second in zip(users.tolist(), random.tolist(), strict=True):
+        begin, size = int(data.offsets[user]), int(num_events[user])
+        second = second if size > length + 1 else size
+        windows.append([user, begin, begin + min(second - 1 + shared, size - 1)])
+        for first in range(second, size - shared, stride):
+            windows.append([user, begin + first, begin + min(first + length, size - 1)])
+    order = rng.permutation(len(windows))
+    bounds = np.arange(len(loader) + 1) * len(order) // len(loader)
+    return [[windows[w] for w in order[first:last]] for first, last in pairwise(bounds)]
+
+
+@pytest.mark.parametrize("predict_first", [True, False])
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_cuts_in_blocks_give_the_windows_of_cuts_at_once(
+    monkeypatch: pytest.MonkeyPatch, predict_first: bool, block: int
+) -> None:
+    monkeypatch.setattr(loaders, "BLOCK", block)
+    dataset = training_only([*USERS, [(1, 0)], *USERS])
+    loader = TrainingLoader(BatchBuilder(dataset, 4, predict_first=predict_first), 5, seed=3)
+    for epoch in range(2):
+        taken: list[list[list[int]]] = []
+
+        def keep(windows: Windows, _: object, taken: list[list[list[int]]] = taken) -> Windows:
+            taken.append(np.stack([windows.user_idx, windows.begin, windows.end], axis=1).tolist())
+            return windows
+
+        monkeypatch.setattr(loader.builder, "training", keep)
+        assert len(list(loader)) == len(taken)
+        assert taken == windows_at_once(loader, epoch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ import pyarrow as pa
 import pytest
 from folders import SMALL, prepared, write_folder
 
+from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Spark
+from recsys.data.preparation.prepare import prepare
+from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
+from recsys.data.shards import Shards
+from recsys.data.sources import ParquetFolder
 
 pytestmark = [
     pytest.mark.spark,
@@ -91,34 +98,88 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, *, 
     )
 
 
-@pytest.mark.parametrize(
-    ("ids", "stamps", "split", "settings", "has_all"),
-    [
-        (
-            str,
-            pa.date32(),
-            LeaveLastOutSplit(),
-            {"min_user_events": 4, "min_item_events": 5, "time_resolution": "day", "engaged": "engaged"},
-            True,
-        ),
-        (int, pa.timestamp("ns"), GivenSplit(), {"time_resolution": "order"}, False),
-        (int, pa.string(), RandomSplit(0.6, 0.2), {"engaged": "engaged"}, True),
-        (str, pa.timestamp("ms", "Asia/Tokyo"), TemporalSplit(0.6, 0.2), {}, False),
-    ],
-)
-def test_spark_writes_the_bytes_of_duckdb(
-    tmp_path: Path, ids: Any, stamps: pa.DataType, split: Split, settings: dict[str, Any], has_all: bool
-) -> None:
+# Interpreted plans: these queries are compiled for longer than they run.
+QUICK = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.adaptive.enabled": "false",
+    "spark.default.parallelism": "2",
+}
+ENGINE = Spark(memory="1g", shuffle_partitions=2, options=QUICK)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start Spark once: engines use the active session."""
+    with ENGINE.open(tmp_path_factory.mktemp("spark")):
+        yield
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     # Patterns, a partition, an escape and a list of folders for engines that interpret paths.
     root, cache = tmp_path / "a=b, {c} %20/data[1]", tmp_path / "a,b [*]"
-    settings = settings | {"features": FEATURES if has_all else FEW}
-    write_world(root, ids, stamps, has_all=has_all)
-    write_world(root.with_name("data1"), ids, stamps, has_all=has_all, seed=1)
-    one = prepared(root, split, SMALL, cache / "duckdb", **settings)
-    other = prepared(root, split, Spark(memory="1g", shuffle_partitions=3), cache / "spark", **settings)
+    settings: dict[str, Any] = {"min_user_events": 4, "min_item_events": 5, "time_resolution": "day"}
+    settings |= {"engaged": "engaged", "features": FEATURES}
+    write_world(root, str, pa.date32(), has_all=True)
+    write_world(root.with_name("data1"), str, pa.date32(), has_all=True, seed=1)
+    one = prepared(root, LeaveLastOutSplit(), SMALL, cache / "duckdb", **settings)
+    other = prepared(root, LeaveLastOutSplit(), ENGINE, cache / "spark", **settings)
     assert one.path.name == other.path.name
-    names = {path.relative_to(one.path) for path in one.path.rglob("*") if path.is_file()}
-    assert names == {path.relative_to(other.path) for path in other.path.rglob("*") if path.is_file()}
-    assert len(names) > (30 if has_all else 10)
-    for name in sorted(names):
-        assert (one.path / name).read_bytes() == (other.path / name).read_bytes(), name
+    expected = files_of(one.path)
+    assert len(expected) > 30
+    assert files_of(other.path) == expected
+
+
+@pytest.mark.parametrize(
+    ("ids", "stamps", "split", "settings"),
+    [
+        (int, pa.string(), RandomSplit(0.6, 0.2), {"engaged": "engaged"}),
+        (int, pa.timestamp("ns"), GivenSplit(), {"time_resolution": "order"}),
+        (str, pa.timestamp("ms", "Asia/Tokyo"), TemporalSplit(0.6, 0.2), {}),
+    ],
+)
+def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
+    tmp_path: Path, ids: Any, stamps: pa.DataType, split: Split, settings: dict[str, Any]
+) -> None:
+    settings = settings | {"features": FEW}
+    write_world(tmp_path / "data", ids, stamps, has_all=False)
+    one = prepared(tmp_path / "data", split, SMALL, tmp_path / "duckdb", **settings)
+    engine = dataclasses.replace(ENGINE, output=f"file://{tmp_path}/out")
+    other = prepared(tmp_path / "data", split, engine, tmp_path / "spark", **settings)
+    shards = Shards.load(other.path / "events/shards.json")
+    assert len(shards.shards) == 2
+    joined = {
+        Path(*(part for part in path.parts if not part.startswith("joined-"))): content
+        for path, content in files_of(other.path).items()
+        if path.name != "shards.json"
+    }
+    expected = files_of(one.path)
+    assert {name for name in expected if joined.get(name) != expected[name]} == set()
+    assert joined.keys() == expected.keys()
+    # Another machine takes the data set from the output, and each of its processes copies its own shards alone.
+    rank = 1
+    elsewhere = prepare(
+        ParquetFolder(str(tmp_path / "data")),
+        split,
+        settings=DataSettings(**settings),
+        cache=tmp_path / "elsewhere",
+        engine=dataclasses.replace(engine, master="spark://nowhere:1"),
+        rank=rank,
+        world_size=2,
+    )
+    first = int(one.offsets[shards.shards[rank].first_user])
+    assert np.array_equal(elsewhere.item_idx, one.item_idx[first:])
+    assert not list((elsewhere.path / "events").glob("joined-0-*"))
+
+
+def test_a_cluster_without_an_output_is_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"data\.engine\.master=spark://a:1: expected data\.engine\.output=ADDRESS"),
+        Spark(master="spark://a:1").open(tmp_path),
+    ):
+        pass

@@ -85,8 +85,12 @@ class RetrievalData(L.LightningDataModule):
         if fitting and self.val_users is not None and self.val_users < len(requests.user_idx):
             chosen = np.sort(np.random.default_rng(self.seed).permutation(len(requests.user_idx))[: self.val_users])
             requests = Requests(*(column[chosen] for column in requests))
-        return RequestLoader(self.builder, requests, **self._process)
+        return self._requests(requests)
 
     def test_dataloader(self) -> RequestLoader:
         """Return batches of test requests."""
-        return RequestLoader(self.builder, self.dataset.requests("test"), **self._process)
+        return self._requests(self.dataset.requests("test"))
+
+    def _requests(self, requests: Requests) -> RequestLoader:
+        # A portion of the users has requests of this process alone.
+        return RequestLoader(self.builder, requests, **(self._process if self.dataset.portion is None else {}))

@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recsys.core.progress import track
-from recsys.core.schema import MISSING, Feature, TimeResolution
-from recsys.core.types import Int64Array
+from recsys.core.schema import MISSING, Feature
 from recsys.data.exposures import FOLDER as EXPOSURES
 from recsys.data.preparation.column_writers import ColumnWriter, open_array, open_writer
-from recsys.data.preparation.engines import Session, first_row
-from recsys.data.preparation.event_times import to_seconds
+from recsys.data.preparation.engines import DistributedSession, Session
+from recsys.data.preparation.event_times import times_of
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
+from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.preparation.vocabulary import Entities
-
-_DAY = 86_400
+from recsys.data.shards import FILE as SHARDS
+from recsys.data.shards import Shards
 
 
 def write_counts(users: Entities, items: Entities, *, folder: Path) -> None:
@@ -79,14 +79,23 @@ def write_events(
     job: PreparationJob,
     session: Session,
     *,
-    ordered: ir.Table,
+    coded: ir.Table,
     drafts: Mapping[str, Draft],
     users: Entities,
     per_second: int,
     folder: Path,
 ) -> list[Feature]:
-    """Write items, times and features of the events, which `ordered` gives in their final order."""
+    """Write items, times and features of the events, ordered by user, part and time."""
     num_events = int((users.train + users.val + users.test).sum())
+    if isinstance(session, DistributedSession):
+        features, shards = write_shards(
+            job, session, coded=coded, drafts=drafts, per_second=per_second, address=_address(job, session, "events")
+        )
+        assert int(shards.bounds()[-1]) == num_events, (shards.bounds()[-1], num_events)
+        _place(session, shards, folder / "events")
+        return features
+    ordered = coded.order_by("user_id_idx", "part", "time", "shard", "row")
+    ordered = ordered.drop("user_id_idx", "part", "shard", "row")
     item_idx = open_array(folder / "events/item_idx.npy", (num_events,), dtype=np.int32)
     times = open_array(folder / "events/time.npy", (num_events,), dtype=np.int64)
     weights = None
@@ -109,34 +118,44 @@ def write_events(
 
 
 def write_exposures(
-    job: PreparationJob, session: Session, *, ordered: ir.Table, num_users: int, per_second: int, folder: Path
+    job: PreparationJob, session: Session, *, coded: ir.Table, num_users: int, per_second: int, folder: Path
 ) -> None:
-    """Write items and times of the exposures, which `ordered` gives in their final order, and each user's bounds."""
+    """Write items and times of the exposures, ordered by user and time, and each user's bounds."""
     inner = folder / EXPOSURES
     inner.mkdir()
-    num_rows = int(first_row(session, ordered.aggregate(n=ordered.count()))["n"])
+    counted = session.collect(coded.group_by("user_id_idx").aggregate(n=coded.count().cast("int64")))
+    lengths = np.zeros(num_users, np.int64)
+    lengths[np.asarray(counted["user_id_idx"])] = np.asarray(counted["n"])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(inner / "offsets.npy", offsets)
+    num_rows = int(offsets[-1])
+    if num_rows and isinstance(session, DistributedSession):
+        address = _address(job, session, EXPOSURES)
+        _, shards = write_shards(job, session, coded=coded, drafts={}, per_second=per_second, address=address)
+        _place(session, shards, inner)
+        return
+    ordered = coded.order_by("user_id_idx", "time", "shard", "row").select("item_id_idx", "time")
     item_idx = open_array(inner / "item_idx.npy", (num_rows,), dtype=np.int32)
     times = open_array(inner / "time.npy", (num_rows,), dtype=np.int64)
-    lengths = np.zeros(num_users, np.int64)
     at = 0
     for batch in track(session.stream(ordered), "writing exposures", total=num_rows, unit="rows", size=len):
         end = at + len(batch)
         item_idx[at:end] = np.asarray(batch["item_id_idx"])
         times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
-        lengths += np.bincount(np.asarray(batch["user_id_idx"]), minlength=num_users)
         at = end
     assert at == num_rows, (at, num_rows)
-    np.save(inner / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def times_of(resolution: TimeResolution, raw: Int64Array, *, per_second: int) -> Int64Array:
-    """Convert the engine's times, `per_second` units a second, to a resolution."""
-    if resolution is TimeResolution.NONE:
-        return np.zeros_like(raw)
-    if resolution is TimeResolution.ORDER:
-        return raw
-    seconds = to_seconds(raw, per_second)
-    return seconds // _DAY * _DAY if resolution is TimeResolution.DAY else seconds
+def _address(job: PreparationJob, session: DistributedSession, name: str) -> str:
+    return f"{session.output or session.scratch.absolute()}/{job.fingerprint}/shards/{name}"
+
+
+def _place(session: DistributedSession, shards: Shards, folder: Path) -> None:
+    """Write the list of shards that stay where they are, else the joined shards."""
+    if session.output is None:
+        shards.join(folder)
+    else:
+        shards.save(folder / SHARDS)
 
 
 def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:

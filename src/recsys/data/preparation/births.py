@@ -55,7 +55,7 @@ def read_births(job: PreparationJob, session: Session, ordered: ir.Table) -> Int
 
 
 def without_contradictions(
-    job: PreparationJob, born: Int64Array, *, item_idx: Int64Array, time: Int64Array
+    job: PreparationJob, session: Session, born: Int64Array, *, events: ir.Table, items: ir.Table, per_second: int
 ) -> Int64Array:
     """Return the births, unknown for items of which most events are earlier, if these items are many.
 
@@ -64,16 +64,25 @@ def without_contradictions(
 
     Args:
         job: the preparation.
+        session: open engine.
         born: int64 [N + 1], births by item_idx.
-        item_idx: int [E], item of each event.
-        time: int64 [E], seconds.
+        events: rows with `item_id` and `time`.
+        items: rows with `item_id` and `item_id_idx`.
+        per_second: units of `time` in a second.
     """
-    slack = DAY if job.time_resolution is TimeResolution.DAY else 0
-    known = born[item_idx] != NO_BIRTH
-    early = known & (time + slack <= born[item_idx])
-    counts, earlier = (np.bincount(item_idx[mask], minlength=len(born)) for mask in (known, early))
-    wrong = earlier > counts / 2
-    if wrong.sum() <= _WRONG_SHARE * (counts > 0).sum():
+    known = np.flatnonzero(born != NO_BIRTH)
+    # First time that is not before the birth; with days, on its day.
+    first = born[known] // DAY * DAY if job.time_resolution is TimeResolution.DAY else born[known] + 1
+    limits = session.add(pa.table({"item_id_idx": known, "first": first * per_second}))
+    limited = items.inner_join(limits, "item_id_idx").select("item_id", "item_id_idx", "first")
+    joined = events.select("item_id", "time").inner_join(limited, "item_id")
+    counted = joined.group_by("item_id_idx").aggregate(
+        n=joined.count().cast("int64"), early=(joined.time < joined["first"]).cast("int64").sum()
+    )
+    found = session.collect(counted)
+    item_idx, counts, early = (np.asarray(found[name]) for name in ("item_id_idx", "n", "early"))
+    wrong = item_idx[early > counts / 2]
+    if len(wrong) <= _WRONG_SHARE * len(item_idx):
         return born
     table = job.tables["items"]
     log.warning(
@@ -81,10 +90,12 @@ def without_contradictions(
         "read as unknown. Expected the moment from which an item can be shown",
         table.place,
         table.names["born"],
-        int(wrong.sum()),
-        int((counts > 0).sum()),
+        len(wrong),
+        len(item_idx),
     )
-    return np.where(wrong, NO_BIRTH, born)
+    kept = born.copy()
+    kept[wrong] = NO_BIRTH
+    return kept
 
 
 def _from_numbers(job: PreparationJob, found: pa.ChunkedArray) -> Int64Array:

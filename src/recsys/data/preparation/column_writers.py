@@ -8,8 +8,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,16 @@ _SAMPLE = 1 << 20
 # tail would leave the others no difference that a model could see.
 _TAIL, _FAR = 0.025, 50.0
 # Rows that are reduced or copied at a time. The same for every engine, so that sums are the same to the last bit.
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
+
+
+T = TypeVar("T")
+
+
+class OverBlocks(Protocol):
+    """Applies a function to the numbers of trained rows in each block of a column, in order."""
+
+    def __call__(self, function: Callable[[Float64Array], T], /) -> list[T]: ...  # noqa: D102
 
 
 class ColumnWriter(Protocol):
@@ -118,7 +128,7 @@ class _NumericWriter:
         with np.errstate(over="ignore", invalid="ignore"):
             feature = self._draft.feature
             if not self._draft.is_fixed:
-                mean, std = _moments(self._raw, trained, name=feature.key)
+                mean, std = moments(partial(_over_blocks, self._raw, trained), name=feature.key)
                 feature = dataclasses.replace(feature, mean=mean, std=std)
         encoder = FeatureEncoder(feature, None)
         array = open_array(_beside(self._stem, ".npy"), self._raw.shape, dtype=np.float32)
@@ -130,28 +140,23 @@ class _NumericWriter:
         return feature
 
 
-def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_], *, name: str) -> tuple[float, float]:
-    """Return mean and deviation of the trained numbers, without a tail that would hide the others."""
+def moments(over: OverBlocks, *, name: str) -> tuple[float, float]:
+    """Return mean and deviation of the numbers of trained rows, without a tail that would hide the others.
 
-    def trained_values() -> Iterator[Float64Array]:
-        for block in _blocks(len(numbers)):
-            values = numbers[block][trained[block]]
-            yield values[~np.isnan(values)]
-
-    count = sum(len(values) for values in trained_values())
+    Args:
+        over: applies a function to each block of the numbers, without those that are missing.
+        name: name of the column in messages.
+    """
+    count = sum(over(len))
     if not count:
         return 0.0, 1.0
-    mean, std = _mean_and_deviation(trained_values, count)
-    sample = np.concatenate([values[:: max(count // _SAMPLE, 1)] for values in trained_values()])
+    mean, std = _mean_and_deviation(over, count, within=None)
+    step = max(count // _SAMPLE, 1)
+    sample = np.concatenate(over(lambda values: values[::step]))
     center = float(np.quantile(sample, 0.5, method="lower"))
     reach = float(np.quantile(np.abs(sample - center), 1.0 - _TAIL, method="lower"))
-
-    def inner_values() -> Iterator[Float64Array]:
-        for values in trained_values():
-            yield values[np.abs(values - center) <= reach]
-
-    num_inner = sum(len(values) for values in inner_values())
-    inner_mean, inner_std = _mean_and_deviation(inner_values, num_inner)
+    num_inner = sum(over(lambda values: int((np.abs(values - center) <= reach).sum())))
+    inner_mean, inner_std = _mean_and_deviation(over, num_inner, within=(center, reach))
     is_hidden = _is_spread(inner_mean, inner_std) and not std <= _FAR * inner_std
     if is_hidden:
         mean, std = inner_mean, inner_std
@@ -168,9 +173,14 @@ def _moments(numbers: Float64Array, trained: npt.NDArray[np.bool_], *, name: str
     return mean if np.isfinite(mean) else center, std if _is_spread(mean, std) else 1.0
 
 
-def _mean_and_deviation(parts: Callable[[], Iterator[Float64Array]], count: int) -> tuple[float, float]:
-    mean = float(sum(values.sum() for values in parts()) / count)
-    return mean, float(np.sqrt(sum(np.square(values - mean).sum() for values in parts()) / count))
+def _mean_and_deviation(over: OverBlocks, count: int, *, within: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the moments of the numbers, or of those within a reach of a center."""
+
+    def inner(values: Float64Array) -> Float64Array:
+        return values if within is None else values[np.abs(values - within[0]) <= within[1]]
+
+    mean = float(sum(over(lambda values: inner(values).sum())) / count)
+    return mean, float(np.sqrt(sum(over(lambda values: np.square(inner(values) - mean).sum())) / count))
 
 
 def _is_spread(mean: float, std: float) -> bool:
@@ -205,11 +215,21 @@ def _named(path: Path) -> Iterator[None]:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def _over_blocks(
+    numbers: Float64Array, trained: npt.NDArray[np.bool_], function: Callable[[Float64Array], T]
+) -> list[T]:
+    found = []
+    for block in _blocks(len(numbers)):
+        values = numbers[block][trained[block]]
+        found.append(function(values[~np.isnan(values)]))
+    return found
+
+
 def _beside(stem: Path, ending: str) -> Path:
     # The name may contain dots, and `with_suffix` would cut it at the last one.
     return stem.with_name(stem.name + ending)
 
 
 def _blocks(num_rows: int) -> Iterator[slice]:
-    for begin in range(0, num_rows, _BLOCK):
-        yield slice(begin, min(begin + _BLOCK, num_rows))
+    for begin in range(0, num_rows, BLOCK):
+        yield slice(begin, min(begin + BLOCK, num_rows))

@@ -176,6 +176,15 @@ class FormatSearch:
                 if of.any():
                     self._zoned.setdefault(zoned, texts[int(of.argmax())].as_py())
 
+    def merge(self, other: FormatSearch) -> None:
+        """Add what a search of the same formats has found in other texts."""
+        for at, count in other._fits.items():
+            self._fits[at] += count
+        self._sample = other._sample | self._sample
+        self._bad = other._bad | self._bad
+        self._differ = other._differ | self._differ
+        self._zoned = other._zoned | self._zoned
+
     def result(self) -> DateFormat:
         """Return the format.
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-from urllib.parse import unquote
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import fsspec
 import ibis
@@ -23,9 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
 
 # Rows of a record batch.
 BATCH_ROWS = 262_144
@@ -37,6 +33,10 @@ class Read(NamedTuple):
 
     column: str
     reading: Reading = "as_is"
+
+
+# Function of all batches, as `mapInArrow` of Spark takes it.
+OnBatches = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
 class Session(Protocol):
@@ -60,9 +60,44 @@ class Session(Protocol):
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         """Yield the rows in the order of the table. Read the stream to its end before the next query."""
 
+    def collect(self, table: ir.Table) -> pa.Table:
+        """Return all rows in the order of the table; for results that fit into memory."""
+
+    def add(self, rows: pa.Table) -> ir.Table:
+        """Return rows of this process as a table, which lives as long as the session."""
+
+    def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
+        """Apply a function to all rows, or to the rows of each worker; it returns batches of `schema`."""
+
+
+@runtime_checkable
+class DistributedSession(Session, Protocol):
+    """Open engine whose workers write the events themselves."""
+
+    @property
+    def output(self) -> str | None:
+        """Folder or address where shards stay; None if they become one data set in the cache."""
+
+    def write_ranges(self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema) -> pa.Table:
+        """Let each worker write the rows of a range of the first column of `order`, in that order.
+
+        Returns:
+            What `write` returns: batches of `schema`.
+        """
+
+    def for_each(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+        """Apply a function to each value on the workers. Return the results in order."""
+
 
 class Engine(Protocol):
-    """Runs the relational steps of a preparation."""
+    """Runs the relational steps of a preparation.
+
+    Attributes:
+        output: folder or address where the workers keep the data set in shards; None if it becomes one in the cache.
+    """
+
+    @property
+    def output(self) -> str | None: ...  # noqa: D102
 
     def open(self, scratch: Path) -> AbstractContextManager[Session]:
         """Start the engine. It spills data into the folder `scratch`."""
@@ -72,7 +107,7 @@ class Engine(Protocol):
 _LITERAL = re.compile(r"/([A-Za-z0-9][\w.+-]*/)*[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
-def _literal(files: Sequence[str], links: Path) -> list[str]:
+def literal(files: Sequence[str], links: Path) -> list[str]:
     """Return the files, with links in the folder `links` in place of local paths that engines might interpret."""
     return [file if "://" in file or _LITERAL.fullmatch(file) else _link(Path(file), links) for file in files]
 
@@ -90,7 +125,8 @@ def first_row(session: Session, table: ir.Table) -> dict[str, Any]:
 
 def rows(session: Session, table: ir.Table) -> list[dict[str, Any]]:
     """Return all rows of a small result."""
-    return [row for batch in session.stream(table) for row in batch.to_pylist()]
+    found: list[dict[str, Any]] = session.collect(table).to_pylist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,6 +140,7 @@ class DuckDB:
 
     memory: str = "3GB"
     threads: int | None = None
+    output: ClassVar[None] = None
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Session]:
@@ -152,7 +189,7 @@ class _DuckDBSession:
                 self._connection.register_filesystem(fsspec.filesystem(protocol))
         wanted = [f"{_duckdb(read)} AS {_quoted(name)}" for name, read in columns.items()]
         wanted += ["file_index::BIGINT AS shard", "file_row_number AS row"]
-        names = ", ".join("'" + file.replace("'", "''") + "'" for file in _literal(files, self._links))
+        names = ", ".join("'" + file.replace("'", "''") + "'" for file in literal(files, self._links))
         return self._create("VIEW", f"SELECT {', '.join(wanted)} FROM read_parquet([{names}], hive_partitioning=false)")
 
     def keep(self, table: ir.Table) -> ir.Table:
@@ -162,10 +199,27 @@ class _DuckDBSession:
         # `to_pyarrow_batches` of Ibis 12 calls a method that DuckDB 2 has renamed.
         expected = table.schema().to_pyarrow()
         for batch in self._connection.con.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
-            yield _typed(batch, expected)
+            yield typed(batch, expected)
+
+    def collect(self, table: ir.Table) -> pa.Table:
+        return pa.Table.from_batches(self.stream(table), table.schema().to_pyarrow())
+
+    def add(self, rows: pa.Table) -> ir.Table:
+        return self._written(rows.to_batches(), rows.schema)
+
+    def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
+        return self._written(function(self.stream(table)), schema)
+
+    def _written(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:
+        file = self.scratch / f"{uuid.uuid4().hex}.parquet"
+        with pq.ParquetWriter(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return self.read([str(file)], {name: Read(name) for name in schema.names}).drop("shard", "row")
 
 
-def _typed(batch: pa.RecordBatch, expected: pa.Schema) -> pa.RecordBatch:
+def typed(batch: pa.RecordBatch, expected: pa.Schema) -> pa.RecordBatch:
+    """Return the batch with the types of a schema, which name the same columns."""
     columns = [column.cast(field.type) for column, field in zip(batch.columns, expected, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=expected)
 
@@ -192,114 +246,57 @@ def _duckdb(read: Read) -> str:
 class Spark:
     """Engine that runs PySpark (extra `spark`), for data beyond one machine.
 
+    The workers write the events, each a range of users; this process only collects users, items and vocabularies. The
+    workers need this package. A session that is active already is used as it is, and stays.
+
     Attributes:
-        master: address of the cluster, such as `local[2]` or `yarn`.
+        master: address of the cluster, such as `local[2]`, `spark://HOST:7077` or `yarn`.
         memory: memory of the driver, which is the worker too if `master` is local.
         shuffle_partitions: number of pieces into which joins and sorts cut the data; more for more data.
+        output: folder that the workers and every later process reach, a shared path or an address such as
+            `s3://BUCKET/prepared`. The data set is kept there in shards. Null for workers of this machine: the shards
+            become one data set in the cache.
+        options: further settings of Spark, such as `spark.executor.memory`.
     """
 
     master: str = "local[2]"
     memory: str = "2g"
     shuffle_partitions: int = 8
+    output: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def open(self, scratch: Path) -> Iterator[Session]:
-        """Start a Spark session.
+        """Start a Spark session, or take the active one.
 
         Raises:
-            UserError: If PySpark is not installed.
+            UserError: If PySpark is not installed, or workers of other machines have no output.
         """
-        try:
-            from pyspark.sql import SparkSession
-        except ImportError as error:
-            raise UserError("data.engine: Spark needs PySpark; install with pip install 'recsys[spark]'") from error
-        with tempfile.TemporaryDirectory(prefix="recsys-") as name:
-            # Spark cuts a list of folders at commas, so its scratch folder has a plain path as well.
-            links = Path(name)
-            (links / "scratch").symlink_to(scratch.absolute())
-            session = self._start(SparkSession.builder.appName("recsys"), links / "scratch")
-            try:
-                yield _SparkSession(session, links / "scratch", links=links)
-            finally:
-                session.stop()
+        from recsys.data.preparation.spark import open_spark  # noqa: PLC0415  (Spark is an extra)
 
-    def _start(self, builder: SparkSession.Builder, scratch: Path) -> SparkSession:
+        is_local = self.master.startswith("local")
+        if self.output is None and not is_local:
+            raise UserError(
+                f"data.engine.master={self.master}: expected data.engine.output=ADDRESS too, a folder that the workers "
+                "and this process reach, such as s3://BUCKET/prepared"
+            )
         options = {
             "spark.driver.memory": self.memory,
-            "spark.local.dir": str(scratch / "spark"),
             "spark.sql.session.timeZone": "UTC",
             "spark.sql.legacy.parquet.nanosAsLong": "true",
             "spark.sql.caseSensitive": "true",
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
             "spark.ui.showConsoleProgress": "false",
+            # Results hold ids of users and items, never events.
+            "spark.driver.maxResultSize": "0",
         }
-        for key, value in options.items():
-            builder = builder.config(key, value)
-        session = builder.master(self.master).getOrCreate()
-        session.sparkContext.setLogLevel("ERROR")
-        return session
-
-
-class _SparkSession:
-    def __init__(self, session: SparkSession, scratch: Path, *, links: Path) -> None:
-        self._session = session
-        self._connection = ibis.pyspark.connect(session)
-        self.scratch, self._links = scratch, links
-        self._num_names = 0
-
-    def _name(self, stem: str) -> str:
-        self._num_names += 1
-        return f"{stem}_{self._num_names}"
-
-    def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
-        wanted = [f"{_spark(read)} AS `{name}`" for name, read in columns.items()]
-        files = _literal(files, self._links)
-        frame = self._session.read.parquet(*files)
-        frame = frame.selectExpr(*wanted, "_metadata.file_path AS file_path", "_metadata.row_index AS row")
-        name = self._name("source")
-        self._with_shards(frame, files).createOrReplaceTempView(name)
-        return self._connection.table(name)
-
-    def keep(self, table: ir.Table) -> ir.Table:
-        name = self._name("kept")
-        self._session.sql(self._connection.compile(table)).persist().createOrReplaceTempView(name)
-        return self._connection.table(name)
-
-    def _with_shards(self, frame: DataFrame, files: Sequence[str]) -> DataFrame:
-        """Add the shard of each row: the place of its file, whose address Spark provides, among `files`."""
-        from pyspark.sql import functions as f
-
-        places = {_address(file): shard for shard, file in enumerate(files)}
-        found = [row.file_path for row in frame.select("file_path").distinct().collect()]
-        # Some versions of Spark quote addresses like URLs, others do not.
-        pairs = [(one, places.get(_address(one), places.get(_address(unquote(one))))) for one in found]
-        shards = self._session.createDataFrame(pairs, "file_path string, shard long")
-        return frame.join(f.broadcast(shards), "file_path").drop("file_path")
-
-    def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
-        # Spark writes a sorted frame in parts whose names are in its order, so the driver never holds all rows.
-        folder = self.scratch / self._name("result")
-        self._session.sql(self._connection.compile(table)).write.parquet(str(folder))
-        expected = table.schema().to_pyarrow()
-        for file in sorted(folder.glob("part-*.parquet")):
-            for batch in pq.ParquetFile(file).iter_batches(BATCH_ROWS):
-                yield _typed(batch, expected)
-
-
-def _address(file: str) -> str:
-    """Return a path and the URL that Spark makes of it as the same text."""
-    return "/" + file.removeprefix("file:").lstrip("/") if file.startswith(("file:", "/")) else file
-
-
-def _spark(read: Read) -> str:
-    column = "`" + read.column.replace("`", "``") + "`"
-    forms = {
-        "as_is": column,
-        "int64": f"CAST({column} AS BIGINT)",
-        "string": f"CAST({column} AS STRING)",
-        "date": f"unix_micros(CAST({column} AS TIMESTAMP))",
-        "time": f"unix_micros(CAST({column} AS TIMESTAMP))",
-        "nanoseconds": f"({column} - pmod({column}, 1000)) DIV 1000",
-    }
-    return forms[read.reading]
+        with tempfile.TemporaryDirectory(prefix="recsys-") as name:
+            # Spark cuts a list of folders at commas, so its scratch folder has a plain path as well.
+            links = Path(name)
+            (links / "scratch").symlink_to(scratch.absolute())
+            if is_local:
+                options["spark.local.dir"] = str(links / "scratch" / "spark")
+            options |= {key: str(value) for key, value in self.options.items()}
+            with open_spark(self.master, options, links=links, output=self.output) as session:
+                yield session

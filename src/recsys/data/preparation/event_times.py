@@ -7,7 +7,10 @@ values that can be read in two ways are refused.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import ibis
@@ -15,18 +18,21 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
+from recsys.core.index_time import DAY
+from recsys.core.schema import TimeResolution
 from recsys.core.time_units import LATEST, NAMES, PER_SECOND, TimeUnit, clear_unit, moment_text, unit_of
 from recsys.core.types import Int64Array
 from recsys.data.preparation.date_formats import COMPACT, FORMATS, BadDateError, DateFormat, FormatSearch, named_format
-from recsys.data.preparation.engines import Read, Session, first_row, rows
+from recsys.data.preparation.engines import Session, first_row, rows
 from recsys.data.preparation.job import PreparationJob
 
 log = logging.getLogger("recsys")
 
 _MICROSECONDS = 1_000_000
+_LOOKED = pa.schema({"looked": pa.binary()})
+_PARSED = pa.schema({"text_of_time": pa.string(), "micros": pa.int64()})
 _NUMBER = r"^\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*$"
 _INTEGER = r"^\s*[+-]?(\d{1,18}|[1-8]\d{18})\s*$"
 # Numbers below this are probably years, months or days of a spreadsheet, because as seconds they are in January 1970.
@@ -121,8 +127,7 @@ def _are_compact_dates(
         is_date = any(low <= shard["low"] and shard["high"] < high for low, high in _COMPACT_RANGES)
         if is_date:
             of_shard = events.filter(events.shard == shard["shard"]).select(text=events.time.cast("string")).distinct()
-            # Every batch is read, because an engine takes no query before the end of a stream.
-            is_date = all([COMPACT.parse(batch["text"]).valid.all() for batch in session.stream(of_shard)])
+            is_date = _look(session, of_shard, formats=()).are_dates
         found.setdefault(is_date, shard["shard"])
     if len(found) == 2:
         files, name = job.interactions.shown, job.interactions.names["timestamp"]
@@ -175,41 +180,67 @@ def _unit(job: PreparationJob, shards: list[dict[str, Any]]) -> TimeUnit:
 def _from_text(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
     named = job.settings.time_format
     distinct = session.keep(events.select(text=events.time).distinct())
-    search = FormatSearch(FORMATS if named is None else (named_format(named),))
-    are_numbers, are_whole, are_dates = True, True, True
-    for batch in session.stream(distinct):
-        texts = batch["text"]
-        search.add(texts)
-        are_numbers = are_numbers and _all_match(texts, _NUMBER)
-        if are_numbers:
-            are_whole = are_whole and _all_match(texts, _INTEGER)
-            are_dates = are_dates and bool(COMPACT.parse(texts).valid.all())
-    if named is None and are_numbers and not are_dates:
-        return _from_numbers(
-            job, session, events.mutate(time=events.time.strip().cast("int64" if are_whole else "float64"))
-        )
+    looked = _look(session, distinct, formats=FORMATS if named is None else (named_format(named),))
+    if named is None and looked.are_numbers and not looked.are_dates:
+        kind = "int64" if looked.are_whole else "float64"
+        return _from_numbers(job, session, events.mutate(time=events.time.strip().cast(kind)))
     try:
-        found = search.result()
+        found = looked.search.result()
     except BadDateError as error:
         _refuse(job, session, events.filter(events.time == error.text), str(error))
         raise
-    file = session.scratch / "times.parquet"
-    _write_times(session, distinct, found=found, file=file)
-    micros = session.read([str(file)], {"text_of_time": Read("text"), "micros": Read("micros")}).drop("shard", "row")
+    micros = session.map(distinct, partial(_parsed, found=found), _PARSED)
     joined = events.rename(text_of_time="time").inner_join(micros, "text_of_time")
     others = [name for name in events.columns if name != "time"]
     return TimedEvents(joined.select(*others, time=joined.micros), _MICROSECONDS)
 
 
+@dataclass
+class _Looked:
+    """What texts of times have in common."""
+
+    search: FormatSearch
+    are_numbers: bool = True
+    are_whole: bool = True
+    are_dates: bool = True
+
+    def add(self, texts: pa.Array) -> None:
+        self.search.add(texts)
+        self.are_numbers = self.are_numbers and _all_match(texts, _NUMBER)
+        if self.are_numbers:
+            self.are_whole = self.are_whole and _all_match(texts, _INTEGER)
+            self.are_dates = self.are_dates and bool(COMPACT.parse(texts).valid.all())
+
+    def merge(self, other: _Looked) -> None:
+        self.search.merge(other.search)
+        self.are_numbers &= other.are_numbers
+        self.are_whole &= other.are_whole
+        self.are_dates &= other.are_dates
+
+
+def _look(session: Session, texts: ir.Table, *, formats: tuple[DateFormat, ...]) -> _Looked:
+    """Look at the column `text`, on the workers of the engine: there may be as many texts as events."""
+    looked = _Looked(FormatSearch(formats))
+    found = session.collect(session.map(texts, partial(_looked, formats=formats), _LOOKED))
+    for part in found["looked"].to_pylist():
+        looked.merge(pickle.loads(part))
+    return looked
+
+
+def _looked(batches: Iterator[pa.RecordBatch], formats: tuple[DateFormat, ...]) -> Iterator[pa.RecordBatch]:
+    looked = _Looked(FormatSearch(formats))
+    for batch in batches:
+        looked.add(batch["text"])
+    yield pa.record_batch([[pickle.dumps(looked)]], schema=_LOOKED)
+
+
+def _parsed(batches: Iterator[pa.RecordBatch], found: DateFormat) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield pa.record_batch([batch["text"], found.parse(batch["text"]).micros], schema=_PARSED)
+
+
 def _all_match(texts: pa.Array, pattern: str) -> bool:
     return pc.all(pc.match_substring_regex(texts, pattern)).as_py() is not False
-
-
-def _write_times(session: Session, distinct: ir.Table, *, found: DateFormat, file: Path) -> None:
-    schema = pa.schema({"text": pa.string(), "micros": pa.int64()})
-    with pq.ParquetWriter(file, schema) as writer:
-        for batch in session.stream(distinct):
-            writer.write_table(pa.table({"text": batch["text"], "micros": found.parse(batch["text"]).micros}, schema))
 
 
 def _refuse(job: PreparationJob, session: Session, wrong: ir.Table, why: str) -> None:
@@ -239,6 +270,12 @@ def _report(job: PreparationJob, session: Session, timed: TimedEvents) -> None:
             )  # fmt: skip
 
 
-def to_seconds(raw: Int64Array, per_second: int) -> Int64Array:
-    """Return times of the engine in whole seconds, rounded down; times that only order stay as they are."""
-    return raw // per_second if per_second > 1 else raw
+def times_of(resolution: TimeResolution, raw: Int64Array, *, per_second: int) -> Int64Array:
+    """Convert the engine's times, `per_second` units a second, to a resolution."""
+    if resolution is TimeResolution.NONE:
+        return np.zeros_like(raw)
+    if resolution is TimeResolution.ORDER:
+        return raw
+    # Without units a second they only order, and stay as they are.
+    seconds = raw // per_second if per_second > 1 else raw
+    return seconds // DAY * DAY if resolution is TimeResolution.DAY else seconds

@@ -16,7 +16,7 @@ from recsys.core.errors import UserError
 from recsys.core.progress import Progress
 from recsys.core.schema import Feature, Schema
 from recsys.data.content_encoders import BadImageError, image_path
-from recsys.data.dataset import NO_BIRTH, Meta
+from recsys.data.dataset import META, NO_BIRTH, Meta
 from recsys.data.preparation.array_writers import (
     write_counts,
     write_entities,
@@ -60,7 +60,7 @@ def build(job: PreparationJob, engine: Engine, *, folder: Path) -> None:
         schema = job.codes.schema
     schema.save(folder / "schema.json")
     meta = Meta(fingerprint=job.fingerprint, time_resolution=job.time_resolution, settings=job.description, **sizes)
-    meta.save(folder / "meta.json")
+    meta.save(folder / META)
 
 
 def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feature], dict[str, Any]]:
@@ -86,11 +86,7 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     write_values(users.ids, folder / "vocabularies/users.parquet", name="user_id")
     write_values(items.ids, folder / "vocabularies/items.parquet", name="item_id")
     write_counts(users, items, folder=folder)
-    scratch = folder / "scratch"
-    joins = {
-        "users": users.join_table(session, "user_id", folder=scratch),
-        "items": items.join_table(session, "item_id", folder=scratch),
-    }
+    joins = {"users": users.join_table(session, "user_id"), "items": items.join_table(session, "item_id")}
     features: list[Feature] = []
     for owner, entities in (("items", items), ("users", users)):
         if owner in tables:
@@ -110,19 +106,21 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
         drafts = draft(
             job.tables, session, plans=plans, trained=trained, everything=events, folder=folder, codes=job.codes
         )
-    ordered = _ordered(events, joins, [*plans, *(["weight"] if job.settings.weight is not None else [])])
+    columns = ["part", *plans, *(["weight"] if job.settings.weight is not None else [])]
+    coded = _coded(events, joins, columns)
     features = (
-        write_events(job, session, ordered=ordered, drafts=drafts, users=users, per_second=per_second, folder=folder)
+        write_events(job, session, coded=coded, drafts=drafts, users=users, per_second=per_second, folder=folder)
         + features
     )
     if born is not None:
         if job.time_resolution.has_clock:
-            item_idx, time = (np.load(folder / f"events/{name}.npy", mmap_mode="r") for name in ("item_idx", "time"))
-            born = without_contradictions(job, born, item_idx=item_idx, time=time)
+            born = without_contradictions(
+                job, session, born, events=events, items=joins["items"], per_second=per_second
+            )
         np.save(folder / "items/born.npy", born)
     if exposed is not None:
-        ordered = _ordered_exposures(exposed, joins)
-        write_exposures(job, session, ordered=ordered, num_users=len(users), per_second=per_second, folder=folder)
+        coded = _coded(exposed, joins, [])
+        write_exposures(job, session, coded=coded, num_users=len(users), per_second=per_second, folder=folder)
     sizes = _sizes(users, items)
     if job.codes is not None:
         sizes |= {"num_trained": job.codes.num_trained, "num_seen": len(items), "num_known": len(items)}
@@ -178,17 +176,10 @@ def _sizes(users: Entities, items: Entities) -> dict[str, int]:
     }
 
 
-def _ordered(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
-    """Return the events with dense items, in the order of the prepared data set."""
+def _coded(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
+    """Return the rows of known users and known items, both dense."""
     coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
-    ordered = coded.order_by("user_id_idx", "part", "time", "shard", "row")
-    return ordered.select("item_id_idx", "time", *names)
-
-
-def _ordered_exposures(exposed: ir.Table, joins: Mapping[str, ir.Table]) -> ir.Table:
-    """Return the exposures of known users to known items, both dense, ordered by user and time."""
-    coded = exposed.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
-    return coded.order_by("user_id_idx", "time", "shard", "row").select("user_id_idx", "item_id_idx", "time")
+    return coded.select("user_id_idx", "item_id_idx", "time", "shard", "row", *names)
 
 
 def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Table:

@@ -21,7 +21,7 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.schema import OWNERS, TimeResolution
 from recsys.data.codes import Codes
 from recsys.data.content_encoders import CACHE
-from recsys.data.dataset import FORMAT, PreparedDataset
+from recsys.data.dataset import FORMAT, META, PreparedDataset
 from recsys.data.preparation.engines import DuckDB, Engine
 from recsys.data.preparation.feature_plans import plan_features
 from recsys.data.preparation.job import PreparationJob
@@ -29,7 +29,7 @@ from recsys.data.preparation.pipeline import build
 from recsys.data.preparation.settings import DataSettings
 from recsys.data.preparation.splits import Split, fingerprint_text
 from recsys.data.sources import Source
-from recsys.data.sources.files import build_once, digest, fingerprint
+from recsys.data.sources.files import build_once, digest, fingerprint, is_local, open_filesystem
 from recsys.data.sources.keys import NAMED_ONLY, NAMES
 from recsys.data.sources.refusals import check_columns
 from recsys.data.sources.tables import Table, id_type, inspect
@@ -45,8 +45,10 @@ def prepare(
     cache: Path,
     engine: Engine | None = None,
     codes: Codes | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> PreparedDataset:
-    """Return the prepared data set. Build it first if the cache does not hold it.
+    """Return the prepared data set, or a portion of it. Build it first if the cache does not hold it.
 
     Args:
         source: origin of the tables.
@@ -55,6 +57,8 @@ def prepare(
         cache: folder of prepared data sets and other files that can be recomputed.
         engine: runs the relational steps; DuckDB by default. The result does not depend on it.
         codes: ids and features of trained towers to keep; None to number them by the data.
+        rank: number of this process among those that share the users.
+        world_size: number of these processes.
 
     Raises:
         UserError: If the source or the settings are wrong. The message names file, column or key.
@@ -62,8 +66,8 @@ def prepare(
     job = plan_preparation(source, split, settings=settings, cache=cache, codes=codes)
     folder = Path(cache) / "prepared" / job.fingerprint
     started = time.monotonic()
-    built = build_once(folder, lambda aside: build(job, engine or DuckDB(), folder=aside))
-    dataset = PreparedDataset.open(folder)
+    built = build_once(folder, lambda aside: _fetch_or_build(job, engine or DuckDB(), aside))
+    dataset = PreparedDataset.open(folder, rank=rank, world_size=world_size)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
     log.info(
         "%s: %s; %d users, %d items, %d events, features: %s",
@@ -75,6 +79,29 @@ def prepare(
         ", ".join(f.key for f in dataset.schema.features) or "none",
     )
     return dataset
+
+
+def _fetch_or_build(job: PreparationJob, engine: Engine, folder: Path) -> None:
+    """Fill an empty folder, from the output of the engine if the data set is complete there."""
+    if engine.output is None:
+        build(job, engine, folder=folder)
+        return
+    filesystem, path = open_filesystem(f"{engine.output}/{job.fingerprint}")
+    if not filesystem.exists(f"{path}/{META}"):
+        build(job, engine, folder=folder)
+        # The file that marks a complete data set comes last.
+        files = sorted((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.name == META)
+        for file in files:
+            target = f"{path}/{file.relative_to(folder).as_posix()}"
+            if is_local(filesystem):
+                filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
+            filesystem.put_file(str(file), target)
+        return
+    for source in filesystem.find(path):
+        inner = source.removeprefix(path).lstrip("/")
+        if not inner.startswith("shards/"):
+            (folder / inner).parent.mkdir(parents=True, exist_ok=True)
+            filesystem.get_file(source, str(folder / inner))
 
 
 def plan_preparation(

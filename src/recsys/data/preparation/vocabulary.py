@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys.core.types import Int64Array
-from recsys.data.preparation.engines import Read, Session, first_row
+from recsys.data.preparation.engines import Session, first_row
 from recsys.data.preparation.splits import TEST, TRAIN, VAL
 
 _PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -56,13 +56,10 @@ class Entities:
         ids = pa.concat_arrays([known, self.ids.take(pa.array(rows[len(place) :]))])
         return Entities(ids=ids, **counts, in_table=np.append(self.in_table, False)[rows], first=self.first)
 
-    def join_table(self, session: Session, key: str, *, folder: Path) -> ir.Table:
-        """Return the table `key, <key>_idx, <key>_trained` for joins, written to a file in `folder`."""
-        file = folder / f"{key}.parquet"
+    def join_table(self, session: Session, key: str) -> ir.Table:
+        """Return the table `key, <key>_idx, <key>_trained` for joins."""
         index = np.arange(self.first, self.first + len(self), dtype=np.int64)
-        pq.write_table(pa.table({"id": self.ids, "idx": index, "trained": self.train > 0}), file)
-        names = {f"{key}_idx": Read("idx"), f"{key}_trained": Read("trained"), key: Read("id")}
-        return session.read([str(file)], names).drop("shard", "row")
+        return session.add(pa.table({f"{key}_idx": index, f"{key}_trained": self.train > 0, key: self.ids}))
 
 
 def collect_users(session: Session, events: ir.Table, *, table: ir.Table | None) -> Entities:
@@ -96,7 +93,7 @@ def _count(events: ir.Table, table: ir.Table | None, *, key: str) -> ir.Table:
 
 
 def _fetch(session: Session, ordered: ir.Table, *, key: str, first: int) -> Entities:
-    table = _table(session, ordered)
+    table = session.collect(ordered)
     train, val, test = (np.asarray(table[name]) for name in _PARTS)
     in_table = np.asarray(table["in_table"]) > 0
     return Entities(ids=_array(table[key]), train=train, val=val, test=test, in_table=in_table, first=first)
@@ -110,7 +107,7 @@ def collect_values(session: Session, rows: ir.Table, *, column: str, is_bag: boo
     values = values.filter(values.value.notnull())
     counted = values.group_by("value").aggregate(n=ibis._.count())
     ordered = counted.order_by([counted.n.desc(), counted.value]).select("value")
-    found = _array(_table(session, ordered)["value"])
+    found = _array(session.collect(ordered)["value"])
     return found.cast(pa.int64()) if pa.types.is_integer(found.type) else found
 
 
@@ -138,10 +135,6 @@ def write_values(values: pa.Array, file: Path, *, name: str) -> None:
 
 def _length(session: Session, table: ir.Table) -> int:
     return int(first_row(session, table.aggregate(n=table.count()))["n"])
-
-
-def _table(session: Session, ordered: ir.Table) -> pa.Table:
-    return pa.Table.from_batches(session.stream(ordered), ordered.schema().to_pyarrow())
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,173 @@
+"""Session of Spark: its workers read, join, encode and write; results that come here hold no events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from recsys.core.errors import UserError
+from recsys.data.preparation.engines import DistributedSession, OnBatches, Read, literal, typed
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_PACKED = pa.schema({"packed": pa.binary()})
+
+
+@contextmanager
+def open_spark(
+    master: str, options: Mapping[str, str], *, links: Path, output: str | None
+) -> Iterator[DistributedSession]:
+    """Open a session on the cluster `master`, or a new one beside the active session of this process.
+
+    Args:
+        master: address of the cluster.
+        options: settings of Spark.
+        links: folder of this process for links, which holds the folder `scratch`.
+        output: folder or address where shards stay.
+
+    Raises:
+        UserError: If PySpark is not installed.
+    """
+    try:
+        from pyspark.sql import SparkSession  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        raise UserError("data.engine: Spark needs PySpark; install with pip install 'recsys[spark]'") from error
+    if (active := SparkSession.getActiveSession()) is not None:
+        session = active.newSession()
+        for key, value in options.items():
+            if key.startswith("spark.sql."):
+                session.conf.set(key, value)
+        opened = _SparkSession(session, links, output=output)
+        yield opened
+        opened.forget()
+        return
+    builder = SparkSession.builder.appName("recsys")
+    for key, value in options.items():
+        builder = builder.config(key, value)
+    session = builder.master(master).getOrCreate()
+    session.sparkContext.setLogLevel("ERROR")
+    try:
+        yield _SparkSession(session, links, output=output)
+    finally:
+        session.stop()
+
+
+class _SparkSession:
+    def __init__(self, session: SparkSession, links: Path, *, output: str | None) -> None:
+        self._session = session
+        self._connection = ibis.pyspark.connect(session)
+        self.scratch, self._links, self.output = links / "scratch", links, output
+        self._num_names = 0
+        self._kept: list[DataFrame] = []
+        self._is_local = str(session.sparkContext.master).startswith("local")
+
+    def _view(self, frame: DataFrame) -> ir.Table:
+        self._num_names += 1
+        name = f"table_{id(self)}_{self._num_names}"
+        frame.createOrReplaceTempView(name)
+        return self._connection.table(name)
+
+    def _frame(self, table: ir.Table) -> DataFrame:
+        return self._session.sql(self._connection.compile(table))
+
+    def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
+        wanted = [f"{_spark(read)} AS `{name}`" for name, read in columns.items()]
+        addresses = literal(files, self._links)
+        for file, address in zip(files, addresses, strict=True):
+            if not self._is_local and address.startswith((str(self._links), str(self.scratch))):
+                raise UserError(
+                    f"{file}: Spark on a cluster reads files in place, so their paths and columns must have names of "
+                    "letters, digits and _ that differ in more than case; data.engine of DuckDB reads others"
+                )
+        frame = self._session.read.parquet(*addresses)
+        frame = frame.selectExpr(*wanted, "_metadata.file_path AS file_path", "_metadata.row_index AS row")
+        return self._view(self._with_shards(frame, addresses))
+
+    def _with_shards(self, frame: DataFrame, files: Sequence[str]) -> DataFrame:
+        """Add the shard of each row: the place of its file, whose address Spark provides, among `files`."""
+        from pyspark.sql import functions as f  # noqa: PLC0415  (an extra)
+
+        if len(files) == 1:
+            return frame.withColumn("shard", f.lit(0).cast("long")).drop("file_path")
+        # Spark writes local paths in one of these forms. No file has characters that it would quote.
+        forms = [(form + file, shard) for shard, file in enumerate(files) for form in _forms(file)]
+        names, places = zip(*forms, strict=True)
+        shards = self._session.createDataFrame(pa.table({"file_path": names, "place": pa.array(places, pa.int64())}))
+        unknown = f.raise_error(f.concat(f.lit("no shard has the path "), frame.file_path)).cast("long")
+        joined = frame.join(f.broadcast(shards), "file_path", "left")
+        return joined.withColumn("shard", f.coalesce(joined.place, unknown)).drop("file_path", "place")
+
+    def keep(self, table: ir.Table) -> ir.Table:
+        self._kept.append(self._frame(table).persist())
+        return self._view(self._kept[-1])
+
+    def forget(self) -> None:
+        """Release kept tables, where the session goes on."""
+        for frame in self._kept:
+            frame.unpersist()
+
+    def add(self, rows: pa.Table) -> ir.Table:
+        return self._view(self._session.createDataFrame(rows))
+
+    def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
+        return self._view(self._frame(table).mapInArrow(function, _types(schema)))
+
+    def collect(self, table: ir.Table) -> pa.Table:
+        expected = table.schema().to_pyarrow()
+        batches = self._frame(table).toArrow().to_batches()
+        return pa.Table.from_batches([typed(batch, expected) for batch in batches], expected)
+
+    def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
+        expected = table.schema().to_pyarrow()
+        # One partition after the other comes here, so this process never holds all rows.
+        for row in self._frame(table).mapInArrow(_packed, _types(_PACKED)).toLocalIterator():
+            for batch in pa.ipc.open_stream(row.packed):
+                yield typed(batch, expected)
+
+    def write_ranges(self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema) -> pa.Table:
+        num_ranges = int(self._session.conf.get("spark.sql.shuffle.partitions") or 1)
+        ranges = self._frame(table).repartitionByRange(num_ranges, order[0]).sortWithinPartitions(*order)
+        return ranges.mapInArrow(write, _types(schema)).toArrow()
+
+    def for_each(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+        context = self._session.sparkContext
+        num_tasks = max(min(len(values), 4 * context.defaultParallelism), 1)
+        return context.parallelize(list(values), num_tasks).map(function).collect()
+
+
+def _packed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        yield pa.record_batch([pa.array([sink.getvalue().to_pybytes()], pa.binary())], schema=_PACKED)
+
+
+def _types(schema: pa.Schema) -> Any:
+    from pyspark.sql.pandas.types import from_arrow_schema  # noqa: PLC0415  (an extra)
+
+    return from_arrow_schema(schema)
+
+
+def _forms(file: str) -> tuple[str, ...]:
+    return ("",) if "://" in file else ("", "file:", "file://")
+
+
+def _spark(read: Read) -> str:
+    column = "`" + read.column.replace("`", "``") + "`"
+    forms = {
+        "as_is": column,
+        "int64": f"CAST({column} AS BIGINT)",
+        "string": f"CAST({column} AS STRING)",
+        "date": f"unix_micros(CAST({column} AS TIMESTAMP))",
+        "time": f"unix_micros(CAST({column} AS TIMESTAMP))",
+        "nanoseconds": f"({column} - pmod({column}, 1000)) DIV 1000",
+    }
+    return forms[read.reading]

@@ -1,0 +1,171 @@
+"""Portions: processes that share the users of a data set, each with the events of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import prepared, write_folder
+
+from recsys.core.columns import Column, Ragged
+from recsys.core.errors import UserError
+from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.datamodule import RetrievalData
+from recsys.data.batches.loaders import TrainingLoader
+from recsys.data.dataset import PreparedDataset
+from recsys.data.portions import Portion
+from recsys.data.shards import FILE, Shard, Shards
+
+EVERYTHING: dict[str, Any] = {
+    "engaged": "engaged",
+    "weight": "rating",
+    "features": {
+        "interactions": {
+            "rating": {"role": "event"},
+            "surface": {"role": "request"},
+            "query": {"role": "request", "kind": "text"},
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
+    """40 users with up to 30 events and exposures, words of queries among them."""
+    draw, size = np.random.default_rng(0), 800
+    table = {
+        "user_id": (draw.random(size) ** 2 * 40).astype(int),
+        "item_id": draw.integers(0, 30, size),
+        "timestamp": draw.integers(0, 10**6, size),
+        "rating": draw.random(size),
+        "surface": draw.choice(["home", "search"], size),
+        "query": draw.choice(["red shoe", "", "blue", "a b c"], size),
+        "engaged": draw.random(size) < 0.8,
+    }
+    root = write_folder(tmp_path_factory.mktemp("portions") / "data", table, users={"user_id": [0, 50], "age": [1, 2]})
+    return prepared(root, **EVERYTHING)
+
+
+def in_shards(whole: PreparedDataset, folder: Path, cuts: list[int]) -> Path:
+    """Write the data set again, with events and exposures in shards that begin at the users `cuts`."""
+    shutil.copytree(whole.path, folder, ignore=shutil.ignore_patterns("events", "exposures"), dirs_exist_ok=True)
+    assert whole.exposures is not None
+    events = {"item_idx": whole.item_idx, "time": whole.time, "weight": whole.weight}
+    columns: dict[str, Any] = {name: values for name, values in events.items() if values is not None}
+    ragged: dict[str, Ragged] = {}
+    for feature in whole.schema.owned_by("interactions"):
+        column = whole.columns[feature.key]
+        if isinstance(column, Ragged):
+            ragged[f"feature.{feature.name}"] = column
+        else:
+            columns[f"feature.{feature.name}"] = column.values
+    exposed = {"item_idx": whole.exposures.item_idx, "time": whole.exposures.time}
+    for kind, offsets, arrays, bags in (
+        ("events", whole.offsets, columns, ragged),
+        ("exposures", whole.exposures.offsets, exposed, {}),
+    ):
+        shards = []
+        for first, last in zip(cuts, [*cuts[1:], whole.num_users], strict=True):
+            begin, end = int(offsets[first]), int(offsets[last])
+            shards.append(Shard(f"{first}", first, end - begin))
+            target = folder / "moved" / kind / f"{first}"
+            target.mkdir(parents=True)
+            for name, values in arrays.items():
+                np.save(target / f"{name}.npy", values[begin:end])
+            for name, bag in bags.items():
+                own = bag.take(np.arange(begin, end))
+                np.save(target / f"{name}.values.npy", own.values)
+                np.save(target / f"{name}.offsets.npy", own.offsets)
+        (folder / kind).mkdir()
+        names = [*arrays, *(f"{name}.{part}" for name in bags for part in ("values", "offsets"))]
+        Shards(str(folder / "moved" / kind), tuple(names), tuple(shards)).save(folder / kind / FILE)
+    np.save(folder / "exposures/offsets.npy", whole.exposures.offsets)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sharded(whole: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return in_shards(whole, tmp_path_factory.mktemp("shards"), [0, 3, 5, 9, 20, 31])
+
+
+def rows_of(column: Column, rows: slice) -> list[Any]:
+    taken = column.take(np.arange(rows.start, rows.stop))
+    if isinstance(taken, Ragged):
+        return [taken.values[a:b].tolist() for a, b in zip(taken.offsets[:-1], taken.offsets[1:], strict=True)]
+    return taken.values.tolist()
+
+
+def same_users(one: PreparedDataset, other: PreparedDataset, users: range) -> None:
+    """Check that two data sets hold the same events, columns and exposures of some users."""
+    assert one.exposures is not None
+    assert other.exposures is not None
+    for user in users:
+        mine, yours = (slice(int(d.offsets[user]), int(d.offsets[user + 1])) for d in (one, other))
+        for name in ("item_idx", "time", "weight"):
+            assert np.array_equal(getattr(one, name)[mine], getattr(other, name)[yours]), name
+        for feature in one.schema.owned_by("interactions"):
+            assert rows_of(one.columns[feature.key], mine) == rows_of(other.columns[feature.key], yours)
+        for name in ("train_end", "val_end"):
+            assert getattr(one, name)[user] - mine.start == getattr(other, name)[user] - yours.start
+        shown = [d.exposures.item_idx[d.exposures.offsets[user] : d.exposures.offsets[user + 1]] for d in (one, other)]  # type: ignore[union-attr]
+        assert shown[0].tolist() == shown[1].tolist()
+
+
+def test_shards_open_as_one(whole: PreparedDataset, sharded: Path) -> None:
+    opened = PreparedDataset.open(sharded)
+    same_users(whole, opened, range(whole.num_users))
+    joined = next((sharded / "events").glob("joined-*"))
+    files = sorted(file.name for file in (whole.path / "events").iterdir())
+    assert sorted(file.name for file in joined.iterdir()) == files
+    for name in files:
+        assert (joined / name).read_bytes() == (whole.path / "events" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("in_one", [True, False])
+def test_each_process_opens_the_events_of_its_users(
+    whole: PreparedDataset, sharded: Path, in_one: bool, world_size: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world_size):
+        own = PreparedDataset.open(whole.path if in_one else sharded, rank=rank, world_size=world_size)
+        assert isinstance(own.portion, Portion)
+        first, last = own.portion.cuts[rank : rank + 2].tolist()
+        same_users(whole, own, range(first, last))
+        assert len(own.item_idx) == own.offsets[-1] == whole.offsets[last] - whole.offsets[first]
+        assert 0.2 < len(own.item_idx) * world_size / len(whole.item_idx) < 2
+        assert np.array_equal(own.trained_users, whole.trained_users)
+        seen.extend(range(first, last))
+        assert sorted(own.requests("val").user_idx.tolist()) == [
+            u for u in whole.requests("val").user_idx if first <= u < last
+        ]
+    assert seen == list(range(whole.num_users))
+
+
+def test_processes_train_on_their_own_users_in_as_many_steps(sharded: Path, whole: PreparedDataset) -> None:
+    targets, lengths = [], set()
+    for rank in range(2):
+        own = PreparedDataset.open(sharded, rank=rank, world_size=2)
+        loader = TrainingLoader(BatchBuilder(own, 4), 16, seed=1, rank=rank, world_size=2)
+        lengths.add(len(loader))
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert all(len(batch.lengths) for batch in batches)
+        targets += [item for batch in batches for item in batch.target_idx.tolist()]
+    assert len(lengths) == 1
+    assert np.array_equal(np.bincount(targets, minlength=whole.num_items + 1), whole.train_count)
+
+
+def test_requests_of_a_portion_all_belong_to_its_process(sharded: Path) -> None:
+    own = PreparedDataset.open(sharded, rank=1, world_size=2)
+    asked = [user for _, requests in RetrievalData(own).test_dataloader() for user in requests.user_idx.tolist()]
+    assert asked == own.requests("test").user_idx.tolist()
+
+
+def test_fewer_shards_than_processes_are_refused(whole: PreparedDataset, tmp_path: Path) -> None:
+    folder = in_shards(whole, tmp_path, [0, 9])
+    with pytest.raises(UserError, match=r"shards\.json: 2 shards for 4 processes"):
+        PreparedDataset.open(folder, rank=1, world_size=4)
