@@ -44,6 +44,8 @@ COMMANDS = {
         Command("index", "publish a run as a release", f"run=RUN {_JOB}", "train"),
         Command("recommend", "write ranked items for many users to a file", f"run=RUN out=FILE {_JOB}", "train"),
         Command("serve", "answer requests over HTTP", f"release=VERSION|ALIAS {_JOB}", "serving"),
+        Command("ingest", "store the events of Kafka topics", "kafka=HOST:PORT topic=TOPIC [KEY=VALUE ...]", "kafka",
+                is_job=False),
         Command("retrain", "run one retraining cycle: train, judge, publish, roll out", f"data.root=DIR {_JOB}", "all"),
         Command("refresh", "refresh the index of a served release from newer data",
                 f"release=ALIAS data.root=DIR {_JOB}", "all"),

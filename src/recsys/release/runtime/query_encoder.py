@@ -207,6 +207,19 @@ class QueryEncoder:
         return {f.name: self.encoder(f) for f in self.schema.features if f.owner == owner and f.name in read}
 
 
+def read_event_values(folder: Path, manifest: Manifest) -> dict[str, ValueType]:
+    """Return `QueryEncoder.event_values` of a release without its tower."""
+    with damaged(folder):
+        read = {spec.name.partition(".")[::2] for spec in manifest.inputs}
+        found: dict[str, ValueType] = {}
+        for feature in read_schema(folder, manifest).owned_by("interactions"):
+            codes = None
+            if feature.has_vocabulary and {("event", feature.name), ("request", feature.name)} & read:
+                codes = plain(read_vocabulary(folder, feature.key, manifest)).type
+            found[feature.name] = ValueType(feature, codes)
+        return found
+
+
 def _last_code(feature: Feature) -> Column:
     if feature.is_ragged:
         return Ragged(np.array([feature.size - 1], np.int32), np.array([0, 1]))

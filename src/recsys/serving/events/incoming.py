@@ -18,24 +18,32 @@ _OWN = ("user_id", "item_id", "timestamp")
 _json = msgspec.json.Encoder()
 
 
-def parse_events(posted: Any, features: Mapping[str, ValueType], *, now: float) -> list[tuple[UserId, Event]]:
+def parse_events(
+    posted: Any, features: Mapping[str, ValueType], *, now: float, arrived: float | None = None
+) -> list[tuple[UserId, Event]]:
     """Return the events of a request: one or a list of `{user_id, item_id, timestamp?, feature: value, ...}`.
 
-    `features` are those that the release reads; `now` is the time of events without a timestamp. Errors name the field
-    (`[3].timestamp` in a list).
+    `features` are those that the release reads; `arrived`, or else `now`, is the time of events without a timestamp.
+    Errors name the field (`[3].timestamp` in a list).
     """
+    arrived = now if arrived is None else arrived
     if isinstance(posted, list):
-        return [_parse(event, features, now=now, place=f"[{number}]") for number, event in enumerate(posted)]
-    return [_parse(posted, features, now=now, place="")]
+        return [
+            _parse(event, features, now=now, arrived=arrived, place=f"[{number}]")
+            for number, event in enumerate(posted)
+        ]
+    return [_parse(posted, features, now=now, arrived=arrived, place="")]
 
 
-def _parse(event: Any, features: Mapping[str, ValueType], *, now: float, place: str) -> tuple[UserId, Event]:
+def _parse(
+    event: Any, features: Mapping[str, ValueType], *, now: float, arrived: float, place: str
+) -> tuple[UserId, Event]:
     if not isinstance(event, Mapping):
         raise UserError(f"{place or 'events'}: found {short(event)}, expected an event {{user_id, item_id, ...}}")
     prefix = f"{place}." if place else ""
     ids = [_id(event, name, prefix) for name in ("user_id", "item_id")]
     given = event.get("timestamp")
-    seconds = int(now) if given is None else to_seconds(given, f"{prefix}timestamp")
+    seconds = int(arrived) if given is None else to_seconds(given, f"{prefix}timestamp")
     if seconds < 0:
         raise UserError(f"{prefix}timestamp: found {short(given)}, expected seconds from 0 (1970)")
     if seconds > now + MAX_AHEAD_SECONDS:

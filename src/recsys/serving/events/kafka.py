@@ -1,0 +1,264 @@
+"""Consumer that stores the events of Kafka topics. Imports no torch.
+
+Messages are stored first and committed then, so a message that is delivered again after a crash is stored once: its
+events have the time that they say, or else that of the message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+from confluent_kafka import (
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from prometheus_client import Counter, Gauge
+
+from recsys.core.errors import UserError
+from recsys.release.runtime.feature_values import ValueType
+from recsys.serving.events.event_store import Event, EventStore, StoreError, UserId
+from recsys.serving.events.incoming import parse_events
+from recsys.serving.observability.metrics import Metrics
+
+log = logging.getLogger("recsys")
+
+# Seconds in which the brokers must answer at the start, and to wait for messages, and for a store that fails.
+_START_SECONDS, _POLL_SECONDS, _REST_SECONDS = 10.0, 0.5, 1.0
+# Seconds between two checks of the event store, as in a gateway.
+_CHECK_EVERY = 3.0
+# Settings of the client that commits after storing.
+_OWN = {"enable.auto.commit": False, "enable.auto.offset.store": False, "enable.partition.eof": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KafkaSettings:
+    """Settings of a consumer; `conf/ingest.yaml` describes each."""
+
+    kafka: str
+    topics: Sequence[str]
+    group: str
+    dead_letters: str | None = None
+    batch: int = 1000
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.topics or self.dead_letters in self.topics:
+            raise UserError(f"topic: found {', '.join(self.topics) or 'none'}, expected another than dead_letters")
+        if self.batch < 1:
+            raise UserError(f"batch: found {self.batch}, expected at least 1")
+        if wrong := self.options.keys() & {*_OWN, "bootstrap.servers", "group.id"}:
+            raise UserError(f"options.{min(wrong)}: expected no such option, because the consumer sets it")
+
+
+class _Refused(NamedTuple):
+    message: Message
+    reason: str
+
+
+class KafkaConsumer:
+    """Consumer of one group, in one thread. Several processes of the group share the partitions of the topics.
+
+    Args:
+        values: returns the features that an event may have now.
+        metrics: counts events as over HTTP, and refused messages.
+        clock: time in seconds since 1970.
+
+    Raises:
+        UserError: If the brokers do not answer, or have no such topic.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        store: EventStore,
+        *,
+        values: Callable[[], Mapping[str, ValueType]],
+        metrics: Metrics,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._store, self._values, self._metrics, self._clock = settings, store, values, metrics, clock
+        refused = "Messages that were not stored, because they are no valid events."
+        self._refused = Counter("recsys_refused_messages_total", refused, registry=metrics.registry)
+        waiting = "Messages of a partition after the last one that was stored."
+        self._waiting = Gauge("recsys_ingest_lag", waiting, ("topic", "partition"), registry=metrics.registry)
+        self._stop, self._checked = threading.Event(), time.monotonic()
+        client = {"bootstrap.servers": settings.kafka, **settings.options}
+        try:
+            self._check_topics(client)
+            self._consumer = Consumer({"auto.offset.reset": "earliest", **client, "group.id": settings.group, **_OWN})
+            self._producer = (
+                None if settings.dead_letters is None else Producer({"enable.idempotence": True, **_producing(client)})
+            )
+        except KafkaException as error:
+            raise UserError(f"kafka: {settings.kafka}: {error.args[0]}") from error
+
+    def _check_topics(self, client: Mapping[str, Any]) -> None:
+        known = AdminClient(_producing(client)).list_topics(timeout=_START_SECONDS).topics
+        for topic in filter(None, [*self._settings.topics, self._settings.dead_letters]):
+            if topic not in known:
+                raise UserError(
+                    f"kafka: {self._settings.kafka}: no topic {topic}; found {', '.join(sorted(known)) or 'none'}"
+                )
+
+    def stop(self) -> None:
+        """Let `run` return when the messages that it has are stored and committed. Signal handlers may call it."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Store messages until `stop`.
+
+        Raises:
+            UserError: If the client fails for good, or a refused message cannot be put aside.
+        """
+        self._consumer.subscribe(list(self._settings.topics))
+        try:
+            while not self._stop.is_set():
+                self._check_store()
+                # The first message is stored at once, with those that are here already.
+                first = self._consumer.poll(_POLL_SECONDS)
+                if first is not None:
+                    self._take([first, *self._consumer.consume(self._settings.batch - 1, 0)])
+        except KafkaException as error:
+            raise UserError(f"kafka: {self._settings.kafka}: {error.args[0]}") from error
+        finally:
+            self._consumer.close()
+
+    def _check_store(self) -> None:
+        if time.monotonic() - self._checked > _CHECK_EVERY:
+            self._checked = time.monotonic()
+            with _logged():
+                self._store.check()
+
+    def _take(self, found: Sequence[Message]) -> None:
+        messages = [message for message in found if not self._is_error(message)]
+        values, now = self._values(), self._clock()
+        parsed: list[tuple[Message, list[tuple[UserId, Event]]]] = []
+        refused: list[_Refused] = []
+        for message in messages:
+            try:
+                parsed.append((message, _events(message, values, now=now)))
+            except UserError as error:
+                refused.append(_Refused(message, str(error)))
+        if not self._append([event for _, events in parsed for event in events]):
+            return
+        self._put_aside(refused)
+        self._commit({(message.topic(), message.partition()): message.offset() for message in messages})
+
+    def _is_error(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return False
+        if error.fatal():
+            raise KafkaException(error)
+        log.warning("kafka: %s", error)
+        return True
+
+    def _append(self, events: Sequence[tuple[UserId, Event]]) -> bool:
+        """Store events, and wait for a store that cannot answer; return False if it is stopped before."""
+        while events:
+            try:
+                outcomes = self._store.append(events)
+            except StoreError as error:
+                log.warning("events are not stored, and the messages wait: %s", error)
+                if self._stop.wait(_REST_SECONDS):
+                    return False
+                # A write may need the settings to be right again.
+                with _logged():
+                    self._store.check()
+                continue
+            self._metrics.stored_events.inc(len(events))
+            for outcome in outcomes:
+                self._metrics.event_outcomes[outcome].inc()
+            break
+        return True
+
+    def _put_aside(self, refused: Sequence[_Refused]) -> None:
+        if not refused:
+            return
+        self._refused.inc(len(refused))
+        log.warning("%d messages refused, the first at %s", len(refused), _place(refused[0].message))
+        producer, topic = self._producer, self._settings.dead_letters
+        for message, reason in refused:
+            # Reasons have values of the message, which may name a user.
+            log.debug("%s: %s", _place(message), reason)
+            if producer is not None and topic is not None:
+                headers: dict[str, str | bytes | None] = {"reason": reason.encode("utf-8", "replace")}
+                headers["place"] = _place(message)
+                producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=_delivered)
+        if producer is not None:
+            producer.flush()
+
+    def _commit(self, last: Mapping[tuple[Any, Any], Any]) -> None:
+        """Commit the offset of the last message of each partition."""
+        if not last:
+            return
+        offsets = [TopicPartition(topic, partition, offset + 1) for (topic, partition), offset in last.items()]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            # The partition has another consumer by now, which gets these messages again.
+            log.warning("kafka: %s", error.args[0])
+        for one in offsets:
+            # Known from the last answer of the broker.
+            bounds = self._consumer.get_watermark_offsets(one, cached=True)
+            if bounds is not None:
+                self._waiting.labels(one.topic, str(one.partition)).set(max(0, bounds[1] - one.offset))
+
+
+def _events(message: Message, values: Mapping[str, ValueType], *, now: float) -> list[tuple[UserId, Event]]:
+    kind, milliseconds = message.timestamp()
+    try:
+        posted = msgspec.json.decode(message.value() or b"")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"found no JSON ({error})") from error
+    # The time of storing would make another event of it when it is delivered again.
+    arrived = None if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds / 1000
+    return parse_events(posted, values, now=now, arrived=arrived)
+
+
+def _delivered(error: KafkaError | None, message: Message) -> None:
+    if error is not None:
+        raise UserError(f"dead_letters: {message.topic()}: {error}")
+
+
+def _place(message: Message) -> str:
+    return f"{message.topic()}/{message.partition()}@{message.offset()}"
+
+
+def _producing(client: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that are not of consumers alone."""
+    return {name: value for name, value in client.items() if not name.startswith(_CONSUMING)}
+
+
+_CONSUMING = (
+    "auto.",
+    "fetch.",
+    "max.poll",
+    "session.",
+    "heartbeat.",
+    "partition.assignment",
+    "group.",
+    "isolation.",
+    "queued.",
+)
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        log.error("%s", error)

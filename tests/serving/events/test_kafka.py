@@ -1,0 +1,195 @@
+"""A consumer stores the messages of a topic as POST /v1/events does, and continues after its last commit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from prometheus_client import generate_latest
+from publishing import Published
+
+from recsys.core.errors import UserError
+from recsys.core.schema import Feature
+from recsys.release.runtime.feature_values import ValueType
+from recsys.release.runtime.query_encoder import QueryEncoder, read_event_values
+from recsys.release.store import ReleaseStore
+from recsys.serving.events import Event, SQLiteEvents, StoreError
+from recsys.serving.events.followed_values import FollowedValues
+from recsys.serving.events.kafka import KafkaConsumer, KafkaSettings
+from recsys.serving.observability.metrics import Metrics
+
+NOW = 1_700_000_000
+VALUES = {"rating": ValueType(Feature("rating", "interactions", "numeric", "event", 1))}
+_numbers = itertools.count()
+
+
+class Broker:
+    """The brokers inside librdkafka, with one topic for each test."""
+
+    def __init__(self) -> None:
+        self._producer = Producer({"test.mock.num.brokers": 1, "linger.ms": 0})
+        (broker,) = self._producer.list_topics(timeout=10).brokers.values()
+        self.address = f"{broker.host}:{broker.port}"
+
+    def topic(self, *messages: Any) -> str:
+        name = f"events{next(_numbers)}"
+        self._producer.list_topics(name, timeout=10)
+        self.send(name, *messages)
+        return name
+
+    def send(self, topic: str, *messages: Any) -> None:
+        for message in messages:
+            value = message if message is None or isinstance(message, bytes) else json.dumps(message)
+            # The key decides the partition, and with it the order.
+            user = message.get("user_id") if isinstance(message, dict) else "list"
+            self._producer.produce(topic, value, str(user), timestamp=1000 * NOW)
+        self._producer.flush()
+
+
+@pytest.fixture(scope="module")
+def broker() -> Broker:
+    return Broker()
+
+
+Start = Callable[..., "Running"]
+
+
+class Running(NamedTuple):
+    consumer: KafkaConsumer
+    thread: threading.Thread
+
+    def end(self) -> None:
+        self.consumer.stop()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def counts(self) -> str:
+        return generate_latest(self.consumer._metrics.registry).decode()
+
+
+@pytest.fixture
+def start(broker: Broker) -> Iterator[Start]:
+    """Start a consumer in a thread."""
+    running: list[Running] = []
+
+    def one(store: Any, topic: str, **settings: Any) -> Running:
+        # Mock brokers have members wait for others under the older protocol.
+        quick = {"group.protocol": "consumer"}
+        found = KafkaSettings(kafka=broker.address, topics=[topic], group=topic, options=quick, **settings)
+        consumer = KafkaConsumer(found, store, values=lambda: VALUES, metrics=Metrics(), clock=lambda: NOW + 10)
+        running.append(Running(consumer, threading.Thread(target=consumer.run)))
+        running[-1].thread.start()
+        return running[-1]
+
+    yield one
+    for found in running:
+        found.end()
+
+
+def until(holds: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if holds():
+            return
+        time.sleep(0.005)
+    raise AssertionError("it never holds")
+
+
+def test_messages_are_stored_and_others_are_put_aside(broker: Broker, start: Start, tmp_path: Path) -> None:
+    wrong = [b"{", None, b"\xff", {"user_id": 5, "item_id": 1, "devise": 1}, {"user_id": "a"}, [{"item_id": 1}],
+             {"user_id": 5, "item_id": 1, "timestamp": NOW + 1000}]  # fmt: skip
+    letters = broker.topic()
+    good = [{"user_id": 5, "item_id": "late", "timestamp": NOW - 5, "rating": 4}, {"user_id": 5, "item_id": "now"}]
+    listed = [{"user_id": "5", "item_id": n, "timestamp": n} for n in range(3)]
+    topic = broker.topic(*wrong[:3], good[0], *wrong[3:], listed, good[1])
+    store = SQLiteEvents(tmp_path / "events.db")
+    running = start(store, topic, dead_letters=letters)
+    until(lambda: len(store.history(5)) == 2 and len(store.history("5")) == 3)
+    # A message without a time has its own: delivered again, it is the same event.
+    assert store.history(5) == [Event("late", NOW - 5, {"rating": 4}), Event("now", NOW)]
+    assert store.history("5") == [Event(n, n) for n in range(3)]
+    reader = Consumer({"bootstrap.servers": broker.address, "group.id": "r", "auto.offset.reset": "earliest"})
+    reader.subscribe([letters])
+    found = [message for message in reader.consume(len(wrong), 20) if message.error() is None]
+    reader.close()
+    assert len(found) == len(wrong)
+    reasons = {dict(message.headers())["place"].decode(): dict(message.headers())["reason"] for message in found}
+    assert all(place.startswith(f"{topic}/") for place in reasons)
+    assert any(b"devise: no such feature" in reason for reason in reasons.values())
+    assert "recsys_refused_messages_total 7.0" in running.counts()
+    store.close()
+
+
+def test_a_restart_continues_after_the_last_commit(broker: Broker, start: Start, tmp_path: Path) -> None:
+    topic = broker.topic(*({"user_id": 1, "item_id": n, "timestamp": n} for n in range(20)))
+    store = SQLiteEvents(tmp_path / "events.db")
+    first = start(store, topic, batch=3)
+    until(lambda: len(store.history(1)) == 20)
+    first.end()
+    broker.send(topic, *({"user_id": 1, "item_id": n, "timestamp": n} for n in range(20, 25)))
+    second = start(store, topic)
+    until(lambda: len(store.history(1)) == 25)
+    second.end()
+    counts = second.counts()
+    assert "recsys_events_total 5.0" in counts
+    assert 'recsys_event_outcomes_total{what="stored"} 5.0' in counts
+    assert 'recsys_ingest_lag{partition="' in counts
+    store.close()
+
+
+def test_messages_wait_for_a_store_that_fails(
+    broker: Broker, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recsys.serving.events.kafka._REST_SECONDS", 0.02)
+    topic = broker.topic({"user_id": 1, "item_id": 1})
+    store = SQLiteEvents(tmp_path / "events.db")
+    append, failures = store.append, itertools.count()
+
+    def fail(events: Any) -> Any:
+        if next(failures) < 3:
+            raise StoreError("events: down")
+        return append(events)
+
+    monkeypatch.setattr(store, "append", fail)
+    start(store, topic)
+    until(lambda: store.history(1) == [Event(1, NOW)])
+    assert next(failures) == 4
+    store.close()
+
+
+def test_what_cannot_be_used_is_refused_by_name(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recsys.serving.events.kafka._START_SECONDS", 0.2)
+    store = SQLiteEvents(tmp_path / "events.db")
+
+    def open_one(**changed: Any) -> KafkaConsumer:
+        given = {"kafka": broker.address, "topics": ["absent"], "group": "g", **changed}
+        return KafkaConsumer(KafkaSettings(**given), store, values=lambda: VALUES, metrics=Metrics())
+
+    with pytest.raises(UserError, match="no topic absent; found "):
+        open_one()
+    with pytest.raises(UserError, match=r"kafka: 127\.0\.0\.1:1: .*"):
+        open_one(kafka="127.0.0.1:1")
+    with pytest.raises(UserError, match="no.such.option"):
+        open_one(options={"no.such.option": 1})
+    with pytest.raises(UserError, match="options.enable.auto.commit"):
+        open_one(options={"enable.auto.commit": True})
+    with pytest.raises(UserError, match="expected another than dead_letters"):
+        open_one(dead_letters="absent")
+    store.close()
+
+
+def test_values_follow_the_alias(published: Published) -> None:
+    releases = ReleaseStore(published.store)
+    folder, manifest = releases.open(published.versions[0])
+    assert read_event_values(folder, manifest) == QueryEncoder(folder, manifest).event_values
+    now = itertools.count()
+    values = FollowedValues(str(published.store), published.versions[0], clock=lambda: float(next(now)))
+    assert values() == values() == QueryEncoder(folder, manifest).event_values
