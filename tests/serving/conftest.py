@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import queries_of, store_users
+from brokers import Broker
 from publishing import Published
 from servers import FAST, Cluster, Server
 
@@ -47,3 +48,8 @@ def cluster() -> Iterator[Cluster]:
         running = Cluster(Path(folder))
         yield running
         running.kill()
+
+
+@pytest.fixture(scope="session")
+def broker() -> Broker:
+    return Broker()

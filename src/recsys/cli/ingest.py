@@ -36,7 +36,7 @@ def main(config: DictConfig) -> None:
     from recsys.serving.observability.logs import log_as_json
     from recsys.serving.observability.metrics import Metrics
 
-    options: Any = OmegaConf.to_container(config.options, resolve=True)
+    options: Any = OmegaConf.to_container(config.kafka_options, resolve=True)
     settings = KafkaSettings(
         kafka=config.kafka,
         topics=[config.topic] if isinstance(config.topic, str) else list(config.topic),

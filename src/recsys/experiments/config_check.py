@@ -14,7 +14,8 @@ from recsys.core.signatures import Signature, TargetNotFoundError, signature_of
 from recsys.experiments.key_hints import hint, near
 
 # Sections whose keys are names that the user chooses.
-OPEN = ("data.features", "data.engine.options", "history.action_weights", "variants", "grids", "gates.absolute.floors")
+OPEN = ("data.features", "data.engine.options", "history.action_weights", "variants", "grids", "gates.absolute.floors",
+        "kafka_options")  # fmt: skip
 # Sections that a name alone may replace.
 SHORT = ("data.engaged",)
 # Values that may be null although their defaults are not.

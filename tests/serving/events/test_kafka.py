@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,51 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from brokers import NOW, Broker
+from confluent_kafka import Consumer
 from prometheus_client import generate_latest
-from publishing import Published
 
 from recsys.core.errors import UserError
 from recsys.core.schema import Feature
 from recsys.release.runtime.feature_values import ValueType
-from recsys.release.runtime.query_encoder import QueryEncoder, read_event_values
-from recsys.release.store import ReleaseStore
 from recsys.serving.events import Event, SQLiteEvents, StoreError
-from recsys.serving.events.followed_values import FollowedValues
 from recsys.serving.events.kafka import KafkaConsumer, KafkaSettings
 from recsys.serving.observability.metrics import Metrics
 
-NOW = 1_700_000_000
 VALUES = {"rating": ValueType(Feature("rating", "interactions", "numeric", "event", 1))}
-_numbers = itertools.count()
-
-
-class Broker:
-    """The brokers inside librdkafka, with one topic for each test."""
-
-    def __init__(self) -> None:
-        self._producer = Producer({"test.mock.num.brokers": 1, "linger.ms": 0})
-        (broker,) = self._producer.list_topics(timeout=10).brokers.values()
-        self.address = f"{broker.host}:{broker.port}"
-
-    def topic(self, *messages: Any) -> str:
-        name = f"events{next(_numbers)}"
-        self._producer.list_topics(name, timeout=10)
-        self.send(name, *messages)
-        return name
-
-    def send(self, topic: str, *messages: Any) -> None:
-        for message in messages:
-            value = message if message is None or isinstance(message, bytes) else json.dumps(message)
-            # The key decides the partition, and with it the order.
-            user = message.get("user_id") if isinstance(message, dict) else "list"
-            self._producer.produce(topic, value, str(user), timestamp=1000 * NOW)
-        self._producer.flush()
-
-
-@pytest.fixture(scope="module")
-def broker() -> Broker:
-    return Broker()
 
 
 Start = Callable[..., "Running"]
@@ -179,17 +145,8 @@ def test_what_cannot_be_used_is_refused_by_name(
         open_one(kafka="127.0.0.1:1")
     with pytest.raises(UserError, match="no.such.option"):
         open_one(options={"no.such.option": 1})
-    with pytest.raises(UserError, match="options.enable.auto.commit"):
+    with pytest.raises(UserError, match="kafka_options.enable.auto.commit"):
         open_one(options={"enable.auto.commit": True})
     with pytest.raises(UserError, match="expected another than dead_letters"):
         open_one(dead_letters="absent")
     store.close()
-
-
-def test_values_follow_the_alias(published: Published) -> None:
-    releases = ReleaseStore(published.store)
-    folder, manifest = releases.open(published.versions[0])
-    assert read_event_values(folder, manifest) == QueryEncoder(folder, manifest).event_values
-    now = itertools.count()
-    values = FollowedValues(str(published.store), published.versions[0], clock=lambda: float(next(now)))
-    assert values() == values() == QueryEncoder(folder, manifest).event_values

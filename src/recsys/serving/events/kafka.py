@@ -60,7 +60,7 @@ class KafkaSettings:
         if self.batch < 1:
             raise UserError(f"batch: found {self.batch}, expected at least 1")
         if wrong := self.options.keys() & {*_OWN, "bootstrap.servers", "group.id"}:
-            raise UserError(f"options.{min(wrong)}: expected no such option, because the consumer sets it")
+            raise UserError(f"kafka_options.{min(wrong)}: expected no such option, because the consumer sets it")
 
 
 class _Refused(NamedTuple):
