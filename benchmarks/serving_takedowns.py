@@ -1,12 +1,12 @@
 """Check that no item is shown after its takedown was acknowledged, while hosts join, restart and lose their disks.
 
-    python benchmarks/serving_takedowns.py --store releases --takedowns 1000
+    python benchmarks/serving_takedowns.py --store releases --takedowns 1000 --pause 0.2
 
 Hosts run as processes and share a log of item updates on a Valkey server (needs redis-server or valkey-server). A
 gateway sends requests to all of them. One item after the other is taken down at a random host; a call that gets no
 answer, or 503, is repeated at another host. After each acknowledgement every host that is ready is searched for the
-item, and the gateway too. Meanwhile hosts are killed (SIGKILL) and started again with an empty disk, at random. Exits
-with 1 if a removed item was shown.
+item, and the gateway too. Meanwhile hosts are killed (SIGKILL) and started again with an empty disk, at random, and one
+joins later. `--pause` spreads the takedowns over more of these. Exits with 1 if a removed item was shown.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def main() -> int:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--release", default="production")
     parser.add_argument("--takedowns", type=int, default=1000)
-    parser.add_argument("--hosts", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two takedowns")
+    parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     choose, (release, manifest) = random.Random(given.seed), ReleaseStore(given.store).open(given.release)
@@ -95,9 +96,9 @@ def main() -> int:
         hosts = [Server(folder, port, "role=host", f"release={given.release}", *own) for port in ports[:-1]]
         places = ",".join(f"http://{host.name}" for host in hosts)
         gateway = Server(folder, ports[-1], "role=gateway", f"hosts=[{places}]", f"events={url}", *own)
-        for server in (*hosts, gateway):
+        for server in (*hosts[:-1], gateway):
             server.start()
-        for server in (*hosts, gateway):
+        for server in (*hosts[:-1], gateway):
             while call(server.port, "GET", "/readyz")[0] != 200:
                 time.sleep(0.05)
         breaking = Breaking(hosts, given.seed)
@@ -109,6 +110,7 @@ def main() -> int:
                     refused += 1
                     time.sleep(0.01)
                 slowest = max(slowest, time.monotonic() - begin)
+                time.sleep(given.pause)
                 wrong += sum(shown(host.port, search, item) for host in hosts)
                 status, answer = call(gateway.port, "POST", "/v1/retrieve", {"history": [], "k": search["k"]})
                 wrong += status == 200 and any(one["item_id"] == item for one in answer["items"])

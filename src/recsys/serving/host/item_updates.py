@@ -24,7 +24,7 @@ from recsys.core.types import Float32Array
 from recsys.release.runtime.query_encoder import ItemId
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.additions import Additions
-from recsys.serving.host.journal import Journal
+from recsys.serving.host.journal import Journal, Record
 from recsys.serving.http.problems import ServerFault
 from recsys.serving.valkey import is_server
 
@@ -90,6 +90,8 @@ class ItemUpdates:
         # Ids in the order of the takedowns; version -> new items in the order in which they were added.
         self._removed: dict[ItemId, None] = {}
         self._added: dict[str, dict[ItemId, NewItem]] = {}
+        # Version -> records of new items that nobody has asked for yet.
+        self._unread: dict[str, list[Record]] = {}
         # Number of records read; results computed at another number are outdated.
         self.number = 0
         self._log = open_log(place, name, listens=listens)
@@ -128,6 +130,9 @@ class ItemUpdates:
     def _apply_all(self) -> None:
         records = self._log.read_new()
         with self._lock:
+            if self._log.is_from_start:
+                # They are among the records that were read now.
+                self._unread.clear()
             for record in records:
                 self._apply(record)
                 self.number += 1
@@ -206,7 +211,7 @@ class ItemUpdates:
     def of(self, version: str) -> tuple[int, list[ItemId], list[NewItem]]:
         """Return the number of records read, the ids taken down, and the present new items of a version."""
         with self._lock:
-            new = self._added.get(version, {})
+            new = self._new_items(version)
             shown = [new[item] for item in new if item not in self._removed and self._is_in_shard(item)]
             return self.number, list(self._removed), shown
 
@@ -219,12 +224,12 @@ class ItemUpdates:
         if not item_ids:
             return []
         self.refresh()
-        added = self._added.get(version, {})
+        added = self._new_items(version)
         return [item for item in item_ids if item not in added]
 
     def columns_of(self, version: str, item_id: ItemId) -> Mapping[str, Any]:
         """Return the columns of an item that was added to a version; none for any other item."""
-        added = self._added.get(version, {}).get(item_id)
+        added = self._new_items(version).get(item_id)
         return {} if added is None else added.item
 
     def removed_of(self, item_ids: Sequence[ItemId]) -> list[ItemId]:
@@ -235,24 +240,37 @@ class ItemUpdates:
     def _compacted(self) -> list[dict[str, Any]]:
         """Return records that mean the same as all that were read."""
         self.read()
-        records = [{"take_down": list(self._removed)}] if self._removed else []
-        for version, new in self._added.items():
-            kept = [one for item, one in new.items() if item not in self._removed]
-            if kept:
-                records.append(
-                    _addition(version, [dict(one.item) for one in kept], np.stack([n.embedding for n in kept]))
-                )
+        records: list[dict[str, Any]] = [{"take_down": list(self._removed)}] if self._removed else []
+        with self._lock:
+            for version in [*self._unread, *(one for one in self._added if one not in self._unread)]:
+                unread = self._unread.get(version, [])
+                if len(unread) == 1 and version not in self._added:
+                    records += unread
+                    continue
+                kept = [one for item, one in self._new_items(version).items() if item not in self._removed]
+                if kept:
+                    rows = [dict(one.item) for one in kept]
+                    records.append(_addition(version, rows, np.stack([one.embedding for one in kept])))
         return records
 
-    def _apply(self, record: Mapping[str, Any]) -> None:
+    def _apply(self, record: Record) -> None:
         if "take_down" in record:
-            self._removed |= dict.fromkeys(record["take_down"])
-            return
-        rows = record["add"]
-        embeddings = np.frombuffer(base64.b64decode(record["embeddings"]), "<f4").reshape(len(rows), -1)
-        added = self._added.setdefault(record["version"], {})
-        for item, embedding in zip(rows, embeddings, strict=True):
-            added[item["item_id"]] = NewItem(item, embedding)
+            self._removed |= dict.fromkeys(self._log.decode(record["take_down"]))
+        else:
+            self._unread.setdefault(self._log.decode(record["version"]), []).append(record)
+
+    def _new_items(self, version: str) -> Mapping[ItemId, NewItem]:
+        """Return the new items of a version, by id."""
+        if version in self._unread:
+            with self._lock:
+                for record in self._unread.pop(version, ()):
+                    rows = self._log.decode(record["add"])
+                    content = base64.b64decode(self._log.decode(record["embeddings"]))
+                    embeddings = np.frombuffer(content, "<f4").reshape(len(rows), -1)
+                    added = self._added.setdefault(version, {})
+                    for item, embedding in zip(rows, embeddings, strict=True):
+                        added[item["item_id"]] = NewItem(item, embedding)
+        return self._added.get(version, {})
 
 
 def _addition(version: str, rows: list[dict[str, Any]], embeddings: Float32Array) -> dict[str, Any]:

@@ -19,6 +19,9 @@ from filelock import FileLock
 from recsys.core.errors import UserError
 from recsys.core.io import PRIVATE_FILE, atomic_write, private_folder
 
+# Fields that are decoded only when somebody needs them: most of a long log is of releases that no host serves.
+Record = dict[str, msgspec.Raw]
+
 
 class _Position(NamedTuple):
     """Place in a file up to which a process has read."""
@@ -43,6 +46,8 @@ class Journal:
 
     # Searches read the file, because to look at it takes microseconds.
     is_followed = is_stale = False
+    # True if the last `read_new` began at the first line.
+    is_from_start = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,13 +63,14 @@ class Journal:
             return self._position.bytes > 0
         return found.st_size != self._position.bytes or found.st_ino != self._position.inode
 
-    def read_new(self) -> list[dict[str, Any]]:
+    def read_new(self) -> list[Record]:
         """Return the records since the last call, oldest first.
 
         Raises:
             UserError: If a record is damaged, or the file has lost records; the next call reads them again.
         """
         position = self._before = self._position
+        self.is_from_start = False
         if not self.path.exists():
             if position.bytes:
                 raise UserError(f"{self.path}: is gone; restore the file")
@@ -77,14 +83,22 @@ class Journal:
                 position = _Position(found.st_ino, 0, 0)
             elif found.st_size < position.bytes:
                 raise UserError(f"{self.path}: has lost records; restore the file")
+            self.is_from_start = position.bytes == 0
             file.seek(position.bytes)
-            content = file.read()
-        # A last line without a line break is being written or was truncated.
-        content = content[: content.rfind(b"\n") + 1]
-        lines = content.split(b"\n")[:-1]
-        records = [self._parse(line, number) for number, line in enumerate(lines, position.lines + 1)]
-        self._position = _Position(position.inode, position.bytes + len(content), position.lines + len(records))
+            records, read = list[Record](), position.bytes
+            for line in file:
+                # A last line without a line break is being written or was truncated.
+                if not line.endswith(b"\n"):
+                    break
+                records.append(self._parse(line[:-1], position.lines + len(records) + 1))
+                read += len(line)
+        self._position = _Position(position.inode, read, position.lines + len(records))
         return records
+
+    @staticmethod
+    def decode(field: msgspec.Raw) -> Any:
+        """Return the value of a field of a record."""
+        return msgspec.json.decode(field)
 
     def read_again(self) -> None:
         """Let the next `read_new` return the records of the last one too."""
@@ -129,12 +143,11 @@ class Journal:
 
     wait = wait_confirmed = check = close = confirm
 
-    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+    def _parse(self, line: bytes, number: int) -> Record:
         crc, _, content = line.partition(b" ")
         if crc != b"%08x" % zlib.crc32(content):
             raise UserError(f"{self.path}: line {number} is damaged; restore the file, or remove that line")
-        record: dict[str, Any] = msgspec.json.decode(content)
-        return record
+        return msgspec.json.decode(content, type=Record)
 
 
 def _line(record: dict[str, Any]) -> bytes:

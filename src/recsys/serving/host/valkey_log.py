@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 
 from recsys.core.errors import UserError
-from recsys.serving.host.journal import COMPACT_BYTES
+from recsys.serving.host.journal import COMPACT_BYTES, Record
 from recsys.serving.http.problems import ServerFault
 from recsys.serving.valkey import DurableServer
 
@@ -66,8 +66,6 @@ end
 # Counts the time in which the machine sleeps.
 now = functools.partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-Record = dict[str, Any]
-
 
 class ValkeyLog:
     """Records on a server, in one order for all readers.
@@ -86,6 +84,8 @@ class ValkeyLog:
     # A thread reads it, so that no search waits for the server.
     is_followed = True
     has_new = False
+    # True if the last `read_new` began with all that is left of earlier records.
+    is_from_start = False
 
     def __init__(
         self, url: str, name: str | None = None, *, listens: tuple[str, int] | None = None, prefix: str = "recsys"
@@ -118,13 +118,15 @@ class ValkeyLog:
         with self._answers():
             (found, head, compacted), tail = self._read("compacted", since=self._position + 1)
             records: list[Record] = []
+            self.is_from_start = False
             if found == self._id and int(compacted or 0) > self._position:
                 (found, head, snapshot), tail = self._read("snapshot", since=0)
+                self.is_from_start = True
                 self._position, records = msgspec.msgpack.decode(snapshot, type=tuple[int, list[Record]])
         if found != self._id or int(head or 0) < self._position:
             raise UserError(f"changes: {self.place}: has lost records; restore the data of the server")
         numbers = [int(number.partition(b"-")[0]) for number, _ in tail]
-        records += [msgspec.msgpack.decode(record) for _, (_, record) in tail]
+        records += [msgspec.msgpack.decode(record, type=Record) for _, (_, record) in tail]
         if numbers != list(range(self._position + 1, int(head or 0) + 1)):
             raise UserError(f"changes: {self.place}: lacks records; restore the data of the server")
         self._position, self._asked = int(head or 0), asked
@@ -134,6 +136,11 @@ class ValkeyLog:
         """Return id, head and another key, and the records from a number on, as they are at one moment."""
         keys = [self._key(one) for one in ("id", "head", name, "log")]
         return self._client.eval(_READ, len(keys), *keys, f"{since}-0")
+
+    @staticmethod
+    def decode(field: msgspec.Raw) -> Any:
+        """Return the value of a field of a record."""
+        return msgspec.msgpack.decode(field)
 
     def read_again(self) -> None:
         """Let the next `read_new` return the records of the last one too."""
@@ -154,7 +161,7 @@ class ValkeyLog:
         with self._answers():
             self._client.xread({self._key("log"): f"{self._position}-0"}, count=1, block=int(1000 * _WAIT_SECONDS))
 
-    def write(self, record: Record, compact: Callable[[], Sequence[Record]] | None = None) -> None:
+    def write(self, record: dict[str, Any], compact: Callable[[], Sequence[dict[str, Any]]] | None = None) -> None:
         """Append a record and return when it is on the disk of the server. The next `read_new` returns it.
 
         A large log is replaced by the records of `compact`, which mean the same as all of it.
@@ -168,7 +175,7 @@ class ValkeyLog:
         if compact is not None and size > max(COMPACT_BYTES, compacted):
             self._compact(compact())
 
-    def _compact(self, records: Sequence[Record]) -> None:
+    def _compact(self, records: Sequence[dict[str, Any]]) -> None:
         # If another host has compacted at the same moment, its snapshot holds the same records.
         snapshot = msgspec.msgpack.encode((self._position, records))
         keys = [self._key(name) for name in ("log", "compacted", "tail", "snapshot")]
