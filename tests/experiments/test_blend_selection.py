@@ -45,11 +45,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> list
     """What was asked of validation, (weights, whether with a bias), where `measure` answers."""
     asked = []
 
-    def measured(_: object, weights: dict[str, float], bias: object = None, everyone: bool = False) -> dict[str, float]:
+    def scored(_: object, weights: dict[str, float], bias: object = None, *, metric: str) -> float:
+        assert metric == METRIC
         asked.append((weights, bias is not None))
-        return {METRIC: measure(weights, bias, everyone)}
+        return measure(weights, bias, False)
 
-    monkeypatch.setattr(blending._Validation, "measure", measured)
+    monkeypatch.setattr(blending._Validation, "score", scored)
+    monkeypatch.setattr(blending._Validation, "measure", lambda _, *blend: {METRIC: measure(*blend, True)})
+    monkeypatch.setattr(blending, "best_half_life", lambda *_: 7)
     return asked
 
 
@@ -77,7 +80,7 @@ def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytes
             for share in (0.25, 0.5, 0.75, 0.125, 0.375)
         ),
     ]
-    assert sum(biased for _, biased in asked) == 20
+    assert sum(biased for _, biased in asked) == len(blending.SHIFTS)
 
 
 def test_a_prior_shift_needs_a_larger_gain(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,16 +91,16 @@ def test_a_prior_shift_needs_a_larger_gain(folders: dict[str, Path], monkeypatch
             return 0.5 if len(weights) == 1 else 0.1
         if not everyone:
             shifts.append(bias)
-        return 0.53 if len(shifts) == 8 else 0.52
+        return 0.53 if len(shifts) == 2 else 0.52
 
     fake(monkeypatch, measure)
     chosen = choose(folders, {"a": 0.5, "b": 0.4})
     assert chosen.weights == {"a": 1.0}
-    # The eighth of the grid: weight 1, half-life of 10 days.
-    assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 10.0, "power": 1.0}
+    # The second of the grid: weight 1 and power 1, with the half-life of the best popularity.
+    assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 7.0, "power": 1.0}
     dataset = load_run(folders["a"]).dataset
-    torch.testing.assert_close(shifts[7], prior_shift(dataset, 10.0).float())
-    torch.testing.assert_close(shifts[2], prior_shift(dataset, 10.0).mul(0.5).float())
+    torch.testing.assert_close(shifts[1], prior_shift(dataset, 7.0).float())
+    torch.testing.assert_close(shifts[0], prior_shift(dataset, 7.0).mul(0.5).float())
 
 
 def test_the_best_run_stays_alone_if_no_other_improves_it(
@@ -110,17 +113,26 @@ def test_the_best_run_stays_alone_if_no_other_improves_it(
     assert chosen.metrics == {METRIC: 0.99}
 
 
-def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path]) -> None:
+def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     run = load_run(folders["a"])
-    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus), keep_users=True)
     loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
     # The run has no offset of new items.
     validation = blending._Validation(run.config, fits_offset=False)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
-    for everyone in (True, False):
-        found = validation.measure({"a": 2.0}, everyone=everyone)
-        assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
+    found = validation.measure({"a": 2.0})
+    assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
+    validation.new_users = None
+    for name in ("recall@10", "coverage@10", "warm_users/recall@10"):
+        assert validation.score({"a": 2.0}, metric=f"val/{name}") == pytest.approx(expected[name])
+    # New users count as much as is expected.
+    validation.new_users = 0.75
+    monkeypatch.setattr(blending, "cold_users", lambda dataset: np.arange(dataset.num_users) % 2 == 0)
+    users, rows = metrics.per_user()
+    new, others = rows["recall@10"][users % 2 == 0].mean(), rows["recall@10"][users % 2 == 1].mean()
+    assert new != others
+    assert validation.score({"a": 2.0}, metric=METRIC) == pytest.approx(float(0.75 * new + 0.25 * others))
     # A bias that outweighs everything shows one item first to everyone who has not seen it.
     relevant = relevant_items(run.dataset, "val", requests=validation.requests, exclude_seen=True)
     item = int(np.bincount(relevant.values).argmax())
@@ -153,7 +165,7 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     expected = logits[:, ~is_new].mean(1, keepdim=True).expand(-1, int(is_new.sum()))
     torch.testing.assert_close(logits[:, is_new], expected)
     # What the choice measures is what the finished blend gives, with the offset of the blend.
-    found, offset = validation.measure(weights, everyone=True), validation.offset(weights)
+    found, offset = validation.measure(weights), validation.offset(weights)
     assert offset != 0
     members = {name: (folders[name], weight) for name, weight in weights.items()}
     run = load_run(write_blend(tmp_path / "blend", members, new_items_offset=offset))
@@ -173,5 +185,5 @@ def test_the_best_run_without_features_is_measured_on_its_own_corpus(folders: di
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"))
     measured = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
-    found = validation.measure({"ids": 1.0}, everyone=True)
+    found = validation.measure({"ids": 1.0})
     assert found == pytest.approx({f"val/{name}": value for name, value in measured.items()})

@@ -18,15 +18,16 @@ from recsys.core import distributed
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import evaluate
+from recsys.experiments.origins import earlier_origins
 from recsys.experiments.run_folder import RunFolder, RunState
 
 log = logging.getLogger("recsys")
 
-# Ages in days at which an event counts half; the best one on validation is measured.
-HALF_LIVES = (1, 3, 7, 30, 90)
+# Ages in days at which an event counts half; the best one over the origins is measured.
+HALF_LIVES = (1, 3, 7, 14, 30, 90)
 # The same without validation requests, as in conf/generator/recent_popularity.yaml.
 _HALF_LIFE = 7
-# Number of validation requests that choose the half-life.
+# Number of validation requests of each origin that choose the half-life.
 _CHOOSING = 2000
 # Item-kNN counts pairs of items of a history, and scores every item for every request. These many take some ten seconds
 # of a core.
@@ -71,7 +72,7 @@ def measure_beside(config: DictConfig, dataset: PreparedDataset, parts: Sequence
     """
     builders: dict[str, Callable[[], Generator]] = {"popularity": Popularity}
     if dataset.meta.time_resolution.has_clock:
-        days = _best_half_life(config, dataset)
+        days = best_half_life(config, dataset)
         builders[f"popularity of half-life {days} days"] = partial(Popularity, half_life_days=days)
     if _is_cheap(dataset, parts):
         builders["item-kNN"] = ItemKNN
@@ -107,21 +108,26 @@ def verdict(state: RunState, metrics: dict[str, float], selection: str, *, part:
     return Verdict(f"{shown}: {advice}", False)
 
 
-def _best_half_life(config: DictConfig, dataset: PreparedDataset) -> int:
-    requests = dataset.requests("val")
-    if not len(requests.user_idx):
-        return _HALF_LIFE
-    rows = np.sort(np.random.default_rng(config.seed).permutation(len(requests.user_idx))[:_CHOOSING])
-    chosen = Requests(*(column[rows] for column in requests))
-    events, metric = Interactions(dataset, "train"), config.evaluation.metric.partition("/")[2]
+def best_half_life(config: DictConfig, dataset: PreparedDataset) -> int:
+    """Return the half-life in days with the best popularity, by the mean of the metric over `evaluation.origins`."""
+    metric = config.evaluation.metric.partition("/")[2]
 
-    def score(days: int) -> float:
-        ranker = Popularity(half_life_days=days)
-        values = _measure(ranker, events, config, part="val", requests=chosen)
+    def scores(view: PreparedDataset) -> list[float]:
+        requests = view.requests("val")
+        rows = np.sort(np.random.default_rng(config.seed).permutation(len(requests.user_idx))[:_CHOOSING])
+        chosen = Requests(*(column[rows] for column in requests))
+        events = Interactions(view, "train")
+        found = [
+            _measure(Popularity(half_life_days=days), events, config, part="val", requests=chosen)
+            for days in HALF_LIVES
+        ]
         # A slice may have no request.
-        return values.get(metric, values["ndcg@10"])
+        return [values.get(metric, values["ndcg@10"]) for values in found]
 
-    return max(HALF_LIVES, key=score)
+    if not len(dataset.requests("val").user_idx):
+        return _HALF_LIFE
+    views = earlier_origins(dataset, config.evaluation.get("origins", 1))
+    return HALF_LIVES[int(np.mean([scores(view) for view in views], axis=0).argmax())]
 
 
 def _is_cheap(dataset: PreparedDataset, parts: Sequence[Part]) -> bool:

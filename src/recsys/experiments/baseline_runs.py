@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.baselines.interactions import Generator, Interactions
+from recsys.baselines.popularity import Popularity
 from recsys.baselines.request_batches import request_batches
 from recsys.baselines.tuning import Axis, Settings, axes_of, describe, search
 from recsys.core.errors import UserError, nearest
@@ -20,6 +22,7 @@ from recsys.evaluation.ranking import evaluate, per_user_table
 from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments.assembly import check_metric, freeze_suppressed, instantiate, open_data, oracle_metrics
 from recsys.experiments.environment import git_commit, peak_memory_bytes
+from recsys.experiments.origins import earlier_origins
 from recsys.experiments.run_folder import RunFolder, RunStatus
 
 
@@ -104,23 +107,31 @@ class _Baseline:
 
     def _tune(self, axes: Sequence[Axis]) -> Settings:
         """Return the best settings on validation, and write their metrics to `metrics.json`."""
-        metric, events = self.config.evaluation.metric, Interactions(self.dataset, "train")
-        tried = self.run.state.tried
+        metric, tried = self.config.evaluation.metric, self.run.state.tried
+        # Others than popularity take too long to fit for each origin.
+        is_popularity = self.config.generator[self.name]._target_ == f"{Popularity.__module__}.{Popularity.__name__}"
+        views = earlier_origins(self.dataset, self.config.evaluation.get("origins", 1) if is_popularity else 1)
+        events = [Interactions(view, "train") for view in views]
 
         def score(settings: Settings) -> float:
             for earlier in tried:
                 if earlier["settings"] == settings:
                     return float(earlier[metric])
-            generator = self._fitted(settings, events)
-            values = self._evaluate(generator, self.dataset, part="val", requests=self.dataset.requests("val"))
-            if metric not in values:
+            found = []
+            for view, learned in zip(views, events, strict=True):
+                generator = self._fitted(settings, learned)
+                found.append(self._evaluate(generator, view, part="val", requests=view.requests("val")))
+            if metric not in found[0]:
                 raise UserError(f"evaluation.metric={metric}: this slice has no validation request")
-            if all(values[metric] > earlier[metric] for earlier in tried):
-                self.run.write_metrics(values)
-            tried.append({"settings": settings, metric: values[metric]})
+            # A slice may have no request at an origin.
+            mean = float(np.mean([values[metric] for values in found if metric in values]))
+            if all(mean > earlier[metric] for earlier in tried):
+                self.run.write_metrics(found[0])
+            tried.append({"settings": settings, metric: mean})
             self.run.update(tried=tried, seconds=self._seconds())
-            say(f"{self.name} {describe(settings)}: {metric} {values[metric]:.4f}")
-            return values[metric]
+            of = f", mean of {len(views)} origins" if len(views) > 1 else ""
+            say(f"{self.name} {describe(settings)}: {metric} {mean:.4f}{of}")
+            return mean
 
         node = self.config.generator[self.name]
         return search({axis.name: node[axis.name] for axis in axes}, axes, score=score)

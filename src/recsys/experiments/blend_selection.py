@@ -20,8 +20,11 @@ from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
+from recsys.evaluation.slices import cold_users
 from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
+from recsys.experiments.baseline_check import best_half_life
 from recsys.experiments.new_items_offset import MOST_LOGITS, fit_offset, validation_choices
+from recsys.experiments.origins import earlier_origins, new_user_share
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
 from recsys.models.items import ItemTower
@@ -35,8 +38,8 @@ LEAST_GAIN = 0.01
 # The same for a prior shift. It costs no time, but validation overestimates its gain, because popularity there is
 # nearer to that of training than later.
 LEAST_SHIFT_GAIN = 0.05
-SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0))  # weight, power
-SHIFT_HALF_LIVES = (1.0, 3.0, 10.0, 30.0, 100.0)  # days
+# Weight, power. The last one ranks nearly as popularity does, so a blend is not worse than the popularity in it.
+SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 16.0))
 # Size of the seeded sample of validation users on which choices are measured.
 MOST_USERS = 20_000
 
@@ -85,7 +88,9 @@ def choose_blend(
 
     The best run comes first, then every run that improves the blend. The offset of new items is fitted anew for each
     blend that is tried, because the levels of the members' logits differ. If the data has times in days or seconds, a
-    prior shift towards recent popularity is tried at the end.
+    prior shift towards recent popularity is tried at the end, with the half-life that is best for popularity alone over
+    several origins. One validation part would choose the half-life that suits the few items that are popular when it
+    begins.
 
     Args:
         configs: configurations of the runs by name, all of one data set.
@@ -100,29 +105,26 @@ def choose_blend(
         validation.add(name, config, run=runs[name])
     if best not in validation.embedded:
         return none
-    weights, score = none.weights, validation.measure(none.weights)[metric]
+    weights, score = none.weights, validation.score(none.weights, metric=metric)
     for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
         if name == best:
             continue
         scores: dict[float, float] = {}
         for share in SHARES:
-            scores[share] = validation.measure(_with_member(weights, name, share=share))[metric]
+            scores[share] = validation.score(_with_member(weights, name, share=share), metric=metric)
         middle = max(scores, key=lambda share: scores[share])
         for share in (middle - BESIDE, middle + BESIDE):
-            scores[share] = validation.measure(_with_member(weights, name, share=share))[metric]
+            scores[share] = validation.score(_with_member(weights, name, share=share), metric=metric)
         share = max(scores, key=lambda share: scores[share])
         if scores[share] >= score * (1 + LEAST_GAIN):
             weights, score = _with_member(weights, name, share=share), scores[share]
     shift = none.prior_shift
     target_sampling = target_sampling_of(configs[max(weights, key=lambda name: weights[name])])
     if validation.dataset.meta.time_resolution.has_clock:
-        grid = [
-            {"weight": weight, "half_life_days": days, "power": power}
-            for weight, power in SHIFTS
-            for days in SHIFT_HALF_LIVES
-        ]
+        days = float(best_half_life(validation.config, validation.dataset))
+        grid = [{"weight": weight, "half_life_days": days, "power": power} for weight, power in SHIFTS]
         shifted = [
-            validation.measure(weights, _bias(validation.dataset, each, target_sampling))[metric] for each in grid
+            validation.score(weights, _bias(validation.dataset, each, target_sampling), metric=metric) for each in grid
         ]
         if max(shifted) >= score * (1 + LEAST_SHIFT_GAIN):
             shift = grid[shifted.index(max(shifted))]
@@ -130,7 +132,7 @@ def choose_blend(
     if chosen.is_one_run:
         return none
     bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
-    metrics, offset = validation.measure(weights, bias, everyone=True), validation.offset(weights, bias)
+    metrics, offset = validation.measure(weights, bias), validation.offset(weights, bias)
     return chosen._replace(metrics=metrics, new_items_offset=offset)
 
 
@@ -150,7 +152,8 @@ class _Validation:
     """Validation requests, and all items that a member may place, as the members of a blend see them."""
 
     def __init__(self, config: DictConfig, *, fits_offset: bool = True) -> None:
-        self.dataset, self.exclude_seen = open_data(config), config.exclude_seen
+        self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
+        self.new_users = new_user_share(earlier_origins(self.dataset, config.evaluation.get("origins", 1)))
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
         self.sample = np.sort(order[:MOST_USERS])
@@ -185,23 +188,39 @@ class _Validation:
         joined = self._joined(weights, bias, rows=choices.rows)
         return fit_offset(choices, joined.users, joined.items[np.searchsorted(self.known, choices.candidates)])
 
-    def measure(
-        self, weights: Mapping[str, float], bias: Tensor | None = None, *, everyone: bool = False
-    ) -> dict[str, float]:
-        """Return `val/*` of a blend with its offset of new items, for the sample of users or for everyone."""
-        rows = np.arange(len(self.requests.user_idx)) if everyone else self.sample
+    def measure(self, weights: Mapping[str, float], bias: Tensor | None = None) -> dict[str, float]:
+        """Return `val/*` of a blend with its offset of new items, for all validation users."""
+        counted = self._count(weights, bias, rows=np.arange(len(self.requests.user_idx)))
+        return {f"val/{name}": value for name, value in counted.compute().items()}
+
+    def score(self, weights: Mapping[str, float], bias: Tensor | None = None, *, metric: str) -> float:
+        """Return a metric of a blend for the sample of users, in which new users have the share that is expected."""
+        counted = self._count(weights, bias, rows=self.sample)
+        users, rows = counted.per_user()
+        name = metric.partition("/")[2]
+        if name not in rows:
+            # Not a mean over users.
+            return counted.compute()[name]
+        values, is_new = rows[name].double(), torch.from_numpy(cold_users(self.dataset))[users]
+        new, others = values[is_new].nanmean(), values[~is_new].nanmean()
+        if self.new_users is None or new.isnan() or others.isnan():
+            return float(values.nanmean())
+        return float(self.new_users * new + (1 - self.new_users) * others)
+
+    def _count(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> RetrievalMetrics:
+        """Rank some requests and return the counters of their results."""
         users, items, reads_features, reads_ids = self._joined(weights, bias, rows=rows)
         if offset := self.offset(weights, bias):
             shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
             items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
         corpus = self.dataset.corpus(reads_features=reads_features, reads_ids=reads_ids)
         search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
-        metrics = RetrievalMetrics(self.dataset, len(corpus), part="val")
+        metrics = RetrievalMetrics(self.dataset, len(corpus), part="val", keep_users=True)
         counter = RequestCounter(search, self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen)
         for some in np.split(np.arange(len(rows)), range(1024, len(rows), 1024)):
             requests = Requests(*(column[rows[some]] for column in self.requests))
             counter.count(users[torch.from_numpy(some)], requests)
-        return {f"val/{name}": value for name, value in metrics.compute().items()}
+        return metrics
 
     def _joined(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> ValidationEmbeddings:
         """Return the embeddings of a blend for some requests."""

@@ -83,11 +83,11 @@ def _choose(
     fits_offset: bool,
 ) -> BlendChoice:
     """Choose the blend and store it in `file`, because this cannot be repeated after the members were refitted."""
-    if not file.exists() and distributed.is_first():
-        atomic_write(
-            file,
-            json.dumps(choose_blend(variants, runs, metric=metric, fits_offset=fits_offset)._asdict(), indent=2) + "\n",
-        )
+    if not file.exists():
+        # Every process ranks, because their counters are joined.
+        chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset)
+        if distributed.is_first():
+            atomic_write(file, json.dumps(chosen._asdict(), indent=2) + "\n")
     distributed.barrier()
     return BlendChoice(**json.loads(file.read_text()))
 
