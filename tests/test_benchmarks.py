@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from worlds import write_world
+from omegaconf import OmegaConf
+from worlds import compose, write_world
 
 from recsys.cli.main import main
 
@@ -120,6 +121,23 @@ def test_training_speed(
         for mode in ("loop", "fit"):
             [line] = [line for line in output.splitlines() if line.split()[:2] == [case, mode]]
             assert float(line.split()[3].replace(",", "")) > 0
+
+
+def test_origins(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, days = tmp_path / "pins", np.arange(120)
+    root.mkdir()
+    events = {"user_id": days % 9, "item_id": days % 7, "timestamp": days * 86400}
+    pq.write_table(pa.table(events), root / "interactions.parquet")
+    config = compose("train", ["data=parquet", f"data.root={root}", f"data.cache={tmp_path}/cache", "split=temporal"])
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    module = load("origins", tmp_path)
+    monkeypatch.setattr(module, "HALF_LIVES", (1, 30))
+    module.main()
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        "| pins, test", "| pins, validation"
+    ]  # fmt: skip
 
 
 def test_ablation(
