@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import re
 import tempfile
 import threading
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from publishing import Published
 from redis.crc import key_slot
 from servers import DURABLE, FAST, Cluster, Server, needs_server
 
@@ -19,6 +22,7 @@ from recsys.serving.events import Event, StoreError, open_store
 from recsys.serving.events.valkey import ValkeyEvents
 
 pytestmark = needs_server
+ROOT = Path(__file__).parents[3]
 USERS = [f"user-{number}" for number in range(6)]
 
 
@@ -74,7 +78,7 @@ def test_killed_nodes_lose_nothing(own: Cluster) -> None:
 def test_a_slot_that_moves_is_followed(own: Cluster) -> None:
     store = ValkeyEvents(own.url, 10, prefix="moved")
     store.append([(user, Event(1, 1)) for user in USERS])
-    key = store._key("history", USERS[0])
+    key = store._keys.key("history", USERS[0])
     slot, ids = key_slot(key.encode()), [client.cluster("MYID") for client in own.clients]
     here = own.ports.index(store._client.get_node_from_key(key).port)
     there = (here + 1) % 3
@@ -153,3 +157,26 @@ def test_a_server_that_is_no_cluster_is_refused(fast_folder: Path) -> None:
             open_store(f"valkey-cluster://127.0.0.1:{port}")
     finally:
         server.kill()
+
+
+def test_the_benchmark_of_kills(
+    published: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("serving_cluster_kills")
+    # The first of this seed kills a node.
+    words = f"--store {published.store} --release {published.versions[0]} --kills 1 --clients 1 --seed 1"
+    monkeypatch.setattr("sys.argv", ["serving_cluster_kills.py", *words.split()])
+    assert benchmark.main() == 0
+    assert "1 kills of nodes, 0 of gateways" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("event_bytes")
+    monkeypatch.setattr("sys.argv", ["event_bytes.py", "--held", "200", "--events", "30", "--users", "2"])
+    benchmark.main()
+    found = re.search(r"server: ([0-9,]+) bytes an event", capsys.readouterr().out)
+    assert found is not None
+    # The history has 7,500.
+    assert int(found[1].replace(",", "")) < 500

@@ -19,7 +19,7 @@ from servers import Server, needs_server
 from recsys.core.errors import UserError
 from recsys.serving.events import Event, SQLiteEvents, StoreError, open_store
 
-KILLS = 24
+KILLS = 12
 
 
 def killed(place: str) -> dict[str, int]:

@@ -38,7 +38,8 @@ def open_new(request: pytest.FixtureRequest, fast_folder: Path) -> Iterator[Open
             opened.append(ValkeyEvents(request.getfixturevalue(request.param).url))
         # A client of a cluster takes long to open.
         store: Any = opened[0]
-        store.max_events, store._prefix = max_events, f"test{next(_numbers)}"
+        store.max_events, store._keys.prefix = max_events, f"test{next(_numbers)}"
+        store._prefix = store._keys.prefix
         return store
 
     yield open_empty
@@ -240,9 +241,11 @@ def test_nothing_is_lost_between_threads(open_new: Open) -> None:
 
 def test_many_users_at_once(open_new: Open) -> None:
     store = open_new(5)
-    store.append([(user, Event(user, 1)) for user in range(12_000)])
-    wanted = [*range(11_990, 12_010), *range(11_000)]
-    assert store.histories(wanted) == [[Event(user, 1)] if user < 12_000 else [] for user in wanted]
+    # More than one statement of SQLite can name.
+    number = 12_000 if store.is_embedded else 500
+    store.append([(user, Event(user, 1)) for user in range(number)])
+    wanted = [*range(number - 10, number + 10), *range(number - 100)]
+    assert store.histories(wanted) == [[Event(user, 1)] if user < number else [] for user in wanted]
     assert store.histories([]) == []
     store.append([])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import threading
 import time
@@ -21,6 +22,7 @@ from recsys.serving.events import Event, SQLiteEvents, StoreError
 from recsys.serving.events.kafka import KafkaConsumer, KafkaSettings
 from recsys.serving.observability.metrics import Metrics
 
+ROOT = Path(__file__).parents[3]
 VALUES = {"rating": ValueType(Feature("rating", "interactions", "numeric", "event", 1))}
 
 
@@ -150,3 +152,13 @@ def test_what_cannot_be_used_is_refused_by_name(
     with pytest.raises(UserError, match="expected another than dead_letters"):
         open_one(dead_letters="absent")
     store.close()
+
+
+def test_the_benchmark_of_kills(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark = importlib.import_module("kafka_kills")
+    monkeypatch.setattr(
+        "sys.argv", ["kafka_kills.py", "--events", "60", "--kills", "1", "--users", "3", "--batch", "7"]
+    )
+    assert benchmark.main() == 0
+    assert "60 messages, 1 kills" in capfd.readouterr().out

@@ -3,7 +3,7 @@
     0xdd, number of events in 4 bytes, events in the order of arrival
 
 That is a list in MessagePack, which earlier versions read, too. Events that a full history no longer has stay in it
-until it has a quarter more than it may have; then it is written anew, as is one in another form.
+until it has an eighth more than it may have; then it is written anew, as is one in another form.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from recsys.serving.events.event_store import MAX_HISTORY_BYTES, Event
-from recsys.serving.events.merging import encode_events
+from recsys.serving.events.merging import GROWING, encode_events
 from recsys.serving.valkey_edits import Edit
 
-_MARK = b"\xdd"
 # Fewest events, and bytes, that a history may have beyond its limits.
 _SPARE_EVENTS, _SPARE_BYTES = 16, MAX_HISTORY_BYTES // 4
 
@@ -49,14 +48,14 @@ def edit_of(
         return None
     if not kept:
         return Edit(key, content, "delete", member=member)
-    if content is not None and content[:1] == _MARK and is_whole:
+    if content is not None and content[:1] == GROWING and is_whole:
         number = int.from_bytes(content[1:5], "big")
         known = set(map(id, held))
         new = [event for event in kept if id(event) not in known]
         end = b"".join(map(_encode_one, new))
         # An event before all others would come after those that are stored and no longer read.
         is_in_place = id(kept[0]) in known or number == len(held)
-        spare = max(_SPARE_EVENTS, max_events // 4)
+        spare = max(_SPARE_EVENTS, max_events // 8)
         is_short = (
             number + len(new) <= max_events + spare and len(content) + len(end) <= MAX_HISTORY_BYTES + _SPARE_BYTES
         )
@@ -66,7 +65,7 @@ def edit_of(
 
 
 def _header(number: int) -> bytes:
-    return _MARK + number.to_bytes(4, "big")
+    return GROWING + number.to_bytes(4, "big")
 
 
 def _encode_one(event: Event) -> bytes:

@@ -19,6 +19,8 @@ log = logging.getLogger("recsys")
 _events = msgspec.msgpack.Decoder(list[Event])
 _profile = msgspec.msgpack.Decoder(dict[str, Any])
 _encoder = msgspec.msgpack.Encoder()
+# First byte of a history with events in the order of arrival (`growing`): a list with its length in 4 bytes.
+GROWING = b"\xdd"
 _time = operator.attrgetter("timestamp")
 
 
@@ -130,7 +132,9 @@ def _all_events(content: Any, unreadable: Unreadable) -> list[Event]:
         events, lost = _readable(content)
         unreadable(lost)
         log.warning("events: %d stored events of a user cannot be read and count as missing", lost)
-    events.sort(key=_time)
+    # Others are sorted already.
+    if content[:1] == GROWING:
+        events.sort(key=_time)
     return events
 
 
