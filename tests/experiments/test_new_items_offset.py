@@ -15,9 +15,10 @@ from worlds import compose
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import Requests
 from recsys.experiments.assembly import build_towers, open_data
-from recsys.experiments.new_items_offset import Choices, fit_offset, validation_choices
+from recsys.experiments.new_items_offset import Choices, fit_new_items_offset, fit_offset, validation_choices
 from recsys.experiments.train import train
 from recsys.experiments.trained_run import load_run
 
@@ -125,6 +126,19 @@ def test_a_given_offset_is_kept_and_ids_alone_have_none(root: Path, tmp_path: Pa
         assert OmegaConf.load(run.path / "config.yaml").model.new_items_offset == expected
         assert run.metrics["val/cold_items/recall@5"] == 0
         assert run.metrics["val/recall@50"] > 0
+
+
+def test_a_lift_is_added_to_the_fitted_offset(root: Path) -> None:
+    found = []
+    for lift in (0.0, 0.4):
+        config = compose("train", words(root, f"model.new_items_lift={lift}"))
+        dataset = open_data(config)
+        model = build_towers(config, dataset)
+        fit_new_items_offset(config, dataset, model=model, builder=BatchBuilder(dataset, config.history.max_events))
+        assert model.item_bias is not None
+        assert float(model.item_bias[-1]) == pytest.approx(config.model.new_items_offset)
+        found.append(config.model.new_items_offset)
+    assert found[1] - found[0] == pytest.approx(0.4)
 
 
 def test_validation_uses_the_offset_and_candidates_are_items_that_could_be_chosen(root: Path) -> None:

@@ -136,6 +136,32 @@ def test_content_keeps_the_vectors_that_weights_were_learned_with(base: Path, tm
     assert not torch.allclose(fresh[rows], found[rows], atol=0.1)
 
 
+def test_semantic_ids_keep_their_meaning(base: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", base / "early/data", "item_tower=semantic_ids")
+    earlier = open_earlier_run(tmp_path / "run")
+    settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
+    words = ["data=parquet", *settings, "model.dim=16", "history.max_events=8", *FEATURES, "item_tower=semantic_ids"]
+    dataset = open_data(compose("train", words))
+    model = build_towers(compose("train", words), dataset)
+    assert start_from(earlier, model, dataset=dataset) == []
+    ids = model.item_tower.semantic_ids
+    old = build_towers(stored_config(earlier.path), earlier.dataset, fresh=False)
+    old.load_state_dict(earlier.weights)
+    assert ids is not None
+    assert old.item_tower.semantic_ids is not None
+    # An item whose values were all known has the codes that it had, although the data have further values now.
+    codes, before = (
+        ids.codes(model.item_tower.rows.columns),
+        old.item_tower.semantic_ids.codes(old.item_tower.rows.columns),
+    )
+    places = {item: idx for idx, item in enumerate(dataset.item_ids.to_pylist(), 1)}
+    whole = pq.read_table(base / "whole/data/items.parquet").select(["item_id", "category"]).to_pylist()
+    known = {row["item_id"] for row in whole if row["category"] in ("x", "y")}
+    same = [(i, places[item]) for i, item in enumerate(earlier.dataset.item_ids.to_pylist(), 1) if item in known]
+    assert len(same) > 20
+    assert torch.equal(before[[i for i, _ in same]], codes[[i for _, i in same]])
+
+
 def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "early"
     shutil.copytree(base / "early/run", run)

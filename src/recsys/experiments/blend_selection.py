@@ -154,6 +154,7 @@ class _Validation:
     def __init__(self, config: DictConfig, *, fits_offset: bool = True) -> None:
         self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
         self.new_users = new_user_share(earlier_origins(self.dataset, config.evaluation.get("origins", 1)))
+        self.lift: float = config.model.new_items_lift
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
         self.sample = np.sort(order[:MOST_USERS])
@@ -181,12 +182,13 @@ class _Validation:
         self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, model.reads_ids)
 
     def offset(self, weights: Mapping[str, float], bias: Tensor | None = None) -> float:
-        """Return the offset of new items with the highest posterior probability for a blend; 0 if none can be new."""
+        """Return the offset of new items of a blend: the likeliest one and the lift; 0 if none can be new."""
         choices = self.choices
         if choices is None or not any(self.embedded[name].reads_features for name in weights):
             return 0.0
         joined = self._joined(weights, bias, rows=choices.rows)
-        return fit_offset(choices, joined.users, joined.items[np.searchsorted(self.known, choices.candidates)])
+        items = joined.items[np.searchsorted(self.known, choices.candidates)]
+        return fit_offset(choices, joined.users, items) + self.lift
 
     def measure(self, weights: Mapping[str, float], bias: Tensor | None = None) -> dict[str, float]:
         """Return `val/*` of a blend with its offset of new items, for all validation users."""

@@ -215,8 +215,8 @@ def fit_new_items_offset(
         offset = _offset(config, dataset, model, choices=choices, builder=builder)
         num_new = int(choices.num_new.sum())
         log.info(
-            "new items: model.new_items_offset=%.2f, fitted on %s validation events of items without training events%s",
-            offset, f"{num_new:,}", " (few, so it is drawn towards 0)" if num_new < FEW else "",
+            "new items: model.new_items_offset=%.2f, %g of it a lift, fitted on %s validation events of new items%s",
+            offset, config.model.new_items_lift, f"{num_new:,}", " (few: drawn towards 0)" if num_new < FEW else "",
         )  # fmt: skip
     elif model.reads_features and len(corpus_of(model, dataset)) > dataset.num_trained:
         log.info("new items: model.new_items_offset=0, because no new item has validation events to fit it on")
@@ -240,7 +240,8 @@ def _offset(
     loader = RequestLoader(builder, choices.requests)
     users = torch.cat([model.encode_users(batch.to(model.device)) for batch, _ in loader])
     items = encode_corpus(model, torch.from_numpy(choices.candidates).to(model.device)) / model.temperature
-    return fit_offset(choices, users, items)
+    lift: float = config.model.new_items_lift
+    return fit_offset(choices, users, items) + lift
 
 
 def _set_bias(config: DictConfig, dataset: PreparedDataset, model: TwoTower) -> None:

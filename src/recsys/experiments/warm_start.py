@@ -105,8 +105,9 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
     """
     tables = dict(_tables(earlier, model, dataset))
     fresh, copied = [], 0
-    # Learned weights belong to the content vectors that they have seen, so these are copied as well.
-    content = [(name, buffer) for name, buffer in model.named_buffers() if ".content." in name]
+    # Learned weights belong to the content vectors and codes that they have seen, so these are copied as well.
+    frozen = (".content.", ".semantic_ids.")
+    content = [(name, buffer) for name, buffer in model.named_buffers() if any(part in name for part in frozen)]
     for name, parameter in [*model.named_parameters(), *content]:
         table = tables.get(name)
         found = earlier.weights.get(name if table is None else table.earlier)
@@ -138,9 +139,11 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
             parts.append((f"{tower}.features", module.features, lambda schema: schema.owned_by("items")))
             for part in ("table", "pretrained.table"):
                 yield f"{tower}.{part}.weight", _Table(f"{tower}.{part}.weight", items)
-            if module.content is not None and (rows := _content_rows(earlier, dataset, module.content)) is not None:
-                for part in ("idf", "projection"):
-                    yield f"{tower}.content.{part}", _Table(f"{tower}.content.{part}", rows)
+            for place, content in module.named_modules(prefix=tower):
+                rows = _content_rows(earlier, dataset, content, place) if isinstance(content, ContentVectors) else None
+                if rows is not None:
+                    for part in ("idf", "projection"):
+                        yield f"{place}.{part}", _Table(f"{place}.{part}", rows)
     if user.users is not None and (before := earlier.weights.get("user_tower.users.rows")) is not None:
         rows = _user_rows(earlier.dataset, dataset, rows_before=before.numpy(), rows_now=user.users.rows.numpy())
         yield "user_tower.users.table.weight", _Table("user_tower.users.table.weight", rows)
@@ -154,7 +157,7 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
                     yield f"{prefix}.inputs.{number}.table.weight", _Table(name, rows)
 
 
-def _content_rows(earlier: EarlierRun, now: PreparedDataset, content: ContentVectors) -> Rows | None:
+def _content_rows(earlier: EarlierRun, now: PreparedDataset, content: ContentVectors, place: str) -> Rows | None:
     """Return the earlier row of each feature of content; None if the columns differ."""
     before = {feature.name: feature for feature in earlier.dataset.schema.owned_by("items")}
     parts, begin = [], 0
@@ -167,7 +170,7 @@ def _content_rows(earlier: EarlierRun, now: PreparedDataset, content: ContentVec
             return None
         parts.append(begin + found)
         begin += known.size
-    weights = earlier.weights.get("item_tower.content.idf")
+    weights = earlier.weights.get(f"{place}.idf")
     return np.concatenate(parts) if weights is not None and len(weights) == begin else None
 
 

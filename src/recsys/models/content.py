@@ -74,7 +74,7 @@ class ContentVectors(nn.Module):
         width = default_width if width is None else width
         if width < 1:
             raise ValueError(f"width: found {width}, expected at least 1")
-        usable = [feature for feature in features if feature.kind != "numeric"]
+        usable = contents_of(features)
         for name in columns or ():
             if name not in (names := [feature.name for feature in usable]):
                 raise UserError(f"item_tower.content.columns: items have no content '{name}'{nearest(name, names)}")
@@ -154,6 +154,11 @@ class ContentVectors(nn.Module):
             norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(1)).ravel())
             parts.append(diags(1.0 / np.maximum(norms, 1e-12)) @ weighted)
         return hstack(parts, format="csr", dtype=np.float32)
+
+
+def contents_of(features: Sequence[Feature]) -> list[Feature]:
+    """Return the features that are content: all but numbers."""
+    return [feature for feature in features if feature.kind != "numeric"]
 
 
 def _leading_directions(rows: csr_matrix, rank: int) -> tuple[Float32Array, Float32Array]:

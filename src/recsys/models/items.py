@@ -12,11 +12,12 @@ from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM
 from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import DataSizes
-from recsys.models.content import ContentBuilder, ContentVectors
+from recsys.models.content import ContentBuilder, ContentVectors, contents_of
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
 from recsys.models.pretrained import PretrainedBuilder
 from recsys.models.priors import ItemPriors
+from recsys.models.semantic_ids import SemanticIds, SemanticIdsBuilder
 
 
 class ItemTower(nn.Module):
@@ -40,6 +41,8 @@ class ItemTower(nn.Module):
         pretrained: builder of a table of embeddings that were learned elsewhere; None for no table.
         priors: learned functions of the age and recent popularity of items, which become a bias; None for no bias.
         content: builder of frozen vectors of content, which take their width of `dim`; None for no content.
+        semantic_ids: builder of learned embeddings of codes of the content; None for none. Ignored if items have no
+            content.
         id_evidence: the embedding of an id with n training events is multiplied by n / (n + id_evidence); None for 1.
             Ignored if neither features nor content could place an item instead.
         init_std: deviation of the first id embeddings; None for `dim ** -0.5`.
@@ -62,6 +65,7 @@ class ItemTower(nn.Module):
         pretrained: PretrainedBuilder | None = None,
         priors: ItemPriors | None = None,
         content: ContentBuilder | None = None,
+        semantic_ids: SemanticIdsBuilder | None = None,
         id_evidence: float | None = None,
         init_std: float | None = None,
     ) -> None:
@@ -70,7 +74,7 @@ class ItemTower(nn.Module):
         self.dim, self.num_trained = dim, sizes.num_trained
         columns = sizes.schema.owned_by("items")
         features = columns if use_features else ()
-        is_learned = use_id or bool(features) or pretrained is not None
+        is_learned = use_id or bool(features) or pretrained is not None or semantic_ids is not None
         if not is_learned and use_features:
             raise UnsuitableDataError("item_tower.use_id=false: the data has no features of items, expected some")
         # By default a third of the dimensions is learned: 128 beside 256 of content.
@@ -86,22 +90,24 @@ class ItemTower(nn.Module):
             self.content_scale = nn.Parameter(torch.ones(()))
         elif not is_learned:
             raise ValueError("an item tower needs ids, features, content or several; this one has none")
+        self.semantic_ids: SemanticIds | None = None
+        if semantic_ids is not None and contents_of(columns):
+            self.semantic_ids = semantic_ids(columns, dim)
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
         if self.table is not None:
             if init_std is not None and init_std < 0:
                 raise ValueError(f"init_std: found {init_std}, expected at least 0, or null")
             nn.init.normal_(self.table.weight, std=dim**-0.5 if init_std is None else init_std)
         self.features = FeatureEmbedding(features, feature_width) if features else None
-        self.rows = FeatureRows(
-            {f.name: sizes.item_columns[f.key] for f in (features if self.content is None else columns)}
-        )
+        reads_content = self.content is not None or self.semantic_ids is not None
+        self.rows = FeatureRows({f.name: sizes.item_columns[f.key] for f in (columns if reads_content else features)})
         self.mlp: nn.Module | None = None
         if self.features is not None:
             self.mlp = crossing(self.features.widths, dim)
         self.pretrained = None
         if pretrained is not None:
             self.pretrained = pretrained(dim=dim, num_items=self.num_trained, sparse=sparse)
-        has_features = self.features is not None or self.content is not None
+        has_features = self.features is not None or reads_content
         self.unknown_rate = unknown_rate if has_features else 0.0
         self.register_buffer("id_weight", None)
         if id_evidence is not None and has_features and self.reads_ids:
@@ -113,7 +119,7 @@ class ItemTower(nn.Module):
     @property
     def is_lookup(self) -> bool:
         """True if an embedding is one row of a dense table, so that computing it twice costs nothing."""
-        parts = (self.mlp, self.pretrained, self.content)
+        parts = (self.mlp, self.pretrained, self.content, self.semantic_ids)
         return all(part is None for part in parts) and self.table is not None and not self.table.sparse
 
     @property
@@ -124,13 +130,14 @@ class ItemTower(nn.Module):
     @property
     def reads_features(self) -> bool:
         """True if features or content place an item without a trained id."""
-        return self.mlp is not None or self.content is not None
+        return any(part is not None for part in (self.mlp, self.content, self.semantic_ids))
 
     def fit_content(self, cache: Path | None = None) -> None:
         """Compute the weights of the content vectors from all items of the data set, or take them from a cache."""
-        if self.content is not None:
-            # Row 0 belongs to no item.
-            self.content.fit(self.rows(torch.arange(1, self.rows.num_rows)), cache)
+        for part in (self.content, self.semantic_ids):
+            if part is not None:
+                # Row 0 belongs to no item.
+                part.fit(self.rows(torch.arange(1, self.rows.num_rows)), cache)
 
     @torch.no_grad()
     def place_unknown_items(self) -> None:
@@ -147,14 +154,18 @@ class ItemTower(nn.Module):
         content = None
         if self.content is not None:
             content = self._content_rows(self.content)[item_idx.to("cpu")].to(item_idx.device)
-        return self._join(content, features, item_idx)
+        codes = None
+        if self.semantic_ids is not None:
+            codes = self.semantic_ids.of_items(item_idx, self.rows.columns)
+        return self._join(content, features, item_idx, codes)
 
     def embed_new(self, features: FeatureTensors) -> Tensor:
         """Return the embeddings [R, D] of items outside the data set, from R rows of features by name."""
         assert self.reads_features, "new items need an item tower that reads features or content"
         num_rows = next(len(f) if isinstance(f, Tensor) else len(f.offsets) - 1 for f in features.values())
         content = None if self.content is None else self.content(features)
-        return self._join(content, features, torch.full((num_rows,), UNKNOWN_ITEM))
+        codes = None if self.semantic_ids is None else self.semantic_ids(self.semantic_ids.codes(features))
+        return self._join(content, features, torch.full((num_rows,), UNKNOWN_ITEM), codes)
 
     def _content_rows(self, content: ContentVectors) -> Tensor:
         """Return the vectors [N + 1, W] of all items, computed again when a checkpoint has replaced the weights."""
@@ -163,11 +174,13 @@ class ItemTower(nn.Module):
             self._content_table, self._content_state = content(self.rows.columns), state
         return self._content_table
 
-    def _join(self, content: Tensor | None, features: FeatureTensors, item_idx: Tensor) -> Tensor:
-        parts = [self._ids(item_idx)] if self.reads_ids else []
+    def _join(self, content: Tensor | None, features: FeatureTensors, item_idx: Tensor, codes: Tensor | None) -> Tensor:
+        parts = [] if codes is None else [codes]
         if self.mlp is not None and self.features is not None:
             parts.insert(0, self.mlp(self.features(features)))
-        learned = None if not parts else parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if self.reads_ids:
+            parts.append(self._ids(item_idx))
+        learned = sum(parts[1:], start=parts[0]) if parts else None
         if content is None:
             assert learned is not None
             return learned

@@ -28,7 +28,10 @@ from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 from recsys.training.losses import CorpusLoss, SampledLoss
 
-MODEL_KEYS = ("dim", "similarity", "temperature", "learn_temperature", "prior_shift", "priors", "new_items_offset")
+MODEL_KEYS = (
+    *("dim", "similarity", "temperature", "learn_temperature"),
+    *("prior_shift", "priors", "new_items_offset", "new_items_lift"),
+)
 PRIOR_KEYS = ("age", "recency", "half_lives_days", "lag_days")
 # Number of items from which id tables are updated by rows, because a dense step costs as much as the table holds.
 SPARSE_ROWS = 100_000
