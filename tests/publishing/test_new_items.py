@@ -93,7 +93,8 @@ def test_biases_of_members_and_members_without_features(published: Published, tm
     more = [*FEW, "user_tower=mean", "model.similarity=dot"]
     plain = write_run(tmp_path / "plain", published.root, *FEW, "user_tower=mean")
     ids = write_run(tmp_path / "ids", published.root, *more, "item_tower=ids")
-    offset = write_run(tmp_path / "offset", published.root, *more, "model.new_items_offset=-1.5")
+    codes = ["item_tower=semantic_ids", "item_tower.semantic_ids.num_bits=3"]
+    offset = write_run(tmp_path / "offset", published.root, *more, "model.new_items_offset=-1.5", *codes)
     members = {"ids": (ids, 0.5), "offset": (offset, 0.25), "plain": (plain, 0.25)}
     blend = write_blend(tmp_path / "blend", members, new_items_offset=0.75)
     store = ReleaseStore(tmp_path / "store")

@@ -86,7 +86,7 @@ class SemanticIds(nn.Module):
         state = " ".join(f"{b.data_ptr()} {b._version}" for b in (self.codebooks, self.content.projection))
         if state != self._state:
             self._codes, self._state = self.codes(columns), state
-        return self(self._codes[item_idx.cpu()].to(item_idx.device))
+        return self.forward(self._codes[item_idx.cpu()].to(item_idx.device))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the embeddings [R, D] of `codes` int64 [R, L]; zeros without content."""
