@@ -163,7 +163,7 @@ def test_missing_description_and_wrong_embeddings(saved, items):
         load_index(folder, items[:2000])
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("*.yaml") if p.stem != "auto"))
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONF.glob("*.yaml") if p.stem not in ("auto", "milvus")))
 def test_configs_build(name, items):
     index = instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
     index.build(items[:1500])
@@ -179,6 +179,18 @@ def test_config_auto_composes(items):
     index.build(items[:1500])
     assert isinstance(index.chosen, IVFPQFastScan)
     assert index.max_breadth == 4
+
+
+def test_config_milvus_composes(items):
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        config = compose(overrides=["+index=milvus", "index@index.local=hnsw"])
+    index = instantiate(config.index)
+    index.build(items[:1500])
+    assert index.search(items[:2], 1)[1].tolist() == [[0], [1]]
+    assert type(index.local).__name__ == "HNSW"
+    assert index.database.max_breadth(1500) == 76
 
 
 def test_serving_needs_no_torch():

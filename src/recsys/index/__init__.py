@@ -11,6 +11,7 @@ from recsys.index.merging import search_users
 from recsys.index.storage import load_index, save_index
 from recsys.index.topk import exact_search
 from recsys.index.tuning import Measurement, Tuning, tune
+from recsys.index.vector_database import InDatabase
 
 __all__ = [
     "HNSW",
@@ -23,6 +24,7 @@ __all__ = [
     "IVFFlat",
     "IVFPQFastScan",
     "IVFSQ8",
+    "InDatabase",
     "Index",
     "Measurement",
     "Tuning",

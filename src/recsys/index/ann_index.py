@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,58 @@ class Effort(NamedTuple):
     breadth: int
     refine: int = 1
     k: int = 100
+
+
+A_contra = TypeVar("A_contra", contravariant=True)
+
+
+class Searchable(Protocol[A_contra]):
+    """The part of an `Index` that answers requests; the type of `allow` is its own."""
+
+    @property
+    def num_items(self) -> int:
+        """Number of items, N."""
+        ...
+
+    def search(
+        self, queries: Float32Array, k: int, *, allow: A_contra | None = None, exclude: Ragged | None = None
+    ) -> tuple[Float32Array, Rows]:
+        """Return scores and rows of the k best allowed items; see `Index.search`."""
+        ...
+
+
+class Tunable(Protocol):
+    """The part of an `Index` that `tune` measures."""
+
+    effort: Effort
+
+    @property
+    def refine_factors(self) -> tuple[int, ...]:
+        """Values of `effort.refine` to measure."""
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """True if a search returns the true top-k."""
+        ...
+
+    @property
+    def num_items(self) -> int:
+        """Number of items, N."""
+        ...
+
+    @property
+    def max_breadth(self) -> int:
+        """Highest useful `effort.breadth`."""
+        ...
+
+    def least_breadth(self, k: int) -> int:
+        """Return the lowest useful `effort.breadth` for `k` results."""
+        ...
+
+    def search(self, queries: Float32Array, k: int, /) -> tuple[Float32Array, Rows]:
+        """Return scores and rows of the k best items."""
+        ...
 
 
 class Index(Protocol):

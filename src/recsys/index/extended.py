@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import AllowedRows
-from recsys.index.ann_index import Index
-from recsys.index.topk import Mask, Rows, exact_search, pack, to_results
+from recsys.index.ann_index import Searchable
+from recsys.index.topk import Rows, exact_search, pack, to_results
+
+A = TypeVar("A")
 
 
-class ExtendedIndex:
+class ExtendedIndex(Generic[A]):
     """N items of an index, rows 0..N-1, and A added items, rows N..N+A-1.
 
     Scores of both are inner products, so they can be compared. `allowed` are the rows of `added` [A, D] that may be
     returned, ascending; None for all.
     """
 
-    def __init__(self, index: Index, added: Float32Array, *, allowed: Rows | None = None) -> None:
+    def __init__(self, index: Searchable[A], added: Float32Array, *, allowed: Rows | None = None) -> None:
         self._index, self._added, self._allowed = index, added, allowed
 
     def search(
-        self, queries: Float32Array, k: int, *, allow: Mask | AllowedRows | None = None, exclude: Ragged | None = None
+        self, queries: Float32Array, k: int, *, allow: A | None = None, exclude: Ragged | None = None
     ) -> tuple[Float32Array, Rows]:
         """Return scores and rows of the k best items of both, as `Index.search` does; `exclude` holds rows of both.
 

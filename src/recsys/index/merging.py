@@ -8,16 +8,18 @@ merging by score was worse). Shapes: B users, M embeddings, D dim, K results.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from recsys.core.columns import Ragged
 from recsys.core.types import Float32Array
-from recsys.index.allowed import AllowedRows
-from recsys.index.ann_index import Index
+from recsys.index.ann_index import Searchable
 from recsys.index.extended import ExtendedIndex
-from recsys.index.topk import Mask, Rows
+from recsys.index.topk import Rows
+
+A = TypeVar("A")
 
 
 def present_embeddings(users: Float32Array) -> npt.NDArray[np.bool_]:
@@ -54,11 +56,11 @@ def take_turns(scores: Float32Array, rows: Rows, *, k: int) -> tuple[Float32Arra
 
 
 def search_users(
-    index: Index | ExtendedIndex,
+    index: Searchable[A] | ExtendedIndex[A],
     users: Float32Array,
     *,
     k: int,
-    allow: Mask | AllowedRows | None = None,
+    allow: A | None = None,
     exclude: Ragged | None = None,
 ) -> tuple[Float32Array, Rows]:
     """Return the k best items of each user: scores float32 [B, k] and rows int64 [B, k].

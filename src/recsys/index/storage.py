@@ -24,6 +24,7 @@ from recsys.index.backends import HNSW, FaissFlat
 from recsys.index.exact import Exact
 from recsys.index.files import StoredFile
 from recsys.index.inverted_file import IVFSQ8, IVFFlat, IVFPQFastScan
+from recsys.index.vector_database import InDatabase
 
 FORMAT = 1
 # Largest effort of a stored index. faiss reserves memory for each of these candidates.
@@ -44,12 +45,15 @@ METHODS = ("build", "search", "save", "load", "parameters", "least_breadth")
 def save_index(index: Index, folder: Path) -> list[str]:
     """Write an index that has been built, and its description, into an existing folder; return the names of the files.
 
-    Of an `Auto` the chosen index is saved. The caller saves the embeddings.
+    Of an `Auto` the chosen index is saved, of an `InDatabase` the local one. The caller saves the embeddings.
 
     Raises:
         UserError: If `load_index` could not open the result: the class cannot be imported by its name, a constructor
             argument does not fit into JSON, or a file is not called `item_index.*`.
     """
+    beside: list[str] = []
+    if isinstance(index, InDatabase):
+        beside, index = index.describe(folder), index.local
     if isinstance(index, Auto):
         index = index.chosen
     name, path = _class_name(type(index)), folder / DESCRIPTION
@@ -73,7 +77,7 @@ def save_index(index: Index, folder: Path) -> list[str]:
     except TypeError as error:
         raise UserError(f"index: {name}.parameters() does not fit into JSON ({error})") from error
     atomic_write(path, text + "\n")
-    return [DESCRIPTION, *names]
+    return [DESCRIPTION, *names, *beside]
 
 
 def load_index(folder: Path, embeddings: Float32Array, *, verify: bool = True) -> Index:

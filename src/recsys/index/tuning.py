@@ -10,7 +10,7 @@ import numpy as np
 
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
-from recsys.index.ann_index import Effort, Index
+from recsys.index.ann_index import Effort, Tunable
 from recsys.index.topk import exact_search
 
 # A sweep ends if doubling the breadth adds less recall than this, because then the codes limit the recall.
@@ -59,7 +59,7 @@ class Tuning:
 
 
 def tune(
-    index: Index,
+    index: Tunable,
     embeddings: Float32Array,
     *,
     queries: Float32Array,
@@ -105,7 +105,7 @@ class _Sweep:
     """Measurements of one index, each effort once."""
 
     def __init__(
-        self, index: Index, embeddings: Float32Array, *, queries: Float32Array, recall_target: float, k: int
+        self, index: Tunable, embeddings: Float32Array, *, queries: Float32Array, recall_target: float, k: int
     ) -> None:
         self.index, self.queries, self.recall_target, self.k = index, queries, recall_target, k
         exact, _ = exact_search(embeddings, np.ascontiguousarray(queries, np.float32), k=k)
@@ -164,7 +164,7 @@ class _Sweep:
         return measure.recall == 1 or measure.recall - margin >= self.recall_target
 
 
-def _speed(index: Index, queries: Float32Array, k: int) -> float:
+def _speed(index: Tunable, queries: Float32Array, k: int) -> float:
     start = time.perf_counter()
     index.search(queries, k)
     return len(queries) / max(time.perf_counter() - start, 1e-9)

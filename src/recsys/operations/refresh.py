@@ -45,6 +45,7 @@ from recsys.publishing.index_times import newest_index_time, with_parts
 from recsys.publishing.newer_data import absolute, on_newer_data, record
 from recsys.publishing.promote import promote
 from recsys.publishing.towers import Towers
+from recsys.release.collections import drop_collections
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.signing import check_signer
@@ -181,6 +182,7 @@ def _refresh(config: DictConfig, store: ReleaseStore, *, folder: Path, alias: st
             registry=config.registry,
         )
     )
+    drop_collections(folder / STAGED)
     shutil.rmtree(folder / STAGED, ignore_errors=True)
     return result("kept", verdict, path)
 
@@ -219,6 +221,7 @@ def _stage(
     mark = staged / "made_from.json"
     if mark.exists() and json.loads(mark.read_text())["from"] == made_from:
         return open_staged(staged, json.loads(mark.read_text())["version"])
+    drop_collections(staged)
     shutil.rmtree(staged, ignore_errors=True)
     promotion = promote(
         run,

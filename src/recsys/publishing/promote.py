@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -28,9 +29,10 @@ from recsys.experiments.run_folder import DONE, RunStatus
 from recsys.experiments.run_table import RunRow, best_first, is_maximized, read_runs
 from recsys.experiments.train import finish
 from recsys.experiments.trained_run import TrainedRun
-from recsys.index import Index, Tuning, tune
+from recsys.index import InDatabase, Index, Tuning, tune
 from recsys.index.ann_index import Followable
 from recsys.index.merging import present_embeddings
+from recsys.publishing.collections import fill_collection
 from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose_items
 from recsys.publishing.release_check import IndexQueries, check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
@@ -113,6 +115,11 @@ def promote(
     log.info("index recall@%d %.4f, measured on %d users", tuning.k, recall, len(halves[1]))
 
     measured = {"recall": recall, "tuning": tuning.to_json()}
+    complete = None
+    if isinstance(index, InDatabase):
+        complete = functools.partial(
+            fill_collection, store=store, database=index.database, halves=halves, recall_target=recall_target
+        )
     version = store.publish(
         lambda folder: pack(
             folder,
@@ -124,7 +131,8 @@ def promote(
             corpus=corpus,
             index_time=index_time,
             refreshed=refreshed,
-        )
+        ),
+        complete,
     )
     retriever = check_release(run, store, version=version, queries=checked, recall=recall)
     return Promotion(version, len(run.corpus), recall, tuning, corpus, retriever)

@@ -16,7 +16,8 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.data.dataset import Requests
 from recsys.experiments.trained_run import TrainedRun
-from recsys.index import Index, exact_search
+from recsys.index import exact_search
+from recsys.index.ann_index import Tunable
 from recsys.publishing.release_writer import real_requests
 from recsys.release.manifest import EMBEDDINGS
 from recsys.release.runtime.retriever import Answer, Query, Retriever, seen_items
@@ -93,7 +94,7 @@ def check_release(
     return retriever
 
 
-def index_recall(index: Index, embeddings: Float32Array, queries: IndexQueries) -> float:
+def index_recall(index: Tunable, embeddings: Float32Array, queries: IndexQueries) -> float:
     """Return the share of the exact top k that an index finds.
 
     A result counts if the inner product of its embedding reaches that of the k-th exact result, so items of equal

@@ -2,6 +2,7 @@
 
 <version>/          one release, immutable, named by its content
 aliases/<alias>     a small file with a version, replaced atomically
+collections/        for each version, the address of the vector database that has its collection
 history.jsonl       every change of an alias: when, alias, from, to, why
 .tmp-*              releases that are being written
 """
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from recsys.core.errors import UserError, nearest
 from recsys.core.io import atomic_write, sync
 from recsys.core.strict_json import read_bounded
+from recsys.release.collections import drop_collection, move_record
 from recsys.release.manifest import MANIFEST, Manifest, describe_files, version_of
 from recsys.release.signing import REQUIRE_SIGNATURE, SIGN_KEY, SIGNATURE, check_signature, configured, sign
 from recsys.release.verification import verify_release
@@ -45,7 +47,9 @@ class ReleaseStore:
         self.root = Path(root)
         self._keys = configured(REQUIRE_SIGNATURE) if require_signature is None else require_signature
 
-    def publish(self, write: Callable[[Path], Manifest]) -> str:
+    def publish(
+        self, write: Callable[[Path], Manifest], complete: Callable[[Path, Manifest], Manifest] | None = None
+    ) -> str:
         """Let `write` fill a hidden folder, rename the folder to its version, and return the version.
 
         Equal content is not published twice. Leftovers of killed processes are removed. A key that is configured
@@ -53,6 +57,7 @@ class ReleaseStore:
 
         Args:
             write: fills a folder and returns the manifest, whose version, time and files are set here.
+            complete: gets folder and manifest before the release appears, and returns the manifest to write.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         self._clean()
@@ -64,6 +69,8 @@ class ReleaseStore:
                 manifest = write(aside)
                 files = describe_files(aside)
                 manifest = dataclasses.replace(manifest, version=version_of(files), created=_now(), files=files)
+                if complete is not None:
+                    manifest = complete(aside, manifest)
                 manifest.save(aside)
                 if (key := configured(SIGN_KEY)) is not None:
                     sign(aside, read_bounded(aside / MANIFEST), key=key)
@@ -88,6 +95,7 @@ class ReleaseStore:
                 shutil.copyfile(folder / name, aside / name)
             return manifest
 
+        move_record(folder.parent, self.root, manifest.version)
         version = self.publish(copy)
         if version != manifest.version:
             raise UserError(f"{folder}: changed while it was copied; expected version {manifest.version}")
@@ -213,14 +221,16 @@ class ReleaseStore:
             self._move_alias(alias, current.get(alias), new=version, why=why)
 
     def delete(self, version: str, *, force: bool = False) -> None:
-        """Remove a release. A reader sees the whole release or none, and a crash leaves nothing that stays for ever.
+        """Remove a release, and its collection of a vector database.
+
+        A reader sees the whole release or none, and a crash leaves nothing that stays for ever.
 
         Args:
             version: version, not an alias.
             force: remove the aliases that point at the release, too.
 
         Raises:
-            UserError: If there is no such release, or an alias points at it.
+            UserError: If there is no such release, an alias points at it, or its collection cannot be dropped.
         """
         if not _VERSION.fullmatch(version):
             raise UserError(f"version: found '{version}', expected a version of {self.root}, not an alias")
@@ -233,6 +243,7 @@ class ReleaseStore:
                     f"release: the alias '{holders[0]}' points at {version}; move it before deleting, or force=true "
                     "removes it"
                 )
+            drop_collection(self.root, version, force=force)
             for alias in holders:
                 self._append({"when": _now(), "alias": alias, "from": version, "to": None, "why": "release deleted"})
                 (self.root / "aliases" / alias).unlink()

@@ -22,6 +22,7 @@ from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerRoutes
 from recsys.serving.forgetting import keep_expiring, remove_expired
 from recsys.serving.gateway.answer_check import Ids
+from recsys.serving.gateway.database_host import DatabaseHost
 from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.gateway import Gateway, Limits
@@ -31,6 +32,7 @@ from recsys.serving.gateway.shared_canary import CANARY, SharedCanary, read_cana
 from recsys.serving.gateway.similar import SimilarItems
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.alias_follower import AliasFollower
+from recsys.serving.host.collection_search import CollectionSearch
 from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
@@ -53,7 +55,7 @@ from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import WORKER_NUMBER, Metrics
 from recsys.serving.observability.recall_monitor import RecallMonitor
 from recsys.serving.observability.request_sampler import RequestSampler
-from recsys.serving.pools import FILES
+from recsys.serving.pools import DATABASE, FILES
 from recsys.serving.settings import Settings
 from recsys.serving.shared_state import open_state
 from recsys.serving.tls import KeptCertificate
@@ -68,7 +70,7 @@ def build_app(settings: Settings) -> tuple[App, ProcessRoutes]:
         UserError: If the release or the event store cannot be used.
     """
     builder = _Builder(settings)
-    if settings.role != "gateway":
+    if settings.role != "gateway" or builder.database is not None:
         builder.add_host()
     if settings.role != "host":
         builder.add_gateway()
@@ -86,6 +88,7 @@ class _Builder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings, self._releases = settings, ReleaseCache(settings.store, settings.trial)
+        self.database = settings.database
         self._routes: list[object] = []
         self._pages: list[BaseRoute] = []
         self._start: list[Hook] = []
@@ -109,7 +112,7 @@ class _Builder:
             raise UserError(str(error)) from error
 
     def add_host(self) -> None:
-        """Load the index of the release, and follow its alias."""
+        """Load the index of the release, or open its collection, and follow its alias."""
         settings = self._settings
         assert settings.release is not None
         # A wildcard bind address cannot identify the host.
@@ -119,8 +122,13 @@ class _Builder:
         updates = self._updates = ItemUpdates(
             settings.changes, shard, name=_process_name(settings), listens=(settings.host, settings.port)
         )
-        open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
-        host = self._host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
+        if self.database is None:
+            open_index = functools.partial(UpdatedIndex, updates=updates, monitor=monitor)
+            host = Host(self._releases, f"{place}:{settings.port}", open_index=open_index, shard=shard)
+        else:
+            open_collection = functools.partial(CollectionSearch, updates=updates, database=self.database)
+            host = Host(self._releases, self.database.address, open_index=open_collection, pool=DATABASE)
+        self._host = host
         host.report_faults(updates.fault)
         served = ServedVersions(self._state, self._releases.store, settings.release)
         version = self._load_first(host, served)
@@ -198,7 +206,9 @@ class _Builder:
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:
-            shards: list[Discovery] = [fixed_hosts(LocalHost(self._host))]
+            local = LocalHost(self._host)
+            client = local if self.database is None else DatabaseHost(local, self.database)
+            shards: list[Discovery] = [fixed_hosts(client)]
         else:
             shards = [
                 HostDiscovery(places, token=settings.host_token, tls=self._tls)

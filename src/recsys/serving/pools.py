@@ -31,6 +31,8 @@ class Pool:
 # search: each one that runs Python delays the event loop.
 EVENTS, HISTORIES, CATALOGUE = Pool("events", 8), Pool("histories", 8), Pool("catalogue", 2)
 SEARCH = Pool("search", max(1, min(4, (os.cpu_count() or 2) - 1)))
+# Calls of a vector database, which wait and compute little.
+DATABASE = Pool("database", 16)
 # Short files of the store: aliases, item updates, state of the fleet.
 FILES = Pool("files", 4)
 

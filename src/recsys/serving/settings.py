@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recsys.core.errors import UserError
 from recsys.core.suppression import NAME
+from recsys.index.vector_database import VectorDatabase, is_database, open_database
 from recsys.serving.host.releases import try_once
 from recsys.serving.http.access import Access, check_token
 from recsys.serving.tls import TLS
@@ -117,6 +118,9 @@ class Settings:
         if self.role == "gateway":
             if (self.hosts is None) == (self.shards is None):
                 raise UserError("role=gateway: expected one of hosts=[http://HOST:PORT, dns:NAME:PORT] and shards=")
+            databases = [place for place in self.hosts or () if is_database(place)]
+            if databases and (len(self.hosts or ()) > 1 or self.release is None):
+                raise UserError(f"hosts: found {databases[0]}, expected it to be the only one, and release=ALIAS")
         elif self.hosts is not None or self.shards is not None:
             raise UserError(f"role={self.role}: hosts and shards are settings of role=gateway")
         elif self.release is None:
@@ -125,6 +129,12 @@ class Settings:
             raise UserError(f"shard: found {self.shard}, expected null: only role=host has a part of the corpus")
         if self.page and self.role == "host":
             raise UserError("page: found true, expected false or null: role=host has no users to show")
+
+    @property
+    def database(self) -> VectorDatabase | None:
+        """Vector database that a gateway searches; None for hosts."""
+        hosts = self.hosts if self.role == "gateway" else None
+        return open_database(hosts[0]) if hosts and is_database(hosts[0]) else None
 
     @property
     def trial(self) -> Callable[[Path], None] | None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from recsys.operations.cycle.plan import CyclePlan
 from recsys.operations.cycle.state import CycleStateFile
+from recsys.operations.gates.staging import STAGED
 from recsys.operations.gates.verdict import VERDICT
+from recsys.release.collections import drop_collections
 from recsys.release.manifest import Manifest
 
 
@@ -39,5 +41,6 @@ def prune(plan: CyclePlan) -> list[Path]:
         for file in (path / VERDICT, path / "verdict.html"):
             if file.exists():
                 file.replace(path.parent / file.name)
+        drop_collections(path / STAGED)
         shutil.rmtree(path)
     return removed

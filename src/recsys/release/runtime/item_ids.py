@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from recsys.core.errors import UserError, nearest
 from recsys.data.encoding import plain
 from recsys.index import AllowedRows
+from recsys.index.vector_database import Condition
 
 Mask = npt.NDArray[np.bool_]
 Value = str | int | float | bool
@@ -119,12 +121,32 @@ class ItemFilter:
         """Return the rows that pass; None for all. Refuse unknown columns, and values that a column cannot hold."""
         if not wanted and self._mask is None:
             return None
-        key: list[_Condition] = []
+        key = self._parsed(wanted)
+        return self._cached(tuple(key), tuple(type(value) for _, _, values in key for value in values))
+
+    def conditions(self, wanted: Filter) -> tuple[Condition, ...]:
+        """Return the conditions of a filter for a vector database; refuse what `__call__` refuses."""
+        found = []
+        for name, operator, values in self._parsed(wanted):
+            is_list, kind, allowed = self._typed(name, operator, values)
+            if pa.types.is_integer(self._kind(name)) and pa.types.is_floating(kind):
+                # The integer that is the same bound.
+                rounded = math.floor if operator in ("gt", "lte") else math.ceil
+                typed: list[Any] = [rounded(max(-(2.0**64), min(float(allowed[0].as_py()), 2.0**64)))]
+            elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+                typed = allowed.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64()).to_pylist()
+            else:
+                typed = allowed.to_pylist()
+            found.append(Condition(name, operator, is_list, tuple(typed)))
+        return tuple(found)
+
+    def _parsed(self, wanted: Filter) -> list[_Condition]:
+        found: list[_Condition] = []
         for name in sorted(wanted):
             if name not in self.columns:
                 raise UserError(f"filter.{name}: the release's items have no such column{nearest(name, self.columns)}")
-            key += _conditions(name, wanted[name])
-        return self._cached(tuple(key), tuple(type(value) for _, _, values in key for value in values))
+            found += _conditions(name, wanted[name])
+        return found
 
     def _allowed(self, wanted: tuple[_Condition, ...], types: tuple[type, ...]) -> AllowedRows:  # noqa: ARG002
         # The types are part of the cache's key: 1, 1.0 and True are equal, but not for every column.
@@ -140,17 +162,7 @@ class ItemFilter:
     def _column(self, name: str, operator: str, values: tuple[Value, ...]) -> Mask:
         """Return the rows with one of the values, or within a bound; of lists, those with an element that is."""
         column = plain(self._table.column(name))
-        is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
-        kind = column.type.value_type if is_list else column.type
-        if operator in _BOUNDS and not _is_ordered(kind):
-            raise UserError(f"filter.{name}.{operator}: the column is {kind}, expected one of numbers or times")
-        try:
-            if operator in _BOUNDS and pa.types.is_integer(kind):
-                # A bound may lie between two integers.
-                kind = pa.float64() if any(isinstance(value, float) for value in values) else kind
-            allowed = _typed(values, kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
+        is_list, kind, allowed = self._typed(name, operator, values)
         found = pc.list_flatten(column) if is_list else column
         if operator in _BOUNDS:
             inside = pc.fill_null(_BOUNDS[operator](found.cast(kind, safe=False), allowed[0]), False)
@@ -162,6 +174,28 @@ class ItemFilter:
         mask = np.zeros(len(column), bool)
         mask[np.asarray(pc.list_parent_indices(column))[inside]] = True
         return mask
+
+    def _kind(self, name: str) -> pa.DataType:
+        kind = plain(self._table.column(name).slice(0, 0)).type
+        return kind.value_type if _is_list(kind) else kind
+
+    def _typed(self, name: str, operator: str, values: tuple[Value, ...]) -> tuple[bool, pa.DataType, pa.Array]:
+        """Return whether the column holds lists, and the values with the type in which they are compared."""
+        kind = self._kind(name)
+        if operator in _BOUNDS and not _is_ordered(kind):
+            raise UserError(f"filter.{name}.{operator}: the column is {kind}, expected one of numbers or times")
+        try:
+            if operator in _BOUNDS and pa.types.is_integer(kind):
+                # A bound may lie between two integers.
+                kind = pa.float64() if any(isinstance(value, float) for value in values) else kind
+            allowed = _typed(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
+        return _is_list(self._table.schema.field(name).type), kind, allowed
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _conditions(name: str, wanted: Values | Mapping[str, Values]) -> list[_Condition]:

@@ -54,33 +54,41 @@ class ItemSearch:
         self, folder: Path, manifest: Manifest, *, known_items: IdMap | None = None, shard: CorpusShard | None = None
     ) -> None:
         self.folder, self.manifest = folder, manifest
+        self.known_items = load_known_items(folder, manifest) if known_items is None else known_items
         with damaged(folder):
-            # Copies: mapped files would change under the same version, and end the process when they are truncated.
-            self.embeddings: Float32Array = read_embeddings(folder, manifest)
-            check_embeddings(self.embeddings)
-            names = [name for name in manifest.files if name.startswith("item_index.")]
-            with private_copy(folder, names, manifest) as own:
-                self.index: Index = load_index(own, self.embeddings, verify=False)
-            self.items = read_table(folder, ITEMS, manifest)
-            self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
-            self.known_items = load_known_items(folder, manifest) if known_items is None else known_items
-            item_idx = self._item_idx()
-            self.row_of_item = np.full(len(self.known_items) + 1, -1)
-            self.row_of_item[item_idx] = np.arange(len(self.items))
-            self._known_rows = item_idx - 1
+            self._load(shard)
 
-    def _item_idx(self) -> npt.NDArray[np.int64]:
+    def _load(self, shard: CorpusShard | None) -> None:
+        folder, manifest = self.folder, self.manifest
+        # Copies: mapped files would change under the same version, and end the process when they are truncated.
+        self.embeddings: Float32Array = read_embeddings(folder, manifest)
+        check_embeddings(self.embeddings)
+        names = [name for name in manifest.files if name.startswith("item_index.")]
+        with private_copy(folder, names, manifest) as own:
+            self.index: Index = load_index(own, self.embeddings, verify=False)
+        self.items = read_table(folder, ITEMS, manifest)
+        self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
+        self._number_rows(self.items)
+
+    def _number_rows(self, items: pa.Table) -> None:
+        """Keep the row of each item, and the item of each row."""
+        item_idx = self._item_idx(items)
+        self.row_of_item = np.full(len(self.known_items) + 1, -1)
+        self.row_of_item[item_idx] = np.arange(len(items))
+        self._known_rows = item_idx - 1
+
+    def _item_idx(self, items: pa.Table) -> npt.NDArray[np.int64]:
         """Return the item_idx of each row; refuse a table in which rows and items are not one to one."""
         place = self.folder / ITEMS
         with damaged(place):
-            if not pa.types.is_integer(self.items.schema.field("item_idx").type):
-                raise UserError(f"{place}: item_idx: found {self.items['item_idx'].type}, expected integers")
-            item_idx = np.asarray(self.items["item_idx"].cast(pa.int64()))
-        if self.items["item_idx"].null_count or not ((item_idx > 0) & (item_idx <= len(self.known_items))).all():
+            if not pa.types.is_integer(items.schema.field("item_idx").type):
+                raise UserError(f"{place}: item_idx: found {items['item_idx'].type}, expected integers")
+            item_idx = np.asarray(items["item_idx"].cast(pa.int64()))
+        if items["item_idx"].null_count or not ((item_idx > 0) & (item_idx <= len(self.known_items))).all():
             raise UserError(f"{place}: item_idx: found a value outside 1 to {len(self.known_items)}")
         if len(np.unique(item_idx)) != len(item_idx):
             raise UserError(f"{place}: item_idx: found an item more than once")
-        if self.items["item_id"].to_pylist() != self.known_items.outside(item_idx - 1):
+        if items["item_id"].to_pylist() != self.known_items.outside(item_idx - 1):
             raise UserError(f"{place}: item_id: found other ids than {ITEM_VOCABULARY} has for these item_idx")
         return item_idx
 
@@ -135,12 +143,15 @@ class ItemSearch:
                 hint = nearest(name, self.item_filter.columns)
                 raise UserError(f"quotas.{name}: the release's items have no such column{hint}")
         rows = self.row_of_item[self.known_items.rows(item_ids) + 1]
-        columns = [self.items.column(name).take(pa.array(np.maximum(rows, 0))).to_pylist() for name in names]
+        columns = [self._column(name).take(pa.array(np.maximum(rows, 0))).to_pylist() for name in names]
         for place in np.flatnonzero(rows < 0).tolist():
             given = self.added_columns(item_ids[place])
             for name, column in zip(names, columns, strict=True):
                 column[place] = given.get(name)
         return [list(map(_as_list, values)) for values in zip(*columns, strict=True)]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self.items.column(name)
 
     def added_columns(self, item_id: ItemId) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the columns of an item that the index does not hold; none, because this index takes no items."""

@@ -18,7 +18,7 @@ from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld, bad_request
-from recsys.serving.pools import SEARCH
+from recsys.serving.pools import SEARCH, Pool
 from recsys.serving.quotas import search_within
 
 log = logging.getLogger("recsys")
@@ -35,6 +35,7 @@ class Host:
 
     Args:
         shard: part of the corpus that these indexes search; None for all of it.
+        pool: threads for searches that take long.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Host:
         *,
         open_index: OpenIndex = ItemSearch,
         shard: CorpusShard | None = None,
+        pool: Pool = SEARCH,
     ) -> None:
+        self._pool = pool
         self.name, self._shard = name, None if shard is None else str(shard)
         self._releases, self._open_index = releases, open_index
         # These dictionaries are replaced, never changed, so that a search reads one state of them.
@@ -139,7 +142,7 @@ class Host:
     async def answer(self, request: SearchRequest) -> SearchResponse:
         """Search from an event loop: a search that takes long runs in a thread, so that probes are answered."""
         if self._takes_long(request):
-            return await SEARCH.run(self._search_in_turn, request)
+            return await self._pool.run(self._search_in_turn, request)
         return self.search(request)
 
     def _search_in_turn(self, request: SearchRequest) -> SearchResponse:

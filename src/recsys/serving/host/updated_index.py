@@ -9,14 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
-from recsys.core.types import Float32Array
+from recsys.core.types import Float32Array, Int64Array
 from recsys.index import ExtendedIndex, search_users
+from recsys.index.ann_index import Searchable
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.item_search import Hits, ItemSearch
@@ -25,11 +26,15 @@ from recsys.serving.host.additions import Additions, to_table
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.observability.recall_monitor import RecallMonitor, SampledSearch
 
+A = TypeVar("A")
+
 
 class _View(NamedTuple):
     """Data of a search, computed from one state of the updates: of the index's rows, and of the new items."""
 
     number: int
+    # Rows that were taken down, and the filter that they do not pass.
+    removed: Int64Array
     filter: ItemFilter
     ids: list[ItemId]
     embeddings: Float32Array
@@ -65,18 +70,33 @@ class UpdatedIndex(ItemSearch):
         """Search as `ItemSearch.search` does, with new items and without those that were taken down."""
         view = self._view()
         allow = view.filter(filter or {})
-        excluded = None if exclude is None else self.rows_of_items(exclude)
         if self._monitor is not None and len(embeddings) and self._monitor.wants():
-            of_first = np.zeros(0, np.int32) if excluded is None else excluded.values[: excluded.offsets[1]]
+            excluded = None if exclude is None else self.rows_of_items(exclude[:1])
+            of_first = np.zeros(0, np.int32) if excluded is None else excluded.values
             query = embeddings[0] if embeddings.ndim == 2 else embeddings[0, 0]
             index, vectors = self.index, self.embeddings
             self._monitor.put(SampledSearch(self.version, index, vectors, query, k=k, allow=allow, exclude=of_first))
+        return self._search(self.index, view, embeddings, k=k, allow=allow, filter=filter, exclude=exclude)
+
+    def _search(
+        self,
+        index: Searchable[A],
+        view: _View,
+        embeddings: Float32Array,
+        *,
+        k: int,
+        allow: A | None,
+        filter: Filter | None,
+        exclude: Sequence[Sequence[ItemId]] | None,
+    ) -> list[Hits]:
+        """Search the index and the new items; `allow` are the rows of the index that pass the filter."""
+        excluded = None if exclude is None else self.rows_of_items(exclude)
         if not view.ids:
-            return self.hits(*search_users(self.index, embeddings, k=k, allow=allow, exclude=excluded))
+            return self.hits(*search_users(index, embeddings, k=k, allow=allow, exclude=excluded))
         allow_new = view.new_filter(filter or {})
-        extended = ExtendedIndex(self.index, view.embeddings, allowed=None if allow_new is None else allow_new.rows)
+        extended = ExtendedIndex(index, view.embeddings, allowed=None if allow_new is None else allow_new.rows)
         if exclude is not None and excluded is not None:
-            num_items = self.index.num_items
+            num_items = index.num_items
             more = [[num_items + view.row_of[item] for item in row if item in view.row_of] for row in exclude]
             excluded = _append(excluded, more)
         scores, rows = search_users(extended, embeddings, k=k, allow=allow, exclude=excluded)
@@ -136,6 +156,9 @@ class UpdatedIndex(ItemSearch):
                     view = self._state = self._make_view()
         return view
 
+    def _filter_without(self, removed: Int64Array) -> ItemFilter:
+        return self.item_filter.without(removed)
+
     def _make_view(self) -> _View:
         number, removed, new = self._updates.of(self.version)
         rows = self.rows_of_items([removed]).values.astype(np.int64)
@@ -144,7 +167,8 @@ class UpdatedIndex(ItemSearch):
         embeddings = np.array([one.embedding for one in new], np.float32).reshape(len(new), self.manifest.dim)
         return _View(
             number=number,
-            filter=self.item_filter.without(rows),
+            removed=np.sort(rows),
+            filter=self._filter_without(rows),
             ids=ids,
             embeddings=embeddings,
             row_of={item: row for row, item in enumerate(ids)},
