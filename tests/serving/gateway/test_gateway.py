@@ -129,15 +129,15 @@ def test_a_short_request_gets_only_the_first_unknown_items_of_a_long_stored_hist
     published: Published, events: EventStore
 ) -> None:
     names = [f"unknown {number:04d}" for number in range(50)]
-    events.append([("strange", Event(name * 20, number)) for number, name in enumerate(names)])
+    events.append([("strange", Event(name * 200, number)) for number, name in enumerate(names)])
     client = LocalHost(host_of(published, published.versions[0]))
-    posted: list[dict[str, Any]] = [{"item_id": name * 20} for name in names]
+    posted: list[dict[str, Any]] = [{"item_id": name * 200} for name in names]
     stored, given = retrieve(
         published, events, client, RetrieveRequest(user_id="strange"), RetrieveRequest(history=posted)
     )
-    # 20 bytes and 12 x 20 letters each.
-    assert given.unknown_items == [name * 20 for name in names]
-    assert given.unknown_items[:7] == stored.unknown_items
+    # 20 bytes and 12 x 200 letters each.
+    assert given.unknown_items == [name * 200 for name in names]
+    assert given.unknown_items[:6] == stored.unknown_items
 
 
 def test_an_invalid_request_does_not_affect_the_others(published: Published, events: EventStore) -> None:

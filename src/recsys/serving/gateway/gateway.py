@@ -48,7 +48,7 @@ RETRY_EVERY = 0.05
 # Maximum number of requests of a microbatch.
 MAX_MICROBATCH = 64
 # Size of the unknown items of a stored history in an answer, with 20 bytes for each besides its letters.
-_UNKNOWN_BYTES = 2000
+_UNKNOWN_BYTES = 16_000
 # Seconds between two checks of the event store.
 CHECK_STORE_EVERY = 3.0
 # Events of a microbatch that are encoded in the event loop; more would keep it busy for too long.

@@ -121,7 +121,7 @@ class RetrieveResponse(Struct, gc=False, omit_defaults=True):
         host: host that searched.
         history_length: number of events that the user tower read.
         unknown_items: distinct items of the history that the release does not contain; of a stored history the first
-            ones, at most 2 kB.
+            ones, at most 16 kB.
         history_missing: present and true if the event store did not answer in time, so that the answer lacks what is
             stored of the user; such an answer may contain items that the user has seen.
         impression_id: present if the server records impressions; outcomes name it.
