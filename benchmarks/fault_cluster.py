@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from recsys.serving.gateway.http_client import HTTPClient, NoAnswerError
@@ -35,11 +36,14 @@ class Server:
         folder: for its log.
         port: that it listens at.
         options: overrides of serve.py.
+        script: what runs in its place, with leading arguments.
     """
 
-    def __init__(self, folder: Path, port: int, *options: str) -> None:
+    def __init__(
+        self, folder: Path, port: int, *options: str, script: Sequence[str] = (str(ROOT / "serve.py"),)
+    ) -> None:
         self.folder, self.port, self.name = folder, port, f"127.0.0.1:{port}"
-        self._command = [sys.executable, str(ROOT / "serve.py"), f"port={port}", f"admin_token={TOKEN}", *options]
+        self._command = [sys.executable, *script, f"port={port}", f"admin_token={TOKEN}", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -74,7 +78,7 @@ class Server:
 
 
 class Proxy:
-    """Passes bytes between a port of its own and a server's; can cut and delay.
+    """Passes bytes between a port of its own and a server's; can cut, delay, and pass nothing while `is_down`.
 
     Args:
         port: that it listens at.
@@ -83,7 +87,7 @@ class Proxy:
 
     def __init__(self, port: int, target: int) -> None:
         self.port, self.target, self.name = port, target, f"127.0.0.1:{port}"
-        self.delay = 0.0
+        self.delay, self.is_down = 0.0, False
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
@@ -104,6 +108,9 @@ class Proxy:
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_down:
+            writer.transport.abort()
+            return
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
