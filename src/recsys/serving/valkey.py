@@ -151,6 +151,9 @@ class DurableServer:
 
     def _check_nodes(self) -> None:
         """Check the settings of every server, and that no replica may replace one."""
+        if self.is_cluster:
+            # Otherwise the client learns of new nodes only from errors.
+            self.client.nodes_manager.initialize(disconnect_startup_nodes_pools=False)
         for node in self.nodes():
             pool = node.connection_pool
             connection = pool.get_connection()

@@ -116,27 +116,34 @@ def test_nothing_is_written_while_one_node_may_lose_it(own: Cluster) -> None:
 
 
 def test_a_replica_that_may_take_over_is_refused(own: Cluster, fast_folder: Path) -> None:
+    store = open_store(own.url)
     ports = Cluster.free_ports(2)
     replica = Server(fast_folder, *DURABLE, "--bind", "127.0.0.1", "--port", str(ports[0]), "--cluster-port",
                      str(ports[1]), "--cluster-enabled", "yes")  # fmt: skip
     client = replica.clients[0]
     try:
+        for one in (*own.clients, client):
+            # Nodes tell each other news in half of this time.
+            one.config_set("cluster-node-timeout", 3000)
         client.cluster("MEET", "127.0.0.1", own.ports[0], own.ports[3])
         name = own.clients[0].execute_command("CLUSTER MYID")
-        for _ in range(500):
+        for _ in range(1000):
             try:
                 client.cluster("REPLICATE", name)
                 break
             except redis.ResponseError:
                 time.sleep(0.02)
-        for _ in range(500):
-            if str(ports[0]) in str(own.clients[0].execute_command("CLUSTER SLOTS")):
-                break
+        while not all(str(ports[0]) in str(one.execute_command("CLUSTER SLOTS")) for one in own.clients):
             time.sleep(0.02)
-        with pytest.raises(UserError, match=f"if 127.0.0.1:{ports[0]} replaced its primary, .*no-failover yes"):
+        message = f"if 127.0.0.1:{ports[0]} replaced its primary, .*no-failover yes"
+        with pytest.raises(UserError, match=message):
             open_store(own.url)
+        # A store that was open before notices it.
+        for call in (store.check, lambda: store.append([(USERS[1], Event(10, 10**9))])):
+            with pytest.raises(StoreError, match=message):
+                call()
         client.config_set("cluster-replica-no-failover", "yes")
-        store = open_store(own.url)
+        store.check()
         assert store.append([(USERS[1], Event(10, 10**9))]) == ["stored"]
         store.close()
     finally:
