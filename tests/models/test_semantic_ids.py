@@ -9,6 +9,7 @@ import pytest
 import torch
 from worlds import FEATURES, compose, write_world
 
+from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import Feature
 from recsys.data.batches.batch import FeatureTensors
 from recsys.experiments.assembly import build_towers, open_data
@@ -89,5 +90,7 @@ def test_items_without_content_have_none(world: Path) -> None:
     ignored = [f"+data.features.items.{name}.ignore=true" for name in ("category", "tags", "visual")]
     tower = build(world, *ignored, "item_tower.use_features=false").item_tower
     assert tower.semantic_ids is None
+    with pytest.raises(UnsuitableDataError, match="use_id=false: the data has no features of items"):
+        build(world, *ignored, "+data.features.items.price.ignore=true", "item_tower.use_id=false")
     with pytest.raises(ValueError, match="num_levels: found 0, expected at least 1"):
         SemanticIds([VECTOR], 4, num_levels=0)

@@ -17,7 +17,7 @@ from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
 from recsys.models.pretrained import PretrainedBuilder
 from recsys.models.priors import ItemPriors
-from recsys.models.semantic_ids import SemanticIds, SemanticIdsBuilder
+from recsys.models.semantic_ids import SemanticIdsBuilder
 
 
 class ItemTower(nn.Module):
@@ -74,7 +74,9 @@ class ItemTower(nn.Module):
         self.dim, self.num_trained = dim, sizes.num_trained
         columns = sizes.schema.owned_by("items")
         features = columns if use_features else ()
-        is_learned = use_id or bool(features) or pretrained is not None or semantic_ids is not None
+        if not contents_of(columns):
+            semantic_ids = None
+        is_learned = use_id or bool(features) or any(part is not None for part in (pretrained, semantic_ids))
         if not is_learned and use_features:
             raise UnsuitableDataError("item_tower.use_id=false: the data has no features of items, expected some")
         # By default a third of the dimensions is learned: 128 beside 256 of content.
@@ -90,9 +92,7 @@ class ItemTower(nn.Module):
             self.content_scale = nn.Parameter(torch.ones(()))
         elif not is_learned:
             raise ValueError("an item tower needs ids, features, content or several; this one has none")
-        self.semantic_ids: SemanticIds | None = None
-        if semantic_ids is not None and contents_of(columns):
-            self.semantic_ids = semantic_ids(columns, dim)
+        self.semantic_ids = None if semantic_ids is None else semantic_ids(columns, dim)
         self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
         if self.table is not None:
             if init_std is not None and init_std < 0:
