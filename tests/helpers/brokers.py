@@ -6,7 +6,7 @@ import itertools
 import json
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 # Time of all messages.
 NOW = 1_700_000_000
@@ -34,3 +34,14 @@ class Broker:
             user = message.get("user_id") if isinstance(message, dict) else "list"
             self._producer.produce(topic, value, str(user), timestamp=1000 * NOW)
         self._producer.flush()
+
+    def read(self, topic: str, number: int) -> list[Message]:
+        reader = Consumer({"bootstrap.servers": self.address, "group.id": "reader", "auto.offset.reset": "earliest"})
+        reader.assign([TopicPartition(topic, partition, 0) for partition in range(4)])
+        found: list[Message] = []
+        for _ in range(100):
+            found += [message for message in reader.consume(number, 0.2) if message.error() is None]
+            if len(found) >= number:
+                break
+        reader.close()
+        return found

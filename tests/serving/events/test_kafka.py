@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from brokers import NOW, Broker
-from confluent_kafka import Consumer
+from confluent_kafka import KafkaError
 from prometheus_client import generate_latest
 
 from recsys.core.errors import UserError
@@ -47,9 +47,9 @@ def start(broker: Broker) -> Iterator[Start]:
     """Start a consumer in a thread."""
     running: list[Running] = []
 
-    def one(store: Any, topic: str, **settings: Any) -> Running:
+    def one(store: Any, topic: str, *, options: Any = {}, **settings: Any) -> Running:  # noqa: B006 (not changed)
         # Mock brokers have members wait for others under the older protocol.
-        quick = {"group.protocol": "consumer"}
+        quick = {"group.protocol": "consumer", **options}
         found = KafkaSettings(kafka=broker.address, topics=[topic], group=topic, options=quick, **settings)
         consumer = KafkaConsumer(found, store, values=lambda: VALUES, metrics=Metrics(), clock=lambda: NOW + 10)
         running.append(Running(consumer, threading.Thread(target=consumer.run)))
@@ -82,15 +82,47 @@ def test_messages_are_stored_and_others_are_put_aside(broker: Broker, start: Sta
     # A message without a time has its own: delivered again, it is the same event.
     assert store.history(5) == [Event("late", NOW - 5, {"rating": 4}), Event("now", NOW)]
     assert store.history("5") == [Event(n, n) for n in range(3)]
-    reader = Consumer({"bootstrap.servers": broker.address, "group.id": "r", "auto.offset.reset": "earliest"})
-    reader.subscribe([letters])
-    found = [message for message in reader.consume(len(wrong), 20) if message.error() is None]
-    reader.close()
+    found = broker.read(letters, len(wrong))
     assert len(found) == len(wrong)
     reasons = {dict(message.headers())["place"].decode(): dict(message.headers())["reason"] for message in found}
     assert all(place.startswith(f"{topic}/") for place in reasons)
     assert any(b"devise: no such feature" in reason for reason in reasons.values())
     assert "recsys_refused_messages_total 7.0" in running.counts()
+    store.close()
+
+
+def test_a_dead_letter_that_is_too_large_has_the_place_alone(broker: Broker, start: Start, tmp_path: Path) -> None:
+    letters, topic = broker.topic(), broker.topic(b"x" * 3000, {"user_id": 1, "item_id": 1})
+    store = SQLiteEvents(tmp_path / "events.db")
+    # The client takes no smaller limit than this; consumers are not bound by it.
+    start(store, topic, dead_letters=letters, options={"message.max.bytes": 2000})
+    until(lambda: store.history(1) == [Event(1, NOW)])
+    (found,) = broker.read(letters, 1)
+    assert (found.value(), found.key()) == (None, b"list")
+    assert dict(found.headers())["place"].decode().startswith(f"{topic}/")
+    store.close()
+
+
+def test_a_dead_letter_that_cannot_be_written_ends_the_consumer(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters, topic = broker.topic(), broker.topic(b"{")
+    settings = KafkaSettings(kafka=broker.address, topics=[topic], group=topic, dead_letters=letters,
+                             options={"group.protocol": "consumer"})  # fmt: skip
+    store = SQLiteEvents(tmp_path / "events.db")
+    consumer = KafkaConsumer(settings, store, values=lambda: VALUES, metrics=Metrics())
+
+    class Failing:
+        def produce(self, *_: Any, on_delivery: Any, **__: Any) -> None:
+            self.on_delivery = on_delivery
+
+        def flush(self) -> None:
+            self.on_delivery(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), None)
+
+    monkeypatch.setattr(consumer, "_producer", Failing())
+    monkeypatch.setattr(consumer, "_commit", lambda _: pytest.fail("committed"))
+    with pytest.raises(UserError, match=f"dead_letters: {letters}: "):
+        consumer.run()
     store.close()
 
 

@@ -37,6 +37,8 @@ log = logging.getLogger("recsys")
 
 # Seconds in which the brokers must answer at the start, and to wait for messages, and for a store that fails.
 _START_SECONDS, _POLL_SECONDS, _REST_SECONDS = 10.0, 0.5, 1.0
+# Characters of the reason in a dead letter.
+_REASON = 500
 # Seconds between two checks of the event store, as in a gateway.
 _CHECK_EVERY = 3.0
 # Settings of the client that commits after storing.
@@ -190,16 +192,32 @@ class KafkaConsumer:
             return
         self._refused.inc(len(refused))
         log.warning("%d messages refused, the first at %s", len(refused), _place(refused[0].message))
-        producer, topic = self._producer, self._settings.dead_letters
         for message, reason in refused:
             # Reasons have values of the message, which may name a user.
             log.debug("%s: %s", _place(message), reason)
-            if producer is not None and topic is not None:
-                headers: dict[str, str | bytes | None] = {"reason": reason.encode("utf-8", "replace")}
-                headers["place"] = _place(message)
-                producer.produce(topic, message.value(), message.key(), headers=headers, on_delivery=_delivered)
-        if producer is not None:
-            producer.flush()
+            self._send(message, reason, message.value())
+        if self._producer is not None:
+            # Calls `delivered`, whose error comes from here.
+            self._producer.flush()
+
+    def _send(self, message: Message, reason: str, value: bytes | None) -> None:
+        """Send a dead letter; without its value if it would be too large, because a header has its place."""
+        topic, producer = self._settings.dead_letters, self._producer
+        if topic is None or producer is None:
+            return
+        headers: dict[str, str | bytes | None] = {"reason": reason[:_REASON].encode("utf-8", "replace")}
+        headers["place"] = _place(message)
+
+        def delivered(error: KafkaError | None, _: Message) -> None:
+            if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE and value is not None:
+                self._send(message, reason, None)
+            elif error is not None:
+                raise UserError(f"dead_letters: {topic}: {error}")
+
+        try:
+            producer.produce(topic, value, message.key(), headers=headers, on_delivery=delivered)
+        except KafkaException as error:
+            delivered(error.args[0], message)
 
     def _commit(self, last: Mapping[tuple[Any, Any], Any]) -> None:
         """Commit the offset of the last message of each partition."""
@@ -227,11 +245,6 @@ def _events(message: Message, values: Mapping[str, ValueType], *, now: float) ->
     # The time of storing would make another event of it when it is delivered again.
     arrived = None if kind == TIMESTAMP_NOT_AVAILABLE else milliseconds / 1000
     return parse_events(posted, values, now=now, arrived=arrived)
-
-
-def _delivered(error: KafkaError | None, message: Message) -> None:
-    if error is not None:
-        raise UserError(f"dead_letters: {message.topic()}: {error}")
 
 
 def _place(message: Message) -> str:
