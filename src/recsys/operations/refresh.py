@@ -214,7 +214,7 @@ def _stage(
             origin,
             run.dataset.meta.fingerprint,
             None if index_time is None else dataclasses.asdict(index_time),
-            [packing.model, packing.recall_target, *settings],
+            [packing.model, packing.recall_target, *packing.rounding, *settings],
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
     )
@@ -233,6 +233,7 @@ def _stage(
         index_time=index_time,
         refreshed={**origin, "folder": str(folder)},
         earlier=served.index,
+        item_embeddings=packing.item_embeddings,
     )
     atomic_write(mark, json.dumps({"from": made_from, "version": promotion.version}))
     return promotion.retriever

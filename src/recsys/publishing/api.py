@@ -179,6 +179,7 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
         policy=instantiate(config.corpus),
         index_time=index_time,
         refreshed=refreshed,
+        item_embeddings=config.item_embeddings,
     )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"recsys index run={run.path}")

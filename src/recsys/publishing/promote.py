@@ -36,6 +36,7 @@ from recsys.publishing.collections import fill_collection
 from recsys.publishing.corpus_policies import AllItems, CorpusPolicy, Items, choose_items
 from recsys.publishing.release_check import IndexQueries, check_release, index_recall
 from recsys.publishing.release_writer import pack, real_requests
+from recsys.release.precision import decode, encode
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
@@ -44,6 +45,8 @@ log = logging.getLogger("recsys")
 # Number of user embeddings that tune the index, and of others that check it.
 NUM_QUERIES = 1000
 TOP_K = 100
+# Largest loss of test recall@100 by the rounding of stored embeddings.
+MOST_LOST = 0.002
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def promote(
     index_time: IndexTime | None = None,
     refreshed: Mapping[str, Any] | None = None,
     earlier: Index | None = None,
+    item_embeddings: str = "float32",
 ) -> Promotion:
     """Publish a run with an index as one release, and open the release to check it.
 
@@ -93,12 +97,15 @@ def promote(
         index_time: time for which the item biases of the model are; None for that of the evaluation.
         refreshed: origin of an index of newer data than the run's; see `Manifest.refreshed`.
         earlier: index of an earlier release of the same towers, whose clustering and effort are kept if they suffice.
+        item_embeddings: how the release stores them: float32, float16 or int8.
 
     Raises:
-        UserError: If the index misses the recall target, or the written release cannot be opened or answers otherwise
-            than its index did.
+        UserError: If the index misses the recall target, the stored embeddings lose recall, or the written release
+            cannot be opened or answers otherwise than its index did.
     """
     run, embeddings, corpus = _choose(run, policy or AllItems())
+    stored = encode(embeddings, item_embeddings)
+    precise, embeddings = embeddings, decode(stored)
     queries = _validation_embeddings(run)
     # Recall is measured on other users than those that tune the index, if there are enough.
     halves = (queries[::2], queries[1::2]) if len(queries) >= 20 else (queries, queries)
@@ -120,12 +127,15 @@ def promote(
         complete = functools.partial(
             fill_collection, store=store, database=index.database, halves=halves, recall_target=recall_target
         )
+    if item_embeddings != "float32":
+        measured["item_embeddings"] = _rounding(run, {"float32": precise, item_embeddings: embeddings})
     version = store.publish(
         lambda folder: pack(
             folder,
             run,
             index=index,
             embeddings=embeddings,
+            stored=stored,
             measured=measured,
             model=model,
             corpus=corpus,
@@ -136,6 +146,21 @@ def promote(
     )
     retriever = check_release(run, store, version=version, queries=checked, recall=recall)
     return Promotion(version, len(run.corpus), recall, tuning, corpus, retriever)
+
+
+def _rounding(run: TrainedRun, embeddings: Mapping[str, Float32Array]) -> dict[str, Any]:
+    """Return the test recall of float32 and of the stored precision; refuse a loss above `MOST_LOST`."""
+    tested = _test_recall(run, {name: (run.corpus, torch.from_numpy(found)) for name, found in embeddings.items()})
+    recall = {name: values["recall@100"] for name, values in tested.get("test", {}).items()}
+    precise, rounded = (recall.get(name, 0.0) for name in embeddings)
+    name = list(embeddings)[-1]
+    log.info("test recall@100 %.4f with item embeddings of %s, %.4f with float32", rounded, name, precise)
+    if rounded < precise - MOST_LOST:
+        raise UserError(
+            f"item_embeddings={name}: test recall@100 is {rounded:.4f}, expected at most {MOST_LOST} less than the "
+            f"{precise:.4f} of float32; item_embeddings=float32 stores them exactly"
+        )
+    return {"type": name, "recall@100": recall}
 
 
 def _build(

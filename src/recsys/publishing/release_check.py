@@ -20,6 +20,7 @@ from recsys.index import exact_search
 from recsys.index.ann_index import Tunable
 from recsys.publishing.release_writer import real_requests
 from recsys.release.manifest import EMBEDDINGS
+from recsys.release.precision import decode
 from recsys.release.runtime.retriever import Answer, Query, Retriever, seen_items
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
@@ -77,7 +78,7 @@ def check_release(
     try:
         # This process has made it, so that it needs no signature. Timings on one thread do not depend on the machine.
         retriever = Retriever(folder, verify_release(folder), threads=1)
-        embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
+        embeddings = decode(np.load(folder / EMBEDDINGS, mmap_mode="r"))
         found = index_recall(retriever.index, embeddings, queries)
         answers = retriever.retrieve(requests, k)
     except Exception as error:

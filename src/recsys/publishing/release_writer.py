@@ -69,6 +69,7 @@ def pack(
     *,
     index: Index,
     embeddings: Float32Array,
+    stored: npt.NDArray[Any],
     measured: Mapping[str, Any],
     model: str,
     corpus: Mapping[str, Any],
@@ -82,6 +83,7 @@ def pack(
         run: finished run.
         index: index that was built from `embeddings` and tuned.
         embeddings: embeddings of the run's corpus, in its order.
+        stored: the same as the release stores them.
         measured: recall of the index and measurements of its tuning.
         model: name of the model.
         corpus: record of the choice of items.
@@ -92,7 +94,7 @@ def pack(
         UserError: If the exported tower differs from the trained one.
     """
     dataset, similarity = run.dataset, run.model.metric
-    np.save(folder / EMBEDDINGS, embeddings)
+    np.save(folder / EMBEDDINGS, stored)
     save_file(_weights(run.model.user_tower), folder / USER_WEIGHTS)
     save_file(_weights(run.model.item_tower), folder / ITEM_WEIGHTS)
     if refreshed:

@@ -30,6 +30,7 @@ from recsys.core.strict_json import parse_json
 from recsys.core.types import Float32Array
 from recsys.release.bounds import array_header, damaged
 from recsys.release.manifest import CONFIG, EMBEDDINGS, MANIFEST, SCHEMA, FileEntry, Manifest
+from recsys.release.precision import decode, is_stored
 
 _CHUNK = 1 << 22
 # Arrays of this process by digest: host, gateway and page of one process share them.
@@ -56,8 +57,8 @@ def read_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = np.empty(shape, dtype, "F" if is_fortran else "C")
         file.seek(0)
         running = hashlib.sha256(file.read(begin))
-        rows = (array.T if is_fortran else array).data
-        size = file.readinto(rows.cast("B")) if array.size else 0
+        rows = (array.T if is_fortran else array).reshape(-1).view(np.uint8).data
+        size = file.readinto(rows) if array.size else 0
         running.update(rows)
         _compare(folder / name, entry, size=begin + size, digest=running.hexdigest())
         array.flags.writeable = False
@@ -69,15 +70,23 @@ def read_embeddings(folder: Path, manifest: Manifest) -> Float32Array:
     """Return the item embeddings, float32 [N, D]."""
     found = read_array(folder, EMBEDDINGS, manifest)
     check_shape(found.shape, found.dtype, folder=folder, manifest=manifest)
-    embeddings: Float32Array = found
-    return embeddings
+    if found.dtype == np.float32:
+        return found
+    decoded = f"{manifest.files[EMBEDDINGS].sha256} decoded"
+    with _lock:
+        held = _arrays.get(decoded)
+        if held is None:
+            held = decode(found)
+            held.flags.writeable = False
+            _arrays[decoded] = held
+        return held
 
 
 def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], *, folder: Path, manifest: Manifest) -> None:
     """Refuse item embeddings of other shape or type than the manifest says."""
-    expected = (manifest.num_items, manifest.dim)
-    if shape != expected or dtype != np.float32:
-        raise UserError(f"{folder / EMBEDDINGS}: found {dtype} {list(shape)}, expected float32 {list(expected)}")
+    if not is_stored(shape, dtype, num_items=manifest.num_items, dim=manifest.dim):
+        expected = [manifest.num_items, manifest.dim]
+        raise UserError(f"{folder / EMBEDDINGS}: found {dtype} {list(shape)}, expected float32 {expected}")
 
 
 def read_table(folder: Path, name: str, manifest: Manifest, *, columns: Sequence[str] | None = None) -> pa.Table:

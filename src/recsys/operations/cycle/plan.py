@@ -84,7 +84,10 @@ class CyclePlan:
         """Digests of the settings of training, and of packing and gates, as `TRAINING-JUDGING`."""
         training = [self.root, self.config.warm_start, self.training, OmegaConf.create(dict(self.variants))]
         names = ("index", "corpus", "gates", "recall_target", "max_users", "samples")
-        return "-".join(_digest(nodes) for nodes in (training, [self.config[name] for name in names]))
+        judging = [self.config[name] for name in names]
+        if self.config.item_embeddings != "float32":
+            judging.append(self.config.item_embeddings)
+        return "-".join(_digest(nodes) for nodes in (training, judging))
 
     def command_line(self, *words: str, only: Sequence[str] | None = None) -> str:
         """Return the shell command that repeats this cycle; given overrides replace those of the same keys.

@@ -37,11 +37,18 @@ class PackingSettings:
     corpus: DictConfig
     model: str
     recall_target: float
+    item_embeddings: str = "float32"
 
     @classmethod
     def from_config(cls, config: DictConfig) -> PackingSettings:
         """Return the settings in a configuration of `gates.yaml` or `retrain.yaml`."""
-        return cls(index=config.index, corpus=config.corpus, model=config.model, recall_target=config.recall_target)
+        names = ("index", "corpus", "model", "recall_target", "item_embeddings")
+        return cls(**{name: config[name] for name in names})
+
+    @property
+    def rounding(self) -> list[str]:
+        """The precision of stored embeddings, nothing for float32: earlier releases were made without a choice."""
+        return [] if self.item_embeddings == "float32" else [self.item_embeddings]
 
 
 def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
@@ -64,6 +71,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
             OmegaConf.to_container(settings.index),
             settings.model,
             settings.recall_target,
+            *settings.rounding,
             OmegaConf.to_container(settings.corpus),
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
@@ -78,6 +86,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
                 model=settings.model,
                 recall_target=settings.recall_target,
                 policy=policy,
+                item_embeddings=settings.item_embeddings,
             ).version
             atomic_write(mark, json.dumps({"from": made_from, "version": version}))
         return open_staged(folder, json.loads(mark.read_text())["version"])
