@@ -108,12 +108,13 @@ class KafkaConsumer:
             raise UserError(f"kafka: {settings.kafka}: {error.args[0]}") from error
 
     def _check_topics(self, client: Mapping[str, Any]) -> None:
-        known = AdminClient(_producing(client)).list_topics(timeout=_START_SECONDS).topics
+        """Refuse topics that the brokers neither have nor make when they are asked for."""
+        admin = AdminClient(_producing(client))
         for topic in filter(None, [*self._settings.topics, self._settings.dead_letters]):
-            if topic not in known:
-                raise UserError(
-                    f"kafka: {self._settings.kafka}: no topic {topic}; found {', '.join(sorted(known)) or 'none'}"
-                )
+            error = admin.list_topics(topic, timeout=_START_SECONDS).topics[topic].error
+            if error is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                known = sorted(admin.list_topics(timeout=_START_SECONDS).topics)
+                raise UserError(f"kafka: {self._settings.kafka}: no topic {topic}; found {', '.join(known) or 'none'}")
 
     def stop(self) -> None:
         """Let `run` return when the messages that it has are stored and committed. Signal handlers may call it."""
