@@ -52,7 +52,7 @@ def main() -> None:
         folder = Path(name)
         path = folder / "events.sqlite"
         kept = SQLiteEvents(path, given.held)
-        kept._writer.execute("PRAGMA wal_autocheckpoint = 0")
+        kept._file.writer.execute("PRAGMA wal_autocheckpoint = 0")
         measure("SQLite", kept, lambda: Path(f"{path}-wal").stat().st_size, given)
         files = lambda: sum(one.stat().st_size for one in folder.glob("append*/*.aof"))  # noqa: E731 (short)
         measure("server", open_store(url, given.held), files, given)

@@ -98,13 +98,13 @@ def test_the_check_finds_what_is_lost(fast_folder: Path) -> None:
 def test_a_write_to_a_file_waits_for_the_disk(fast_folder: Path) -> None:
     store = SQLiteEvents(fast_folder / "events.db")
     # 2: FULL, which in WAL mode calls fsync at every commit.
-    assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
-    assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert store._file.writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert store._file.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     store.close()
 
 
 def test_a_locked_or_closed_file_is_unavailable(fast_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.serving.events.sqlite._TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr("recsys.serving.events.sqlite_connections._TIMEOUT_SECONDS", 0.01)
     path = fast_folder / "events.db"
     store = SQLiteEvents(path)
     other = sqlite3.connect(path, isolation_level=None)

@@ -179,7 +179,7 @@ def test_what_cannot_be_used_is_refused_by_name(
     answers = {None: {"events": None, "others": None}, "absent": {"absent": unknown}}
     with monkeypatch.context() as patched:
         admin = SimpleNamespace(list_topics=lambda topic=None, **_: SimpleNamespace(topics=answers[topic]))
-        patched.setattr("recsys.serving.events.kafka.AdminClient", lambda _: admin)
+        patched.setattr("recsys.serving.events.kafka.AdminClient", lambda *_, **__: admin)
         with pytest.raises(UserError, match="no topic absent; found events, others"):
             open_one()
     with pytest.raises(UserError, match=r"kafka: 127\.0\.0\.1:1: .*"):

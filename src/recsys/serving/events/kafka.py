@@ -100,16 +100,17 @@ class KafkaConsumer:
         client = {"bootstrap.servers": settings.kafka, **settings.options}
         try:
             self._check_topics(client)
-            self._consumer = Consumer({"auto.offset.reset": "earliest", **client, "group.id": settings.group, **_OWN})
-            self._producer = (
-                None if settings.dead_letters is None else Producer({"enable.idempotence": True, **_producing(client)})
-            )
+            own = {"auto.offset.reset": "earliest", **client, "group.id": settings.group, **_OWN}
+            self._consumer = Consumer(own, logger=log)
+            self._producer = None
+            if settings.dead_letters is not None:
+                self._producer = Producer({"enable.idempotence": True, **_producing(client)}, logger=log)
         except KafkaException as error:
-            raise UserError(f"kafka: {settings.kafka}: {error.args[0]}") from error
+            raise UserError(f"kafka: {settings.kafka}: {error.args[0].str()}") from error
 
     def _check_topics(self, client: Mapping[str, Any]) -> None:
         """Refuse topics that the brokers neither have nor make when they are asked for."""
-        admin = AdminClient(_producing(client))
+        admin = AdminClient(_producing(client), logger=log)
         for topic in filter(None, [*self._settings.topics, self._settings.dead_letters]):
             error = admin.list_topics(topic, timeout=_START_SECONDS).topics[topic].error
             if error is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
@@ -135,7 +136,7 @@ class KafkaConsumer:
                 if first is not None:
                     self._take([first, *self._consumer.consume(self._settings.batch - 1, 0)])
         except KafkaException as error:
-            raise UserError(f"kafka: {self._settings.kafka}: {error.args[0]}") from error
+            raise UserError(f"kafka: {self._settings.kafka}: {error.args[0].str()}") from error
         finally:
             self._consumer.close()
 
@@ -166,7 +167,7 @@ class KafkaConsumer:
             return False
         if error.fatal():
             raise KafkaException(error)
-        log.warning("kafka: %s", error)
+        log.warning("kafka: %s", error.str())
         return True
 
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> bool:
@@ -229,7 +230,7 @@ class KafkaConsumer:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
             # The partition has another consumer by now, which gets these messages again.
-            log.warning("kafka: %s", error.args[0])
+            log.warning("kafka: %s", error.args[0].str())
         for one in offsets:
             # Known from the last answer of the broker.
             bounds = self._consumer.get_watermark_offsets(one, cached=True)
