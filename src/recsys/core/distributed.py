@@ -51,6 +51,19 @@ def gather(rows: Tensor) -> Tensor:
     return _Gather.apply(rows)  # type: ignore[no-any-return,no-untyped-call]
 
 
+def exchange(rows: Tensor, counts: list[int]) -> Tensor:
+    """Send rows to the processes that they belong to, and return those of this process [W, R, ...], by their sender.
+
+    Args:
+        rows: `counts[p]` rows for each process p, in order of the processes.
+        counts: number of rows of each process, the same in all processes.
+    """
+    own = counts[rank()]
+    received = rows.new_empty((len(counts) * own, *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), [own] * len(counts), counts)
+    return received.view(len(counts), own, *rows.shape[1:])
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class RetrievalMetrics(Metric):
             relevant: distinct relevant items of each request; requests without any are not counted.
             user_idx: int64 [R].
             rank_cold: returns the lists of cold items alone, like `ranked`, for some of the R requests, int64 [H]. It
-                is called for those with relevant cold items.
+                is called once for those with relevant cold items, even if there are none.
         """
         ranked, user_idx = ranked.cpu()[:, : self.cutoffs[-1]], user_idx.cpu()
         lengths = torch.from_numpy(np.diff(relevant.offsets))
@@ -188,8 +188,8 @@ class RetrievalMetrics(Metric):
         is_cold = self._is_cold[values]
         wanted = row[is_cold].bincount(minlength=len(relevant))
         rows = wanted.nonzero().flatten()
+        ranked = rank_cold(rows).cpu()[:, : self.cutoffs[-1]]
         if len(rows):
-            ranked = rank_cold(rows).cpu()[:, : self.cutoffs[-1]]
             hits = _hits(ranked, values[is_cold], lengths=wanted[rows])
             recall[rows] = per_request(hits, wanted[rows], cutoffs=self.cutoffs)[:, NAMES.index("recall")]
         return recall

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from recsys.core import distributed
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.progress import track
@@ -19,9 +20,10 @@ from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.relevance import relevant_items, seen_items
 from recsys.evaluation.slices import is_trained
-from recsys.evaluation.topk import ExactTopK
+from recsys.evaluation.topk import ExactTopK, merge_best
 from recsys.index.merging import present_embeddings, take_turns
 from recsys.models.blend import Model
+from recsys.models.sharded_table import sharded_tables
 
 
 class Ranker(Protocol):
@@ -50,8 +52,9 @@ class CorpusSearch:
     def __init__(self, embeddings: Tensor, corpus: npt.NDArray[np.int64]) -> None:
         self.corpus, self.embeddings = corpus, embeddings
         self._item_idx = torch.from_numpy(corpus).to(embeddings.device)
-        self._row_of = np.full(int(corpus.max()) + 1, -1)
-        self._row_of[corpus] = np.arange(len(corpus))
+        self._first = int(corpus[0])
+        self._row_of = np.full(int(corpus[-1]) + 1 - self._first, -1)
+        self._row_of[corpus - self._first] = np.arange(len(corpus))
         self._search = ExactTopK(embeddings)
 
     def __call__(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
@@ -62,6 +65,10 @@ class CorpusSearch:
         check_finite(users, "user embeddings")
         if users.ndim == 3:
             return self._search_several(users, k, exclude=exclude)
+        return self._search_each(users, k, exclude=exclude)
+
+    def _search_each(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        """Return scores and item_idx for user embeddings [R, D]."""
         scores, rows = self._search(users, k, exclude=None if exclude is None else self._corpus_rows(exclude))
         return scores, torch.where(rows < 0, 0, self._item_idx[rows])
 
@@ -87,12 +94,66 @@ class CorpusSearch:
 
     def _corpus_rows(self, items: Ragged) -> RaggedTensor:
         owner = np.repeat(np.arange(len(items)), np.diff(items.offsets))
-        inside = items.values < len(self._row_of)
-        rows = self._row_of[items.values[inside]]
+        inside = (items.values >= self._first) & (items.values < self._first + len(self._row_of))
+        rows = self._row_of[items.values[inside] - self._first]
         owner, rows = owner[inside][rows >= 0], rows[rows >= 0]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(items)))])
         device = self._item_idx.device
         return RaggedTensor(torch.from_numpy(rows).to(device), torch.from_numpy(offsets).to(device))
+
+
+class DividedSearch(CorpusSearch):
+    """Exact search of a corpus of which each process holds a part.
+
+    Every process searches its part for the users of all processes, and sends the results to the processes that asked,
+    which merge them. So all processes must search the same number of times.
+
+    Args:
+        part: search of the part of this process; None if it has no item.
+    """
+
+    def __init__(self, part: CorpusSearch | None) -> None:
+        self._part = part
+
+    def among(self, is_chosen: npt.NDArray[np.bool_]) -> DividedSearch | None:
+        """Return the search of the corpus items in a mask bool [N + 1]; None if no process has any."""
+        part = None if self._part is None else self._part.among(is_chosen)
+        has_some = distributed.total(torch.tensor(0 if part is None else 1))
+        return DividedSearch(part) if int(has_some) else None
+
+    def _search_each(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
+        counts = distributed.gather(torch.tensor([len(users)], device=users.device)).tolist()
+        everyone = distributed.gather(users)
+        excluded = None
+        if exclude is not None:
+            lengths = distributed.gather(torch.from_numpy(np.diff(exclude.offsets)).to(users.device)).cpu().numpy()
+            values = distributed.gather(torch.from_numpy(exclude.values).to(users.device)).cpu().numpy()
+            excluded = Ragged(values, np.concatenate([[0], np.cumsum(lengths)]))
+        if self._part is None:
+            scores = torch.full((len(everyone), k), -torch.inf, device=users.device)
+            items = torch.zeros(len(everyone), k, dtype=torch.int64, device=users.device)
+        else:
+            scores, items = self._part._search_each(everyone, k, exclude=excluded)
+        found = zip(distributed.exchange(scores, counts), distributed.exchange(items, counts), strict=True)
+        return merge_best(list(found), k)
+
+
+def search_of(model: Model, corpus: npt.NDArray[np.int64]) -> CorpusSearch:
+    """Return the exact search of a corpus, divided among the processes if they share the tables of the model.
+
+    All processes must call it together.
+
+    Args:
+        model: model in evaluation mode.
+        corpus: int64 [N], item_idx of the items that can be shown, ascending.
+    """
+    size = distributed.world_size()
+    if size == 1 or not sharded_tables(model):
+        return CorpusSearch(encode_corpus(model, torch.from_numpy(corpus).to(model.device)), corpus)
+    height = -(-len(corpus) // size)
+    own = corpus[height * distributed.rank() : height * (distributed.rank() + 1)]
+    embeddings = encode_corpus(model, torch.from_numpy(own).to(model.device), most=height)
+    return DividedSearch(CorpusSearch(embeddings, own) if len(own) else None)
 
 
 class ModelRanker:
@@ -106,9 +167,7 @@ class ModelRanker:
 
     def __init__(self, model: Model, corpus: npt.NDArray[np.int64], *, embeddings: Tensor | None = None) -> None:
         self.model = model
-        if embeddings is None:
-            embeddings = encode_corpus(model, torch.from_numpy(corpus).to(model.device))
-        self.search = CorpusSearch(embeddings, corpus)
+        self.search = search_of(model, corpus) if embeddings is None else CorpusSearch(embeddings, corpus)
 
     def rank(self, batch: Batch, requests: Requests, *, k: int, exclude: Ragged | None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return scores and item_idx; see `Ranker`."""
@@ -172,10 +231,24 @@ class RequestCounter:
 
 
 @torch.inference_mode()
-def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536) -> Tensor:
-    """Return the item embeddings [N, D] of the corpus, computed in blocks."""
-    blocks = track(item_idx.split(block), "encoding items", total=len(item_idx), unit="items", size=len)
-    embeddings = torch.cat([model.encode_items(part) for part in blocks])
+def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536, most: int = 0) -> Tensor:
+    """Return the item embeddings [N, D] of the corpus, computed in blocks.
+
+    Args:
+        model: model in evaluation mode.
+        item_idx: int64 [N].
+        block: number of items that are computed at a time.
+        most: number of items of the process with most; processes that share tables need as many blocks.
+    """
+    parts = [item_idx[begin : begin + block] for begin in range(0, max(len(item_idx), most), block)]
+    embeddings: Tensor | None = None
+    end = 0
+    for part in track(parts, "encoding items", total=len(item_idx), unit="items", size=len):
+        rows = model.encode_items(part)
+        embeddings = rows.new_empty(len(item_idx), rows.shape[1]) if embeddings is None else embeddings
+        embeddings[end : end + len(rows)] = rows
+        end += len(rows)
+    assert embeddings is not None, "the corpus is empty"
     check_finite(embeddings, "item embeddings")
     return embeddings
 

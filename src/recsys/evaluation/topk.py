@@ -5,7 +5,7 @@ Shapes: R users, N corpus, D dim, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from recsys.data.batches.batch import RaggedTensor
 
 # Bytes of a block: large enough for an efficient matrix product, and small compared with main memory.
 BLOCK_BYTES = 64 << 20
+# Fewest users and most columns of a block, which is therefore never larger than 256 MiB.
+LEAST_ROWS, MOST_COLUMNS = 16, 4 << 20
 
 # Number of columns that are represented by their maximum during the search.
 GROUP = 8
@@ -81,7 +83,8 @@ class ExactTopK:
 
     def __init__(self, items: Tensor) -> None:
         self.items = items
-        self._search = BlockedTopK(len(items), items.device)
+        self._parts = items.split(MOST_COLUMNS)
+        self._search = BlockedTopK(min(len(items), MOST_COLUMNS), items.device)
 
     def __call__(self, users: Tensor, k: int, *, exclude: RaggedTensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the best k rows of the corpus for each user.
@@ -94,16 +97,34 @@ class ExactTopK:
         Returns:
             Scores float32 [R, k] and rows int64 [R, k], best first; -inf and -1 after the last result.
         """
+        found = [self._search_part(users, k, number=number, exclude=exclude) for number in range(len(self._parts))]
+        return found[0] if len(found) == 1 else merge_best(found, k)
+
+    def _search_part(
+        self, users: Tensor, k: int, *, number: int, exclude: RaggedTensor | None
+    ) -> tuple[Tensor, Tensor]:
+        items, first = self._parts[number], number * MOST_COLUMNS
 
         def write(begin: int, out: Tensor) -> None:
-            torch.mm(users[begin : begin + len(out)], self.items.t(), out=out)
+            torch.mm(users[begin : begin + len(out)], items.t(), out=out[:, : len(items)])
+            out[:, len(items) :] = -torch.inf
 
-        return self._search(len(users), k, write=write, exclude=exclude)
+        if len(self._parts) > 1 and exclude is not None:
+            exclude = _between(exclude, first, first + len(items))
+        scores, rows = self._search(len(users), k, write=write, exclude=exclude)
+        return scores, torch.where(rows < 0, rows, rows + first)
+
+
+def merge_best(found: Sequence[tuple[Tensor, Tensor]], k: int) -> tuple[Tensor, Tensor]:
+    """Return the best k of several results, each scores [R, K] and rows [R, K]. Equal scores keep their order."""
+    scores, rows = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, order), rows.gather(1, order)
 
 
 def block_height(num_items: int) -> int:
     """Return the number of rows of scores that are in memory at once."""
-    return max(16, BLOCK_BYTES // (4 * max(num_items, 1)))
+    return max(LEAST_ROWS, BLOCK_BYTES // (4 * max(num_items, 1)))
 
 
 def _num_levels(num_items: int, k: int) -> int:
@@ -124,6 +145,13 @@ def _top(block: Tensor, k: int, *, levels: int) -> tuple[Tensor, Tensor]:
     columns = (groups.unsqueeze(2) + num_groups * torch.arange(GROUP, device=block.device)).flatten(1)
     best, at = block.gather(1, columns).topk(k, dim=1)
     return best, columns.gather(1, at)
+
+
+def _between(lists: RaggedTensor, low: int, high: int) -> RaggedTensor:
+    """Return lists with the numbers from `low` to below `high`, counted from `low`."""
+    inside = (lists.values >= low) & (lists.values < high)
+    count = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
+    return RaggedTensor(lists.values[inside] - low, count[lists.offsets])
 
 
 def _exclude(block: Tensor, exclude: RaggedTensor, *, begin: int) -> None:

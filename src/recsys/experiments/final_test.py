@@ -36,7 +36,7 @@ from recsys.training.module import EmbeddingModule
 def measure_on_test(session: TrainingSession) -> None:
     """Measure `best.ckpt` on the test part and write the metrics of the run and of its users."""
     config, run, dataset = session.config, session.run, session.dataset
-    model = build_model(config, dataset)
+    model = build_model(config, dataset, divided="row_wise")
     load_weights(model, run.checkpoints / BEST)
     data = build_data(config, dataset)
     evaluation = build_evaluation(session, model)

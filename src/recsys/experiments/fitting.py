@@ -42,6 +42,7 @@ from recsys.experiments.run_folder import RunFolder, write_config
 from recsys.experiments.trained_run import load_weights
 from recsys.experiments.warm_start import open_earlier_run, start_from
 from recsys.models.blend import Model
+from recsys.models.sharded_table import sharded_tables
 from recsys.models.two_tower import TwoTower
 from recsys.training.checkpoints import AtomicCheckpointIO, KeepEarlyStopped
 from recsys.training.ema import EMA
@@ -202,12 +203,16 @@ def logged_metrics(trainer: L.Trainer, prefix: str) -> dict[str, float]:
 def count_parameters(model: Model) -> dict[str, int]:
     """Return the number of parameters: all, trained ones, of both towers, of embedding tables, and of each table."""
     tables = {name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    sizes = [(name, parameter.numel(), parameter.requires_grad) for name, parameter in model.named_parameters()]
+    for name, table in sharded_tables(model).items():
+        tables[name] = table.num_embeddings * table.embedding_dim
+        sizes.append((name, tables[name], True))
     counts = {"total": 0, "trainable": 0, "user_tower": 0, "item_tower": 0, "tables": sum(tables.values())}
-    for name, parameter in model.named_parameters():
+    for name, size, is_trained in sizes:
         # A blend has both towers of each member.
-        kinds = {"total", *(["trainable"] if parameter.requires_grad else []), *name.split(".")}
+        kinds = {"total", *(["trainable"] if is_trained else []), *name.split(".")}
         for kind in kinds & counts.keys():
-            counts[kind] += parameter.numel()
+            counts[kind] += size
     return counts | tables
 
 

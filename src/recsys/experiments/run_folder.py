@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 # Written even if they have no value, because readers outside the repository rely on these keys.
 _ALWAYS = ("status", "git_commit", "seconds")
 # Keys that may differ between two starts of a run.
-_NOT_OF_THE_MODEL = ("test", "evaluation.baselines")
+_NOT_OF_THE_MODEL = ("test", "evaluation.baselines", "trainer.devices", "trainer.num_nodes")
 
 
 class RunStatus(StrEnum):
@@ -168,8 +168,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-# Keys whose value `auto` becomes a number in the configuration of a run.
-CHOSEN_NUMBERS = ("batch_size", "model.new_items_offset")
+# Keys whose value `auto` a run replaces by its choice.
+CHOSEN = ("batch_size", "model.new_items_offset", "item_tower.sharding", "user_tower.sharding")
 
 
 class RunFolder:
@@ -193,9 +193,9 @@ class RunFolder:
         self._is_current, self._is_new = True, False
         if (path / CONFIG).exists():
             found = load_config(path / CONFIG)
-            chosen = [key for key in CHOSEN_NUMBERS if OmegaConf.select(config, key) == "auto"]
+            chosen = [key for key in CHOSEN if OmegaConf.select(config, key) == "auto"]
             for key in chosen:
-                # The number that the earlier start chose from the same data.
+                # What the earlier start chose from the same data.
                 OmegaConf.update(config, key, OmegaConf.select(found, key))
             stored, wanted = (OmegaConf.to_container(each, resolve=True) for each in (found, config))
             difference = _difference(stored, wanted)

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from recsys.core.errors import UserError
-from recsys.experiments.assembly import build_data, freeze_suppressed, open_data
+from recsys.experiments.assembly import build_data, choose_sharding, freeze_suppressed, open_data
 from recsys.experiments.baseline_check import compare_with_baselines
 from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
@@ -122,6 +122,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     # A run claims its folder only after its settings and data were checked, so a wrong start leaves the folder free.
     check_refresh(config, dataset)
     config.batch_size = build_data(config, dataset).batch_size
+    choose_sharding(config, dataset)
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())
     try:

@@ -20,6 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_model, corpus_of, open_data
 from recsys.experiments.run_folder import METRICS, STATE, RunState, RunStatus, read_json, read_state
 from recsys.models.blend import Model
+from recsys.training.sharded_checkpoints import StoredTables, stored_tables
 
 # Values that runs had before these keys existed. `stored_config` also moves keys that have another place now.
 EARLIER: dict[str, Any] = {
@@ -90,7 +91,7 @@ def load_run(path: str | Path) -> TrainedRun:
         )
     if config.refit:
         dataset = dataset.refit()
-    model = build_model(config, dataset)
+    model = build_model(config, dataset, divided="on_disk")
     load_weights(model, path / "checkpoints/best.ckpt")
     model.set_item_bias(dataset, dataset.index_time("test"))
     builder = BatchBuilder(dataset, config.history.max_events, predict_first=config.history.predict_first)
@@ -114,10 +115,11 @@ def stored_config(path: Path, content: bytes | None = None) -> DictConfig:
 
 
 class Checkpoint(NamedTuple):
-    """Weights of a model, by name, and the number of training steps that led to them."""
+    """Weights of a model, by name, the number of training steps that led to them, and sharded tables, if any."""
 
     weights: dict[str, Tensor]
     steps: int
+    tables: StoredTables | None = None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -129,12 +131,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state, steps = content["state_dict"].items(), int(content["global_step"])
+        tables = stored_tables(content, path)
+    except UserError:
+        raise
     except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from error
     prefix = "model."
     weights = {name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)}
     # Earlier versions stored the bias of items, which is computed when a model is built.
-    return Checkpoint({name: value for name, value in weights.items() if not name.endswith("item_bias")}, steps)
+    kept = {name: value for name, value in weights.items() if not name.endswith("item_bias")}
+    return Checkpoint(kept, steps, tables)
 
 
 def load_weights(model: Model, checkpoint: Path) -> None:
@@ -143,8 +149,13 @@ def load_weights(model: Model, checkpoint: Path) -> None:
     Raises:
         UserError: If the file is not a checkpoint of such a model.
     """
-    weights = read_checkpoint(checkpoint).weights
+    weights, _, tables = read_checkpoint(checkpoint)
+    apart = set() if tables is None else {f"{name}.weight" for name in tables.shapes}
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        found = model.load_state_dict(weights, strict=not apart)
+        if wrong := {*found.missing_keys, *found.unexpected_keys} - apart:
+            raise RuntimeError(f"keys that only one of them has: {', '.join(sorted(wrong))}")
+        if tables is not None:
+            tables.load_into(model)
+    except (RuntimeError, AttributeError) as error:
         raise UserError(f"{checkpoint}: not a checkpoint of this configuration ({error})") from error

@@ -25,6 +25,7 @@ from recsys.experiments.run_folder import RunStatus, read_state
 from recsys.experiments.trained_run import read_checkpoint, stored_config
 from recsys.models.content import ContentVectors
 from recsys.models.features import FeatureEmbedding
+from recsys.models.sharded_table import Fill, sharded_tables
 from recsys.models.two_tower import TwoTower
 
 log = logging.getLogger("recsys")
@@ -88,7 +89,10 @@ def open_earlier_run(path: str | Path) -> EarlierRun:
         raise UserError(f"warm_start={path}: its checkpoint cannot be read ({error})") from error
     if config.refit and state.refitted:
         dataset = dataset.refit()
-    return EarlierRun(path, dataset, checkpoint.weights, checkpoint.steps)
+    weights = checkpoint.weights
+    if checkpoint.tables is not None:
+        weights |= {f"{name}.weight": checkpoint.tables.map(name) for name in checkpoint.tables.shapes}
+    return EarlierRun(path, dataset, weights, checkpoint.steps)
 
 
 @torch.no_grad()
@@ -118,12 +122,25 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
             continue
         parameter.copy_(found)
         copied += 1
+    for name, module in sharded_tables(model).items():
+        table = tables[f"{name}.weight"]
+        found = earlier.weights.get(table.earlier)
+        if found is None or found.shape[1] != module.embedding_dim:
+            fresh.append(f"{name}.weight")
+            continue
+        module.fill = _copied(found, table.rows)
+        copied += 1
     if not copied:
         raise UserError(
             f"warm_start={earlier.path}: none of its weights fits this model; expected towers of its shapes"
         )
     log.info("training begins from %s; new weights: %s", earlier.path, ", ".join(fresh) or "nothing")
     return fresh
+
+
+def _copied(found: Tensor, rows: Rows) -> Fill:
+    """Return the function that fills a sharded table with rows of an earlier one."""
+    return lambda begin, end: found[torch.from_numpy(rows[begin:end])]
 
 
 def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> Iterator[tuple[str, _Table]]:

@@ -18,6 +18,7 @@ from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
 from recsys.models.pretrained import PretrainedBuilder
 from recsys.models.priors import ItemPriors
 from recsys.models.semantic_ids import SemanticIdsBuilder
+from recsys.models.sharded_table import ShardedTable, Sharding, id_table
 
 
 class ItemTower(nn.Module):
@@ -38,6 +39,7 @@ class ItemTower(nn.Module):
         crossing: builder of the network over features.
         unknown_rate: share of ids that training replaces by the unknown item, if there are features.
         sparse: update the id table by rows, which is faster for large tables.
+        sharding: place of the id table, see `id_table`.
         pretrained: builder of a table of embeddings that were learned elsewhere; None for no table.
         priors: learned functions of the age and recent popularity of items, which become a bias; None for no bias.
         content: builder of frozen vectors of content, which take their width of `dim`; None for no content.
@@ -62,6 +64,7 @@ class ItemTower(nn.Module):
         crossing: Crossing = MLP,
         unknown_rate: float = 0.05,
         sparse: bool = False,
+        sharding: Sharding = "replicated",
         pretrained: PretrainedBuilder | None = None,
         priors: ItemPriors | None = None,
         content: ContentBuilder | None = None,
@@ -93,11 +96,12 @@ class ItemTower(nn.Module):
         elif not is_learned:
             raise ValueError("an item tower needs ids, features, content or several; this one has none")
         self.semantic_ids = None if semantic_ids is None else semantic_ids(columns, dim)
-        self.table = nn.Embedding(self.num_trained + 1, dim, sparse=sparse) if use_id else None
-        if self.table is not None:
+        self.table = None
+        if use_id:
             if init_std is not None and init_std < 0:
                 raise ValueError(f"init_std: found {init_std}, expected at least 0, or null")
-            nn.init.normal_(self.table.weight, std=dim**-0.5 if init_std is None else init_std)
+            std = dim**-0.5 if init_std is None else init_std
+            self.table = id_table(self.num_trained + 1, dim, sharding=sharding, std=std, sparse=sparse)
         self.features = FeatureEmbedding(features, feature_width) if features else None
         reads_content = self.content is not None or self.semantic_ids is not None
         self.rows = FeatureRows({f.name: sizes.item_columns[f.key] for f in (columns if reads_content else features)})
@@ -145,7 +149,11 @@ class ItemTower(nn.Module):
 
         Their logits are then the mean logit of the user. Training without features never reads the row that they share.
         """
-        if self.table is not None and not self.reads_features:
+        if self.table is None or self.reads_features:
+            return
+        if isinstance(self.table, ShardedTable):
+            self.table.set_row(UNKNOWN_ITEM, self.table.mean_of_known())
+        else:
             self.table.weight[UNKNOWN_ITEM] = self.table.weight[UNKNOWN_ITEM + 1 :].mean(0)
 
     def forward(self, item_idx: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from recsys.models.interests import Interests, interests_of_prefixes
 from recsys.models.items import ItemTower
 from recsys.models.layout import Padded
 from recsys.models.sequences import Sequences
+from recsys.models.sharded_table import Sharding, id_table
 
 
 class UserTower(nn.Module):
@@ -37,6 +38,7 @@ class UserTower(nn.Module):
         unknown_rate: share of the history's items that training replaces by the unknown item.
         interests: module that makes several embeddings from the encoder's states; None for one, the last state.
         own_items: item tower for the items of histories; None for the one that embeds the candidates.
+        sharding: place of the table of users, see `id_table`.
 
     Raises:
         UnsuitableDataError: If the encoder reads time and the timestamps of the data are not times of a
@@ -56,6 +58,7 @@ class UserTower(nn.Module):
         unknown_rate: float = 0.01,
         interests: Interests | None = None,
         own_items: ItemTower | None = None,
+        sharding: Sharding = "replicated",
     ) -> None:
         super().__init__()
         check_attributes(encoder)
@@ -72,7 +75,9 @@ class UserTower(nn.Module):
         self.event_projection = nn.Linear(self.events.out_dim, dim) if self.events is not None else None
         self.profile = FeatureEmbedding(profile, feature_width) if profile else None
         self.requests = FeatureEmbedding(requests, feature_width) if requests else None
-        self.users = _UserIds(sizes, feature_width, unknown_rate=unknown_rate) if use_user_id else None
+        self.users = None
+        if use_user_id:
+            self.users = _UserIds(sizes, feature_width, unknown_rate=unknown_rate, sharding=sharding)
         parts = (self.profile, self.requests, self.users)
         context = [width for part in parts if part is not None for width in part.widths]
         self.mixer = crossing([dim, *context], dim) if context else None
@@ -187,13 +192,13 @@ class _UserIds(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, sizes: DataSizes, width: int, *, unknown_rate: float) -> None:
+    def __init__(self, sizes: DataSizes, width: int, *, unknown_rate: float, sharding: Sharding) -> None:
         super().__init__()
         trained = torch.from_numpy(sizes.trained_users)
         # The last entry is that of index -1, an unknown user.
         rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
         self.register_buffer("rows", rows)
-        self.table = nn.Embedding(int(trained.sum()) + 1, width)
+        self.table = id_table(int(trained.sum()) + 1, width, sharding=sharding)
         self.widths, self.unknown_rate = [width], unknown_rate
 
     def forward(self, user_idx: Tensor) -> Tensor:

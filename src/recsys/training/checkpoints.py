@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from recsys.core.io import atomic_file
+from recsys.training.sharded_checkpoints import KEY, remove_unused
 
 
 class LastCheckpoint(Checkpoint):
@@ -103,3 +104,5 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     "the checkpoint before",
                     str(path),
                 ) from error
+        if KEY in checkpoint:
+            remove_unused(path.parents[1] if path.parent.name == "refit" else path.parent)

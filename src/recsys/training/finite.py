@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.core.errors import UserError
+from recsys.models.sharded_table import sharded_tables
 
 # Reading a value makes a GPU finish all steps before, so a GPU is asked once in this many steps.
 GPU_STEPS = 50
@@ -56,9 +57,12 @@ class FiniteWatch:
         self.check()
         named = dict(model.named_parameters())
         # The largest weight is nan if any is.
-        sizes = torch.stack([w.detach().abs().amax() if w.numel() else w.new_zeros(()) for w in named.values()])
-        if not bool((sizes <= MAX_WEIGHT).all()):
-            name, size = next((n, s) for n, s in zip(named, sizes.tolist(), strict=True) if not s <= MAX_WEIGHT)
+        sizes = [w.detach().abs().amax() if w.numel() else w.new_zeros(()) for w in named.values()]
+        tables = {name: table for name, table in sharded_tables(model).items() if table.is_built}
+        together = torch.stack([*sizes, *(table.largest() for table in tables.values())])
+        if not bool((together <= MAX_WEIGHT).all()):
+            found_sizes = zip([*named, *tables], together.tolist(), strict=True)
+            name, size = next((n, s) for n, s in found_sizes if not s <= MAX_WEIGHT)
             found = f"has weights up to {size:.2g}" if size > MAX_WEIGHT else "is not finite"
             raise self._error(f"after step {step} {name} {found}, expected weights below {MAX_WEIGHT:g}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from recsys.data.dataset import Requests
 from recsys.models.blend import Model
 from recsys.models.encoder_check import check_encoder
 from recsys.models.items import ItemTower
+from recsys.models.sharded_table import NO_UPDATES, build_tables, sharded_tables
 from recsys.models.two_tower import TwoTower, select_best_interest
 from recsys.training.candidates import add_exposures, describe_candidates
 from recsys.training.finite import FiniteWatch
@@ -26,6 +28,7 @@ from recsys.training.losses import CorpusLoss, SampledLoss
 from recsys.training.negatives import NegativeSampler
 from recsys.training.optimizers import AdamW
 from recsys.training.prior_terms import TrainingPriors
+from recsys.training.sharded_checkpoints import KEY, save_tables, stored_tables
 
 
 class RetrievalModule(L.LightningModule):
@@ -69,16 +72,30 @@ class RetrievalModule(L.LightningModule):
         self.optimizer_factory, self.clip_norm, self.seed = optimizer, clip_norm, seed
         self.schedule_steps = schedule_steps
         self._watch = FiniteWatch(getattr(optimizer, "lr", None), clip_norm)
-        # Row 0 embeds unknown items of histories and is never a candidate.
-        self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
-        num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
-        self._row_of = torch.zeros(num_rows, dtype=torch.int64)
-        self._row_of[self._rows] = torch.arange(len(self._rows))
+        if loss.reads_corpus:
+            # Row 0 embeds unknown items of histories and is never a candidate.
+            self._rows = torch.cat([torch.tensor([UNKNOWN_ITEM]), corpus])
+            num_rows = max(int(self._rows.max()), model.item_tower.num_trained) + 1
+            self._row_of = torch.zeros(num_rows, dtype=torch.int64)
+            self._row_of[self._rows] = torch.arange(len(self._rows))
+        # Step and description of the sharded tables that were written last.
+        self._written: tuple[int, dict[str, Any]] | None = None
         self.num_targets = 0
         # Longest history of the first batch; None before it. The encoder is checked with untrained weights, and with
         # trained ones, because untrained ones may be zero where histories mix.
         self._longest: int | None = None
         self._checks_left = 2
+
+    def configure_model(self) -> None:
+        """Create the rows of sharded tables, when the processes of the training know each other."""
+        if not sharded_tables(self.model):
+            return
+        if not hasattr(self.optimizer_factory, "fused_optimizer"):
+            raise UserError(
+                "optimizer: sharded tables need an optimizer with the method fused_optimizer, such as adamw"
+            )
+        device = self.trainer.strategy.root_device
+        build_tables(self.model, self.optimizer_factory.fused_optimizer(device), device=device)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Check the encoder before the first step."""
@@ -142,9 +159,20 @@ class RetrievalModule(L.LightningModule):
         self._watch.check_weights(self.model, self.global_step)
         self._check_encoder()
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Keep a model that has diverged from replacing a checkpoint."""
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep a model that has diverged from replacing a checkpoint, and write sharded tables beside it."""
         self._watch.check()
+        if sharded_tables(self.model):
+            if self._written is None or self._written[0] != self.global_step:
+                folder = Path(self.trainer.default_root_dir) / "checkpoints"
+                self._written = self.global_step, save_tables(self.model, folder, step=self.global_step)
+            checkpoint[KEY] = self._written[1]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Read the rows of sharded tables that this process owns."""
+        path = self.trainer.ckpt_path
+        if (tables := stored_tables(checkpoint, Path(str(path)))) is not None:
+            tables.load_into(self.model, with_state=True)
 
     def _check_encoder(self) -> None:
         tower = self.model.user_tower
@@ -246,6 +274,10 @@ class EmbeddingModule(L.LightningModule):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+
+    def configure_model(self) -> None:
+        """Create the rows of sharded tables and fill them from the checkpoint that was named."""
+        build_tables(self.model, NO_UPDATES, device=self.trainer.strategy.root_device)
 
     def test_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the user embeddings [R, D] or [R, M, D] of the requests, for the evaluation callback."""

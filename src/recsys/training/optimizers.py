@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from recsys.models.sharded_table import FusedKind, FusedOptimizer, ShardedTable, sharded_tables
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -46,6 +48,26 @@ class DenseAndSparse(torch.optim.Optimizer):
         self.param_groups = [*self.dense.param_groups, *self.sparse.param_groups]
 
 
+class FusedRates(torch.optim.Optimizer):
+    """The learning rate of sharded tables, whose rows the backward pass updates.
+
+    Their optimizer state lies beside the rows, in the processes that own them.
+
+    Args:
+        tables: sharded tables of the model.
+        lr: learning rate.
+    """
+
+    def __init__(self, tables: list[ShardedTable], lr: float) -> None:
+        # Schedules and checkpoints read a group, and a group has a parameter.
+        super().__init__([{"params": [torch.zeros(0)], "lr": lr}], {})
+        for table in tables:
+            table.rate = lambda: float(self.param_groups[0]["lr"])
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Do nothing: the rows are updated already."""
+
+
 class AdamW:
     """Builds the optimizer and its schedule for a model.
 
@@ -58,6 +80,8 @@ class AdamW:
         betas: decay rates of both moments, for dense and sparse parameters.
         schedule: `constant`, or `linear` or `cosine` decay to zero after the warm-up.
         warmup_steps: steps of linear warm-up.
+        fused: rule that updates the rows of sharded tables. `auto` is Adam on a GPU and row-wise Adagrad (one number of
+            state a row, as in TorchRec's examples) on a CPU, which has no kernel for Adam.
     """
 
     def __init__(
@@ -69,7 +93,11 @@ class AdamW:
         betas: tuple[float, float] = (0.9, 0.98),
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
+        fused: Literal[FusedKind, "auto"] = "auto",
     ) -> None:
+        if fused not in (kinds := ("auto", *get_args(FusedKind))):
+            raise ValueError(f"fused: found '{fused}', expected one of {', '.join(kinds)}")
+        self.fused: Literal[FusedKind, "auto"] = fused
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule: found '{schedule}', expected 'constant', 'linear' or 'cosine'")
         rates = {"lr": lr, "sparse_lr": sparse_lr, "weight_decay": weight_decay, "warmup_steps": warmup_steps}
@@ -98,9 +126,20 @@ class AdamW:
                 plain.append(parameter)
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         dense = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas, fused=True)
-        if not sparse:
-            return dense
-        return DenseAndSparse(dense, torch.optim.SparseAdam(sparse, lr=self.sparse_lr or self.lr, betas=self.betas))
+        optimizer: torch.optim.Optimizer = dense
+        if sparse:
+            rows = torch.optim.SparseAdam(sparse, lr=self.sparse_lr or self.lr, betas=self.betas)
+            optimizer = DenseAndSparse(dense, rows)
+        if sharded := list(sharded_tables(model).values()):
+            optimizer = DenseAndSparse(optimizer, FusedRates(sharded, self.sparse_lr or self.lr))
+        return optimizer
+
+    def fused_optimizer(self, device: torch.device) -> FusedOptimizer:
+        """Return the rule that updates the rows of sharded tables on a device."""
+        kind = self.fused
+        if kind == "auto":
+            kind = "rowwise_adagrad" if device.type == "cpu" else "adam"
+        return FusedOptimizer(kind, self.sparse_lr or self.lr, betas=self.betas)
 
     def factor(self, step: int, total_steps: int) -> float:
         """Return the factor on the learning rates at a step."""

@@ -190,7 +190,7 @@ def _blocks(begin: int, end: int) -> Iterator[slice]:
 
 
 class RequestLoader:
-    """Pairs of a batch and its requests, in order.
+    """Pairs of a batch and its requests, in order. Every process has the same number of batches, perhaps empty ones.
 
     Args:
         builder: assembles the batches.
@@ -206,11 +206,13 @@ class RequestLoader:
         self.builder = builder
         self.requests = Requests(*(column[rank::world_size] for column in requests))
         self.batch_size = batch_size
+        # Processes that share the rows of a table look them up together, so none may be done before the others.
+        self._num_batches = -(-len(requests.user_idx[::world_size]) // batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.requests.user_idx) // self.batch_size)
+        return self._num_batches
 
     def __iter__(self) -> Iterator[tuple[Batch, Requests]]:
-        for begin in range(0, len(self.requests.user_idx), self.batch_size):
+        for begin in range(0, self.batch_size * len(self), self.batch_size):
             chosen = Requests(*(column[begin : begin + self.batch_size] for column in self.requests))
             yield self.builder.requests(chosen), chosen

@@ -12,6 +12,7 @@ from recsys.experiments.assembly.model import (
 )
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
+from recsys.experiments.assembly.sharding import choose_sharding
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "build_module",
     "build_towers",
     "check_metric",
+    "choose_sharding",
     "complete",
     "freeze_suppressed",
     "corpus_of",

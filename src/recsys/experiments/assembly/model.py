@@ -19,14 +19,15 @@ from recsys.data.content_encoders import CACHE
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
+from recsys.experiments.assembly.sharding import reads_corpus, sharding_of
 from recsys.models.blend import Blend, Member, Model
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
 from recsys.models.priors import ItemPriors
+from recsys.models.sharded_table import Sharding
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
-from recsys.training.losses import CorpusLoss, SampledLoss
 
 MODEL_KEYS = (
     *("dim", "similarity", "temperature", "learn_temperature"),
@@ -37,10 +38,16 @@ PRIOR_KEYS = ("age", "recency", "half_lives_days", "lag_days")
 SPARSE_ROWS = 100_000
 
 
-def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
-    """Return the model of a trained run, to load its weights into."""
+def build_model(config: DictConfig, dataset: PreparedDataset, *, divided: Sharding = "replicated") -> Model:
+    """Return the model of a trained run, to load its weights into.
+
+    Args:
+        config: configuration of the run.
+        dataset: data set that the run was trained on.
+        divided: place of the tables that training divided among processes.
+    """
     if not config.members:
-        return build_towers(config, dataset, fresh=False)
+        return build_towers(config, dataset, fresh=False, divided=divided)
     members = [
         Member(build_towers(member.config, dataset, fresh=False), member.weight, member.config.history.max_events)
         for member in config.members.values()
@@ -48,7 +55,9 @@ def build_model(config: DictConfig, dataset: PreparedDataset) -> Model:
     return Blend(members, build_item_bias(config, dataset))
 
 
-def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = True) -> TwoTower:
+def build_towers(
+    config: DictConfig, dataset: PreparedDataset, *, fresh: bool = True, divided: Sharding = "row_wise"
+) -> TwoTower:
     """Return both towers, initialised from the seed.
 
     Args:
@@ -56,6 +65,7 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
         dataset: data set to train on.
         fresh: whether the towers will be trained. If not, nothing is computed that a checkpoint will fill, such as
             pretrained embeddings.
+        divided: place of tables with `sharding=row_wise`.
     """
     check_keys(config.model, MODEL_KEYS, name="model")
     if "priors" in config.model:
@@ -70,8 +80,8 @@ def build_towers(config: DictConfig, dataset: PreparedDataset, *, fresh: bool = 
     priors = _priors(config, dataset, fresh=fresh)
     try:
         towers = TwoTower(
-            user_tower=_user_tower(config, dataset),
-            item_tower=_item_tower(config, dataset, priors=priors),
+            user_tower=_user_tower(config, dataset, divided),
+            item_tower=_item_tower(config, dataset, divided, priors=priors),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
@@ -96,22 +106,32 @@ def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     return corpus
 
 
-def _user_tower(config: DictConfig, dataset: PreparedDataset) -> UserTower:
+def _user_tower(config: DictConfig, dataset: PreparedDataset, divided: Sharding) -> UserTower:
     runtime: dict[str, Any] = {"sizes": dataset.sizes}
     if "own_items" in config.user_tower:
-        runtime["own_items"] = _item_tower(config, dataset) if config.user_tower.own_items else None
+        runtime["own_items"] = _item_tower(config, dataset, divided) if config.user_tower.own_items else None
+    if "sharding" in config.user_tower:
+        runtime["sharding"] = _place(sharding_of("user_tower", config, dataset), divided)
     tower: UserTower = complete(instantiate(config.user_tower), **runtime)
     return tower
 
 
-def _item_tower(config: DictConfig, dataset: PreparedDataset, *, priors: ItemPriors | None = None) -> ItemTower:
+def _place(sharding: Sharding, divided: Sharding) -> Sharding:
+    return divided if sharding == "row_wise" else sharding
+
+
+def _item_tower(
+    config: DictConfig, dataset: PreparedDataset, divided: Sharding, *, priors: ItemPriors | None = None
+) -> ItemTower:
     sparse = config.item_tower.sparse
     if sparse == "auto":
-        sparse = dataset.num_trained >= SPARSE_ROWS and not _reads_corpus(config.loss)
+        sparse = dataset.num_trained >= SPARSE_ROWS and not reads_corpus(config.loss)
     if not isinstance(sparse, bool):
         raise UserError(f"item_tower.sparse: found '{sparse}', expected true, false or auto")
     # An item tower of an outside package need not know priors.
-    more = {} if priors is None else {"priors": priors}
+    more: dict[str, Any] = {} if priors is None else {"priors": priors}
+    if "sharding" in config.item_tower:
+        more["sharding"] = _place(sharding_of("item_tower", config, dataset), divided)
     tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse, **more)
     return tower
 
@@ -148,11 +168,6 @@ def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> Ite
     if not any(reads.values()):
         return None
     return ItemPriors(reads_age=reads["age"], half_lives_days=settings.half_lives_days if reads["recency"] else ())
-
-
-def _reads_corpus(loss: DictConfig) -> bool:
-    kind: type[SampledLoss | CorpusLoss] = class_of(loss)
-    return kind.reads_corpus
 
 
 def has_item_bias(config: DictConfig) -> bool:

@@ -1,0 +1,124 @@
+"""Checkpoints of sharded tables: each process writes the rows that it owns, with torch's distributed checkpoints.
+
+    checkpoints/best.ckpt, last.ckpt        everything but sharded tables, and the name of the folder with these
+                tables/<step>-<random>/     rows and optimizer state of all tables, one file of each process
+
+A folder is complete before a `.ckpt` names it, and is removed when none does, so a killed run has whole checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from recsys.core import distributed
+from recsys.core.errors import UserError
+from recsys.models.sharded_table import sharded_tables
+
+KEY = "sharded_tables"
+FOLDER = "tables"
+
+
+@dataclass(frozen=True)
+class StoredTables:
+    """Sharded tables of a checkpoint.
+
+    Attributes:
+        folder: folder of the distributed checkpoint.
+        shapes: rows and width of each table, by its name in the model.
+    """
+
+    folder: Path
+    shapes: Mapping[str, tuple[int, int]]
+
+    def map(self, name: str) -> Tensor:
+        """Return a table [N, D] that the operating system reads from a file as needed.
+
+        The file is temporary and lies beside the checkpoint, or in the folder for temporary files. Its parts are copied
+        one after another, so memory holds the rows of one process of the training at most.
+        """
+        shape = self.shapes[name]
+        place = self.folder.parent if os.access(self.folder.parent, os.W_OK) else None
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".rows-") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            file.truncate(shape[0] * shape[1] * 4)
+            rows = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=torch.float32).view(shape)
+            load({f"{name}.weight": rows}, checkpoint_id=self.folder, no_dist=True)
+        return rows
+
+    def load_into(self, model: nn.Module, *, with_state: bool = False) -> None:
+        """Read the tables of a model: each process its rows, or for a table in one process a mapped file.
+
+        All processes must call it together.
+        """
+        for name in self.shapes:
+            table = model.get_submodule(name)
+            if name in sharded_tables(model):
+                table.load(self.folder, name, with_state=with_state)  # type: ignore[operator]
+            else:
+                table.weight = nn.Parameter(self.map(name), requires_grad=False)
+
+
+def save_tables(model: nn.Module, checkpoints: Path, *, step: int) -> dict[str, Any]:
+    """Write the sharded tables of a model, and return what a checkpoint says of them. All processes must call it.
+
+    Args:
+        model: model whose tables are built.
+        checkpoints: folder of the checkpoints of a run.
+        step: training step.
+    """
+    tables = sharded_tables(model)
+    token = distributed.total(torch.tensor(secrets.randbits(48) if distributed.is_first() else 0))
+    folder = checkpoints / FOLDER / f"{step}-{int(token):012x}"
+    parts = {f"{name}.{part}": value for name, table in tables.items() for part, value in table.shards().items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(parts, checkpoint_id=folder)
+    shapes = {name: [table.num_embeddings, table.embedding_dim] for name, table in tables.items()}
+    return {"folder": folder.name, "shapes": shapes}
+
+
+def stored_tables(checkpoint: Mapping[str, Any], path: Path) -> StoredTables | None:
+    """Return the sharded tables of a checkpoint; None if it has none.
+
+    Args:
+        checkpoint: content of the file.
+        path: path of the file.
+
+    Raises:
+        UserError: If their folder is missing.
+    """
+    if (found := checkpoint.get(KEY)) is None:
+        return None
+    # The checkpoints of a refit lie one folder deeper.
+    places = [parent / FOLDER / found["folder"] for parent in (path.parent, path.parent.parent)]
+    for folder in places:
+        if (folder / ".metadata").exists():
+            return StoredTables(folder, {name: (rows, width) for name, (rows, width) in found["shapes"].items()})
+    raise UserError(f"{path}: its sharded tables are missing, expected {places[0]}")
+
+
+def remove_unused(checkpoints: Path) -> None:
+    """Remove folders of tables that no checkpoint names."""
+    folders = list((checkpoints / FOLDER).glob("*-*"))
+    if not folders:
+        return
+    used = set()
+    for file in checkpoints.rglob("*.ckpt"):
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        used.add(content.get(KEY, {}).get("folder"))
+    for folder in folders:
+        if folder.name not in used:
+            shutil.rmtree(folder, ignore_errors=True)
