@@ -5,7 +5,8 @@
 
 `steps` trains the same five steps by one process and by two, and again from a checkpoint of the third step by two and
 by one. It prints the rows that each process holds, and the largest difference of the losses and of all rows from those
-of one process. It needs the size of the table four times on the disk, and twice in memory.
+of one process. Rules of Adagrad divide by the size of the gradient, so they turn rounding in tiny gradients into larger
+differences. It needs the size of the table four times on the disk, and twice in memory.
 
 `evaluation` trains ten steps with two processes and evaluates on all items, with replicated and with divided tables. It
 prints the largest resident memory of each process, and the largest difference of a metric from that of one process.
@@ -37,26 +38,27 @@ def main() -> None:
     parser.add_argument("what", choices=["steps", "evaluation", "process", "train"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--items", type=int, default=None)
+    parser.add_argument("--rule", default="sgd", choices=["sgd", "adagrad", "rowwise_adagrad"])
     parser.add_argument("--name", default="")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     if arguments.what == "steps":
-        measure_steps(out, arguments.items or 20_000_000)
+        measure_steps(out, arguments.items or 20_000_000, arguments.rule)
     elif arguments.what == "evaluation":
         measure_evaluation(out, arguments.items or 4_000_000)
     elif arguments.what == "process":
-        process(out, arguments.items, arguments.name)
+        process(out, arguments.items, arguments.name, arguments.rule)
     else:
         train_run(out, arguments.name)
 
 
-def start(world: int, what: str, out: Path, items: int, name: str) -> list[dict[str, Any]]:
+def start(world: int, what: str, out: Path, items: int, name: str, *more: str) -> list[dict[str, Any]]:
     """Run a step of the benchmark in several processes, and return what each reports."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    words = [sys.executable, __file__, what, "--out", str(out), "--items", str(items), "--name", name]
+    words = [sys.executable, __file__, what, "--out", str(out), "--items", str(items), "--name", name, *more]
     workers = []
     for rank in range(world):
         places = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(world), "GLOBAL_RANK": str(rank)}
@@ -72,12 +74,12 @@ def report(out: Path, name: str, **values: Any) -> None:
     (out / f"{name}-{rank}.json").write_text(json.dumps(values | {"peak_gb": round(peak / 1e9, 2)}))
 
 
-def measure_steps(out: Path, items: int) -> None:
+def measure_steps(out: Path, items: int, rule: str) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     print(f"| {items:,} x {DIM} | rows held | loss | rows | peak memory, GB | s |\n|---|---|---|---|---|---|")
     for name, world in (("one", 1), ("two", 2), ("two-from-checkpoint", 2), ("one-from-checkpoint", 1)):
         begin = time.monotonic()
-        found = start(world, "process", out, items, name)
+        found = start(world, "process", out, items, name, "--rule", rule)
         held = ", ".join(f"{each['rows'] / items:.1%}" for each in found)
         loss, rows = (max(each[key] for each in found) for key in ("loss_difference", "row_difference"))
         peaks = ", ".join(str(each["peak_gb"]) for each in found)
@@ -85,7 +87,7 @@ def measure_steps(out: Path, items: int) -> None:
         print(f"| {name} | {held} | {loss:.1e} | {rows:.1e} | {peaks} | {seconds:.0f} |", flush=True)
 
 
-def process(out: Path, items: int, name: str) -> None:
+def process(out: Path, items: int, name: str, rule: str) -> None:
     """Train five steps and compare them with those of one process."""
     import lightning as L
     from lightning.pytorch.strategies import DDPStrategy
@@ -127,7 +129,7 @@ def process(out: Path, items: int, name: str) -> None:
     frequency = ExactFrequency(target_probabilities(dataset, True))
     negatives = MixedNegatives(SamplerInputs(frequency.probabilities, corpus, frequency, DIM), 256)
     module = RetrievalModule(
-        model, SampledSoftmax(), negatives=negatives, optimizer=AdamW(1e-3, 0.1), corpus=corpus, seed=0
+        model, SampledSoftmax(), negatives=negatives, optimizer=AdamW(1e-3, 0.1, fused=rule), corpus=corpus, seed=0
     )
     losses: list[float] = []
 

@@ -52,7 +52,7 @@ class FusedOptimizer(NamedTuple):
 
     kind: FusedKind
     lr: float
-    eps: float = 1e-10
+    eps: float = 1e-8
     betas: tuple[float, float] = (0.9, 0.98)
 
 
