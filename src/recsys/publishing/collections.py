@@ -17,6 +17,7 @@ from recsys.index.vector_database import CollectionIndex, VectorDatabase
 from recsys.publishing.release_check import IndexQueries, index_recall
 from recsys.release.collections import record_collection
 from recsys.release.manifest import EMBEDDINGS, ITEMS, Manifest
+from recsys.release.precision import decode
 from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
@@ -50,7 +51,7 @@ def fill_collection(
         UserError: If the database refuses the items, or a search misses the recall target at any breadth.
     """
     version = manifest.version
-    embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
+    embeddings = decode(np.load(folder / EMBEDDINGS, mmap_mode="r"))
     record_collection(store.root, version, database.address)
     if version in database.versions():
         log.info("%s holds the items of %s already", database.address, version)
