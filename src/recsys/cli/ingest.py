@@ -60,8 +60,8 @@ def main(config: DictConfig) -> None:
             consumer = KafkaConsumer(settings, store, values=values, metrics=metrics)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: consumer.stop())
-            if config.metrics.port is not None:
-                start_http_server(config.metrics.port, config.metrics.host, registry=metrics.registry)
+            if config.metrics_port is not None:
+                start_http_server(config.metrics_port, config.metrics_host, registry=metrics.registry)
             consumer.run()
         finally:
             store.close()

@@ -59,7 +59,7 @@ def test_the_command_stores_until_it_is_told_to_end(
     ending.start()
     main([
         "ingest", f"kafka={broker.address}", f"topic={topic}", f"store={published.store}", f"events={path}",
-        f"release={published.versions[0]}", f"suppressed={tmp_path}/suppressed", "metrics.port=0",
+        f"release={published.versions[0]}", f"suppressed={tmp_path}/suppressed", "metrics_port=0",
         "+kafka_options.group.protocol=consumer",
     ])  # fmt: skip
     ending.join()
