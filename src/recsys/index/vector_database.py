@@ -26,8 +26,9 @@ from recsys.index.ann_index import Effort, Index
 ENGINES = {"milvus": "recsys.index.milvus.Milvus"}
 # File of a release that names engine and parameters, so that they are part of its version.
 COLLECTION = "item_index.collection.json"
-# A filtered search reads this many times as far at least, because a filter may leave out the lists near the query.
-FILTERED = 2.0
+# A search is repeated this many times as far until it finds enough, or for a filter, until that adds no more than this
+# share of the results: a filter may leave out what is near the query.
+FURTHER, SETTLED = 4, 0.02
 
 
 class DatabaseError(UserError):
@@ -198,8 +199,7 @@ class CollectionIndex:
 
     def _breadth(self, wanted: int, total: int) -> int:
         deeper, wider = max(1.0, wanted / self.effort.k), self.num_items / total
-        factor = deeper if wider == 1 else FILTERED * deeper * wider**2
-        return min(math.ceil(self.effort.breadth * factor), self.max_breadth)
+        return min(math.ceil(self.effort.breadth * deeper * wider**2), self.max_breadth)
 
     def _refined(
         self,
@@ -219,13 +219,21 @@ class CollectionIndex:
         while True:
             left = None if exclude is None else exclude.take(pending)
             found = self._search(queries[pending], limit, breadth=breadth, conditions=selection.conditions)
-            scores[pending], rows[pending] = _without(*found, k=k, removed=selection.removed, exclude=left)
-            pending = pending[rows[pending, -1] < 0]
-            is_last = breadth == self.max_breadth and limit == most
-            if not len(pending) or is_last:
+            new, new_rows = _without(*found, k=k, removed=selection.removed, exclude=left)
+            is_short = new_rows[:, -1] < 0
+            is_open = is_short if limit < most or breadth < self.max_breadth else np.zeros(len(pending), bool)
+            if selection.conditions and breadth < self.max_breadth:
+                last = scores[pending, -1:]
+                gained = (new > last).sum(axis=1) - (scores[pending] > last).sum(axis=1)
+                is_open = is_open | (gained > SETTLED * k)
+            scores[pending], rows[pending] = new, new_rows
+            if not is_open.any():
+                pending = pending[is_short]
                 break
-            breadth, limit = min(8 * breadth, self.max_breadth), min(4 * limit, most)
-        for query in pending if limit < total else ():
+            pending = pending[is_open]
+            breadth = min(FURTHER * breadth, self.max_breadth)
+            limit = min(FURTHER * limit, most) if is_short.any() else limit
+        for query in pending.tolist() if limit < total else ():
             # More of the best items are left out than one search can return, so the database leaves them out.
             gone = selection.removed if exclude is None else np.union1d(selection.removed, _list(exclude, query))
             row = Condition("", "not", False, tuple(gone.tolist()))
