@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -28,7 +29,7 @@ def why_not() -> str | None:
         import pymilvus  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed"
-    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
         return "no network namespace can be made"
     return None
 

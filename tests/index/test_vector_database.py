@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.index import Effort, Exact, InDatabase, exact_search, load_index, save_index, tune
 from recsys.index.milvus import Milvus
-from recsys.index.milvus_columns import to_expression
+from recsys.index.milvus_columns import fields_of, to_expression
 from recsys.index.vector_database import CollectionIndex, Condition, Selection, open_database
 
 NUM_ITEMS, NUM_LISTS = 400, 20
@@ -149,3 +150,27 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
 )
 def test_conditions_become_expressions(condition: Condition, fields: set[str], expected: str) -> None:
     assert to_expression([condition], fields) == expected
+
+
+def test_columns_that_milvus_cannot_hold_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    items = pa.table(
+        {
+            "good": [1, None],
+            "long": ["x" * 70_000, ""],
+            "many": [list(range(5000)), []],
+            "nested": [{"a": 1}, {"a": 2}],
+            "unsigned": pa.array([2**63, 1], pa.uint64()),
+            "lists": [[3, 1, None], []],
+        }
+    )
+    fields = {field.name: field.values.to_pylist() for field in fields_of(items)}
+    assert fields.pop("c_lists") == [[3, 1, None], []]
+    assert fields == {
+        "n_good": [False, True],
+        "c_good": [1, 0],
+        "lo_lists": [1, 0],
+        "hi_lists": [3, 0],
+        "n_lists": [False, True],
+    }
+    assert [record.args[0] for record in caplog.records if record.args] == ["long", "many", "nested", "unsigned"]
+    assert "a list has more than 4096 elements" in caplog.text

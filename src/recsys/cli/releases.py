@@ -4,7 +4,7 @@
     recsys releases show VERSION|ALIAS                 manifest of one release
     recsys releases alias production VERSION|ALIAS     point an alias at a release
     recsys releases rollback [production]              point it at the release before its last move
-    recsys releases delete VERSION                     remove a release
+    recsys releases delete VERSION                     remove a release, and its collection of a vector database
     recsys releases keygen PATH                        write a key that signs, and PATH.pub, which proves signatures
     recsys releases sign VERSION sign_key=PATH         sign a release
     recsys releases verify VERSION require_signature=PATH.pub
