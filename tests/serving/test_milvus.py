@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ from publishing import Published
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact, InDatabase
 from recsys.index.milvus import Milvus
+from recsys.publishing.collections import fill_collection
 from recsys.publishing.promote import promote
+from recsys.release.manifest import MANIFEST, Manifest
 from recsys.release.runtime.item_ids import ItemFilter
 from recsys.release.runtime.retriever import Query, Retriever
+from recsys.release.runtime.self_check import stored_check
 from recsys.release.store import ReleaseStore
 from recsys.serving.http.app import App
 
@@ -48,14 +52,23 @@ class Promoted:
 
 @pytest.fixture(scope="module")
 def promoted(published: Published, milvus: MilvusProcess, tmp_path_factory: pytest.TempPathFactory) -> Promoted:
-    """Two releases with a collection each."""
+    """Two releases with a collection each: one that was promoted so, and one that got it later."""
     store = ReleaseStore(tmp_path_factory.mktemp("store"))
-    versions = [
-        promote(load_run(run), InDatabase(Exact(), Milvus(milvus.address)), store=store, model="test").version
-        for run in published.runs
-    ]
-    store.set_alias("candidate", versions[0], why="test")
-    return Promoted(store.root, (versions[0], versions[1]))
+    index = InDatabase(Exact(), Milvus(milvus.address))
+    first, second = (
+        promote(load_run(published.runs[0]), index, store=store, model="test").version,
+        published.versions[1],
+    )
+    folder = shutil.copytree(published.store / second, store.root / second)
+    manifest = Manifest.load(folder)
+    users = stored_check(folder, manifest)["embeddings"]
+    filled = fill_collection(
+        folder, manifest, store=store, database=index.database, halves=(users, users), recall_target=0.98
+    )
+    (folder / MANIFEST).chmod(0o644)
+    filled.save(folder)
+    store.set_alias("candidate", first, why="test")
+    return Promoted(store.root, (first, second))
 
 
 def test_answers_are_those_of_the_release(
