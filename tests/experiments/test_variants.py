@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import run_all
 from composing import composition_error
 from omegaconf import OmegaConf
-from tiny_run import STEP, assert_same_run, command
+from tiny_run import STEP, assert_same_run, command, weights
 from worlds import CONF, compose
 
 from recsys.core.errors import UserError
@@ -26,31 +27,41 @@ def several(run: Path, cache: Path, *overrides: str) -> list[str]:
 
 @pytest.mark.slow
 def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> None:
-    cache, whole, killed = tmp_path / "cache", tmp_path / "whole", tmp_path / "killed"
+    cache, whole, killed, untried = (tmp_path / name for name in ("cache", "whole", "killed", "untried"))
+    trial = ("+variants.narrow={overrides: ['user_tower=mean', 'model.dim=4']}", "trial_epochs=2", "callbacks=ema")
     jobs = [
-        {"args": several(whole, cache)},
-        # In the first variant, in the second, before the winner is adopted, and in its refit.
-        {"args": several(killed, cache), "kill": [STEP, 7]},
-        {"args": several(killed, cache), "kill": [STEP, 25]},
-        {"args": several(killed, cache), "kill": ["file:killed/checkpoints/best.ckpt", 1]},
-        {"args": several(killed, cache), "kill": [STEP, 4]},
-        {"args": several(killed, cache)},
+        {"args": several(whole, cache, *trial)},
+        # In the second trial, behind the trials, in what follows, and before the winner is adopted.
+        {"args": several(killed, cache, *trial), "kill": [STEP, 17]},
+        {"args": several(killed, cache, *trial), "kill": ["file:killed/variants/kept.json", 1]},
+        {"args": several(killed, cache, *trial), "kill": [STEP, 5]},
+        {"args": several(killed, cache, *trial), "kill": ["file:killed/checkpoints/best.ckpt", 1]},
+        {"args": several(killed, cache, *trial)},
+        {"args": several(untried, cache, "callbacks=ema", "test=false")},
     ]
     codes = run_all(jobs, tmp_path)
-    assert [code for code, _ in codes] == [0, -9, -9, -9, -9, 0], codes[-1][1]
+    assert [code for code, _ in codes] == [0, -9, -9, -9, -9, 0, 0], codes
     assert_same_run(killed, whole)
 
+    kept = json.loads((whole / "variants/kept.json").read_text())
+    assert 1 <= len(kept) <= 2
     state = json.loads((whole / "run.json").read_text())
     assert state["status"] == "finished"
     metric = OmegaConf.load(whole / "config.yaml").evaluation.metric
-    scores = {name: json.loads((whole / f"variants/{name}/metrics.json").read_text())[metric] for name in NAMES}
+    scores = {name: json.loads((whole / f"variants/{name}/metrics.json").read_text())[metric] for name in kept}
     assert state["variants"] == scores
     assert scores[state["variant"]] == max(scores.values())
+    # A trial changes nothing in what follows.
+    for name in {*kept} & {*NAMES}:
+        for file in ("best.ckpt", "last.ckpt"):
+            one, other = (weights(run / "variants" / name, file) for run in (whole, untried))
+            assert all(torch.equal(one[key], other[key]) for key in one), (name, file)
     # The folder is a run of the winner like any other; test is not looked at with the others.
     run = load_run(whole)
     chosen = OmegaConf.load(whole / f"variants/{state['variant']}/config.yaml")
     assert run.config == chosen
-    assert all("test/recall@10" not in json.loads((whole / f"variants/{n}/metrics.json").read_text()) for n in NAMES)
+    names = [*NAMES, "narrow"]
+    assert all("test/recall@10" not in json.loads((whole / f"variants/{n}/metrics.json").read_text()) for n in names)
     assert any("test/recall@10" in line for line in (whole / "metrics.json").read_text().splitlines())
 
 

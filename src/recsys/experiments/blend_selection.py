@@ -41,7 +41,7 @@ LEAST_SHIFT_GAIN = 0.05
 # Weight, power. The last one ranks nearly as popularity does, so a blend is not worse than the popularity in it.
 SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 16.0))
 # Size of the seeded sample of validation users on which choices are measured.
-MOST_USERS = 20_000
+MOST_USERS = 8_000
 
 
 class ValidationEmbeddings(NamedTuple):

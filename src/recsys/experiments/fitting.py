@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 from omegaconf import DictConfig
@@ -73,8 +73,28 @@ class TrainingSession:
         return dataclasses.replace(self, dataset=self.dataset.refit())
 
 
-def select_checkpoint(session: TrainingSession) -> None:
-    """Train on the training part and keep the checkpoint with the best validation metric."""
+class _StopAfter(Checkpoint):
+    """Stops after some epochs and writes `last.ckpt`, so that a later start continues as if there had been no stop.
+
+    It runs after all other callbacks. When training has ended, the averaged weights have replaced those that it needs.
+    """
+
+    def __init__(self, epochs: int, path: Path) -> None:
+        self.epochs, self.path = epochs, path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        if trainer.current_epoch + 1 >= self.epochs or trainer.should_stop:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) -> None:
+    """Train on the training part and keep the checkpoint with the best validation metric.
+
+    Args:
+        session: start of the run.
+        epochs: epochs after which training stops, to be continued by another call; None for the whole training.
+    """
     config, run, dataset = session.config, session.run, session.dataset
     last = _existing(run.checkpoints / LAST)
     trainer = None
@@ -87,6 +107,8 @@ def select_checkpoint(session: TrainingSession) -> None:
             session, module.model, calibrate=calibration(config, dataset, model=module.model, builder=data.builder)
         )
         callbacks = [*(c for _, c in named), KeepEarlyStopped(), evaluation]
+        if epochs is not None:
+            callbacks.append(_StopAfter(epochs, run.checkpoints / LAST))
         trainer = build_trainer(session, callbacks)
         begin = time.monotonic()
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
@@ -98,11 +120,18 @@ def select_checkpoint(session: TrainingSession) -> None:
         raise
     seconds = time.monotonic() - begin
     say_profile(trainer)
-    trainer.save_checkpoint(run.checkpoints / LAST)
+    if epochs is None:
+        trainer.save_checkpoint(run.checkpoints / LAST)
     best = run.checkpoints / BEST
-    if not any(isinstance(c, ModelCheckpoint) and c.best_model_path for c in callbacks):
+    checkpoints = [c for c in callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path]
+    if not checkpoints:
         # Training was too short for a validation.
         trainer.save_checkpoint(best)
+    if epochs is not None:
+        score = next((c.best_model_score for c in checkpoints), None)
+        run.write_metrics({config.evaluation.metric: 0.0 if score is None else float(score)})
+        distributed.barrier()
+        return
     load_weights(module.model, best)
     fit_new_items_offset(config, dataset, model=module.model, builder=data.builder)
     if distributed.is_first():

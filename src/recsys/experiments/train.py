@@ -82,6 +82,26 @@ def select(config: DictConfig, path: Path) -> RunFolder:
         return run
 
 
+def try_out(config: DictConfig, path: Path, *, epochs: int) -> RunFolder:
+    """Train a run for some epochs. `select` continues it as if it had not stopped.
+
+    Args:
+        config: configuration of the run.
+        path: folder of the run.
+        epochs: number of epochs. The run's only metric is then the best one of its validations.
+    """
+    with hold(path):
+        freeze_suppressed(config, path)
+        run = RunFolder(path, config)
+        if run.metrics:
+            return run
+        begin = time.monotonic()
+        session = _start(config, run)
+        select_checkpoint(session, epochs=epochs)
+        _end(session, RunStatus.RUNNING, seconds=run.state.seconds + time.monotonic() - begin)
+        return run
+
+
 def refit(config: DictConfig, path: Path) -> RunFolder:
     """Train a selected run again on train + val if its configuration asks for it, without a look at the test part.
 

@@ -22,7 +22,7 @@ from recsys.experiments.blend_selection import BlendChoice, blend_config, choose
 from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
 from recsys.experiments.suitability import suitable_variants
-from recsys.experiments.train import refit, select, train
+from recsys.experiments.train import refit, select, train, try_out
 
 log = logging.getLogger("recsys")
 
@@ -56,6 +56,9 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     variants = suitable_variants(variants, path / "variants/left_out.json")
     # Training replaces `auto` by a number. A number that was given holds for blends too.
     fits_offset = any(config.model.new_items_offset == "auto" for config in variants.values())
+    epochs = next(iter(variants.values())).get("trial_epochs")
+    if epochs and len(variants) > 2:
+        variants = _better_half(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset)
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
         log.info("training variant %s (%d of %d)", name, number, len(variants))
@@ -72,6 +75,32 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
         _adopt(runs[best], target, variant=best, variants=scores, seconds=_seconds(runs))
     distributed.barrier()
     return train(variants[best], path)
+
+
+def _better_half(
+    variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_offset: bool
+) -> dict[str, DictConfig]:
+    """Train the variants for some epochs, and return those whose training is worth its time: at most half of them.
+
+    This is one round of successive halving (Jamieson and Talwalkar 2016). The members of the best blend go on, and not
+    the best variants, because two variants that err alike add little to each other.
+    """
+    file = path / "variants/kept.json"
+    if not file.exists():
+        runs = {}
+        for number, (name, config) in enumerate(variants.items(), 1):
+            log.info("trying variant %s for %d epochs (%d of %d)", name, epochs, number, len(variants))
+            runs[name] = try_out(config, path / "variants" / name, epochs=epochs)
+        weights = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset).weights
+        kept = sorted(weights, key=lambda name: -weights[name])[: (len(variants) + 1) // 2]
+        if distributed.is_first():
+            atomic_write(file, json.dumps(kept) + "\n")
+    distributed.barrier()
+    kept = json.loads(file.read_text())
+    for name in variants:
+        if name not in kept:
+            log.info("variant %s is not trained further: after %d epochs it adds too little", name, epochs)
+    return {name: config for name, config in variants.items() if name in kept}
 
 
 def _choose(
