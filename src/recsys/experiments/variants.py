@@ -17,7 +17,7 @@ from rich.table import Table
 from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
-from recsys.experiments.assembly import freeze_suppressed
+from recsys.experiments.assembly import freeze_suppressed, open_data
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
 from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
@@ -25,6 +25,9 @@ from recsys.experiments.suitability import suitable_variants
 from recsys.experiments.train import refit, select, train, try_out
 
 log = logging.getLogger("recsys")
+
+# Number of training events that a trial of a variant reads at most, unless one epoch has more.
+MOST_TRIAL_EVENTS = 500_000
 
 
 def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = False) -> RunFolder:
@@ -58,6 +61,8 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     fits_offset = any(config.model.new_items_offset == "auto" for config in variants.values())
     epochs = next(iter(variants.values())).get("trial_epochs")
     if epochs and len(variants) > 2:
+        num_events = int(open_data(next(iter(variants.values()))).train_count.sum())
+        epochs = max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
         variants = _better_half(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset)
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
