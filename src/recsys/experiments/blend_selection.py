@@ -41,7 +41,7 @@ LEAST_SHIFT_GAIN = 0.05
 # Weight, power. The last one ranks nearly as popularity does, so a blend is not worse than the popularity in it.
 SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 16.0))
 # Size of the seeded sample of validation users on which choices are measured.
-MOST_USERS = 8_000
+MOST_USERS = 20_000
 
 
 class ValidationEmbeddings(NamedTuple):
@@ -82,7 +82,12 @@ class BlendChoice(NamedTuple):
 
 
 def choose_blend(
-    configs: Mapping[str, DictConfig], runs: Mapping[str, RunFolder], *, metric: str, fits_offset: bool = True
+    configs: Mapping[str, DictConfig],
+    runs: Mapping[str, RunFolder],
+    *,
+    metric: str,
+    fits_offset: bool = True,
+    most_users: int = MOST_USERS,
 ) -> BlendChoice:
     """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
@@ -97,9 +102,10 @@ def choose_blend(
         runs: selected runs by name.
         metric: validation metric; more is better.
         fits_offset: whether a blend has an offset of new items beside those of its members.
+        most_users: size of the sample of validation users.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
-    validation = _Validation(next(iter(configs.values())), fits_offset=fits_offset)
+    validation = _Validation(next(iter(configs.values())), fits_offset=fits_offset, most_users=most_users)
     none = BlendChoice({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, run=runs[name])
@@ -151,13 +157,13 @@ def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling:
 class _Validation:
     """Validation requests, and all items that a member may place, as the members of a blend see them."""
 
-    def __init__(self, config: DictConfig, *, fits_offset: bool = True) -> None:
+    def __init__(self, config: DictConfig, *, fits_offset: bool = True, most_users: int = MOST_USERS) -> None:
         self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
         self.new_users = new_user_share(earlier_origins(self.dataset, config.evaluation.get("origins", 1)))
         self.lift: float = config.model.new_items_lift
         self.requests = self.dataset.requests("val")
         order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
-        self.sample = np.sort(order[:MOST_USERS])
+        self.sample = np.sort(order[:most_users])
         self.embedded: dict[str, ValidationEmbeddings] = {}
         self.known = self.dataset.corpus(reads_features=True)
         self.choices = None

@@ -28,6 +28,8 @@ log = logging.getLogger("recsys")
 
 # Number of training events that a trial of a variant reads at most, unless one epoch has more.
 MOST_TRIAL_EVENTS = 500_000
+# Number of validation users that choose the variants which are trained further.
+TRIAL_USERS = 8_000
 
 
 def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = False) -> RunFolder:
@@ -96,7 +98,8 @@ def _better_half(
         for number, (name, config) in enumerate(variants.items(), 1):
             log.info("trying variant %s for %d epochs (%d of %d)", name, epochs, number, len(variants))
             runs[name] = try_out(config, path / "variants" / name, epochs=epochs)
-        weights = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset).weights
+        chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset, most_users=TRIAL_USERS)
+        weights = chosen.weights
         kept = sorted(weights, key=lambda name: -weights[name])[: (len(variants) + 1) // 2]
         if distributed.is_first():
             atomic_write(file, json.dumps(kept) + "\n")
