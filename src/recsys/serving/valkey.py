@@ -129,6 +129,13 @@ class DurableServer:
             found = pipe.execute()
         return found
 
+    def by_node(self, keys: Sequence[str]) -> list[list[str]]:
+        """Return the keys of each node."""
+        found: dict[str, list[str]] = {}
+        for key in keys:
+            found.setdefault(self.client.get_node_from_key(key).name if self.is_cluster else "", []).append(key)
+        return list(found.values())
+
     def swap(self, edits: Sequence[Edit], members: str = "", *, pipe: Any = None) -> Any:
         """Make edits of one node, all or none, and return an answer for each; with `pipe`, its `execute` returns them.
 
@@ -154,13 +161,21 @@ class DurableServer:
         if self.is_cluster:
             # Otherwise the client learns of new nodes only from errors.
             self.client.nodes_manager.initialize(disconnect_startup_nodes_pools=False)
-        for node in self.nodes():
+        silent: list[redis.RedisError] = []
+        nodes = self.nodes()
+        for node in nodes:
             pool = node.connection_pool
-            connection = pool.get_connection()
             try:
-                self._check_durable(connection)
-            finally:
-                pool.release(connection)
+                connection = pool.get_connection()
+                try:
+                    self._check_durable(connection)
+                finally:
+                    pool.release(connection)
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                # Its settings are checked when it is back, at the first connection.
+                silent.append(error)
+        if len(silent) == len(nodes):
+            raise silent[0]
         for replica in self.client.get_replicas() if self.is_cluster else ():
             try:
                 settings: Any = self.client.get_redis_connection(replica).config_get("cluster-*-no-failover")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import random
 import re
@@ -19,7 +20,10 @@ from servers import DURABLE, FAST, Cluster, Server, needs_server
 
 from recsys.core.errors import UserError
 from recsys.serving.events import Event, StoreError, open_store
+from recsys.serving.events.event_store import PartlyReadError
 from recsys.serving.events.valkey import ValkeyEvents
+from recsys.serving.gateway.stored_users import StoredUsers
+from recsys.serving.observability.metrics import Metrics
 
 pytestmark = needs_server
 ROOT = Path(__file__).parents[3]
@@ -72,6 +76,33 @@ def test_killed_nodes_lose_nothing(own: Cluster) -> None:
     for user, numbers in acknowledged.items():
         assert {event.item_id for event in store.history(user)} >= set(numbers)
         assert {event.item_id for event in store.history("all")} >= set(numbers)
+    store.close()
+
+
+def test_a_node_that_is_down_costs_its_own_users_alone(own: Cluster) -> None:
+    store = open_store(own.url, 10)
+    users = [f"down-{number}" for number in range(20)]
+    store.append([(user, Event(1, 1)) for user in users])
+    own.nodes[0].kill()
+    try:
+        # It cannot lose anything now, so the gateways stay ready, and new ones can start.
+        store.check()
+        open_store(own.url).close()
+        with pytest.raises(PartlyReadError) as failed:
+            store.histories(users)
+        found = {user: history for user, history in zip(users, failed.value.histories, strict=True) if history}
+        assert 0 < len(found) < len(users)
+        alive = next(iter(found))
+        assert store.append([(alive, Event(2, 2))]) == ["stored"]
+        reader = StoredUsers(store, Metrics())
+        stored = asyncio.run(reader.all_of(users, profiled=False))
+        assert {user for user, one in zip(users, stored, strict=True) if not one.is_missing} == found.keys()
+        with pytest.raises(StoreError):
+            store.append([(user, Event(2, 2)) for user in users])
+    finally:
+        own.nodes[0].start()
+        own.wait()
+    assert all(store.histories(users))
     store.close()
 
 

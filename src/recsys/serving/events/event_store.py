@@ -85,6 +85,18 @@ class StoreError(RuntimeError):
     """The store cannot answer now. A failed write may or may not be stored; repeating it is safe."""
 
 
+class PartlyReadError(StoreError):
+    """Part of the store cannot answer now.
+
+    Attributes:
+        histories: history of each user; None for a user of that part.
+    """
+
+    def __init__(self, message: str, histories: Sequence[list[Event] | None]) -> None:
+        super().__init__(message)
+        self.histories = histories
+
+
 class EventStore(Protocol):
     """Events and profiles of users. Thread-safe. Ids keep their type: 5 and "5" are two users.
 
@@ -114,7 +126,11 @@ class EventStore(Protocol):
         """Return the events of a user, oldest first; none for an unknown user."""
 
     def histories(self, user_ids: Sequence[UserId]) -> list[list[Event]]:
-        """Return the history of each user, in one round trip."""
+        """Return the history of each user, in one round trip.
+
+        Raises:
+            PartlyReadError: If the histories of some users cannot be read now.
+        """
 
     def profile(self, user_id: UserId) -> Mapping[str, Any]:
         """Return the restored profile features of a user."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import time
@@ -15,6 +16,7 @@ from recsys.serving.events.event_store import (
     Erased,
     Event,
     Outcome,
+    PartlyReadError,
     Restored,
     Searched,
     StoreError,
@@ -138,9 +140,27 @@ class ValkeyEvents:
         """Return the history of each user; see `EventStore.histories`."""
         if not user_ids:
             return []
-        with self._answers():
-            found = self._server.get_many([self._keys.key("history", user_id) for user_id in user_ids])
+        keys = [self._keys.key("history", user_id) for user_id in user_ids]
+        try:
+            with self._answers():
+                found = self._server.get_many(keys)
+        except StoreError as error:
+            if self._server.is_cluster:
+                self._read_by_node(keys, error)
+            raise
         return [self._decode(content, self._unreadable) for content in found]
+
+    def _read_by_node(self, keys: Sequence[str], error: StoreError) -> None:
+        """Raise `PartlyReadError` if some nodes answer."""
+        found: dict[str, bytes | None] = {}
+        with self._answers():
+            groups = self._server.by_node(keys)
+        for group in groups:
+            with contextlib.suppress(StoreError), self._answers():
+                found.update(zip(group, self._server.get_many(group), strict=True))
+        if found:
+            histories = [self._decode(found[key], self._unreadable) if key in found else None for key in keys]
+            raise PartlyReadError(str(error), histories) from error
 
     def _decode(self, content: bytes | None, unreadable: Unreadable) -> list[Event]:
         if content is None:

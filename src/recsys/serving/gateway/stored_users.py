@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from recsys.serving.events import Event, EventStore, StoreError, UserId
+from recsys.serving.events.event_store import PartlyReadError
 from recsys.serving.gateway.microbatch import Microbatcher
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.pools import HISTORIES
@@ -92,9 +93,15 @@ class StoredUsers:
 
     def _read(self, user_ids: Sequence[UserId], profiled: bool) -> list[Stored]:
         with self._metrics.timed("events"):
-            histories = self._events.histories(user_ids)
-            profiles = [self._events.profile(user) for user in user_ids] if profiled else [{}] * len(user_ids)
-        return list(map(Stored, histories, profiles))
+            try:
+                histories: Sequence[list[Event] | None] = self._events.histories(user_ids)
+            except PartlyReadError as error:
+                log.warning("some requests are answered without stored histories: %s", error)
+                histories = error.histories
+            return [
+                MISSING if history is None else Stored(history, self._events.profile(user) if profiled else {})
+                for user, history in zip(user_ids, histories, strict=True)
+            ]
 
     def _rest(self, reason: str) -> None:
         log.warning("requests are answered without stored histories: %s", reason)
