@@ -31,7 +31,7 @@ from recsys.core.suppression import hash_of
 from recsys.serving.events import open_store
 from recsys.serving.host.item_updates import ItemUpdates
 
-FIRST_ITEM, MAX_EVENTS, GATEWAYS = 10**12, 100_000, 2
+FIRST_ITEM, MAX_EVENTS = 10**12, 100_000
 # Events and kills after which clients take new users: an answer names a hundred unknown items, a history has 256 kB.
 EVENTS_PER_USER, KILLS_PER_USER = 50, 5
 
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--release", default="production")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     choose, kills, moves = random.Random(given.seed), [0, 0], 0
@@ -97,7 +98,7 @@ def main() -> int:
         own = [f"store={given.store.resolve()}", f"release={given.release}", f"events={nodes.url}",
                f"changes={nodes.url}", f"max_events={MAX_EVENTS}", f"samples.folder={folder}/samples",
                f"suppressed={folder}/suppressed", "log_level=warning", f"hydra.run.dir={folder}"]  # fmt: skip
-        gateways = [Server(folder, port, "role=all", *own) for port in free_ports(GATEWAYS)]
+        gateways = [Server(folder, port, "role=all", *own) for port in free_ports(given.gateways)]
         traffic = Traffic(gateways)
         threads = [threading.Thread(target=traffic.write, args=(client,)) for client in range(given.clients)]
         threads.append(threading.Thread(target=traffic.take_down))
@@ -111,8 +112,7 @@ def main() -> int:
             for number in track(range(given.kills), "kills"):
                 traffic.generation = number // KILLS_PER_USER
                 time.sleep(choose.uniform(0.1, 0.6))
-                # Three of five are nodes.
-                victim = choose.randrange(NODES + GATEWAYS)
+                victim = choose.randrange(NODES + given.gateways)
                 kills[victim >= NODES] += 1
                 if victim < NODES:
                     nodes.kill(victim)

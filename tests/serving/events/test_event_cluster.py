@@ -203,7 +203,7 @@ def test_the_benchmark_of_kills(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     benchmark = importlib.import_module("serving_cluster_kills")
     # The first of this seed kills a node.
-    words = f"--store {published.store} --release {published.versions[0]} --kills 1 --clients 1 --seed 1"
+    words = f"--store {published.store} --release {published.versions[0]} --kills 1 --clients 1 --gateways 1 --seed 1"
     monkeypatch.setattr("sys.argv", ["serving_cluster_kills.py", *words.split()])
     assert benchmark.main() == 0
     assert "1 kills of nodes, 0 of gateways" in capsys.readouterr().out
