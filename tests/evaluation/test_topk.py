@@ -78,3 +78,16 @@ def test_write_gets_the_first_row_of_its_block(monkeypatch: pytest.MonkeyPatch) 
 
     _, columns = BlockedTopK(3)(40, 2, write=write)
     assert columns.tolist() == [[2, 1]] * 20 + [[0, 1]] * 20
+
+
+def test_a_large_corpus_is_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, users = torch.randn(103, 4), torch.randn(7, 4)
+    gone = excluded([[0, 39, 40, 102], [], [41], [80], [79, 102], [5], []])
+    whole = [ExactTopK(items)(users, k, exclude=gone) for k in (5, 110)]
+    monkeypatch.setattr(topk, "MOST_COLUMNS", 40)
+    search = ExactTopK(items)
+    for (scores, rows), k in zip(whole, (5, 110), strict=True):
+        found = search(users, k, exclude=gone)
+        torch.testing.assert_close(found[0], scores)
+        assert torch.equal(found[1], rows)
+    assert search._search._buffer.shape[1] < 50

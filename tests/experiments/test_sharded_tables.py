@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from training_processes import run_processes
 from worlds import FEATURES, compose, write_world
 
+from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
-from recsys.experiments.assembly import build_data, build_module, build_towers, open_data
+from recsys.experiments.assembly import build_data, build_module, build_towers, choose_sharding, open_data
 from recsys.experiments.fitting import count_parameters
 from recsys.experiments.run_folder import read_json
 from recsys.experiments.train import train
@@ -284,3 +285,75 @@ def test_warm_start_copies_rows_by_id(outcome: Outcome) -> None:
     for found in outcome[2]:
         for name, rows in found["warm"].items():
             assert torch.equal(rows, whole(run.model.get_submodule(name))), name  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
+    """Configurations on a small data set."""
+    folder = tmp_path_factory.mktemp("small")
+    root = write_world(folder / "data")
+
+    def config(*more: str) -> DictConfig:
+        common = ["data=parquet", f"data.root={root}", f"data.cache={folder}/cache", "split=leave_last_out"]
+        return compose("train", [*common, *FIXED, "trainer=ddp", *more])
+
+    return config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["negatives=none", "loss=full_softmax"], "loss: reads the embeddings of all items"),
+        (["callbacks=ema"], "callbacks.ema"),
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches"),
+        (["+trainer.precision=16-mixed"], "trainer.precision"),
+        (["item_tower.sharding=rows"], "expected auto, replicated or row_wise"),
+    ],
+)
+def test_settings_that_need_whole_tables_are_refused(
+    overrides: list[str], named: str, small: Callable[..., DictConfig]
+) -> None:
+    config = small("item_tower.sharding=row_wise", *overrides)
+    with pytest.raises(UserError, match=named):
+        choose_sharding(config, open_data(config))
+
+
+def test_missing_torchrec_is_named_with_the_command(
+    small: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    config = small("item_tower.sharding=row_wise")
+    with pytest.raises(UserError, match=r"item_tower.sharding=row_wise: .*pip install --no-deps torchrec==1.8.0"):
+        choose_sharding(config, open_data(config))
+
+
+def test_large_tables_of_several_processes_are_divided(
+    small: Callable[..., DictConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(*overrides: str) -> tuple[str, str]:
+        config = small(*overrides)
+        choose_sharding(config, open_data(config))
+        return config.item_tower.sharding, config.user_tower.sharding
+
+    assert chosen() == ("replicated", "replicated")
+    monkeypatch.setattr("recsys.experiments.assembly.sharding.SHARDED_BYTES", 1)
+    assert chosen() == ("row_wise", "row_wise")
+    assert chosen("trainer.devices=1") == ("replicated", "replicated")
+    assert chosen("callbacks=ema") == ("replicated", "replicated")
+    assert chosen("user_tower.use_user_id=false") == ("row_wise", "replicated")
+    monkeypatch.setattr("recsys.experiments.assembly.sharding.is_installed", lambda: False)
+    assert chosen() == ("replicated", "replicated")
+
+
+def test_adam_is_refused_without_a_gpu() -> None:
+    with pytest.raises(UserError, match="optimizer.fused=adam: .*expected rowwise_adagrad"):
+        ShardedTable(4, 8, std=1.0).build(FusedOptimizer("adam", 0.1), torch.device("cpu"))
+
+
+def test_first_values_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.models.sharded_table._BLOCK", 4)
+    table = ShardedTable(11, 8, std=2.0)
+    rows = table.fill(0, 11)
+    assert rows.shape == (11, 8)
+    assert torch.equal(torch.cat([table.fill(0, 5), table.fill(5, 6), table.fill(6, 11)]), rows)
+    assert len(rows.unique()) == rows.numel()
