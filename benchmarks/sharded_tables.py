@@ -5,8 +5,9 @@
 
 `steps` trains the same five steps by one process and by two, and again from a checkpoint of the third step by two and
 by one. It prints the rows that each process holds, the largest relative difference of the losses, and the largest
-difference of all rows, from those of one process. Rules of Adagrad divide by the size of the gradient, so they turn rounding in tiny gradients into larger
-differences. It needs the size of the table four times on the disk, and twice in memory.
+difference of all rows, from those of one process. Rules of Adagrad divide by the size of the gradient, so they turn
+rounding in tiny gradients into larger differences. It needs the size of the table four times on the disk, and twice in
+memory.
 
 `evaluation` trains ten steps with two processes and evaluates on all items, with replicated and with divided tables. It
 prints the largest resident memory of each process, and the largest difference of a metric from that of one process.

@@ -110,16 +110,17 @@ class DividedSearch(CorpusSearch):
 
     Args:
         part: search of the part of this process; None if it has no item.
+        device: device of the embeddings.
     """
 
-    def __init__(self, part: CorpusSearch | None) -> None:
-        self._part = part
+    def __init__(self, part: CorpusSearch | None, device: torch.device) -> None:
+        self._part, self._device = part, device
 
     def among(self, is_chosen: npt.NDArray[np.bool_]) -> DividedSearch | None:
         """Return the search of the corpus items in a mask bool [N + 1]; None if no process has any."""
         part = None if self._part is None else self._part.among(is_chosen)
-        has_some = distributed.total(torch.tensor(0 if part is None else 1))
-        return DividedSearch(part) if int(has_some) else None
+        has_some = distributed.total(torch.tensor(0 if part is None else 1, device=self._device))
+        return DividedSearch(part, self._device) if int(has_some) else None
 
     def _search_each(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
         counts = distributed.gather(torch.tensor([len(users)], device=users.device)).tolist()
@@ -153,7 +154,7 @@ def search_of(model: Model, corpus: npt.NDArray[np.int64]) -> CorpusSearch:
     height = -(-len(corpus) // size)
     own = corpus[height * distributed.rank() : height * (distributed.rank() + 1)]
     embeddings = encode_corpus(model, torch.from_numpy(own).to(model.device), most=height)
-    return DividedSearch(CorpusSearch(embeddings, own) if len(own) else None)
+    return DividedSearch(CorpusSearch(embeddings, own) if len(own) else None, model.device)
 
 
 class ModelRanker:

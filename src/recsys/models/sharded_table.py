@@ -186,7 +186,7 @@ class ShardedTable(nn.Module):
 
     def largest(self) -> Tensor:
         """Return the largest absolute value of all rows, in every process; infinity if one is not a number."""
-        size = self.weight.abs().amax().nan_to_num(nan=torch.inf) if len(self.weight) else torch.zeros(())
+        size = self.weight.abs().amax().nan_to_num(nan=torch.inf) if len(self.weight) else self.weight.sum()
         dist.all_reduce(size, op=dist.ReduceOp.MAX)
         return size
 

@@ -80,7 +80,8 @@ def save_tables(model: nn.Module, checkpoints: Path, *, step: int) -> dict[str, 
         step: training step.
     """
     tables = sharded_tables(model)
-    token = distributed.total(torch.tensor(secrets.randbits(48) if distributed.is_first() else 0))
+    device = next(iter(tables.values())).weight.device
+    token = distributed.total(torch.tensor(secrets.randbits(48) if distributed.is_first() else 0, device=device))
     folder = checkpoints / FOLDER / f"{step}-{int(token):012x}"
     parts = {f"{name}.{part}": value for name, table in tables.items() for part, value in table.shards().items()}
     with warnings.catch_warnings():
