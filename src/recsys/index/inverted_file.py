@@ -100,6 +100,23 @@ class IVFFlat(FaissIndex):
         self._embeddings, self._ann = embeddings, self._finished(filled)
         self.effort = Effort(min(self.max_breadth, 64), self.refine_factors[-1])
 
+    def part(self, embeddings: Float32Array, *, number: int, count: int) -> IVFFlat:
+        """Return an index of the rows with row % count == number, in the same lists; `embeddings` are theirs."""
+        part = type(self)(**self.parameters())
+        centroids = faiss.IndexFlatIP(self.dim)
+        centroids.add(self._centroids())
+        structure = self._empty_structure(centroids, self.max_breadth)
+        centroids.this.disown()
+        structure.own_fields = structure.is_trained = True
+        self._copy_codes(self._ann, structure)
+        # 1: subset by the remainder of the ids.
+        self._ann.copy_subset_to(structure, 1, count, number)
+        part._embeddings, part._ann, part.effort = embeddings, structure, self.effort
+        for place in range(part.max_breadth):
+            ids = part._ids(place)
+            ids //= count
+        return part
+
     def _trained(self, embeddings: Float32Array, num_items: int) -> Any:
         """Return a structure without items, trained for the lists of `num_items` items."""
         dim = embeddings.shape[1]

@@ -82,6 +82,28 @@ def read_embeddings(folder: Path, manifest: Manifest) -> Float32Array:
         return held
 
 
+def read_shard(folder: Path, manifest: Manifest, *, number: int, count: int) -> Float32Array:
+    """Return the item embeddings of the rows with row % count == number. The others are read but not kept."""
+    with _opened(folder, EMBEDDINGS, manifest) as (file, entry):
+        shape, is_fortran, dtype = array_header(file, entry.bytes, folder / EMBEDDINGS)
+        check_shape(shape, dtype, folder=folder, manifest=manifest)
+        size = file.tell()
+        file.seek(0)
+        running = hashlib.sha256(file.read(size))
+        step = count * max(_CHUNK // (manifest.dim * 4 * count), 1)
+        kept = []
+        for first in range(0, 0 if is_fortran else shape[0], step):
+            block = np.empty((min(step, shape[0] - first), *shape[1:]), dtype)
+            content = block.reshape(-1).view(np.uint8).data
+            size += file.readinto(content)
+            running.update(content)
+            kept.append(block[number::count].copy())
+        if is_fortran or not kept:
+            return read_embeddings(folder, manifest)[number::count].copy()
+        _compare(folder / EMBEDDINGS, entry, size=size, digest=running.hexdigest())
+    return decode(np.concatenate(kept))
+
+
 def check_shape(shape: tuple[int, ...], dtype: np.dtype[Any], *, folder: Path, manifest: Manifest) -> None:
     """Refuse item embeddings of other shape or type than the manifest says."""
     if not is_stored(shape, dtype, num_items=manifest.num_items, dim=manifest.dim):

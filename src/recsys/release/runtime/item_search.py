@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,9 @@ from recsys.core.errors import UserError, nearest
 from recsys.core.types import Float32Array
 from recsys.index import Index, load_index, search_users
 from recsys.index.ann_index import check_embeddings
+from recsys.index.sharded import DIVISIBLE, ShardIndex
 from recsys.release.bounds import damaged
-from recsys.release.files import private_copy, read_embeddings, read_table
+from recsys.release.files import private_copy, read_embeddings, read_shard, read_table
 from recsys.release.manifest import ITEM_VOCABULARY, ITEMS, SELF_CHECK, Manifest
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.query_encoder import ItemId, load_known_items
@@ -60,15 +61,30 @@ class ItemSearch:
 
     def _load(self, shard: CorpusShard | None) -> None:
         folder, manifest = self.folder, self.manifest
-        # Copies: mapped files would change under the same version, and end the process when they are truncated.
-        self.embeddings: Float32Array = read_embeddings(folder, manifest)
-        check_embeddings(self.embeddings)
-        names = [name for name in manifest.files if name.startswith("item_index.")]
-        with private_copy(folder, names, manifest) as own:
-            self.index: Index = load_index(own, self.embeddings, verify=False)
+        self.index, self.embeddings = self._load_index(shard)
         self.items = read_table(folder, ITEMS, manifest)
         self.item_filter = ItemFilter(self.items, None if shard is None else shard.rows(len(self.items)))
         self._number_rows(self.items)
+
+    def _load_index(self, shard: CorpusShard | None) -> tuple[Index, Float32Array]:
+        """Return the index and its embeddings; of a shard only its own rows, if the index can be divided."""
+        folder, manifest = self.folder, self.manifest
+        names = [name for name in manifest.files if name.startswith("item_index.")]
+        # Copies: mapped files would change under the same version, and end the process when they are truncated.
+        with private_copy(folder, names, manifest) as own:
+            if shard is not None and manifest.index.get("class") in DIVISIBLE:
+                embeddings = read_shard(folder, manifest, number=shard.number, count=shard.count)
+                check_embeddings(embeddings)
+                # Only the shape of the whole is read.
+                whole = np.broadcast_to(np.float32(0), (manifest.num_items, manifest.dim))
+                divided = ShardIndex.of(
+                    load_index(own, whole, verify=False), embeddings, number=shard.number, count=shard.count
+                )
+                # A host only searches it.
+                return cast(Index, divided), embeddings
+            embeddings = read_embeddings(folder, manifest)
+            check_embeddings(embeddings)
+            return load_index(own, embeddings, verify=False), embeddings
 
     def _number_rows(self, items: pa.Table) -> None:
         """Keep the row of each item, and the item of each row."""
@@ -178,7 +194,10 @@ class ItemSearch:
                 return
             scores, rows = search_users(self.index, check["embeddings"], k=k)
             best = np.isclose(scores[:, 0], check["best_scores"], atol=TOLERANCE, rtol=TOLERANCE)
-            if "best_items" in check:
+            if isinstance(self.index, ShardIndex):
+                # The best item may be in another shard.
+                best |= scores[:, 0] <= check["best_scores"] + TOLERANCE
+            elif "best_items" in check:
                 # Items of equal scores are interchangeable.
                 best &= self._scores_of(check["embeddings"], check["best_items"]) >= scores[:, 0] - TOLERANCE
             # An approximate search may take another path on another processor, but not for most queries.

@@ -18,6 +18,7 @@ from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index import AllowedRows, Index, exact_search
+from recsys.index.sharded import ShardIndex
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
 
@@ -91,9 +92,12 @@ def recall_of(search: SampledSearch) -> float:
     An item with the score of the exact k-th item counts as found, because items of equal score are interchangeable.
     """
     exclude = Ragged(search.exclude, np.array([0, len(search.exclude)]))
-    rows = None if search.allow is None else search.allow.rows
     query = np.ascontiguousarray(search.query[None], np.float32)
-    (exact,), _ = exact_search(search.embeddings, query, k=search.k, rows=rows, exclude=exclude)
+    if isinstance(search.index, ShardIndex):
+        (exact,), _ = search.index.exact(query, search.k, allow=search.allow, exclude=exclude)
+    else:
+        rows = None if search.allow is None else search.allow.rows
+        (exact,), _ = exact_search(search.embeddings, query, k=search.k, rows=rows, exclude=exclude)
     exact = exact[exact > -np.inf]
     if not len(exact):
         return 1.0
