@@ -46,6 +46,10 @@ class Server:
         self._command = [sys.executable, *script, f"port={port}", f"admin_token={TOKEN}", *options]
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         with (self.folder / f"server{self.port}.log").open("ab") as log:
             self._process = subprocess.Popen(self._command, cwd=self.folder, stdout=log, stderr=log)

@@ -142,15 +142,13 @@ class Fleet:
     def wait(self) -> None:
         """Return when every server is ready."""
         for server in self.servers:
-            while call(server.port, "GET", "/readyz")[0] != 200:
-                time.sleep(0.1)
+            _wait_for(server, "/readyz")
 
     def kill_server(self, number: int, seconds: float) -> None:
         self.servers[number].kill()
         time.sleep(seconds / 4)
         self.servers[number].start()
-        while call(self.servers[number].port, "GET", "/healthz")[0] != 200:
-            time.sleep(0.1)
+        _wait_for(self.servers[number], "/healthz")
 
     def pause_server(self, number: int, seconds: float) -> None:
         self.servers[number].send(signal.SIGSTOP)
@@ -209,6 +207,14 @@ class Fleet:
         # It ends if it cannot write what it promised to write.
         time.sleep(0.5)
         self.valkey.start()
+
+
+def _wait_for(server: Server, path: str) -> None:
+    """Return when a server answers with 200; one that ends, because Valkey does not answer, is started again."""
+    while call(server.port, "GET", path)[0] != 200:
+        if not server.is_running:
+            server.start()
+        time.sleep(0.1)
 
 
 def break_things(fleet: Fleet, history: History, *, seed: int, ended: threading.Event) -> None:

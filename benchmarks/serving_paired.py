@@ -5,7 +5,8 @@
 
 Both servers run all the time; one after the other is asked POST /v1/retrieve (k = 100) by 32 connections without a
 pause, so that a busy machine slows both. The requests have histories of known items, or name users whose histories are
-stored. Prints requests a second of each turn, and the median ratio of this checkout to the other one.
+stored. Prints requests a second and CPU time of the server per request of each turn, and the median ratios of this
+checkout to the other one; the CPU time depends less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from load_generator import generate
+from serving_overload import cpu_seconds
 from serving_process import ROOT, call, serving
 
 from recsys.release.manifest import ITEMS
@@ -58,10 +60,10 @@ def main() -> None:
         own = {which: [*options, f"events={folder}/events.sqlite"] for which, folder in folders.items()}
         scripts = {which: ("-c", START, str(source)) for which, source in sources.items()}
         with (
-            serving(folders["this"], *own["this"], script=scripts["this"]) as (first, _),
-            serving(folders["other"], *own["other"], script=scripts["other"]) as (second, _),
+            serving(folders["this"], *own["this"], script=scripts["this"]) as (first, one),
+            serving(folders["other"], *own["other"], script=scripts["other"]) as (second, two),
         ):
-            addresses = {"this": first, "other": second}
+            addresses, pids = {"this": first, "other": second}, {"this": one.pid, "other": two.pid}
             rng = np.random.default_rng(1)
             for user in range(NUM_USERS):
                 events = [
@@ -71,22 +73,27 @@ def main() -> None:
                 for address in addresses.values():
                     call(f"{address}/v1/events", events)
             for kind, content in bodies(items).items():
-                ratios = []
+                ratios, cheaper = [], []
                 for turn in range(-1, given.rounds):
-                    rates = {}
+                    rates, spent = {}, {}
                     # Each begins as often as the other one.
                     for which in sorted(addresses, reverse=bool(turn % 2)):
                         port = int(addresses[which].rpartition(":")[2])
+                        before = cpu_seconds(pids[which])
                         load = asyncio.run(
                             generate("127.0.0.1", port, "/v1/retrieve", content, CONNECTIONS, given.seconds)
                         )
                         rates[which] = load.answered / load.seconds
+                        spent[which] = 1000 * (cpu_seconds(pids[which]) - before) / load.answered
                         if load.errors:
                             raise SystemExit(f"{which}: {load.errors} answers were not 200")
                     if turn >= 0:
                         ratios.append(rates["this"] / rates["other"])
-                        print(f"{kind}: this {rates['this']:.0f}/s, other {rates['other']:.0f}/s", flush=True)
-                print(f"{kind}: this / other {statistics.median(ratios):.3f}")
+                        cheaper.append(spent["other"] / spent["this"])
+                        of_both = (f"{which} {rates[which]:.0f}/s, {spent[which]:.3f} ms" for which in rates)
+                        print(f"{kind}: {'; '.join(of_both)}", flush=True)
+                by_rate, by_time = statistics.median(ratios), statistics.median(cheaper)
+                print(f"{kind}: this / other {by_rate:.3f}, by CPU time {by_time:.3f}")
 
 
 if __name__ == "__main__":
