@@ -353,6 +353,7 @@ def test_adam_is_refused_without_a_gpu() -> None:
 def test_first_values_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.models.sharded_table._BLOCK", 4)
     table = ShardedTable(11, 8, std=2.0)
+    assert table.fill is not None
     rows = table.fill(0, 11)
     assert rows.shape == (11, 8)
     assert torch.equal(torch.cat([table.fill(0, 5), table.fill(5, 6), table.fill(6, 11)]), rows)

@@ -101,7 +101,8 @@ class ShardedTable(nn.Module):
         self.num_embeddings, self.embedding_dim = num_rows, dim
         self._std, self._seed = std, int(torch.randint(2**62, ()))
         self._parts: tuple[Any, ...] = ()
-        self.fill: Fill = self._draw
+        # None if a checkpoint will fill the rows.
+        self.fill: Fill | None = self._draw
         self.stored: tuple[Path, str] | None = None
         # Learning rate of the update that follows a look-up; None for that of `build`.
         self.rate: Callable[[], float] | None = None
@@ -130,9 +131,11 @@ class ShardedTable(nn.Module):
         with _quiet():
             self._parts = (_shard(self.num_embeddings, self.embedding_dim, optimizer=optimizer, device=device),)
         begin, rows = self.begin, self.weight
-        for low in range(0, len(rows), _BLOCK):
+        fill, self.fill = self.fill, None
+        for low in range(0, len(rows) if fill is not None else 0, _BLOCK):
+            assert fill is not None
             high = min(low + _BLOCK, len(rows))
-            rows[low:high] = self.fill(begin + low, begin + high).to(device)
+            rows[low:high] = fill(begin + low, begin + high).to(device)
         if self.stored is not None:
             self.load(*self.stored, with_state=False)
 

@@ -24,7 +24,7 @@ from recsys.models.blend import Blend, Member, Model
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
 from recsys.models.priors import ItemPriors
-from recsys.models.sharded_table import Sharding
+from recsys.models.sharded_table import Sharding, sharded_tables
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
@@ -90,6 +90,8 @@ def build_towers(
     except ValueError as error:
         fault = named_fault("model", "recsys.models.two_tower.TwoTower", error)
         raise error if isinstance(error, UserError) else UserError(fault) from error
+    for table in sharded_tables(towers).values() if not fresh else ():
+        table.fill = None
     for module in towers.modules() if fresh else ():
         if isinstance(module, PretrainedItems):
             module.fill(dataset)
