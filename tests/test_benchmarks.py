@@ -68,6 +68,10 @@ SMALL: dict[str, tuple[tuple[object, ...], str]] = {
     "frequency_estimation": (
         ("--num-items", 200, "--num-steps", 20, "--num-targets", 16, "--powers", 8), "count-min"
     ),
+    "gpu": (
+        ("--device", "cpu", "--users", 60, "--items", 100, "--sampled-items", 200, "--seconds", 0),
+        "| sampled negatives, targets/s | ",
+    ),
     "index_throughput": (
         ("--num-items", 2000, "--dim", 8, "--queries", 40, "--k", 10, "--backends", "flat", "exact"), "exact"
     ),

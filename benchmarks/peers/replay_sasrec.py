@@ -74,17 +74,20 @@ def main() -> None:
             return
         data.setup("fit")
         batches = endless(data.train_dataloader())
+        module.to(given.device)
         optimizer = module.configure_optimizers()
         module.train()
 
         def step() -> int:
-            batch = data.compiled_transforms["train"](next(batches))
+            batch = next(batches)
+            batch = {name: value.to(given.device) if hasattr(value, "to") else value for name, value in batch.items()}
+            batch = data.compiled_transforms["train"](batch)
             optimizer.zero_grad()
             module(batch)["loss"].backward()
             optimizer.step()
             return int(batch["target_padding_mask"].sum())
 
-        report(timed_steps(step, given.seconds))
+        report(timed_steps(step, given.seconds, given.device))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--same-targets", action="store_true", help="ours only: not a user's first event")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -43,15 +44,24 @@ def endless(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
 
 
-def timed_steps(step: Callable[[], int], seconds: float) -> list[float]:
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished the steps that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed_steps(step: Callable[[], int], seconds: float, device: str = "cpu") -> list[float]:
     """Targets per second of each step, after a warm-up; `step` takes the next batch and returns its targets."""
+    place = torch.device(device)
     for _ in range(WARMUP):
         step()
+    synchronize(place)
     rates: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(rates) < 5:
         begin = time.perf_counter()
         targets = step()
+        synchronize(place)
         rates.append(targets / (time.perf_counter() - begin))
     return rates
 
@@ -80,4 +90,5 @@ class StepTimer:
 
 def report(rates: list[float]) -> None:
     """The last line of the output, which `training_speed.py` reads."""
-    print(json.dumps({"targets_per_second": rates}))
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    print(json.dumps({"targets_per_second": rates, "peak_memory_bytes": memory}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import multiprocessing
 import traceback
@@ -82,9 +83,13 @@ def loss_and_gradients(module: RetrievalModule, builder: BatchBuilder, rank: int
             found[name] = gradient.to_dense() if gradient.is_sparse else gradient
     if world > 1:
         # What Lightning's DDP does after the step.
-        for value in found.values():
-            dist.all_reduce(value)
-            value /= world
+        for name in sorted(found.keys() - module._sparse.keys()):
+            dist.all_reduce(found[name])
+            found[name] /= world
+        module.on_before_optimizer_step(None)
+        for name, table in module._sparse.items():
+            assert table.grad is not None
+            found[name] = table.grad.to_dense()
     return found
 
 
@@ -146,9 +151,12 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     assert not errors, errors
     assert [worker.exitcode for worker in workers] == [0, 0]
     found = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    copies = copy.deepcopy(modules)
     single: dict[str, Any] = {
         name: loss_and_gradients(module, builders[name], 0, 1) for name, module in modules.items()
     }
+    with torch.autocast("cpu", torch.bfloat16):
+        single["bf16"] = {name: loss_and_gradients(module, builders[name], 0, 1) for name, module in copies.items()}
     single["state"] = {name: remembered(module) for name, module in modules.items()}
     return single, found
 
@@ -164,6 +172,17 @@ def test_two_processes_equal_one(variant: str, outcome: tuple[dict[str, Any], li
             torch.testing.assert_close(found[variant][name], expected, atol=2e-5, rtol=2e-4, msg=f"{variant}: {name}")
     learned = [name for name, gradient in single[variant].items() if name != "loss" and gradient.abs().sum() > 0]
     assert {"model.log_inverse_temperature", "model.item_tower.table.weight"} <= {*learned}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_bf16_is_near_float32(variant: str, outcome: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
+    """The tolerance that docs/launching.md states."""
+    single, lower = outcome[0][variant], outcome[0]["bf16"][variant]
+    assert lower["loss"].dtype == torch.float32
+    torch.testing.assert_close(lower["loss"], single["loss"], rtol=1e-3, atol=0.0)
+    exact, found = (torch.cat([g.flatten() for n, g in each.items() if n != "loss"]) for each in (single, lower))
+    assert float((found - exact).norm()) < 0.05 * float(exact.norm())
 
 
 @pytest.mark.slow

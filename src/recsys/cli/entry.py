@@ -31,6 +31,7 @@ from recsys.core.trust import name_targets, trust
 from recsys.experiments.compose import compose_command, compose_job
 from recsys.experiments.conf_files import readable, reference, search_path
 from recsys.experiments.config_check import check
+from recsys.experiments.multirun import note_failure
 from recsys.experiments.override_check import checked
 from recsys.experiments.overrides import CONFIG_DIR, quoted
 from recsys.release.signing import REQUIRE_SIGNATURE, SIGN_KEY
@@ -134,7 +135,6 @@ def _is_plain(before: str, word: str) -> bool:
 def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], None]) -> None:
     words = checked(command.config_name, words)
     given = sys.argv
-    failed: list[str] = []
     own = [word for before, word in _pairs(words) if not {before, word.partition("=")[0]} & {*CONFIG_DIR}]
     own = [word for word in own if "hydra.searchpath" not in word]
     if not any(word.startswith("-") for word in own):
@@ -163,12 +163,14 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
             # The other runs of a multirun go on; the command fails at its end.
             with contextlib.suppress(SystemExit):
                 _fail_with(error)
-            failed.append(str(task.job.num))
+            note_failure(Path(task.sweep.dir), task.job.num)
         except SystemExit as stop:
             # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
         finally:
-            forget_unused(Path(output_dir()))
+            # Another process of the run may do the same at this moment.
+            with contextlib.suppress(FileNotFoundError):
+                forget_unused(Path(output_dir()))
 
     # Hydra reads the arguments of the process.
     sys.argv = [given[0], *words]
@@ -176,8 +178,6 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
         job()
     finally:
         sys.argv = given
-    if failed:
-        fail(f"multirun: {'runs' if len(failed) > 1 else 'run'} {', '.join(failed)} failed; the reasons are above")
 
 
 def forget_unused(folder: Path) -> None:

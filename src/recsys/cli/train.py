@@ -23,11 +23,13 @@ def main(config: DictConfig) -> None:
     from recsys.cli.entry import output_dir
     from recsys.core.distributed import is_first
     from recsys.experiments.compose import variants_of
+    from recsys.experiments.processes import join
     from recsys.experiments.run_summary import print_run
     from recsys.experiments.train import train
     from recsys.experiments.variants import train_best
 
     path = Path(output_dir())
+    join(config, path)
     variants = variants_of(config)
     run = train_best(variants, path, blend=config.blend) if variants else train(config, path)
     if is_first():

@@ -31,6 +31,14 @@ def barrier() -> None:
         dist.barrier()
 
 
+def share(value: Any) -> list[Any]:
+    """Return the values of all processes, in order of rank. They are pickled, so they may be of any kind."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def total(value: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, without gradient."""
     if world_size() == 1:
@@ -38,6 +46,18 @@ def total(value: Tensor) -> Tensor:
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
+
+
+def average_sparse(table: Tensor) -> Tensor | None:
+    """Return the mean over processes of the sparse gradients of a table [N, D]; None if no process has one."""
+    own = table.grad
+    rows = torch.empty(0, dtype=torch.int64, device=table.device)
+    values = table.new_empty(0, table.shape[1])
+    if own is not None:
+        own = own.coalesce()
+        rows, values = own.indices()[0], own.values()
+    rows, values = gather(rows), gather(values.detach()) / world_size()
+    return torch.sparse_coo_tensor(rows.unsqueeze(0), values, table.shape) if len(rows) else own
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -129,7 +129,8 @@ def readable(error: Exception) -> str:
     if missing is not None:
         return f"{missing[1]}: missing, expected {missing[1]}=..."
     option = re.search(
-        r"Could not find '([^'/]+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)", message
+        r"Could not find '(hydra/[^'/]+|[^'/]+)/([^']+)' Available options in '[^']+': (.*?)(?: Config search path|$)",
+        message,
     )
     if option is not None:
         group, name, valid = option[1], option[2], option[3].split()
@@ -137,5 +138,7 @@ def readable(error: Exception) -> str:
             return f"experiment={name}: removed; expected the override {override} instead"
         if group == "data" and Path(name).exists():
             return f"data={name}: no such option; expected data=parquet data.root={shown(name)} for files of your own"
+        if group == "hydra/launcher" and name in ("submitit_local", "submitit_slurm"):
+            return f"{group}={name}: needs a package that is not installed: pip install 'recsys[slurm]'"
         return f"{group}={name}: no such option{nearest(name, valid)}"
     return message.split(" full_key:")[0]

@@ -38,6 +38,7 @@ from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.loggers import close_loggers
 from recsys.experiments.new_items_offset import calibration, fit_new_items_offset
+from recsys.experiments.processes import trainer_settings
 from recsys.experiments.run_folder import RunFolder, write_config
 from recsys.experiments.trained_run import load_weights
 from recsys.experiments.warm_start import open_earlier_run, start_from
@@ -195,11 +196,13 @@ def build_trainer(
     config = session.config
     if (name := config.trainer.get("profiler")) in PROFILERS:
         settings["profiler"] = PROFILERS[name](dirpath=session.run.path / "profile", filename="profile")
-    trainer = instantiate(config.trainer, default_root_dir=str(session.run.path), **settings)
+    processes = trainer_settings(config)
+    plugins = [AtomicCheckpointIO(), *processes.pop("plugins")]
+    trainer = instantiate(config.trainer, default_root_dir=str(session.run.path), **processes, **settings)
     has_own = any(isinstance(callback, ProgressBar) for callback in callbacks)
     if config.trainer.get("enable_progress_bar", True) and not has_own:
         callbacks = [*callbacks, FitProgress(config.evaluation.metric, what)]
-    trainer = complete(trainer, callbacks=callbacks, logger=session.loggers, plugins=[AtomicCheckpointIO()])
+    trainer = complete(trainer, callbacks=callbacks, logger=session.loggers, plugins=plugins)
     assert isinstance(trainer, L.Trainer)
     return trainer
 
@@ -250,6 +253,7 @@ def silence_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*`srun` command is available.*",
         ".*GPU available but not used.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*LeafSpec.*",

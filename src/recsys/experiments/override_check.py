@@ -77,7 +77,9 @@ class _Command:
             self._refuse_deletion(word)
         chosen = [self._option(word) if self._is_group(word) else word for word in overrides]
         chosen = [word for word in chosen if "hydra.searchpath" not in word]
-        runs = combinations([word for word in chosen if self._is_group(word)], self._is_group)
+        # A launcher of Hydra has keys too.
+        kinds = [word for word in chosen if self._is_group(word) or word.startswith("hydra/")]
+        runs = combinations(kinds, self._is_group)
         bases = [self._composed(run) for run in runs]
         signed = [word if self._is_group(word) else self._signed(word, bases) for word in chosen]
         for run in combinations(signed, self._is_group):
@@ -121,9 +123,7 @@ class _Command:
         return f"recsys {self.name.replace('_', '-')}"
 
     def _composed(self, words: list[str]) -> DictConfig:
-        # Hydra's own groups, such as a launcher, need a command that Hydra runs.
-        own = [word for word in words if not re.match(r"[+~]*hydra/", word)]
-        return composed(self.name, *self.path, *own) if own else self._usual
+        return composed(self.name, *self.path, *words) if words else self._usual
 
     def _is_group(self, word: str) -> bool:
         _, key, value = split_override(word)

@@ -292,17 +292,25 @@ def _describe(hint: Any) -> str:
 
 def _difference(found: Any, wanted: Any) -> str | None:
     """Return a description of the keys of the model in which two configurations differ; None if in none."""
-    differences = [difference for difference in _differences(found, wanted) if difference[0] not in _NOT_OF_THE_MODEL]
-    if not differences:
+    differing = [
+        difference for difference in config_differences(found, wanted) if difference[0] not in _NOT_OF_THE_MODEL
+    ]
+    if not differing:
         return None
-    # A key that is interpolated from another one differs too. The shortest names are the causes.
-    differences.sort(key=lambda difference: (difference[0].count("."), difference[0]))
-    held = ", ".join(f"{key}={old}" for key, old, _ in differences[:5])
-    asked = ", ".join(f"{key}={new}" for key, _, new in differences[:5])
+    held = ", ".join(f"{key}={old}" for key, old, _ in differing[:5])
+    asked = ", ".join(f"{key}={new}" for key, _, new in differing[:5])
     return f"this folder holds a run with {held}, but {asked} is requested"
 
 
-def _differences(found: Any, wanted: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def config_differences(found: Any, wanted: Any) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which two configurations, as containers, differ, with both values.
+
+    A key that is interpolated from another one differs too. The shortest names, which are the causes, come first.
+    """
+    return sorted(_differences(found, wanted, ""), key=lambda difference: (difference[0].count("."), difference[0]))
+
+
+def _differences(found: Any, wanted: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in {*found, *wanted}:
             yield from _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))

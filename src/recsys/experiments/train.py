@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.experiments.assembly import build_data, choose_sharding, freeze_suppressed, open_data
 from recsys.experiments.baseline_check import compare_with_baselines
@@ -14,6 +15,7 @@ from recsys.experiments.environment import git_commit, peak_memory_bytes
 from recsys.experiments.final_test import measure_on_test
 from recsys.experiments.fitting import TrainingSession, fit_again, select_checkpoint, silence_lightning
 from recsys.experiments.loggers import build_loggers, close_loggers, log_checkpoint, log_summary
+from recsys.experiments.processes import check_same_data, unanimous
 from recsys.experiments.refreshed_test import check_refresh
 from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
 from recsys.experiments.run_lock import hold
@@ -136,13 +138,15 @@ def finish(path: Path) -> RunFolder:
 
 def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
     silence_lightning()
-    dataset = open_data(config)
-    check_needs(config, dataset)
-    fingerprint = dataset.meta.fingerprint
     # A run claims its folder only after its settings and data were checked, so a wrong start leaves the folder free.
-    check_refresh(config, dataset)
-    config.batch_size = build_data(config, dataset).batch_size
-    choose_sharding(config, dataset)
+    with unanimous():
+        dataset = open_data(config)
+        check_needs(config, dataset)
+        check_refresh(config, dataset)
+        config.batch_size = build_data(config, dataset).batch_size
+        choose_sharding(config, dataset)
+    fingerprint = dataset.meta.fingerprint
+    check_same_data(fingerprint, config.data.get("root"))
     run.claim()
     run.update(status=RunStatus.RUNNING, dataset_fingerprint=fingerprint, git_commit=git_commit())
     try:
@@ -161,3 +165,4 @@ def _end(session: TrainingSession, status: RunStatus, *, seconds: float) -> None
     if status == RunStatus.FINISHED:
         log_checkpoint(loggers, run.path, fingerprint=session.dataset.meta.fingerprint)
     close_loggers(loggers)
+    distributed.barrier()

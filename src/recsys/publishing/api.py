@@ -62,6 +62,7 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
     """
     from recsys.experiments.compose import compose_run
     from recsys.experiments.overrides import quoted
+    from recsys.experiments.processes import join
     from recsys.experiments.run_table import write_overrides
     from recsys.experiments.train import train as train_one
     from recsys.experiments.variants import train_best
@@ -70,6 +71,7 @@ def train(overrides: Sequence[str] = (), *, path: str | Path | None = None) -> O
         raise UserError(f"overrides: found a text, expected a list such as {overrides.split()}")
     words = [*overrides, *([] if path is None else [f"hydra.run.dir={quoted(str(path))}"])]
     config, variants, folder = compose_run(words)
+    join(config, folder)
     run = train_best(variants, folder, blend=config.blend) if variants else train_one(config, folder)
     write_overrides(run.path, overrides)
     return load_run(run.path)

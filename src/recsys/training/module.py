@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,13 @@ class RetrievalModule(L.LightningModule):
         # Step and description of the sharded tables that were written last.
         self._written: tuple[int, dict[str, Any]] | None = None
         self.num_targets = 0
+        self._sparse = {
+            f"model.{name}.weight": module.weight
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding) and module.sparse
+        }
+        # DDP reads this. It would reduce their gradients itself, which NCCL cannot.
+        self._ddp_params_and_buffers_to_ignore = list(self._sparse)
         # Longest history of the first batch; None before it. The encoder is checked with untrained weights, and with
         # trained ones, because untrained ones may be zero where histories mix.
         self._longest: int | None = None
@@ -111,14 +120,19 @@ class RetrievalModule(L.LightningModule):
         # The loss weights the rows within a process. Processes are weighted by the sum of the weights of their rows.
         own = batch.weight.sum() if batch.weight is not None else torch.tensor(float(len(batch.target_idx)))
         everyone = distributed.total(own.to(self.device))
-        loss = self._corpus_loss(batch, self.loss) if self.loss.reads_corpus is True else self._sampled_loss(batch)
-        self._watch.add("loss", distributed.total(loss), step=self.global_step + 1)
+        losses = self._corpus_loss(batch, self.loss) if self.loss.reads_corpus is True else self._sampled_loss(batch)
+        # In lower precision a sum over thousands of exponentials would lose most of them.
+        with torch.autocast(self.device.type, enabled=False):
+            loss = losses()
+        # Processes average their gradients. This factor turns the average into the mean over all targets.
+        loss = loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
+        mean = distributed.total(loss.detach()) / world
+        self._watch.add("loss", mean, step=self.global_step + 1)
         self.num_targets += int(count)
-        self.log("train/loss", loss.detach(), batch_size=len(batch.target_idx), prog_bar=True)
+        self.log("train/loss", mean, batch_size=len(batch.target_idx), prog_bar=True)
         if self.model.log_inverse_temperature.requires_grad:
             self.log("train/temperature", 1.0 / self.model.inverse_temperature.detach(), batch_size=1)
-        # Processes average their gradients. This factor turns the average into the mean over all targets.
-        return loss * (own.to(self.device) * world / everyone.clamp(min=torch.finfo(everyone.dtype).tiny))
+        return loss
 
     def validation_step(self, batch: tuple[Batch, Requests], batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the user embeddings [R, D] or [R, M, D] of the requests, for the evaluation callback."""
@@ -143,6 +157,11 @@ class RetrievalModule(L.LightningModule):
             optimizer, lambda step: self.optimizer_factory.factor(step, total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:  # noqa: ARG002
+        """Average the gradients of sparse tables over processes."""
+        for table in self._sparse.values() if distributed.world_size() > 1 else ():
+            table.grad = distributed.average_sparse(table)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **settings: Any) -> None:  # noqa: ARG002
         """Clip dense gradients. Adam normalises rows of sparse tables by their own second moments."""
@@ -186,7 +205,7 @@ class RetrievalModule(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def _corpus_loss(self, batch: Batch, loss: CorpusLoss) -> Tensor:
+    def _corpus_loss(self, batch: Batch, loss: CorpusLoss) -> Callable[[], Tensor]:
         item_tower, user_tower = self.model.item_tower, self.model.user_tower
         row_of, rows = self._row_of.to(self.device), self._rows.to(self.device)
         embeddings = item_tower(rows)
@@ -195,22 +214,22 @@ class RetrievalModule(L.LightningModule):
             tokens = F.embedding(row_of[read], embeddings)
         else:
             (tokens,) = _embed(user_tower.own_items, read)
-        users = self.model.normalize(user_tower(batch, tokens)) * self.model.inverse_temperature
+        users = self._normalized(user_tower(batch, tokens)) * self.model.inverse_temperature
         labels = row_of[batch.target_idx] - 1
         # A target outside the corpus (without ids: an item without features) has no embedding to learn.
         known = labels >= 0
         weight = None if batch.weight is None else batch.weight[known]
-        users, labels, items = users[known], labels[known], self.model.normalize(embeddings[1:])
+        users, labels, items = users[known], labels[known], self._normalized(embeddings[1:])
         if self.model.num_embeddings > 1:
             users = select_best_interest(users, F.embedding(labels, items))
         if self.priors is None:
-            return loss(users, items, labels=labels, weight=weight)
+            return functools.partial(loss, users, items, labels=labels, weight=weight)
         prior = self.priors.terms(
             batch.target_time[known], batch.target_idx[known], rows[1:], generator=self._generator()
         )
-        return loss(users, items, labels=labels, weight=weight, prior=prior)
+        return functools.partial(loss, users, items, labels=labels, weight=weight, prior=prior)
 
-    def _sampled_loss(self, batch: Batch) -> Tensor:
+    def _sampled_loss(self, batch: Batch) -> Callable[[], Tensor]:
         assert self.negatives is not None
         assert self.loss.reads_corpus is False
         model, sampler = self.model, self.negatives
@@ -227,8 +246,8 @@ class RetrievalModule(L.LightningModule):
             tokens, *compared = _embed(model.item_tower, read, *candidates)
         else:
             (tokens,), compared = _embed(model.user_tower.own_items, read), _embed(model.item_tower, *candidates)
-        targets, extra, exposed = map(model.normalize, compared)
-        users = model.normalize(model.user_tower(batch, tokens)) * model.inverse_temperature
+        targets, extra, exposed = map(self._normalized, compared)
+        users = self._normalized(model.user_tower(batch, tokens)) * model.inverse_temperature
         if model.num_embeddings > 1:
             users = select_best_interest(users, targets)
         num_targets = 0
@@ -243,7 +262,11 @@ class RetrievalModule(L.LightningModule):
             among = torch.cat([drawn, shown])
             prior = self.priors.terms(batch.target_time, batch.target_idx, among, generator=generator)
             sampled = sampled._replace(prior=prior)
-        return self.loss(users, targets, sampled=sampled, weight=batch.weight)
+        return functools.partial(self.loss, users, targets, sampled=sampled, weight=batch.weight)
+
+    def _normalized(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings that can be compared, in float32 if the towers have a lower precision."""
+        return self.model.normalize(embeddings.float() if embeddings.element_size() < 4 else embeddings)
 
     def _generator(self) -> torch.Generator:
         """Return a generator with the same seed on all processes, so that all draw the same items."""

@@ -18,6 +18,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.data.preparation.from_config import configured_data
 from recsys.data.sources import Tables
 from recsys.experiments.assembly.objects import check_keys
+from recsys.experiments.assembly.sharding import num_processes
 
 HISTORY_KEYS = (
     "max_events",
@@ -91,10 +92,8 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         val_users=config.evaluation.val_users,
         seed=config.seed,
     )
-    devices, nodes = config.trainer.get("devices"), config.trainer.get("num_nodes", 1)
-    if isinstance(devices, int) and isinstance(nodes, int):
-        # Before processes are started, which would wait for each other.
-        data.check_processes(devices * nodes)
+    # Before processes are started, which would wait for each other.
+    data.check_processes(num_processes(config))
     # On small data an epoch of large batches has too few steps: training would stop early before it has learned much.
     while is_auto and data.batch_size > LEAST_BATCH and len(data.train_dataloader()) < LEAST_STEPS:
         data.batch_size = max(data.batch_size // 2, LEAST_BATCH)

@@ -8,6 +8,7 @@ from typing import Literal
 from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig
 
+from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.instantiate import class_of
 from recsys.data.dataset import PreparedDataset
@@ -73,9 +74,9 @@ def reads_corpus(loss: DictConfig) -> bool:
 
 
 def num_processes(config: DictConfig) -> int:
-    """Return the number of processes of a training, 1 if the configuration leaves it to Lightning."""
+    """Return the number of processes of a training: as configured, or as many as a launcher has started."""
     devices, nodes = config.trainer.get("devices"), config.trainer.get("num_nodes", 1)
-    return devices * nodes if isinstance(devices, int) and isinstance(nodes, int) else 1
+    return devices * nodes if isinstance(devices, int) and isinstance(nodes, int) else distributed.world_size()
 
 
 def _fault(config: DictConfig) -> str | None:
