@@ -139,7 +139,7 @@ async def _relay(number: int, folder: Path, programs: Path) -> None:
         config.set(f"{role}.ip", "127.0.0.1")
     config.set("log.level", "warn")
     # Seconds until a server that was killed counts as gone; 30 by default.
-    config.set("common.session.ttl", 5)
+    config.set("common.session.ttl", 20)
     config.resolve()
     environment = {
         **os.environ,

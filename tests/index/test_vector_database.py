@@ -13,7 +13,7 @@ import pytest
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
-from recsys.index import Effort, Exact, InDatabase, exact_search, load_index, save_index, tune
+from recsys.index import Effort, Exact, InDatabase, exact_search, load_index, save_index, search_users, tune
 from recsys.index.milvus import Milvus
 from recsys.index.milvus_columns import fields_of, to_expression
 from recsys.index.vector_database import CollectionIndex, Condition, Selection, open_database
@@ -93,6 +93,20 @@ def test_every_query_gets_its_results(
     want_scores, want = exact_search(lists.embeddings, queries, k=12, rows=np.flatnonzero(allowed), exclude=exclude)
     np.testing.assert_array_equal(rows, want)
     np.testing.assert_allclose(scores, want_scores, rtol=1e-6)
+
+
+def test_several_embeddings_of_a_user_take_turns(lists: Lists, collection: CollectionIndex, queries: Any) -> None:
+    collection.effort, users = Effort(NUM_LISTS, 1, 10), queries[:4].reshape(2, 2, 8).copy()
+    users[1, 1] = 0
+    exact = Exact()
+    exact.build(lists.embeddings)
+    exclude = Ragged(np.array([3, 5, 7], np.int32), np.array([0, 2, 3]))
+    for found, want in zip(
+        search_users(collection, users, k=9, exclude=exclude),
+        search_users(exact, users, k=9, exclude=exclude),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_a_filter_that_leaves_out_the_near_lists_is_searched_further(

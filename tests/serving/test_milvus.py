@@ -162,6 +162,11 @@ def test_versions_never_mix_and_a_crash_loses_nothing(
         for version in (new, old, new, old):
             store.set_alias("moving", version, why="test")
             await until(app, version)
+        # A rollout treats such a gateway as a host and a gateway.
+        for action in ("load", "serve"):
+            assert (await call(app, "POST", f"/v1/admin/{action}", {"version": new}, ADMIN)).status == 200
+        await until(app, new)
+        assert (await call(app, "POST", "/v1/admin/serve", {"version": old}, ADMIN)).status == 200
         milvus.kill()
         down = await call(app, "POST", "/v1/retrieve", {"user_id": asked[0][0]})
         assert down.status == 503

@@ -55,11 +55,26 @@ def fill_collection(
     record_collection(store.root, version, database.address)
     if version in database.versions():
         log.info("%s holds the items of %s already", database.address, version)
-    else:
-        log.info("inserting %s items into %s", f"{len(embeddings):,}", database.address)
-        with Progress("filling the collection"):
-            database.fill(version, pq.read_table(folder / ITEMS).drop_columns(["item_idx"]), embeddings)
-    most = database.max_breadth(len(embeddings))
+        return _tuned(manifest, embeddings, database=database, halves=halves, recall_target=recall_target)
+    log.info("inserting %s items into %s", f"{len(embeddings):,}", database.address)
+    with Progress("filling the collection"):
+        database.fill(version, pq.read_table(folder / ITEMS).drop_columns(["item_idx"]), embeddings)
+    try:
+        return _tuned(manifest, embeddings, database=database, halves=halves, recall_target=recall_target)
+    except BaseException:
+        database.drop(version)
+        raise
+
+
+def _tuned(
+    manifest: Manifest,
+    embeddings: Float32Array,
+    *,
+    database: VectorDatabase,
+    halves: tuple[Float32Array, Float32Array],
+    recall_target: float,
+) -> Manifest:
+    version, most = manifest.version, database.max_breadth(len(embeddings))
     collection = CollectionIndex(database, version, num_items=len(embeddings), max_breadth=most)
     k = min(100, max(1, len(embeddings) // 10))
     with Progress("tuning the collection"):
