@@ -32,8 +32,9 @@ TOKEN = "RECSYS_MILVUS_TOKEN"  # noqa: S105 (a name)
 PREFIX, FILLING = "items_", "filling_"
 # Fields of a collection, and bytes of a message to the server.
 MOST_FIELDS, MESSAGE_BYTES = 64, 8 << 20
-# Seconds of a search or a listing, and of a step of filling.
-_SECONDS, _FILL_SECONDS = 5.0, 3600.0
+# Seconds of a search or a listing, of a change of collections, which waits for a server that starts, and of a step of
+# filling.
+_SECONDS, _CHANGE_SECONDS, _FILL_SECONDS = 5.0, 60.0, 3600.0
 
 
 class Milvus:
@@ -100,7 +101,7 @@ class Milvus:
             schema.add_field(field.name, DataType[field.kind], **_sizes(field, DataType))
         self.drop(version)
         client = self._client
-        self._call(client.create_collection, name, schema=schema, timeout=_SECONDS)
+        self._call(client.create_collection, name, schema=schema, timeout=_CHANGE_SECONDS)
         step = max(1, MESSAGE_BYTES // (4 * embeddings.shape[1] + 16 * len(fields)))
         for begin in range(0, len(embeddings), step):
             vectors = embeddings[begin : begin + step]
@@ -117,7 +118,7 @@ class Milvus:
         held = self._count(name, "", is_strong=True)
         if held != len(embeddings):
             raise DatabaseError(f"{self.address}: {name} holds {held} items, expected {len(embeddings)}")
-        self._call(client.rename_collection, name, PREFIX + version, timeout=_SECONDS)
+        self._call(client.rename_collection, name, PREFIX + version, timeout=_CHANGE_SECONDS)
 
     def columns(self, version: str) -> list[str]:
         """Return the columns whose fields the collection has."""
@@ -157,7 +158,7 @@ class Milvus:
     def drop(self, version: str) -> None:
         """Drop `items_<version>`, and what an interrupted `fill` left."""
         for name in (PREFIX + version, FILLING + version):
-            self._call(self._client.drop_collection, name, timeout=_SECONDS)
+            self._call(self._client.drop_collection, name, timeout=_CHANGE_SECONDS)
         self._fields.cache_clear()
 
     def _read_fields(self, version: str) -> frozenset[str]:
