@@ -170,7 +170,7 @@ class Milvus:
         fields = ["count(*)"]
         found = self._call(
             self._client.query, name, filter=expression, output_fields=fields, consistency_level=level,
-            timeout=_SECONDS, of_version=version,
+            timeout=_CHANGE_SECONDS if is_strong else _SECONDS, of_version=version,
         )  # fmt: skip
         return int(found[0]["count(*)"])
 
