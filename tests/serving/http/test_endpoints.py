@@ -204,3 +204,13 @@ def test_a_refusal_repeats_only_the_beginning_of_a_long_name() -> None:
     assert error["field"] == "y" * 4000
     # The hint needs no comparison of a million letters.
     assert nearest("name" + "x" * 10**6, ["name", "k"]) == "; valid: k, name"
+
+
+def test_a_long_list_of_answers_is_encoded_in_parts() -> None:
+    async def many(request: Number) -> list[Number]:
+        return [Number(number) for number in range(request.number)]
+
+    app = App([Endpoint(method="POST", path="/many", handler=many)], body_bytes=LIMIT)
+    for count in (0, 64, 65, 200):
+        answer = asyncio.run(call(app, "POST", "/many", {"number": count}))
+        assert answer.body == [{"number": number} for number in range(count)]

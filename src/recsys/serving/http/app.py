@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +32,8 @@ log = logging.getLogger("recsys")
 # One line for each admin call: the address, the caller, and what was asked.
 audit = logging.getLogger("recsys.audit")
 _AUDITED = 500
+# Answers of a list that are encoded in one turn of the event loop.
+_ENCODED = 64
 
 Hook = Callable[[], Awaitable[None]]
 # Called after every response with the path of its route, the HTTP status and the seconds from request to response.
@@ -198,11 +201,23 @@ class _Responder:
             asked = f"{len(body)} bytes" if endpoint.is_private else body[:_AUDITED].decode(errors="replace")
             audit.info("%s from %s: %s", endpoint.path, caller[0], asked)
         message = await (endpoint.handler() if self._decode is None else endpoint.handler(self._decode(content)))
-        with self._timed(self._stage) if self._timed and self._stage else nullcontext():
-            body = self._encode(message)
+        if isinstance(message, list) and len(message) > _ENCODED:
+            body = await self._encode_list(message)
+        else:
+            with self._timed(self._stage) if self._timed and self._stage else nullcontext():
+                body = self._encode(message)
         headers = [(b"content-type", self._media_type), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _encode_list(self, messages: list[Any]) -> bytes:
+        """Encode a long answer in several turns of the event loop."""
+        parts = list[bytes]()
+        for begin in range(0, len(messages), _ENCODED):
+            with self._timed(self._stage) if self._timed and self._stage else nullcontext():
+                parts.append(self._encode(messages[begin : begin + _ENCODED])[1:-1])
+            await asyncio.sleep(0)
+        return b"[%s]" % b",".join(parts)
 
 
 def _require_json(headers: Mapping[bytes, bytes]) -> None:
