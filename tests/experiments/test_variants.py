@@ -15,7 +15,7 @@ from worlds import CONF, compose
 
 from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
-from recsys.experiments.variants import train_best
+from recsys.experiments.variants import _two_thirds, train_best
 
 NAMES = ("mean", "attention")
 VARIANTS = [f"+variants.{name}={{overrides: ['user_tower={name}']}}" for name in NAMES]
@@ -44,7 +44,7 @@ def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> No
     assert_same_run(killed, whole)
 
     kept = json.loads((whole / "variants/kept.json").read_text())
-    assert 1 <= len(kept) <= 2
+    assert len(kept) == 2
     state = json.loads((whole / "run.json").read_text())
     assert state["status"] == "finished"
     metric = OmegaConf.load(whole / "config.yaml").evaluation.metric
@@ -63,6 +63,13 @@ def test_the_best_becomes_the_run_and_kills_change_nothing(tmp_path: Path) -> No
     names = [*NAMES, "narrow"]
     assert all("test/recall@10" not in json.loads((whole / f"variants/{n}/metrics.json").read_text()) for n in names)
     assert any("test/recall@10" in line for line in (whole / "metrics.json").read_text().splitlines())
+
+
+def test_members_of_the_blend_are_kept_and_then_the_best() -> None:
+    scores = {"content": 0.19, "slow": 0.04, "slower": 0.02, "adds": 0.01, "like content": 0.18}
+    assert _two_thirds({"content": 0.7, "adds": 0.3}, scores) == ["content", "adds", "like content"]
+    assert _two_thirds({"content": 1.0}, dict(list(scores.items())[:3])) == ["content", "slow"]
+    assert _two_thirds(dict.fromkeys(scores, 0.2), scores) == ["content", "like content", "slow"]
 
 
 def test_variants_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

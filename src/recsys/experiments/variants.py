@@ -65,7 +65,7 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     if epochs and len(variants) > 2:
         num_events = int(open_data(next(iter(variants.values()))).train_count.sum())
         epochs = max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
-        variants = _better_half(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset)
+        variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset)
     runs = {}
     for number, (name, config) in enumerate(variants.items(), 1):
         log.info("training variant %s (%d of %d)", name, number, len(variants))
@@ -84,13 +84,14 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     return train(variants[best], path)
 
 
-def _better_half(
+def _better_ones(
     variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_offset: bool
 ) -> dict[str, DictConfig]:
-    """Train the variants for some epochs, and return those whose training is worth its time: at most half of them.
+    """Train the variants for some epochs, and return the two thirds whose training is worth its time.
 
-    This is one round of successive halving (Jamieson and Talwalkar 2016). The members of the best blend go on, and not
-    the best variants, because two variants that err alike add little to each other.
+    This is one round of successive halving (Jamieson and Talwalkar 2016). The members of the best blend come first,
+    because two variants that err alike add little to each other, and then the best others: a variant that learns slowly
+    may not add anything yet.
     """
     file = path / "variants/kept.json"
     if not file.exists():
@@ -99,16 +100,20 @@ def _better_half(
             log.info("trying variant %s for %d epochs (%d of %d)", name, epochs, number, len(variants))
             runs[name] = try_out(config, path / "variants" / name, epochs=epochs)
         chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset, most_users=TRIAL_USERS)
-        weights = chosen.weights
-        kept = sorted(weights, key=lambda name: -weights[name])[: (len(variants) + 1) // 2]
+        kept = _two_thirds(chosen.weights, {name: run.metrics[metric] for name, run in runs.items()})
         if distributed.is_first():
             atomic_write(file, json.dumps(kept) + "\n")
     distributed.barrier()
     kept = json.loads(file.read_text())
     for name in variants:
         if name not in kept:
-            log.info("variant %s is not trained further: after %d epochs it adds too little", name, epochs)
+            log.info("variant %s is not trained further: after %d epochs others are better", name, epochs)
     return {name: config for name, config in variants.items() if name in kept}
+
+
+def _two_thirds(weights: Mapping[str, float], scores: Mapping[str, float]) -> list[str]:
+    order = sorted(scores, key=lambda name: (weights.get(name, 0.0), scores[name]), reverse=True)
+    return order[: (2 * len(order) + 1) // 3]
 
 
 def _choose(
