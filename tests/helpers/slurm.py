@@ -93,6 +93,15 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
 
         _wait(are_idle, daemons, folder)
         yield environment
+
+        def is_empty() -> bool:
+            return not subprocess.run(
+                ["squeue", "--noheader"], env=environment, capture_output=True, check=False
+            ).stdout
+
+        # Steps outlive the daemons.
+        subprocess.run(["scancel", "--user=root"], env=environment, check=False)
+        _wait(is_empty, daemons, folder)
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
