@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -120,6 +121,15 @@ def test_an_event_of_more_than_4096_bytes_is_refused() -> None:
 def test_other_json_than_events_is_refused(posted: Any) -> None:
     with pytest.raises(UserError):
         parse_events(posted, NAMES, now=NOW)
+
+
+@pytest.mark.parametrize("field", ["user_id", "timestamp", "rating"])
+def test_values_nested_as_deep_as_the_stack_are_refused(field: str) -> None:
+    value: Any = 1
+    for _ in range(sys.getrecursionlimit()):
+        value = [value]
+    with pytest.raises(UserError, match="^events: found values nested too deeply"):
+        parse(**{field: value})
 
 
 anything = st.recursive(

@@ -27,12 +27,14 @@ def parse_events(
     Errors name the field (`[3].timestamp` in a list).
     """
     arrived = now if arrived is None else arrived
-    if isinstance(posted, list):
-        return [
-            _parse(event, features, now=now, arrived=arrived, place=f"[{number}]")
-            for number, event in enumerate(posted)
-        ]
-    return [_parse(posted, features, now=now, arrived=arrived, place="")]
+    events = (
+        [(event, f"[{number}]") for number, event in enumerate(posted)] if isinstance(posted, list) else [(posted, "")]
+    )
+    try:
+        return [_parse(event, features, now=now, arrived=arrived, place=place) for event, place in events]
+    except RecursionError as error:
+        # A value that could just be decoded may be too deep to be shown.
+        raise UserError("events: found values nested too deeply, expected numbers, strings or lists of them") from error
 
 
 def _parse(
