@@ -141,10 +141,16 @@ def test_the_release_gets_the_local_index_and_names_the_engine(lists: Lists, tmp
     assert written == {"engine": "milvus", "parameters": {"num_lists": 7, "columns": None}}
 
 
-@pytest.mark.parametrize("address", ["milvus://a", "milvus://:1", "milvus://a:1/db", "milvus://a:x"])
+@pytest.mark.parametrize("address", ["milvus://a", "milvus://:1", "milvus://a:1/db", "milvus://a:x", "milvus://[a:1"])
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="expected milvus://HOST:PORT"):
         open_database(address)
+
+
+def test_a_password_in_an_address_is_neither_accepted_nor_shown() -> None:
+    with pytest.raises(UserError, match="RECSYS_MILVUS_TOKEN") as caught:
+        open_database("milvus://root:secret@a:1")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

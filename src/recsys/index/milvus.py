@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 # Environment variable with the token, or USER:PASSWORD, of a server that wants one.
 TOKEN = "RECSYS_MILVUS_TOKEN"  # noqa: S105 (a name)
+_ADDRESS = re.compile(r"milvus://(\[[0-9a-fA-F:.]+\]|[^][/:?#]+):[1-9][0-9]{0,4}")
 PREFIX, FILLING = "items_", "filling_"
 # Fields of a collection, and bytes of a message to the server.
 MOST_FIELDS, MESSAGE_BYTES = 64, 8 << 20
@@ -49,8 +50,10 @@ class Milvus:
     most_results = 16384
 
     def __init__(self, address: str, num_lists: int | None = None, columns: Sequence[str] | None = None) -> None:
-        place = urlsplit(address)
-        if place.scheme != "milvus" or not place.hostname or place.path or place.query or not _port(address):
+        if "@" in address:
+            shown = address.rpartition("@")[2]
+            raise UserError(f"milvus: found a user or a password before {shown!r}; expected them in {TOKEN}")
+        if not _ADDRESS.fullmatch(address):
             raise UserError(f"milvus: found {address!r}, expected milvus://HOST:PORT")
         if num_lists is not None and not 1 <= num_lists <= 65536:
             raise UserError(f"index.database.num_lists: found {num_lists}, expected 1 to 65536")
@@ -205,13 +208,6 @@ class Milvus:
             ):
                 raise CollectionMissingError(f"{self.address}: has no collection {PREFIX}{of_version}") from error
             raise DatabaseError(f"{self.address}: {error.message}") from error
-
-
-def _port(address: str) -> int | None:
-    try:
-        return urlsplit(address).port
-    except ValueError:
-        return None
 
 
 def _sizes(field: Field, types: Any) -> dict[str, Any]:
