@@ -59,8 +59,8 @@ class DurableServer:
             raise UserError(f"{key}: {scheme}://: no such store; expected a path or one of {', '.join(SCHEMES)}://")
         self.is_cluster = scheme.endswith(_CLUSTER)
         scheme = scheme.removesuffix(_CLUSTER)
-        # Without user and password.
-        self.place = rest.rpartition("@")[2]
+        # Without user and password, which may be among the options, too.
+        self.place = rest.rpartition("@")[2].partition("?")[0]
         self._key, self._what, self._failed = key, what, failed
         # Why nothing may be written; None if the settings are right.
         self.fault: str | None = None

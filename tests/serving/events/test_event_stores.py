@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from servers import needs_server
 
 from recsys.core.errors import UserError
-from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, UserId, open_store
+from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, StoreError, UserId, open_store
 from recsys.serving.events.merging import encode_events
 
 _numbers = itertools.count()
@@ -254,6 +254,13 @@ def test_many_users_at_once(open_new: Open) -> None:
 def test_an_unknown_place_is_refused(place: str) -> None:
     with pytest.raises(UserError, match="no such store"):
         open_store(place)
+
+
+@pytest.mark.parametrize("place", ["redis://a:secret@127.0.0.1:1/0", "redis://127.0.0.1:1/0?password=secret"])
+def test_errors_have_no_password(place: str) -> None:
+    with pytest.raises((UserError, StoreError), match=r"127\.0\.0\.1:1") as caught:
+        open_store(place)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_wrong_address_is_refused() -> None:
