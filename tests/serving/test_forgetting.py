@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -116,6 +117,22 @@ def test_a_store_of_an_earlier_copy_learns_whom_to_forget(place: str) -> None:
     assert [bool(store.history(user)) for user in ("customer-4711", 6, "stays")] == [False, False, True]
     assert store.append([("nobody", Event("a", 1))]) == ["dropped"]
     store.close()
+
+
+@needs_server
+def test_an_interrupted_suppression_is_continued(fast_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(fast_folder, "--appendonly", "yes", "--appendfsync", "always")
+    store = open_store(server.url)
+    fill(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "forget", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            store.suppress([hash_of("customer-4711")])
+    assert store.suppress([hash_of("customer-4711")]) == 1
+    assert store.history("customer-4711") == []
+    assert store.suppress([hash_of("customer-4711")]) == 0
+    store.close()
+    server.kill()
 
 
 def test_old_events_are_neither_answered_nor_kept(place: str, fast_folder: Path, tmp_path: Path) -> None:

@@ -202,16 +202,21 @@ class ValkeyEvents:
 
     def suppress(self, hashes: Collection[str]) -> int:
         """Forget users by hash; see `EventStore.suppress`."""
-        listed = list(hashes)
+        listed, unfinished = list(hashes), f"{self._prefix}:suppressing"
         with self._answers():
             flags = self._keys.are_forgotten(listed)
             new = {one for one, is_forgotten in zip(listed, flags, strict=True) if not is_forgotten}
+            # Another call that did not end has left histories, or is still removing them.
+            new |= {one.decode() for one in self._client.smembers(unfinished)}
             if not new:
                 return 0
+            self._client.sadd(unfinished, *new)
             self._keys.forget(new)
             stored = itertools.chain(self._keys.ids("history"), self._keys.ids("profile"))
             users = {user for ids in stored for user in map(json.loads, ids) if hash_of(user) in new}
         self.forget(list(users))
+        with self._answers():
+            self._client.srem(unfinished, *new)
         return len(users)
 
     def search(self, user_ids: Sequence[UserId], patterns: Collection[bytes]) -> list[Searched]:

@@ -3,6 +3,7 @@
 Keys of user U after PREFIX, or on a cluster after PREFIX:{TAG}, where the tag is the begin of the user's hash:
   history:U   events, see `growing`;   profile:U: profile features
   suppressed  set of the hashes of forgotten users
+PREFIX:suppressing has the hashes of a list of forgotten users while their keys are being removed.
 """
 
 from __future__ import annotations
