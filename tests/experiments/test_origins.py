@@ -48,6 +48,20 @@ def test_each_origin_is_followed_by_as_many_events_up_to_the_next_one(tmp_path: 
     assert len(earlier_origins(dataset, 100)) == 8
 
 
+def test_a_day_of_more_events_than_validation_is_one_origin(tmp_path: Path) -> None:
+    # Two hundred events each day, of which validation has the last fifty of a day.
+    words = write(tmp_path, [(user, (user + day) % 7, day + user / 1000) for day in range(9) for user in range(200)])
+    split = ["split=temporal", "split.train=0.8611", "split.val=0.0278", "data.time=day"]
+    dataset = open_data(compose("train", [*words, *split]))
+    views = earlier_origins(dataset, 4)
+    sizes = [int((view.val_end - view.train_end).sum()) for view in views]
+    assert len(views) == 4
+    assert all(size >= sizes[0] for size in sizes)
+    assert new_user_share(views) == 0.0
+    # The first day has no events before it.
+    assert len(earlier_origins(dataset, 100)) == 8
+
+
 @pytest.mark.parametrize("words", [["split=leave_last_out"], ["split=random"], ["split=temporal", "data.time=order"]])
 def test_parts_without_an_order_in_time_have_one_origin(tmp_path: Path, words: list[str]) -> None:
     data = write(tmp_path, [(user, day % 5, day + 3 * user) for user in range(6) for day in range(20)])

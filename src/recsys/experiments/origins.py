@@ -20,9 +20,10 @@ from recsys.experiments.item_biases import ends_before
 def earlier_origins(dataset: PreparedDataset, most: int) -> list[PreparedDataset]:
     """Return views of the data whose validation part is that of an earlier origin, the latest first.
 
-    The first is the data itself. The validation part of each next one has as many events, and ends where that of the
-    one before begins, so the test part is in none. What is counted in the training part of a view (popularity) is
-    exact. Towers know what followed, so they cannot be measured on an earlier origin.
+    The first is the data itself. The validation part of each next one has about as many events (those of one moment
+    stay together), and ends where that of the one before begins, so the test part is in none. What is counted in the
+    training part of a view (popularity) is exact. Towers know what followed, so they cannot be measured on an earlier
+    origin.
 
     Args:
         dataset: prepared data.
@@ -35,8 +36,10 @@ def earlier_origins(dataset: PreparedDataset, most: int) -> list[PreparedDataset
         return views
     trained = ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
     time = np.sort(np.asarray(dataset.time)[trained])
-    for end in range(len(time), 2 * size - 1, -size)[: most - 1]:
-        begin = ends_before(dataset, int(time[end - size]))
+    # More than `size` events may be of one day or second, which is one origin and no empty ones.
+    moments = dict.fromkeys(int(time[end - size]) for end in range(len(time), 2 * size - 1, -size))
+    for moment in [moment for moment in moments if np.searchsorted(time, moment) >= size][: most - 1]:
+        begin = ends_before(dataset, moment)
         views.append(dataclasses.replace(dataset, train_end=begin, val_end=views[-1].train_end))
     return views
 
