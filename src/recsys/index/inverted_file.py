@@ -16,7 +16,7 @@ import numpy.typing as npt
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
-from recsys.index.ann_index import Effort, Index
+from recsys.index.ann_index import Index
 from recsys.index.approximate import FaissIndex, check_at_least
 from recsys.index.files import STRUCTURE
 from recsys.index.lists import InvertedLists
@@ -91,14 +91,25 @@ class IVFFlat(FaissIndex):
         return min(math.ceil(4 * k * self.max_breadth / self.num_items), self.max_breadth)
 
     def _make(self, embeddings: Float32Array) -> Any:
-        index = self._trained(embeddings, len(embeddings))
+        # An earlier build may have left its lists here.
+        self.__dict__.pop("_lists", None)
+        num_items, dim = embeddings.shape
+        quantizer = faiss.IndexFlatL2(dim)
+        num_lists = self._choose_num_lists(num_items)
+        index = self._empty_structure(quantizer, num_lists)
+        earlier = self._earlier
+        if isinstance(earlier, IVFFlat) and self._can_follow(earlier, dim, num_lists=num_lists):
+            quantizer.add(earlier._centroids())
+            self._copy_codes(earlier._ann, index)
+            index.is_trained = True
+        else:
+            self._train(index, embeddings)
         index.add(embeddings)
-        return self._finished(index)
-
-    def hold(self, filled: Any, embeddings: Float32Array) -> None:
-        """Keep a trained and filled structure, as `build` makes one from the embeddings."""
-        self._embeddings, self._ann = embeddings, self._finished(filled)
-        self.effort = Effort(min(self.max_breadth, 64), self.refine_factors[-1])
+        probe = faiss.IndexFlatIP(dim)
+        probe.add(quantizer.reconstruct_n(0, num_lists))
+        probe.this.disown()
+        index.quantizer, index.own_fields = probe, True
+        return index
 
     def part(self, embeddings: Float32Array, *, number: int, count: int) -> IVFFlat:
         """Return an index of the rows with row % count == number, in the same lists; `embeddings` are theirs."""
@@ -116,35 +127,6 @@ class IVFFlat(FaissIndex):
             ids = part._ids(place)
             ids //= count
         return part
-
-    def _trained(self, embeddings: Float32Array, num_items: int) -> Any:
-        """Return a structure without items, trained for the lists of `num_items` items."""
-        dim = embeddings.shape[1]
-        quantizer = faiss.IndexFlatL2(dim)
-        num_lists = self._choose_num_lists(num_items)
-        index = self._empty_structure(quantizer, num_lists)
-        quantizer.this.disown()
-        index.own_fields = True
-        earlier = self._earlier
-        if isinstance(earlier, IVFFlat) and self._can_follow(earlier, dim, num_lists=num_lists):
-            quantizer.add(earlier._centroids())
-            self._copy_codes(earlier._ann, index)
-            index.is_trained = True
-        else:
-            self._train(index, embeddings)
-        return index
-
-    def _finished(self, index: Any) -> Any:
-        """Let the structure probe its lists by inner product."""
-        # An earlier build may have left its lists here.
-        self.__dict__.pop("_lists", None)
-        quantizer = faiss.downcast_index(index.quantizer)
-        probe = faiss.IndexFlatIP(index.d)
-        probe.add(quantizer.reconstruct_n(0, index.nlist))
-        probe.this.disown()
-        quantizer.this.own(True)
-        index.quantizer, index.own_fields = probe, True
-        return index
 
     def _train(self, index: Any, embeddings: Float32Array) -> None:
         index.cp.seed = self.seed
