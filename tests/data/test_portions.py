@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from folders import prepared, write_folder
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError
+from recsys.core.schema import TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import PreparedDataset
 from recsys.data.portions import Portion
+from recsys.data.preparation.array_writers import _address
+from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.shards import FILE, Shard, Shards
 
 EVERYTHING: dict[str, Any] = {
@@ -169,3 +174,25 @@ def test_fewer_shards_than_processes_are_refused(whole: PreparedDataset, tmp_pat
     folder = in_shards(whole, tmp_path, [0, 9])
     with pytest.raises(UserError, match=r"shards\.json: 2 shards for 4 processes"):
         PreparedDataset.open(folder, rank=1, world_size=4)
+
+
+def test_machines_that_prepare_the_same_data_at_once_keep_their_shards_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = {"user_id_idx": [0, 1], "item_id_idx": [1, 2], "time": [3, 4]}
+    batches = pa.table(rows).to_batches()
+    # One worker gets all rows.
+    session: Any = SimpleNamespace(
+        output="out", write_ranges=lambda *_, write, schema: pa.Table.from_batches(write(batches), schema)
+    )
+    job: Any = SimpleNamespace(fingerprint="f", time_resolution=TimeResolution.SECONDS)
+    coded: Any = SimpleNamespace(columns=list(rows))
+    written = []
+    for _ in range(2):
+        address = _address(job, session, "events")
+        written.append(write_shards(job, session, coded=coded, drafts={}, per_second=1, address=address)[1])
+    monkeypatch.chdir("/")
+    for shards in written:
+        (shard,) = shards.shards
+        assert np.load(shards.file(shard, "item_idx")).tolist() == [1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.preparation.vocabulary import Entities
 from recsys.data.shards import FILE as SHARDS
 from recsys.data.shards import Shards
+from recsys.data.sources.files import is_local, open_filesystem
 
 
 def write_counts(users: Entities, items: Entities, *, folder: Path) -> None:
@@ -147,7 +149,11 @@ def write_exposures(
 
 
 def _address(job: PreparationJob, session: DistributedSession, name: str) -> str:
-    return f"{session.output or session.scratch.absolute()}/{job.fingerprint}/shards/{name}"
+    # Several machines may prepare the same data at once, so each preparation has a folder of its own.
+    own = f"{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{name}"
+    filesystem, path = open_filesystem(session.output or str(session.scratch))
+    # Later commands may have another working directory.
+    return f"{path if is_local(filesystem) else session.output}/{own}"
 
 
 def _place(session: DistributedSession, shards: Shards, folder: Path) -> None:

@@ -9,6 +9,7 @@ of the files or on the engine.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.io import atomic_file
 from recsys.core.schema import OWNERS, TimeResolution
 from recsys.data.codes import Codes
 from recsys.data.content_encoders import CACHE
@@ -94,8 +96,11 @@ def _fetch_or_build(job: PreparationJob, engine: Engine, folder: Path) -> None:
         for file in files:
             target = f"{path}/{file.relative_to(folder).as_posix()}"
             if is_local(filesystem):
-                filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
-            filesystem.put_file(str(file), target)
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(Path(target)) as aside:
+                    shutil.copyfile(file, aside)
+            else:
+                filesystem.put_file(str(file), target)
         return
     for source in filesystem.find(path):
         inner = source.removeprefix(path).lstrip("/")

@@ -45,8 +45,10 @@ def open_spark(
             if key.startswith("spark.sql."):
                 session.conf.set(key, value)
         opened = _SparkSession(session, links, output=output)
-        yield opened
-        opened.forget()
+        try:
+            yield opened
+        finally:
+            opened.forget()
         return
     builder = SparkSession.builder.appName("recsys")
     for key, value in options.items():
