@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,13 @@ def test_rounded_embeddings_are_small_and_near(precision: str, share: float, err
 def test_unknown_precisions_are_refused() -> None:
     with pytest.raises(UserError, match=r"item_embeddings=float61: expected one of float32, float16, int8"):
         encode(normed(3, 2, 0), "float61")
+
+
+def test_data_without_a_test_part_is_not_said_to_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    run: Any = SimpleNamespace(dataset=SimpleNamespace(requests=lambda _: SimpleNamespace(user_idx=[])), corpus=[])
+    found = module._rounding(run, {"float32": normed(3, 2, 0), "int8": normed(3, 2, 0)})
+    assert found == {"type": "int8", "recall@100": None}
+    assert "the data has no test part" in caplog.text
 
 
 @pytest.mark.slow
