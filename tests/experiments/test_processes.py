@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import slurm
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from worlds import compose, write_world
@@ -207,11 +208,12 @@ SRUN = {
 
 def test_srun_is_read_as_torchrun(environment: Callable[..., None]) -> None:
     environment(**SRUN)
-    assert launched() == (8, 2)
+    trainer = compose("train", ["trainer=multinode"]).trainer
+    assert launched(trainer) == (8, 2)
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["5", "1", "2", "8", "gpu03", "18456"]
     environment(**SRUN, MASTER_ADDR="10.0.0.1", MASTER_PORT="29500")
-    launched()
+    launched(trainer)
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("10.0.0.1", "29500")
 
 
@@ -229,6 +231,21 @@ def test_processes_of_a_trainer(environment: Callable[..., None]) -> None:
     environment(SLURM_NTASKS="8", SLURM_JOB_ID="1")
     (plugin,) = trainer_settings(one)["plugins"]
     assert plugin.global_rank() == 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [SRUN | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}, {"RANK": "0", "WORLD_SIZE": "1"}],
+    ids=["a shell that srun started", "a job of one process"],
+)
+def test_one_process_of_a_launcher_may_start_others(
+    variables: dict[str, str], environment: Callable[..., None], tmp_path: Path
+) -> None:
+    environment(**variables)
+    config = compose("train", ["trainer=ddp"])
+    join(config, tmp_path)
+    plugins = trainer_settings(config)["plugins"] or [LightningEnvironment()]
+    assert not plugins[0].creates_processes_externally
 
 
 @pytest.mark.parametrize(

@@ -44,23 +44,25 @@ class Launch(NamedTuple):
     local: int
 
 
-def launched() -> Launch | None:
+def launched(trainer: DictConfig) -> Launch | None:
     """Return what a launcher has started; None if this process is alone, or Lightning starts the others.
 
-    The variables of srun are translated into those of torchrun.
+    The variables of srun are translated into those of torchrun. One process that `trainer` does not expect from a
+    launcher, such as a shell in a SLURM job, keeps its variables: with LOCAL_RANK Lightning would start no others.
     """
     found = os.environ
-    if "RANK" not in found and "SLURM_STEP_NUM_TASKS" in found:
+    is_srun = "RANK" not in found and "SLURM_STEP_NUM_TASKS" in found
+    world = found.get("SLURM_STEP_NUM_TASKS" if is_srun else "WORLD_SIZE")
+    if not (is_srun or "RANK" in found) or world is None or (world == "1" and trainer.get("num_nodes") != "auto"):
+        return None
+    if is_srun:
         found |= {name: found[other] for name, other in _OF_SRUN.items()}
-        found["LOCAL_WORLD_SIZE"] = str(int(found["WORLD_SIZE"]) // int(found["SLURM_STEP_NUM_NODES"]))
+        found["LOCAL_WORLD_SIZE"] = str(int(world) // int(found["SLURM_STEP_NUM_NODES"]))
         nodes = found.get("SLURM_STEP_NODELIST", "127.0.0.1")
         found.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
         found.setdefault("MASTER_PORT", str(15000 + int(found["SLURM_JOB_ID"]) % 10000))
-    if not {"RANK", "WORLD_SIZE"} <= found.keys():
-        return None
     found.setdefault("LOCAL_RANK", "0")
-    world = int(found["WORLD_SIZE"])
-    return Launch(world, int(found.get("LOCAL_WORLD_SIZE", 1)))
+    return Launch(int(world), int(found.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def trainer_settings(config: DictConfig) -> dict[str, Any]:
@@ -69,15 +71,14 @@ def trainer_settings(config: DictConfig) -> dict[str, Any]:
     A configuration with `num_nodes: auto` that no launcher started, such as that of a run which another command opens,
     gets one process.
     """
-    launch = launched()
+    launch = launched(config.trainer)
     settings: dict[str, Any] = {"plugins": []}
-    is_auto = config.trainer.get("num_nodes") == "auto"
-    if launch is not None and (is_auto or launch.world > 1):
+    if launch is not None:
         settings["plugins"] = [TorchElasticEnvironment()]
-    elif launch is None and "SLURM_NTASKS" in os.environ:
-        # A batch script without srun: Lightning would wait for tasks that nobody starts.
+    elif "SLURM_NTASKS" in os.environ:
+        # A batch script without srun, or a shell: Lightning would wait for tasks that nobody starts.
         settings["plugins"] = [LightningEnvironment()]
-    if is_auto:
+    if config.trainer.get("num_nodes") == "auto":
         world, local = launch or (1, 1)
         settings |= {"devices": local, "num_nodes": world // local}
     return settings
@@ -94,8 +95,8 @@ def join(config: DictConfig, path: Path) -> None:
         UserError: If the trainer asks for other processes than there are, or the processes have different
             configurations or folders, or do not share the folder. Every process raises it.
     """
-    launch = launched()
     trainer = config.trainer
+    launch = launched(trainer)
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
     if nodes == "auto":
         if launch is None:
@@ -108,12 +109,12 @@ def join(config: DictConfig, path: Path) -> None:
                 f"trainer=multinode: found {launch.world} processes, of which this machine has {launch.local}; "
                 "expected as many on every machine"
             )
-    elif launch is not None and launch.world > 1 and devices != "auto" and _number(devices) * nodes != launch.world:
+    elif launch is not None and devices != "auto" and _number(devices) * nodes != launch.world:
         raise UserError(
             f"trainer.devices={devices}, trainer.num_nodes={nodes}: the launcher started {launch.world} processes "
             "(WORLD_SIZE); expected trainer=multinode"
         )
-    if launch is None or (launch.world == 1 and nodes != "auto"):
+    if launch is None:
         return
     rank_zero_only.rank = int(os.environ["RANK"])  # type: ignore[attr-defined]
     if not dist.is_initialized():
