@@ -24,6 +24,7 @@ from worlds import compose, write_world
 from recsys.cli.main import main
 from recsys.core.errors import UserError
 from recsys.experiments import processes
+from recsys.experiments.assembly.sharding import num_processes
 from recsys.experiments.processes import join, launched, trainer_settings
 from recsys.experiments.train import train
 
@@ -231,6 +232,24 @@ def test_processes_of_a_trainer(environment: Callable[..., None]) -> None:
     environment(SLURM_NTASKS="8", SLURM_JOB_ID="1")
     (plugin,) = trainer_settings(one)["plugins"]
     assert plugin.global_rank() == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], 1),
+        (["trainer=ddp"], 2),
+        (["trainer=gpus"], 4),
+        (["trainer=gpus", "trainer.devices=-1"], 4),
+        (["trainer=multinode"], 1),
+        (["trainer.devices=auto"], 1),
+    ],
+)
+def test_number_of_processes_before_they_start(
+    overrides: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert num_processes(compose("train", overrides)) == expected
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from omegaconf import DictConfig
 
@@ -75,7 +76,11 @@ def reads_corpus(loss: DictConfig) -> bool:
 
 def num_processes(config: DictConfig) -> int:
     """Return the number of processes of a training: as configured, or as many as a launcher has started."""
-    devices, nodes = config.trainer.get("devices"), config.trainer.get("num_nodes", 1)
+    trainer = config.trainer
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes", 1)
+    if devices in ("auto", -1) and nodes != "auto" and distributed.world_size() == 1:
+        # Lightning will start a process for each GPU.
+        devices = 1 if trainer.get("accelerator") == "cpu" else max(torch.cuda.device_count(), 1)
     return devices * nodes if isinstance(devices, int) and isinstance(nodes, int) else distributed.world_size()
 
 
