@@ -15,6 +15,9 @@ from recsys.core.schema import Feature
 from recsys.data.batches.batch import FeatureTensors
 from recsys.models.content import ContentVectors
 
+# Items that are compared with all centroids at a time.
+_BLOCK = 1 << 18
+
 
 class SemanticIdsBuilder(Protocol):
     """A function that builds the semantic ids of an item tower."""
@@ -76,7 +79,8 @@ class SemanticIds(nn.Module):
         vectors = self.content(values)
         has_content, codes = vectors.any(1, keepdim=True), []
         for level, centroids in enumerate(self.codebooks.cpu()):
-            nearest = (vectors @ centroids.T - centroids.square().sum(1) / 2).argmax(1)
+            half = centroids.square().sum(1) / 2
+            nearest = torch.cat([(rows @ centroids.T - half).argmax(1) for rows in vectors.split(_BLOCK)])
             codes.append(nearest + level * len(centroids))
             vectors = vectors - centroids[nearest]
         return torch.stack(codes, dim=1).where(has_content, -1)
