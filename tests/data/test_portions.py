@@ -19,7 +19,7 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.dataset import PreparedDataset
-from recsys.data.portions import Portion
+from recsys.data.portions import LocalColumns, Portion
 from recsys.data.preparation.array_writers import _address
 from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.shards import FILE, Shard, Shards
@@ -168,6 +168,16 @@ def test_requests_of_a_portion_all_belong_to_its_process(sharded: Path) -> None:
     own = PreparedDataset.open(sharded, rank=1, world_size=2)
     asked = [user for _, requests in RetrievalData(own).test_dataloader() for user in requests.user_idx.tolist()]
     assert asked == own.requests("test").user_idx.tolist()
+
+
+def test_users_behind_the_last_shard_have_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "shard").mkdir()
+    np.save(tmp_path / "shard/item_idx.npy", np.array([1, 2, 3]))
+    Shards(str(tmp_path), ("item_idx",), (Shard("shard", 0, 3),)).save(tmp_path / FILE)
+    for rank, expected in ((0, [1, 2, 3]), (1, [])):
+        portion = Portion(rank=rank, cuts=np.array([0, 1, 2]), num_trained=np.array([3, 0]))
+        columns = LocalColumns.of(tmp_path, np.array([0, 3, 3]), portion)
+        assert columns.load("item_idx").tolist() == expected
 
 
 def test_fewer_shards_than_processes_are_refused(whole: PreparedDataset, tmp_path: Path) -> None:

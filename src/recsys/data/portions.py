@@ -92,8 +92,10 @@ class LocalColumns:
         if (folder / FILE).exists():
             shards = Shards.load(folder / FILE)
             bounds = shards.bounds()
-            low, high = np.searchsorted(bounds, first, "right") - 1, np.searchsorted(bounds, end)
-            part = shards.part(int(low), max(int(high), int(low) + 1))
+            # Users without rows may be behind the last shard.
+            low = min(int(np.searchsorted(bounds, first, "right")), len(shards.shards)) - 1
+            high = max(int(np.searchsorted(bounds, end)), low + 1)
+            part = shards.part(low, high)
             folder, base = part.joined(folder / f"joined-{low}-{high}"), int(bounds[low])
         return cls(folder=folder, begin=first - base, num_rows=end - first, first=first, is_part=portion is not None)
 
