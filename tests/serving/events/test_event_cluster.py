@@ -79,7 +79,7 @@ def test_killed_nodes_lose_nothing(own: Cluster) -> None:
     store.close()
 
 
-def test_a_node_that_is_down_costs_its_own_users_alone(own: Cluster) -> None:
+def test_a_node_that_is_down_costs_its_own_users_alone(own: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     store = open_store(own.url, 10)
     users = [f"down-{number}" for number in range(20)]
     store.append([(user, Event(1, 1)) for user in users])
@@ -94,9 +94,14 @@ def test_a_node_that_is_down_costs_its_own_users_alone(own: Cluster) -> None:
         assert 0 < len(found) < len(users)
         alive = next(iter(found))
         assert store.append([(alive, Event(2, 2))]) == ["stored"]
-        reader = StoredUsers(store, Metrics())
+        reader = StoredUsers(store, Metrics(), clock=lambda: 0.0)
         stored = asyncio.run(reader.all_of(users, profiled=False))
         assert {user for user, one in zip(users, stored, strict=True) if not one.is_missing} == found.keys()
+        # A request of one such user does not let the others go without their histories.
+        of_node = next(user for user in users if user not in found)
+        (one,), (other,) = (asyncio.run(reader.all_of([user], profiled=False)) for user in (of_node, alive))
+        assert (one.is_missing, other.is_missing) == (True, False)
+        assert caplog.text.count("some requests are answered without stored histories") == 1
         with pytest.raises(StoreError):
             store.append([(user, Event(2, 2)) for user in users])
     finally:

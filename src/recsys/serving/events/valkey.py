@@ -151,14 +151,14 @@ class ValkeyEvents:
         return [self._decode(content, self._unreadable) for content in found]
 
     def _read_by_node(self, keys: Sequence[str], error: StoreError) -> None:
-        """Raise `PartlyReadError` if some nodes answer."""
+        """Raise `PartlyReadError` unless no node answers; one that was not asked may answer."""
         found: dict[str, bytes | None] = {}
         with self._answers():
-            groups = self._server.by_node(keys)
+            groups, num_nodes = self._server.by_node(keys), len(self._server.nodes())
         for group in groups:
             with contextlib.suppress(StoreError), self._answers():
                 found.update(zip(group, self._server.get_many(group), strict=True))
-        if found:
+        if found or len(groups) < num_nodes:
             histories = [self._decode(found[key], self._unreadable) if key in found else None for key in keys]
             raise PartlyReadError(str(error), histories) from error
 

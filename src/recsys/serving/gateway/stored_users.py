@@ -55,7 +55,7 @@ class StoredUsers:
     ) -> None:
         self._events, self._metrics, self._seconds, self._clock = events, metrics, seconds, clock
         self.is_embedded = events.is_embedded
-        self._rests_until = -float("inf")
+        self._rests_until = self._quiet_until = -float("inf")
         self._reads: Microbatcher[bool, UserId, Stored] = Microbatcher(self._read_in_thread, _MAX_READ)
 
     async def of(self, user_id: UserId, *, profiled: bool) -> Stored:
@@ -96,7 +96,9 @@ class StoredUsers:
             try:
                 histories: Sequence[list[Event] | None] = self._events.histories(user_ids)
             except PartlyReadError as error:
-                log.warning("some requests are answered without stored histories: %s", error)
+                if self._clock() >= self._quiet_until:
+                    self._quiet_until = self._clock() + REST_SECONDS
+                    log.warning("some requests are answered without stored histories: %s", error)
                 histories = error.histories
             return [
                 MISSING if history is None else Stored(history, self._events.profile(user) if profiled else {})
