@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_an_item_that_is_added_again_is_replaced(published: Published, tmp_path:
     found = items.search(users, 1000)[0]
     assert found.item_ids.count("near") == 1
     assert found.scores[found.item_ids.index("near")] == pytest.approx(-1)
+
+
+def test_new_items_are_not_lost_when_their_first_reading_fails(
+    published: Published, tmp_path: Path, users: Float32Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates, items = opened(published, tmp_path / "journal")
+    updates.add(additions(items, users), items)
+    later = ItemUpdates(tmp_path / "journal")
+    with monkeypatch.context() as patched:
+        patched.setattr(later._log, "decode", Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
+            later.of(items.version)
+    assert [one.item["item_id"] for one in later.of(items.version)[2]] == ["near", "far"]
 
 
 def test_another_version_never_gets_them(published: Published, tmp_path: Path, users: Float32Array) -> None:

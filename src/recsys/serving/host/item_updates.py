@@ -263,13 +263,15 @@ class ItemUpdates:
         """Return the new items of a version, by id."""
         if version in self._unread:
             with self._lock:
-                for record in self._unread.pop(version, ()):
+                for record in self._unread.get(version, ()):
                     rows = self._log.decode(record["add"])
                     content = base64.b64decode(self._log.decode(record["embeddings"]))
                     embeddings = np.frombuffer(content, "<f4").reshape(len(rows), -1)
                     added = self._added.setdefault(version, {})
                     for item, embedding in zip(rows, embeddings, strict=True):
                         added[item["item_id"]] = NewItem(item, embedding)
+                # At the end, so that other threads wait for all of them, and a failure loses none.
+                self._unread.pop(version, None)
         return self._added.get(version, {})
 
 
