@@ -357,6 +357,21 @@ def test_a_crowd_of_connections_takes_no_places_and_a_whole_request_goes_first()
     assert len(begun) == 3001
 
 
+def test_a_connection_that_cannot_be_taken_does_not_count_for_ever() -> None:
+    loop, limit = asyncio.new_event_loop(), Admission(1.0, most=2, least=2)
+    loop.set_exception_handler(lambda *_: None)
+
+    async def take(_: Any) -> None:
+        raise RuntimeError("no TLS")
+
+    hand_over: Any = HandOver(loop, take)
+    hand_over.add("whole", is_whole=True, admission=limit)
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
+    assert (hand_over.num_pending(limit), len(hand_over)) == (0, 0)
+    loop.close()
+
+
 def test_half_open_connections_make_room_for_others(caplog: pytest.LogCaptureFixture) -> None:
     with Accepted(most=3) as accepted:
         silent = [send(accepted.port, b"") for _ in range(20)]

@@ -61,7 +61,9 @@ class HandOver:
         self._loop.call_soon(self._begin_some)
 
     async def _begin(self, opened: socket.socket, admission: Admission | None) -> None:
-        # A client that left meanwhile is no error.
-        with contextlib.suppress(OSError):
-            await self._take(opened)
-        self._pending[admission].discard(opened)
+        try:
+            # A client that left meanwhile is no error.
+            with contextlib.suppress(OSError):
+                await self._take(opened)
+        finally:
+            self._pending[admission].discard(opened)
