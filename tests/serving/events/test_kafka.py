@@ -190,6 +190,9 @@ def test_what_cannot_be_used_is_refused_by_name(
         open_one(options={"enable.auto.commit": True})
     with pytest.raises(UserError, match="expected another than dead_letters"):
         open_one(dead_letters="absent")
+    for batch in (0, 2_000_000):
+        with pytest.raises(UserError, match=f"batch: found {batch}, expected 1 to 100000"):
+            open_one(batch=batch)
     store.close()
 
 

@@ -37,6 +37,8 @@ log = logging.getLogger("recsys")
 
 # Seconds in which the brokers must answer at the start, and to wait for messages, and for a store that fails.
 _START_SECONDS, _POLL_SECONDS, _REST_SECONDS = 10.0, 0.5, 1.0
+# Largest batch: dead letters that the client takes before it sends them.
+_MOST = 100_000
 # Characters of the reason in a dead letter.
 _REASON = 500
 # Seconds between two checks of the event store, as in a gateway.
@@ -59,8 +61,8 @@ class KafkaSettings:
     def __post_init__(self) -> None:
         if not self.topics or self.dead_letters in self.topics:
             raise UserError(f"topic: found {', '.join(self.topics) or 'none'}, expected another than dead_letters")
-        if self.batch < 1:
-            raise UserError(f"batch: found {self.batch}, expected at least 1")
+        if not 1 <= self.batch <= _MOST:
+            raise UserError(f"batch: found {self.batch}, expected 1 to {_MOST}")
         if wrong := self.options.keys() & {*_OWN, "bootstrap.servers", "group.id"}:
             raise UserError(f"kafka_options.{min(wrong)}: expected no such option, because the consumer sets it")
 
