@@ -63,4 +63,7 @@ def test_each_contradiction_is_found(model: Any) -> None:
     assert found(model, asked(0, 1.0, 2.0, ("a", "a", "a"), (0,), (4.0,))) == ["wrong"]
     taken = model.TakenDown(0, 1.0, 2.0)
     assert found(model, taken, asked(0, 3.0, 4.0, ("a", "a", "a"), (0, 1), (4.0, 3.0))) == ["stale"]
-    assert found(model, taken, asked(0, 3.0, 4.0, ("a", "a", "a"), (1,), (3.0,))) == ["wrong"]
+    short = asked(0, 3.0, 4.0, ("a", "a", "a"), (1,), (3.0,))
+    assert found(model, taken, short) == ["wrong"]
+    # A takedown of an item that would not have been shown explains no short answer.
+    assert found(model, taken, model.TakenDown(3, 1.0, INF), short) == ["wrong"]
