@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -151,6 +152,17 @@ def test_a_password_in_an_address_is_neither_accepted_nor_shown() -> None:
     with pytest.raises(UserError, match="RECSYS_MILVUS_TOKEN") as caught:
         open_database("milvus://root:secret@a:1")
     assert "secret" not in str(caught.value)
+
+
+def test_a_complete_collection_that_is_not_loaded_yet_is_kept() -> None:
+    pytest.importorskip("pymilvus")
+    database = Milvus("milvus://127.0.0.1:1")
+    database._opened = client = Mock()
+    client.has_collection.side_effect = lambda name, **_: name == "items_v"
+    database.fill("v", pa.table({"digit": [1]}), np.ones((1, 2), np.float32))
+    client.load_collection.assert_called_once()
+    client.drop_collection.assert_not_called()
+    client.insert.assert_not_called()
 
 
 @pytest.mark.parametrize(

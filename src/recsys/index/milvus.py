@@ -86,7 +86,7 @@ class Milvus:
         return bool(state["state"].name == "Loaded")
 
     def fill(self, version: str, items: pa.Table, embeddings: Float32Array) -> None:
-        """Insert, index and load under another name, which is renamed at the end."""
+        """Insert, index and load under another name, which is renamed at the end; only load a complete collection."""
         from pymilvus import DataType, MilvusClient
 
         items = items if self._columns is None else items.select(self._columns)
@@ -96,6 +96,11 @@ class Milvus:
                 f"index.database.columns: found {len(items.column_names)} columns that take {len(fields)} fields, and "
                 f"a collection has at most {MOST_FIELDS - 3} for them; list those that filters need"
             )
+        client = self._client
+        if self._call(client.has_collection, PREFIX + version, timeout=_SECONDS):
+            # The server loads its collections for a while after a restart, and gateways wait for this one.
+            self._call(client.load_collection, PREFIX + version, timeout=_FILL_SECONDS)
+            return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=embeddings.shape[1])
@@ -103,7 +108,6 @@ class Milvus:
         for field in fields:
             schema.add_field(field.name, DataType[field.kind], **_sizes(field, DataType))
         self.drop(version)
-        client = self._client
         self._call(client.create_collection, name, schema=schema, timeout=_CHANGE_SECONDS)
         step = max(1, MESSAGE_BYTES // (4 * embeddings.shape[1] + 16 * len(fields)))
         for begin in range(0, len(embeddings), step):
