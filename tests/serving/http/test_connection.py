@@ -331,6 +331,20 @@ def test_what_has_no_known_end_is_read_at_once(begin: bytes) -> None:
         assert accepted.took.acquire(timeout=PATIENCE)
 
 
+def test_an_option_that_the_system_refuses_ends_one_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError("the other side has left")
+
+    with Accepted() as accepted:
+        monkeypatch.setattr(socket.socket, "setsockopt", refused)
+        # A connection with unread bytes is reset.
+        with send(accepted.port, HALF[0]) as half, contextlib.suppress(ConnectionResetError):
+            half.settimeout(PATIENCE)
+            assert half.recv(1) == b""
+        with send(accepted.port, b"GET / HTTP/1.1\r\n\r\n"):
+            assert accepted.took.acquire(timeout=PATIENCE)
+
+
 def test_a_crowd_of_connections_takes_no_places_and_a_whole_request_goes_first() -> None:
     loop, begun, limit = asyncio.new_event_loop(), [], Admission(1.0, most=2, least=2)
 

@@ -194,10 +194,10 @@ class Acceptor:
         if missing:
             # The kernel does not report the connection before so many bytes are there.
             self._half[opened] = len(begin) + missing
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._half[opened])
+            _report_from(opened, self._half[opened])
             return
         if opened in self._half:
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            _report_from(opened, 1)
         is_old = self._old.get(opened)
         self._forget(opened)
         admission = self._admissions.get(path_of_post(begin, len(begin)) or "")
@@ -290,3 +290,10 @@ class Acceptor:
         body = encode(Status("ready" if path == b"/readyz" else "ok") if problem is None else error_response(problem))
         headers = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         return b"HTTP/1.1 %s\r\n%s%s" % (line, headers, b"" if method == b"HEAD" else body)
+
+
+def _report_from(opened: socket.socket, size: int) -> None:
+    """Let the kernel report a connection from so many bytes on."""
+    # Some systems refuse it if the client has left; then the next look ends the connection.
+    with contextlib.suppress(OSError):
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
