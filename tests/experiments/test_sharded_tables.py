@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from training_processes import run_processes
@@ -20,6 +22,7 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.experiments import loggers
 from recsys.experiments.assembly import build_data, build_module, build_towers, choose_sharding, open_data
 from recsys.experiments.fitting import count_parameters
 from recsys.experiments.run_folder import read_json
@@ -173,9 +176,24 @@ def train_until(step: int | None, config: DictConfig, run: Path) -> None:
         RetrievalModule.training_step = training_step  # type: ignore[method-assign]
 
 
+class Shown(DummyLogger):
+    """W&B in memory. Only the first process makes one."""
+
+    experiment: Any = SimpleNamespace(config={}, summary={}, finish=lambda: None)
+    tables: ClassVar[list[int]] = []
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def log_table(self, _: str, *, columns: list[str], data: list[list[str]]) -> None:
+        assert len(columns) == 4
+        self.tables.append(len(data))
+
+
 def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config: Any) -> None:
     """What both processes do."""
-    train_until(None, config(2), folder / "straight")
+    loggers.WandbLogger = Shown  # type: ignore[misc,assignment]
+    train_until(None, config(2, "logger.project=test", "logger.examples=3"), folder / "straight")
     train_until(3, config(2), folder / "resumed")
     rank = dist.get_rank()
     found = {name: five_steps(module, RULES[name], builders[name], rank, 2) for name, module in modules.items()}
@@ -183,7 +201,12 @@ def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config
     warm = build(config(2, "negatives=mixed")).model
     start_from(open_earlier_run(folder / "straight"), warm, dataset=open_data(config(2)))
     build_tables(warm, FusedOptimizer("rowwise_adagrad", 0.1), device=torch.device("cpu"))
-    outcome = {"steps": found, "held": held, "warm": {name: whole(table) for name, table in tables_of(warm).items()}}
+    outcome = {
+        "steps": found,
+        "held": held,
+        "shown": Shown.tables,
+        "warm": {name: whole(table) for name, table in tables_of(warm).items()},
+    }
     torch.save(outcome, folder / f"{rank}.pt")
 
 
@@ -239,6 +262,11 @@ def test_five_steps_of_two_processes_equal_one_with_replicated_tables(variant: s
         assert found["steps"][variant].keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found["steps"][variant][name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_the_first_process_logs_examples(outcome: Outcome) -> None:
+    assert [found["shown"] for found in outcome[2]] == [[3], []]
 
 
 @pytest.mark.slow

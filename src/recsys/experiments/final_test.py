@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from recsys.experiments.loggers import log_examples
 from recsys.experiments.refreshed_test import refreshed_metrics
 from recsys.experiments.trained_run import load_weights
 from recsys.models.blend import Model
+from recsys.models.sharded_table import sharded_tables
 from recsys.training.module import EmbeddingModule
 
 
@@ -52,7 +54,11 @@ def measure_on_test(session: TrainingSession) -> None:
     run.write_per_user(per_user_table(dataset, evaluation.metrics))
     run.write_metrics(run.metrics | metrics)
     run.update(parameters=count_parameters(model))
-    log_examples(session.loggers, lambda: examples(config, dataset, model=model, builder=data.builder))
+    shown = functools.cache(lambda: examples(config, dataset, model=model, builder=data.builder))
+    if config.logger.project is not None and sharded_tables(model):
+        # The first process alone logs them, but all must look up the rows that they share.
+        shown()
+    log_examples(session.loggers, shown)
 
 
 def rolling_metrics(
