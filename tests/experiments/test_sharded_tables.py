@@ -23,11 +23,19 @@ from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.experiments import loggers
-from recsys.experiments.assembly import build_data, build_module, build_towers, choose_sharding, open_data
+from recsys.experiments.assembly import (
+    build_data,
+    build_module,
+    build_towers,
+    choose_sharding,
+    keep_replicated,
+    open_data,
+)
 from recsys.experiments.fitting import count_parameters
 from recsys.experiments.run_folder import read_json
 from recsys.experiments.train import train
 from recsys.experiments.trained_run import load_run
+from recsys.experiments.variants import train_best
 from recsys.experiments.warm_start import open_earlier_run, start_from
 from recsys.models.sharded_table import FusedOptimizer, ShardedTable, build_tables, sharded_tables
 from recsys.training.module import RetrievalModule
@@ -344,6 +352,14 @@ def test_settings_that_need_whole_tables_are_refused(
     config = small("item_tower.sharding=row_wise", *overrides)
     with pytest.raises(UserError, match=named):
         choose_sharding(config, open_data(config))
+
+
+def test_variants_have_replicated_tables(small: Callable[..., DictConfig], tmp_path: Path) -> None:
+    auto, divided = small(), small("user_tower.sharding=row_wise")
+    keep_replicated({"auto": auto})
+    assert (auto.item_tower.sharding, auto.user_tower.sharding) == ("replicated", "replicated")
+    with pytest.raises(UserError, match=r"variants\.second: user_tower\.sharding=row_wise: variants are compared"):
+        train_best({"first": auto, "second": divided}, tmp_path)
 
 
 def test_missing_torchrec_is_named_with_the_command(

@@ -17,9 +17,9 @@ from rich.table import Table
 from recsys.core import distributed
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_file, atomic_write
-from recsys.experiments.assembly import freeze_suppressed, open_data
+from recsys.experiments.assembly import freeze_suppressed, keep_replicated, open_data
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
-from recsys.experiments.run_folder import METRICS, RunFolder, RunStatus
+from recsys.experiments.run_folder import CONFIG, METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
 from recsys.experiments.suitability import suitable_variants
 from recsys.experiments.train import refit, select, train, try_out
@@ -44,13 +44,15 @@ def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = 
         blend: whether the run may be a blend of several variants.
 
     Raises:
-        UserError: If there is no variant, they are measured by different metrics, or the data suits none.
+        UserError: If there is no variant, they are measured by different metrics or ask for divided tables, or the data
+            suits none.
     """
     metrics = {config.evaluation.metric for config in variants.values()}
     if len(metrics) != 1:
         raise UserError(
             f"variants: found {len(metrics)} metrics {sorted(metrics)}, expected one evaluation.metric for all"
         )
+    keep_replicated(variants, started=[name for name in variants if (path / "variants" / name / CONFIG).exists()])
     with hold(path):
         for config in variants.values():
             freeze_suppressed(config, path)

@@ -12,7 +12,7 @@ from recsys.experiments.assembly.model import (
 )
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
-from recsys.experiments.assembly.sharding import choose_sharding
+from recsys.experiments.assembly.sharding import choose_sharding, keep_replicated
 from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "choose_sharding",
     "complete",
     "freeze_suppressed",
+    "keep_replicated",
     "corpus_of",
     "has_item_bias",
     "new_items_bias",

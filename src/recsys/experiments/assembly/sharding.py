@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ from recsys.models.sharded_table import INSTALL, Sharding, is_installed, require
 log = logging.getLogger("recsys")
 
 Owner = Literal["item_tower", "user_tower"]
+OWNERS: tuple[Owner, ...] = ("item_tower", "user_tower")
 # Size of a table from which `sharding=auto` divides it among processes, if there are several. Training needs three
 # times as much for a replicated table.
 SHARDED_BYTES = 2 << 30
@@ -29,13 +31,35 @@ def choose_sharding(config: DictConfig, dataset: PreparedDataset) -> None:
     Raises:
         UserError: If a setting does not work with divided tables, or TorchRec is missing.
     """
-    for owner in ("item_tower", "user_tower"):
+    for owner in OWNERS:
         if "sharding" in config[owner]:
             config[owner].sharding = sharding_of(owner, config, dataset)
             if config[owner].sharding == "row_wise":
                 if (fault := _fault(config)) is not None:
                     raise UserError(f"{owner}.sharding=row_wise: {fault}, or {owner}.sharding=replicated")
                 require_torchrec(f"{owner}.sharding=row_wise")
+
+
+def keep_replicated(variants: Mapping[str, DictConfig], *, started: Collection[str] = ()) -> None:
+    """Choose replicated tables for variants, because one process embeds with all of them, and copies the best one.
+
+    Args:
+        variants: configurations by name.
+        started: names of those that an earlier start has chosen for.
+
+    Raises:
+        UserError: If a variant asks for divided tables.
+    """
+    for name, config in variants.items():
+        for owner in OWNERS:
+            found = config[owner].get("sharding")
+            if found == "row_wise":
+                raise UserError(
+                    f"variants.{name}: {owner}.sharding=row_wise: variants are compared by whole tables; expected "
+                    f"{owner}.sharding=replicated, or one run without variants"
+                )
+            if found == "auto" and name not in started:
+                config[owner].sharding = "replicated"
 
 
 def sharding_of(owner: Owner, config: DictConfig, dataset: PreparedDataset) -> Sharding:
@@ -96,6 +120,4 @@ def _fault(config: DictConfig) -> str | None:
         return "trainer.accumulate_grad_batches: rows are updated in every backward pass; expected 1"
     if str(trainer.get("precision", "32-true")).startswith("16"):
         return "trainer.precision: rows would be updated by scaled gradients; expected 32-true or bf16-mixed"
-    if config.get("blend") or config.get("variants"):
-        return "variants: are compared by whole tables; expected none"
     return None
