@@ -31,6 +31,7 @@ class Lists:
     def __init__(self) -> None:
         self.embeddings = np.random.default_rng(0).normal(size=(NUM_ITEMS, 8)).astype(np.float32)
         self.searches: list[tuple[int, int]] = []
+        self.counted: list[int] = []
 
     def allowed(self, conditions: Sequence[Condition]) -> Any:
         mask = np.ones(NUM_ITEMS, bool)
@@ -40,6 +41,7 @@ class Lists:
         return mask
 
     def count(self, version: str, conditions: Sequence[Condition]) -> int:  # noqa: ARG002
+        self.counted.append(len(conditions[0].values))
         return int(self.allowed(conditions).sum())
 
     def search(
@@ -108,6 +110,14 @@ def test_several_embeddings_of_a_user_take_turns(lists: Lists, collection: Colle
         strict=True,
     ):
         np.testing.assert_allclose(found, want, rtol=1e-6)
+
+
+def test_counts_of_long_filters_are_not_kept_in_memory(lists: Lists, collection: CollectionIndex, queries: Any) -> None:
+    for number in (2, 5000):
+        selection = Selection((Condition("digit", "in", False, tuple(range(number))),), NOTHING)
+        for _ in range(2):
+            collection.search(queries, 5, allow=selection)
+    assert lists.counted == [2, 5000, 5000]
 
 
 def test_a_filter_that_leaves_out_the_near_lists_is_searched_further(

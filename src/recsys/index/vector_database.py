@@ -29,6 +29,8 @@ COLLECTION = "item_index.collection.json"
 # A search is repeated this many times as far until it finds enough, or for a filter, until that adds no more than this
 # share of the results: a filter may leave out what is near the query.
 FURTHER, SETTLED = 4, 0.02
+# Longest filter, as text, whose number of rows is kept.
+LONGEST_KEPT = 4096
 
 
 class DatabaseError(UserError):
@@ -168,7 +170,7 @@ class CollectionIndex:
         self.database, self.version, self.num_items, self.max_breadth = database, version, num_items, max_breadth
         self.effort = Effort(max_breadth)
         # A collection never changes.
-        self._count = lru_cache(maxsize=256)(lambda conditions: database.count(version, conditions))
+        self._counted = lru_cache(maxsize=256)(lambda conditions: database.count(version, conditions))
 
     def least_breadth(self, k: int) -> int:  # noqa: ARG002
         """Return 1, the lowest useful breadth."""
@@ -196,6 +198,11 @@ class CollectionIndex:
                 queries[members], k, wanted=wanted, total=total, selection=Selection(conditions, removed), exclude=left
             )
         return scores, rows
+
+    def _count(self, conditions: tuple[Condition, ...]) -> int:
+        # Clients choose the filters, and many long ones would fill the memory.
+        is_kept = len(repr(conditions)) <= LONGEST_KEPT
+        return self._counted(conditions) if is_kept else self.database.count(self.version, conditions)
 
     def _breadth(self, wanted: int, total: int) -> int:
         deeper, wider = max(1.0, wanted / self.effort.k), self.num_items / total
