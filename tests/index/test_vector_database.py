@@ -194,6 +194,15 @@ def test_conditions_become_expressions(condition: Condition, fields: set[str], e
     assert to_expression([condition], fields) == expected
 
 
+def test_expressions_of_many_conditions_are_not_nested_deeply() -> None:
+    depth, deepest = 0, 0
+    for letter in to_expression([Condition("a", "not", False, (1,))] * 200, {"c_a", "n_a"}):
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        deepest = max(deepest, depth)
+    # Of `a and b and c` Milvus nests one `and` in the other, and it refuses more than about 50 levels.
+    assert (depth, deepest) == (0, 8 + 3)
+
+
 def test_columns_that_milvus_cannot_hold_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     items = pa.table(
         {

@@ -143,7 +143,11 @@ def rows_of(fields: Sequence[Field], begin: int, *, count: int) -> list[dict[str
 
 def to_expression(conditions: Sequence[Condition], fields: Collection[str]) -> str:
     """Return the expression of all conditions; empty for none."""
-    return " and ".join(f"({_expression(condition, fields)})" for condition in conditions)
+    parts = [f"({_expression(condition, fields)})" for condition in conditions]
+    while len(parts) > 1:
+        # In pairs, because Milvus accepts only about 50 levels, and `a and b and c` has one for each.
+        parts = [f"({' and '.join(parts[at : at + 2])})" for at in range(0, len(parts), 2)]
+    return "".join(parts)
 
 
 def _expression(condition: Condition, fields: Collection[str]) -> str:
