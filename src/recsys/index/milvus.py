@@ -33,6 +33,8 @@ _ADDRESS = re.compile(r"milvus://(\[[0-9a-fA-F:.]+\]|[^][/:?#]+):[1-9][0-9]{0,4}
 PREFIX, FILLING = "items_", "filling_"
 # Fields of a collection, and bytes of a message to the server.
 MOST_FIELDS, MESSAGE_BYTES = 64, 8 << 20
+# Letters of an error of the server, which may repeat a filter.
+_MESSAGE = 500
 # Seconds of a search or a listing, of a change of collections, which waits for a server that starts, and of a step of
 # filling.
 _SECONDS, _CHANGE_SECONDS, _FILL_SECONDS = 5.0, 60.0, 3600.0
@@ -211,7 +213,7 @@ class Milvus:
                 self._client.has_collection, PREFIX + of_version, timeout=_SECONDS
             ):
                 raise CollectionMissingError(f"{self.address}: has no collection {PREFIX}{of_version}") from error
-            raise DatabaseError(f"{self.address}: {error.message}") from error
+            raise DatabaseError(f"{self.address}: {error.message[:_MESSAGE]}") from error
 
 
 def _sizes(field: Field, types: Any) -> dict[str, Any]:

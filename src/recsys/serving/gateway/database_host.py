@@ -38,7 +38,12 @@ class DatabaseHost:
         }
 
     async def search(self, request: SearchRequest) -> SearchResponse:
-        """Search the collection of the version that the request names."""
+        """Search the collection of the version that the request names.
+
+        Raises:
+            ServerFault: If the database refuses this search. It stays the host of others.
+            HostFailed: If the database does not answer.
+        """
         try:
             return await self._local.search(request)
         except VersionNotHeld as error:
@@ -46,8 +51,10 @@ class DatabaseHost:
                 if request.version in held.loaded or held.loaded:
                     raise VersionNotHeld(request.version, serving=held.serving, loaded=held.loaded) from error
             raise
-        except ServerFault as error:
-            raise HostFailed(error.message) from error
+        except ServerFault:
+            # One request that the database cannot answer must not take it from all others.
+            await self.version()
+            raise
 
     def give_up(self, reason: str) -> None:
         """Do nothing: calls of the database have time limits."""
