@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from brokers import NOW, Broker
@@ -141,6 +142,20 @@ def test_a_restart_continues_after_the_last_commit(broker: Broker, start: Start,
     assert "recsys_events_total 5.0" in counts
     assert 'recsys_event_outcomes_total{what="stored"} 5.0' in counts
     assert 'recsys_ingest_lag{partition="' in counts
+    store.close()
+
+
+def test_long_lists_are_stored_in_parts(
+    broker: Broker, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recsys.serving.events.kafka.MAX_EVENTS", 3)
+    topic = broker.topic([{"user_id": 1, "item_id": n, "timestamp": n} for n in range(7)])
+    store = SQLiteEvents(tmp_path / "events.db")
+    append = Mock(side_effect=store.append)
+    monkeypatch.setattr(store, "append", append)
+    start(store, topic)
+    until(lambda: len(store.history(1)) == 7)
+    assert [len(called.args[0]) for called in append.call_args_list] == [3, 3, 1]
     store.close()
 
 

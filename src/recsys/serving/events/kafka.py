@@ -30,6 +30,7 @@ from prometheus_client import Counter, Gauge
 from recsys.core.errors import UserError
 from recsys.release.runtime.feature_values import ValueType
 from recsys.serving.events.event_store import Event, EventStore, StoreError, UserId
+from recsys.serving.events.grouping import MAX_EVENTS
 from recsys.serving.events.incoming import parse_events
 from recsys.serving.observability.metrics import Metrics
 
@@ -151,15 +152,17 @@ class KafkaConsumer:
     def _take(self, found: Sequence[Message]) -> None:
         messages = [message for message in found if not self._is_error(message)]
         values, now = self._values(), self._clock()
-        parsed: list[tuple[Message, list[tuple[UserId, Event]]]] = []
+        events: list[tuple[UserId, Event]] = []
         refused: list[_Refused] = []
         for message in messages:
             try:
-                parsed.append((message, _events(message, values, now=now)))
+                events += _events(message, values, now=now)
             except UserError as error:
                 refused.append(_Refused(message, str(error)))
-        if not self._append([event for _, events in parsed for event in events]):
-            return
+        # A message may have any number, and a store does not answer in time for too many.
+        for begin in range(0, len(events), MAX_EVENTS):
+            if not self._append(events[begin : begin + MAX_EVENTS]):
+                return
         self._put_aside(refused)
         self._commit({(message.topic(), message.partition()): message.offset() for message in messages})
 
@@ -174,7 +177,7 @@ class KafkaConsumer:
 
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> bool:
         """Store events, and wait for a store that cannot answer; return False if it is stopped before."""
-        while events:
+        while True:
             try:
                 outcomes = self._store.append(events)
             except StoreError as error:
@@ -188,8 +191,7 @@ class KafkaConsumer:
             self._metrics.stored_events.inc(len(events))
             for outcome in outcomes:
                 self._metrics.event_outcomes[outcome].inc()
-            break
-        return True
+            return True
 
     def _put_aside(self, refused: Sequence[_Refused]) -> None:
         if not refused:
