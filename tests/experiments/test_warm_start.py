@@ -160,6 +160,13 @@ def test_semantic_ids_keep_their_meaning(base: Path, tmp_path: Path) -> None:
     same = [(i, places[item]) for i, item in enumerate(earlier.dataset.item_ids.to_pylist(), 1) if item in known]
     assert len(same) > 20
     assert torch.equal(before[[i for i, _ in same]], codes[[i for _, i in same]])
+    # With other columns of content, or other codes, all of them are fresh.
+    parts = ("codebooks", "content.idf", "content.projection", "table.weight")
+    for word in ("+data.features.items.category.ignore=true", "item_tower.semantic_ids.num_levels=3"):
+        dataset = open_data(compose("train", [*words, word]))
+        fresh = start_from(earlier, build_towers(compose("train", [*words, word]), dataset), dataset=dataset)
+        assert {f"item_tower.semantic_ids.{part}" for part in parts} <= {*fresh}
+        assert "item_tower.table.weight" not in fresh
 
 
 def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

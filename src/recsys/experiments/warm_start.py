@@ -25,6 +25,7 @@ from recsys.experiments.run_folder import RunStatus, read_state
 from recsys.experiments.trained_run import read_checkpoint, stored_config
 from recsys.models.content import ContentVectors
 from recsys.models.features import FeatureEmbedding
+from recsys.models.semantic_ids import SemanticIds
 from recsys.models.sharded_table import Fill, sharded_tables
 from recsys.models.two_tower import TwoTower
 
@@ -112,12 +113,22 @@ def start_from(earlier: EarlierRun, model: TwoTower, *, dataset: PreparedDataset
     # Learned weights belong to the content vectors and codes that they have seen, so these are copied as well.
     frozen = (".content.", ".semantic_ids.")
     content = [(name, buffer) for name, buffer in model.named_buffers() if any(part in name for part in frozen)]
+    # Codes of other columns of content, or other numbers of codes, mean nothing to what was learned.
+    other = tuple(
+        f"{place}."
+        for place, module in model.named_modules()
+        if isinstance(module, SemanticIds)
+        and (
+            f"{place}.content.idf" not in tables
+            or earlier.weights[f"{place}.codebooks"].shape != module.codebooks.shape
+        )
+    )
     for name, parameter in [*model.named_parameters(), *content]:
         table = tables.get(name)
         found = earlier.weights.get(name if table is None else table.earlier)
         if found is not None and table is not None and found.ndim == parameter.ndim:
             found = found[torch.from_numpy(table.rows)]
-        if found is None or found.shape != parameter.shape:
+        if found is None or found.shape != parameter.shape or name.startswith(other):
             fresh.append(name)
             continue
         parameter.copy_(found)
