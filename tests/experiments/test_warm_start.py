@@ -169,7 +169,9 @@ def test_semantic_ids_keep_their_meaning(base: Path, tmp_path: Path) -> None:
         assert "item_tower.table.weight" not in fresh
 
 
-def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_averages_go_on_from_the_earlier_steps(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     run = tmp_path / "early"
     shutil.copytree(base / "early/run", run)
     content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
@@ -187,6 +189,7 @@ def test_averages_go_on_from_the_earlier_steps(base: Path, tmp_path: Path, monke
     little = ["trainer.max_epochs=1", "+trainer.enable_progress_bar=false", "logger=csv", "test=false"]
     select(compose("train", ["data=parquet", *where, *how, *little]), tmp_path / "run")
     assert begun == [40]
+    assert not [warning for warning in recwarn if "WeightAveraging" in str(warning.message)]
 
 
 def test_weights_of_another_shape_stay_fresh(base: Path, earlier: EarlierRun) -> None:

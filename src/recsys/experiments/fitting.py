@@ -260,6 +260,8 @@ def silence_lightning() -> None:
         ".*is smaller than the logging interval.*",
         # Metrics are reduced over processes before they are logged.
         ".*sync_dist=True.*",
+        # `configure_model` creates divided tables alone, which are refused with averages of weights.
+        ".*WeightAveraging doesn't support sharding.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
