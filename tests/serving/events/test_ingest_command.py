@@ -16,6 +16,7 @@ from publishing import Published
 
 from recsys.cli.main import main
 from recsys.core.suppression import SuppressionList, hash_of
+from recsys.release.manifest import MANIFEST
 from recsys.release.runtime.query_encoder import QueryEncoder, read_event_values
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import Event, SQLiteEvents
@@ -36,6 +37,26 @@ def test_the_features_are_those_of_the_alias(published: Published, tmp_path: Pat
     assert values() == expected
     aliases.set_alias("live", published.versions[1], why="test")
     assert values() == expected
+    assert values._version == published.versions[1]
+
+
+def test_a_release_that_cannot_be_read_is_tried_again(
+    published: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for version in published.versions:
+        shutil.copytree(published.store / version, tmp_path / "store" / version)
+    aliases, now = ReleaseStore(tmp_path / "store"), [0.0]
+    aliases.set_alias("live", published.versions[0], why="test")
+    values = FollowedValues(str(aliases.root), "live", clock=lambda: now[0])
+    aliases.set_alias("live", published.versions[1], why="test")
+    manifest = tmp_path / "store" / published.versions[1] / MANIFEST
+    away = manifest.rename(tmp_path / "away")
+    for now[0] in (2.0, 4.0, 6.0):
+        values()
+    assert (values._version, caplog.text.count("events are checked by")) == (published.versions[0], 1)
+    away.rename(manifest)
+    now[0] = 70.0
+    values()
     assert values._version == published.versions[1]
 
 

@@ -13,6 +13,9 @@ from recsys.release.store import ReleaseStore
 
 log = logging.getLogger("recsys")
 
+# Seconds until a release that could not be read is tried again: reading checks all of its files.
+_RETRY_SECONDS = 60.0
+
 
 class FollowedValues:
     """Event features of a release. The alias is read again every few seconds; a bad release leaves the present one.
@@ -26,7 +29,8 @@ class FollowedValues:
     ) -> None:
         self._store, self._release, self._seconds, self._clock = ReleaseStore(store), release, seconds, clock
         self._read = clock()
-        self._version = self._store.resolve(release)
+        self._version = self._tried = self._store.resolve(release)
+        self._tried_at = self._read
         self._values = read_event_values(*self._store.open(self._version))
 
     def __call__(self) -> Mapping[str, ValueType]:
@@ -35,10 +39,11 @@ class FollowedValues:
             self._read = self._clock()
             try:
                 version = self._store.resolve(self._release)
-                if version != self._version:
-                    # A release that cannot be read is not tried again before the alias moves.
-                    self._version = version
+                is_due = version != self._tried or self._read - self._tried_at >= _RETRY_SECONDS
+                if version != self._version and is_due:
+                    self._tried, self._tried_at = version, self._read
                     self._values = read_event_values(*self._store.open(version))
+                    self._version = version
             except UserError as error:
                 log.error("events are checked by the features of the release before: %s", error)
         return self._values
