@@ -179,8 +179,8 @@ class DurableServer:
         for replica in self.client.get_replicas() if self.is_cluster else ():
             try:
                 settings: Any = self.client.get_redis_connection(replica).config_get("cluster-*-no-failover")
-            except redis.ConnectionError:
-                # One that is down replaces nobody.
+            except (redis.ConnectionError, redis.TimeoutError):
+                # One that is down or hangs replaces nobody.
                 continue
             # The name before version 5 has another word.
             if "yes" not in settings.values():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -184,6 +185,23 @@ def test_a_replica_that_may_take_over_is_refused(own: Cluster, fast_folder: Path
         store.close()
     finally:
         replica.kill()
+
+
+@pytest.mark.parametrize("error", [redis.ConnectionError, redis.TimeoutError])
+def test_a_silent_replica_costs_nothing(own: Cluster, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    store = ValkeyEvents(own.url, 10)
+    client = store._server.client
+    monkeypatch.setattr(client, "get_replicas", lambda: ["replica"])
+    connection_of = client.get_redis_connection
+
+    def connect(node: Any) -> Any:
+        if node == "replica":
+            raise error
+        return connection_of(node)
+
+    monkeypatch.setattr(client, "get_redis_connection", connect)
+    store.check()
+    store.close()
 
 
 @pytest.mark.parametrize("place", ["valkey-cluster://a", "valkey-cluster://a:1,b", "valkey-cluster://a:1,:2"])
