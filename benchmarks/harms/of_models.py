@@ -206,7 +206,7 @@ def packed(scene: Scene, run: TrainedRun, harm: PackHarm) -> Retriever:
     measured = {"recall": 1.0, "tuning": {}}
     version = scene.store.publish(
         lambda folder: pack(
-            folder, run, index=index, embeddings=harmed, measured=measured, model="two_tower", corpus={}
+            folder, run, index=index, embeddings=harmed, stored=harmed, measured=measured, model="two_tower", corpus={}
         )
     )
     return open_release(scene.store.root, version)

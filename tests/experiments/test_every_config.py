@@ -102,8 +102,9 @@ def test_options_of_other_commands(option: str) -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(overrides=[f"+{group}={name}", "+seed=0"])
     assert isinstance(node, DictConfig)
+    built = config.data.engine if group == "engine" else config[group]
     # Gates are several objects, as callbacks are. A null leaves one out.
-    objects = [node for node in config[group].values() if node is not None] if group == "gates" else [config[group]]
+    objects = [node for node in built.values() if node is not None] if group == "gates" else [built]
     assert objects
     for built in objects:
         assert "_target_" in built

@@ -19,7 +19,6 @@ from filelock import FileLock
 
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write, build_folder
-from recsys.data.sources.files import is_local, open_filesystem
 
 FILE = "shards.json"
 _OFFSETS = ".offsets"
@@ -108,12 +107,12 @@ class Shards:
 
     def remove_file(self, shard: Shard, column: str) -> None:
         """Remove a column of a shard."""
-        filesystem, path = open_filesystem(self.file(shard, column))
+        filesystem, path = _filesystem(self.file(shard, column))
         filesystem.rm(path)
 
     def remove_others(self) -> None:
         """Remove shards that are not listed: those of tasks that were repeated."""
-        filesystem, path = open_filesystem(self.address)
+        filesystem, path = _filesystem(self.address)
         names = {shard.name for shard in self.shards}
         for found in filesystem.ls(path, detail=False) if filesystem.exists(path) else ():
             if found.rstrip("/").rsplit("/", 1)[-1] not in names:
@@ -122,10 +121,17 @@ class Shards:
 
 def open_address(address: str, mode: str = "rb") -> Any:
     """Open a file of a path or address. Folders of a local one are made for writing."""
-    filesystem, path = open_filesystem(address)
-    if "w" in mode and is_local(filesystem):
+    filesystem, path = _filesystem(address)
+    if "w" in mode and "file" in filesystem.protocol:
         filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     return filesystem.open(path, mode)
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    # Servers import this module to open data sets of one machine, without the packages that read addresses.
+    from recsys.data.sources.files import open_filesystem  # noqa: PLC0415
+
+    return open_filesystem(address)
 
 
 def read_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

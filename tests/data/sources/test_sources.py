@@ -214,7 +214,6 @@ def test_configurations_build(name: str) -> None:
     root.data.root = "somewhere"
     resolved = OmegaConf.to_container(root, resolve=True)["data"]  # type: ignore[index, call-overload]
     assert instantiate(resolved["source"]).tables
-    assert instantiate(resolved["engine"]).open
     settings = {key: config[key] for key in ("columns", "features", "min_user_events", "min_item_events")}
     DataSettings(time_resolution=config.time, **settings)
 

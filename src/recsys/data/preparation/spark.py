@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +53,9 @@ def open_spark(
             opened.forget()
         return
     builder = SparkSession.builder.appName("recsys")
+    if master.startswith("local"):
+        # Workers of this machine need the packages of this Python, which need not be the first one of PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     for key, value in options.items():
         builder = builder.config(key, value)
     session = builder.master(master).getOrCreate()
