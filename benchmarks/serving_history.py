@@ -362,6 +362,8 @@ def main() -> int:
     parser.add_argument("--plant", choices=["none", "lost", "mixed", "stale"], default="none")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if (given.store is None) != (given.versions is None):
+        parser.error("--store and --versions V1 V2 belong together; without both, two small releases are made")
     # Ends like Ctrl-C: with the processes that it started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if BINARY is None:
