@@ -6,8 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import redis
@@ -94,3 +98,17 @@ class Cluster:
     def kill(self) -> None:
         for node in self.nodes:
             node.kill()
+
+
+T = TypeVar("T", Server, Cluster)
+
+
+@contextmanager
+def running(kind: type[T]) -> Iterator[T]:
+    """Run a server or a cluster in a folder of its own. Paths of sockets are short."""
+    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
+        started = kind(Path(folder))
+        try:
+            yield started
+        finally:
+            started.kill()

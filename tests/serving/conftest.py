@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from asking import queries_of, store_users
 from publishing import Published
-from servers import FAST, Cluster, Server
+from servers import FAST, Cluster, Server, running
 
 from recsys.release.runtime.retriever import Query
 
@@ -36,18 +36,14 @@ def fast_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
-        running = Server(Path(folder))
-        yield running
-        running.kill()
+    with running(Server) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(dir=FAST, prefix="events-") as folder:
-        running = Cluster(Path(folder))
-        yield running
-        running.kill()
+    with running(Cluster) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

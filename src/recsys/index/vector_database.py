@@ -57,7 +57,7 @@ class Condition(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Rows that a search may return: those that meet the conditions, without some that were removed, ascending."""
+    """Rows that a search may return, in ascending order: they meet all conditions and were not removed."""
 
     conditions: tuple[Condition, ...]
     removed: Int64Array

@@ -109,7 +109,7 @@ class ShardedTable(nn.Module):
 
     @property
     def is_built(self) -> bool:
-        """Whether the rows exist."""
+        """Flag that says that the rows exist."""
         return bool(self._parts)
 
     def build(self, optimizer: FusedOptimizer, device: torch.device) -> None:

@@ -135,7 +135,7 @@ class AdamW:
         return optimizer
 
     def fused_optimizer(self, device: torch.device) -> FusedOptimizer:
-        """Return the rule that updates the rows of sharded tables on a device."""
+        """Return the update rule for rows of sharded tables on a device: `fused`, or the default of the device."""
         kind = self.fused
         if kind == "auto":
             kind = "rowwise_adagrad" if device.type == "cpu" else "adam"

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import random
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 import redis
 from publishing import Published
 from redis.crc import key_slot
-from servers import DURABLE, FAST, Cluster, Server, needs_server
+from servers import DURABLE, Cluster, Server, needs_server, running
 
 from recsys.core.errors import UserError
 from recsys.serving.events import Event, StoreError, open_store
@@ -33,10 +32,8 @@ USERS = [f"user-{number}" for number in range(6)]
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(dir=FAST, prefix="cluster-") as folder:
-        running = Cluster(Path(folder))
-        yield running
-        running.kill()
+    with running(Cluster) as started:
+        yield started
 
 
 def test_killed_nodes_lose_nothing(own: Cluster) -> None:

@@ -197,7 +197,7 @@ def _from_text(job: PreparationJob, session: Session, events: ir.Table) -> Timed
 
 @dataclass
 class _Looked:
-    """What texts of times have in common."""
+    """Common format of the texts of times."""
 
     search: FormatSearch
     are_numbers: bool = True

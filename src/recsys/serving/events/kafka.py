@@ -176,7 +176,7 @@ class KafkaConsumer:
         return True
 
     def _append(self, events: Sequence[tuple[UserId, Event]]) -> bool:
-        """Store events, and wait for a store that cannot answer; return False if it is stopped before."""
+        """Store events. Try again while the store does not answer. Return False if the consumer was stopped first."""
         while True:
             try:
                 outcomes = self._store.append(events)

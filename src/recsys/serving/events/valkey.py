@@ -151,7 +151,7 @@ class ValkeyEvents:
         return [self._decode(content, self._unreadable) for content in found]
 
     def _read_by_node(self, keys: Sequence[str], error: StoreError) -> None:
-        """Raise `PartlyReadError` unless no node answers; one that was not asked may answer."""
+        """Raise `PartlyReadError`, unless every node was asked and none answered."""
         found: dict[str, bytes | None] = {}
         with self._answers():
             groups, num_nodes = self._server.by_node(keys), len(self._server.nodes())
