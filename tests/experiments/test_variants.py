@@ -15,7 +15,7 @@ from worlds import CONF, compose
 
 from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
-from recsys.experiments.variants import _two_thirds, train_best
+from recsys.experiments.variants import _better_ones, _two_thirds, train_best
 
 NAMES = ("mean", "attention")
 VARIANTS = [f"+variants.{name}={{overrides: ['user_tower={name}']}}" for name in NAMES]
@@ -70,6 +70,21 @@ def test_members_of_the_blend_are_kept_and_then_the_best() -> None:
     assert _two_thirds({"content": 0.7, "adds": 0.3}, scores) == ["content", "adds", "like content"]
     assert _two_thirds({"content": 1.0}, dict(list(scores.items())[:3])) == ["content", "slow"]
     assert _two_thirds(dict.fromkeys(scores, 0.2), scores) == ["content", "like content", "slow"]
+
+
+def test_a_trial_lasts_until_the_first_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def stop(_: object, path: Path, *, epochs: int) -> None:
+        tried.append((path.name, epochs))
+        if len(tried) == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr("recsys.experiments.variants.try_out", stop)
+    configs = {name: compose("train", [f"trainer.check_val_every_n_epoch={n}"]) for name, n in (("a", 1), ("b", 4))}
+    with pytest.raises(InterruptedError):
+        _better_ones(configs, tmp_path, metric="val/recall@10", epochs=2, fits_offset=False)
+    assert tried == [("a", 2), ("b", 4)]
 
 
 def test_variants_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

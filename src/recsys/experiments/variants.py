@@ -99,8 +99,10 @@ def _better_ones(
     if not file.exists():
         runs = {}
         for number, (name, config) in enumerate(variants.items(), 1):
-            log.info("trying variant %s for %d epochs (%d of %d)", name, epochs, number, len(variants))
-            runs[name] = try_out(config, path / "variants" / name, epochs=epochs)
+            # A trial without a validation would say nothing.
+            own = max(epochs, config.trainer.get("check_val_every_n_epoch") or 1)
+            log.info("trying variant %s for %d epochs (%d of %d)", name, own, number, len(variants))
+            runs[name] = try_out(config, path / "variants" / name, epochs=own)
         chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset, most_users=TRIAL_USERS)
         kept = _two_thirds(chosen.weights, {name: run.metrics[metric] for name, run in runs.items()})
         if distributed.is_first():
@@ -109,7 +111,7 @@ def _better_ones(
     kept = json.loads(file.read_text())
     for name in variants:
         if name not in kept:
-            log.info("variant %s is not trained further: after %d epochs others are better", name, epochs)
+            log.info("variant %s is not trained further: after its trial others are better", name)
     return {name: config for name, config in variants.items() if name in kept}
 
 
