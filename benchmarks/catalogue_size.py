@@ -7,6 +7,7 @@ to 1 million. Steps of all sizes are taken in turns, so that noise of the machin
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -19,42 +20,54 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from recsys.experiments.assembly import build_data, build_module, build_towers, open_data
 from recsys.experiments.conf_files import CONF
 
 
-class Steps:
-    """Training steps, optimizer included, on events spread over `num_items` items."""
+def write_events(root: Path, num_items: int, num_events: int) -> None:
+    """Write events of which every item has one; the rest is drawn by popularity."""
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    items = np.concatenate([np.arange(num_items), (num_items * rng.random(num_events - num_items) ** 3).astype(int)])
+    users = np.sort(rng.integers(0, num_events // 15, num_events))
+    table = {"user_id": users, "item_id": rng.permutation(items), "timestamp": np.arange(num_events)}
+    pq.write_table(pa.table(table), root / "interactions.parquet")
 
-    def __init__(self, num_items: int, num_events: int, folder: Path) -> None:
-        rng = np.random.default_rng(0)
-        root = folder / f"{num_items}"
-        root.mkdir()
-        # Every item occurs, so that the table really has num_items rows; the rest is drawn by popularity.
-        items = np.concatenate(
-            [np.arange(num_items), (num_items * rng.random(num_events - num_items) ** 3).astype(int)]
-        )
-        users = np.sort(rng.integers(0, num_events // 15, num_events))
-        table = {"user_id": users, "item_id": rng.permutation(items), "timestamp": np.arange(num_events)}
-        pq.write_table(pa.table(table), root / "interactions.parquet")
-        overrides = ["data=parquet", f"data.root={root}", f"data.cache={folder}", "split=leave_last_out"]
-        overrides += ["negatives=uniform", "data.time=order", "item_tower.sparse=true"]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", overrides=overrides)
+
+def composed(root: Path, *overrides: str) -> DictConfig:
+    """Return the configuration of a training on the events of a folder, with its cache beside them."""
+    words = ["data=parquet", f"data.root={root}", f"data.cache={root.parent}", "split=leave_last_out"]
+    words += ["negatives=uniform", "data.time=order", "item_tower.sparse=true", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=words)
+
+
+class Steps:
+    """Training steps, optimizer included, on the data of a configuration."""
+
+    def __init__(self, config: DictConfig) -> None:
         dataset = open_data(config)
         model = build_towers(config, dataset)
         self.module = build_module(config, dataset, model=model)
         self.module.log = lambda *_, **__: None  # type: ignore[method-assign]
         self.optimizer = self.module.optimizer_factory.optimizer(model)
-        self.batches = iter(build_data(config, dataset).train_dataloader())
+        loader = build_data(config, dataset).train_dataloader()
+        self.batches = itertools.chain.from_iterable(itertools.repeat(loader))
 
-    def seconds(self) -> float:
-        begin = time.perf_counter()
-        loss = self.module.training_step(next(self.batches), 0)
+    def take(self) -> int:
+        """Take a step, and return the number of its targets."""
+        batch = next(self.batches)
+        loss = self.module.training_step(batch, 0)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        return len(batch.target_idx)
+
+    def seconds(self) -> float:
+        begin = time.perf_counter()
+        self.take()
         return time.perf_counter() - begin
 
 
@@ -65,7 +78,10 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sizes = {size: Steps(size, arguments.num_events, Path(folder)) for size in arguments.num_items}
+        sizes = {}
+        for size in arguments.num_items:
+            write_events(Path(folder) / str(size), size, arguments.num_events)
+            sizes[size] = Steps(composed(Path(folder) / str(size)))
         seconds: dict[int, list[float]] = {size: [] for size in sizes}
         for number in range(arguments.num_steps + 5):
             for size, steps in sizes.items():

@@ -38,6 +38,13 @@ def draw(world: Path, num_events: int, *, num_users: int, num_items: int) -> Non
             connection.execute(f"COPY ({query}) TO '{world}/interactions.parquet/{shard}.parquet'")
 
 
+def settings(*, random: bool) -> DataSettings:
+    """Return the settings for drawn events, or for simulated ones with their tables of users and items."""
+    features = {"interactions": {"action": {"role": "event"}, "surface": {"role": "request"}}}
+    columns = {name: name for name in ("user_id", "item_id", "timestamp", "split")}
+    return DataSettings(columns=columns, features=features if random else features | {"items": {}, "users": {}})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num-events", type=int, default=10_000_000)
@@ -52,9 +59,9 @@ def main() -> None:
             draw(world, arguments.num_events, num_users=arguments.num_users, num_items=arguments.num_items)
         else:
             sizes = {name: getattr(arguments, name) for name in ("num_users", "num_items", "num_events")}
-            source = Synthetic(**sizes, topics_per_category=40)
-            source.tables(cache / "sources")
-            world = source.folder(cache / "sources")
+            simulation = Synthetic(**sizes, topics_per_category=40)
+            simulation.tables(cache / "sources")
+            world = simulation.folder(cache / "sources")
         simulated = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         plain = None
         if not arguments.random:
@@ -66,19 +73,10 @@ def main() -> None:
                     f"COPY ({query}) TO '{cache / 'sorted.parquet'}'", [str(world / "interactions.parquet/*")]
                 )
             plain = time.perf_counter() - begin
-        features = {
-            "interactions": {"action": {"role": "event"}, "surface": {"role": "request"}},
-            "items": {},
-            "users": {},
-        }
-        if arguments.random:
-            del features["items"], features["users"]
-        columns = {name: name for name in ("user_id", "item_id", "timestamp", "split")}
-        settings = DataSettings(columns=columns, features=features)
         begin = time.perf_counter()
-        prepare(
-            ParquetFolder(str(world)), TemporalSplit(0.8, 0.1), settings=settings, cache=cache, engine=DuckDB("3GB")
-        )
+        source = ParquetFolder(str(world))
+        given = settings(random=arguments.random)
+        prepare(source, TemporalSplit(0.8, 0.1), settings=given, cache=cache, engine=DuckDB("3GB"))
         seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig
 
 DIM, STEPS, STOP = 64, 5, 3
 
@@ -207,8 +208,6 @@ def measure_evaluation(out: Path, items: int) -> None:
 
 
 def train_run(out: Path, name: str) -> None:
-    from hydra import compose, initialize_config_dir
-
     from recsys.data.batches.loaders import RequestLoader
     from recsys.evaluation.metrics import RetrievalMetrics
     from recsys.evaluation.ranking import ModelRanker, evaluate
@@ -225,19 +224,25 @@ def train_run(out: Path, name: str) -> None:
         stored = {n.removeprefix("test/"): v for n, v in run.metrics.items() if n.startswith("test/")}
         report(out, name, metrics=len(stored), difference=max(abs(values[n] - v) for n, v in stored.items()))
         return
+    train(composed(out, name, int(os.environ["WORLD_SIZE"])), out / name)
+    report(out, name)
+
+
+def composed(out: Path, sharding: str, world: int) -> DictConfig:
+    """Return the configuration of ten steps on the events of `write_events`, and of their evaluation."""
+    from hydra import compose, initialize_config_dir
+
     conf = Path(__file__).parents[1] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose(
+        return compose(
             "train",
             [
                 "data=parquet", f"data.root={out}/data", f"data.cache={out}/cache", "split=leave_last_out",
-                "user_tower=mean", "item_tower=ids", "model.dim=64", "trainer=ddp", f"item_tower.sharding={name}",
-                "trainer.max_steps=10", "batch_size=64", "evaluation.baselines=false", "logger=csv",
-                "+trainer.enable_progress_bar=false",
+                "user_tower=mean", "item_tower=ids", "model.dim=64", "trainer=ddp", f"trainer.devices={world}",
+                f"item_tower.sharding={sharding}", "trainer.max_steps=10", "batch_size=64",
+                "evaluation.baselines=false", "logger=csv", "+trainer.enable_progress_bar=false",
             ],
         )  # fmt: skip
-    train(config, out / name)
-    report(out, name)
 
 
 if __name__ == "__main__":

@@ -127,6 +127,78 @@ def test_training_speed(
             assert float(line.split()[3].replace(",", "")) > 0
 
 
+def test_growth_is_measured_once(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages in this process, on the least data; a size that is in the file is not measured again."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    file, taken = tmp_path / "growth.jsonl", []
+    sizes = {"preparation": 2000, "training": 90, "evaluation": 300, "index": 600}
+    for stage, size in sizes.items():
+        for _ in range(2):
+            words = ("--stages", stage, "--sizes", size, "--kinds", "ivf_sq8" if stage == "index" else "")
+            module = load("growth", *words, "--file", file, "--work", tmp_path)
+            sys.modules["growth_stages"].NUM_STEPS = 2  # type: ignore[attr-defined]
+
+            def run(step: str, *given: Any, child: Callable[..., None] = module.child) -> dict[str, float]:
+                taken.append((step, given[0]))
+                child(step, *given[:-1])
+                return {"wall_s": 1.0, "cpu_s": 1.0, "peak_gib": 0.5}
+
+            monkeypatch.setattr(module, "run", run)
+            module.main()
+    assert taken == [(step, stage) for stage in sizes for step in ("make", "measure")]
+    tables = importlib.import_module("growth_report").render(module.read(file))
+    for stage, size in sizes.items():
+        assert f"\n| {size / 1e6:g} | " in tables[stage]
+    assert list(tables) == list(sizes)
+
+
+def test_growth_fits_laws_and_plans(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("growth_report")
+    line = {"stage": "divided", "cpu_s": 1.0}
+    lines = [
+        line | {"size": n * 1_000_000, "kind": str(p), "process_gib": 0.5 + 0.25 * n + 2 * n / p}
+        for n, p in [(1, 1), (1, 2), (2, 1), (4, 2), (4, 4)]
+    ]
+    lines.append({"stage": "divided", "size": 20_000_000, "kind": "1", "stopped": "measure: not done after 900 s"})
+    laws = report.fitted(lines)
+    law = laws["divided", "", "peak of a process, GiB"]
+    assert law.factors == pytest.approx((0.5, 0.25, 2))
+    assert max(map(abs, law.residuals)) < 1e-9
+    assert law(100, 10) == pytest.approx(45.5)
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n<!-- growth: divided --> old <!-- end -->\n\n<!-- growth: plans --><!-- end -->\n")
+    file = tmp_path / "growth.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    load("growth", "--file", file, "--page", page).main()
+    text = page.read_text()
+    assert "old" not in text
+    assert "| peak of a process, GiB | 0.5 + 0.25 n + 2 n/p | +0%, +0%, +0%, +0%, +0% |" in text.replace("-0%", "+0%")
+    assert "| 20 | 1 | not measured: measure: not done after 900 s |" in text
+    assert text.endswith("<!-- growth: plans -->\n\nNot measured yet.\n\n<!-- end -->\n")
+    capsys.readouterr()
+
+
+def test_a_limit_is_where_a_law_meets_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    plan = importlib.import_module("growth_plan")
+    assert plan.reached(lambda n: 2 + 0.5 * n, 12) == pytest.approx(20)
+    assert plan.reached(lambda _: 1.0, 12) == float("inf")
+    assert plan.processes(lambda n, p: 1 + n / p, 400) == 8
+    assert plan.processes(lambda n, _: 1 + n, 400) is None
+
+
+def test_the_page_of_growth_has_the_tables_of_its_measurements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report, growth = importlib.import_module("growth_report"), importlib.import_module("growth")
+    page = tmp_path / "how-far.md"
+    page.write_text((ROOT / "docs/how-far.md").read_text())
+    report.replace(page, report.render(growth.read(ROOT / "benchmarks/growth.jsonl")))
+    assert page.read_text() == (ROOT / "docs/how-far.md").read_text()
+
+
 def test_origins(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
