@@ -14,8 +14,9 @@ from tiny_run import STEP, assert_same_run, command, weights
 from worlds import CONF, compose
 
 from recsys.core.errors import UserError
+from recsys.experiments import train
 from recsys.experiments.trained_run import load_run
-from recsys.experiments.variants import _better_ones, _two_thirds, train_best
+from recsys.experiments.variants import _two_thirds, train_best
 
 NAMES = ("mean", "attention")
 VARIANTS = [f"+variants.{name}={{overrides: ['user_tower={name}']}}" for name in NAMES]
@@ -74,17 +75,12 @@ def test_members_of_the_blend_are_kept_and_then_the_best() -> None:
 
 def test_a_trial_lasts_until_the_first_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-
-    def stop(_: object, path: Path, *, epochs: int) -> None:
-        tried.append((path.name, epochs))
-        if len(tried) == 2:
-            raise InterruptedError
-
-    monkeypatch.setattr("recsys.experiments.variants.try_out", stop)
-    configs = {name: compose("train", [f"trainer.check_val_every_n_epoch={n}"]) for name, n in (("a", 1), ("b", 4))}
-    with pytest.raises(InterruptedError):
-        _better_ones(configs, tmp_path, metric="val/recall@10", epochs=2, fits_offset=False)
-    assert tried == [("a", 2), ("b", 4)]
+    monkeypatch.setattr(train, "_start", lambda *_: None)
+    monkeypatch.setattr(train, "_end", lambda *_, **__: None)
+    monkeypatch.setattr(train, "select_checkpoint", lambda _, *, epochs: tried.append(epochs))
+    for name, every in (("a", 1), ("b", 4)):
+        train.try_out(compose("train", [f"trainer.check_val_every_n_epoch={every}"]), tmp_path / name, epochs=2)
+    assert tried == [2, 4]
 
 
 def test_variants_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ CONFIG = "config.yaml"
 # Written even if they have no value, because readers outside the repository rely on these keys.
 _ALWAYS = ("status", "git_commit", "seconds")
 # Keys that may differ between two starts of a run.
-_NOT_OF_THE_MODEL = ("test", "evaluation.baselines", "trainer.devices", "trainer.num_nodes")
+_NOT_OF_THE_MODEL = ("test", "evaluation.baselines", "trainer.devices", "trainer.num_nodes", "variant_jobs")
 
 
 class RunStatus(StrEnum):

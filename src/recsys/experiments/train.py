@@ -90,7 +90,8 @@ def try_out(config: DictConfig, path: Path, *, epochs: int) -> RunFolder:
     Args:
         config: configuration of the run.
         path: folder of the run.
-        epochs: number of epochs. The run's only metric is then the best one of its validations.
+        epochs: number of epochs, but one validation at least. The run's only metric is then the best one of its
+            validations.
     """
     with hold(path):
         freeze_suppressed(config, path)
@@ -99,6 +100,8 @@ def try_out(config: DictConfig, path: Path, *, epochs: int) -> RunFolder:
             return run
         begin = time.monotonic()
         session = _start(config, run)
+        # A trial without a validation would say nothing.
+        epochs = max(epochs, config.trainer.get("check_val_every_n_epoch") or 1)
         select_checkpoint(session, epochs=epochs)
         _end(session, RunStatus.RUNNING, seconds=run.state.seconds + time.monotonic() - begin)
         return run

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from recsys.experiments.assembly import freeze_suppressed, keep_replicated, open
 from recsys.experiments.blend_selection import BlendChoice, blend_config, choose_blend, write_checkpoint
 from recsys.experiments.run_folder import CONFIG, METRICS, RunFolder, RunStatus
 from recsys.experiments.run_lock import hold
+from recsys.experiments.side_by_side import choose_jobs, train_all
 from recsys.experiments.suitability import suitable_variants
 from recsys.experiments.train import refit, select, train, try_out
 
@@ -30,6 +34,8 @@ log = logging.getLogger("recsys")
 MOST_TRIAL_EVENTS = 500_000
 # Number of validation users that choose the variants which are trained further.
 TRIAL_USERS = 8_000
+# File with the seconds that the variants took together.
+SECONDS = "variants/seconds.json"
 
 
 def train_best(variants: Mapping[str, DictConfig], path: Path, *, blend: bool = False) -> RunFolder:
@@ -63,31 +69,36 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     variants = suitable_variants(variants, path / "variants/left_out.json")
     # Training replaces `auto` by a number. A number that was given holds for blends too.
     fits_offset = any(config.model.new_items_offset == "auto" for config in variants.values())
-    epochs = next(iter(variants.values())).get("trial_epochs")
-    if epochs and len(variants) > 2:
-        num_events = int(open_data(next(iter(variants.values()))).train_count.sum())
-        epochs = max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
-        variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset)
-    runs = {}
-    for number, (name, config) in enumerate(variants.items(), 1):
-        log.info("training variant %s (%d of %d)", name, number, len(variants))
-        runs[name] = select(config, path / "variants" / name)
-    scores = {name: run.metrics[metric] for name, run in runs.items()}
-    best = max(scores, key=lambda name: scores[name])
-    if blend:
-        chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_offset=fits_offset)
-        if not chosen.is_one_run:
-            return _finish_blend(variants, runs, chosen=chosen, scores=scores, metric=metric, path=path)
-    if distributed.is_first():
-        _print(scores, metric=metric, best=best)
-        target = RunFolder(path, variants[best])
-        _adopt(runs[best], target, variant=best, variants=scores, seconds=_seconds(runs))
-    distributed.barrier()
-    return train(variants[best], path)
+    config = next(iter(variants.values()))
+    num_events = int(open_data(config).train_count.sum())
+    jobs = choose_jobs(variants, num_events=num_events)
+    with _counted(path):
+        if (epochs := config.get("trial_epochs")) and len(variants) > 2:
+            epochs = max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
+            variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset, jobs=jobs)
+        runs = train_all(select, variants, path / "variants", what="training variant", jobs=jobs)
+        scores = {name: run.metrics[metric] for name, run in runs.items()}
+        best = max(scores, key=lambda name: scores[name])
+        chosen = None
+        if blend:
+            chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_offset=fits_offset)
+        if chosen is not None and not chosen.is_one_run:
+            best = _title(chosen)
+            scores[best] = chosen.metrics[metric]
+            runs = {name: runs[name] for name in chosen.weights}
+        if distributed.is_first():
+            _print(scores, metric=metric, best=best)
+        if best not in runs:
+            members = {name: variants[name] for name in runs}
+            train_all(refit, members, path / "variants", what="refitting member", jobs=jobs)
+    if chosen is None or best in runs:
+        _adopt(runs[best], RunFolder(path, variants[best]), variant=best, variants=scores, seconds=_seconds(path))
+        return train(variants[best], path)
+    return train(_write_blend(members, runs, chosen=chosen, scores=scores, path=path), path)
 
 
 def _better_ones(
-    variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_offset: bool
+    variants: Mapping[str, DictConfig], path: Path, *, metric: str, epochs: int, fits_offset: bool, jobs: int
 ) -> dict[str, DictConfig]:
     """Train the variants for some epochs, and return the two thirds whose training is worth its time.
 
@@ -97,12 +108,8 @@ def _better_ones(
     """
     file = path / "variants/kept.json"
     if not file.exists():
-        runs = {}
-        for number, (name, config) in enumerate(variants.items(), 1):
-            # A trial without a validation would say nothing.
-            own = max(epochs, config.trainer.get("check_val_every_n_epoch") or 1)
-            log.info("trying variant %s for %d epochs (%d of %d)", name, own, number, len(variants))
-            runs[name] = try_out(config, path / "variants" / name, epochs=own)
+        trial = functools.partial(try_out, epochs=epochs)
+        runs = train_all(trial, variants, path / "variants", what="trying variant", jobs=jobs)
         chosen = choose_blend(variants, runs, metric=metric, fits_offset=fits_offset, most_users=TRIAL_USERS)
         kept = _two_thirds(chosen.weights, {name: run.metrics[metric] for name, run in runs.items()})
         if distributed.is_first():
@@ -138,25 +145,22 @@ def _choose(
     return BlendChoice(**json.loads(file.read_text()))
 
 
-def _finish_blend(
-    variants: Mapping[str, DictConfig],
+def _title(chosen: BlendChoice) -> str:
+    title = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
+    if chosen.prior_shift["weight"]:
+        title += " + {weight:g} prior^{power:g} of {half_life_days:g} days".format(**chosen.prior_shift)
+    return title
+
+
+def _write_blend(
+    members: Mapping[str, DictConfig],
     runs: Mapping[str, RunFolder],
     *,
     chosen: BlendChoice,
     scores: Mapping[str, float],
-    metric: str,
     path: Path,
-) -> RunFolder:
-    """Refit the members if the configuration asks for it, and make the run `path` of their weights."""
-    members = {name: variants[name] for name in chosen.weights}
-    name = " + ".join(f"{weight:.2g} {member}" for member, weight in chosen.weights.items())
-    if chosen.prior_shift["weight"]:
-        name += " + {weight:g} prior^{power:g} of {half_life_days:g} days".format(**chosen.prior_shift)
-    if distributed.is_first():
-        _print({**scores, name: chosen.metrics[metric]}, metric=metric, best=name)
-    for number, member in enumerate(members, 1):
-        log.info("refitting member %s (%d of %d)", member, number, len(members))
-        refit(members[member], path / "variants" / member)
+) -> DictConfig:
+    """Make the run `path` of the members' weights, and return its configuration."""
     config = blend_config(
         members, chosen.weights, prior_shift=chosen.prior_shift, new_items_offset=chosen.new_items_offset
     )
@@ -173,34 +177,46 @@ def _finish_blend(
             status=RunStatus.RUNNING,
             dataset_fingerprint=states[0].dataset_fingerprint,
             git_commit=states[0].git_commit,
-            seconds=_seconds(runs),
+            seconds=_seconds(path),
             steps=sum(state.steps or 0 for state in states),
             selected=sum(state.selected or 0 for state in states),
             targets_per_second=min(state.targets_per_second or 0.0 for state in states),
             peak_memory_bytes=max(state.peak_memory_bytes or 0 for state in states),
             train_until=max((s.train_until for s in states if s.train_until is not None), default=None),
             refitted=config.refit,
-            variant=name,
-            variants={**scores, name: chosen.metrics[metric]},
+            variant=_title(chosen),
+            variants=dict(scores),
         )
     distributed.barrier()
-    return train(config, path)
+    return config
 
 
-def _seconds(runs: Mapping[str, RunFolder]) -> float:
-    return sum(run.state.seconds for run in runs.values())
+@contextmanager
+def _counted(path: Path) -> Iterator[None]:
+    """Add the time of the block to that of the trainings of variants, which may overlap."""
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        if distributed.is_first():
+            seconds = round(_seconds(path) + time.monotonic() - begin, 1)
+            atomic_write(path / SECONDS, json.dumps(seconds) + "\n")
+
+
+def _seconds(path: Path) -> float:
+    return float(json.loads((path / SECONDS).read_text())) if (path / SECONDS).exists() else 0.0
 
 
 def _adopt(run: RunFolder, target: RunFolder, **changes: Any) -> None:
     """Copy what `run` selected into the run `target`. `run.json` is written last, because it makes the folder valid."""
-    if target.state.status is not None:
-        return
-    target.claim()
-    target.checkpoints.mkdir(exist_ok=True)
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", METRICS):
-        with atomic_file(target.path / name) as aside:
-            shutil.copyfile(run.path / name, aside)
-    dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(target.path)
+    if target.state.status is None and distributed.is_first():
+        target.claim()
+        target.checkpoints.mkdir(exist_ok=True)
+        for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", METRICS):
+            with atomic_file(target.path / name) as aside:
+                shutil.copyfile(run.path / name, aside)
+        dataclasses.replace(run.state, status=RunStatus.RUNNING, **changes).write(target.path)
+    distributed.barrier()
 
 
 def _print(scores: Mapping[str, float], *, metric: str, best: str) -> None:

@@ -1,0 +1,207 @@
+"""Training of several runs at the same time, each in a process of its own.
+
+Small models use a second core badly: its share of a training step is too short. Two trainings that have a core each end
+sooner than the same two in turn on both cores.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO, cast
+
+import torch
+from omegaconf import DictConfig
+
+from recsys.core.errors import UserError
+from recsys.core.trust import trust, trusted
+from recsys.experiments.processes import launched
+from recsys.experiments.run_folder import RunFolder
+
+log = logging.getLogger("recsys")
+
+# Training events from which training takes much longer than starting a process.
+_LEAST_EVENTS = 50_000
+_GRACE_SECONDS = 30.0
+
+
+class Step(Protocol):
+    """A part of the training of a run, such as `train.select`. Its module must be importable by another process."""
+
+    def __call__(self, config: DictConfig, path: Path, /) -> RunFolder:
+        """Train the run in the folder `path`."""
+
+
+class _Process(NamedTuple):
+    name: str
+    process: multiprocessing.process.BaseProcess
+
+
+def choose_jobs(configs: Mapping[str, DictConfig], *, num_events: int) -> int:
+    """Return how many of the runs are trained at a time, as `variant_jobs` says.
+
+    Args:
+        configs: configurations of the runs.
+        num_events: number of training events.
+
+    Raises:
+        UserError: If `variant_jobs` is not `auto` or a number from 1 on.
+    """
+    config = next(iter(configs.values()))
+    jobs = config.get("variant_jobs", 1)
+    if jobs != "auto" and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise UserError(f"variant_jobs: found {jobs!r}, expected auto or a number from 1 on")
+    is_alone = config.trainer.get("accelerator") == "cpu" and launched(config.trainer) is None
+    if not is_alone or config.trainer.get("devices") not in (1, "auto"):
+        return 1
+    if jobs == "auto":
+        jobs = len(os.sched_getaffinity(0)) if num_events >= _LEAST_EVENTS else 1
+    return min(int(jobs), len(configs))
+
+
+def train_all(
+    step: Step, configs: Mapping[str, DictConfig], folders: Path, *, what: str, jobs: int
+) -> dict[str, RunFolder]:
+    """Take a step of the training of each run, several at a time, and return the runs in the given order.
+
+    If one fails or this process is interrupted, the others are stopped. A killed call continues where it was.
+
+    Args:
+        step: part of the training.
+        configs: configurations of the runs by name. What training chooses for them is written into them.
+        folders: folder with a folder of each run.
+        what: beginning of a line for each run, such as `training variant`.
+        jobs: number of runs at a time. With 1 all are trained by this process.
+
+    Raises:
+        UserError: If a run is refused, or a process ends without an answer.
+    """
+    runs = {}
+    if jobs == 1:
+        for number, (name, config) in enumerate(configs.items(), 1):
+            log.info("%s %s (%d of %d)", what, name, number, len(configs))
+            runs[name] = step(config, folders / name)
+        return runs
+    threads = max(1, torch.get_num_threads() // jobs)
+    waiting = list(enumerate(configs.items(), 1))
+    running: dict[Connection, _Process] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                number, (name, config) = waiting.pop(0)
+                log.info("%s %s (%d of %d)", what, name, number, len(configs))
+                running.update([_start(step, config, folders / name, threads=threads)])
+            for connection in wait(list(running)):
+                assert isinstance(connection, Connection)
+                name = running[connection].name
+                _check(connection, running[connection])
+                del running[connection]
+                runs[name] = RunFolder(folders / name, configs[name])
+    finally:
+        _stop([each.process for each in running.values()])
+    return {name: runs[name] for name in configs}
+
+
+def _start(step: Step, config: DictConfig, path: Path, *, threads: int) -> tuple[Connection, _Process]:
+    # A forked process could not use the threads of torch.
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(step, config, path, threads, trusted(), theirs), name=path.name)
+    usual = os.environ.get("OMP_NUM_THREADS")
+    # Read by libraries when they are loaded.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        process.start()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if usual is not None:
+            os.environ["OMP_NUM_THREADS"] = usual
+    # With our copy open, the end of the process would not end the connection.
+    theirs.close()
+    return ours, _Process(path.name, process)
+
+
+def _check(connection: Connection, job: _Process) -> None:
+    try:
+        error = connection.recv()
+    except EOFError:
+        job.process.join()
+        raise UserError(
+            f"variant {job.name}: its process ended with exit code {job.process.exitcode}, perhaps for lack of memory; "
+            "the same command continues, with variant_jobs=1 it trains one variant at a time"
+        ) from None
+    job.process.join()
+    if isinstance(error, UserError):
+        raise type(error)(f"variant {job.name}: {error}")
+    if error is not None:
+        raise RuntimeError(f"variant {job.name}:\n{error}")
+
+
+def _stop(processes: list[multiprocessing.process.BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_GRACE_SECONDS)
+        process.kill()
+        process.join()
+
+
+def _work(
+    step: Step, config: DictConfig, path: Path, threads: int, packages: list[str], connection: Connection
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    trust(packages)
+    sys.stdout = sys.stderr = cast(TextIO, _Named(sys.stdout, path.name))
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("recsys").setLevel(logging.INFO)
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    try:
+        step(config, path)
+        error: Any = None
+    except UserError as found:
+        error = found
+    except BaseException:
+        error = traceback.format_exc()
+    connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent was killed: the run folder would stay locked."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+class _Named:
+    """Stream that begins each line with a name. It is no terminal, so that progress is written as lines."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self.stream, self.name, self.line = stream, name, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.line = (self.line + text).split("\n")
+        for line in lines:
+            self.stream.write(f"{self.name}: {line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding

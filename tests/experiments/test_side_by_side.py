@@ -1,0 +1,89 @@
+"""Runs that are trained at the same time: the result of each alone, and an end for all if one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from tiny_run import assert_same_run, command
+from worlds import compose
+
+from recsys.core.errors import UnsuitableDataError, UserError
+from recsys.core.trust import trust, trusted
+from recsys.experiments.run_folder import RunFolder
+from recsys.experiments.side_by_side import choose_jobs, train_all
+from recsys.experiments.variants import train_best
+
+CONFIG = OmegaConf.create({"name": "a"})
+
+
+def configurations(run: Path, cache: Path, jobs: int) -> dict[str, DictConfig]:
+    words = [word for word in command(run, cache)[1:] if "num_blocks" not in word and "hydra" not in word]
+    words += ["refit=true", "trainer.max_epochs=2", f"variant_jobs={jobs}"]
+    return {name: compose("train", [*words, f"user_tower={name}"]) for name in ("mean", "attention")}
+
+
+@pytest.mark.slow
+def test_trained_together_they_are_what_they_are_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.experiments.blend_selection.LEAST_GAIN", -1.0)
+    cache = tmp_path / "cache"
+    runs = [train_best(configurations(tmp_path, cache, jobs), tmp_path / str(jobs), blend=True).path for jobs in (1, 2)]
+    assert_same_run(*runs)
+    for name in ("mean", "attention"):
+        assert RunFolder(runs[1] / "variants" / name, configurations(tmp_path, cache, 1)[name]).state.refitted
+
+
+def answer(config: DictConfig, path: Path) -> RunFolder:
+    """Do what a file of the folder says, in a process of its own."""
+    path.mkdir(exist_ok=True)
+    (path / "seen").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {','.join(trusted())}")
+    if config.name == "refuses":
+        raise UnsuitableDataError("data.root: found nothing")
+    if config.name == "fails":
+        raise ZeroDivisionError("no number")
+    if config.name == "is killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.name == "waits":
+        time.sleep(600)
+    return RunFolder(path, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("refuses", UnsuitableDataError, "variant refuses: data.root: found nothing"),
+        ("fails", RuntimeError, "variant fails:\nTraceback(.|\n)*ZeroDivisionError: no number"),
+        ("is killed", UserError, "variant is killed: its process ended with exit code -9.*variant_jobs=1"),
+    ],
+)
+def test_a_failure_ends_the_others(name: str, kind: type[Exception], message: str, tmp_path: Path) -> None:
+    trust(["polars"])
+    configs = {each: OmegaConf.create({"name": each}) for each in ("waits", name)}
+    with pytest.raises(kind, match=message):
+        train_all(answer, configs, tmp_path, what="training", jobs=2)
+    pid, threads, packages = (tmp_path / name / "seen").read_text().split()
+    assert (int(threads), "polars" in packages) == (1, True)
+    assert int(pid) != os.getpid()
+    if (tmp_path / "waits/seen").exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / "waits/seen").read_text().split()[0]), 0)
+
+
+def test_the_number_of_jobs() -> None:
+    def jobs(*overrides: str, num_events: int = 1_000_000) -> int:
+        return choose_jobs({name: compose("train", list(overrides)) for name in "abc"}, num_events=num_events)
+
+    cores = min(3, len(os.sched_getaffinity(0)))
+    assert jobs() == cores
+    assert jobs(num_events=10) == 1
+    assert jobs("variant_jobs=2", num_events=10) == 2
+    assert jobs("variant_jobs=8") == 3
+    assert jobs("trainer=gpu", "variant_jobs=2") == 1
+    assert jobs("trainer=ddp", "variant_jobs=2") == 1
+    for wrong in ("0", "all", "1.5"):
+        with pytest.raises(UserError, match=f"variant_jobs: found .*{wrong}.*, expected auto or a number from 1 on"):
+            jobs(f"variant_jobs={wrong}")
