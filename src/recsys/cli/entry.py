@@ -167,6 +167,11 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
         except SystemExit as stop:
             # Lightning exits without a code when SIGTERM interrupts training.
             raise SystemExit(128 + signal.SIGTERM if stop.code is None else stop.code) from stop
+        except KeyboardInterrupt as stop:
+            folder = Path(output_dir())
+            has_begun = any((folder / name).exists() for name in ("run.json", "variants"))
+            print("interrupted" + f"; with hydra.run.dir={folder} the command continues" * has_begun, file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from stop
         finally:
             # Another process of the run may do the same at this moment.
             with contextlib.suppress(FileNotFoundError):

@@ -37,6 +37,8 @@ from recsys.data.sources.refusals import check_columns
 from recsys.data.sources.tables import Table, id_type, inspect
 
 log = logging.getLogger("recsys")
+# Folders that a line of the log has described.
+_said: set[Path] = set()
 
 
 def prepare(
@@ -71,7 +73,9 @@ def prepare(
     built = build_once(folder, lambda aside: _fetch_or_build(job, engine or DuckDB(), aside))
     dataset = PreparedDataset.open(folder, rank=rank, world_size=world_size)
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
-    log.info(
+    # The parts of a command open the same data, and one line about it is enough.
+    log.log(
+        logging.DEBUG if folder in _said else logging.INFO,
         "%s: %s; %d users, %d items, %d events, features: %s",
         folder,
         how,
@@ -80,6 +84,7 @@ def prepare(
         dataset.meta.num_events,
         ", ".join(f.key for f in dataset.schema.features) or "none",
     )
+    _said.add(folder)
     return dataset
 
 
