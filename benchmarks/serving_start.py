@@ -1,6 +1,9 @@
 """Seconds until a server is ready, and its memory, with a release of a million items.
 
     python benchmarks/serving_start.py --store runs/start
+    python benchmarks/serving_start.py --store runs/parts --shards 4 --index ivf_flat
+
+With --shards it measures a host of shard 0 beside a host of everything instead: bytes read, and memory after loading.
 
 train.py and index.py make the release from items with titles and categories and a few users; it is kept for the next
 run. `ready` is the time from the start of `serve.py role=all` to the first 200 of /readyz, with files cached by the
@@ -17,6 +20,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +53,26 @@ tower = QueryEncoder(folder, manifest, known)
 tower.check()
 tell("tower and its self-check")
 """
+HOST = """
+import gc, sys
+from pathlib import Path
+import pyarrow as pa
+from recsys.release.runtime.shard import CorpusShard
+from recsys.serving.host.host import Host
+from recsys.serving.host.releases import ReleaseCache
+def now():
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    read = next(line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar"))
+    held = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("Pss:"))
+    return int(read.split()[1]), int(held.split()[1]) * 1024
+before = now()
+shard = CorpusShard.parse(sys.argv[3]) if sys.argv[3:] else None
+host = Host(ReleaseCache(sys.argv[1], shard=shard), "host", shard=shard)
+host.load(sys.argv[2])
+read, held = (b - a for a, b in zip(before, now()))
+print(f"host of {shard or 'all'}: reads {read / 1e6:.0f} MB, holds {held / 1e6:.0f} MB")
+"""
 
 
 def write_data(root: Path, num_items: int, *, with_strings: bool) -> None:
@@ -77,7 +101,7 @@ def write_data(root: Path, num_items: int, *, with_strings: bool) -> None:
     pq.write_table(pa.table(events), root / "interactions.parquet")
 
 
-def make_release(folder: Path, num_items: int, *, dim: int, with_strings: bool) -> None:
+def make_release(folder: Path, num_items: int, *, dim: int, with_strings: bool, options: Sequence[str] = ()) -> None:
     """Train for one epoch, and release the model."""
     write_data(folder / "data", num_items, with_strings=with_strings)
     run = folder / "run"
@@ -86,7 +110,7 @@ def make_release(folder: Path, num_items: int, *, dim: int, with_strings: bool) 
         f"model.dim={dim}", "user_tower=mean", "negatives=in_batch", "trainer.max_epochs=1", "logger=csv",
         f"hydra.run.dir={run}",
     ]  # fmt: skip
-    index = [f"run={run}", f"store={folder / 'store'}", "alias=production"]
+    index = [f"run={run}", f"store={folder / 'store'}", "alias=production", *options]
     for arguments in ([str(ROOT / "train.py"), *train], [str(ROOT / "index.py"), *index]):
         subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
 
@@ -170,10 +194,17 @@ def main() -> None:
     parser.add_argument("--num-items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--string-ids", action="store_true")
+    parser.add_argument("--shards", type=int, help="parts of the release; measures hosts only")
+    parser.add_argument("--index", default="auto")
     args = parser.parse_args()
     if not (args.store / "store/aliases/production").exists():
-        make_release(args.store, args.num_items, dim=args.dim, with_strings=args.string_ids)
+        options = [f"index={args.index}", f"shards={args.shards or 1}"]
+        make_release(args.store, args.num_items, dim=args.dim, with_strings=args.string_ids, options=options)
     store = args.store / "store"
+    if args.shards:
+        for shard in ([], [f"0/{args.shards}"]):
+            subprocess.run([sys.executable, "-c", HOST, str(store), "production", *shard], check=True)
+        return
     subprocess.run([sys.executable, "-c", STAGES, str(store), "production"], check=True)
     measure(store, args.store)
 

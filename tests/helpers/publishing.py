@@ -12,7 +12,7 @@ from filelock import FileLock
 
 @dataclass(frozen=True)
 class Published:
-    """Two runs of one world, equal but for their weights, and the releases of both."""
+    """Two runs of one world, equal but for their weights, and the releases of both, of which the second has parts."""
 
     root: Path
     runs: tuple[Path, Path]
@@ -47,8 +47,10 @@ def _publish(base: Path) -> list[str]:
     root = write_world(base / "data")
     store = ReleaseStore(base / "store")
     versions = []
-    for seed, index in ((0, Exact()), (1, IVFFlat())):
+    for seed, index, shards in ((0, Exact(), 1), (1, IVFFlat(), 3)):
         run = write_run(base / f"run{seed}", root, "user_tower.use_user_id=true", seed=seed)
-        versions.append(promote(load_run(run), index, store=store, model="test", recall_target=1.0).version)
+        versions.append(
+            promote(load_run(run), index, store=store, model="test", recall_target=1.0, shards=shards).version
+        )
     store.set_alias("candidate", versions[0], why="test")
     return versions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.core.columns import Ragged
+from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Index
@@ -17,6 +18,23 @@ from recsys.index.topk import Mask, Rows, exact_search
 
 # Names of the classes that can be divided, as descriptions of indexes have them.
 DIVISIBLE = ("Exact", "IVFFlat", "IVFSQ8")
+
+
+def divide(whole: Index, embeddings: Float32Array, *, number: int, count: int) -> Index:
+    """Return an index of the rows with row % count == number alone, numbered anew; `embeddings` are theirs.
+
+    Raises:
+        UserError: If the class of the index cannot be divided.
+    """
+    whole = getattr(whole, "local", whole)
+    whole = getattr(whole, "chosen", whole)
+    if isinstance(whole, IVFFlat) and type(whole).__name__ in DIVISIBLE:
+        return whole.part(embeddings, number=number, count=count)
+    if not isinstance(whole, Exact):
+        raise UserError(f"index: {type(whole).__name__} has no parts; expected index=exact, ivf_flat or ivf_sq8")
+    part = Exact()
+    part.build(embeddings)
+    return part
 
 
 class ShardIndex:
@@ -45,11 +63,7 @@ class ShardIndex:
             number: number of the shard.
             count: number of shards.
         """
-        inner: Index = Exact()
-        if isinstance(whole, IVFFlat):
-            inner = whole.part(embeddings, number=number, count=count)
-        else:
-            inner.build(embeddings)
+        inner = divide(whole, embeddings, number=number, count=count)
         return cls(inner, embeddings, number=number, count=count, num_items=whole.num_items)
 
     def search(

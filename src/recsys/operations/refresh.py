@@ -214,7 +214,7 @@ def _stage(
             origin,
             run.dataset.meta.fingerprint,
             None if index_time is None else dataclasses.asdict(index_time),
-            [packing.model, packing.recall_target, *packing.rounding, *settings],
+            [packing.model, packing.recall_target, *packing.storage, *settings],
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
     )
@@ -234,6 +234,7 @@ def _stage(
         refreshed={**origin, "folder": str(folder)},
         earlier=served.index,
         item_embeddings=packing.item_embeddings,
+        shards=packing.shards,
     )
     atomic_write(mark, json.dumps({"from": made_from, "version": promotion.version}))
     return promotion.retriever

@@ -182,6 +182,7 @@ def publish(run: TrainedRun, config: DictConfig) -> Promotion:
         index_time=index_time,
         refreshed=refreshed,
         item_embeddings=config.item_embeddings,
+        shards=config.shards,
     )
     if config.alias is not None:
         store.set_alias(config.alias, promotion.version, why=f"recsys index run={run.path}")

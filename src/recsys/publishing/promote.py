@@ -47,6 +47,7 @@ NUM_QUERIES = 1000
 TOP_K = 100
 # Largest loss of test recall@100 by the rounding of stored embeddings.
 MOST_LOST = 0.002
+MOST_SHARDS = 1000
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def promote(
     refreshed: Mapping[str, Any] | None = None,
     earlier: Index | None = None,
     item_embeddings: str = "float32",
+    shards: int = 1,
 ) -> Promotion:
     """Publish a run with an index as one release, and open the release to check it.
 
@@ -98,12 +100,17 @@ def promote(
         refreshed: origin of an index of newer data than the run's; see `Manifest.refreshed`.
         earlier: index of an earlier release of the same towers, whose clustering and effort are kept if they suffice.
         item_embeddings: how the release stores them: float32, float16 or int8.
+        shards: number of parts that the release has for hosts of `shard=I/N`; 1 for none.
 
     Raises:
         UserError: If the index misses the recall target, the stored embeddings lose recall, or the written release
             cannot be opened or answers otherwise than its index did.
     """
+    if not 1 <= shards <= MOST_SHARDS:
+        raise UserError(f"shards: found {shards}, expected 1 to {MOST_SHARDS}")
     run, embeddings, corpus = _choose(run, policy or AllItems())
+    if shards > len(embeddings):
+        raise UserError(f"shards: found {shards}, expected at most the number of items, {len(embeddings)}")
     stored = encode(embeddings, item_embeddings)
     precise, embeddings = embeddings, decode(stored)
     queries = _validation_embeddings(run)
@@ -141,6 +148,7 @@ def promote(
             corpus=corpus,
             index_time=index_time,
             refreshed=refreshed,
+            shards=shards,
         ),
         complete,
     )

@@ -31,13 +31,13 @@ from recsys.data.sources.literal_columns import read_columns
 from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, save_index, search_users
+from recsys.index.sharded import divide
 from recsys.models.blend import Model, members_of
 from recsys.publishing.index_times import new_item_biases
 from recsys.publishing.onnx_export import batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
     CONFIG,
     EMBEDDINGS,
-    INDEX_PAIR,
     ITEM_VOCABULARY,
     ITEM_WEIGHTS,
     ITEMS,
@@ -49,11 +49,13 @@ from recsys.release.manifest import (
     USER_VOCABULARY,
     USER_WEIGHTS,
     Manifest,
-    describe_file,
     describe_files,
     pair_of,
     save_index_pair,
 )
+from recsys.release.parts import name_of
+from recsys.release.precision import decode
+from recsys.release.runtime.shard import CorpusShard
 from recsys.release.runtime.user_tower import Histories, UserTowerSession, pad
 
 log = logging.getLogger("recsys")
@@ -75,6 +77,7 @@ def pack(
     corpus: Mapping[str, Any],
     index_time: IndexTime | None = None,
     refreshed: Mapping[str, Any] | None = None,
+    shards: int = 1,
 ) -> Manifest:
     """Write every file of a release except the manifest, and return the manifest without version, time and files.
 
@@ -89,6 +92,7 @@ def pack(
         corpus: record of the choice of items.
         index_time: time for which the item biases were computed; None for that of the evaluation.
         refreshed: origin of an index of newer data than the run's; None for the run's own data.
+        shards: number of parts for hosts that search one each; 1 for none.
 
     Raises:
         UserError: If the exported tower differs from the trained one.
@@ -103,11 +107,11 @@ def pack(
         shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
     dataset.schema.save(folder / SCHEMA)
     _write_vocabularies(folder, dataset, run.model.reads_users)
-    pq.write_table(_items(run), folder / ITEMS)
+    items = _items(run)
+    pq.write_table(items, folder / ITEMS)
 
     pair = pair_of(describe_files(folder))
-    names = [name for name in save_index(index, folder) if name != INDEX_PAIR]
-    save_index_pair(folder, pair, files={name: describe_file(folder / name) for name in names})
+    save_index(index, folder)
     specs = input_specs(run.model, dataset.schema)
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
     log.info("exporting the user tower")
@@ -140,8 +144,38 @@ def pack(
         new_item_biases=new_item_biases(run.model, dataset.num_trained),
         refreshed=refreshed or {},
     )
-    _write_self_check(folder, run, manifest=manifest, index=index)
+    check = _write_self_check(folder, run, manifest=manifest, index=index)
+    for number in range(shards if shards > 1 else 0):
+        shard = CorpusShard(number, shards)
+        _write_part(folder / name_of(shard), shard, index=index, stored=stored, items=items, check=check)
+    files = describe_files(folder).items()
+    save_index_pair(folder, pair, files={name: entry for name, entry in files if name.startswith("item_index.")})
     return manifest
+
+
+def _write_part(
+    folder: Path,
+    shard: CorpusShard,
+    *,
+    index: Index,
+    stored: npt.NDArray[Any],
+    items: pa.Table,
+    check: Mapping[str, npt.NDArray[Any]],
+) -> None:
+    """Write what a host of a shard reads: the files of a release that has no other items, without towers."""
+    (folder / ITEM_VOCABULARY).parent.mkdir(parents=True)
+    own = stored[shard.number :: shard.count].copy()
+    np.save(folder / EMBEDDINGS, own)
+    part = divide(index, decode(own), number=shard.number, count=shard.count)
+    save_index(part, folder)
+    rows = np.arange(shard.number, len(items), shard.count)
+    items = items.take(pa.array(rows)).set_column(1, "item_idx", pa.array(np.arange(1, len(rows) + 1)))
+    pq.write_table(items, folder / ITEMS)
+    pq.write_table(items.select(["item_id"]), folder / ITEM_VOCABULARY)
+    best, found = search_users(part, check["embeddings"], k=1)
+    own_check = {name: values for name, values in check.items() if name != "best_items"}
+    own_check |= {"best_scores": best[:, 0]} | ({"best_items": found[:, 0] + 1} if (found >= 0).all() else {})
+    np.savez(folder / SELF_CHECK, allow_pickle=False, **own_check)
 
 
 def _index_time(run: TrainedRun, index_time: IndexTime | None) -> dict[str, float]:
@@ -245,8 +279,14 @@ def to_histories(batch: Batch, num_items: int) -> Histories:
     )
 
 
-def _write_self_check(folder: Path, run: TrainedRun, *, manifest: Manifest, index: Index) -> None:
-    """Compare the exported tower with the trained one on real histories, and store some requests with their answers."""
+def _write_self_check(
+    folder: Path, run: TrainedRun, *, manifest: Manifest, index: Index
+) -> dict[str, npt.NDArray[Any]]:
+    """Compare the exported tower with the trained one on real histories, and store some requests with their answers.
+
+    Returns:
+        What is stored.
+    """
     tower = UserTowerSession(folder, dataclasses.replace(manifest, files=describe_files(folder)))
     requests = real_requests(run)
     # Long and short histories, and an empty one of an unknown user.
@@ -264,6 +304,7 @@ def _write_self_check(folder: Path, run: TrainedRun, *, manifest: Manifest, inde
     if (rows >= 0).all():
         stored["best_items"] = np.asarray(pq.read_table(folder / ITEMS, columns=["item_idx"])["item_idx"])[rows[:, 0]]
     np.savez(folder / SELF_CHECK, allow_pickle=False, **stored)
+    return stored
 
 
 def _check_equal(tower: UserTowerSession, model: Model, *, batch: Batch, num_items: int) -> None:

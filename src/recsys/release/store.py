@@ -27,8 +27,9 @@ from recsys.core.io import atomic_write, sync
 from recsys.core.strict_json import read_bounded
 from recsys.release.collections import drop_collection, move_record
 from recsys.release.manifest import MANIFEST, Manifest, describe_files, version_of
+from recsys.release.runtime.shard import CorpusShard
 from recsys.release.signing import REQUIRE_SIGNATURE, SIGN_KEY, SIGNATURE, check_signature, configured, sign
-from recsys.release.verification import verify_release
+from recsys.release.verification import verify_part, verify_release
 
 _VERSION = re.compile(r"[0-9a-f]{16}")
 _ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -186,6 +187,14 @@ class ReleaseStore:
         """
         folder = self.root / self.resolve(name)
         return folder, verify_release(folder, keys=self._keys)
+
+    def open_part(self, name: str, shard: CorpusShard) -> tuple[Path, Manifest] | None:
+        """Verify the part of a release for a shard, and return its folder and manifest; None if there is no such part.
+
+        Raises:
+            UserError: If there is no such release, or what the host reads is damaged.
+        """
+        return verify_part(self.root / self.resolve(name), shard, keys=self._keys)
 
     def check_signature(self, name: str) -> str | None:
         """Return the key that signed a version or alias; None if no signature is required.

@@ -21,25 +21,31 @@ from recsys.core.strict_json import read_json
 from recsys.core.trust import TRUST, trusted
 from recsys.release.limits import memory_limit, memory_of
 from recsys.release.manifest import Manifest
+from recsys.release.parts import part_of
+from recsys.release.runtime.shard import CorpusShard
 
 # Exit status of a release that was refused; its message is on the standard output.
 _REFUSED = 3
 _MAX_MESSAGE = 2000
 
 
-def try_release(folder: Path, *, seconds: float, most: int | None = None) -> None:
+def try_release(folder: Path, *, seconds: float, most: int | None = None, shard: CorpusShard | None = None) -> None:
     """Open a release in another process.
 
     Args:
         folder: folder of the release.
+        shard: shard whose part is opened, if the release has one; None for the whole release.
         seconds: time after which the process is killed.
         most: memory in bytes that it may take; None for a limit in proportion to the files.
 
     Raises:
         UserError: If the release is refused, ends the process, or exceeds a limit.
     """
-    limit = memory_of(Manifest.load(folder)) if most is None else most
+    manifest = Manifest.load(folder)
+    part = part_of(folder, manifest, shard)
+    limit = memory_of(manifest if part is None else part[1]) if most is None else most
     command = [sys.executable, "-m", "recsys.release.trial", str(folder.absolute()), str(limit), str(seconds)]
+    command += [] if part is None else [str(shard)]
     # Arrow's own pool and threads would reserve memory that nothing uses.
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     own = {"ARROW_DEFAULT_MEMORY_POOL": "system", TRUST: ",".join(_trusted(folder)), **single}
@@ -64,9 +70,10 @@ def _trusted(folder: Path) -> list[str]:
     return [*trusted(), *([module] if module in sys.modules else [])]
 
 
-def _main(folder: Path, limit: int, *, seconds: float) -> None:
+def _main(folder: Path, limit: int, *, seconds: float, shard: CorpusShard | None) -> None:
+    from recsys.release.runtime.item_search import ItemSearch
     from recsys.release.runtime.retriever import Retriever
-    from recsys.release.verification import verify_release
+    from recsys.release.verification import verify_part, verify_release
 
     # The alarm ends this process even if the one that waits for it is killed.
     signal.alarm(math.ceil(seconds) + 1)
@@ -76,12 +83,16 @@ def _main(folder: Path, limit: int, *, seconds: float) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with memory_limit(limit):
+        if shard is not None and (part := verify_part(folder, shard)) is not None:
+            ItemSearch(*part).check()
+            return
         Retriever(folder, verify_release(folder), threads=1)
 
 
 if __name__ == "__main__":
     try:
-        _main(Path(sys.argv[1]), int(sys.argv[2]), seconds=float(sys.argv[3]))
+        own = CorpusShard.parse(sys.argv[4]) if sys.argv[4:] else None
+        _main(Path(sys.argv[1]), int(sys.argv[2]), seconds=float(sys.argv[3]), shard=own)
     except UserError as refusal:
         print(refusal, flush=True)
         os._exit(_REFUSED)

@@ -35,6 +35,8 @@ from recsys.release.manifest import (
     pair_of,
     version_of,
 )
+from recsys.release.parts import PARTS, is_part, part_of, release_of
+from recsys.release.runtime.shard import CorpusShard
 from recsys.release.signing import SIGNATURE, check_signature
 
 # Limit of a protobuf message; larger weights lie in a file of their own.
@@ -53,6 +55,55 @@ def verify_release(folder: Path, *, keys: Path | None = None) -> Manifest:
         UserError: If the signature is missing or wrong, a file is missing, unlisted, changed or not a plain file, the
             version does not match the content, or user tower, embeddings and index do not belong together.
     """
+    manifest = _read_manifest(folder, keys)
+    check_files(folder, manifest)
+    _check_version(folder, manifest)
+    _check_pair(folder, manifest)
+    _check_items(folder, manifest)
+    _check_features(folder, manifest)
+    return manifest
+
+
+def verify_part(folder: Path, shard: CorpusShard, *, keys: Path | None = None) -> tuple[Path, Manifest] | None:
+    """Check what a host of a shard reads of a release: of all other files only that they are there.
+
+    Args:
+        folder: folder of the release.
+        shard: shard of the host.
+        keys: see `verify_release`.
+
+    Returns:
+        Folder and manifest of the part; None if the release has no part for this shard.
+
+    Raises:
+        UserError: As `verify_release`.
+    """
+    manifest = _read_manifest(folder, keys)
+    if (part := part_of(folder, manifest, shard)) is None:
+        return None
+    check_files(*part)
+    _check_version(folder, manifest)
+    _check_index_pair(folder, manifest)
+    _check_items(*part)
+    return part
+
+
+def verify_again(folder: Path, manifest: Manifest) -> None:
+    """Compare all files of a verified release or part with its manifest again, with little work at once.
+
+    Raises:
+        UserError: If one has changed.
+    """
+    whole = release_of(folder) if is_part(folder) else folder
+    listed = Manifest.load(whole)
+    _check_names(whole, listed)
+    files = {f"{folder.relative_to(whole) / name}": entry for name, entry in manifest.files.items()}
+    if (listed != manifest) if whole == folder else not files.items() <= listed.files.items():
+        raise UserError(f"{whole / MANIFEST}: changed since it was verified")
+    check_files(folder, manifest, threads=1)
+
+
+def _read_manifest(folder: Path, keys: Path | None) -> Manifest:
     if folder.is_symlink() or not folder.is_dir():
         raise UserError(f"{folder}: not the folder of a release")
     content = read_bounded(folder / MANIFEST)
@@ -60,27 +111,15 @@ def verify_release(folder: Path, *, keys: Path | None = None) -> Manifest:
         check_signature(folder, content, keys=keys)
     manifest = Manifest.parse(content, folder / MANIFEST)
     _check_names(folder, manifest)
-    check_files(folder, manifest)
+    return manifest
+
+
+def _check_version(folder: Path, manifest: Manifest) -> None:
     version = version_of(manifest.files)
     if version != manifest.version:
         raise UserError(f"{folder / MANIFEST}: has version {manifest.version}, but the files have {version}")
     if folder.name != version:
         raise UserError(f"{folder}: holds release {version}; the folder must be named by the version")
-    _check_pair(folder, manifest)
-    _check_items(folder, manifest)
-    return manifest
-
-
-def verify_again(folder: Path, manifest: Manifest) -> None:
-    """Compare all files of a verified release with its manifest again, with little work at once.
-
-    Raises:
-        UserError: If one has changed.
-    """
-    if Manifest.load(folder) != manifest:
-        raise UserError(f"{folder / MANIFEST}: changed since it was verified")
-    _check_names(folder, manifest)
-    check_files(folder, manifest, threads=1)
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
@@ -130,21 +169,11 @@ def check_files(folder: Path, manifest: Manifest, *, threads: int | None = None)
 
 def _check_pair(folder: Path, manifest: Manifest) -> None:
     """Check that tower, index and the parts that they were made from have the same pair name."""
-    expected = pair_of(manifest.files)
-    if manifest.pair != expected:
-        raise UserError(f"{folder / MANIFEST}: has pair {manifest.pair}, but the files have {expected}: mixed releases")
+    expected = _check_index_pair(folder, manifest)
     model = read_tower(read_file(folder, USER_TOWER, manifest), folder / USER_TOWER)
     check_tower(model, folder / USER_TOWER, sum(e.bytes for n, e in manifest.files.items() if n.startswith(USER_TOWER)))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     _check_same(folder / USER_TOWER, "pair", found=metadata.get(PAIR_KEY), expected=expected)
-    content = parse_json(read_file(folder, INDEX_PAIR, manifest), folder / INDEX_PAIR)
-    with damaged(folder / INDEX_PAIR):
-        pair, files = content["pair"], dict(content["files"])
-    _check_same(folder / INDEX_PAIR, "pair", found=pair, expected=expected)
-    index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
-    if files != index:
-        name = sorted(set(files.items()) ^ set(index.items()))[0][0]
-        raise UserError(f"{folder / name}: not the file of the index that {INDEX_PAIR} names: mixed releases")
     for what, key, value in (
         ("similarity", SIMILARITY_KEY, manifest.similarity),
         ("max_history", MAX_HISTORY_KEY, str(manifest.max_history)),
@@ -157,6 +186,22 @@ def _check_pair(folder: Path, manifest: Manifest) -> None:
             found=[(_TYPES.get(value.type.tensor_type.elem_type), value.name, _shape(value)) for value in found],
             expected=[(spec.type, spec.name, spec.shape) for spec in listed],
         )
+
+
+def _check_index_pair(folder: Path, manifest: Manifest) -> str:
+    """Return the pair name of the release; refuse an index of another one."""
+    expected = pair_of(manifest.files)
+    if manifest.pair != expected:
+        raise UserError(f"{folder / MANIFEST}: has pair {manifest.pair}, but the files have {expected}: mixed releases")
+    content = parse_json(read_file(folder, INDEX_PAIR, manifest), folder / INDEX_PAIR)
+    with damaged(folder / INDEX_PAIR):
+        pair, files = content["pair"], dict(content["files"])
+    _check_same(folder / INDEX_PAIR, "pair", found=pair, expected=expected)
+    index = {n: e.sha256 for n, e in manifest.files.items() if n.startswith("item_index.") and n != INDEX_PAIR}
+    if files != index:
+        name = sorted(set(files.items()) ^ set(index.items()))[0][0]
+        raise UserError(f"{folder / name}: not the file of the index that {INDEX_PAIR} names: mixed releases")
+    return expected
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[str | int, ...]:
@@ -175,10 +220,9 @@ def _check_items(folder: Path, manifest: Manifest) -> None:
     check_shape(shape, dtype, folder=folder, manifest=manifest)
     check_archive(read_file(folder, SELF_CHECK, manifest), folder / SELF_CHECK)
     for name in manifest.files:
-        if name.endswith(".parquet"):
+        if name.endswith(".parquet") and not name.startswith(PARTS):
             content = pa.py_buffer(read_file(folder, name, manifest))
             check_table(content, folder / name, rows=manifest.num_items if name == ITEMS else None)
-    _check_features(folder, manifest)
     output = embedding_shape(manifest.num_embeddings, manifest.dim)
     if manifest.output.shape != output:
         raise UserError(f"{folder / USER_TOWER}: gives {list(manifest.output.shape)}, expected {list(output)}")

@@ -16,7 +16,6 @@ from starlette.routing import BaseRoute
 
 from recsys.core.errors import UserError
 from recsys.core.suppression import SuppressionList
-from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.events import EventStore, StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerRoutes
@@ -37,7 +36,6 @@ from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.release_watch import ReleaseWatch
-from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.admin_routes import GatewayAdmin, HostAdmin, PrivacyAdmin
 from recsys.serving.http.admission import Admission
@@ -87,7 +85,7 @@ class _Builder:
     """Collects the route table and the start and stop hooks. Methods must be called in the order of `build_app`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._releases = settings, ReleaseCache(settings.store, settings.trial)
+        self._settings, self._releases = settings, settings.releases
         self.database = settings.database
         self._routes: list[object] = []
         self._pages: list[BaseRoute] = []
@@ -117,7 +115,7 @@ class _Builder:
         assert settings.release is not None
         # A wildcard bind address cannot identify the host.
         place = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
-        shard = None if settings.shard is None else CorpusShard.parse(settings.shard)
+        shard = settings.corpus_shard
         monitor = RecallMonitor(settings.monitor, self._background, metrics=self._metrics)
         updates = self._updates = ItemUpdates(
             settings.changes, shard, name=_process_name(settings), listens=(settings.host, settings.port)

@@ -19,7 +19,6 @@ import uvicorn
 
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
-from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.acceptor import BACKLOG, Acceptor
 from recsys.serving.http.connection import connections, sweep
 from recsys.serving.http.hand_over import HandOver
@@ -147,7 +146,7 @@ def run(settings: Settings) -> None:
         return
     # A release that cannot be opened is reported once, instead of by each process.
     if settings.release is not None and settings.role != "gateway":
-        ReleaseCache(settings.store, settings.trial).open(settings.release)
+        settings.releases.open(settings.release)
     with bind(settings.host, settings.port, shared=True):
         supervise(functools.partial(_work, settings), settings.workers)
 

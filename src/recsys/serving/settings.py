@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from recsys.core.errors import UserError
 from recsys.core.suppression import NAME
 from recsys.index.vector_database import VectorDatabase, is_database, open_database
-from recsys.serving.host.releases import try_once
+from recsys.release.runtime.shard import CorpusShard
+from recsys.serving.host.releases import ReleaseCache, try_once
 from recsys.serving.http.access import Access, check_token
 from recsys.serving.tls import TLS
 
@@ -137,11 +138,17 @@ class Settings:
         return open_database(hosts[0]) if hosts and is_database(hosts[0]) else None
 
     @property
-    def trial(self) -> Callable[[Path], None] | None:
-        """Trial of a release before it is opened; None if the settings have none."""
-        if self.trial_seconds is None:
-            return None
-        return functools.partial(try_once, seconds=self.trial_seconds, most=self.trial_bytes)
+    def releases(self) -> ReleaseCache:
+        """Releases of the store, each opened after its trial; a host of a shard opens its part."""
+        trial = None
+        if self.trial_seconds is not None:
+            trial = functools.partial(try_once, seconds=self.trial_seconds, most=self.trial_bytes)
+        return ReleaseCache(self.store, trial, shard=self.corpus_shard)
+
+    @property
+    def corpus_shard(self) -> CorpusShard | None:
+        """Part of the corpus that a host searches; None for all of it."""
+        return None if self.shard is None else CorpusShard.parse(self.shard)
 
     @property
     def suppression_list(self) -> str:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from asking import queries_of
+from forging import copy_release, seal
 from publishing import Published
 
 from recsys.core.columns import Ragged
-from recsys.index import IVFSQ8, Effort, IVFFlat, exact_search
+from recsys.core.errors import UserError
+from recsys.index import HNSW, IVFSQ8, Effort, IVFFlat, exact_search
 from recsys.index.allowed import AllowedRows
-from recsys.index.sharded import ShardIndex
-from recsys.release.manifest import Manifest
+from recsys.index.sharded import ShardIndex, divide
+from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, Manifest
 from recsys.release.runtime.item_search import ItemSearch
+from recsys.release.runtime.query_encoder import load_known_items
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.shard import CorpusShard
+from recsys.release.verification import verify_release
 from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
 from recsys.serving.gateway.host_client import LocalHost
 from recsys.serving.gateway.router import Router
+from recsys.serving.host.additions import Additions
 from recsys.serving.host.host import Host
-from recsys.serving.host.releases import ReleaseCache
+from recsys.serving.host.item_updates import ItemUpdates
+from recsys.serving.host.releases import ReleaseCache, try_once
+from recsys.serving.host.updated_index import UpdatedIndex
 from recsys.serving.http.messages import SearchRequest
 from recsys.serving.observability.recall_monitor import SampledSearch, recall_of
 
@@ -32,7 +41,7 @@ from recsys.serving.observability.recall_monitor import SampledSearch, recall_of
 def sharded(published: Published, version: str, number: int, count: int) -> LocalHost:
     shard = CorpusShard(number, count)
     open_index = functools.partial(ItemSearch, shard=shard)
-    host = Host(ReleaseCache(published.store), f"shard{number}", open_index=open_index, shard=shard)
+    host = Host(ReleaseCache(published.store, shard=shard), f"shard{number}", open_index=open_index, shard=shard)
     host.serve(host.load(version))
     assert host.version()["test"].shard == f"{number}/{count}"
     return LocalHost(host)
@@ -106,3 +115,79 @@ def test_shards_of_lists_find_what_the_whole_finds(kind: type[IVFFlat]) -> None:
     best = np.sort(scores, axis=1)[:, ::-1][:, :10]
     alone, _ = whole.search(queries, 10, allow=allow, exclude=seen)
     assert (best >= alone - 1e-5).mean() > 0.98
+
+
+@pytest.fixture
+def with_parts(published: Published, tmp_path: Path) -> Path:
+    return copy_release(published.store / published.versions[1], tmp_path)
+
+
+def opened_part(release: Path, number: int, count: int = 3) -> tuple[Path, Manifest]:
+    return ReleaseCache(release.parent, shard=CorpusShard(number, count)).open(release.name)
+
+
+def test_a_host_of_a_part_reads_nothing_else(with_parts: Path) -> None:
+    shard = CorpusShard(1, 3)
+    # Only a whole release needs these files, so their digests are not compared.
+    for name in (EMBEDDINGS, ITEM_WEIGHTS, "vocabularies/items.parquet"):
+        path = with_parts / name
+        path.write_bytes(bytes(path.stat().st_size))
+    releases = ReleaseCache(with_parts.parent, functools.partial(try_once, seconds=300, most=None), shard=shard)
+    folder, manifest = releases.open(with_parts.name)
+    assert folder == with_parts / "item_index.parts/1-of-3"
+    assert len(releases.known_items(with_parts.name)) == manifest.num_items < 40
+    host = Host(releases, "host", open_index=functools.partial(ItemSearch, shard=shard), shard=shard)
+    host.load(with_parts.name)
+    releases.verify_again(with_parts.name)
+    with pytest.raises(UserError, match="changed"):
+        verify_release(with_parts)
+    # A shard of another division reads the whole.
+    with pytest.raises(UserError, match="changed"):
+        opened_part(with_parts, 1, 2)
+
+
+@pytest.mark.parametrize("name", ["item_embeddings.npy", "items.parquet", "item_index.faiss", "self_check.npz"])
+def test_a_changed_part_is_refused(with_parts: Path, name: str) -> None:
+    releases = ReleaseCache(with_parts.parent, shard=CorpusShard(2, 3))
+    releases.open(with_parts.name)
+    path = with_parts / "item_index.parts/2-of-3" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{name}: changed"):
+        releases.verify_again(with_parts.name)
+    with pytest.raises(UserError, match=f"{name}: changed"):
+        opened_part(with_parts, 2)
+    path.unlink()
+    with pytest.raises(UserError, match="missing"):
+        opened_part(with_parts, 0)
+
+
+def test_parts_belong_to_their_index(with_parts: Path) -> None:
+    parts = with_parts / "item_index.parts"
+    for name in ("item_embeddings.npy", "items.parquet"):
+        (parts / "0-of-3" / name).write_bytes((parts / "1-of-3" / name).read_bytes())
+    with pytest.raises(UserError, match="changed|damaged"):
+        opened_part(with_parts, 0)
+    # A manifest that fits the files makes another release, which the pair of the index does not name.
+    with pytest.raises(UserError, match="mixed releases"):
+        opened_part(seal(with_parts), 0)
+
+
+def test_an_item_of_another_part_is_no_new_item(with_parts: Path, tmp_path: Path) -> None:
+    folder, manifest = opened_part(with_parts, 0)
+    known, updates = load_known_items(folder, manifest), ItemUpdates(tmp_path / "journal", CorpusShard(0, 3))
+    items = UpdatedIndex(folder, manifest, known_items=known, updates=updates)
+    own = items.items["item_id"].to_pylist()
+    other = next(one for one in pq.read_table(with_parts / ITEMS)["item_id"].to_pylist() if one not in own)
+    vectors = np.ones((1, manifest.dim), np.float32)
+    assert items.check_additions(Additions(manifest.version, [{"item_id": "new"}], vectors)) == ["new"]
+    for indexed in (own[0], other):
+        with pytest.raises(UserError, match="is in the index"):
+            items.check_additions(Additions(manifest.version, [{"item_id": indexed}], vectors))
+
+
+def test_an_index_that_cannot_be_divided_has_no_parts() -> None:
+    index = HNSW()
+    index.build(np.eye(8, dtype=np.float32))
+    with pytest.raises(UserError, match="HNSW has no parts"):
+        divide(index, np.eye(4, 8, dtype=np.float32), number=0, count=2)

@@ -38,17 +38,18 @@ class PackingSettings:
     model: str
     recall_target: float
     item_embeddings: str = "float32"
+    shards: int = 1
 
     @classmethod
     def from_config(cls, config: DictConfig) -> PackingSettings:
         """Return the settings in a configuration of `gates.yaml` or `retrain.yaml`."""
-        names = ("index", "corpus", "model", "recall_target", "item_embeddings")
+        names = ("index", "corpus", "model", "recall_target", "item_embeddings", "shards")
         return cls(**{name: config[name] for name in names})
 
     @property
-    def rounding(self) -> list[str]:
-        """The precision of stored embeddings, nothing for float32: earlier releases were made without a choice."""
-        return [] if self.item_embeddings == "float32" else [self.item_embeddings]
+    def storage(self) -> list[object]:
+        """Precision and parts of the release; no defaults, because earlier releases were made without a choice."""
+        return [one for one in (self.item_embeddings, self.shards) if one not in ("float32", 1)]
 
 
 def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
@@ -71,7 +72,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
             OmegaConf.to_container(settings.index),
             settings.model,
             settings.recall_target,
-            *settings.rounding,
+            *settings.storage,
             OmegaConf.to_container(settings.corpus),
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
@@ -87,6 +88,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
                 recall_target=settings.recall_target,
                 policy=policy,
                 item_embeddings=settings.item_embeddings,
+                shards=settings.shards,
             ).version
             atomic_write(mark, json.dumps({"from": made_from, "version": version}))
         return open_staged(folder, json.loads(mark.read_text())["version"])

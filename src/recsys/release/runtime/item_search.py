@@ -20,6 +20,7 @@ from recsys.index.sharded import DIVISIBLE, ShardIndex
 from recsys.release.bounds import damaged
 from recsys.release.files import private_copy, read_embeddings, read_shard, read_table
 from recsys.release.manifest import ITEM_VOCABULARY, ITEMS, SELF_CHECK, Manifest
+from recsys.release.parts import PARTS, is_part
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.query_encoder import ItemId, load_known_items
 from recsys.release.runtime.self_check import TOLERANCE, stored_check
@@ -57,7 +58,8 @@ class ItemSearch:
         self.folder, self.manifest = folder, manifest
         self.known_items = load_known_items(folder, manifest) if known_items is None else known_items
         with damaged(folder):
-            self._load(shard)
+            # A part has no other rows than those of its shard.
+            self._load(None if is_part(folder) else shard)
 
     def _load(self, shard: CorpusShard | None) -> None:
         folder, manifest = self.folder, self.manifest
@@ -69,7 +71,7 @@ class ItemSearch:
     def _load_index(self, shard: CorpusShard | None) -> tuple[Index, Float32Array]:
         """Return the index and its embeddings; of a shard only its own rows, if the index can be divided."""
         folder, manifest = self.folder, self.manifest
-        names = [name for name in manifest.files if name.startswith("item_index.")]
+        names = [name for name in manifest.files if name.startswith("item_index.") and not name.startswith(PARTS)]
         # Copies: mapped files would change under the same version, and end the process when they are truncated.
         with private_copy(folder, names, manifest) as own:
             if shard is not None and manifest.index.get("class") in DIVISIBLE:

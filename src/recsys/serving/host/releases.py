@@ -14,13 +14,14 @@ from filelock import FileLock
 from recsys.release.manifest import Manifest
 from recsys.release.runtime.item_ids import IdMap
 from recsys.release.runtime.query_encoder import load_known_items
+from recsys.release.runtime.shard import CorpusShard
 from recsys.release.store import ReleaseStore
 from recsys.release.trial import try_release
 from recsys.release.verification import verify_again
 from recsys.serving.observability.metrics import SHARED_FOLDER
 
 
-def try_once(folder: Path, *, seconds: float, most: int | None) -> None:
+def try_once(folder: Path, shard: CorpusShard | None = None, *, seconds: float, most: int | None) -> None:
     """Open a release in another process, once for all processes of a server: each takes the memory of the release.
 
     Raises:
@@ -28,12 +29,12 @@ def try_once(folder: Path, *, seconds: float, most: int | None) -> None:
     """
     shared = os.environ.get(SHARED_FOLDER)
     if shared is None:
-        try_release(folder, seconds=seconds, most=most)
+        try_release(folder, seconds=seconds, most=most, shard=shard)
         return
     passed = Path(shared) / f"trial-{folder.name}"
     with FileLock(f"{passed}.lock"):
         if not passed.exists():
-            try_release(folder, seconds=seconds, most=most)
+            try_release(folder, seconds=seconds, most=most, shard=shard)
             passed.touch()
 
 
@@ -43,10 +44,17 @@ class ReleaseCache:
     Args:
         store: folder of the store.
         trial: opens a release in another process before this one does; None for no trial.
+        shard: shard whose part is opened instead of the whole, if a release has one; None for the whole.
     """
 
-    def __init__(self, store: str | Path, trial: Callable[[Path], None] | None = None) -> None:
-        self.store, self._trial = ReleaseStore(store), trial
+    def __init__(
+        self,
+        store: str | Path,
+        trial: Callable[[Path, CorpusShard | None], None] | None = None,
+        *,
+        shard: CorpusShard | None = None,
+    ) -> None:
+        self.store, self._trial, self._shard = ReleaseStore(store), trial, shard
         self._verified: dict[str, tuple[Path, Manifest]] = {}
         self._opening: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._items: weakref.WeakValueDictionary[str, IdMap] = weakref.WeakValueDictionary()
@@ -59,8 +67,9 @@ class ReleaseCache:
             if version not in self._verified:
                 self.store.check_signature(version)
                 if self._trial is not None:
-                    self._trial(self.store.root / version)
-                self._verified[version] = self.store.open(version)
+                    self._trial(self.store.root / version, self._shard)
+                part = None if self._shard is None else self.store.open_part(version, self._shard)
+                self._verified[version] = part or self.store.open(version)
             return self._verified[version]
 
     def verify_again(self, version: str) -> None:

@@ -18,7 +18,9 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array, Int64Array
 from recsys.index import ExtendedIndex, search_users
 from recsys.index.ann_index import Searchable
-from recsys.release.manifest import Manifest
+from recsys.release.files import read_table
+from recsys.release.manifest import ITEMS, Manifest
+from recsys.release.parts import is_part, release_of
 from recsys.release.runtime.item_ids import Filter, IdMap, ItemFilter
 from recsys.release.runtime.item_search import Hits, ItemSearch
 from recsys.release.runtime.query_encoder import ItemId
@@ -132,8 +134,11 @@ class UpdatedIndex(ItemSearch):
         if not np.isfinite(additions.embeddings).all():
             raise UserError("embeddings: found nan or inf, expected finite numbers")
         ids: list[ItemId] = to_table(additions.items, self.items.schema)["item_id"].to_pylist()
-        rows = self.rows_of_items([[item] for item in ids])
-        is_indexed = np.diff(rows.offsets) > 0
+        is_indexed = np.diff(self.rows_of_items([[item] for item in ids]).offsets) > 0
+        if is_part(self.folder):
+            whole = release_of(self.folder)
+            indexed = read_table(whole, ITEMS, Manifest.load(whole), columns=["item_id"])["item_id"].to_pylist()
+            is_indexed = np.isin(np.array(ids), np.array(indexed))
         seen: set[ItemId] = set()
         for number, item in enumerate(ids):
             place = f"items[{number}].item_id"
