@@ -41,7 +41,7 @@ def test_a_process_that_crashes_is_reported(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_host_does_not_open_what_failed() -> None:
-    def refuse(folder: Path) -> None:
+    def refuse(folder: Path, shard: object) -> None:  # noqa: ARG001
         raise UserError(f"{folder}: refused")
 
     host = Host(ReleaseCache(TINY.parent, refuse), "host")
