@@ -57,7 +57,7 @@ class Asked(NamedTuple):
 
 @dataclass
 class History:
-    """All operations of a run; several threads add to it."""
+    """All operations of a run; several threads add to it. `is_calm` is set while nothing is broken."""
 
     stored: list[Stored] = field(default_factory=list)
     taken_down: list[TakenDown] = field(default_factory=list)
@@ -66,6 +66,7 @@ class History:
     statuses: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    is_calm: threading.Event = field(default_factory=threading.Event)
 
     def add(self, operation: NamedTuple) -> None:
         """Add an operation."""

@@ -7,7 +7,8 @@ A gateway and three hosts run as processes, with events, item updates and state 
 or valkey-server). Clients post events and read them back, ask for items, and take items down, while versions are rolled
 out and back. Meanwhile hosts, gateway and Valkey are killed (SIGKILL) and paused (SIGSTOP), the clocks of hosts and
 gateway step by a day, `CONFIG SET` changes what Valkey keeps, its disk is full (needs root, for a file system of its
-own), and the network is cut between gateway and hosts, and between each of them and Valkey. At the end all is mended.
+own), and the network is cut between gateway and hosts, and between each of them and Valkey. After every 30 s of faults
+all is mended, and 30 s are calm, so that rollouts which a fault stopped end too.
 
 Then every acknowledged event must be in the store, every read must have the events that were acknowledged before it,
 each answer must be what one version answers without the items that were taken down before (`history_model.py`), and no
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import random
 import shutil
 import signal
@@ -34,17 +36,22 @@ from typing import Any
 
 import numpy as np
 import redis
-from fault_cluster import TOKEN, Proxy, Server, free_ports
+from fault_cluster import ROOT, TOKEN, Proxy, Server, free_ports
 from history_model import Asked, History, Model, Read, Stored, TakenDown, check
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from serving_faults import make_releases
 from serving_takedowns import call
 
+from recsys.core.errors import UserError
+from recsys.operations.rollout.actions import run_action
 from recsys.release.runtime.retriever import Query, Retriever
 from recsys.release.store import ReleaseStore
 from recsys.serving.events.valkey import ValkeyEvents
 
 K, NUM_QUERIES, EVENTS_PER_USER, FIRST_ITEM, DAY = 10, 100, 30, 10**12, 86400
 DISK_MB = 256
+FAULT_SECONDS, CALM_SECONDS = 30.0, 30.0
 BINARY = shutil.which("valkey-server") or shutil.which("redis-server")
 
 
@@ -218,8 +225,8 @@ def _wait_for(server: Server, path: str) -> None:
 
 
 def break_things(fleet: Fleet, history: History, *, seed: int, ended: threading.Event) -> None:
-    """Inject up to three faults at once, at most one in each place."""
-    choose, broken, lock = random.Random(seed), set[object](), threading.Lock()
+    """Inject up to three faults at once, at most one in each place; mend all now and then."""
+    choose, broken, lock, began = random.Random(seed), set[object](), threading.Lock(), time.monotonic()
     of_servers = [
         fleet.kill_server, fleet.pause_server, fleet.step_clock, fleet.cut_from_valkey, fleet.cut_from_gateway
     ]  # fmt: skip
@@ -233,6 +240,14 @@ def break_things(fleet: Fleet, history: History, *, seed: int, ended: threading.
             broken.discard(place)
 
     while not ended.wait(choose.uniform(0.5, 3)):
+        if time.monotonic() - began > FAULT_SECONDS:
+            while threads:
+                threads.pop().join()
+            fleet.wait()
+            history.is_calm.set()
+            ended.wait(CALM_SECONDS)
+            history.is_calm.clear()
+            began = time.monotonic()
         fault = choose.choice([*of_servers, *of_valkey])
         number, seconds = choose.randrange(4), choose.uniform(0.5, 6)
         place = "valkey" if fault in of_valkey else number
@@ -246,7 +261,7 @@ def break_things(fleet: Fleet, history: History, *, seed: int, ended: threading.
         thread.join()
 
 
-def write(port: int, history: History, *, name: str, ended: threading.Event) -> None:
+def write(port: int, history: History, *, name: str, pause: float, ended: threading.Event) -> None:
     """Post events of one user after the other, and read them back."""
     number = 0
     while not ended.is_set():
@@ -262,10 +277,18 @@ def write(port: int, history: History, *, name: str, ended: threading.Event) -> 
         history.count("reads", status)
         if status == 200:
             history.add(Read(user, began, frozenset(answer["unknown_items"]), answer.get("history_missing", False)))
-        ended.wait(0.05)
+        ended.wait(pause)
 
 
-def ask(port: int, history: History, *, queries: list[list[dict[str, Any]]], seed: int, ended: threading.Event) -> None:
+def ask(
+    port: int,
+    history: History,
+    *,
+    queries: list[list[dict[str, Any]]],
+    seed: int,
+    pause: float,
+    ended: threading.Event,
+) -> None:
     """Ask for items."""
     choose = random.Random(seed)
     while not ended.is_set():
@@ -276,10 +299,18 @@ def ask(port: int, history: History, *, queries: list[list[dict[str, Any]]], see
             versions = tuple(answer[name] for name in ("version", "user_tower_version", "index_version"))
             items, scores = zip(*((one["item_id"], one["score"]) for one in answer["items"]), strict=True)
             history.add(Asked(query, began, time.monotonic(), versions, items, scores))
-        ended.wait(0.02)
+        ended.wait(pause)
 
 
-def take_down(hosts: list[Server], history: History, *, items: list[int], seed: int, ended: threading.Event) -> None:
+def take_down(
+    hosts: list[Server],
+    history: History,
+    *,
+    items: list[int],
+    pause: float,
+    seed: int,
+    ended: threading.Event,
+) -> None:
     """Take one item after the other down, and repeat calls without an acknowledgement."""
     choose = random.Random(seed)
     for item in items:
@@ -289,26 +320,30 @@ def take_down(hosts: list[Server], history: History, *, items: list[int], seed: 
             history.count("takedowns", status)
             ended.wait(0.0 if status == 200 else 0.2)
         history.add(TakenDown(item, began, time.monotonic() if status == 200 else float("inf")))
-        if ended.wait(choose.uniform(0, 4)):
+        if ended.wait(choose.uniform(0, 2 * pause)):
             return
 
 
-def roll(command: list[str], version: str, history: History, *, ended: threading.Event) -> None:
+def roll(config: DictConfig, version: str, history: History, *, ended: threading.Event) -> None:
     """Roll out and back; what a fault stops is resumed, and the lock of a rollout that ended is taken."""
-    while True:
-        for wanted in (["start", f"version={version}"], ["rollback"]):
-            words = wanted
+    while not ended.wait(1):
+        for wanted in ("start", "rollback"):
+            action = wanted
             while not ended.is_set():
-                done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+                result, advice = "done", ""
+                try:
+                    options = OmegaConf.merge(config, {"action": action, "version": version})
+                    assert isinstance(options, DictConfig)
+                    run_action(options, Console(file=io.StringIO()))
+                except UserError as error:
+                    result, advice = "failed", str(error)
                 with history.lock:
-                    history.statuses[f"rollout {words[0]} {'failed' if done.returncode else 'done'}"] += 1
-                if done.returncode == 0 and words != ["unlock"]:
+                    during = "calm" if history.is_calm.is_set() else "faults"
+                    history.statuses[f"{action} {result} during {during}"] += 1
+                if result == "done" and action != "unlock":
                     break
-                named = [[word] for word in ("unlock", "resume") if f"`{word}`" in done.stderr]
-                words = named[0] if named else wanted
+                action = next((one for one in ("unlock", "resume") if f"`{one}`" in advice), wanted)
                 ended.wait(1)
-            if ended.wait(3):
-                return
 
 
 def kept_events(url: str, users: list[str]) -> dict[str, frozenset[int]]:
@@ -325,15 +360,16 @@ def measure(store: str, versions: list[str], folder: Path, given: argparse.Names
     ReleaseStore(store).set_alias("production", versions[0], why="serving_history")
     fleet, history, ended = Fleet(folder, store, plant=given.plant), History(), threading.Event()
     items = [int(item) for item in random.Random(given.seed).sample(list(model.items), len(model.items) // 2)]
-    hosts = ",".join(host.name for host in fleet.hosts)
-    options = [f"hosts=[{hosts}]", f"gateways=[{fleet.gateway.name}]", f"store={store}", f"admin_token={TOKEN}"]
-    options += [f"state={folder}/rollout.json", "wait=0.2", "patience=5"]
-    command = [sys.executable, "-m", "recsys.cli", "rollout", *options]
+    own = {"hosts": [host.name for host in fleet.hosts], "gateways": [fleet.gateway.name], "store": store}
+    own |= {"admin_token": TOKEN, "state": f"{folder}/rollout.json", "wait": 0.2}
+    rollout = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "rollout.yaml"), own)
+    # So many that they last for the whole run.
+    pause = max(2.0, 60 * given.minutes / len(items))
     port, jobs = fleet.gateway.port, list[tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]]()
-    jobs += [(write, (port, history), {"name": f"writer{number}"}) for number in range(3)]
-    jobs += [(ask, (port, history), {"queries": queries, "seed": number}) for number in range(3)]
-    jobs += [(take_down, (fleet.hosts, history), {"items": items, "seed": given.seed})]
-    jobs += [(roll, (command, versions[1], history), {})]
+    jobs += [(write, (port, history), {"name": f"writer{number}", "pause": given.pause}) for number in range(3)]
+    jobs += [(ask, (port, history), {"queries": queries, "seed": number, "pause": given.pause}) for number in range(3)]
+    jobs += [(take_down, (fleet.hosts, history), {"items": items, "pause": pause, "seed": given.seed})]
+    jobs += [(roll, (rollout, versions[1], history), {})]
     jobs += [(break_things, (fleet, history), {"seed": given.seed})]
     with fleet.running():
         threads = [threading.Thread(target=job, args=args, kwargs=kw | {"ended": ended}) for job, args, kw in jobs]
@@ -349,7 +385,7 @@ def measure(store: str, versions: list[str], folder: Path, given: argparse.Names
         # What was acknowledged during the faults is still so after them.
         last = threading.Event()
         threading.Timer(5, last.set).start()
-        ask(port, history, queries=queries, seed=given.seed, ended=last)
+        ask(port, history, queries=queries, seed=given.seed, pause=given.pause, ended=last)
         kept = kept_events(f"redis://127.0.0.1:{fleet.valkey.port}/0", sorted({one.user for one in history.stored}))
     return history, check(history, model, kept)
 
@@ -360,6 +396,7 @@ def main() -> int:
     parser.add_argument("--store", help="of releases; its alias `production` moves")
     parser.add_argument("--versions", nargs=2, help="two releases of the same items")
     parser.add_argument("--plant", choices=["none", "lost", "mixed", "stale"], default="none")
+    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two requests of a client")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if (given.store is None) != (given.versions is None):

@@ -32,6 +32,8 @@ class Server:
         self.world, self.kind = world, kind
         self.serving, self.loaded, self.canary = OLD, [OLDEST, OLD], (OLD, 0.0)
         self.refuses: str | None = None
+        # So many calls are refused with 503 first.
+        self.unavailable = 0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,6 +65,9 @@ class Server:
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
 
     def change(self, what: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if self.unavailable:
+            self.unavailable -= 1
+            return 503, {"error": {"code": "unavailable", "message": "the state of the fleet cannot be read"}}
         if self.refuses == what:
             return 400, {"error": {"code": "bad_request", "message": "the index does not find its items"}}
         if what == "lock":

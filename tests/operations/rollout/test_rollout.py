@@ -11,7 +11,7 @@ import pytest
 from filelock import FileLock
 from rollouts import NEW, OLD, OLDEST, Server, World
 
-from recsys.operations.rollout import actions, lock
+from recsys.operations.rollout import actions, admin, lock
 from recsys.operations.rollout.state import Rollout, RolloutStateFile
 
 
@@ -183,6 +183,14 @@ def test_a_host_that_is_down_stops_an_upgrade_and_not_a_rollback(
     world.hosts[1].stop()
     assert world.run("start", f"version='{NEW}'") == 1
     assert "does not answer" in capsys.readouterr().err
+
+
+def test_a_call_that_is_refused_for_a_moment_is_repeated(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "TRY_EVERY", 0.01)
+    for server in (world.hosts[0], world.gateways[1]):
+        server.unavailable = 2
+    assert world.run("start", f"version='{NEW}'") == 0
+    assert world.serving() == [NEW] * 3
 
 
 def test_a_host_that_was_started_again_meanwhile_is_loaded_again(world: World) -> None:

@@ -37,7 +37,7 @@ _forgotten = Decoder(ForgetResponse)
 ASK_SECONDS = 5.0
 # Loading is slow, because a host verifies and checks a release of possibly millions of items.
 LOAD_SECONDS = 900.0
-# Seconds in which calls to a restarting server are repeated.
+# Seconds in which calls are repeated to a server that restarts, or that answers 503.
 PATIENCE = 10.0
 TRY_EVERY = 0.5
 # An embedding of a thousand numbers takes about 10 kB as JSON, so this stays below the usual limit of a request.
@@ -158,6 +158,10 @@ class AdminClient:
                 continue
             if status == 200:
                 return answer
+            # Refused for now: the state of the fleet cannot be read for a moment.
+            if status == 503 and time.monotonic() <= give_up:
+                time.sleep(TRY_EVERY)
+                continue
             try:
                 found: ErrorResponse = _error(answer)
                 reason = found.error.message
