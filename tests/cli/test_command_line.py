@@ -235,3 +235,18 @@ def test_no_command_leaves_a_log_file_where_it_is_called(name: str) -> None:
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = hydra.compose(name, return_hydra_config=True)
     assert set(config.hydra.job_logging.handlers) == {"console"}
+
+
+def test_an_interrupted_training_says_how_it_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def interrupted(_: object, path: Path) -> None:
+        (path / "run.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recsys.experiments.train.train", interrupted)
+    monkeypatch.chdir(tmp_path)
+    fails(["train", f"hydra.run.dir={folder}"], code=130)
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; with hydra.run.dir={folder} the command continues"
