@@ -15,6 +15,7 @@ from worlds import CONF, compose
 
 from recsys.core.errors import UserError
 from recsys.experiments import train
+from recsys.experiments.compose import variants_of
 from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import _two_thirds, train_best
 
@@ -101,6 +102,16 @@ def test_wrong_variants_are_named(tmp_path: Path) -> None:
     for (code, output), message in zip(results, cases.values(), strict=True):
         assert code == 1, output
         assert message in output
+
+
+def test_an_option_of_the_command_line_that_a_variant_cannot_use() -> None:
+    given = ["+experiment=recommended", "data=parquet", "data.root=DIR", "user_tower=mean"]
+    message = (
+        "variants.sequences: unknown configuration key 'user_tower.encoder.norm': user_tower=mean has no .*"
+        "; user_tower=mean of the command line holds for every variant: leave it out, or type ~variants.sequences"
+    )
+    with pytest.raises(UserError, match=message):
+        variants_of(compose("train", given), given)
 
 
 @pytest.mark.parametrize("file", [f.stem for f in CONF.glob("experiment/*.yaml") if "\nvariants:" in f.read_text()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -90,6 +91,16 @@ def _composed(config_name: str, words: list[str]) -> DictConfig:
 _VARIANT_KEYS = ("overrides", "needs", "time")
 
 
+def _clash(name: str, own: Sequence[str], given: Sequence[str]) -> str:
+    """Return the end of an error message if the command line replaces an option that a variant has chosen."""
+    chosen = {word.partition("=")[0]: word for word in own}
+    for word in given:
+        key = word.lstrip("+").partition("=")[0]
+        if "." not in key and chosen.get(key, word) != word:
+            return f"; {word} of the command line holds for every variant: leave it out, or type ~variants.{name}"
+    return ""
+
+
 def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str, DictConfig]:
     """Return the variants of a configuration of `train.yaml`, each composed with the overrides of the command line.
 
@@ -115,7 +126,7 @@ def variants_of(config: DictConfig, given: list[str] | None = None) -> dict[str,
             # The command line wins over the variant.
             words = checked("train", [*variant.overrides, *given], CONFIG_DIR)
         except UserError as error:
-            raise UserError(f"variants.{name}: {error}") from error
+            raise UserError(f"variants.{name}: {error}{_clash(name, variant.overrides, given)}") from error
         variants[name] = without_hydra(_composed("train", words))
         name_targets(variants[name])
         variants[name].variants = {}

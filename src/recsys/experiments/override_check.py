@@ -181,7 +181,11 @@ class _Command:
             found = options_with(group, below)
             if not found:
                 continue
-            given = next((word for word in words if word.startswith(f"{group}=")), f"{group}={self._choices[group]}")
+            given = next(
+                # Of several choices the last one holds.
+                (word for word in reversed(words) if word.startswith(f"{group}=")),
+                f"{group}={self._choices[group]}",
+            )
             fitting = [option for option in found if group == "data" and _holds(Path(value), option)]
             usual = [option for option in ("parquet", self._usual.hydra.runtime.choices[group]) if option in found]
             best = (fitting or usual or found)[0]
