@@ -19,6 +19,7 @@ Line = Mapping[str, Any]
 TERMS: dict[str, Callable[[float, float], float]] = {
     "": lambda n, p: 1.0,  # noqa: ARG005
     "√n": lambda n, p: n**0.5,  # noqa: ARG005
+    "/p": lambda n, p: 1 / p,  # noqa: ARG005
     "n": lambda n, p: n,  # noqa: ARG005
     "n/p": lambda n, p: n / p,
     "n√n": lambda n, p: n**1.5,  # noqa: ARG005
@@ -70,7 +71,7 @@ QUANTITIES: dict[str, list[Quantity]] = {
         PEAK,
     ],
     "divided": [
-        Quantity("peak of a process, GiB", key("process_gib"), ("", "n", "n/p")),
+        Quantity("peak of a process, GiB", key("process_gib"), ("", "/p", "n", "n/p")),
         Quantity("CPU s of all", key("cpu_s")),
     ],
     "index": [

@@ -184,12 +184,12 @@ def make_release(size: int, folder: Path) -> None:
             writer.write_table(pa.table({"item_id": np.arange(end, end + len(block)), "look": look}, schema=schema))
             end += len(block)
     rng = np.random.default_rng(0)
-    events = {"user_id": np.repeat(np.arange(500), 20), "item_id": rng.integers(0, size, 10_000)}
-    pq.write_table(pa.table(events | {"timestamp": np.tile(np.arange(20), 500)}), root / "interactions.parquet")
+    events = {"user_id": np.repeat(np.arange(100), 20), "item_id": rng.integers(0, size, 2000)}
+    pq.write_table(pa.table(events | {"timestamp": np.tile(np.arange(20), 100)}), root / "interactions.parquet")
     main([
         "train", "data=parquet", f"data.root={root}", f"data.cache={folder / 'cache'}", "split=leave_last_out",
-        f"model.dim={DIM}", "user_tower=mean", "item_tower=features", "trainer.max_steps=5", "test=false",
-        "trainer.check_val_every_n_epoch=1", "evaluation.val_users=10", "evaluation.baselines=false", "logger=csv",
+        f"model.dim={DIM}", "user_tower=mean", "item_tower=features", "trainer.max_steps=5",
+        "evaluation.baselines=false", "logger=csv",
         "+trainer.enable_progress_bar=false", f"hydra.run.dir={folder / 'run'}",
     ])  # fmt: skip
     main(["index", f"run={folder / 'run'}", f"store={folder / 'store'}", "alias=production"])

@@ -65,7 +65,7 @@ def started(
 
 
 def wait_for(log: Path, pattern: str) -> str:
-    for _ in range(600):
+    for _ in range(3000):
         if found := re.search(pattern, log.read_text()):
             return next(filter(None, found.groups()))
         time.sleep(0.1)
@@ -146,7 +146,7 @@ def main() -> None:
             peak = max(peak, sum(map(resident, tree(process.pid))))
             # A process that its parent never waited for takes its seconds along; the largest sum has lost the least.
             spent = max(spent, sum(map(processor_seconds, tree(os.getpid()))) - earlier)
-            over.wait(0.2)
+            over.wait(0.5)
         if process.returncode:
             raise SystemExit("\n".join((folder / "log").read_text()[-3000:] for folder in workers))
         print(f"{arguments.num_events:,} events on two workers: {time.perf_counter() - begin:.1f} s, {spent:.1f} CPU s")

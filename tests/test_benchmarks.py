@@ -165,7 +165,7 @@ def test_growth_fits_laws_and_plans(
     lines.append({"stage": "divided", "size": 20_000_000, "kind": "1", "stopped": "measure: not done after 900 s"})
     laws = report.fitted(lines)
     law = laws["divided", "", "peak of a process, GiB"]
-    assert law.factors == pytest.approx((0.5, 0.25, 2))
+    assert law.factors == pytest.approx((0.5, 0, 0.25, 2))
     assert max(map(abs, law.residuals)) < 1e-9
     assert law(100, 10) == pytest.approx(45.5)
     page = tmp_path / "page.md"
