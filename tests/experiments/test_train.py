@@ -31,7 +31,6 @@ SPARSE_REFIT = (
     "item_tower.pretrained.frozen=false",
     "user_tower.own_items=true",
 )
-GOES_ON = ("refit=true", "refit_epochs=2", "callbacks=ema", "user_tower.use_user_id=true")
 REMEMBERING = (
     "negatives=cross_batch",
     "negatives.bank_size=200",
@@ -65,11 +64,10 @@ COUNTING = (
         (AVERAGED, [[STEP, 9], [STEP, 14]]),
         # Twenty steps to select, then those of the refit.
         (SPARSE_REFIT, [[STEP, 8], [STEP, 22], [STEP, 24]]),
-        (GOES_ON, [[STEP, 24]]),
         (REMEMBERING, [[STEP, 6], [STEP, 14]]),
         (COUNTING, [[STEP, 9]]),
     ],
-    ids=["plain", "averaged", "sparse_refit", "goes_on", "remembering", "counting"],
+    ids=["plain", "averaged", "sparse_refit", "remembering", "counting"],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, cache: Path, overrides: tuple[str, ...], kills: list[list[Any]]

@@ -155,38 +155,26 @@ def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) ->
 
 
 def fit_again(session: TrainingSession) -> None:
-    """Train on train + val: a fresh model for the selected number of steps, or the selected one for `refit_epochs`.
-
-    Args:
-        session: start of the run on train + val, which `TrainingSession.refit` returned.
-    """
-    config, run = session.config, session.run
-    epochs = config.get("refit_epochs")
+    """Train a fresh model for the selected number of steps, in a session that `TrainingSession.refit` returned."""
+    run = session.run
     folder = run.checkpoints / "refit"
     last = _existing(folder / LAST)
-    if epochs is None:
-        model, limits, schedule_steps = (
-            _towers(session, fresh=last is None),
-            {"max_epochs": -1},
-            run.state.schedule_steps,
-        )
-    else:
-        model, limits, schedule_steps = build_towers(config, session.dataset, fresh=False), {"max_epochs": epochs}, None
-        if last is None:
-            # Rows of items whose only events are those of validation begin as unknown ones, as in any warm start.
-            start_from(open_earlier_run(run.path), model, dataset=session.dataset)
-    module = build_module(config, session.dataset, model=model, schedule_steps=schedule_steps, mine=miner(config))
+    model = _towers(session, fresh=last is None)
+    module = build_module(
+        session.config,
+        session.dataset,
+        model=model,
+        schedule_steps=run.state.schedule_steps,
+        mine=miner(session.config),
+    )
     callbacks = [c for name, c in _named_callbacks(session, folder) if name not in ("early_stopping", "best")]
-    for callback in callbacks:
-        if isinstance(callback, EMA) and epochs is not None:
-            callback.steps_before += run.state.selected or 0
     trainer = build_trainer(
         session,
         callbacks,
         what="training on train + val",
         max_steps=run.state.selected,
+        max_epochs=-1,
         limit_val_batches=0,
-        **limits,
     )
     trainer.fit(module, _training_data(session), ckpt_path=last, weights_only=True)
     trainer.save_checkpoint(run.checkpoints / BEST)
