@@ -60,12 +60,14 @@ class Policy:
         every: days between two retrainings; None: never.
         warm: training starts from the weights of the served release.
         gated: candidates that the gates stop are not served.
+        training: further overrides of its trainings.
     """
 
     name: str
     every: int | None
     warm: bool = True
     gated: bool = True
+    training: tuple[str, ...] = ()
 
     def is_due(self, day: int, first: int) -> bool:
         """Return True if the policy retrains at the end of a day, with a first release of the end of day `first`."""
@@ -187,7 +189,9 @@ class Loop:
         if not self.policy.gated:
             config.gates = {}
         length = WARM if self.policy.warm else COLD
-        return CyclePlan(config, self.training(self._days.arrived, day, *length, *training), variants={})
+        return CyclePlan(
+            config, self.training(self._days.arrived, day, *length, *self.policy.training, *training), variants={}
+        )
 
     def training(self, root: Path, day: int, *more: str) -> DictConfig:
         """Return the configuration of a training on a data folder as it is at the end of a day."""

@@ -76,6 +76,32 @@ def test_rows_go_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower
         assert torch.equal(table[0], old[0])
 
 
+def test_rows_are_used_again(base: Path, earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
+    dataset, whole = now
+    settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
+    capacity = "item_tower.admission.capacity=12"
+    more = ["model.dim=16", "history.max_events=8", *FEATURES, *OVERRIDES, capacity]
+    model = build_towers(compose("train", ["data=parquet", *settings, *more]), dataset)
+    assert start_from(earlier, model, dataset=dataset) == []
+    start_from(earlier, whole, dataset=dataset)
+    small = {}
+    for tower in ("item_tower", "user_tower.own_items"):
+        rows = small[f"{tower}.id_rows"] = model.get_buffer(f"{tower}.id_rows")
+        table = small[f"{tower}.table.weight"] = model.get_parameter(f"{tower}.table.weight").detach()
+        assert len(table) == 13
+        # By id, and the row of unknown items for all that have none.
+        expected = whole.get_parameter(f"{tower}.table.weight")
+        assert torch.equal(table[rows], expected[torch.where(rows > 0, torch.arange(len(rows)), 0)])
+    # From a small table to a whole one: evicted items begin as unknown ones.
+    run = EarlierRun(earlier.path, dataset, {**whole.state_dict(), **small}, 0)
+    with torch.no_grad():
+        whole.get_parameter("item_tower.table.weight").zero_()
+    start_from(run, whole, dataset=dataset)
+    assert torch.equal(
+        whole.get_parameter("item_tower.table.weight"), small["item_tower.table.weight"][small["item_tower.id_rows"]]
+    )
+
+
 def test_users_and_values_are_matched_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
     dataset, model = now
     start_from(earlier, model, dataset=dataset)

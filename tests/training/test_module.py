@@ -418,3 +418,34 @@ def test_a_loss_of_another_package_decides_which_negatives_it_takes() -> None:
     RetrievalModule(model, loss, negatives=InBatchNegatives(inputs, max_targets=5), **rest)
     with pytest.raises(UserError, match="loss=uneasy: found negatives without max_targets"):
         RetrievalModule(model, loss, negatives=InBatchNegatives(inputs, max_targets=None), **rest)
+
+
+@pytest.mark.parametrize("loss", [["negatives=none", "loss=full_softmax"], ["negatives=in_batch"]])
+@pytest.mark.parametrize("item_tower", ["ids", "ids_and_features"])
+def test_items_without_a_row_of_their_own(world: Path, item_tower: str, loss: list[str]) -> None:
+    capacity = "item_tower.admission.capacity=7"
+    config = settings(world, f"item_tower={item_tower}", "user_tower.own_items=true", capacity, *loss)
+    module, dataset = still(build(config)), open_data(config)
+    tower = module.model.item_tower
+    assert isinstance(tower.table, nn.Embedding)
+    assert tower.id_rows is not None
+    assert len(tower.table.weight) == 8
+    admitted = tower.id_rows.nonzero()[:, 0]
+    # They come first, because items are ordered by frequency.
+    assert admitted.tolist() == [*range(1, 8)]
+    batch = next(iter(build_data(config, dataset).train_dataloader()))
+    kept = batch.target_idx <= 7
+    assert 0 < int(kept.sum()) < len(kept)
+    module.training_step(batch, 0).backward()
+    assert tower.table.weight.grad is not None
+    if item_tower == "ids":
+        # Nothing places the others, so they are neither recommended nor learned.
+        assert corpus_of(module.model, dataset).tolist() == admitted.tolist()
+        alone = module._without_evicted(batch)
+        assert alone.weight is not None
+        assert torch.equal(alone.weight > 0, kept)
+        assert torch.equal(tower(torch.tensor([8, 9])), tower(torch.tensor([0, 0])))
+    else:
+        assert len(corpus_of(module.model, dataset)) > dataset.num_trained
+        assert module._without_evicted(batch) is batch
+        assert not torch.equal(tower(torch.tensor([8])), tower(torch.tensor([9])))

@@ -25,6 +25,7 @@ from recsys.experiments.run_folder import RunStatus, read_state
 from recsys.experiments.trained_run import read_checkpoint, stored_config
 from recsys.models.content import ContentVectors
 from recsys.models.features import FeatureEmbedding
+from recsys.models.items import ItemTower
 from recsys.models.semantic_ids import SemanticIds
 from recsys.models.sharded_table import Fill, sharded_tables
 from recsys.models.two_tower import TwoTower
@@ -165,8 +166,9 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
     for tower, module in (("item_tower", model.item_tower), ("user_tower.own_items", user.own_items)):
         if module is not None:
             parts.append((f"{tower}.features", module.features, lambda schema: schema.owned_by("items")))
-            for part in ("table", "pretrained.table"):
-                yield f"{tower}.{part}.weight", _Table(f"{tower}.{part}.weight", items)
+            before = earlier.weights.get(f"{tower}.id_rows")
+            yield f"{tower}.table.weight", _Table(f"{tower}.table.weight", _id_rows(module, items, before))
+            yield f"{tower}.pretrained.table.weight", _Table(f"{tower}.pretrained.table.weight", items)
             for place, content in module.named_modules(prefix=tower):
                 rows = _content_rows(earlier, dataset, content, place) if isinstance(content, ContentVectors) else None
                 if rows is not None:
@@ -183,6 +185,23 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
                     name = f"{prefix}.inputs.{before_by_name[feature.name]}.table.weight"
                     rows = _value_rows(earlier.dataset, dataset, feature)
                     yield f"{prefix}.inputs.{number}.table.weight", _Table(name, rows)
+
+
+def _id_rows(tower: ItemTower, items: Rows, before: Tensor | None) -> Rows:
+    """Return the earlier row of each row of an id table.
+
+    Args:
+        tower: item tower.
+        items: earlier row of each item_idx, if each trained item had one.
+        before: row of each item in the earlier table, if these were fewer.
+    """
+    earlier = items if before is None else before.numpy()[items]
+    if tower.id_rows is None:
+        return earlier
+    rows = np.zeros(1 if tower.table is None else tower.table.num_embeddings, np.int64)
+    rows[tower.id_rows.numpy()] = earlier
+    rows[UNKNOWN_ITEM] = UNKNOWN_ITEM
+    return rows
 
 
 def _content_rows(earlier: EarlierRun, now: PreparedDataset, content: ContentVectors, place: str) -> Rows | None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM
+from recsys.core.types import Int64Array
 from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import DataSizes
+from recsys.models.admission import Admission
 from recsys.models.content import ContentBuilder, ContentVectors, contents_of
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.features import FeatureEmbedding, FeatureRows, mask_codes
@@ -48,10 +50,13 @@ class ItemTower(nn.Module):
         id_evidence: the embedding of an id with n training events is multiplied by n / (n + id_evidence); None for 1.
             Ignored if neither features nor content could place an item instead.
         init_std: deviation of the first id embeddings; None for `dim ** -0.5`.
+        admission: rows of the id table, if there are fewer than trained items; None for one for each.
+        id_rows: int64 [num_trained + 1], row of each item in that table; None if weights that are loaded have it.
     """
 
     content_scale: nn.Parameter
     id_weight: Tensor | None
+    id_rows: Tensor | None
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class ItemTower(nn.Module):
         semantic_ids: SemanticIdsBuilder | None = None,
         id_evidence: float | None = None,
         init_std: float | None = None,
+        admission: Admission | None = None,
+        id_rows: Int64Array | None = None,
     ) -> None:
         super().__init__()
         self.priors = priors
@@ -97,11 +104,18 @@ class ItemTower(nn.Module):
             raise ValueError("an item tower needs ids, features, content or several; this one has none")
         self.semantic_ids = None if semantic_ids is None else semantic_ids(columns, dim)
         self.table = None
+        self.register_buffer("id_rows", None)
+        num_rows = self.num_trained
+        if use_id and admission is not None and admission.capacity is not None:
+            num_rows = admission.capacity
+            self.id_rows = torch.zeros(self.num_trained + 1, dtype=torch.int64)
+            if id_rows is not None:
+                self.id_rows.copy_(torch.from_numpy(id_rows))
         if use_id:
             if init_std is not None and init_std < 0:
                 raise ValueError(f"init_std: found {init_std}, expected at least 0, or null")
             std = dim**-0.5 if init_std is None else init_std
-            self.table = id_table(self.num_trained + 1, dim, sharding=sharding, std=std, sparse=sparse)
+            self.table = id_table(num_rows + 1, dim, sharding=sharding, std=std, sparse=sparse)
         self.features = FeatureEmbedding(features, feature_width) if features else None
         reads_content = self.content is not None or self.semantic_ids is not None
         self.rows = FeatureRows({f.name: sizes.item_columns[f.key] for f in (columns if reads_content else features)})
@@ -118,6 +132,8 @@ class ItemTower(nn.Module):
             if id_evidence < 0:
                 raise ValueError(f"id_evidence: found {id_evidence}, expected at least 0")
             counts = torch.from_numpy(sizes.train_count[: self.num_trained + 1].astype(np.float32))
+            if self.id_rows is not None and self.pretrained is None:
+                counts = counts * (self.id_rows > 0)
             self.id_weight = (counts / (counts + id_evidence)).nan_to_num().unsqueeze(1)
 
     @property
@@ -130,6 +146,13 @@ class ItemTower(nn.Module):
     def reads_ids(self) -> bool:
         """True if each trained item has its own embedding."""
         return self.table is not None or self.pretrained is not None
+
+    @property
+    def evicted(self) -> Tensor | None:
+        """Trained items that only the shared row embeds, bool [num_trained + 1]; None if all are placed."""
+        if self.id_rows is None or self.reads_features or self.pretrained is not None:
+            return None
+        return self.id_rows == 0
 
     @property
     def reads_features(self) -> bool:
@@ -147,9 +170,10 @@ class ItemTower(nn.Module):
     def place_unknown_items(self) -> None:
         """Give items that neither a trained id nor a feature places the mean of the trained embeddings.
 
-        Their logits are then the mean logit of the user. Training without features never reads the row that they share.
+        Their logits are then the mean logit of the user. Training without features never reads the row that they share,
+        unless items without a row of their own do.
         """
-        if self.table is None or self.reads_features:
+        if self.table is None or self.reads_features or self.id_rows is not None:
             return
         if isinstance(self.table, ShardedTable):
             self.table.set_row(UNKNOWN_ITEM, self.table.mean_of_known())
@@ -198,6 +222,8 @@ class ItemTower(nn.Module):
     def _ids(self, item_idx: Tensor) -> Tensor:
         rows = torch.where(item_idx <= self.num_trained, item_idx, UNKNOWN_ITEM)
         rows = mask_codes(rows, self.unknown_rate, training=self.training, unknown=UNKNOWN_ITEM)
-        parts = [table(rows) for table in (self.table, self.pretrained) if table is not None]
+        of_table = rows if self.id_rows is None else self.id_rows[rows]
+        tables = ((self.table, of_table), (self.pretrained, rows))
+        parts = [table(chosen) for table, chosen in tables if table is not None]
         embeddings: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
         return embeddings if self.id_weight is None else embeddings * self.id_weight[rows]

@@ -166,7 +166,7 @@ class NewItems:
         return np.where(np.isnan(seconds), NO_BIRTH, np.floor(np.nan_to_num(seconds)).astype(np.int64))
 
     def _tower(self, config: DictConfig, weights: dict[str, Tensor]) -> ItemTower:
-        tables = [weights[name] for name in ("table.weight", "pretrained.table.weight") if name in weights]
+        tables = [weights[n] for n in ("id_rows", "table.weight", "pretrained.table.weight") if n in weights]
         sizes = self._sizes(len(tables[0]) - 1 if tables else 0)
         reads_age, recency = "priors.age" in weights, "priors.recency" in weights
         more = {}

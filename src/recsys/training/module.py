@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import sys
@@ -114,6 +115,7 @@ class RetrievalModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the mean loss over the targets of all processes."""
+        batch = self._without_evicted(batch)
         rank, world = self.global_rank, distributed.world_size()
         self._seed(hash((self.seed, self.global_step, rank)) & 0xFFFFFFFF)
         count = distributed.total(torch.tensor(float(len(batch.target_idx)), device=self.device))
@@ -263,6 +265,13 @@ class RetrievalModule(L.LightningModule):
             prior = self.priors.terms(batch.target_time, batch.target_idx, among, generator=generator)
             sampled = sampled._replace(prior=prior)
         return functools.partial(self.loss, users, targets, sampled=sampled, weight=batch.weight)
+
+    def _without_evicted(self, batch: Batch) -> Batch:
+        """Give weight 0 to targets that have no embedding of their own."""
+        if (evicted := self.model.item_tower.evicted) is None:
+            return batch
+        known = (~evicted[batch.target_idx]).float()
+        return dataclasses.replace(batch, weight=known if batch.weight is None else batch.weight * known)
 
     def _normalized(self, embeddings: Tensor) -> Tensor:
         """Return embeddings that can be compared, in float32 if the towers have a lower precision."""

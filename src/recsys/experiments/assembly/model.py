@@ -20,7 +20,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly.data import target_sampling_of
 from recsys.experiments.assembly.objects import check_keys, complete
 from recsys.experiments.assembly.sharding import reads_corpus, sharding_of
-from recsys.models.blend import Blend, Member, Model
+from recsys.models.blend import Blend, Member, Model, members_of
 from recsys.models.items import ItemTower
 from recsys.models.pretrained import PretrainedItems
 from recsys.models.priors import ItemPriors
@@ -80,8 +80,8 @@ def build_towers(
     priors = _priors(config, dataset, fresh=fresh)
     try:
         towers = TwoTower(
-            user_tower=_user_tower(config, dataset, divided),
-            item_tower=_item_tower(config, dataset, divided, priors=priors),
+            user_tower=_user_tower(config, dataset, divided, fresh=fresh),
+            item_tower=_item_tower(config, dataset, divided, priors=priors, fresh=fresh),
             similarity=model.similarity,
             temperature=model.temperature,
             learn_temperature=model.learn_temperature,
@@ -103,15 +103,20 @@ def build_towers(
 def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """Return the item_idx of the items that the model can recommend, ascending."""
     corpus = dataset.corpus(reads_features=model.reads_features, reads_ids=model.reads_ids)
+    evicted = [member.model.item_tower.evicted for member in members_of(model)]
+    if not model.reads_features and all(mask is not None for mask in evicted):
+        nowhere = torch.stack([mask for mask in evicted if mask is not None]).all(0).cpu().numpy()
+        corpus = corpus[(corpus >= len(nowhere)) | ~nowhere[np.minimum(corpus, len(nowhere) - 1)]]
     if not len(corpus):
         raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
     return corpus
 
 
-def _user_tower(config: DictConfig, dataset: PreparedDataset, divided: Sharding) -> UserTower:
+def _user_tower(config: DictConfig, dataset: PreparedDataset, divided: Sharding, *, fresh: bool) -> UserTower:
     runtime: dict[str, Any] = {"sizes": dataset.sizes}
     if "own_items" in config.user_tower:
-        runtime["own_items"] = _item_tower(config, dataset, divided) if config.user_tower.own_items else None
+        own = config.user_tower.own_items
+        runtime["own_items"] = _item_tower(config, dataset, divided, fresh=fresh) if own else None
     if "sharding" in config.user_tower:
         runtime["sharding"] = _place(sharding_of("user_tower", config, dataset), divided)
     tower: UserTower = complete(instantiate(config.user_tower), **runtime)
@@ -123,7 +128,12 @@ def _place(sharding: Sharding, divided: Sharding) -> Sharding:
 
 
 def _item_tower(
-    config: DictConfig, dataset: PreparedDataset, divided: Sharding, *, priors: ItemPriors | None = None
+    config: DictConfig,
+    dataset: PreparedDataset,
+    divided: Sharding,
+    *,
+    priors: ItemPriors | None = None,
+    fresh: bool,
 ) -> ItemTower:
     sparse = config.item_tower.sparse
     if sparse == "auto":
@@ -134,6 +144,9 @@ def _item_tower(
     more: dict[str, Any] = {} if priors is None else {"priors": priors}
     if "sharding" in config.item_tower:
         more["sharding"] = _place(sharding_of("item_tower", config, dataset), divided)
+    admission = config.item_tower.get("admission")
+    if fresh and admission is not None and admission.get("capacity") is not None:
+        more["id_rows"] = instantiate(admission).rows(dataset)
     tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse, **more)
     return tower
 

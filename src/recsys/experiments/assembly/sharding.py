@@ -79,7 +79,8 @@ def sharding_of(owner: Owner, config: DictConfig, dataset: PreparedDataset) -> S
     if found != "auto" or num_processes(config) == 1:
         return "replicated"
     if owner == "item_tower":
-        num_bytes = 4 * config.model.dim * dataset.num_trained
+        rows = (node.get("admission") or {}).get("capacity") or dataset.num_trained
+        num_bytes = 4 * config.model.dim * rows
     else:
         num_bytes = 4 * node.feature_width * int((dataset.train_end > dataset.offsets[:-1]).sum())
     if num_bytes < SHARDED_BYTES:

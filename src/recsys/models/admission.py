@@ -1,0 +1,76 @@
+"""Choice of the items that have an id embedding of their own, if there are more items than rows of the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys.core.columns import ragged_positions
+from recsys.core.errors import UnsuitableDataError, UserError
+from recsys.core.index_time import DAY
+from recsys.core.types import Int64Array
+from recsys.data.dataset import PreparedDataset
+
+# Users whose events are read at once.
+_USERS = 100_000
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Items with a row of an id table, chosen anew for each training.
+
+    An item is admitted by its number of training events, and evicted when these are too old. If more items pass than
+    there are rows, those with the most events stay, of equal ones those with the newest event.
+
+    Attributes:
+        capacity: rows of the table; None for one for each trained item.
+        min_events: training events that an item needs.
+        window_days: days before the newest training event whose events count; None for all.
+    """
+
+    capacity: int | None = None
+    min_events: int = 1
+    window_days: float | None = None
+
+    def __post_init__(self) -> None:
+        place = "item_tower.admission"
+        if self.capacity is not None and self.capacity < 1:
+            raise UserError(f"{place}.capacity: found {self.capacity}, expected at least 1, or null")
+        if self.min_events < 1:
+            raise UserError(f"{place}.min_events: found {self.min_events}, expected at least 1")
+        if self.window_days is not None and self.window_days <= 0:
+            raise UserError(f"{place}.window_days: found {self.window_days}, expected a positive number, or null")
+        if self.capacity is None and (self.min_events > 1 or self.window_days is not None):
+            raise UserError(f"{place}.capacity: found null, expected the number of rows with min_events or window_days")
+
+    def rows(self, dataset: PreparedDataset) -> Int64Array:
+        """Return the row of each item_idx, 1..capacity, or 0 for an item without one; int64 [num_trained + 1].
+
+        Raises:
+            UnsuitableDataError: If days are given and the timestamps have no clock.
+        """
+        assert self.capacity is not None, "without a capacity every trained item has a row"
+        if self.window_days is not None and not dataset.meta.time_resolution.has_clock:
+            raise UnsuitableDataError(
+                f"item_tower.admission.window_days with data.time={dataset.meta.time_resolution}: expected null, or "
+                "timestamps in seconds or days"
+            )
+        since = None
+        if self.window_days is not None:
+            since = (dataset.train_until or 0) - self.window_days * DAY
+        count = np.zeros(dataset.num_trained + 1, np.int64)
+        last = np.full(dataset.num_trained + 1, np.iinfo(np.int64).min)
+        begin, end = dataset.offsets[:-1], dataset.train_end
+        for first in range(0, len(begin), _USERS):
+            users = slice(first, first + _USERS)
+            positions = ragged_positions(begin[users], end[users] - begin[users])
+            items, time = dataset.item_idx[positions], np.asarray(dataset.time[positions])
+            np.maximum.at(last, items, time)
+            count += np.bincount(items if since is None else items[time > since], minlength=len(count))
+        count[0] = 0
+        admitted = np.flatnonzero(count >= self.min_events)
+        admitted = admitted[np.lexsort((-last[admitted], -count[admitted]))[: self.capacity]]
+        rows = np.zeros(len(count), np.int64)
+        rows[np.sort(admitted)] = np.arange(1, len(admitted) + 1)
+        return rows

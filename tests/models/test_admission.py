@@ -1,0 +1,56 @@
+"""Items with an id embedding of their own, if the table has fewer rows than there are items."""
+
+from __future__ import annotations
+
+import pytest
+from handmade import training_only
+
+from recsys.core.errors import UnsuitableDataError, UserError
+from recsys.data.dataset import PreparedDataset
+from recsys.models.admission import Admission
+
+DAY = 86_400
+
+
+@pytest.fixture(scope="module")
+def dataset() -> PreparedDataset:
+    # Item 1: days 0, 1, 2; item 2: days 3, 9; item 3: days 8, 10; item 4: day 10; item 5: day 1.
+    histories = [[(1, 0), (1, 1), (2, 3), (2, 9), (4, 10)], [(5, 1), (1, 2), (3, 8), (3, 10)]]
+    return training_only([[(item, day * DAY) for item, day in history] for history in histories])
+
+
+@pytest.mark.parametrize(
+    ("admission", "expected"),
+    [
+        (Admission(5), {1, 2, 3, 4, 5}),
+        (Admission(9), {1, 2, 3, 4, 5}),
+        # The most frequent ones; of equal ones those with the newest event.
+        (Admission(1), {1}),
+        (Admission(2), {1, 3}),
+        (Admission(4), {1, 2, 3, 4}),
+        (Admission(5, min_events=2), {1, 2, 3}),
+        # Item 1 is too old, and so is item 5.
+        (Admission(5, window_days=7.5), {2, 3, 4}),
+        (Admission(5, min_events=2, window_days=3), {3}),
+    ],
+)
+def test_admission_by_count_and_eviction_by_age(
+    dataset: PreparedDataset, admission: Admission, expected: set[int]
+) -> None:
+    rows = admission.rows(dataset)
+    assert len(rows) == 6
+    assert rows[0] == 0
+    assert {item for item in range(6) if rows[item]} == expected
+    assert sorted(rows[rows > 0].tolist()) == [*range(1, len(expected) + 1)]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for settings in ({"capacity": 0}, {"capacity": 2, "min_events": 0}, {"capacity": 2, "window_days": 0.0}):
+        with pytest.raises(UserError, match=r"item_tower.admission\.\w+: found 0"):
+            Admission(**settings)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="capacity: found null"):
+        Admission(min_events=2)
+    ordered = training_only([[(1, 0), (2, 1)]], "order")
+    assert Admission(1).rows(ordered).tolist() == [0, 0, 1]
+    with pytest.raises(UnsuitableDataError, match="window_days with data.time=order"):
+        Admission(1, window_days=3).rows(ordered)
