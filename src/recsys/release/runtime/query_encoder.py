@@ -98,8 +98,7 @@ class QueryEncoder:
 
     def encode(self, queries: Sequence[Query]) -> tuple[Histories, list[list[ItemId]]]:
         """Return the encoded histories of the queries, and the distinct unknown items of each query."""
-        for query in queries:
-            self.check_names(query)
+        given = set[str]().union(*map(self.check_names, queries))
         ids = [_item_ids(query.history) for query in queries]
         longest = self.manifest.max_history
         recent = [query.history[-longest:] for query in queries]
@@ -121,7 +120,7 @@ class QueryEncoder:
             lengths=lengths,
             user_idx=np.full(len(queries), -1) if self._users is None else self._users.rows(users),
             time=event_seconds(recent) if self.tower.reads_time else np.zeros(len(found), np.int64),
-            events=_encode(self._events, events, place="history"),
+            events=_encode(self._events, events, place="history", given=given),
             users=_encode(self._profile, [query.user for query in queries], place="user"),
             requests=_encode(self.request_encoders, [query.request for query in queries], place="request"),
         )
@@ -156,8 +155,11 @@ class QueryEncoder:
         known = read_vocabulary(self.folder, feature.key, self.manifest) if feature.has_vocabulary else None
         return FeatureEncoder(feature, known)
 
-    def check_names(self, query: Query) -> None:
-        """Refuse features that are not declared. Declared features that this tower does not read are accepted."""
+    def check_names(self, query: Query) -> set[str]:
+        """Refuse features that are not declared, and return the names in the history.
+
+        Declared features that this tower does not read are accepted.
+        """
         given = set[str]().union(*query.history)
         if not given <= self.names["history"]:
             self.refuse("history", given)
@@ -165,6 +167,7 @@ class QueryEncoder:
             self.refuse("user", query.user)
         if query.request:
             self.refuse("request", query.request)
+        return given
 
     def refuse(self, place: str, given: Iterable[str]) -> None:
         """Raise a `UserError` for the first name that is no feature of `place`: history, user or request."""
@@ -263,11 +266,17 @@ def _ids(folder: Path, name: str, manifest: Manifest, *, column: str) -> pa.Arra
 
 
 def _encode(
-    encoders: Mapping[str, FeatureEncoder], rows: Sequence[Mapping[str, Any]], *, place: str
+    encoders: Mapping[str, FeatureEncoder],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    place: str,
+    given: set[str] | None = None,
 ) -> dict[str, Column]:
+    """Encode features; those that are not `given` are in no row, so that the rows need not be read."""
     columns = {}
     for name, encoder in encoders.items():
-        values = to_values([row.get(name) for row in rows], f"{place}.{name}")
+        is_given = given is None or name in given
+        values = to_values([row.get(name) for row in rows] if is_given else [None] * len(rows), f"{place}.{name}")
         try:
             columns[name] = encoder.encode(values)
         except pa.ArrowException as error:

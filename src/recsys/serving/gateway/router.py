@@ -76,7 +76,11 @@ class Router:
         """
         is_named = self.model is not None
         shards = [
-            [state for state in shard if state.failure is None and (is_named or len(state.versions) < 2)]
+            [
+                (state, self._of(state))
+                for state in shard
+                if state.failure is None and (is_named or len(state.versions) < 2)
+            ]
             for shard in self.fleet.shards
         ]
         for number, shard in enumerate(shards):
@@ -86,7 +90,7 @@ class Router:
                     "; ".join(self._failure(state) or "" for state in self.fleet.shards[number]) or "there are none"
                 )
                 raise unavailable(f"{self._shard_prefix(number)}no host is up: {reasons}")
-        held = [{version for state in shard for version in self._of(state).loaded} for shard in shards]
+        held = [{version for _, of_host in shard for version in of_host.loaded} for shard in shards]
         common = set.intersection(*held)
         if len(common) > 1:
             # If none is usable, the reason comes from the tower itself.
@@ -110,7 +114,7 @@ class Router:
             raise unavailable(self._nothing_common(held, common))
         hosts = []
         for shard in shards:
-            holders = [state for state in shard if version in self._of(state).loaded]
+            holders = [state for state, of_host in shard if version in of_host.loaded]
             hosts.append(first if first in holders else self._least_busy(holders))
         return Assignment(version, tuple(hosts))
 
@@ -241,15 +245,19 @@ class Router:
         states = self.fleet.shards[shard]
         return [s for s in states if s not in tried and self._failure(s) is None and version in self._of(s).loaded]
 
-    def _first(self, shards: Sequence[Sequence[HostState]], common: Collection[str]) -> HostState | None:
+    def _first(
+        self, shards: Sequence[Sequence[tuple[HostState, ModelVersions]]], common: Collection[str]
+    ) -> HostState | None:
         """Return the host whose version the request gets: the least busy one that serves a version all shards hold."""
         for shard in shards:
-            able = [state for state in shard if self._of(state).serving in common]
+            able = [state for state, of_host in shard if of_host.serving in common]
             if able:
                 return self._least_busy(able)
         return None
 
     def _least_busy(self, states: Sequence[HostState]) -> HostState:
+        if len(states) == 1:
+            return states[0]
         self._turn += 1
         turn = self._turn % len(states)
         return min([*states[turn:], *states[:turn]], key=lambda state: (state.is_resting, state.in_flight))

@@ -5,6 +5,7 @@ Without a token a role is open, except `admin`, which is then closed. The admin 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
@@ -81,16 +82,21 @@ class Access:
             return "admin"
         return None if endpoint.path in _OPEN else _ROLES.get(endpoint.path, "read")
 
+    def is_open(self, endpoint: Endpoint) -> bool:
+        """Return True if everybody may call an address."""
+        role = self.role(endpoint)
+        return role is None or (role != "admin" and getattr(self, role) is None)
+
     def check_place(self, headers: Headers) -> None:
         """Refuse a request that a page of another site sent, or that was sent to a name of another site.
 
         Raises:
             Problem: 403 for an origin, 421 for a name.
         """
-        place = headers.get(b"host", b"").decode("latin-1").lower()
-        if place and _HOST.fullmatch(place) is None:
+        place, name, is_local = _parse_host(headers.get(b"host", b""))
+        if place and name is None:
             raise bad_request(f"Host: found {place[:80]!r}, expected NAME or NAME:PORT")
-        if place and self.names is not None and not _is_own(place, self.names):
+        if place and self.names is not None and not (is_local or name in self.names or place in self.names):
             raise Problem(421, "misdirected", message=f"Host: found {place[:80]}; access.hosts= lists further names")
         origin = headers.get(b"origin")
         if origin is not None:
@@ -106,12 +112,11 @@ class Access:
         Raises:
             Problem: 401 without the token, 403 if an admin call is made to a server without tokens.
         """
+        if self.is_open(endpoint):
+            return
         role = self.role(endpoint)
-        if role is None:
-            return
+        assert role is not None
         token: str | None = getattr(self, role)
-        if token is None and role != "admin":
-            return
         if token is None:
             raise forbidden("admin calls need admin_token= (or RECSYS_ADMIN_TOKEN), and this server has none")
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -149,14 +154,21 @@ def _proof(token: str, *parts: str, body: bytes) -> str:
     return hmac.new(token.encode(), content.encode("latin-1"), hashlib.sha256).hexdigest()
 
 
-def _is_own(place: str, names: Sequence[str]) -> bool:
-    """Return True for an address, a name without a dot, and a listed name: no site of the web can have these."""
+@functools.lru_cache(maxsize=64)
+def _parse_host(header: bytes) -> tuple[str, str | None, bool]:
+    """Return a Host header in lower case, its name without the port (None if it has no such form), and if it is local.
+
+    An address and a name without a dot are local: no site of the web can have these.
+    """
+    place = header.decode("latin-1").lower()
     match = _HOST.fullmatch(place)
-    name = (match[1] or match[2]) if match else ""
-    if name and "." not in name and ":" not in name:
-        return True
+    if match is None:
+        return place, None, False
+    name = match[1] or match[2]
+    if "." not in name and ":" not in name:
+        return place, name, True
     try:
         ipaddress.ip_address(name)
     except ValueError:
-        return name in names or place in names
-    return True
+        return place, name, False
+    return place, name, True

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -84,14 +84,12 @@ class App(Starlette):
         access = access or Access(admin=token)
         responders = [_Responder(one, body_bytes, access=access, timed=timed) for one in endpoints]
         routes = [Route(one.endpoint.path, one, methods=[one.endpoint.method]) for one in responders]
-        super().__init__(
-            routes=[*routes, *pages],
-            middleware=[Middleware(RequestContext, responders=responders, observe=observe, access=access)],
-            exception_handlers={HTTPException: _answer_http_exception},
-            lifespan=lifespan,
-        )
+        super().__init__(routes=[*routes, *pages], lifespan=lifespan)
         # A trailing slash makes another address.
         self.router.redirect_slashes = False
+        pages_and_errors = ExceptionMiddleware(self.router, handlers={HTTPException: _answer_http_exception})
+        # Instead of Starlette's own stack, whose outermost part would wrap each request for nothing.
+        self.middleware_stack = RequestContext(pages_and_errors, responders=responders, observe=observe, access=access)
 
 
 class RequestContext:
@@ -152,7 +150,7 @@ class RequestContext:
             if responder is None:
                 await self._app(scope, receive, send_with_id)
             else:
-                await responder(scope, receive, send_with_id)
+                await responder.answer(scope, receive, send_with_id, headers=given_headers)
         except UserError as error:
             await _response(from_user_error(error))(scope, receive, send_with_id)
         except (ClientDisconnect, asyncio.CancelledError):
@@ -185,17 +183,23 @@ class _Responder:
         self._media_type = endpoint.media_type.encode()
         self._encode = encode if endpoint.media_type == JSON else bytes
         self._timed, self._stage = timed, endpoint.stage
+        self._is_open = access.is_open(endpoint)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send, headers=dict(scope["headers"]))
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, *, headers: Mapping[bytes, bytes]) -> None:
+        """Answer one request, whose headers are given once more as a dictionary."""
         endpoint = self.endpoint
-        content, body, headers_given = scope["query_string"], b"", dict(scope["headers"])
+        content, body = scope["query_string"], b""
         if endpoint.method == "POST":
-            content = body = await _read_body(scope, receive, self._body_bytes)
-        self._access.check_caller(endpoint, headers_given, body)
+            content = body = await _read_body(headers, receive, self._body_bytes)
+        if not self._is_open:
+            self._access.check_caller(endpoint, headers, body)
         if endpoint.writes:
-            _require_json(headers_given)
+            _require_json(headers)
         if endpoint.is_admin:
-            rollout = headers_given.get(_ROLLOUT)
+            rollout = headers.get(_ROLLOUT)
             rollout_token.set(None if rollout is None else rollout.decode("latin-1"))
             caller = scope.get("client") or ("unknown", 0)
             asked = f"{len(body)} bytes" if endpoint.is_private else body[:_AUDITED].decode(errors="replace")
@@ -206,8 +210,8 @@ class _Responder:
         else:
             with self._timed(self._stage) if self._timed and self._stage else nullcontext():
                 body = self._encode(message)
-        headers = [(b"content-type", self._media_type), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        of_answer = [(b"content-type", self._media_type), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": of_answer})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _encode_list(self, messages: list[Any]) -> bytes:
@@ -227,8 +231,8 @@ def _require_json(headers: Mapping[bytes, bytes]) -> None:
         raise Problem(415, "unsupported_media_type", message=f"Content-Type: found {found[:60]!r}, expected {JSON}")
 
 
-async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    length = _header(scope, b"content-length")
+async def _read_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
+    length = headers.get(b"content-length")
     if length is not None and length.isdigit() and int(length) > limit:
         raise too_large(f"body: expected at most {limit} bytes")
     body = bytearray()
@@ -242,10 +246,6 @@ async def _read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body"):
             return bytes(body + part) if body else part
         body += part
-
-
-def _header(scope: Scope, name: bytes) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == name), None)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

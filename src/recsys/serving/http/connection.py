@@ -41,6 +41,8 @@ class Connection(HttpToolsProtocol):
 
     admissions: Mapping[str, Admission] = {}
     header_bytes = 32 << 10
+    # The same by bytes, so that most paths need not be decoded, and each limit once.
+    _by_url: Mapping[bytes, Admission] = {}
     _limits: Collection[Admission] = ()
     # Connections of the server that are not read at the moment, in the order of their refusals.
     paused: ClassVar[dict[Connection, asyncio.TimerHandle]] = {}
@@ -107,13 +109,13 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             self._refused = True
             return
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > self.header_bytes:
+        if len(self.url) + sum([len(name) + len(value) for name, value in self.headers]) > self.header_bytes:
             self._refused = True
             self._refuse_headers()
             return
         # A refusal must not overtake the answer to an earlier request of the connection.
         if self.cycle is None or self.cycle.response_complete:
-            admission = self.admissions.get(_path(self.url))
+            admission = self._by_url.get(self.url) or self.admissions.get(_path(self.url))
             if admission is not None and self._must_refuse(admission):
                 admission.refuse()
                 self._refused, self._refused_by = True, admission
@@ -142,13 +144,18 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _must_refuse(self, admission: Admission) -> bool:
-        is_old = self._old_until > self.loop.time()
-        return admission.is_full or (is_old and admission.was_full_within(MOST_PAUSE))
+        if admission.is_full:
+            return True
+        # Only a connection that was paused has such a time.
+        is_old = self._old_until > 0 and self._old_until > self.loop.time()
+        return is_old and admission.was_full_within(MOST_PAUSE)
 
     def _is_refused_unread(self, data: bytes) -> bool:
         """Refuse a whole, plain request without parsing it, which takes a fifth of the time."""
         # Most requests are not refused, and this is known without a look at their headers.
-        if not (self.cycle is None or self.cycle.response_complete) or not any(map(self._must_refuse, self._limits)):
+        if not (self._old_until or any([one.in_progress >= one.limit for one in self._limits])):
+            return False
+        if not (self.cycle is None or self.cycle.response_complete):
             return False
         admission = self.admissions.get(path_of_post(data, self.header_bytes) or "")
         if admission is None or not self._must_refuse(admission):
@@ -266,6 +273,7 @@ def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[
     """Return the class of the connections of one server."""
     own: dict[str, Any] = {"admissions": admissions, "header_bytes": header_bytes, "paused": {}}
     own["_limits"] = set(admissions.values())
+    own["_by_url"] = {path.encode(): admission for path, admission in admissions.items()}
     return type("ServerConnection", (Connection,), own)
 
 

@@ -7,6 +7,7 @@ for each impression. So nobody can make the id of another impression from one th
 from __future__ import annotations
 
 import base64
+import binascii
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,8 @@ _ID_BYTES = BATCH_BYTES + _PLACE_BYTES + _CHECK_BYTES
 SIMILAR = "similar"
 
 ItemId = int | str
+
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class Impression(NamedTuple):
@@ -68,6 +71,8 @@ class OpenBatch:
 
     def __init__(self, most: int) -> None:
         self.name = os.urandom(BATCH_BYTES)
+        # Three bytes are four letters, so that the ids of a batch begin with the same letters.
+        self._begin = base64.urlsafe_b64encode(self.name).decode()
         self.batch = Batch([], os.urandom(_CHECK_BYTES * most))
 
     def add(self, impression: Impression) -> str:
@@ -75,7 +80,8 @@ class OpenBatch:
         place = len(self.batch.impressions)
         self.batch.impressions.append(impression)
         check = self.batch.checks[place * _CHECK_BYTES : (place + 1) * _CHECK_BYTES]
-        return base64.urlsafe_b64encode(self.name + place.to_bytes(_PLACE_BYTES) + check).decode()
+        end = binascii.b2a_base64(place.to_bytes(_PLACE_BYTES) + check, newline=False).translate(_URL_SAFE)
+        return self._begin + end.decode()
 
 
 def parse_id(text: str) -> ImpressionKey | None:

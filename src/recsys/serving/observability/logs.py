@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
-import uuid
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TextIO
@@ -25,7 +25,7 @@ _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "co
 
 def new_request_id(header: str | None = None) -> str:
     """Return the id of the header `X-Request-Id` if it has plain characters only, else a new one."""
-    return header if header is not None and _PLAIN_ID.fullmatch(header) else uuid.uuid4().hex
+    return header if header is not None and _PLAIN_ID.fullmatch(header) else os.urandom(16).hex()
 
 
 class JSONFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Generic, TypeVar
 
 from prometheus_client import (
@@ -60,6 +60,21 @@ class _Series(dict[str | tuple[str, ...], M], Generic[M]):
     def __missing__(self, labels: str | tuple[str, ...]) -> M:
         series = self[labels] = self._metric.labels(*((labels,) if isinstance(labels, str) else labels))
         return series
+
+
+class _Timed(AbstractContextManager[None]):
+    """Observes the time of a block; a generator as context would take three times as long."""
+
+    __slots__ = ("_begin", "_series")
+
+    def __init__(self, series: Histogram) -> None:
+        self._series = series
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._series.observe(time.perf_counter() - self._begin)
 
 
 class Metrics:
@@ -147,14 +162,9 @@ class Metrics:
         self._met[user_tower, index].inc(answers)
         return True
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Measure a stage of a retrieval: events, encode, tower, host or answer."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stages[stage].observe(time.perf_counter() - start)
+        return _Timed(self._stages[stage])
 
     @contextmanager
     def keep_going(self, task: str) -> Iterator[None]:
