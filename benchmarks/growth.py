@@ -32,7 +32,7 @@ def run(step: str, stage: str, size: int, kind: str, work: Path, limit: float) -
     """Run a step in a process of its own; return its seconds and its memory, or why it did not end."""
     words = [sys.executable, __file__, "--child", step, stage, str(size), kind, str(work)]
     begin = time.perf_counter()
-    process = subprocess.Popen(words, start_new_session=True, stdout=sys.stderr)
+    process = subprocess.Popen(words, process_group=0, stdout=sys.stderr)
     timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     _, status, usage = os.wait4(process.pid, 0)

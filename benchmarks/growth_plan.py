@@ -48,6 +48,8 @@ class Row(NamedTuple):
 
 
 def short(value: float) -> str:
+    if math.isnan(value):
+        return "not measured"
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"
@@ -57,17 +59,25 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def machines(cpu_hours: float) -> int:
-    return max(1, math.ceil(cpu_hours / (CORES * BUSY * PATIENCE)))
+def unknown(n: float, p: float = 1) -> float:  # noqa: ARG001
+    """Stand for the law of a stage that was not measured."""
+    return math.nan
 
 
-def hours(cpu_hours: float) -> str:
-    count = machines(cpu_hours)
-    return f"{short(cpu_hours)} CPU hours: {short(cpu_hours / (CORES * BUSY * count))} h on {count}"
+def hours(cpu_hours: float, most: int | None = None) -> str:
+    """Return CPU hours, and the hours on as many machines as finish in time, `most` at the most."""
+    if math.isnan(cpu_hours):
+        return "not measured"
+    count = min(max(1, math.ceil(cpu_hours / (CORES * BUSY * PATIENCE))), most or 10**9)
+    wall = cpu_hours / (CORES * BUSY * count)
+    return f"{short(cpu_hours)} CPU hours: {f'{wall:.1f} h' if wall >= 1 else f'{wall * 60:.1f} min'} on {count}"
 
 
-def holding(gib: float) -> int:
-    return max(1, math.ceil(gib / (MEMORY * FULL)))
+def gib(size: float, part: str = "") -> str:
+    """Return a size, and how many machines hold it if their parts have a name."""
+    if math.isnan(size):
+        return "not measured"
+    return f"{short(size)} GiB" + (f": {math.ceil(size / (MEMORY * FULL))} {part}" if part else "")
 
 
 def processes(law: Callable[..., float], items: float) -> int | None:
@@ -86,7 +96,7 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
     events, items = scale.events, scale.items
 
     def law(stage: str, quantity: str, kind: str = "") -> Callable[..., float]:
-        return laws[stage, kind, quantity]
+        return laws.get((stage, kind, quantity), unknown)
 
     duckdb, spark = (law(stage, "CPU s")(events) / 3600 for stage in ("preparation", "spark"))
     disk = law("preparation", "input, GiB")(events) + law("preparation", "prepared, GiB")(events)
@@ -96,11 +106,7 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
     divided = law("divided", "peak of a process, GiB")
     count = processes(divided, items)
     alone = law("training", "peak, GiB")(items)
-    parts = (
-        f"{short(divided(items, count))} GiB each of {count}"
-        if count
-        else f"{short(divided(items, 1e9))} GiB at any number"
-    )
+    parts = f"{gib(divided(items, count or 1e9))}, {f'{count} processes' if count else 'any number of processes'}"
     ranking = EVALUATED * law("evaluation", "CPU ms a user")(items) / 3.6e6
     build = law("index", "build, CPU s", INDEX)(items) / 3600
     build_memory = law("index", "peak, GiB", INDEX)(items)
@@ -108,38 +114,36 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
     cost = law("serving", "CPU ms a request")(items)
     served = law("serving", "memory, GiB")(items)
     rate = CORES * BUSY / cost * 1e3
+    servers = math.nan if math.isnan(rate) else math.ceil(scale.requests / rate)
     fill = [items * 1e6 / MILVUS_ITEMS * seconds / 3600 for seconds in MILVUS_SECONDS]
     histories = scale.users * 1e6 * HISTORY_BYTES / GIB
     ids = items * 1e6 * GATEWAY_BYTES / GIB
     fits = "one machine" if memory <= MEMORY * FULL and disk <= DISK * FULL else "more than one machine has"
     law_of = "law of {}".format
     return [
-        Row("preparation with DuckDB", hours(duckdb) + " (one machine only)", law_of("preparation")),
-        Row("its memory and disk", f"{short(memory)} and {short(disk)} GiB: {fits}", law_of("preparation")),
+        Row("preparation with DuckDB", hours(duckdb, most=1), law_of("preparation")),
+        Row("its memory and disk", f"{gib(memory)} and {gib(disk)}: {fits}", law_of("preparation")),
         Row("preparation with Spark", hours(spark), law_of("spark")),
-        Row("memory of its driver", f"{short(driver)} GiB", law_of("spark") + ", by the number of ids"),
+        Row("memory of its driver", gib(driver), law_of("spark") + ", by the number of ids"),
         Row("training, one epoch", hours(epoch), law_of("training")),
-        Row("memory of a process, replicated tables", f"{short(alone)} GiB", law_of("training")),
+        Row("memory of a process, replicated tables", gib(alone), law_of("training")),
         Row("memory of a process, divided tables", parts, law_of("divided")),
         Row(f"exact evaluation of {EVALUATED:,} users", hours(ranking), law_of("evaluation")),
-        Row(f"index {INDEX}", f"{hours(build)}; {short(build_memory)} GiB", law_of("index")),
-        Row("index and embeddings on the disk", f"{short(stored)} GiB a release", law_of("index")),
-        Row("memory of a server of all items", f"{short(served)} GiB: {holding(served)} parts", law_of("serving")),
-        Row(
-            f"{scale.requests:,.0f} requests/s", f"{short(rate)} a machine: {math.ceil(scale.requests / rate)}",
-            law_of("serving"),
-        ),
+        Row(f"index {INDEX}", f"{hours(build)}; {gib(build_memory)}", law_of("index")),
+        Row("index and embeddings on the disk", gib(stored), law_of("index")),
+        Row("memory of a server of all items", gib(served, "parts"), law_of("serving")),
+        Row("machines for these requests", short(servers), law_of("serving")),
         Row("filling Milvus, one writer", f"{short(fill[0])} to {short(fill[1])} h", "`milvus_index.py`"),
-        Row("memory of a gateway for ids", f"{short(ids)} GiB", "[Milvus](serving.md#milvus)"),
-        Row("Valkey, 200 events a user", f"{short(histories)} GiB: {holding(histories)} nodes", "`event_bytes.py`"),
+        Row("memory of a gateway for ids", gib(ids), "[Milvus](serving.md#milvus)"),
+        Row("Valkey, 200 events a user", gib(histories, "nodes"), "`event_bytes.py`"),
     ]  # fmt: skip
 
 
 def reached(law: Callable[[float], float], bar: float) -> float:
     """Return the size in millions at which a law reaches a bar; infinite beyond 10^15."""
     low, high = 0.0, 1e9
-    if law(high) < bar:
-        return math.inf
+    if not law(high) >= bar:
+        return math.nan if math.isnan(law(high)) else math.inf
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if law(middle) < bar else (low, middle)
@@ -149,19 +153,22 @@ def reached(law: Callable[[float], float], bar: float) -> float:
 def limits(laws: Laws, targets: float) -> list[tuple[str, str, float, str]]:
     """Return what reaches its bar at which size: (what, unit, millions, remedy), least part of the first plan first."""
     memory, day = MEMORY * FULL, 24 * CORES * BUSY * 3600
-    divided = laws["divided", "", "peak of a process, GiB"]
-    step = laws["training", "", "CPU ms a step"]
-    first = SCALES[0]
+
+    def law(stage: str, quantity: str, kind: str = "") -> Callable[..., float]:
+        return laws.get((stage, kind, quantity), unknown)
+
+    divided, step = law("divided", "peak of a process, GiB"), law("training", "CPU ms a step")
+    driver, replicated = law("spark", "driver, GiB"), law("training", "peak, GiB")
     found = [
-        ("DuckDB: memory", "events", reached(laws["preparation", "", "peak, GiB"], memory), "`engine=spark`"),
-        ("DuckDB: a day", "events", reached(laws["preparation", "", "CPU s"], day), "`engine=spark`"),
+        ("DuckDB: memory", "events", reached(law("preparation", "peak, GiB"), memory), "`engine=spark`"),
+        ("DuckDB: a day", "events", reached(law("preparation", "CPU s"), day), "`engine=spark`"),
         (
             "Spark: memory of the driver", "users and items",
-            reached(laws["spark", "", "driver, GiB"], memory) * IDS_OF_AN_EVENT, "none yet: it collects all ids",
+            reached(driver, memory) * IDS_OF_AN_EVENT, "none yet: it collects all ids",
         ),
         (
             f"training with replicated tables: {PROCESSES} processes on a machine", "items",
-            reached(lambda n: PROCESSES * laws["training", "", "peak, GiB"](n), memory),
+            reached(lambda n: PROCESSES * replicated(n), memory),
             "`item_tower.sharding=row_wise`",
         ),
         (
@@ -173,20 +180,21 @@ def limits(laws: Laws, targets: float) -> list[tuple[str, str, float, str]]:
             reached(lambda n: n * 1e7 / targets * step(n) / 1e3, day), "more machines",
         ),
         (
-            "building the index: memory", "items", reached(laws["index", INDEX, "peak, GiB"], memory), "Milvus",
+            "building the index: memory", "items", reached(law("index", "peak, GiB", INDEX), memory), "Milvus",
         ),
         (
-            "building the index: a day", "items", reached(laws["index", INDEX, "build, CPU s"], day), "Milvus",
+            "building the index: a day", "items", reached(law("index", "build, CPU s", INDEX), day), "Milvus",
         ),
         (
             "filling Milvus: a day of one writer", "items",
             86400 / MILVUS_SECONDS[1] * MILVUS_ITEMS / 1e6, "none yet: one process writes",
         ),
-        ("a server of all items: memory", "items", reached(laws["serving", "", "memory, GiB"], memory), "parts"),
+        ("a server of all items: memory", "items", reached(law("serving", "memory, GiB"), memory), "parts"),
         ("a gateway: memory for ids of items", "items", memory * GIB / GATEWAY_BYTES / 1e6, "none yet"),
         ("one Valkey node: histories", "users", memory * GIB / HISTORY_BYTES / 1e6, "`valkey-cluster://`"),
     ]  # fmt: skip
-    return sorted(found, key=lambda one: one[2] / part(first, one[1]))
+    known = (one for one in found if not math.isnan(one[2]))
+    return sorted(known, key=lambda one: one[2] / part(SCALES[0], one[1]))
 
 
 def part(scale: Scale, unit: str) -> float:

@@ -128,8 +128,10 @@ def fitted(lines: Sequence[Line]) -> dict[tuple[str, str, str], Law]:
     done = [line for line in ordered(lines) if "stopped" not in line]
     for (stage, kind), found in groupby(done, key=group):
         same = list(found)
+        # One size says nothing about growth.
+        several = len({line["size"] for line in same}) > 1
         for quantity in QUANTITIES[stage]:
-            if quantity.terms:
+            if quantity.terms and several:
                 laws[stage, kind, quantity.name] = fit(same, quantity, divided=stage == "divided")
     return laws
 
@@ -157,6 +159,8 @@ def tables(stage: str, lines: Sequence[Line], laws: Mapping[tuple[str, str, str]
         else:
             cells += [short(quantity.value(line)) for quantity in quantities]
         found.append(row(*cells))
+    if not any(own == stage for own, _, _ in laws):
+        return "\n".join([*found, "", "One size gives no law."])
     found += ["", row("law", "for n million " + unit, "residuals, smallest size first"), "|---|---|---|"]
     for (own, kind, name), law in laws.items():
         if own == stage:
@@ -166,11 +170,11 @@ def tables(stage: str, lines: Sequence[Line], laws: Mapping[tuple[str, str, str]
 
 
 def render(lines: Sequence[Line]) -> dict[str, str]:
-    """Return the tables of each stage with measurements; those of the plans if no stage is missing."""
+    """Return the tables of each stage with measurements, and those of the plans if training is one of them."""
     laws = fitted(lines)
     names = [stage for stage in QUANTITIES if any(line["stage"] == stage for line in lines)]
     found = {stage: tables(stage, lines, laws) for stage in names}
-    return found | (plans(laws, lines) if {own for own, _, _ in laws} == set(QUANTITIES) else {})
+    return found | (plans(laws, lines) if ("training", "", PEAK.name) in laws else {})
 
 
 def replace(page: Path, parts: Mapping[str, str]) -> None:

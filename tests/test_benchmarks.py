@@ -181,6 +181,26 @@ def test_growth_fits_laws_and_plans(
     capsys.readouterr()
 
 
+def test_growth_plans_with_the_laws_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = importlib.import_module("growth_report")
+    step = {"stage": "training", "kind": "", "targets": 400, "steps": 4, "open_cpu_s": 1.0}
+    lines = [
+        step | {"size": n * 1_000_000, "steps_cpu_s": 4 * (0.01 + 0.001 * n), "peak_gib": 1 + 0.5 * n}
+        for n in (1, 2, 4)
+    ]
+    parts = report.render(lines)
+    # 10^9 events / 100 targets x 110 ms are 306 CPU hours, for which 32 busy cores need 9.5 hours.
+    assert "| training, one epoch | 306 CPU hours: 9.5 h on 1 | 280,556 CPU hours: 12.0 h on 731 | " in parts["plans"]
+    assert "| memory of a process, replicated tables | 51 GiB | 501 GiB | " in parts["plans"]
+    assert "| memory of its driver | not measured | not measured | " in parts["plans"]
+    # 8 (1 + n / 2) = 410 GiB.
+    [line] = [line for line in parts["limits"].splitlines() if "replicated" in line]
+    assert line.endswith("| 100 million items | holds | breaks | `item_tower.sharding=row_wise` |")
+    assert "One size gives no law." in report.render(lines[:1])["training"]
+    assert "plans" not in report.render(lines[:1])
+
+
 def test_a_limit_is_where_a_law_meets_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     plan = importlib.import_module("growth_plan")
