@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from fault_cluster import Server, free_ports
+from redis import RedisCluster
 from redis.crc import key_slot
 from rich.progress import track
 from serving_takedowns import call
-from valkey_cluster import NODES, cluster
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/helpers"))
+from servers import BINARY, Cluster, running
 
 from recsys.core.suppression import hash_of
 from recsys.serving.events import open_store
@@ -92,11 +95,13 @@ def main() -> int:
     parser.add_argument("--gateways", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    if BINARY is None:
+        raise SystemExit("no valkey-server or redis-server; apt install valkey or redis-server")
     choose, kills, moves = random.Random(given.seed), [0, 0], 0
-    with tempfile.TemporaryDirectory() as name, cluster(Path(name)) as nodes:
-        folder = Path(name)
-        own = [f"store={given.store.resolve()}", f"release={given.release}", f"events={nodes.url}",
-               f"changes={nodes.url}", f"max_events={MAX_EVENTS}", f"samples.folder={folder}/samples",
+    with tempfile.TemporaryDirectory() as name, running(Cluster) as cluster:
+        folder, nodes = Path(name), cluster.nodes
+        own = [f"store={given.store.resolve()}", f"release={given.release}", f"events={cluster.url}",
+               f"changes={cluster.url}", f"max_events={MAX_EVENTS}", f"samples.folder={folder}/samples",
                f"suppressed={folder}/suppressed", "log_level=warning", f"hydra.run.dir={folder}"]  # fmt: skip
         gateways = [Server(folder, port, "role=all", *own) for port in free_ports(given.gateways)]
         traffic = Traffic(gateways)
@@ -112,20 +117,21 @@ def main() -> int:
             for number in track(range(given.kills), "kills"):
                 traffic.generation = number // KILLS_PER_USER
                 time.sleep(choose.uniform(0.1, 0.6))
-                victim = choose.randrange(NODES + given.gateways)
-                kills[victim >= NODES] += 1
-                if victim < NODES:
-                    nodes.kill(victim)
+                victim = choose.randrange(len(nodes) + given.gateways)
+                kills[victim >= len(nodes)] += 1
+                if victim < len(nodes):
+                    nodes[victim].kill()
                     time.sleep(choose.uniform(0, 0.5))
-                    nodes.start(victim)
-                    nodes.wait()
+                    nodes[victim].start()
+                    cluster.wait()
                 else:
-                    gateways[victim - NODES].kill()
-                    gateways[victim - NODES].start()
-                    wait_ready(gateways[victim - NODES])
+                    gateway = gateways[victim - len(nodes)]
+                    gateway.kill()
+                    gateway.start()
+                    wait_ready(gateway)
                 if number % 5 == 4:
                     # Of the user whom all write to.
-                    nodes.move(key_slot(hash_of(f"all/{traffic.generation}")[:4].encode()))
+                    move(cluster, key_slot(hash_of(f"all/{traffic.generation}")[:4].encode()))
                     moves += 1
         finally:
             traffic.ended.set()
@@ -134,10 +140,10 @@ def main() -> int:
                     thread.join()
             for gateway in gateways:
                 gateway.kill()
-        store: Any = open_store(nodes.url, MAX_EVENTS)
+        store: Any = open_store(cluster.url, MAX_EVENTS)
         held = {user: {event.item_id for event in store.history(user)} for user in traffic.acknowledged}
         lost = sum(len(items - held[user]) for user, items in traffic.acknowledged.items())
-        updates = ItemUpdates(nodes.url)
+        updates = ItemUpdates(cluster.url)
         lost_takedowns = len(traffic.removed) - len(updates.removed_of(traffic.removed))
         updates.close()
     total = sum(map(len, traffic.acknowledged.values()))
@@ -147,6 +153,22 @@ def main() -> int:
     )
     print(f"{len(traffic.removed)} acknowledged takedowns: {lost_takedowns} lost; {traffic.moved} answers with MOVED")
     return 1 if lost or lost_takedowns or traffic.unseen or traffic.moved else 0
+
+
+def move(cluster: Cluster, slot: int) -> None:
+    """Move a slot with its keys to the next node."""
+    reader: Any = RedisCluster("127.0.0.1", cluster.ports[0])
+    here = cluster.ports.index(reader.nodes_manager.get_node_from_slot(slot).port)
+    reader.close()
+    clients, there = cluster.clients, (here + 1) % len(cluster.nodes)
+    names = [client.cluster("MYID") for client in clients]
+    clients[there].cluster("SETSLOT", slot, "IMPORTING", names[here])
+    clients[here].cluster("SETSLOT", slot, "MIGRATING", names[there])
+    while keys := clients[here].cluster("GETKEYSINSLOT", slot, 100):
+        for key in keys:
+            clients[here].execute_command("MIGRATE", "127.0.0.1", cluster.ports[there], key, 0, 5000)
+    for number in (there, here, 3 - here - there):
+        clients[number].cluster("SETSLOT", slot, "NODE", names[there])
 
 
 def wait_ready(gateway: Server) -> None:

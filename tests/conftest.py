@@ -49,17 +49,24 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
-# Files that take half a minute of a processor or more.
+# Seconds of the longest files, with three workers on two cores. Only their order matters.
 LONG = {
-    "test_cycle.py", "test_examples.py", "test_extending.py", "test_gates.py", "test_onnx_export.py", "test_train.py",
-    "test_web_page.py", "test_wheel.py",
+    "experiments/test_train.py": 97, "publishing/test_onnx_export.py": 90, "gates/test_gates.py": 79,
+    "cycle/test_cycle.py": 78, "serving/test_milvus.py": 75, "experiments/test_variants.py": 62,
+    "sweep/test_runner.py": 45, "examples/test_examples.py": 41, "preparation/test_engines.py": 40,
+    "deployment/test_wheel.py": 40, "cycle/test_real_servers.py": 33, "tests/test_extending.py": 29,
+    "experiments/test_processes.py": 29, "cycle/test_simulated_months.py": 28, "serving/test_faults.py": 23,
+    "http/test_openapi.py": 22, "sweep/test_file.py": 21, "explorer/test_web_page.py": 20,
+    "runtime/test_several_embeddings.py": 18, "events/test_event_cluster.py": 16, "release/test_precision.py": 15,
+    "runtime/test_timestamps.py": 14, "events/test_kafka.py": 12, "experiments/test_compose.py": 11,
+    "publishing/test_new_items.py": 10, "publishing/test_newer_data.py": 10,
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run long files first, then those with most slow tests: the worker with the last file leaves the others idle."""
     slow = Counter(item.path for item in items if {"slow", "spark"} & {mark.name for mark in item.iter_markers()})
-    items.sort(key=lambda item: (item.path.name not in LONG, -slow[item.path]))
+    items.sort(key=lambda item: (-LONG.get(f"{item.path.parent.name}/{item.path.name}", 0), -slow[item.path]))
 
 
 def pytest_collection_finish() -> None:
