@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=[])
     parser.add_argument("--sizes", nargs="+", type=int, help="default: those of each stage")
-    parser.add_argument("--kinds", nargs="+", help="of index and divided; default: all")
+    parser.add_argument("--kinds", nargs="+", help="of preparation, index and divided; default: all")
     parser.add_argument("--file", type=Path, default=HERE / "growth.jsonl")
     parser.add_argument("--work", type=Path, help="folder of temporary files")
     parser.add_argument("--limit", type=float, default=900.0, help="seconds of one process")

@@ -137,7 +137,7 @@ def fitted(lines: Sequence[Line]) -> dict[tuple[str, str, str], Law]:
 
 
 def group(line: Line) -> tuple[str, str]:
-    return line["stage"], line["kind"] if line["stage"] == "index" else ""
+    return line["stage"], line["kind"] if line["stage"] in ("index", "preparation") else ""
 
 
 def ordered(lines: Sequence[Line]) -> list[Line]:
@@ -148,7 +148,7 @@ def ordered(lines: Sequence[Line]) -> list[Line]:
 def tables(stage: str, lines: Sequence[Line], laws: Mapping[tuple[str, str, str], Law]) -> str:
     """Return the table of measurements of a stage, and that of its laws."""
     quantities = QUANTITIES[stage]
-    kinds = {"index": ["index"], "divided": ["processes"]}.get(stage, [])
+    kinds = {"preparation": ["DuckDB's limit"], "index": ["index"], "divided": ["processes"]}.get(stage, [])
     unit = "events" if stage in ("preparation", "spark") else "items"
     head = [f"million {unit}", *kinds, *(quantity.name for quantity in quantities)]
     found = [row(*head), "|---" * len(head) + "|"]

@@ -46,9 +46,9 @@ def prepare_events(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG00
     clock = Clock()
     prepare(
         ParquetFolder(str(folder / "world")), TemporalSplit(0.8, 0.1), settings=settings(random=True),
-        cache=folder / "cache", engine=DuckDB("3GB"),
+        cache=folder / kind, engine=DuckDB(kind),
     )  # fmt: skip
-    sizes = {"input_bytes": size_of(folder / "world"), "output_bytes": size_of(folder / "cache/prepared")}
+    sizes = {"input_bytes": size_of(folder / "world"), "output_bytes": size_of(folder / kind / "prepared")}
     return clock("prepare") | sizes
 
 
@@ -240,7 +240,7 @@ class Stage(NamedTuple):
 
 M = 1_000_000
 STAGES = {
-    "preparation": Stage((M, 10 * M, 50 * M, 100 * M), make_events, prepare_events),
+    "preparation": Stage((M, 10 * M, 50 * M, 100 * M), make_events, prepare_events, ("3GB", "1GB")),
     "spark": Stage((M // 5, M, 10 * M), None, spark),
     "training": Stage((M, 5 * M, 20 * M), make_training, train),
     "evaluation": Stage((M, 5 * M, 20 * M), None, evaluate),

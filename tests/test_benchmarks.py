@@ -132,9 +132,10 @@ def test_growth_is_measured_once(load: Load, tmp_path: Path, monkeypatch: pytest
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     file, taken = tmp_path / "growth.jsonl", []
     sizes = {"preparation": 2000, "training": 90, "evaluation": 300, "index": 600}
+    kinds = {"preparation": "1GB", "index": "ivf_sq8"}
     for stage, size in sizes.items():
         for _ in range(2):
-            words = ("--stages", stage, "--sizes", size, "--kinds", "ivf_sq8" if stage == "index" else "")
+            words = ("--stages", stage, "--sizes", size, "--kinds", kinds.get(stage, ""))
             module = load("growth", *words, "--file", file, "--work", tmp_path)
             sys.modules["growth_stages"].NUM_STEPS = 2  # type: ignore[attr-defined]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from handmade import handmade, random_users
 
+from recsys.core.errors import UserError
 from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import CorpusSearch, RequestCounter
+from recsys.evaluation.ranking import CorpusSearch, RequestCounter, check_finite
 from recsys.evaluation.relevance import relevant_items, seen_items
 
 
@@ -41,3 +42,22 @@ def test_recall_among_cold_items(knows_cold: bool) -> None:
     assert len(expected) > 5
     assert (np.mean(expected) > 0) == knows_cold
     assert metrics.compute()["among_cold_items/recall@5"] == pytest.approx(np.mean(expected))
+
+
+def test_many_rows_are_checked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a corpus must not need as much memory as the corpus."""
+    checked, original = [], torch.isfinite
+
+    def isfinite(rows: torch.Tensor) -> torch.Tensor:
+        checked.append(len(rows))
+        return original(rows)
+
+    monkeypatch.setattr(torch, "isfinite", isfinite)
+    rows = torch.zeros(150_000, 1, 2)
+    check_finite(rows, "item embeddings")
+    assert sum(checked) == 150_000
+    assert max(checked) <= 65_536
+    rows[149_999] = torch.nan
+    with pytest.raises(UserError, match="1 of 150000 item embeddings are not finite"):
+        check_finite(rows, "item embeddings")
+    check_finite(torch.zeros(0, 3), "lists of scores")

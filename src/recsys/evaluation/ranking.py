@@ -260,7 +260,10 @@ def check_finite(rows: Tensor, what: str) -> None:
     Raises:
         UserError: If there are any. Rankings of such rows mean nothing, whatever their metrics.
     """
-    finite = torch.isfinite(rows.flatten(1)).all(1) if rows.numel() else torch.ones(0)
+    # `isfinite` makes temporaries larger than its input, so it gets parts.
+    finite = torch.cat(
+        [torch.isfinite(part.flatten(1)).all(1) for part in rows.split(65536) if part.numel()] or [torch.ones(0)]
+    )
     if not bool(finite.all()):
         raise UserError(
             f"evaluation: {int((~finite).sum())} of {len(finite)} {what} are not finite, expected finite numbers; "
