@@ -2,6 +2,7 @@
 
     python benchmarks/sharded_tables.py steps --out runs/sharded               a table of 20 million x 64
     python benchmarks/sharded_tables.py evaluation --out runs/sharded          4 million items, replicated and divided
+    python benchmarks/sharded_tables.py release --out runs/sharded             4 million items, divided, to a release
 
 `steps` trains the same five steps by one process and by two, and again from a checkpoint of the third step by two and
 by one. It prints the rows that each process holds, the largest relative difference of the losses, and the largest
@@ -11,6 +12,10 @@ memory.
 
 `evaluation` trains ten steps with two processes and evaluates on all items, with replicated and with divided tables. It
 prints the largest resident memory of each process, and the largest difference of a metric from that of one process.
+
+`release` lets two processes write a divided, untrained table as a checkpoint, and makes a release of it. It prints the
+largest memory of the process that did: anonymous pages, and all resident ones, of which the system can write those of
+files to the disk and take them away.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,12 +38,14 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig
 
+from recsys.experiments.assembly import open_data
+
 DIM, STEPS, STOP = 64, 5, 3
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "evaluation", "process", "train"])
+    parser.add_argument("what", choices=["steps", "evaluation", "release", "process", "train", "table", "index"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--items", type=int, default=None)
     parser.add_argument("--rule", default="sgd", choices=["sgd", "adagrad", "rowwise_adagrad"])
@@ -49,6 +57,12 @@ def main() -> None:
         measure_steps(out, arguments.items or 20_000_000, arguments.rule)
     elif arguments.what == "evaluation":
         measure_evaluation(out, arguments.items or 4_000_000)
+    elif arguments.what == "release":
+        measure_release(out, arguments.items or 4_000_000)
+    elif arguments.what == "table":
+        write_table(out)
+    elif arguments.what == "index":
+        make_release(out)
     elif arguments.what == "process":
         process(out, arguments.items, arguments.name, arguments.rule)
     else:
@@ -226,6 +240,71 @@ def train_run(out: Path, name: str) -> None:
         return
     train(composed(out, name, int(os.environ["WORLD_SIZE"])), out / name)
     report(out, name)
+
+
+def measure_release(out: Path, items: int) -> None:
+    if not (out / "data/interactions.parquet").exists():
+        write_events(out / "data", items)
+    shutil.rmtree(out / "untrained", ignore_errors=True)
+    shutil.rmtree(out / "store", ignore_errors=True)
+    open_data(composed(out, "row_wise", 2))
+    start(2, "table", out, items, "table")
+    (found,) = start(1, "index", out, items, "index")
+    print(f"table of {items * DIM * 4 / 1e9:.2f} GB: {found}")
+
+
+def write_table(out: Path) -> None:
+    """Write the run folder of an untrained model, with the rows of this process."""
+    from omegaconf import OmegaConf
+
+    from recsys.experiments.assembly import build_towers
+    from recsys.models.sharded_table import NO_UPDATES, build_tables
+    from recsys.training.sharded_checkpoints import KEY, save_tables
+
+    dist.init_process_group("gloo", rank=int(os.environ["LOCAL_RANK"]))
+    config, run = composed(out, "row_wise", 2), out / "untrained"
+    dataset = open_data(config)
+    model = build_towers(config, dataset)
+    build_tables(model, NO_UPDATES, device=torch.device("cpu"))
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    tables = save_tables(model, run / "checkpoints", step=1)
+    if dist.get_rank() == 0:
+        weights = {f"model.{name}": value for name, value in model.state_dict().items()}
+        torch.save({"state_dict": weights, "global_step": 1, KEY: tables}, run / "checkpoints/best.ckpt")
+        (run / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True).replace("???", "null"))
+        (run / "metrics.json").write_text("{}")
+        state = {"status": "finished", "dataset_fingerprint": dataset.meta.fingerprint, "git_commit": None}
+        (run / "run.json").write_text(json.dumps(state))
+    report(out, "table")
+
+
+def make_release(out: Path) -> None:
+    """Make a release, and report the largest anonymous memory before and during it."""
+    from recsys.experiments.trained_run import load_run
+    from recsys.index import Exact
+    from recsys.publishing.promote import promote
+    from recsys.release.store import ReleaseStore
+
+    largest, is_over = [0], threading.Event()
+
+    def anonymous() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+    def watch() -> None:
+        while not is_over.wait(0.05):
+            largest[0] = max(largest[0], anonymous())
+
+    torch.set_num_threads(1)
+    before = anonymous()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        promote(load_run(out / "untrained"), Exact(), store=ReleaseStore(out / "store"), model="benchmark")
+    finally:
+        is_over.set()
+        watcher.join()
+    report(out, "index", anonymous_gb=round(largest[0] / 1e6, 2), before_gb=round(before / 1e6, 2))
 
 
 def composed(out: Path, sharding: str, world: int) -> DictConfig:

@@ -52,12 +52,24 @@ def test_recall_counts_true_inner_products_and_not_the_scores_of_the_index() -> 
     assert index_recall(exact, ITEMS, exactly) == 1.0
 
 
-def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(published: Published, tmp_path: Path) -> None:
+def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if tables were large: they lie in files while the release is made.
+    monkeypatch.setattr("recsys.publishing.promote.LARGE_BYTES", 0)
+    monkeypatch.setattr("recsys.publishing.onnx_export.INLINE_BYTES", 0)
     store = ReleaseStore(tmp_path)
     with pytest.raises(UserError, match="it cannot be opened and queried") as caught:
         promote(load_run(published.runs[0]), Unreadable(), store=store, model="test")
     (version,) = store.versions()
     assert f"no alias was moved, and the release lies in {tmp_path / version}" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [version]
+    one, other = tmp_path / version, published.store / published.versions[0]
+    assert (one / "item_embeddings.npy").read_bytes() == (other / "item_embeddings.npy").read_bytes()
+    assert (one / "user_tower.onnx.data").exists()
+    # What the exported towers answer to the same requests.
+    first, second = (np.load(folder / "self_check.npz")["embeddings"] for folder in (one, other))
+    np.testing.assert_allclose(first, second, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from recsys.core import distributed
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
+from recsys.core.mapped import mapped_rows
 from recsys.core.progress import track
 from recsys.data.batches.batch import Batch, RaggedTensor
 from recsys.data.dataset import Part, PreparedDataset, Requests
@@ -232,7 +234,9 @@ class RequestCounter:
 
 
 @torch.inference_mode()
-def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536, most: int = 0) -> Tensor:
+def encode_corpus(
+    model: Model, item_idx: Tensor, *, block: int = 65536, most: int = 0, folder: Path | None = None
+) -> Tensor:
     """Return the item embeddings [N, D] of the corpus, computed in blocks.
 
     Args:
@@ -240,17 +244,21 @@ def encode_corpus(model: Model, item_idx: Tensor, *, block: int = 65536, most: i
         item_idx: int64 [N].
         block: number of items that are computed at a time.
         most: number of items of the process with most; processes that share tables need as many blocks.
+        folder: folder of a temporary file that holds the embeddings; None for memory.
     """
     parts = [item_idx[begin : begin + block] for begin in range(0, max(len(item_idx), most), block)]
     embeddings: Tensor | None = None
     end = 0
     for part in track(parts, "encoding items", total=len(item_idx), unit="items", size=len):
         rows = model.encode_items(part)
-        embeddings = rows.new_empty(len(item_idx), rows.shape[1]) if embeddings is None else embeddings
+        if embeddings is None:
+            shape = len(item_idx), rows.shape[1]
+            embeddings = rows.new_empty(shape) if folder is None else mapped_rows(*shape, folder=folder)
         embeddings[end : end + len(rows)] = rows
         end += len(rows)
     assert embeddings is not None, "the corpus is empty"
-    check_finite(embeddings, "item embeddings")
+    for begin in range(0, len(embeddings), 16 * block):
+        check_finite(embeddings[begin : begin + 16 * block], "item embeddings")
     return embeddings
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from pathlib import Path
 
 import onnx
+import onnx.external_data_helper
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from recsys.core.columns import Column, Dense, Ragged
+from recsys.core.mapped import mapped_rows
 from recsys.core.schema import Feature, Schema
 from recsys.data.batches.batch import Batch, FeatureTensor, FeatureTensors
 from recsys.models.blend import Blend, Model, members_of
@@ -58,22 +61,18 @@ class ServedUserTower(nn.Module):
 
     Args:
         model: both towers, in evaluation mode.
-        num_items: largest item_idx that has a row in the table.
+        table: table of `history_table`, or its first rows.
         specs: specifications of the inputs, in order.
     """
 
     table: Tensor
 
-    def __init__(self, model: Model, num_items: int, *, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, model: Model, table: Tensor, *, specs: tuple[TensorSpec, ...]) -> None:
         super().__init__()
         self.model, self.names = model, [spec.name for spec in specs]
         self.members = members_of(model)
-        with torch.inference_mode():
-            rows = torch.arange(num_items + 1).split(65536)
-            towers = [member.model.history_tower for member in self.members]
-            table = torch.cat([torch.cat([tower(part) for tower in towers], dim=1) for part in rows])
-        self.widths = [tower.dim for tower in towers]
-        self.register_buffer("table", table.clone())
+        self.widths = [member.model.history_tower.dim for member in self.members]
+        self.register_buffer("table", table)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return user embeddings [B, D] or [B, M, D]; the inputs come in the order of the specs."""
@@ -118,6 +117,17 @@ def _with_prefix(inputs_by_name: dict[str, Tensor], prefix: str) -> FeatureTenso
     return {name.removeprefix(prefix): value for name, value in inputs_by_name.items() if name.startswith(prefix)}
 
 
+def history_table(model: Model, num_items: int, *, folder: Path) -> Tensor:
+    """Return the item embeddings of histories [num_items + 1, width]; large ones lie in a file without a name."""
+    towers = [member.model.history_tower for member in members_of(model)]
+    shape = num_items + 1, sum(tower.dim for tower in towers)
+    table = torch.empty(shape) if 4 * math.prod(shape) <= INLINE_BYTES else mapped_rows(*shape, folder=folder)
+    with torch.inference_mode():
+        for rows in torch.arange(num_items + 1).split(65536):
+            table[rows[0] : rows[-1] + 1] = torch.cat([tower(rows) for tower in towers], dim=1)
+    return table
+
+
 def export_user_tower(
     model: Model, num_items: int, *, specs: tuple[TensorSpec, ...], folder: Path, metadata: dict[str, str]
 ) -> TensorSpec:
@@ -130,7 +140,10 @@ def export_user_tower(
         folder: folder that exists.
         metadata: keys and values to store in the file.
     """
-    served = ServedUserTower(model, num_items, specs=specs).eval()
+    table = history_table(model, num_items, folder=folder)
+    is_large = table.nbytes > INLINE_BYTES
+    # Exporters copy what they export, so a large table takes its place afterwards.
+    served = ServedUserTower(model, table[:2] if is_large else table, specs=specs).eval()
     # The exporter takes axes of equal size, or of size one, for constants, so every axis gets a size of its own.
     names = sorted({axis for spec in specs for axis in spec.shape if isinstance(axis, str)})
     sizes = {axis: 3 + number for number, axis in enumerate(names)}
@@ -154,9 +167,22 @@ def export_user_tower(
             verbose=False,
         )
     assert program is not None
+    graph = program.model_proto
+    if is_large:
+        _put_table(graph, table, folder / USER_TOWER_DATA)
     output = TensorSpec(OUTPUT, "float32", embedding_shape(model.num_embeddings, model.dim))
-    _write(program.model_proto, folder / USER_TOWER, specs=(*specs, output), metadata=metadata)
+    _write(graph, folder / USER_TOWER, specs=(*specs, output), metadata=metadata)
     return output
+
+
+def _put_table(model: onnx.ModelProto, table: Tensor, path: Path) -> None:
+    """Write a table to the file of external data, and let the graph read it instead of its first rows."""
+    first = table[:2].numpy().tobytes()
+    (stored,) = (one for one in model.graph.initializer if one.raw_data == first)
+    onnx.external_data_helper.set_external_data(stored, USER_TOWER_DATA, offset=0, length=table.nbytes)
+    stored.ClearField("raw_data")
+    stored.dims[:] = table.shape
+    table.numpy().tofile(path)
 
 
 def _write(model: onnx.ModelProto, path: Path, *, specs: tuple[TensorSpec, ...], metadata: dict[str, str]) -> None:
@@ -172,7 +198,8 @@ def _write(model: onnx.ModelProto, path: Path, *, specs: tuple[TensorSpec, ...],
             axes.dim.add(**{"dim_param": axis} if isinstance(axis, str) else {"dim_value": axis})
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
-    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > INLINE_BYTES
+    sizes = (len(t.raw_data) for t in model.graph.initializer)
+    is_large = path.with_name(USER_TOWER_DATA).exists() or sum(sizes) > INLINE_BYTES
     onnx.save_model(
         model, str(path), save_as_external_data=is_large, all_tensors_to_one_file=True, location=USER_TOWER_DATA
     )

@@ -48,6 +48,8 @@ TOP_K = 100
 # Largest loss of test recall@100 by the rounding of stored embeddings.
 MOST_LOST = 0.002
 MOST_SHARDS = 1000
+# Item embeddings of more bytes lie in a file while a release is made.
+LARGE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def promote(
     """
     if not 1 <= shards <= MOST_SHARDS:
         raise UserError(f"shards: found {shards}, expected 1 to {MOST_SHARDS}")
-    run, embeddings, corpus = _choose(run, policy or AllItems())
+    # The same process may need large embeddings as a file only.
+    is_large = len(run.corpus) * run.model.dim * 4 > LARGE_BYTES
+    run, embeddings, corpus = _choose(run, policy or AllItems(), folder=store.root if is_large else None)
     if shards > len(embeddings):
         raise UserError(f"shards: found {shards}, expected at most the number of items, {len(embeddings)}")
     stored = encode(embeddings, item_embeddings)
@@ -188,12 +192,22 @@ def _build(
         return tune(index, embeddings, queries=queries, recall_target=recall_target, k=k, start=start)
 
 
-def _choose(run: TrainedRun, policy: CorpusPolicy) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:
-    """Return the run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice."""
+def _choose(
+    run: TrainedRun, policy: CorpusPolicy, *, folder: Path | None
+) -> tuple[TrainedRun, Float32Array, dict[str, Any]]:
+    """Return the run with the chosen items as its corpus, their embeddings, and the manifest's record of the choice.
+
+    Args:
+        run: finished run.
+        policy: choice of the items.
+        folder: folder of a file that holds the embeddings of all items; None for memory.
+    """
     chosen = choose_items(policy, run.dataset, corpus=run.corpus)
     record = {**policy.describe(), "num_items": len(chosen), "of": len(run.corpus)}
     log.info("encoding %s items", f"{len(run.corpus):,}")
-    embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    embeddings = encode_corpus(run.model, torch.from_numpy(run.corpus), folder=folder)
     if len(chosen) < len(run.corpus):
         rows = torch.from_numpy(np.searchsorted(run.corpus, chosen))
         log.info("test recall of %d items, and of the %d chosen", len(run.corpus), len(chosen))

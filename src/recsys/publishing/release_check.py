@@ -19,7 +19,7 @@ from recsys.experiments.trained_run import TrainedRun
 from recsys.index import exact_search
 from recsys.index.ann_index import Tunable
 from recsys.publishing.release_writer import real_requests
-from recsys.release.manifest import EMBEDDINGS
+from recsys.release.files import map_embeddings
 from recsys.release.precision import decode
 from recsys.release.runtime.retriever import Answer, Query, Retriever, seen_items
 from recsys.release.store import ReleaseStore
@@ -77,8 +77,10 @@ def check_release(
     requests, k = _some_requests(run), queries.k
     try:
         # This process has made it, so that it needs no signature. Timings on one thread do not depend on the machine.
-        retriever = Retriever(folder, verify_release(folder), threads=1)
-        embeddings = decode(np.load(folder / EMBEDDINGS, mmap_mode="r"))
+        manifest = verify_release(folder)
+        stored = map_embeddings(folder, manifest)
+        retriever = Retriever(folder, manifest, threads=1)
+        embeddings = decode(stored)
         found = index_recall(retriever.index, embeddings, queries)
         answers = retriever.retrieve(requests, k)
     except Exception as error:

@@ -34,7 +34,7 @@ from recsys.index import Index, save_index, search_users
 from recsys.index.sharded import divide
 from recsys.models.blend import Model, members_of
 from recsys.publishing.index_times import new_item_biases
-from recsys.publishing.onnx_export import batch_columns, export_user_tower, input_specs
+from recsys.publishing.onnx_export import INLINE_BYTES, batch_columns, export_user_tower, input_specs
 from recsys.release.manifest import (
     CONFIG,
     EMBEDDINGS,
@@ -203,7 +203,9 @@ def _times(run: TrainedRun) -> dict[str, int]:
 
 
 def _weights(tower: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous().clone() for name, value in tower.state_dict().items()}
+    # Copies of small ones, because several names may share one; of large tables there would be two in memory.
+    weights = {name: value.detach().contiguous() for name, value in tower.state_dict().items()}
+    return {name: value if value.nbytes > INLINE_BYTES else value.clone() for name, value in weights.items()}
 
 
 def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool) -> None:

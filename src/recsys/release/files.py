@@ -66,6 +66,17 @@ def read_array(folder: Path, name: str, manifest: Manifest) -> npt.NDArray[Any]:
         return array
 
 
+def map_embeddings(folder: Path, manifest: Manifest) -> npt.NDArray[Any]:
+    """Let this process, which has written a release, read its item embeddings from their file while the result lives.
+
+    They take no memory then, and whoever could change the file could have changed what was written.
+    """
+    with _lock:
+        array: npt.NDArray[Any] = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
+        _arrays[manifest.files[EMBEDDINGS].sha256] = array
+        return array
+
+
 def read_embeddings(folder: Path, manifest: Manifest) -> Float32Array:
     """Return the item embeddings, float32 [N, D]."""
     found = read_array(folder, EMBEDDINGS, manifest)

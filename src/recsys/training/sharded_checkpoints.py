@@ -8,10 +8,8 @@ A folder is complete before a `.ckpt` names it, and is removed when none does, s
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from recsys.core import distributed
 from recsys.core.errors import UserError
+from recsys.core.mapped import mapped_rows
 from recsys.models.sharded_table import sharded_tables
 
 KEY = "sharded_tables"
@@ -49,12 +48,9 @@ class StoredTables:
         The file is temporary and lies beside the checkpoint, or in the folder for temporary files. Its parts are copied
         one after another, so memory holds the rows of one process of the training at most.
         """
-        shape = self.shapes[name]
-        place = self.folder.parent if os.access(self.folder.parent, os.W_OK) else None
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".rows-") as file, warnings.catch_warnings():
+        rows = mapped_rows(*self.shapes[name], folder=self.folder.parent)
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            file.truncate(shape[0] * shape[1] * 4)
-            rows = torch.from_file(file.name, shared=True, size=shape[0] * shape[1], dtype=torch.float32).view(shape)
             load({f"{name}.weight": rows}, checkpoint_id=self.folder, no_dist=True)
         return rows
 
