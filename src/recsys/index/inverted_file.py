@@ -104,9 +104,13 @@ class IVFFlat(FaissIndex):
             index.is_trained = True
         else:
             self._train(index, embeddings)
+        return self._fill(index, quantizer, embeddings)
+
+    def _fill(self, index: Any, quantizer: Any, embeddings: Float32Array) -> Any:
+        """Add the items to a trained structure, and let searches compare centroids by inner product."""
         index.add(embeddings)
-        probe = faiss.IndexFlatIP(dim)
-        probe.add(quantizer.reconstruct_n(0, num_lists))
+        probe = faiss.IndexFlatIP(quantizer.d)
+        probe.add(quantizer.reconstruct_n(0, index.nlist))
         probe.this.disown()
         index.quantizer, index.own_fields = probe, True
         return index
@@ -220,6 +224,19 @@ class IVFPQFastScan(IVFFlat):
 
     def _needs_structure(self, num_items: int) -> bool:
         return num_items >= MIN_PQ_ITEMS
+
+    def part(self, embeddings: Float32Array, *, number: int, count: int) -> IVFFlat:  # noqa: ARG002
+        """Return an index of some rows, in the same lists; `embeddings` are theirs, and coded again."""
+        part = type(self)(**self.parameters())
+        part._embeddings, part.effort = embeddings, self.effort
+        if self._ann is not None:
+            centroids = faiss.IndexFlatL2(self.dim)
+            centroids.add(self._centroids())
+            structure = self._empty_structure(centroids, self.max_breadth)
+            self._copy_codes(self._ann, structure)
+            structure.is_trained = True
+            part._ann = part._fill(structure, centroids, embeddings)
+        return part
 
     def _make(self, embeddings: Float32Array) -> Any:
         if not self._needs_structure(len(embeddings)):

@@ -8,32 +8,29 @@ from __future__ import annotations
 import numpy as np
 
 from recsys.core.columns import Ragged
-from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.index.allowed import AllowedRows
 from recsys.index.ann_index import Index
-from recsys.index.exact import Exact
 from recsys.index.inverted_file import IVFFlat
 from recsys.index.topk import Mask, Rows, exact_search
 
-# Names of the classes that can be divided, as descriptions of indexes have them.
+# Names of the classes, as descriptions of indexes have them, that a host can divide in little time.
 DIVISIBLE = ("Exact", "IVFFlat", "IVFSQ8")
 
 
 def divide(whole: Index, embeddings: Float32Array, *, number: int, count: int) -> Index:
     """Return an index of the rows with row % count == number alone, numbered anew; `embeddings` are theirs.
 
-    Raises:
-        UserError: If the class of the index cannot be divided.
+    Lists keep what their training has learned. An index without lists is built again.
     """
+    # A release has the local index of one that fills a database, and the one that an `Auto` has chosen.
     whole = getattr(whole, "local", whole)
     whole = getattr(whole, "chosen", whole)
-    if isinstance(whole, IVFFlat) and type(whole).__name__ in DIVISIBLE:
+    if isinstance(whole, IVFFlat):
         return whole.part(embeddings, number=number, count=count)
-    if not isinstance(whole, Exact):
-        raise UserError(f"index: {type(whole).__name__} has no parts; expected index=exact, ivf_flat or ivf_sq8")
-    part = Exact()
+    part: Index = type(whole)(**whole.parameters())
     part.build(embeddings)
+    part.effort = whole.effort._replace(breadth=min(whole.effort.breadth, part.max_breadth))
     return part
 
 

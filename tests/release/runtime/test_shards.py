@@ -16,7 +16,19 @@ from publishing import Published
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
-from recsys.index import HNSW, IVFSQ8, Effort, IVFFlat, exact_search
+from recsys.index import (
+    HNSW,
+    IVFSQ8,
+    Auto,
+    Effort,
+    FaissFlat,
+    Index,
+    IVFFlat,
+    IVFPQFastScan,
+    exact_search,
+    load_index,
+    save_index,
+)  # fmt: skip
 from recsys.index.allowed import AllowedRows
 from recsys.index.sharded import ShardIndex, divide
 from recsys.release.manifest import EMBEDDINGS, ITEM_WEIGHTS, ITEMS, Manifest
@@ -96,7 +108,7 @@ def test_a_shard_holds_its_own_rows_alone(published: Published, number: int) -> 
         assert recall_of(sample) >= least
 
 
-@pytest.mark.parametrize("kind", [IVFFlat, IVFSQ8])
+@pytest.mark.parametrize("kind", [IVFFlat, IVFSQ8, IVFPQFastScan])
 def test_shards_of_lists_find_what_the_whole_finds(kind: type[IVFFlat]) -> None:
     items = np.random.default_rng(0).normal(size=(2001, 8)).astype(np.float32)
     whole = kind(num_lists=20)
@@ -186,8 +198,15 @@ def test_an_item_of_another_part_is_no_new_item(with_parts: Path, tmp_path: Path
             items.check_additions(Additions(manifest.version, [{"item_id": indexed}], vectors))
 
 
-def test_an_index_that_cannot_be_divided_has_no_parts() -> None:
-    index = HNSW()
-    index.build(np.eye(8, dtype=np.float32))
-    with pytest.raises(UserError, match="HNSW has no parts"):
-        divide(index, np.eye(4, 8, dtype=np.float32), number=0, count=2)
+@pytest.mark.parametrize("index", [HNSW(m=4), FaissFlat(), Auto(IVFPQFastScan()), Auto(IVFPQFastScan(), 0)])
+def test_every_index_has_parts(index: Index, tmp_path: Path) -> None:
+    items = np.random.default_rng(0).normal(size=(1100, 8)).astype(np.float32)
+    index.build(items)
+    index.effort = Effort(min(index.max_breadth, 40), max(index.refine_factors, default=1), 10)
+    part = divide(index, items[1::2], number=1, count=2)
+    save_index(part, tmp_path)
+    opened = load_index(tmp_path, items[1::2])
+    scores, rows = opened.search(items[:20], 5)
+    expected, _ = exact_search(items[1::2], items[:20], k=5)
+    assert (scores >= expected - 1e-5).mean() > 0.9
+    np.testing.assert_allclose(scores, np.einsum("qd,qkd->qk", items[:20], items[1::2][rows]), atol=1e-5)
