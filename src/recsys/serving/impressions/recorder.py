@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from recsys.serving.events import StoreError, UserId
 from recsys.serving.impressions.impression_store import ImpressionStore
-from recsys.serving.impressions.records import Batch, Impression, ItemId, OpenBatch, encode_batch
+from recsys.serving.impressions.records import Impression, ItemId, OpenBatch, encode_batch
 from recsys.serving.impressions.rewriting import without_users
 from recsys.serving.observability.background import BackgroundThread
 from recsys.serving.observability.metrics import Metrics
@@ -30,8 +30,7 @@ _DEPTH = 64
 
 
 class _Closed(NamedTuple):
-    name: bytes
-    batch: Batch
+    batch: OpenBatch
     at: float
 
 
@@ -67,7 +66,7 @@ class ImpressionRecorder:
             self._pending.add(current.name)
             asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close, current)
         made = current.add(Impression(int(time.time()), user_id, version, generator, item_ids))
-        if len(current.batch.impressions) == MOST:
+        if len(current.users) == MOST:
             self._close(current)
         return made
 
@@ -93,26 +92,26 @@ class ImpressionRecorder:
         if self._open is not batch:
             return
         self._open = None
-        if not self._lane.put(_Closed(batch.name, batch.batch, time.time())):
+        if not self._lane.put(_Closed(batch, time.time())):
             self._pending.discard(batch.name)
-            self._metrics.impressions["dropped"].inc(len(batch.batch.impressions))
+            self._metrics.impressions["dropped"].inc(len(batch.users))
 
     def _write(self, closed: Sequence[_Closed]) -> None:
-        for name, batch, at in closed:
+        for batch, at in closed:
             try:
-                users = list({one.user_id for one in batch.impressions if one.user_id is not None})
+                users = list({user for user in batch.users if user is not None})
                 hidden = self._forgotten(users)
-                kept, _ = without_users(batch, hidden)
-                self._store.add(name, encode_batch(kept), at)
+                content = encode_batch(without_users(batch.batch, hidden)[0]) if hidden else batch.encode()
+                self._store.add(batch.name, content, at)
                 # Users who were forgotten while the batch was written.
                 if late := self._forgotten(users) - hidden:
                     self._store.forget(list(late))
-                self._metrics.impressions["written"].inc(len(batch.impressions))
+                self._metrics.impressions["written"].inc(len(batch.users))
                 self._has_failed = False
             except StoreError as error:
                 if not self._has_failed:
                     log.warning("impressions are lost: %s", error)
                 self._has_failed = True
-                self._metrics.impressions["failed"].inc(len(batch.impressions))
+                self._metrics.impressions["failed"].inc(len(batch.users))
             finally:
-                self._pending.discard(name)
+                self._pending.discard(batch.name)

@@ -66,22 +66,46 @@ class Batch(NamedTuple):
         return self.impressions[key.place]
 
 
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Batch)
+
+
 class OpenBatch:
-    """Batch that still takes impressions, up to `most`."""
+    """Batch that still takes impressions, up to `most`.
+
+    It holds them encoded: the ids of thousands of items as objects would cost each request more than their encoding,
+    because new ones would have to be written to memory that is in no cache.
+
+    Attributes:
+        name: id of the batch.
+        users: user of each impression.
+    """
 
     def __init__(self, most: int) -> None:
         self.name = os.urandom(BATCH_BYTES)
         # Three bytes are four letters, so that the ids of a batch begin with the same letters.
         self._begin = base64.urlsafe_b64encode(self.name).decode()
-        self.batch = Batch([], os.urandom(_CHECK_BYTES * most))
+        self.users: list[UserId | None] = []
+        self._encoded: list[msgspec.Raw] = []
+        self._checks = os.urandom(_CHECK_BYTES * most)
 
     def add(self, impression: Impression) -> str:
         """Add an impression and return its id."""
-        place = len(self.batch.impressions)
-        self.batch.impressions.append(impression)
-        check = self.batch.checks[place * _CHECK_BYTES : (place + 1) * _CHECK_BYTES]
+        place = len(self.users)
+        self.users.append(impression.user_id)
+        self._encoded.append(msgspec.Raw(_encoder.encode(impression)))
+        check = self._checks[place * _CHECK_BYTES : (place + 1) * _CHECK_BYTES]
         end = binascii.b2a_base64(place.to_bytes(_PLACE_BYTES) + check, newline=False).translate(_URL_SAFE)
         return self._begin + end.decode()
+
+    def encode(self) -> bytes:
+        """Return the batch as bytes."""
+        return _encoder.encode((self._encoded, self._checks[: _CHECK_BYTES * len(self._encoded)]))
+
+    @property
+    def batch(self) -> Batch:
+        """The impressions so far."""
+        return _decoder.decode(self.encode())
 
 
 def parse_id(text: str) -> ImpressionKey | None:
@@ -94,10 +118,6 @@ def parse_id(text: str) -> ImpressionKey | None:
         return None
     place, check = content[BATCH_BYTES:-_CHECK_BYTES], content[-_CHECK_BYTES:]
     return ImpressionKey(content[:BATCH_BYTES], int.from_bytes(place), check)
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Batch)
 
 
 def encode_batch(batch: Batch) -> bytes:
