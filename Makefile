@@ -2,15 +2,16 @@
 # make test    every test
 # make lint    lint, types and import layers
 # make docs    the documentation site, with broken links as errors
+# make wheel   test of the wheel, installed with all its packages into a fresh environment
 # make locks   lock files with hashes, from pyproject.toml and constraints.txt
 # make sbom    software bill of materials of the serving image: sbom.json
 # make audit   compare the lock files with known advisories
-# make check   lint, docs, then every test (what CI runs)
+# make check   lint, docs, then every test
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test check lint docs locks sbom audit clean
+.PHONY: demo test check lint docs wheel locks sbom audit clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"recsys needs Python 3.11 or newer, found {v.major}.{v.minor}: make PYTHON=python3.11 ...")'
@@ -36,6 +37,9 @@ lint: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(RUN) -m mkdocs build --strict --quiet --site-dir .cache/site
+
+wheel: $(VENV)/.installed
+	RECSYS_TEST_FRESH_INSTALL=1 $(RUN) -m pytest -n 0 -q tests/deployment/test_wheel.py
 
 # Tools that the project itself does not need have an environment of their own.
 TOOLS := .cache/tools/bin
