@@ -176,10 +176,14 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     assert found == pytest.approx({f"val/{name}": value for name, value in measured.items()})
 
 
-def test_the_best_run_without_features_is_measured_on_its_own_corpus(folders: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["item_tower.admission.capacity=9"]])
+def test_the_best_run_without_features_is_measured_on_its_own_corpus(
+    folders: dict[str, Path], tmp_path: Path, more: list[str]
+) -> None:
     root = Path(stored_config(folders["a"]).data.root)
-    ids = write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids")
+    ids = write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids", *more)
     run = load_run(ids)
+    assert len(run.corpus) == (9 if more else run.dataset.num_trained)
     validation = blending._Validation(run.config)
     validation.add("ids", run.config, run=SimpleNamespace(checkpoints=ids / "checkpoints"))
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))

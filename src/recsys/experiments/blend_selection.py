@@ -21,7 +21,7 @@ from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
 from recsys.evaluation.slices import cold_users
-from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
+from recsys.experiments.assembly import build_towers, corpus_of, open_data, target_sampling_of
 from recsys.experiments.baseline_check import best_half_life
 from recsys.experiments.new_items_offset import MOST_LOGITS, fit_offset, validation_choices
 from recsys.experiments.origins import earlier_origins, new_user_share
@@ -51,13 +51,13 @@ class ValidationEmbeddings(NamedTuple):
         users: embeddings of the validation requests, [R, D].
         items: embeddings of the known items, [N, D].
         reads_features: whether features place items without a trained id.
-        reads_ids: whether trained items have their own embeddings.
+        corpus: item_idx of the items that can be recommended, ascending.
     """
 
     users: Tensor
     items: Tensor
     reads_features: bool
-    reads_ids: bool
+    corpus: Int64Array
 
 
 class BlendChoice(NamedTuple):
@@ -185,7 +185,7 @@ class _Validation:
         builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
         users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
         items = encode_corpus(model, torch.from_numpy(self.known)) / model.temperature
-        self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, model.reads_ids)
+        self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, corpus_of(model, self.dataset))
 
     def offset(self, weights: Mapping[str, float], bias: Tensor | None = None) -> float:
         """Return the offset of new items of a blend: the likeliest one and the lift; 0 if none can be new."""
@@ -217,11 +217,10 @@ class _Validation:
 
     def _count(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> RetrievalMetrics:
         """Rank some requests and return the counters of their results."""
-        users, items, reads_features, reads_ids = self._joined(weights, bias, rows=rows)
+        users, items, _, corpus = self._joined(weights, bias, rows=rows)
         if offset := self.offset(weights, bias):
             shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
             items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
-        corpus = self.dataset.corpus(reads_features=reads_features, reads_ids=reads_ids)
         search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
         metrics = RetrievalMetrics(self.dataset, len(corpus), part="val", keep_users=True)
         counter = RequestCounter(search, self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen)
@@ -238,8 +237,8 @@ class _Validation:
         if bias is not None:
             items = torch.cat([items, bias[torch.from_numpy(self.known)].unsqueeze(1)], dim=1)
             users = F.pad(users, (0, 1), value=1.0)
-        reads = (any(member[which] for _, member in members) for which in (2, 3))
-        return ValidationEmbeddings(users, items, *map(bool, reads))
+        corpus = np.unique(np.concatenate([member.corpus for _, member in members]))
+        return ValidationEmbeddings(users, items, any(member.reads_features for _, member in members), corpus)
 
 
 def blend_config(

@@ -196,10 +196,11 @@ def _id_rows(tower: ItemTower, items: Rows, before: Tensor | None) -> Rows:
         before: row of each item in the earlier table, if these were fewer.
     """
     earlier = items if before is None else before.numpy()[items]
-    if tower.id_rows is None:
+    id_rows: Tensor | None = getattr(tower, "id_rows", None)
+    if id_rows is None:
         return earlier
     rows = np.zeros(1 if tower.table is None else tower.table.num_embeddings, np.int64)
-    rows[tower.id_rows.numpy()] = earlier
+    rows[id_rows.numpy()] = earlier
     rows[UNKNOWN_ITEM] = UNKNOWN_ITEM
     return rows
 

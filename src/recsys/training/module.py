@@ -268,7 +268,8 @@ class RetrievalModule(L.LightningModule):
 
     def _without_evicted(self, batch: Batch) -> Batch:
         """Give weight 0 to targets that have no embedding of their own."""
-        if (evicted := self.model.item_tower.evicted) is None:
+        # A tower of an outside package may have an embedding for every item.
+        if (evicted := getattr(self.model.item_tower, "evicted", None)) is None:
             return batch
         known = (~evicted[batch.target_idx]).float()
         return dataclasses.replace(batch, weight=known if batch.weight is None else batch.weight * known)

@@ -103,7 +103,7 @@ def build_towers(
 def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """Return the item_idx of the items that the model can recommend, ascending."""
     corpus = dataset.corpus(reads_features=model.reads_features, reads_ids=model.reads_ids)
-    evicted = [member.model.item_tower.evicted for member in members_of(model)]
+    evicted = [getattr(member.model.item_tower, "evicted", None) for member in members_of(model)]
     if not model.reads_features and all(mask is not None for mask in evicted):
         nowhere = torch.stack([mask for mask in evicted if mask is not None]).all(0).cpu().numpy()
         corpus = corpus[(corpus >= len(nowhere)) | ~nowhere[np.minimum(corpus, len(nowhere) - 1)]]
