@@ -151,6 +151,8 @@ def test_an_invalid_request_does_not_affect_the_others(published: Published, eve
         (RetrieveRequest(history=[{"timestamp": 1}]), "history[0].item_id", 400),
         (RetrieveRequest(history=[{"item_id": "a"}, {"item_id": True}]), "history[1].item_id", 400),
         (RetrieveRequest(history=[{"item_id": 2**63}]), "history[0].item_id", 400),
+        (RetrieveRequest(history=[{"item_id": 1}, {"item_id": -(2**63) - 1}]), "history[1].item_id", 400),
+        (RetrieveRequest(history=[{"item_id": "a"}, {"item_id": None}]), "history[1].item_id", 400),
         (RetrieveRequest(history=[{"item_id": "a", "timestamp": "soon"}]), "history[0].timestamp", 400),
         (RetrieveRequest(k=1001), "k", 400),
         (RetrieveRequest(filter={"categry": "x"}), "filter.categry", 400),
