@@ -18,6 +18,7 @@ from recsys.core.schema import TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import TrainingLoader
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset
 from recsys.data.portions import LocalColumns, Portion
 from recsys.data.preparation.array_writers import _address
@@ -162,6 +163,37 @@ def test_processes_train_on_their_own_users_in_as_many_steps(sharded: Path, whol
         targets += [item for batch in batches for item in batch.target_idx.tolist()]
     assert len(lengths) == 1
     assert np.array_equal(np.bincount(targets, minlength=whole.num_items + 1), whole.train_count)
+
+
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("in_one", [True, False])
+def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one: bool, refit: bool) -> None:
+    dataset = PreparedDataset.open(whole.path if in_one else sharded)
+    dataset = dataset.refit() if refit else dataset
+    sampling = TargetSampling(half_life_days=3)
+    data = RetrievalData(dataset, max_history=4, batch_size=16, target_sampling=sampling, portions=True)
+    weights: dict[tuple[int, int], float] = {}
+    steps, counts = set(), np.zeros(dataset.num_items + 1, np.int64)
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        loader = data.train_dataloader()
+        portion = loader.builder.dataset.portion
+        assert portion is not None
+        steps.add(len(loader))
+        for batch in loader:
+            assert {*batch.user_idx.tolist()} <= {*range(*portion.cuts[rank : rank + 2].tolist())}
+            assert batch.weight is not None
+            counts += np.bincount(batch.target_idx, minlength=len(counts))
+            keys = zip(batch.target_idx.tolist(), batch.target_time.tolist(), strict=True)
+            weights |= dict(zip(keys, batch.weight.tolist(), strict=True))
+    assert len(steps) == 1
+    assert np.array_equal(counts, dataset.train_count)
+    # Ages count from the newest event of all users.
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    for batch in data.train_dataloader():
+        assert batch.weight is not None
+        keys = zip(batch.target_idx.tolist(), batch.target_time.tolist(), strict=True)
+        assert [weights[key] for key in keys] == pytest.approx(batch.weight.tolist())
 
 
 def test_requests_of_a_portion_all_belong_to_its_process(sharded: Path) -> None:

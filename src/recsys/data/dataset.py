@@ -211,6 +211,25 @@ class PreparedDataset:
             portion=portion,
         )
 
+    def share(self, rank: int, world_size: int) -> PreparedDataset:
+        """Return the events of the users of one process, with the parts, counts and users of this data set.
+
+        Raises:
+            UserError: If the data set has fewer shards than processes.
+        """
+        own = PreparedDataset.open(self.path, rank=rank, world_size=world_size)
+        if own.portion is None:
+            return self
+        first = self.offsets[own.portion.cuts[rank]]
+        return dataclasses.replace(
+            own,
+            meta=self.meta,
+            train_count=self.train_count,
+            train_end=np.clip(self.train_end - first, 0, own.offsets[-1]),
+            known_users=self.trained_users,
+            portion=dataclasses.replace(own.portion, num_trained=self.train_end - self.offsets[:-1]),
+        )
+
     @property
     def num_items(self) -> int:
         """Number of items. Their dense index is 1..num_items."""

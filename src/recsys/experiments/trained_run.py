@@ -27,6 +27,7 @@ EARLIER: dict[str, Any] = {
     "warm_start": None,
     "members": {},
     "needs": [],
+    "portions": False,
     "model": {
         "prior_shift": {"weight": 0.0, "half_life_days": 60, "power": 1.0},
         "new_items_offset": 0.0,

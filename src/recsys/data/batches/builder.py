@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +84,13 @@ class BatchBuilder:
         self._weights = TargetWeights(dataset, sampling)
         self._items_of_long: dict[int, Int64Array] = {}
         self._num_kept = 0
+
+    def on(self, portion: PreparedDataset) -> BatchBuilder:
+        """Return the same builder for the events of some of the users."""
+        own = copy.copy(self)
+        own.dataset, own._weights = portion, self._weights.on(portion)
+        own._items_of_long, own._num_kept = {}, 0
+        return own
 
     def training(self, windows: Windows, rng: np.random.Generator | None = None) -> Batch:
         """Return a batch whose targets are all next events of each window, so each event is a target once.

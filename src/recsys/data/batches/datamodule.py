@@ -27,6 +27,7 @@ class RetrievalData(L.LightningDataModule):
             negatives.
         val_users: number of users, a seeded sample, in validations during training; None for all.
         seed: seed of the order and of the samples.
+        portions: let each process read the training events of its own users alone, a range of them.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class RetrievalData(L.LightningDataModule):
         max_exposures: int = 0,
         val_users: int | None = None,
         seed: int = 0,
+        portions: bool = False,
     ) -> None:
         super().__init__()
+        self.portions = portions
         self.dataset, self.batch_size, self.val_users, self.seed = dataset, batch_size, val_users, seed
         self.builder = BatchBuilder(
             dataset,
@@ -64,7 +67,10 @@ class RetrievalData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Return batches of training windows."""
-        self._loader = TrainingLoader(self.builder, self.batch_size, seed=self.seed, **self._process)
+        builder, process = self.builder, self._process
+        if self.portions and process and self.dataset.portion is None:
+            builder = builder.on(self.dataset.share(**process))
+        self._loader = TrainingLoader(builder, self.batch_size, seed=self.seed, **process)
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -118,7 +119,7 @@ class TargetWeights:
     """
 
     def __init__(self, dataset: PreparedDataset, sampling: TargetSampling) -> None:
-        self._dataset = dataset
+        self._dataset, self._sampling = dataset, sampling
         self._half_life = None if sampling.half_life_days is None else sampling.half_life_days * DAY
         self._tables = [_table(dataset, name, weights=weights) for name, weights in sampling.action_weights.items()]
         self._since = dataset.training_time(sampling.targets_since) if sampling.targets_since else None
@@ -137,6 +138,13 @@ class TargetWeights:
                 "history.action_weights: every training event has the weight 0 as a target, expected a positive weight "
                 "for some"
             )
+
+    def on(self, portion: PreparedDataset) -> TargetWeights:
+        """Return the same weights for the events of some of the users."""
+        own = copy.copy(self)
+        own._dataset = portion
+        own._tables = [_table(portion, name, weights=w) for name, w in self._sampling.action_weights.items()]
+        return own
 
     def _any(self) -> bool:
         """Return whether a training event has a positive weight."""

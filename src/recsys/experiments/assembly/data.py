@@ -91,6 +91,7 @@ def build_data(config: DictConfig, dataset: PreparedDataset) -> RetrievalData:
         max_exposures=config.history.max_exposures,
         val_users=config.evaluation.val_users,
         seed=config.seed,
+        portions=config.portions,
     )
     # Before processes are started, which would wait for each other.
     data.check_processes(num_processes(config))
