@@ -257,8 +257,7 @@ def encode_corpus(
         embeddings[end : end + len(rows)] = rows
         end += len(rows)
     assert embeddings is not None, "the corpus is empty"
-    for begin in range(0, len(embeddings), 16 * block):
-        check_finite(embeddings[begin : begin + 16 * block], "item embeddings")
+    check_finite(embeddings, "item embeddings")
     return embeddings
 
 
