@@ -114,16 +114,18 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
     stored = law("index", "file, GiB", INDEX)(items) + items * 1e6 * EMBEDDING_BYTES / GIB
     cost = law("serving", "CPU ms a request")(items)
     served = law("serving", "memory, GiB")(items)
+    made = law("serving", "training and release, peak, GiB")(items)
     rate = CORES * BUSY / cost * 1e3
     servers = math.nan if math.isnan(rate) else math.ceil(scale.requests / rate)
     fill = [items * 1e6 / MILVUS_ITEMS * seconds / 3600 for seconds in MILVUS_SECONDS]
     histories = scale.users * 1e6 * HISTORY_BYTES / GIB
     ids = items * 1e6 * GATEWAY_BYTES / GIB
     fits = "one machine" if memory <= MEMORY * FULL and disk <= DISK * FULL else "more than one machine has"
+    prepared = f"{gib(memory)} and {gib(disk)}" + ("" if math.isnan(memory) else f": {fits}")
     law_of = "law of {}".format
     return [
         Row("preparation with DuckDB", hours(duckdb, most=1), law_of("preparation")),
-        Row("its memory and disk", f"{gib(memory)} and {gib(disk)}: {fits}", law_of("preparation")),
+        Row("its memory and disk", prepared, law_of("preparation")),
         Row("preparation with Spark", hours(spark), law_of("spark")),
         Row("memory of its driver", gib(driver), law_of("spark") + ", by the number of ids"),
         Row("training, one epoch", hours(epoch), law_of("training")),
@@ -132,6 +134,7 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
         Row(f"exact evaluation of {EVALUATED:,} users", hours(ranking), law_of("evaluation")),
         Row(f"index {INDEX}", f"{hours(build)}; {gib(build_memory)}", law_of("index")),
         Row("index and embeddings on the disk", gib(stored), law_of("index")),
+        Row("memory to train and release items with vectors", gib(made), law_of("serving")),
         Row("memory of a server of all items", gib(served, "parts"), law_of("serving")),
         Row("machines for these requests", short(servers), law_of("serving")),
         Row("filling Milvus, one writer", f"{short(fill[0])} to {short(fill[1])} h", "`milvus_index.py`"),
@@ -189,6 +192,10 @@ def limits(laws: Laws, targets: float) -> list[tuple[str, str, float, str]]:
         (
             "filling Milvus: a day of one writer", "items",
             86400 / MILVUS_SECONDS[1] * MILVUS_ITEMS / 1e6, "none yet: one process writes",
+        ),
+        (
+            "training and release of items with vectors: memory", "items",
+            reached(law("serving", "training and release, peak, GiB"), memory), "Milvus takes the index only",
         ),
         ("a server of all items: memory", "items", reached(law("serving", "memory, GiB"), memory), "parts"),
         ("a gateway: memory for ids of items", "items", memory * GIB / GATEWAY_BYTES / 1e6, "none yet"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -113,6 +114,8 @@ def make_divided(size: int, folder: Path) -> None:
 def divide(size: int, kind: str, folder: Path) -> Values:
     from sharded_tables import start
 
+    # A finished run would only be opened.
+    shutil.rmtree(folder / "row_wise", ignore_errors=True)
     found = start(int(kind), "train", folder, size, "row_wise")
     return {"process_gib": max(each["peak_gb"] for each in found) * 1e9 / 2**30}
 
