@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exports import EXPORT, FOLDER, export_once
+import yaml
+from exports import FOLDER, ORIGINAL, export_once
 from publishing import published  # noqa: F401
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,6 +34,8 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSeria
 # Each of some hundred processes would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# The parser in C: half of the tests compose configurations.
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
 # The garbage collector takes a quarter of the time of an export with the default, which visits a million live objects.
 gc.set_threshold(50_000, 10, 10)
 
@@ -82,7 +85,7 @@ def _exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ[FOLDER] = str(folder)
     export_once()
     yield
-    torch.onnx.export = EXPORT
+    torch.onnx.export = ORIGINAL
     del os.environ[FOLDER]
 
 

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -179,6 +181,7 @@ def _copy(places: list[str] | None) -> None:
 
 def main() -> None:
     os.chdir(REPOSITORY)
+    yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
     for name in ("experiments.train", "experiments.run_summary", "operations.cycle.cycle", "publishing.promote"):
         importlib.import_module(f"recsys.{name}")
     # Every fork would compose this again, and import what composing and preparation import late.
@@ -187,6 +190,10 @@ def main() -> None:
     conf_files = importlib.import_module("recsys.experiments.conf_files")
     for name in ("train", "index", "recommend", "retrain"):
         conf_files.usual(name)
+    importlib.import_module("exports").read_operators()
+    # All tensors are on the processor; Lightning looks for others in all parts of each value that is logged.
+    logged = importlib.import_module("lightning.pytorch.trainer.connectors.logger_connector.result")
+    logged._ResultMetric.to = lambda metric, *_, **__: metric
     gc.set_threshold(50_000, 10, 10)
     # A fork would visit, and so copy, all that is imported here.
     gc.freeze()

@@ -1,25 +1,54 @@
-"""Exports each distinct user tower once in a run of the tests, for all its processes: an export takes four seconds.
+"""Exports each kind of user tower once in a run of the tests, for all its processes: an export takes three seconds.
 
-The key is the pickled tower with its weights and the settings of the export, so another tower is another key. A tower
-that cannot be pickled is exported every time. Tests of the export itself use `torch.onnx.export` as it is.
+Towers that differ by nothing but weights share an export: that of a copy with random weights, in which each weight is
+found again by its values: as it is, transposed, or one of its rows. A tower whose weights are not all found shares its
+export with equal ones, and one that cannot be pickled is exported every time. Tests of the export itself use `export`.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import io
+import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 # Names the folder of the exported towers in this process and in those that it starts.
 FOLDER = "RECSYS_TEST_EXPORTS"
-EXPORT = torch.onnx.export
+ORIGINAL = torch.onnx.export
+
+
+def export(*arguments: Any, **settings: Any) -> Any:
+    """Export as `torch.onnx.export` does, which parses the sources of its 500 operators again for every model."""
+    keep_operators()
+    return ORIGINAL(*arguments, **settings)
+
+
+@functools.cache
+def keep_operators() -> None:
+    """Make the exporter read its operators once in this process and in its forks."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+
+
+def read_operators() -> None:
+    """Import what an export imports, and read its operators, for the forks of this process."""
+    import onnxscript.optimizer
+    import onnxscript.rewriter  # noqa: F401
+    from torch.onnx._internal.exporter import _core, _registration  # noqa: F401
+
+    keep_operators()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    _registration.ONNXRegistry.from_torchlib(opset_version=20)
 
 
 def export_once() -> None:
@@ -29,33 +58,100 @@ def export_once() -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes the values of tensors, whose usual form holds addresses."""
+    """Writes the shapes of weights, and the values of other tensors, whose usual form holds addresses."""
+
+    def __init__(self, file: io.BytesIO, weights: set[int]) -> None:
+        super().__init__(file)
+        self._weights = weights
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            rows = value.detach().contiguous().view(-1).view(torch.uint8).numpy()
-            return bytes, (f"{type(value)} {value.dtype} {tuple(value.shape)} ".encode() + rows.tobytes(),)
+            kind = f"{type(value)} {value.dtype} {tuple(value.shape)} ".encode()
+            if id(value) in self._weights:
+                return bytes, (kind,)
+            return bytes, (kind + value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes(),)
         return NotImplemented
 
 
-def _key(value: Any) -> str:
+def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: one for name, one in model.state_dict(keep_vars=True).items() if one.dtype == torch.float32}
+
+
+def _key(value: Any, weights: dict[str, torch.Tensor]) -> str:
     written = io.BytesIO()
-    _Pickler(written).dump(value)
+    _Pickler(written, {id(one) for one in weights.values()}).dump(value)
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
-def _export(folder: Path, *arguments: Any, **settings: Any) -> Any:
+def _export(folder: Path, model: torch.nn.Module, *arguments: Any, **settings: Any) -> Any:
     import onnx
 
+    weights = _weights(model)
     try:
-        key = _key((arguments, settings))
+        of_shapes, of_values = (_key((model, arguments, settings), some) for some in (weights, {}))
     except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
-        return EXPORT(*arguments, **settings)
-    kept = folder / f"{key}.onnx"
+        return export(model, *arguments, **settings)
+
+    def with_random_weights() -> tuple[bytes, Any]:
+        random, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for one in _weights(random).values():
+                one.copy_(torch.randn(one.shape, generator=generator))
+        program = export(random, *arguments, **settings).model_proto
+        return program.SerializeToString(), _places(program.graph, _weights(random))
+
+    def as_it_is() -> tuple[bytes, Any]:
+        return export(model, *arguments, **settings).model_proto.SerializeToString(), {}
+
+    content, places = _once(folder / of_shapes, with_random_weights)
+    if places is None:
+        content, places = _once(folder / of_values, as_it_is)
+    program = onnx.load_model_from_string(content)
+    for initializer in program.graph.initializer:
+        if initializer.name in places:
+            name, part = places[initializer.name]
+            initializer.raw_data = _part(weights[name].detach(), part).contiguous().numpy().tobytes()
+    return SimpleNamespace(model_proto=program)
+
+
+def _once(kept: Path, made: Callable[[], tuple[bytes, Any]]) -> tuple[bytes, Any]:
     if not kept.exists():
-        program = EXPORT(*arguments, **settings)
-        assert program is not None
-        unfinished = folder / f"{key}.{os.getpid()}"
-        unfinished.write_bytes(program.model_proto.SerializeToString())
+        unfinished = kept.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(pickle.dumps(made()))
         unfinished.rename(kept)
-    return SimpleNamespace(model_proto=onnx.load_model_from_string(kept.read_bytes()))
+    return pickle.loads(kept.read_bytes())  # type: ignore[no-any-return]
+
+
+# A weight as it is, transposed, or one of its rows.
+Part = None | Literal["transposed"] | int
+
+
+def _part(weight: torch.Tensor, part: Part) -> torch.Tensor:
+    return weight if part is None else weight.T if part == "transposed" else weight[part]
+
+
+def _places(graph: Any, weights: dict[str, torch.Tensor]) -> dict[str, tuple[str, Part]] | None:
+    """Return the place of each initializer in the weights, or None if something else was made of weights."""
+    from onnx import TensorProto, numpy_helper
+
+    places = {}
+    for initializer in graph.initializer:
+        if initializer.data_type == TensorProto.FLOAT:
+            values = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+            place = next(filter(None, (_place(values, *weight) for weight in weights.items())), None)
+            if place is not None:
+                places[initializer.name] = place
+            elif values.numel() > 1:
+                return None
+    return places
+
+
+def _place(values: torch.Tensor, name: str, weight: torch.Tensor) -> tuple[str, Part] | None:
+    if torch.equal(values, weight):
+        return name, None
+    if weight.ndim == 2 and torch.equal(values, weight.T):
+        return name, "transposed"
+    if weight.ndim == 2 and values.shape == weight.shape[1:]:
+        for row in (weight == values).all(1).nonzero().flatten().tolist():
+            return name, row
+    return None

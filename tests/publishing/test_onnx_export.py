@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exports import EXPORT
+from exports import FOLDER, export, export_once
 from worlds import CONF, FEW, MAX_HISTORY, write_blend, write_run, write_world
 
 from recsys.data.dataset import Requests
@@ -21,7 +21,7 @@ from recsys.release.verification import read_tower
 
 @pytest.fixture(autouse=True)
 def _real_exports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.onnx, "export", EXPORT)
+    monkeypatch.setattr(torch.onnx, "export", export)
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,17 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
 
 ENCODERS = sorted(file.stem for file in (CONF / "user_tower").glob("*.yaml"))
 # What reads the features is the same code beside every encoder: so one encoder is exported with features of every kind,
-# and the others with one of each role.
+# and the others with one of each role. Two of them have other networks over the features, and two several blocks.
 RUNNING_MEAN = "transformer user_tower.encoder.norm=after user_tower.encoder.running_mean=0.7"
+ONE_BLOCK = "user_tower.encoder.num_blocks=1"
+CROSSING = "crossing@user_tower.crossing={0} crossing@item_tower.crossing={0}"
+MORE = {
+    "bsarec": ONE_BLOCK,
+    "long_and_recent": f"user_tower.encoder.recent.window=3 {CROSSING.format('mask_net')}",
+    "mean": CROSSING.format("cross_network"),
+    "modern": ONE_BLOCK,
+    RUNNING_MEAN: ONE_BLOCK,
+}
 NONE = [*FEW[:4], "~data.features.interactions.action", "~data.features.interactions.surface"]
 
 
@@ -81,9 +90,8 @@ def test_equals_torch_with_every_kind_of_feature(root: Path, tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", [*(encoder for encoder in ENCODERS if encoder != "attention"), RUNNING_MEAN])
 def test_equals_torch_with_every_other_encoder(encoder: str, root: Path, tmp_path: Path) -> None:
-    overrides = [*f"user_tower={encoder}".split(), "user_tower.use_user_id=true", *FEW]
-    if encoder == "long_and_recent":
-        overrides.append("user_tower.encoder.recent.window=3")
+    words = f"user_tower={encoder} {MORE.get(encoder, '')}".split()
+    overrides = [*words, "user_tower.use_user_id=true", *FEW]
     run = load_run(write_run(tmp_path / "run", root, *overrides))
     inputs = {"item_idx", "lengths", "user_idx", "event.action", "event.surface", "request.surface", "user.age"}
     assert _inputs(run) == inputs | _time(encoder)
@@ -93,44 +101,44 @@ def test_equals_torch_with_every_other_encoder(encoder: str, root: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["attention", "hstu", "interests"])
 def test_equals_torch_with_ids_alone_and_dot(encoder: str, root: Path, tmp_path: Path) -> None:
-    """One embedding of a user, several, and an encoder that reads time."""
+    """One embedding of a user, several, and an encoder that reads time, here in days."""
     more = [f"user_tower={encoder}", "item_tower=ids", "model.similarity=dot", "user_tower.use_profile=false"]
-    more += ["model.prior_shift.weight=0.5"]
+    more += ["model.prior_shift.weight=0.5", *["data.time=day"] * (encoder == "hstu")]
     run = load_run(write_run(tmp_path / "run", root, *NONE, *more))
     assert _inputs(run) == {"item_idx", "lengths"} | _time(encoder)
     assert _worst_difference(run, tmp_path) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [["data.time=day"], ["data.time=order", "user_tower.encoder.use_time=false"]])
-def test_equals_torch_whatever_time_is_worth(overrides: list[str], root: Path, tmp_path: Path) -> None:
-    blocks = "user_tower.encoder.num_blocks=1"
-    run = load_run(write_run(tmp_path / "run", root, "user_tower=hstu", blocks, *FEW, *overrides))
-    assert ("timestamp" in _inputs(run)) == (overrides == ["data.time=day"])
+def test_equals_torch_where_time_is_not_read(root: Path, tmp_path: Path) -> None:
+    time = ["data.time=order", "user_tower.encoder.use_time=false"]
+    run = load_run(write_run(tmp_path / "run", root, "user_tower=hstu", ONE_BLOCK, *FEW, *time))
+    assert "timestamp" not in _inputs(run)
     assert _worst_difference(run, tmp_path) < 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crossing", ["cross_network", "mask_net"])
-def test_equals_torch_with_other_networks_over_features(crossing: str, root: Path, tmp_path: Path) -> None:
-    chosen = [f"crossing@{tower}.crossing={crossing}" for tower in ("user_tower", "item_tower")]
-    run = load_run(write_run(tmp_path / "run", root, "user_tower=mean", *FEW, *chosen))
-    assert _worst_difference(run, tmp_path) < 1e-4
-
-
-@pytest.mark.slow
-def test_equals_torch_with_two_item_tables_and_pretrained_embeddings(root: Path, tmp_path: Path) -> None:
+def test_two_item_tables_and_weights_in_a_second_file(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = load_run(write_run(tmp_path / "run", root, "item_tower=pretrained", "user_tower.own_items=true", *FEW))
-    assert _worst_difference(run, tmp_path) < 1e-4
-
-
-@pytest.mark.slow
-def test_big_weights_go_to_the_second_file(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = load_run(write_run(tmp_path / "run", root, "user_tower=mean", *FEW))
     monkeypatch.setattr("recsys.publishing.onnx_export.INLINE_BYTES", 0)
     assert _worst_difference(run, tmp_path) < 1e-4
     assert (tmp_path / "user_tower.onnx.data").exists()
     read_tower((tmp_path / "user_tower.onnx").read_bytes(), tmp_path)
+
+
+@pytest.mark.slow
+def test_other_tests_share_an_export_that_equals_torch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
+    (tmp_path / "kept").mkdir()
+    export_once()
+    for seed in (0, 1):
+        run = load_run(write_run(tmp_path / f"run{seed}", root, "user_tower=mean", *FEW, seed=seed))
+        assert _worst_difference(run, tmp_path) < 1e-4
+    assert len([*(tmp_path / "kept").iterdir()]) == 1
 
 
 @pytest.mark.slow
