@@ -249,4 +249,6 @@ def test_an_interrupted_training_says_how_it_continues(
     monkeypatch.setattr("recsys.experiments.train.train", interrupted)
     monkeypatch.chdir(tmp_path)
     fails(["train", f"hydra.run.dir={folder}"], code=130)
-    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted; with hydra.run.dir={folder} the command continues"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"interrupted; type the same command with hydra.run.dir={folder} to continue"
+    )

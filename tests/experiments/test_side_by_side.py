@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tiny_run import assert_same_run, command
 from worlds import compose
 
 from recsys.core.errors import UnsuitableDataError, UserError
+from recsys.core.io import atomic_write
 from recsys.core.trust import trust, trusted
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.side_by_side import choose_jobs, train_all
@@ -40,7 +44,9 @@ def test_trained_together_they_are_what_they_are_alone(tmp_path: Path, monkeypat
 def answer(config: DictConfig, path: Path) -> RunFolder:
     """Do what a file of the folder says, in a process of its own."""
     path.mkdir(exist_ok=True)
-    (path / "seen").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {','.join(trusted())}")
+    atomic_write(path / "seen", f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {','.join(trusted())}")
+    while config.name != "waits" and not (path.parent / "waits/seen").exists():
+        time.sleep(0.05)
     if config.name == "refuses":
         raise UnsuitableDataError("data.root: found nothing")
     if config.name == "fails":
@@ -57,7 +63,7 @@ def answer(config: DictConfig, path: Path) -> RunFolder:
     [
         ("refuses", UnsuitableDataError, "variant refuses: data.root: found nothing"),
         ("fails", RuntimeError, "variant fails:\nTraceback(.|\n)*ZeroDivisionError: no number"),
-        ("is killed", UserError, "variant is killed: its process ended with exit code -9.*variant_jobs=1"),
+        ("is killed", UserError, "variant is killed: its process was killed, .*exit code -9.*variant_jobs=1"),
     ],
 )
 def test_a_failure_ends_the_others(name: str, kind: type[Exception], message: str, tmp_path: Path) -> None:
@@ -68,16 +74,48 @@ def test_a_failure_ends_the_others(name: str, kind: type[Exception], message: st
     pid, threads, packages = (tmp_path / name / "seen").read_text().split()
     assert (int(threads), "polars" in packages) == (1, True)
     assert int(pid) != os.getpid()
-    if (tmp_path / "waits/seen").exists():
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / "waits/seen").read_text().split()[0]), 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid_in(tmp_path / "waits"), 0)
+
+
+def pid_in(folder: Path) -> int:
+    return int((folder / "seen").read_text().split()[0])
+
+
+def test_a_script_is_not_run_again_and_its_end_ends_all(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    # As in the README: nothing is guarded by `__main__`.
+    script.write_text(
+        "from pathlib import Path\nfrom omegaconf import OmegaConf\n"
+        "from recsys.experiments.side_by_side import train_all\nfrom test_side_by_side import answer\n"
+        f"print('begun', flush=True)\nfolders = Path({str(tmp_path)!r})\n"
+        "configs = {each: OmegaConf.create({'name': 'waits'}) for each in ('waits', 'too')}\n"
+        "train_all(answer, configs, folders, what='training', jobs=2)\n"
+    )
+    folders = [tmp_path / name for name in ("waits", "too")]
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=out, stderr=out)
+    try:
+        while process.poll() is None and not all((folder / "seen").exists() for folder in folders):
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert (tmp_path / "out").read_text().splitlines().count("begun") == 1
+    for folder in folders:
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.kill(pid_in(folder), 0)
+                time.sleep(0.05)
 
 
 def test_the_number_of_jobs() -> None:
     def jobs(*overrides: str, num_events: int = 1_000_000) -> int:
         return choose_jobs({name: compose("train", list(overrides)) for name in "abc"}, num_events=num_events)
 
-    cores = min(3, len(os.sched_getaffinity(0)))
+    cores = min(3, os.cpu_count() or 1)
     assert jobs() == cores
     assert jobs(num_events=10) == 1
     assert jobs("variant_jobs=2", num_events=10) == 2

@@ -170,7 +170,8 @@ def _run_job(command: Command, words: list[str], main: Callable[[DictConfig], No
         except KeyboardInterrupt as stop:
             folder = Path(output_dir())
             has_begun = any((folder / name).exists() for name in ("run.json", "variants"))
-            print("interrupted" + f"; with hydra.run.dir={folder} the command continues" * has_begun, file=sys.stderr)
+            hint = f"; type the same command with hydra.run.dir={folder} to continue"
+            print("interrupted" + hint * has_begun, file=sys.stderr)
             raise SystemExit(INTERRUPTED) from stop
         finally:
             # Another process of the run may do the same at this moment.

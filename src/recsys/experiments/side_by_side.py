@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TextIO, cast
+from typing import Any, Protocol, TextIO, cast
 
 import torch
 from omegaconf import DictConfig
@@ -39,11 +42,6 @@ class Step(Protocol):
         """Train the run in the folder `path`."""
 
 
-class _Process(NamedTuple):
-    name: str
-    process: multiprocessing.process.BaseProcess
-
-
 def choose_jobs(configs: Mapping[str, DictConfig], *, num_events: int) -> int:
     """Return how many of the runs are trained at a time, as `variant_jobs` says.
 
@@ -58,12 +56,16 @@ def choose_jobs(configs: Mapping[str, DictConfig], *, num_events: int) -> int:
     jobs = config.get("variant_jobs", 1)
     if jobs != "auto" and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
         raise UserError(f"variant_jobs: found {jobs!r}, expected auto or a number from 1 on")
-    is_alone = config.trainer.get("accelerator") == "cpu" and launched(config.trainer) is None
-    if not is_alone or config.trainer.get("devices") not in (1, "auto"):
+    if not all(_is_alone(each.trainer) for each in configs.values()):
         return 1
     if jobs == "auto":
-        jobs = len(os.sched_getaffinity(0)) if num_events >= _LEAST_EVENTS else 1
+        jobs = os.cpu_count() or 1 if num_events >= _LEAST_EVENTS else 1
     return min(int(jobs), len(configs))
+
+
+def _is_alone(trainer: DictConfig) -> bool:
+    on_cpu = trainer.get("accelerator") == "cpu" and trainer.get("devices") in (1, "auto")
+    return on_cpu and launched(trainer) is None
 
 
 def train_all(
@@ -91,7 +93,7 @@ def train_all(
         return runs
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(enumerate(configs.items(), 1))
-    running: dict[Connection, _Process] = {}
+    running: dict[Connection, BaseProcess] = {}
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -100,51 +102,69 @@ def train_all(
                 running.update([_start(step, config, folders / name, threads=threads)])
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
-                name = running[connection].name
                 _check(connection, running[connection])
-                del running[connection]
+                name = running.pop(connection).name
                 runs[name] = RunFolder(folders / name, configs[name])
     finally:
-        _stop([each.process for each in running.values()])
+        _stop(list(running.values()))
     return {name: runs[name] for name in configs}
 
 
-def _start(step: Step, config: DictConfig, path: Path, *, threads: int) -> tuple[Connection, _Process]:
+def _start(step: Step, config: DictConfig, path: Path, *, threads: int) -> tuple[Connection, BaseProcess]:
     # A forked process could not use the threads of torch.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(step, config, path, threads, trusted(), theirs), name=path.name)
-    usual = os.environ.get("OMP_NUM_THREADS")
-    # Read by libraries when they are loaded.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
+    with _without_script(), _variable("OMP_NUM_THREADS", str(threads)):
         process.start()
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if usual is not None:
-            os.environ["OMP_NUM_THREADS"] = usual
     # With our copy open, the end of the process would not end the connection.
     theirs.close()
-    return ours, _Process(path.name, process)
+    return ours, process
 
 
-def _check(connection: Connection, job: _Process) -> None:
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Hide the user's script from new processes, which would run it again if it is not guarded by `__main__`."""
+    main = sys.modules["__main__"]
+    usual: dict[str, Any] = {name: main.__dict__[name] for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__dict__.update(dict.fromkeys(usual))
+    try:
+        yield
+    finally:
+        main.__dict__.update(usual)
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of new processes. Libraries read this one when they are loaded."""
+    usual = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if usual is not None:
+            os.environ[name] = usual
+
+
+def _check(connection: Connection, process: BaseProcess) -> None:
     try:
         error = connection.recv()
     except EOFError:
-        job.process.join()
+        process.join()
+        reason = "was killed, perhaps for lack of memory" if process.exitcode == -signal.SIGKILL else "ended early"
         raise UserError(
-            f"variant {job.name}: its process ended with exit code {job.process.exitcode}, perhaps for lack of memory; "
-            "the same command continues, with variant_jobs=1 it trains one variant at a time"
+            f"variant {process.name}: its process {reason} (exit code {process.exitcode}); the same command continues, "
+            "and with variant_jobs=1 it trains one variant at a time"
         ) from None
-    job.process.join()
+    process.join()
     if isinstance(error, UserError):
-        raise type(error)(f"variant {job.name}: {error}")
+        raise type(error)(f"variant {process.name}: {error}")
     if error is not None:
-        raise RuntimeError(f"variant {job.name}:\n{error}")
+        raise RuntimeError(f"variant {process.name}:\n{error}")
 
 
-def _stop(processes: list[multiprocessing.process.BaseProcess]) -> None:
+def _stop(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.terminate()
     for process in processes:

@@ -92,9 +92,16 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
             members = {name: variants[name] for name in runs}
             train_all(refit, members, path / "variants", what="refitting member", jobs=jobs)
     if chosen is None or best in runs:
-        _adopt(runs[best], RunFolder(path, variants[best]), variant=best, variants=scores, seconds=_seconds(path))
+        _adopt(
+            runs[best],
+            RunFolder(path, variants[best]),
+            variant=best,
+            variants=scores,
+            seconds=_seconds(path, runs, jobs=jobs),
+        )
         return train(variants[best], path)
-    return train(_write_blend(members, runs, chosen=chosen, scores=scores, path=path), path)
+    seconds = _seconds(path, runs, jobs=jobs)
+    return train(_write_blend(members, runs, chosen=chosen, scores=scores, seconds=seconds, path=path), path)
 
 
 def _better_ones(
@@ -158,6 +165,7 @@ def _write_blend(
     *,
     chosen: BlendChoice,
     scores: Mapping[str, float],
+    seconds: float,
     path: Path,
 ) -> DictConfig:
     """Make the run `path` of the members' weights, and return its configuration."""
@@ -177,7 +185,7 @@ def _write_blend(
             status=RunStatus.RUNNING,
             dataset_fingerprint=states[0].dataset_fingerprint,
             git_commit=states[0].git_commit,
-            seconds=_seconds(path),
+            seconds=seconds,
             steps=sum(state.steps or 0 for state in states),
             selected=sum(state.selected or 0 for state in states),
             targets_per_second=min(state.targets_per_second or 0.0 for state in states),
@@ -199,12 +207,16 @@ def _counted(path: Path) -> Iterator[None]:
         yield
     finally:
         if distributed.is_first():
-            seconds = round(_seconds(path) + time.monotonic() - begin, 1)
-            atomic_write(path / SECONDS, json.dumps(seconds) + "\n")
+            atomic_write(path / SECONDS, json.dumps(round(_counted_before(path) + time.monotonic() - begin, 1)) + "\n")
 
 
-def _seconds(path: Path) -> float:
+def _counted_before(path: Path) -> float:
     return float(json.loads((path / SECONDS).read_text())) if (path / SECONDS).exists() else 0.0
+
+
+def _seconds(path: Path, runs: Mapping[str, RunFolder], *, jobs: int) -> float:
+    """Return the time of all starts. A killed start has not counted its own, but the runs know theirs."""
+    return max(_counted_before(path), sum(run.state.seconds for run in runs.values()) / jobs)
 
 
 def _adopt(run: RunFolder, target: RunFolder, **changes: Any) -> None:

@@ -38,7 +38,7 @@ from recsys.data.sources.tables import Table, id_type, inspect
 
 log = logging.getLogger("recsys")
 # Folders that a line of the log has described.
-_said: set[Path] = set()
+_described: set[Path] = set()
 
 
 def prepare(
@@ -75,7 +75,7 @@ def prepare(
     how = f"prepared in {time.monotonic() - started:.1f} s" if built else "already prepared"
     # The parts of a command open the same data, and one line about it is enough.
     log.log(
-        logging.DEBUG if folder in _said else logging.INFO,
+        logging.DEBUG if folder in _described else logging.INFO,
         "%s: %s; %d users, %d items, %d events, features: %s",
         folder,
         how,
@@ -84,7 +84,7 @@ def prepare(
         dataset.meta.num_events,
         ", ".join(f.key for f in dataset.schema.features) or "none",
     )
-    _said.add(folder)
+    _described.add(folder)
     return dataset
 
 
