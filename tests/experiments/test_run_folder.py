@@ -201,3 +201,15 @@ def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.Monke
     run.write_metrics({"a": 1.0})
     run.write_per_user(pa.table({"user_id": [1]}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_goes_on_with_keys_that_are_off_and_that_it_did_not_have(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path, OmegaConf.create({"a": 1}))
+    run.claim()
+    run.checkpoints.mkdir()
+    (run.checkpoints / "last.ckpt").touch()
+    off = {"a": 1, "portions": False, "admission": {"_target_": "x", "capacity": None}}
+    assert RunFolder(tmp_path, OmegaConf.create(off)).state.status == run.state.status
+    for key, value in (("portions", True), ("admission", {"_target_": "x", "capacity": 5})):
+        with pytest.raises(UserError, match=f"holds a run with {key}=None, but {key}="):
+            RunFolder(tmp_path, OmegaConf.create({**off, key: value}))

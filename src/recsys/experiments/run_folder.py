@@ -314,5 +314,10 @@ def _differences(found: Any, wanted: Any, key: str) -> Iterator[tuple[str, Any, 
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in {*found, *wanted}:
             yield from _differences(found.get(name), wanted.get(name), f"{key}.{name}" if key else str(name))
-    elif found != wanted:
+    elif found != wanted and not (found is None and _is_off(wanted)):
         yield key, found, wanted
+
+
+def _is_off(value: Any) -> bool:
+    """True for what a configuration that is older than the key meant."""
+    return value is False or (isinstance(value, dict) and value.get("capacity", 0) is None)

@@ -92,8 +92,8 @@ class OpenBatch:
     def add(self, impression: Impression) -> str:
         """Add an impression and return its id."""
         place = len(self.users)
-        self.users.append(impression.user_id)
         self._encoded.append(msgspec.Raw(_encoder.encode(impression)))
+        self.users.append(impression.user_id)
         check = self._checks[place * _CHECK_BYTES : (place + 1) * _CHECK_BYTES]
         end = binascii.b2a_base64(place.to_bytes(_PLACE_BYTES) + check, newline=False).translate(_URL_SAFE)
         return self._begin + end.decode()
