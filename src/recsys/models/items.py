@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError
-from recsys.core.schema import UNKNOWN_ITEM
+from recsys.core.schema import FIRST_CODE, UNKNOWN_ITEM
 from recsys.core.types import Int64Array
 from recsys.data.batches.batch import FeatureTensors
 from recsys.data.dataset import DataSizes
@@ -173,7 +173,9 @@ class ItemTower(nn.Module):
         Their logits are then the mean logit of the user. Training without features never reads the row that they share,
         unless items without a row of their own do.
         """
-        if self.table is None or self.reads_features or self.id_rows is not None:
+        if self.table is None or self.reads_features:
+            return
+        if self.id_rows is not None and bool((self.id_rows[FIRST_CODE:] == UNKNOWN_ITEM).any()):
             return
         if isinstance(self.table, ShardedTable):
             self.table.set_row(UNKNOWN_ITEM, self.table.mean_of_known())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys.release.manifest import Manifest
+from recsys.release.parts import PARTS
 
 _STATUS = Path("/proc/self/status")
 _GIGABYTE = 1 << 30
@@ -18,8 +19,10 @@ _LEAST, _COPIES, _GROWTH, _LARGE = 640 << 20, 3, 16, 32 << 20
 
 def memory_of(manifest: Manifest) -> int:
     """Return the most bytes that a sound release takes when it is opened, in proportion to its files."""
-    tables = sum(entry.bytes for name, entry in manifest.files.items() if name.endswith(".parquet"))
-    others = sum(entry.bytes for entry in manifest.files.values()) - tables
+    # The parts of hosts with `shard=I/N` repeat the whole.
+    files = {name: entry.bytes for name, entry in manifest.files.items() if not name.startswith(PARTS)}
+    tables = sum(size for name, size in files.items() if name.endswith(".parquet"))
+    others = sum(files.values()) - tables
     return _LEAST + _COPIES * others + _GROWTH * tables + (_GIGABYTE if tables > _LARGE else 0)
 
 

@@ -108,7 +108,10 @@ def corpus_of(model: Model, dataset: PreparedDataset) -> npt.NDArray[np.int64]:
         nowhere = torch.stack([mask for mask in evicted if mask is not None]).all(0).cpu().numpy()
         corpus = corpus[(corpus >= len(nowhere)) | ~nowhere[np.minimum(corpus, len(nowhere) - 1)]]
     if not len(corpus):
-        raise UserError("the corpus is empty: no item has a trained id or a feature that the item tower reads")
+        raise UserError(
+            "the corpus is empty: no item has a trained id (with item_tower.admission: min_events events within "
+            "window_days) or a feature that the item tower reads"
+        )
     return corpus
 
 

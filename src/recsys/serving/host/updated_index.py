@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys.core.columns import Ragged
 from recsys.core.errors import UserError
@@ -137,8 +139,8 @@ class UpdatedIndex(ItemSearch):
         is_indexed = np.diff(self.rows_of_items([[item] for item in ids]).offsets) > 0
         if is_part(self.folder):
             whole = release_of(self.folder)
-            indexed = read_table(whole, ITEMS, Manifest.load(whole), columns=["item_id"])["item_id"].to_pylist()
-            is_indexed = np.isin(np.array(ids), np.array(indexed))
+            indexed = read_table(whole, ITEMS, Manifest.load(whole), columns=["item_id"])["item_id"]
+            is_indexed = pc.is_in(pa.array(ids, indexed.type), value_set=indexed).to_numpy(zero_copy_only=False)
         seen: set[ItemId] = set()
         for number, item in enumerate(ids):
             place = f"items[{number}].item_id"
