@@ -100,11 +100,11 @@ class ImpressionRecorder:
         for batch, at in closed:
             try:
                 users = list({user for user in batch.users if user is not None})
-                hidden = self._forgotten(users)
+                hidden = self._forgotten(users) if users else set()
                 content = encode_batch(without_users(batch.batch, hidden)[0]) if hidden else batch.encode()
                 self._store.add(batch.name, content, at)
                 # Users who were forgotten while the batch was written.
-                if late := self._forgotten(users) - hidden:
+                if users and (late := self._forgotten(users) - hidden):
                     self._store.forget(list(late))
                 self._metrics.impressions["written"].inc(len(batch.users))
                 self._has_failed = False

@@ -34,6 +34,12 @@ PRAGMA application_id = 0x72656369;
 PRAGMA user_version = 1;
 COMMIT;
 """
+# One statement, because each one lets the event loop wait for this thread and this thread for the event loop.
+_EXPIRED_AND_BYTES = """
+SELECT coalesce((SELECT max(number) FROM batches WHERE number <= (SELECT min(number) + ? FROM batches) AND at < ?), 0),
+       (page_count - freelist_count) * page_size
+FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()
+"""
 _TIMEOUT_SECONDS = 30.0
 # Number of parameters of one statement, and share of the batches that make room for new ones.
 _MOST, _SHARE = 1000, 16
@@ -66,12 +72,8 @@ class SQLiteImpressions:
         """Store a batch; see `ImpressionStore.add`."""
         with self._lock, self._transaction(self._fast) as writer:
             writer.execute("INSERT INTO batches (batch, at, content) VALUES (?, ?, ?)", (batch, int(at), content))
-            (last,) = writer.execute(
-                "SELECT coalesce(max(number), 0) FROM batches WHERE number <= "
-                "(SELECT min(number) + ? FROM batches) AND at < ?",
-                (_MOST, at - self._keep_seconds),
-            ).fetchone()
-            if self._num_bytes(writer) > self._max_bytes:
+            last, num_bytes = writer.execute(_EXPIRED_AND_BYTES, (_MOST, at - self._keep_seconds)).fetchone()
+            if num_bytes > self._max_bytes:
                 first, newest = writer.execute("SELECT min(number), max(number) FROM batches").fetchone()
                 last = max(last, min(first + (newest - first) // _SHARE, newest - 1))
             if last:
@@ -79,13 +81,6 @@ class SQLiteImpressions:
                     "DELETE FROM outcomes WHERE batch IN (SELECT batch FROM batches WHERE number <= ?)", (last,)
                 )
                 writer.execute("DELETE FROM batches WHERE number <= ?", (last,))
-
-    @staticmethod
-    def _num_bytes(connection: sqlite3.Connection) -> int:
-        pages, free, size = (
-            connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
 
     def get(self, batches: Sequence[bytes]) -> Mapping[bytes, Batch]:
         """Return batches by id; see `ImpressionStore.get`."""
