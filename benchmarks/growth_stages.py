@@ -56,9 +56,9 @@ def prepare_events(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG00
 def spark(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
     words = ["--num-events", str(size), "--num-users", str(size // 20), "--num-items", str(size // 100)]
     command = [sys.executable, str(HERE / "spark_cluster.py"), *words]
-    output = subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)}
-    )
+    places = os.environ | {"TMPDIR": str(folder)}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=places).stdout
+    print(output, file=sys.stderr)
     patterns = {
         "prepare_wall_s": r"two workers: ([\d.]+) s",
         "prepare_cpu_s": r", ([\d.]+) CPU s",

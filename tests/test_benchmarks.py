@@ -192,7 +192,7 @@ def test_growth_plans_with_the_laws_that_there_are(monkeypatch: pytest.MonkeyPat
     ]
     parts = report.render(lines)
     # 10^9 events / 100 targets x 110 ms are 306 CPU hours, for which 32 busy cores need 9.5 hours.
-    assert "| training, one epoch | 306 CPU hours: 9.5 h on 1 | 280,556 CPU hours: 12.0 h on 731 | " in parts["plans"]
+    assert "| training, one epoch | 306 CPU hours: 9.5 h on 1 | 30,556 CPU hours: 11.9 h on 80 | " in parts["plans"]
     assert "| memory of a process, replicated tables | 51 GiB | 501 GiB | " in parts["plans"]
     assert "| memory of its driver | not measured | not measured | " in parts["plans"]
     # 8 (1 + n / 2) = 410 GiB.
@@ -200,6 +200,19 @@ def test_growth_plans_with_the_laws_that_there_are(monkeypatch: pytest.MonkeyPat
     assert line.endswith("| 100 million items | holds | breaks | `item_tower.sharding=row_wise` |")
     assert "One size gives no law." in report.render(lines[:1])["training"]
     assert "plans" not in report.render(lines[:1])
+
+
+def test_growth_reads_what_the_spark_benchmark_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    stages = importlib.import_module("growth_stages")
+    printed = (
+        "2,000 events on two workers: 51.5 s, 120.4 CPU s\ndriver: at most 0.83 GiB (bar: 1)\nDuckDB: 3.0 s\n"
+        "8 of 9 columns of events have the bytes of DuckDB: a, b"
+    )
+    run = SimpleNamespace(PIPE=-1, run=lambda *_, **__: SimpleNamespace(stdout=printed))
+    monkeypatch.setattr(stages, "subprocess", run)
+    found = {"prepare_wall_s": 51.5, "prepare_cpu_s": 120.4, "driver_gib": 0.83, "equal_columns": 8, "columns": 9}
+    assert stages.spark(2000, "", tmp_path) == found
 
 
 def test_a_limit_is_where_a_law_meets_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
