@@ -86,7 +86,9 @@ def _key(value: Any, weights: dict[str, torch.Tensor]) -> str:
 def _export(folder: Path, model: torch.nn.Module, *arguments: Any, **settings: Any) -> Any:
     import onnx
 
-    weights = _weights(model)
+    # An encoder that reads times has biases that are gathered from weights.
+    reads_time = any(member.model.user_tower.encoder.reads_time for member in getattr(model, "members", ()))
+    weights = {} if reads_time else _weights(model)
     try:
         of_shapes, of_values = (_key((model, arguments, settings), some) for some in (weights, {}))
     except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
@@ -103,7 +105,7 @@ def _export(folder: Path, model: torch.nn.Module, *arguments: Any, **settings: A
     def as_it_is() -> tuple[bytes, Any]:
         return export(model, *arguments, **settings).model_proto.SerializeToString(), {}
 
-    content, places = _once(folder / of_shapes, with_random_weights)
+    content, places = _once(folder / of_shapes, with_random_weights) if weights else (b"", None)
     if places is None:
         content, places = _once(folder / of_values, as_it_is)
     program = onnx.load_model_from_string(content)
