@@ -17,7 +17,7 @@ from recsys.core.errors import UserError
 from recsys.experiments import train
 from recsys.experiments.compose import variants_of
 from recsys.experiments.trained_run import load_run
-from recsys.experiments.variants import _two_thirds, train_best
+from recsys.experiments.variants import _trial_epochs, _two_thirds, train_best
 
 NAMES = ("mean", "attention")
 VARIANTS = [f"+variants.{name}={{overrides: ['user_tower={name}']}}" for name in NAMES]
@@ -72,6 +72,16 @@ def test_members_of_the_blend_are_kept_and_then_the_best() -> None:
     assert _two_thirds({"content": 0.7, "adds": 0.3}, scores) == ["content", "adds", "like content"]
     assert _two_thirds({"content": 1.0}, dict(list(scores.items())[:3])) == ["content", "slow"]
     assert _two_thirds(dict.fromkeys(scores, 0.2), scores) == ["content", "like content", "slow"]
+
+
+def test_trials_are_for_data_whose_training_is_long() -> None:
+    def epochs(value: object, num_events: int) -> int:
+        return _trial_epochs(OmegaConf.create({"trial_epochs": value}), num_events=num_events)
+
+    assert [epochs("auto", n) for n in (99_999, 100_000, 200_000, 10_000_000)] == [0, 3, 2, 1]
+    assert [epochs(2, 10), epochs(None, 200_000)] == [2, 0]
+    with pytest.raises(UserError, match="trial_epochs: found 0, expected auto, null or a number from 1 on"):
+        epochs(0, 10)
 
 
 def test_a_trial_lasts_until_the_first_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

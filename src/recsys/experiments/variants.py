@@ -32,6 +32,9 @@ log = logging.getLogger("recsys")
 
 # Number of training events that a trial of a variant reads at most, unless one epoch has more.
 MOST_TRIAL_EVENTS = 500_000
+# Epochs of an automatic trial, and training events from which there is one: on less data all training is short, and a
+# variant that learns slowly has learned nothing after so few steps.
+TRIAL_EPOCHS, LEAST_TRIAL_EVENTS = 3, 100_000
 # Number of validation users that choose the variants which are trained further.
 TRIAL_USERS = 8_000
 # File with the seconds that the variants took together.
@@ -73,8 +76,7 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
     num_events = int(open_data(config).train_count.sum())
     jobs = choose_jobs(variants, num_events=num_events)
     with _counted(path):
-        if (epochs := config.get("trial_epochs")) and len(variants) > 2:
-            epochs = max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
+        if (epochs := _trial_epochs(config, num_events=num_events)) and len(variants) > 2:
             variants = _better_ones(variants, path, metric=metric, epochs=epochs, fits_offset=fits_offset, jobs=jobs)
         runs = train_all(select, variants, path / "variants", what="training variant", jobs=jobs)
         scores = {name: run.metrics[metric] for name, run in runs.items()}
@@ -102,6 +104,17 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
         return train(variants[best], path)
     seconds = _seconds(path, runs, jobs=jobs)
     return train(_write_blend(members, runs, chosen=chosen, scores=scores, seconds=seconds, path=path), path)
+
+
+def _trial_epochs(config: DictConfig, *, num_events: int) -> int:
+    epochs = config.get("trial_epochs")
+    if epochs == "auto":
+        epochs = TRIAL_EPOCHS if num_events >= LEAST_TRIAL_EVENTS else None
+    if epochs is None:
+        return 0
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise UserError(f"trial_epochs: found {epochs!r}, expected auto, null or a number from 1 on")
+    return max(min(epochs, MOST_TRIAL_EVENTS // max(num_events, 1)), 1)
 
 
 def _better_ones(
