@@ -24,6 +24,7 @@ from recsys.operations.lineage import lineage
 from recsys.operations.refresh import run_refresh
 from recsys.publishing.promote import promote
 from recsys.release.manifest import Manifest
+from recsys.release.parts import count_of
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 
@@ -38,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shift = "model.prior_shift={weight: 0.5, half_life_days: 1.0, power: 1.0}"
     run = load_run(write_run(folder / "run", root, "split=temporal", shift))
     store = ReleaseStore(folder / "store")
-    store.set_alias("production", promote(run, Exact(), store=store, model="m", recall_target=1.0).version, why="first")
+    version = promote(run, Exact(), store=store, model="m", recall_target=1.0, shards=2).version
+    store.set_alias("production", version, why="first")
     shutil.copytree(store.root, folder / "first_store")
     newer = folder / "newer"
     newer.mkdir()
@@ -93,6 +95,8 @@ def test_a_refresh_is_stopped_continued_and_recorded(folder: Path, monkeypatch: 
     newest = int(np.max(pq.read_table(folder / "newer/interactions.parquet")["timestamp"]))
     assert manifest.index_time == {"now": newest + 1, "horizon_days": 1.0}
     assert manifest.refreshed["from"] == served
+    # Hosts of shards find their parts again.
+    assert count_of(manifest) == 2
     before, after = (Manifest.load(store.root / version) for version in (served, kept.version))
     name = "item_tower.safetensors"
     assert before.files[name].sha256 == after.files[name].sha256

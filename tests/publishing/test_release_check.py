@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import REPOSITORY, run_all
+from forging import copy_release, pair_again, seal
 from publishing import Published
 
 from recsys.core.errors import UserError
 from recsys.experiments.trained_run import load_run
-from recsys.index import Exact, IVFFlat
+from recsys.index import Exact, IVFFlat, save_index
 from recsys.publishing import release_check
 from recsys.publishing.promote import promote
-from recsys.publishing.release_check import IndexQueries, index_recall
-from recsys.release.manifest import Manifest
+from recsys.publishing.release_check import IndexQueries, check_release, index_recall
+from recsys.release import manifest as manifests
+from recsys.release.manifest import FileEntry, Manifest
 from recsys.release.runtime.retriever import Answer, Retriever
 from recsys.release.store import ReleaseStore
 
@@ -32,6 +35,17 @@ class Fixed(Exact):
 
     def search(self, queries, k, **_):
         return np.full((len(queries), k), 99.0, np.float32), np.array([self.rows[:k]] * len(queries))
+
+
+class Forgetful(Exact):
+    """An approximate index that finds the best item, and then the worst ones."""
+
+    is_exact = False
+
+    def search(self, queries, k, **_):
+        scores, rows = super().search(queries, self.num_items)
+        kept = [0, *range(self.num_items - k + 1, self.num_items)]
+        return scores[:, kept], rows[:, kept]
 
 
 class Unreadable(Exact):
@@ -58,15 +72,24 @@ def test_a_release_whose_index_cannot_be_opened_gets_one_clear_error(
     # As if tables were large: they lie in files while the release is made.
     monkeypatch.setattr("recsys.publishing.promote.LARGE_BYTES", 0)
     monkeypatch.setattr("recsys.publishing.onnx_export.INLINE_BYTES", 0)
+    hashed, describe = Counter[str](), manifests.describe_file
+
+    def counted(path: Path) -> FileEntry:
+        hashed[path.relative_to(next(one for one in path.parents if one.parent == tmp_path)).as_posix()] += 1
+        return describe(path)
+
+    monkeypatch.setattr(manifests, "describe_file", counted)
     store = ReleaseStore(tmp_path)
     with pytest.raises(UserError, match="it cannot be opened and queried") as caught:
-        promote(load_run(published.runs[0]), Unreadable(), store=store, model="test")
+        promote(load_run(published.runs[0]), Unreadable(), store=store, model="test", shards=2)
     (version,) = store.versions()
     assert f"no alias was moved, and the release lies in {tmp_path / version}" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == [version]
     one, other = tmp_path / version, published.store / published.versions[0]
     assert (one / "item_embeddings.npy").read_bytes() == (other / "item_embeddings.npy").read_bytes()
     assert (one / "user_tower.onnx.data").exists()
+    # Hashing large files takes as long as writing them.
+    assert hashed == dict.fromkeys(Manifest.load(one).files, 1)
     # What the exported towers answer to the same requests.
     first, second = (np.load(folder / "self_check.npz")["embeddings"] for folder in (one, other))
     np.testing.assert_allclose(first, second, atol=1e-6)
@@ -108,6 +131,40 @@ def test_a_release_that_answers_otherwise_is_refused(
         monkeypatch.setattr(Retriever, "retrieve", answers)
     with pytest.raises(UserError, match=message):
         promote(load_run(published.runs[0]), IVFFlat(), store=ReleaseStore(tmp_path), model="test", recall_target=1.0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (None, None),
+        ("self_check", "its part 1/3 cannot be opened and queried .*does not return the items of self_check.npz"),
+        (
+            "recall",
+            r"index of its part 1/3 finds 0\.5000 of the exact top 2 of the part, expected the recorded 1.0000",
+        ),
+    ],
+)
+def test_every_part_is_opened_and_queried(
+    published: Published, tmp_path: Path, spoil: str | None, message: str | None
+) -> None:
+    folder = copy_release(published.store / published.versions[1], tmp_path)
+    part, users = folder / "item_index.parts/1-of-3", np.load(folder / "self_check.npz")["embeddings"]
+    if spoil == "self_check":
+        check = dict(np.load(part / "self_check.npz"))
+        np.savez(part / "self_check.npz", **check | {"best_scores": check["best_scores"] + 1})
+    elif spoil == "recall":
+        index = Forgetful()
+        index.build(np.load(part / "item_embeddings.npy"))
+        save_index(index, part)
+    pair_again(folder)
+    folder, run, store = seal(folder), load_run(published.runs[1]), ReleaseStore(tmp_path)
+    queries = IndexQueries.of(np.load(folder / "item_embeddings.npy"), users, k=6)
+    if message is None:
+        check_release(run, store, version=folder.name, queries=queries, recall=1.0)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        check_release(run, store, version=folder.name, queries=queries, recall=1.0)
+    assert f"no alias was moved, and the release lies in {folder}" in str(caught.value)
 
 
 OUTSIDE = '''

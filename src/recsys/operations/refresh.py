@@ -206,7 +206,7 @@ def _stage(
     """Return the refreshed release below the folder, which is made once for the same towers, data and settings."""
     origin = origin | {"from": served.version}
     packing, staged = PackingSettings.from_config(config), folder / STAGED
-    index, policy = instantiate(packing.index), instantiate(packing.corpus)
+    index, policy, num_parts = instantiate(packing.index), instantiate(packing.corpus), packing.num_parts(served)
     items = choose_items(policy, run.dataset, corpus=run.corpus)
     settings = [OmegaConf.to_container(node) for node in (packing.index, packing.corpus)]
     made_from = json.dumps(
@@ -214,7 +214,7 @@ def _stage(
             origin,
             run.dataset.meta.fingerprint,
             None if index_time is None else dataclasses.asdict(index_time),
-            [packing.model, packing.recall_target, *packing.storage, *settings],
+            [packing.model, packing.recall_target, *packing.storage(num_parts), *settings],
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
     )
@@ -234,7 +234,7 @@ def _stage(
         refreshed={**origin, "folder": str(folder)},
         earlier=served.index,
         item_embeddings=packing.item_embeddings,
-        shards=packing.shards,
+        shards=num_parts,
     )
     atomic_write(mark, json.dumps({"from": made_from, "version": promotion.version}))
     return promotion.retriever

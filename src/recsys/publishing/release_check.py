@@ -6,7 +6,9 @@ did when it was built, must not get an alias.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +18,16 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.data.dataset import Requests
 from recsys.experiments.trained_run import TrainedRun
-from recsys.index import exact_search
+from recsys.index import IVFFlat, exact_search
 from recsys.index.ann_index import Tunable
 from recsys.publishing.release_writer import real_requests
 from recsys.release.files import map_embeddings
+from recsys.release.manifest import Manifest
+from recsys.release.parts import count_of, part_of
 from recsys.release.precision import decode
+from recsys.release.runtime.item_search import ItemSearch
 from recsys.release.runtime.retriever import Answer, Query, Retriever, seen_items
+from recsys.release.runtime.shard import CorpusShard
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
 
@@ -63,6 +69,8 @@ def check_release(
 ) -> Retriever:
     """Open a published release with one thread, answer real requests and compare its index with exact search.
 
+    Parts of the release are opened as their hosts open them.
+
     Args:
         run: run of the release, with the items of the release as its corpus.
         store: store of the release.
@@ -71,11 +79,11 @@ def check_release(
         recall: recorded recall of the index.
 
     Raises:
-        UserError: If the release cannot be opened or queried, or its index finds less than is recorded.
+        UserError: If the release or a part cannot be opened or queried, or its index finds less than is recorded.
     """
     folder = store.root / version
     requests, k = _some_requests(run), queries.k
-    try:
+    with _opening(store, version, "it"):
         # This process has made it, so that it needs no signature. Timings on one thread do not depend on the machine.
         manifest = verify_release(folder)
         stored = map_embeddings(folder, manifest)
@@ -83,18 +91,47 @@ def check_release(
         embeddings = decode(stored)
         found = index_recall(retriever.index, embeddings, queries)
         answers = retriever.retrieve(requests, k)
-    except Exception as error:
-        # The code of an outside backend can fail in any way.
-        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        raise _refusal(store, version, f"it cannot be opened and queried ({reason})") from error
     if found < recall - TOLERANCE:
         problem = f"its index finds {found:.4f} of the exact top {k}, expected the recorded {recall:.4f}"
         raise _refusal(store, version, problem)
     items = {*retriever.items["item_id"].to_pylist()}
     for request, answer in zip(requests, answers, strict=True):
         _check_answer(store, request, answer, version=version, items=items, k=k)
+    _check_parts(store, manifest, queries=queries, recall=recall)
     log.info("release %s opened: index recall@%d %.4f, %d requests answered", version, k, found, len(requests))
     return retriever
+
+
+def _check_parts(store: ReleaseStore, manifest: Manifest, *, queries: IndexQueries, recall: float) -> None:
+    """Open each part, whose files are verified, and compare an index that was built for it with exact search."""
+    count, version = count_of(manifest), manifest.version
+    for number in range(count):
+        shard = CorpusShard(number, count)
+        if (part := part_of(store.root / version, manifest, shard)) is None:
+            continue
+        with _opening(store, version, f"its part {shard}"):
+            search = ItemSearch(*part)
+            search.check()
+            # Lists of a part are those of the whole, whose recall is known.
+            if search.index.is_exact or isinstance(search.index, IVFFlat):
+                continue
+            # A merged answer of k items has about k / count of each part. Deeper results are found less often.
+            k = min(-(-queries.k // count), len(search.items))
+            own = IndexQueries.of(search.embeddings, queries.embeddings, k=k)
+            found = index_recall(search.index, search.embeddings, own)
+        if found < recall - TOLERANCE:
+            problem = f"the index of its part {shard} finds {found:.4f} of the exact top {k} of the part"
+            raise _refusal(store, version, f"{problem}, expected the recorded {recall:.4f} of the whole")
+
+
+@contextlib.contextmanager
+def _opening(store: ReleaseStore, version: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # The code of an outside backend can fail in any way.
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise _refusal(store, version, f"{what} cannot be opened and queried ({reason})") from error
 
 
 def index_recall(index: Tunable, embeddings: Float32Array, queries: IndexQueries) -> float:

@@ -79,7 +79,7 @@ def pack(
     refreshed: Mapping[str, Any] | None = None,
     shards: int = 1,
 ) -> Manifest:
-    """Write every file of a release except the manifest, and return the manifest without version, time and files.
+    """Write every file of a release except the manifest, and return the manifest without version and time.
 
     Args:
         folder: empty folder.
@@ -110,7 +110,8 @@ def pack(
     items = _items(run)
     pq.write_table(items, folder / ITEMS)
 
-    pair = pair_of(describe_files(folder))
+    files = describe_files(folder)
+    pair = pair_of(files)
     save_index(index, folder)
     specs = input_specs(run.model, dataset.schema)
     metadata = {PAIR_KEY: pair, SIMILARITY_KEY: similarity, MAX_HISTORY_KEY: str(run.builder.max_history)}
@@ -135,7 +136,7 @@ def pack(
         output=output,
         metrics=run.metrics,
         index={"class": description["class"], **measured},
-        files={},
+        files=describe_files(folder, files),
         data=_times(run),
         corpus=corpus,
         num_trained=dataset.num_trained,
@@ -148,9 +149,9 @@ def pack(
     for number in range(shards if shards > 1 else 0):
         shard = CorpusShard(number, shards)
         _write_part(folder / name_of(shard), shard, index=index, stored=stored, items=items, check=check)
-    files = describe_files(folder).items()
-    save_index_pair(folder, pair, files={name: entry for name, entry in files if name.startswith("item_index.")})
-    return manifest
+    files = describe_files(folder, manifest.files)
+    save_index_pair(folder, pair, files={name: one for name, one in files.items() if name.startswith("item_index.")})
+    return dataclasses.replace(manifest, files=files)
 
 
 def _write_part(
@@ -289,7 +290,7 @@ def _write_self_check(
     Returns:
         What is stored.
     """
-    tower = UserTowerSession(folder, dataclasses.replace(manifest, files=describe_files(folder)))
+    tower = UserTowerSession(folder, manifest)
     requests = real_requests(run)
     # Long and short histories, and an empty one of an unknown user.
     chosen = np.linspace(0, len(requests.user_idx) - 1, 16 * NUM_SELF_CHECKS).astype(np.int64)

@@ -186,10 +186,11 @@ def embedding_shape(num_embeddings: int, dim: int) -> tuple[str | int, ...]:
     return ("B", dim) if num_embeddings == 1 else ("B", num_embeddings, dim)
 
 
-def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Describe every file below `folder` except the manifest, by relative name, sorted."""
+def describe_files(folder: Path, known: Mapping[str, FileEntry] | None = None) -> dict[str, FileEntry]:
+    """Describe every file below `folder` except the manifest, by relative name, sorted; `known` ones are not read."""
+    known = known or {}
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: describe_file(folder / name) for name in names if name != MANIFEST}
+    return {name: known.get(name) or describe_file(folder / name) for name in names if name != MANIFEST}
 
 
 def describe_file(path: Path) -> FileEntry:

@@ -33,6 +33,11 @@ def release_of(folder: Path) -> Path:
     return folder.parent.parent
 
 
+def count_of(manifest: Manifest) -> int:
+    """Return the number of parts of a release; 1 for none."""
+    return len({name.split("/")[1] for name in manifest.files if name.startswith(PARTS)}) or 1
+
+
 def part_of(folder: Path, manifest: Manifest, shard: CorpusShard | None) -> tuple[Path, Manifest] | None:
     """Return folder and manifest of a part; None if the release has none for this shard."""
     if shard is None:

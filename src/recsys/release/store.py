@@ -57,7 +57,8 @@ class ReleaseStore:
         (`sign_key=` of a command) signs the release.
 
         Args:
-            write: fills a folder and returns the manifest, whose version, time and files are set here.
+            write: fills a folder and returns the manifest, whose version, time and files are set here. Files that a
+                manifest without a version describes are not read again.
             complete: gets folder and manifest before the release appears, and returns the manifest to write.
         """
         self.root.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ class ReleaseStore:
             try:
                 aside.mkdir()
                 manifest = write(aside)
-                files = describe_files(aside)
+                files = describe_files(aside, {} if manifest.version else manifest.files)
                 manifest = dataclasses.replace(manifest, version=version_of(files), created=_now(), files=files)
                 if complete is not None:
                     manifest = complete(aside, manifest)

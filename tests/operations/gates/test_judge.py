@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from commands import REPOSITORY
 from composing import composition_error
 from publishing import Published
 from worlds import compose
@@ -70,7 +72,10 @@ def test_a_fault_of_a_gate_is_an_error_and_no_verdict(run: TrainedRun, served: R
 def test_a_run_of_which_no_release_can_be_made_is_stopped(
     run: TrainedRun, served: Retriever, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    num_parts = []
+
+    def refuse(*_: object, shards: int, **__: object) -> None:
+        num_parts.append(shards)
         raise error
 
     monkeypatch.setattr(staging, "promote", refuse)
@@ -78,6 +83,12 @@ def test_a_run_of_which_no_release_can_be_made_is_stopped(
         staging.stage(run, settings().packing)
     verdict = judge_run(run, served, settings=settings(never=Raises(TypeError())))
     assert (verdict.stopped_by, verdict.candidate) == (["packed"], None)
+    chosen = dataclasses.replace(settings(), packing=dataclasses.replace(settings().packing, shards=2))
+    judge_run(run, served, settings=chosen)
+    # Without a choice there are as many parts as in the served release.
+    assert num_parts == [1, 3, 2]
+    for command in ("gates", "refresh", "retrain"):
+        assert yaml.safe_load((REPOSITORY / f"conf/{command}.yaml").read_text())["shards"] is None
     path = record_verdict(run, verdict)
     assert path == run.path / "verdict.json"
     assert Verdict.load(path) == verdict

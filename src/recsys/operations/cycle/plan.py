@@ -85,7 +85,7 @@ class CyclePlan:
         training = [self.root, self.config.warm_start, self.training, OmegaConf.create(dict(self.variants))]
         names = ("index", "corpus", "gates", "recall_target", "max_users", "samples")
         judging = [self.config[name] for name in names]
-        judging += [one for one in (self.config.item_embeddings, self.config.shards) if one not in ("float32", 1)]
+        judging += [one for one in (self.config.item_embeddings, self.config.shards) if one not in ("float32", None)]
         return "-".join(_digest(nodes) for nodes in (training, judging))
 
     def command_line(self, *words: str, only: Sequence[str] | None = None) -> str:

@@ -110,7 +110,7 @@ def judge_run(
     dataset = run.dataset if dataset is None else dataset
     window = new_events(dataset, served, begin=settings.begin, end=settings.end)
     try:
-        candidate = stage(run, settings.packing) if candidate is None else candidate
+        candidate = stage(run, settings.packing, served=served) if candidate is None else candidate
     except PackingError as error:
         outcome = failed("a release can be made", 0.0, threshold=1.0, reason=str(error)).of("packed")
         return _verdict(run, served, window=window, candidate=None, outcomes=[outcome], measured={})

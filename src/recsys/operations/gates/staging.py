@@ -17,6 +17,7 @@ from recsys.experiments.trained_run import TrainedRun
 from recsys.publishing.corpus_policies import choose_items
 from recsys.publishing.promote import promote
 from recsys.release.manifest import describe_file
+from recsys.release.parts import count_of
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.store import ReleaseStore
 from recsys.release.verification import verify_release
@@ -38,7 +39,7 @@ class PackingSettings:
     model: str
     recall_target: float
     item_embeddings: str = "float32"
-    shards: int = 1
+    shards: int | None = None
 
     @classmethod
     def from_config(cls, config: DictConfig) -> PackingSettings:
@@ -46,22 +47,32 @@ class PackingSettings:
         names = ("index", "corpus", "model", "recall_target", "item_embeddings", "shards")
         return cls(**{name: config[name] for name in names})
 
-    @property
-    def storage(self) -> list[object]:
+    def num_parts(self, served: Retriever | None) -> int:
+        """Return the number of parts: that of the served release if nothing else was chosen."""
+        if self.shards is not None:
+            return self.shards
+        return 1 if served is None else count_of(served.manifest)
+
+    def storage(self, num_parts: int) -> list[object]:
         """Precision and parts of the release; no defaults, because earlier releases were made without a choice."""
-        return [one for one in (self.item_embeddings, self.shards) if one not in ("float32", 1)]
+        return [one for one in (self.item_embeddings, num_parts) if one not in ("float32", 1)]
 
 
-def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
+def stage(run: TrainedRun, settings: PackingSettings, *, served: Retriever | None = None) -> Retriever:
     """Return the release that promotion would make of the run.
 
     The release is made once for the same weights, configuration, data and settings.
+
+    Args:
+        run: finished run.
+        settings: settings of the release.
+        served: release that it would replace; None if nothing is served.
 
     Raises:
         UserError: If the settings are wrong.
         PackingError: If promotion refuses the run.
     """
-    folder = run.path / STAGED
+    folder, num_parts = run.path / STAGED, settings.num_parts(served)
     index, policy = instantiate(settings.index), instantiate(settings.corpus)
     # A policy may read files, and their content may change under the same name.
     items = choose_items(policy, run.dataset, corpus=run.corpus)
@@ -72,7 +83,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
             OmegaConf.to_container(settings.index),
             settings.model,
             settings.recall_target,
-            *settings.storage,
+            *settings.storage(num_parts),
             OmegaConf.to_container(settings.corpus),
             hashlib.sha256(items.tobytes()).hexdigest(),
         ]
@@ -88,7 +99,7 @@ def stage(run: TrainedRun, settings: PackingSettings) -> Retriever:
                 recall_target=settings.recall_target,
                 policy=policy,
                 item_embeddings=settings.item_embeddings,
-                shards=settings.shards,
+                shards=num_parts,
             ).version
             atomic_write(mark, json.dumps({"from": made_from, "version": version}))
         return open_staged(folder, json.loads(mark.read_text())["version"])
