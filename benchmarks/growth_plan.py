@@ -77,7 +77,7 @@ def gib(size: float, part: str = "") -> str:
     """Return a size, and how many machines hold it if their parts have a name."""
     if math.isnan(size):
         return "not measured"
-    return f"{short(size)} GiB" + (f": {math.ceil(size / (MEMORY * FULL))} {part}" if part else "")
+    return f"{short(size)} GiB" + (f" ({part}: {math.ceil(size / (MEMORY * FULL))})" if part else "")
 
 
 def processes(law: Callable[..., float], items: float) -> int | None:

@@ -220,6 +220,7 @@ def _counted(path: Path) -> Iterator[None]:
         yield
     finally:
         if distributed.is_first():
+            (path / SECONDS).parent.mkdir(exist_ok=True)
             atomic_write(path / SECONDS, json.dumps(round(_counted_before(path) + time.monotonic() - begin, 1)) + "\n")
 
 
