@@ -165,7 +165,7 @@ def tables(stage: str, lines: Sequence[Line], laws: Mapping[tuple[str, str, str]
     found += ["", row("law", "for n million " + unit, "residuals, smallest size first"), "|---|---|---|"]
     for (own, kind, name), law in laws.items():
         if own == stage:
-            residuals = ", ".join(f"{value:+.0%}" for value in law.residuals)
+            residuals = ", ".join(f"{round(value, 2) + 0.0:+.0%}" for value in law.residuals)
             found.append(row(f"{kind} {name}".strip(), law, residuals))
     return "\n".join(found)
 

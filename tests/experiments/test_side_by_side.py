@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +23,7 @@ from recsys.core.errors import UnsuitableDataError, UserError
 from recsys.core.io import atomic_write
 from recsys.core.trust import trust, trusted
 from recsys.experiments.run_folder import RunFolder
-from recsys.experiments.side_by_side import choose_jobs, train_all
+from recsys.experiments.side_by_side import _check, choose_jobs, train_all
 from recsys.experiments.variants import train_best
 
 CONFIG = OmegaConf.create({"name": "a"})
@@ -27,7 +31,7 @@ CONFIG = OmegaConf.create({"name": "a"})
 
 def configurations(run: Path, cache: Path, jobs: int) -> dict[str, DictConfig]:
     words = [word for word in command(run, cache)[1:] if "num_blocks" not in word and "hydra" not in word]
-    words += ["refit=true", "trainer.max_epochs=2", f"variant_jobs={jobs}"]
+    words += ["trainer.max_epochs=2", f"variant_jobs={jobs}"]
     return {name: compose("train", [*words, f"user_tower={name}"]) for name in ("mean", "attention")}
 
 
@@ -37,8 +41,6 @@ def test_trained_together_they_are_what_they_are_alone(tmp_path: Path, monkeypat
     cache = tmp_path / "cache"
     runs = [train_best(configurations(tmp_path, cache, jobs), tmp_path / str(jobs), blend=True).path for jobs in (1, 2)]
     assert_same_run(*runs)
-    for name in ("mean", "attention"):
-        assert RunFolder(runs[1] / "variants" / name, configurations(tmp_path, cache, 1)[name]).state.refitted
 
 
 def answer(config: DictConfig, path: Path) -> RunFolder:
@@ -47,10 +49,6 @@ def answer(config: DictConfig, path: Path) -> RunFolder:
     atomic_write(path / "seen", f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {','.join(trusted())}")
     while config.name != "waits" and not (path.parent / "waits/seen").exists():
         time.sleep(0.05)
-    if config.name == "refuses":
-        raise UnsuitableDataError("data.root: found nothing")
-    if config.name == "fails":
-        raise ZeroDivisionError("no number")
     if config.name == "is killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if config.name == "waits":
@@ -59,19 +57,25 @@ def answer(config: DictConfig, path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "message"),
+    ("error", "kind", "message"),
     [
-        ("refuses", UnsuitableDataError, "variant refuses: data.root: found nothing"),
-        ("fails", RuntimeError, "variant fails:\nTraceback(.|\n)*ZeroDivisionError: no number"),
-        ("is killed", UserError, "variant is killed: its process was killed, .*exit code -9.*variant_jobs=1"),
+        (UnsuitableDataError("data.root: found nothing"), UnsuitableDataError, "variant a: data.root: found nothing"),
+        ("Traceback: no number", RuntimeError, "variant a:\nTraceback: no number"),
     ],
 )
-def test_a_failure_ends_the_others(name: str, kind: type[Exception], message: str, tmp_path: Path) -> None:
-    trust(["polars"])
-    configs = {each: OmegaConf.create({"name": each}) for each in ("waits", name)}
+def test_a_failure_names_its_variant(error: object, kind: type[Exception], message: str) -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    theirs.send(error)
     with pytest.raises(kind, match=message):
+        _check(ours, cast(BaseProcess, SimpleNamespace(name="a", join=lambda: None)))
+
+
+def test_a_killed_process_ends_the_others(tmp_path: Path) -> None:
+    trust(["polars"])
+    configs = {each: OmegaConf.create({"name": each}) for each in ("waits", "is killed")}
+    with pytest.raises(UserError, match=r"variant is killed: its process was killed, .*exit code -9.*variant_jobs=1"):
         train_all(answer, configs, tmp_path, what="training", jobs=2)
-    pid, threads, packages = (tmp_path / name / "seen").read_text().split()
+    pid, threads, packages = (tmp_path / "is killed/seen").read_text().split()
     assert (int(threads), "polars" in packages) == (1, True)
     assert int(pid) != os.getpid()
     with pytest.raises(ProcessLookupError):
