@@ -266,12 +266,3 @@ def test_ablation(
     module.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| variant", "| base", "| another seed"]
-
-
-def test_headline(load: Load, tmp_path: Path) -> None:
-    metrics = {"test/recall@10": 0.3, "test/ndcg@10": 0.2, "test/recall@100": 0.5}
-    for path in (tmp_path / "run", tmp_path / "baselines/popularity"):
-        path.mkdir(parents=True)
-        (path / "metrics.json").write_text(json.dumps(metrics))
-    load("headline", tmp_path / "x.svg", "Data", tmp_path / "run", tmp_path / "baselines").main()
-    assert "<svg" in (tmp_path / "x.svg").read_text()
