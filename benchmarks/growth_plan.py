@@ -59,7 +59,7 @@ def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def unknown(n: float, p: float = 1) -> float:  # noqa: ARG001
+def unknown(n: float, p: float = 1) -> float:
     """Stand for the law of a stage that was not measured."""
     return math.nan
 

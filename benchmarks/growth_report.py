@@ -17,12 +17,12 @@ from recsys.core.io import atomic_write
 Line = Mapping[str, Any]
 # Name of a term -> its value for a size in millions and a number of processes.
 TERMS: dict[str, Callable[[float, float], float]] = {
-    "": lambda n, p: 1.0,  # noqa: ARG005
-    "√n": lambda n, p: n**0.5,  # noqa: ARG005
-    "/p": lambda n, p: 1 / p,  # noqa: ARG005
-    "n": lambda n, p: n,  # noqa: ARG005
+    "": lambda n, p: 1.0,
+    "√n": lambda n, p: n**0.5,
+    "/p": lambda n, p: 1 / p,
+    "n": lambda n, p: n,
     "n/p": lambda n, p: n / p,
-    "n√n": lambda n, p: n**1.5,  # noqa: ARG005
+    "n√n": lambda n, p: n**1.5,
 }
 
 

@@ -41,7 +41,7 @@ def make_events(size: int, folder: Path) -> None:
     draw(folder / "world", size, num_users=max(size // 20, 1), num_items=max(size // 1000, 10))
 
 
-def prepare_events(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def prepare_events(size: int, kind: str, folder: Path) -> Values:
     from preparation import DuckDB, ParquetFolder, TemporalSplit, prepare, settings
 
     clock = Clock()
@@ -53,7 +53,7 @@ def prepare_events(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG00
     return clock("prepare") | sizes
 
 
-def spark(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def spark(size: int, kind: str, folder: Path) -> Values:
     words = ["--num-events", str(size), "--num-users", str(size // 20), "--num-items", str(size // 100)]
     command = [sys.executable, str(HERE / "spark_cluster.py"), *words]
     places = os.environ | {"TMPDIR": str(folder)}
@@ -77,7 +77,7 @@ def make_training(size: int, folder: Path) -> None:
     open_data(composed(folder / "world", "item_tower=ids"))
 
 
-def train(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def train(size: int, kind: str, folder: Path) -> Values:
     from catalogue_size import Steps, composed
 
     clock = Clock()
@@ -88,7 +88,7 @@ def train(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
     return found | clock("steps") | {"steps": NUM_STEPS, "targets": targets}
 
 
-def evaluate(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def evaluate(size: int, kind: str, folder: Path) -> Values:
     import numpy as np
     import torch
     from evaluation_speed import Embeddings, ModelRanker, evaluation, synthetic
@@ -145,7 +145,7 @@ def make_embeddings(size: int, folder: Path) -> None:
     np.save(folder / "truth.npy", exact_search(items, mixed[len(mixed) // 2 :], k=100)[1])
 
 
-def index(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def index(size: int, kind: str, folder: Path) -> Values:
     import numpy as np
     from index_throughput import BACKENDS, tune
 
@@ -198,7 +198,7 @@ def make_release(size: int, folder: Path) -> None:
     main(["index", f"run={folder / 'run'}", f"store={folder / 'store'}", "alias=production"])
 
 
-def serve(size: int, kind: str, folder: Path) -> Values:  # noqa: ARG001
+def serve(size: int, kind: str, folder: Path) -> Values:
     import numpy as np
     from load_generator import drive
     from serving_process import serving

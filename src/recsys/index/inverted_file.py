@@ -225,7 +225,7 @@ class IVFPQFastScan(IVFFlat):
     def _needs_structure(self, num_items: int) -> bool:
         return num_items >= MIN_PQ_ITEMS
 
-    def part(self, embeddings: Float32Array, *, number: int, count: int) -> IVFFlat:  # noqa: ARG002
+    def part(self, embeddings: Float32Array, *, number: int, count: int) -> IVFFlat:  # noqa: ARG002 (of IVFFlat)
         """Return an index of some rows, in the same lists; `embeddings` are theirs, and coded again."""
         part = type(self)(**self.parameters())
         part._embeddings, part.effort = embeddings, self.effort

@@ -100,7 +100,7 @@ class Milvus:
             )
         client = self._client
         if self._call(client.has_collection, PREFIX + version, timeout=_SECONDS):
-            # The server loads its collections for a while after a restart, and gateways wait for this one.
+            # A restarted server loads its collections one after the other, and gateways need this one now.
             self._call(client.load_collection, PREFIX + version, timeout=_FILL_SECONDS)
             return
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)

@@ -163,7 +163,7 @@ def _write_part(
     items: pa.Table,
     check: Mapping[str, npt.NDArray[Any]],
 ) -> None:
-    """Write what a host of a shard reads: the files of a release that has no other items, without towers."""
+    """Write the part of a shard: the files of a release, without towers, that has the items of the shard alone."""
     (folder / ITEM_VOCABULARY).parent.mkdir(parents=True)
     own = stored[shard.number :: shard.count].copy()
     np.save(folder / EMBEDDINGS, own)

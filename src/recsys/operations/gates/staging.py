@@ -48,7 +48,7 @@ class PackingSettings:
         return cls(**{name: config[name] for name in names})
 
     def num_parts(self, served: Retriever | None) -> int:
-        """Return the number of parts: that of the served release if nothing else was chosen."""
+        """Return `shards`, or the number of parts of the served release if `shards` is null."""
         if self.shards is not None:
             return self.shards
         return 1 if served is None else count_of(served.manifest)
