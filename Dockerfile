@@ -37,4 +37,5 @@ HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["recsys", "serve", "host=0.0.0.0", "port=8080", "store=/store"]
-CMD ["role=all", "release=production", "events=/data/events.sqlite", "changes=/data/changes.journal"]
+# access.hosts=[] as at a loopback address, which is where the documentation publishes the port.
+CMD ["role=all", "release=production", "events=/data/events.sqlite", "changes=/data/changes.journal", "access.hosts=[]"]

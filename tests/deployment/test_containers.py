@@ -98,6 +98,9 @@ def test_nothing_runs_as_root_or_is_open_to_the_network() -> None:
     assert instruction("USER") == "recsys"
     assert "--uid 10001" in DOCKERFILE
     assert all(port.startswith("127.0.0.1:") for s in SERVICES.values() for port in s.get("ports", []))
+    # Sites cannot reach what is published at a loopback address through a name of theirs.
+    for service in ({}, *(one for one in SERVICES.values() if "ports" in one)):
+        assert values(service)["access.hosts"] == "[]"
     assert all(s["cap_drop"] == ["ALL"] for s in SERVICES.values())
 
 

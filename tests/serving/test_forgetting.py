@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -183,6 +184,11 @@ def test_impressions_are_forgotten(place: str, fast_folder: Path, tmp_path: Path
     # The first one is removed by age, which overwrites no bytes.
     impressions.add(old.name, encode_batch(old.batch), 1)
     impressions.add(batch.name, encode_batch(batch.batch), time.time())
+    # A server that keeps impressions for longer than whoever forgets knows.
+    server, earlier = open_impressions(place, keep_hours=9), OpenBatch(1)
+    earlier.add(Impression(2, "customer-4711", "v", "g", ["i"]))
+    server.add(earlier.name, encode_batch(earlier.batch), time.time() - 7200)
+    server.close()
     listed = SuppressionList(tmp_path / "suppressed")
     found = forget(GONE, suppressed=listed, store=store, samples=tmp_path / "samples", impressions=impressions)
     assert found.found == 0
@@ -193,6 +199,33 @@ def test_impressions_are_forgotten(place: str, fast_folder: Path, tmp_path: Path
         assert word.encode() not in left, word
     impressions.close()
     store.close()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_what_an_earlier_server_or_copy_recorded_is_removed(published: Published, tmp_path: Path, share: float) -> None:
+    """The present server may record nothing, keep less, or learn only at its start who was forgotten."""
+    events = tmp_path / "events.sqlite"
+    store, impressions = open_store(str(events)), open_impressions(str(events))
+    fill(store, ("was-forgotten", "stays"))
+    for at, item in ((time.time(), "young"), (time.time() - 2 * 86_400, "two-days-old")):
+        batch = OpenBatch(9)
+        for user in ("was-forgotten", "is-forgotten", "stays"):
+            batch.add(Impression(int(at), user, "v", "g", [item]))
+        impressions.add(batch.name, encode_batch(batch.batch), at)
+    impressions.close()
+    store.close()
+    write_samples(tmp_path / "samples/host", ("was-forgotten", "stays"))
+    SuppressionList(tmp_path / "suppressed").add([hash_of("was-forgotten")])
+
+    async def use(app: App) -> None:
+        assert (await call(app, "POST", "/v1/admin/forget", {"user_ids": ["is-forgotten"]}, ADMIN)).status == 200
+        while b"two-days-old" in everything(tmp_path):
+            await asyncio.sleep(0.01)
+
+    living(settings(published, events, impressions_share=share, max_age_days=1), use)
+    left = everything(tmp_path)
+    assert b"-forgotten" not in left
+    assert b"stays" in left
 
 
 def test_a_list_that_cannot_be_written_stops_no_server(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from recsys.core.suppression import SuppressionList
 from recsys.serving.events import EventStore, StoreError, open_store
 from recsys.serving.explorer.page_files import page_routes
 from recsys.serving.explorer.routes import ExplorerRoutes
-from recsys.serving.forgetting import keep_expiring, remove_expired
+from recsys.serving.forgetting import keep_expiring, keep_out, remove_expired
 from recsys.serving.gateway.answer_check import Ids
 from recsys.serving.gateway.database_host import DatabaseHost
 from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
@@ -46,7 +46,7 @@ from recsys.serving.http.openapi import openapi
 from recsys.serving.http.outcome_routes import OutcomeRoutes
 from recsys.serving.http.problems import ServerFault
 from recsys.serving.http.routes import GatewayRoutes, HostRoutes, ProcessRoutes, SimilarRoutes
-from recsys.serving.impressions import ImpressionStore, open_impressions
+from recsys.serving.impressions import ImpressionStore, impressions_file, open_impressions
 from recsys.serving.impressions.joining import OutcomeJoiner
 from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.background import BackgroundThread
@@ -199,8 +199,9 @@ class _Builder:
                 max_age_days=settings.max_age_days,
                 unreadable=self._metrics.unreadable.inc,
             )
-            # A store that was restored from a copy, or is new, does not know yet who was forgotten.
-            events.suppress(SuppressionList(settings.suppression_list).lines())
+            recorder = self._add_impressions(events)
+            listed = SuppressionList(settings.suppression_list).lines()
+            keep_out(events, listed, samples=Path(settings.samples), impressions=self._impressions)
         except StoreError as error:
             raise UserError(str(error)) from error
         if self._host is not None:
@@ -254,7 +255,6 @@ class _Builder:
             metrics=self._metrics,
             forgotten=events.suppressed,
         )
-        impressions = self._add_impressions(events)
         gateway = Gateway(
             router,
             self._towers,
@@ -263,11 +263,11 @@ class _Builder:
             metrics=self._metrics,
             sampler=sampler,
             admission=self._admission,
-            impressions=impressions,
+            impressions=recorder,
         )
         canary = SharedCanary(self._state, router, self._towers)
         similar = SimilarItems(
-            router, self._releases, settings.towers, load_seconds=settings.load_seconds, impressions=impressions
+            router, self._releases, settings.towers, load_seconds=settings.load_seconds, impressions=recorder
         )
         self._routes += [
             GatewayRoutes(gateway),
@@ -292,9 +292,14 @@ class _Builder:
         async def check_store() -> None:
             checks.append(asyncio.create_task(gateway.keep_checking_store()))
             checks.append(asyncio.create_task(canary.keep_following(self._metrics)))
-            if settings.max_age_days is not None:
-                old = functools.partial(remove_expired, events, Path(settings.samples), days=settings.max_age_days)
-                checks.append(asyncio.create_task(keep_expiring(old, self._metrics)))
+            old = functools.partial(
+                remove_expired,
+                events,
+                Path(settings.samples),
+                days=settings.max_age_days,
+                impressions=self._impressions,
+            )
+            checks.append(asyncio.create_task(keep_expiring(old, self._metrics)))
 
         async def end_checks() -> None:
             for task in checks:
@@ -302,22 +307,24 @@ class _Builder:
             await asyncio.gather(*checks, return_exceptions=True)
 
         self._start += [fleet.start, check_store]
-        self._stop.append(end_checks)
+        # First, because they use the stores that the others close.
+        self._stop.insert(0, end_checks)
         self._stop += [fleet.close, functools.partial(asyncio.to_thread, events.close)]
         self._ready = gateway.ready
 
     def _add_impressions(self, events: EventStore) -> ImpressionRecorder | None:
-        """Open the store of impressions; None if no answer is recorded."""
+        """Open the store of impressions, and return what records answers; None if no answer is recorded."""
         settings = self._settings
-        if not settings.impressions_share:
+        file = impressions_file(settings.events)
+        if not settings.impressions_share and file is not None and not file.exists():
             return None
-        try:
-            store = open_impressions(
-                settings.events, keep_hours=settings.impressions_hours, max_bytes=settings.impressions_bytes
-            )
-        except StoreError as error:
-            raise UserError(str(error)) from error
+        hours = min(settings.impressions_hours, 24 * (settings.max_age_days or float("inf")))
+        store = open_impressions(settings.events, keep_hours=hours, max_bytes=settings.impressions_bytes)
         self._impressions = store
+        if not settings.impressions_share:
+            # An earlier server recorded some, which are removed by age, and with users who are forgotten.
+            self._stop.append(functools.partial(asyncio.to_thread, store.close))
+            return None
         recorder = ImpressionRecorder(
             store, settings.impressions_share, metrics=self._metrics, forgotten=events.suppressed
         )

@@ -92,8 +92,24 @@ def forget(
     return Forgotten(len(hashes), listed, erased.histories, erased.profiles, removed, searched)
 
 
-def remove_expired(store: EventStore, samples: Path, *, days: float) -> None:
-    """Remove events and samples older than so many days."""
+def keep_out(store: EventStore, hashes: Sequence[str], *, samples: Path, impressions: ImpressionStore | None) -> None:
+    """Erase listed users whom a store does not know as forgotten, because it is new or was restored from a copy."""
+    if not store.suppress(hashes):
+        return
+    remove_users(samples, set(hashes))
+    if impressions is not None:
+        users = {one.user_id for _, batch in impressions.batches(0) for one in batch.impressions}
+        impressions.forget(list(store.suppressed([user for user in users if user is not None])))
+
+
+def remove_expired(
+    store: EventStore, samples: Path, *, days: float | None, impressions: ImpressionStore | None = None
+) -> None:
+    """Remove impressions that have expired, and events and samples older than so many days."""
+    if impressions is not None:
+        impressions.expire()
+    if days is None:
+        return
     histories, files = store.expire(), remove_old(samples, time.time() - days * 86_400)
     if histories or files:
         log.info(

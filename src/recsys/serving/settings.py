@@ -12,7 +12,7 @@ from recsys.core.suppression import NAME
 from recsys.index.vector_database import VectorDatabase, is_database, open_database
 from recsys.release.runtime.shard import CorpusShard
 from recsys.serving.host.releases import ReleaseCache, try_once
-from recsys.serving.http.access import Access, check_token
+from recsys.serving.http.access import Access, check_token, is_loopback
 from recsys.serving.tls import TLS
 
 ROLES = ("all", "host", "gateway")
@@ -158,8 +158,7 @@ class Settings:
     @property
     def access(self) -> Access:
         """Rules about callers. By default a server of the loopback address checks the name that requests use."""
-        is_local = self.host in ("127.0.0.1", "localhost", "::1")
-        names = () if self.access_hosts is None and is_local else self.access_hosts
+        names = () if self.access_hosts is None and is_loopback(self.host) else self.access_hosts
         return Access(
             admin=self.admin_token,
             read=self.read_token,

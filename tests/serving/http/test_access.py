@@ -81,14 +81,35 @@ def test_pages_of_other_sites(published: Published, tmp_path: Path) -> None:
     living(settings(published, tmp_path / "events.sqlite", **allowed), use)
 
 
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [("127.0.0.1", ()), ("127.0.0.2", ()), ("::1", ()), ("localhost", ()), ("::ffff:127.0.0.1", ()), ("0.0.0.0", None),
+     ("10.0.0.1", None), ("gateway", None)],
+)  # fmt: skip
+def test_names_are_checked_at_every_loopback_address(
+    published: Published, tmp_path: Path, host: str, names: object
+) -> None:
+    assert settings(published, tmp_path / "events.sqlite", host=host).access.names == names
+
+
 def test_admin_calls_leave_a_line(published: Published, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def use(app: App) -> None:
         bearing = {"authorization": "Bearer secret-of-the-tests"}
         assert (await call(app, "POST", "/v1/admin/takedown", {"item_ids": ["i001"]}, bearing)).status == 200
 
+        version = published.versions[0]
+        for share in (0.5, 0):
+            canary = {"version": version, "share": share}
+            assert (await call(app, "POST", "/v1/admin/canary", canary, bearing)).status == 200
+        assert (await call(app, "POST", "/v1/admin/serve", {"version": version}, bearing)).status == 200
+
     with caplog.at_level("INFO", "recsys.audit"):
         living(settings(published, tmp_path / "events.sqlite"), use)
     assert '/v1/admin/takedown from unknown: {"item_ids": ["i001"]}' in caplog.text
+    version = published.versions[0]
+    assert f"canary: from None to {version} for 0.5 of the users" in caplog.text
+    assert f"canary: from {version} for 0.5 of the users to None" in caplog.text
+    assert f"served versions: from ['{version}'] to ['{version}']" in caplog.text
     assert "secret" not in caplog.text
 
 

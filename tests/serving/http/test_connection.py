@@ -67,11 +67,13 @@ def running(published: Any, tmp_path: Any) -> Iterator[Running]:
             except asyncio.CancelledError:
                 cancelled.set()
                 return
-        answer, length, message = b"ok", 0, {"more_body": scope["path"] == "/length"}
+        answer, length, message = b"ok", 0, {"more_body": scope["path"] in ("/length", "/headers")}
         while message.get("more_body"):
             message = await receive()
             length += len(message["body"])
             answer = b"%d" % length
+        if scope["path"] == "/headers":
+            answer = b" ".join(name for name, _ in scope["headers"])
         headers = [(b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -226,6 +228,10 @@ def test_a_place_goes_to_a_new_request_and_not_to_an_old_one(
         assert running.entered.acquire(timeout=PATIENCE)
 
 
+# A request up to its last chunk, which trailers may follow.
+CHUNKED = b"POST /headers HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n1\r\n \r\n0\r\n"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -233,10 +239,17 @@ def test_a_place_goes_to_a_new_request_and_not_to_an_old_one(
         b"GET /other HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 2100,
         b"GET /other?" + b"y" * 2100 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
         b"GET /other HTTP/1.1\r\n" + b"".join(b"x%d: y\r\n" % number for number in range(600)) + b"\r\n",
+        CHUNKED + b"x: " + b"y" * 100_000,
+        CHUNKED + b"x: y\r\n" * 20_000,
     ],
 )
 def test_headers_have_a_limit(running: Running, content: bytes) -> None:
     assert ask(running.port, content).startswith(b"HTTP/1.1 431")
+
+
+def test_what_follows_a_body_is_no_header(running: Running) -> None:
+    answer = ask(running.port, CHUNKED + b"authorization: Bearer x\r\nhost: b\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nhost connection transfer-encoding")
 
 
 def test_many_requests_at_once_end_their_connection_only(running: Running, caplog: pytest.LogCaptureFixture) -> None:

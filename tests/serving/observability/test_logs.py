@@ -54,6 +54,14 @@ def test_requests_at_the_same_time_keep_their_ids(lines: io.StringIO) -> None:
     assert sorted((line["message"], line["request_id"]) for line in told) == [("by a", "a"), ("by b", "b")]
 
 
+def test_audit_lines_are_written_at_every_level(lines: io.StringIO) -> None:
+    log_as_json("error", lines)
+    logging.getLogger("recsys.audit").info("asked\nfor this")
+    logging.getLogger("recsys").info("not told")
+    (line,) = lines.getvalue().splitlines()
+    assert json.loads(line)["message"] == "asked\nfor this"
+
+
 def test_ids_of_callers_are_kept_where_they_are_harmless() -> None:
     assert new_request_id("abc-1.2:3_4") == "abc-1.2:3_4"
     for bad in ("a b", "a\nb", "x" * 129, "", 'a"'):

@@ -154,6 +154,15 @@ def _proof(token: str, *parts: str, body: bytes) -> str:
     return hmac.new(token.encode(), content.encode("latin-1"), hashlib.sha256).hexdigest()
 
 
+def is_loopback(host: str) -> bool:
+    """Return True if only programs of this machine reach a bind address."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 @functools.lru_cache(maxsize=64)
 def _parse_host(header: bytes) -> tuple[str, str | None, bool]:
     """Return a Host header in lower case, its name without the port (None if it has no such form), and if it is local.

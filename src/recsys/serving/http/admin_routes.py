@@ -142,13 +142,19 @@ class GatewayAdmin:
         if request.share:
             # Loaded before the first user of the canary comes.
             await self._loaded(request.version)
+        before = self._router.canary
         await self._canary.set(request if request.share else None)
+        audit.info("canary: from %s to %s", *map(_shown, (before, self._router.canary)))
         return GatewayState(self._towers.keys, self._router.canary)
 
     async def _loaded(self, version: str) -> GatewayState:
         self._towers.require(version)
         await self._towers.get(version)
         return GatewayState(self._towers.keys, self._router.canary)
+
+
+def _shown(canary: Canary | None) -> str:
+    return "None" if canary is None else f"{canary.version} for {canary.share:g} of the users"
 
 
 class PrivacyAdmin:

@@ -76,10 +76,9 @@ class Connection(HttpToolsProtocol):
 
     def _parse_some(self) -> None:
         data, self._unparsed = self._unparsed[:_PARSED], self._unparsed[_PARSED:]
-        if self._in_headers:
-            self._read_bytes += len(data)
+        self._read_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and self._read_bytes > self.header_bytes:
+        if self._read_bytes > self.header_bytes:
             self._refuse_headers()
         if self.transport.is_closing():
             self._unparsed = b""
@@ -102,6 +101,11 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self.began = time.monotonic()
         self._refused, self._refused_by, self._in_headers, self._in_message = False, None, True, True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; what follows a body decides nothing."""
+        if self._in_headers:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Refuse or start a request."""
@@ -126,6 +130,7 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a part of the body, unless the request was refused."""
+        self._read_bytes = 0
         if not self._refused:
             super().on_body(body)
 

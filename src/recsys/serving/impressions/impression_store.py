@@ -55,5 +55,8 @@ class ImpressionStore(Protocol):
     def search(self, user_ids: Sequence[UserId]) -> list[Searched]:
         """Compact the files of the store, then search them for users who were forgotten."""
 
+    def expire(self) -> None:
+        """Remove what expired, as `add` does."""
+
     def close(self) -> None:
         """Close files and connections."""

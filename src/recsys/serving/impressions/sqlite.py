@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,15 +73,28 @@ class SQLiteImpressions:
         """Store a batch; see `ImpressionStore.add`."""
         with self._lock, self._transaction(self._fast) as writer:
             writer.execute("INSERT INTO batches (batch, at, content) VALUES (?, ?, ?)", (batch, int(at), content))
-            last, num_bytes = writer.execute(_EXPIRED_AND_BYTES, (_MOST, at - self._keep_seconds)).fetchone()
-            if num_bytes > self._max_bytes:
-                first, newest = writer.execute("SELECT min(number), max(number) FROM batches").fetchone()
-                last = max(last, min(first + (newest - first) // _SHARE, newest - 1))
-            if last:
-                writer.execute(
-                    "DELETE FROM outcomes WHERE batch IN (SELECT batch FROM batches WHERE number <= ?)", (last,)
-                )
-                writer.execute("DELETE FROM batches WHERE number <= ?", (last,))
+            self._remove_old(writer, at)
+
+    def _remove_old(self, writer: sqlite3.Connection, at: float) -> bool:
+        last, num_bytes = writer.execute(_EXPIRED_AND_BYTES, (_MOST, at - self._keep_seconds)).fetchone()
+        if num_bytes > self._max_bytes:
+            first, newest = writer.execute("SELECT min(number), max(number) FROM batches").fetchone()
+            last = max(last, min(first + (newest - first) // _SHARE, newest - 1))
+        if last:
+            writer.execute("DELETE FROM outcomes WHERE batch IN (SELECT batch FROM batches WHERE number <= ?)", (last,))
+            writer.execute("DELETE FROM batches WHERE number <= ?", (last,))
+        return bool(last)
+
+    def expire(self) -> None:
+        """Remove what expired; see `ImpressionStore.expire`. Its bytes are overwritten."""
+        has_old = True
+        with self._group.exclusive():
+            while has_old:
+                with self._transaction(self._durable) as writer:
+                    writer.execute("PRAGMA secure_delete = ON")
+                    has_old = self._remove_old(writer, time.time())
+            with self._errors():
+                self._durable.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def get(self, batches: Sequence[bytes]) -> Mapping[bytes, Batch]:
         """Return batches by id; see `ImpressionStore.get`."""

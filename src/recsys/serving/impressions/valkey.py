@@ -93,9 +93,8 @@ class ValkeyImpressions:
 
     def _names(self, since: int) -> list[str]:
         with self._server.answers():
-            members: Any = self._client.zrangebyscore(
-                self._index, max(since, int(time.time()) - self._keep_seconds), "+inf"
-            )
+            # Others may keep impressions for longer; contents that expired are not there.
+            members: Any = self._client.zrangebyscore(self._index, since, "+inf")
         return [member.decode().partition(":")[0] for member in members]
 
     def outcomes(self) -> Iterator[StoredOutcome]:
@@ -128,6 +127,9 @@ class ValkeyImpressions:
     def search(self, user_ids: Sequence[UserId]) -> list[Searched]:  # noqa: ARG002 (nothing is searched)
         """Return nothing: the event store of the same server lets it write its files anew."""
         return []
+
+    def expire(self) -> None:
+        """Do nothing: the server removes what expires."""
 
     def close(self) -> None:
         """Close the connections."""

@@ -57,6 +57,8 @@ def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Who changed a server must be known at every level.
+    logging.getLogger("recsys.audit").setLevel("INFO")
     # The handlers of uvicorn would write every line twice.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
