@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from rollouts import NEW, OLD, OLDEST, Server, World
+from rollouts import NEW, OLD, OLDEST, TOKEN, Server, World
 
 from recsys.operations.rollout import actions, admin, lock
 from recsys.operations.rollout.state import Rollout, RolloutStateFile
@@ -271,6 +272,24 @@ def test_a_rollout_that_lost_its_lock_stops_before_its_next_step(
     assert len(world.log) == 2
     assert "ann@one" in capsys.readouterr().err
     assert world.holder == "another rollout"
+
+
+def test_a_lock_outlives_the_state_of_the_fleet_for_a_while_and_its_end_waits_for_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.01)
+    places = [("127.0.0.1", host.http.server_port) for host in world.hosts]
+    clients = [admin.AdminClient(place, TOKEN, patience=1.0) for place in places]
+    with lock.HostLocks(clients, "a rollout") as locks:
+        for host in world.hosts:
+            host.unavailable = 10**6
+        renewal = next(one for one in threading.enumerate() if one.name == "rollout lock")
+        while world.hosts[2].unavailable > 10**6 - 3 and renewal.is_alive():
+            time.sleep(0.01)
+        locks.check()
+        before = [host.unavailable for host in world.hosts]
+    # One call of a renewal that was under way, and one that gives the lock back.
+    assert all(number - host.unavailable <= 2 for number, host in zip(before, world.hosts, strict=True))
 
 
 def test_status_without_a_rollout(world: World) -> None:

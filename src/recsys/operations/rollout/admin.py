@@ -102,14 +102,17 @@ class AdminClient:
         """Let a host unload a version."""
         self._call("POST", "/v1/admin/unload", message=VersionRequest(version, model), seconds=ASK_SECONDS)
 
-    def lock(self, token: str, owner: str, *, seconds: float, force: bool = False) -> None:
+    def lock(self, token: str, owner: str, *, seconds: float, force: bool = False, once: bool = False) -> None:
         """Take or renew the lock of a rollout at a host, and send its token with later calls; 0 seconds end it.
+
+        With `once` the call is not repeated.
 
         Raises:
             RefusedError: If another rollout has the lock (status 409).
         """
         self._headers[ROLLOUT_HEADER] = token
-        self._call("POST", "/v1/admin/lock", message=RolloutLock(token, owner, seconds, force), seconds=ASK_SECONDS)
+        message = RolloutLock(token, owner, seconds, force)
+        self._call("POST", "/v1/admin/lock", message=message, seconds=ASK_SECONDS, once=once)
 
     def canary(self, version: str, share: float) -> None:
         """Let a gateway give a version to a share of the users."""
@@ -139,9 +142,9 @@ class AdminClient:
         found: ForgetResponse = _forgotten(answer)
         return found
 
-    def _call(self, method: str, path: str, *, message: Any, seconds: float) -> bytes:
+    def _call(self, method: str, path: str, *, message: Any, seconds: float, once: bool = False) -> bytes:
         body = b"" if message is None else encode(message)
-        give_up = time.monotonic() + self.patience
+        give_up = -float("inf") if once else time.monotonic() + self.patience
         while True:
             try:
                 status, answer = call(self.address, method, path, seconds=seconds, body=body, headers=self._headers)

@@ -48,7 +48,7 @@ class HostLocks:
     def __enter__(self) -> Self:
         """Take the lock; raise `UserError` if another rollout has it."""
         try:
-            self.renew(force=self._force)
+            self._hold(force=self._force)
         except UserError:
             self._give_back()
             raise
@@ -63,18 +63,17 @@ class HostLocks:
         self._thread.join()
         self._give_back()
 
-    def renew(self, *, force: bool = False) -> None:
-        """Renew the lock; raise `UserError` if another rollout has taken it."""
+    def _hold(self, *, force: bool = False, once: bool = False) -> None:
         for host in self._hosts:
             try:
-                host.lock(self._token, owner(), seconds=LOCK_SECONDS, force=force)
+                host.lock(self._token, owner(), seconds=LOCK_SECONDS, force=force, once=once)
             except UnreachableError:
                 continue
             except RefusedError as error:
                 if error.status == 409:
                     raise UserError(f"{error}; {_HELP}") from error
-                # A server of an earlier version has no locks.
-                if error.status != 404:
+                # A server of an earlier version has no locks. A renewal may wait until the state can be read again.
+                if error.status != 404 and not (once and error.status == 503):
                     raise
 
     def check(self) -> None:
@@ -85,7 +84,7 @@ class HostLocks:
     def _keep_renewing(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                self.renew()
+                self._hold(once=True)
             except UserError as error:
                 self._lost = str(error)
                 return
@@ -93,4 +92,5 @@ class HostLocks:
     def _give_back(self) -> None:
         for host in self._hosts:
             with contextlib.suppress(UnreachableError, RefusedError):
-                host.lock(self._token, owner(), seconds=0)
+                # It ends by itself, so nobody waits for a host that does not answer.
+                host.lock(self._token, owner(), seconds=0, once=True)
