@@ -15,6 +15,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from forging import (
     TINY,
     constant,
@@ -37,7 +38,9 @@ from recsys.index import HNSW, FaissFlat, IVFFlat
 from recsys.operations.gates.staging import open_release
 from recsys.publishing.recommenders import open_recommender
 from recsys.publishing.towers import Towers
+from recsys.release.manifest import Manifest
 from recsys.release.store import ReleaseStore
+from recsys.serving.events.backfill import fill
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
@@ -320,6 +323,75 @@ SEALED: dict[str, tuple[Change, str]] = {
     "breadth below zero": (index(IVFFlat, breadth=-1), "effort.breadth"),
     "absurd refinement": (index(IVFFlat, refine=1 << 40), "effort.refine"),
 }
+
+
+OS_SYSTEM = {"_target_": "os.system", "_args_": ["exit"]}
+FOLDER = "recsys.data.sources.ParquetFolder"
+
+
+def config(**changes: Any) -> Change:
+    def change(folder: Path) -> None:
+        content = yaml.safe_load((folder / "config.yaml").read_text())
+        for path, value in changes.items():
+            *keys, last = path.split("__")
+            place = content
+            for key in keys:
+                place = place[key]
+            place[last] = value
+        (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+    return change
+
+
+def tensors(content: bytes) -> Change:
+    return text("user_tower.safetensors", len(content).to_bytes(8, "little") + content)
+
+
+# What servers do not read: a stored configuration and weights.
+UNSERVED: dict[str, Change] = {
+    "weights with a huge header": text("user_tower.safetensors", (1 << 60).to_bytes(8, "little")),
+    "weights of lists": tensors(b"[1]"),
+    "weights out of bounds": tensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,64]}}'),
+    "no part of a configuration": text("config.yaml", "a: 1"),
+    "data of texts": config(data="x"),
+    "data of nothing": config(data=None),
+    "data of lists": config(data=[1]),
+    "a source of texts": config(data__source="x"),
+    "no time": config(data={"source": {}, "columns": {}, "features": {}}),
+    "another class as source": config(data__source=OS_SYSTEM),
+    "another class in a source": config(data__source__more=[{"a": OS_SYSTEM}]),
+    "a list as root": config(data__source={"_target_": FOLDER, "root": [1]}),
+    "half a source": config(data__source={"_target_": FOLDER, "root": "x", "_partial_": True}),
+    "files by reference": config(data__source={"_target_": FOLDER, "root": "reference://::file:///nothing"}),
+    "a tag": text("config.yaml", "data: !!python/object/apply:os.system [exit]"),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_what_servers_do_not_read_is_refused_by_others(release: Path, name: str) -> None:
+    UNSERVED[name](release)
+    pair_again(release)
+    folder = seal(release)
+    store, version = str(folder.parent), folder.name
+    reads: dict[str, Callable[[], object]] = {
+        "weights": lambda: Towers.of_release(*ReleaseStore(store).open(version)),
+        "recommender": lambda: open_recommender(None, version, store=store, root=None),
+        "backfill": lambda: fill(
+            store, version, events=f"{store}/events.sqlite", max_events=9, root="own", suppressed=f"{store}/suppressed"
+        ),
+    }
+    for what in ("weights",) if name.startswith("weights") else ("recommender", "backfill"):
+        with pytest.raises(UserError) as caught:
+            reads[what]()
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["user_tower.onnx", "items.parquet", "item_embeddings.npy", "config.yaml"])
+def test_a_file_of_holes_is_not_read(release: Path, name: str) -> None:
+    os.truncate(release / name, 1 << 40)
+    entry = {"sha256": "0" * 64, "bytes": 1 << 40}
+    json_file("manifest.json", **{"files": Manifest.load(release).to_json()["files"] | {name: entry}})(release)
+    assert_refused(release, f"{name}: .*holes")
 
 
 @pytest.fixture

@@ -17,6 +17,10 @@ from recsys.core.trust import STORED
 
 # Limits of a configuration file. The largest one of a blend has some hundred kilobytes.
 MAX_BYTES, MAX_DEPTH = 8 << 20, 40
+# Mappings that the configuration of every training has; each stands before its own parts.
+_PARTS = (
+    "data", "data.source", "data.columns", "data.features", "split", "history", "model", "user_tower", "item_tower"
+)  # fmt: skip
 # Earlier path of a module or class -> later path. The longest match is used. The table is applied until nothing
 # changes, so a class that moved and was then renamed needs one row for each step.
 MOVED = {
@@ -91,6 +95,21 @@ def load_config(path: Path, content: bytes | None = None) -> DictConfig:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a configuration of recsys ({reason[:300]})") from error
     config._set_flag(STORED, True)
+    return config
+
+
+def load_training(path: Path, content: bytes | None = None) -> DictConfig:
+    """Return the stored configuration of a training; see `load_config`.
+
+    Raises:
+        UserError: Also if a part is missing that every training has.
+    """
+    config = load_config(path, content)
+    for name in _PARTS:
+        head, _, last = name.rpartition(".")
+        found = (config.get(head) if head else config).get(last)
+        if not isinstance(found, DictConfig):
+            raise UserError(f"{path}: {name}: found {found!r:.60}, expected a mapping: not the configuration of a run")
     return config
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from recsys.core.errors import UserError
-from recsys.core.stored_config import load_config
+from recsys.core.stored_config import load_training
 from recsys.core.trust import STORED
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
@@ -101,8 +101,8 @@ def load_run(path: str | Path) -> TrainedRun:
 
 
 def stored_config(path: Path, content: bytes | None = None) -> DictConfig:
-    """Return the configuration of a run, with the values that the run had before a key existed; see `load_config`."""
-    stored = load_config(path / "config.yaml", content)
+    """Return the configuration of a run, with the values that the run had before a key existed; see `load_training`."""
+    stored = load_training(path / "config.yaml", content)
     # Merged twice to keep the order of the file's keys.
     config = OmegaConf.merge(stored, EARLIER, stored)
     assert isinstance(config, DictConfig)

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from safetensors.torch import load
 from torch import Tensor
 
 from recsys.core.errors import UserError
@@ -30,7 +29,7 @@ from recsys.models.items import ItemTower
 from recsys.models.priors import ItemPriors
 from recsys.publishing.index_times import parse_moment
 from recsys.publishing.table_files import read_table
-from recsys.publishing.towers import num_trained
+from recsys.publishing.towers import num_trained, read_weights
 from recsys.release.files import read_embeddings, read_file, read_schema, read_vocabulary
 from recsys.release.files import read_table as read_items
 from recsys.release.manifest import CONFIG, ITEM_WEIGHTS, ITEMS, Manifest
@@ -69,7 +68,7 @@ class NewItems:
         self.folder, self.manifest, self.now, self._images = folder, manifest, now, images
         self.schema = read_schema(folder, manifest)
         config = stored_config(folder, read_file(folder, CONFIG, manifest))
-        weights = load(read_file(folder, ITEM_WEIGHTS, manifest))
+        weights = read_weights(folder, ITEM_WEIGHTS, manifest)
         self._born = config.data.columns.get("born")
         self._unit = config.data.get("time_unit")
         for feature in self.schema.owned_by("items"):
@@ -134,7 +133,7 @@ class NewItems:
         if self.manifest.new_item_biases:
             return torch.tensor([self.manifest.new_item_biases[number]]) * scale
         # In an early release any item without training events shows it.
-        trained = num_trained(self.manifest, load(read_file(self.folder, ITEM_WEIGHTS, self.manifest)))
+        trained = num_trained(self.manifest, read_weights(self.folder, ITEM_WEIGHTS, self.manifest))
         rows = np.flatnonzero(np.asarray(read_items(self.folder, ITEMS, self.manifest)["item_idx"]) > trained)
         if not len(rows):
             raise UserError(

@@ -25,8 +25,9 @@ from recsys.publishing.batch_recommend import Recommender, Rows
 from recsys.publishing.id_translation import Translation
 from recsys.publishing.release_writer import to_histories
 from recsys.publishing.towers import Towers, prepare_for
+from recsys.release.bounds import damaged
 from recsys.release.files import read_config
-from recsys.release.manifest import describe_file
+from recsys.release.manifest import CONFIG, describe_file
 from recsys.release.runtime.retriever import Retriever
 from recsys.release.runtime.user_tower import Histories
 
@@ -164,15 +165,16 @@ def with_data(retriever: Retriever, root: str | None) -> ReleaseRecommender:
     Raises:
         UserError: If the data does not fit the release.
     """
-    config = read_config(retriever.folder, retriever.manifest)
-    if root is not None:
-        config = with_root(config, root)
-    if root is None and retriever.manifest.refreshed:
-        codes = Towers.of_release(retriever.folder, retriever.manifest).codes
-        known = retriever.manifest.refreshed["known"]
-        dataset = prepare_for(config, codes.first(known["items"], known["users"]))
-    else:
-        dataset = open_data(config)
+    with damaged(retriever.folder / CONFIG):
+        config = read_config(retriever.folder, retriever.manifest)
+        if root is not None:
+            config = with_root(config, root)
+        if root is None and retriever.manifest.refreshed:
+            codes = Towers.of_release(retriever.folder, retriever.manifest).codes
+            known = retriever.manifest.refreshed["known"]
+            dataset = prepare_for(config, codes.first(known["items"], known["users"]))
+        else:
+            dataset = open_data(config)
     expected = retriever.manifest.dataset_fingerprint
     if root is None and dataset.meta.fingerprint != expected:
         raise UserError(

@@ -93,12 +93,12 @@ class Towers:
             UserError: If the release lacks something that its towers depend on.
         """
         config = stored_config(folder, read_file(folder, CONFIG, manifest))
-        weights = load(read_file(folder, ITEM_WEIGHTS, manifest))
+        weights = read_weights(folder, ITEM_WEIGHTS, manifest)
         temperatures = manifest.temperatures or ((manifest.temperature,) if not config.members else ())
         if not temperatures and any(member.config.model.learn_temperature for member in config.members.values()):
             raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
         schema = read_schema(folder, manifest)
-        user_weights, users, trained = load(read_file(folder, USER_WEIGHTS, manifest)), None, None
+        user_weights, users, trained = read_weights(folder, USER_WEIGHTS, manifest), None, None
         if USER_VOCABULARY in manifest.files:
             users = read_table(folder, USER_VOCABULARY, manifest)["user_id"].combine_chunks()
             rows = next(weight for name, weight in user_weights.items() if _is_user_rows(name))
@@ -157,6 +157,12 @@ class Towers:
             git_commit=self.git_commit,
             train_until=self.train_until,
         )
+
+
+def read_weights(folder: Path, name: str, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the weights in a file of a verified release."""
+    with damaged(folder / name):
+        return load(read_file(folder, name, manifest))
 
 
 def prepare_for(config: DictConfig, codes: Codes) -> PreparedDataset:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from recsys.core.errors import UserError
 from recsys.core.io import open_plain
 from recsys.core.schema import Schema
-from recsys.core.stored_config import load_config
+from recsys.core.stored_config import load_training
 from recsys.core.strict_json import parse_json
 from recsys.core.types import Float32Array
 from recsys.release.bounds import array_header, damaged
@@ -33,6 +33,9 @@ from recsys.release.manifest import CONFIG, EMBEDDINGS, MANIFEST, SCHEMA, FileEn
 from recsys.release.precision import decode, is_stored
 
 _CHUNK = 1 << 22
+# A file that is so many times as large as what it takes on the disk, with holes, would be read as zeros for hours.
+# The number of blocks of 512 bytes is that of small files.
+_HOLES, _SMALL = 16, 1 << 14
 # Arrays of this process by digest: host, gateway and page of one process share them.
 _arrays: weakref.WeakValueDictionary[str, npt.NDArray[Any]] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
@@ -131,7 +134,7 @@ def read_table(folder: Path, name: str, manifest: Manifest, *, columns: Sequence
 
 def read_config(folder: Path, manifest: Manifest) -> DictConfig:
     """Return the configuration of the run, marked as stored."""
-    return load_config(folder / CONFIG, read_file(folder, CONFIG, manifest))
+    return load_training(folder / CONFIG, read_file(folder, CONFIG, manifest))
 
 
 def read_schema(folder: Path, manifest: Manifest) -> Schema:
@@ -169,12 +172,24 @@ def check_file(folder: Path, name: str, manifest: Manifest) -> None:
     """Compare size and digest of a file with the manifest, in little memory."""
     path, entry = folder / name, manifest.files[name]
     with damaged(path), open_plain(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != entry.bytes:
-            raise UserError(f"{path}: damaged, found {size} bytes, {MANIFEST} says {entry.bytes}")
+        found = os.fstat(file.fileno())
+        if found.st_size != entry.bytes:
+            raise UserError(f"{path}: damaged, found {found.st_size} bytes, {MANIFEST} says {entry.bytes}")
+        if found.st_size > _HOLES * 512 * max(found.st_blocks, _SMALL) and _has_hole(file.fileno(), found.st_size):
+            raise UserError(f"{path}: most of its {found.st_size} bytes are holes, which take no place on the disk")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry.sha256:
         raise UserError(f"{path}: changed, its sha256 is {digest[:12]}..., {MANIFEST} says {entry.sha256[:12]}...")
+
+
+def _has_hole(descriptor: int, size: int) -> bool:
+    """Return True if a part of a file is not on the disk; False where the system cannot tell."""
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_HOLE) < size
+    except (OSError, AttributeError):
+        return False
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)
 
 
 @contextmanager

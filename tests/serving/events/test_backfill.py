@@ -21,6 +21,8 @@ from worlds import MAX_HISTORY, compose
 
 from recsys.core.columns import Column, Dense
 from recsys.core.errors import UserError
+from recsys.core.schema import Schema
+from recsys.core.stored_config import load_config
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import open_data
@@ -58,6 +60,10 @@ def store(fast_folder: Path) -> Iterator[SQLiteEvents]:
     opened.close()
 
 
+def fill_from(store: EventStore, release: Path, root: str | None = None) -> int:
+    return backfill(store, load_config(release / "config.yaml"), Schema.load(release / "schema.json"), root=root)
+
+
 def assert_histories_of(store: EventStore, dataset: PreparedDataset, longest: int = 200) -> None:
     users, items = dataset.user_ids.to_pylist(), dataset.item_ids.to_pylist()
     for user_id, history, begin, end in zip(
@@ -79,7 +85,7 @@ def test_requests_from_the_store_are_those_of_batch_retrieval(
     retriever = Retriever.load(published.store, published.versions[0])
     url = request.getfixturevalue("server").url if place == "server" else str(fast_folder / place)
     store = open_store(url)
-    assert backfill(store, retriever.folder) > 60
+    assert fill_from(store, retriever.folder) > 60
     recommender = open_recommender(None, published.versions[0], store=str(published.store), root=None)
     dataset = recommender.dataset
     assert_histories_of(store, dataset)
@@ -147,7 +153,7 @@ def test_order_repeats_and_dropped_events_are_those_of_the_prepared_data(
     overrides = [f"split={split}", f"data.time={time_resolution}", f"data.min_user_events={core}"]
     overrides += ["data.engaged=engaged"] if time_resolution == "order" else []
     release, dataset = write_release(write_tables(tmp_path / "data", **events), *overrides)
-    assert backfill(store, release) == dataset.num_users
+    assert fill_from(store, release) == dataset.num_users
     assert_histories_of(store, dataset)
     assert sum(len(store.history(user)) for user in range(40)) == dataset.meta.num_events
 
@@ -158,7 +164,7 @@ def test_users_that_cross_the_batches_of_the_engine(
     monkeypatch.setattr("recsys.data.preparation.engines.BATCH_ROWS", 7)
     release, dataset = write_release(write_tables(tmp_path / "data", **_events(np.random.default_rng(0), 300)))
     store.max_events = 5
-    backfill(store, release)
+    fill_from(store, release)
     assert_histories_of(store, dataset, longest=5)
 
 
@@ -188,7 +194,7 @@ def test_values_keep_their_meaning(tmp_path: Path, store: SQLiteEvents) -> None:
         "+data.features.users.since.kind=numeric",
         "+data.features.users.name.ignore=true",
     )
-    assert backfill(store, release) == 5
+    assert fill_from(store, release) == 5
     assert store.history(5) == [
         Event("a", 10, {"price": 1.5, "seen": 86_400.0, "rating": 4.5}),
         Event("b", 20, {"rating": 1.0}),
@@ -220,11 +226,11 @@ def test_an_interrupted_backfill_continues_after_its_last_write(
     release, dataset = write_release(root)
     store = Interrupted(fast_folder / "events.db")
     with pytest.raises(KeyboardInterrupt):
-        backfill(store, release)
+        fill_from(store, release)
     live: tuple[UserId, Event] = (3, Event("live", 2_000_000_000, {}))
     store.append([live])
-    assert backfill(store, release) == dataset.num_users - 14
-    assert backfill(store, release) == 0
+    assert fill_from(store, release) == dataset.num_users - 14
+    assert fill_from(store, release) == 0
     before = store.histories(range(40))
     assert before[3][-1] == live[1]
     assert sum(map(len, before)) == dataset.meta.num_events + 1
@@ -233,7 +239,7 @@ def test_an_interrupted_backfill_continues_after_its_last_write(
     table = pq.read_table(root / "interactions.parquet")
     more = pa.table({"user_id": [3, 4], "item_id": ["live", "new"], "timestamp": [2_000_000_000, 2_000_000_001]})
     pq.write_table(pa.concat_tables([table, more.cast(table.schema)]), root / "interactions.parquet")
-    assert backfill(store, release) == dataset.num_users
+    assert fill_from(store, release) == dataset.num_users
     after = store.histories(range(40))
     assert after[4] == [*before[4], Event("new", 2_000_000_001)]
     assert after[:4] + after[5:] == before[:4] + before[5:]
@@ -244,10 +250,10 @@ def test_another_folder_without_users(published: Published, store: SQLiteEvents,
     folder = published.store / published.versions[0]
     rows = pq.read_table(published.root / "interactions.parquet").slice(0, 100)
     root = write_tables(tmp_path / "later", **{name: rows[name] for name in rows.column_names})
-    assert backfill(store, folder, root=str(root)) == len(rows["user_id"].unique())
+    assert fill_from(store, folder, root=str(root)) == len(rows["user_id"].unique())
     assert sum(len(store.history(user)) for user in rows["user_id"].unique().to_pylist()) == 100
     with pytest.raises(UserError, match="no such folder"):
-        backfill(store, folder, root=str(tmp_path / "nowhere"))
+        fill_from(store, folder, root=str(tmp_path / "nowhere"))
 
 
 def test_imports_no_torch() -> None:

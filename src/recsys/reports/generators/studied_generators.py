@@ -22,14 +22,13 @@ from recsys.baselines.tuning import Settings, axes_of, describe, search
 from recsys.core.errors import UserError, nearest
 from recsys.core.instantiate import class_of
 from recsys.core.progress import say
-from recsys.core.stored_config import load_config
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.relevance import seen_items
 from recsys.experiments.assembly import instantiate, open_data
 from recsys.experiments.trained_run import load_run
 from recsys.publishing.batch_recommend import Recommender
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender
-from recsys.release.manifest import CONFIG
+from recsys.release.files import read_config
 from recsys.release.runtime.retriever import Retriever
 from recsys.reports.generators.lists import Lister, answerable, collect
 
@@ -194,7 +193,7 @@ def _run(path: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedG
 
 def _release(name: str, config: DictConfig, *, dataset: PreparedDataset) -> StudiedGenerator:
     retriever = Retriever.load(config.store, name)
-    stored = load_config(retriever.folder / CONFIG)
+    stored = read_config(retriever.folder, retriever.manifest)
     own = open_data(_with_features_of(stored, config))
     _check_same(f"release {name}", own, expected=dataset)
     is_other = retriever.manifest.dataset_fingerprint != own.meta.fingerprint

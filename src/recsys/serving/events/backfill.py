@@ -15,16 +15,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from omegaconf import DictConfig
+
 from recsys.core.errors import UserError
 from recsys.core.schema import Schema
-from recsys.core.stored_config import load_config
 from recsys.core.suppression import SuppressionList
 from recsys.data.histories import stream_events, stream_profiles
 from recsys.data.preparation.engines import DuckDB, Session
 from recsys.data.preparation.from_config import configured_data, with_root
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.sources.files import fingerprint
-from recsys.release.manifest import CONFIG, SCHEMA
+from recsys.release.bounds import damaged
+from recsys.release.files import read_config, read_schema
+from recsys.release.manifest import CONFIG
 from recsys.release.store import ReleaseStore
 from recsys.serving.events import open_store
 from recsys.serving.events.event_store import Event, EventStore, Restored, StoreError
@@ -38,20 +41,23 @@ USERS_PER_WRITE = 2000
 _WHOLE = -1
 
 
-def backfill(store: EventStore, release: Path, *, root: str | None = None) -> int:
+def backfill(store: EventStore, config: DictConfig, schema: Schema, *, root: str | None = None) -> int:
     """Merge a data folder into a store, and return the number of histories and profiles that were written.
 
     Stored events stay, and no event is stored twice. A folder that was restored completely is not read again. An
-    interrupted backfill continues after its last write. The release determines how the data is read, and which features
-    are. Without `root` it is the data that the release was trained on.
+    interrupted backfill continues after its last write.
+
+    Args:
+        store: event store.
+        config: stored configuration of the release, which determines how the data is read.
+        schema: schema of the release, which determines the features that are read.
+        root: folder of Parquet files; None for the data that the release was trained on.
     """
-    config = load_config(release / CONFIG)
     # The store leaves out forgotten users itself.
     config.data.suppressed = None
     data = configured_data(config if root is None else with_root(config, root))
     job = data.plan()
     name = job.fingerprint
-    schema = Schema.load(release / SCHEMA)
     kept = {(feature.owner, feature.name) for feature in schema.features}
     job = dataclasses.replace(job, features=[found for found in job.features if (found.owner, found.name) in kept])
     # A backfill with a smaller limit, or without a feature, does not count as this one.
@@ -115,12 +121,14 @@ def fill(
     """
     if release is None:
         raise UserError(f"data.root={root}: expected release=VERSION|ALIAS, which determines how the data is read")
-    folder, _ = ReleaseStore(store).open(release)
+    folder, manifest = ReleaseStore(store).open(release)
+    config, schema = read_config(folder, manifest), read_schema(folder, manifest)
     try:
         opened = open_store(events, max_events, max_age_days=max_age_days)
         try:
             opened.suppress(SuppressionList(suppressed).lines())
-            return backfill(opened, folder, root=None if root == OWN else root)
+            with damaged(folder / CONFIG):
+                return backfill(opened, config, schema, root=None if root == OWN else root)
         finally:
             opened.close()
     except StoreError as error:
