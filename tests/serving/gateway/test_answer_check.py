@@ -48,6 +48,7 @@ ODD = {
     "a token that it does not accept": (401, REASON),
     "an address that it does not have": (404, REASON),
     "an error": (500, REASON),
+    "a refusal of a version that it says it holds": (409, REASON | {"serving": "v1", "loaded": ["v1"]}),
 }
 
 
@@ -82,11 +83,11 @@ def test_a_request_that_two_hosts_refuse_is_wrong() -> None:
             await fleet.start()
             router = Router(fleet)
             for host in hosts:
-                host.instead = (400, REASON)
+                host.instead = (400, {"error": {"code": "<b>" * 9, "message": "k: found 0"}})
             try:
                 with pytest.raises(Problem) as refused:
                     await router.search(router.assign(1), request("v1", 1))
-                assert refused.value.status == 400
+                assert (refused.value.status, refused.value.code) == (400, "bad_request")
                 assert all(state.failure is None for state in fleet.states)
             finally:
                 await fleet.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -125,6 +126,38 @@ def test_a_response_that_is_too_large_is_not_read(head: bytes) -> None:
     (error,) = asyncio.run(ask_server(talk, max_bytes=1999, seconds=60))
     assert isinstance(error, NoAnswerError)
     assert "more than 1999 bytes" in str(error)
+
+
+def test_an_answer_leads_nowhere() -> None:
+    visited = []
+
+    async def visit(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visited.append(writer)
+        writer.close()
+
+    async def ask() -> list[tuple[int, bytes] | Exception]:
+        other = await asyncio.start_server(visit, "127.0.0.1", 0)
+        place = b"http://127.0.0.1:%d/" % other.sockets[0].getsockname()[1]
+
+        async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\nx")
+            writer.write(b"HTTP/1.1 307 There\r\nLocation: %b\r\nContent-Length: 2\r\n\r\n{}" % place)
+
+        return await ask_server(talk)
+
+    assert asyncio.run(ask()) == [(307, b"{}")]
+    assert visited == []
+
+
+def test_an_answer_does_not_grow_when_it_is_read() -> None:
+    small = gzip.compress(bytes(1 << 16))
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\nx")
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(small)
+        writer.write(head + small)
+
+    assert asyncio.run(ask_server(talk)) == [(200, small)]
 
 
 def test_the_time_limit_covers_a_body_that_trickles() -> None:

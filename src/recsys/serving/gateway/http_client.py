@@ -110,7 +110,10 @@ class HTTPClient:
         if self._token is not None:
             nonce, proof = request_proof(self._token, path, body)
             headers = {**(headers or {}), REQUEST_PROOF: proof}
-        asked = self._session().request(method, path, data=body, headers=headers, server_hostname=self._name)
+        # Another place has no answer: a false host could send the gateway anywhere.
+        asked = self._session().request(
+            method, path, data=body, headers=headers, server_hostname=self._name, allow_redirects=False
+        )
         async with asked as response:
             parts, size = [], 0
             async for part in response.content.iter_any():
@@ -136,6 +139,8 @@ class HTTPClient:
                     limit=0, keepalive_timeout=KEEP_SECONDS, ssl=True if self._tls is None else self._tls
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                # The limit of bytes is for what an answer becomes.
+                auto_decompress=False,
                 headers={"Content-Type": "application/json"},
                 skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.connect_seconds),

@@ -22,7 +22,7 @@ _search_response = Decoder(SearchResponse)
 _reasonresponse = Decoder(ErrorResponse)
 
 # Refusals that may be about the request. Any other 4xx, such as a token that a host does not accept, is about the host.
-_OF_THE_REQUEST = (400, 413)
+_OF_THE_REQUEST = {400: "bad_request", 413: "too_large"}
 _LATE = "the deadline of the request has passed"
 
 
@@ -136,7 +136,7 @@ class RemoteHost:
             raise HostBusy(f"{self.name}: {refusal.error.message}")
         if status in _OF_THE_REQUEST:
             reason = refusal.error
-            raise Problem(status, reason.code, message=reason.message, field=reason.field)
+            raise Problem(status, _OF_THE_REQUEST[status], message=reason.message, field=reason.field)
         raise HostFailed(f"{self.name}: status {status}, {refusal.error.message}")
 
     def give_up(self, reason: str) -> None:
