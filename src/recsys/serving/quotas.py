@@ -14,22 +14,32 @@ Groups = list[list[Any]]
 
 # A search reads four times as many items as wanted, and again four times as many while they do not suffice.
 DEEPER, MAX_DEPTH = 4, 20_000
+# Users that are searched together, whose items are in memory at once, and cost of an item that is read for one of them,
+# as a share of that of a returned one.
+USERS_AT_ONCE, READ_COST = 8, 1 / 8
 
 
 def within(groups: Sequence[Groups], quotas: Quotas, k: int) -> list[int]:
     """Return the places of up to k items, best first, that are within the quotas. An item without a value has none."""
-    counts = [Counter[Any]() for _ in quotas]
+    counts, full = [Counter[Any]() for _ in quotas], [set[Any]() for _ in quotas]
     limits = [quotas[name] for name in sorted(quotas)]
     kept: list[int] = []
     for place, of_item in enumerate(groups):
-        pairs = list(zip(counts, limits, of_item, strict=True))
-        if all(count[value] < limit for count, limit, values in pairs for value in values):
-            kept.append(place)
-            for count, _, values in pairs:
-                count.update(set(values))
-            if len(kept) == k:
-                break
+        # Most items are not kept, so this must be fast.
+        if not all(map(set.isdisjoint, full, of_item)):
+            continue
+        kept.append(place)
+        if len(kept) == k:
+            break
+        for count, filled, limit, values in zip(counts, full, limits, of_item, strict=True):
+            count.update(set(values))
+            filled.update(value for value in values if count[value] >= limit)
     return kept
+
+
+def cost_of(num_users: int, num_items: int = MAX_DEPTH) -> int:
+    """Return the work of users with quotas beyond that of their answers, in returned items."""
+    return int(num_users * min(num_items, MAX_DEPTH) * READ_COST)
 
 
 def search_within(
@@ -43,14 +53,12 @@ def search_within(
     depth = k
     while True:
         depth = min(max(DEEPER * depth, k), max(MAX_DEPTH, k))
-        hits = search(depth)
-        groups = [groups_of(found.item_ids) for found in hits]
-        kept = [within(of_user, quotas, k) for of_user in groups]
-        short = any(len(places) < k and len(found.item_ids) == depth for places, found in zip(kept, hits, strict=True))
-        if not short or depth >= MAX_DEPTH:
-            break
-    results = [
-        Hits([found.item_ids[place] for place in places], found.scores[places])
-        for found, places in zip(hits, kept, strict=True)
-    ]
-    return results, [[of_user[place] for place in places] for of_user, places in zip(groups, kept, strict=True)]
+        results, groups, is_short = list[Hits](), list[list[Groups]](), False
+        for found in search(depth):
+            of_user = groups_of(found.item_ids)
+            places = within(of_user, quotas, k)
+            results.append(Hits([found.item_ids[place] for place in places], found.scores[places]))
+            groups.append([of_user[place] for place in places])
+            is_short = is_short or (len(places) < k and len(found.item_ids) == depth)
+        if not is_short or depth >= MAX_DEPTH:
+            return results, groups

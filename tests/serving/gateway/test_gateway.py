@@ -365,6 +365,10 @@ def test_a_list_that_is_too_much_work_is_refused(published: Published, events: E
         filtered = [RetrieveRequest(k=1, filter={"category": str(number)}) for number in range(200)]
         with pytest.raises(Problem, match=f"200 filters x {items} items"):
             gateway.check_cost([*filtered, *[RetrieveRequest(k=10)] * 100])
+        limited = RetrieveRequest(k=1, quotas={"category": 1})
+        gateway.check_cost([limited] * 50)
+        with pytest.raises(Problem, match="and 9000 for quotas"):
+            gateway.check_cost([limited] * 800)
 
     with_gateway(published, events, LocalHost(host_of(published, version)), use)
 

@@ -161,12 +161,12 @@ class ItemSearch:
                 hint = nearest(name, self.item_filter.columns)
                 raise UserError(f"quotas.{name}: the release's items have no such column{hint}")
         rows = self.row_of_item[self.known_items.rows(item_ids) + 1]
-        columns = [self._column(name).take(pa.array(np.maximum(rows, 0))).to_pylist() for name in names]
+        columns = [_lists(self._column(name).take(pa.array(np.maximum(rows, 0)))) for name in names]
         for place in np.flatnonzero(rows < 0).tolist():
             given = self.added_columns(item_ids[place])
             for name, column in zip(names, columns, strict=True):
-                column[place] = given.get(name)
-        return [list(map(_as_list, values)) for values in zip(*columns, strict=True)]
+                column[place] = _as_list(given.get(name))
+        return list(map(list, zip(*columns, strict=True)))
 
     def _column(self, name: str) -> pa.ChunkedArray:
         return self.items.column(name)
@@ -221,6 +221,15 @@ class ItemSearch:
 
     def close(self) -> None:
         """Do nothing: mapped files are released with the object."""
+
+
+def _lists(column: pa.ChunkedArray) -> list[list[Any]]:
+    """Return the values of each row; rows of equal values share a list, because many rows are read."""
+    if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+        return list(map(_as_list, column.to_pylist()))
+    encoded = column.combine_chunks().dictionary_encode()
+    lists = [*map(_as_list, encoded.dictionary.to_pylist()), []]
+    return [lists[code] for code in encoded.indices.fill_null(len(lists) - 1).to_pylist()]
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -40,6 +40,7 @@ from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample
 from recsys.serving.pools import HISTORIES, SEARCH
+from recsys.serving.quotas import cost_of
 
 log = logging.getLogger("recsys")
 
@@ -187,18 +188,20 @@ class Gateway:
         return (await self.towers.get(self.router.assign().version)).event_values
 
     def check_cost(self, requests: Sequence[RetrieveRequest]) -> None:
-        """Refuse a list of requests that is too much work together: users x k, and filters x items of the release.
+        """Refuse a list of requests that is too much work together: users x k, filters x items of the release, quotas.
 
-        An item that a filter reads costs a hundredth of one that is returned.
+        An item that a filter reads costs a hundredth of one that is returned, one that is read for quotas an eighth.
         """
         filters = {encode((one.filter, one.quotas)) for one in requests if one.filter or one.quotas}
         items = max((tower.manifest.num_items for tower in self.towers.values), default=0)
-        cost = sum(one.k for one in requests) + len(filters) * items // 100
+        quotas = cost_of(sum(bool(one.quotas) for one in requests), items)
+        cost = sum(one.k for one in requests) + len(filters) * items // 100 + quotas
         if cost > self.limits.cost:
             k = max(one.k for one in requests)
             raise too_large(
-                f"cost: found {cost} ({len(requests)} users x up to k={k}, and {len(filters)} filters x {items} items "
-                f"/ 100), expected at most {self.limits.cost}: send fewer requests at once, or a smaller k"
+                f"cost: found {cost} ({len(requests)} users x up to k={k}, {len(filters)} filters x {items} items "
+                f"/ 100, and {quotas} for quotas), expected at most {self.limits.cost}: send fewer requests at once, "
+                "or a smaller k"
             )
 
     async def _stored(self, request: RetrieveRequest, version: str) -> Stored:

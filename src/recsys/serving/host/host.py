@@ -19,7 +19,7 @@ from recsys.serving.http.admission import is_late, overloaded
 from recsys.serving.http.messages import ModelVersions, SearchRequest, SearchResponse, SearchResult, Versions
 from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld, bad_request
 from recsys.serving.pools import SEARCH, Pool
-from recsys.serving.quotas import search_within
+from recsys.serving.quotas import USERS_AT_ONCE, Quotas, search_within
 
 log = logging.getLogger("recsys")
 
@@ -174,14 +174,9 @@ class Host:
             found, wanted = len(request.exclude), len(embeddings)
             raise bad_request(f"exclude: found {found} lists, expected one for each of {wanted} users", "exclude")
         try:
-            search = functools.partial(index.search, embeddings, filter=request.filter, exclude=request.exclude)
             if request.quotas:
-                hits, groups = search_within(
-                    search, functools.partial(index.groups, sorted(request.quotas)), quotas=request.quotas, k=request.k
-                )
-                results = [SearchResult(*found, of_user) for found, of_user in zip(hits, groups, strict=True)]
-                return SearchResponse(index.version, results)
-            hits = search(request.k)
+                return SearchResponse(index.version, _within_quotas(index, request, request.quotas))
+            hits = index.search(embeddings, request.k, filter=request.filter, exclude=request.exclude)
         except UserError:
             # Filter or quotas do not fit the release.
             raise
@@ -211,3 +206,15 @@ class Host:
         if version not in loaded:
             raise VersionNotHeld(version, serving=self._serving.get(model), loaded=list(loaded))
         return loaded[version]
+
+
+def _within_quotas(index: ItemSearch, request: SearchRequest, quotas: Quotas) -> list[SearchResult]:
+    results = list[SearchResult]()
+    for begin in range(0, len(request.embeddings), USERS_AT_ONCE):
+        some = slice(begin, begin + USERS_AT_ONCE)
+        exclude = None if request.exclude is None else request.exclude[some]
+        search = functools.partial(index.search, request.embeddings[some], filter=request.filter, exclude=exclude)
+        groups_of = functools.partial(index.groups, sorted(quotas))
+        hits, groups = search_within(search, groups_of, quotas=quotas, k=request.k)
+        results += [SearchResult(*found, of_user) for found, of_user in zip(hits, groups, strict=True)]
+    return results

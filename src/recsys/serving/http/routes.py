@@ -30,6 +30,7 @@ from recsys.serving.http.messages import (
 from recsys.serving.http.problems import Problem, bad_request, from_user_error, too_large, unavailable
 from recsys.serving.observability.metrics import CONTENT_TYPE, Metrics
 from recsys.serving.pools import EVENTS
+from recsys.serving.quotas import cost_of
 
 
 class ProcessRoutes:
@@ -169,8 +170,10 @@ class HostRoutes:
         users = len(request.embeddings) if request.embeddings.ndim else 0
         if users > self._batch:
             raise too_large(f"embeddings: found {users} users, expected at most {self._batch}", "embeddings")
-        if users * request.k > self._cost:
-            raise too_large(f"cost: found {users} users x k={request.k}, expected at most {self._cost} items")
+        quotas = cost_of(users) if request.quotas else 0
+        if users * request.k + quotas > self._cost:
+            found = f"{users} users x k={request.k}" + (f", and {quotas} for their quotas" if quotas else "")
+            raise too_large(f"cost: found {found}, expected at most {self._cost} items")
         if is_late():
             raise overloaded("the deadline of the request has passed")
         return await self._host.answer(request)
