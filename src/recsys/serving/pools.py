@@ -27,9 +27,9 @@ class Pool:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
 
-# Writes of events, reads of histories, catalogue of the page, and searches and towers that take long. Few threads
-# search: each one that runs Python delays the event loop.
-EVENTS, HISTORIES, CATALOGUE = Pool("events", 8), Pool("histories", 8), Pool("catalogue", 2)
+# Writes of events, reads of histories, users and catalogue of the page, and searches and towers that take long. Few
+# threads search: each one that runs Python delays the event loop.
+EVENTS, HISTORIES, USERS, CATALOGUE = Pool("events", 8), Pool("histories", 8), Pool("users", 2), Pool("catalogue", 2)
 SEARCH = Pool("search", max(1, min(4, (os.cpu_count() or 2) - 1)))
 # Calls of a vector database, which wait and compute little.
 DATABASE = Pool("database", 16)

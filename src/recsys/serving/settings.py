@@ -81,6 +81,10 @@ class Settings:
         tokens = {"tokens.read": self.read_token, "tokens.events": self.events_token, "tokens.host": self.host_token}
         for place, token in {"admin_token": self.admin_token, **tokens}.items():
             check_token(place, token)
+            if token is not None and place in tokens and token == self.admin_token:
+                raise UserError(
+                    f"{place}: found the admin_token, expected a token of its own: it would allow admin calls"
+                )
         for name in ("workers", "towers", "k", "history", "batch", "body_bytes", "cost", "connections"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")

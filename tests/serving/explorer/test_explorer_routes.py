@@ -55,6 +55,23 @@ def test_pasted_names(published: Published, events: Path, titles: dict[str, str]
     assert [entry["matches"] for entry in found.body["found"]] == [1, 1, 0]
 
 
+def test_names_of_too_many_words_are_refused(
+    published: Published, events: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recsys.serving.explorer.routes.MOST_READS", 5 * 90)
+    few, found, searched = ask(
+        published,
+        events,
+        ("POST", "/v1/items/find", {"names": ["a b b b b", "a c"]}),
+        ("POST", "/v1/items/find", {"names": ["a b c", "d e f"]}),
+        ("GET", "/v1/items?q=a+b+c+d+e+f", None),
+    )
+    assert few.status == 200
+    for answer, field in ((found, "names"), (searched, "q")):
+        assert (answer.status, answer.body["error"]["field"]) == (413, field)
+        assert "found 6 words, expected at most 5" in answer.body["error"]["message"]
+
+
 def test_explanations_of_an_answer(published: Published, events: Path, titles: dict[str, str]) -> None:
     """The nearest items of the stored history, by the embeddings that the release holds."""
     query = max(queries_of(published).values(), key=lambda one: len(one.history))

@@ -28,6 +28,12 @@ def test_a_token_that_can_be_guessed_is_refused_at_the_start(
     check_token("token", "x" * 16)
 
 
+@pytest.mark.parametrize("role", ["read_token", "events_token", "host_token"])
+def test_no_other_role_has_the_token_of_admin_calls(published: Published, tmp_path: Path, role: str) -> None:
+    with pytest.raises(UserError, match=f"tokens.{role.removesuffix('_token')}: found the admin_token"):
+        settings(published, tmp_path / "e", **{"admin_token": ADMIN, role: ADMIN})
+
+
 def test_roles(published: Published, tmp_path: Path) -> None:
     version = published.versions[0]
     calls = [

@@ -75,6 +75,11 @@ class ItemExplorer:
             similarity=manifest.similarity,
         )
 
+    @property
+    def num_items(self) -> int:
+        """Number of items of the release."""
+        return len(self._ids)
+
     def card(self, item_id: ItemId) -> ItemCard:
         """Return the card of an item; an unknown item has its id only."""
         return self.cards([item_id])[0]
@@ -127,7 +132,8 @@ class ItemExplorer:
         similarities = self._directions(targets) @ past.T
         explained = []
         for card, target, similar in zip(self.cards(item_ids), targets, similarities, strict=True):
-            order = np.argsort(-similar, kind="stable").tolist() if target >= 0 else []
+            # One more, because the item itself may be among them.
+            order = np.argsort(-similar, kind="stable")[: num_reasons + 1].tolist() if target >= 0 else []
             near = [Reason(known[at], round(float(similar[at]), 4)) for at in order if similar[at] > 0]
             reasons = [reason for reason in near if reason.item_id != card.item_id][:num_reasons]
             explained.append(ExplainedItem(card.item_id, card.title, card.picture, card.details, reasons))
@@ -163,7 +169,7 @@ class ItemExplorer:
             mask |= _true(pc.starts_with(self._id_texts, text))
         if self._titles is not None:
             holds = np.ones(len(self._ids), bool)
-            for word in text.split():
+            for word in set(text.split()):
                 holds &= _true(pc.match_substring(self._titles, word))
             mask |= holds
         rows = np.flatnonzero(mask)

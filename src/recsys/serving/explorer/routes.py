@@ -24,11 +24,13 @@ from recsys.serving.gateway.router import Router
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.endpoint import route
 from recsys.serving.http.problems import too_large, unavailable
-from recsys.serving.pools import CATALOGUE, HISTORIES
+from recsys.serving.pools import CATALOGUE, USERS
 
 T = TypeVar("T")
 # Seconds that a call of the page waits for the event store.
 _STORE_SECONDS = 5.0
+# Titles that one call may compare with a word: some seconds of a thread.
+MOST_READS = 250_000_000
 
 
 class ExplorerRoutes:
@@ -40,16 +42,18 @@ class ExplorerRoutes:
         self._router, self._releases, self._events, self._max_history = router, releases, events, max_history
         self._explorers = AsyncLRU(self._open, size)
 
-    @route("GET", "/v1/items", errors=(400, 409, 503))
+    @route("GET", "/v1/items", errors=(400, 409, 413, 503))
     async def items(self, query: ItemsQuery) -> ItemsResponse:
         """Find items by the beginning of an id, or words of a title."""
         version, explorer = await self._explorer(query.version)
+        _check_words([query.q], explorer, field="q")
         return ItemsResponse(version, await CATALOGUE.run(explorer.search, query.q, query.limit))
 
     @route("POST", "/v1/items/find", errors=(400, 409, 413, 503))
     async def find(self, request: FindRequest) -> FindResponse:
         """Find the item that best matches each pasted name: an id or a title."""
         version, explorer = await self._explorer(request.version)
+        _check_words(request.names, explorer, field="names")
         found = await CATALOGUE.run(lambda: [explorer.find(name) for name in request.names])
         return FindResponse(version, found)
 
@@ -89,8 +93,15 @@ class ExplorerRoutes:
     async def _read(self, read: Callable[..., T], *given: Any) -> T:
         try:
             async with asyncio.timeout(_STORE_SECONDS):
-                return await HISTORIES.run(read, *given)
+                return await USERS.run(read, *given)
         except StoreError as error:
             raise unavailable(str(error)) from error
         except TimeoutError as error:
             raise unavailable("events: no answer in time") from error
+
+
+def _check_words(names: Sequence[str], explorer: ItemExplorer, *, field: str) -> None:
+    words, most = sum(len(set(name.split())) for name in names), MOST_READS // max(1, explorer.num_items)
+    if words > most:
+        message = f"{field}: found {words} words, expected at most {most} for {explorer.num_items} items"
+        raise too_large(message, field)
