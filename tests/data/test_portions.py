@@ -17,13 +17,14 @@ from recsys.core.errors import UserError
 from recsys.core.schema import TimeResolution
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
-from recsys.data.batches.loaders import TrainingLoader
+from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset
 from recsys.data.portions import LocalColumns, Portion
 from recsys.data.preparation.array_writers import _address
 from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.shards import FILE, Shard, Shards
+from recsys.evaluation.relevance import relevant_items
 
 EVERYTHING: dict[str, Any] = {
     "engaged": "engaged",
@@ -165,6 +166,17 @@ def test_processes_train_on_their_own_users_in_as_many_steps(sharded: Path, whol
     assert np.array_equal(np.bincount(targets, minlength=whole.num_items + 1), whole.train_count)
 
 
+def answers(loader: RequestLoader) -> list[tuple[Any, ...]]:
+    """User, history and relevant items of each request."""
+    found: list[tuple[Any, ...]] = []
+    for batch, requests in loader:
+        relevant = relevant_items(loader.builder.dataset, "test", requests=requests)
+        histories = batch.item_idx.split(batch.lengths.tolist())
+        for row, (user, history) in enumerate(zip(requests.user_idx.tolist(), histories, strict=True)):
+            found.append((user, history.tolist(), relevant.take(np.array([row])).values.tolist()))
+    return found
+
+
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("in_one", [True, False])
 def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one: bool, refit: bool) -> None:
@@ -174,6 +186,7 @@ def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one
     data = RetrievalData(dataset, max_history=4, batch_size=16, target_sampling=sampling, portions=True)
     weights: dict[tuple[int, int], float] = {}
     steps, counts = set(), np.zeros(dataset.num_items + 1, np.int64)
+    asked: dict[str, list[Any]] = {"val": [], "test": []}
     for rank in range(2):
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         loader = data.train_dataloader()
@@ -186,7 +199,15 @@ def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one
             counts += np.bincount(batch.target_idx, minlength=len(counts))
             keys = zip(batch.target_idx.tolist(), batch.target_time.tolist(), strict=True)
             weights |= dict(zip(keys, batch.weight.tolist(), strict=True))
-    assert len(steps) == 1
+        for part, found in asked.items():
+            requests = data.answer(dataset.requests(part))  # type: ignore[arg-type]
+            steps.add(f"{len(requests)} of {part}")
+            found += answers(requests)
+    assert len(steps) == 3
+    for part, found in asked.items():
+        requests = dataset.requests(part)  # type: ignore[arg-type]
+        assert found == answers(RequestLoader(data.builder, requests))
+        assert bool(found) == (part == "test" or not refit)
     assert np.array_equal(counts, dataset.train_count)
     # Ages count from the newest event of all users.
     data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]

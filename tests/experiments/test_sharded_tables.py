@@ -14,14 +14,17 @@ import torch.distributed as dist
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from training_processes import run_processes
 from worlds import FEATURES, compose, write_world
 
 from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
+from recsys.data.dataset import Part, PreparedDataset
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
+from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments import loggers
 from recsys.experiments.assembly import (
     build_data,
@@ -38,6 +41,7 @@ from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
 from recsys.experiments.warm_start import open_earlier_run, start_from
 from recsys.models.sharded_table import FusedOptimizer, ShardedTable, build_tables, sharded_tables
+from recsys.training import sharded_checkpoints
 from recsys.training.module import RetrievalModule
 
 torchrec = pytest.importorskip("torchrec")
@@ -68,6 +72,7 @@ RULES = {
     "uniform": FusedOptimizer("rowwise_adagrad", 0.1, eps=1e-2),
 }
 STEPS = 5
+PORTIONS = ["portions=true", "evaluation.rolling=true", "trainer.max_steps=1"]
 RUN = [
     "trainer=ddp",
     "evaluation.baselines=false",
@@ -201,8 +206,12 @@ class Shown(DummyLogger):
 def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config: Any) -> None:
     """What both processes do."""
     loggers.WandbLogger = Shown  # type: ignore[misc,assignment]
+    sharded_checkpoints.BLOCK_BYTES = 64
     train_until(None, config(2, "logger.project=test", "logger.examples=3"), folder / "straight")
     train_until(3, config(2), folder / "resumed")
+    # Readers hold whole blocks of a checkpoint, so there are many small ones.
+    assert len(FileSystemReader(*folder.glob("resumed/checkpoints/tables/3-*")).read_metadata().storage_data) > 20
+    train(config(2, *PORTIONS), folder / "portions")
     rank = dist.get_rank()
     found = {name: five_steps(module, RULES[name], builders[name], rank, 2) for name, module in modules.items()}
     held = [len(table.weight) for table in sharded_tables(next(iter(modules.values())).model).values()]
@@ -305,13 +314,23 @@ def test_a_resumed_run_of_one_process_equals_a_straight_run_of_two(outcome: Outc
 
 
 @pytest.mark.slow
-def test_metrics_of_two_processes_are_those_of_one(outcome: Outcome) -> None:
-    run = load_run(outcome[0] / "straight")
-    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
-    loader = RequestLoader(run.builder, run.dataset.requests("test"))
-    expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="test", batches=loader, metrics=metrics)
-    found = {name: value for name, value in run.metrics.items() if name.startswith("test/")}
-    assert found == pytest.approx({f"test/{name}": value for name, value in expected.items()}, abs=1e-6)
+@pytest.mark.parametrize(
+    ("name", "part", "prefix"),
+    [
+        ("straight", "test", "test/"),
+        ("portions", "test", "test/"),
+        ("portions", "val", "val/"),
+        ("portions", "test", "test_rolling/"),
+    ],
+)
+def test_metrics_of_two_processes_are_those_of_one(name: str, part: Part, prefix: str, outcome: Outcome) -> None:
+    run = load_run(outcome[0] / name)
+    metrics, rolling = RetrievalMetrics(run.dataset, len(run.corpus), part=part), prefix == "test_rolling/"
+    loader = RequestLoader(run.builder, (rolling_requests if rolling else PreparedDataset.requests)(run.dataset, part))
+    ranker = ModelRanker(run.model, run.corpus)
+    expected = evaluate(ranker, run.dataset, part=part, batches=loader, metrics=metrics, rolling=rolling)
+    found = {name: value for name, value in run.metrics.items() if name.startswith(prefix)}
+    assert found == pytest.approx({f"{prefix}{name}": value for name, value in expected.items()}, abs=1e-6)
     assert len(found) > 50
 
 

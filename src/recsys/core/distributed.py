@@ -48,6 +48,15 @@ def total(value: Tensor) -> Tensor:
     return value
 
 
+def largest(value: Tensor) -> Tensor:
+    """Return the largest of the values of all processes, without gradient."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def average_sparse(table: Tensor) -> Tensor | None:
     """Return the mean over processes of the sparse gradients of a table [N, D]; None if no process has one."""
     own = table.grad

@@ -317,13 +317,21 @@ class PreparedDataset:
             reads_features: whether the item tower reads features.
             reads_ids: whether the item tower has embeddings of trained ids.
         """
-        known = np.arange(1, self.meta.num_known + 1)
-        usable = np.zeros(len(known), bool)
-        if reads_ids:
-            usable |= known <= self.num_trained
-        if reads_features:
-            usable |= self.has_features[known]
-        return known[usable]
+        if (reads_features, reads_ids) not in self._corpora:
+            usable = np.zeros(self.meta.num_known, bool)
+            if reads_ids:
+                usable[: self.num_trained] = True
+            if reads_features:
+                usable |= self.has_features[1 : len(usable) + 1]
+            found = np.flatnonzero(usable)
+            found += 1
+            self._corpora[reads_features, reads_ids] = found
+        return self._corpora[reads_features, reads_ids]
+
+    @cached_property
+    def _corpora(self) -> dict[tuple[bool, bool], Int64Array]:
+        # Training and each evaluation share one array of a corpus.
+        return {}
 
     def training_time(self, share: float) -> float:
         """Return the quantile `share` of the times of the training events."""

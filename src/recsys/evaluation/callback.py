@@ -43,14 +43,15 @@ class FullCorpusEvaluation(L.Callback):
         self.metrics: RetrievalMetrics | None = None
         self._counter: RequestCounter | None = None
 
-    def _start(self, module: Any, *, part: Part) -> None:
+    def _start(self, module: Any, loader: Any, *, part: Part) -> None:
         module.model.set_item_bias(self.dataset, self.dataset.index_time(part))
         if part == "val" and self.calibrate is not None:
             self.calibrate(module.model)
         self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=part == "test", part=part)
         self._counter = RequestCounter(
             ModelRanker(module.model, self.corpus).search,
-            self.dataset,
+            # Requests are positions in this data set, which may hold the users of this process alone.
+            loader.builder.dataset,
             part=part,
             metrics=self.metrics,
             exclude_seen=self.exclude_seen,
@@ -70,9 +71,9 @@ class FullCorpusEvaluation(L.Callback):
             module.log(name, value, prog_bar=name.endswith(("/recall@10", "/ndcg@10")) and name.count("/") == 1)
         self._counter = None
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Embed the corpus."""
-        self._start(pl_module, part="val")
+        self._start(pl_module, trainer.val_dataloaders, part="val")
 
     def on_validation_batch_end(
         self,
@@ -90,9 +91,9 @@ class FullCorpusEvaluation(L.Callback):
         """Log the metrics of validation."""
         self._log(pl_module, "val")
 
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Embed the corpus."""
-        self._start(pl_module, part="test")
+        self._start(pl_module, trainer.test_dataloaders, part="test")
 
     def on_test_batch_end(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from recsys.core.columns import Ragged
-from recsys.core.distributed import gather
+from recsys.core.distributed import gather, largest
 from recsys.data.dataset import Part, PreparedDataset
 from recsys.evaluation.slices import AMONG_COLD, SHOWN, SliceTable, is_trained, item_tables, user_tables
 
@@ -46,7 +46,6 @@ class RetrievalMetrics(Metric):
     count: Tensor
     slice_sums: Tensor
     slice_counts: Tensor
-    shown: Tensor
     shown_popularity: Tensor
     num_shown: Tensor
     num_relevant: Tensor
@@ -68,19 +67,20 @@ class RetrievalMetrics(Metric):
         recalls = [name for table in (*self._item_tables, *self._user_tables) for name in table.names]
         self._slice_names = [f"{name}/recall" for name in recalls]
         self._slice_names += [f"{AMONG_COLD}/recall", SHOWN] if self._has_cold else []
-        counts = torch.from_numpy(dataset.train_count.astype(np.float64))
-        self._popularity = counts / counts[counts > 0].mean() if counts.any() else counts
+        self._train_count = dataset.train_count
+        self._mean_count = float(self._train_count.sum() / max(np.count_nonzero(self._train_count), 1)) or 1.0
         num_cutoffs, num_slices = len(self.cutoffs), len(self._slice_names)
         self.add_state("sums", _zeros(len(NAMES), num_cutoffs), dist_reduce_fx="sum")
         self.add_state("count", _zeros(1), dist_reduce_fx="sum")
         self.add_state("slice_sums", _zeros(num_slices, num_cutoffs), dist_reduce_fx="sum")
         self.add_state("slice_counts", _zeros(num_slices), dist_reduce_fx="sum")
-        shown = torch.zeros(num_cutoffs, dataset.num_items + 1, dtype=torch.uint8)
-        self.add_state("shown", shown, dist_reduce_fx="max")
         self.add_state("shown_popularity", _zeros(num_cutoffs), dist_reduce_fx="sum")
         self.add_state("num_shown", _zeros(num_cutoffs), dist_reduce_fx="sum")
         # All relevant items, and cold ones.
         self.add_state("num_relevant", _zeros(2), dist_reduce_fx="sum")
+        # Number of cut-offs whose lists have shown an item. The list of the longest cut-off holds the others. This is
+        # not a state, because torchmetrics would hold the copies of all processes to reduce it.
+        self._shown = torch.zeros(dataset.num_items + 1, dtype=torch.uint8)
         # These are not states, because torchmetrics cannot gather lists if one process has counted nothing.
         self._users: list[Tensor] = []
         self._rows: list[Tensor] = []
@@ -119,9 +119,10 @@ class RetrievalMetrics(Metric):
         self.slice_counts += (~slices[:, :, 0].isnan()).sum(0)
         for number, cutoff in enumerate(self.cutoffs):
             shown = ranked[counted, :cutoff].flatten()
-            self.shown[number, shown] = 1
-            self.shown_popularity[number] += self._popularity[shown[shown > 0]].sum()
-            self.num_shown[number] += (shown > 0).sum()
+            self._shown[shown] = self._shown[shown].clamp(min=len(self.cutoffs) - number)
+            counts = torch.from_numpy(self._train_count[shown[shown > 0].numpy()]).double()
+            self.shown_popularity[number] += (counts / self._mean_count).sum()
+            self.num_shown[number] += len(counts)
         if self.keep_users:
             self._users.append(user_idx[counted])
             self._rows.append(torch.cat([users.flatten(1), slices.flatten(1)], dim=1).float())
@@ -129,6 +130,7 @@ class RetrievalMetrics(Metric):
     def reset(self) -> None:
         """Set all counts to zero."""
         super().reset()
+        self._shown.zero_()
         self._users, self._rows = [], []
 
     def compute(self) -> dict[str, float]:
@@ -139,8 +141,9 @@ class RetrievalMetrics(Metric):
             for i, name in enumerate(NAMES)
             for j, cutoff in enumerate(self.cutoffs)
         }
+        shown = largest(self._shown)[1:]
         for j, cutoff in enumerate(self.cutoffs):
-            result[f"coverage@{cutoff}"] = int(self.shown[j, 1:].sum()) / self.corpus_size
+            result[f"coverage@{cutoff}"] = int((shown >= len(self.cutoffs) - j).sum()) / self.corpus_size
             result[f"popularity@{cutoff}"] = float(self.shown_popularity[j]) / max(float(self.num_shown[j]), 1.0)
         for i, name in enumerate(self._slice_names):
             touched = float(self.slice_counts[i])

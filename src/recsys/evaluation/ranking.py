@@ -55,8 +55,8 @@ class CorpusSearch:
         self.corpus, self.embeddings = corpus, embeddings
         self._item_idx = torch.from_numpy(corpus).to(embeddings.device)
         self._first = int(corpus[0])
-        self._row_of = np.full(int(corpus[-1]) + 1 - self._first, -1)
-        self._row_of[corpus - self._first] = np.arange(len(corpus))
+        self._row_of = np.full(int(corpus[-1]) + 1 - self._first, -1, np.int32)
+        self._row_of[corpus - self._first] = np.arange(len(corpus), dtype=np.int32)
         self._search = ExactTopK(embeddings)
 
     def __call__(self, users: Tensor, k: int, *, exclude: Ragged | None) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ class CorpusSearch:
     def _corpus_rows(self, items: Ragged) -> RaggedTensor:
         owner = np.repeat(np.arange(len(items)), np.diff(items.offsets))
         inside = (items.values >= self._first) & (items.values < self._first + len(self._row_of))
-        rows = self._row_of[items.values[inside] - self._first]
+        rows = self._row_of[items.values[inside] - self._first].astype(np.int64)
         owner, rows = owner[inside][rows >= 0], rows[rows >= 0]
         offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(items)))])
         device = self._item_idx.device

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from recsys.core.columns import Ragged
 from recsys.core.schema import MISSING
-from recsys.core.types import Int64Array
 from recsys.data.dataset import NO_BIRTH, Part, PreparedDataset
 
 ITEM_SLICES = ("head", "mid", "tail", "cold_items")
@@ -45,15 +44,15 @@ class SliceTable(NamedTuple):
 
     Attributes:
         names: names of the slices.
-        of: slice of each item or user as a position in `names`, `len(names)` for none; int64 [N + 1] or [U].
+        of: slice of each item or user as a position in `names`, `len(names)` for none; uint8 [N + 1] or [U].
     """
 
     names: tuple[str, ...]
-    of: Int64Array
+    of: npt.NDArray[np.uint8]
 
 
-def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.int64]:
-    """Return the slice of each item as a position in `ITEM_SLICES`; int64 [N + 1].
+def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.uint8]:
+    """Return the slice of each item as a position in `ITEM_SLICES`; uint8 [N + 1].
 
     Head, mid and tail are the items with the first 50%, the next 30% and the last 20% of training events, most frequent
     first. An item that crosses a bound belongs to the slice in which its events begin. Cold items have no training
@@ -61,10 +60,12 @@ def item_slices(dataset: PreparedDataset) -> npt.NDArray[np.int64]:
     """
     counts = dataset.train_count
     order = np.argsort(-counts, kind="stable")
-    before = np.cumsum(counts[order]) - counts[order]
-    share = before / max(counts.sum(), 1)
-    slices = np.empty(len(counts), np.int64)
-    slices[order] = np.digitize(share, [0.5, 0.8])
+    ordered = counts[order]
+    before = np.cumsum(ordered)
+    before -= ordered
+    slices = np.full(len(counts), ITEM_SLICES.index("tail"), np.uint8)
+    for name, bound in (("mid", 0.8), ("head", 0.5)):
+        slices[order[: np.searchsorted(before / max(counts.sum(), 1), bound)]] = ITEM_SLICES.index(name)
     slices[~is_trained(dataset)] = ITEM_SLICES.index("cold_items")
     return slices
 
@@ -83,7 +84,7 @@ def item_tables(dataset: PreparedDataset, part: Part) -> list[SliceTable]:
         age = np.where(is_known, begin - np.where(is_known, dataset.born, 0), 0)
         ages = np.where(age < 0, AGE_SLICES.index("born_later"), np.digitize(age, [_DAY * days for days in _AGES]))
         if is_known.any():
-            tables.append(SliceTable(AGE_SLICES, np.where(is_known, ages, len(AGE_SLICES))))
+            tables.append(SliceTable(AGE_SLICES, np.where(is_known, ages, len(AGE_SLICES)).astype(np.uint8)))
     return tables
 
 
@@ -99,10 +100,10 @@ def part_begin(dataset: PreparedDataset, part: Part) -> int | None:
 def user_tables(dataset: PreparedDataset) -> list[SliceTable]:
     """Return the partitions of users: by training events, and cold users by profile if the data has profiles."""
     is_cold = cold_users(dataset)
-    tables = [SliceTable(USER_SLICES, np.where(is_cold, 0, 1))]
+    tables = [SliceTable(USER_SLICES, (~is_cold).astype(np.uint8))]
     if dataset.schema.owned_by("users"):
-        profile = np.where(has_profile(dataset), 0, 1)
-        tables.append(SliceTable(PROFILE_SLICES, np.where(is_cold, profile, len(PROFILE_SLICES))))
+        profile = np.where(is_cold, ~has_profile(dataset), len(PROFILE_SLICES)).astype(np.uint8)
+        tables.append(SliceTable(PROFILE_SLICES, profile))
     return tables
 
 

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from omegaconf import DictConfig
 
-from recsys.core import distributed
 from recsys.core.progress import track
 from recsys.data.batches.builder import BatchBuilder
-from recsys.data.batches.loaders import RequestLoader
+from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate, per_user_table
@@ -25,6 +24,7 @@ from recsys.experiments.fitting import (
     build_evaluation,
     build_trainer,
     count_parameters,
+    free_tables,
     logged_metrics,
 )
 from recsys.experiments.loggers import log_examples
@@ -38,6 +38,7 @@ from recsys.training.module import EmbeddingModule
 def measure_on_test(session: TrainingSession) -> None:
     """Measure `best.ckpt` on the test part and write the metrics of the run and of its users."""
     config, run, dataset = session.config, session.run, session.dataset
+    free_tables(dataset)
     model = build_model(config, dataset, divided="row_wise")
     load_weights(model, run.checkpoints / BEST)
     data = build_data(config, dataset)
@@ -46,7 +47,7 @@ def measure_on_test(session: TrainingSession) -> None:
     trainer.test(EmbeddingModule(model), data, verbose=False)
     metrics = logged_metrics(trainer, "test/")
     if config.evaluation.rolling:
-        metrics |= rolling_metrics(config, dataset, model=model, builder=data.builder)
+        metrics |= rolling_metrics(config, data, model)
     if config.evaluation.get("refresh_days") is not None:
         metrics |= refreshed_metrics(config, dataset, model=model, builder=data.builder)
     metrics |= oracle_metrics(config, dataset, part="test")
@@ -61,18 +62,17 @@ def measure_on_test(session: TrainingSession) -> None:
     log_examples(session.loggers, shown)
 
 
-def rolling_metrics(
-    config: DictConfig, dataset: PreparedDataset, *, model: Model, builder: BatchBuilder
-) -> dict[str, float]:
+def rolling_metrics(config: DictConfig, data: RetrievalData, model: Model) -> dict[str, float]:
     """Return `test_rolling/*`, for which each test event is a request with all events before it as history."""
+    dataset = data.dataset
     corpus = corpus_of(model, dataset)
-    process = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    requests = RequestLoader(builder, rolling_requests(dataset, "test"), **process)
+    requests = data.answer(rolling_requests(dataset, "test"))
     batches = track(requests, "rolling test", total=len(requests), unit="batches")
     metrics = RetrievalMetrics(dataset, len(corpus))
     ranker = ModelRanker(model.eval(), corpus)
+    own = requests.builder.dataset
     values = evaluate(
-        ranker, dataset, part="test", batches=batches, metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
+        ranker, own, part="test", batches=batches, metrics=metrics, exclude_seen=config.exclude_seen, rolling=True
     )
     return {f"test_rolling/{name}": value for name, value in values.items()}
 

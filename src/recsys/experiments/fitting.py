@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import time
 import warnings
@@ -34,6 +35,7 @@ from recsys.experiments.assembly import (
     corpus_of,
     instantiate,
 )
+from recsys.experiments.assembly.model import SPARSE_ROWS
 from recsys.experiments.fit_progress import FitProgress
 from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.loggers import close_loggers
@@ -157,6 +159,7 @@ def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) ->
 def fit_again(session: TrainingSession) -> None:
     """Train a fresh model for the selected number of steps, in a session that `TrainingSession.refit` returned."""
     run = session.run
+    free_tables(session.dataset)
     folder = run.checkpoints / "refit"
     last = _existing(folder / LAST)
     model = _towers(session, fresh=last is None)
@@ -180,6 +183,12 @@ def fit_again(session: TrainingSession) -> None:
     trainer.save_checkpoint(run.checkpoints / BEST)
     run.update(refitted=True)
     distributed.barrier()
+
+
+def free_tables(dataset: PreparedDataset) -> None:
+    """Free the large tables of a training that has ended: its trainer and its module refer to each other."""
+    if dataset.num_trained >= SPARSE_ROWS:
+        gc.collect()
 
 
 def build_trainer(

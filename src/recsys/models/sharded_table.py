@@ -184,14 +184,17 @@ class ShardedTable(nn.Module):
 
     def mean_of_known(self) -> Tensor:
         """Return the mean [D] of all rows but row 0, in every process."""
-        first = max(1 - self.begin, 0)
-        return distributed.total(self.weight[first:].double().sum(0)).div(self.num_embeddings - 1).float()
+        rows = self.weight[max(1 - self.begin, 0) :]
+        # A copy of all rows in double precision would take twice their memory.
+        own = torch.zeros(self.embedding_dim, dtype=torch.float64, device=rows.device)
+        for block in rows.split(_BLOCK):
+            own += block.double().sum(0)
+        return distributed.total(own).div(self.num_embeddings - 1).float()
 
     def largest(self) -> Tensor:
         """Return the largest absolute value of all rows, in every process; infinity if one is not a number."""
-        size = self.weight.abs().amax().nan_to_num(nan=torch.inf) if len(self.weight) else self.weight.sum()
-        dist.all_reduce(size, op=dist.ReduceOp.MAX)
-        return size
+        low, high = self.weight.aminmax() if len(self.weight) else (self.weight.sum(),) * 2
+        return distributed.largest(torch.maximum(-low, high).nan_to_num(nan=torch.inf))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Return the embeddings [R, D] of `rows` int64 [R]. R may differ between processes."""

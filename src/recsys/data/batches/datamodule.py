@@ -27,7 +27,7 @@ class RetrievalData(L.LightningDataModule):
             negatives.
         val_users: number of users, a seeded sample, in validations during training; None for all.
         seed: seed of the order and of the samples.
-        portions: let each process read the training events of its own users alone, a range of them.
+        portions: let each process read the events of its own users alone, a range of them.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class RetrievalData(L.LightningDataModule):
             target_sampling=target_sampling,
             max_exposures=max_exposures,
         )
+        self._own: dict[tuple[int, int], BatchBuilder] = {}
         self._loader: TrainingLoader | None = None
         self._place: dict[str, Any] | None = None
 
@@ -67,10 +68,7 @@ class RetrievalData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Return batches of training windows."""
-        builder, process = self.builder, self._process
-        if self.portions and process and self.dataset.portion is None:
-            builder = builder.on(self.dataset.share(**process))
-        self._loader = TrainingLoader(builder, self.batch_size, seed=self.seed, **process)
+        self._loader = TrainingLoader(self._own_builder(), self.batch_size, seed=self.seed, **self._process)
         if self._place is not None:
             self._loader.load_state_dict(self._place)
         return self._loader
@@ -91,12 +89,36 @@ class RetrievalData(L.LightningDataModule):
         if fitting and self.val_users is not None and self.val_users < len(requests.user_idx):
             chosen = np.sort(np.random.default_rng(self.seed).permutation(len(requests.user_idx))[: self.val_users])
             requests = Requests(*(column[chosen] for column in requests))
-        return self._requests(requests)
+        return self.answer(requests)
 
     def test_dataloader(self) -> RequestLoader:
         """Return batches of test requests."""
-        return self._requests(self.dataset.requests("test"))
+        return self.answer(self.dataset.requests("test"))
 
-    def _requests(self, requests: Requests) -> RequestLoader:
-        # A portion of the users has requests of this process alone.
-        return RequestLoader(self.builder, requests, **(self._process if self.dataset.portion is None else {}))
+    def answer(self, requests: Requests) -> RequestLoader:
+        """Return batches of those of the requests that are for this process: every n-th one, or those of its users.
+
+        Args:
+            requests: requests as positions in the data set. Those of the batches are positions in the data set of the
+                loader's builder.
+        """
+        builder = self._own_builder()
+        portion = builder.dataset.portion
+        if portion is None:
+            return RequestLoader(builder, requests, **self._process)
+        if builder is self.builder:
+            # The data set has requests of this process alone.
+            return RequestLoader(builder, requests)
+        owner = np.searchsorted(portion.cuts, requests.user_idx, side="right") - 1
+        own = Requests(*(column[owner == portion.rank] for column in requests))
+        own = own._replace(end=own.end - self.dataset.offsets[portion.cuts[portion.rank]])
+        return RequestLoader(builder, own, most=int(np.bincount(owner).max(initial=0)))
+
+    def _own_builder(self) -> BatchBuilder:
+        process = self._process
+        if not self.portions or not process or self.dataset.portion is not None:
+            return self.builder
+        key = process["rank"], process["world_size"]
+        if key not in self._own:
+            self._own[key] = self.builder.on(self.dataset.share(*key))
+        return self._own[key]

@@ -198,16 +198,24 @@ class RequestLoader:
         batch_size: number of requests in a batch.
         rank: number of this process, which takes every `world_size`-th request.
         world_size: number of processes.
+        most: number of requests of the process with most; None for that of this share.
     """
 
     def __init__(
-        self, builder: BatchBuilder, requests: Requests, *, batch_size: int = 1024, rank: int = 0, world_size: int = 1
+        self,
+        builder: BatchBuilder,
+        requests: Requests,
+        *,
+        batch_size: int = 1024,
+        rank: int = 0,
+        world_size: int = 1,
+        most: int | None = None,
     ) -> None:
         self.builder = builder
         self.requests = Requests(*(column[rank::world_size] for column in requests))
         self.batch_size = batch_size
         # Processes that share the rows of a table look them up together, so none may be done before the others.
-        self._num_batches = -(-len(requests.user_idx[::world_size]) // batch_size)
+        self._num_batches = -(-(len(requests.user_idx[::world_size]) if most is None else most) // batch_size)
 
     def __len__(self) -> int:
         return self._num_batches

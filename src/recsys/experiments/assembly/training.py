@@ -47,7 +47,7 @@ def build_module(
     """
     # An item without training events may not have existed at the time of a target, so it is no negative.
     corpus = torch.from_numpy(corpus_of(model, dataset))
-    corpus = corpus[corpus <= dataset.num_trained]
+    corpus = corpus[: int(torch.searchsorted(corpus, dataset.num_trained, right=True))]
     loss = instantiate(config.loss)
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))

@@ -20,7 +20,7 @@ def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
     Every training event is a target once an epoch. Without `predict_first` the first event of a user, and the events of
     equal time with it, are not, because then an empty history predicts nothing.
     """
-    counts = np.bincount(_training_items(dataset), minlength=dataset.num_items + 1).astype(np.float64)
+    counts = dataset.train_count.astype(np.float64)
     if not predict_first:
         users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
         counts -= np.bincount(_first_baskets(dataset, users), minlength=len(counts))
@@ -30,7 +30,7 @@ def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
 def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tensor:
     """Return the probability that one target is the item; float64 [N + 1], sums to one."""
     counts = target_counts(dataset, predict_first)
-    return counts / counts.sum()
+    return counts.div_(counts.sum())
 
 
 # Share of the trained popularity in the recent one, so that an item without recent events keeps some.
@@ -85,10 +85,6 @@ def prior_shift(
     average = torch.special.entr(smoothed).sum().neg()
     lean = (power - 1) * torch.where(known, smoothed.log(), average)
     return torch.where(known, (smoothed / trained).log(), 0.0) + lean
-
-
-def _training_items(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    return np.asarray(dataset.item_idx)[_training_positions(dataset)]
 
 
 def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
