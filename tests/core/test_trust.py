@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from recsys.core.conf_folder import conf_folder
 from recsys.core.errors import UserError
 from recsys.core.instantiate import class_of, instantiate
-from recsys.core.stored_config import load_config
+from recsys.core.stored_config import load_config, load_plain
 from recsys.core.trust import TRUST, is_trusted, name_targets, trust, trusted
 from recsys.data.sources import ParquetFolder
 
@@ -178,6 +178,10 @@ def test_a_target_behind_other_nodes_is_found(tmp_path: Path) -> None:
 def test_other_content_is_refused_by_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=r"config\.yaml: not a configuration of recsys"):
         stored(tmp_path, text)
+    if "${" not in text:
+        # Values that nothing is built from may be interpolations.
+        with pytest.raises(UserError, match=r"config\.yaml: not a configuration of recsys"):
+            load_plain(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe" + text.encode())
     with pytest.raises(UserError, match="not a configuration of recsys"):
         load_config(tmp_path / "config.yaml")

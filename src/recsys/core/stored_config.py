@@ -5,6 +5,8 @@ A stored configuration is data: `recsys.core.instantiate` builds only classes fr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from recsys.core.trust import STORED
 
 # Limits of a configuration file. The largest one of a blend has some hundred kilobytes.
 MAX_BYTES, MAX_DEPTH = 8 << 20, 40
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Mappings that the configuration of every training has; each stands before its own parts.
 _PARTS = (
     "data", "data.source", "data.columns", "data.features", "split", "history", "model", "user_tower", "item_tower"
@@ -79,23 +82,43 @@ def load_config(path: Path, content: bytes | None = None) -> DictConfig:
         OSError: If the file cannot be read.
         UserError: If it is not a plain configuration: a mapping of resolved values.
     """
-    size = path.stat().st_size if content is None else len(content)
-    if size > MAX_BYTES:
-        raise UserError(f"{path}: found {size} bytes, expected a configuration of at most {MAX_BYTES}")
-    try:
-        content = path.read_bytes() if content is None else content
-        _check_form(content)
-        config = OmegaConf.create(content.decode())
+    with _refusing(path):
+        config = OmegaConf.create(_read(path, content).decode())
         if not isinstance(config, DictConfig):
             raise ValueError("expected a mapping")
         _translate(config)
-    except OSError:
+    config._set_flag(STORED, True)
+    return config
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UserError):
         raise
     except (ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException, RecursionError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: not a configuration of recsys ({reason[:300]})") from error
-    config._set_flag(STORED, True)
-    return config
+
+
+def _read(path: Path, content: bytes | None = None) -> bytes:
+    size = path.stat().st_size if content is None else len(content)
+    if size > MAX_BYTES:
+        raise UserError(f"{path}: found {size} bytes, expected a configuration of at most {MAX_BYTES}")
+    content = path.read_bytes() if content is None else content
+    _check_form(content)
+    return content
+
+
+def load_plain(path: Path) -> dict[str, Any]:
+    """Return the configuration in a YAML file as plain values, from which nothing is built; see `load_config`."""
+    with _refusing(path):
+        content = _read(path)
+        found = yaml.load(content, _LOADER)
+        if not isinstance(found, dict):
+            raise ValueError("expected a mapping")
+        return found
 
 
 def load_training(path: Path, content: bytes | None = None) -> DictConfig:
@@ -116,7 +139,7 @@ def load_training(path: Path, content: bytes | None = None) -> DictConfig:
 def _check_form(content: bytes) -> None:
     """Refuse YAML that grows when it is read: references to other parts, and deep nesting."""
     depth, is_mapping = 0, False
-    for event in yaml.parse(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(content, Loader=_LOADER):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"line {line}: found a reference (*), expected plain values")

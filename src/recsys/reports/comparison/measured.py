@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from recsys.core.errors import UserError, nearest
+from recsys.core.stored_config import load_plain
 from recsys.experiments.run_folder import RunState
 from recsys.experiments.run_logs import Curve, curves_of, read_logs
 from recsys.experiments.run_names import names_of
@@ -167,7 +167,7 @@ def _measured(row: RunRow) -> MeasuredRun:
         row = dataclasses.replace(row, overrides={"generator": row.state.generator} | chosen)
     return measured(
         row,
-        yaml.safe_load(config.read_text()) if config.exists() else {},
+        load_plain(config) if config.exists() else {},
         per_user=row.path / PER_USER,
         curves=curves_of(row for folder in folders for row in read_logs(folder)),
     )
