@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from recsys.client import Answer, Client, RequestError, ScoredItem, UnavailableError, VersionNotHeldError, Versions
+from recsys.client import (
+    Answer,
+    Client,
+    RequestError,
+    ScoredItem,
+    SimilarAnswer,
+    UnavailableError,
+    VersionNotHeldError,
+    Versions,
+)
 
 ANSWER = {
     "items": [{"item_id": "a", "score": 0.5}, {"item_id": 7, "score": 0.25}],
@@ -99,11 +108,30 @@ def test_retrieve_sends_its_arguments_and_returns_the_answer(server: tuple[Scrip
     assert len(set(told.connections)) == 1
 
 
+def test_similar_items_quotas_and_versions(server: tuple[Scripted, str]) -> None:
+    told, url = server
+    found = {name: ANSWER[name] for name in ("items", "version", "index_version", "host", "unknown_items")}
+    told.script = [(200, {**found, "impression_id": "x"}), (200, {**ANSWER, "of_a_later_server": 1})]
+    with Client(url) as client:
+        similar = client.similar(["c"], k=2, quotas={"category": 1}, version="v", exclude=["b"])
+        client.retrieve(5, quotas={"category": 2}, version="v")
+    items = [ScoredItem("a", 0.5), ScoredItem(7, 0.25)]
+    assert similar == SimilarAnswer(items, "v", "v", "one", [9], "x")
+    assert told.asked == [
+        ("POST", "/v1/similar",
+         {"item_ids": ["c"], "k": 2, "quotas": {"category": 1}, "version": "v", "exclude": ["b"]}),
+        ("POST", "/v1/retrieve",
+         {"user_id": 5, "quotas": {"category": 2}, "version": "v", "k": 100, "exclude_seen": True}),
+    ]  # fmt: skip
+
+
 def test_events_get_their_time_before_they_are_sent_so_that_sending_again_is_safe(server: tuple[Scripted, str]) -> None:
     told, url = server
-    told.script = [HANG_UP, (200, {"stored": 2})]
+    counts = {"stored": 1, "repeated": 1, "dropped": 0}
+    told.script = [HANG_UP, (200, counts)]
     with Client(url) as client:
-        client.add_events([{"user_id": 1, "item_id": 2}, {"user_id": 1, "item_id": 3, "timestamp": 4}])
+        events = [{"user_id": 1, "item_id": 2}, {"user_id": 1, "item_id": 3, "timestamp": 4}]
+        assert client.add_events(events) == counts
     assert told.asked[0] == told.asked[1]
     stamped, given = told.asked[1][2]
     assert abs(stamped["timestamp"] - time.time()) < 60

@@ -62,6 +62,18 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class SimilarAnswer:
+    """Answer of `similar`; the attributes are those of `Answer`."""
+
+    items: list[ScoredItem]
+    version: str
+    index_version: str
+    host: str
+    unknown_items: list[Id]
+    impression_id: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """Result of a search for one user: item ids, best first, and their scores."""
 
@@ -181,6 +193,8 @@ class Client:
         exclude: Sequence[Id] | None = None,
         exclude_seen: bool = True,
         filter: Filter | None = None,
+        quotas: Mapping[str, int] | None = None,
+        version: str | None = None,
     ) -> Answer:
         """Return the k best items for a user.
 
@@ -192,33 +206,44 @@ class Client:
             request: request features.
             exclude: items that must not be in the answer.
             exclude_seen: leave out the items of the history.
-            filter: column of the items -> value or values.
+            filter: column of the items -> value, values or conditions.
+            quotas: column of the items -> largest number of items with the same value.
+            version: release that must answer.
 
+        Raises:
+            VersionNotHeldError: If no host holds that version.
         """
         given = {"user_id": user_id, "history": history, "user": user, "request": request, "exclude": exclude}
-        body = {name: value for name, value in {**given, "filter": filter}.items() if value is not None}
-        found = self._call("POST", "/v1/retrieve", {**body, "k": k, "exclude_seen": exclude_seen})
-        items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
-        answer = {"history_missing": False, "impression_id": None, **found}
-        names = (
-            "version",
-            "user_tower_version",
-            "index_version",
-            "host",
-            "history_length",
-            "unknown_items",
-            "history_missing",
-            "impression_id",
-        )
-        return Answer(items, *(answer[name] for name in names))
+        given |= {"filter": filter, "quotas": quotas, "version": version}
+        found = self._call("POST", "/v1/retrieve", {**_given(given), "k": k, "exclude_seen": exclude_seen})
+        return Answer(**_attributes(found, Answer))
 
-    def add_events(self, events: Sequence[Mapping[str, Any]]) -> None:
+    def similar(
+        self,
+        item_ids: Sequence[Id],
+        k: int = 100,
+        *,
+        exclude: Sequence[Id] | None = None,
+        filter: Filter | None = None,
+        quotas: Mapping[str, int] | None = None,
+        version: str | None = None,
+    ) -> SimilarAnswer:
+        """Return the k items nearest to the mean direction of some items, without these; see `retrieve`."""
+        given = {"exclude": exclude, "filter": filter, "quotas": quotas, "version": version}
+        found = self._call("POST", "/v1/similar", {**_given(given), "item_ids": item_ids, "k": k})
+        return SimilarAnswer(**_attributes(found, SimilarAnswer))
+
+    def add_events(self, events: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """Store events durably: `user_id`, `item_id`, optional `timestamp` (UTC seconds; default: now), features.
 
         If one is invalid, none is stored.
+
+        Returns:
+            Number of events that were `stored`, `repeated` or `dropped`.
         """
         now = int(time.time())
-        self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])
+        found: dict[str, int] = self._call("POST", "/v1/events", [{"timestamp": now, **event} for event in events])
+        return found
 
     def add_outcomes(self, outcomes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
         """Store durably what users did: `impression_id`, `item_id`, `action`, optional `timestamp` (default: now).
@@ -251,9 +276,8 @@ class Client:
         Raises:
             VersionNotHeldError: If the host does not hold that version.
         """
-        given = {"filter": filter, "exclude": exclude}
-        body = {name: value for name, value in given.items() if value is not None}
-        found = self._call("POST", "/v1/search", {**body, "version": version, "embeddings": embeddings, "k": k})
+        body = {"version": version, "embeddings": embeddings, "k": k}
+        found = self._call("POST", "/v1/search", {**_given({"filter": filter, "exclude": exclude}), **body})
         return [SearchResult(result["item_ids"], result["scores"]) for result in found["results"]]
 
     def hosts(self) -> dict[str, dict[str, Versions] | None]:
@@ -327,6 +351,16 @@ class Client:
                 self._idle.append(connection)
             wait = response.headers.get("retry-after", "")
             return response.status, content, float(wait) if wait.isdigit() else 0.0
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _attributes(found: Mapping[str, Any], kind: type[Answer | SimilarAnswer]) -> dict[str, Any]:
+    """Return the attributes of an answer; later servers may send more."""
+    items = [ScoredItem(item["item_id"], item["score"]) for item in found["items"]]
+    return {name: value for name, value in found.items() if name in kind.__dataclass_fields__} | {"items": items}
 
 
 def _versions(models: Mapping[str, Any]) -> dict[str, Versions]:
