@@ -57,6 +57,13 @@ def additions(items: UpdatedIndex, users: Float32Array) -> Additions:
     return Additions(items.version, described, np.stack([users[0], -users[0]]))
 
 
+def test_a_number_and_its_digits_are_one_item_that_was_taken_down(tmp_path: Path) -> None:
+    updates = ItemUpdates(tmp_path / "journal")
+    assert (updates.take_down([5, "7"]), updates.take_down(["5", 7])) == (2, 0)
+    for one in (updates, ItemUpdates(tmp_path / "journal")):
+        assert one.removed_of([5, "5", 7, "7", "05", 6]) == [5, "5", 7, "7"]
+
+
 def test_without_changes_nothing_changes(published: Published, tmp_path: Path, users: Float32Array) -> None:
     _, items = opened(published, tmp_path / "journal")
     for options in ({}, {"filter": {"category": "x"}}, {"exclude": [["i001", "none"]] * 5}):

@@ -23,6 +23,7 @@ from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.release.runtime.query_encoder import ItemId
 from recsys.release.runtime.shard import CorpusShard
+from recsys.serving.events.event_store import both_forms
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.journal import Journal, Record
 from recsys.serving.http.problems import ServerFault
@@ -178,7 +179,8 @@ class ItemUpdates:
     def take_down(self, item_ids: Sequence[ItemId]) -> int:
         """Remove items from every version, and return how many were not removed before, once no host shows them.
 
-        Ids that no release has are accepted, because a release that is loaded later may have them.
+        Ids that no release has are accepted, because a release that is loaded later may have them. A number and the
+        text of its digits are one item here: an item that must not be shown is not shown because of a quotation mark.
         """
         with self._reading:
             self.read()
@@ -255,7 +257,7 @@ class ItemUpdates:
 
     def _apply(self, record: Record) -> None:
         if "take_down" in record:
-            self._removed |= dict.fromkeys(self._log.decode(record["take_down"]))
+            self._removed |= dict.fromkeys(both_forms(self._log.decode(record["take_down"])))
         else:
             self._unread.setdefault(self._log.decode(record["version"]), []).append(record)
 
