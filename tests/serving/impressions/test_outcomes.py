@@ -52,6 +52,17 @@ def test_answers_have_ids_whose_records_name_version_generator_and_items(publish
     ]
 
 
+def test_an_id_as_long_as_a_request_is_not_recorded(published: Published, tmp_path: Path) -> None:
+    async def use(app: App) -> list[Answer]:
+        return [await call(app, "POST", "/v1/retrieve", {"user_id": "u" * size, "k": 3}) for size in (4096, 4097)]
+
+    kept, long = living(settings(published, tmp_path / "events.sqlite"), use)
+    assert (kept.status, long.status) == (200, 200)
+    assert "impression_id" in kept.body
+    assert "impression_id" not in long.body
+    assert (tmp_path / "events.impressions.sqlite").read_bytes().count(b"u" * 4096) <= 1
+
+
 def test_outcomes_are_counted_by_what_became_of_them(published: Published, tmp_path: Path) -> None:
     async def use(app: App) -> list[Answer]:
         answer = (await call(app, "POST", "/v1/retrieve", {"user_id": "u001", "k": 3})).body

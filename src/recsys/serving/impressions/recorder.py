@@ -25,6 +25,8 @@ log = logging.getLogger("recsys")
 
 # A batch is closed when it has so many impressions, or after so many seconds.
 MOST, CLOSE_SECONDS = 256, 0.1
+# Letters of an id. A few hundred requests with longer ones would take the place of all other impressions.
+_LONGEST_ID = 4096
 # Batches that may wait for the thread.
 _DEPTH = 64
 
@@ -58,7 +60,7 @@ class ImpressionRecorder:
 
     def record(self, user_id: UserId | None, version: str, *, generator: str, item_ids: Sequence[ItemId]) -> str | None:
         """Return the id of a new impression; None if the answers of the user are not recorded."""
-        if self._share < 1 and not self._wants(user_id):
+        if (self._share < 1 and not self._wants(user_id)) or (isinstance(user_id, str) and len(user_id) > _LONGEST_ID):
             return None
         current = self._open
         if current is None:
