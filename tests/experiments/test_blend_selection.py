@@ -16,8 +16,9 @@ from worlds import write_blend, write_run, write_world
 from recsys.data.batches.loaders import RequestLoader
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
-from recsys.evaluation.relevance import relevant_items
+from recsys.evaluation.relevance import relevant_items, rolling_requests
 from recsys.experiments import blend_selection as blending
+from recsys.experiments import blend_validation
 from recsys.experiments.blend_selection import choose_blend
 from recsys.experiments.trained_run import load_run, stored_config
 from recsys.training.frequency import prior_shift
@@ -50,8 +51,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., float]) -> list
         asked.append((weights, bias is not None))
         return measure(weights, bias, False)
 
-    monkeypatch.setattr(blending._Validation, "score", scored)
-    monkeypatch.setattr(blending._Validation, "measure", lambda _, *blend: {METRIC: measure(*blend, True)})
+    monkeypatch.setattr(blending.BlendValidation, "score", scored)
+    monkeypatch.setattr(blending.BlendValidation, "measure", lambda _, *blend: {METRIC: measure(*blend, True)})
     monkeypatch.setattr(blending, "best_half_life", lambda *_: 7)
     return asked
 
@@ -60,10 +61,12 @@ def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytes
     def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
         if everyone:
             return 0.45
+        if len(weights) == 1:
+            return {"a": 0.3, "b": 0.32, "c": 0.1}[next(iter(weights))]
         if bias is not None or "c" in weights:
             # Half a percent more than the blend of two: not worth a third tower, nor a shift.
             return 0.4 * 1.005
-        return {0.0: 0.32, 0.25: 0.35, 0.375: 0.4, 0.5: 0.39, 0.625: 0.2, 0.75: 0.2}[weights.get("a", 0.0)]
+        return {0.25: 0.35, 0.375: 0.4, 0.5: 0.39, 0.625: 0.2, 0.75: 0.2}[weights["a"]]
 
     asked = fake(monkeypatch, measure)
     chosen = choose(folders, {"a": 0.3, "c": 0.1, "b": 0.32})
@@ -71,36 +74,91 @@ def test_members_join_by_their_gain(folders: dict[str, Path], monkeypatch: pytes
     assert chosen.prior_shift["weight"] == 0
     assert not chosen.is_one_run
     assert chosen.metrics == {METRIC: 0.45}
-    # The best, then the next best with three shares and those beside the best of them, then the last.
-    assert [weights for weights, _ in asked[:11]] == [
-        {"b": 1.0},
+    # Every run with every shift, then the next best with three shares and those beside the best of them, then the last.
+    alone = [{name: 1.0} for name in ("b", "a", "c") for _ in (None, *blending.SHIFTS)]
+    assert [weights for weights, _ in asked[: len(alone)]] == alone
+    assert [weights for weights, _ in asked[len(alone) : len(alone) + 10]] == [
         *({"b": 1 - share, "a": share} for share in (0.25, 0.5, 0.75, 0.375, 0.625)),
         *(
             {"b": 0.625 * (1 - share), "a": 0.375 * (1 - share), "c": share}
             for share in (0.25, 0.5, 0.75, 0.125, 0.375)
         ),
     ]
-    assert sum(biased for _, biased in asked) == len(blending.SHIFTS)
+    # The shift is tried again for the blend.
+    assert sum(biased for _, biased in asked) == 4 * len(blending.SHIFTS)
 
 
-def test_a_prior_shift_needs_a_larger_gain(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_member_is_best_with_its_shift(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     shifts = []
 
-    def measure(weights: dict[str, float], bias: torch.Tensor | None, everyone: bool) -> float:
-        if bias is None:
-            return 0.5 if len(weights) == 1 else 0.1
-        if not everyone:
-            shifts.append(bias)
-        return 0.53 if len(shifts) == 2 else 0.52
+    def measure(weights: dict[str, float], bias: blend_validation.ShiftBias | None, everyone: bool) -> float:
+        if everyone:
+            return 0.6
+        if len(weights) > 1:
+            return 0.1
+        if "a" in weights:
+            return 0.5
+        shifts.append(bias)
+        # The second of the grid is the best. The third gains less.
+        return {1: 0.4, 3: 0.55, 4: 0.54}.get(len(shifts), 0.4)
 
     fake(monkeypatch, measure)
     chosen = choose(folders, {"a": 0.5, "b": 0.4})
-    assert chosen.weights == {"a": 1.0}
-    # The second of the grid: weight 1 and power 1, with the half-life of the best popularity.
+    assert chosen.weights == {"b": 1.0}
+    assert chosen.metrics == {METRIC: 0.6}
+    # Weight 1 and power 1, with the half-life of the best popularity.
     assert chosen.prior_shift == {"weight": 1.0, "half_life_days": 7.0, "power": 1.0}
-    dataset = load_run(folders["a"]).dataset
-    torch.testing.assert_close(shifts[1], prior_shift(dataset, 7.0).float())
-    torch.testing.assert_close(shifts[0], prior_shift(dataset, 7.0).mul(0.5).float())
+    dataset = load_run(folders["b"]).dataset
+    assert shifts[0] is None
+    assert [bias.power for bias in shifts[1:]] == [power for _, power in blending.SHIFTS]
+    torch.testing.assert_close(shifts[2].logits, prior_shift(dataset, 7.0).float())
+    torch.testing.assert_close(shifts[1].logits, prior_shift(dataset, 7.0).mul(0.5).float())
+
+
+def test_a_shift_that_gains_less_than_a_member_must_is_left_out(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, lambda weights, bias, _: (0.5 if bias is None else 0.504) if len(weights) == 1 else 0.1)
+    assert choose(folders, {"a": 0.5, "b": 0.4}).is_one_run
+
+
+def test_with_rolling_the_choice_is_best_for_events_among_the_good_ones(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = torch.full((4,), 0.25, dtype=torch.float64)
+
+    def scores(_: object, weights: dict[str, float], *__: object, **___: object) -> blend_validation.UserScores:
+        # Most of "b" loses for every user, half of it for one of four.
+        lost = [0.2] * 4 if weights.get("b", 0) > 0.5 else [0.2, 0.0, 0.0, 0.0]
+        values = [0.0] * 4 if "b" not in weights else lost
+        return blend_validation.UserScores(0.5 - torch.tensor(values, dtype=torch.float64), share)
+
+    fake(monkeypatch, lambda weights, *_: 0.5 if len(weights) == 1 else 0.4)
+    monkeypatch.setattr(blending.BlendValidation, "user_scores", scores)
+    monkeypatch.setattr(blending.BlendValidation, "rolling_score", lambda _, weights, *__, **___: weights.get("b", 0.0))
+    runs = {name: SimpleNamespace(checkpoints=folders[name] / "checkpoints", metrics={METRIC: 0.5}) for name in "ab"}
+    configs = {name: stored_config(folders[name]) for name in "ab"}
+    assert choose_blend(configs, runs, metric=METRIC).weights == {"a": 1.0}
+    for config in configs.values():
+        config.evaluation.rolling = True
+    assert choose_blend(configs, runs, metric=METRIC).weights == {"a": 0.5, "b": 0.5}
+
+
+def test_significantly_worse_is_by_the_paired_standard_error() -> None:
+    def scores(*values: float) -> blend_validation.UserScores:
+        shares = torch.tensor([0.4, 0.3, 0.3], dtype=torch.float64)
+        return blend_validation.UserScores(torch.tensor(values, dtype=torch.float64), shares)
+
+    best = scores(0.5, 0.5, 0.5)
+    assert best.mean == pytest.approx(0.5)
+    assert not best.is_worse_than(best)
+    # A mean loss of .04; the standard error is sqrt((.4 * .06)^2 + 2 * (.3 * .04)^2) = .029.
+    assert not scores(0.4, 0.5, 0.5).is_worse_than(best)
+    # The same loss of every user has no error.
+    assert scores(0.46, 0.46, 0.46).is_worse_than(best)
+    # A mean loss of .07, an error of sqrt((.4 * .03)^2 + (.3 * .03)^2 + (.3 * .07)^2) = .026: 2.7 of them.
+    assert scores(0.4, 0.4, 0.5).is_worse_than(best)
+    assert not best.is_worse_than(scores(0.4, 0.4, 0.5))
 
 
 def test_the_best_run_stays_alone_if_no_other_improves_it(
@@ -119,7 +177,7 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: 
     loader = RequestLoader(run.builder, run.dataset.requests("val"), batch_size=7)
     expected = evaluate(ModelRanker(run.model, run.corpus), run.dataset, part="val", batches=loader, metrics=metrics)
     # The run has no offset of new items.
-    validation = blending._Validation(run.config, fits_offset=False)
+    validation = blending.BlendValidation(run.config, fits_offset=False)
     validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
     found = validation.measure({"a": 2.0})
     assert found == pytest.approx({f"val/{name}": value for name, value in expected.items()})
@@ -128,7 +186,7 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: 
         assert validation.score({"a": 2.0}, metric=f"val/{name}") == pytest.approx(expected[name])
     # New users count as much as is expected.
     validation.new_users = 0.75
-    monkeypatch.setattr(blending, "cold_users", lambda dataset: np.arange(dataset.num_users) % 2 == 0)
+    monkeypatch.setattr(blend_validation, "cold_users", lambda dataset: np.arange(dataset.num_users) % 2 == 0)
     users, rows = metrics.per_user()
     new, others = rows["recall@10"][users % 2 == 0].mean(), rows["recall@10"][users % 2 == 1].mean()
     assert new != others
@@ -136,12 +194,28 @@ def test_a_blend_is_measured_as_runs_are(folders: dict[str, Path], monkeypatch: 
     # A bias that outweighs everything shows one item first to everyone who has not seen it.
     relevant = relevant_items(run.dataset, "val", requests=validation.requests, exclude_seen=True)
     item = int(np.bincount(relevant.values).argmax())
-    bias = torch.zeros(run.dataset.num_items + 1)
-    bias[item] = 1e6
+    bias = blend_validation.ShiftBias(torch.zeros(run.dataset.num_items + 1), 1.0)
+    bias.logits[item] = 1e6
     per_user = [set(relevant.values[a:b].tolist()) for a, b in itertools.pairwise(relevant.offsets)]
     wants = [item in items for items in per_user if items]
     assert any(wants)
     assert validation.measure({"a": 1.0}, bias)["val/hit@5"] >= np.mean(wants)
+
+
+def test_events_of_validation_are_measured_as_rolling_requests(folders: dict[str, Path]) -> None:
+    run = load_run(folders["a"])
+    run.config.evaluation.rolling = True
+    validation = blending.BlendValidation(run.config, fits_offset=False)
+    validation.add("a", run.config, run=SimpleNamespace(checkpoints=run.path / "checkpoints"))
+    requests = rolling_requests(run.dataset, "val")
+    assert len(validation.events) == len(requests.user_idx) > len(validation.users)
+    metrics = RetrievalMetrics(run.dataset, len(run.corpus))
+    loader = RequestLoader(run.builder, requests)
+    ranker = ModelRanker(run.model, run.corpus)
+    expected = evaluate(ranker, run.dataset, part="val", batches=loader, metrics=metrics, rolling=True)
+    assert validation.rolling_score({"a": 1.0}, metric=METRIC) == pytest.approx(expected["recall@10"])
+    # The metrics of users stay those without events.
+    assert validation.measure({"a": 1.0})[METRIC] == pytest.approx(run.metrics[METRIC])
 
 
 def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> None:
@@ -153,7 +227,7 @@ def test_members_that_cannot_place_new_items_join_the_others(tmp_path: Path) -> 
     }
     configs = {name: stored_config(folder) for name, folder in folders.items()}
     weights = {"ids": 0.5, "all": 0.3, "content": 0.2}
-    validation = blending._Validation(configs["ids"])
+    validation = blending.BlendValidation(configs["ids"])
     for name, config in configs.items():
         validation.add(name, config, run=SimpleNamespace(checkpoints=folders[name] / "checkpoints"))
     dataset = validation.dataset
@@ -184,7 +258,7 @@ def test_the_best_run_without_features_is_measured_on_its_own_corpus(
     ids = write_run(tmp_path / "ids", root, "user_tower=mean", "item_tower=ids", *more)
     run = load_run(ids)
     assert len(run.corpus) == (9 if more else run.dataset.num_trained)
-    validation = blending._Validation(run.config)
+    validation = blending.BlendValidation(run.config)
     validation.add("ids", run.config, run=SimpleNamespace(checkpoints=ids / "checkpoints"))
     metrics = RetrievalMetrics(run.dataset, len(run.corpus))
     loader = RequestLoader(run.builder, run.dataset.requests("val"))

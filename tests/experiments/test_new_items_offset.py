@@ -45,6 +45,15 @@ def test_the_offset_makes_the_expected_share_of_new_items_the_observed_one() -> 
     assert fit_offset(choices([1e6], [3e5], seen=[[2]]), users, items) == pytest.approx(expected + np.log(2), abs=1e-3)
 
 
+def test_the_offset_beside_a_shift_with_a_power_is_that_of_calibrated_logits() -> None:
+    # Logits 0 and 4 of a shift with power 4 are 0 and 1 of a calibrated model.
+    users, items = torch.ones(1, 1), torch.tensor([[0.0], [4.0]])
+    expected = 4 * (np.log(0.3 / 0.7) - 1)
+    assert fit_offset(choices([1e6], [3e5]), users, items, power=4.0) == pytest.approx(expected, abs=1e-3)
+    # A power below 1 changes nothing.
+    assert fit_offset(choices([1e6], [3e5]), users, items, power=0.5) == pytest.approx(np.log(0.3 / 0.7) - 4, abs=1e-3)
+
+
 def test_few_choices_leave_the_offset_near_zero() -> None:
     users, items = torch.ones(1, 1), torch.zeros(2, 1)
     # The slope of the log posterior of 1 new choice of 2 is 0 at 0; of 2 of 2 it is 2 - 2 s(d) - d.

@@ -2,62 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from recsys.core.io import atomic_file
-from recsys.core.types import Int64Array
-from recsys.data.batches.builder import BatchBuilder
-from recsys.data.batches.loaders import RequestLoader
-from recsys.data.batches.targets import TargetSampling
-from recsys.data.dataset import PreparedDataset, Requests
-from recsys.evaluation.metrics import RetrievalMetrics
-from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
-from recsys.evaluation.slices import cold_users
-from recsys.experiments.assembly import build_towers, corpus_of, open_data, target_sampling_of
+from recsys.experiments.assembly import build_towers, open_data, target_sampling_of
 from recsys.experiments.baseline_check import best_half_life
-from recsys.experiments.new_items_offset import MOST_LOGITS, fit_offset, validation_choices
-from recsys.experiments.origins import earlier_origins, new_user_share
+from recsys.experiments.blend_validation import MOST_USERS, BlendValidation, ShiftBias, place_unknown_items
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import load_weights, read_checkpoint
-from recsys.models.items import ItemTower
-from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
 
 # Shares of the logits that a further member may get, and the distance of the two that are tried beside the best.
 SHARES, BESIDE = (0.25, 0.5, 0.75), 0.125
-# Relative gain in the metric that a further member must bring, because it costs time at every request.
+# Relative gain in the metric that a further member must bring, because it costs time at every request; also a shift.
 LEAST_GAIN = 0.01
-# The same for a prior shift. It costs no time, but validation overestimates its gain, because popularity there is
-# nearer to that of training than later.
-LEAST_SHIFT_GAIN = 0.05
+NO_SHIFT = {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}
 # Weight, power. The last one ranks nearly as popularity does, so a blend is not worse than the popularity in it.
 SHIFTS = ((0.5, 1.0), (1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (1.0, 16.0))
-# Size of the seeded sample of validation users on which choices are measured.
-MOST_USERS = 20_000
-
-
-class ValidationEmbeddings(NamedTuple):
-    """Embeddings of one run whose inner products are its logits, because items are divided by the temperature.
-
-    Attributes:
-        users: embeddings of the validation requests, [R, D].
-        items: embeddings of the known items, [N, D].
-        reads_features: whether features place items without a trained id.
-        corpus: item_idx of the items that can be recommended, ascending.
-    """
-
-    users: Tensor
-    items: Tensor
-    reads_features: bool
-    corpus: Int64Array
 
 
 class BlendChoice(NamedTuple):
@@ -92,10 +59,15 @@ def choose_blend(
     """Choose a blend by greedy forward selection on validation (Caruana et al. 2004, section 2).
 
     The best run comes first, then every run that improves the blend. The offset of new items is fitted anew for each
-    blend that is tried, because the levels of the members' logits differ. If the data has times in days or seconds, a
-    prior shift towards recent popularity is tried at the end, with the half-life that is best for popularity alone over
-    several origins. One validation part would choose the half-life that suits the few items that are popular when it
-    begins.
+    blend that is tried, because the levels of the members' logits differ.
+
+    If the data has times in days or seconds, the best run is the one that is best with a prior shift towards recent
+    popularity, where that improves it; other members join it with its shift, and other shifts are tried at the end. The
+    half-life is the one that is best for popularity alone over several origins. One validation part would choose the
+    half-life that suits the few items that are popular when it begins.
+
+    With `evaluation.rolling`, every event is a request too. Of the blends that were tried and are not significantly
+    worse than the best, the choice is then the one whose metric is best with each validation event as a request.
 
     Args:
         configs: configurations of the runs by name, all of one data set.
@@ -105,140 +77,103 @@ def choose_blend(
         most_users: size of the sample of validation users.
     """
     best = max(runs, key=lambda name: runs[name].metrics[metric])
-    validation = _Validation(next(iter(configs.values())), fits_offset=fits_offset, most_users=most_users)
-    none = BlendChoice({best: 1.0}, {"weight": 0.0, "half_life_days": 60.0, "power": 1.0}, runs[best].metrics)
+    validation = BlendValidation(next(iter(configs.values())), fits_offset=fits_offset, most_users=most_users)
+    none = BlendChoice({best: 1.0}, NO_SHIFT, runs[best].metrics)
     for name, config in configs.items():
         validation.add(name, config, run=runs[name])
     if best not in validation.embedded:
         return none
-    weights, score = none.weights, validation.score(none.weights, metric=metric)
-    for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric]):
-        if name == best:
-            continue
+    shifts = _Shifts(validation, configs)
+    scored = {
+        name: shifts.best({name: 1.0}, validation.score({name: 1.0}, metric=metric), metric=metric)
+        for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric])
+    }
+    first = max(scored, key=lambda name: scored[name][1])
+    weights = {first: 1.0}
+    shift, score = scored.pop(first)
+    tried = [weights]
+    for name in sorted(scored, key=lambda name: -scored[name][1]):
+        bias = shifts.bias(shift, weights)
         scores: dict[float, float] = {}
         for share in SHARES:
-            scores[share] = validation.score(_with_member(weights, name, share=share), metric=metric)
+            tried.append(_with_member(weights, name, share=share))
+            scores[share] = validation.score(tried[-1], bias, metric=metric)
         middle = max(scores, key=lambda share: scores[share])
         for share in (middle - BESIDE, middle + BESIDE):
-            scores[share] = validation.score(_with_member(weights, name, share=share), metric=metric)
+            tried.append(_with_member(weights, name, share=share))
+            scores[share] = validation.score(tried[-1], bias, metric=metric)
         share = max(scores, key=lambda share: scores[share])
         if scores[share] >= score * (1 + LEAST_GAIN):
             weights, score = _with_member(weights, name, share=share), scores[share]
-    shift = none.prior_shift
-    target_sampling = target_sampling_of(configs[max(weights, key=lambda name: weights[name])])
-    if validation.dataset.meta.time_resolution.has_clock:
-        days = float(best_half_life(validation.config, validation.dataset))
-        grid = [{"weight": weight, "half_life_days": days, "power": power} for weight, power in SHIFTS]
-        shifted = [
-            validation.score(weights, _bias(validation.dataset, each, target_sampling), metric=metric) for each in grid
-        ]
-        if max(shifted) >= score * (1 + LEAST_SHIFT_GAIN):
-            shift = grid[shifted.index(max(shifted))]
+    if len(weights) > 1:
+        shift, _ = shifts.best(weights, score, metric=metric, than=shift)
+    bias = shifts.bias(shift, weights)
+    if len(validation.events):
+        weights = _best_for_events(validation, weights, bias, others=tried, metric=metric)
     chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
-        return none
-    bias = _bias(validation.dataset, shift, target_sampling) if shift["weight"] else None
+        return chosen._replace(metrics=runs[first].metrics)
     metrics, offset = validation.measure(weights, bias), validation.offset(weights, bias)
     return chosen._replace(metrics=metrics, new_items_offset=offset)
 
 
+class _Shifts:
+    """Prior shifts that a blend may have: those of `SHIFTS`, if the data has times in days or seconds."""
+
+    def __init__(self, validation: BlendValidation, configs: Mapping[str, DictConfig]) -> None:
+        self.validation, self.grid = validation, list[dict[str, float]]()
+        self._targets = {name: target_sampling_of(config) for name, config in configs.items()}
+        self._known: dict[tuple[str, float, float], Tensor] = {}
+        if validation.dataset.meta.time_resolution.has_clock:
+            days = float(best_half_life(validation.config, validation.dataset))
+            self.grid = [{"weight": weight, "half_life_days": days, "power": power} for weight, power in SHIFTS]
+
+    def best(
+        self, weights: Mapping[str, float], score: float, *, metric: str, than: Mapping[str, float] = NO_SHIFT
+    ) -> tuple[dict[str, float], float]:
+        """Return the best shift and its metric, or those given if none improves them."""
+        found = dict(than), score
+        for shift in self.grid:
+            shifted = self.validation.score(weights, self.bias(shift, weights), metric=metric)
+            if shifted >= max(score * (1 + LEAST_GAIN), found[1]):
+                found = shift, shifted
+        return found
+
+    def bias(self, shift: Mapping[str, float], weights: Mapping[str, float]) -> ShiftBias | None:
+        """Return what a shift adds to the logits of items, which follows the targets of the member of most weight."""
+        if not shift["weight"]:
+            return None
+        heaviest = max(weights, key=lambda name: weights[name])
+        key = heaviest, shift["half_life_days"], shift["power"]
+        if key not in self._known:
+            self._known[key] = prior_shift(
+                self.validation.dataset, key[1], target_sampling=self._targets[heaviest], power=key[2]
+            )
+        return ShiftBias(self._known[key].mul(shift["weight"]).float(), shift["power"])
+
+
+def _best_for_events(
+    validation: BlendValidation,
+    best: dict[str, float],
+    bias: ShiftBias | None,
+    *,
+    others: Sequence[dict[str, float]],
+    metric: str,
+) -> dict[str, float]:
+    """Return the weights that are best with each event as a request, of those not significantly worse than the best."""
+    most = validation.user_scores(best, bias, metric=metric)
+    if most is None:
+        return best
+    candidates = [best]
+    for weights in others:
+        scores = validation.user_scores(weights, bias, metric=metric)
+        if weights != best and scores is not None and not scores.is_worse_than(most):
+            candidates.append(weights)
+    return max(candidates, key=lambda weights: validation.rolling_score(weights, bias, metric=metric))
+
+
 def _with_member(weights: Mapping[str, float], name: str, *, share: float) -> dict[str, float]:
     return {other: (1 - share) * weight for other, weight in weights.items()} | {name: share}
-
-
-def _bias(dataset: PreparedDataset, shift: Mapping[str, float], target_sampling: TargetSampling) -> Tensor:
-    return (
-        prior_shift(dataset, shift["half_life_days"], target_sampling=target_sampling, power=shift["power"])
-        .mul(shift["weight"])
-        .float()
-    )
-
-
-class _Validation:
-    """Validation requests, and all items that a member may place, as the members of a blend see them."""
-
-    def __init__(self, config: DictConfig, *, fits_offset: bool = True, most_users: int = MOST_USERS) -> None:
-        self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
-        self.new_users = new_user_share(earlier_origins(self.dataset, config.evaluation.get("origins", 1)))
-        self.lift: float = config.model.new_items_lift
-        self.requests = self.dataset.requests("val")
-        order = np.random.default_rng(config.seed).permutation(len(self.requests.user_idx))
-        self.sample = np.sort(order[:most_users])
-        self.embedded: dict[str, ValidationEmbeddings] = {}
-        self.known = self.dataset.corpus(reads_features=True)
-        self.choices = None
-        if fits_offset:
-            self.choices = validation_choices(
-                self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
-            )
-
-    # Content vectors of items follow the versions of weights, which tensors of the inference mode lack.
-    @torch.no_grad()
-    def add(self, name: str, config: DictConfig, *, run: RunFolder) -> None:
-        """Embed with one run, unless it has several embeddings for a user."""
-        model = build_towers(config, self.dataset, fresh=False).eval()
-        load_weights(model, run.checkpoints / "best.ckpt")
-        if model.num_embeddings > 1:
-            return
-        model.set_item_bias(self.dataset, self.dataset.index_time("val"))
-        _place_unknown_items(model)
-        builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
-        users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
-        items = encode_corpus(model, torch.from_numpy(self.known)) / model.temperature
-        self.embedded[name] = ValidationEmbeddings(users, items, model.reads_features, corpus_of(model, self.dataset))
-
-    def offset(self, weights: Mapping[str, float], bias: Tensor | None = None) -> float:
-        """Return the offset of new items of a blend: the likeliest one and the lift; 0 if none can be new."""
-        choices = self.choices
-        if choices is None or not any(self.embedded[name].reads_features for name in weights):
-            return 0.0
-        joined = self._joined(weights, bias, rows=choices.rows)
-        items = joined.items[np.searchsorted(self.known, choices.candidates)]
-        return fit_offset(choices, joined.users, items) + self.lift
-
-    def measure(self, weights: Mapping[str, float], bias: Tensor | None = None) -> dict[str, float]:
-        """Return `val/*` of a blend with its offset of new items, for all validation users."""
-        counted = self._count(weights, bias, rows=np.arange(len(self.requests.user_idx)))
-        return {f"val/{name}": value for name, value in counted.compute().items()}
-
-    def score(self, weights: Mapping[str, float], bias: Tensor | None = None, *, metric: str) -> float:
-        """Return a metric of a blend for the sample of users, in which new users have the share that is expected."""
-        counted = self._count(weights, bias, rows=self.sample)
-        users, rows = counted.per_user()
-        name = metric.partition("/")[2]
-        if name not in rows:
-            # Not a mean over users.
-            return counted.compute()[name]
-        values, is_new = rows[name].double(), torch.from_numpy(cold_users(self.dataset))[users]
-        new, others = values[is_new].nanmean(), values[~is_new].nanmean()
-        if self.new_users is None or new.isnan() or others.isnan():
-            return float(values.nanmean())
-        return float(self.new_users * new + (1 - self.new_users) * others)
-
-    def _count(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> RetrievalMetrics:
-        """Rank some requests and return the counters of their results."""
-        users, items, _, corpus = self._joined(weights, bias, rows=rows)
-        if offset := self.offset(weights, bias):
-            shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
-            items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
-        search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
-        metrics = RetrievalMetrics(self.dataset, len(corpus), part="val", keep_users=True)
-        counter = RequestCounter(search, self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen)
-        for some in np.split(np.arange(len(rows)), range(1024, len(rows), 1024)):
-            requests = Requests(*(column[rows[some]] for column in self.requests))
-            counter.count(users[torch.from_numpy(some)], requests)
-        return metrics
-
-    def _joined(self, weights: Mapping[str, float], bias: Tensor | None, *, rows: Int64Array) -> ValidationEmbeddings:
-        """Return the embeddings of a blend for some requests."""
-        members = [(weight, self.embedded[name]) for name, weight in weights.items()]
-        items = torch.cat([weight * member.items for weight, member in members], dim=1)
-        users = torch.cat([member.users[torch.from_numpy(rows)] for _, member in members], dim=1)
-        if bias is not None:
-            items = torch.cat([items, bias[torch.from_numpy(self.known)].unsqueeze(1)], dim=1)
-            users = F.pad(users, (0, 1), value=1.0)
-        corpus = np.unique(np.concatenate([member.corpus for _, member in members]))
-        return ValidationEmbeddings(users, items, any(member.reads_features for _, member in members), corpus)
 
 
 def blend_config(
@@ -288,14 +223,8 @@ def write_checkpoint(configs: Mapping[str, DictConfig], runs: Mapping[str, RunFo
         dataset = open_data(config)
         model = build_towers(config, dataset.refit() if config.refit else dataset, fresh=False)
         load_weights(model, best)
-        _place_unknown_items(model)
+        place_unknown_items(model)
         steps += read_checkpoint(best).steps
         state |= {f"model.models.{number}.{key}": value for key, value in model.state_dict().items()}
     with atomic_file(path) as aside:
         torch.save({"state_dict": state, "global_step": steps}, aside)
-
-
-def _place_unknown_items(model: TwoTower) -> None:
-    # An item tower of an outside package need not be one of ours.
-    if isinstance(model.item_tower, ItemTower):
-        model.item_tower.place_unknown_items()

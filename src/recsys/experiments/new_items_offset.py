@@ -129,14 +129,19 @@ def _rows(items: Ragged, row_of: Int64Array) -> Ragged:
 
 
 @torch.inference_mode()
-def fit_offset(choices: Choices, users: Tensor, items: Tensor) -> float:
+def fit_offset(choices: Choices, users: Tensor, items: Tensor, *, power: float = 1.0) -> float:
     """Return the offset with the highest posterior probability.
 
     Args:
         choices: choices on validation.
         users: embeddings of the requests, [R, D], or [R, M, D], of which the best counts.
         items: embeddings of the candidates, [C, D], whose inner products with the users are logits.
+        power: power of the prior shift that the logits contain. Above 1 it makes them about so many times as large as
+            those of a calibrated model. Their likelihood would then show new items to everyone, so it is taken from the
+            logits divided by the power.
     """
+    scale = max(power, 1.0)
+    items = items / scale
     difference = torch.cat(
         [
             _log_odds(users[begin : begin + height], items, choices=choices, begin=begin)
@@ -150,7 +155,7 @@ def fit_offset(choices: Choices, users: Tensor, items: Tensor) -> float:
         expected = (choices.num_chosen * torch.sigmoid(difference + middle)).sum()
         slope = float(choices.num_new.sum() - expected) - middle / PRIOR_DEVIATION**2
         low, high = (middle, high) if slope > 0 else (low, middle)
-    return round(middle, 4)
+    return round(scale * middle, 4)
 
 
 def _log_odds(users: Tensor, items: Tensor, *, choices: Choices, begin: int) -> Tensor:
@@ -241,7 +246,8 @@ def _offset(
     users = torch.cat([model.encode_users(batch.to(model.device)) for batch, _ in loader])
     items = encode_corpus(model, torch.from_numpy(choices.candidates).to(model.device)) / model.temperature
     lift: float = config.model.new_items_lift
-    return fit_offset(choices, users, items) + lift
+    shift = config.model.prior_shift
+    return fit_offset(choices, users, items, power=shift.power if shift.weight else 1.0) + lift
 
 
 def _set_bias(config: DictConfig, dataset: PreparedDataset, model: TwoTower) -> None:
