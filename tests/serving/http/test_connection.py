@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 import uvicorn
@@ -16,7 +17,7 @@ from asking import settings
 
 from recsys.serving.http.acceptor import Acceptor
 from recsys.serving.http.admission import Admission
-from recsys.serving.http.connection import connections
+from recsys.serving.http.connection import UNREAD_BYTES, Connection, connections, sweep
 from recsys.serving.http.hand_over import TURN, HandOver
 from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.server import DrainingServer
@@ -245,6 +246,25 @@ CHUNKED = b"POST /headers HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntransfer-e
 )
 def test_headers_have_a_limit(running: Running, content: bytes) -> None:
     assert ask(running.port, content).startswith(b"HTTP/1.1 431")
+
+
+def test_answers_that_nobody_reads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recsys.serving.http.connection.SWEEP_SECONDS", 0)
+    made = []
+    for stalled, size in ((None, 0), (3.0, UNREAD_BYTES // 2), (1.0, UNREAD_BYTES // 4), (2.0, UNREAD_BYTES // 2)):
+        one = object.__new__(Connection)
+        one.began, one.stalled, one.transport = None, stalled, Mock(**{"get_write_buffer_size.return_value": size})
+        made.append(one)
+
+    async def run() -> None:
+        looks = iter([set(made)])
+        # It ends when there is nothing more to look at.
+        with contextlib.suppress(RuntimeError):
+            await sweep(lambda: next(looks), float("inf"))
+
+    asyncio.run(run())
+    # The rest fits without the one that waits for longest.
+    assert [one.transport.abort.called for one in made] == [False, False, True, False]
 
 
 def test_what_follows_a_body_is_no_header(running: Running) -> None:

@@ -26,6 +26,8 @@ from recsys.serving.http.refusal import (
 FILL_SECONDS = 0.002
 # Seconds between two looks at all connections.
 SWEEP_SECONDS = 1.0
+# Bytes of all answers that wait for clients to read them.
+UNREAD_BYTES = 64 << 20
 # Connections that are looked at in one turn of the event loop, and bytes of one connection that are parsed in it.
 _SWEPT, _PARSED = 2000, 32 << 10
 # Requests of a connection that may wait for the answer to an earlier one; no usual client sends any.
@@ -283,12 +285,23 @@ def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[
 
 
 async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None:
-    """Close connections that are slow to send a request or to read an answer, until cancelled."""
+    """Close connections that are slow to send a request or to read an answer, until cancelled.
+
+    If the answers that clients do not read take too much memory together, those that wait for longest are given up.
+    """
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        now = time.monotonic()
+        now, unread = time.monotonic(), list[tuple[float, int, Connection]]()
         for number, one in enumerate(list(all_connections())):
             if number % _SWEPT == _SWEPT - 1:
                 await asyncio.sleep(0)
             if isinstance(one, Connection) and one.is_overdue(now, seconds):
                 one.transport.abort()
+            elif isinstance(one, Connection) and one.stalled is not None:
+                unread.append((one.stalled, one.transport.get_write_buffer_size(), one))
+        excess = sum([size for _, size, _ in unread]) - UNREAD_BYTES
+        for _, size, one in sorted(unread, key=lambda found: found[0]):
+            if excess <= 0:
+                break
+            excess -= size
+            one.transport.abort()
