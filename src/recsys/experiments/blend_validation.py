@@ -100,10 +100,11 @@ class BlendValidation:
         self.users = np.arange(len(self.requests.user_idx))
         self.sample = np.sort(np.random.default_rng(config.seed).permutation(self.users)[:most_users])
         self.events = np.arange(0)
-        if config.evaluation.get("rolling", False):
-            events = rolling_requests(self.dataset, "val")
+        events = rolling_requests(self.dataset, "val") if config.evaluation.get("rolling", False) else self.requests
+        # One event of each user would be the same requests.
+        if len(events.user_idx) > len(self.users):
             order = np.random.default_rng(config.seed).permutation(len(events.user_idx))[:MOST_EVENTS]
-            self.events = len(self.requests.user_idx) + np.arange(len(order))
+            self.events = len(self.users) + np.arange(len(order))
             some = (column[np.sort(order)] for column in events)
             self.requests = Requests(*map(np.concatenate, zip(self.requests, some, strict=True)))
         self.embedded: dict[str, ValidationEmbeddings] = {}
