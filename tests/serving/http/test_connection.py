@@ -248,12 +248,16 @@ def test_headers_have_a_limit(running: Running, content: bytes) -> None:
     assert ask(running.port, content).startswith(b"HTTP/1.1 431")
 
 
-def test_answers_that_nobody_reads_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_nobody_reads_and_halves_of_requests_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recsys.serving.http.connection.SWEEP_SECONDS", 0)
     made = []
-    for stalled, size in ((None, 0), (3.0, UNREAD_BYTES // 2), (1.0, UNREAD_BYTES // 4), (2.0, UNREAD_BYTES // 2)):
+    half, quarter = UNREAD_BYTES // 2, UNREAD_BYTES // 4
+    for began, received, stalled, size in (
+        (None, 0, None, 0), (None, 0, 4.0, half), (1.5, half, None, 0), (None, 0, 1.0, quarter), (3.0, half, None, 0),
+    ):  # fmt: skip
         one = object.__new__(Connection)
-        one.began, one.stalled, one.transport = None, stalled, Mock(**{"get_write_buffer_size.return_value": size})
+        one.began, one.received, one.stalled = began, received, stalled
+        one.transport = Mock(**{"get_write_buffer_size.return_value": size})
         made.append(one)
 
     async def run() -> None:
@@ -263,8 +267,8 @@ def test_answers_that_nobody_reads_make_room(monkeypatch: pytest.MonkeyPatch) ->
             await sweep(lambda: next(looks), float("inf"))
 
     asyncio.run(run())
-    # The rest fits without the one that waits for longest.
-    assert [one.transport.abort.called for one in made] == [False, False, True, False]
+    # The rest fits without those that wait for longest.
+    assert [one.transport.abort.called for one in made] == [False, False, True, True, False]
 
 
 def test_what_follows_a_body_is_no_header(running: Running) -> None:

@@ -26,7 +26,7 @@ from recsys.serving.http.refusal import (
 FILL_SECONDS = 0.002
 # Seconds between two looks at all connections.
 SWEEP_SECONDS = 1.0
-# Bytes of all answers that wait for clients to read them.
+# Bytes of all answers and parts of requests that wait for their clients.
 UNREAD_BYTES = 64 << 20
 # Connections that are looked at in one turn of the event loop, and bytes of one connection that are parsed in it.
 _SWEPT, _PARSED = 2000, 32 << 10
@@ -53,6 +53,8 @@ class Connection(HttpToolsProtocol):
         """Begin: the first request must arrive in time."""
         super().connection_made(transport)
         self.began: float | None = time.monotonic()
+        # Bytes of the body that is being received.
+        self.received = 0
         self.stalled: float | None = None
         # The request that is being answered: uvicorn knows only the last one of several.
         self._task: asyncio.Task[None] | None = None
@@ -101,7 +103,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
             raise ValueError("too many requests at once")
         super().on_message_begin()
-        self.began = time.monotonic()
+        self.began, self.received = time.monotonic(), 0
         self._refused, self._refused_by, self._in_headers, self._in_message = False, None, True, True
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -134,6 +136,7 @@ class Connection(HttpToolsProtocol):
         """Keep a part of the body, unless the request was refused."""
         self._read_bytes = 0
         if not self._refused:
+            self.received += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -287,7 +290,8 @@ def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[
 async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None:
     """Close connections that are slow to send a request or to read an answer, until cancelled.
 
-    If the answers that clients do not read take too much memory together, those that wait for longest are given up.
+    If answers that clients do not read and parts of requests take too much memory together, those that wait for longest
+    are given up.
     """
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
@@ -299,6 +303,8 @@ async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None
                 one.transport.abort()
             elif isinstance(one, Connection) and one.stalled is not None:
                 unread.append((one.stalled, one.transport.get_write_buffer_size(), one))
+            elif isinstance(one, Connection) and one.began is not None and one.received:
+                unread.append((one.began, one.received, one))
         excess = sum([size for _, size, _ in unread]) - UNREAD_BYTES
         for _, size, one in sorted(unread, key=lambda found: found[0]):
             if excess <= 0:
