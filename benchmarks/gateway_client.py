@@ -30,7 +30,8 @@ from recsys.release.store import ReleaseStore
 from recsys.serving.events import open_store
 from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
-from recsys.serving.gateway.gateway import Gateway, Limits
+from recsys.serving.gateway.gateway import Gateway
+from recsys.serving.gateway.limits import Limits
 from recsys.serving.gateway.remote_host import RemoteHost, parse_address
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache

@@ -24,8 +24,9 @@ from recsys.serving.gateway.answer_check import Ids
 from recsys.serving.gateway.database_host import DatabaseHost
 from recsys.serving.gateway.discovery import Discovery, HostDiscovery, fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
-from recsys.serving.gateway.gateway import Gateway, Limits
+from recsys.serving.gateway.gateway import Gateway
 from recsys.serving.gateway.host_client import LocalHost
+from recsys.serving.gateway.limits import Limits
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.shared_canary import CANARY, SharedCanary, read_canary
 from recsys.serving.gateway.similar import SimilarItems

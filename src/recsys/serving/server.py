@@ -20,10 +20,11 @@ import uvicorn
 from recsys.core.errors import UserError
 from recsys.serving.assembly import build_app
 from recsys.serving.http.acceptor import BACKLOG, Acceptor
-from recsys.serving.http.connection import connections, sweep
+from recsys.serving.http.connection import connections
 from recsys.serving.http.hand_over import HandOver
 from recsys.serving.http.problems import Problem, unavailable
 from recsys.serving.http.routes import ProcessRoutes
+from recsys.serving.http.sweeping import sweep
 from recsys.serving.observability.logs import log_as_json
 from recsys.serving.settings import Settings
 from recsys.serving.workers import CANNOT_START, bind, supervise

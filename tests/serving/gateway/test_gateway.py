@@ -18,8 +18,9 @@ from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, StoreError
 from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet
-from recsys.serving.gateway.gateway import Gateway, Limits
+from recsys.serving.gateway.gateway import Gateway
 from recsys.serving.gateway.host_client import HostClient, LocalHost
+from recsys.serving.gateway.limits import Limits
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.host.host import Host

@@ -17,9 +17,10 @@ from asking import settings
 
 from recsys.serving.http.acceptor import Acceptor
 from recsys.serving.http.admission import Admission
-from recsys.serving.http.connection import UNREAD_BYTES, Connection, connections, sweep
+from recsys.serving.http.connection import Connection, connections
 from recsys.serving.http.hand_over import TURN, HandOver
 from recsys.serving.http.problems import Problem, unavailable
+from recsys.serving.http.sweeping import UNREAD_BYTES, sweep
 from recsys.serving.server import DrainingServer
 from recsys.serving.workers import bind
 
@@ -249,7 +250,7 @@ def test_headers_have_a_limit(running: Running, content: bytes) -> None:
 
 
 def test_answers_that_nobody_reads_and_halves_of_requests_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recsys.serving.http.connection.SWEEP_SECONDS", 0)
+    monkeypatch.setattr("recsys.serving.http.sweeping.SWEEP_SECONDS", 0)
     made = []
     half, quarter = UNREAD_BYTES // 2, UNREAD_BYTES // 4
     for began, received, stalled, size in (

@@ -11,15 +11,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from recsys.core.errors import UserError
 from recsys.core.types import Float32Array
 from recsys.release.runtime.feature_values import ValueType
 from recsys.release.runtime.query_encoder import ItemId, Query, QueryEncoder
-from recsys.release.runtime.timestamps import to_seconds
 from recsys.serving.events import EventStore, StoreError
+from recsys.serving.gateway.limits import Limits
 from recsys.serving.gateway.microbatch import Microbatcher
 from recsys.serving.gateway.query_builder import QueryBuilder
 from recsys.serving.gateway.remote_host import HostBusy
@@ -34,13 +33,12 @@ from recsys.serving.http.messages import (
     ScoredItem,
     SearchRequest,
 )
-from recsys.serving.http.problems import Problem, VersionNotHeld, bad_request, too_large, unavailable
+from recsys.serving.http.problems import Problem, VersionNotHeld, unavailable
 from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.observability.request_sampler import RequestSampler
 from recsys.serving.observability.samples import RequestSample
 from recsys.serving.pools import HISTORIES, SEARCH
-from recsys.serving.quotas import cost_of
 
 log = logging.getLogger("recsys")
 
@@ -55,27 +53,6 @@ CHECK_STORE_EVERY = 3.0
 # Events of a microbatch that are encoded in the event loop; more would keep it busy for too long.
 MAX_EVENTS_IN_LOOP = 5000
 _NOTHING = Stored((), {})
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Upper limits of one request.
-
-    Attributes:
-        k: number of items of a response.
-        history: number of events of a history, and of excluded items.
-        batch: number of requests, or of events, of one POST.
-        cost: work of one POST (see `Gateway.check_cost`).
-        seconds: time limit of a request that no host can answer.
-        store_seconds: time limit of the event store; beyond it answers lack the stored history.
-    """
-
-    k: int = 1000
-    history: int = 10_000
-    batch: int = 1000
-    cost: int = 250_000
-    seconds: float = 4.0
-    store_seconds: float = 1.0
 
 
 class _BatchKey(NamedTuple):
@@ -158,7 +135,7 @@ class Gateway:
         Raises:
             Problem: If the request is invalid (4xx), or nothing that could answer was up in time (503).
         """
-        self._check(request)
+        self.limits.check(request)
         wanted = encode((request.filter, request.quotas)) if request.filter or request.quotas else None
         give_up = min(time.monotonic() + self.limits.seconds, deadline.get() or float("inf"))
         stored = None
@@ -188,21 +165,9 @@ class Gateway:
         return (await self.towers.get(self.router.assign().version)).event_values
 
     def check_cost(self, requests: Sequence[RetrieveRequest]) -> None:
-        """Refuse a list of requests that is too much work together: users x k, filters x items of the release, quotas.
-
-        An item that a filter reads costs a hundredth of one that is returned, one that is read for quotas an eighth.
-        """
-        filters = {encode((one.filter, one.quotas)) for one in requests if one.filter or one.quotas}
+        """Refuse a list of requests that is too much work together; see `Limits.check_cost`."""
         items = max((tower.manifest.num_items for tower in self.towers.values), default=0)
-        quotas = cost_of(sum(bool(one.quotas) for one in requests), items)
-        cost = sum(one.k for one in requests) + len(filters) * items // 100 + quotas
-        if cost > self.limits.cost:
-            k = max(one.k for one in requests)
-            raise too_large(
-                f"cost: found {cost} ({len(requests)} users x up to k={k}, {len(filters)} filters x {items} items "
-                f"/ 100, and {quotas} for quotas), expected at most {self.limits.cost}: send fewer requests at once, "
-                "or a smaller k"
-            )
+        self.limits.check_cost(requests, items)
 
     async def _stored(self, request: RetrieveRequest, version: str) -> Stored:
         tower = self.towers.held(version)
@@ -218,27 +183,6 @@ class Gateway:
         found = await self._users.all_of(distinct, profiled=tower.reads_profiles)
         of = dict(zip(distinct, found, strict=True))
         return [_NOTHING if r.user_id is None else of.get(r.user_id, _NOTHING) for r in requests]
-
-    def _check(self, request: RetrieveRequest) -> None:
-        limits = self.limits
-        if request.k > limits.k:
-            raise bad_request(f"k: found {request.k}, expected at most {limits.k}", "k")
-        for name, given in (("history", request.history), ("exclude", request.exclude)):
-            if given is not None and len(given) > limits.history:
-                raise too_large(f"{name}: found {len(given)} entries, expected at most {limits.history}", name)
-        if not request.history or _is_plain(request.history):
-            return
-        for number, event in enumerate(request.history):
-            item = event.get("item_id")
-            if type(item) is not str and (type(item) is not int or not -(2**63) <= item < 2**63):
-                place = f"history[{number}].item_id"
-                raise bad_request(f"{place}: found {item!r}, expected an integer of 64 bits or a string", place)
-            if event.get("timestamp") is not None:
-                place = f"history[{number}].timestamp"
-                try:
-                    to_seconds(event["timestamp"], place)
-                except UserError as error:
-                    raise bad_request(str(error), place) from error
 
     async def _answer_all(self, key: _BatchKey, requests: Sequence[_Asked]) -> Sequence[RetrieveResponse | Exception]:
         """Answer a microbatch; an invalid request does not affect the others."""
@@ -324,15 +268,6 @@ class Gateway:
                 if self._sampler.wants():
                     self._sampler.put(_sample_of(one, query, answer))
         return [*answers]
-
-
-def _is_plain(history: Sequence[Mapping[str, Any]]) -> bool:
-    """Return True if each event has an id of an allowed type, and none has a time; this takes little time."""
-    names = set[str]().union(*history)
-    items: list[Any] = [event.get("item_id") for event in history]
-    types = set(map(type, items))
-    are_ids = types == {str} or (types == {int} and min(items) >= -(2**63) and max(items) < 2**63)
-    return are_ids and "timestamp" not in names
 
 
 def _sample_of(request: RetrieveRequest, query: Query, response: RetrieveResponse) -> RequestSample:

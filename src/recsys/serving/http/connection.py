@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -24,12 +24,8 @@ from recsys.serving.http.refusal import (
 
 # Seconds from the end of a request until its place is given to a refused connection.
 FILL_SECONDS = 0.002
-# Seconds between two looks at all connections.
-SWEEP_SECONDS = 1.0
-# Bytes of all answers and parts of requests that wait for their clients.
-UNREAD_BYTES = 64 << 20
-# Connections that are looked at in one turn of the event loop, and bytes of one connection that are parsed in it.
-_SWEPT, _PARSED = 2000, 32 << 10
+# Bytes of one connection that are parsed in one turn of the event loop.
+_PARSED = 32 << 10
 # Requests of a connection that may wait for the answer to an earlier one; no usual client sends any.
 _PIPELINED = 64
 
@@ -285,29 +281,3 @@ def connections(admissions: Mapping[str, Admission], header_bytes: int) -> type[
     own["_limits"] = set(admissions.values())
     own["_by_url"] = {path.encode(): admission for path, admission in admissions.items()}
     return type("ServerConnection", (Connection,), own)
-
-
-async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None:
-    """Close connections that are slow to send a request or to read an answer, until cancelled.
-
-    If answers that clients do not read and parts of requests take too much memory together, those that wait for longest
-    are given up.
-    """
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        now, unread = time.monotonic(), list[tuple[float, int, Connection]]()
-        for number, one in enumerate(list(all_connections())):
-            if number % _SWEPT == _SWEPT - 1:
-                await asyncio.sleep(0)
-            if isinstance(one, Connection) and one.is_overdue(now, seconds):
-                one.transport.abort()
-            elif isinstance(one, Connection) and one.stalled is not None:
-                unread.append((one.stalled, one.transport.get_write_buffer_size(), one))
-            elif isinstance(one, Connection) and one.began is not None and one.received:
-                unread.append((one.began, one.received, one))
-        excess = sum([size for _, size, _ in unread]) - UNREAD_BYTES
-        for _, size, one in sorted(unread, key=lambda found: found[0]):
-            if excess <= 0:
-                break
-            excess -= size
-            one.transport.abort()
