@@ -14,7 +14,7 @@ from recsys.serving.gateway import fleet as fleet_module
 from recsys.serving.gateway.discovery import fixed_hosts
 from recsys.serving.gateway.fleet import Fleet, HostState
 from recsys.serving.gateway.router import RoutedResponse, Router
-from recsys.serving.http.messages import Canary
+from recsys.serving.http.admin_messages import Canary
 from recsys.serving.http.problems import Problem, VersionNotHeld
 
 Scenario = Callable[[Router], Awaitable[None]]

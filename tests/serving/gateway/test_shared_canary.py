@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from recsys.serving.gateway.shared_canary import SharedCanary
-from recsys.serving.http.messages import Canary
+from recsys.serving.http.admin_messages import Canary
 from recsys.serving.http.problems import unavailable
 from recsys.serving.shared_state import open_state
 

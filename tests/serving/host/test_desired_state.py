@@ -12,8 +12,8 @@ from publishing import Published
 
 from recsys.release.store import ReleaseStore
 from recsys.serving.host.desired_state import RolloutLocks, rollout_token
+from recsys.serving.http.admin_messages import RolloutLock
 from recsys.serving.http.app import App
-from recsys.serving.http.messages import RolloutLock
 from recsys.serving.http.problems import Problem
 from recsys.serving.shared_state import FolderState
 

@@ -14,11 +14,12 @@ from small_server import PATIENCE, serving
 
 from recsys.core.errors import UserError
 from recsys.serving.http.access import Access
+from recsys.serving.http.admin_messages import TakedownRequest
 from recsys.serving.http.admission import Admission
 from recsys.serving.http.app import App
 from recsys.serving.http.connection import Connection, _path
 from recsys.serving.http.endpoint import admin, endpoints_of, route
-from recsys.serving.http.messages import Status, TakedownRequest
+from recsys.serving.http.messages import Status
 
 ADMIN, READ = "token-of-the-role-admin", "token-of-the-role-read"
 

@@ -13,19 +13,17 @@ from recsys.serving.events import UserId
 from recsys.serving.gateway.remote_host import Address
 from recsys.serving.host.additions import Additions
 from recsys.serving.host.desired_state import ROLLOUT_HEADER
-from recsys.serving.http.codec import Decoder, encode
-from recsys.serving.http.messages import (
+from recsys.serving.http.admin_messages import (
     Canary,
     ChangesResponse,
-    ErrorResponse,
     ForgetRequest,
     ForgetResponse,
     ItemsRequest,
-    ModelVersions,
     RolloutLock,
     VersionRequest,
-    Versions,
 )
+from recsys.serving.http.codec import Decoder, encode
+from recsys.serving.http.messages import ErrorResponse, ModelVersions, Versions
 from recsys.serving.http.problems import Problem
 from recsys.serving.tls import TLS
 

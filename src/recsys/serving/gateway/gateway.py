@@ -27,12 +27,7 @@ from recsys.serving.gateway.stored_users import Stored, StoredUsers
 from recsys.serving.gateway.tower_cache import TowerCache
 from recsys.serving.http.admission import OVERLOADED, Admission, deadline, overloaded
 from recsys.serving.http.codec import encode
-from recsys.serving.http.messages import (
-    RetrieveRequest,
-    RetrieveResponse,
-    ScoredItem,
-    SearchRequest,
-)
+from recsys.serving.http.messages import RetrieveRequest, RetrieveResponse, ScoredItem, SearchRequest
 from recsys.serving.http.problems import Problem, VersionNotHeld, unavailable
 from recsys.serving.impressions.recorder import ImpressionRecorder
 from recsys.serving.observability.metrics import Metrics

@@ -15,7 +15,8 @@ from recsys.serving.gateway.answer_check import Screen, checked
 from recsys.serving.gateway.fleet import Fleet, HostState
 from recsys.serving.gateway.remote_host import HostBusy, HostFailed
 from recsys.serving.gateway.shard_merge import for_shards, merge
-from recsys.serving.http.messages import Canary, Hosts, ModelVersions, SearchRequest, SearchResponse
+from recsys.serving.http.admin_messages import Canary
+from recsys.serving.http.messages import Hosts, ModelVersions, SearchRequest, SearchResponse
 from recsys.serving.http.problems import Problem, VersionNotHeld, unavailable
 from recsys.serving.observability.metrics import Metrics
 

@@ -13,7 +13,7 @@ import msgspec
 from recsys.core.errors import UserError
 from recsys.serving.gateway.router import Router
 from recsys.serving.gateway.tower_cache import TowerCache
-from recsys.serving.http.messages import Canary
+from recsys.serving.http.admin_messages import Canary
 from recsys.serving.observability.metrics import Metrics
 from recsys.serving.pools import FILES
 from recsys.serving.shared_state import SharedState

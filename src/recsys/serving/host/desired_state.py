@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from recsys.release.store import ReleaseStore
-from recsys.serving.http.messages import RolloutLock
+from recsys.serving.http.admin_messages import RolloutLock
 from recsys.serving.http.problems import Problem
 from recsys.serving.shared_state import SharedState
 

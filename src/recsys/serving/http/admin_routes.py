@@ -18,8 +18,7 @@ from recsys.serving.host.desired_state import RolloutLocks, ServedVersions
 from recsys.serving.host.host import Host
 from recsys.serving.host.item_updates import ItemUpdates
 from recsys.serving.host.updated_index import UpdatedIndex
-from recsys.serving.http.endpoint import admin
-from recsys.serving.http.messages import (
+from recsys.serving.http.admin_messages import (
     Canary,
     ChangesResponse,
     ForgetRequest,
@@ -30,8 +29,9 @@ from recsys.serving.http.messages import (
     SearchedFile,
     TakedownRequest,
     VersionRequest,
-    Versions,
 )
+from recsys.serving.http.endpoint import admin
+from recsys.serving.http.messages import Versions
 from recsys.serving.http.problems import bad_request, unavailable
 from recsys.serving.impressions import ImpressionStore
 from recsys.serving.pools import FILES, load
