@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,11 @@ def test_history_survives_a_line_cut_off(store: ReleaseStore) -> None:
         file.write('{"when": "20')
     store.set_alias("candidate", B, why="second")
     assert [change["to"] for change in store.history()] == [A, B]
+    with (store.root / "history.jsonl").open("ab") as file:
+        file.write(b'[1]\n{}\n"alias"\n\xff\n' + b"[" * 100_000 + b"\n")
+    os.mkfifo(store.root / "aliases/blocking")
+    assert [change["to"] for change in store.history()] == [A, B]
+    assert "blocking" not in store.aliases()
 
 
 def test_racing_processes_leave_one_unbroken_history(store: ReleaseStore) -> None:

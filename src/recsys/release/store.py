@@ -9,6 +9,7 @@ history.jsonl       every change of an alias: when, alias, from, to, why
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -146,7 +147,8 @@ class ReleaseStore:
         folder = self.root / "aliases"
         if not folder.is_dir():
             return {}
-        return {path.name: self._read_alias(path) for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name)}
+        found = [path for path in sorted(folder.iterdir()) if _ALIAS.fullmatch(path.name) and path.is_file()]
+        return {path.name: self._read_alias(path) for path in found}
 
     def resolve(self, name: str, key: str = "release") -> str:
         """Return the version of `name`, which is a version or an alias.
@@ -271,12 +273,12 @@ class ReleaseStore:
         if not path.exists():
             return []
         changes = []
-        for line in path.read_text().splitlines():
-            try:
-                changes.append(json.loads(line))
-            except ValueError:
-                # A crash truncated this line; its change was not made.
-                continue
+        for line in path.read_bytes().splitlines():
+            # A crash truncates the last line, whose change was not made.
+            with contextlib.suppress(ValueError, RecursionError):
+                change = json.loads(line)
+                if isinstance(change, dict) and "alias" in change:
+                    changes.append(change)
         return changes
 
     def _move_alias(self, alias: str, old: str | None, *, new: str, why: str) -> None:
