@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from worlds import compose, write_world
+from worlds import compose, write_run, write_world
 
 from recsys.cli.main import main
 
@@ -245,6 +245,17 @@ def test_origins(
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == [
         "| pins, test", "| pins, validation"
     ]  # fmt: skip
+
+
+def test_shifts(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_world(tmp_path / "data")
+    write_run(tmp_path / "pins/variants/mean", root, "user_tower=mean", "split=temporal")
+    load("shifts", tmp_path / "pins").main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[1].split(" of ")[0] for row in rows] == [
+        "0.5 prior^1", "1 prior^1", "1 prior^2", "1 prior^4", "1 prior^16"
+    ]  # fmt: skip
+    assert all(row.endswith((" 0 of 1 |", " 1 of 1 |")) for row in rows)
 
 
 def test_ablation(

@@ -14,7 +14,7 @@ from torch import Tensor
 from recsys.core.types import Int64Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
-from recsys.data.dataset import Requests
+from recsys.data.dataset import Part, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import CorpusSearch, RequestCounter, encode_corpus
 from recsys.evaluation.relevance import rolling_requests
@@ -89,18 +89,22 @@ class BlendValidation:
         config: configuration of a run on the data.
         fits_offset: whether a blend has an offset of new items beside those of its members.
         most_users: size of the sample of validation users.
+        part: `val`, on which choices are made, or `test`, to judge rules of choice.
     """
 
-    def __init__(self, config: DictConfig, *, fits_offset: bool = True, most_users: int = MOST_USERS) -> None:
+    def __init__(
+        self, config: DictConfig, *, fits_offset: bool = True, most_users: int = MOST_USERS, part: Part = "val"
+    ) -> None:
         self.config, self.dataset, self.exclude_seen = config, open_data(config), config.exclude_seen
+        self.part = part
         self.new_users = new_user_share(earlier_origins(self.dataset, config.evaluation.get("origins", 1)))
         self.lift: float = config.model.new_items_lift
         # One request of each user, and after them those of events.
-        self.requests = self.dataset.requests("val")
+        self.requests = self.dataset.requests(part)
         self.users = np.arange(len(self.requests.user_idx))
         self.sample = np.sort(np.random.default_rng(config.seed).permutation(self.users)[:most_users])
         self.events = np.arange(0)
-        events = rolling_requests(self.dataset, "val") if config.evaluation.get("rolling", False) else self.requests
+        events = rolling_requests(self.dataset, part) if config.evaluation.get("rolling", False) else self.requests
         # One event of each user would be the same requests.
         if len(events.user_idx) > len(self.users):
             order = np.random.default_rng(config.seed).permutation(len(events.user_idx))[:MOST_EVENTS]
@@ -123,7 +127,7 @@ class BlendValidation:
         load_weights(model, run.checkpoints / "best.ckpt")
         if model.num_embeddings > 1:
             return
-        model.set_item_bias(self.dataset, self.dataset.index_time("val"))
+        model.set_item_bias(self.dataset, self.dataset.index_time(self.part))
         place_unknown_items(model)
         builder = BatchBuilder(self.dataset, config.history.max_events, predict_first=config.history.predict_first)
         users = torch.cat([model.encode_users(batch) for batch, _ in RequestLoader(builder, self.requests)])
@@ -141,9 +145,9 @@ class BlendValidation:
         return fit_offset(choices, joined.users, items, power=power) + self.lift
 
     def measure(self, weights: Mapping[str, float], bias: ShiftBias | None = None) -> dict[str, float]:
-        """Return `val/*` of a blend with its offset of new items, for all validation users."""
+        """Return the metrics of a blend with its offset of new items, such as `val/recall@10`, for all users."""
         counted = self._count(weights, bias, rows=self.users)
-        return {f"val/{name}": value for name, value in counted.compute().items()}
+        return {f"{self.part}/{name}": value for name, value in counted.compute().items()}
 
     def score(self, weights: Mapping[str, float], bias: ShiftBias | None = None, *, metric: str) -> float:
         """Return a metric of a blend for the sample of users."""
@@ -182,9 +186,9 @@ class BlendValidation:
             shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
             items, users = torch.cat([items, shift.unsqueeze(1)], dim=1), F.pad(users, (0, 1), value=1.0)
         search = CorpusSearch(items[np.searchsorted(self.known, corpus)], corpus)
-        metrics = RetrievalMetrics(self.dataset, len(corpus), part="val", keep_users=True)
+        metrics = RetrievalMetrics(self.dataset, len(corpus), part=self.part, keep_users=True)
         counter = RequestCounter(
-            search, self.dataset, part="val", metrics=metrics, exclude_seen=self.exclude_seen, rolling=rolling
+            search, self.dataset, part=self.part, metrics=metrics, exclude_seen=self.exclude_seen, rolling=rolling
         )
         for some in np.split(np.arange(len(rows)), range(1024, len(rows), 1024)):
             requests = Requests(*(column[rows[some]] for column in self.requests))
