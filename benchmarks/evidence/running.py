@@ -15,6 +15,8 @@ from pathlib import Path
 from evidence.checking import check, is_checked
 from evidence.plan import Job
 
+from recsys.core.cores import available_cores
+
 # Runs `recsys` with some arguments, appends its output to a file, and returns its exit status.
 Launch = Callable[[Sequence[str], Path, int], int]
 
@@ -36,7 +38,7 @@ def run_missing(
     missing = [job for job in jobs if not is_checked(job.folder(runs))]
     print(f"{len(jobs) - len(missing)} of {len(jobs)} runs are finished and checked", file=sys.stderr, flush=True)
     clock = Clock([seconds_of(job, runs) for job in missing], num_jobs)
-    threads = max(1, (os.cpu_count() or 1) // num_jobs)
+    threads = max(1, available_cores() // num_jobs)
     failed: list[str] = []
     # Two checks at a time would split the data of one data set twice.
     checking = threading.Lock()

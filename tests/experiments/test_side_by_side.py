@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tiny_run import assert_same_run, command
 from worlds import compose
 
+from recsys.core.cores import available_cores
 from recsys.core.errors import UnsuitableDataError, UserError
 from recsys.core.io import atomic_write
 from recsys.core.trust import trust, trusted
@@ -119,7 +120,7 @@ def test_the_number_of_jobs() -> None:
     def jobs(*overrides: str, num_events: int = 1_000_000) -> int:
         return choose_jobs({name: compose("train", list(overrides)) for name in "abc"}, num_events=num_events)
 
-    cores = min(3, os.cpu_count() or 1)
+    cores = min(3, available_cores())
     assert jobs() == cores
     assert jobs(num_events=10) == 1
     assert jobs("variant_jobs=2", num_events=10) == 2

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TextIO, cast
 import torch
 from omegaconf import DictConfig
 
+from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.core.trust import trust, trusted
 from recsys.experiments.processes import launched
@@ -59,7 +60,7 @@ def choose_jobs(configs: Mapping[str, DictConfig], *, num_events: int) -> int:
     if not all(_is_alone(each.trainer) for each in configs.values()):
         return 1
     if jobs == "auto":
-        jobs = os.cpu_count() or 1 if num_events >= _LEAST_EVENTS else 1
+        jobs = available_cores() if num_events >= _LEAST_EVENTS else 1
     return min(int(jobs), len(configs))
 
 

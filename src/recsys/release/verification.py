@@ -11,6 +11,7 @@ import onnx
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.core.io import open_plain
 from recsys.core.schema import FIRST_CODE
@@ -162,7 +163,7 @@ def check_files(folder: Path, manifest: Manifest, *, threads: int | None = None)
         UserError: If a file differs.
     """
     names = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or available_cores()) as pool:
         for checked in [pool.submit(check_file, folder, name, manifest) for name in names]:
             checked.result()
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
+
+from recsys.core.cores import available_cores
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +31,7 @@ class Pool:
 # Writes of events, reads of histories, users and catalogue of the page, and searches and towers that take long. Few
 # threads search: each one that runs Python delays the event loop.
 EVENTS, HISTORIES, USERS, CATALOGUE = Pool("events", 8), Pool("histories", 8), Pool("users", 2), Pool("catalogue", 2)
-SEARCH = Pool("search", max(1, min(4, (os.cpu_count() or 2) - 1)))
+SEARCH = Pool("search", max(1, min(4, available_cores() - 1)))
 # Calls of a vector database, which wait and compute little.
 DATABASE = Pool("database", 16)
 # Short files of the store: aliases, item updates, state of the fleet.

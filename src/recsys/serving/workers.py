@@ -19,6 +19,7 @@ from types import FrameType
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.serving.observability.metrics import SHARED_FOLDER, WORKER_NUMBER
 
@@ -58,7 +59,7 @@ def worker_environment(number: int, *, count: int, metrics: Path) -> Iterator[No
 
     Without a limit each process uses a thread for every core, and the threads of their matrix products compete.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, available_cores() // count))
     added = {name: threads for name in THREAD_LIMITS if name not in os.environ}
     added |= {SHARED_FOLDER: str(metrics), WORKER_NUMBER: str(number)}
     os.environ.update(added)

@@ -21,6 +21,7 @@ from rich.console import Console
 from tiny_run import command as tiny
 
 from recsys.cli.main import main
+from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.experiments.run_table import read_runs
 from recsys.experiments.sweep.file import parse_sweep
@@ -77,7 +78,7 @@ def test_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The test part is for the winner.
     place = f"hydra.run.dir='{tmp_path}/sweep/1'"
     assert start["arguments"] == ["test=false", "seconds=0.01", "value=0.5", place]
-    assert start["threads"] == str(max(1, (os.cpu_count() or 1) // 2))
+    assert start["threads"] == str(max(1, available_cores() // 2))
     assert start["group"] == "sweep"
     # Best first, what all share left out, and what to do with the winner.
     rows = [line.replace("│", " ").split() for line in output.splitlines() if line.startswith("│")]

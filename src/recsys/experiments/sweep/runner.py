@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.core.io import atomic_write
 from recsys.experiments.compose import check_overrides
@@ -96,7 +97,7 @@ class _Runner:
         self.study, self.sweep, self.folder, self.workers = study, study.sweep, folder, workers
         self.console = console
         self.running: dict[int, TrialProcess] = {}
-        cores = max(1, (os.cpu_count() or 1) // workers)
+        cores = max(1, available_cores() // workers)
         usual = {"OMP_NUM_THREADS": str(cores), "WANDB_RUN_GROUP": str(self.sweep.content.get("name", folder.name))}
         self.environment = {name: value for name, value in usual.items() if name not in os.environ}
 
