@@ -21,6 +21,8 @@ TABLE = pa.table(
         "year": pa.array(YEARS, pa.int32()),
         "price": pa.array([1.5, 2.0, np.inf, None, -1.0]),
         "day": DAYS,
+        "at": pa.array(DAYS).cast(pa.timestamp("us")),
+        "zoned": pa.array(DAYS).cast(pa.timestamp("ms", "UTC")),
         "kind": ["x", "y", None, "x", "z"],
         "tags": TAGS,
         "sizes": [[1], [5, 9], [], None, [3]],
@@ -45,6 +47,16 @@ TABLE = pa.table(
         ({"sizes": {"gt": 4}}, [1]),
         ({"sizes": {"lte": 3}}, [0, 4]),
         ({"kind": "x", "year": {"gte": 2000}}, [3]),
+        # No integer is equal to a number between two of them.
+        ({"year": 1997.5}, []),
+        ({"year": [1997.0, 2000.5]}, [1]),
+        ({"year": {"not": 1997.5}}, [0, 1, 2, 3, 4]),
+        ({"year": {"lt": 3_000_000_000}}, [0, 1, 3, 4]),
+        ({"at": {"gte": "2020-01-03"}}, [2, 3, 4]),
+        ({"at": {"gte": "2020-01-03T00:00:00Z"}}, [2, 3, 4]),
+        ({"at": {"gt": "2020-01-03T02:00:00.000+02:00"}}, [3, 4]),
+        ({"zoned": {"gte": "2020-01-03"}}, [2, 3, 4]),
+        ({"zoned": "2020-01-03T02:00:00+02:00"}, [2]),
     ],
 )
 def test_conditions(wanted: Any, passing: list[int]) -> None:
@@ -65,8 +77,19 @@ def test_conditions(wanted: Any, passing: list[int]) -> None:
         ({"day": {"gte": "soon"}}, "filter.day: found"),
         ({"yaer": {"gte": 1}}, r"filter.yaer: the release's items have no such column; did you mean 'year'\?"),
         ({"year": {"gte": 2**70}}, "filter.year: found"),
+        ({"price": True}, "filter.price: found"),
+        ({"at": {"gte": "2020-01-03T25:00:00Z"}}, "filter.at: found"),
+        ({"at": {"gte": 5}}, "filter.at: found"),
     ],
 )
 def test_wrong_conditions(wanted: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ItemFilter(TABLE)(wanted)
+
+
+def test_filters_of_many_values_are_not_kept() -> None:
+    found = ItemFilter(TABLE)
+    for number in range(3):
+        found({"kind": ["x", *map(str, range(number, 2000))]})
+        found({"kind": ["x", str(number)]})
+    assert found._cached.cache_info().currsize == 3

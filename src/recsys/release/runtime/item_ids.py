@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,8 @@ Mask = npt.NDArray[np.bool_]
 Value = str | int | float | bool
 Values = Value | Sequence[Value]
 Filter = Mapping[str, Values | Mapping[str, Values]]
+# Values of a filter whose rows are kept for the next request.
+_KEPT_VALUES = 1000
 # Bounds of a range, besides `not` for values that a column must not have.
 _BOUNDS = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
 _Condition = tuple[str, str, tuple[Value, ...]]
@@ -121,8 +124,10 @@ class ItemFilter:
         """Return the rows that pass; None for all. Refuse unknown columns, and values that a column cannot hold."""
         if not wanted and self._mask is None:
             return None
-        key = self._parsed(wanted)
-        return self._cached(tuple(key), tuple(type(value) for _, _, values in key for value in values))
+        key = tuple(self._parsed(wanted))
+        types = tuple(type(value) for _, _, values in key for value in values)
+        # The values of many long filters would take more memory than the items.
+        return self._cached(key, types) if len(types) <= _KEPT_VALUES else self._allowed(key, types)
 
     def conditions(self, wanted: Filter) -> tuple[Condition, ...]:
         """Return the conditions of a filter for a vector database; refuse what `__call__` refuses."""
@@ -185,9 +190,13 @@ class ItemFilter:
         if operator in _BOUNDS and not _is_ordered(kind):
             raise UserError(f"filter.{name}.{operator}: the column is {kind}, expected one of numbers or times")
         try:
-            if operator in _BOUNDS and pa.types.is_integer(kind):
-                # A bound may lie between two integers.
+            if pa.types.is_integer(kind) and operator in _BOUNDS:
+                # A bound may lie between two integers, or beyond those of the column.
+                kind = kind if pa.types.is_uint64(kind) else pa.int64()
                 kind = pa.float64() if any(isinstance(value, float) for value in values) else kind
+            elif pa.types.is_integer(kind):
+                # No integer is equal to one of the others.
+                values = tuple(value for value in values if not isinstance(value, float) or value.is_integer())
             allowed = _typed(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
@@ -226,9 +235,16 @@ def _is_ordered(kind: pa.DataType) -> bool:
 
 
 def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+    if pa.types.is_timestamp(kind):
+        # A time without a zone is one in UTC.
+        times = [datetime.fromisoformat(value) for value in pa.array(values, pa.string()).to_pylist()]
+        aware = [time if time.tzinfo is not None else time.replace(tzinfo=UTC) for time in times]
+        return pa.array(aware, pa.timestamp("us", "UTC")).cast(pa.timestamp(kind.unit, "UTC"), safe=False).cast(kind)
+    if pa.types.is_date(kind):
         return pa.array(values, pa.string()).cast(kind)
-    if pa.types.is_string(kind) != all(isinstance(value, str) for value in values):
+    if not pa.types.is_boolean(kind) and any(isinstance(value, bool) for value in values):
+        raise TypeError("true or false where another value is expected")
+    if any(isinstance(value, str) != pa.types.is_string(kind) for value in values):
         raise TypeError("a string where a number is expected, or the other way round")
     return pa.array(values, kind)
 
