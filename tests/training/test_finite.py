@@ -54,6 +54,7 @@ def test_a_learning_rate_beyond_use_is_named(world: Path, tmp_path: Path, overri
             "user_tower=mean",
             "trainer.max_epochs=9",
             "+trainer.enable_progress_bar=false",
+            "evaluation.baselines=false",
             "logger=csv",
             "optimizer.lr=1e12",
             *overrides,

@@ -8,7 +8,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.data.batches.batch import Batch
@@ -57,10 +56,6 @@ class FullCorpusEvaluation(L.Callback):
             exclude_seen=self.exclude_seen,
         )
 
-    def _update(self, users: Tensor, requests: Requests) -> None:
-        assert self._counter is not None
-        self._counter.count(users, requests)
-
     def _log(self, module: L.LightningModule, part: Part) -> None:
         assert self.metrics is not None
         result = {f"{part}/{name}": value for name, value in self.metrics.compute().items()}
@@ -75,37 +70,28 @@ class FullCorpusEvaluation(L.Callback):
         """Embed the corpus."""
         self._start(pl_module, trainer.val_dataloaders, part="val")
 
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Embed the corpus."""
+        self._start(pl_module, trainer.test_dataloaders, part="test")
+
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,  # noqa: ARG002
         pl_module: L.LightningModule,  # noqa: ARG002
         outputs: Any,
         batch: tuple[Batch, Requests],
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
+        *_: Any,
+        **__: Any,
     ) -> None:
         """Rank and count a batch of requests."""
-        self._update(outputs, batch[1])
+        assert self._counter is not None
+        self._counter.count(outputs, batch[1])
+
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Log the metrics of validation."""
         self._log(pl_module, "val")
-
-    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Embed the corpus."""
-        self._start(pl_module, trainer.test_dataloaders, part="test")
-
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,  # noqa: ARG002
-        pl_module: L.LightningModule,  # noqa: ARG002
-        outputs: Any,
-        batch: tuple[Batch, Requests],
-        batch_idx: int,  # noqa: ARG002
-        dataloader_idx: int = 0,  # noqa: ARG002
-    ) -> None:
-        """Rank and count a batch of requests."""
-        self._update(outputs, batch[1])
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Log the metrics of the test."""

@@ -78,8 +78,7 @@ def is_trained(dataset: PreparedDataset) -> npt.NDArray[np.bool_]:
 def item_tables(dataset: PreparedDataset, part: Part) -> list[SliceTable]:
     """Return the partitions of items: by popularity, and by age when `part` begins if the data has births."""
     tables = [SliceTable(ITEM_SLICES, item_slices(dataset))]
-    begin = part_begin(dataset, part)
-    if dataset.born is not None and begin is not None:
+    if dataset.born is not None and (begin := part_begin(dataset, part)) is not None:
         is_known = dataset.born != NO_BIRTH
         age = np.where(is_known, begin - np.where(is_known, dataset.born, 0), 0)
         ages = np.where(age < 0, AGE_SLICES.index("born_later"), np.digitize(age, [_DAY * days for days in _AGES]))
