@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from recsys.core.errors import UserError
@@ -24,17 +23,13 @@ from recsys.core.index_time import IndexTime
 from recsys.core.types import Float32Array
 from recsys.data.batches.batch import Batch
 from recsys.data.dataset import PreparedDataset, Requests
-from recsys.data.encoding import plain
-from recsys.data.sources.files import open_file
-from recsys.data.sources.keys import key_column
-from recsys.data.sources.literal_columns import read_columns
-from recsys.experiments.assembly import instantiate
 from recsys.experiments.trained_run import TrainedRun
 from recsys.index import Index, save_index, search_users
 from recsys.index.sharded import divide
 from recsys.models.blend import Model, members_of
 from recsys.publishing.index_times import new_item_biases
 from recsys.publishing.onnx_export import INLINE_BYTES, batch_columns, export_user_tower, input_specs
+from recsys.publishing.shown_items import shown_items
 from recsys.release.manifest import (
     CONFIG,
     EMBEDDINGS,
@@ -107,7 +102,7 @@ def pack(
         shutil.copyfile(run.path / "config.yaml", folder / CONFIG)
     dataset.schema.save(folder / SCHEMA)
     _write_vocabularies(folder, dataset, run.model.reads_users)
-    items = _items(run)
+    items = shown_items(run)
     pq.write_table(items, folder / ITEMS)
 
     files = describe_files(folder)
@@ -219,52 +214,6 @@ def _write_vocabularies(folder: Path, dataset: PreparedDataset, with_users: bool
     for feature in dataset.schema.features:
         if (values := dataset.vocabulary(feature)) is not None:
             pq.write_table(pa.table({"value": values}), folder / f"vocabularies/{feature.key}.parquet")
-
-
-def _items(run: TrainedRun) -> pa.Table:
-    """Return the ids of the corpus in the order of the index, with the source's columns for display and filters."""
-    ids = run.dataset.item_ids.take(pa.array(run.corpus - 1))
-    columns: dict[str, pa.Array] = {"item_id": ids, "item_idx": pa.array(run.corpus)}
-    try:
-        source = _source_items(run.config, ids.type)
-    except (UserError, OSError, pa.ArrowException) as error:
-        log.warning("the items of the source cannot be read, so the release has their ids only (%s)", error)
-        source = None
-    if source is not None:
-        rows = pc.index_in(ids, value_set=plain(source["item_id"]))
-        for name in source.column_names:
-            if name not in columns:
-                columns[name] = plain(source[name]).take(rows)
-    return pa.table(columns)
-
-
-def _source_items(config: DictConfig, id_type: pa.DataType) -> pa.Table | None:
-    tables = instantiate(config.data.source).tables(Path(config.data.cache) / "sources")
-    shards = []
-    for file in tables.items:
-        with open_file(file) as opened:
-            schema = pq.read_schema(opened)
-        names = [f.name for f in schema if f.name and _is_shown(f.type) and schema.names.count(f.name) == 1]
-        shards.append(read_columns(file, names))
-    if not shards:
-        return None
-    table = pa.concat_tables(shards, promote_options="permissive")
-    key = key_column(config.data.columns, "items", table.column_names)
-    ids = plain(table[key]).cast(id_type)
-    table = table.drop_columns([name for name in {key, "item_id"} if name in table.column_names])
-    return table.append_column("item_id", ids)
-
-
-def _is_shown(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_text(kind.value_type) or bool(pa.types.is_integer(kind.value_type))
-    return _is_text(kind) or bool(pa.types.is_primitive(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def to_histories(batch: Batch, num_items: int) -> Histories:
