@@ -25,9 +25,10 @@ from recsys.evaluation.relevance import seen_items
 from recsys.experiments.trained_run import load_run
 from recsys.index import Exact, IVFPQFastScan
 from recsys.publishing.batch_recommend import Recommender, choose_users, write_recommendations
-from recsys.publishing.promote import best_run, choose_run, promote
+from recsys.publishing.promote import promote
 from recsys.publishing.recommenders import ReleaseRecommender, RunRecommender, open_recommender
 from recsys.publishing.release_writer import real_requests
+from recsys.publishing.run_choice import best_run, choose_run
 from recsys.publishing.table_files import read_table
 from recsys.release.store import ReleaseStore
 

@@ -19,7 +19,8 @@ def main(config: DictConfig) -> None:
     """Publish the run, point the alias at it, and print the version."""
     from recsys.experiments.trained_run import load_run
     from recsys.publishing.api import publish
-    from recsys.publishing.promote import choose_run, report
+    from recsys.publishing.promote import report
+    from recsys.publishing.run_choice import choose_run
     from recsys.release.store import ReleaseStore
 
     if config.alias is not None:
