@@ -16,7 +16,7 @@ from recsys.experiments.trained_run import TrainedRun, load_run
 from recsys.publishing.onnx_export import export_user_tower, input_specs
 from recsys.publishing.release_writer import to_histories
 from recsys.release.runtime.user_tower import pad
-from recsys.release.verification import read_tower
+from recsys.release.tower_graph import read_tower
 
 
 @pytest.fixture(autouse=True)

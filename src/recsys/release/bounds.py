@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import onnx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -27,7 +26,6 @@ _MEGABYTE = 1 << 20
 _TABLE, _TABLE_RATIO = 64 * _MEGABYTE, 16
 _TEXT, _TEXT_RATIO = 256 * _MEGABYTE, 64
 _ARCHIVE, _MEMBERS = 256 * _MEGABYTE, 256
-_TENSOR = 1 << 26
 
 
 @contextmanager
@@ -128,18 +126,3 @@ def _check_texts(content: pa.Buffer, path: Path, *, limit: int) -> None:
             total += pc.sum(lengths).as_py() or 0
             if total > limit:
                 raise UserError(f"{path}: its texts become more than {limit} bytes, which is out of proportion")
-
-
-def check_tower(model: onnx.ModelProto, path: Path, size: int) -> None:
-    """Refuse a tower with a tensor of fixed size that is out of proportion to its `size` in bytes, weights included."""
-    with damaged(path):
-        if model.graph.sparse_initializer:
-            raise UserError(f"{path}: has sparse weights; expected dense ones")
-        for tensor in model.graph.initializer:
-            if math.prod(tensor.dims) > size:
-                raise UserError(f"{path}: '{tensor.name}' has shape {list(tensor.dims)}, but the tower {size} bytes")
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        for value in inferred.graph.value_info:
-            shape = [axis.dim_value for axis in value.type.tensor_type.shape.dim if axis.dim_value > 0]
-            if math.prod(shape) > max(_TENSOR, size):
-                raise UserError(f"{path}: '{value.name}' has shape {shape}, which is out of proportion")

@@ -16,7 +16,7 @@ from recsys.core.errors import UserError
 from recsys.core.io import open_plain
 from recsys.core.schema import FIRST_CODE
 from recsys.core.strict_json import parse_json, read_bounded
-from recsys.release.bounds import array_header, check_archive, check_table, check_tower, damaged
+from recsys.release.bounds import array_header, check_archive, check_table, damaged
 from recsys.release.files import check_file, check_shape, read_file, read_schema, read_vocabulary
 from recsys.release.manifest import (
     EMBEDDINGS,
@@ -30,7 +30,6 @@ from recsys.release.manifest import (
     SELF_CHECK,
     SIMILARITY_KEY,
     USER_TOWER,
-    USER_TOWER_DATA,
     Manifest,
     embedding_shape,
     pair_of,
@@ -39,9 +38,8 @@ from recsys.release.manifest import (
 from recsys.release.parts import PARTS, is_part, part_of, release_of
 from recsys.release.runtime.shard import CorpusShard
 from recsys.release.signing import SIGNATURE, check_signature
+from recsys.release.tower_graph import check_tower, read_tower
 
-# Limit of a protobuf message; larger weights lie in a file of their own.
-MAX_GRAPH = 1 << 31
 _TYPES = {onnx.TensorProto.INT64: "int64", onnx.TensorProto.FLOAT: "float32"}
 
 
@@ -248,49 +246,3 @@ def _check_features(folder: Path, manifest: Manifest) -> None:
             raise UserError(f"{place}: found a null, or a value more than once")
         if len(values) > feature.size - FIRST_CODE:
             raise UserError(f"{place}: found {len(values)} values, expected at most {feature.size - FIRST_CODE}")
-
-
-def read_tower(content: bytes, path: Path) -> onnx.ModelProto:
-    """Return the graph of a user tower without its external data. Refuse one that could run or read anything else."""
-    try:
-        if len(content) > MAX_GRAPH:
-            raise ValueError(f"found {len(content)} bytes, expected at most {MAX_GRAPH}")
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own errors share no base class
-        raise UserError(f"{path}: not an ONNX model ({error})") from error
-    with damaged(path):
-        _check_graph(path, model)
-    return model
-
-
-def _check_graph(path: Path, model: onnx.ModelProto) -> None:
-    if model.functions:
-        raise UserError(f"{path}: has custom functions ({model.functions[0].name}); expected standard operators only")
-    for node in _nodes(model.graph):
-        if node.domain not in ("", "ai.onnx"):
-            raise UserError(f"{path}: operator '{node.domain}.{node.op_type}' is not a standard one")
-    for tensor in _tensors(model.graph):
-        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL and location != USER_TOWER_DATA:
-            raise UserError(f"{path}: reads '{location}'; expected no other file than {USER_TOWER_DATA}")
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _nodes(inner)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
