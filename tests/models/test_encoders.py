@@ -10,19 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from recsys.models.encoders import AttentionPooling, MeanPooling, Transformer
-from recsys.models.fourier import BSARec
 from recsys.models.hstu import HSTU
 from recsys.models.layout import Packed, Padded
 from recsys.models.modern import ModernTransformer
-from recsys.models.reach import LongAndRecent
 
 DIM, LONGEST = 8, 40
 LENGTHS = [1, 5, 41, 2, 33, 17]  # tokens: the start token and up to 40 events
-
-
-def long_and_recent() -> nn.Module:
-    recent = ModernTransformer(DIM, LONGEST, num_blocks=1, expansion=2, dropout=0.2, window=3)
-    return LongAndRecent(DIM, long=AttentionPooling(DIM, hidden=16, dropout=0.2), recent=recent)
 
 
 ENCODERS = {
@@ -38,10 +31,7 @@ ENCODERS = {
     "modern with a window": lambda: ModernTransformer(DIM, LONGEST, dropout=0.2, window=6),
     "hstu": lambda: HSTU(DIM, LONGEST, num_blocks=2, num_heads=2, dropout=0.2),
     "hstu without time": lambda: HSTU(DIM, LONGEST, dropout=0.2, use_time=False),
-    "bsarec": lambda: BSARec(DIM, LONGEST, num_blocks=2, num_heads=2, num_frequencies=3, dropout=0.2),
-    "long and recent": long_and_recent,
 }
-CAUSAL = sorted(ENCODERS.keys() - {"bsarec"})
 MIXING = sorted(ENCODERS.keys() - {"mean", "attention"})
 
 
@@ -53,11 +43,6 @@ def build(name: str) -> nn.Module:
 
 @pytest.fixture(params=ENCODERS)
 def encoder(request: pytest.FixtureRequest) -> nn.Module:
-    return build(request.param)
-
-
-@pytest.fixture(params=CAUSAL)
-def causal(request: pytest.FixtureRequest) -> nn.Module:
     return build(request.param)
 
 
@@ -116,7 +101,7 @@ def test_packed_gradients_equal_padded_ones(encoder: nn.Module) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.data())
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_a_token_changes_no_state_before_it_and_no_other_sequence(name: str, data: st.DataObject) -> None:
     encoder = build(name)
     lengths = data.draw(st.lists(st.integers(1, LONGEST + 1), min_size=1, max_size=4))
@@ -135,24 +120,12 @@ def test_a_token_changes_no_state_before_it_and_no_other_sequence(name: str, dat
     assert not torch.allclose(after[number][step], before[number][step])
 
 
-def test_a_longer_history_changes_no_earlier_state(causal: nn.Module) -> None:
+def test_a_longer_history_changes_no_earlier_state(encoder: nn.Module) -> None:
     shorter = [(len(sequence) + 1) // 2 for sequence in sequences()]
     cut = [[x[:n] for x, n in zip(whole, shorter, strict=True)] for whole in (sequences(), times())]
-    prefixes = encode_packed(causal, *cut)
-    for prefix, whole in zip(prefixes, encode_packed(causal, sequences()), strict=True):
+    prefixes = encode_packed(encoder, *cut)
+    for prefix, whole in zip(prefixes, encode_packed(encoder, sequences()), strict=True):
         torch.testing.assert_close(prefix, whole[: len(prefix)], atol=1e-5, rtol=1e-4)
-
-
-def test_an_encoder_that_is_not_causal_changes_earlier_states() -> None:
-    encoder = build("bsarec")
-    assert not encoder.is_causal
-    before = encode_packed(encoder, sequences())
-    changed = sequences()
-    changed[2][-1] += torch.arange(DIM)
-    after = encode_packed(encoder, changed)
-    assert all(not torch.allclose(x, y) for x, y in zip(after[2], before[2], strict=True))
-    for other in (0, 1, 3, 4, 5):
-        torch.testing.assert_close(after[other], before[other])
 
 
 def test_training_applies_dropout_and_has_gradients_everywhere(encoder: nn.Module) -> None:
@@ -171,7 +144,7 @@ def test_the_order_of_events_matters(name: str) -> None:
     assert not torch.allclose(*last, atol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", [Transformer, ModernTransformer, HSTU, BSARec])
+@pytest.mark.parametrize("encoder", [Transformer, ModernTransformer, HSTU])
 def test_heads_must_divide_the_width(encoder: type) -> None:
     with pytest.raises(ValueError, match="num_heads: found 3, expected a divisor of .*dim 8"):
         encoder(DIM, LONGEST, num_heads=3)

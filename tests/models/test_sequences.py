@@ -8,18 +8,17 @@ import torch
 from handmade import History, training_only
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from recsys.core.schema import Schema
 from recsys.data.batches.batch import Batch, RaggedTensor, Windows
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.targets import TargetSampling
-from recsys.models.encoders import MeanPooling, Transformer
-from recsys.models.fourier import BSARec
+from recsys.models.encoders import Transformer
 from recsys.models.hstu import HSTU
 from recsys.models.interests import Capsules
+from recsys.models.layout import Layout
 from recsys.models.modern import ModernTransformer
-from recsys.models.reach import LongAndRecent
 from recsys.models.sequences import Sequences
 from recsys.models.towers import UserTower
 
@@ -83,15 +82,24 @@ def test_an_empty_history_at_the_end() -> None:
 
 
 MAX_HISTORY, DIM = 8, 8
+
+
+class WholeHistory(nn.Module):
+    """An encoder whose states read later tokens too."""
+
+    is_causal, reads_time = False, False
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        return tokens / (1 + layout.from_end).unsqueeze(-1) + layout.total(tokens)
+
+
 TOWERS = {
     "transformer": lambda: Transformer(DIM, MAX_HISTORY),
     "running mean": lambda: Transformer(DIM, MAX_HISTORY, norm="after", running_mean=0.7),
     "modern": lambda: ModernTransformer(DIM, MAX_HISTORY),
     "hstu": lambda: HSTU(DIM, MAX_HISTORY),
-    "bsarec": lambda: BSARec(DIM, MAX_HISTORY),
-    "long and recent": lambda: LongAndRecent(
-        DIM, long=MeanPooling(DIM), recent=ModernTransformer(DIM, MAX_HISTORY, window=2)
-    ),
+    "windows": lambda: ModernTransformer(DIM, MAX_HISTORY, window=2),
+    "not causal": WholeHistory,
 }
 histories = st.lists(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3) | st.integers(0, 10**9)), min_size=1, max_size=12),

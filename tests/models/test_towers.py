@@ -23,7 +23,7 @@ from recsys.models.hstu import HSTU
 from recsys.models.towers import UserTower
 from recsys.models.two_tower import MAX_INVERSE_TEMPERATURE, TwoTower
 
-USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "bsarec", "long_and_recent", "interests")
+USER_TOWERS = ("mean", "attention", "transformer", "modern", "hstu", "interests")
 
 
 @pytest.fixture(scope="module")

@@ -59,10 +59,8 @@ RUNNING_MEAN = "transformer user_tower.encoder.norm=after user_tower.encoder.run
 ONE_BLOCK = "user_tower.encoder.num_blocks=1"
 CROSSING = "crossing@user_tower.crossing={0} crossing@item_tower.crossing={0}"
 MORE = {
-    "bsarec": ONE_BLOCK,
-    "long_and_recent": f"user_tower.encoder.recent.window=3 {CROSSING.format('mask_net')}",
     "mean": CROSSING.format("cross_network"),
-    "modern": ONE_BLOCK,
+    "modern": f"user_tower.encoder.window=3 {ONE_BLOCK} {CROSSING.format('mask_net')}",
     RUNNING_MEAN: ONE_BLOCK,
 }
 NONE = [*FEW[:4], "~data.features.interactions.action", "~data.features.interactions.surface"]

@@ -1,7 +1,7 @@
 """History encoders, which turn the tokens of a sequence into the user's state after each token.
 
 All of these are causal: the state at a position depends only on the tokens up to it, so one pass learns from every
-position of a history. The modules `modern`, `hstu`, `fourier` and `reach` hold further encoders.
+position of a history. The modules `modern` and `hstu` hold further encoders.
 """
 
 from __future__ import annotations
