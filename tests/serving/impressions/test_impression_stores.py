@@ -91,6 +91,16 @@ def test_what_is_old_expires(open_store: Open) -> None:
     assert {one.batch for one in store.outcomes()} == {kept[2][0], kept[3][0]}
 
 
+def test_old_ones_are_removed_without_new_ones(open_store: Open) -> None:
+    store = open_store(max_bytes=1)
+    store.expire()
+    young = batch_of("stays")
+    store.add(young[0], encode_batch(young[1]), NOW)
+    # The limit of bytes leaves the newest one.
+    store.expire()
+    assert [name for name, _ in store.batches(0)] == [young[0]]
+
+
 def test_the_size_is_bounded(open_store: Open) -> None:
     store = open_store(max_bytes=1 << 20)
     names = []

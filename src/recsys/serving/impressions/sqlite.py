@@ -76,14 +76,16 @@ class SQLiteImpressions:
             self._remove_old(writer, at)
 
     def _remove_old(self, writer: sqlite3.Connection, at: float) -> bool:
+        """Remove some batches that expired, or are too much; return whether there were any."""
         last, num_bytes = writer.execute(_EXPIRED_AND_BYTES, (_MOST, at - self._keep_seconds)).fetchone()
         if num_bytes > self._max_bytes:
             first, newest = writer.execute("SELECT min(number), max(number) FROM batches").fetchone()
-            last = max(last, min(first + (newest - first) // _SHARE, newest - 1))
-        if last:
-            writer.execute("DELETE FROM outcomes WHERE batch IN (SELECT batch FROM batches WHERE number <= ?)", (last,))
-            writer.execute("DELETE FROM batches WHERE number <= ?", (last,))
-        return bool(last)
+            # The newest one stays, however small the limit is.
+            last = max(last, min(first + (newest - first) // _SHARE, newest - 1)) if newest else 0
+        if not last:
+            return False
+        writer.execute("DELETE FROM outcomes WHERE batch IN (SELECT batch FROM batches WHERE number <= ?)", (last,))
+        return writer.execute("DELETE FROM batches WHERE number <= ?", (last,)).rowcount > 0
 
     def expire(self) -> None:
         """Remove what expired; see `ImpressionStore.expire`. Its bytes are overwritten."""
