@@ -189,12 +189,10 @@ def _times(run: TrainedRun) -> dict[str, int]:
     # Newer data need not reach back to the training.
     until = dataset.train_until if (dataset.train_end > dataset.offsets[:-1]).any() else None
     until = run.state.train_until or 0 if until is None else until
-    time, lengths = np.asarray(dataset.time), np.diff(dataset.offsets)
-    test = time[np.arange(len(time)) >= np.repeat(dataset.val_end, lengths)]
     # A run records its newest training event, which may be newer than the configuration implies.
     until = max(until, run.state.train_until or until)
-    times = {"begin": time.min(), "train_until": until, "until": time.max()}
-    times |= {"test_begin": test.min()} if len(test) else {}
+    times = {"begin": dataset.time.min(), "train_until": until, "until": dataset.time.max()}
+    times |= {} if (test := dataset.part_times("test")) is None else {"test_begin": test[0]}
     return {name: int(value) for name, value in times.items()}
 
 
