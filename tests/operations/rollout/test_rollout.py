@@ -292,6 +292,13 @@ def test_a_lock_outlives_the_state_of_the_fleet_for_a_while_and_its_end_waits_fo
     assert all(number - host.unavailable <= 2 for number, host in zip(before, world.hosts, strict=True))
 
 
+def test_an_answer_without_end_is_not_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "MOST_BYTES", 3)
+    client = admin.AdminClient(("127.0.0.1", world.hosts[0].http.server_port), TOKEN, patience=0.0)
+    with pytest.raises(admin.UnreachableError, match="answers with more than 3 bytes"):
+        client.versions(None)
+
+
 def test_status_without_a_rollout(world: World) -> None:
     world.hosts[2].stop()
     assert world.run("status") == 0

@@ -38,6 +38,8 @@ LOAD_SECONDS = 900.0
 # Seconds in which calls are repeated to a server that restarts, or that answers 503.
 PATIENCE = 10.0
 TRY_EVERY = 0.5
+# Largest answer of a server.
+MOST_BYTES = 64 << 20
 # An embedding of a thousand numbers takes about 10 kB as JSON, so this stays below the usual limit of a request.
 ITEMS_AT_ONCE = 100
 
@@ -192,6 +194,9 @@ def call(
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        return response.status, response.read()
+        answer = response.read(MOST_BYTES + 1)
+        if len(answer) > MOST_BYTES:
+            raise http.client.HTTPException(f"answers with more than {MOST_BYTES} bytes")
+        return response.status, answer
     finally:
         connection.close()
