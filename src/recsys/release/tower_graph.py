@@ -17,6 +17,8 @@ from recsys.release.manifest import USER_TOWER_DATA
 
 # Limit of a protobuf message; larger weights lie in a file of their own.
 MAX_GRAPH = 1 << 31
+# Operators whose number of rounds may depend on a request. A server runs towers without a deadline.
+REPEATING: tuple[str, ...] = ("Loop", "Scan", "SequenceMap")
 # Size of a tensor that is always accepted.
 _TENSOR = 1 << 26
 
@@ -40,6 +42,8 @@ def _check_graph(path: Path, model: onnx.ModelProto) -> None:
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise UserError(f"{path}: operator '{node.domain}.{node.op_type}' is not a standard one")
+        if node.op_type in REPEATING:
+            raise UserError(f"{path}: operator '{node.op_type}' may repeat without end; expected none of these")
     for tensor in _tensors(model.graph):
         location = next((entry.value for entry in tensor.external_data if entry.key == "location"), None)
         if tensor.data_location == onnx.TensorProto.EXTERNAL and location != USER_TOWER_DATA:
