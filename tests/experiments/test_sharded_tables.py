@@ -211,8 +211,11 @@ def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config
     train_until(3, config(2), folder / "resumed")
     # Readers hold whole blocks of a checkpoint, so there are many small ones.
     assert len(FileSystemReader(*folder.glob("resumed/checkpoints/tables/3-*")).read_metadata().storage_data) > 20
-    train(config(2, *PORTIONS), folder / "portions")
     rank = dist.get_rank()
+    if rank:
+        # It reads events of all users.
+        del PreparedDataset.part_times
+    train(config(2, *PORTIONS), folder / "portions")
     found = {name: five_steps(module, RULES[name], builders[name], rank, 2) for name, module in modules.items()}
     held = [len(table.weight) for table in sharded_tables(next(iter(modules.values())).model).values()]
     warm = build(config(2, "negatives=mixed")).model

@@ -14,6 +14,7 @@ from recsys.data.batches.batch import Batch
 from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, RequestCounter
+from recsys.models.blend import members_of
 
 
 class FullCorpusEvaluation(L.Callback):
@@ -43,7 +44,9 @@ class FullCorpusEvaluation(L.Callback):
         self._counter: RequestCounter | None = None
 
     def _start(self, module: Any, loader: Any, *, part: Part) -> None:
-        module.model.set_item_bias(self.dataset, self.dataset.index_time(part))
+        # The bias of other models depends on no time, and to know the time of a part all users are read.
+        if any(member.model.priors is not None for member in members_of(module.model)):
+            module.model.set_item_bias(self.dataset, self.dataset.index_time(part))
         if part == "val" and self.calibrate is not None:
             self.calibrate(module.model)
         self.metrics = RetrievalMetrics(self.dataset, len(self.corpus), keep_users=part == "test", part=part)

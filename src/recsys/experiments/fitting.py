@@ -277,7 +277,8 @@ def silence_lightning() -> None:
 
 def _training_data(session: TrainingSession) -> RetrievalData:
     """Return the loaders, and record the time of the newest training event, which the configuration does not fix."""
-    session.run.update(train_until=session.dataset.train_until)
+    if distributed.is_first():
+        session.run.update(train_until=session.dataset.train_until)
     return build_data(session.config, session.dataset)
 
 
