@@ -87,11 +87,17 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def resident(process: int) -> float:
-    try:
-        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[0]) / 2**20
-    except (OSError, IndexError):
-        return 0.0
+def resident(root: int) -> dict[str, float]:
+    """Return the GiB of Python and of Java in a process and all below it."""
+    sizes = {"Python": 0.0, "Java": 0.0}
+    for process in tree(root):
+        try:
+            status = Path(f"/proc/{process}/status").read_text()
+        except OSError:
+            continue
+        for size in re.findall(r"VmRSS:\s+(\d+)", status):
+            sizes["Java" if "Name:\tjava" in status else "Python"] += int(size) / 2**20
+    return sizes
 
 
 def processor_seconds(process: int) -> float:
@@ -136,21 +142,24 @@ def main() -> None:
             # Spark takes workers of one host for ones with one disk.
             host = f"127.0.0.{2 + number}"
             stack.enter_context(started("worker.Worker", folder, *shape, host=host, hidden=hidden))
-        peak, spent, begin = 0.0, 0.0, time.perf_counter()
+        peak, spent, begin = {"both": 0.0, "Python": 0.0, "Java": 0.0}, 0.0, time.perf_counter()
         earlier = processor_seconds(os.getpid())
         command = [sys.executable, __file__, "--shuffle-partitions", str(arguments.shuffle_partitions)]
         command += ["--driver", master, str(root), str(output), str(driver / "cache")]
         process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(driver), "SPARK_LOCAL_IP": "127.0.0.1"})
         over = threading.Event()
         while process.poll() is None:
-            peak = max(peak, sum(map(resident, tree(process.pid))))
+            sizes = resident(process.pid)
+            sizes["both"] = sum(sizes.values())
+            peak = {name: max(size, sizes[name]) for name, size in peak.items()}
             # A process that its parent never waited for takes its seconds along; the largest sum has lost the least.
             spent = max(spent, sum(map(processor_seconds, tree(os.getpid()))) - earlier)
             over.wait(0.5)
         if process.returncode:
             raise SystemExit("\n".join((folder / "log").read_text()[-3000:] for folder in workers))
         print(f"{arguments.num_events:,} events on two workers: {time.perf_counter() - begin:.1f} s, {spent:.1f} CPU s")
-        print(f"driver: at most {peak:.2f} GiB (bar: 1)")
+        alone = ", ".join(f"{name} {peak[name]:.2f}" for name in ("Python", "Java"))
+        print(f"driver: at most {peak['both']:.2f} GiB (bar: 1); {alone}")
         begin = time.perf_counter()
         one = prepared(root, DuckDB(), base / "duckdb")
         print(f"DuckDB: {time.perf_counter() - begin:.1f} s")

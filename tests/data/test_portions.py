@@ -247,14 +247,16 @@ def test_machines_that_prepare_the_same_data_at_once_keep_their_shards_apart(
     batches = pa.table(rows).to_batches()
     # One worker gets all rows.
     session: Any = SimpleNamespace(
-        output="out", write_ranges=lambda *_, write, schema: pa.Table.from_batches(write(batches), schema)
+        output="out",
+        for_each=map,
+        write_ranges=lambda *_, write, schema, **__: pa.Table.from_batches(write(iter(batches)), schema),
     )
     job: Any = SimpleNamespace(fingerprint="f", time_resolution=TimeResolution.SECONDS)
     coded: Any = SimpleNamespace(columns=list(rows))
     written = []
     for _ in range(2):
         address = _address(job, session, "events")
-        written.append(write_shards(job, session, coded=coded, drafts={}, per_second=1, address=address)[1])
+        written.append(write_shards(job, session, coded=coded, drafts={}, num_rows=2, per_second=1, address=address)[1])
     monkeypatch.chdir("/")
     for shards in written:
         (shard,) = shards.shards

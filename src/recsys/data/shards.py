@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from recsys.core.io import atomic_write, build_folder
 
 FILE = "shards.json"
 _OFFSETS = ".offsets"
-_COPIED = 1 << 24
+_COPIED = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,21 @@ class Shards:
                     self.join(aside)
         return folder
 
-    def join(self, folder: Path) -> None:
-        """Write the concatenated columns to a local folder. Memory does not grow with their size."""
-        for column in self.columns:
-            files = [self.file(shard, column) for shard in self.shards]
-            if column.endswith(_OFFSETS):
-                _join_offsets(files, folder / f"{column}.npy")
-            else:
-                _join(files, folder / f"{column}.npy")
+    def join(self, folder: Path, *, move: bool = False) -> None:
+        """Write the concatenated columns to a local folder. Memory does not grow with their size.
 
-    def remove_file(self, shard: Shard, column: str) -> None:
-        """Remove a column of a shard."""
-        filesystem, path = _filesystem(self.file(shard, column))
-        filesystem.rm(path)
+        Args:
+            folder: folder of the columns.
+            move: whether the files of a single shard may be moved there.
+        """
+        for column in self.columns:
+            files, target = [self.file(shard, column) for shard in self.shards], folder / f"{column}.npy"
+            if move and len(files) == 1:
+                shutil.move(files[0], target)
+            elif column.endswith(_OFFSETS):
+                _join_offsets(files, target)
+            else:
+                _join(files, target)
 
     def remove_others(self) -> None:
         """Remove shards that are not listed: those of tasks that were repeated."""
@@ -117,6 +121,72 @@ class Shards:
         for found in filesystem.ls(path, detail=False) if filesystem.exists(path) else ():
             if found.rstrip("/").rsplit("/", 1)[-1] not in names:
                 filesystem.rm(found, recursive=True)
+
+
+class GrowingArray:
+    """Array that is written to a file as its rows come. The header keeps its size when the rows are known."""
+
+    def __init__(self, file: Any, dtype: npt.DTypeLike, width: tuple[int, ...]) -> None:
+        self.file, self._dtype, self._width, self.num_rows = file, np.dtype(dtype), width, 0
+        write_header(file, (0, *width), dtype)
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        """Write the next rows."""
+        self.file.write(np.ascontiguousarray(values, self._dtype).data)
+        self.num_rows += len(values)
+
+    def finish(self) -> None:
+        """Write the number of rows."""
+        self.file.seek(0)
+        write_header(self.file, (self.num_rows, *self._width), self._dtype)
+
+
+class ArrayFolder:
+    """Folder of growing arrays, at a path or address. As a context manager it completes them."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._arrays: dict[str, GrowingArray] = {}
+
+    def open(self, name: str, dtype: npt.DTypeLike, width: tuple[int, ...] = ()) -> GrowingArray:
+        """Return a new array `name`, of rows with the shape `width`."""
+        place = f"{self._address}/{name}.npy"
+        # A file at an address cannot be written at its beginning again, so it is written here first.
+        opened: Any = tempfile.TemporaryFile if "://" in place else partial(open_address, place, "wb")
+        self._arrays[name] = GrowingArray(opened(), dtype, width)
+        return self._arrays[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the arrays."""
+        return list(self._arrays)
+
+    def __enter__(self) -> ArrayFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for name, array in self._arrays.items():
+            with array.file:
+                if kind is not None:
+                    continue
+                array.finish()
+                if "://" in self._address:
+                    array.file.seek(0)
+                    with open_address(f"{self._address}/{name}.npy", "wb") as out:
+                        shutil.copyfileobj(array.file, out, _COPIED)
+
+
+def rooted(address: str) -> str:
+    """Return a path that does not depend on the working folder, or the address."""
+    filesystem, path = _filesystem(address)
+    return path if "file" in filesystem.protocol else address
+
+
+def remove(address: str) -> None:
+    """Remove a file or folder, if there is one."""
+    filesystem, path = _filesystem(address)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
 
 
 def open_address(address: str, mode: str = "rb") -> Any:
@@ -181,7 +251,7 @@ def _join_offsets(files: list[str], target: Path) -> None:
         out.write(np.zeros(1, np.int64).tobytes())
         last = np.int64(0)
         for name, size in zip(files, sizes, strict=True):
-            for begin in range(0, size, _COPIED):
-                part = read_rows(name, begin + 1, min(begin + _COPIED, size) + 1) + last
+            for begin in range(0, size, _COPIED // 8):
+                part = read_rows(name, begin + 1, min(begin + _COPIED // 8, size) + 1) + last
                 out.write(part.tobytes())
             last = part[-1] if size else last

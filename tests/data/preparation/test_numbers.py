@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from recsys.core.schema import Feature
-from recsys.data.preparation.column_writers import open_array, open_writer
+from recsys.data.preparation.column_writers import ColumnWriters, finished
 from recsys.data.preparation.feature_drafts import Draft
+from recsys.data.shards import ArrayFolder, Shard, Shards
 
 RNG = np.random.default_rng(0)
 
@@ -20,10 +21,14 @@ def written(
     folder: Path, numbers: list[float] | np.ndarray, trained: np.ndarray | None = None
 ) -> tuple[Feature, np.ndarray]:
     draft = Draft(Feature("price", "items", "numeric", "item", 1), None, 1.0)
-    writer = open_writer(draft, folder / "feature.price", num_rows=len(numbers))
-    writer.add(pa.array(np.asarray(numbers, np.float64)))
-    feature = writer.close(np.ones(len(numbers), bool) if trained is None else trained)
-    return feature, np.load(folder / "feature.price.npy")
+    rows = pa.record_batch([pa.array(np.asarray(numbers, np.float64))], names=["price"])
+    with ArrayFolder(f"{folder}/items") as arrays:
+        ColumnWriters({"price": draft}, arrays).add(rows, np.ones(len(rows), bool) if trained is None else trained)
+    shards = Shards(str(folder), tuple(arrays.names), (Shard("items", 0, len(rows)),))
+    (feature,), left = finished([draft], shards)
+    assert left.columns == ("feature.price",)
+    assert [path.name for path in folder.rglob("*.npy")] == ["feature.price.npy"]
+    return feature, np.load(folder / "items/feature.price.npy")
 
 
 @pytest.mark.parametrize(
@@ -91,20 +96,3 @@ def test_a_column_without_a_finite_deviation(numbers: list[float], tmp_path: Pat
     assert np.isfinite(feature.mean)
     assert feature.std == 1.0
     assert np.isfinite(encoded).all()
-
-
-def test_space_is_taken_before_a_file_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    array = open_array(tmp_path / "a.npy", (100_000,), dtype=np.float64)
-    assert (tmp_path / "a.npy").stat().st_blocks * 512 >= 800_000
-    array[:] = 1.0
-    assert np.load(tmp_path / "a.npy").sum() == 100_000
-
-    def full(*_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(OSError, match=r"No space left on device: '.*b\.npy'"):
-        open_array(tmp_path / "b.npy", (10,), dtype=np.float64)
-    # Some file systems cannot reserve space.
-    monkeypatch.setattr("os.posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(22, "Invalid argument")))
-    open_array(tmp_path / "c.npy", (10,), dtype=np.float64)

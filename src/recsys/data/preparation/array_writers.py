@@ -3,78 +3,105 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import ibis.expr.types as ir
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.core.progress import track
-from recsys.core.schema import MISSING, Feature
+from recsys.core.schema import Feature
+from recsys.core.types import Int64Array
 from recsys.data.exposures import FOLDER as EXPOSURES
-from recsys.data.preparation.column_writers import ColumnWriter, open_array, open_writer
-from recsys.data.preparation.engines import DistributedSession, Session
-from recsys.data.preparation.event_times import times_of
+from recsys.data.preparation.column_writers import ColumnWriters, finished
+from recsys.data.preparation.engines import Session
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.shard_writers import write_shards
-from recsys.data.preparation.vocabulary import Entities
+from recsys.data.preparation.vocabulary import PARTS, Entities
 from recsys.data.shards import FILE as SHARDS
-from recsys.data.shards import Shards
-from recsys.data.sources.files import is_local, open_filesystem
+from recsys.data.shards import ArrayFolder, Shard, Shards, rooted
+
+# Rows of a group in the files of ids.
+_GROUP = 1 << 20
 
 
-def write_counts(users: Entities, items: Entities, *, folder: Path) -> None:
-    """Write the bounds of each user's parts, and the number of training and validation events of each item."""
-    offsets = np.zeros(len(users) + 1, np.int64)
-    np.cumsum(users.train + users.val + users.test, out=offsets[1:])
-    np.save(folder / "users/offsets.npy", offsets)
-    np.save(folder / "users/train_end.npy", offsets[:-1] + users.train)
-    np.save(folder / "users/val_end.npy", offsets[:-1] + users.train + users.val)
-    np.save(folder / "items/train_count.npy", np.concatenate([[0], items.train]))
-    np.save(folder / "items/val_count.npy", np.concatenate([[0], items.val]))
+def write_users(session: Session, users: Entities, *, folder: Path) -> None:
+    """Write the ids of users, and the bounds of each user's parts."""
+    last = np.zeros(1, np.int64)
+    with ArrayFolder(f"{folder}/users") as arrays:
+        offsets, train_end, val_end = (arrays.open(name, np.int64) for name in ("offsets", "train_end", "val_end"))
+        offsets.add(last)
+        for train, val, test in _write_ids(session, users, folder / "vocabularies/users.parquet"):
+            ends = last + np.cumsum(train + val + test)
+            offsets.add(ends)
+            train_end.add(ends - test - val)
+            val_end.add(ends - test)
+            last = ends[-1:]
+
+
+def write_items(session: Session, items: Entities, *, folder: Path) -> None:
+    """Write the ids of items and their numbers of training and validation events. No item has features yet."""
+    with ArrayFolder(f"{folder}/items") as arrays:
+        counts = [arrays.open(f"{part}_count", np.int64) for part in ("train", "val")]
+        has = arrays.open("has_features", np.bool_)
+        nobody = [np.zeros(items.first, np.int64)] * 3
+        for train, val, _ in chain([nobody], _write_ids(session, items, folder / "vocabularies/items.parquet")):
+            for array, values in zip(counts, (train, val), strict=True):
+                array.add(values)
+            has.add(np.zeros(len(train), bool))
+
+
+def _write_ids(session: Session, entities: Entities, file: Path) -> Iterator[list[Int64Array]]:
+    """Write the outside ids and yield, for blocks of them, the numbers of events in each part."""
+    key = entities.key
+    table = entities.table.select(key, *PARTS)
+    with pq.ParquetWriter(file, table.select(key).schema().to_pyarrow()) as writer:
+        for block in _blocks(session.stream(table), _GROUP):
+            writer.write_table(block.select([key]))
+            yield [np.asarray(block[name]) for name in PARTS]
+
+
+def _blocks(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows in tables of `num_rows`, however the engine cuts them."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(map(len, held)) >= num_rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, num_rows).combine_chunks()
+            held = table.slice(num_rows).to_batches()
+    if held:
+        yield pa.Table.from_batches(held).combine_chunks()
 
 
 def write_entities(
     session: Session, ordered: ir.Table, *, drafts: Mapping[str, Draft], entities: Entities, folder: Path
 ) -> list[Feature]:
-    """Write the columns of users or items, one row for each dense index. Rows before the first index are missing."""
-    writers = _open(drafts, folder, num_rows=entities.first + len(entities))
-    for name, field in zip(ordered.columns, ordered.schema().to_pyarrow(), strict=True):
-        writers[name].add(pa.nulls(entities.first, field.type))
-    for batch in track(session.stream(ordered), f"writing {folder.name}", total=len(entities), unit="rows", size=len):
-        for name, writer in writers.items():
-            writer.add(batch[name])
-    trained = np.concatenate([np.zeros(entities.first, bool), entities.train > 0])
-    return [writer.close(trained) for writer in writers.values()]
+    """Write the columns of users or items, one row for each dense index. Rows before the first index are missing.
 
-
-def _open(drafts: Mapping[str, Draft], folder: Path, *, num_rows: int) -> dict[str, ColumnWriter]:
-    return {
-        name: open_writer(draft, folder / f"feature.{draft.feature.name}", num_rows=num_rows)
-        for name, draft in drafts.items()
-    }
-
-
-def write_has_features(features: Sequence[Feature], num_items: int, *, folder: Path) -> None:
-    """Write which items have a value in at least one of their features."""
-    has = np.zeros(num_items + 1, bool)
-    for feature in features:
-        if feature.owner != "items":
-            continue
-        stem = folder / "items" / f"feature.{feature.name}"
-        if feature.is_ragged:
-            has |= np.diff(np.load(f"{stem}.offsets.npy")) > 0
-            continue
-        values = np.load(f"{stem}.npy", mmap_mode="r")
-        if values.dtype.kind == "i":
-            has |= values != MISSING
-        else:
-            # All entries of a missing vector are nan, so its first one decides.
-            has |= ~np.isnan(values if values.ndim == 1 else values[:, 0])
-    np.save(folder / "items/has_features.npy", has)
+    Args:
+        session: open engine.
+        ordered: columns of features, and `trained`, whether the entity has training events.
+        drafts: features by the names of their columns.
+        entities: the users or items.
+        folder: folder of the columns.
+    """
+    schema, total = ordered.schema().to_pyarrow(), len(entities)
+    missing = pa.record_batch([pa.nulls(entities.first, field.type) for field in schema], schema=schema)
+    stream = track(session.stream(ordered), f"writing {folder.name}", total=total, unit="rows", size=len)
+    with ArrayFolder(str(folder)) as arrays:
+        has = arrays.open("has_features", np.bool_) if folder.name == "items" else None
+        writers = ColumnWriters(drafts, arrays)
+        for batch in chain([missing], stream):
+            found = writers.add(batch, np.asarray(batch["trained"].fill_null(False)))
+            if has is not None:
+                has.add(found)
+    shard = Shard(folder.name, 0, entities.first + total)
+    return finished(drafts.values(), Shards(str(folder.parent), tuple(arrays.names), (shard,)))[0]
 
 
 def write_events(
@@ -83,87 +110,50 @@ def write_events(
     *,
     coded: ir.Table,
     drafts: Mapping[str, Draft],
-    users: Entities,
+    num_events: int,
     per_second: int,
     folder: Path,
 ) -> list[Feature]:
     """Write items, times and features of the events, ordered by user, part and time."""
-    num_events = int((users.train + users.val + users.test).sum())
-    if isinstance(session, DistributedSession):
-        features, shards = write_shards(
-            job, session, coded=coded, drafts=drafts, per_second=per_second, address=_address(job, session, "events")
-        )
-        assert int(shards.bounds()[-1]) == num_events, (shards.bounds()[-1], num_events)
-        _place(session, shards, folder / "events")
-        return features
-    ordered = coded.order_by("user_id_idx", "part", "time", "shard", "row")
-    ordered = ordered.drop("user_id_idx", "part", "shard", "row")
-    item_idx = open_array(folder / "events/item_idx.npy", (num_events,), dtype=np.int32)
-    times = open_array(folder / "events/time.npy", (num_events,), dtype=np.int64)
-    weights = None
-    if job.settings.weight is not None:
-        weights = open_array(folder / "events/weight.npy", (num_events,), dtype=np.float32)
-    writers = _open(drafts, folder / "events", num_rows=num_events)
-    at = 0
-    for batch in track(session.stream(ordered), "writing events", total=num_events, unit="rows", size=len):
-        end = at + len(batch)
-        item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
-        if weights is not None:
-            weights[at:end] = np.asarray(batch["weight"])
-        for name, writer in writers.items():
-            writer.add(batch[name])
-        at = end
-    assert at == num_events, (at, num_events)
-    trained = _trained_events(users)
-    return [writer.close(trained) for writer in writers.values()]
+    address = _address(job, session, "events")
+    features, shards = write_shards(
+        job, session, coded=coded, drafts=drafts, num_rows=num_events, per_second=per_second, address=address
+    )
+    _place(session, shards, folder / "events")
+    return features
 
 
 def write_exposures(
-    job: PreparationJob, session: Session, *, coded: ir.Table, num_users: int, per_second: int, folder: Path
+    job: PreparationJob, session: Session, *, coded: ir.Table, users: Entities, per_second: int, folder: Path
 ) -> None:
     """Write items and times of the exposures, ordered by user and time, and each user's bounds."""
     inner = folder / EXPOSURES
     inner.mkdir()
-    counted = session.collect(coded.group_by("user_id_idx").aggregate(n=coded.count().cast("int64")))
-    lengths = np.zeros(num_users, np.int64)
-    lengths[np.asarray(counted["user_id_idx"])] = np.asarray(counted["n"])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    np.save(inner / "offsets.npy", offsets)
-    num_rows = int(offsets[-1])
-    if num_rows and isinstance(session, DistributedSession):
-        address = _address(job, session, EXPOSURES)
-        _, shards = write_shards(job, session, coded=coded, drafts={}, per_second=per_second, address=address)
-        _place(session, shards, inner)
-        return
-    ordered = coded.order_by("user_id_idx", "time", "shard", "row").select("item_id_idx", "time")
-    item_idx = open_array(inner / "item_idx.npy", (num_rows,), dtype=np.int32)
-    times = open_array(inner / "time.npy", (num_rows,), dtype=np.int64)
-    at = 0
-    for batch in track(session.stream(ordered), "writing exposures", total=num_rows, unit="rows", size=len):
-        end = at + len(batch)
-        item_idx[at:end] = np.asarray(batch["item_id_idx"])
-        times[at:end] = times_of(job.time_resolution, np.asarray(batch["time"]), per_second=per_second)
-        at = end
-    assert at == num_rows, (at, num_rows)
+    counted = coded.group_by("user_id_idx").aggregate(n=coded.count().cast("int64"))
+    lengths = users.table.left_join(counted, "user_id_idx").order_by("user_id_idx")
+    last = np.zeros(1, np.int64)
+    with ArrayFolder(str(inner)) as arrays:
+        offsets = arrays.open("offsets", np.int64)
+        offsets.add(last)
+        for batch in session.stream(lengths.select(n=lengths.n.fill_null(0))):
+            ends = last + np.cumsum(np.asarray(batch["n"]))
+            offsets.add(ends)
+            last = np.append(last, ends)[-1:]
+    address = _address(job, session, EXPOSURES)
+    _, shards = write_shards(
+        job, session, coded=coded, drafts={}, num_rows=int(last[0]), per_second=per_second, address=address
+    )
+    _place(session, shards, inner)
 
 
-def _address(job: PreparationJob, session: DistributedSession, name: str) -> str:
+def _address(job: PreparationJob, session: Session, name: str) -> str:
     # Several machines may prepare the same data at once, so each preparation has a folder of its own.
-    own = f"{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{name}"
-    filesystem, path = open_filesystem(session.output or str(session.scratch))
-    # Later commands may have another working directory.
-    return f"{path if is_local(filesystem) else session.output}/{own}"
+    return rooted(f"{session.output or session.scratch}/{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{name}")
 
 
-def _place(session: DistributedSession, shards: Shards, folder: Path) -> None:
+def _place(session: Session, shards: Shards, folder: Path) -> None:
     """Write the list of shards that stay where they are, else the joined shards."""
     if session.output is None:
-        shards.join(folder)
+        shards.join(folder, move=True)
     else:
         shards.save(folder / SHARDS)
-
-
-def _trained_events(users: Entities) -> npt.NDArray[np.bool_]:
-    lengths = np.stack([users.train, users.val + users.test], axis=1).ravel()
-    return np.repeat(np.tile([True, False], len(users)), lengths)

@@ -1,26 +1,27 @@
-"""Writers of encoded columns. They take rows as they stream by, so memory holds one batch at a time."""
+"""Writers of encoded columns. They take rows as they stream by, so memory holds one batch at a time.
+
+A number is standardised by mean and deviation of all trained rows. So it is written raw first, then blocks of the whole
+column are summarised, the same blocks on every engine, and then the column is encoded.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from recsys.core.columns import Dense, Ragged
-from recsys.core.schema import Feature
+from recsys.core.schema import MISSING, Feature
 from recsys.core.types import Float64Array
 from recsys.data.encoding import FeatureEncoder, to_floats
 from recsys.data.preparation.feature_drafts import Draft
+from recsys.data.shards import ArrayFolder, GrowingArray, Shard, Shards, open_address, read_rows, remove, write_header
 
 log = logging.getLogger("recsys")
 
@@ -31,9 +32,12 @@ _SAMPLE = 1 << 20
 _TAIL, _FAR = 0.025, 50.0
 # Rows that are reduced or copied at a time. The same for every engine, so that sums are the same to the last bit.
 BLOCK = 1 << 20
-
+# Columns of a folder before its numbers are standardised.
+_RAW, _TRAINED = ".raw", "trained"
 
 T = TypeVar("T")
+# Applies a function to each value, here or on the workers of an engine, and returns the results in order.
+ForEach = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 
 
 class OverBlocks(Protocol):
@@ -42,102 +46,97 @@ class OverBlocks(Protocol):
     def __call__(self, function: Callable[[Float64Array], T], /) -> list[T]: ...  # noqa: D102
 
 
-class ColumnWriter(Protocol):
-    """Writes the rows of one column in order."""
+class ColumnWriters:
+    """Writes the columns of features in the order of their rows.
 
-    def add(self, values: pa.Array) -> None:
-        """Write the next rows."""
+    Args:
+        drafts: features by the names of their columns in the batches.
+        arrays: folder of the columns. Numbers whose mean and deviation are not known yet are raw there.
+    """
 
-    def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
-        """Finish the files and return the encoded feature. `trained` [R]: rows that occur in training events."""
+    def __init__(self, drafts: Mapping[str, Draft], arrays: ArrayFolder) -> None:
+        self._writers = {name: _ColumnWriter(draft, arrays) for name, draft in drafts.items()}
+        self._trained = arrays.open(_TRAINED, np.bool_) if any(map(_is_raw, drafts.values())) else None
+
+    def add(self, batch: pa.RecordBatch, trained: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Write the next rows. Return which of them have a value. `trained` [R]: rows of training events."""
+        has = np.zeros(len(trained), bool)
+        for name, writer in self._writers.items():
+            has |= writer.add(batch[name])
+        if self._trained is not None:
+            self._trained.add(trained)
+        return has
 
 
-def open_writer(draft: Draft, stem: Path, *, num_rows: int) -> ColumnWriter:
-    """Return the writer for the kind of a feature. The names of its files begin with `stem`."""
-    if draft.feature.kind == "numeric":
-        return _NumericWriter(draft, stem, num_rows=num_rows)
-    encoder = FeatureEncoder(draft.feature, draft.vocabulary, folder=draft.folder)
-    if draft.feature.is_ragged:
-        return _RaggedWriter(encoder, stem, num_rows=num_rows)
-    return _DenseWriter(encoder, stem, num_rows=num_rows)
+class _ColumnWriter:
+    def __init__(self, draft: Draft, arrays: ArrayFolder) -> None:
+        feature, column = draft.feature, f"feature.{draft.feature.name}"
+        self._encoder = FeatureEncoder(feature, draft.vocabulary, folder=draft.folder)
+        self._draft, self._is_raw = draft, _is_raw(draft)
+        self._offsets: GrowingArray | None = None
+        if feature.is_ragged:
+            self._offsets = arrays.open(f"{column}.offsets", np.int64)
+            self._offsets.add(np.zeros(1, np.int64))
+            self._values = arrays.open(f"{column}.values", np.int32)
+        elif self._is_raw:
+            self._values = arrays.open(column + _RAW, np.float64)
+        else:
+            is_float, is_vector = feature.kind in ("numeric", "vector"), feature.kind == "vector"
+            width = (feature.size,) if is_vector else ()
+            self._values = arrays.open(column, np.float32 if is_float else np.int32, width)
 
-
-class _DenseWriter:
-    def __init__(self, encoder: FeatureEncoder, stem: Path, *, num_rows: int) -> None:
-        is_vector = encoder.feature.kind == "vector"
-        shape = (num_rows, encoder.feature.size) if is_vector else (num_rows,)
-        self._encoder = encoder
-        self._array = open_array(_beside(stem, ".npy"), shape, dtype=np.float32 if is_vector else np.int32)
-        self._at = 0
-
-    def add(self, values: pa.Array) -> None:
+    def add(self, values: pa.Array) -> npt.NDArray[np.bool_]:
+        if self._draft.feature.kind == "numeric":
+            numbers = to_floats(values) / self._draft.divisor
+            if self._is_raw:
+                self._values.add(numbers)
+                return ~np.isnan(numbers)
+            values = pa.array(numbers)
         encoded = self._encoder.encode(values)
-        assert isinstance(encoded, Dense)
-        self._array[self._at : self._at + len(encoded)] = encoded.values
-        self._at += len(encoded)
-
-    def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
-        assert self._at == len(self._array) == len(trained)
-        return self._encoder.feature
-
-
-class _RaggedWriter:
-    def __init__(self, encoder: FeatureEncoder, stem: Path, *, num_rows: int) -> None:
-        self._encoder, self._stem = encoder, stem
-        self._offsets = open_array(_beside(stem, ".offsets.npy"), (num_rows + 1,), dtype=np.int64)
-        self._offsets[0] = 0
-        self._at = 0
-        self._raw_path = _beside(stem, ".values.raw")
-        self._raw: BinaryIO = self._raw_path.open("wb")
-
-    def add(self, values: pa.Array) -> None:
-        encoded = self._encoder.encode(values)
-        assert isinstance(encoded, Ragged)
-        self._offsets[self._at + 1 : self._at + 1 + len(encoded)] = self._offsets[self._at] + encoded.offsets[1:]
-        self._at += len(encoded)
-        self._raw.write(encoded.values.tobytes())
-
-    def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
-        assert self._at == len(self._offsets) - 1 == len(trained)
-        self._raw.close()
-        # The header of an array holds the number of values, which is known only now, so the values are copied.
-        values = open_array(_beside(self._stem, ".values.npy"), (int(self._offsets[-1]),), dtype=np.int32)
-        if len(values):
-            raw = np.memmap(self._raw_path, np.int32, "r")
-            for block in _blocks(len(raw)):
-                values[block] = raw[block]
-        self._raw_path.unlink()
-        return self._encoder.feature
+        if isinstance(encoded, Ragged):
+            assert self._offsets is not None
+            self._offsets.add(encoded.offsets[1:] + self._values.num_rows)
+            self._values.add(encoded.values)
+            return np.diff(encoded.offsets) > 0
+        self._values.add(encoded.values)
+        # All entries of a missing vector are nan, so its first one decides.
+        first = encoded.values if encoded.values.ndim == 1 else encoded.values[:, 0]
+        has: npt.NDArray[np.bool_] = first != MISSING if first.dtype.kind == "i" else ~np.isnan(first)
+        return has
 
 
-class _NumericWriter:
-    """Keeps the numbers in a file until mean and deviation of the trained rows are known."""
+def _is_raw(draft: Draft) -> bool:
+    return draft.feature.kind == "numeric" and not draft.is_fixed
 
-    def __init__(self, draft: Draft, stem: Path, *, num_rows: int) -> None:
-        self._draft, self._stem = draft, stem
-        self._raw_path = _beside(stem, ".raw.npy")
-        self._raw = open_array(self._raw_path, (num_rows,), dtype=np.float64)
-        self._at = 0
 
-    def add(self, values: pa.Array) -> None:
-        self._raw[self._at : self._at + len(values)] = to_floats(values) / self._draft.divisor
-        self._at += len(values)
+def here(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """Apply a function to each value in this process."""
+    return [function(value) for value in values]
 
-    def close(self, trained: npt.NDArray[np.bool_]) -> Feature:
-        assert self._at == len(self._raw) == len(trained)
-        with np.errstate(over="ignore", invalid="ignore"):
-            feature = self._draft.feature
-            if not self._draft.is_fixed:
-                mean, std = moments(partial(_over_blocks, self._raw, trained), name=feature.key)
-                feature = dataclasses.replace(feature, mean=mean, std=std)
-        encoder = FeatureEncoder(feature, None)
-        array = open_array(_beside(self._stem, ".npy"), self._raw.shape, dtype=np.float32)
-        for block in _blocks(len(array)):
-            encoded = encoder.encode(pa.array(self._raw[block]))
-            assert isinstance(encoded, Dense)
-            array[block] = encoded.values
-        self._raw_path.unlink()
-        return feature
+
+def finished(drafts: Iterable[Draft], shards: Shards, for_each: ForEach = here) -> tuple[list[Feature], Shards]:
+    """Return the encoded features and their shards, after raw numbers in them are replaced by standardised ones."""
+    features = [_finished(draft, shards, for_each) for draft in drafts]
+    if _TRAINED in shards.columns:
+        for_each(remove, [shards.file(shard, _TRAINED) for shard in shards.shards])
+    columns = tuple(name.removesuffix(_RAW) for name in shards.columns if name != _TRAINED)
+    return features, dataclasses.replace(shards, columns=columns)
+
+
+def _finished(draft: Draft, shards: Shards, for_each: ForEach) -> Feature:
+    if not _is_raw(draft):
+        return draft.feature
+    column = f"feature.{draft.feature.name}"
+    blocks = range(-(-int(shards.bounds()[-1]) // BLOCK))
+
+    def over(function: Callable[[Float64Array], Any]) -> list[Any]:
+        return for_each(partial(_on_block, shards=shards, column=column, function=function), blocks)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = moments(over, name=draft.feature.key)
+    feature = dataclasses.replace(draft.feature, mean=mean, std=std)
+    for_each(partial(_encode, shards=shards, column=column, feature=feature), shards.shards)
+    return feature
 
 
 def moments(over: OverBlocks, *, name: str) -> tuple[float, float]:
@@ -187,49 +186,28 @@ def _is_spread(mean: float, std: float) -> bool:
     return bool(np.isfinite(std) and std > 1e-12 * abs(mean))
 
 
-def open_array(path: Path, shape: tuple[int, ...], *, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Return a new memory-mapped `.npy` file to fill in place. An empty one cannot be mapped and is written at once.
-
-    Raises:
-        OSError: If the disk has no space for it.
-    """
-    if 0 in shape:
-        empty = np.zeros(shape, dtype)
-        np.save(path, empty)
-        return empty
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # A mapped file has holes, and a full disk kills the process that writes to one. So its space is taken now.
-    if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file, _named(path):
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
+def _on_block(block: int, *, shards: Shards, column: str, function: Callable[[Float64Array], Any]) -> Any:
+    """Apply a function to the numbers of trained rows in a block of the whole column."""
+    bounds, begin, end = shards.bounds(), block * BLOCK, (block + 1) * BLOCK
+    numbers = []
+    for at, shard in enumerate(shards.shards):
+        first, last = max(begin, bounds[at]) - bounds[at], min(end, bounds[at + 1]) - bounds[at]
+        if first < last:
+            raw, trained = (
+                read_rows(shards.file(shard, name), int(first), int(last)) for name in (column + _RAW, _TRAINED)
+            )
+            numbers.append(raw[trained])
+    values = np.concatenate(numbers)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return function(values[~np.isnan(values)])
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Add the file to an error of the disk. A file system that cannot reserve space does without."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _over_blocks(
-    numbers: Float64Array, trained: npt.NDArray[np.bool_], function: Callable[[Float64Array], T]
-) -> list[T]:
-    found = []
-    for block in _blocks(len(numbers)):
-        values = numbers[block][trained[block]]
-        found.append(function(values[~np.isnan(values)]))
-    return found
-
-
-def _beside(stem: Path, ending: str) -> Path:
-    # The name may contain dots, and `with_suffix` would cut it at the last one.
-    return stem.with_name(stem.name + ending)
-
-
-def _blocks(num_rows: int) -> Iterator[slice]:
-    for begin in range(0, num_rows, BLOCK):
-        yield slice(begin, min(begin + BLOCK, num_rows))
+def _encode(shard: Shard, *, shards: Shards, column: str, feature: Feature) -> None:
+    raw, encoder = shards.file(shard, column + _RAW), FeatureEncoder(feature, None)
+    with open_address(shards.file(shard, column), "wb") as out:
+        write_header(out, (shard.num_rows,), np.float32)
+        for begin in range(0, shard.num_rows, BLOCK):
+            encoded = encoder.encode(pa.array(read_rows(raw, begin, min(begin + BLOCK, shard.num_rows))))
+            assert isinstance(encoded, Dense)
+            out.write(encoded.values.tobytes())
+    remove(raw)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import fsspec
 import ibis
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
+from recsys.core.progress import track
 
 # Rows of a record batch.
 BATCH_ROWS = 262_144
@@ -48,6 +49,10 @@ class Session(Protocol):
 
     scratch: Path
 
+    @property
+    def output(self) -> str | None:
+        """Folder or address where shards stay; None if they become one data set in the cache."""
+
     def read(self, files: Sequence[str], columns: Mapping[str, Read]) -> ir.Table:
         """Return columns of Parquet files by new names, and the place of each row: `shard` int64, `row` int64.
 
@@ -69,23 +74,27 @@ class Session(Protocol):
     def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
         """Apply a function to all rows, or to the rows of each worker; it returns batches of `schema`."""
 
+    def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
+        """Keep the rows with the column `name`, their place in the order from `first` on. `stream` has this order."""
 
-@runtime_checkable
-class DistributedSession(Session, Protocol):
-    """Open engine whose workers write the events themselves."""
-
-    @property
-    def output(self) -> str | None:
-        """Folder or address where shards stay; None if they become one data set in the cache."""
-
-    def write_ranges(self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema) -> pa.Table:
+    def write_ranges(
+        self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema, what: str, num_rows: int
+    ) -> pa.Table:
         """Let each worker write the rows of a range of the first column of `order`, in that order.
 
+        Args:
+            table: rows to write.
+            order: columns that order them.
+            write: writes the batches of a range.
+            schema: columns that `write` returns.
+            what: name of the work, for its progress.
+            num_rows: number of rows, for the progress.
+
         Returns:
-            What `write` returns: batches of `schema`.
+            What `write` returns.
         """
 
-    def for_each(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    def for_each(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
         """Apply a function to each value on the workers. Return the results in order."""
 
 
@@ -173,6 +182,8 @@ class DuckDB:
 
 
 class _DuckDBSession:
+    output: ClassVar[None] = None
+
     def __init__(self, connection: Any, scratch: Path, *, links: Path) -> None:
         self._connection, self.scratch, self._links = connection, scratch, links
         self._num_names = 0
@@ -210,6 +221,19 @@ class _DuckDBSession:
     def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
         return self._written(function(self.stream(table)), schema)
 
+    def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
+        kept = self.keep(ordered)
+        return self._create("VIEW", f"SELECT *, rowid + {first} AS {name} FROM {kept.get_name()}")
+
+    def write_ranges(
+        self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema, what: str, num_rows: int
+    ) -> pa.Table:
+        rows = track(self.stream(table.order_by(*order)), what, total=num_rows, unit="rows", size=len)
+        return pa.Table.from_batches(write(rows), schema)
+
+    def for_each(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+        return [function(value) for value in values]
+
     def _written(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:
         file = self.scratch / f"{uuid.uuid4().hex}.parquet"
         with pq.ParquetWriter(file, schema) as writer:
@@ -246,8 +270,9 @@ def _duckdb(read: Read) -> str:
 class Spark:
     """Engine that runs PySpark (extra `spark`), for data beyond one machine.
 
-    The workers write the events, each a range of users; this process only collects users, items and vocabularies. The
-    workers need this package. A session that is active already is used as it is, and stays.
+    The workers number users and items and write the events, each a range of users. They need this package. This process
+    copies what streams by and collects only the values of categories, so its memory does not grow with the data. A
+    session that is active already is used as it is, and stays.
 
     Attributes:
         master: address of the cluster, such as `local[2]`, `spark://HOST:7077` or `yarn`.
@@ -288,8 +313,8 @@ class Spark:
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": str(self.shuffle_partitions),
             "spark.ui.showConsoleProgress": "false",
-            # Results hold ids of users and items, never events.
-            "spark.driver.maxResultSize": "0",
+            # The driver builds tables of broadcast joins, many times as large as their compressed size.
+            "spark.sql.autoBroadcastJoinThreshold": "1m",
         }
         with tempfile.TemporaryDirectory(prefix="recsys-") as name:
             # Spark cuts a list of folders at commas, so its scratch folder has a plain path as well.

@@ -79,6 +79,12 @@ def with_times(job: PreparationJob, session: Session, events: ir.Table) -> Timed
     return timed
 
 
+def not_finite(numbers: ir.Value) -> ir.BooleanValue:
+    """Return which numbers are nan or infinite."""
+    # As text, because DuckDB trusts statistics of Parquet files, which leave out nan.
+    return numbers.cast("string").lower().isin(["nan", "inf", "-inf", "infinity", "-infinity"])
+
+
 def _by_row(job: PreparationJob, events: ir.Table) -> ir.Table:
     """Add the place of each row among all rows as its time. A further shard changes no time of an earlier one."""
     if job.interactions.lists:
@@ -94,9 +100,7 @@ def _from_numbers(job: PreparationJob, session: Session, events: ir.Table) -> Ti
         return _from_text(job, session, events.mutate(time=events.time.cast("string")))
     events = events.mutate(time=events.time.cast("int64" if is_whole else "float64"))
     if not is_whole:
-        # As text, because DuckDB trusts statistics of Parquet files, which leave out nan.
-        wrong = events.time.cast("string").lower().isin(["nan", "inf", "-inf", "infinity", "-infinity"])
-        _refuse(job, session, events.filter(wrong), "expected a finite number")
+        _refuse(job, session, events.filter(not_finite(events.time)), "expected a finite number")
         fractions = events.aggregate(n=(events.time != events.time.floor()).sum())
         is_whole = not first_row(session, fractions)["n"]
         events = events.mutate(time=events.time.cast("int64")) if is_whole else events
@@ -127,7 +131,7 @@ def _are_compact_dates(
         is_date = any(low <= shard["low"] and shard["high"] < high for low, high in _COMPACT_RANGES)
         if is_date:
             of_shard = events.filter(events.shard == shard["shard"]).select(text=events.time.cast("string")).distinct()
-            is_date = _look(session, of_shard, formats=()).are_dates
+            is_date = look(session, of_shard, formats=()).are_dates
         found.setdefault(is_date, shard["shard"])
     if len(found) == 2:
         files, name = job.interactions.shown, job.interactions.names["timestamp"]
@@ -180,7 +184,7 @@ def _unit(job: PreparationJob, shards: list[dict[str, Any]]) -> TimeUnit:
 def _from_text(job: PreparationJob, session: Session, events: ir.Table) -> TimedEvents:
     named = job.settings.time_format
     distinct = session.keep(events.select(text=events.time).distinct())
-    looked = _look(session, distinct, formats=FORMATS if named is None else (named_format(named),))
+    looked = look(session, distinct, formats=FORMATS if named is None else (named_format(named),))
     if named is None and looked.are_numbers and not looked.are_dates:
         kind = "int64" if looked.are_whole else "float64"
         return _from_numbers(job, session, events.mutate(time=events.time.strip().cast(kind)))
@@ -218,7 +222,7 @@ class _Looked:
         self.are_dates &= other.are_dates
 
 
-def _look(session: Session, texts: ir.Table, *, formats: tuple[DateFormat, ...]) -> _Looked:
+def look(session: Session, texts: ir.Table, *, formats: tuple[DateFormat, ...]) -> _Looked:
     """Look at the column `text`, on the workers of the engine: there may be as many texts as events."""
     looked = _Looked(FormatSearch(formats))
     found = session.collect(session.map(texts, partial(_looked, formats=formats), _LOOKED))

@@ -8,7 +8,7 @@ import ibis.expr.types as ir
 
 from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Read, Session, rows
-from recsys.data.preparation.event_times import with_times
+from recsys.data.preparation.event_times import not_finite, with_times
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.reading import read_table, without_suppressed
 from recsys.data.preparation.vocabulary import keep_core
@@ -84,8 +84,7 @@ def _check_nulls(job: PreparationJob, session: Session, events: ir.Table) -> Non
 def _check_weights(job: PreparationJob, session: Session, events: ir.Table) -> None:
     """Refuse weights that are negative or not finite, and weights none of which is positive."""
     table, weight = job.interactions, events.weight
-    is_number = ~weight.cast("string").lower().isin(["nan", "inf", "-inf", "infinity", "-infinity"])
-    fine = is_number & (weight >= 0) & (weight <= _LARGEST)
+    fine = ~not_finite(weight) & (weight >= 0) & (weight <= _LARGEST)
     wrong = events.filter(~fine).order_by("shard", "row").select("shard", "row", "weight").limit(1)
     for row in rows(session, wrong):
         raise UserError(

@@ -10,28 +10,27 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import numpy as np
 
 from recsys.core.errors import UserError
 from recsys.core.progress import Progress
 from recsys.core.schema import Feature, Schema
 from recsys.data.content_encoders import BadImageError, image_path
-from recsys.data.dataset import META, NO_BIRTH, Meta
+from recsys.data.dataset import META, Meta
 from recsys.data.preparation.array_writers import (
-    write_counts,
     write_entities,
     write_events,
     write_exposures,
-    write_has_features,
+    write_items,
+    write_users,
 )
-from recsys.data.preparation.births import read_births, without_contradictions
+from recsys.data.preparation.births import read_births, without_contradictions, write_births
 from recsys.data.preparation.engines import Engine, Session, rows
 from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.opened_events import open_events
 from recsys.data.preparation.reading import read_table, without_suppressed
 from recsys.data.preparation.splits import TRAIN
-from recsys.data.preparation.vocabulary import Entities, collect_items, collect_users, write_values
+from recsys.data.preparation.vocabulary import Entities, number_items, number_users
 from recsys.data.sources.keys import KEYS
 from recsys.data.sources.tables import id_type, reads
 
@@ -69,35 +68,29 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
     tables = {owner: read_entities(job, session, owner=owner) for owner in ("items", "users") if owner in job.tables}
 
     log.info("users and items")
+    codes = job.codes
+    known = {"users": None if codes is None else codes.user_ids, "items": None if codes is None else codes.item_ids}
     with Progress("users and items"):
-        users = collect_users(session, events, table=tables.get("users"))
-        items = collect_items(session, events, table=tables.get("items"))
-    if job.codes is None:
+        users = number_users(session, events, table=tables.get("users"), known=known["users"])
+        items = number_items(session, events, table=tables.get("items"), known=known["items"])
+    if codes is None:
         _check_parts(job, users)
-    else:
-        items = items.known_first(job.codes.item_ids)
-        users = users if job.codes.user_ids is None else users.known_first(job.codes.user_ids)
-    for owner, entities in (("users", users), ("items", items)):
-        if owner in tables:
-            _check_overlap(job, owner, entities)
+    entities = {"items": items, "users": users}
+    for owner in tables:
+        _check_overlap(job, session, owner=owner, entities=entities[owner])
     if job.drops_rare:
-        kept = int((users.train + users.val + users.test).sum())
-        log.info("%d of %d events remain after min_user_events and min_item_events", kept, job.interactions.num_rows)
-    write_values(users.ids, folder / "vocabularies/users.parquet", name="user_id")
-    write_values(items.ids, folder / "vocabularies/items.parquet", name="item_id")
-    write_counts(users, items, folder=folder)
-    joins = {"users": users.join_table(session, "user_id"), "items": items.join_table(session, "item_id")}
+        rest = (users.num_events, job.interactions.num_rows)
+        log.info("%d of %d events remain after min_user_events and min_item_events", *rest)
+    write_users(session, users, folder=folder)
+    write_items(session, items, folder=folder)
     features: list[Feature] = []
-    for owner, entities in (("items", items), ("users", users)):
-        if owner in tables:
-            features += _write_features(
-                job, session, owner=owner, table=tables[owner], join=joins[owner], entities=entities, folder=folder
-            )
-    write_has_features(features, len(items), folder=folder)
-    born = None
+    for owner, table in tables.items():
+        features += _write_features(job, session, owner=owner, table=table, entities=entities[owner], folder=folder)
     if "items" in tables and "born" in tables["items"].columns:
-        born = read_births(job, session, joins["items"].left_join(tables["items"], "item_id").order_by("item_id_idx"))
-        born = np.concatenate([[NO_BIRTH], born])
+        births = read_births(job, session, items=items, table=tables["items"], per_second=per_second)
+        if job.time_resolution.has_clock:
+            births = without_contradictions(job, session, births, events=events)
+        write_births(session, births, folder=folder / "items")
 
     log.info("events")
     plans = job.features_of("interactions")
@@ -107,24 +100,19 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
             job.tables, session, plans=plans, trained=trained, everything=events, folder=folder, codes=job.codes
         )
     columns = ["part", *plans, *(["weight"] if job.settings.weight is not None else [])]
-    coded = _coded(events, joins, columns)
-    features = (
-        write_events(job, session, coded=coded, drafts=drafts, users=users, per_second=per_second, folder=folder)
-        + features
+    coded, num_events = _coded(events, entities, columns), users.num_events
+    own = write_events(
+        job, session, coded=coded, drafts=drafts, num_events=num_events, per_second=per_second, folder=folder
     )
-    if born is not None:
-        if job.time_resolution.has_clock:
-            born = without_contradictions(
-                job, session, born, events=events, items=joins["items"], per_second=per_second
-            )
-        np.save(folder / "items/born.npy", born)
     if exposed is not None:
-        coded = _coded(exposed, joins, [])
-        write_exposures(job, session, coded=coded, num_users=len(users), per_second=per_second, folder=folder)
-    sizes = _sizes(users, items)
-    if job.codes is not None:
-        sizes |= {"num_trained": job.codes.num_trained, "num_seen": len(items), "num_known": len(items)}
-    return features, sizes
+        coded = _coded(exposed, entities, [])
+        write_exposures(job, session, coded=coded, users=users, per_second=per_second, folder=folder)
+    sizes = {"num_users": len(users), "num_events": num_events, "num_items": len(items)}
+    if codes is None:
+        sizes |= {f"num_{name}": items.sums[name] for name in ("trained", "seen", "known")}
+    else:
+        sizes |= {"num_trained": codes.num_trained, "num_seen": len(items), "num_known": len(items)}
+    return own + features, sizes
 
 
 def _write_features(
@@ -133,26 +121,24 @@ def _write_features(
     *,
     owner: str,
     table: ir.Table,
-    join: ir.Table,
     entities: Entities,
     folder: Path,
 ) -> list[Feature]:
-    """Write the features of items or users. `join` maps outside ids to dense ones."""
+    """Write the features of items or users."""
     plans = job.features_of(owner)
     if not plans:
         return []
     log.info("features of %s %s", f"{len(entities):,}", owner)
-    key = IDS[owner]
+    key, join = entities.key, entities.join_table
     with Progress(f"features of {owner}"):
         plans = drop_names(job.tables[owner], session, entities=table, plans=plans)
-        known = join.inner_join(table, key)
-        trained = known.filter(known[f"{key}_trained"])
+        trained = join.inner_join(table, key).filter(ibis._.trained)
         drafts = draft(
             job.tables, session, plans=plans, trained=trained, everything=table, folder=folder, codes=job.codes
         )
     if not plans:
         return []
-    ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans)
+    ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans, "trained")
     try:
         return write_entities(session, ordered, drafts=drafts, entities=entities, folder=folder / owner)
     except BadImageError as error:
@@ -165,20 +151,11 @@ def _write_features(
         raise
 
 
-def _sizes(users: Entities, items: Entities) -> dict[str, int]:
-    return {
-        "num_users": len(users),
-        "num_events": int((users.train + users.val + users.test).sum()),
-        "num_trained": int((items.train > 0).sum()),
-        "num_seen": int((items.train + items.val > 0).sum()),
-        "num_known": int(((items.train + items.val > 0) | items.in_table).sum()),
-        "num_items": len(items),
-    }
-
-
-def _coded(events: ir.Table, joins: Mapping[str, ir.Table], names: Iterable[str]) -> ir.Table:
+def _coded(events: ir.Table, entities: Mapping[str, Entities], names: Iterable[str]) -> ir.Table:
     """Return the rows of known users and known items, both dense."""
-    coded = events.inner_join(joins["users"], "user_id").inner_join(joins["items"], "item_id")
+    coded = events
+    for one in entities.values():
+        coded = coded.inner_join(one.table.select(one.key, f"{one.key}_idx"), one.key)
     return coded.select("user_id_idx", "item_id_idx", "time", "shard", "row", *names)
 
 
@@ -207,12 +184,13 @@ def read_entities(job: PreparationJob, session: Session, *, owner: str) -> ir.Ta
     return entities
 
 
-def _check_overlap(job: PreparationJob, owner: str, entities: Entities) -> None:
+def _check_overlap(job: PreparationJob, session: Session, *, owner: str, entities: Entities) -> None:
     """Warn if no entity of the events has a row in its own table: their ids are probably written differently."""
-    has_events = entities.train + entities.val + entities.test > 0
-    if not np.any(has_events & entities.in_table):
-        table, key = job.tables[owner], IDS[owner]
-        one, other = (entities.ids[int(np.argmax(found))].as_py() for found in (has_events, entities.in_table))
+    if not entities.sums["joined"]:
+        table, key, found = job.tables[owner], entities.key, entities.table
+        kinds = (found.train + found.val + found.test > 0, found.in_table > 0)
+        ids = [rows(session, found.filter(kind).order_by(f"{key}_idx").limit(1)) for kind in kinds]
+        one, other = (kind[0][key] if kind else None for kind in ids)
         log.warning(
             "%s: column '%s' holds none of the ids of %s: %r there, %r here; no event has features of %s",
             table.place, table.names[key], job.interactions.place, one, other, owner,
@@ -222,7 +200,7 @@ def _check_overlap(job: PreparationJob, owner: str, entities: Entities) -> None:
 def _check_parts(job: PreparationJob, users: Entities) -> None:
     """Refuse data without events in one of the parts."""
     place, settings = job.interactions.place, job.settings
-    sizes = {"training": users.train.sum(), "validation": users.val.sum(), "test": users.test.sum()}
+    sizes = {name: users.sums[part] for name, part in (("training", "train"), ("validation", "val"), ("test", "test"))}
     if not any(sizes.values()):
         raise UserError(
             f"{place}: no events remain with data.min_user_events={settings.min_user_events}, "

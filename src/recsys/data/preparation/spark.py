@@ -1,31 +1,35 @@
-"""Session of Spark: its workers read, join, encode and write; results that come here hold no events."""
+"""Session of Spark: its workers read, join, number, encode and write. Whole tables come here as files."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 
 from recsys.core.errors import UserError
-from recsys.data.preparation.engines import DistributedSession, OnBatches, Read, literal, typed
+from recsys.core.progress import Progress
+from recsys.data.preparation.engines import OnBatches, Read, Session, literal, typed
+from recsys.data.shards import open_address, remove, rooted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_PACKED = pa.schema({"packed": pa.binary()})
+_PART = pa.schema({"partition": pa.int64(), "file": pa.string()})
 
 
 @contextmanager
-def open_spark(
-    master: str, options: Mapping[str, str], *, links: Path, output: str | None
-) -> Iterator[DistributedSession]:
+def open_spark(master: str, options: Mapping[str, str], *, links: Path, output: str | None) -> Iterator[Session]:
     """Open a session on the cluster `master`, or a new one beside the active session of this process.
 
     Args:
@@ -133,28 +137,66 @@ class _SparkSession:
 
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         expected = table.schema().to_pyarrow()
-        # One partition after the other comes here, so this process never holds all rows.
-        for row in self._frame(table).mapInArrow(_packed, _types(_PACKED)).toLocalIterator():
-            for batch in pa.ipc.open_stream(row.packed):
-                yield typed(batch, expected)
+        folder = rooted(f"{self.output or self.scratch}/parts-{uuid.uuid4().hex}")
+        try:
+            parts = self._frame(table).mapInArrow(partial(_write_part, folder=folder), _types(_PART)).toArrow()
+            for file in parts.sort_by("partition")["file"].to_pylist():
+                with _opened(file) as opened, pa.ipc.open_stream(opened) as batches:
+                    for batch in batches:
+                        yield typed(batch, expected)
+        finally:
+            remove(folder)
 
-    def write_ranges(self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema) -> pa.Table:
+    def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
+        from pyspark.sql import functions as f  # noqa: PLC0415  (an extra)
+
+        frame = self._frame(ordered).persist()
+        self._kept.append(frame)
+        partition = f.spark_partition_id()
+        sizes: dict[int, int] = dict(frame.groupBy(partition.alias("partition")).count().collect())
+        begins = np.cumsum([first, *(sizes.get(number, 0) for number in range(max(sizes, default=0)))]).tolist()
+        # The lower 33 bits of this id are the place within the partition.
+        place = f.monotonically_increasing_id().bitwiseAND((1 << 33) - 1)
+        return self._view(frame.withColumn(name, f.get(f.lit(begins), partition).cast("long") + place))
+
+    def write_ranges(
+        self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema, what: str, num_rows: int
+    ) -> pa.Table:
         num_ranges = int(self._session.conf.get("spark.sql.shuffle.partitions") or 1)
         ranges = self._frame(table).repartitionByRange(num_ranges, order[0]).sortWithinPartitions(*order)
-        return ranges.mapInArrow(write, _types(schema)).toArrow()
+        with Progress(f"{what}: {num_rows:,} rows"):
+            return ranges.mapInArrow(write, _types(schema)).toArrow()
 
-    def for_each(self, function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-        context = self._session.sparkContext
-        num_tasks = max(min(len(values), 4 * context.defaultParallelism), 1)
-        return context.parallelize(list(values), num_tasks).map(function).collect()
+    def for_each(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+        given, context = list(values), self._session.sparkContext
+        num_tasks = max(min(len(given), 4 * context.defaultParallelism), 1)
+        return context.parallelize(given, num_tasks).map(function).collect()
 
 
-def _packed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
+def _write_part(batches: Iterator[pa.RecordBatch], folder: str) -> Iterator[pa.RecordBatch]:
+    """Write the rows of a partition, on a worker."""
+    from pyspark import TaskContext  # noqa: PLC0415  (an extra)
+
+    first = next(batches, None)
+    context = TaskContext.get()
+    if first is None or context is None:
+        return
+    # A repeated task writes another file, and only the one that is returned counts.
+    file = f"{folder}/{uuid.uuid4().hex}"
+    with open_address(file, "wb") as opened, pa.ipc.new_stream(opened, first.schema) as writer:
+        for batch in chain([first], batches):
             writer.write_batch(batch)
-        yield pa.record_batch([pa.array([sink.getvalue().to_pybytes()], pa.binary())], schema=_PACKED)
+    yield pa.record_batch([[context.partitionId()], [file]], schema=_PART)
+
+
+def _opened(file: str) -> Any:
+    try:
+        return open_address(file)
+    except OSError as error:
+        raise UserError(
+            f"{file}: a worker wrote it, but it cannot be read here ({error}); expected data.engine.output to be a "
+            "folder that the workers and this process reach, such as s3://BUCKET/prepared"
+        ) from error
 
 
 def _types(schema: pa.Schema) -> Any:

@@ -6,97 +6,124 @@ The most frequent values come first.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.core.types import Int64Array
 from recsys.data.preparation.engines import Session, first_row
 from recsys.data.preparation.splits import TEST, TRAIN, VAL
 
-_PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
+PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entities:
-    """Users or items in the order of their dense index, with their number of events in each part; each [R].
+    """Users or items in the order of their dense index. The engine holds them.
 
     Attributes:
-        ids: outside ids.
-        train: number of training events.
-        val: number of validation events.
-        test: number of test events.
-        in_table: whether the entity has a row in its own table.
+        table: ids, dense indices `<key>_idx`, numbers of events `train`, `val`, `test`, and `in_table`: 1 for a row in
+            their own table.
+        key: column of the ids.
         first: dense index of the first entity.
+        sums: numbers of events in each part, and numbers of entities: `all`, `trained` (with training events), `seen`
+            (with training or validation events), `known` (seen or in their table), `joined` (events and a row).
     """
 
-    ids: pa.Array
-    train: Int64Array
-    val: Int64Array
-    test: Int64Array
-    in_table: npt.NDArray[np.bool_]
+    table: ir.Table
+    key: str
     first: int
+    sums: Mapping[str, int]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.sums["all"]
 
-    def known_first(self, known: pa.Array) -> Entities:
-        """Return the entities with those of `known` first, in its order, whether they occur or not."""
-        known = known.cast(self.ids.type)
-        place = np.asarray(pc.index_in(known, value_set=self.ids).cast(pa.int64()).fill_null(len(self)))
-        rows = np.concatenate([place, np.setdiff1d(np.arange(len(self)), place)])
-        counts = {name: np.append(getattr(self, name), 0)[rows] for name in _PARTS}
-        ids = pa.concat_arrays([known, self.ids.take(pa.array(rows[len(place) :]))])
-        return Entities(ids=ids, **counts, in_table=np.append(self.in_table, False)[rows], first=self.first)
+    @property
+    def num_events(self) -> int:
+        """Number of events in all parts."""
+        return sum(self.sums[part] for part in PARTS)
 
-    def join_table(self, session: Session, key: str) -> ir.Table:
-        """Return the table `key, <key>_idx, <key>_trained` for joins."""
-        index = np.arange(self.first, self.first + len(self), dtype=np.int64)
-        return session.add(pa.table({f"{key}_idx": index, f"{key}_trained": self.train > 0, key: self.ids}))
+    @property
+    def join_table(self) -> ir.Table:
+        """The table `key, <key>_idx, trained` for joins."""
+        return self.table.select(self.key, f"{self.key}_idx", trained=self.table.train > 0)
 
 
-def collect_users(session: Session, events: ir.Table, *, table: ir.Table | None) -> Entities:
-    """Return all users of the events and of the users table, ordered by id."""
+def number_users(session: Session, events: ir.Table, *, table: ir.Table | None, known: pa.Array | None) -> Entities:
+    """Return all users of the events and of the users table, ordered by id.
+
+    Args:
+        session: open engine.
+        events: events with their parts.
+        table: users table.
+        known: ids that come first, in this order, whether they occur or not.
+    """
     counted = _count(events, table, key="user_id")
-    return _fetch(session, counted.order_by("user_id"), key="user_id", first=0)
+    return _numbered(session, counted, key="user_id", first=0, known=known, order=lambda users: [users.user_id])
 
 
-def collect_items(session: Session, events: ir.Table, *, table: ir.Table | None) -> Entities:
+def number_items(session: Session, events: ir.Table, *, table: ir.Table | None, known: pa.Array | None) -> Entities:
     """Return all items in four runs: trained, seen in validation, only in the items table, only in test events.
 
     The first run is ordered by number of training events, the second by number of validation events, ties and the
-    other runs by id.
+    other runs by id. The arguments are those of `number_users`.
     """
+
+    def order(items: ir.Table) -> list[ir.Value]:
+        run = ibis.cases((items.train > 0, 0), (items.val > 0, 1), (items.in_table > 0, 2), else_=3)
+        return [run, ibis.cases((items.train > 0, items.train), else_=items.val).desc(), items.item_id]
+
     counted = _count(events, table, key="item_id")
-    run = ibis.cases((counted.train > 0, 0), (counted.val > 0, 1), (counted.in_table > 0, 2), else_=3)
-    frequency = ibis.cases((counted.train > 0, counted.train), else_=counted.val)
-    ordered = counted.order_by([run, frequency.desc(), counted.item_id])
-    return _fetch(session, ordered, key="item_id", first=1)
+    return _numbered(session, counted, key="item_id", first=1, known=known, order=order)
 
 
 def _count(events: ir.Table, table: ir.Table | None, *, key: str) -> ir.Table:
-    flags = [(events.part == code).cast("int64").name(name) for name, code in _PARTS.items()]
+    flags = [(events.part == code).cast("int64").name(name) for name, code in PARTS.items()]
     counted = events.select(events[key], *flags, ibis.literal(0, "int64").name("in_table"))
     if table is not None:
-        zeros = [ibis.literal(0, "int64").name(name) for name in _PARTS]
+        zeros = [ibis.literal(0, "int64").name(name) for name in PARTS]
         counted = counted.union(table.select(table[key], *zeros, ibis.literal(1, "int64").name("in_table")))
     return counted.group_by(key).aggregate(
-        **{name: counted[name].sum().cast("int64") for name in _PARTS}, in_table=counted.in_table.max()
+        **{name: counted[name].sum().cast("int64") for name in PARTS}, in_table=counted.in_table.max()
     )
 
 
-def _fetch(session: Session, ordered: ir.Table, *, key: str, first: int) -> Entities:
-    table = session.collect(ordered)
-    train, val, test = (np.asarray(table[name]) for name in _PARTS)
-    in_table = np.asarray(table["in_table"]) > 0
-    return Entities(ids=_array(table[key]), train=train, val=val, test=test, in_table=in_table, first=first)
+def _numbered(
+    session: Session,
+    counted: ir.Table,
+    *,
+    key: str,
+    first: int,
+    known: pa.Array | None,
+    order: Callable[[ir.Table], list[ir.Value]],
+) -> Entities:
+    keys = order(counted)
+    if known is not None:
+        ids = known.cast(counted.schema().to_pyarrow().field(key).type)
+        places = session.add(pa.table({"known_id": ids, "place": np.arange(len(ids))}))
+        joined = counted.outer_join(places, counted[key] == places.known_id)
+        numbers = {name: joined[name].fill_null(0) for name in (*PARTS, "in_table")}
+        place = joined.place.fill_null(len(ids))
+        counted = joined.select(ibis.coalesce(joined[key], joined.known_id).name(key), **numbers, place=place)
+        keys = [counted.place, *order(counted)]
+    ordered = counted.order_by(keys).select(key, *PARTS, "in_table")
+    numbered = session.number(ordered, f"{key}_idx", first=first)
+    seen, is_listed = numbered.train + numbered.val > 0, numbered.in_table > 0
+    flags = {
+        "trained": numbered.train > 0,
+        "seen": seen,
+        "known": seen | is_listed,
+        "joined": (seen | (numbered.test > 0)) & is_listed,
+    }
+    sums = {name: value.cast("int64").sum() for name, value in flags.items()}
+    sums |= {name: numbered[name].sum() for name in PARTS}
+    found = first_row(session, numbered.aggregate(**sums, all=numbered.count()))
+    return Entities(table=numbered, key=key, first=first, sums={name: int(n or 0) for name, n in found.items()})
 
 
 def collect_values(session: Session, rows: ir.Table, *, column: str, is_bag: bool) -> pa.Array:
