@@ -216,14 +216,14 @@ class _DuckDBSession:
         return pa.Table.from_batches(self.stream(table), table.schema().to_pyarrow())
 
     def add(self, rows: pa.Table) -> ir.Table:
-        return self._written(rows.to_batches(), rows.schema)
+        return self._written(rows.to_batches(), rows.schema).drop("shard", "row")
 
     def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
-        return self._written(function(self.stream(table)), schema)
+        return self._written(function(self.stream(table)), schema).drop("shard", "row")
 
     def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
-        kept = self.keep(ordered)
-        return self._create("VIEW", f"SELECT *, rowid + {first} AS {name} FROM {kept.get_name()}")
+        written = self._written(self.stream(ordered), ordered.schema().to_pyarrow())
+        return written.mutate((written.row + first).name(name)).drop("shard", "row")
 
     def write_ranges(
         self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema, what: str, num_rows: int
@@ -239,7 +239,7 @@ class _DuckDBSession:
         with pq.ParquetWriter(file, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        return self.read([str(file)], {name: Read(name) for name in schema.names}).drop("shard", "row")
+        return self.read([str(file)], {name: Read(name) for name in schema.names})
 
 
 def typed(batch: pa.RecordBatch, expected: pa.Schema) -> pa.RecordBatch:
