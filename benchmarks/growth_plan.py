@@ -17,8 +17,6 @@ GIB = 2**30
 # item, bytes of a history of 200 events on a Valkey server.
 MILVUS_ITEMS, MILVUS_SECONDS, GATEWAY_BYTES, HISTORY_BYTES = 200_000, (70, 130), 24, 7588
 EMBEDDING_BYTES = 256
-# Users and items of an event in the data that Spark prepared.
-IDS_OF_AN_EVENT = 1 / 20 + 1 / 100
 EVALUATED = 10_000
 INDEX = "ivf_pq_fastscan"
 
@@ -102,7 +100,7 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
     disk = sum(law("preparation", name, "3GB")(events) for name in ("input, GiB", "prepared, GiB"))
     # Below the limit of DuckDB most of the growth is DuckDB's own, so the smaller limit shows that of the rest.
     memory = law("preparation", "peak, GiB", "1GB")(events)
-    driver = law("spark", "driver, GiB")((scale.users + items) / IDS_OF_AN_EVENT)
+    driver = law("spark", "driver, GiB")(events)
     epoch = events * 1e6 / targets * law("training", "CPU ms a step")(items) / 3.6e6
     divided = law("divided", "peak of a process, GiB")
     count = processes(divided, items)
@@ -127,7 +125,7 @@ def plan(laws: Laws, targets: float, scale: Scale) -> list[Row]:
         Row("preparation with DuckDB", hours(duckdb, most=1), law_of("preparation")),
         Row("its memory and disk", prepared, law_of("preparation")),
         Row("preparation with Spark", hours(spark), law_of("spark")),
-        Row("memory of its driver", gib(driver), law_of("spark") + ", by the number of ids"),
+        Row("memory of its driver", gib(driver), law_of("spark")),
         Row("training, one epoch", hours(epoch), law_of("training")),
         Row("memory of a process, replicated tables", gib(alone), law_of("training")),
         Row("memory of a process, divided tables", parts, law_of("divided")),
@@ -162,14 +160,10 @@ def limits(laws: Laws, targets: float) -> list[tuple[str, str, float, str]]:
         return laws.get((stage, kind, quantity), unknown)
 
     divided, step = law("divided", "peak of a process, GiB"), law("training", "CPU ms a step")
-    driver, replicated = law("spark", "driver, GiB"), law("training", "peak, GiB")
+    replicated = law("training", "peak, GiB")
     found = [
         ("DuckDB: memory", "events", reached(law("preparation", "peak, GiB", "1GB"), memory), "`engine=spark`"),
         ("DuckDB: a day", "events", reached(law("preparation", "CPU s", "3GB"), day), "`engine=spark`"),
-        (
-            "Spark: memory of the driver", "users and items",
-            reached(driver, memory) * IDS_OF_AN_EVENT, "none yet: it collects all ids",
-        ),
         (
             f"training with replicated tables: {PROCESSES} processes on a machine", "items",
             reached(lambda n: PROCESSES * replicated(n), memory),

@@ -55,8 +55,8 @@ QUANTITIES: dict[str, list[Quantity]] = {
     "spark": [
         Quantity("CPU s", key("prepare_cpu_s"), LINEAR),
         Quantity("s", key("prepare_wall_s")),
-        Quantity("driver, GiB", key("driver_gib"), LINEAR),
-        Quantity("columns equal to DuckDB's", ratio("equal_columns", "columns", 100.0)),
+        Quantity("driver, GiB", key("driver_gib"), ("",)),
+        Quantity("files equal to DuckDB's, %", ratio("equal_files", "files", 100.0)),
     ],
     "training": [
         # Steps read and write the rows of a batch, whatever the number of rows.

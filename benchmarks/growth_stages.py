@@ -63,8 +63,8 @@ def spark(size: int, kind: str, folder: Path) -> Values:
         "prepare_wall_s": r"two workers: ([\d.]+) s",
         "prepare_cpu_s": r", ([\d.]+) CPU s",
         "driver_gib": r"at most ([\d.]+)",
-        "equal_columns": r"(\d+) of \d+ columns",
-        "columns": r"of (\d+) columns",
+        "equal_files": r"(\d+) of \d+ files",
+        "files": r"of (\d+) files",
     }
     found = {name: re.search(pattern, output) for name, pattern in patterns.items()}
     return {name: float(match[1]) for name, match in found.items() if match}

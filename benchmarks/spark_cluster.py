@@ -165,9 +165,10 @@ def main() -> None:
         print(f"DuckDB: {time.perf_counter() - begin:.1f} s")
         other = PreparedDataset.open(driver / "cache/prepared" / one.path.name)
         joined = next((other.path / "events").glob("joined-*"))
-        names = sorted(file.name for file in (one.path / "events").iterdir())
-        same = [(one.path / "events" / name).read_bytes() == (joined / name).read_bytes() for name in names]
-        print(f"{sum(same)} of {len(same)} columns of events have the bytes of DuckDB: {', '.join(names)}")
+        names = sorted(file.relative_to(one.path) for file in one.path.rglob("*") if file.is_file())
+        places = [joined / name.name if name.parts[0] == "events" else other.path / name for name in names]
+        same = [(one.path / name).read_bytes() == file.read_bytes() for name, file in zip(names, places, strict=True)]
+        print(f"{sum(same)} of {len(same)} files have the bytes of DuckDB")
 
 
 if __name__ == "__main__":

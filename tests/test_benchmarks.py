@@ -204,11 +204,11 @@ def test_growth_reads_what_the_spark_benchmark_prints(monkeypatch: pytest.Monkey
     stages = importlib.import_module("growth_stages")
     printed = (
         "2,000 events on two workers: 51.5 s, 120.4 CPU s\ndriver: at most 0.83 GiB (bar: 1)\nDuckDB: 3.0 s\n"
-        "8 of 9 columns of events have the bytes of DuckDB: a, b"
+        "8 of 9 files have the bytes of DuckDB"
     )
     run = SimpleNamespace(PIPE=-1, run=lambda *_, **__: SimpleNamespace(stdout=printed))
     monkeypatch.setattr(stages, "subprocess", run)
-    found = {"prepare_wall_s": 51.5, "prepare_cpu_s": 120.4, "driver_gib": 0.83, "equal_columns": 8, "columns": 9}
+    found = {"prepare_wall_s": 51.5, "prepare_cpu_s": 120.4, "driver_gib": 0.83, "equal_files": 8, "files": 9}
     assert stages.spark(2000, "", tmp_path) == found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,9 @@ from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import PreparedDataset
 from recsys.data.portions import LocalColumns, Portion
-from recsys.data.preparation.array_writers import _address
+from recsys.data.preparation.array_writers import _blocks
 from recsys.data.preparation.shard_writers import write_shards
-from recsys.data.shards import FILE, Shard, Shards
+from recsys.data.shards import FILE, ArrayFolder, Shard, Shards, open_address
 from recsys.evaluation.relevance import relevant_items
 
 EVERYTHING: dict[str, Any] = {
@@ -239,6 +240,32 @@ def test_fewer_shards_than_processes_are_refused(whole: PreparedDataset, tmp_pat
         PreparedDataset.open(folder, rank=1, world_size=4)
 
 
+@pytest.mark.parametrize("place", ["local", "memory://growing"])
+@pytest.mark.parametrize("width", [(), (3,)])
+def test_arrays_that_grow_are_those_of_numpy(tmp_path: Path, place: str, width: tuple[int, ...]) -> None:
+    address = place if "://" in place else f"{tmp_path}/{place}"
+    parts = [np.ones((rows, *width), np.int64) * rows for rows in (0, 2, 11)]
+    with ArrayFolder(address) as arrays:
+        grown, empty = arrays.open("grown", np.int32, width), arrays.open("empty", np.bool_, width)
+        for part in parts:
+            grown.add(part)
+        empty.add(parts[0])
+    for name, expected in (("grown", np.concatenate(parts).astype(np.int32)), ("empty", np.zeros((0, *width), bool))):
+        np.save(tmp_path / "expected.npy", expected)
+        with open_address(f"{address}/{name}.npy") as file:
+            assert file.read() == (tmp_path / "expected.npy").read_bytes()
+
+
+def test_groups_of_rows_do_not_depend_on_the_batches_of_an_engine() -> None:
+    rows = pa.record_batch({"n": np.arange(11)})
+    for cuts in ([0, 11], [0, 1, 9, 9, 11], [0, 4, 8, 11]):
+        batches = [rows.slice(begin, end - begin) for begin, end in pairwise(cuts)]
+        found = list(_blocks(batches, 4))
+        assert [len(block) for block in found] == [4, 4, 3]
+        assert [block["n"].num_chunks for block in found] == [1, 1, 1]
+        assert pa.concat_tables(found)["n"].to_pylist() == [*range(11)]
+
+
 def test_machines_that_prepare_the_same_data_at_once_keep_their_shards_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,9 +281,10 @@ def test_machines_that_prepare_the_same_data_at_once_keep_their_shards_apart(
     job: Any = SimpleNamespace(fingerprint="f", time_resolution=TimeResolution.SECONDS)
     coded: Any = SimpleNamespace(columns=list(rows))
     written = []
-    for _ in range(2):
-        address = _address(job, session, "events")
-        written.append(write_shards(job, session, coded=coded, drafts={}, num_rows=2, per_second=1, address=address)[1])
+    for machine in ("a", "b"):
+        (folder := tmp_path / machine / "events").mkdir(parents=True)
+        write_shards(job, session, coded=coded, drafts={}, num_rows=2, per_second=1, folder=folder)
+        written.append(Shards.load(folder / FILE))
     monkeypatch.chdir("/")
     for shards in written:
         (shard,) = shards.shards

@@ -18,7 +18,9 @@ from recsys.core.errors import UserError
 from recsys.data.preparation.engines import Spark
 from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
+from recsys.data.preparation.spark import _opened
 from recsys.data.preparation.splits import GivenSplit, LeaveLastOutSplit, RandomSplit, Split, TemporalSplit
+from recsys.data.preparation.vocabulary import number_items
 from recsys.data.shards import Shards
 from recsys.data.sources import ParquetFolder
 
@@ -91,6 +93,7 @@ def write_world(root: Path, ids: type[int] | type[str], stamps: pa.DataType, *, 
             "code": [f"code {i}" for i in items],
             "made": some(draw.integers(0, 1000, len(items)).astype("datetime64[D]")),
             "new": some(draw.random(len(items)) < 0.5),
+            "shown": some([f"{day % 28 + 1:02}.03.1970" for day in items]),
             "_metadata": some(draw.choice(["x", "y"], len(items))),
             "": [1] * len(items),
         },
@@ -120,11 +123,26 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
+def collected_tables(monkeypatch: pytest.MonkeyPatch) -> list[pa.Table]:
+    """Return a list of the tables that the driver will collect."""
+    from pyspark.sql.classic.dataframe import DataFrame  # noqa: PLC0415  (an extra)
+
+    collected: list[pa.Table] = []
+    to_arrow = DataFrame.toArrow
+
+    def noted(frame: DataFrame) -> pa.Table:
+        collected.append(to_arrow(frame))
+        return collected[-1]
+
+    monkeypatch.setattr(DataFrame, "toArrow", noted)
+    return collected
+
+
 def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     # Patterns, a partition, an escape and a list of folders for engines that interpret paths.
     root, cache = tmp_path / "a=b, {c} %20/data[1]", tmp_path / "a,b [*]"
     settings: dict[str, Any] = {"min_user_events": 4, "min_item_events": 5, "time_resolution": "day"}
-    settings |= {"engaged": "engaged", "features": FEATURES}
+    settings |= {"engaged": "engaged", "features": FEATURES, "columns": {"born": "shown"}}
     write_world(root, str, pa.date32(), has_all=True)
     write_world(root.with_name("data1"), str, pa.date32(), has_all=True, seed=1)
     one = prepared(root, LeaveLastOutSplit(), SMALL, cache / "duckdb", **settings)
@@ -132,6 +150,8 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     assert one.path.name == other.path.name
     expected = files_of(one.path)
     assert len(expected) > 30
+    assert one.born is not None
+    assert len(np.unique(one.born)) > 10
     assert files_of(other.path) == expected
 
 
@@ -144,15 +164,25 @@ def test_spark_writes_the_bytes_of_duckdb(tmp_path: Path) -> None:
     ],
 )
 def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
-    tmp_path: Path, ids: Any, stamps: pa.DataType, split: Split, settings: dict[str, Any]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: Any,
+    stamps: pa.DataType,
+    split: Split,
+    settings: dict[str, Any],
 ) -> None:
     settings = settings | {"features": FEW}
     write_world(tmp_path / "data", ids, stamps, has_all=False)
     one = prepared(tmp_path / "data", split, SMALL, tmp_path / "duckdb", **settings)
     engine = dataclasses.replace(ENGINE, output=f"file://{tmp_path}/out")
+    collected = collected_tables(monkeypatch)
     other = prepared(tmp_path / "data", split, engine, tmp_path / "spark", **settings)
     shards = Shards.load(other.path / "events/shards.json")
     assert len(shards.shards) == 2
+    # The driver gets numbers, names of files and values of categories. It gets neither the 50 users nor the 40 items.
+    assert 10 < len(collected) < 100
+    assert max(map(len, collected)) <= 6
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [one.path.name]
     joined = {
         Path(*(part for part in path.parts if not part.startswith("joined-"))): content
         for path, content in files_of(other.path).items()
@@ -175,6 +205,26 @@ def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
     first = int(one.offsets[shards.shards[rank].first_user])
     assert np.array_equal(elsewhere.item_idx, one.item_idx[first:])
     assert not list((elsewhere.path / "events").glob("joined-0-*"))
+
+
+def test_known_items_come_first_on_both_engines(tmp_path: Path) -> None:
+    rows = pa.table({"item_id": [7, 5, 5, 9, 8], "part": [0, 0, 0, 1, 2]})
+    for number, engine in enumerate((SMALL, ENGINE)):
+        scratch = tmp_path / str(number)
+        scratch.mkdir()
+        with engine.open(scratch) as session:
+            items = number_items(session, session.add(rows), table=None, known=pa.array([9, 4, 5], pa.int32()))
+            found = pa.Table.from_batches(session.stream(items.table)).to_pydict()
+        assert found["item_id"] == [9, 4, 5, 7, 8]
+        assert found["item_id_idx"] == [1, 2, 3, 4, 5]
+        assert found["train"] == [0, 0, 2, 1, 0]
+        counts = {"train": 3, "val": 1, "test": 1, "all": 5, "trained": 2, "seen": 3, "known": 3, "joined": 0}
+        assert items.sums == counts
+
+
+def test_files_of_workers_that_cannot_be_read_are_named() -> None:
+    with pytest.raises(UserError, match=r"/nowhere/part: a worker wrote it, .*; expected data\.engine\.output"):
+        _opened("/nowhere/part")
 
 
 def test_a_cluster_without_an_output_is_refused(tmp_path: Path) -> None:

@@ -370,7 +370,7 @@ prepare(ParquetFolder(sys.argv[1]), LeaveLastOutSplit(), settings=DataSettings()
 """
 
 
-@pytest.mark.parametrize("step", ["write_users", "write_events"])
+@pytest.mark.parametrize("step", ["write_users", "write_shards"])
 def test_leftovers_of_a_killed_run_are_never_used(tmp_path: Path, step: str) -> None:
     root = write_folder(tmp_path / "data", EVENTS, items={"item_id": [10, 11], "color": ["a", "b"]})
     found = subprocess.run([sys.executable, "-c", KILLED, str(root), str(tmp_path / "cache"), step], check=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -22,8 +21,7 @@ from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.preparation.vocabulary import PARTS, Entities
-from recsys.data.shards import FILE as SHARDS
-from recsys.data.shards import ArrayFolder, Shard, Shards, rooted
+from recsys.data.shards import ArrayFolder, Shard, Shards
 
 # Rows of a group in the files of ids.
 _GROUP = 1 << 20
@@ -104,25 +102,6 @@ def write_entities(
     return finished(drafts.values(), Shards(str(folder.parent), tuple(arrays.names), (shard,)))[0]
 
 
-def write_events(
-    job: PreparationJob,
-    session: Session,
-    *,
-    coded: ir.Table,
-    drafts: Mapping[str, Draft],
-    num_events: int,
-    per_second: int,
-    folder: Path,
-) -> list[Feature]:
-    """Write items, times and features of the events, ordered by user, part and time."""
-    address = _address(job, session, "events")
-    features, shards = write_shards(
-        job, session, coded=coded, drafts=drafts, num_rows=num_events, per_second=per_second, address=address
-    )
-    _place(session, shards, folder / "events")
-    return features
-
-
 def write_exposures(
     job: PreparationJob, session: Session, *, coded: ir.Table, users: Entities, per_second: int, folder: Path
 ) -> None:
@@ -139,21 +118,4 @@ def write_exposures(
             ends = last + np.cumsum(np.asarray(batch["n"]))
             offsets.add(ends)
             last = np.append(last, ends)[-1:]
-    address = _address(job, session, EXPOSURES)
-    _, shards = write_shards(
-        job, session, coded=coded, drafts={}, num_rows=int(last[0]), per_second=per_second, address=address
-    )
-    _place(session, shards, inner)
-
-
-def _address(job: PreparationJob, session: Session, name: str) -> str:
-    # Several machines may prepare the same data at once, so each preparation has a folder of its own.
-    return rooted(f"{session.output or session.scratch}/{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{name}")
-
-
-def _place(session: Session, shards: Shards, folder: Path) -> None:
-    """Write the list of shards that stay where they are, else the joined shards."""
-    if session.output is None:
-        shards.join(folder, move=True)
-    else:
-        shards.save(folder / SHARDS)
+    write_shards(job, session, coded=coded, drafts={}, num_rows=int(last[0]), per_second=per_second, folder=inner)

@@ -20,6 +20,7 @@ from recsys.core.columns import Dense, Ragged
 from recsys.core.schema import MISSING, Feature
 from recsys.core.types import Float64Array
 from recsys.data.encoding import FeatureEncoder, to_floats
+from recsys.data.preparation.engines import ForEach, here
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.shards import ArrayFolder, GrowingArray, Shard, Shards, open_address, read_rows, remove, write_header
 
@@ -36,8 +37,6 @@ BLOCK = 1 << 20
 _RAW, _TRAINED = ".raw", "trained"
 
 T = TypeVar("T")
-# Applies a function to each value, here or on the workers of an engine, and returns the results in order.
-ForEach = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 
 
 class OverBlocks(Protocol):
@@ -107,11 +106,6 @@ class _ColumnWriter:
 
 def _is_raw(draft: Draft) -> bool:
     return draft.feature.kind == "numeric" and not draft.is_fixed
-
-
-def here(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-    """Apply a function to each value in this process."""
-    return [function(value) for value in values]
 
 
 def finished(drafts: Iterable[Draft], shards: Shards, for_each: ForEach = here) -> tuple[list[Feature], Shards]:

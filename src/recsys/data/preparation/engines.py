@@ -40,6 +40,15 @@ class Read(NamedTuple):
 OnBatches = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
 
+# Applies a function to each value and returns the results in order.
+ForEach = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
+
+
+def here(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+    """Apply a function to each value in this process."""
+    return [function(value) for value in values]
+
+
 class Session(Protocol):
     """Open engine.
 
@@ -85,17 +94,15 @@ class Session(Protocol):
         Args:
             table: rows to write.
             order: columns that order them.
-            write: writes the batches of a range.
-            schema: columns that `write` returns.
+            write: writes the batches of a range and returns batches of `schema`, which are returned.
+            schema: columns of the result.
             what: name of the work, for its progress.
             num_rows: number of rows, for the progress.
-
-        Returns:
-            What `write` returns.
         """
 
-    def for_each(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-        """Apply a function to each value on the workers. Return the results in order."""
+    @property
+    def for_each(self) -> ForEach:
+        """Applies a function on the workers."""
 
 
 class Engine(Protocol):
@@ -231,8 +238,7 @@ class _DuckDBSession:
         rows = track(self.stream(table.order_by(*order)), what, total=num_rows, unit="rows", size=len)
         return pa.Table.from_batches(write(rows), schema)
 
-    def for_each(self, function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
-        return [function(value) for value in values]
+    for_each = staticmethod(here)
 
     def _written(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> ir.Table:
         file = self.scratch / f"{uuid.uuid4().hex}.parquet"

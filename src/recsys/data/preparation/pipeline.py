@@ -18,7 +18,6 @@ from recsys.data.content_encoders import BadImageError, image_path
 from recsys.data.dataset import META, Meta
 from recsys.data.preparation.array_writers import (
     write_entities,
-    write_events,
     write_exposures,
     write_items,
     write_users,
@@ -29,6 +28,7 @@ from recsys.data.preparation.feature_drafts import draft, drop_names
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.opened_events import open_events
 from recsys.data.preparation.reading import read_table, without_suppressed
+from recsys.data.preparation.shard_writers import write_shards
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.preparation.vocabulary import Entities, number_items, number_users
 from recsys.data.sources.keys import KEYS
@@ -101,8 +101,9 @@ def _run(job: PreparationJob, session: Session, folder: Path) -> tuple[list[Feat
         )
     columns = ["part", *plans, *(["weight"] if job.settings.weight is not None else [])]
     coded, num_events = _coded(events, entities, columns), users.num_events
-    own = write_events(
-        job, session, coded=coded, drafts=drafts, num_events=num_events, per_second=per_second, folder=folder
+    inner = folder / "events"
+    own = write_shards(
+        job, session, coded=coded, drafts=drafts, num_rows=num_events, per_second=per_second, folder=inner
     )
     if exposed is not None:
         coded = _coded(exposed, entities, [])

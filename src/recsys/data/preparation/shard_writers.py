@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import ibis.expr.types as ir
 import numpy as np
@@ -18,7 +19,7 @@ from recsys.data.preparation.event_times import times_of
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.splits import TRAIN
-from recsys.data.shards import ArrayFolder, Shard, Shards
+from recsys.data.shards import FILE, ArrayFolder, Shard, Shards, rooted
 
 _WRITTEN = pa.schema({"name": pa.string(), "first_user": pa.int64(), "num_rows": pa.int64(), "columns": pa.string()})
 
@@ -31,9 +32,11 @@ def write_shards(
     drafts: Mapping[str, Draft],
     num_rows: int,
     per_second: int,
-    address: str,
-) -> tuple[list[Feature], Shards]:
+    folder: Path,
+) -> list[Feature]:
     """Let the workers write events or exposures, and return the encoded features.
+
+    Shards stay in the output of the engine, and `folder` gets their list. Without an output it gets the joined shards.
 
     Args:
         job: the preparation.
@@ -42,11 +45,14 @@ def write_shards(
         drafts: features by the names of their columns.
         num_rows: number of the rows.
         per_second: units of `time` in a second.
-        address: folder of the shards.
+        folder: folder of the events or exposures in the data set.
     """
+    # Several machines may prepare the same data at once, so each preparation has a folder of its own.
+    own = f"{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{folder.name}"
+    address = rooted(f"{session.output or session.scratch}/{own}")
     order = [name for name in ("user_id_idx", "part", "time", "shard", "row") if name in coded.columns]
     write = _WriteShard(address, job.time_resolution, per_second, dict(drafts))
-    what = "writing events" if "part" in order else "writing exposures"
+    what = f"writing {folder.name}"
     table = session.write_ranges(coded, order, write=write, schema=_WRITTEN, what=what, num_rows=num_rows)
     written = [row for row in table.sort_by("first_user").to_pylist() if row["num_rows"]]
     # Without rows one empty shard has the columns.
@@ -56,7 +62,12 @@ def write_shards(
     shards = Shards(address, columns, found)
     assert int(shards.bounds()[-1]) == num_rows, (shards.bounds()[-1], num_rows)
     shards.remove_others()
-    return finished(drafts.values(), shards, session.for_each)
+    features, shards = finished(drafts.values(), shards, session.for_each)
+    if session.output is None:
+        shards.join(folder, move=True)
+    else:
+        shards.save(folder / FILE)
+    return features
 
 
 @dataclass(frozen=True)
