@@ -49,7 +49,7 @@ def gains_of(folder: Path) -> Mapping[str, np.ndarray]:
         assert isinstance(config, DictConfig)
         for part in parts:
             part.add(name, config, run=RunFolder(folder / "variants" / name, config))
-    known, days = (parts[0].dataset, parts[0].dataset.refit()), float(best_half_life(first, parts[0].dataset))
+    data, days = parts[0].dataset, float(best_half_life(first, parts[0].dataset))
     blends = [{name: 1.0} for name in configs]
     blends += [{one: 0.5, other: 0.5} for one, other in itertools.combinations(configs, 2)]
     gains: dict[str, list[list[float]]] = {}
@@ -58,8 +58,9 @@ def gains_of(folder: Path) -> Mapping[str, np.ndarray]:
         plain = [part.measure(weights) for part in parts]
         for weight, power in SHIFTS:
             found = {}
-            for part, data in zip(parts, known, strict=True):
-                bias = prior_shift(data, days, target_sampling=targets, power=power).mul(weight).float()
+            for part, recent in zip(parts, (data, data.refit()), strict=True):
+                # The models were trained without the events of validation, but an index is built with them.
+                bias = prior_shift(data, days, target_sampling=targets, power=power, recent=recent).mul(weight).float()
                 found |= part.measure(weights, ShiftBias(bias, power))
             before = plain[0] | plain[1]
             row = [found[name] / before[name] - 1 for name in (CHOSEN_BY, *JUDGED_BY)]

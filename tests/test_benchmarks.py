@@ -27,6 +27,10 @@ from omegaconf import OmegaConf
 from worlds import compose, write_run, write_world
 
 from recsys.cli.main import main
+from recsys.experiments.blend_validation import BlendValidation, ShiftBias
+from recsys.experiments.run_folder import RunFolder
+from recsys.experiments.trained_run import stored_config
+from recsys.training.frequency import prior_shift
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted([*ROOT.glob("*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("examples/**/*.py")])
@@ -255,7 +259,14 @@ def test_shifts(load: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [row.split(" | ")[1].split(" of ")[0] for row in rows] == [
         "0.5 prior^1", "1 prior^1", "1 prior^2", "1 prior^4", "1 prior^16"
     ]  # fmt: skip
-    assert all(row.endswith((" 0 of 1 |", " 1 of 1 |")) for row in rows)
+    # The first shift by hand, on validation.
+    config = stored_config(tmp_path / "pins/variants/mean")
+    validation = BlendValidation(config, fits_offset=False)
+    validation.add("mean", config, run=RunFolder(tmp_path / "pins/variants/mean", config))
+    days = float(rows[0].split("prior^1 of ")[1].split(" days")[0])
+    bias = ShiftBias(prior_shift(validation.dataset, days).mul(0.5).float(), 1.0)
+    before, after = (validation.measure({"mean": 1.0}, each)["val/recall@20"] for each in (None, bias))
+    assert rows[0].split(" | ")[2] == f"{after / before - 1:+.1%}"
 
 
 def test_ablation(

@@ -19,6 +19,7 @@ from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.evaluation.relevance import relevant_items, rolling_requests
 from recsys.experiments import blend_selection as blending
 from recsys.experiments import blend_validation
+from recsys.experiments.assembly import target_sampling_of
 from recsys.experiments.blend_selection import choose_blend
 from recsys.experiments.trained_run import load_run, stored_config
 from recsys.training.frequency import prior_shift
@@ -126,6 +127,53 @@ def test_a_shift_that_gains_less_than_a_member_must_is_left_out(
 ) -> None:
     fake(monkeypatch, lambda weights, bias, _: (0.5 if bias is None else 0.504) if len(weights) == 1 else 0.1)
     assert choose(folders, {"a": 0.5, "b": 0.4}).is_one_run
+
+
+def test_the_first_of_equal_shifts_wins_and_nothing_gains_from_zero(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, lambda weights, bias, _: (0.5 if bias is None else 0.55) if len(weights) == 1 else 0.1)
+    weight, power = blending.SHIFTS[0]
+    shift = choose(folders, {"a": 0.5, "b": 0.4}).prior_shift
+    assert shift == {"weight": weight, "half_life_days": 7.0, "power": power}
+    fake(monkeypatch, lambda *_: 0.0)
+    assert choose(folders, {"a": 0.0, "b": 0.0}).is_one_run
+
+
+def test_the_shift_of_a_blend_follows_the_targets_of_its_heaviest_member(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = {name: stored_config(folders[name]) for name in "ab"}
+    configs["b"].history.half_life_days = 0.5
+    dataset, seen = load_run(folders["a"]).dataset, []
+    expected = {
+        name: prior_shift(dataset, 7.0, target_sampling=target_sampling_of(config)).mul(0.5).float()
+        for name, config in configs.items()
+    }
+    assert not torch.equal(expected["a"], expected["b"])
+
+    def measure(weights: dict[str, float], bias: blend_validation.ShiftBias | None, _: bool) -> float:
+        if bias is None:
+            return 0.3
+        seen.append(max(weights, key=lambda name: weights[name]))
+        torch.testing.assert_close(bias.logits, expected[seen[-1]])
+        return 0.5 + 0.1 * weights.get("a", 0.0)
+
+    monkeypatch.setattr(blending, "SHIFTS", ((0.5, 1.0),))
+    fake(monkeypatch, measure)
+    runs = {name: SimpleNamespace(checkpoints=folders[name] / "checkpoints", metrics={METRIC: 0.5}) for name in "ab"}
+    choose_blend(configs, runs, metric=METRIC)
+    # Both alone, and blends in which either has more weight.
+    assert set(seen) == {"a", "b"}
+    assert len(seen) > 3
+
+
+def test_a_single_run_is_the_best_by_its_own_metric(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A sample of users, or an offset that a single run does not get, may say otherwise.
+    fake(monkeypatch, lambda weights, *_: 0.6 if weights == {"b": 1.0} else 0.5)
+    chosen = choose(folders, {"a": 0.5, "b": 0.4})
+    assert chosen.weights == {"a": 1.0}
+    assert chosen.metrics == {METRIC: 0.5}
 
 
 def test_with_rolling_the_choice_is_best_for_events_among_the_good_ones(

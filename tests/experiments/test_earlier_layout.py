@@ -11,8 +11,7 @@ from commands import run_all
 from hydra.utils import get_object
 from server_processes import free_port, post, serving
 
-from recsys.core.errors import UserError
-from recsys.core.stored_config import REMOVED, current_target, load_config
+from recsys.core.stored_config import current_target
 from recsys.release.runtime.retriever import Query, Retriever
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/earlier_layout"
@@ -27,13 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("target", (FIXTURE / "targets.txt").read_text().split())
 def test_every_earlier_target_is_found(target: str) -> None:
     assert callable(get_object(current_target(target)))
-
-
-@pytest.mark.parametrize("target", REMOVED)
-def test_a_removed_class_is_named(target: str, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(f"user_tower: {{encoder: {{_target_: {target}}}}}\n")
-    with pytest.raises(UserError, match=rf"config.yaml: .*found {target}, which this version no longer has"):
-        load_config(tmp_path / "config.yaml")
 
 
 def test_an_unmoved_path_is_unchanged() -> None:

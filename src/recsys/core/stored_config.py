@@ -151,24 +151,12 @@ def _check_form(content: bytes) -> None:
         raise ValueError("expected a mapping")
 
 
-# Classes that did not earn their place, see docs/results.md. Releases with them are served as before.
-REMOVED = ("recsys.models.fourier.BSARec", "recsys.models.reach.LongAndRecent")
-
-
 def current_target(target: str) -> str:
     """Return the path of a class in today's layout.
 
     Args:
         target: dotted path, such as `recsys.averaging.EMA`.
-
-    Raises:
-        ValueError: If the class was removed.
     """
-    if target in REMOVED:
-        raise ValueError(
-            f"found {target}, which this version no longer has; open the run with the version that wrote it, or train "
-            "another user_tower"
-        )
     parts = target.split(".")
     for length in range(len(parts), 0, -1):
         moved = MOVED.get(".".join(parts[:length]))

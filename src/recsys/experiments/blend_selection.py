@@ -83,36 +83,33 @@ def choose_blend(
         validation.add(name, config, run=runs[name])
     if best not in validation.embedded:
         return none
-    shifts = _Shifts(validation, configs)
+    shifts = _Shifts(validation, configs, metric=metric)
     scored = {
-        name: shifts.best({name: 1.0}, validation.score({name: 1.0}, metric=metric), metric=metric)
+        name: shifts.best({name: 1.0}, NO_SHIFT)
         for name in sorted(validation.embedded, key=lambda name: -runs[name].metrics[metric])
     }
     first = max(scored, key=lambda name: scored[name][1])
     weights = {first: 1.0}
     shift, score = scored.pop(first)
-    tried = [weights]
+    tried = []
     for name in sorted(scored, key=lambda name: -scored[name][1]):
-        bias = shifts.bias(shift, weights)
-        scores: dict[float, float] = {}
-        for share in SHARES:
-            tried.append(_with_member(weights, name, share=share))
-            scores[share] = validation.score(tried[-1], bias, metric=metric)
+        scores = {share: shifts.score(_with_member(weights, name, share=share), shift) for share in SHARES}
         middle = max(scores, key=lambda share: scores[share])
         for share in (middle - BESIDE, middle + BESIDE):
-            tried.append(_with_member(weights, name, share=share))
-            scores[share] = validation.score(tried[-1], bias, metric=metric)
+            scores[share] = shifts.score(_with_member(weights, name, share=share), shift)
+        tried += [_with_member(weights, name, share=share) for share in scores]
         share = max(scores, key=lambda share: scores[share])
-        if scores[share] >= score * (1 + LEAST_GAIN):
+        if _gains(scores[share], score):
             weights, score = _with_member(weights, name, share=share), scores[share]
     if len(weights) > 1:
-        shift, _ = shifts.best(weights, score, metric=metric, than=shift)
-    bias = shifts.bias(shift, weights)
+        shift, _ = shifts.best(weights, shift)
     if len(validation.events):
-        weights = _best_for_events(validation, weights, bias, others=tried, metric=metric)
+        weights = _best_for_events(shifts, weights, shift, others=tried)
     chosen = BlendChoice(weights, shift, none.metrics)
     if chosen.is_one_run:
-        return chosen._replace(metrics=runs[first].metrics)
+        # It gets no offset beside its own, so its own metric says which run is best.
+        return none
+    bias = shifts.bias(shift, weights)
     metrics, offset = validation.measure(weights, bias), validation.offset(weights, bias)
     return chosen._replace(metrics=metrics, new_items_offset=offset)
 
@@ -120,23 +117,26 @@ def choose_blend(
 class _Shifts:
     """Prior shifts that a blend may have: those of `SHIFTS`, if the data has times in days or seconds."""
 
-    def __init__(self, validation: BlendValidation, configs: Mapping[str, DictConfig]) -> None:
-        self.validation, self.grid = validation, list[dict[str, float]]()
+    def __init__(self, validation: BlendValidation, configs: Mapping[str, DictConfig], *, metric: str) -> None:
+        self.validation, self.metric, self.grid = validation, metric, list[dict[str, float]]()
         self._targets = {name: target_sampling_of(config) for name, config in configs.items()}
         self._known: dict[tuple[str, float, float], Tensor] = {}
         if validation.dataset.meta.time_resolution.has_clock:
             days = float(best_half_life(validation.config, validation.dataset))
             self.grid = [{"weight": weight, "half_life_days": days, "power": power} for weight, power in SHIFTS]
 
-    def best(
-        self, weights: Mapping[str, float], score: float, *, metric: str, than: Mapping[str, float] = NO_SHIFT
-    ) -> tuple[dict[str, float], float]:
-        """Return the best shift and its metric, or those given if none improves them."""
-        found = dict(than), score
+    def score(self, weights: Mapping[str, float], shift: Mapping[str, float]) -> float:
+        """Return the metric of a blend with a shift."""
+        return self.validation.score(weights, self.bias(shift, weights), metric=self.metric)
+
+    def best(self, weights: Mapping[str, float], given: Mapping[str, float]) -> tuple[dict[str, float], float]:
+        """Return the best shift of a blend and the metric, or the given shift if none gains enough over it."""
+        before = self.score(weights, given)
+        found = dict(given), before
         for shift in self.grid:
-            shifted = self.validation.score(weights, self.bias(shift, weights), metric=metric)
-            if shifted >= max(score * (1 + LEAST_GAIN), found[1]):
-                found = shift, shifted
+            score = self.score(weights, shift)
+            if _gains(score, before) and score > found[1]:
+                found = shift, score
         return found
 
     def bias(self, shift: Mapping[str, float], weights: Mapping[str, float]) -> ShiftBias | None:
@@ -153,23 +153,28 @@ class _Shifts:
 
 
 def _best_for_events(
-    validation: BlendValidation,
-    best: dict[str, float],
-    bias: ShiftBias | None,
-    *,
-    others: Sequence[dict[str, float]],
-    metric: str,
+    shifts: _Shifts, best: dict[str, float], shift: Mapping[str, float], *, others: Sequence[dict[str, float]]
 ) -> dict[str, float]:
     """Return the weights that are best with each event as a request, of those not significantly worse than the best."""
-    most = validation.user_scores(best, bias, metric=metric)
+    validation, metric = shifts.validation, shifts.metric
+    most = validation.user_scores(best, shifts.bias(shift, best), metric=metric)
     if most is None:
         return best
-    candidates = [best]
+    score = validation.rolling_score(best, shifts.bias(shift, best), metric=metric)
+    found = best, score
     for weights in others:
+        bias = shifts.bias(shift, weights)
         scores = validation.user_scores(weights, bias, metric=metric)
-        if weights != best and scores is not None and not scores.is_worse_than(most):
-            candidates.append(weights)
-    return max(candidates, key=lambda weights: validation.rolling_score(weights, bias, metric=metric))
+        if scores is None or scores.is_worse_than(most):
+            continue
+        rolling = validation.rolling_score(weights, bias, metric=metric)
+        if _gains(rolling, score) and rolling > found[1]:
+            found = weights, rolling
+    return found[0]
+
+
+def _gains(score: float, before: float) -> bool:
+    return score > before and score >= before * (1 + LEAST_GAIN)
 
 
 def _with_member(weights: Mapping[str, float], name: str, *, share: float) -> dict[str, float]:

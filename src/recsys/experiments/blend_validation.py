@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
+from recsys.core import distributed
 from recsys.core.types import Int64Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
@@ -89,7 +90,7 @@ class BlendValidation:
         config: configuration of a run on the data.
         fits_offset: whether a blend has an offset of new items beside those of its members.
         most_users: size of the sample of validation users.
-        part: `val`, on which choices are made, or `test`, to judge rules of choice.
+        part: `val`, on which choices are made, or `test`, to judge rules of choice; it has no offset of new items.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class BlendValidation:
         self.embedded: dict[str, ValidationEmbeddings] = {}
         self.known = self.dataset.corpus(reads_features=True)
         self.choices = None
-        if fits_offset:
+        if fits_offset and part == "val":
             self.choices = validation_choices(
                 self.dataset, self.known, exclude_seen=self.exclude_seen, most_logits=MOST_LOGITS, seed=config.seed
             )
@@ -180,7 +181,8 @@ class BlendValidation:
     def _count(
         self, weights: Mapping[str, float], bias: ShiftBias | None, *, rows: Int64Array, rolling: bool = False
     ) -> RetrievalMetrics:
-        """Rank some requests and return the counters of their results."""
+        """Rank some requests, of which each process takes its share, and return the counters of their results."""
+        rows = rows[distributed.rank() :: distributed.world_size()]
         users, items, _, corpus = self._joined(weights, bias, rows=rows)
         if offset := self.offset(weights, bias):
             shift = torch.from_numpy(self.known > self.dataset.num_trained) * offset
@@ -190,7 +192,8 @@ class BlendValidation:
         counter = RequestCounter(
             search, self.dataset, part=self.part, metrics=metrics, exclude_seen=self.exclude_seen, rolling=rolling
         )
-        for some in np.split(np.arange(len(rows)), range(1024, len(rows), 1024)):
+        for begin in range(0, len(rows), 1024):
+            some = np.arange(begin, min(begin + 1024, len(rows)))
             requests = Requests(*(column[rows[some]] for column in self.requests))
             counter.count(users[torch.from_numpy(some)], requests)
         return metrics

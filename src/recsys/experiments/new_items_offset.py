@@ -141,7 +141,7 @@ def fit_offset(choices: Choices, users: Tensor, items: Tensor, *, power: float =
             logits divided by the power.
     """
     scale = max(power, 1.0)
-    items = items / scale
+    items = items if scale == 1 else items / scale
     difference = torch.cat(
         [
             _log_odds(users[begin : begin + height], items, choices=choices, begin=begin)

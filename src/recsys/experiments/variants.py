@@ -84,9 +84,7 @@ def _train_best(variants: Mapping[str, DictConfig], path: Path, *, metric: str, 
         chosen = None
         if blend:
             chosen = _choose(variants, runs, metric=metric, file=path / "variants/blend.json", fits_offset=fits_offset)
-        if chosen is not None and chosen.is_one_run:
-            best = next(iter(chosen.weights))
-        elif chosen is not None:
+        if chosen is not None and not chosen.is_one_run:
             best = _title(chosen)
             scores[best] = chosen.metrics[metric]
             runs = {name: runs[name] for name in chosen.weights}
