@@ -180,7 +180,7 @@ def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
     assert len(shards.shards) == 2
     # The driver gets numbers, names of files and values of categories. It gets neither the 50 users nor the 40 items.
     assert 10 < len(collected) < 100
-    assert max(map(len, collected)) <= 6
+    assert not [table for table in collected if len(table) > 6 and table.column_names != ["value"]]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [one.path.name]
     joined = {
         Path(*(part for part in path.parts if not part.startswith("joined-"))): content
