@@ -26,7 +26,7 @@ from recsys.core.suppression import SuppressionList, hash_of
 from recsys.serving import forgetting
 from recsys.serving.events import Event, EventStore, Restored, SQLiteEvents, UserId, open_store
 from recsys.serving.events.byte_search import count, count_in_file
-from recsys.serving.forgetting import forget, remove_expired
+from recsys.serving.forgetting import forget, keep_out, remove_expired
 from recsys.serving.http.app import App
 from recsys.serving.impressions import open_impressions
 from recsys.serving.impressions.records import Impression, OpenBatch, encode_batch
@@ -197,6 +197,25 @@ def test_impressions_are_forgotten(place: str, fast_folder: Path, tmp_path: Path
     left = everything(fast_folder)
     for word in ("customer-4711", "L" * 50, "ü" * 3):
         assert word.encode() not in left, word
+    impressions.close()
+    store.close()
+
+
+@pytest.mark.parametrize("is_suppressed", [False, True])
+def test_listed_users_have_impressions_and_samples_alone(place: str, tmp_path: Path, is_suppressed: bool) -> None:
+    """The event store is new, or a backfill or a start that was killed told it already whom it has to forget."""
+    store, impressions, hashes = open_store(place), open_impressions(place), [hash_of("gone"), hash_of("nobody")]
+    batch = OpenBatch(9)
+    for user in ("gone", "stays"):
+        batch.add(Impression(int(time.time()), user, "v", "g", ["i"]))
+    impressions.add(batch.name, encode_batch(batch.batch), time.time())
+    write_samples(tmp_path / "samples", ("gone", "stays"))
+    if is_suppressed:
+        store.suppress(hashes)
+    keep_out(store, hashes, samples=tmp_path / "samples", impressions=impressions)
+    assert {one.user_id for _, held in impressions.batches(0) for one in held.impressions} == {None, "stays"}
+    assert b"gone" not in everything(tmp_path)
+    assert b"stays" in everything(tmp_path)
     impressions.close()
     store.close()
 

@@ -93,13 +93,19 @@ def forget(
 
 
 def keep_out(store: EventStore, hashes: Sequence[str], *, samples: Path, impressions: ImpressionStore | None) -> None:
-    """Erase listed users whom a store does not know as forgotten, because it is new or was restored from a copy."""
-    if not store.suppress(hashes):
+    """Erase listed users from stores and samples, which may be new, restored from a copy, or left by a killed process.
+
+    The event store may know them already, so each call reads all impressions and samples if the list has users.
+    """
+    if not hashes:
         return
-    remove_users(samples, set(hashes))
+    store.suppress(hashes)
+    listed = set(hashes)
+    remove_users(samples, listed)
     if impressions is not None:
         users = {one.user_id for _, batch in impressions.batches(0) for one in batch.impressions}
-        impressions.forget(list(store.suppressed([user for user in users if user is not None])))
+        if gone := [user for user in users if user is not None and hash_of(user) in listed]:
+            impressions.forget(gone)
 
 
 def remove_expired(
