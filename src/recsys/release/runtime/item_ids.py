@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,9 @@ Filter = Mapping[str, Values | Mapping[str, Values]]
 _KEPT_VALUES = 1000
 # Bounds of a range, besides `not` for values that a column must not have.
 _BOUNDS = {"gt": pc.greater, "gte": pc.greater_equal, "lt": pc.less, "lte": pc.less_equal}
+# Nanoseconds of a unit of time.
+_UNITS = {"s": 10**9, "ms": 10**6, "us": 1000, "ns": 1}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Condition = tuple[str, str, tuple[Value, ...]]
 
 
@@ -134,10 +138,9 @@ class ItemFilter:
         found = []
         for name, operator, values in self._parsed(wanted):
             is_list, kind, allowed = self._typed(name, operator, values)
-            if pa.types.is_integer(self._kind(name)) and pa.types.is_floating(kind):
-                # The integer that is the same bound.
-                rounded = math.floor if operator in ("gt", "lte") else math.ceil
-                typed: list[Any] = [rounded(max(-(2.0**64), min(float(allowed[0].as_py()), 2.0**64)))]
+            typed: list[Any]
+            if operator in _BOUNDS and _is_counted(self._kind(name)):
+                typed = [int(allowed[0].as_py())]
             elif pa.types.is_date(kind) or pa.types.is_timestamp(kind):
                 typed = allowed.cast(pa.int32() if pa.types.is_date32(kind) else pa.int64()).to_pylist()
             else:
@@ -170,6 +173,7 @@ class ItemFilter:
         is_list, kind, allowed = self._typed(name, operator, values)
         found = pc.list_flatten(column) if is_list else column
         if operator in _BOUNDS:
+            found = found.cast(pa.int64()) if pa.types.is_timestamp(found.type) else found
             inside = pc.fill_null(_BOUNDS[operator](found.cast(kind, safe=False), allowed[0]), False)
         else:
             inside = pc.is_in(found, value_set=allowed, skip_nulls=True)
@@ -190,14 +194,14 @@ class ItemFilter:
         if operator in _BOUNDS and not _is_ordered(kind):
             raise UserError(f"filter.{name}.{operator}: the column is {kind}, expected one of numbers or times")
         try:
-            if pa.types.is_integer(kind) and operator in _BOUNDS:
-                # A bound may lie between two integers, or beyond those of the column.
-                kind = kind if pa.types.is_uint64(kind) else pa.int64()
-                kind = pa.float64() if any(isinstance(value, float) for value in values) else kind
-            elif pa.types.is_integer(kind):
-                # No integer is equal to one of the others.
-                values = tuple(value for value in values if not isinstance(value, float) or value.is_integer())
-            allowed = _typed(values, kind)
+            if _is_counted(kind) and operator in _BOUNDS:
+                allowed = _bound(_exact(values[0], kind), operator, kind=kind)
+                kind = allowed.type
+            else:
+                if pa.types.is_integer(kind):
+                    # No integer is equal to one of the others.
+                    values = tuple(value for value in values if not isinstance(value, float) or value.is_integer())
+                allowed = _typed(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"filter.{name}: found {list(values)}, expected {kind}") from error
         return _is_list(self._table.schema.field(name).type), kind, allowed
@@ -234,12 +238,36 @@ def _is_ordered(kind: pa.DataType) -> bool:
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_date(kind) or types.is_timestamp(kind))
 
 
+def _is_counted(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_timestamp(kind))
+
+
+def _exact(value: Value, kind: pa.DataType) -> Fraction:
+    """Return a number, or a time in units of a column since 1970; a time without a zone is one in UTC."""
+    if isinstance(value, str) != pa.types.is_timestamp(kind) or isinstance(value, bool):
+        raise TypeError("a string where a number is expected, or the other way round")
+    if not isinstance(value, str):
+        return Fraction(value)
+    time = datetime.fromisoformat(value)
+    since = (time if time.tzinfo is not None else time.replace(tzinfo=UTC)) - _EPOCH
+    return Fraction(since // timedelta(microseconds=1) * 1000, _UNITS[kind.unit])
+
+
+def _bound(exact: Fraction, operator: str, *, kind: pa.DataType) -> pa.Array:
+    """Return the integer that is the same bound; one beyond those of the column is a float far beyond them."""
+    bound = math.floor(exact) if operator in ("gt", "lte") else math.ceil(exact)
+    kind = kind if pa.types.is_uint64(kind) else pa.int64()
+    low, high = (0, 2**64) if pa.types.is_uint64(kind) else (-(2**63), 2**63)
+    return pa.array([bound], kind) if low <= bound < high else pa.array([math.copysign(2.0**65, bound)])
+
+
 def _typed(values: tuple[Value, ...], kind: pa.DataType) -> pa.Array:
     if pa.types.is_timestamp(kind):
-        # A time without a zone is one in UTC.
-        times = [datetime.fromisoformat(value) for value in pa.array(values, pa.string()).to_pylist()]
-        aware = [time if time.tzinfo is not None else time.replace(tzinfo=UTC) for time in times]
-        return pa.array(aware, pa.timestamp("us", "UTC")).cast(pa.timestamp(kind.unit, "UTC"), safe=False).cast(kind)
+        # No time of the column is equal to one between two of its units, or beyond them.
+        exact = [
+            value for value in (_exact(value, kind) for value in values) if value.denominator == 1 and _fits(value)
+        ]
+        return pa.array(map(int, exact), pa.int64()).cast(kind)
     if pa.types.is_date(kind):
         return pa.array(values, pa.string()).cast(kind)
     if not pa.types.is_boolean(kind) and any(isinstance(value, bool) for value in values):
