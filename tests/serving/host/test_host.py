@@ -19,6 +19,7 @@ from recsys.serving.host.host import Host
 from recsys.serving.host.releases import ReleaseCache
 from recsys.serving.http.messages import SearchRequest
 from recsys.serving.http.problems import Problem, ServerFault, VersionNotHeld
+from recsys.serving.http.routes import HostRoutes
 
 
 @pytest.fixture
@@ -58,6 +59,30 @@ def test_each_version_answers_for_itself(host: Host, published: Published) -> No
         found[version] = [result.item_ids for result in response.results]
     # The releases differ, so a mix would be noticed.
     assert found[old] != found[new]
+
+
+@pytest.mark.parametrize(("num_users", "is_refused"), [(64, False), (200, False), (300, True)])
+def test_a_host_accepts_what_gateways_accept(
+    host: Host, published: Published, num_users: int, is_refused: bool
+) -> None:
+    """Users of a microbatch are of many requests, accepted one by one; quotas read no more than all items."""
+    version = host.load(published.versions[0])
+    manifest = host.held(version).manifest
+    routes = HostRoutes(host, k=1000, batch=1000, cost=250 + 250 * manifest.num_items // 8)
+    embeddings = np.ones((num_users, manifest.dim), np.float32)
+    request = SearchRequest(version, embeddings, 1, quotas={"category": 2})
+    if is_refused:
+        with pytest.raises(Problem, match="cost: found 300 users"):
+            asyncio.run(routes.search(request))
+    else:
+        assert len(asyncio.run(routes.search(request)).results) == num_users
+
+
+def test_a_microbatch_is_within_small_limits(host: Host, published: Published) -> None:
+    version = host.load(published.versions[0])
+    embeddings = np.ones((64, host.held(version).manifest.dim), np.float32)
+    routes = HostRoutes(host, k=1000, batch=2, cost=2)
+    assert len(asyncio.run(routes.search(SearchRequest(version, embeddings, 2))).results) == 64
 
 
 def test_a_version_that_is_not_held_is_refused(host: Host, published: Published) -> None:

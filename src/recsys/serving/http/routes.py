@@ -157,7 +157,11 @@ class SimilarRoutes:
 
 
 class HostRoutes:
-    """Search in the indexes of an ANN host, within the limits of a request."""
+    """Search in the indexes of an ANN host, within the limits of a request.
+
+    A microbatch of a gateway has users of many requests, each within the limits, so up to `MAX_MICROBATCH` users are
+    searched whatever `batch` and `cost`.
+    """
 
     def __init__(self, host: Host, *, k: int, batch: int, cost: int) -> None:
         self._host, self._k, self._batch, self._cost = host, k, batch, cost
@@ -168,10 +172,11 @@ class HostRoutes:
         if request.k > self._k:
             raise bad_request(f"k: found {request.k}, expected at most {self._k}", "k")
         users = len(request.embeddings) if request.embeddings.ndim else 0
-        if users > self._batch:
-            raise too_large(f"embeddings: found {users} users, expected at most {self._batch}", "embeddings")
-        quotas = cost_of(users) if request.quotas else 0
-        if users * request.k + quotas > self._cost:
+        if users > (most := max(self._batch, MAX_MICROBATCH)):
+            raise too_large(f"embeddings: found {users} users, expected at most {most}", "embeddings")
+        num_items = self._host.held(request.version, request.model).manifest.num_items
+        quotas = cost_of(users, num_items) if request.quotas else 0
+        if users > MAX_MICROBATCH and users * request.k + quotas > self._cost:
             found = f"{users} users x k={request.k}" + (f", and {quotas} for their quotas" if quotas else "")
             raise too_large(f"cost: found {found}, expected at most {self._cost} items")
         if is_late():
