@@ -101,6 +101,19 @@ def test_old_ones_are_removed_without_new_ones(open_store: Open) -> None:
     assert [name for name, _ in store.batches(0)] == [young[0]]
 
 
+def test_records_of_a_server_that_kept_them_for_longer_expire(open_store: Open) -> None:
+    longer, shorter, now = open_store(keep_seconds=3600), open_store(keep_seconds=100), int(time.time())
+    kept = [batch_of("a", at=now - age) for age in (300, 250, 0)]
+    for number, (name, batch, _) in enumerate(kept):
+        longer.add(name, encode_batch(batch), now - (300, 250, 0)[number])
+        longer.add_outcomes([StoredOutcome(name, 0, 1, "save", now)])
+    assert len(list(longer.batches(0))) == 3
+    shorter.expire()
+    assert [name for name, _ in longer.batches(0)] == [kept[2][0]]
+    assert {one.batch for one in longer.outcomes()} == {kept[2][0]}
+    assert set(longer.get([name for name, _, _ in kept])) == {kept[2][0]}
+
+
 def test_the_size_is_bounded(open_store: Open) -> None:
     store = open_store(max_bytes=1 << 20)
     names = []

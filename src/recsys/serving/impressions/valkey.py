@@ -52,12 +52,18 @@ class ValkeyImpressions:
             for member, score in oldest[:-1]:
                 if held <= self._max_bytes and score >= at - self._keep_seconds:
                     break
-                name, _, size = member.decode().partition(":")
-                # Another gateway may remove the same batch.
-                if self._client.zrem(self._index, member):
-                    pipe.delete(self._content(name), self._outcomes(name))
-                    pipe.decrby(self._bytes, int(size))
-                    held = pipe.execute()[-1]
+                held = self._remove(member, held)
+
+    def _remove(self, member: bytes, held: int) -> int:
+        """Remove a batch, and return the bytes that are left of those `held`."""
+        name, _, size = member.decode().partition(":")
+        # Another gateway may remove the same batch.
+        if not self._client.zrem(self._index, member):
+            return held
+        pipe = self._client.pipeline(transaction=True)
+        pipe.delete(self._content(name), self._outcomes(name))
+        pipe.decrby(self._bytes, int(size))
+        return int(pipe.execute()[-1])
 
     def get(self, batches: Sequence[bytes]) -> Mapping[bytes, Batch]:
         """Return batches by id; see `ImpressionStore.get`."""
@@ -129,7 +135,12 @@ class ValkeyImpressions:
         return []
 
     def expire(self) -> None:
-        """Do nothing: the server removes what expires."""
+        """Remove what expired; see `ImpressionStore.expire`. Others may have written it to be kept for longer."""
+        before = f"({time.time() - self._keep_seconds}"
+        with self._writing():
+            while found := self._client.zrangebyscore(self._index, "-inf", before, start=0, num=_MOST):
+                for member in found:
+                    self._remove(member, 0)
 
     def close(self) -> None:
         """Close the connections."""
