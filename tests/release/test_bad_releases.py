@@ -347,29 +347,48 @@ def tensors(content: bytes) -> Change:
     return text("user_tower.safetensors", len(content).to_bytes(8, "little") + content)
 
 
-# What servers do not read: a stored configuration and weights.
-UNSERVED: dict[str, Change] = {
-    "weights with a huge header": text("user_tower.safetensors", (1 << 60).to_bytes(8, "little")),
-    "weights of lists": tensors(b"[1]"),
-    "weights out of bounds": tensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,64]}}'),
-    "no part of a configuration": text("config.yaml", "a: 1"),
-    "data of texts": config(data="x"),
-    "data of nothing": config(data=None),
-    "data of lists": config(data=[1]),
-    "a source of texts": config(data__source="x"),
-    "no time": config(data={"source": {}, "columns": {}, "features": {}}),
-    "another class as source": config(data__source=OS_SYSTEM),
-    "another class in a source": config(data__source__more=[{"a": OS_SYSTEM}]),
-    "a list as root": config(data__source={"_target_": FOLDER, "root": [1]}),
-    "half a source": config(data__source={"_target_": FOLDER, "root": "x", "_partial_": True}),
-    "files by reference": config(data__source={"_target_": FOLDER, "root": "reference://::file:///nothing"}),
-    "a tag": text("config.yaml", "data: !!python/object/apply:os.system [exit]"),
+# What servers do not read: a stored configuration and weights, and what the refusal names.
+UNSERVED: dict[str, tuple[Change, str]] = {
+    "weights with a huge header": (
+        text("user_tower.safetensors", (1 << 60).to_bytes(8, "little")),
+        "user_tower.safetensors: damaged",
+    ),
+    "weights of lists": (tensors(b"[1]"), "user_tower.safetensors: damaged"),
+    "weights out of bounds": (
+        tensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,64]}}'),
+        "user_tower.safetensors: damaged",
+    ),
+    "no part of a configuration": (text("config.yaml", "a: 1"), "config.yaml: data: found None"),
+    "data of texts": (config(data="x"), "config.yaml: data: found 'x'"),
+    "data of nothing": (config(data=None), "config.yaml: data: found None"),
+    "data of lists": (config(data=[1]), r"config.yaml: data: found \[1\]"),
+    "a source of texts": (config(data__source="x"), "config.yaml: data.source: found 'x'"),
+    "no time": (config(data={"source": {}, "columns": {}, "features": {}}), "config.yaml: damaged .* data.time"),
+    "another class as source": (config(data__source=OS_SYSTEM), "^data.source._target_: found os.system"),
+    "another class in a source": (
+        config(data__source__more=[{"a": OS_SYSTEM}]),
+        r"^data.source.more\[0\].a._target_: found os.system",
+    ),
+    "a list as root": (config(data__source={"_target_": FOLDER, "root": [1]}), "config.yaml: damaged"),
+    "half a source": (
+        config(data__source={"_target_": FOLDER, "root": "x", "_partial_": True}),
+        "config.yaml: damaged",
+    ),
+    "files by reference": (
+        config(data__source={"_target_": FOLDER, "root": "reference://::file:///nothing"}),
+        "config.yaml: damaged",
+    ),
+    "a tag": (
+        text("config.yaml", "data: !!python/object/apply:os.system [exit]"),
+        "config.yaml: not a configuration .*os.system",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", UNSERVED)
 def test_what_servers_do_not_read_is_refused_by_others(release: Path, name: str) -> None:
-    UNSERVED[name](release)
+    change, named = UNSERVED[name]
+    change(release)
     pair_again(release)
     folder = seal(release)
     store, version = str(folder.parent), folder.name
@@ -381,7 +400,7 @@ def test_what_servers_do_not_read_is_refused_by_others(release: Path, name: str)
         ),
     }
     for what in ("weights",) if name.startswith("weights") else ("recommender", "backfill"):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=named) as caught:
             reads[what]()
         assert len(str(caught.value)) < 500
 
