@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import log
 
 import numpy as np
@@ -18,6 +19,7 @@ from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.batches.targets import TargetSampling
+from recsys.data.portions import Portion
 from recsys.data.preparation.splits import GivenSplit
 from recsys.experiments.assembly import open_data
 from recsys.training.frequency import (
@@ -38,6 +40,15 @@ def test_counts_by_hand() -> None:
     assert target_counts(dataset, predict_first=True).tolist() == [0, 3, 2, 2, 0]
     assert target_counts(dataset, predict_first=False).tolist() == [0, 1, 1, 1, 0]
     assert target_probabilities(dataset, predict_first=True).tolist() == [0, 3 / 7, 2 / 7, 2 / 7, 0]
+
+
+def test_a_portion_has_no_counts_of_all_users() -> None:
+    whole = training_only([[(1, 0), (2, 1)], [(2, 5)]])
+    cuts = np.array([0, 1, 2])
+    own = dataclasses.replace(whole, portion=Portion(rank=0, cuts=cuts, num_trained=np.diff(whole.offsets)))
+    for count in (lambda: target_counts(own, predict_first=False), lambda: prior_shift(own, half_life_days=1)):
+        with pytest.raises(UserError, match="events of process 1 of 2, expected those of all users"):
+            count()
 
 
 def test_without_times_only_the_first_event_is_left_out() -> None:

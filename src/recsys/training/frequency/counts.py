@@ -19,9 +19,13 @@ def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
 
     Every training event is a target once an epoch. Without `predict_first` the first event of a user, and the events of
     equal time with it, are not, because then an empty history predicts nothing.
+
+    Raises:
+        UnsuitableDataError: If a count needs the events of all users, and these are of one process.
     """
     counts = dataset.train_count.astype(np.float64)
     if not predict_first:
+        _check_whole(dataset)
         users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
         counts -= np.bincount(_first_baskets(dataset, users), minlength=len(counts))
     return torch.from_numpy(counts)
@@ -62,7 +66,7 @@ def prior_shift(
         recent: data whose training events give `p_recent`; None for `dataset`.
 
     Raises:
-        UnsuitableDataError: If the timestamps cannot be counted in days.
+        UnsuitableDataError: If the timestamps cannot be counted in days, or the events are those of one process.
     """
     if not dataset.meta.time_resolution.has_clock:
         raise UnsuitableDataError(
@@ -72,6 +76,7 @@ def prior_shift(
     target_sampling = target_sampling or TargetSampling()
 
     def share(data: PreparedDataset, target_sampling: TargetSampling) -> Tensor:
+        _check_whole(data)
         positions = _training_positions(data)
         weight = TargetWeights(data, target_sampling)(positions)
         items = np.asarray(data.item_idx[positions])
@@ -85,6 +90,14 @@ def prior_shift(
     average = torch.special.entr(smoothed).sum().neg()
     lean = (power - 1) * torch.where(known, smoothed.log(), average)
     return torch.where(known, (smoothed / trained).log(), 0.0) + lean
+
+
+def _check_whole(dataset: PreparedDataset) -> None:
+    if (portion := dataset.portion) is not None:
+        raise UnsuitableDataError(
+            f"{dataset.path}: found events of process {portion.rank + 1} of {len(portion.cuts) - 1}, "
+            "expected those of all users: open the data set without `rank`"
+        )
 
 
 def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
