@@ -180,7 +180,7 @@ class ItemUpdates:
         """Remove items from every version, and return how many were not removed before, once no host shows them.
 
         Ids that no release has are accepted, because a release that is loaded later may have them. A number and the
-        text of its digits are one item here: an item that must not be shown is not shown because of a quotation mark.
+        text of its digits are one item here, so that a takedown cannot miss an item only because its id was quoted.
         """
         with self._reading:
             self.read()

@@ -20,8 +20,8 @@ _SWEPT = 2000
 async def sweep(all_connections: Callable[[], set[Any]], seconds: float) -> None:
     """Close connections that are slow to send a request or to read an answer, until cancelled.
 
-    If answers that clients do not read and parts of requests take too much memory together, those that wait for longest
-    are given up.
+    If answers that clients do not read and parts of requests take too much memory together, the oldest are closed
+    first.
     """
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
