@@ -216,7 +216,10 @@ class _DuckDBSession:
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         # `to_pyarrow_batches` of Ibis 12 calls a method that DuckDB 2 has renamed.
         expected = table.schema().to_pyarrow()
-        for batch in self._connection.con.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
+        # A cursor of its own, because a connection with an open result takes no other query: one that names the row of
+        # an error, for example.
+        cursor = self._connection.con.cursor()
+        for batch in cursor.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
             yield typed(batch, expected)
 
     def collect(self, table: ir.Table) -> pa.Table:
