@@ -20,7 +20,7 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.data.batches.targets import TargetSampling
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import Part, PreparedDataset
 from recsys.data.portions import LocalColumns, Portion
 from recsys.data.preparation.array_writers import _blocks
 from recsys.data.preparation.shard_writers import write_shards
@@ -187,7 +187,7 @@ def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one
     data = RetrievalData(dataset, max_history=4, batch_size=16, target_sampling=sampling, portions=True)
     weights: dict[tuple[int, int], float] = {}
     steps, counts = set(), np.zeros(dataset.num_items + 1, np.int64)
-    asked: dict[str, list[Any]] = {"val": [], "test": []}
+    asked: dict[Part, list[Any]] = {"val": [], "test": []}
     for rank in range(2):
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         loader = data.train_dataloader()
@@ -201,12 +201,12 @@ def test_a_training_reads_portions(whole: PreparedDataset, sharded: Path, in_one
             keys = zip(batch.target_idx.tolist(), batch.target_time.tolist(), strict=True)
             weights |= dict(zip(keys, batch.weight.tolist(), strict=True))
         for part, found in asked.items():
-            requests = data.answer(dataset.requests(part))  # type: ignore[arg-type]
+            requests = data.answer(dataset.requests(part))
             steps.add(f"{len(requests)} of {part}")
             found += answers(requests)
     assert len(steps) == 3
     for part, found in asked.items():
-        requests = dataset.requests(part)  # type: ignore[arg-type]
+        requests = dataset.requests(part)
         assert found == answers(RequestLoader(data.builder, requests))
         assert bool(found) == (part == "test" or not refit)
     assert np.array_equal(counts, dataset.train_count)

@@ -140,7 +140,7 @@ class _Shifts:
         return found
 
     def bias(self, shift: Mapping[str, float], weights: Mapping[str, float]) -> ShiftBias | None:
-        """Return what a shift adds to the logits of items, which follows the targets of the member of most weight."""
+        """Return the addition of a shift to the logits. It depends on how the heaviest member weights its targets."""
         if not shift["weight"]:
             return None
         heaviest = max(weights, key=lambda name: weights[name])

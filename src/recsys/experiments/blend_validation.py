@@ -49,10 +49,10 @@ class ValidationEmbeddings(NamedTuple):
 
 
 class ShiftBias(NamedTuple):
-    """What a prior shift adds to the logits of items.
+    """Addition of a prior shift to the logits of items.
 
     Attributes:
-        logits: one of each item, float32 [N + 1].
+        logits: addition for each item, float32 [N + 1].
         power: power of the shift.
     """
 

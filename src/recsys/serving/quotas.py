@@ -38,7 +38,7 @@ def within(groups: Sequence[Groups], quotas: Quotas, k: int) -> list[int]:
 
 
 def cost_of(num_users: int, num_items: int = MAX_DEPTH) -> int:
-    """Return the work of users with quotas beyond that of their answers, in returned items."""
+    """Return the extra work that quotas cause for some users, in the unit of `limits.cost`: one returned item."""
     return int(num_users * min(num_items, MAX_DEPTH) * READ_COST)
 
 

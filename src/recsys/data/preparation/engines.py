@@ -216,8 +216,8 @@ class _DuckDBSession:
     def stream(self, table: ir.Table) -> Iterator[pa.RecordBatch]:
         # `to_pyarrow_batches` of Ibis 12 calls a method that DuckDB 2 has renamed.
         expected = table.schema().to_pyarrow()
-        # A cursor of its own, because a connection with an open result takes no other query: one that names the row of
-        # an error, for example.
+        # Each result has its own cursor. A connection with an unfinished result refuses further queries, such as the
+        # one that finds the row of an error.
         cursor = self._connection.con.cursor()
         for batch in cursor.sql(self._connection.compile(table)).to_arrow_reader(BATCH_ROWS):
             yield typed(batch, expected)
