@@ -57,6 +57,8 @@ def log_as_json(level: str = "info", stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    # Commands set a level of their own, which would outrank that of the root.
+    logging.getLogger("recsys").setLevel(logging.NOTSET)
     # Who changed a server must be known at every level.
     logging.getLogger("recsys.audit").setLevel("INFO")
     # The handlers of uvicorn would write every line twice.
