@@ -11,10 +11,13 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from recsys.core.errors import UserError
-from recsys.core.trust import STORED, check_targets
+from recsys.core.trust import STORED, check_targets, nodes
 
-# Classes of earlier versions that did not earn their place (docs/results.md). Exported towers need none of them.
-REMOVED = ("recsys.models.fourier.BSARec", "recsys.models.reach.LongAndRecent")
+# Classes that did not earn their place (docs/results.md) -> what to train with instead. Exported towers need none.
+REMOVED = {
+    "recsys.models.fourier.BSARec": "user_tower=transformer",
+    "recsys.models.reach.LongAndRecent": "user_tower=transformer",
+}
 
 
 def instantiate(node: DictConfig, **settings: Any) -> Any:
@@ -28,8 +31,7 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
         UserError: If a value is missing, the node cannot be instantiated, or it is stored and names a class that is
             not allowed (see `recsys.core.trust`).
     """
-    if node._get_flag(STORED):
-        check_targets(node)
+    _check_classes(node)
     # Hydra drops missing values (???) from a partial without an error.
     for place in OmegaConf.missing_keys(node):
         raise UserError(f"{place}: missing, expected {place}=...")
@@ -45,12 +47,7 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
         place = inner[1] if inner else place
         below = OmegaConf.select(node, place.removeprefix(node._get_full_key(None)).lstrip(".")) if inner else node
         found = below if isinstance(below, DictConfig) else node
-        target = str(found.get("_target_"))
-        if target in REMOVED:
-            raise UserError(
-                f"{place}: found {target}, which this version of recsys no longer has; use the one that wrote the run"
-            ) from error
-        raise UserError(named_fault(place, target, cause or error)) from error
+        raise UserError(named_fault(place, str(found.get("_target_")), cause or error)) from error
     if isinstance(made, functools.partial):
         # Read by whoever calls it with the other arguments.
         made.__dict__["place"] = place
@@ -59,9 +56,20 @@ def instantiate(node: DictConfig, **settings: Any) -> Any:
 
 def class_of(node: DictConfig) -> Any:
     """Return the class that a node names; refuse one of a stored configuration that is not allowed."""
+    _check_classes(node)
+    return hydra.utils.get_object(node["_target_"])
+
+
+def _check_classes(node: DictConfig) -> None:
+    for one in nodes(node):
+        target = str(one.get("_target_"))
+        if target in REMOVED:
+            raise UserError(
+                f"{one._get_full_key(None)}: found {target}, which this version of recsys no longer has; train again "
+                f"with {REMOVED[target]}, or use the version that wrote the run"
+            )
     if node._get_flag(STORED):
         check_targets(node)
-    return hydra.utils.get_object(node["_target_"])
 
 
 def named_fault(place: str, target: str, cause: BaseException) -> str:

@@ -67,7 +67,7 @@ def is_trusted(path: str) -> bool:
 
 def name_targets(config: DictConfig) -> None:
     """Allow the targets of a configuration that the operator composed: stored ones of this process may name them."""
-    _composed.update(str(node["_target_"]) for node in _nodes(config) if isinstance(node.get("_target_"), str))
+    _composed.update(str(node["_target_"]) for node in nodes(config) if isinstance(node.get("_target_"), str))
 
 
 def check_targets(node: DictConfig) -> None:
@@ -76,12 +76,13 @@ def check_targets(node: DictConfig) -> None:
     Raises:
         UserError: If it does. The message names the key and what to type.
     """
-    for one in _nodes(node):
+    for one in nodes(node):
         if "_target_" in one and one["_target_"] is not None:
             _check(one["_target_"], one)
 
 
-def _nodes(node: Any) -> Iterable[DictConfig]:
+def nodes(node: Any) -> Iterable[DictConfig]:
+    """Yield a node and all nodes below it that are set."""
     if isinstance(node, DictConfig):
         if node._is_none() or node._is_missing() or node._is_interpolation():
             return
@@ -91,7 +92,7 @@ def _nodes(node: Any) -> Iterable[DictConfig]:
         if not (OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)):
             child = node[key]
             if isinstance(child, DictConfig) or (isinstance(child, ListConfig) and not child._is_none()):
-                yield from _nodes(child)
+                yield from nodes(child)
 
 
 def _check(target: object, node: DictConfig) -> None:
