@@ -78,7 +78,7 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["hydra.run.dir=elsewhere", "hydra.job.name=y"],
         ["logger.project=null"],
         ["+history.action_weights.action.save=2.0", "history.window_days=28"],
-        ["negatives=hard", "negatives@negatives.of=cross_batch", "negatives.of.bank_size=64"],
+        ["negatives=hard", "negatives@negatives.of=in_batch", "negatives.of.max_targets=64"],
         ["negatives=hard", "negatives.hardest=8", "negatives.of.num_negatives=32"],
         ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
         ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],

@@ -11,6 +11,7 @@ from commands import run_all
 from hydra.utils import get_object
 from server_processes import free_port, post, serving
 
+from recsys.core.instantiate import REMOVED
 from recsys.core.stored_config import current_target
 from recsys.release.runtime.retriever import Query, Retriever
 
@@ -25,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", (FIXTURE / "targets.txt").read_text().split())
 def test_every_earlier_target_is_found(target: str) -> None:
-    assert callable(get_object(current_target(target)))
+    today = current_target(target)
+    assert today in REMOVED or callable(get_object(today))
 
 
 def test_an_unmoved_path_is_unchanged() -> None:

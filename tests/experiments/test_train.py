@@ -30,11 +30,6 @@ SPARSE_REFIT = (
     "item_tower.sparse=true",
     "item_tower.pretrained.frozen=false",
     "user_tower.own_items=true",
-)
-REMEMBERING = (
-    "negatives=cross_batch",
-    "negatives.bank_size=200",
-    "negatives.warmup_steps=4",
     "frequency=streaming",
     "frequency.num_buckets=1000",
 )
@@ -67,10 +62,9 @@ COUNTING = (
         (AVERAGED, [[STEP, 9], [STEP, 8]]),
         # Twenty steps to select, then those of the refit.
         (SPARSE_REFIT, [[STEP, 8], [STEP, 16], [STEP, 4]]),
-        (REMEMBERING, [[STEP, 6], [STEP, 10]]),
         (COUNTING, [[STEP, 9]]),
     ],
-    ids=["plain", "averaged", "sparse_refit", "remembering", "counting"],
+    ids=["plain", "averaged", "sparse_refit", "counting"],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, cache: Path, overrides: tuple[str, ...], kills: list[list[Any]]

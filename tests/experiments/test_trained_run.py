@@ -46,7 +46,7 @@ def test_an_old_run_keeps_the_values_of_settings_added_later(path: Path) -> None
     assert torch.equal(embeddings(load_run(path)), now)
 
 
-def test_memory_banks_are_not_part_of_the_model(path: Path) -> None:
+def test_what_a_sampler_remembered_is_not_part_of_the_model(path: Path) -> None:
     now = embeddings(load_run(path))
     content = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
     content["state_dict"]["negatives.bank.embeddings"] = torch.ones(3, 16)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from batch_checks import own_items
 from handmade import training_only
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import nn
 from worlds import FEATURES, compose, write_world
 
 from recsys.core.errors import UserError
@@ -26,7 +26,7 @@ from recsys.training.candidates import describe_candidates
 from recsys.training.frequency import CountMinFrequency, ExactFrequency, target_probabilities
 from recsys.training.losses import FullSoftmax, SampledCandidates, SampledSoftmax
 from recsys.training.module import RetrievalModule
-from recsys.training.negatives import CrossBatchNegatives, InBatchNegatives, MixedNegatives, SamplerInputs
+from recsys.training.negatives import InBatchNegatives, MixedNegatives, SamplerInputs
 from recsys.training.optimizers import AdamW
 
 
@@ -131,63 +131,6 @@ def test_sampled_step_by_hand(world: Path, logq: str, negatives: str, user_tower
 
 def next_batches(config: DictConfig, count: int) -> list[Batch]:
     return list(itertools.islice(build_data(config, open_data(config)).train_dataloader(), count))
-
-
-def corrected_loss(module: RetrievalModule, batch: Batch, item_idx: Tensor, embeddings: Tensor, q: Tensor) -> Tensor:
-    """Mean of the corrected loss of a batch, row by row; `q` is of each item in turn."""
-    users = module.model.encode_users(batch) / 0.05
-    positive_logits = (users * module.model.encode_items(batch.target_idx)).sum(1)
-    losses = []
-    for row, history in enumerate(batch.history.tolist()):
-        own = own_items(batch, history)
-        allowed = ~torch.isin(item_idx, own)
-        n_q = int(allowed.sum()) * q[item_idx[allowed]] / (1.0 - q[own.unique()].sum())
-        logits = users[row] @ embeddings[allowed].T - n_q.log()
-        losses.append(torch.logsumexp(torch.cat([positive_logits[row].unsqueeze(0), logits]), 0) - positive_logits[row])
-    return torch.stack(losses).mean()
-
-
-def test_cross_batch_steps_by_hand(world: Path) -> None:
-    config = settings(world, "negatives=cross_batch", "negatives.bank_size=150", "negatives.warmup_steps=0")
-    module = still(build(config))
-    batches = next_batches(config, 4)
-    q = target_probabilities(open_data(config), predict_first=True).float()
-    item_idx, held = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 8)
-    for batch in batches:
-        targets = module.model.encode_items(batch.target_idx)
-        joined, embeddings = torch.cat([batch.target_idx, item_idx]), torch.cat([targets, held])
-        expected = corrected_loss(module, batch, joined, embeddings, q)
-        torch.testing.assert_close(module.training_step(batch, 0), expected, rtol=1e-4, atol=1e-4)
-        item_idx, held = joined[:150], embeddings[:150].detach()
-        with torch.no_grad():
-            # What is remembered is not computed again.
-            module.model.item_tower.mlp[-1].bias += 0.1  # type: ignore[index,union-attr,operator]
-    assert len(item_idx) == 150 < sum(len(batch.target_idx) for batch in batches)
-
-
-def test_the_bank_gets_no_gradient(world: Path) -> None:
-    config = settings(world, "negatives=cross_batch", "negatives.warmup_steps=0", "item_tower=ids")
-    module = still(build(config))
-    first, second = next_batches(config, 2)
-    only = sorted({*first.target_idx.tolist()} - {*second.target_idx.tolist()} - {*second.item_idx.tolist()})
-    assert only
-    module.training_step(first, 0)
-    module.zero_grad()
-    module.training_step(second, 0).backward()
-    table = module.model.item_tower.table
-    assert table is not None
-    assert table.weight.grad is not None
-    assert float(table.weight.grad[only].abs().sum()) == 0.0
-    assert float(table.weight.grad[second.target_idx].abs().sum()) > 0.0
-
-
-def test_before_the_warm_up_is_over_the_bank_is_not_read(world: Path) -> None:
-    config = settings(world, "negatives=cross_batch", "negatives.warmup_steps=1")
-    module, plain = still(build(config)), still(build(settings(world, "negatives=in_batch")))
-    for batch in next_batches(config, 2):
-        assert torch.equal(module.training_step(batch, 0), plain.training_step(batch, 0))
-    assert isinstance(module.negatives, CrossBatchNegatives)
-    assert len(module.negatives.bank.read(1)[0]) > 0
 
 
 def test_a_hard_step_is_that_of_the_best_scored(world: Path) -> None:

@@ -18,8 +18,6 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.training.frequency import ExactFrequency, target_probabilities
 from recsys.training.negatives import (
-    Bank,
-    CrossBatchNegatives,
     HardNegatives,
     InBatchNegatives,
     MinedNegatives,
@@ -149,48 +147,15 @@ def test_popularity_to_a_power_by_hand() -> None:
         assert found == pytest.approx([weight / sum(weights) for weight in weights], rel=1e-5)
 
 
-def test_the_bank_is_first_in_first_out() -> None:
-    bank = Bank(3, 2, warmup_steps=4)
-    assert [len(part) for part in bank.read(9)] == [0, 0]
-    embeddings = torch.arange(8.0).view(4, 2).requires_grad_()
-    bank.write(torch.tensor([7, 8]), embeddings[:2])
-    assert [part.tolist() for part in bank.read(4)] == [[7, 8], [[0, 1], [2, 3]]]
-    # Before the warm-up is over nothing is read, and all is written.
-    assert [len(part) for part in bank.read(3)] == [0, 0]
-    bank.write(torch.tensor([9, 9]), embeddings[2:])
-    item_idx, held = bank.read(4)
-    assert item_idx.tolist() == [9, 9, 7]
-    assert held.tolist() == [[4, 5], [6, 7], [0, 1]]
-    assert not held.requires_grad
-    # More than it holds: the first of them stay.
-    bank.write(torch.tensor([1, 2, 3, 4]), embeddings)
-    assert bank.read(4)[0].tolist() == [1, 2, 3]
-    other = Bank(3, 2, warmup_steps=0)
-    other.load_state_dict(bank.state_dict())
-    assert torch.equal(other.read(0)[1], bank.read(4)[1])
-
-
-def test_cross_batch_candidates_are_as_probable_as_targets() -> None:
-    sampler = CrossBatchNegatives(known(FOUR, torch.arange(1, 5)), bank_size=8, warmup_steps=0)
-    assert sampler.draw(torch.Generator(), torch.tensor([1, 2])).tolist() == []
-    torch.testing.assert_close(sampler.log_q(torch.tensor([1, 2, 3]), 17).exp(), torch.tensor([0.5, 0.3, 0.2]))
-    with pytest.raises(ValueError, match="bank_size: found 0"):
-        CrossBatchNegatives(known(FOUR, torch.arange(1, 5)), bank_size=0)
-
-
 def test_hard_negatives_are_those_of_another_proposal() -> None:
     inner = partial(MixedNegatives, num_negatives=10, max_targets=7)
     sampler, mixed = HardNegatives(inputs(), of=inner, hardest=3), inner(inputs())
-    assert (sampler.hardest, sampler.max_targets, sampler.bank) == (3, 7, None)
+    assert (sampler.hardest, sampler.max_targets) == (3, 7)
     assert sampler.frequency is sampler.of.frequency
     items = torch.arange(1, 7)
     torch.testing.assert_close(sampler.log_q(items, 30), mixed.log_q(items, 30))
     first, second = (s.draw(torch.Generator().manual_seed(3), items) for s in (sampler, mixed))
     assert torch.equal(first, second)
-    banked = HardNegatives(inputs(), of=CrossBatchNegatives)
-    assert isinstance(banked.bank, Bank)
-    # What is remembered is in the checkpoint once.
-    assert {*banked.state_dict()} == {"of.bank.item_idx", "of.bank.embeddings"}
     with pytest.raises(ValueError, match="hardest: found 0"):
         HardNegatives(inputs(), of=InBatchNegatives, hardest=0)
 

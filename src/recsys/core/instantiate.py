@@ -17,6 +17,7 @@ from recsys.core.trust import STORED, check_targets, nodes
 REMOVED = {
     "recsys.models.fourier.BSARec": "user_tower=transformer",
     "recsys.models.reach.LongAndRecent": "user_tower=transformer",
+    "recsys.training.negatives.CrossBatchNegatives": "negatives=mixed",
 }
 
 

@@ -124,7 +124,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read the weights of a model from a checkpoint, without the memory banks of negatives that lie beside them.
+    """Read the weights of a model from a checkpoint, without what samplers and frequencies remember beside them.
 
     Raises:
         UserError: If the file is missing or not a checkpoint.

@@ -283,18 +283,13 @@ class RetrievalModule(L.LightningModule):
         return torch.Generator(self.device).manual_seed(hash((self.seed, self.global_step)) & 0xFFFFFFFF)
 
     def _targets(self, item_idx: Tensor, embeddings: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the targets of the step and of earlier steps that are used as candidates."""
+        """Return the targets of the step that are used as candidates."""
         assert self.negatives is not None
-        most, bank = self.negatives.max_targets, self.negatives.bank
+        most = self.negatives.max_targets
         if most is not None and len(item_idx) > most:
             chosen = torch.randperm(len(item_idx), generator=generator, device=self.device)[:most]
             item_idx, embeddings = item_idx[chosen], F.embedding(chosen, embeddings)
-        if bank is None:
-            return item_idx, embeddings
-        earlier_idx, earlier = bank.read(self.global_step)
-        joined = torch.cat([item_idx, earlier_idx]), torch.cat([embeddings, earlier])
-        bank.write(item_idx, embeddings)
-        return joined
+        return item_idx, embeddings
 
 
 class EmbeddingModule(L.LightningModule):

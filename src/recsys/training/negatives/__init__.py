@@ -1,6 +1,5 @@
 """Samplers of negatives: the candidates that a positive is compared with, and the probability of each."""
 
-from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.hard import HardNegatives, MinedNegatives
 from recsys.training.negatives.masks import (
     positives_among,
@@ -9,7 +8,6 @@ from recsys.training.negatives.masks import (
     rows_of,
 )
 from recsys.training.negatives.samplers import (
-    CrossBatchNegatives,
     InBatchNegatives,
     MixedNegatives,
     PopularityNegatives,
@@ -18,9 +16,7 @@ from recsys.training.negatives.samplers import (
 from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs
 
 __all__ = [
-    "Bank",
     "SamplerInputs",
-    "CrossBatchNegatives",
     "HardNegatives",
     "InBatchNegatives",
     "MinedNegatives",

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from recsys.training.frequency import Frequency
-from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.samplers import UniformNegatives
 from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, at_least, log
 
@@ -44,11 +43,6 @@ class HardNegatives(nn.Module):
         """Most targets of the other sampler."""
         return self.of.max_targets
 
-    @property
-    def bank(self) -> Bank | None:
-        """Bank of the other sampler."""
-        return self.of.bank
-
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
         """Draw from the other sampler."""
         return self.of.draw(generator, target_idx)
@@ -79,7 +73,6 @@ class MinedNegatives(nn.Module):
         max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
-    bank = None
     hardest = None
     is_uniform = False
     neighbors: Tensor

@@ -1,11 +1,10 @@
-"""Samplers that take targets of the batch, targets of earlier steps, draws from the corpus, or a mixture."""
+"""Samplers that take targets of the batch, draws from the corpus, or a mixture."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from recsys.training.negatives.bank import Bank
 from recsys.training.negatives.sampling import LEAST, SamplerInputs, at_least, log
 
 
@@ -19,7 +18,6 @@ class InBatchNegatives(nn.Module):
         max_targets: most targets that become candidates. If the batch has more, a random subset is taken.
     """
 
-    bank = None
     hardest = None
     is_uniform = False
 
@@ -47,7 +45,6 @@ class UniformNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    bank = None
     hardest = None
     is_uniform = True
     corpus: Tensor
@@ -82,7 +79,6 @@ class PopularityNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    bank = None
     hardest = None
     is_uniform = False
     corpus: Tensor
@@ -125,7 +121,6 @@ class MixedNegatives(nn.Module):
         max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
-    bank = None
     hardest = None
     is_uniform = False
 
@@ -144,41 +139,3 @@ class MixedNegatives(nn.Module):
         drawn = self.uniform.num_negatives
         popular = self.frequency.probability(item_idx)
         return log((num_targets * popular + drawn / len(self.uniform.corpus)) / (num_targets + drawn))
-
-
-class CrossBatchNegatives(nn.Module):
-    """Targets of the batch and of the steps before it (cross-batch negative sampling, arXiv 2110.15154).
-
-    Embeddings of items change slowly once training is under way, so those of earlier steps serve as negatives. They are
-    not computed again and get no gradient. All candidates are drawn like targets, so Q is that of `InBatchNegatives`.
-
-    Args:
-        inputs: data and model that candidates are drawn for.
-        bank_size: number of earlier targets that are kept.
-        warmup_steps: steps before the bank is read.
-        max_targets: most targets that become candidates, as in `InBatchNegatives`. The bank stores the same ones.
-    """
-
-    hardest = None
-    is_uniform = False
-
-    def __init__(
-        self,
-        inputs: SamplerInputs,
-        bank_size: int = 4096,
-        *,
-        warmup_steps: int = 1000,
-        max_targets: int | None = 1024,
-    ) -> None:
-        super().__init__()
-        at_least(1, max_targets=max_targets)
-        self.max_targets, self.frequency = max_targets, inputs.frequency
-        self.bank = Bank(bank_size, inputs.dim, warmup_steps=warmup_steps)
-
-    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:  # noqa: ARG002
-        """Return no items."""
-        return target_idx[:0]
-
-    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:  # noqa: ARG002
-        """Return the log probability of the item as a target."""
-        return log(self.frequency.probability(item_idx))

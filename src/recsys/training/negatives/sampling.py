@@ -14,7 +14,6 @@ from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.training.frequency import Frequency
-from recsys.training.negatives.bank import Bank
 
 # Log probability of an item that is never drawn.
 LEAST = math.log(1e-12)
@@ -66,17 +65,12 @@ class NegativeSampler(Protocol):
         ...
 
     @property
-    def bank(self) -> Bank | None:
-        """Targets of earlier steps that are candidates too; None for none."""
-        ...
-
-    @property
     def hardest(self) -> int | None:
         """Number of candidates that a row keeps, those of the highest scores; None for all."""
         ...
 
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """Return the items drawn beside the targets of the batch and the bank, int64 [S].
+        """Return the items drawn beside the targets of the batch, int64 [S].
 
         Args:
             generator: source of randomness with the same state on all processes.
@@ -89,7 +83,7 @@ class NegativeSampler(Protocol):
 
         Args:
             item_idx: int64, items of any shape.
-            num_targets: number of candidates that are targets of the batch or of the bank.
+            num_targets: number of candidates that are targets of the batch.
         """
         ...
 
