@@ -39,7 +39,7 @@ def problem(*overrides: str, config_name: str = "train") -> str | None:
         (["loss=sampled_softmx"], "loss=sampled_softmx: no such option; did you mean 'sampled_softmax'?"),
         (["+experiment=beuty"], "experiment=beuty: no such option; did you mean 'beauty'?"),
         (["negatives=zzz"], "negatives=zzz: no such option; valid: "),
-        (["negatives=hard", "negatives.of.num_negativ=3"], "unknown configuration key 'negatives.of.num_negativ'"),
+        (["item_tower.crossing.hiden=3"], "did you mean 'item_tower.crossing.hidden'?"),
         (["+history.window_dayz=3"], "did you mean 'history.window_days'?"),
         # Types.
         (["batch_size=abc"], "batch_size: found 'abc', expected an integer, or auto"),
@@ -78,8 +78,7 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["hydra.run.dir=elsewhere", "hydra.job.name=y"],
         ["logger.project=null"],
         ["+history.action_weights.action.save=2.0", "history.window_days=28"],
-        ["negatives=hard", "negatives@negatives.of=in_batch", "negatives.of.max_targets=64"],
-        ["negatives=hard", "negatives.hardest=8", "negatives.of.num_negatives=32"],
+        ["crossing@item_tower.crossing=cross_network", "item_tower.crossing.num_layers=3"],
         ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
         ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],
         [

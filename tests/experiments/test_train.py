@@ -23,7 +23,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PLAIN: tuple[str, ...] = ("callbacks.early_stopping.patience=1",)
-AVERAGED = ("callbacks=ema", "callbacks.ema.decay=0.9", "user_tower.use_user_id=true")
+AVERAGED = (
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    "user_tower.use_user_id=true",
+    "frequency=count_min",
+    "frequency.width=99",
+)
 SPARSE_REFIT = (
     "refit=true",
     "item_tower=pretrained",
@@ -32,13 +38,6 @@ SPARSE_REFIT = (
     "user_tower.own_items=true",
     "frequency=streaming",
     "frequency.num_buckets=1000",
-)
-COUNTING = (
-    "callbacks=ema",
-    "negatives=hard",
-    "negatives.hardest=9",
-    "frequency=count_min",
-    "frequency.width=99",
 )
 
 
@@ -62,9 +61,8 @@ COUNTING = (
         (AVERAGED, [[STEP, 9], [STEP, 8]]),
         # Twenty steps to select, then those of the refit.
         (SPARSE_REFIT, [[STEP, 8], [STEP, 16], [STEP, 4]]),
-        (COUNTING, [[STEP, 9]]),
     ],
-    ids=["plain", "averaged", "sparse_refit", "counting"],
+    ids=["plain", "averaged", "sparse_refit"],
 )
 def test_a_killed_run_ends_like_an_uninterrupted_one(
     tmp_path: Path, cache: Path, overrides: tuple[str, ...], kills: list[list[Any]]

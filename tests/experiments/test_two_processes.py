@@ -41,7 +41,6 @@ VARIANTS = {
     "mixed_sparse": ["negatives=mixed", "item_tower=ids", "item_tower.unknown_rate=0", "item_tower.sparse=true"],
     "uniform": ["negatives=uniform", "negatives.num_negatives=20"],
     "full": ["negatives=none", "loss=full_softmax"],
-    "hard": ["negatives=hard", "negatives.hardest=5"],
     "mined": ["negatives=mined", "negatives.run=RUN", "negatives.num_mined=30"],
     "gbce": ["negatives=uniform", "loss=gbce"],
     "streaming": ["negatives=in_batch", "frequency=streaming", "frequency.num_hashes=2"],
@@ -181,7 +180,7 @@ def test_bf16_is_near_float32(variant: str, outcome: tuple[dict[str, Any], list[
     assert lower["loss"].dtype == torch.float32
     torch.testing.assert_close(lower["loss"], single["loss"], rtol=1e-3, atol=0.0)
     exact, found = (torch.cat([g.flatten() for n, g in each.items() if n != "loss"]) for each in (single, lower))
-    assert float((found - exact).norm()) < 0.05 * float(exact.norm())
+    assert float((found - exact).norm()) < 0.01 * float(exact.norm())
 
 
 @pytest.mark.slow

@@ -88,7 +88,6 @@ ACTION = "data.features.interactions.action.role=event history.action_weights.ac
         ("loss.logq=of", "loss.logq: found 'of', expected 'off', 'classic' or 'corrected'"),
         ("negatives.num_negatives=-4", "negatives.num_negatives: found -4, expected at least 1"),
         ("negatives.max_targets=0", "negatives.max_targets: found 0, expected at least 1"),
-        ("negatives=hard negatives.hardest=0", "negatives.hardest: found 0, expected at least 1"),
         ("trainer.devices=0", "trainer.devices: found 0, expected at least 1"),
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: found 0, expected at least 1"),
         (

@@ -33,19 +33,9 @@ def reference(
     history: Tensor | None = None,
     labels: Tensor | None = None,
     weight: Tensor | None = None,
-    hardest: int | None = None,
 ) -> Tensor:
     """The formula of `softmax_loss`, left to autograd."""
     logits = users @ items.t()
-    if hardest is not None:
-        # By the scores alone, of the columns that are allowed.
-        scores = logits.detach()
-        if mask is not None and history is not None:
-            scores = scores.masked_fill(mask[history], -torch.inf)
-        if labels is not None:
-            scores = scores.scatter(1, labels.unsqueeze(1), -torch.inf)
-        place = scores.argsort(dim=1, descending=True).argsort(dim=1)
-        logits = logits.masked_fill(place >= hardest, -torch.inf)
     if bias is not None:
         logits = logits + bias
     if row_bias is not None:
@@ -67,7 +57,7 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def optional(
-    with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels: bool, with_weight: bool, with_hardest: bool
+    with_bias: bool, with_row_bias: bool, with_mask: bool, with_labels: bool, with_weight: bool
 ) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(5)
     given: dict[str, Any] = {}
@@ -82,8 +72,6 @@ def optional(
         given["labels"] = torch.randint(COLUMNS, (ROWS,), generator=generator)
     if with_weight:
         given["weight"] = torch.rand(ROWS, generator=generator, dtype=torch.float64)
-    if with_hardest:
-        given["hardest"] = 2
     return given
 
 
@@ -97,7 +85,7 @@ def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("block_bytes")
-@pytest.mark.parametrize("present", list(product([False, True], repeat=6)))
+@pytest.mark.parametrize("present", list(product([False, True], repeat=5)))
 def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[bool, ...]) -> None:
     given, leaves = optional(*present), inputs()
     ours = ours_of(*leaves, **given)
@@ -110,7 +98,7 @@ def test_softmax_loss_has_the_value_and_gradients_of_the_formula(present: tuple[
 
 
 def test_softmax_loss_passes_gradcheck() -> None:
-    given = optional(True, True, True, True, True, True)
+    given = optional(True, True, True, True, True)
     leaves = inputs()
     assert torch.autograd.gradcheck(lambda *x: ours_of(*x, **given), leaves)
 
@@ -162,19 +150,19 @@ def test_full_softmax_stays_finite_with_large_logits() -> None:
     assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
 
 
-def one_row(mask: Tensor, hardest: int | None = None) -> tuple[Tensor, Tensor, SampledCandidates]:
+def one_row(mask: Tensor) -> tuple[Tensor, Tensor, SampledCandidates]:
     """Scores: positive 2 * 0.5 = 1; candidates 2, 0, -2."""
     users, items, positives = torch.tensor([[2.0]]), torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[0.5]])
     log_q = torch.tensor([0.5, 0.25, 0.25]).log()
     num_drawn = (~mask).sum(1)
     given = SampledCandidates(
-        items, log_q, torch.tensor([0.1]).log(), mask, torch.tensor([0.2]), num_drawn, torch.tensor([0]), hardest
+        items, log_q, torch.tensor([0.1]).log(), mask, torch.tensor([0.2]), num_drawn, torch.tensor([0])
     )
     return users, positives, given
 
 
-def sampled(logq: str, mask: Tensor, hardest: int | None = None) -> Tensor:
-    users, positives, candidates = one_row(mask, hardest)
+def sampled(logq: str, mask: Tensor) -> Tensor:
+    users, positives, candidates = one_row(mask)
     loss: Tensor = SampledSoftmax(logq)(users, positives, sampled=candidates)  # type: ignore[arg-type]
     return loss
 
@@ -194,25 +182,6 @@ def test_corrections_by_hand() -> None:
 def test_a_row_without_candidates_costs_nothing() -> None:
     everything = torch.tensor([[True, True, True]])
     assert sampled("corrected", everything).item() == pytest.approx(0.0, abs=1e-6)
-    assert sampled("corrected", everything, hardest=1).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_the_hardest_by_hand() -> None:
-    nothing, first = torch.tensor([[False, False, False]]), torch.tensor([[True, False, False]])
-    # The best scored of three: 2. The others' terms are left out, and all three still count in n.
-    plain = math.log(1 + math.exp(2) / math.exp(1))
-    assert sampled("off", nothing, hardest=1).item() == pytest.approx(plain, rel=1e-5)
-    corrected = math.log(1 + math.exp(2) / (3 * 0.5 / 0.8) / math.exp(1))
-    assert sampled("corrected", nothing, hardest=1).item() == pytest.approx(corrected, rel=1e-5)
-    # What is masked is no negative, however well it scores: 0 is the best of the two that remain.
-    corrected = math.log(1 + math.exp(0) / (2 * 0.25 / 0.8) / math.exp(1))
-    assert sampled("corrected", first, hardest=1).item() == pytest.approx(corrected, rel=1e-5)
-    # Scores decide, not what logQ makes of them: by 2 - log .5 and 0 - log .01 it would be the second.
-    users, positives, given = one_row(nothing, hardest=1)
-    rare = given._replace(log_q=torch.tensor([0.5, 0.01, 0.25]).log())
-    classic = math.log(1 + math.exp(2) / 0.5 / (math.exp(1) / 0.1))
-    assert SampledSoftmax("classic")(users, positives, sampled=rare).item() == pytest.approx(classic, rel=1e-5)
-    assert sampled("off", nothing, hardest=3).item() == pytest.approx(sampled("off", nothing).item())
 
 
 def test_an_exposure_has_the_weight_one() -> None:
@@ -259,7 +228,7 @@ def gbce_reference(
 def test_gbce_has_the_value_and_gradients_of_the_formula(weighted: bool) -> None:
     users, items, _ = inputs()
     positives = torch.randn(ROWS, DIM, dtype=torch.float64, requires_grad=True)
-    given = optional(False, False, True, False, True, False)
+    given = optional(False, False, True, False, True)
     nothing = torch.zeros(0)
     candidates = SampledCandidates(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
     weight = given["weight"] if weighted else None

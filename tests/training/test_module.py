@@ -133,24 +133,6 @@ def next_batches(config: DictConfig, count: int) -> list[Batch]:
     return list(itertools.islice(build_data(config, open_data(config)).train_dataloader(), count))
 
 
-def test_a_hard_step_is_that_of_the_best_scored(world: Path) -> None:
-    config = settings(world, "negatives=hard", "negatives.hardest=3", "loss.logq=off")
-    module = still(build(config))
-    (batch,) = next_batches(config, 1)
-    assert module.negatives is not None
-    generator = torch.Generator().manual_seed(hash((0, 0)) & 0xFFFFFFFF)
-    candidates = torch.cat([batch.target_idx, module.negatives.draw(generator, batch.target_idx)])
-    users = module.model.encode_users(batch) / 0.05
-    positives = (users * module.model.encode_items(batch.target_idx)).sum(1)
-    losses = []
-    for row, history in enumerate(batch.history.tolist()):
-        own = own_items(batch, history)
-        allowed = candidates[~torch.isin(candidates, own)]
-        best = (module.model.encode_items(allowed) @ users[row]).sort(descending=True).values[:3]
-        losses.append(torch.logsumexp(torch.cat([positives[row].unsqueeze(0), best]), 0) - positives[row])
-    torch.testing.assert_close(module.training_step(batch, 0), torch.stack(losses).mean(), rtol=1e-4, atol=1e-4)
-
-
 def test_positives_of_users_equal_those_of_each_history(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks and probabilities of distinct items of users, against those of all events of each history."""
     config = settings(world, "negatives=mixed", "history.max_events=2", "batch_size=64")
@@ -326,7 +308,6 @@ def test_every_parameter_that_matters_learns(world: Path) -> None:
         (["negatives=uniform", "frequency=streaming"], "expected frequency=exact"),
         (["negatives=none", "loss=full_softmax", "frequency=count_min"], "expected frequency=exact"),
         (["frequency=streaming", "frequency.rate=2.0"], "rate: found 2.0"),
-        (["negatives=hard", "negatives.hardest=0"], "hardest: found 0"),
         (["negatives=mined", "negatives.run=RUN"], "negatives.run=RUN: nothing here opens earlier runs"),
         (["negatives=uniform", "loss=gbce", "loss.calibration=2.0"], "calibration: found 2.0"),
     ],

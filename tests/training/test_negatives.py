@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.training.frequency import ExactFrequency, target_probabilities
 from recsys.training.negatives import (
-    HardNegatives,
     InBatchNegatives,
     MinedNegatives,
     MixedNegatives,
@@ -145,19 +143,6 @@ def test_popularity_to_a_power_by_hand() -> None:
     for exponent, weights in ((0.5, [0.8, 0.6, 0.036**0.5]), (0.0, [1, 1, 1]), (1.0, [0.64, 0.36, 0.036])):
         found = PopularityNegatives(given_items, exponent=exponent).log_q(torch.tensor([1, 2, 3]), 0).exp().tolist()
         assert found == pytest.approx([weight / sum(weights) for weight in weights], rel=1e-5)
-
-
-def test_hard_negatives_are_those_of_another_proposal() -> None:
-    inner = partial(MixedNegatives, num_negatives=10, max_targets=7)
-    sampler, mixed = HardNegatives(inputs(), of=inner, hardest=3), inner(inputs())
-    assert (sampler.hardest, sampler.max_targets) == (3, 7)
-    assert sampler.frequency is sampler.of.frequency
-    items = torch.arange(1, 7)
-    torch.testing.assert_close(sampler.log_q(items, 30), mixed.log_q(items, 30))
-    first, second = (s.draw(torch.Generator().manual_seed(3), items) for s in (sampler, mixed))
-    assert torch.equal(first, second)
-    with pytest.raises(ValueError, match="hardest: found 0"):
-        HardNegatives(inputs(), of=InBatchNegatives, hardest=0)
 
 
 # Neighbours of items 1 to 4; 4 has one, 3 has none.

@@ -18,6 +18,7 @@ REMOVED = {
     "recsys.models.fourier.BSARec": "user_tower=transformer",
     "recsys.models.reach.LongAndRecent": "user_tower=transformer",
     "recsys.training.negatives.CrossBatchNegatives": "negatives=mixed",
+    "recsys.training.negatives.HardNegatives": "negatives=mixed",
 }
 
 

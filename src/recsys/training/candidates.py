@@ -30,7 +30,7 @@ def describe_candidates(
         sampler: sampler that the candidates come from.
         item_idx: int64 [C].
         embeddings: [C, D].
-        num_targets: number of candidates that are targets, of the batch or of earlier steps.
+        num_targets: number of candidates that are targets of the batch.
         batch: batch of this process.
     """
     mask = positives_among(item_idx, batch.positives)[batch.owner]
@@ -49,7 +49,6 @@ def describe_candidates(
         q_masked=q_masked,
         num_drawn=(~mask).sum(1),
         history=batch.history,
-        hardest=sampler.hardest,
     )
 
 

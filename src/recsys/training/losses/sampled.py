@@ -26,7 +26,6 @@ class SampledCandidates(NamedTuple):
         q_masked: [H], probability that one draw is masked.
         num_drawn: [H], n, candidates that were drawn and are not masked. Exposures of a history are not drawn.
         history: int64 [P], the history of each row.
-        hardest: number of candidates that a row keeps, those of the highest scores; None for all.
         prior: item priors of the candidates and targets, which a loss with `takes_priors` adds; None for none.
     """
 
@@ -37,7 +36,6 @@ class SampledCandidates(NamedTuple):
     q_masked: Tensor
     num_drawn: Tensor
     history: Tensor
-    hardest: int | None = None
     prior: PriorTerms | None = None
 
 

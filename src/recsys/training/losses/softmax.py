@@ -68,7 +68,6 @@ class SampledSoftmax(nn.Module):
             mask=sampled.mask,
             history=sampled.history,
             weight=weight,
-            hardest=sampled.hardest,
             group=None if sampled.prior is None else sampled.prior.group,
         )
         return softmax_loss(
@@ -128,7 +127,6 @@ class SoftmaxTerms:
         history: int64 [P], row of `mask` for each row.
         labels: int64 [P], the column of each row's positive, which is left out of the negatives.
         weight: [P], weight of each row in the mean; None for equal weights.
-        hardest: number of columns that a row keeps, those of the highest `u.v_c`; None for all.
         group: int64 [P], row of the priors for each row; None without priors.
     """
 
@@ -138,7 +136,6 @@ class SoftmaxTerms:
     history: Tensor | None = None
     labels: Tensor | None = None
     weight: Tensor | None = None
-    hardest: int | None = None
     group: Tensor | None = None
 
 
@@ -207,9 +204,8 @@ class _SoftmaxLoss(torch.autograd.Function):
         terms: SoftmaxTerms,
         buffer: Buffer,
     ) -> Tensor:
-        bias, mask, history, hardest = terms.bias, terms.mask, terms.history, terms.hardest
+        bias, mask, history = terms.bias, terms.mask, terms.history
         num_rows, num_columns = len(users), len(items)
-        selects = hardest is not None and hardest < num_columns
         part = shares(users, terms.weight)
         losses = torch.empty(num_rows, dtype=users.dtype, device=users.device)
         user_gradient, item_gradient = torch.empty_like(users), torch.zeros_like(items)
@@ -219,10 +215,10 @@ class _SoftmaxLoss(torch.autograd.Function):
         least = lowest(users)
         can_skip = users.device.type == "cpu" and users.dtype == torch.float32
         hidden = _hidden_share(terms) + (0.0 if prior is None else float((prior < ZERO_BELOW).float().mean()))
-        skips = can_skip and (selects or hidden > SKIP_FROM)
+        skips = can_skip and hidden > SKIP_FROM
         for rows in blocks(num_rows, num_columns, device=users.device):
             block = buffer.block(rows.stop - rows.start, num_columns, like=users)
-            if bias is None or selects:
+            if bias is None:
                 torch.mm(users[rows], transposed, out=block)
             else:
                 torch.addmm(bias, users[rows], transposed, out=block)
@@ -235,9 +231,6 @@ class _SoftmaxLoss(torch.autograd.Function):
                 own = block.gather(1, columns)
             elif columns is not None:
                 block.scatter_(1, columns, least)
-            if selects and hardest is not None:
-                kept, at = block.topk(hardest, dim=1, sorted=False)
-                block.fill_(least).scatter_(1, at, kept if bias is None else kept + bias[at])
             highest = block.amax(1, keepdim=True)
             exp_(block.sub_(highest), skips=skips)
             total = block.sum(1, keepdim=True)

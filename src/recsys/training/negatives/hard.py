@@ -1,55 +1,12 @@
-"""Hard negatives: the best scored candidates, and neighbours of the targets in the item space of an earlier run."""
+"""Hard negatives: neighbours of the targets in the item space of an earlier run."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from recsys.training.frequency import Frequency
 from recsys.training.negatives.samplers import UniformNegatives
-from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs, at_least, log
-
-
-class HardNegatives(nn.Module):
-    """The candidates of another sampler, of which each row keeps those that the model would rank first.
-
-    Positives of the user are not kept. Scores are compared without logQ, and the kept candidates are corrected as if
-    all had stayed. So the loss is that of the other sampler without the terms of the candidates that score lower, and
-    tends to it as `hardest` grows. Semi-hard mining within the batch comes from FaceNet (Schroff et al. 2015, section
-    3.2).
-
-    Args:
-        inputs: data and model that candidates are drawn for.
-        of: function that makes the other sampler from `inputs`.
-        hardest: number of candidates that a row keeps.
-    """
-
-    is_uniform = False
-
-    def __init__(self, inputs: SamplerInputs, of: Callable[..., NegativeSampler], *, hardest: int = 64) -> None:
-        super().__init__()
-        at_least(1, hardest=hardest)
-        self.of, self.hardest = of(inputs=inputs), hardest
-
-    @property
-    def frequency(self) -> Frequency | None:
-        """Frequency of the other sampler."""
-        return self.of.frequency
-
-    @property
-    def max_targets(self) -> int | None:
-        """Most targets of the other sampler."""
-        return self.of.max_targets
-
-    def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
-        """Draw from the other sampler."""
-        return self.of.draw(generator, target_idx)
-
-    def log_q(self, item_idx: Tensor, num_targets: int) -> Tensor:
-        """Return the log probability of the other sampler."""
-        return self.of.log_q(item_idx, num_targets)
+from recsys.training.negatives.sampling import SamplerInputs, at_least, log
 
 
 class MinedNegatives(nn.Module):
@@ -73,7 +30,6 @@ class MinedNegatives(nn.Module):
         max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
-    hardest = None
     is_uniform = False
     neighbors: Tensor
     probabilities: Tensor

@@ -18,7 +18,6 @@ class InBatchNegatives(nn.Module):
         max_targets: most targets that become candidates. If the batch has more, a random subset is taken.
     """
 
-    hardest = None
     is_uniform = False
 
     def __init__(self, inputs: SamplerInputs, max_targets: int | None = 2048) -> None:
@@ -45,7 +44,6 @@ class UniformNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    hardest = None
     is_uniform = True
     corpus: Tensor
 
@@ -79,7 +77,6 @@ class PopularityNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    hardest = None
     is_uniform = False
     corpus: Tensor
     cumulative: Tensor
@@ -121,7 +118,6 @@ class MixedNegatives(nn.Module):
         max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
 
-    hardest = None
     is_uniform = False
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, max_targets: int | None = 2048) -> None:

@@ -64,11 +64,6 @@ class NegativeSampler(Protocol):
         """Most targets of the batch that become candidates; None for all."""
         ...
 
-    @property
-    def hardest(self) -> int | None:
-        """Number of candidates that a row keeps, those of the highest scores; None for all."""
-        ...
-
     def draw(self, generator: torch.Generator, target_idx: Tensor) -> Tensor:
         """Return the items drawn beside the targets of the batch, int64 [S].
 
