@@ -53,14 +53,18 @@ def run(out: Path, name: str, base: list[str], changed: list[str], given: list[s
     path = folder(out, name)
     if status(path) == "finished":
         return
-    replaced = tuple(f"{word.partition('=')[0]}." for word in changed if "." not in word.partition("=")[0])
-    words = [word for word in base if not word.startswith(replaced or ("=",))]
-    overrides = [*words, *(word.format(base=folder(out, BASE)) for word in changed), *given]
+    overrides = [*replaced(base, changed), *given]
     out.mkdir(parents=True, exist_ok=True)
     print(f"{name}: {' '.join(changed)}", file=sys.stderr, flush=True)
     with (out / f"{path.name}.log").open("w") as log:
         command = [sys.executable, "train.py", *overrides, "logger=csv", f"hydra.run.dir={path}"]
         subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+
+
+def replaced(base: list[str], changed: list[str]) -> list[str]:
+    """Return the overrides of a variant: another option of a group drops the base's keys of that group."""
+    groups = tuple(f"{word.partition('=')[0]}." for word in changed if "." not in word.partition("=")[0])
+    return [*(word for word in base if not word.startswith(groups or ("=",))), *changed]
 
 
 def print_table(out: Path, variants: dict[str, list[str]]) -> None:

@@ -28,6 +28,7 @@ from worlds import compose, write_run, write_world
 
 from recsys.cli.main import main
 from recsys.experiments.blend_validation import BlendValidation, ShiftBias
+from recsys.experiments.conf_files import CONF
 from recsys.experiments.run_folder import RunFolder
 from recsys.experiments.trained_run import stored_config
 from recsys.training.frequency import prior_shift
@@ -288,3 +289,8 @@ def test_ablation(
     module.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows] == ["| variant", "| base", "| another seed"]
+    plan = yaml.safe_load(Path(module.__file__).with_suffix(".yaml").read_text())
+    for word in [*plan["base"], *(word for variant in plan["variants"].values() for word in variant["overrides"])]:
+        key, _, option = word.partition("=")
+        group = key.partition("@")[0]
+        assert "." in group or group == "seed" or (CONF / group / f"{option}.yaml").is_file(), word

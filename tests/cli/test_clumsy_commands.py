@@ -84,7 +84,10 @@ CLUMSY = {
     "recsys recommend run=runs/first k=many out=x.parquet": (1, "k: found 'many', expected an integer"),
     # Places.
     "recsys train data=parquet data.root=": (1, "data.root: empty, expected data.root=DIR"),
-    "recsys train negatives=mined": (1, "negatives.run: missing, expected negatives.run=RUN"),
+    "recsys train item_tower=pretrained pretrained@item_tower.pretrained=earlier_run": (
+        1,
+        "item_tower.pretrained.source.path: missing, expected item_tower.pretrained.source.path=RUN",
+    ),
     "recsys train hydra.run.dir=models": (1, "hydra.run.dir: models is a folder of releases"),
     "recsys index run=runs/first store=notes.txt": (1, "store: notes.txt is a file, expected a folder of releases"),
     "recsys index run=runs/first alias=Best": (1, "alias: found 'Best', expected a lower-case name"),

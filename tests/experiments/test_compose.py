@@ -79,7 +79,7 @@ def test_wrong_overrides(overrides: list[str], message: str) -> None:
         ["logger.project=null"],
         ["+history.action_weights.action.save=2.0", "history.window_days=28"],
         ["crossing@item_tower.crossing=cross_network", "item_tower.crossing.num_layers=3"],
-        ["negatives=mined", "negatives.run=RUN", "frequency=streaming", "frequency.num_hashes=2"],
+        ["frequency=streaming", "frequency.num_hashes=2"],
         ["data=parquet", "data.root=/somewhere", "data.engaged=clicked"],
         [
             "data=csv",
@@ -177,7 +177,6 @@ def test_commands_fail_with_one_line(tmp_path: Path) -> None:
         "history.max_events=0": "history.max_events: found 0",
         "evaluation.metric=val/warm_user/recall@10": "did you mean 'val/warm_users/recall@10'?",
         "negatives=none": "negatives=none is valid only with loss=full_softmax",
-        "negatives=mined negatives.run=/nowhere/at/all": "/nowhere/at/all",
         "+history.action_weights.action.sav=2": "did you mean 'save'?",
         "data.engaged=clicked": "data.engaged=clicked",
         "evaluation.metric=val/recal@10": "did you mean 'val/recall@10'?",

@@ -14,7 +14,6 @@ from worlds import CONF, FEATURES, compose, write_run, write_world
 from recsys.cli.reference import keys
 from recsys.data.preparation.engines import DuckDB, Spark
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, instantiate, open_data
-from recsys.experiments.hard_negative_mining import miner
 
 OPTIONS = sorted(file.relative_to(CONF).with_suffix("").as_posix() for file in CONF.glob("*/*.yaml"))
 EXPERIMENTS = sorted(file.stem for file in CONF.glob("experiment/*.yaml"))
@@ -34,7 +33,7 @@ def on(world: Path, *overrides: str) -> list[str]:
 def check_builds(config: DictConfig, folder: Path) -> None:
     """One training step, and the callbacks."""
     dataset = open_data(config)
-    module = build_module(config, dataset, model=build_towers(config, dataset), mine=miner(config))
+    module = build_module(config, dataset, model=build_towers(config, dataset))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch = next(iter(build_data(config, dataset).train_dataloader()))
     loss = module.training_step(batch, 0)
@@ -54,8 +53,6 @@ def test_options_of_training(option: str, world: Path, tmp_path: Path) -> None:
         choice.append("negatives=none")
     if option == "loss/gbce":
         choice.append("negatives=uniform")
-    if option == "negatives/mined":
-        choice.append(f"negatives.run={write_run(tmp_path / 'run', world)}")
     if group == "data":
         root = [] if name == "synthetic" else [f"data.root={tmp_path}"]
         config = compose("train", [*choice, *root])

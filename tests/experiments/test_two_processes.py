@@ -19,7 +19,6 @@ from worlds import FEATURES, compose, write_world
 from recsys.core import distributed
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
-from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import build_data, build_module, build_towers, open_data
 from recsys.training.module import RetrievalModule
 
@@ -41,7 +40,6 @@ VARIANTS = {
     "mixed_sparse": ["negatives=mixed", "item_tower=ids", "item_tower.unknown_rate=0", "item_tower.sparse=true"],
     "uniform": ["negatives=uniform", "negatives.num_negatives=20"],
     "full": ["negatives=none", "loss=full_softmax"],
-    "mined": ["negatives=mined", "negatives.run=RUN", "negatives.num_mined=30"],
     "gbce": ["negatives=uniform", "loss=gbce"],
     "streaming": ["negatives=in_batch", "frequency=streaming", "frequency.num_hashes=2"],
     "count_min": ["negatives=mixed", "frequency=count_min", "frequency.width=50"],
@@ -49,15 +47,9 @@ VARIANTS = {
 }
 
 
-def neighbors(dataset: PreparedDataset, corpus: Tensor, run: str, num_neighbors: int) -> Tensor:  # noqa: ARG001
-    """Some of the corpus for each item."""
-    generator = torch.Generator().manual_seed(0)
-    return corpus[torch.randint(len(corpus), (dataset.num_items + 1, num_neighbors), generator=generator)]
-
-
 def build(config: DictConfig) -> RetrievalModule:
     dataset = open_data(config)
-    module = build_module(config, dataset, model=build_towers(config, dataset), mine=neighbors)
+    module = build_module(config, dataset, model=build_towers(config, dataset))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     for submodule in module.modules():
         # Hidden values of features are drawn from a stream of each process.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -18,7 +16,6 @@ from recsys.data.batches.loaders import TrainingLoader
 from recsys.training.frequency import ExactFrequency, target_probabilities
 from recsys.training.negatives import (
     InBatchNegatives,
-    MinedNegatives,
     MixedNegatives,
     NegativeSampler,
     PopularityNegatives,
@@ -27,7 +24,6 @@ from recsys.training.negatives import (
     positives_among,
     probability_of_positives,
 )
-from recsys.training.negatives.sampling import no_earlier_run
 
 # Item 1 is in every history; 5 and 6 are in the corpus but never a target.
 USERS = [[(1 + (user * step) % 4, step // 2) for step in range(2 + user % 5)] for user in range(12)]
@@ -36,10 +32,8 @@ FOUR = torch.tensor([0.0, 0.5, 0.3, 0.2, 0.0], dtype=torch.float64)
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
-def known(
-    probabilities: Tensor, corpus: Tensor, nearest: Callable[[str, int], Tensor] = no_earlier_run
-) -> SamplerInputs:
-    return SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), 2, nearest)
+def known(probabilities: Tensor, corpus: Tensor) -> SamplerInputs:
+    return SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), 2)
 
 
 def inputs(predict_first: bool = True) -> SamplerInputs:
@@ -143,49 +137,3 @@ def test_popularity_to_a_power_by_hand() -> None:
     for exponent, weights in ((0.5, [0.8, 0.6, 0.036**0.5]), (0.0, [1, 1, 1]), (1.0, [0.64, 0.36, 0.036])):
         found = PopularityNegatives(given_items, exponent=exponent).log_q(torch.tensor([1, 2, 3]), 0).exp().tolist()
         assert found == pytest.approx([weight / sum(weights) for weight in weights], rel=1e-5)
-
-
-# Neighbours of items 1 to 4; 4 has one, 3 has none.
-NEIGHBORS = torch.tensor([[0, 0], [2, 3], [1, 4], [0, 0], [1, 0]])
-
-
-def nearest(run: str, num_neighbors: int) -> Tensor:
-    assert (run, num_neighbors) == ("RUN", 2)
-    return NEIGHBORS
-
-
-def test_mined_proposal_by_hand() -> None:
-    sampler = MinedNegatives(
-        known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=20, num_negatives=10
-    )
-    # Targets are .5, .3, .2, 0. Item 1 is half of what 2 gives, 2 and 3 half of what 1 gives, 4 half of what 2 gives;
-    # what 3 gives goes to everyone.
-    mined = [0.15 + 0.05, 0.25 + 0.05, 0.25 + 0.05, 0.15 + 0.05]
-    # Of 30 targets, 10 uniform and 20 mined draws.
-    expected = [(30 * p + 10 / 4 + 20 * q) / 60 for p, q in zip([0.5, 0.3, 0.2, 0.0], mined, strict=True)]
-    found = sampler.log_q(torch.arange(1, 5), 30).exp()
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert float(found.sum()) == pytest.approx(1.0)
-
-
-def test_mined_items_are_as_probable_as_claimed() -> None:
-    sampler = MinedNegatives(
-        known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2, num_mined=50, num_negatives=6
-    )
-    generator, target_generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
-    held = torch.zeros(5)
-    for _ in range(2000):
-        targets = torch.multinomial(FOUR, 8, replacement=True, generator=target_generator)
-        drawn = sampler.draw(generator, targets)
-        assert drawn.shape == (56,)
-        held += torch.cat([targets, drawn]).bincount(minlength=5)
-    torch.testing.assert_close(held[1:] / held.sum(), sampler.log_q(torch.arange(1, 5), 8).exp(), rtol=0.02, atol=0.0)
-    # Without targets there is nothing to be near to.
-    assert set(sampler.draw(generator, NOTHING).tolist()) == {1, 2, 3, 4}
-
-
-def test_mined_items_do_not_depend_on_the_order_of_the_targets() -> None:
-    sampler = MinedNegatives(known(FOUR, torch.arange(1, 5), nearest), "RUN", num_neighbors=2)
-    orders = torch.tensor([1, 2, 2, 4, 3]), torch.tensor([2, 3, 1, 4, 2])
-    first, second = (sampler.draw(torch.Generator().manual_seed(3), order) for order in orders)
-    assert torch.equal(first, second)

@@ -19,7 +19,7 @@ _RUNS = {
     "index": ("run",),
     "recommend": ("run",),
     "gates": ("run",),
-    "train": ("warm_start", "negatives.run"),
+    "train": ("warm_start", "item_tower.pretrained.source.path"),
 }
 # Keys of folders that only hold the metrics of a run.
 _RUN_LISTS = {"compare": ("runs",), "generators": ("runs",), "baselines": ("against",), "index": ("sweep",)}
@@ -44,7 +44,7 @@ _EXPECTED = {
     "items": "FILE",
     "file": "FILE|DIR",
     "out": "FILE",
-    "negatives.run": "RUN",
+    "item_tower.pretrained.source.path": "RUN",
 }
 # Sources that are folders on this machine.
 _FOLDERS = ("csv", "jsonl", "parquet")

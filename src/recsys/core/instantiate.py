@@ -19,6 +19,7 @@ REMOVED = {
     "recsys.models.reach.LongAndRecent": "user_tower=transformer",
     "recsys.training.negatives.CrossBatchNegatives": "negatives=mixed",
     "recsys.training.negatives.HardNegatives": "negatives=mixed",
+    "recsys.training.negatives.MinedNegatives": "negatives=mixed",
 }
 
 

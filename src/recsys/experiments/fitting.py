@@ -37,7 +37,6 @@ from recsys.experiments.assembly import (
 )
 from recsys.experiments.assembly.model import SPARSE_ROWS
 from recsys.experiments.fit_progress import FitProgress
-from recsys.experiments.hard_negative_mining import miner
 from recsys.experiments.loggers import close_loggers
 from recsys.experiments.new_items_offset import calibration, fit_new_items_offset
 from recsys.experiments.processes import trainer_settings
@@ -102,7 +101,7 @@ def select_checkpoint(session: TrainingSession, *, epochs: int | None = None) ->
     last = _existing(run.checkpoints / LAST)
     trainer = None
     try:
-        module = build_module(config, dataset, model=_towers(session, fresh=last is None), mine=miner(config))
+        module = build_module(config, dataset, model=_towers(session, fresh=last is None))
         data = _training_data(session)
         # Evaluation must run after the callback that swaps in averaged weights.
         named = _named_callbacks(session, run.checkpoints)
@@ -163,13 +162,7 @@ def fit_again(session: TrainingSession) -> None:
     folder = run.checkpoints / "refit"
     last = _existing(folder / LAST)
     model = _towers(session, fresh=last is None)
-    module = build_module(
-        session.config,
-        session.dataset,
-        model=model,
-        schedule_steps=run.state.schedule_steps,
-        mine=miner(session.config),
-    )
+    module = build_module(session.config, session.dataset, model=model, schedule_steps=run.state.schedule_steps)
     callbacks = [c for name, c in _named_callbacks(session, folder) if name not in ("early_stopping", "best")]
     trainer = build_trainer(
         session,

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from recsys.core import distributed
 from recsys.core.columns import Ragged
@@ -91,8 +89,7 @@ def check_start(config: DictConfig, dataset: PreparedDataset) -> None:
     check_needs(config, dataset)
     build_data(config, dataset)
     build_callbacks(config, Path())
-    # Neighbours take long to mine, and every data set has some.
-    build_module(config, dataset, model=build_towers(config, dataset, fresh=False), mine=_no_neighbors)
+    build_module(config, dataset, model=build_towers(config, dataset, fresh=False))
 
 
 def check_needs(config: DictConfig, dataset: PreparedDataset) -> None:
@@ -139,7 +136,3 @@ def _holds_some(dataset: PreparedDataset, feature: Feature) -> bool:
     if isinstance(column, Ragged):
         return len(column.values) > 0
     return bool(np.isfinite(np.asarray(column.values)[:, 0].astype(np.float32)).any())
-
-
-def _no_neighbors(dataset: PreparedDataset, _corpus: Tensor, _run: str, num_neighbors: int) -> Tensor:
-    return torch.zeros(dataset.num_items + 1, num_neighbors, dtype=torch.int64)

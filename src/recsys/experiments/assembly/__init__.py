@@ -13,10 +13,9 @@ from recsys.experiments.assembly.model import (
 from recsys.experiments.assembly.objects import complete
 from recsys.experiments.assembly.oracle import oracle_metrics
 from recsys.experiments.assembly.sharding import choose_sharding, keep_replicated
-from recsys.experiments.assembly.training import Miner, build_callbacks, build_module, check_metric
+from recsys.experiments.assembly.training import build_callbacks, build_module, check_metric
 
 __all__ = [
-    "Miner",
     "build_callbacks",
     "build_data",
     "build_item_bias",

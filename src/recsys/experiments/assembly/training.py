@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -24,9 +22,6 @@ from recsys.training.module import RetrievalModule
 from recsys.training.negatives import NegativeSampler, SamplerInputs
 from recsys.training.prior_terms import TrainingPriors
 
-# Arguments: data set, corpus, folder of the earlier run, k. The first two are bound before negatives are built.
-Miner = Callable[[PreparedDataset, Tensor, str, int], Tensor]
-
 
 def build_module(
     config: DictConfig,
@@ -34,7 +29,6 @@ def build_module(
     *,
     model: TwoTower,
     schedule_steps: int | None = None,
-    mine: Miner | None = None,
 ) -> RetrievalModule:
     """Return the training step of a configuration.
 
@@ -43,7 +37,6 @@ def build_module(
         dataset: data set to train on.
         model: both towers.
         schedule_steps: length of the learning-rate schedule; None for the steps that the trainer will make.
-        mine: finds neighbours in an earlier run, for negatives that need them.
     """
     # An item without training events may not have existed at the time of a target, so it is no negative.
     corpus = torch.from_numpy(corpus_of(model, dataset))
@@ -51,7 +44,7 @@ def build_module(
     loss = instantiate(config.loss)
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))
-    negatives = _build_negatives(config, dataset, model=model, corpus=corpus, mine=mine)
+    negatives = _build_negatives(config, dataset, model=model, corpus=corpus)
     return RetrievalModule(
         model,
         loss,
@@ -102,7 +95,7 @@ def check_metric(metric: str, *, place: str = "evaluation.metric", others: tuple
 
 
 def _build_negatives(
-    config: DictConfig, dataset: PreparedDataset, *, model: TwoTower, corpus: Tensor, mine: Miner | None
+    config: DictConfig, dataset: PreparedDataset, *, model: TwoTower, corpus: Tensor
 ) -> NegativeSampler | None:
     probabilities = target_probabilities(dataset, config.history.predict_first)
     frequency: Frequency = instantiate(config.frequency)
@@ -111,8 +104,6 @@ def _build_negatives(
     negatives: NegativeSampler | None = None
     if config.negatives["_target_"] is not None:
         inputs = SamplerInputs(probabilities, corpus, frequency, model.item_tower.dim)
-        if mine is not None:
-            inputs = inputs._replace(nearest_items=partial(mine, dataset, corpus))
         negatives = complete(instantiate(config.negatives), inputs=inputs)
     if frequency.is_estimated and (negatives is None or negatives.frequency is None):
         raise UserError(

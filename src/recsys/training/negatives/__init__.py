@@ -1,6 +1,5 @@
 """Samplers of negatives: the candidates that a positive is compared with, and the probability of each."""
 
-from recsys.training.negatives.hard import MinedNegatives
 from recsys.training.negatives.masks import (
     positives_among,
     probability_of_positives,
@@ -18,7 +17,6 @@ from recsys.training.negatives.sampling import NegativeSampler, SamplerInputs
 __all__ = [
     "SamplerInputs",
     "InBatchNegatives",
-    "MinedNegatives",
     "MixedNegatives",
     "NegativeSampler",
     "PopularityNegatives",

@@ -6,26 +6,15 @@ Shapes: P targets of the step (of all processes), C candidates, S items drawn, N
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from recsys.core.errors import UserError
 from recsys.training.frequency import Frequency
 
 # Log probability of an item that is never drawn.
 LEAST = math.log(1e-12)
-
-# A function of a run folder and k that returns int64 [N + 1, k]: the k nearest other items of each item_idx in the item
-# space of that run, filled with 0 if there are fewer.
-NearestItems = Callable[[str, int], Tensor]
-
-
-def no_earlier_run(run: str, num_neighbors: int) -> Tensor:
-    """Raise a `UserError`; the default of `SamplerInputs.nearest_items` for callers that cannot open runs."""
-    raise UserError(f"negatives.run={run}: nothing here opens earlier runs, to find {num_neighbors} neighbours")
 
 
 class SamplerInputs(NamedTuple):
@@ -36,14 +25,12 @@ class SamplerInputs(NamedTuple):
         corpus: int64 [N], items that uniform draws come from.
         frequency: probabilities of targets for the logQ correction.
         dim: width of item embeddings, D.
-        nearest_items: function that finds neighbours in the item space of an earlier run.
     """
 
     probabilities: Tensor
     corpus: Tensor
     frequency: Frequency
     dim: int
-    nearest_items: NearestItems = no_earlier_run
 
 
 class NegativeSampler(Protocol):
