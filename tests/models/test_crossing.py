@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recsys.models.crossing import MLP, Crossing, CrossNetwork, MaskNet
+from recsys.models.crossing import MLP, Crossing, CrossNetwork
 
 
 def put(module: nn.Module, weight: list[list[float]], bias: list[float] | None = None) -> None:
@@ -47,30 +47,7 @@ def test_low_rank_is_the_product_of_two_matrices() -> None:
     assert count == [4 * 4 + 4, 2 * 4 + 4 * 2 + 4]
 
 
-def test_mask_block_by_hand() -> None:
-    network = MaskNet([2, 2], out_dim=3, num_blocks=1, reduction=0.25, hidden=3)
-    block = network.blocks[0]
-    put(block.mask[0], [[1.0, 1.0, 1.0, 1.0]], [0.0])  # type: ignore[index]
-    put(block.mask[2], [[0.5], [1.0], [1.0], [1.0]], [1.0, 1.0, 1.0, 1.0])  # type: ignore[index]
-    put(block.projection, [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [1.0, 1.0, 1.0, 1.0]])  # type: ignore[arg-type]
-    network.mlp = nn.Identity()  # type: ignore[assignment]
-    # Each feature is normalised by itself: (1, 3) -> (-1, 1), (2, 2) -> (0, 0). The mask of the sum 8 is (5, 9, 9, 9):
-    # (-5, 9, 0, 0), projected (-5, 9, 4), whose mean is 8/3 and standard deviation 5.792716; then ReLU.
-    found = network(torch.tensor([[1.0, 3.0, 2.0, 2.0]]))
-    expected = [0.0, (9 - 8 / 3) / 5.792716, (4 - 8 / 3) / 5.792716]
-    torch.testing.assert_close(found, torch.tensor([expected]), atol=1e-5, rtol=1e-4)
-    # Of the sum -8 the hidden layer is 0, and the mask 1: (1, -1) -> (1, -1, 0), standard deviation .816497.
-    found = network(torch.tensor([[-1.0, -3.0, -2.0, -2.0]]))
-    torch.testing.assert_close(found, torch.tensor([[1 / 0.816497, 0.0, 0.0]]), atol=1e-5, rtol=1e-4)
-
-
-def test_mask_blocks_lie_side_by_side() -> None:
-    network = MaskNet([2, 3], out_dim=4, num_blocks=3, hidden=6)
-    assert network.mlp[0].in_features == 18  # type: ignore[union-attr]
-    assert network.blocks[0].mask[0].out_features == 5  # type: ignore[index,union-attr]
-
-
-@pytest.mark.parametrize("build", [MLP, CrossNetwork, partial(CrossNetwork, rank=2), MaskNet])
+@pytest.mark.parametrize("build", [MLP, CrossNetwork, partial(CrossNetwork, rank=2)])
 def test_every_feature_and_parameter_matters(build: Crossing) -> None:
     network = build([3, 2, 2], 5)
     x = torch.randn(7, 7, requires_grad=True)
@@ -82,7 +59,7 @@ def test_every_feature_and_parameter_matters(build: Crossing) -> None:
     assert all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in network.parameters())
 
 
-@pytest.mark.parametrize("build", [MLP, CrossNetwork, MaskNet])
+@pytest.mark.parametrize("build", [MLP, CrossNetwork])
 def test_dropout_is_a_layer_or_none(build: Callable[..., nn.Module]) -> None:
     def rates(network: nn.Module) -> list[float]:
         return [m.p for m in network.modules() if isinstance(m, nn.Dropout)]
@@ -92,9 +69,8 @@ def test_dropout_is_a_layer_or_none(build: Callable[..., nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     ("build", "settings"),
-    [(CrossNetwork, {"num_layers": 0}), (CrossNetwork, {"rank": 0}), (MaskNet, {"num_blocks": 0}),
-     (MaskNet, {"reduction": 0})],
-)  # fmt: skip
+    [(CrossNetwork, {"num_layers": 0}), (CrossNetwork, {"rank": 0})],
+)
 def test_invalid_settings_are_refused(build: Callable[..., nn.Module], settings: dict[str, int]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=f"{name}: found 0, expected"):

@@ -54,13 +54,12 @@ def _worst_difference(run: TrainedRun, folder: Path) -> float:
 
 ENCODERS = sorted(file.stem for file in (CONF / "user_tower").glob("*.yaml"))
 # What reads the features is the same code beside every encoder: so one encoder is exported with features of every kind,
-# and the others with one of each role. Two of them have other networks over the features, and two several blocks.
+# and the others with one of each role. One of them has another network over the features, and two have several blocks.
 RUNNING_MEAN = "transformer user_tower.encoder.norm=after user_tower.encoder.running_mean=0.7"
 ONE_BLOCK = "user_tower.encoder.num_blocks=1"
-CROSSING = "crossing@user_tower.crossing={0} crossing@item_tower.crossing={0}"
 MORE = {
-    "mean": CROSSING.format("cross_network"),
-    "modern": f"user_tower.encoder.window=3 {ONE_BLOCK} {CROSSING.format('mask_net')}",
+    "mean": "crossing@user_tower.crossing=cross_network crossing@item_tower.crossing=cross_network",
+    "modern": f"user_tower.encoder.window=3 {ONE_BLOCK}",
     RUNNING_MEAN: ONE_BLOCK,
 }
 NONE = [*FEW[:4], "~data.features.interactions.action", "~data.features.interactions.surface"]

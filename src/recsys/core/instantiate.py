@@ -16,6 +16,7 @@ from recsys.core.trust import STORED, check_targets, nodes
 # Classes that did not earn their place (docs/results.md) -> what to train with instead. Exported towers need none.
 REMOVED = {
     "recsys.models.fourier.BSARec": "user_tower=transformer",
+    "recsys.models.crossing.MaskNet": "crossing@item_tower.crossing=mlp or crossing@user_tower.crossing=mlp",
     "recsys.models.reach.LongAndRecent": "user_tower=transformer",
     "recsys.training.negatives.CrossBatchNegatives": "negatives=mixed",
     "recsys.training.negatives.HardNegatives": "negatives=mixed",

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -87,57 +85,3 @@ class CrossNetwork(nn.Module):
         for layer in self.layers:
             crossed = x * layer(crossed) + crossed
         return self.mlp(crossed)  # type: ignore[no-any-return]
-
-
-class MaskNet(nn.Module):
-    """Features weighted by masks that are computed from all features, in parallel blocks, then an MLP.
-
-    MaskNet (Wang et al. 2021, arXiv 2102.07619), the parallel form of section 3.4. A block is
-    `ReLU(LayerNorm(W (mask * normalised features)))`, with `mask = W_2 ReLU(W_1 features)`.
-
-    Args:
-        widths: widths of the features, each of which is normalised by itself.
-        out_dim: width of the output.
-        num_blocks: number of parallel blocks.
-        reduction: width of a mask's hidden layer in multiples of the features' width (section 3.2).
-        hidden: width of a block's output, and of the MLP's hidden layer.
-        dropout: rate of dropout on the MLP's hidden layer; None for no dropout layer.
-    """
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        out_dim: int,
-        *,
-        num_blocks: int = 2,
-        reduction: float = 1.0,
-        hidden: int = 128,
-        dropout: float | None = None,
-    ) -> None:
-        super().__init__()
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks: found {num_blocks}, expected at least 1")
-        if reduction <= 0:
-            raise ValueError(f"reduction: found {reduction}, expected a positive number")
-        self.widths = list(widths)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
-        inner = max(1, round(reduction * sum(widths)))
-        self.blocks = nn.ModuleList(_MaskBlock(sum(widths), inner, hidden) for _ in range(num_blocks))
-        self.mlp = MLP([hidden] * num_blocks, out_dim, hidden=hidden, dropout=dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [..., out_dim] for features [..., sum of widths]."""
-        parts = x.split(self.widths, dim=-1)
-        normalised = torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1)
-        return self.mlp(torch.cat([block(x, normalised) for block in self.blocks], dim=-1))  # type: ignore[no-any-return]
-
-
-class _MaskBlock(nn.Module):
-    def __init__(self, width: int, inner: int, hidden: int) -> None:
-        super().__init__()
-        self.mask = nn.Sequential(nn.Linear(width, inner), nn.ReLU(), nn.Linear(inner, width))
-        self.projection = nn.Linear(width, hidden, bias=False)
-        self.norm = nn.LayerNorm(hidden)
-
-    def forward(self, x: Tensor, normalised: Tensor) -> Tensor:
-        return F.relu(self.norm(self.projection(self.mask(x) * normalised)))
