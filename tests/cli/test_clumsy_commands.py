@@ -57,7 +57,7 @@ CLUMSY = {
     "recsys train data.features.items.text=true": (1, "expected a kind, such as data.features.items.text.kind="),
     "recsys train 'data.features={\"items\":{\"text\":\"text\"}}'": (1, "Type data.features.items.text.kind=text"),
     "recsys train split.test_days=3": (1, "'; recsys.data.preparation.splits.TemporalSplit takes train, val"),
-    "recsys train loss=gbce loss.t=5": (1, "'loss.t'; recsys.training.losses.GBCE takes "),
+    "recsys train loss.t=5": (1, "'loss.t'; recsys.training.losses.SampledSoftmax takes "),
     "recsys train logger._target_=lightning.pytorch.loggers.CSVLogger": (1, "Type '+logger.NAME={{_target_: light"),
     "recsys train ~loss": (1, "~loss: recsys train needs it; loss=NAME chooses another option: full_softmax"),
     "recsys train ~model.dim": (1, "~model.dim: recsys train needs it"),

@@ -72,7 +72,7 @@ def test_help_shows_every_key_and_group(name: str) -> None:
 def test_help_has_defaults_comments_and_options() -> None:
     text = command_help(COMMANDS["train"])
     assert "  batch_size=auto\n      Histories" in text
-    assert "  loss         full_softmax gbce [sampled_softmax]" in text
+    assert "  loss         full_softmax [sampled_softmax]" in text
     assert "+experiment=NAME" in text
     assert "loss.logq=" in command_help(COMMANDS["train"], ["loss"])
 

@@ -51,8 +51,6 @@ def test_options_of_training(option: str, world: Path, tmp_path: Path) -> None:
         choice.append("loss=full_softmax")
     if option == "loss/full_softmax":
         choice.append("negatives=none")
-    if option == "loss/gbce":
-        choice.append("negatives=uniform")
     if group == "data":
         root = [] if name == "synthetic" else [f"data.root={tmp_path}"]
         config = compose("train", [*choice, *root])

@@ -46,12 +46,21 @@ def test_an_old_run_keeps_the_values_of_settings_added_later(path: Path) -> None
     assert torch.equal(embeddings(load_run(path)), now)
 
 
-def test_what_a_sampler_remembered_is_not_part_of_the_model(path: Path) -> None:
+def test_a_run_with_removed_negatives_opens_and_one_with_a_removed_loss_says_so(path: Path) -> None:
     now = embeddings(load_run(path))
+    whole = (path / "config.yaml").read_text()
+    config = OmegaConf.create(whole)
+    config.negatives = {"_target_": "recsys.negatives.CrossBatch", "_partial_": True, "bank_size": 9}
+    OmegaConf.save(config, path / "config.yaml")
     content = torch.load(path / "checkpoints/best.ckpt", weights_only=True)
     content["state_dict"]["negatives.bank.embeddings"] = torch.ones(3, 16)
     torch.save(content, path / "checkpoints/best.ckpt")
     assert torch.equal(embeddings(load_run(path)), now)
+    config.loss = {"_target_": "recsys.losses.GBCE", "_partial_": True, "calibration": 0.75}
+    OmegaConf.save(config, path / "config.yaml")
+    with pytest.raises(UserError, match="^loss: found recsys.training.losses.GBCE, which .* loss=sampled_softmax, or"):
+        load_run(path)
+    (path / "config.yaml").write_text(whole)
 
 
 def test_an_unfinished_run_is_refused(path: Path, tmp_path: Path) -> None:

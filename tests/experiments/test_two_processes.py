@@ -40,7 +40,6 @@ VARIANTS = {
     "mixed_sparse": ["negatives=mixed", "item_tower=ids", "item_tower.unknown_rate=0", "item_tower.sparse=true"],
     "uniform": ["negatives=uniform", "negatives.num_negatives=20"],
     "full": ["negatives=none", "loss=full_softmax"],
-    "gbce": ["negatives=uniform", "loss=gbce"],
     "streaming": ["negatives=in_batch", "frequency=streaming", "frequency.num_hashes=2"],
     "count_min": ["negatives=mixed", "frequency=count_min", "frequency.width=50"],
     "action_weights": ["+history.action_weights.action={save: 3.0, hide: 0.0}"],

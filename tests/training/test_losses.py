@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recsys.training.losses import (
-    GBCE,
     FullSoftmax,
     SampledCandidates,
     SampledSoftmax,
@@ -194,77 +193,12 @@ def test_an_exposure_has_the_weight_one() -> None:
     assert SampledSoftmax("corrected")(users, positives, sampled=given).item() == pytest.approx(expected, rel=1e-5)
 
 
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
-
-
-@pytest.mark.parametrize("calibration", [0.0, 0.75, 1.0])
-def test_gbce_by_hand(calibration: float) -> None:
-    # Of 11 items the first candidate is masked: k = 2 of 10 possible negatives, with scores 0 and -2.
-    alpha = 2 / 10
-    beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
-    terms = beta * math.log(sigmoid(1)) + math.log(1 - sigmoid(0)) + math.log(1 - sigmoid(-2))
-    users, positives, candidates = one_row(torch.tensor([[True, False, False]]))
-    loss = GBCE(11, calibration)(users, positives, sampled=candidates)
-    assert loss.item() == pytest.approx(-terms / 3, rel=1e-5)
-    assert beta == pytest.approx({0.0: 1.0, 0.75: 0.4, 1.0: 0.2}[calibration])
-
-
-def gbce_reference(
-    users: Tensor, items: Tensor, positives: Tensor, given: SampledCandidates, weight: Tensor | None
-) -> Tensor:
-    """The formula with t = .5 of 30 items, left to autograd."""
-    allowed = ~given.mask[given.history]
-    k = allowed.sum(1)
-    alpha = k / 29
-    positive = alpha.mul(0.5).add(0.5) * torch.sigmoid((users * positives).sum(1)).log()
-    negative = torch.where(allowed, (1 - torch.sigmoid(users @ items.t())).log(), 0.0).sum(1)
-    losses = -(positive + negative) / (k + 1)
-    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
-
-
-@pytest.mark.usefixtures("block_bytes")
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gbce_has_the_value_and_gradients_of_the_formula(weighted: bool) -> None:
-    users, items, _ = inputs()
-    positives = torch.randn(ROWS, DIM, dtype=torch.float64, requires_grad=True)
-    given = optional(False, False, True, False, True)
-    nothing = torch.zeros(0)
-    candidates = SampledCandidates(items, nothing, nothing, given["mask"], nothing, nothing, given["history"])
-    weight = given["weight"] if weighted else None
-    ours = GBCE(30, 0.5)(users, positives, sampled=candidates, weight=weight)
-    expected = gbce_reference(users, items, positives, candidates, weight)
-    torch.testing.assert_close(ours, expected)
-    leaves = (users, items, positives)
-    for found, wanted in zip(
-        torch.autograd.grad(3 * ours, leaves), torch.autograd.grad(3 * expected, leaves), strict=True
-    ):
-        torch.testing.assert_close(found, wanted)
-
-
-def test_gbce_stays_finite() -> None:
-    users = torch.tensor([[1000.0], [1000.0]], requires_grad=True)
-    items = torch.tensor([[1.0], [-1.0]])
-    mask = torch.tensor([[False, False], [True, True]])
-    given = SampledCandidates(items, items[:, 0], items[:, 0], mask, items[:, 0], items[:, 0], torch.tensor([0, 1]))
-    loss = GBCE(3, 1.0)(users, torch.tensor([[1.0], [-1.0]]), sampled=given)
-    # Row 0: one negative with logit 1000 of three terms. Row 1 has no negative, so that beta is 0.
-    assert loss.item() == pytest.approx(1000 / 3 / 2)
-    assert torch.isfinite(torch.autograd.grad(loss, users)[0]).all()
-
-
-def test_a_calibration_that_is_no_share_is_refused() -> None:
-    with pytest.raises(ValueError, match="calibration: found 2"):
-        GBCE(10, 2)
-
-
 def test_rows_of_weight_zero_do_not_change_the_loss() -> None:
     users, positives, given = one_row(torch.tensor([[False, False, False]]))
     users.requires_grad_()
-    for loss in (SampledSoftmax(), GBCE(10)):
-        value = loss(users, positives, sampled=given, weight=torch.zeros(1))
-        assert value.item() == 0.0
-        assert torch.autograd.grad(value, users)[0].tolist() == [[0.0]]
+    value = SampledSoftmax()(users, positives, sampled=given, weight=torch.zeros(1))
+    assert value.item() == 0.0
+    assert torch.autograd.grad(value, users)[0].tolist() == [[0.0]]
 
 
 def test_unknown_correction_is_refused() -> None:

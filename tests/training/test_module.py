@@ -304,11 +304,9 @@ def test_every_parameter_that_matters_learns(world: Path) -> None:
     [
         (["loss=full_softmax"], "add negatives=none"),
         (["negatives=none"], "needs sampled negatives"),
-        (["loss=gbce"], "add negatives=uniform"),
         (["negatives=uniform", "frequency=streaming"], "expected frequency=exact"),
         (["negatives=none", "loss=full_softmax", "frequency=count_min"], "expected frequency=exact"),
         (["frequency=streaming", "frequency.rate=2.0"], "rate: found 2.0"),
-        (["negatives=uniform", "loss=gbce", "loss.calibration=2.0"], "calibration: found 2.0"),
     ],
 )
 def test_incompatible_settings_are_refused(world: Path, overrides: list[str], message: str) -> None:

@@ -18,6 +18,7 @@ REMOVED = {
     "recsys.models.fourier.BSARec": "user_tower=transformer",
     "recsys.models.crossing.MaskNet": "crossing@item_tower.crossing=mlp or crossing@user_tower.crossing=mlp",
     "recsys.models.reach.LongAndRecent": "user_tower=transformer",
+    "recsys.training.losses.GBCE": "loss=sampled_softmax",
     "recsys.training.negatives.CrossBatchNegatives": "negatives=mixed",
     "recsys.training.negatives.HardNegatives": "negatives=mixed",
     "recsys.training.negatives.MinedNegatives": "negatives=mixed",

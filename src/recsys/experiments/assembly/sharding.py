@@ -113,7 +113,7 @@ def _fault(config: DictConfig) -> str | None:
     """Return a setting that does not work with divided tables, and what it expects; None if there is none."""
     trainer = config.trainer
     if reads_corpus(config.loss):
-        return "loss: reads the embeddings of all items in every step; expected loss=sampled_softmax or gbce"
+        return "loss: reads the embeddings of all items in every step; expected loss=sampled_softmax"
     for name, node in config.callbacks.items():
         if node is not None and issubclass(class_of(node), WeightAveraging):
             return f"callbacks.{name}: an average of the weights needs whole tables; expected callbacks=default"

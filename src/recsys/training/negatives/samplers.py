@@ -18,8 +18,6 @@ class InBatchNegatives(nn.Module):
         max_targets: most targets that become candidates. If the batch has more, a random subset is taken.
     """
 
-    is_uniform = False
-
     def __init__(self, inputs: SamplerInputs, max_targets: int | None = 2048) -> None:
         super().__init__()
         at_least(1, max_targets=max_targets)
@@ -44,7 +42,6 @@ class UniformNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    is_uniform = True
     corpus: Tensor
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256) -> None:
@@ -77,7 +74,6 @@ class PopularityNegatives(nn.Module):
 
     frequency = None
     max_targets = None
-    is_uniform = False
     corpus: Tensor
     cumulative: Tensor
     log_probabilities: Tensor
@@ -117,8 +113,6 @@ class MixedNegatives(nn.Module):
         num_negatives: B', items drawn a step.
         max_targets: most targets that become candidates, as in `InBatchNegatives`.
     """
-
-    is_uniform = False
 
     def __init__(self, inputs: SamplerInputs, num_negatives: int = 256, *, max_targets: int | None = 2048) -> None:
         super().__init__()

@@ -37,11 +37,6 @@ class NegativeSampler(Protocol):
     """A source of candidates and their probabilities. A `torch.nn.Module`, whose buffers are saved in checkpoints."""
 
     @property
-    def is_uniform(self) -> bool:
-        """True if all candidates are drawn uniformly from the corpus."""
-        ...
-
-    @property
     def frequency(self) -> Frequency | None:
         """Probabilities of targets; None if the targets of the batch are not candidates for each other."""
         ...
