@@ -18,6 +18,7 @@ from recsys.data.dataset import NO_BIRTH, PreparedDataset, Requests
 from recsys.evaluation.ranking import RequestCounter, encode_corpus
 from recsys.experiments.assembly import build_towers, corpus_of, open_data
 from recsys.experiments.refreshed_test import born_before, check_refresh, index_builds, refreshed_metrics
+from recsys.experiments.risen_items import ascribed_shares, risen_items
 from recsys.models.blend import Blend, Member, Model, write_bias
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
@@ -115,7 +116,9 @@ def test_the_shift_to_popularity_is_that_of_each_day(
             for u in range(dataset.num_users)
         ]
         recent = dataclasses.replace(dataset, train_end=np.array(end))
-        expected = prior_shift(dataset, 2.0, recent=recent).float()
+        risen = risen_items(dataset, recent.train_end)
+        ascribed = ascribed_shares(model, dataset, risen, config=changed)
+        expected = prior_shift(dataset, 2.0, recent=recent, ascribed=ascribed).float()
         torch.testing.assert_close(bias, expected)
     assert not torch.equal(met[0][1], met[-1][1])
 

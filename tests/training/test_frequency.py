@@ -19,10 +19,12 @@ from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import TrainingLoader
 from recsys.data.batches.targets import TargetSampling
+from recsys.data.dataset import NO_BIRTH
 from recsys.data.portions import Portion
 from recsys.data.preparation.splits import GivenSplit
 from recsys.experiments.assembly import open_data
 from recsys.training.frequency import (
+    EVIDENCE,
     SMOOTHING,
     CountMinFrequency,
     ExactFrequency,
@@ -107,6 +109,25 @@ def test_the_prior_shifts_to_what_is_recent() -> None:
     assert prior_shift(dataset, 1, power=3).tolist() == pytest.approx([average, *leaning, average])
     # Where training decayed alike, nothing moved.
     assert prior_shift(dataset, 1, target_sampling=TargetSampling(half_life_days=1)).abs().max() < 1e-12
+
+
+def test_an_item_that_rose_after_training_is_as_popular_as_in_its_life() -> None:
+    day = 86_400
+    # Item 1 has two training events of day 0. On day 1 it has one event, and the new item 2 has one.
+    data = training_only([[(1, 0), (1, 0)], [(1, day), (2, day)]], num_items=3)
+    towers = dataclasses.replace(data, train_end=np.array([1, 2]))
+    # An event counts half after a day, so day 0 has a weight of 1, and day 1, the life of item 2, a weight of 2.
+    ascribed = torch.tensor([0.0, 0.0, 0.125, 0.0], dtype=torch.float64)
+    share = 1 / 3 * (1 + EVIDENCE) / (2 / 3 + EVIDENCE)
+    shift = prior_shift(towers, 1, recent=data, ascribed=ascribed)
+    assert shift.tolist() == pytest.approx([0, log((1 - SMOOTHING) * 2 / 3 + SMOOTHING), log(0.98 * share / 0.125), 0])
+    # Without a share of the towers it is treated like an item without events.
+    assert prior_shift(towers, 1, recent=data)[2] == 0
+    # With a birth its life is longer than its events: an item of the first day has its plain share.
+    born = dataclasses.replace(towers, born=np.array([NO_BIRTH, NO_BIRTH, 0, NO_BIRTH]))
+    recent = dataclasses.replace(data, born=born.born)
+    expected = log(0.98 / 3 / 0.125)
+    assert float(prior_shift(born, 1, recent=recent, ascribed=ascribed)[2]) == pytest.approx(expected)
 
 
 def test_the_prior_uses_the_weights_of_targets(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -15,6 +15,7 @@ from recsys.core.index_time import IndexTime
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.assembly import new_items_bias, target_sampling_of
+from recsys.experiments.risen_items import ascribed_shares, risen_items
 from recsys.models.blend import Model, members_of
 from recsys.models.two_tower import TwoTower
 from recsys.training.frequency import prior_shift
@@ -33,7 +34,7 @@ def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, inde
         return
     for part, settings in _parts(model, config):
         if settings.model.prior_shift.weight:
-            _set_fixed(part, _shift(dataset, settings, index_time.now))
+            _set_fixed(part, _shift(dataset, settings, model=part, now=index_time.now))
     model.set_item_bias(dataset, index_time)
 
 
@@ -58,7 +59,7 @@ def _parts(model: Model, config: DictConfig) -> list[tuple[Model, DictConfig]]:
     return [*zip([member.model for member in members_of(model)], members, strict=True), (model, config)]
 
 
-def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> Tensor:
+def _shift(dataset: PreparedDataset, config: DictConfig, *, model: Model, now: int) -> Tensor:
     if not (dataset.train_end > dataset.offsets[:-1]).any():
         raise UserError(
             "model.prior_shift: the data holds no event of the training of the towers, which the shift compares with; "
@@ -66,9 +67,18 @@ def _shift(dataset: PreparedDataset, config: DictConfig, now: int) -> Tensor:
         )
     shift, sampling = config.model.prior_shift, target_sampling_of(config)
     recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
-    bias = prior_shift(dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent)
+    risen = risen_items(dataset, recent.train_end)
+    ascribed = ascribed_shares(model, dataset, risen, config=config) if len(risen) else None
+    bias = prior_shift(
+        dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent, ascribed=ascribed
+    )
+    bias = bias.mul(shift.weight).float()
     offset = new_items_bias(config, dataset)
-    return bias.mul(shift.weight).float() + (0.0 if offset is None else offset)
+    if offset is None:
+        return bias
+    # The offset stands for the popularity of items that nobody has chosen yet.
+    offset[risen] = 0.0
+    return bias + offset
 
 
 def _set_fixed(model: Model, bias: Tensor) -> None:

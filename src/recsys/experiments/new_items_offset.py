@@ -158,13 +158,17 @@ def fit_offset(choices: Choices, users: Tensor, items: Tensor, *, power: float =
     return round(scale * middle, 4)
 
 
+def best_logits(users: Tensor, items: Tensor) -> Tensor:
+    """Return the inner products [R, C] of requests [R, D], or of the best embedding of each [R, M, D], with items."""
+    if users.ndim == 2:
+        return users @ items.T
+    logits = (users @ items.T).masked_fill_(~users.any(2, keepdim=True), -torch.inf).amax(1)
+    return torch.where(logits == -torch.inf, 0.0, logits)
+
+
 def _log_odds(users: Tensor, items: Tensor, *, choices: Choices, begin: int) -> Tensor:
     """Return the log odds that a choice is new, without an offset; float64 [H] of the requests from `begin` on."""
-    if users.ndim == 3:
-        logits = (users @ items.T).masked_fill_(~users.any(2, keepdim=True), -torch.inf).amax(1)
-        logits = torch.where(logits == -torch.inf, 0.0, logits)
-    else:
-        logits = users @ items.T
+    logits = best_logits(users, items)
     offsets = choices.seen.offsets[begin : begin + len(users) + 1]
     row = torch.from_numpy(np.repeat(np.arange(len(users)), np.diff(offsets))).to(users.device)
     column = torch.from_numpy(choices.seen.values[offsets[0] : offsets[-1]]).to(users.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
+from recsys.core.schema import UNKNOWN_ITEM
 from recsys.core.types import Int64Array
 from recsys.data.dataset import PreparedDataset
 from recsys.experiments.item_biases import ends_before
@@ -81,8 +82,8 @@ def newest_index_time(
     return choose_index_time("newest" if now is None else now, horizon_days, dataset=dataset)
 
 
-def new_item_biases(model: Model, num_trained: int) -> tuple[float | None, ...]:
-    """Return `Manifest.new_item_biases`. All items without training events share the fixed part of a bias."""
+def new_item_biases(model: Model) -> tuple[float | None, ...]:
+    """Return `Manifest.new_item_biases`: the fixed part of the bias of an item that has no events yet."""
     biases = []
     parts: list[Model] = [
         *(member.model for member in members_of(model)),
@@ -92,7 +93,7 @@ def new_item_biases(model: Model, num_trained: int) -> tuple[float | None, ...]:
         bias: Tensor | None = part.item_bias
         if isinstance(part, TwoTower) and part.fixed_bias is not None:
             bias = part.fixed_bias
-        biases.append(None if bias is None else float(bias[num_trained + 1 if num_trained + 1 < len(bias) else 0]))
+        biases.append(None if bias is None else float(bias[UNKNOWN_ITEM]))
     return tuple(biases)
 
 

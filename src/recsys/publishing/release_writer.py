@@ -137,7 +137,7 @@ def pack(
         num_trained=dataset.num_trained,
         temperatures=tuple(member.model.temperature for member in members_of(run.model)),
         index_time=_index_time(run, index_time),
-        new_item_biases=new_item_biases(run.model, dataset.num_trained),
+        new_item_biases=new_item_biases(run.model),
         refreshed=refreshed or {},
     )
     check = _write_self_check(folder, run, manifest=manifest, index=index)
@@ -177,7 +177,7 @@ def _write_part(
 def _index_time(run: TrainedRun, index_time: IndexTime | None) -> dict[str, float]:
     """Return `Manifest.index_time`. The item biases of a run are those of its test part."""
     index_time = run.dataset.index_time("test") if index_time is None else index_time
-    has_bias = any(bias is not None for bias in new_item_biases(run.model, run.dataset.num_trained))
+    has_bias = any(bias is not None for bias in new_item_biases(run.model))
     return dataclasses.asdict(index_time) if has_bias and index_time is not None else {}
 
 

@@ -1,9 +1,10 @@
 """Probability of an item as a target of a training batch, counted in the data or estimated during training."""
 
-from recsys.training.frequency.counts import SMOOTHING, prior_shift, target_counts, target_probabilities
+from recsys.training.frequency.counts import EVIDENCE, SMOOTHING, prior_shift, target_counts, target_probabilities
 from recsys.training.frequency.estimators import CountMinFrequency, ExactFrequency, Frequency, StreamingFrequency
 
 __all__ = [
+    "EVIDENCE",
     "SMOOTHING",
     "CountMinFrequency",
     "ExactFrequency",

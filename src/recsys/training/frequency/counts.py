@@ -10,8 +10,9 @@ from torch import Tensor
 
 from recsys.core.columns import ragged_positions
 from recsys.core.errors import UnsuitableDataError
+from recsys.core.types import Int64Array
 from recsys.data.batches.targets import TargetSampling, TargetWeights
-from recsys.data.dataset import PreparedDataset
+from recsys.data.dataset import NO_BIRTH, PreparedDataset
 
 
 def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
@@ -39,6 +40,8 @@ def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tenso
 
 # Share of the trained popularity in the recent one, so that an item without recent events keeps some.
 SMOOTHING = 0.02
+# Share of the recent events that is added to those in the life of a new item: its first events count 6 times at most.
+EVIDENCE = 0.2
 
 
 def prior_shift(
@@ -48,6 +51,7 @@ def prior_shift(
     target_sampling: TargetSampling | None = None,
     power: float = 1.0,
     recent: PreparedDataset | None = None,
+    ascribed: Tensor | None = None,
 ) -> Tensor:
     """Return `log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
@@ -57,6 +61,9 @@ def prior_shift(
 
     An item without training events may be new, so its missing count says nothing about its popularity: its ratio is 1,
     and the power treats it like the item of an average recent event (the mean of `log p_recent` over those events).
+    If it has recent events and `ascribed` has a share of it, that share is its `p_trained`. Its recent popularity is
+    then relative to the events that it could have had: with n its share of recent events and m the share of those in
+    its life, it is `n (1 + k) / (m + k)`, where k is `EVIDENCE`.
 
     Args:
         dataset: training events, with time in seconds or days.
@@ -64,6 +71,8 @@ def prior_shift(
         target_sampling: weights of the targets in training; None for equal weights.
         power: exponent of the recent popularity.
         recent: data whose training events give `p_recent`; None for `dataset`.
+        ascribed: share of the training targets that the model gives each item that had none, float64 [N + 1]; 0 for
+            no share.
 
     Raises:
         UnsuitableDataError: If the timestamps cannot be counted in days, or the events are those of one process.
@@ -75,21 +84,50 @@ def prior_shift(
         )
     target_sampling = target_sampling or TargetSampling()
 
-    def share(data: PreparedDataset, target_sampling: TargetSampling) -> Tensor:
-        _check_whole(data)
-        positions = _training_positions(data)
-        weight = TargetWeights(data, target_sampling)(positions)
-        items = np.asarray(data.item_idx[positions])
-        counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=data.num_items + 1)
-        return torch.from_numpy(counts / counts.sum())
-
-    trained = share(dataset, target_sampling)
-    now = share(recent or dataset, dataclasses.replace(target_sampling, half_life_days=half_life_days))
+    _check_whole(dataset)
+    trained = _shares(dataset, TargetWeights(dataset, target_sampling))
+    newest = recent or dataset
+    weights = TargetWeights(newest, dataclasses.replace(target_sampling, half_life_days=half_life_days))
+    now = _shares(newest, weights)
+    if ascribed is not None:
+        risen = (trained == 0) & (ascribed > 0) & (now > 0)
+        items = risen.nonzero()[:, 0].numpy()
+        now[items] *= (1 + EVIDENCE) / (_shares_in_life(newest, items, weights=weights) + EVIDENCE)
     smoothed = (1 - SMOOTHING) * now + SMOOTHING * trained
+    if ascribed is not None:
+        trained = torch.where(risen, ascribed, trained)
     known = trained > 0
     average = torch.special.entr(smoothed).sum().neg()
     lean = (power - 1) * torch.where(known, smoothed.log(), average)
     return torch.where(known, (smoothed / trained).log(), 0.0) + lean
+
+
+def _shares(dataset: PreparedDataset, weights: TargetWeights) -> Tensor:
+    """Return the share of each item in the weight of the training events; float64 [N + 1]."""
+    positions = _training_positions(dataset)
+    weight = weights(positions)
+    items = np.asarray(dataset.item_idx[positions])
+    counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
+    return torch.from_numpy(counts / counts.sum())
+
+
+def _shares_in_life(dataset: PreparedDataset, items: Int64Array, *, weights: TargetWeights) -> Tensor:
+    """Return the share of the weight of the training events that fell into the life of items; float64 [R].
+
+    A life begins with the birth of the item, or with its first event if it has no birth.
+    """
+    positions = _training_positions(dataset)
+    weight = weights(positions)
+    assert weight is not None
+    time = np.asarray(dataset.time[positions])
+    begin = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
+    np.minimum.at(begin, np.asarray(dataset.item_idx[positions]), time)
+    if dataset.born is not None:
+        begin = np.where(dataset.born == NO_BIRTH, begin, dataset.born)
+    begins, place = np.unique(begin[items], return_inverse=True)
+    between = np.bincount(np.searchsorted(begins, time, side="right"), weight.numpy(), minlength=len(begins) + 1)
+    since = between[::-1].cumsum()[::-1]
+    return torch.from_numpy(since[1:][place] / since[0])
 
 
 def _check_whole(dataset: PreparedDataset) -> None:
