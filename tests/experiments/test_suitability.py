@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from handmade import handmade
 from worlds import write_world
 
 from recsys.core.errors import UserError
 from recsys.experiments import variants as training
 from recsys.experiments.assembly import open_data
 from recsys.experiments.compose import compose_run
-from recsys.experiments.suitability import PROPERTIES, properties, suitable_variants
+from recsys.experiments.suitability import PROPERTIES, properties, say_repeats, suitable_variants
 from recsys.experiments.train import train
 
 ORDERED, TIMED = ["sequences", "modern"], ["tastes_lately"]
@@ -165,3 +167,18 @@ def test_a_column_of_text_without_words_is_no_content(root: Path, tmp_path: Path
     found = properties(open_data(next(iter(variants.values()))))
     assert ("text" in found, "content" in found) == ("a" in text, "a" in text)
     assert "births" not in found
+
+
+def test_repeats_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    # Of the five items of validation parts two are in the history of their user.
+    caplog.set_level("INFO", "recsys")
+    data = handmade([([1, 2], [1, 3], []), ([3, 2], [2, 1, 2, 4], [])])
+    for _ in range(2):
+        say_repeats(dataclasses.replace(data, path=Path("repeats")), exclude_seen=True)
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        "repeats: 40% of the items in the validation part are in the history of their user"
+    ]
+    caplog.clear()
+    say_repeats(dataclasses.replace(data, path=Path("repeats are wanted")), exclude_seen=False)
+    say_repeats(dataclasses.replace(handmade([([1, 2], [3], [])]), path=Path("no repeats")), exclude_seen=True)
+    assert not caplog.records

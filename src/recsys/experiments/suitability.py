@@ -16,6 +16,7 @@ from recsys.core.errors import UnsuitableDataError, UserError, nearest
 from recsys.core.io import atomic_write
 from recsys.core.schema import FIRST_CODE, Feature, TimeResolution
 from recsys.data.dataset import NO_BIRTH, PreparedDataset
+from recsys.evaluation.relevance import relevant_items
 from recsys.experiments.assembly import build_callbacks, build_data, build_module, build_towers, open_data
 
 log = logging.getLogger("recsys")
@@ -64,6 +65,7 @@ def _unsuitable(variants: Mapping[str, DictConfig]) -> dict[str, str]:
     left_out = {}
     first = next(iter(variants.values()))
     dataset = open_data(first)
+    say_repeats(dataset, exclude_seen=first.exclude_seen)
     for name, config in variants.items():
         if (config.data, config.split) != (first.data, first.split):
             raise UserError(f"variants.{name}: other data or another split than the first variant, expected the same")
@@ -108,6 +110,37 @@ def check_needs(config: DictConfig, dataset: PreparedDataset) -> None:
         if not found.intersection(names):
             needed = " or ".join(PROPERTIES[name] for name in names)
             raise UnsuitableDataError(f"it needs {needed}, and the data has none")
+
+
+# Share of repeats from which the log tells what to do about them.
+MANY_REPEATS = 0.05
+# Folders of data sets of which this process has said it.
+_said: set[Path] = set()
+
+
+def say_repeats(dataset: PreparedDataset, *, exclude_seen: bool) -> None:
+    """Log once the share of the items of the validation part that are in the history of their user, if they are many.
+
+    Lists and metrics leave these items out, and a user who has no others counts in no metric. That is wrong for goods
+    that people buy again.
+
+    Args:
+        dataset: data set of a run.
+        exclude_seen: whether the run leaves out items of the history.
+    """
+    if not exclude_seen or dataset.portion is not None or not distributed.is_first() or dataset.path in _said:
+        return
+    _said.add(dataset.path)
+    requests = dataset.requests("val")
+    every, new = (
+        len(relevant_items(dataset, "val", requests=requests, exclude_seen=exclude).values) for exclude in (False, True)
+    )
+    if every and (share := 1 - new / every) >= MANY_REPEATS:
+        log.info(
+            "repeats: %.0f%% of the items in the validation part are in the history of their user; exclude_seen=true "
+            "leaves them out of lists and metrics. To recommend items again, type exclude_seen=false",
+            100 * share,
+        )
 
 
 def properties(dataset: PreparedDataset) -> set[str]:

@@ -19,7 +19,7 @@ from recsys.experiments.processes import check_same_data, unanimous
 from recsys.experiments.refreshed_test import check_refresh
 from recsys.experiments.run_folder import RunFolder, RunStatus, write_config
 from recsys.experiments.run_lock import hold
-from recsys.experiments.suitability import check_needs
+from recsys.experiments.suitability import check_needs, say_repeats
 from recsys.experiments.trained_run import stored_config
 
 
@@ -148,6 +148,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
         check_refresh(config, dataset)
         config.batch_size = build_data(config, dataset).batch_size
         choose_sharding(config, dataset)
+    say_repeats(dataset, exclude_seen=config.exclude_seen)
     fingerprint = dataset.meta.fingerprint
     check_same_data(fingerprint, config.data.get("root"))
     run.claim()
