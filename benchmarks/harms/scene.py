@@ -30,6 +30,7 @@ DAY = 86_400
 # Trains in seconds, and reaches an accuracy that a harm can reduce.
 RECIPE = (
     "data=parquet",
+    "evaluation.baselines=false",
     "+data.features.interactions.action.role=event",
     "+data.features.interactions.surface.role=request",
     "+data.features.items.title.ignore=true",

@@ -29,6 +29,7 @@ from recsys.release.runtime.retriever import Retriever
 # A small model with an accuracy that a fault can reduce. Training does not see the test part, so that is small.
 RECIPE = (
     "data=parquet",
+    "evaluation.baselines=false",
     "+data.features.interactions.action.role=event",
     "+data.features.items.title.ignore=true",
     "+data.features.items.born.kind=numeric",

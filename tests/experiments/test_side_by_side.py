@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,13 +16,12 @@ from typing import cast
 import pytest
 from omegaconf import DictConfig, OmegaConf
 from tiny_run import assert_same_run, command
+from told import answer
 from worlds import compose
 
 from recsys.core.cores import available_cores
 from recsys.core.errors import UnsuitableDataError, UserError
-from recsys.core.io import atomic_write
-from recsys.core.trust import trust, trusted
-from recsys.experiments.run_folder import RunFolder
+from recsys.core.trust import trust
 from recsys.experiments.side_by_side import _check, choose_jobs, train_all
 from recsys.experiments.variants import train_best
 
@@ -42,19 +40,6 @@ def test_trained_together_they_are_what_they_are_alone(tmp_path: Path, monkeypat
     cache = tmp_path / "cache"
     runs = [train_best(configurations(tmp_path, cache, jobs), tmp_path / str(jobs), blend=True).path for jobs in (1, 2)]
     assert_same_run(*runs)
-
-
-def answer(config: DictConfig, path: Path) -> RunFolder:
-    """Do what a file of the folder says, in a process of its own."""
-    path.mkdir(exist_ok=True)
-    atomic_write(path / "seen", f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {','.join(trusted())}")
-    while config.name != "waits" and not (path.parent / "waits/seen").exists():
-        time.sleep(0.05)
-    if config.name == "is killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if config.name == "waits":
-        time.sleep(600)
-    return RunFolder(path, config)
 
 
 @pytest.mark.parametrize(
@@ -92,14 +77,13 @@ def test_a_script_is_not_run_again_and_its_end_ends_all(tmp_path: Path) -> None:
     # As in the README: nothing is guarded by `__main__`.
     script.write_text(
         "from pathlib import Path\nfrom omegaconf import OmegaConf\n"
-        "from recsys.experiments.side_by_side import train_all\nfrom test_side_by_side import answer\n"
+        "from recsys.experiments.side_by_side import train_all\nfrom told import answer\n"
         f"print('begun', flush=True)\nfolders = Path({str(tmp_path)!r})\n"
         "configs = {each: OmegaConf.create({'name': 'waits'}) for each in ('waits', 'too')}\n"
         "train_all(answer, configs, folders, what='training', jobs=2)\n"
     )
     folders = [tmp_path / name for name in ("waits", "too")]
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    environment = {**os.environ, "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen([sys.executable, str(script)], env=environment, stdout=out, stderr=out)
     try:

@@ -93,7 +93,8 @@ def test_a_terminated_run_is_not_marked_as_finished(tmp_path: Path, cache: Path)
 
 def test_a_run_folder(tmp_path: Path, cache: Path) -> None:
     run = tmp_path / "run"
-    first = command(run, cache, "trainer.max_epochs=2", "evaluation.rolling=true", "trainer.profiler=simple")
+    options = ("evaluation.rolling=true", "evaluation.baselines=true", "trainer.profiler=simple")
+    first = command(run, cache, "trainer.max_epochs=2", *options)
     jobs = [
         {"args": first},
         # Finished: it only reports.
@@ -190,6 +191,7 @@ def test_two_processes(tmp_path: Path, cache: Path) -> None:
         "~data.features.interactions",
         "refit=true",
         "evaluation.rolling=true",
+        "evaluation.baselines=true",
         "trainer.max_epochs=2",
     )
     both = ("trainer=ddp", "trainer.max_epochs=2")

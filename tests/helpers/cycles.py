@@ -23,6 +23,7 @@ DAY = 86_400
 SETTINGS = ["gates.absolute.min_ratio=0.5", "~gates.latency", "~gates.volume", "~gates.unseen", "~gates.nulls"]
 TRAINING = [
     "logger=csv",
+    "evaluation.baselines=false",
     "model.dim=8",
     "user_tower=mean",
     "optimizer.lr=0.01",

@@ -1,8 +1,9 @@
 """Exports each kind of user tower once in a run of the tests, for all its processes: an export takes three seconds.
 
-Towers that differ by nothing but weights share an export: that of a copy with random weights, in which each weight is
-found again by its values: as it is, transposed, or one of its rows. A tower whose weights are not all found shares its
-export with equal ones, and one that cannot be pickled is exported every time. Tests of the export itself use `export`.
+Towers that differ by nothing but weights and the number of items share an export: that of a copy with random weights,
+in which each weight is found again by its values: as it is, transposed, or one of its rows. A tower whose weights are
+not all found shares its export with equal ones, and one that cannot be pickled is exported every time. Tests of the
+export itself use `export`.
 """
 
 from __future__ import annotations
@@ -58,17 +59,29 @@ def export_once() -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes the shapes of weights, and the values of other tensors, whose usual form holds addresses."""
+    """Writes the shapes of weights, and the values of other tensors, whose usual form holds addresses.
 
-    def __init__(self, file: io.BytesIO, weights: set[int]) -> None:
+    An exported tower has the table of item embeddings, of any number of rows, instead of the item tower.
+    """
+
+    def __init__(self, file: io.BytesIO, model: torch.nn.Module, weights: set[int]) -> None:
         super().__init__(file)
         self._weights = weights
+        self._table = id(getattr(model, "table", None))
+        names = ("item_bias", "fixed_bias")
+        self._biases = {id(one) for name, one in model.named_buffers() if name.rpartition(".")[2] in names}
 
     def reducer_override(self, value: Any) -> Any:
+        from recsys.models.items import ItemTower
+
+        if isinstance(value, ItemTower) or id(value) in self._biases:
+            return str, (type(value).__name__,)
         if isinstance(value, torch.Tensor):
-            kind = f"{type(value)} {value.dtype} {tuple(value.shape)} ".encode()
+            shape = tuple(value.shape)
             if id(value) in self._weights:
-                return bytes, (kind,)
+                free = shape[1:] if id(value) == self._table else shape
+                return bytes, (f"{type(value)} {value.dtype} {free} ".encode(),)
+            kind = f"{type(value)} {value.dtype} {shape} ".encode()
             return bytes, (kind + value.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes(),)
         return NotImplemented
 
@@ -77,9 +90,9 @@ def _weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: one for name, one in model.state_dict(keep_vars=True).items() if one.dtype == torch.float32}
 
 
-def _key(value: Any, weights: dict[str, torch.Tensor]) -> str:
+def _key(model: torch.nn.Module, *settings: Any, weights: dict[str, torch.Tensor]) -> str:
     written = io.BytesIO()
-    _Pickler(written, {id(one) for one in weights.values()}).dump(value)
+    _Pickler(written, model, {id(one) for one in weights.values()}).dump((model, settings))
     return hashlib.sha256(written.getvalue()).hexdigest()
 
 
@@ -90,7 +103,7 @@ def _export(folder: Path, model: torch.nn.Module, *arguments: Any, **settings: A
     reads_time = any(member.model.user_tower.encoder.reads_time for member in getattr(model, "members", ()))
     weights = {} if reads_time else _weights(model)
     try:
-        of_shapes, of_values = (_key((model, arguments, settings), some) for some in (weights, {}))
+        of_shapes, of_values = (_key(model, arguments, settings, weights=some) for some in (weights, {}))
     except (pickle.PicklingError, AttributeError, RuntimeError, TypeError):
         return export(model, *arguments, **settings)
 
@@ -112,7 +125,8 @@ def _export(folder: Path, model: torch.nn.Module, *arguments: Any, **settings: A
     for initializer in program.graph.initializer:
         if initializer.name in places:
             name, part = places[initializer.name]
-            initializer.raw_data = _part(weights[name].detach(), part).contiguous().numpy().tobytes()
+            values = _part(weights[name].detach(), part).contiguous()
+            initializer.raw_data, initializer.dims[:] = values.numpy().tobytes(), values.shape
     return SimpleNamespace(model_proto=program)
 
 

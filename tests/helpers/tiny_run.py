@@ -35,6 +35,7 @@ def command(run: Path, cache: Path, *overrides: str) -> list[str]:
         "callbacks.last.every_n_train_steps=3",
         "callbacks.last.train_time_interval=null",
         "logger=csv",
+        "evaluation.baselines=false",
         f"hydra.run.dir={run}",
         *overrides,
     ]

@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import worlds
 from exports import FOLDER, export, export_once
 from worlds import CONF, FEW, MAX_HISTORY, write_blend, write_run, write_world
 
@@ -132,8 +133,12 @@ def test_other_tests_share_an_export_that_equals_torch(
     monkeypatch.setenv(FOLDER, str(tmp_path / "kept"))
     (tmp_path / "kept").mkdir()
     export_once()
-    for seed in (0, 1):
-        run = load_run(write_run(tmp_path / f"run{seed}", root, "user_tower=mean", *FEW, seed=seed))
+    # Of other items, too.
+    monkeypatch.setattr(worlds, "NUM_ITEMS", 85)
+    other = write_world(tmp_path / "other/data", seed=1)
+    for seed, data in enumerate((root, other)):
+        run = load_run(write_run(tmp_path / f"run{seed}", data, "user_tower=mean", *FEW, seed=seed))
+        assert run.dataset.meta.num_known == (90, 85)[seed]
         assert _worst_difference(run, tmp_path) < 1e-4
     assert len([*(tmp_path / "kept").iterdir()]) == 1
 

@@ -1,7 +1,7 @@
 """Training of several runs at the same time, each in a process of its own.
 
 Small models use a second core badly: its share of a training step is too short. Two trainings that have a core each end
-sooner than the same two in turn on both cores.
+sooner than the same two in turn on both cores. Imports no torch, so that new processes load it with their own threads.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
-import torch
 from omegaconf import DictConfig
 
 from recsys.core.cores import available_cores
 from recsys.core.errors import UserError
 from recsys.core.trust import trust, trusted
-from recsys.experiments.processes import launched
 from recsys.experiments.run_folder import RunFolder
 
 log = logging.getLogger("recsys")
@@ -65,6 +63,8 @@ def choose_jobs(configs: Mapping[str, DictConfig], *, num_events: int) -> int:
 
 
 def _is_alone(trainer: DictConfig) -> bool:
+    from recsys.experiments.processes import launched
+
     on_cpu = trainer.get("accelerator") == "cpu" and trainer.get("devices") in (1, "auto")
     return on_cpu and launched(trainer) is None
 
@@ -92,6 +92,8 @@ def train_all(
             log.info("%s %s (%d of %d)", what, name, number, len(configs))
             runs[name] = step(config, folders / name)
         return runs
+    import torch
+
     threads = max(1, torch.get_num_threads() // jobs)
     waiting = list(enumerate(configs.items(), 1))
     running: dict[Connection, BaseProcess] = {}
@@ -115,7 +117,7 @@ def _start(step: Step, config: DictConfig, path: Path, *, threads: int) -> tuple
     # A forked process could not use the threads of torch.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(step, config, path, threads, trusted(), theirs), name=path.name)
+    process = context.Process(target=_work, args=(step, config, path, trusted(), theirs), name=path.name)
     with _without_script(), _variable("OMP_NUM_THREADS", str(threads)):
         process.start()
     # With our copy open, the end of the process would not end the connection.
@@ -174,11 +176,8 @@ def _stop(processes: list[BaseProcess]) -> None:
         process.join()
 
 
-def _work(
-    step: Step, config: DictConfig, path: Path, threads: int, packages: list[str], connection: Connection
-) -> None:
+def _work(step: Step, config: DictConfig, path: Path, packages: list[str], connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(threads)
     trust(packages)
     sys.stdout = sys.stderr = cast(TextIO, _Named(sys.stdout, path.name))
     logging.basicConfig(format="%(message)s", stream=sys.stdout)
