@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from folders import prepared, write_folder
+from sharded import in_shards
 
 from recsys.core.columns import Column, Ragged
 from recsys.core.errors import UserError
@@ -57,43 +60,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
     return prepared(root, **EVERYTHING)
 
 
-def in_shards(whole: PreparedDataset, folder: Path, cuts: list[int]) -> Path:
-    """Write the data set again, with events and exposures in shards that begin at the users `cuts`."""
-    shutil.copytree(whole.path, folder, ignore=shutil.ignore_patterns("events", "exposures"), dirs_exist_ok=True)
-    assert whole.exposures is not None
-    events = {"item_idx": whole.item_idx, "time": whole.time, "weight": whole.weight}
-    columns: dict[str, Any] = {name: values for name, values in events.items() if values is not None}
-    ragged: dict[str, Ragged] = {}
-    for feature in whole.schema.owned_by("interactions"):
-        column = whole.columns[feature.key]
-        if isinstance(column, Ragged):
-            ragged[f"feature.{feature.name}"] = column
-        else:
-            columns[f"feature.{feature.name}"] = column.values
-    exposed = {"item_idx": whole.exposures.item_idx, "time": whole.exposures.time}
-    for kind, offsets, arrays, bags in (
-        ("events", whole.offsets, columns, ragged),
-        ("exposures", whole.exposures.offsets, exposed, {}),
-    ):
-        shards = []
-        for first, last in zip(cuts, [*cuts[1:], whole.num_users], strict=True):
-            begin, end = int(offsets[first]), int(offsets[last])
-            shards.append(Shard(f"{first}", first, end - begin))
-            target = folder / "moved" / kind / f"{first}"
-            target.mkdir(parents=True)
-            for name, values in arrays.items():
-                np.save(target / f"{name}.npy", values[begin:end])
-            for name, bag in bags.items():
-                own = bag.take(np.arange(begin, end))
-                np.save(target / f"{name}.values.npy", own.values)
-                np.save(target / f"{name}.offsets.npy", own.offsets)
-        (folder / kind).mkdir()
-        names = [*arrays, *(f"{name}.{part}" for name in bags for part in ("values", "offsets"))]
-        Shards(str(folder / "moved" / kind), tuple(names), tuple(shards)).save(folder / kind / FILE)
-    np.save(folder / "exposures/offsets.npy", whole.exposures.offsets)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def sharded(whole: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return in_shards(whole, tmp_path_factory.mktemp("shards"), [0, 3, 5, 9, 20, 31])
@@ -125,11 +91,104 @@ def same_users(one: PreparedDataset, other: PreparedDataset, users: range) -> No
 def test_shards_open_as_one(whole: PreparedDataset, sharded: Path) -> None:
     opened = PreparedDataset.open(sharded)
     same_users(whole, opened, range(whole.num_users))
-    joined = next((sharded / "events").glob("joined-*"))
-    files = sorted(file.name for file in (whole.path / "events").iterdir())
-    assert sorted(file.name for file in joined.iterdir()) == files
-    for name in files:
-        assert (joined / name).read_bytes() == (whole.path / "events" / name).read_bytes(), name
+    copied = {file.name: file.read_bytes() for file in (sharded / "events/copied").glob("*.npy")}
+    assert copied == {file.name: file.read_bytes() for file in (whole.path / "events").iterdir()}
+    late = opened.time
+    assert (late + 1 > 1).all()
+    assert (len(late), late.dtype, int(late.max())) == (len(whole.time), np.int64, int(whole.time.max()))
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files of shards whose content is read, in order."""
+    found: list[str] = []
+
+    def opened(address: str, mode: str = "rb") -> Any:
+        file = open_address(address, mode)
+        if "moved" in address:
+            read = file.read
+
+            def counted(size: int = -1) -> bytes:
+                found.extend([address.rpartition("moved/")[2]] * (size > 1 << 20))
+                return bytes(read(size))
+
+            file.read = counted
+        return file
+
+    monkeypatch.setattr("recsys.data.shards.open_address", opened)
+    return found
+
+
+def run_of(folder: Path, rank: int) -> RetrievalData:
+    data = RetrievalData(PreparedDataset.open(folder), max_history=4, batch_size=16, max_exposures=2, portions=True)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=3, state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+    return data
+
+
+def test_a_machine_copies_the_shards_of_its_users(whole: PreparedDataset, tmp_path: Path, fetched: list[str]) -> None:
+    cuts = [0, 3, 5, 9, 20, 31]
+    place = in_shards(whole, tmp_path / "output", cuts)
+    columns = Shards.load(place / "events" / FILE).columns
+    for ranks in ((0, 1), (2,)):
+        machine = tmp_path / f"machine-{ranks[0]}"
+        shutil.copytree(place, machine, ignore=shutil.ignore_patterns("moved"))
+        fetched.clear()
+        for rank in ranks:
+            data = run_of(machine, rank)
+            for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+                assert list(loader)
+        events = [name for name in fetched if name.startswith("events")]
+        bounds = data.train_dataloader().builder.dataset.portion.cuts.tolist()  # type: ignore[union-attr]
+        own = [cut for cut in cuts if bounds[ranks[0]] <= cut < bounds[ranks[-1] + 1]]
+        assert 0 < len(own) < len(cuts)
+        blocks = {f"events/{cut}/{column}.npy" for cut in own for column in columns}
+        # The mean weight is that of all events.
+        assert set(events) == blocks | {f"events/{cut}/weight.npy" for cut in cuts}
+        # A block, and the end of the file: another process of the machine copies nothing again.
+        assert max(map(fetched.count, fetched)) <= 2
+        fetched.clear()
+        again = run_of(machine, ranks[-1])
+        assert list(again.train_dataloader())
+        assert not fetched
+        # Opened as one, it copies what is missing of a column that is used.
+        again.dataset.time.max()
+        assert {*fetched} == {f"events/{cut}/time.npy" for cut in cuts if cut not in own}
+
+
+def test_processes_of_a_machine_wait_for_a_shard_that_one_copies(
+    whole: PreparedDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fetched: list[str]
+) -> None:
+    place = in_shards(whole, tmp_path, [0, 20])
+    copied = Shards._copy
+
+    def slow(self: Shards, *args: Any) -> None:
+        started.set()
+        copied(self, *args)
+        assert not finished.wait(0.2)
+
+    monkeypatch.setattr(Shards, "_copy", slow)
+    started, finished = threading.Event(), threading.Event()
+
+    def open_all() -> None:
+        np.asarray(PreparedDataset.open(place).item_idx)
+
+    first = threading.Thread(target=open_all)
+    first.start()
+    started.wait()
+    monkeypatch.setattr(Shards, "_copy", copied)
+    assert np.array_equal(PreparedDataset.open(place).item_idx, whole.item_idx)
+    finished.set()
+    first.join()
+    assert sorted({*fetched}) == ["events/0/item_idx.npy", "events/20/item_idx.npy"]
+    assert max(map(fetched.count, fetched)) == 2
+
+
+def test_a_missing_shard_is_named(whole: PreparedDataset, tmp_path: Path) -> None:
+    place = in_shards(whole, tmp_path, [0, 20])
+    shutil.rmtree(place / "moved/events/20")
+    opened = PreparedDataset.open(place)
+    with pytest.raises(UserError, match=r"events/20/time\.npy: this shard .* is missing"):
+        opened.time.max()
 
 
 @pytest.mark.parametrize("world_size", [2, 3])
@@ -222,6 +281,30 @@ def test_requests_of_a_portion_all_belong_to_its_process(sharded: Path) -> None:
     own = PreparedDataset.open(sharded, rank=1, world_size=2)
     asked = [user for _, requests in RetrievalData(own).test_dataloader() for user in requests.user_idx.tolist()]
     assert asked == own.requests("test").user_idx.tolist()
+
+
+def test_processes_that_open_portions_have_as_many_batches(
+    whole: PreparedDataset, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process without further requests would leave the others in a look-up of rows that all share."""
+    monkeypatch.setattr("recsys.data.batches.datamodule.RequestLoader", partial(RequestLoader, batch_size=1))
+    opened = [PreparedDataset.open(sharded, rank=rank, world_size=3) for rank in range(3)]
+    sizes = [len(own.requests("val").user_idx) for own in opened]
+    monkeypatch.setattr("recsys.core.distributed.share", lambda _: sizes)
+    assert len({*sizes}) > 1
+    sample, lengths = [], set()
+    for rank, own in enumerate(opened):
+        data = RetrievalData(own, val_users=sum(sizes) // 2, seed=3)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=3, state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+        lengths.add(len(data.answer(own.requests("val"))))
+        sample += data.val_dataloader().requests.user_idx.tolist()
+    assert lengths == {max(sizes)}
+    # The sample is the one of a process that has all users.
+    alone = RetrievalData(whole, val_users=sum(sizes) // 2, seed=3)
+    alone.trainer = SimpleNamespace(global_rank=0, world_size=1, state=SimpleNamespace(fn="fit"))  # type: ignore[assignment]
+    assert sample == alone.val_dataloader().requests.user_idx.tolist()
+    with pytest.raises(UserError, match="found events of process 1 of 3, expected those of all users"):
+        opened[0].part_times("val")
 
 
 def test_users_behind_the_last_shard_have_no_rows(tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
+from sharded import in_shards
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from training_processes import run_processes
@@ -20,8 +23,9 @@ from worlds import FEATURES, compose, write_world
 
 from recsys.core.errors import UserError
 from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.datamodule import RetrievalData
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
-from recsys.data.dataset import Part, PreparedDataset
+from recsys.data.dataset import Part, PreparedDataset, Requests
 from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, evaluate
 from recsys.evaluation.relevance import rolling_requests
@@ -31,6 +35,7 @@ from recsys.experiments.assembly import (
     build_module,
     build_towers,
     choose_sharding,
+    corpus_of,
     keep_replicated,
     open_data,
 )
@@ -41,6 +46,7 @@ from recsys.experiments.trained_run import load_run
 from recsys.experiments.variants import train_best
 from recsys.experiments.warm_start import open_earlier_run, start_from
 from recsys.models.sharded_table import FusedOptimizer, ShardedTable, build_tables, sharded_tables
+from recsys.models.two_tower import TwoTower
 from recsys.training import sharded_checkpoints
 from recsys.training.module import RetrievalModule
 
@@ -203,6 +209,24 @@ class Shown(DummyLogger):
         self.tables.append(len(data))
 
 
+def of_uneven_processes(model: TwoTower, whole: PreparedDataset, rank: int) -> list[dict[str, float]]:
+    """Metrics by processes that opened portions, of which the first has four requests, and by processes that share."""
+    own = PreparedDataset.open(whole.path, rank=rank, world_size=2)
+    assert own.portion is not None
+    few = slice(4 if rank == 0 else None)
+    requests, found = whole.requests("test"), []
+    users = requests.user_idx
+    asked = Requests(*(c[(np.arange(len(users)) < 4) | (users >= own.portion.cuts[1])] for c in requests))
+    corpus = corpus_of(model, whole)
+    ranker = ModelRanker(model.eval(), corpus)
+    for dataset, mine in ((own, Requests(*(c[few] for c in own.requests("test")))), (whole, asked)):
+        data = RetrievalData(dataset, max_history=6)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        metrics = RetrievalMetrics(dataset, len(corpus))
+        found.append(evaluate(ranker, dataset, part="test", batches=data.answer(mine), metrics=metrics))
+    return found
+
+
 def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config: Any) -> None:
     """What both processes do."""
     loggers.WandbLogger = Shown  # type: ignore[misc,assignment]
@@ -211,19 +235,23 @@ def job(folder: Path, modules: dict[str, RetrievalModule], builders: Any, config
     train_until(3, config(2), folder / "resumed")
     # Readers hold whole blocks of a checkpoint, so there are many small ones.
     assert len(FileSystemReader(*folder.glob("resumed/checkpoints/tables/3-*")).read_metadata().storage_data) > 20
+    assert RequestLoader.__init__.__kwdefaults__ is not None
+    RequestLoader.__init__.__kwdefaults__["batch_size"] = 5
     rank = dist.get_rank()
-    if rank:
-        # It reads events of all users.
-        del PreparedDataset.part_times
-    train(config(2, *PORTIONS), folder / "portions")
+    machine = folder / f"machine-{rank}"
+    train(config(2, *PORTIONS, f"data.cache={machine}"), folder / "portions")
+    copied = {shard.stem for shard in machine.glob("prepared/*/events/copied/*.copied")}
     found = {name: five_steps(module, RULES[name], builders[name], rank, 2) for name, module in modules.items()}
     held = [len(table.weight) for table in sharded_tables(next(iter(modules.values())).model).values()]
+    uneven = of_uneven_processes(modules["mixed"].model, open_data(config(2)), rank)
     warm = build(config(2, "negatives=mixed")).model
     start_from(open_earlier_run(folder / "straight"), warm, dataset=open_data(config(2)))
     build_tables(warm, FusedOptimizer("rowwise_adagrad", 0.1), device=torch.device("cpu"))
     outcome = {
         "steps": found,
         "held": held,
+        "copied": copied,
+        "uneven": uneven,
         "shown": Shown.tables,
         "warm": {name: whole(table) for name, table in tables_of(warm).items()},
     }
@@ -248,6 +276,11 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     def config(devices: int, *more: str) -> DictConfig:
         return compose("train", [*common, *FIXED, *RUN, *ROW_WISE, f"trainer.devices={devices}", *more])
 
+    dataset = open_data(config(1))
+    output = in_shards(dataset, folder / "output", (np.arange(6) * dataset.num_users // 6).tolist())
+    for rank in range(2):
+        own = folder / f"machine-{rank}/prepared" / dataset.path.name
+        shutil.copytree(output, own, ignore=shutil.ignore_patterns("moved"))
     replicated, sharded, builders = {}, {}, {}
     for name, extra in VARIANTS.items():
         plain, divided = (compose("train", [*common, *FIXED, *extra, *more]) for more in ([], ROW_WISE))
@@ -287,6 +320,22 @@ def test_five_steps_of_two_processes_equal_one_with_replicated_tables(variant: s
 @pytest.mark.slow
 def test_the_first_process_logs_examples(outcome: Outcome) -> None:
     assert [found["shown"] for found in outcome[2]] == [[3], []]
+
+
+@pytest.mark.slow
+def test_machines_copy_the_shards_of_their_own_users(outcome: Outcome) -> None:
+    first, second = (found["copied"] for found in outcome[2])
+    assert first
+    assert second
+    assert not first & second
+    assert len(first | second) == 6
+
+
+@pytest.mark.slow
+def test_processes_with_fewer_requests_do_not_leave_the_others(outcome: Outcome) -> None:
+    for found in outcome[2]:
+        portions, shared = found["uneven"]
+        assert portions == pytest.approx(shared, abs=1e-6)
 
 
 @pytest.mark.slow

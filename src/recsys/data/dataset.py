@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys.core.columns import Column, load_array, load_column, quantile_of_ranges
-from recsys.core.errors import UserError
+from recsys.core.errors import UnsuitableDataError, UserError
 from recsys.core.index_time import DAY, IndexTime
 from recsys.core.schema import Feature, Schema, TimeResolution
 from recsys.core.types import Int64Array
@@ -128,7 +128,7 @@ class Requests(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """Memory-mapped view of a prepared data set. Opening it reads no events.
+    """Memory-mapped view of a prepared data set. Opening it as one reads no events.
 
     Attributes:
         path: folder of the data set.
@@ -173,8 +173,8 @@ class PreparedDataset:
         """Open the folder `path`, or the events of a range of its users.
 
         With several processes each opens its own users, about as many events as the others. Users keep their user_idx;
-        those of other processes have no events here. Shards at an address are first copied into the folder, those of
-        the own users alone.
+        those of other processes have no events here. Shards are copied into the folder, once for all processes of a
+        machine: those of the own users now, and those of all users when a column of the whole data set is first used.
 
         Args:
             path: folder of the data set.
@@ -281,8 +281,21 @@ class PreparedDataset:
             return False
         return trained <= (test if val is None else val)[0]
 
+    def needs_all_users(self) -> None:
+        """Raise an `UnsuitableDataError` if only the events of some users are open."""
+        if (portion := self.portion) is not None:
+            raise UnsuitableDataError(
+                f"{self.path}: found events of process {portion.rank + 1} of {len(portion.cuts) - 1}, "
+                "expected those of all users: open the data set without `rank`"
+            )
+
     def part_times(self, part: Part) -> tuple[int, int] | None:
-        """Return the first and last time of the events of a part; None if it has no events."""
+        """Return the first and last time of the events of a part; None if it has no events.
+
+        Raises:
+            UnsuitableDataError: If only the events of some users are open.
+        """
+        self.needs_all_users()
         begin, end = self.part_bounds(part)
         has = end > begin
         if not has.any():

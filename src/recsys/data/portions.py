@@ -5,14 +5,16 @@ Shapes: U users, E events, P processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from recsys.core.columns import Column, Dense, Ragged, load_array, load_column
+from recsys.core.columns import Column, Dense, Ragged, load_array
 from recsys.core.errors import UserError
 from recsys.core.types import Int64Array
 from recsys.data.shards import FILE, Shards
@@ -64,21 +66,23 @@ class LocalColumns:
 
     Attributes:
         folder: folder of the columns.
-        begin: first row of the open ones in their files.
+        shards: shards that the columns are copied from when they are needed; None for columns that are here.
+        needed: first of the shards with open rows, and the one behind them.
+        first: first open row.
         num_rows: number of open rows.
-        first: position of the first open row among the rows of all users.
         is_part: whether there are other rows.
     """
 
     folder: Path
-    begin: int
-    num_rows: int
+    shards: Shards | None
+    needed: tuple[int, int]
     first: int
+    num_rows: int
     is_part: bool
 
     @classmethod
     def of(cls, folder: Path, offsets: Int64Array, portion: Portion | None) -> LocalColumns:
-        """Return the columns of a folder, or of a portion of the users. Shards are copied if they are not here yet.
+        """Return the columns of a folder, or of a portion of the users.
 
         Args:
             folder: folder of the columns, or with the list of their shards.
@@ -88,35 +92,78 @@ class LocalColumns:
         first, end = int(offsets[0]), int(offsets[-1])
         if portion is not None:
             first, end = (int(offsets[user]) for user in portion.cuts[portion.rank : portion.rank + 2])
-        base = 0
+        shards, needed = None, (0, 0)
         if (folder / FILE).exists():
             shards = Shards.load(folder / FILE)
             bounds = shards.bounds()
             # Users without rows may be behind the last shard.
             low = min(int(np.searchsorted(bounds, first, "right")), len(shards.shards)) - 1
-            high = max(int(np.searchsorted(bounds, end)), low + 1)
-            part = shards.part(low, high)
-            folder, base = part.joined(folder / f"joined-{low}-{high}"), int(bounds[low])
-        return cls(folder=folder, begin=first - base, num_rows=end - first, first=first, is_part=portion is not None)
+            needed = low, max(int(np.searchsorted(bounds, end)), low + 1)
+        return cls(
+            folder=folder,
+            shards=shards,
+            needed=needed,
+            first=first,
+            num_rows=end - first,
+            is_part=portion is not None,
+        )
 
-    @property
-    def _rows(self) -> slice:
-        return slice(self.begin, self.begin + self.num_rows)
+    def _array(self, name: str, rows: slice) -> npt.NDArray[Any]:
+        """Memory-map an array: the rows of a portion, or all. Shards are copied now, or for all rows at first use."""
+        if self.shards is None:
+            array = load_array(self.folder / f"{name}.npy")
+        else:
+            begin, end = self.needed
+            load = partial(self.shards.column, self.folder / "copied", name, begin=begin, end=end)
+            if not self.is_part:
+                return LateArray(load)  # type: ignore[return-value]  # It behaves like one.
+            array = load()
+        return array[rows] if self.is_part else array
 
     def load(self, name: str) -> npt.NDArray[Any]:
         """Memory-map a column of one value a row."""
-        array = load_array(self.folder / f"{name}.npy")
-        return array[self._rows] if self.is_part else array
+        return self._array(name, slice(self.first, self.first + self.num_rows))
 
     def load_column(self, stem: str, *, ragged: bool) -> Column:
         """Memory-map an encoded column."""
-        column = load_column(self.folder / stem, ragged=ragged)
-        if not self.is_part:
-            return column
-        if isinstance(column, Ragged):
-            return Ragged(column.values, column.offsets[self.begin : self.begin + self.num_rows + 1])
-        return Dense(column.values[self._rows])
+        if not ragged:
+            return Dense(self.load(stem))
+        offsets = self._array(f"{stem}.offsets", slice(self.first, self.first + self.num_rows + 1))
+        return Ragged(self._array(f"{stem}.values", slice(None)), offsets)
 
     def local(self, positions: Int64Array) -> Int64Array:
         """Return positions among all rows as positions among the open ones. Bounds of other users meet."""
         return np.clip(positions - self.first, 0, self.num_rows) if self.is_part else positions
+
+
+class LateArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """Array that is loaded at its first use.
+
+    Args:
+        load: returns the array.
+    """
+
+    def __init__(self, load: Callable[[], npt.NDArray[Any]]) -> None:
+        self._load = load
+
+    @cached_property
+    def _values(self) -> npt.NDArray[Any]:
+        return self._load()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._values, name)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self._values, dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **settings: Any) -> Any:
+        arrays = (np.asarray(given) if isinstance(given, LateArray) else given for given in inputs)
+        return getattr(ufunc, method)(*arrays, **settings)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._values[rows]
+
+    def __len__(self) -> int:
+        return len(self._values)

@@ -8,9 +8,11 @@ Concatenated in order they are the columns of the data set. Offsets of ragged co
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from recsys.core.columns import load_array
 from recsys.core.errors import UserError
-from recsys.core.io import atomic_write, build_folder
+from recsys.core.io import atomic_write, sync
 
 FILE = "shards.json"
-_OFFSETS = ".offsets"
+_OFFSETS, _VALUES = ".offsets", ".values"
 _COPIED = 1 << 22
 
 
@@ -82,21 +85,34 @@ class Shards:
         """Return the positions of the first event of each shard, and behind the last; int64 [S + 1]."""
         return np.cumsum([0, *(shard.num_rows for shard in self.shards)])
 
-    def part(self, begin: int, end: int) -> Shards:
-        """Return the shards `begin..end-1`."""
-        return replace(self, shards=self.shards[begin:end])
+    def column(self, folder: Path, name: str, *, begin: int, end: int) -> npt.NDArray[Any]:
+        """Memory-map a column of all rows, of which the shards `begin..end-1` are filled.
 
-    def joined(self, folder: Path) -> Path:
-        """Return the local folder of the concatenated columns. It is made first if it does not exist.
+        Its file is sparse: each shard is copied to its place when a process needs it, once on each machine. Processes
+        that need the same shard wait for the one that copies it.
+
+        Args:
+            folder: folder of the local columns; made if it does not exist.
+            name: name of the column.
+            begin: first shard that is needed.
+            end: shard behind the last one.
 
         Raises:
             UserError: If a shard is missing.
         """
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            if not folder.is_dir():
-                with build_folder(folder) as aside:
-                    self.join(aside)
-        return folder
+        target = folder / f"{name}.npy"
+        for number in range(begin, end):
+            shard = self.shards[number]
+            copied = folder / f"{shard.name}.copied"
+            if name in _lines(copied):
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / f".{shard.name}.lock"):
+                if name not in (names := _lines(copied)):
+                    self._copy(number, name, target)
+                    sync(target)
+                    atomic_write(copied, "\n".join([*names, name]))
+        return load_array(target)
 
     def join(self, folder: Path, *, move: bool = False) -> None:
         """Write the concatenated columns to a local folder. Memory does not grow with their size.
@@ -106,13 +122,57 @@ class Shards:
             move: whether the files of a single shard may be moved there.
         """
         for column in self.columns:
-            files, target = [self.file(shard, column) for shard in self.shards], folder / f"{column}.npy"
-            if move and len(files) == 1:
-                shutil.move(files[0], target)
-            elif column.endswith(_OFFSETS):
-                _join_offsets(files, target)
-            else:
-                _join(files, target)
+            target = folder / f"{column}.npy"
+            if move and len(self.shards) == 1:
+                shutil.move(self.file(self.shards[0], column), target)
+                continue
+            for number in range(len(self.shards)):
+                self._copy(number, column, target)
+        for file in folder.glob("*.lengths"):
+            file.unlink()
+
+    def _copy(self, number: int, column: str, target: Path) -> None:
+        """Copy a shard to its place among the rows of all shards. Offsets count from the first shard there."""
+        bounds, before = self.bounds(), 0
+        is_offsets = column.endswith(_OFFSETS)
+        if is_offsets or column.endswith(_VALUES):
+            lengths = self._lengths(target.with_name(f"{column.removesuffix(_OFFSETS).removesuffix(_VALUES)}.lengths"))
+            before = sum(lengths[:number])
+            bounds = bounds if is_offsets else np.cumsum([0, *lengths])
+        with self._open(self.shards[number], column) as file:
+            shape, dtype = read_header(file)
+            shape, size = (int(bounds[-1]) + is_offsets, *shape[1:]), math.prod(shape[1:]) * dtype.itemsize
+            # Whoever comes first makes the file, and others write the same header again.
+            with os.fdopen(os.open(target, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as out:
+                write_header(out, shape, dtype)
+                if os.fstat(out.fileno()).st_size < (whole := out.tell() + shape[0] * size):
+                    out.truncate(whole)
+                if is_offsets:
+                    # The first one is the end of the shard before.
+                    file.seek(size, os.SEEK_CUR)
+                out.seek((int(bounds[number]) + is_offsets) * size, os.SEEK_CUR)
+                while block := file.read(_COPIED):
+                    out.write((np.frombuffer(block, np.int64) + before).data if is_offsets else block)
+
+    def _open(self, shard: Shard, column: str) -> Any:
+        try:
+            return open_address(self.file(shard, column))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{self.file(shard, column)}: this shard of the prepared data is missing; expected the output of the "
+                "engine (data.engine.output) as the preparation left it"
+            ) from error
+
+    def _lengths(self, file: Path) -> list[int]:
+        """Return the number of values of a ragged column in each shard, from their headers or a local file."""
+        if not file.exists():
+            lengths = []
+            for shard in self.shards:
+                with self._open(shard, f"{file.stem}{_VALUES}") as opened:
+                    lengths.append(read_header(opened)[0][0])
+            atomic_write(file, json.dumps(lengths))
+        found: list[int] = json.loads(file.read_text())
+        return found
 
     def remove_others(self) -> None:
         """Remove shards that are not listed: those of tasks that were repeated."""
@@ -226,32 +286,5 @@ def read_rows(address: str, begin: int, end: int) -> npt.NDArray[Any]:
         return np.frombuffer(file.read((end - begin) * dtype.itemsize), dtype)
 
 
-def _join(files: list[str], target: Path) -> None:
-    headers = []
-    for name in files:
-        with open_address(name) as file:
-            headers.append(read_header(file))
-    (shape, dtype), num_rows = headers[0], sum(shape[0] for shape, _ in headers)
-    with target.open("wb") as out:
-        write_header(out, (num_rows, *shape[1:]), dtype)
-        for name in files:
-            with open_address(name) as file:
-                read_header(file)
-                shutil.copyfileobj(file, out, _COPIED)
-
-
-def _join_offsets(files: list[str], target: Path) -> None:
-    """Join offsets, of which each file has one more than rows."""
-    sizes = []
-    for name in files:
-        with open_address(name) as file:
-            sizes.append(read_header(file)[0][0] - 1)
-    with target.open("wb") as out:
-        write_header(out, (sum(sizes) + 1,), np.int64)
-        out.write(np.zeros(1, np.int64).tobytes())
-        last = np.int64(0)
-        for name, size in zip(files, sizes, strict=True):
-            for begin in range(0, size, _COPIED // 8):
-                part = read_rows(name, begin + 1, min(begin + _COPIED // 8, size) + 1) + last
-                out.write(part.tobytes())
-            last = part[-1] if size else last
+def _lines(file: Path) -> list[str]:
+    return file.read_text().split("\n") if file.exists() else []

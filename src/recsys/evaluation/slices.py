@@ -89,11 +89,8 @@ def item_tables(dataset: PreparedDataset, part: Part) -> list[SliceTable]:
 
 def part_begin(dataset: PreparedDataset, part: Part) -> int | None:
     """Return the time of the first event of a part in seconds; None without such events or a clock."""
-    begin, end = dataset.part_bounds(part)
-    first = begin[end > begin]
-    if not dataset.meta.time_resolution.has_clock or not len(first):
-        return None
-    return int(np.asarray(dataset.time[first]).min())
+    times = dataset.part_times(part) if dataset.meta.time_resolution.has_clock else None
+    return None if times is None else times[0]
 
 
 def user_tables(dataset: PreparedDataset) -> list[SliceTable]:

@@ -270,9 +270,16 @@ def silence_lightning() -> None:
 
 def _training_data(session: TrainingSession) -> RetrievalData:
     """Return the loaders, and record the time of the newest training event, which the configuration does not fix."""
+    dataset = session.dataset
+    if session.config.portions and distributed.world_size() > 1:
+        # Machines that share the users hold no times of others.
+        own = dataset.share(distributed.rank(), distributed.world_size()).train_until
+        until = max((time for time in distributed.share(own) if time is not None), default=None)
+    else:
+        until = dataset.train_until if distributed.is_first() else None
     if distributed.is_first():
-        session.run.update(train_until=session.dataset.train_until)
-    return build_data(session.config, session.dataset)
+        session.run.update(train_until=until)
+    return build_data(session.config, dataset)
 
 
 def _towers(session: TrainingSession, *, fresh: bool) -> TwoTower:

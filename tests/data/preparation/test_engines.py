@@ -182,10 +182,14 @@ def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
     assert 10 < len(collected) < 100
     assert not [table for table in collected if len(table) > 6 and table.column_names != ["value"]]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [one.path.name]
+    for file in other.path.rglob("shards.json"):
+        listed = Shards.load(file)
+        for name in listed.columns:
+            listed.column(file.parent / "copied", name, begin=0, end=len(listed.shards))
     joined = {
-        Path(*(part for part in path.parts if not part.startswith("joined-"))): content
+        Path(*(part for part in path.parts if part != "copied")): content
         for path, content in files_of(other.path).items()
-        if path.name != "shards.json"
+        if path.suffix not in (".copied", ".lengths") and path.name != "shards.json"
     }
     expected = files_of(one.path)
     assert {name for name in expected if joined.get(name) != expected[name]} == set()
@@ -203,7 +207,7 @@ def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
     )
     first = int(one.offsets[shards.shards[rank].first_user])
     assert np.array_equal(elsewhere.item_idx, one.item_idx[first:])
-    assert not list((elsewhere.path / "events").glob("joined-0-*"))
+    assert [file.stem for file in elsewhere.path.glob("events/copied/*.copied")] == [shards.shards[rank].name]
 
 
 def test_known_items_come_first_on_both_engines(tmp_path: Path) -> None:

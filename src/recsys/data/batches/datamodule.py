@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 
+from recsys.core import distributed
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader, TrainingLoader
 from recsys.data.batches.targets import TargetSampling
@@ -86,9 +87,14 @@ class RetrievalData(L.LightningDataModule):
         requests = self.dataset.requests("val")
         # `trainer.validate` at the end of training uses all users.
         fitting = self.trainer is not None and self.trainer.state.fn == "fit"
-        if fitting and self.val_users is not None and self.val_users < len(requests.user_idx):
-            chosen = np.sort(np.random.default_rng(self.seed).permutation(len(requests.user_idx))[: self.val_users])
-            requests = Requests(*(column[chosen] for column in requests))
+        if fitting and self.val_users is not None:
+            # Processes that have requests of their own users alone have them in the order of the processes.
+            sizes = self._sizes(requests)
+            total, first = sum(sizes), sum(sizes[: self._process.get("rank", 0)]) if len(sizes) > 1 else 0
+            if self.val_users < total:
+                chosen = np.sort(np.random.default_rng(self.seed).permutation(total)[: self.val_users]) - first
+                chosen = chosen[(chosen >= 0) & (chosen < len(requests.user_idx))]
+                requests = Requests(*(column[chosen] for column in requests))
         return self.answer(requests)
 
     def test_dataloader(self) -> RequestLoader:
@@ -97,6 +103,8 @@ class RetrievalData(L.LightningDataModule):
 
     def answer(self, requests: Requests) -> RequestLoader:
         """Return batches of those of the requests that are for this process: every n-th one, or those of its users.
+
+        Every process calls it, and gets as many batches as the others.
 
         Args:
             requests: requests as positions in the data set. Those of the batches are positions in the data set of the
@@ -107,12 +115,16 @@ class RetrievalData(L.LightningDataModule):
         if portion is None:
             return RequestLoader(builder, requests, **self._process)
         if builder is self.builder:
-            # The data set has requests of this process alone.
-            return RequestLoader(builder, requests)
+            return RequestLoader(builder, requests, most=max(self._sizes(requests)))
         owner = np.searchsorted(portion.cuts, requests.user_idx, side="right") - 1
         own = Requests(*(column[owner == portion.rank] for column in requests))
         own = own._replace(end=own.end - self.dataset.offsets[portion.cuts[portion.rank]])
         return RequestLoader(builder, own, most=int(np.bincount(owner).max(initial=0)))
+
+    def _sizes(self, requests: Requests) -> list[int]:
+        """Return the number of requests of each process that has those of its own users alone, else of all."""
+        own = len(requests.user_idx)
+        return [own] if self.dataset.portion is None or not self._process else distributed.share(own)
 
     def _own_builder(self) -> BatchBuilder:
         process = self._process

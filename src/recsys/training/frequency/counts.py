@@ -26,7 +26,7 @@ def target_counts(dataset: PreparedDataset, predict_first: bool) -> Tensor:
     """
     counts = dataset.train_count.astype(np.float64)
     if not predict_first:
-        _check_whole(dataset)
+        dataset.needs_all_users()
         users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
         counts -= np.bincount(_first_baskets(dataset, users), minlength=len(counts))
     return torch.from_numpy(counts)
@@ -84,7 +84,7 @@ def prior_shift(
         )
     target_sampling = target_sampling or TargetSampling()
 
-    _check_whole(dataset)
+    dataset.needs_all_users()
     trained = _shares(dataset, TargetWeights(dataset, target_sampling))
     newest = recent or dataset
     weights = TargetWeights(newest, dataclasses.replace(target_sampling, half_life_days=half_life_days))
@@ -128,14 +128,6 @@ def _shares_in_life(dataset: PreparedDataset, items: Int64Array, *, weights: Tar
     between = np.bincount(np.searchsorted(begins, time, side="right"), weight.numpy(), minlength=len(begins) + 1)
     since = between[::-1].cumsum()[::-1]
     return torch.from_numpy(since[1:][place] / since[0])
-
-
-def _check_whole(dataset: PreparedDataset) -> None:
-    if (portion := dataset.portion) is not None:
-        raise UnsuitableDataError(
-            f"{dataset.path}: found events of process {portion.rank + 1} of {len(portion.cuts) - 1}, "
-            "expected those of all users: open the data set without `rank`"
-        )
 
 
 def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
