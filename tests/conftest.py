@@ -54,15 +54,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 # Seconds of the longest files, with three workers on two cores. Only their order matters.
 LONG = {
-    "experiments/test_train.py": 97, "publishing/test_onnx_export.py": 90, "gates/test_gates.py": 79,
-    "cycle/test_cycle.py": 78, "serving/test_milvus.py": 75, "experiments/test_variants.py": 62,
-    "sweep/test_runner.py": 45, "examples/test_examples.py": 41, "preparation/test_engines.py": 40,
-    "deployment/test_wheel.py": 40, "cycle/test_real_servers.py": 33, "tests/test_extending.py": 29,
-    "experiments/test_processes.py": 29, "cycle/test_simulated_months.py": 28, "serving/test_faults.py": 23,
+    "publishing/test_onnx_export.py": 85, "serving/test_milvus.py": 75, "experiments/test_train.py": 72,
+    "gates/test_gates.py": 70, "cycle/test_cycle.py": 60, "experiments/test_variants.py": 54,
+    "sweep/test_runner.py": 45, "experiments/test_side_by_side.py": 45, "examples/test_examples.py": 41,
+    "preparation/test_engines.py": 40, "deployment/test_wheel.py": 40, "cycle/test_real_servers.py": 33,
+    "experiments/test_processes.py": 29, "tests/test_extending.py": 23, "serving/test_faults.py": 23,
     "http/test_openapi.py": 22, "sweep/test_file.py": 21, "explorer/test_web_page.py": 20,
-    "runtime/test_several_embeddings.py": 18, "events/test_event_cluster.py": 16, "release/test_precision.py": 15,
-    "runtime/test_timestamps.py": 14, "events/test_kafka.py": 12, "experiments/test_compose.py": 11,
-    "publishing/test_new_items.py": 10, "publishing/test_newer_data.py": 10,
+    "operations/test_refresh.py": 20, "runtime/test_several_embeddings.py": 18, "events/test_event_cluster.py": 16,
+    "release/test_precision.py": 15, "cycle/test_simulated_months.py": 14, "runtime/test_timestamps.py": 14,
+    "events/test_kafka.py": 12, "experiments/test_compose.py": 11, "publishing/test_new_items.py": 10,
+    "publishing/test_newer_data.py": 10,
 }  # fmt: skip
 
 

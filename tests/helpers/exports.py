@@ -157,7 +157,8 @@ def _places(graph: Any, weights: dict[str, torch.Tensor]) -> dict[str, tuple[str
             place = next(filter(None, (_place(values, *weight) for weight in weights.items())), None)
             if place is not None:
                 places[initializer.name] = place
-            elif values.numel() > 1:
+            elif values.numel() > 1 and not torch.equal(values, values.round()):
+                # Whole numbers are positions, not made of random weights.
                 return None
     return places
 
