@@ -11,7 +11,7 @@ from worlds import compose
 
 from recsys.core.errors import UserError
 from recsys.experiments.compose import compose_command
-from recsys.experiments.conf_files import REMOVED_EXPERIMENTS
+from recsys.experiments.conf_files import REMOVED_OPTIONS
 from recsys.experiments.config_check import check
 
 
@@ -124,9 +124,10 @@ def test_a_column_that_a_command_line_cannot_name() -> None:
     assert "cannot name the column 'a\"b'" in message
 
 
-@pytest.mark.parametrize(("name", "override"), REMOVED_EXPERIMENTS.items())
-def test_a_removed_experiment_names_its_override(name: str, override: str) -> None:
-    assert problem(f"+experiment={name}") == f"experiment={name}: removed; expected the override {override} instead"
+@pytest.mark.parametrize(("option", "override"), REMOVED_OPTIONS.items())
+def test_a_removed_option_names_its_override(option: str, override: str) -> None:
+    typed = option.replace("experiment=", "+experiment=").replace("crossing=", "crossing@item_tower.crossing=")
+    assert problem(typed) == f"{option}: removed; expected the override {override} instead"
     assert problem(*override.split()) is None
 
 

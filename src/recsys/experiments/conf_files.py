@@ -18,15 +18,22 @@ from recsys.core.errors import UserError, nearest
 from recsys.experiments.overrides import CONFIG_DIR, shown
 
 CONF = conf_folder()
-# Removed experiments -> the overrides that replace them.
-REMOVED_EXPERIMENTS = {
-    "in_batch": "negatives=in_batch",
-    "in_batch_classic": "negatives=in_batch loss.logq=classic",
-    "in_batch_uncorrected": "negatives=in_batch loss.logq=off",
-    "mixed_negatives": "negatives=mixed",
-    "uniform_negatives": "negatives=uniform",
-    "mean_pooling": "user_tower=mean",
-    "full_softmax": "loss=full_softmax negatives=none",
+# Removed options -> the overrides that replace them.
+REMOVED_OPTIONS = {
+    "experiment=in_batch": "negatives=in_batch",
+    "experiment=in_batch_classic": "negatives=in_batch loss.logq=classic",
+    "experiment=in_batch_uncorrected": "negatives=in_batch loss.logq=off",
+    "experiment=mixed_negatives": "negatives=mixed",
+    "experiment=uniform_negatives": "negatives=uniform",
+    "experiment=mean_pooling": "user_tower=mean",
+    "experiment=full_softmax": "loss=full_softmax negatives=none",
+    "crossing=mask_net": "crossing@item_tower.crossing=mlp",
+    "loss=gbce": "loss=sampled_softmax",
+    "negatives=cross_batch": "negatives=mixed",
+    "negatives=hard": "negatives=mixed",
+    "negatives=mined": "negatives=mixed",
+    "user_tower=bsarec": "user_tower=transformer",
+    "user_tower=long_and_recent": "user_tower=transformer",
 }
 
 
@@ -134,8 +141,8 @@ def readable(error: Exception) -> str:
     )
     if option is not None:
         group, name, valid = option[1], option[2], option[3].split()
-        if group == "experiment" and (override := REMOVED_EXPERIMENTS.get(name)) is not None:
-            return f"experiment={name}: removed; expected the override {override} instead"
+        if (override := REMOVED_OPTIONS.get(f"{group}={name}")) is not None:
+            return f"{group}={name}: removed; expected the override {override} instead"
         if group == "data" and Path(name).exists():
             return f"data={name}: no such option; expected data=parquet data.root={shown(name)} for files of your own"
         if group == "hydra/launcher" and name in ("submitit_local", "submitit_slurm"):
