@@ -102,6 +102,27 @@ def test_rows_are_used_again(base: Path, earlier: EarlierRun, now: tuple[Prepare
     )
 
 
+def test_rows_of_users_are_used_again(base: Path, earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
+    settings = [f"data.root={base / 'whole/data'}", f"data.cache={base / 'whole/cache'}", "split=leave_last_out"]
+    small = "user_tower.admission={capacity: 9, window_days: 5}"
+    more = ["model.dim=16", "history.max_events=8", *FEATURES, *OVERRIDES, small]
+    config, months = compose("train", ["data=parquet", *settings, *more]), (earlier.dataset, now[0])
+    first, second = (build_towers(config, dataset) for dataset in months)
+    ids = [
+        {dataset.user_ids[user].as_py(): int(rows[user]) for user in rows.nonzero()[:, 0].tolist()}
+        for dataset, rows in zip(months, (m.user_tower.users.rows for m in (first, second)), strict=True)
+    ]
+    tables = [model.user_tower.users.table.weight for model in (first, second)]
+    assert [len(table) for table in tables] == [10, 10]
+    start_from(EarlierRun(earlier.path, earlier.dataset, first.state_dict(), 0), second, dataset=months[1])
+    stay, admitted, evicted = ids[0].keys() & ids[1], ids[1].keys() - ids[0], ids[0].keys() - ids[1]
+    assert min(map(len, (stay, admitted, evicted))) > 0
+    for user in ids[1]:
+        assert torch.equal(tables[1][ids[1][user]], tables[0][ids[0].get(user, 0)])
+    with pytest.raises(UserError, match=r"admission\.capacity: found 9 with use_user_id=false"):
+        build_towers(compose("train", ["data=parquet", *settings, *FEATURES, small]), months[1])
+
+
 def test_users_and_values_are_matched_by_id(earlier: EarlierRun, now: tuple[PreparedDataset, TwoTower]) -> None:
     dataset, model = now
     start_from(earlier, model, dataset=dataset)

@@ -1,4 +1,4 @@
-"""Items with an id embedding of their own, if the table has fewer rows than there are items."""
+"""Items and users with an id embedding of their own, if there are more of them than rows of the table."""
 
 from __future__ import annotations
 
@@ -44,10 +44,30 @@ def test_admission_by_count_and_eviction_by_age(
     assert sorted(rows[rows > 0].tolist()) == [*range(1, len(expected) + 1)]
 
 
+@pytest.mark.parametrize(
+    ("admission", "expected"),
+    [
+        (Admission(5, owner="users"), [1, 2, 3, 0]),
+        # The most active one; of equal ones that with the newest event.
+        (Admission(1, owner="users"), [1, 0, 0, 0]),
+        (Admission(2, owner="users"), [1, 2, 0, 0]),
+        (Admission(5, min_events=2, owner="users"), [1, 2, 0, 0]),
+        # The third one is too old, and the first one has two events of this age, the second one three.
+        (Admission(5, window_days=7.5, owner="users"), [1, 2, 0, 0]),
+        (Admission(1, window_days=8.5, owner="users"), [0, 1, 0, 0]),
+    ],
+)
+def test_users_are_admitted_by_the_same_rules(admission: Admission, expected: list[int]) -> None:
+    histories = [[(1, 0), (1, 1), (2, 2), (4, 9)], [(5, 3), (1, 8), (3, 10)], [(2, 1)], []]
+    data = training_only([[(item, day * DAY) for item, day in history] for history in histories])
+    assert admission.rows(data).tolist() == expected
+
+
 def test_what_does_not_fit_is_refused() -> None:
     for settings in ({"capacity": 0}, {"capacity": 2, "min_events": 0}, {"capacity": 2, "window_days": 0.0}):
-        with pytest.raises(UserError, match=r"item_tower.admission\.\w+: found 0"):
-            Admission(**settings)  # type: ignore[arg-type]
+        for owner in ("item", "user"):
+            with pytest.raises(UserError, match=rf"^{owner}_tower.admission\.\w+: found 0"):
+                Admission(**settings, owner=f"{owner}s")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="capacity: found null"):
         Admission(min_events=2)
     ordered = training_only([[(1, 0), (2, 1)]], "order")

@@ -43,7 +43,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(root: Path) -> Path:
     shift = "model.prior_shift={weight: 0.5, half_life_days: 1.0, power: 1.0}"
-    return write_run(root.parent / "run", root, "user_tower.use_user_id=true", "split=temporal", shift)
+    users = ["user_tower.use_user_id=true", "user_tower.admission.capacity=20"]
+    return write_run(root.parent / "run", root, *users, "split=temporal", shift)
 
 
 @pytest.fixture(scope="module")

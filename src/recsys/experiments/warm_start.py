@@ -28,6 +28,7 @@ from recsys.models.features import FeatureEmbedding
 from recsys.models.items import ItemTower
 from recsys.models.semantic_ids import SemanticIds
 from recsys.models.sharded_table import Fill, sharded_tables
+from recsys.models.towers import UserIds
 from recsys.models.two_tower import TwoTower
 
 log = logging.getLogger("recsys")
@@ -175,7 +176,7 @@ def _tables(earlier: EarlierRun, model: TwoTower, dataset: PreparedDataset) -> I
                     for part in ("idf", "projection"):
                         yield f"{place}.{part}", _Table(f"{place}.{part}", rows)
     if user.users is not None and (before := earlier.weights.get("user_tower.users.rows")) is not None:
-        rows = _user_rows(earlier.dataset, dataset, rows_before=before.numpy(), rows_now=user.users.rows.numpy())
+        rows = _user_rows(earlier.dataset, dataset, rows_before=before.numpy(), users=user.users)
         yield "user_tower.users.table.weight", _Table("user_tower.users.table.weight", rows)
     for prefix, embedding, chosen in parts:
         if embedding is not None:
@@ -229,12 +230,13 @@ def _item_rows(before: PreparedDataset, now: PreparedDataset) -> Rows:
     return np.concatenate([[UNKNOWN_ITEM], np.where(found < 0, UNKNOWN_ITEM, found + 1)])
 
 
-def _user_rows(before: PreparedDataset, now: PreparedDataset, *, rows_before: Rows, rows_now: Rows) -> Rows:
-    """Return the earlier row of each row of the user table; row 0 is shared by all users without training events."""
+def _user_rows(before: PreparedDataset, now: PreparedDataset, *, rows_before: Rows, users: UserIds) -> Rows:
+    """Return the earlier row of each row of the user table; row 0 is shared by all users without one of their own."""
+    rows_now = users.rows.numpy()
     trained = np.flatnonzero(rows_now > 0)
     found = _places(now.user_ids.take(pa.array(trained)), before.user_ids, "user_id")
     # `found` is -1 for an unknown user and selects the last entry, the row of unknown users.
-    rows = np.zeros(len(trained) + 1, np.int64)
+    rows = np.zeros(users.table.num_embeddings, np.int64)
     rows[rows_now[trained]] = rows_before[found]
     return rows
 

@@ -1,8 +1,9 @@
-"""Choice of the items that have an id embedding of their own, if there are more items than rows of the table."""
+"""Choice of the items or users that have an id embedding of their own, if there are more of them than rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -18,23 +19,25 @@ _USERS = 100_000
 
 @dataclass(frozen=True)
 class Admission:
-    """Items with a row of an id table, chosen anew for each training.
+    """Items or users with a row of an id table, chosen anew for each training.
 
-    An item is admitted by its number of training events, and evicted when these are too old. If more items pass than
-    there are rows, those with the most events stay, of equal ones those with the newest event.
+    One is admitted by its number of training events, and evicted when these are too old. If more pass than there are
+    rows, those with the most events stay, of equal ones those with the newest event.
 
     Attributes:
-        capacity: rows of the table; None for one for each trained item.
-        min_events: training events that an item needs.
+        capacity: rows of the table; None for one for each that has training events.
+        min_events: training events that one needs.
         window_days: days before the newest training event whose events count; None for all.
+        owner: whose table it is.
     """
 
     capacity: int | None = None
     min_events: int = 1
     window_days: float | None = None
+    owner: Literal["items", "users"] = "items"
 
     def __post_init__(self) -> None:
-        place = "item_tower.admission"
+        place = self._place
         if self.capacity is not None and self.capacity < 1:
             raise UserError(f"{place}.capacity: found {self.capacity}, expected at least 1, or null")
         if self.min_events < 1:
@@ -44,31 +47,42 @@ class Admission:
         if self.capacity is None and (self.min_events > 1 or self.window_days is not None):
             raise UserError(f"{place}.capacity: found null, expected the number of rows with min_events or window_days")
 
+    @property
+    def _place(self) -> str:
+        return f"{self.owner.removesuffix('s')}_tower.admission"
+
     def rows(self, dataset: PreparedDataset) -> Int64Array:
-        """Return the row of each item_idx, 1..capacity, or 0 for an item without one; int64 [num_trained + 1].
+        """Return the row of each, 1..capacity, or 0 without one, in their order.
+
+        Returns:
+            int64 [num_trained + 1] by item_idx, or int64 [U] by user_idx.
 
         Raises:
             UnsuitableDataError: If days are given and the timestamps have no clock.
         """
-        assert self.capacity is not None, "without a capacity every trained item has a row"
+        assert self.capacity is not None, "without a capacity all have a row"
         if self.window_days is not None and not dataset.meta.time_resolution.has_clock:
             raise UnsuitableDataError(
-                f"item_tower.admission.window_days with data.time={dataset.meta.time_resolution}: expected null, or "
+                f"{self._place}.window_days with data.time={dataset.meta.time_resolution}: expected null, or "
                 "timestamps in seconds or days"
             )
         since = None
         if self.window_days is not None:
             since = (dataset.train_until or 0) - self.window_days * DAY
-        count = np.zeros(dataset.num_trained + 1, np.int64)
-        last = np.full(dataset.num_trained + 1, np.iinfo(np.int64).min)
+        of_users = self.owner == "users"
+        count = np.zeros(dataset.num_users if of_users else dataset.num_trained + 1, np.int64)
+        last = np.full(len(count), np.iinfo(np.int64).min)
         begin, end = dataset.offsets[:-1], dataset.train_end
         for first in range(0, len(begin), _USERS):
             users = slice(first, first + _USERS)
-            positions = ragged_positions(begin[users], end[users] - begin[users])
-            items, time = dataset.item_idx[positions], np.asarray(dataset.time[positions])
-            np.maximum.at(last, items, time)
-            count += np.bincount(items if since is None else items[time > since], minlength=len(count))
-        count[0] = 0
+            lengths = end[users] - begin[users]
+            positions = ragged_positions(begin[users], lengths)
+            time = np.asarray(dataset.time[positions])
+            owners = first + np.repeat(np.arange(len(lengths)), lengths) if of_users else dataset.item_idx[positions]
+            np.maximum.at(last, owners, time)
+            count += np.bincount(owners if since is None else owners[time > since], minlength=len(count))
+        if not of_users:
+            count[0] = 0
         admitted = np.flatnonzero(count >= self.min_events)
         admitted = admitted[np.lexsort((-last[admitted], -count[admitted]))[: self.capacity]]
         rows = np.zeros(len(count), np.int64)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from recsys.core.errors import UnsuitableDataError
 from recsys.core.schema import UNKNOWN_ITEM, TimeResolution
+from recsys.core.types import Int64Array
 from recsys.data.batches.batch import Batch, FeatureTensors
 from recsys.data.dataset import DataSizes
+from recsys.models.admission import Admission
 from recsys.models.crossing import MLP, Crossing
 from recsys.models.encoder_check import check_attributes
 from recsys.models.encoders import HistoryEncoder
@@ -33,6 +35,8 @@ class UserTower(nn.Module):
         sizes: schema, resolution of timestamps, and the users with training events.
         use_profile: read the features of users.
         use_user_id: learn an embedding for each user with training events.
+        admission: rows of the table of users, if there are fewer than these users; None for one for each.
+        id_rows: int64 [U], row of each user in that table; None if weights that are loaded have it.
         feature_width: width of each feature's embedding.
         crossing: builder of the network that mixes profile and request with the state.
         unknown_rate: share of the history's items that training replaces by the unknown item.
@@ -53,6 +57,8 @@ class UserTower(nn.Module):
         sizes: DataSizes,
         use_profile: bool = True,
         use_user_id: bool = False,
+        admission: Admission | None = None,
+        id_rows: Int64Array | None = None,
         feature_width: int = 32,
         crossing: Crossing = MLP,
         unknown_rate: float = 0.01,
@@ -76,8 +82,13 @@ class UserTower(nn.Module):
         self.profile = FeatureEmbedding(profile, feature_width) if profile else None
         self.requests = FeatureEmbedding(requests, feature_width) if requests else None
         self.users = None
+        capacity = None if admission is None else admission.capacity
         if use_user_id:
-            self.users = _UserIds(sizes, feature_width, unknown_rate=unknown_rate, sharding=sharding)
+            self.users = UserIds(
+                sizes, feature_width, unknown_rate=unknown_rate, sharding=sharding, capacity=capacity, id_rows=id_rows
+            )
+        elif capacity is not None:
+            raise ValueError(f"admission.capacity: found {capacity} with use_user_id=false, expected true, or null")
         parts = (self.profile, self.requests, self.users)
         context = [width for part in parts if part is not None for width in part.widths]
         self.mixer = crossing([dim, *context], dim) if context else None
@@ -187,21 +198,32 @@ def _time_unit(encoder: HistoryEncoder, sizes: DataSizes) -> int:
     return 86_400 if resolution is TimeResolution.DAY else 1
 
 
-class _UserIds(nn.Module):
-    """Embedding of users with training events. All others share row 0."""
+class UserIds(nn.Module):
+    """Embedding of users with training events, or of `capacity` of them. All others share row 0."""
 
     rows: Tensor
 
-    def __init__(self, sizes: DataSizes, width: int, *, unknown_rate: float, sharding: Sharding) -> None:
+    def __init__(
+        self,
+        sizes: DataSizes,
+        width: int,
+        *,
+        unknown_rate: float,
+        sharding: Sharding,
+        capacity: int | None,
+        id_rows: Int64Array | None,
+    ) -> None:
         super().__init__()
         trained = torch.from_numpy(sizes.trained_users)
+        rows = torch.where(trained, trained.cumsum(0), 0) if id_rows is None else torch.from_numpy(id_rows)
         # The last entry is that of index -1, an unknown user.
-        rows = F.pad(torch.where(trained, trained.cumsum(0), 0), (0, 1))
-        self.register_buffer("rows", rows)
-        self.table = id_table(int(trained.sum()) + 1, width, sharding=sharding)
+        self.register_buffer("rows", F.pad(rows, (0, 1)))
+        num_rows = int(trained.sum()) if capacity is None else capacity
+        self.table = id_table(num_rows + 1, width, sharding=sharding)
         self.widths, self.unknown_rate = [width], unknown_rate
 
     def forward(self, user_idx: Tensor) -> Tensor:
+        """Return the embeddings [R, W] of users int64 [R]."""
         rows = self.rows[torch.where(user_idx < 0, len(self.rows) - 1, user_idx)]
         rows = mask_codes(rows, self.unknown_rate, training=self.training, unknown=UNKNOWN_ITEM)
         return self.table(rows)  # type: ignore[no-any-return]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from omegaconf import DictConfig
 from safetensors.torch import load
 from torch import Tensor
@@ -74,7 +76,7 @@ class Towers:
                 num_trained=dataset.num_trained,
                 vocabularies={f.key: v for f in dataset.schema.features if (v := dataset.vocabulary(f)) is not None},
                 user_ids=dataset.user_ids if run.model.reads_users else None,
-                trained_users=dataset.trained_users if run.model.reads_users else None,
+                trained_users=_with_rows(run.model.user_tower.state_dict()),
             ),
             user_weights=run.model.user_tower.state_dict(),
             item_weights=run.model.item_tower.state_dict(),
@@ -98,11 +100,9 @@ class Towers:
         if not temperatures and any(member.config.model.learn_temperature for member in config.members.values()):
             raise UserError(f"{folder}: a member of the blend has a learned temperature, which no file holds")
         schema = read_schema(folder, manifest)
-        user_weights, users, trained = read_weights(folder, USER_WEIGHTS, manifest), None, None
+        user_weights, users = read_weights(folder, USER_WEIGHTS, manifest), None
         if USER_VOCABULARY in manifest.files:
             users = read_table(folder, USER_VOCABULARY, manifest)["user_id"].combine_chunks()
-            rows = next(weight for name, weight in user_weights.items() if _is_user_rows(name))
-            trained = (rows[:-1] > 0).numpy()
         keys = [f.key for f in schema.features if f.has_vocabulary]
         return cls(
             config=config,
@@ -112,7 +112,7 @@ class Towers:
                 num_trained=num_trained(manifest, weights),
                 vocabularies={key: read_vocabulary(folder, key, manifest) for key in keys},
                 user_ids=users,
-                trained_users=trained,
+                trained_users=None if users is None else _with_rows(user_weights),
             ),
             user_weights=user_weights,
             item_weights=weights,
@@ -138,9 +138,10 @@ class Towers:
     def on(self, dataset: PreparedDataset) -> Model:
         """Return the model on data that `prepare` returned, in evaluation mode."""
         model = build_model(_with_priors(self.config, self.item_weights), dataset)
-        # The rows of users are part of the weights. There are more of them if the data has more users.
-        rows = {name: value for name, value in model.user_tower.state_dict().items() if _is_user_rows(name)}
         with damaged(self.run):
+            # There are more rows of users if the data has more users.
+            sizes = {name: len(rows) for name, rows in model.user_tower.state_dict().items() if _is_user_rows(name)}
+            rows = {name: _resized(self.user_weights[name], size) for name, size in sizes.items()}
             model.user_tower.load_state_dict({**self.user_weights, **rows})
             model.item_tower.load_state_dict(self.item_weights)
         if self.temperatures:
@@ -196,6 +197,18 @@ def num_trained(manifest: Manifest, weights: Mapping[str, Tensor]) -> int:
         return manifest.num_trained
     names = ("table.weight", "pretrained.table.weight")
     return max((len(weights[n]) - 1 for n in weights if n.lstrip("0123456789.") in names), default=0)
+
+
+def _resized(rows: Tensor, size: int) -> Tensor:
+    """Return the rows of users of data with more or fewer users. The last one is that of an unknown user."""
+    kept = rows[: min(len(rows), size) - 1]
+    return F.pad(kept, (0, size - len(kept)))
+
+
+def _with_rows(weights: Mapping[str, Tensor]) -> npt.NDArray[np.bool_] | None:
+    """Return the users with a row of a table of users; None if there is no such table."""
+    masks = [(rows[:-1] > 0).cpu().numpy() for name, rows in weights.items() if _is_user_rows(name)]
+    return np.any(masks, axis=0) if masks else None
 
 
 def _is_user_rows(name: str) -> bool:

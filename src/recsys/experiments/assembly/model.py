@@ -122,6 +122,8 @@ def _user_tower(config: DictConfig, dataset: PreparedDataset, divided: Sharding,
         runtime["own_items"] = _item_tower(config, dataset, divided, fresh=fresh) if own else None
     if "sharding" in config.user_tower:
         runtime["sharding"] = _place(sharding_of("user_tower", config, dataset), divided)
+    if fresh and config.user_tower.get("use_user_id"):
+        runtime |= _admitted(config.user_tower, dataset)
     tower: UserTower = complete(instantiate(config.user_tower), **runtime)
     return tower
 
@@ -147,11 +149,18 @@ def _item_tower(
     more: dict[str, Any] = {} if priors is None else {"priors": priors}
     if "sharding" in config.item_tower:
         more["sharding"] = _place(sharding_of("item_tower", config, dataset), divided)
-    admission = config.item_tower.get("admission")
-    if fresh and admission is not None and admission.get("capacity") is not None:
-        more["id_rows"] = instantiate(admission).rows(dataset)
+    if fresh:
+        more |= _admitted(config.item_tower, dataset)
     tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse, **more)
     return tower
+
+
+def _admitted(tower: DictConfig, dataset: PreparedDataset) -> dict[str, Any]:
+    """Return the rows of those that the id table of a tower admits, if it has fewer."""
+    admission = tower.get("admission")
+    if admission is None or admission.get("capacity") is None:
+        return {}
+    return {"id_rows": instantiate(admission).rows(dataset)}
 
 
 def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> ItemPriors | None:

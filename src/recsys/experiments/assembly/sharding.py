@@ -78,11 +78,11 @@ def sharding_of(owner: Owner, config: DictConfig, dataset: PreparedDataset) -> S
         return "row_wise"
     if found != "auto" or num_processes(config) == 1:
         return "replicated"
+    capacity = (node.get("admission") or {}).get("capacity")
     if owner == "item_tower":
-        rows = (node.get("admission") or {}).get("capacity") or dataset.num_trained
-        num_bytes = 4 * config.model.dim * rows
+        num_bytes = 4 * config.model.dim * (capacity or dataset.num_trained)
     else:
-        num_bytes = 4 * node.feature_width * int((dataset.train_end > dataset.offsets[:-1]).sum())
+        num_bytes = 4 * node.feature_width * (capacity or int((dataset.train_end > dataset.offsets[:-1]).sum()))
     if num_bytes < SHARDED_BYTES:
         return "replicated"
     fault = _fault(config)
