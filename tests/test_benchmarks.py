@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 from worlds import compose, write_run, write_world
 
 from recsys.cli.main import main
+from recsys.experiments.assembly import open_data
 from recsys.experiments.blend_validation import BlendValidation, ShiftBias
 from recsys.experiments.conf_files import CONF
 from recsys.experiments.run_folder import RunFolder
@@ -294,3 +295,12 @@ def test_ablation(
         key, _, option = word.partition("=")
         group = key.partition("@")[0]
         assert "." in group or group == "seed" or (CONF / group / f"{option}.yaml").is_file(), word
+
+
+def test_repeat_purchases(load: Load, tmp_path: Path) -> None:
+    load("repeat_purchases", tmp_path, "--customers", 40).main()
+    config = compose("train", ["data=parquet", f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}"])
+    dataset = open_data(config)
+    assert dataset.num_users == 40
+    bought = [len(part) - len({*part}) for part in np.split(dataset.item_idx, dataset.offsets[1:-1])]
+    assert 0.4 < sum(bought) / len(dataset.item_idx) < 0.7
