@@ -28,7 +28,7 @@ from recsys.publishing.newer_data import on_newer_data
 from recsys.publishing.opened_release import OpenedRelease
 from recsys.publishing.towers import Towers
 from recsys.release.manifest import FileEntry
-from recsys.release.runtime.retriever import Retriever
+from recsys.release.runtime.retriever import Query, Retriever
 from recsys.serving.host.additions import load_additions
 
 DAY = 86_400
@@ -134,6 +134,20 @@ def test_a_release_gives_the_same_towers_as_its_run(run: Path, newer: Path, inde
     requests = Requests(np.arange(first.dataset.num_users), first.dataset.val_end)
     one, other = (made.model.encode_users(made.builder.requests(requests)) for made in (first, second))
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_release_serves_users_without_a_row_like_unknown_ones(run: Path, indexed: Retriever) -> None:
+    trained = load_run(run)
+    rows = trained.model.user_tower.users.rows[:-1]
+    names = trained.dataset.user_ids.to_pylist()
+    admitted, evicted = ([names[user] for user in np.flatnonzero((rows > 0) == own)] for own in (True, False))
+    assert len(admitted) == 20
+    assert evicted
+    history = [{"item_id": RISING, "timestamp": 10**6}]
+    users = ["nobody", *evicted, *admitted]
+    vectors = indexed.embed([Query(history=history, user_id=user) for user in users])
+    same = np.isclose(vectors, vectors[:1], atol=1e-6).all(1)
+    assert same.tolist() == [True] * (1 + len(evicted)) + [False] * 20
 
 
 def test_counts_are_those_before_now(run: Path, newer: Path) -> None:
