@@ -14,6 +14,7 @@ from worlds import compose
 from recsys.core.errors import UserError
 from recsys.core.index_time import IndexTime
 from recsys.data.batches.builder import BatchBuilder
+from recsys.data.batches.targets import TargetSampling
 from recsys.data.dataset import NO_BIRTH, PreparedDataset, Requests
 from recsys.evaluation.ranking import RequestCounter, encode_corpus
 from recsys.experiments.assembly import build_towers, corpus_of, open_data
@@ -116,7 +117,7 @@ def test_the_shift_to_popularity_is_that_of_each_day(
             for u in range(dataset.num_users)
         ]
         recent = dataclasses.replace(dataset, train_end=np.array(end))
-        risen = risen_items(dataset, recent.train_end)
+        risen = risen_items(dataset, recent, target_sampling=TargetSampling())
         ascribed = ascribed_shares(model, dataset, risen, config=changed)
         expected = prior_shift(dataset, 2.0, recent=recent, ascribed=ascribed).float()
         torch.testing.assert_close(bias, expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 from worlds import compose
 
 from recsys.core.index_time import IndexTime
+from recsys.core.types import Int64Array
 from recsys.data.batches.batch import Batch
+from recsys.data.batches.targets import TargetSampling
+from recsys.data.dataset import PreparedDataset
 from recsys.experiments import risen_items as module
 from recsys.experiments.item_biases import set_bias
 from recsys.experiments.risen_items import ascribed_shares, risen_items
@@ -47,9 +52,16 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Table:
 
 
 def test_items_with_newer_events_only() -> None:
-    assert risen_items(DATA, DATA.offsets[1:]).tolist() == [5, 6]
-    assert risen_items(DATA, DATA.val_end).tolist() == [5]
-    assert risen_items(DATA, DATA.train_end).tolist() == []
+    def risen(data: PreparedDataset, ends: Int64Array) -> list[int]:
+        recent = dataclasses.replace(data, train_end=ends)
+        return risen_items(data, recent, target_sampling=TargetSampling()).tolist()
+
+    assert risen(DATA, DATA.offsets[1:]) == [5, 6]
+    assert risen(DATA, DATA.val_end) == [5]
+    assert risen(DATA, DATA.train_end) == []
+    # An event that does not count, such as one that hides the item, lifts nothing.
+    weight = np.where(DATA.item_idx == 6, 0.0, 1.0).astype(np.float32)
+    assert risen(dataclasses.replace(DATA, weight=weight), DATA.offsets[1:]) == [5]
 
 
 def test_the_ascribed_share_is_the_mean_probability_beside_the_trained_items(model: Table) -> None:

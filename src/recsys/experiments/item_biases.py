@@ -67,7 +67,7 @@ def _shift(dataset: PreparedDataset, config: DictConfig, *, model: Model, now: i
         )
     shift, sampling = config.model.prior_shift, target_sampling_of(config)
     recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
-    risen = risen_items(dataset, recent.train_end)
+    risen = risen_items(dataset, recent, target_sampling=sampling)
     ascribed = ascribed_shares(model, dataset, risen, config=config) if len(risen) else None
     bias = prior_shift(
         dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent, ascribed=ascribed

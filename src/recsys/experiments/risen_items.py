@@ -23,6 +23,7 @@ from recsys.core.columns import ragged_positions
 from recsys.core.types import Int64Array
 from recsys.data.batches.builder import BatchBuilder
 from recsys.data.batches.loaders import RequestLoader
+from recsys.data.batches.targets import TargetSampling, TargetWeights
 from recsys.data.dataset import PreparedDataset, Requests
 from recsys.evaluation.ranking import encode_corpus
 from recsys.experiments.new_items_offset import best_logits
@@ -32,19 +33,28 @@ from recsys.models.blend import Model, members_of
 MOST_REQUESTS, DRAWS = 500, 10_000
 
 
-def risen_items(dataset: PreparedDataset, ends: Int64Array) -> Int64Array:
-    """Return the items with events before some ends, but without training events; int64, ascending.
+def risen_items(dataset: PreparedDataset, recent: PreparedDataset, *, target_sampling: TargetSampling) -> Int64Array:
+    """Return the items with recent events of a positive weight, but without training events; int64, ascending.
 
     Args:
         dataset: data set whose training events are those of the towers.
-        ends: end of the newer events of each user, as positions; int64 [U].
+        recent: the same data, whose training events reach to the time of the index.
+        target_sampling: weights of events.
     """
-    return np.flatnonzero((_counts(dataset, ends) > 0) & (_counts(dataset, dataset.train_end) == 0))
+    positions = _training_positions(recent)
+    weight = TargetWeights(recent, target_sampling)(positions)
+    items = recent.item_idx[positions if weight is None else positions[weight.numpy() > 0]]
+    has_recent = np.bincount(items, minlength=dataset.num_items + 1) > 0
+    return np.flatnonzero(has_recent & (_counts(dataset) == 0))
 
 
-def _counts(dataset: PreparedDataset, ends: Int64Array) -> Int64Array:
+def _training_positions(dataset: PreparedDataset) -> Int64Array:
     begin = dataset.offsets[:-1]
-    return np.bincount(dataset.item_idx[ragged_positions(begin, ends - begin)], minlength=dataset.num_items + 1)
+    return ragged_positions(begin, dataset.train_end - begin)
+
+
+def _counts(dataset: PreparedDataset) -> Int64Array:
+    return np.bincount(dataset.item_idx[_training_positions(dataset)], minlength=dataset.num_items + 1)
 
 
 @torch.inference_mode()
@@ -64,7 +74,7 @@ def ascribed_shares(model: Model, dataset: PreparedDataset, items: Int64Array, *
     random = np.random.default_rng(0)
     users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
     users = np.sort(random.permutation(users)[:MOST_REQUESTS])
-    counts = _counts(dataset, dataset.train_end)
+    counts = _counts(dataset)
     drawn, times = np.unique(random.choice(len(counts), DRAWS, p=counts / counts.sum()), return_counts=True)
     # Importance sampling: an item that is drawn with probability p stands for 1 / (DRAWS * p) items.
     stands_for = torch.from_numpy(np.log(times / DRAWS) - np.log(counts[drawn] / counts.sum()))
