@@ -47,7 +47,8 @@ class Asking:
 
     port: int
     histories: list[list[dict[str, Any]]]
-    answers: list[tuple[int, int, Any]] = field(default_factory=list)
+    # Begin of the request, number of the history, status and body.
+    answers: list[tuple[float, int, int, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -58,7 +59,8 @@ class Asking:
             number = 0
             while not stop.is_set():
                 try:
-                    self.answers.append((number, *post(self.port, "/v1/retrieve", self.body(number))))
+                    begin = time.monotonic()
+                    self.answers.append((begin, number, *post(self.port, "/v1/retrieve", self.body(number))))
                 except (OSError, http.client.HTTPException) as error:
                     self.problems.append(repr(error))
                 number = (number + 1) % len(self.histories)
@@ -78,11 +80,12 @@ class Asking:
         return {"history": self.histories[number], "k": 5}
 
     def check(self, store: Path) -> list[str]:
-        """Every answer is that of one release, tower and index; the versions in the order of the answers."""
+        """Every answer is that of one release, tower and index; the versions in the order in which requests began."""
+        self.answers.sort(key=lambda answer: answer[0])
         assert self.problems == []
-        assert {status for _, status, _ in self.answers} == {200}, self.answers[-1]
+        assert {status for _, _, status, _ in self.answers} == {200}, self.answers[-1]
         expected: dict[str, list[Any]] = {}
-        for number, _, answer in self.answers:
+        for _, number, _, answer in self.answers:
             version = answer["version"]
             assert version == answer["user_tower_version"] == answer["index_version"]
             if version not in expected:
@@ -90,7 +93,7 @@ class Asking:
             right = expected[version][number]
             np.testing.assert_allclose([item["score"] for item in answer["items"]], right.scores, atol=1e-4)
             assert {item["item_id"] for item in answer["items"]} == {*right.item_ids}
-        return [answer["version"] for _, _, answer in self.answers]
+        return [answer["version"] for *_, answer in self.answers]
 
 
 @dataclass(frozen=True)
