@@ -22,7 +22,7 @@ from recsys.experiments.refreshed_test import born_before, check_refresh, index_
 from recsys.experiments.risen_items import ascribed_shares, risen_items
 from recsys.models.blend import Blend, Member, Model, write_bias
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import prior_shift
+from recsys.training.frequency import RisenItems, prior_shift
 
 SMALL = ["num_users=60", "num_items=80", "num_events=900", "num_categories=2", "topics_per_category=2", "days=60"]
 
@@ -117,9 +117,9 @@ def test_the_shift_to_popularity_is_that_of_each_day(
             for u in range(dataset.num_users)
         ]
         recent = dataclasses.replace(dataset, train_end=np.array(end))
-        risen = risen_items(dataset, recent, target_sampling=TargetSampling())
-        ascribed = ascribed_shares(model, dataset, risen, config=changed)
-        expected = prior_shift(dataset, 2.0, recent=recent, ascribed=ascribed).float()
+        items = risen_items(dataset, recent, target_sampling=TargetSampling())
+        risen = RisenItems(items, ascribed_shares(model, dataset, items, config=changed))
+        expected = prior_shift(dataset, 2.0, recent=recent, risen=risen).float()
         torch.testing.assert_close(bias, expected)
     assert not torch.equal(met[0][1], met[-1][1])
 

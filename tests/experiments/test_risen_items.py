@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from recsys.data.dataset import PreparedDataset
 from recsys.experiments import risen_items as module
 from recsys.experiments.item_biases import set_bias
 from recsys.experiments.risen_items import ascribed_shares, risen_items
+from recsys.models import blend
 
 # Three users, four trained items, and items 5 and 6, which only newer events have.
 DATA = handmade([([1, 2], [5], [6]), ([1, 3, 1], [5], []), ([4], [], [])])
@@ -47,7 +49,7 @@ class Table(torch.nn.Module):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Table:
-    monkeypatch.setattr(module, "members_of", lambda _: ())
+    monkeypatch.setattr(blend, "members_of", lambda _: ())
     return Table(torch.randn(3, 7, generator=torch.Generator().manual_seed(0)))
 
 
@@ -64,18 +66,25 @@ def test_items_with_newer_events_only() -> None:
     assert risen(dataclasses.replace(DATA, weight=weight), DATA.offsets[1:]) == [5]
 
 
-def test_the_ascribed_share_is_the_mean_probability_beside_the_trained_items(model: Table) -> None:
+def test_the_ascribed_share_is_the_mean_probability_beside_the_trained_items(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = compose("train", [])
-    shares = ascribed_shares(model, DATA, np.array([5, 6]), config=config)  # type: ignore[arg-type]
+    shares = ascribed_shares(model, DATA, np.array([5, 6]), config=config)
     every = model.logits[:, 1:5].logsumexp(1, keepdim=True)
     expected = (model.logits[:, 5:] - every).exp().mean(0)
     # The sum over the trained items is estimated from 10,000 draws.
-    assert shares[5:].tolist() == pytest.approx(expected.tolist(), rel=0.05)
-    assert shares[:5].tolist() == [0] * 5
+    assert shares.tolist() == pytest.approx(expected.tolist(), rel=0.05)
+    # In blocks of one item the same.
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    assert torch.equal(ascribed_shares(model, DATA, np.array([5, 6]), config=config), shares)
+    # So unlikely that its share would be 0 in floats.
+    model.logits[:, 6] = -1e6
+    assert ascribed_shares(model, DATA, np.array([6]), config=config) > 0
     assert model.item_bias.tolist() == [7.0] * 7
 
 
-def test_an_index_of_newer_events_shows_what_has_risen(model: Table) -> None:
+def test_an_index_of_newer_events_shows_what_has_risen(model: Any) -> None:
     shift = "model.prior_shift={weight: 1.0, half_life_days: 1.0, power: 2.0}"
     config = compose("train", [shift, "model.new_items_offset=-3.0"])
     before, after = (bias_at(model, config, moment) for moment in (int(DATA.time[2]), int(DATA.time.max()) + 2 * DAY))
@@ -85,7 +94,7 @@ def test_an_index_of_newer_events_shows_what_has_risen(model: Table) -> None:
     assert after[5] > before[5]
 
 
-def bias_at(model: Table, config: DictConfig, now: int) -> Tensor:
-    set_bias(model, DATA, config=config, index_time=IndexTime(now, 1.0))  # type: ignore[arg-type]
+def bias_at(model: Any, config: DictConfig, now: int) -> Tensor:
+    set_bias(model, DATA, config=config, index_time=IndexTime(now, 1.0))
     assert model.item_bias is not None
     return model.item_bias.clone()

@@ -29,6 +29,7 @@ from recsys.training.frequency import (
     CountMinFrequency,
     ExactFrequency,
     Frequency,
+    RisenItems,
     StreamingFrequency,
     prior_shift,
     target_counts,
@@ -117,9 +118,9 @@ def test_an_item_that_rose_after_training_is_as_popular_as_in_its_life() -> None
     data = training_only([[(1, 0), (1, 0)], [(1, day), (2, day)]], num_items=3)
     towers = dataclasses.replace(data, train_end=np.array([1, 2]))
     # An event counts half after a day, so day 0 has a weight of 1, and day 1, the life of item 2, a weight of 2.
-    ascribed = torch.tensor([0.0, 0.0, 0.125, 0.0], dtype=torch.float64)
+    risen = RisenItems(np.array([2]), torch.tensor([0.125], dtype=torch.float64))
     share = 1 / 3 * (1 + EVIDENCE) / (2 / 3 + EVIDENCE)
-    shift = prior_shift(towers, 1, recent=data, ascribed=ascribed)
+    shift = prior_shift(towers, 1, recent=data, risen=risen)
     assert shift.tolist() == pytest.approx([0, log((1 - SMOOTHING) * 2 / 3 + SMOOTHING), log(0.98 * share / 0.125), 0])
     # Without a share of the towers it is treated like an item without events.
     assert prior_shift(towers, 1, recent=data)[2] == 0
@@ -127,7 +128,7 @@ def test_an_item_that_rose_after_training_is_as_popular_as_in_its_life() -> None
     born = dataclasses.replace(towers, born=np.array([NO_BIRTH, NO_BIRTH, 0, NO_BIRTH]))
     recent = dataclasses.replace(data, born=born.born)
     expected = log(0.98 / 3 / 0.125)
-    assert float(prior_shift(born, 1, recent=recent, ascribed=ascribed)[2]) == pytest.approx(expected)
+    assert float(prior_shift(born, 1, recent=recent, risen=risen)[2]) == pytest.approx(expected)
 
 
 def test_the_prior_uses_the_weights_of_targets(tmp_path_factory: pytest.TempPathFactory) -> None:

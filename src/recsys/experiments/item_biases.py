@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from omegaconf import DictConfig
@@ -18,7 +16,7 @@ from recsys.experiments.assembly import new_items_bias, target_sampling_of
 from recsys.experiments.risen_items import ascribed_shares, risen_items
 from recsys.models.blend import Model, members_of
 from recsys.models.two_tower import TwoTower
-from recsys.training.frequency import prior_shift
+from recsys.training.frequency import RisenItems, prior_shift
 
 
 def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, index_time: IndexTime | None) -> None:
@@ -38,20 +36,6 @@ def set_bias(model: Model, dataset: PreparedDataset, *, config: DictConfig, inde
     model.set_item_bias(dataset, index_time)
 
 
-@contextmanager
-def kept_biases(model: Model) -> Iterator[None]:
-    """Give a model the biases back that it had when the block began."""
-    parts: list[Model] = [model, *(member.model for member in members_of(model))]
-    kept = [(part, part.item_bias, getattr(part, "fixed_bias", None)) for part in parts]
-    try:
-        yield
-    finally:
-        for part, bias, fixed in kept:
-            part.item_bias = bias
-            if isinstance(part, TwoTower):
-                part.fixed_bias = fixed
-
-
 def _parts(model: Model, config: DictConfig) -> list[tuple[Model, DictConfig]]:
     if not config.members:
         return [(model, config)]
@@ -67,17 +51,17 @@ def _shift(dataset: PreparedDataset, config: DictConfig, *, model: Model, now: i
         )
     shift, sampling = config.model.prior_shift, target_sampling_of(config)
     recent = dataclasses.replace(dataset, train_end=ends_before(dataset, now))
-    risen = risen_items(dataset, recent, target_sampling=sampling)
-    ascribed = ascribed_shares(model, dataset, risen, config=config) if len(risen) else None
+    items = risen_items(dataset, recent, target_sampling=sampling)
+    risen = RisenItems(items, ascribed_shares(model, dataset, items, config=config)) if len(items) else None
     bias = prior_shift(
-        dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent, ascribed=ascribed
+        dataset, shift.half_life_days, target_sampling=sampling, power=shift.power, recent=recent, risen=risen
     )
     bias = bias.mul(shift.weight).float()
     offset = new_items_bias(config, dataset)
     if offset is None:
         return bias
     # The offset stands for the popularity of items that nobody has chosen yet.
-    offset[risen] = 0.0
+    offset[items] = 0.0
     return bias + offset
 
 

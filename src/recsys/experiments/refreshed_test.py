@@ -20,8 +20,8 @@ from recsys.evaluation.metrics import RetrievalMetrics
 from recsys.evaluation.ranking import ModelRanker, RequestCounter, encode_corpus
 from recsys.evaluation.relevance import rolling_requests
 from recsys.experiments.assembly import corpus_of
-from recsys.experiments.item_biases import kept_biases, set_bias
-from recsys.models.blend import Model, write_bias
+from recsys.experiments.item_biases import set_bias
+from recsys.models.blend import Model, kept_biases, write_bias
 
 
 def check_refresh(config: DictConfig, dataset: PreparedDataset) -> None:

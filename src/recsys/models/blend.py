@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -136,6 +137,20 @@ Model = TwoTower | Blend
 def members_of(model: Model) -> tuple[Member, ...]:
     """Return the members of a blend. A single model is its only member."""
     return model.members if isinstance(model, Blend) else (Member(model, 1.0, None),)
+
+
+@contextmanager
+def kept_biases(model: Model) -> Iterator[list[Model]]:
+    """Give a model and its members, which the block gets, the biases back that they had when the block began."""
+    parts: list[Model] = [model, *(member.model for member in members_of(model))]
+    kept = [(part, part.item_bias, getattr(part, "fixed_bias", None)) for part in parts]
+    try:
+        yield parts
+    finally:
+        for part, bias, fixed in kept:
+            part.item_bias = bias
+            if isinstance(part, TwoTower):
+                part.fixed_bias = fixed
 
 
 @torch.inference_mode()

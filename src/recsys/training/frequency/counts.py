@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,8 +41,20 @@ def target_probabilities(dataset: PreparedDataset, predict_first: bool) -> Tenso
 
 # Share of the trained popularity in the recent one, so that an item without recent events keeps some.
 SMOOTHING = 0.02
-# Share of the recent events that is added to those in the life of a new item: its first events count 6 times at most.
+# Share of the recent events that is added to those in the life of a risen item: its events count 6 times at most.
 EVIDENCE = 0.2
+
+
+class RisenItems(NamedTuple):
+    """Items with recent events that had none in training.
+
+    Attributes:
+        items: item_idx, int64 [R].
+        shares: share of the training targets that the model gives each item, positive float64 [R].
+    """
+
+    items: Int64Array
+    shares: Tensor
 
 
 def prior_shift(
@@ -51,7 +64,7 @@ def prior_shift(
     target_sampling: TargetSampling | None = None,
     power: float = 1.0,
     recent: PreparedDataset | None = None,
-    ascribed: Tensor | None = None,
+    risen: RisenItems | None = None,
 ) -> Tensor:
     """Return `log(p_recent(i)^power / p_trained(i))`; float64 [N + 1].
 
@@ -61,9 +74,9 @@ def prior_shift(
 
     An item without training events may be new, so its missing count says nothing about its popularity: its ratio is 1,
     and the power treats it like the item of an average recent event (the mean of `log p_recent` over those events).
-    If it has recent events and `ascribed` has a share of it, that share is its `p_trained`. Its recent popularity is
-    then relative to the events that it could have had: with n its share of recent events and m the share of those in
-    its life, it is `n (1 + k) / (m + k)`, where k is `EVIDENCE`.
+    If it is one of the risen items, `p_trained` is the share that the model gives it. Its recent popularity is then
+    relative to the events that it could have had: with n its share of the recent events, m the share of the recent
+    events in its life, and k = `EVIDENCE`, it is `n (1 + k) / (m + k)`.
 
     Args:
         dataset: training events, with time in seconds or days.
@@ -71,8 +84,7 @@ def prior_shift(
         target_sampling: weights of the targets in training; None for equal weights.
         power: exponent of the recent popularity.
         recent: data whose training events give `p_recent`; None for `dataset`.
-        ascribed: share of the training targets that the model gives each item that had none, float64 [N + 1]; 0 for
-            no share.
+        risen: items with events of a positive weight in `recent`, but none in `dataset`; None for none.
 
     Raises:
         UnsuitableDataError: If the timestamps cannot be counted in days, or the events are those of one process.
@@ -82,55 +94,56 @@ def prior_shift(
             f"model.prior_shift with data.time={dataset.meta.time_resolution}: "
             "expected weight 0, or timestamps in seconds or days"
         )
-    target_sampling = target_sampling or TargetSampling()
-
     dataset.needs_all_users()
-    trained = _shares(dataset, TargetWeights(dataset, target_sampling))
+    target_sampling = target_sampling or TargetSampling()
+    trained = _shares(dataset, training_positions(dataset), weights=TargetWeights(dataset, target_sampling))
     newest = recent or dataset
+    positions = training_positions(newest)
     weights = TargetWeights(newest, dataclasses.replace(target_sampling, half_life_days=half_life_days))
-    now = _shares(newest, weights)
-    if ascribed is not None:
-        risen = (trained == 0) & (ascribed > 0) & (now > 0)
-        items = risen.nonzero()[:, 0].numpy()
-        now[items] *= (1 + EVIDENCE) / (_shares_in_life(newest, items, weights=weights) + EVIDENCE)
+    now = _shares(newest, positions, weights=weights)
+    if risen is not None:
+        life = _shares_in_life(newest, positions, weights=weights, items=risen.items)
+        now[risen.items] *= (1 + EVIDENCE) / (life + EVIDENCE)
     smoothed = (1 - SMOOTHING) * now + SMOOTHING * trained
-    if ascribed is not None:
-        trained = torch.where(risen, ascribed, trained)
+    if risen is not None:
+        trained[risen.items] = risen.shares
     known = trained > 0
     average = torch.special.entr(smoothed).sum().neg()
     lean = (power - 1) * torch.where(known, smoothed.log(), average)
     return torch.where(known, (smoothed / trained).log(), 0.0) + lean
 
 
-def _shares(dataset: PreparedDataset, weights: TargetWeights) -> Tensor:
-    """Return the share of each item in the weight of the training events; float64 [N + 1]."""
-    positions = _training_positions(dataset)
+def _shares(dataset: PreparedDataset, positions: Int64Array, *, weights: TargetWeights) -> Tensor:
+    """Return the share of each item in the weight of some events; float64 [N + 1]."""
     weight = weights(positions)
     items = np.asarray(dataset.item_idx[positions])
     counts = np.bincount(items, None if weight is None else weight.numpy(), minlength=dataset.num_items + 1)
     return torch.from_numpy(counts / counts.sum())
 
 
-def _shares_in_life(dataset: PreparedDataset, items: Int64Array, *, weights: TargetWeights) -> Tensor:
-    """Return the share of the weight of the training events that fell into the life of items; float64 [R].
+def _shares_in_life(
+    dataset: PreparedDataset, positions: Int64Array, *, weights: TargetWeights, items: Int64Array
+) -> Tensor:
+    """Return the share of the weight of some events that fell into the life of each of some items; float64 [R].
 
-    A life begins with the birth of the item, or with its first event if it has no birth.
+    A life begins with the birth of the item, or with its first event of a positive weight if it has no birth.
     """
-    positions = _training_positions(dataset)
     weight = weights(positions)
-    assert weight is not None
-    time = np.asarray(dataset.time[positions])
+    assert weight is not None, "recent events are weighted by their age"
+    time, counted = np.asarray(dataset.time[positions]), weight.numpy() > 0
     begin = np.full(dataset.num_items + 1, np.iinfo(np.int64).max)
-    np.minimum.at(begin, np.asarray(dataset.item_idx[positions]), time)
+    np.minimum.at(begin, np.asarray(dataset.item_idx[positions[counted]]), time[counted])
     if dataset.born is not None:
         begin = np.where(dataset.born == NO_BIRTH, begin, dataset.born)
     begins, place = np.unique(begin[items], return_inverse=True)
+    # The weight of the events from one begin to the next, and before the first one.
     between = np.bincount(np.searchsorted(begins, time, side="right"), weight.numpy(), minlength=len(begins) + 1)
     since = between[::-1].cumsum()[::-1]
     return torch.from_numpy(since[1:][place] / since[0])
 
 
-def _training_positions(dataset: PreparedDataset) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def training_positions(dataset: PreparedDataset) -> Int64Array:
+    """Return the positions of the training events of all users."""
     return ragged_positions(dataset.offsets[:-1], dataset.train_end - dataset.offsets[:-1])
 
 
