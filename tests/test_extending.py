@@ -151,7 +151,7 @@ def test_the_index_finds_what_exact_search_finds(tmp_path: Path) -> None:
 def test_the_negatives_know_their_probabilities() -> None:
     negatives = importlib.import_module("my_package.negatives")
     probabilities = torch.tensor([0.0, 0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
-    inputs = SamplerInputs(probabilities, torch.arange(1, 5), ExactFrequency(probabilities), dim=4)
+    inputs = SamplerInputs(probabilities, torch.arange(1, 5), ExactFrequency(probabilities))
     sampler = negatives.HeadNegatives(inputs, num_negatives=1000, share=0.5)
     drawn = sampler.draw(torch.Generator().manual_seed(0), torch.tensor([1]))
     assert set(drawn.tolist()) == {1, 2}

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from handmade import handmade
-from worlds import write_world
+from omegaconf import DictConfig
+from worlds import compose, write_world
 
 from recsys.core.errors import UserError
+from recsys.data.dataset import PreparedDataset
 from recsys.experiments import variants as training
 from recsys.experiments.assembly import open_data
 from recsys.experiments.compose import compose_run
@@ -173,12 +175,20 @@ def test_repeats_are_named_once(caplog: pytest.LogCaptureFixture) -> None:
     # Of the five items of validation parts two are in the history of their user.
     caplog.set_level("INFO", "recsys")
     data = handmade([([1, 2], [1, 3], []), ([3, 2], [2, 1, 2, 4], [])])
+    leaves_out, keeps, in_portions = (
+        compose("train", words) for words in ([], ["exclude_seen=false"], ["portions=true"])
+    )
+
+    def say(config: DictConfig, name: str, data: PreparedDataset = data) -> None:
+        say_repeats(config, dataclasses.replace(data, path=Path(name)))
+
     for _ in range(2):
-        say_repeats(dataclasses.replace(data, path=Path("repeats")), exclude_seen=True)
+        say(leaves_out, "repeats")
     assert [record.message.split(";")[0] for record in caplog.records] == [
         "repeats: 40% of the items in the validation part are in the history of their user"
     ]
     caplog.clear()
-    say_repeats(dataclasses.replace(data, path=Path("repeats are wanted")), exclude_seen=False)
-    say_repeats(dataclasses.replace(handmade([([1, 2], [3], [])]), path=Path("no repeats")), exclude_seen=True)
+    say(keeps, "repeats are wanted")
+    say(in_portions, "the machine has only some users")
+    say(leaves_out, "no repeats", handmade([([1, 2], [3], [])]))
     assert not caplog.records

@@ -244,7 +244,7 @@ def test_a_batch_without_targets_changes_no_estimate() -> None:
     config = compose("train", ["model.dim=8", "user_tower.encoder.num_blocks=1"])
     model = build_towers(config, dataset)
     probabilities = torch.full((4,), 0.25, dtype=torch.float64)
-    inputs = SamplerInputs(probabilities, torch.tensor([1, 2, 3]), ExactFrequency(probabilities), 8)
+    inputs = SamplerInputs(probabilities, torch.tensor([1, 2, 3]), ExactFrequency(probabilities))
     for loss, sampler in ((SampledSoftmax(), InBatchNegatives(inputs)), (FullSoftmax(), None)):
         module = RetrievalModule(model, loss, negatives=sampler, optimizer=AdamW(), corpus=torch.tensor([1, 2, 3]))
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
@@ -332,7 +332,7 @@ def test_a_loss_of_another_package_decides_which_negatives_it_takes() -> None:
             if negatives.max_targets is None:
                 raise UserError("loss=uneasy: found negatives without max_targets")
 
-    inputs = SamplerInputs(torch.full((2,), 0.5), torch.tensor([1]), ExactFrequency(torch.full((2,), 0.5)), 8)
+    inputs = SamplerInputs(torch.full((2,), 0.5), torch.tensor([1]), ExactFrequency(torch.full((2,), 0.5)))
     model = build_towers(compose("train", ["model.dim=8"]), training_only([[(1, 0)], [(1, 0), (2, 1)]]))
     rest: Any = {"optimizer": AdamW(), "corpus": torch.tensor([1])}
     loss: Any = Uneasy()

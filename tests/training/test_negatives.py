@@ -33,7 +33,7 @@ NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 def known(probabilities: Tensor, corpus: Tensor) -> SamplerInputs:
-    return SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), 2)
+    return SamplerInputs(probabilities, corpus, ExactFrequency(probabilities))
 
 
 def inputs(predict_first: bool = True) -> SamplerInputs:

@@ -27,7 +27,7 @@ REMOVED_OPTIONS = {
     "experiment=uniform_negatives": "negatives=uniform",
     "experiment=mean_pooling": "user_tower=mean",
     "experiment=full_softmax": "loss=full_softmax negatives=none",
-    "crossing=mask_net": "crossing@item_tower.crossing=mlp",
+    "crossing=mask_net": "crossing@item_tower.crossing=mlp crossing@user_tower.crossing=mlp",
     "loss=gbce": "loss=sampled_softmax",
     "negatives=cross_batch": "negatives=mixed",
     "negatives=hard": "negatives=mixed",

@@ -65,7 +65,7 @@ def _unsuitable(variants: Mapping[str, DictConfig]) -> dict[str, str]:
     left_out = {}
     first = next(iter(variants.values()))
     dataset = open_data(first)
-    say_repeats(dataset, exclude_seen=first.exclude_seen)
+    say_repeats(first, dataset)
     for name, config in variants.items():
         if (config.data, config.split) != (first.data, first.split):
             raise UserError(f"variants.{name}: other data or another split than the first variant, expected the same")
@@ -112,23 +112,23 @@ def check_needs(config: DictConfig, dataset: PreparedDataset) -> None:
             raise UnsuitableDataError(f"it needs {needed}, and the data has none")
 
 
-# Share of repeats from which the log tells what to do about them.
+# Share of repeats from which it is logged.
 MANY_REPEATS = 0.05
-# Folders of data sets of which this process has said it.
+# Data sets whose share this process has logged: each variant of a recipe starts on the same data.
 _said: set[Path] = set()
 
 
-def say_repeats(dataset: PreparedDataset, *, exclude_seen: bool) -> None:
-    """Log once the share of the items of the validation part that are in the history of their user, if they are many.
+def say_repeats(config: DictConfig, dataset: PreparedDataset) -> None:
+    """Log once which share of the items in the validation part are in the history of their user, if it is large.
 
-    Lists and metrics leave these items out, and a user who has no others counts in no metric. That is wrong for goods
-    that people buy again.
+    With `exclude_seen` lists and metrics leave these items out, and a user with no other items counts in no metric.
+    That is wrong for goods that people buy again. With `portions` no process reads the events of all users.
 
     Args:
-        dataset: data set of a run.
-        exclude_seen: whether the run leaves out items of the history.
+        config: configuration of a run.
+        dataset: its data set.
     """
-    if not exclude_seen or dataset.portion is not None or not distributed.is_first() or dataset.path in _said:
+    if not config.exclude_seen or config.portions or not distributed.is_first() or dataset.path in _said:
         return
     _said.add(dataset.path)
     requests = dataset.requests("val")

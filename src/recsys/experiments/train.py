@@ -148,7 +148,7 @@ def _start(config: DictConfig, run: RunFolder) -> TrainingSession:
         check_refresh(config, dataset)
         config.batch_size = build_data(config, dataset).batch_size
         choose_sharding(config, dataset)
-    say_repeats(dataset, exclude_seen=config.exclude_seen)
+    say_repeats(config, dataset)
     fingerprint = dataset.meta.fingerprint
     check_same_data(fingerprint, config.data.get("root"))
     run.claim()

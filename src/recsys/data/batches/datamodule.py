@@ -122,7 +122,7 @@ class RetrievalData(L.LightningDataModule):
         return RequestLoader(builder, own, most=int(np.bincount(owner).max(initial=0)))
 
     def _sizes(self, requests: Requests) -> list[int]:
-        """Return the number of requests of each process that has those of its own users alone, else of all."""
+        """Return the number of requests of each process, or one number if every process has all requests."""
         own = len(requests.user_idx)
         return [own] if self.dataset.portion is None or not self._process else distributed.share(own)
 

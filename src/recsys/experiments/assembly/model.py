@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -123,7 +123,7 @@ def _user_tower(config: DictConfig, dataset: PreparedDataset, divided: Sharding,
     if "sharding" in config.user_tower:
         runtime["sharding"] = _place(sharding_of("user_tower", config, dataset), divided)
     if fresh and config.user_tower.get("use_user_id"):
-        runtime |= _admitted(config.user_tower, dataset)
+        runtime |= _admitted(config.user_tower, dataset, "users")
     tower: UserTower = complete(instantiate(config.user_tower), **runtime)
     return tower
 
@@ -150,17 +150,17 @@ def _item_tower(
     if "sharding" in config.item_tower:
         more["sharding"] = _place(sharding_of("item_tower", config, dataset), divided)
     if fresh:
-        more |= _admitted(config.item_tower, dataset)
+        more |= _admitted(config.item_tower, dataset, "items")
     tower: ItemTower = complete(instantiate(config.item_tower), sizes=dataset.sizes, sparse=sparse, **more)
     return tower
 
 
-def _admitted(tower: DictConfig, dataset: PreparedDataset) -> dict[str, Any]:
-    """Return the rows of those that the id table of a tower admits, if it has fewer."""
+def _admitted(tower: DictConfig, dataset: PreparedDataset, owner: Literal["items", "users"]) -> dict[str, Any]:
+    """Return the argument `id_rows` of a tower whose id table has a capacity: the row of each item or user."""
     admission = tower.get("admission")
     if admission is None or admission.get("capacity") is None:
         return {}
-    return {"id_rows": instantiate(admission).rows(dataset)}
+    return {"id_rows": instantiate(admission).rows(dataset, owner)}
 
 
 def _priors(config: DictConfig, dataset: PreparedDataset, *, fresh: bool) -> ItemPriors | None:

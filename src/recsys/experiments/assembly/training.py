@@ -44,7 +44,7 @@ def build_module(
     loss = instantiate(config.loss)
     if config.loss.get("_partial_"):
         loss = complete(loss, num_items=len(corpus))
-    negatives = _build_negatives(config, dataset, model=model, corpus=corpus)
+    negatives = _build_negatives(config, dataset, corpus)
     return RetrievalModule(
         model,
         loss,
@@ -94,16 +94,14 @@ def check_metric(metric: str, *, place: str = "evaluation.metric", others: tuple
         raise UserError(f"{place}: found '{metric}'{nearest(metric, (*names, *others))}")
 
 
-def _build_negatives(
-    config: DictConfig, dataset: PreparedDataset, *, model: TwoTower, corpus: Tensor
-) -> NegativeSampler | None:
+def _build_negatives(config: DictConfig, dataset: PreparedDataset, corpus: Tensor) -> NegativeSampler | None:
     probabilities = target_probabilities(dataset, config.history.predict_first)
     frequency: Frequency = instantiate(config.frequency)
     if config.frequency.get("_partial_"):
         frequency = complete(frequency, probabilities=probabilities)
     negatives: NegativeSampler | None = None
     if config.negatives["_target_"] is not None:
-        inputs = SamplerInputs(probabilities, corpus, frequency, model.item_tower.dim)
+        inputs = SamplerInputs(probabilities, corpus, frequency)
         negatives = complete(instantiate(config.negatives), inputs=inputs)
     if frequency.is_estimated and (negatives is None or negatives.frequency is None):
         raise UserError(

@@ -24,13 +24,11 @@ class SamplerInputs(NamedTuple):
         probabilities: float64 [N + 1], probability of each item as a target, indexed by item_idx.
         corpus: int64 [N], items that uniform draws come from.
         frequency: probabilities of targets for the logQ correction.
-        dim: width of item embeddings, D.
     """
 
     probabilities: Tensor
     corpus: Tensor
     frequency: Frequency
-    dim: int
 
 
 class NegativeSampler(Protocol):
