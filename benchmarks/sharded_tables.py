@@ -143,7 +143,7 @@ def process(out: Path, items: int, name: str, rule: str) -> None:
     )
     corpus = torch.arange(1, items + 1)
     frequency = ExactFrequency(target_probabilities(dataset, True))
-    negatives = MixedNegatives(SamplerInputs(frequency.probabilities, corpus, frequency, DIM), 256)
+    negatives = MixedNegatives(SamplerInputs(frequency.probabilities, corpus, frequency), 256)
     module = RetrievalModule(
         model, SampledSoftmax(), negatives=negatives, optimizer=AdamW(1e-3, 0.01, fused=rule), corpus=corpus, seed=0
     )

@@ -81,7 +81,7 @@ def build(
     module = RetrievalModule(
         model,
         SampledSoftmax() if sampled else FullSoftmax(),
-        negatives=UniformNegatives(SamplerInputs(probabilities, corpus, ExactFrequency(probabilities), DIM), 256)
+        negatives=UniformNegatives(SamplerInputs(probabilities, corpus, ExactFrequency(probabilities)), 256)
         if sampled
         else None,
         optimizer=AdamW(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -135,7 +137,13 @@ def test_a_filter_that_leaves_out_the_near_lists_is_searched_further(
     assert (collection.search(queries, 3, allow=Selection((empty,), NOTHING))[1] == -1).all()
 
 
-def test_the_breadth_is_tuned_to_the_recall_target(lists: Lists, collection: CollectionIndex) -> None:
+def test_the_breadth_is_tuned_to_the_recall_target(
+    lists: Lists, collection: CollectionIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The fastest of the breadths that reach the target is chosen. A search takes as long as it is broad, on this clock.
+    readings = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(readings) * collection.effort.breadth)
+    monkeypatch.setattr("recsys.index.tuning.time", clock)
     tuning = tune(collection, lists.embeddings, queries=lists.embeddings[:50], recall_target=0.6, k=10)
     assert tuning.reached
     assert collection.effort == Effort(tuning.chosen.breadth, 1, 10)
