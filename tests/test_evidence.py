@@ -1,9 +1,10 @@
-"""The evidence suite on a tiny data set: what is missing runs, what is not checked is not written."""
+"""The evidence suite on a tiny data set: what is missing runs, what is not checked is not written, figures are kept."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ from recsys.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from evidence.checking import is_checked  # noqa: E402
+from evidence.checking import digest, is_checked  # noqa: E402
+from evidence.measured import read_measured, short, write_measured  # noqa: E402
 from evidence.plan import Plan, read_plan  # noqa: E402
-from evidence.report import BEGIN, END, short, write_report  # noqa: E402
-from evidence.rows import described_commit  # noqa: E402
+from evidence.report import BEGIN, END, described_commit, render, write_report  # noqa: E402
 from evidence.running import Clock, run_missing  # noqa: E402
 
 PROTOCOL = Path(os.environ.get("RECSYS_DATA", "/nowhere")).parent / "protocol.py"
@@ -111,6 +112,29 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
+def report(plan: Plan, runs: Path, page: Path) -> list[str]:
+    return write_report(plan, runs, kept=page.with_name("measured.json"), page=page)
+
+
+def line(page: Path, begin: str) -> str:
+    """Return the only line with this beginning."""
+    [found] = [one for one in page.read_text().splitlines() if one.startswith(begin)]
+    return found
+
+
+def prose(page: Path) -> str:
+    """Return the page as one line."""
+    return " ".join(page.read_text().split())
+
+
+def measure_again(folder: Path, metric: str, value: float) -> None:
+    """Give a run another result, which the scorer has confirmed."""
+    file = folder / "metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {metric: value}))
+    check = json.loads((folder / "check.json").read_text())
+    (folder / "check.json").write_text(json.dumps(check | {"metrics": digest(file)}))
+
+
 def test_what_is_finished_does_not_run_again(plan: Plan, runs: Path) -> None:
     jobs = plan.jobs(rows=["plain", "baselines"])
     assert [job.folder(runs).relative_to(runs).as_posix() for job in jobs] == [
@@ -123,7 +147,7 @@ def test_what_is_finished_does_not_run_again(plan: Plan, runs: Path) -> None:
 
 
 def test_the_page(plan: Plan, runs: Path, page: Path) -> None:
-    warnings = write_report(plan, runs, page)
+    warnings = report(plan, runs, page)
     text = page.read_text()
     assert text.startswith(f"# Results\n\n{BEGIN}\n\n![R@10 on every data set. Tiny world: plain model ")
     assert text.endswith(f"{END}\n\nThe rest.\n")
@@ -151,7 +175,7 @@ def test_the_page(plan: Plan, runs: Path, page: Path) -> None:
 
 
 def test_users_are_means_over_seeds(plan: Plan, runs: Path, page: Path) -> None:
-    write_report(plan, runs, page)
+    report(plan, runs, page)
     tables = [pq.read_table(runs / f"tiny/plain{folder}/per_user.parquet") for folder in ("/seed0", "/seed1", "")]
     one, other, both = (
         dict(zip(table["user_id"].to_pylist(), table["ndcg@10"].to_pylist(), strict=True)) for table in tables
@@ -170,12 +194,132 @@ def test_rows_without_a_passing_check_are_not_written(plan: Plan, runs: Path, pa
     jobs = plan.jobs(rows=["popularity"])
     assert run_missing(jobs, copy, data=runs.parent / "data", scorer=scorer(tmp_path, 0.01), launch=launch) == 1
     assert not json.loads((copy / "tiny/baselines/popularity/check.json").read_text())["passed"]
-    write_report(plan, copy, page)
+    report(plan, copy, page)
     text = page.read_text()
     assert "| popularity" not in text
     assert "Not measured yet: plain (seeds 1); later (seeds 0, 1); popularity; transitions." in text
     [row] = [line for line in text.splitlines() if line.startswith("| plain model |")]
     assert "±" not in row
+
+
+def test_rows_stay_when_their_folders_are_gone(plan: Plan, runs: Path, page: Path, tmp_path: Path) -> None:
+    report(plan, runs, page)
+    names = ("results.md", "evidence.svg", "measured.json")
+    before = [page.with_name(name).read_text() for name in names]
+    assert report(plan, tmp_path / "nothing", page) == ["tiny: not measured: later (seeds 0, 1)"]
+    assert [page.with_name(name).read_text() for name in names] == before
+    # A row that is read again, and is what it was, keeps its comparisons with baselines that are gone.
+    models = tmp_path / "models"
+    shutil.copytree(runs / "tiny/plain", models / "tiny/plain")
+    report(plan, models, page)
+    assert [page.with_name(name).read_text() for name in names] == before
+
+
+def test_new_runs_replace_a_row_as_a_whole(plan: Plan, runs: Path, page: Path, tmp_path: Path) -> None:
+    report(plan, runs, page)
+    assert "| 0, 1 | " in line(page, "| plain model |")
+    popular = line(page, "| popularity")
+    shutil.copytree(runs / "tiny/plain/seed1", tmp_path / "runs/tiny/plain/seed1")
+    measure_again(tmp_path / "runs/tiny/plain/seed1", "test/recall@10", 0.9)
+    warnings = report(plan, tmp_path / "runs", page)
+    assert warnings == [
+        "tiny: not measured: plain (seeds 0); later (seeds 0, 1)",
+        "tiny: plain: the new runs replace a row that had seeds [0] too",
+    ]
+    row = line(page, "| plain model |")
+    # Its new figures are not compared with baselines whose files are gone.
+    assert row.startswith("| plain model | .9000 (not compared) | ")
+    assert "±" not in row
+    assert "| 1 | " in row
+    assert line(page, "| popularity") == popular
+    assert "Not compared: the runs of popularity or of the row are gone." in prose(page)
+    assert "plain model, against the best tuned baseline of each metric: R@10 not compared: the runs of " in prose(page)
+    bars = [one for one in page.read_text().splitlines() if one.startswith("- plain model, R@10: ")]
+    assert bars == [
+        "- plain model, R@10: .9000, bar .0000: reached",
+        "- plain model, R@10: .9000; not compared: the runs of transitions or of this row are gone",
+    ]
+
+
+def test_a_comparison_is_out_of_date_when_its_baseline_has_changed(
+    plan: Plan, runs: Path, page: Path, tmp_path: Path
+) -> None:
+    report(plan, runs, page)
+    assert "not compared" not in prose(page)
+    shutil.copytree(runs / "tiny/baselines/popularity", tmp_path / "runs/tiny/baselines/popularity")
+    measure_again(tmp_path / "runs/tiny/baselines/popularity", "test/recall@10", 0.95)
+    report(plan, tmp_path / "runs", page)
+    row = line(page, "| plain model |")
+    # The baseline has the same NDCG as before, so this comparison holds.
+    assert row.count("(not compared)") == row.count("%: ") == 1
+    assert "R@10 not compared: the runs of popularity or of this row are gone; N@10 " in prose(page)
+    assert " | .9500 | " in line(page, "| popularity")
+    # With the folders of both they are compared again.
+    shutil.copytree(runs / "tiny/plain", tmp_path / "runs/tiny/plain")
+    report(plan, tmp_path / "runs", page)
+    assert "not compared" not in line(page, "| plain model |")
+    assert "R@10 WORSE (popularity, p " in prose(page)
+    assert " | .1750 (not compared) | " in line(page, "| transitions")
+
+
+def test_the_picture_is_drawn_from_the_file(plan: Plan, runs: Path, page: Path) -> None:
+    report(plan, runs, page)
+    kept, picture = page.with_name("measured.json"), page.with_name("evidence.svg")
+    first, text = picture.read_text(), kept.read_text()
+    figure = json.loads(text)["tiny"]["plain"]["figures"]["test/recall@10"]
+    assert figure["low"] < figure["mean"] < figure["high"]
+    # An interval that is not known is not drawn.
+    kept.write_text(re.sub(r', "low": [\d.]+, "high": [\d.]+\}', "}", text))
+    render(read_measured(kept, plan), plan, page)
+    assert picture.read_text() != first
+    kept.write_text(text)
+    render(read_measured(kept, plan), plan, page)
+    assert picture.read_text() == first
+
+
+def test_the_file_is_written_as_it_was_read(plan: Plan, runs: Path, page: Path) -> None:
+    report(plan, runs, page)
+    kept = page.with_name("measured.json")
+    text = kept.read_text()
+    tables = read_measured(kept, plan)
+    write_measured(kept, tables)
+    assert kept.read_text() == text
+    assert read_measured(kept, plan) == tables
+    assert [*json.loads(text)["tiny"]] == ["plain", "popularity", "transitions"]
+    # A figure is a line, so that a diff shows which one has changed.
+    assert re.search(r'^ +"test/recall@10": \{"mean": \d\.\d+, "deviation": \d\.\d+, "low": .*\},$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("{", "measured.json: not rows by data set"),
+        ('{"huge": {"plain": {}}}', "measured.json: huge.plain: not in the plan, expected \\['tiny'\\]"),
+        ('{"tiny": {"plane": {}}}', "measured.json: tiny.plane: not in the plan, expected \\['plain', 'later', "),
+        ('{"tiny": {"plain": {}}}', "measured.json: tiny.plain: Object missing required field `commits`"),
+        ('{"tiny": {"plain": {"second": 1}}}', "measured.json: tiny.plain: Object contains unknown field `second`"),
+        ('{"tiny": {"plain": {"seconds": "1"}}}', "measured.json: tiny.plain: .* got `str` - at `\\$.seconds`"),
+    ],
+)
+def test_a_broken_file_is_an_error_with_its_place(plan: Plan, page: Path, broken: str, message: str) -> None:
+    page.with_name("measured.json").write_text(broken)
+    with pytest.raises(ValueError, match=message):
+        report(plan, page.parent, page)
+    # Nothing is lost.
+    assert page.with_name("measured.json").read_text() == broken
+
+
+def test_the_real_page_is_made_from_the_real_file(page: Path) -> None:
+    folder = ROOT / "benchmarks/evidence"
+    plan = read_plan(folder / "evidence.yaml")
+    shutil.copy(ROOT / "docs/results.md", page)
+    render(read_measured(folder / "measured.json", plan), plan, page)
+    # How many commits came after a row differs with each commit.
+    first, second = (
+        re.sub(r", (older by \d+ commits?|not in this history)", "", path.read_text())
+        for path in (ROOT / "docs/results.md", page)
+    )
+    assert first == second
 
 
 def test_a_failed_run_does_not_stop_the_others(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +349,7 @@ def test_mistakes(plan: Plan, page: Path, tmp_path: Path) -> None:
         plan.jobs(rows=["plane"])
     page.write_text("# Results\n")
     with pytest.raises(ValueError, match="no markers"):
-        write_report(plan, tmp_path, page)
+        report(plan, tmp_path, page)
     wrong = tmp_path / "wrong.yaml"
     data = {"tiny": PLAN["data"]["tiny"] | {"baseline": "popular"}}  # type: ignore[index]
     wrong.write_text(yaml.safe_dump(PLAN | {"data": data}))

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
-from evidence.rows import Measured
+from evidence.measured import Table
 
 matplotlib.use("svg")
 from matplotlib import pyplot
+
+# The names of shapes are random otherwise, and the file would differ each time.
+matplotlib.rcParams["svg.hashsalt"] = "evidence"
 
 # Colours that differ in brightness too, and a marker of its own for each kind.
 KINDS = {
@@ -28,16 +31,17 @@ class Point(NamedTuple):
     high: float
 
 
-def points(measured: Measured, metric: str) -> list[Point]:
+def points(table: Table, metric: str) -> list[Point]:
     """Return the first and the last variant that are measured, the best baseline, and the best published figure."""
-    models = [row for row in measured.rows if not row.is_baseline]
-    baseline = measured.best_baseline(metric)
-    chosen = [("model", row) for row in (models[:1] + models[1:][-1:])]
+    models = [name for name in table.models if metric in table.rows[name].figures]
+    baseline = table.best_baseline(metric)
+    chosen = [("model", name) for name in (models[:1] + models[1:][-1:])]
     found = []
-    for kind, row in (*chosen, *([("best tuned baseline", baseline)] if baseline else [])):
-        interval = row.interval(metric)
-        found.append(Point(kind, row.title, row.mean(metric) or 0.0, interval.low, interval.high))
-    papers = [paper for paper in measured.data.published if metric in paper.metrics]
+    for kind, name in (*chosen, *([("best tuned baseline", baseline)] if baseline else [])):
+        figure = table.rows[name].figures[metric]
+        low, high = (figure.mean if end is None else end for end in (figure.low, figure.high))
+        found.append(Point(kind, table.plan.title(name), figure.mean, low, high))
+    papers = [paper for paper in table.data.published if metric in paper.metrics]
     if papers:
         best = max(papers, key=lambda paper: paper.metrics[metric])
         value = best.metrics[metric]
@@ -45,17 +49,17 @@ def points(measured: Measured, metric: str) -> list[Point]:
     return found
 
 
-def draw(measured: Sequence[Measured], metric: str, path: Path) -> None:
+def draw(tables: Sequence[Table], metric: str, path: Path) -> None:
     """Draw a panel for each data set. Lines are 95% intervals over users."""
-    if not measured:
+    if not tables:
         return
-    panels = [points(one, metric) for one in measured]
+    panels = [points(table, metric) for table in tables]
     heights = [max(len(found), 1) for found in panels]
     figure, axes = pyplot.subplots(
         len(panels), 1, figsize=(8, 0.5 * len(panels) + 0.28 * sum(heights)), layout="constrained", squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )  # fmt: skip
-    for axis, one, found in zip(axes[:, 0], measured, panels, strict=True):
+    for axis, table, found in zip(axes[:, 0], tables, panels, strict=True):
         for place, point in enumerate(found):
             colour, marker = KINDS[point.kind]
             axis.plot([point.low, point.high], [place, place], color=colour, linewidth=2)
@@ -65,7 +69,7 @@ def draw(measured: Sequence[Measured], metric: str, path: Path) -> None:
         axis.set_yticks(range(len(found)), [f"{point.kind}: {point.title}" for point in found], fontsize=9)
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.set_xlim(0, 1.25 * max((point.high for point in found), default=1.0))
-        axis.set_title(one.data.title, fontsize=10, loc="left")
+        axis.set_title(table.data.title, fontsize=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(axis="x", labelsize=8)
     axes[-1, 0].set_xlabel(metric.partition("/")[2], fontsize=9)

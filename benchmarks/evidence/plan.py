@@ -105,6 +105,9 @@ class Plan:
     variants: Mapping[str, Variant]
     data: Mapping[str, DataSet] = field(default_factory=dict)
 
+    def title(self, row: str) -> str:
+        return self.variants[row].title if row in self.variants else row.replace("_", " ")
+
     def jobs(
         self,
         *,

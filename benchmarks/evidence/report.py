@@ -2,42 +2,69 @@
 
 from __future__ import annotations
 
-import statistics
+import subprocess
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+from evidence.measured import Row, Table, read_measured, short, write_measured
 from evidence.picture import draw
 from evidence.plan import Bar, Plan
-from evidence.rows import Measured, Row, described_commit, read_rows
+from evidence.rows import measure
 
 from recsys.baselines.tuning import describe
 from recsys.core.io import atomic_write
-from recsys.evaluation.significance import Comparison, holm
 
 BEGIN, END = "<!-- evidence: begin; written by benchmarks/evidence -->", "<!-- evidence: end -->"
-PICTURE = "evidence.svg"
+KEPT, PICTURE = "measured.json", "evidence.svg"
+REPOSITORY = Path(__file__).parents[2]
 # Most characters of a line of prose.
 WIDTH = 120
 
 
-def write_report(plan: Plan, runs: Path, page: Path) -> list[str]:
-    """Replace the part of the page between the markers, and the picture; return what is missing, a line each.
+def write_report(plan: Plan, runs: Path, *, kept: Path, page: Path) -> list[str]:
+    """Bring the kept figures up to date with the run folders, and write page and picture from them.
+
+    Args:
+        plan: what is shown, and in which order.
+        runs: folder of the run folders; none of them need to be there.
+        kept: the file `measured.json`, which is made if there is none.
+        page: file whose part between the markers is replaced. The picture is beside it.
+
+    Returns:
+        What is missing and which rows have lost seeds, a line each.
 
     Raises:
-        ValueError: If the page lacks a marker.
+        ValueError: If the page lacks a marker, or the kept figures are damaged.
     """
+    before = read_measured(kept, plan)
+    write_measured(kept, {name: measure(table, runs) for name, table in before.items()})
+    after = read_measured(kept, plan)
+    render(after, plan, page)
+    missing = [f"{name}: not measured: {'; '.join(table.missing)}" for name, table in after.items() if table.missing]
+    return missing + [line for name, table in after.items() for line in lost_seeds(before[name], table)]
+
+
+def lost_seeds(before: Table, after: Table) -> list[str]:
+    lines = []
+    for name, row in before.rows.items():
+        if lost := sorted({*row.seeds} - {*after.rows[name].seeds}):
+            lines.append(f"{after.data.name}: {name}: the new runs replace a row that had seeds {lost} too")
+    return lines
+
+
+def render(tables: Mapping[str, Table], plan: Plan, page: Path) -> None:
+    """Replace the part of the page between the markers, and the picture."""
     text = page.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{page}: no markers, expected the lines '{BEGIN}' and '{END}'")
-    measured = [read_rows(plan, data, runs) for data in plan.data.values()]
-    shown = [one for one in measured if one.rows]
-    parts = [caption(shown, plan), *(section(one, plan) for one in shown)]
+    shown = [table for table in tables.values() if table.rows]
+    parts = [caption(shown, plan), *(section(table) for table in shown)]
     draw(shown, plan.metrics[0], page.with_name(PICTURE))
     atomic_write(page, wrapped("\n\n".join([before + begin, *parts, end])) + after)
-    return [f"{one.data.name}: not measured: {'; '.join(one.missing)}" for one in measured if one.missing]
 
 
 def wrapped(text: str) -> str:
@@ -50,104 +77,116 @@ def wrapped(text: str) -> str:
     return "\n".join(lines)
 
 
-def caption(measured: Sequence[Measured], plan: Plan) -> str:
+def caption(tables: Sequence[Table], plan: Plan) -> str:
     words = []
-    for one in measured:
-        figures = [(row.title, row.mean(plan.metrics[0])) for row in one.rows if not row.is_baseline]
-        best = one.best_baseline(plan.metrics[0])
-        figures += [(best.title, best.mean(plan.metrics[0]))] if best else []
-        words.append(f"{one.data.title}: " + ", ".join(f"{name} {short(value)}" for name, value in figures))
+    for table in tables:
+        best = table.best_baseline(plan.metrics[0])
+        names = table.models + ([best] if best else [])
+        figures = [f"{plan.title(name)} {short(table.mean(name, plan.metrics[0]))}" for name in names]
+        words.append(f"{table.data.title}: {', '.join(figures)}")
     return f"![{label(plan.metrics[0])} on every data set. {'; '.join(words)}]({PICTURE})"
 
 
-def section(measured: Measured, plan: Plan) -> str:
-    data = measured.data
-    baseline = measured.named(data.baseline)
-    metrics = [metric for metric in plan.metrics if any(row.values[metric] for row in measured.rows)]
+def section(table: Table) -> str:
+    data, plan = table.data, table.plan
+    metrics = [metric for metric in plan.metrics if any(metric in row.figures for row in table.rows.values())]
     names = [f"{label(metric)}" for metric in metrics]
     lines = [f"### {data.title}", ""]
     lines += [data.note.strip(), ""] if data.note else []
     lines += ["| row | " + " | ".join(names) + " | seeds | seconds | memory | parameters | commit |"]
     lines += ["|---|" + "---|" * (len(metrics) + 5)]
-    for row in measured.rows:
-        compared = row.compared(baseline, metrics) if baseline and row is not baseline else {}
-        cells = [cell(row, metric, compared.get(metric)) for metric in metrics]
-        lines.append(f"| {title(row)} | {' | '.join(cells)} | {' | '.join(cost(row))} |")
+    for name in (*table.models, *table.baselines):
+        cells = [cell(name, metric, table) for metric in metrics]
+        lines.append(f"| {title(name, table)} | {' | '.join(cells)} | {' | '.join(cost(table.rows[name]))} |")
     for paper in data.published:
         cells = [short(paper.metrics.get(metric)) for metric in metrics]
         lines.append(f"| {paper.model} (published: {paper.source}) | {' | '.join(cells)} | | | | | |")
-    if baseline:
-        lines += ["", f"Brackets: difference from {baseline.title} with its 95% interval over users; bold without 0."]
-    lines += [line for row in measured.rows if not row.is_baseline for line in against_best(row, measured, metrics)]
-    lines += bars(measured)
-    if measured.missing:
-        lines += ["", f"Not measured yet: {'; '.join(measured.missing)}."]
+    if data.baseline in table.rows:
+        baseline = plan.title(data.baseline)
+        lines += ["", f"Brackets: difference from {baseline} with its 95% interval over users; bold without 0."]
+        if any("(not compared)" in line for line in lines):
+            lines[-1] += f" Not compared: the runs of {baseline} or of the row are gone."
+    lines += [line for name in table.models for line in against_best(name, table, metrics)]
+    lines += bars(table)
+    if table.missing:
+        lines += ["", f"Not measured yet: {'; '.join(table.missing)}."]
     return "\n".join(lines)
 
 
-def title(row: Row) -> str:
-    chosen = row.states[0].settings
-    return f"{row.title} ({describe(chosen)})" if row.is_baseline and chosen else row.title
+def title(name: str, table: Table) -> str:
+    settings, shown = table.rows[name].settings, table.plan.title(name)
+    return f"{shown} ({describe(dict(settings))})" if name in table.baselines and settings else shown
 
 
-def cell(row: Row, metric: str, compared: Comparison | None) -> str:
-    values = row.values[metric]
-    text = short(row.mean(metric))
-    if len(values) > 1:
-        text += f" ± {short(statistics.stdev(values))}"
-    if compared is None or not compared.first:
+def cell(name: str, metric: str, table: Table) -> str:
+    row, baseline = table.rows[name], table.data.baseline
+    figure = row.figures.get(metric)
+    if figure is None:
+        return ""
+    text = short(figure.mean)
+    if figure.deviation is not None:
+        text += f" ± {short(figure.deviation)}"
+    if name == baseline or not metric.startswith("test/") or not table.mean(baseline, metric):
         return text
-    middle, low, high = (value / compared.first for value in (compared.difference, compared.low, compared.high))
+    one = table.current(row.differences, metric, baseline=baseline)
+    if one is None:
+        return f"{text} (not compared)"
+    middle, low, high = (value / one.baseline_mean for value in (one.difference, one.low, one.high))
     text += f" [{middle:+.0%}: {low:+.0%}, {high:+.0%}]"
-    return f"**{text}**" if compared.low > 0 or compared.high < 0 else text
+    return f"**{text}**" if one.without_zero else text
 
 
 def cost(row: Row) -> list[str]:
-    seconds = statistics.fmean(state.seconds for state in row.states)
-    memory = max(state.peak_memory_bytes or 0 for state in row.states)
-    parameters = row.states[0].parameters.get("total")
-    commits = "; ".join(dict.fromkeys(described_commit(state.git_commit) for state in row.states))
+    commits = "; ".join(dict.fromkeys(described_commit(commit) for commit in row.commits))
     seeds = ", ".join(map(str, row.seeds)) or "-"
-    return [seeds, f"{seconds:,.0f}", f"{memory / 2**30:.1f} GiB", f"{parameters:,}" if parameters else "-", commits]
+    parameters = f"{row.parameters:,}" if row.parameters else "-"
+    return [seeds, f"{row.seconds:,.0f}", f"{row.memory_gib:.1f} GiB", parameters, commits]
 
 
-def against_best(row: Row, measured: Measured, metrics: Sequence[str]) -> list[str]:
+def against_best(name: str, table: Table, metrics: Sequence[str]) -> list[str]:
     """Say in which metrics a row is better or worse than the best tuned baseline of each."""
-    best = {metric: measured.best_baseline(metric) for metric in metrics if metric.startswith("test/")}
-    found = {
-        metric: row.compared(baseline, [metric])[metric] for metric, baseline in best.items() if baseline is not None
-    }
-    corrected = holm({metric: one.p_value for metric, one in found.items()})
     words = []
-    for metric, one in found.items():
-        word = "no difference shown" if corrected[metric] >= 0.05 else "better" if one.difference > 0 else "WORSE"
-        words.append(f"{label(metric)} {word} ({getattr(best[metric], 'title', '')}, p {corrected[metric]:.2g})")
-    return ["", f"{row.title}, against the best tuned baseline of each metric: {'; '.join(words)}."] if words else []
-
-
-def bars(measured: Measured) -> list[str]:
-    lines = []
-    for bar in measured.data.bars:
-        row = measured.named(bar.row)
-        value = row.mean(bar.metric) if row else None
-        if row is None or value is None:
+    for metric in metrics:
+        baseline = table.best_baseline(metric)
+        if baseline is None or not metric.startswith("test/"):
             continue
-        lines.append(f"- {row.title}, {label(bar.metric)}: {verdict(bar, value, row, measured)}")
+        one = table.current(table.rows[name].best, metric, baseline=baseline)
+        if one is None:
+            words.append(f"{label(metric)} not compared: {gone(baseline, table)}")
+            continue
+        word = "no difference shown" if one.p_value >= 0.05 else "better" if one.difference > 0 else "WORSE"
+        words.append(f"{label(metric)} {word} ({table.plan.title(baseline)}, p {one.p_value:.2g})")
+    if not words:
+        return []
+    return ["", f"{table.plan.title(name)}, against the best tuned baseline of each metric: {'; '.join(words)}."]
+
+
+def bars(table: Table) -> list[str]:
+    lines = []
+    for bar in table.data.bars:
+        value = table.mean(bar.row, bar.metric)
+        if value is not None:
+            lines.append(f"- {table.plan.title(bar.row)}, {label(bar.metric)}: {verdict(bar, value, table)}")
     return ["", "Bars:", "", *lines] if lines else []
 
 
-def verdict(bar: Bar, value: float, row: Row, measured: Measured) -> str:
+def verdict(bar: Bar, value: float, table: Table) -> str:
     if bar.at_least is not None:
         reached = value >= bar.at_least
         return f"{short(value)}, bar {short(bar.at_least)}: {'reached' if reached else '**missed**'}"
-    baseline = measured.named(bar.above or "")
-    if baseline is None:
+    assert bar.above is not None
+    if bar.above not in table.rows:
         return f"{short(value)}; {bar.above} is not measured"
-    compared: Mapping[str, Comparison] = row.compared(baseline, [bar.metric])
-    one = compared[bar.metric]
+    one = table.current(table.rows[bar.row].bars, bar.metric, baseline=bar.above)
+    if one is None:
+        return f"{short(value)}; not compared: {gone(bar.above, table)}"
     reached = one.difference > 0 and one.p_value < bar.p
-    beside = f"{short(value)} against {short(one.first)} of {baseline.title}, p {one.p_value:.2g}"
+    beside = f"{short(value)} against {short(one.baseline_mean)} of {table.plan.title(bar.above)}, p {one.p_value:.2g}"
     return f"{beside}, bar p < {bar.p:g}: {'reached' if reached else '**missed**'}"
+
+
+def gone(baseline: str, table: Table) -> str:
+    return f"the runs of {table.plan.title(baseline)} or of this row are gone"
 
 
 def label(metric: str) -> str:
@@ -156,5 +195,16 @@ def label(metric: str) -> str:
     return name if part == "test" else f"rolling {name}"
 
 
-def short(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}".removeprefix("0")
+@cache
+def described_commit(commit: str | None) -> str:
+    """Return a commit in short, and how many commits of the code came after it."""
+    if commit is None:
+        return "unknown"
+    changed = commit.endswith("+")
+    name = commit[:7] + (", uncommitted changes" if changed else "")
+    command = ["git", "-C", str(REPOSITORY), "rev-list", "--count", f"{commit.rstrip('+')}..HEAD", "--", "src", "conf"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if found.returncode:
+        return f"{name}, not in this history"
+    later = int(found.stdout)
+    return f"{name}, older by {later} commit{'s' * (later != 1)}" if later else name
