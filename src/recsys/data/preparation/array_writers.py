@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -11,17 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys.core.progress import track
 from recsys.core.schema import Feature
 from recsys.core.types import Int64Array
 from recsys.data.exposures import FOLDER as EXPOSURES
-from recsys.data.preparation.column_writers import ColumnWriters, finished
+from recsys.data.preparation.column_writers import ColumnWriters
 from recsys.data.preparation.engines import Session
 from recsys.data.preparation.feature_drafts import Draft
 from recsys.data.preparation.job import PreparationJob
-from recsys.data.preparation.shard_writers import write_shards
+from recsys.data.preparation.shard_writers import (
+    opened_range,
+    shards_address,
+    write_shards,
+    written_range,
+    written_shards,
+)
 from recsys.data.preparation.vocabulary import PARTS, Entities
-from recsys.data.shards import ArrayFolder, Shard, Shards
+from recsys.data.shards import ArrayFolder, remove
 
 # Rows of a group in the files of ids.
 _GROUP = 1 << 20
@@ -77,29 +83,67 @@ def _blocks(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.Tab
 
 
 def write_entities(
-    session: Session, ordered: ir.Table, *, drafts: Mapping[str, Draft], entities: Entities, folder: Path
+    job: PreparationJob,
+    session: Session,
+    table: ir.Table,
+    *,
+    drafts: Mapping[str, Draft],
+    entities: Entities,
+    folder: Path,
 ) -> list[Feature]:
-    """Write the columns of users or items, one row for each dense index. Rows before the first index are missing.
+    """Let the workers write the columns of users or items, and join them in `folder`. Return the encoded features.
+
+    There is one row for each dense index. Rows before the first index are missing.
 
     Args:
+        job: the preparation.
         session: open engine.
-        ordered: columns of features, and `trained`, whether the entity has training events.
+        table: dense index, columns of features, and `trained`, whether the entity has training events.
         drafts: features by the names of their columns.
         entities: the users or items.
         folder: folder of the columns.
     """
-    schema, total = ordered.schema().to_pyarrow(), len(entities)
-    missing = pa.record_batch([pa.nulls(entities.first, field.type) for field in schema], schema=schema)
-    stream = track(session.stream(ordered), f"writing {folder.name}", total=total, unit="rows", size=len)
-    with ArrayFolder(str(folder)) as arrays:
-        has = arrays.open("has_features", np.bool_) if folder.name == "items" else None
-        writers = ColumnWriters(drafts, arrays)
-        for batch in chain([missing], stream):
-            found = writers.add(batch, np.asarray(batch["trained"].fill_null(False)))
-            if has is not None:
-                has.add(found)
-    shard = Shard(folder.name, 0, entities.first + total)
-    return finished(drafts.values(), Shards(str(folder.parent), tuple(arrays.names), (shard,)))[0]
+    index, schema = f"{entities.key}_idx", table.schema().to_pyarrow()
+    nulls = [pa.nulls(entities.first, field.type) for field in schema if field.name != index]
+    missing = pa.record_batch(
+        [pa.array(range(entities.first), pa.int64()), *nulls],
+        names=[index, *(name for name in schema.names if name != index)],
+    )
+    write = _WriteEntities(shards_address(job, session, folder), index, dict(drafts), missing, folder.name == "items")
+    num_rows = entities.first + len(entities)
+    features, shards = written_shards(session, table, order=[index], write=write, drafts=drafts, num_rows=num_rows)
+    shards.join(folder, move=True)
+    remove(shards.address)
+    return features
+
+
+@dataclass(frozen=True)
+class _WriteEntities:
+    """Function of the batches of one range of users or items. It runs on a worker."""
+
+    address: str
+    index: str
+    drafts: dict[str, Draft]
+    missing: pa.RecordBatch
+    marks_features: bool
+
+    @property
+    def nothing(self) -> Sequence[pa.RecordBatch]:
+        return [self.missing]
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        name, first, filled = opened_range(batches, self.index)
+        lead = [self.missing] if first == len(self.missing) else []
+        num_rows = 0
+        with ArrayFolder(f"{self.address}/{name}") as arrays:
+            has = arrays.open("has_features", np.bool_) if self.marks_features else None
+            writers = ColumnWriters(self.drafts, arrays)
+            for batch in chain(lead, filled):
+                found = writers.add(batch, np.asarray(batch["trained"].fill_null(False)))
+                num_rows += len(batch)
+                if has is not None:
+                    has.add(found)
+        yield written_range(name, first, num_rows, arrays)
 
 
 def write_exposures(

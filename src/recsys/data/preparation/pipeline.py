@@ -139,9 +139,9 @@ def _write_features(
         )
     if not plans:
         return []
-    ordered = join.left_join(table, key).order_by(f"{key}_idx").select(*plans, "trained")
+    joined = join.left_join(table, key).select(f"{key}_idx", *plans, "trained")
     try:
-        return write_entities(session, ordered, drafts=drafts, entities=entities, folder=folder / owner)
+        return write_entities(job, session, joined, drafts=drafts, entities=entities, folder=folder / owner)
     except BadImageError as error:
         for name, plan in plans.items():
             for row in rows(session, table.select("shard", "row", name)) if plan.kind == "image" else ():

@@ -1,12 +1,13 @@
-"""Events and exposures in shards: each worker of an engine takes a range of users and writes a shard of it."""
+"""Rows in shards: each worker of an engine takes a range of users or items and writes a shard of it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 import ibis.expr.types as ir
 import numpy as np
@@ -21,7 +22,8 @@ from recsys.data.preparation.job import PreparationJob
 from recsys.data.preparation.splits import TRAIN
 from recsys.data.shards import FILE, ArrayFolder, Shard, Shards, rooted
 
-_WRITTEN = pa.schema({"name": pa.string(), "first_user": pa.int64(), "num_rows": pa.int64(), "columns": pa.string()})
+# What a worker returns of a shard: its folder, the first index, the number of rows, and the names of its arrays.
+WRITTEN = pa.schema({"name": pa.string(), "first": pa.int64(), "num_rows": pa.int64(), "columns": pa.string()})
 
 
 def write_shards(
@@ -47,27 +49,82 @@ def write_shards(
         per_second: units of `time` in a second.
         folder: folder of the events or exposures in the data set.
     """
-    # Several machines may prepare the same data at once, so each preparation has a folder of its own.
-    own = f"{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{folder.name}"
-    address = rooted(f"{session.output or session.scratch}/{own}")
     order = [name for name in ("user_id_idx", "part", "time", "shard", "row") if name in coded.columns]
+    address = shards_address(job, session, folder)
     write = _WriteShard(address, job.time_resolution, per_second, dict(drafts))
-    what = f"writing {folder.name}"
-    table = session.write_ranges(coded, order, write=write, schema=_WRITTEN, what=what, num_rows=num_rows)
-    written = [row for row in table.sort_by("first_user").to_pylist() if row["num_rows"]]
-    # Without rows one empty shard has the columns.
-    written = written or pa.Table.from_batches(write(iter(()))).to_pylist()
-    columns = tuple(written[0]["columns"].split("/"))
-    found = tuple(Shard(row["name"], row["first_user"], row["num_rows"]) for row in written)
-    shards = Shards(address, columns, found)
-    assert int(shards.bounds()[-1]) == num_rows, (shards.bounds()[-1], num_rows)
-    shards.remove_others()
-    features, shards = finished(drafts.values(), shards, session.for_each)
+    features, shards = written_shards(session, coded, order=order, write=write, drafts=drafts, num_rows=num_rows)
     if session.output is None:
         shards.join(folder, move=True)
     else:
         shards.save(folder / FILE)
     return features
+
+
+def shards_address(job: PreparationJob, session: Session, folder: Path) -> str:
+    """Return a new folder or address where workers write what the folder of a data set holds.
+
+    Several machines may prepare the same data at once, so each preparation has a folder of its own.
+    """
+    own = f"{job.fingerprint}/shards/{uuid.uuid4().hex[:8]}/{folder.name}"
+    return rooted(f"{session.output or session.scratch}/{own}")
+
+
+class WriteRange(Protocol):
+    """Writes the rows of one range as a shard and returns a row of `WRITTEN`. It runs on a worker.
+
+    Attributes:
+        address: folder of the shards.
+        nothing: rows of the shard if there are no rows.
+    """
+
+    @property
+    def address(self) -> str: ...  # noqa: D102
+    @property
+    def nothing(self) -> Sequence[pa.RecordBatch]: ...  # noqa: D102
+    def __call__(self, batches: Iterator[pa.RecordBatch], /) -> Iterator[pa.RecordBatch]: ...  # noqa: D102
+
+
+def written_shards(
+    session: Session,
+    table: ir.Table,
+    *,
+    order: Sequence[str],
+    write: WriteRange,
+    drafts: Mapping[str, Draft],
+    num_rows: int,
+) -> tuple[list[Feature], Shards]:
+    """Let the workers write the rows in the order of `order`, and return the encoded features and the shards.
+
+    Args:
+        session: open engine.
+        table: rows to write.
+        order: columns that order the rows; the first one cuts the ranges.
+        write: writes a range.
+        drafts: features by the names of their columns.
+        num_rows: number of rows that all shards have.
+    """
+    what = f"writing {write.address.rpartition('/')[2]}"
+    found = session.write_ranges(table, order, write=write, schema=WRITTEN, what=what, num_rows=num_rows)
+    written = [row for row in found.sort_by("first").to_pylist() if row["num_rows"]]
+    # Without rows one shard has the columns.
+    written = written or pa.Table.from_batches(write(iter(write.nothing))).to_pylist()
+    columns = tuple(written[0]["columns"].split("/"))
+    shards = Shards(write.address, columns, tuple(Shard(row["name"], row["first"], row["num_rows"]) for row in written))
+    assert int(shards.bounds()[-1]) == num_rows, (shards.bounds()[-1], num_rows)
+    shards.remove_others()
+    return finished(drafts.values(), shards, session.for_each)
+
+
+def opened_range(batches: Iterator[pa.RecordBatch], name: str) -> tuple[str, int | None, Iterator[pa.RecordBatch]]:
+    """Return a name for the shard of a range, the first value of the column `name`, and the batches that have rows.
+
+    The value is None for a range without rows. A repeated task gets another name, and only the one that is returned
+    counts.
+    """
+    filled = (batch for batch in batches if len(batch))
+    begin = list(next(zip(filled, strict=False), ()))
+    first: int | None = begin[0][name][0].as_py() if begin else None
+    return f"{first or 0:012}-{uuid.uuid4().hex[:8]}", first, chain(begin, filled)
 
 
 @dataclass(frozen=True)
@@ -79,17 +136,15 @@ class _WriteShard:
     per_second: int
     drafts: dict[str, Draft]
 
+    nothing: ClassVar[tuple[()]] = ()
+
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        filled = (batch for batch in batches if len(batch))
-        first = list(next(zip(filled, strict=False), ()))
-        first_user = first[0]["user_id_idx"][0].as_py() if first else 0
-        # A repeated task writes another folder, and only the one that is returned counts.
-        name = f"{first_user:012}-{uuid.uuid4().hex[:8]}"
+        name, first_user, filled = opened_range(batches, "user_id_idx")
         with ArrayFolder(f"{self.address}/{name}") as arrays:
             item_idx, times = arrays.open("item_idx", np.int32), arrays.open("time", np.int64)
             weights = None
             writers = ColumnWriters(self.drafts, arrays)
-            for batch in chain(first, filled):
+            for batch in filled:
                 item_idx.add(np.asarray(batch["item_id_idx"]))
                 times.add(times_of(self.resolution, np.asarray(batch["time"]), per_second=self.per_second))
                 if "weight" in batch.schema.names:
@@ -97,5 +152,9 @@ class _WriteShard:
                     weights.add(np.asarray(batch["weight"]))
                 if self.drafts:
                     writers.add(batch, np.asarray(batch["part"]) == TRAIN)
-        columns = "/".join(arrays.names)
-        yield pa.record_batch([[name], [first_user], [item_idx.num_rows], [columns]], schema=_WRITTEN)
+        yield written_range(name, first_user, item_idx.num_rows, arrays)
+
+
+def written_range(name: str, first: int | None, num_rows: int, arrays: ArrayFolder) -> pa.RecordBatch:
+    """Return the row of a shard that a worker has written."""
+    return pa.record_batch([[name], [first or 0], [num_rows], ["/".join(arrays.names)]], schema=WRITTEN)
