@@ -182,14 +182,19 @@ class PreparedDataset:
             world_size: number of processes that share the users.
 
         Raises:
-            UserError: If `path` is not a prepared data set, is one of another format, or has fewer shards than
-                processes.
+            UserError: If `path` is not a prepared data set, is one of another format, has the bounds of other users, or
+                has fewer shards than processes.
         """
         meta = Meta.load(path / META)
         schema = Schema.load(path / "schema.json")
         offsets, train_end, val_end = (
             np.asarray(load_array(path / f"users/{name}.npy")) for name in ("offsets", "train_end", "val_end")
         )
+        if len(offsets) != meta.num_users + 1:
+            raise UserError(
+                f"{path / 'users/offsets.npy'}: found {len(offsets)} bounds, expected {meta.num_users + 1} for the "
+                f"{meta.num_users} users of {META}; prepare the data again"
+            )
         portion = Portion.of(path / "events", rank, world_size=world_size, offsets=offsets, train_end=train_end)
         events = LocalColumns.of(path / "events", offsets, portion)
         return cls(

@@ -68,14 +68,20 @@ class Shards:
         """Read a JSON file.
 
         Raises:
-            UserError: If it is not one of shards.
+            UserError: If it is not one of shards, or lists none.
         """
         try:
             content = json.loads(path.read_text())
             shards = tuple(Shard(**shard) for shard in content["shards"])
-            return cls(content["address"], tuple(content["columns"]), shards)
+            found = cls(content["address"], tuple(content["columns"]), shards)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not a list of shards ({error})") from error
+        if not shards:
+            # A preparation without rows leaves one shard with the columns.
+            raise UserError(
+                f"{path}: found no shards, expected at least one in {found.address}; prepare the data again"
+            )
+        return found
 
     def file(self, shard: Shard, column: str) -> str:
         """Return the path or address of a column of a shard."""
