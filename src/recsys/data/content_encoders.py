@@ -71,8 +71,7 @@ class ContentEncoder:
 
     def texts(self, texts: Sequence[str]) -> Float32Array:
         """Return the vectors [R, W] of texts. Only texts that the cache does not hold are computed."""
-        keys = [xxh3_128_hexdigest(text.encode()) for text in texts]
-        return self._vectors(keys, texts, read=lambda text: text)
+        return self._vectors("text", texts)
 
     def images(self, paths: Sequence[str]) -> Float32Array:
         """Return the vectors [R, W] of image files, of which those with new content are computed.
@@ -80,16 +79,25 @@ class ContentEncoder:
         Raises:
             BadImageError: If a file is missing or no image.
         """
-        return self._vectors([f"image {_digest(path)}" for path in paths], paths, read=_read_image)
+        return self._vectors("image", paths)
 
-    def _vectors(self, keys: Sequence[str], sources: Sequence[str], *, read: Callable[[str], Any]) -> Float32Array:
+    def compute(self, kind: EncoderKind, sources: Sequence[str]) -> Float32Array:
+        """Return the vectors [R, W] of at least one text or image file, without the cache.
+
+        Raises:
+            UserError: If a file is no image, or the model gives no vectors.
+        """
+        read: Callable[[str], Any] = _read_image if kind == "image" else str
+        blocks = (sources[begin : begin + _BLOCK] for begin in range(0, len(sources), _BLOCK))
+        return np.concatenate([self._compute([read(source) for source in block]) for block in blocks])
+
+    def _vectors(self, kind: EncoderKind, sources: Sequence[str]) -> Float32Array:
+        keys = [content_digest(kind, source) for source in sources]
         if self._known is None:
             self._known = self._read()
         new = {key: source for key, source in zip(keys, sources, strict=True) if key not in self._known}
         if new:
-            places = [*new.values()]
-            blocks = (places[begin : begin + _BLOCK] for begin in range(0, len(places), _BLOCK))
-            found = np.concatenate([self._compute([read(place) for place in block]) for block in blocks])
+            found = self.compute(kind, [*new.values()])
             self._known |= dict(zip(new, found, strict=True))
             if self.cache is not None:
                 folder = self.cache / self.digest
@@ -132,6 +140,15 @@ class BadImageError(UserError):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
         self.path, self.problem = path, problem
+
+
+def content_digest(kind: EncoderKind, source: str) -> str:
+    """Return the name by which the cache keeps a text or an image file.
+
+    Raises:
+        BadImageError: If a file of an image cannot be read.
+    """
+    return xxh3_128_hexdigest(source.encode()) if kind == "text" else f"image {_digest(source)}"
 
 
 def _digest(path: str) -> str:

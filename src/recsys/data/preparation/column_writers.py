@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from recsys.core.columns import Dense, Ragged
+from recsys.core.columns import Column, Dense, Ragged
 from recsys.core.schema import MISSING, Feature
 from recsys.core.types import Float64Array
 from recsys.data.encoding import FeatureEncoder, to_floats
 from recsys.data.preparation.engines import ForEach, here
 from recsys.data.preparation.feature_drafts import Draft
+from recsys.data.preparation.worker_content import to_rows
 from recsys.data.shards import ArrayFolder, GrowingArray, Shard, Shards, open_address, read_rows, remove, write_header
 
 log = logging.getLogger("recsys")
@@ -91,7 +92,10 @@ class _ColumnWriter:
                 self._values.add(numbers)
                 return ~np.isnan(numbers)
             values = pa.array(numbers)
-        encoded = self._encoder.encode(values)
+        if self._draft.feature.encoder and pa.types.is_binary(values.type):
+            encoded: Column = Dense(to_rows(values, self._draft.feature.size))
+        else:
+            encoded = self._encoder.encode(values)
         if isinstance(encoded, Ragged):
             assert self._offsets is not None
             self._offsets.add(encoded.offsets[1:] + self._values.num_rows)

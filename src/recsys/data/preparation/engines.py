@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from recsys.core.errors import UserError
 from recsys.core.progress import track
+from recsys.core.schema import Feature
 
 # Rows of a record batch.
 BATCH_ROWS = 262_144
@@ -36,6 +37,8 @@ class Read(NamedTuple):
     reading: Reading = "as_is"
 
 
+# A feature with an encoder, and the folder that the paths of images are relative to.
+Content = tuple[Feature, str]
 # Function of all batches, as `mapInArrow` of Spark takes it.
 OnBatches = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -82,6 +85,19 @@ class Session(Protocol):
 
     def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
         """Apply a function to all rows, or to the rows of each worker; it returns batches of `schema`."""
+
+    def encode(self, table: ir.Table, contents: Mapping[str, Content], *, index: str) -> ir.Table:
+        """Return the table with vectors in place of texts and images, or as it is if this process computes them.
+
+        Args:
+            table: rows with a number that is their own.
+            contents: features with an encoder, and the folder of their images, by the names of their columns.
+            index: column of the number.
+
+        Raises:
+            BadImageError: If a worker finds no image in a file.
+            UserError: If a worker cannot open or use the model.
+        """
 
     def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
         """Keep the rows with the column `name`, their place in the order from `first` on. `stream` has this order."""
@@ -230,6 +246,9 @@ class _DuckDBSession:
 
     def map(self, table: ir.Table, function: OnBatches, schema: pa.Schema) -> ir.Table:
         return self._written(function(self.stream(table)), schema).drop("shard", "row")
+
+    def encode(self, table: ir.Table, contents: Mapping[str, Content], *, index: str) -> ir.Table:  # noqa: ARG002
+        return table
 
     def number(self, ordered: ir.Table, name: str, *, first: int) -> ir.Table:
         written = self._written(self.stream(ordered), ordered.schema().to_pyarrow())

@@ -140,7 +140,9 @@ def _write_features(
     if not plans:
         return []
     joined = join.left_join(table, key).select(f"{key}_idx", *plans, "trained")
+    contents = {name: (one.feature, one.folder) for name, one in drafts.items() if one.feature.encoder}
     try:
+        joined = session.encode(joined, contents, index=f"{key}_idx")
         return write_entities(job, session, joined, drafts=drafts, entities=entities, folder=folder / owner)
     except BadImageError as error:
         for name, plan in plans.items():

@@ -19,7 +19,9 @@ import pyarrow as pa
 
 from recsys.core.errors import UserError
 from recsys.core.progress import Progress
-from recsys.data.preparation.engines import OnBatches, Read, Session, literal, typed
+from recsys.data.content_encoders import BadImageError
+from recsys.data.preparation.engines import Content, OnBatches, Read, Session, literal, typed
+from recsys.data.preparation.worker_content import ENCODED, NAMED, WorkerContent
 from recsys.data.shards import open_address, remove, rooted
 
 if TYPE_CHECKING:
@@ -159,11 +161,36 @@ class _SparkSession:
         place = f.monotonically_increasing_id().bitwiseAND((1 << 33) - 1)
         return self._view(frame.withColumn(name, f.get(f.lit(begins), partition).cast("long") + place))
 
+    @property
+    def _num_ranges(self) -> int:
+        return int(self._session.conf.get("spark.sql.shuffle.partitions") or 1)
+
+    def encode(self, table: ir.Table, contents: Mapping[str, Content], *, index: str) -> ir.Table:
+        from pyspark.sql import functions as f  # noqa: PLC0415  (an extra)
+
+        if not contents:
+            return table
+        frame = self._frame(table)
+        for name, (feature, folder) in contents.items():
+            content = WorkerContent.of(feature, folder=folder, output=self.output)
+            given = frame.where(f.col(name).isNotNull()).select(index, f.col(name).cast("string"))
+            named = given.mapInArrow(content.name, _types(NAMED))
+            sorted_ = named.repartition(self._num_ranges, "bucket").sortWithinPartitions("digest")
+            # Kept, because cutting the rows into ranges reads them twice.
+            encoded = sorted_.mapInArrow(content.encode, _types(ENCODED)).persist()
+            self._kept.append(encoded)
+            with Progress(f"vectors of {feature.key}"):
+                problems = encoded.where("problem IS NOT NULL").select("row", "place", "problem").collect()
+            for _, place, problem in sorted(problems, key=lambda problem: int(problem["row"])):
+                raise UserError(f"{feature.key}: {problem}") if place is None else BadImageError(place, problem)
+            vectors = encoded.select(f.col("row").alias(index), f.col("vector").alias(name))
+            frame = frame.drop(name).join(vectors, index, "left")
+        return self._view(frame)
+
     def write_ranges(
         self, table: ir.Table, order: Sequence[str], *, write: OnBatches, schema: pa.Schema, what: str, num_rows: int
     ) -> pa.Table:
-        num_ranges = int(self._session.conf.get("spark.sql.shuffle.partitions") or 1)
-        ranges = self._frame(table).repartitionByRange(num_ranges, order[0]).sortWithinPartitions(*order)
+        ranges = self._frame(table).repartitionByRange(self._num_ranges, order[0]).sortWithinPartitions(*order)
         with Progress(f"{what}: {num_rows:,} rows"):
             return ranges.mapInArrow(write, _types(schema)).toArrow()
 
